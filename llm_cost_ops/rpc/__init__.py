@@ -1,0 +1,1 @@
+"""The call machinery. It knows no message and no network library."""

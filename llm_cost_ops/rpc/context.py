@@ -1,0 +1,50 @@
+"""What a call carries beside its message."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.method import MethodDescriptor
+from llm_cost_ops.rpc.runtime import Runtime
+from llm_cost_ops.rpc.status import RpcError, StatusCode
+
+__all__ = ["CallContext"]
+
+
+class CallContext(msgspec.Struct):
+    """One logical call, from the resource to the leaf, or from the server's door to the servicer.
+
+    `deadline` is a point on `runtime.monotonic()` that queueing, waits, back-off and every attempt
+    share; None means none. `attempt` counts from 1. The leaf leaves what the peer sent beside its
+    answer in `response_metadata` and `response_status`. `principal` is who calls, on a server.
+    """
+
+    method: MethodDescriptor[Any, Any]
+    runtime: Runtime
+    metadata: Metadata
+    deadline: float | None = None
+    idempotency_key: str = ""
+    attempt: int = 1
+    request_id: str = ""
+    response_metadata: Metadata | None = None
+    response_status: int = 0
+    principal: Any = None
+    state: dict[Any, Any] | None = None
+
+    def remaining(self) -> float | None:
+        """Seconds until the deadline, negative once it has passed; None without one."""
+        return None if self.deadline is None else self.deadline - self.runtime.monotonic()
+
+    def check_deadline(self, *, maybe_applied: bool = False) -> None:
+        """Raise DEADLINE_EXCEEDED once the deadline has passed."""
+        remaining = self.remaining()
+        if remaining is not None and remaining <= 0:
+            raise RpcError(
+                StatusCode.DEADLINE_EXCEEDED,
+                f"the deadline of {self.method.name} passed",
+                origin="client",
+                maybe_applied=maybe_applied,
+            )

@@ -1,0 +1,40 @@
+"""The server side of the machinery: from a method's name to its servicer, through interceptors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.interceptor import compose
+from llm_cost_ops.rpc.method import MethodDescriptor
+from llm_cost_ops.rpc.status import RpcError, StatusCode
+
+__all__ = ["ServiceHandler"]
+
+
+class ServiceHandler:
+    """Routes calls to servicers. The in-process leaf and both servers share it.
+
+    `bindings` pairs each method descriptor with the servicer's bound coroutine function
+    `(request, context) -> response`; generated `bind_*` functions make them.
+    """
+
+    def __init__(
+        self,
+        bindings: Iterable[tuple[MethodDescriptor[Any, Any], Any]],
+        interceptors: Sequence[Any] = (),
+    ) -> None:
+        self.methods: dict[str, MethodDescriptor[Any, Any]] = {}
+        self._chains: dict[str, Any] = {}
+        for method, implementation in bindings:
+            name = f"intercept_{method.cardinality.value}"
+            self.methods[method.path] = method
+            self._chains[method.path] = compose(interceptors, implementation, name)
+
+    async def unary_unary(self, request: Any, context: CallContext) -> Any:
+        """Answer a unary call, or raise RpcError."""
+        chain = self._chains.get(context.method.path)
+        if chain is None:
+            raise RpcError(StatusCode.UNIMPLEMENTED, f"no method {context.method.path}")
+        return await chain(request, context)

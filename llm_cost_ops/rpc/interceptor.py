@@ -1,0 +1,49 @@
+"""Interceptors, and the chain that they are composed into once, at construction."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+from llm_cost_ops.rpc.context import CallContext
+
+__all__ = ["Interceptor", "Leaf", "UnaryContinuation", "compose"]
+
+UnaryContinuation = Callable[[Any, CallContext], Awaitable[Any]]
+
+
+class Interceptor(Protocol):
+    """Something around every call: a client's or a server's, in the same shape.
+
+    Implement the method of each cardinality that matters; the others pass by. It is called
+    concurrently. It may call `continuation` any number of times, and may await only that and
+    `context.runtime`; so it works in the sync client and in the async one.
+    """
+
+    async def intercept_unary_unary(
+        self, continuation: UnaryContinuation, request: Any, context: CallContext
+    ) -> Any:
+        """Do what is to be done before and after `await continuation(request, context)`."""
+
+
+class Leaf(Protocol):
+    """The end of a client's chain: it takes the call to a server, or answers it in the process."""
+
+    async def unary_unary(self, request: Any, context: CallContext) -> Any:
+        """Send the request, and return the response or raise RpcError."""
+
+    async def aclose(self) -> None:
+        """Let go of connections and threads. Does not suspend in a sync leaf; may be called twice."""
+
+
+def compose(
+    interceptors: Sequence[Any], end: Callable[..., Any], name: str = "intercept_unary_unary"
+) -> Callable[..., Any]:
+    """Wrap `end` in the interceptors that have the method `name`, the first outermost."""
+    chain = end
+    for interceptor in reversed(interceptors):
+        method = getattr(interceptor, name, None)
+        if method is not None:
+            chain = partial(method, chain)
+    return chain

@@ -1,0 +1,140 @@
+"""Descriptors: all that the machinery knows of a message type and of a method.
+
+Generated code builds them once, at import; nothing builds them per call.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Any, Generic, NamedTuple, TypeVar
+
+__all__ = ["Cardinality", "HttpRule", "Idempotency", "MessageCodec", "MethodDescriptor", "QueryField"]
+
+M = TypeVar("M")
+Req = TypeVar("Req")
+Res = TypeVar("Res")
+
+
+class Cardinality(enum.Enum):
+    """How many messages go each way."""
+
+    UNARY_UNARY = "unary_unary"
+    UNARY_STREAM = "unary_stream"
+    STREAM_UNARY = "stream_unary"
+    STREAM_STREAM = "stream_stream"
+
+
+class Idempotency(enum.Enum):
+    """What a second execution does: protobuf's idempotency_level."""
+
+    UNKNOWN = 0
+    NO_SIDE_EFFECTS = 1
+    IDEMPOTENT = 2
+
+
+class MessageCodec(Generic[M]):
+    """How one message type becomes bytes and back, as protobuf and as REST JSON.
+
+    Decoders raise `llm_cost_ops.wire.DecodeError` with the path of the field, encoders
+    `llm_cost_ops.wire.EncodeError`.
+    """
+
+    __slots__ = ("decode", "decode_json", "encode", "encode_json", "full_name", "type", "validate")
+
+    def __init__(
+        self,
+        type: type[M],
+        full_name: str,
+        *,
+        encode: Callable[[M], bytes],
+        decode: Callable[[bytes], M],
+        encode_json: Callable[[M], bytes],
+        decode_json: Callable[[bytes], M],
+        validate: Callable[[M, str, list[Any]], None],
+    ) -> None:
+        self.type = type
+        self.full_name = full_name
+        self.encode = encode
+        self.decode = decode
+        self.encode_json = encode_json
+        self.decode_json = decode_json
+        self.validate = validate
+
+    def __repr__(self) -> str:
+        return f"MessageCodec({self.full_name})"
+
+
+class QueryField(NamedTuple):
+    """A request field that may stand in a query string or in a path.
+
+    `kind` is "scalar", "list" (repeated keys or comma-separated) or "map" (`name[key]=value`).
+    """
+
+    name: str
+    attribute: str
+    kind: str
+    aliases: tuple[str, ...] = ()
+
+
+class HttpRule(NamedTuple):
+    """A google.api.http rule: `body` is None, "*", or the request field that is the body."""
+
+    verb: str
+    path: str
+    body: str | None
+    status: int
+    fields: tuple[QueryField, ...]
+    body_codec: MessageCodec[Any] | None
+
+
+class MethodDescriptor(Generic[Req, Res]):
+    """One method of one service.
+
+    `keyed(request, key, make)` returns the request, copied where it had to be changed, with its
+    idempotency key filled: from `key` when that is not empty, else from `make()`; and the key. It
+    is None for methods that carry none. `unwrap` names the response field that the Python method
+    returns, if not the whole response.
+    """
+
+    __slots__ = (
+        "cardinality",
+        "full_name",
+        "http",
+        "idempotency",
+        "keyed",
+        "name",
+        "path",
+        "request",
+        "response",
+        "service",
+        "unwrap",
+    )
+
+    def __init__(
+        self,
+        service: str,
+        name: str,
+        *,
+        cardinality: Cardinality,
+        idempotency: Idempotency,
+        request: MessageCodec[Req],
+        response: MessageCodec[Res],
+        http: HttpRule | None = None,
+        keyed: Callable[[Req, str, Callable[[], str]], tuple[Req, str]] | None = None,
+        unwrap: str | None = None,
+    ) -> None:
+        self.service = service
+        self.name = name
+        self.full_name = f"{service}.{name}"
+        self.path = f"/{service}/{name}"
+        self.cardinality = cardinality
+        self.idempotency = idempotency
+        self.request = request
+        self.response = response
+        self.http = http
+        self.keyed = keyed
+        self.unwrap = unwrap
+
+    def __repr__(self) -> str:
+        return f"MethodDescriptor({self.full_name})"

@@ -1,0 +1,107 @@
+"""The runtime: the one place that knows what time it is and how a call waits.
+
+A call is written once as `async def`. Under `SyncRuntime` no await ever suspends, so one
+`coroutine.send(None)` runs it to its end; under `AsyncRuntime` the same code runs in asyncio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import random
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol, TypeVar
+
+__all__ = ["AsyncRuntime", "ForeignAwaitError", "Runtime", "SyncRuntime", "drive"]
+
+T = TypeVar("T")
+
+
+class Runtime(Protocol):
+    """Time and waiting. Interceptors, servicers and stores await nothing else."""
+
+    def monotonic(self) -> float:
+        """Seconds on a clock that never jumps; deadlines are points on it."""
+
+    def now(self) -> float:
+        """Seconds since 1970 in UTC, as the wall clock has it."""
+
+    def random(self) -> float:
+        """A number in [0, 1), for jitter."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+
+    async def wait(self, future: concurrent.futures.Future[T], timeout: float | None = None) -> T:
+        """Wait for another thread's result; builtin TimeoutError when `timeout` seconds pass."""
+
+    async def offload(self, function: Callable[..., T], *args: Any) -> T:
+        """Run what takes long where it holds nobody up: inline when sync, in a thread under asyncio."""
+
+
+class _Clock:
+    __slots__ = ()
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def now(self) -> float:
+        return time.time()
+
+    def random(self) -> float:
+        return random.random()
+
+
+class SyncRuntime(_Clock):
+    """Waits by blocking the calling thread."""
+
+    __slots__ = ()
+
+    async def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    async def wait(self, future: concurrent.futures.Future[T], timeout: float | None = None) -> T:
+        return future.result(timeout)
+
+    async def offload(self, function: Callable[..., T], *args: Any) -> T:
+        return function(*args)
+
+
+class AsyncRuntime(_Clock):
+    """Waits in asyncio."""
+
+    __slots__ = ()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def wait(self, future: concurrent.futures.Future[T], timeout: float | None = None) -> T:
+        async with asyncio.timeout(timeout):
+            # Shielded: the other thread's work goes on, and its result is dropped.
+            return await asyncio.shield(asyncio.wrap_future(future))
+
+    async def offload(self, function: Callable[..., T], *args: Any) -> T:
+        return await asyncio.to_thread(function, *args)
+
+
+class ForeignAwaitError(RuntimeError):
+    """Something in a sync call awaited what only an event loop can give."""
+
+
+def drive(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that never suspends, and return its result.
+
+    Raises ForeignAwaitError when it does suspend: an interceptor may await only its continuation
+    and `context.runtime`.
+    """
+    try:
+        awaited = coroutine.send(None)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    coroutine.close()
+    raise ForeignAwaitError(
+        f"the sync client can't wait for {awaited!r}: an interceptor may await only its "
+        "continuation and context.runtime (sleep, wait, offload)"
+    )

@@ -1,0 +1,87 @@
+"""What a call ended with: gRPC's status codes, and the error that carries one between the rooms.
+
+`RpcError` is the internal error. Servicers and transport leaves raise it; the error mapping
+interceptor turns it into the public tree of `llm_cost_ops.exceptions`.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llm_cost_ops.rpc.metadata import Metadata
+
+__all__ = ["RpcError", "StatusCode", "Violation"]
+
+
+class StatusCode(enum.IntEnum):
+    """The canonical codes of gRPC, with its numbers."""
+
+    OK = 0
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
+
+
+class Violation(NamedTuple):
+    """One rule that one field broke: the field's path in the request, and the rule in words."""
+
+    field: str
+    description: str
+
+
+class RpcError(Exception):
+    """A call that failed, as servicers and leaves say it.
+
+    `origin` tells who said so: "server" when a peer answered with this status, "network" when no
+    answer came, "client" when the call was refused before anything was sent. `maybe_applied` is
+    True when the request may have taken effect. `retry_after` is the server's hint in seconds.
+    """
+
+    def __init__(
+        self,
+        code: StatusCode,
+        message: str,
+        *,
+        violations: Sequence[Violation] = (),
+        retry_after: float | None = None,
+        origin: str = "server",
+        maybe_applied: bool = False,
+        http_status: int | None = None,
+        error_code: str = "",
+        request_id: str = "",
+        metadata: Metadata | None = None,
+        body: bytes = b"",
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.violations = tuple(violations)
+        self.retry_after = retry_after
+        self.origin = origin
+        self.maybe_applied = maybe_applied
+        self.http_status = http_status
+        self.error_code = error_code
+        self.request_id = request_id
+        self.metadata = metadata
+        self.body = body
+
+    def __str__(self) -> str:
+        details = "; ".join(f"{v.field}: {v.description}" for v in self.violations)
+        return f"{self.code.name}: {self.message}" + (f" ({details})" if details else "")
