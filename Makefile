@@ -1,0 +1,69 @@
+# Everything runs in a private .venv, made on first use: `make help` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAGE := build/proto
+IMAGE := proto/released.binpb
+PYTEST_ARGS ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help quickstart test generate checkgenerate lint format typecheck conformance bench docs release-image clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+quickstart: $(VENV)/.with-cli ## record the example responses and print what they cost
+	@$(BIN)/llm-cost-ops quickstart
+
+test: $(VENV)/.with-dev ## run the whole test suite (PYTEST_ARGS="-k text" for a part)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+generate: $(VENV)/.with-dev ## write llm_cost_ops/_gen from proto/
+	$(BIN)/python proto/gates.py generate
+
+checkgenerate: $(VENV)/.with-dev ## fail when llm_cost_ops/_gen is not what proto/ generates
+	$(BIN)/python proto/gates.py checkgenerate
+
+lint: $(VENV)/.with-dev ## ruff, and buf's lint, format and breaking checks
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/python proto/gates.py lint
+
+format: $(VENV)/.with-dev ## format Python and proto files in place
+	$(BIN)/ruff check --fix --quiet || true
+	$(BIN)/ruff format
+	$(BIN)/python proto/gates.py format
+
+typecheck: $(VENV)/.with-dev ## mypy --strict
+	$(BIN)/mypy
+
+conformance: $(VENV)/.with-dev ## protobuf's own conformance runner against our codecs (wants npm)
+	$(BIN)/python tests/conformance/protobuf/run.py
+
+bench: $(VENV)/.with-dev ## run every benchmark
+	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+docs: $(VENV)/.with-docs ## build docs/ into build/docs, warnings are errors
+	$(BIN)/sphinx-build -W --keep-going -q -b html -d build/doctrees docs build/docs
+	@echo "build/docs/index.html"
+
+release-image: $(VENV)/.with-dev ## make today's protocol the one that breaking changes are measured against
+	$(BIN)/python proto/gates.py release-image
+
+clean: ## remove what make made, but not .venv
+	rm -rf build dist htmlcov .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+
+# The environment. Each extra has a stamp, so that pip runs again only when pyproject.toml changes.
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "llm-cost-ops needs Python 3.11 or newer; $(PYTHON) is: $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "Making $(VENV) with $$($(PYTHON) --version 2>&1)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) has no working venv module (Debian: apt install python3-venv)" >&2; exit 1; }
+
+$(VENV)/.with-%: pyproject.toml | $(BIN)/pip
+	@echo "Installing llm-cost-ops[$*] into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	@touch $@
