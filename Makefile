@@ -2,8 +2,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAGE := build/proto
-IMAGE := proto/released.binpb
 PYTEST_ARGS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -22,20 +20,20 @@ test: $(VENV)/.with-dev ## run the whole test suite (PYTEST_ARGS="-k text" for a
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 generate: $(VENV)/.with-dev ## write llm_cost_ops/_gen from proto/
-	$(BIN)/python proto/gates.py generate
+	$(BIN)/python proto/tasks.py generate
 
 checkgenerate: $(VENV)/.with-dev ## fail when llm_cost_ops/_gen is not what proto/ generates
-	$(BIN)/python proto/gates.py checkgenerate
+	$(BIN)/python proto/tasks.py checkgenerate
 
 lint: $(VENV)/.with-dev ## ruff, and buf's lint, format and breaking checks
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/python proto/gates.py lint
+	$(BIN)/python proto/tasks.py lint
 
 format: $(VENV)/.with-dev ## format Python and proto files in place
 	$(BIN)/ruff check --fix --quiet || true
 	$(BIN)/ruff format
-	$(BIN)/python proto/gates.py format
+	$(BIN)/python proto/tasks.py format
 
 typecheck: $(VENV)/.with-dev ## mypy --strict
 	$(BIN)/mypy
@@ -51,7 +49,7 @@ docs: $(VENV)/.with-docs ## build docs/ into build/docs, warnings are errors
 	@echo "build/docs/index.html"
 
 release-image: $(VENV)/.with-dev ## make today's protocol the one that breaking changes are measured against
-	$(BIN)/python proto/gates.py release-image
+	$(BIN)/python proto/tasks.py release-image
 
 clean: ## remove what make made, but not .venv
 	rm -rf build dist htmlcov .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
