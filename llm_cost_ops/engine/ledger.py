@@ -1,0 +1,76 @@
+"""What crosses the border between the engine and a store: entries on their way in, sums on their way out."""
+
+from __future__ import annotations
+
+from datetime import datetime  # noqa: TC003 - msgspec resolves the annotations of Structs at run time
+
+import msgspec
+
+from llm_cost_ops._gen.messages import CostStatus, SubmitStatus, UsageRecord
+
+__all__ = ["Appended", "Entry", "Filter", "Sums"]
+
+
+class Entry(msgspec.Struct, gc=False, kw_only=True):
+    """One record on its way into the ledger.
+
+    `record` is what will be stored: id, timestamp, ingested_at and total_tokens filled in, the
+    provider canonical. `fingerprint` is 16 bytes over the content that the caller sent. `units` is
+    the cost in 10^-12 of `currency`, None when unpriced.
+    """
+
+    record: UsageRecord
+    fingerprint: bytes
+    status: CostStatus
+    currency: str
+    units: int | None = None
+    card_id: str = ""
+    card_version: int = 0
+    fallbacks: tuple[str, ...] = ()
+    origin_version: str = ""
+
+
+class Appended(msgspec.Struct, gc=False, kw_only=True):
+    """What became of one entry; for a duplicate everything but `status` is of the first answer.
+
+    `status` is created, duplicate or conflict. `units` is in 10^-12 of `currency`.
+    """
+
+    status: SubmitStatus
+    usage_id: str
+    units: int | None
+    currency: str
+    cost_status: CostStatus
+    processed_at: datetime
+
+
+class Filter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which records: fields are ANDed, the values of one field are ORed, and labels must all be there.
+
+    An empty field does not restrict. The interval is [start, end); None is open.
+    """
+
+    organization_ids: tuple[str, ...] = ()
+    providers: tuple[str, ...] = ()
+    model_ids: tuple[str, ...] = ()
+    project_ids: tuple[str, ...] = ()
+    user_ids: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    labels: dict[str, str] = {}
+    start: datetime | None = None
+    end: datetime | None = None
+
+
+class Sums(msgspec.Struct, gc=False, kw_only=True):
+    """The exact sums of a group in one currency; `units` are 10^-12 of it.
+
+    `requests` counts calls, and `unpriced_requests` those among them whose price is not known.
+    """
+
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    unpriced_requests: int = 0
+    units: int = 0
+    currency: str = "USD"
