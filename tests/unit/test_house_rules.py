@@ -1,0 +1,205 @@
+"""What reviewers would otherwise have to look for: sizes, names, imports, stray references."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import subprocess
+import sys
+import tokenize
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "llm_cost_ops"
+GENERATED = PACKAGE / "_gen"
+SKIPPED = {"build", "dist", "htmlcov", "__pycache__"}
+
+FORBIDDEN_NAMES = {"base", "common", "helper", "helpers", "manager", "misc", "util", "utils"}
+LAZY = {
+    "asyncio",
+    "granian",
+    "grpc",
+    "grpclib",
+    "h11",
+    "h2",
+    "http.server",
+    "httpcore",
+    "httpx",
+    "opentelemetry",
+    "prometheus_client",
+    "rich",
+    "sqlite3",
+    "ssl",
+    "uvicorn",
+    "zoneinfo",
+}
+
+
+@cache
+def _files() -> tuple[Path, ...]:
+    """Give every file of the project that people write, and the generated ones."""
+    found = []
+    for path in ROOT.rglob("*"):
+        parts = path.relative_to(ROOT).parts
+        hidden = any(part.startswith(".") for part in parts) and parts[0] != ".ci"
+        if path.is_file() and not hidden and not SKIPPED.intersection(parts):
+            found.append(path)
+    return tuple(sorted(found))
+
+
+@cache
+def _written() -> tuple[Path, ...]:
+    return tuple(path for path in _files() if path.suffix == ".py" and GENERATED not in path.parents)
+
+
+def _in_package() -> list[Path]:
+    return [path for path in _written() if PACKAGE in path.parents]
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _functions(path: Path) -> Iterator[tuple[str, int]]:
+    """Give each function and its length without the docstring."""
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            size = node.end_lineno - node.lineno + 1
+            if ast.get_docstring(node) is not None:
+                first = node.body[0]
+                size -= (first.end_lineno or first.lineno) - first.lineno + 1
+            yield node.name, size
+
+
+def _comments(path: Path) -> Iterator[str]:
+    for token in tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.string
+
+
+def _dunder_all(path: Path) -> list[str] | None:
+    for node in _tree(path).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets):
+            value = getattr(node, "value", None)
+            assert isinstance(value, ast.List), f"{_name(path)}: __all__ is no plain list"
+            return [ast.literal_eval(item) for item in value.elts]
+    return None
+
+
+def _rank(name: str) -> tuple[int, str]:
+    """Order names as ruff does: constants, then classes, then the rest."""
+    if name.isupper():
+        return 0, name
+    return (1, name) if name[:1].isupper() else (2, name)
+
+
+def test_files_have_at_most_400_lines() -> None:
+    sizes = {_name(path): len(path.read_text(encoding="utf-8").splitlines()) for path in _written()}
+    assert {name: size for name, size in sizes.items() if size > 400} == {}
+
+
+def test_the_generator_has_at_most_1400_lines() -> None:
+    code = PACKAGE / "codegen"
+    assert sum(len(path.read_text().splitlines()) for path in _in_package() if code in path.parents) <= 1400
+
+
+def test_functions_have_at_most_60_lines() -> None:
+    long = [(_name(path), *item) for path in _written() for item in _functions(path) if item[1] > 60]
+    assert long == []
+
+
+def test_nine_of_ten_functions_have_at_most_25_lines() -> None:
+    sizes = [size for path in _in_package() for _, size in _functions(path)]
+    assert sum(size > 25 for size in sizes) <= len(sizes) / 10
+
+
+def test_modules_say_what_they_are() -> None:
+    vague = [_name(path) for path in _written() if FORBIDDEN_NAMES.intersection(path.stem.split("_"))]
+    assert vague == []
+
+
+def test_type_ignores_are_few_and_give_code_and_reason() -> None:
+    marked = [
+        (_name(path), text) for path in _written() for text in _comments(path) if "type: ignore" in text
+    ]
+    assert len(marked) <= 10, marked
+    form = re.compile(r"# type: ignore\[[a-z-]+(, ?[a-z-]+)*\]  ?# \S.*")
+    assert [item for item in marked if not form.fullmatch(item[1])] == []
+
+
+def test_every_module_lists_what_it_offers_in_order() -> None:
+    for path in _in_package():
+        names = _dunder_all(path)
+        if names is None:
+            empty = path.name == "__init__.py" and len(_tree(path).body) <= 2
+            assert empty or path.name == "__main__.py", f"{_name(path)} has no __all__"
+        else:
+            assert names == sorted(set(names), key=_rank), f"{_name(path)}: __all__ is not sorted"
+
+
+def test_the_tree_names_no_machine_of_ours() -> None:
+    # Put together here, so that this file does not match itself.
+    words = ["/" + "work/", "/" + "opt/pypi", "pythonhosted" + ".org", "pypi" + ".org", "npmjs" + ".org"]
+    pattern = re.compile("|".join(map(re.escape, words)).encode())
+    assert [_name(path) for path in _files() if pattern.search(path.read_bytes())] == []
+
+
+def test_imports_go_downward_only() -> None:
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_generator_stands_alone() -> None:
+    for path in _in_package():
+        if PACKAGE / "codegen" not in path.parents:
+            continue
+        for node in ast.walk(_tree(path)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            strangers = [name for name in names if name.split(".")[0] == "llm_cost_ops"]
+            assert all(name.startswith("llm_cost_ops.codegen") for name in strangers), _name(path)
+
+
+def _loaded(statement: str) -> set[str]:
+    code = f"{statement}\nimport sys\nprint('\\n'.join(sys.modules))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.fixture(scope="module")
+def bare() -> set[str]:
+    """What an interpreter of this environment loads by itself."""
+    return _loaded("")
+
+
+def test_importing_the_package_loads_nothing_that_not_everybody_uses(bare: set[str]) -> None:
+    loaded = _loaded("import llm_cost_ops") - bare
+    assert "llm_cost_ops" in loaded
+    assert sorted(loaded & LAZY) == []
+    assert sorted(name for name in loaded if name.startswith("llm_cost_ops.")) == []
+
+
+def test_public_names_are_lazy_sorted_and_there() -> None:
+    import llm_cost_ops
+
+    names = llm_cost_ops.__all__
+    assert list(names) == sorted(set(names), key=_rank)
+    assert [name for name in names if not hasattr(llm_cost_ops, name)] == []
+    assert set(names) <= set(dir(llm_cost_ops))
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = llm_cost_ops.no_such_name
