@@ -1,0 +1,567 @@
+"""What the emitters read: files, messages, fields, enums and methods, with their Python names resolved.
+
+`read_package(files, proto_packages)` turns descriptors into one `Package`, which becomes one Python package.
+All messages of the given proto packages are in it; so are the messages of other packages that their fields
+need (google.protobuf.Any, FieldMask…). Timestamp, Duration, Struct, Value, ListValue and the wrappers are
+kinds of their own, never messages. Only proto3 is read; anything else raises ModelError.
+
+A field's `Type` has two names: `proto` is what is on the wire ("int64", "string", "enum", "message"…) and
+`kind` what Python sees. They are the same but for
+- decimal, raw_json: a string on the wire (options `decimal`, `raw_json`); a Decimal, a dict in Python;
+- timestamp, duration, struct, value, list_value: well-known messages;
+- wrapper: a well-known wrapper message, whose `value` field has the scalar type `Type.wrapped`.
+"""
+
+from __future__ import annotations
+
+import keyword
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import betterproto
+from betterproto.lib.google.protobuf import (
+    DescriptorProto,
+    EnumDescriptorProto,
+    FieldDescriptorProto,
+    FileDescriptorProto,
+    ServiceDescriptorProto,
+)
+
+__all__ = [
+    "Enum",
+    "EnumValue",
+    "Field",
+    "Http",
+    "Message",
+    "Method",
+    "ModelError",
+    "Package",
+    "Rules",
+    "Service",
+    "Type",
+    "constant_name",
+    "read_package",
+    "snake_case",
+]
+
+INT_RANGES = {
+    "int32": (-(2**31), 2**31 - 1),
+    "sint32": (-(2**31), 2**31 - 1),
+    "sfixed32": (-(2**31), 2**31 - 1),
+    "int64": (-(2**63), 2**63 - 1),
+    "sint64": (-(2**63), 2**63 - 1),
+    "sfixed64": (-(2**63), 2**63 - 1),
+    "uint32": (0, 2**32 - 1),
+    "fixed32": (0, 2**32 - 1),
+    "uint64": (0, 2**64 - 1),
+    "fixed64": (0, 2**64 - 1),
+}
+
+_WELL_KNOWN = {
+    "Timestamp": ("timestamp", ""),
+    "Duration": ("duration", ""),
+    "Struct": ("struct", ""),
+    "Value": ("value", ""),
+    "ListValue": ("list_value", ""),
+    "DoubleValue": ("wrapper", "double"),
+    "FloatValue": ("wrapper", "float"),
+    "Int64Value": ("wrapper", "int64"),
+    "UInt64Value": ("wrapper", "uint64"),
+    "Int32Value": ("wrapper", "int32"),
+    "UInt32Value": ("wrapper", "uint32"),
+    "BoolValue": ("wrapper", "bool"),
+    "StringValue": ("wrapper", "string"),
+    "BytesValue": ("wrapper", "bytes"),
+}
+_LENGTH_DELIMITED = frozenset({"string", "bytes", "message"})
+
+# What generated modules use by these names, so that no class and no attribute may have them.
+_TAKEN_ATTRIBUTES = frozenset(
+    "self unknown_ int str bool float bytes list dict datetime timedelta msgspec field".split()
+)
+_TAKEN_CLASSES = frozenset(
+    "Any Annotated Decimal OpenEnum Unknown UnsetType UNSET Struct Violation Mapping Sequence Protocol"
+    " Iterable Iterator AsyncIterator AsyncIterable CallContext Channel AsyncChannel MethodDescriptor"
+    " MessageCodec HttpRule QueryField Cardinality Idempotency None True False".split()
+)
+
+
+class ModelError(Exception):
+    """The descriptors hold what the generator cannot express."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The `rules` option of a field."""
+
+    required: bool = False
+    max_length: int | None = None
+    minimum: int | None = None
+    maximum: int | None = None
+    max_items: int | None = None
+    multiline: bool = False
+
+
+@dataclass
+class EnumValue:
+    """One value: `name` is the Python member ("CHAT"), `value` its string ("chat").
+
+    An alias has the `value` of the first member with its number.
+    """
+
+    proto_name: str
+    name: str
+    value: str
+    number: int
+    comment: str
+    alias: bool
+
+
+@dataclass
+class Enum:
+    """An enum, which is open. `name` is the Python class."""
+
+    full_name: str
+    name: str
+    comment: str
+    values: list[EnumValue] = field(default_factory=list)
+
+    @property
+    def default(self) -> EnumValue:
+        """The value with number 0, which proto3 puts first."""
+        return self.values[0]
+
+
+@dataclass
+class Type:
+    """The type of a value: of a field, of a list's elements, or of a map's keys or values."""
+
+    proto: str
+    kind: str
+    message: Message | None = None
+    enum: Enum | None = None
+    wrapped: str = ""
+
+    @property
+    def packable(self) -> bool:
+        """Whether a repeated field of it may be packed."""
+        return self.proto not in _LENGTH_DELIMITED
+
+
+@dataclass
+class Field:
+    """A field. `name` is the proto's, `attribute` the struct's, `rest_name` the one in JSON and queries.
+
+    `cardinality` is "singular" (implicit presence, or a message), "optional" (explicit presence: proto3
+    `optional` and members of a oneof), "repeated" or "map". `type` is the element's or the map value's type.
+    """
+
+    name: str
+    attribute: str
+    rest_name: str
+    number: int
+    type: Type
+    cardinality: str
+    comment: str = ""
+    key: Type | None = None
+    packed: bool = False
+    oneof: str = ""
+    rules: Rules = Rules()
+    moment: bool = False
+    itemized: bool = False
+    example: str = ""
+    rest_aliases: tuple[str, ...] = ()
+
+    @property
+    def nullable(self) -> bool:
+        """Whether None stands for its absence in Python."""
+        if self.cardinality in ("repeated", "map"):
+            return False
+        return self.cardinality == "optional" or self.type.proto == "message"
+
+
+@dataclass
+class Message:
+    """A message. `name` is the Python class; `cyclic` tells whether it can hold itself, at any depth."""
+
+    full_name: str
+    name: str
+    comment: str
+    fields: list[Field] = field(default_factory=list)
+    omit_defaults: bool = False
+    cyclic: bool = False
+
+    @property
+    def snake(self) -> str:
+        """The name for functions: "usage_record"."""
+        return snake_case(self.name)
+
+    @property
+    def constant(self) -> str:
+        """The name of its codec constant: "USAGE_RECORD"."""
+        return constant_name(self.name)
+
+    @property
+    def oneofs(self) -> dict[str, list[Field]]:
+        """Its real oneofs (not those that stand for `optional`) and their members."""
+        groups: dict[str, list[Field]] = {}
+        for member in self.fields:
+            if member.oneof:
+                groups.setdefault(member.oneof, []).append(member)
+        return groups
+
+    def field(self, name: str) -> Field:
+        """The field with a proto name; ModelError when there is none."""
+        for candidate in self.fields:
+            if candidate.name == name:
+                return candidate
+        raise ModelError(f"{self.full_name} has no field {name!r}")
+
+
+@dataclass(frozen=True)
+class Http:
+    """A google.api.http rule: `body` is "", "*" or a field's name."""
+
+    verb: str
+    path: str
+    body: str
+
+
+@dataclass
+class Method:
+    """An RPC. `attribute` is the servicer's method, `python_name` the resource's."""
+
+    name: str
+    attribute: str
+    python_name: str
+    service: Service
+    request: Message
+    response: Message
+    cardinality: str
+    idempotency: str
+    comment: str
+    http: Http | None = None
+    http_status: int = 200
+    idempotency_key: str = ""
+
+    @property
+    def constant(self) -> str:
+        """The name of its descriptor constant: "SUBMIT_USAGE"."""
+        return constant_name(self.name)
+
+
+@dataclass
+class Service:
+    """A service. `resource` is the name of its resource on the client ("usage")."""
+
+    full_name: str
+    name: str
+    resource: str
+    comment: str
+    methods: list[Method] = field(default_factory=list)
+
+
+@dataclass
+class Package:
+    """All that becomes one Python package, in a stable order: by file name, then as declared."""
+
+    messages: list[Message] = field(default_factory=list)
+    enums: list[Enum] = field(default_factory=list)
+    services: list[Service] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+
+
+def snake_case(name: str) -> str:
+    """"SubmitUsage" -> "submit_usage", "HTTPRule2" -> "http_rule2"."""
+    split = re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1_\2", name)
+    return re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", split).lower()
+
+
+def constant_name(name: str) -> str:
+    """"SubmitUsage" -> "SUBMIT_USAGE"."""
+    return snake_case(name).upper()
+
+
+def read_package(files: Sequence[FileDescriptorProto], proto_packages: Iterable[str]) -> Package:
+    """The model of some proto packages, out of a closed set of file descriptors.
+
+    A file that declares extensions holds options for the generator: its messages are left out unless used.
+    """
+    return _Reader(files).read(set(proto_packages))
+
+
+@dataclass
+class _Declared:
+    proto: Any
+    file: FileDescriptorProto
+    path: tuple[int, ...]
+    flat_name: str
+
+
+class _Reader:
+    def __init__(self, files: Sequence[FileDescriptorProto]) -> None:
+        self.files = sorted(files, key=lambda f: f.name)
+        self.declared: dict[str, _Declared] = {}
+        self.comments: dict[str, dict[tuple[int, ...], str]] = {}
+        for file in self.files:
+            self.comments[file.name] = _comments(file)
+            for full_name, declared in _declarations(file):
+                self.declared[full_name] = declared
+        self.package = Package()
+        self.types: dict[str, Message | Enum] = {}
+        self.names: dict[str, str] = {}
+        self.pending: list[str] = []
+
+    def read(self, proto_packages: set[str]) -> Package:
+        wanted = [file for file in self.files if file.package in proto_packages]
+        for file in wanted:
+            self.package.sources.append(file.name)
+            if not file.extension:
+                for full_name, declared in self.declared.items():
+                    if declared.file is file:
+                        self.type(full_name)
+        for file in wanted:
+            for index, service in enumerate(file.service):
+                self.package.services.append(self.service(service, file, index))
+        while self.pending:
+            self.fill(self.pending.pop(0))
+        _mark_cycles(self.package.messages)
+        return self.package
+
+    def type(self, full_name: str) -> Message | Enum:
+        if full_name not in self.types:
+            declared = self.declared.get(full_name)
+            if declared is None:
+                raise ModelError(f"the type {full_name} is not among the files")
+            if declared.file.syntax != "proto3":
+                raise ModelError(f"{declared.file.name}: {full_name} is not proto3")
+            comment = self.comment(declared.file, declared.path)
+            name = self.class_name(declared.flat_name, full_name)
+            if isinstance(declared.proto, EnumDescriptorProto):
+                self.types[full_name] = enum = Enum(full_name, name, comment)
+                enum.values = self.enum_values(declared)
+                self.package.enums.append(enum)
+            else:
+                omit = bool(_extensions(declared.proto.options).get(50101))
+                self.types[full_name] = message = Message(full_name, name, comment, omit_defaults=omit)
+                self.package.messages.append(message)
+                self.pending.append(full_name)
+        return self.types[full_name]
+
+    def class_name(self, flat_name: str, full_name: str) -> str:
+        name = flat_name.replace("_", "") if "_" in flat_name and flat_name[0].isupper() else flat_name
+        if name in _TAKEN_CLASSES or keyword.iskeyword(name):
+            name += "_"
+        if name in self.names:
+            raise ModelError(f"{full_name} and {self.names[name]} would both be the class {name}")
+        self.names[name] = full_name
+        return name
+
+    def message(self, full_name: str) -> Message:
+        found = self.type(full_name.lstrip("."))
+        assert isinstance(found, Message)
+        return found
+
+    def comment(self, file: FileDescriptorProto, path: tuple[int, ...]) -> str:
+        return self.comments[file.name].get(path, "")
+
+    def enum_values(self, declared: _Declared) -> list[EnumValue]:
+        prefix = constant_name(declared.proto.name) + "_"
+        by_number: dict[int, EnumValue] = {}
+        by_name: dict[str, EnumValue] = {}
+        for index, proto in enumerate(declared.proto.value):
+            short = proto.name.removeprefix(prefix)
+            if not short or short[0].isdigit():
+                short = proto.name
+            first = by_number.get(proto.number)
+            if short.upper() in by_name:
+                if by_name[short.upper()].number == proto.number:
+                    continue
+                # Names that differ in case only: the later one shows its number.
+                short = f"{short}_{proto.number}".replace("-", "minus")
+            comment = self.comment(declared.file, (*declared.path, 2, index))
+            string = first.value if first else short.lower()
+            value = EnumValue(proto.name, short.upper(), string, proto.number, comment, first is not None)
+            by_number.setdefault(proto.number, value)
+            by_name[value.name] = value
+        return list(by_name.values())
+
+    def fill(self, full_name: str) -> None:
+        message = self.message(full_name)
+        declared = self.declared[full_name]
+        proto: DescriptorProto = declared.proto
+        maps = {f".{full_name}.{n.name}": n for n in proto.nested_type if n.options.map_entry}
+        taken: set[str] = set()
+        for index, descriptor in enumerate(proto.field):
+            made = self.field(proto, descriptor, maps)
+            made.comment = self.comment(declared.file, (*declared.path, 2, index))
+            while made.attribute in taken:
+                made.attribute += "_"
+            taken.add(made.attribute)
+            message.fields.append(made)
+
+    def field(
+        self, owner: DescriptorProto, proto: FieldDescriptorProto, maps: dict[str, DescriptorProto]
+    ) -> Field:
+        options = _extensions(proto.options)
+        entry = maps.get(proto.type_name)
+        key = None if entry is None else self.field_type(entry.field[0], {})
+        value = self.field_type(proto if entry is None else entry.field[1], options)
+        real_oneof = proto.is_set("oneof_index") and not proto.proto3_optional
+        repeated = proto.label == 3
+        cardinality = "singular"
+        if entry is not None:
+            cardinality = "map"
+        elif repeated:
+            cardinality = "repeated"
+        elif real_oneof or proto.proto3_optional:
+            cardinality = "optional"
+        packed = cardinality == "repeated" and value.packable
+        if proto.options.is_set("packed"):
+            packed = packed and proto.options.packed
+        return Field(
+            name=proto.name,
+            attribute=_attribute(proto.name),
+            rest_name=_text(options.get(50002)) or proto.name,
+            number=proto.number,
+            type=value,
+            cardinality=cardinality,
+            key=key,
+            packed=packed,
+            oneof=owner.oneof_decl[proto.oneof_index].name if real_oneof else "",
+            rules=_rules(options.get(50008)),
+            moment=bool(options.get(50005)),
+            itemized=bool(options.get(50006)),
+            example=_text(options.get(50007)),
+            rest_aliases=tuple(_text([alias]) for alias in options.get(50004, ())),
+        )
+
+    def field_type(self, proto: FieldDescriptorProto, options: dict[int, list[Any]]) -> Type:
+        wire = (proto.type.name or "").removeprefix("TYPE_").lower()
+        if wire == "group":
+            raise ModelError(f"field {proto.name}: groups are not proto3")
+        if wire == "message":
+            name = proto.type_name.lstrip(".")
+            kind, wrapped = _WELL_KNOWN.get(name.removeprefix("google.protobuf."), ("", ""))
+            if kind and name.startswith("google.protobuf."):
+                return Type("message", kind, wrapped=wrapped)
+            return Type("message", "message", message=self.message(name))
+        if wire == "enum":
+            enum = self.type(proto.type_name.lstrip("."))
+            assert isinstance(enum, Enum)
+            return Type("enum", "enum", enum=enum)
+        if options.get(50001):
+            return Type(wire, "decimal")
+        return Type(wire, "raw_json" if options.get(50003) else wire)
+
+    def service(self, proto: ServiceDescriptorProto, file: FileDescriptorProto, index: int) -> Service:
+        full_name = f"{file.package}.{proto.name}" if file.package else proto.name
+        stem = snake_case(proto.name.removesuffix("Service") or proto.name)
+        resource = _text(_extensions(proto.options).get(50301)) or stem
+        service = Service(full_name, proto.name, resource, self.comment(file, (6, index)))
+        for at, rpc in enumerate(proto.method):
+            options = _extensions(rpc.options)
+            streams = ("stream" if rpc.client_streaming else "unary", rpc.server_streaming)
+            snake = snake_case(rpc.name)
+            service.methods.append(
+                Method(
+                    name=rpc.name,
+                    attribute=_attribute(snake),
+                    python_name=_attribute(_text(options.get(50201)) or snake),
+                    service=service,
+                    request=self.message(rpc.input_type),
+                    response=self.message(rpc.output_type),
+                    cardinality=f"{streams[0]}_{'stream' if streams[1] else 'unary'}",
+                    idempotency=("UNKNOWN", "NO_SIDE_EFFECTS", "IDEMPOTENT")[rpc.options.idempotency_level],
+                    comment=self.comment(file, (6, index, 2, at)),
+                    http=_http(options.get(72295728)),
+                    http_status=(options.get(50202) or [200])[-1],
+                    idempotency_key=_text(options.get(50203)),
+                )
+            )
+        return service
+
+
+def _declarations(file: FileDescriptorProto) -> Iterator[tuple[str, _Declared]]:
+    prefix = f"{file.package}." if file.package else ""
+
+    def walk(proto: DescriptorProto, path: tuple[int, ...], name: str, flat: str) -> Iterator[Any]:
+        if proto.options.map_entry:
+            return
+        yield name, _Declared(proto, file, path, flat)
+        for at, enum in enumerate(proto.enum_type):
+            yield f"{name}.{enum.name}", _Declared(enum, file, (*path, 4, at), flat + enum.name)
+        for at, inner in enumerate(proto.nested_type):
+            yield from walk(inner, (*path, 3, at), f"{name}.{inner.name}", flat + inner.name)
+
+    for at, enum in enumerate(file.enum_type):
+        yield prefix + enum.name, _Declared(enum, file, (5, at), enum.name)
+    for at, proto in enumerate(file.message_type):
+        yield from walk(proto, (4, at), prefix + proto.name, proto.name)
+
+
+def _comments(file: FileDescriptorProto) -> dict[tuple[int, ...], str]:
+    found = {}
+    for location in file.source_code_info.location:
+        text = location.leading_comments or location.trailing_comments
+        if text:
+            found[tuple(location.path)] = "\n".join(line.strip() for line in text.strip().splitlines())
+    return found
+
+
+def _extensions(options: Any) -> dict[int, list[Any]]:
+    """The extensions of an options message: betterproto leaves them in its unknown fields."""
+    found: dict[int, list[Any]] = {}
+    for parsed in betterproto.parse_fields(options._unknown_fields):
+        found.setdefault(parsed.number, []).append(parsed.value)
+    return {number: values for number, values in found.items() if values != [0]}
+
+
+def _text(values: list[Any] | None) -> str:
+    return values[-1].decode() if values else ""
+
+
+def _rules(values: list[Any] | None) -> Rules:
+    if not values:
+        return Rules()
+    given = {p.number: p.value for raw in values for p in betterproto.parse_fields(raw)}
+    signed = {n: v - 2**64 if v >= 2**63 else v for n, v in given.items()}
+    return Rules(
+        required=bool(signed.get(1)),
+        max_length=signed.get(2),
+        minimum=signed.get(3),
+        maximum=signed.get(4),
+        max_items=signed.get(5),
+        multiline=bool(signed.get(6)),
+    )
+
+
+def _http(values: list[Any] | None) -> Http | None:
+    verbs = {2: "GET", 3: "PUT", 4: "POST", 5: "DELETE", 6: "PATCH"}
+    given = {p.number: p.value for raw in values or () for p in betterproto.parse_fields(raw)}
+    for number, verb in verbs.items():
+        if number in given:
+            return Http(verb, given[number].decode(), given.get(7, b"").decode())
+    return None
+
+
+def _attribute(name: str) -> str:
+    if name.startswith("__"):
+        # Python would mangle it in a class body.
+        name = name.lstrip("_") + "_"
+    return f"{name}_" if keyword.iskeyword(name) or name in _TAKEN_ATTRIBUTES else name
+
+
+def _mark_cycles(messages: list[Message]) -> None:
+    for message in messages:
+        seen: set[str] = set()
+        todo = [message]
+        while todo and not message.cyclic:
+            for member in todo.pop().fields:
+                inner = member.type.message
+                message.cyclic = message.cyclic or inner is message
+                if inner is not None and inner.full_name not in seen:
+                    seen.add(inner.full_name)
+                    todo.append(inner)
