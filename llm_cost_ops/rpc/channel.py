@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from llm_cost_ops.rpc.context import CallContext
@@ -38,6 +38,7 @@ class _Core:
         *,
         timeout: float | None,
         metadata: Metadata | None,
+        public_error: Callable[[RpcError], Exception] | None,
     ) -> None:
         self.leaf = leaf
         self.runtime = runtime
@@ -45,6 +46,7 @@ class _Core:
         self._unary_unary = compose(interceptors, leaf.unary_unary)
         self._timeout = timeout
         self._metadata = metadata or Metadata()
+        self._public_error = public_error or _same
 
     def begin(
         self, method: MethodDescriptor[Any, Any], timeout: Any, headers: Any, key: str
@@ -72,11 +74,18 @@ class _Core:
         headers: Any = None,
         idempotency_key: str = "",
     ) -> Any:
-        context = self.begin(method, timeout, headers, idempotency_key)
-        if method.keyed is not None:
-            request, context.idempotency_key = method.keyed(request, idempotency_key, uuid7)
-        response = await self._unary_unary(request, context)
+        try:
+            context = self.begin(method, timeout, headers, idempotency_key)
+            if method.keyed is not None:
+                request, context.idempotency_key = method.keyed(request, idempotency_key, uuid7)
+            response = await self._unary_unary(request, context)
+        except RpcError as error:
+            raise self._public_error(error) from error.__cause__
         return response if method.unwrap is None else getattr(response, method.unwrap)
+
+
+def _same(error: RpcError) -> Exception:
+    return error
 
 
 def _invalid(field: str, description: str) -> RpcError:
@@ -99,9 +108,15 @@ class Channel:
         runtime: Runtime | None = None,
         timeout: float | None = None,
         metadata: Metadata | None = None,
+        public_error: Callable[[RpcError], Exception] | None = None,
     ) -> None:
         self.core = _Core(
-            leaf, interceptors, runtime or SyncRuntime(), timeout=timeout, metadata=metadata
+            leaf,
+            interceptors,
+            runtime or SyncRuntime(),
+            timeout=timeout,
+            metadata=metadata,
+            public_error=public_error,
         )
 
     def unary_unary(
@@ -131,9 +146,15 @@ class AsyncChannel:
         runtime: Runtime | None = None,
         timeout: float | None = None,
         metadata: Metadata | None = None,
+        public_error: Callable[[RpcError], Exception] | None = None,
     ) -> None:
         self.core = _Core(
-            leaf, interceptors, runtime or AsyncRuntime(), timeout=timeout, metadata=metadata
+            leaf,
+            interceptors,
+            runtime or AsyncRuntime(),
+            timeout=timeout,
+            metadata=metadata,
+            public_error=public_error,
         )
 
     async def unary_unary(

@@ -20,6 +20,8 @@ class CallContext(msgspec.Struct):
     `deadline` is a point on `runtime.monotonic()` that queueing, waits, back-off and every attempt
     share; None means none. `attempt` counts from 1. The leaf leaves what the peer sent beside its
     answer in `response_metadata` and `response_status`. `principal` is who calls, on a server.
+    `waited` adds up the seconds spent in the rate limit and before retries; `retry` is a policy for
+    this call alone; `authorized` says that the credentials in `metadata` are the client's own.
     """
 
     method: MethodDescriptor[Any, Any]
@@ -32,7 +34,9 @@ class CallContext(msgspec.Struct):
     response_metadata: Metadata | None = None
     response_status: int = 0
     principal: Any = None
-    state: dict[Any, Any] | None = None
+    waited: float = 0.0
+    retry: Any = None
+    authorized: bool = False
 
     def remaining(self) -> float | None:
         """Seconds until the deadline, negative once it has passed; None without one."""

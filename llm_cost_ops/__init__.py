@@ -1,0 +1,114 @@
+"""Know exactly, and at once, what LLM calls cost.
+
+    from llm_cost_ops import CostOpsClient
+
+    client = CostOpsClient(base_url="sqlite:///costs.db")
+    client.usage.submit(organization_id="acme", provider="openai", model_id="gpt-4o",
+                        input_tokens=1000, output_tokens=500)
+
+Names are loaded when they are first used, so that importing the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llm_cost_ops.client import AsyncCostOpsClient, CostOpsClient
+    from llm_cost_ops.config import (
+        CacheConfig,
+        CircuitBreakerConfig,
+        ClientConfig,
+        ConnectionPoolConfig,
+        LoggingConfig,
+        MetricsConfig,
+        RateLimitConfig,
+        RetryConfig,
+        TLSConfig,
+    )
+    from llm_cost_ops.exceptions import (
+        APIError,
+        AuthenticationError,
+        AuthorizationError,
+        ConfigurationError,
+        ConflictError,
+        CostOpsError,
+        NetworkError,
+        NotFoundError,
+        RateLimitError,
+        ServerError,
+        TimeoutError,
+        ValidationError,
+    )
+    from llm_cost_ops.types import UsageRecord
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "APIError": "exceptions",
+    "AsyncCostOpsClient": "client",
+    "AuthenticationError": "exceptions",
+    "AuthorizationError": "exceptions",
+    "CacheConfig": "config",
+    "CircuitBreakerConfig": "config",
+    "ClientConfig": "config",
+    "ConfigurationError": "exceptions",
+    "ConflictError": "exceptions",
+    "ConnectionPoolConfig": "config",
+    "CostOpsClient": "client",
+    "CostOpsError": "exceptions",
+    "LoggingConfig": "config",
+    "MetricsConfig": "config",
+    "NetworkError": "exceptions",
+    "NotFoundError": "exceptions",
+    "RateLimitConfig": "config",
+    "RateLimitError": "exceptions",
+    "RetryConfig": "config",
+    "ServerError": "exceptions",
+    "TLSConfig": "config",
+    "TimeoutError": "exceptions",
+    "UsageRecord": "types",
+    "ValidationError": "exceptions",
+}
+
+__all__ = [
+    "APIError",
+    "AsyncCostOpsClient",
+    "AuthenticationError",
+    "AuthorizationError",
+    "CacheConfig",
+    "CircuitBreakerConfig",
+    "ClientConfig",
+    "ConfigurationError",
+    "ConflictError",
+    "ConnectionPoolConfig",
+    "CostOpsClient",
+    "CostOpsError",
+    "LoggingConfig",
+    "MetricsConfig",
+    "NetworkError",
+    "NotFoundError",
+    "RateLimitConfig",
+    "RateLimitError",
+    "RetryConfig",
+    "ServerError",
+    "TLSConfig",
+    "TimeoutError",
+    "UsageRecord",
+    "ValidationError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,266 @@
+"""The errors that users catch.
+
+    CostOpsError
+    +-- APIError                     a server, or the embedded engine, said no
+    |   +-- AuthenticationError      401
+    |   +-- AuthorizationError       403
+    |   +-- ValidationError          400, 413, 415, 422; also raised before anything is sent
+    |   +-- NotFoundError            404
+    |   +-- ConflictError            409
+    |   +-- RateLimitError           429
+    |   +-- ServerError              5xx
+    |       +-- DeadlineError        504: a ServerError and a TimeoutError
+    +-- NetworkError                 no answer came
+    |   +-- TimeoutError             the deadline passed; also the builtin TimeoutError
+    +-- ConfigurationError           the client was set up wrongly
+
+Which class a status gets is one table, `_BY_CODE`; an HTTP status that says more wins over it.
+"""
+
+from __future__ import annotations
+
+import builtins
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+
+__all__ = [
+    "APIError",
+    "AuthenticationError",
+    "AuthorizationError",
+    "ConfigurationError",
+    "ConflictError",
+    "CostOpsError",
+    "DeadlineError",
+    "NetworkError",
+    "NotFoundError",
+    "RateLimitError",
+    "ServerError",
+    "TimeoutError",
+    "ValidationError",
+    "error_from_rpc",
+]
+
+
+class CostOpsError(Exception):
+    """Everything that this package raises on purpose.
+
+    `message` says what happened. `code` is the gRPC status name ("UNAVAILABLE"), or the server's
+    own code where it gave one. `status_code` is the HTTP status, None where there was none.
+    `attempts` counts how often the call was sent. `maybe_applied` is True when the request may
+    have taken effect although no answer came. `retryable` says whether the same call may succeed
+    later. `response` is what the server sent, parsed where it was JSON.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status_code: int | None = None,
+        code: str = "",
+        request_id: str = "",
+        response: Any = None,
+        attempts: int = 1,
+        maybe_applied: bool = False,
+        retryable: bool = False,
+        retry_after: float | None = None,
+        grpc_code: StatusCode | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status_code = status_code
+        self.code = code
+        self.request_id = request_id
+        self.response = response
+        self.attempts = attempts
+        self.maybe_applied = maybe_applied
+        self.retryable = retryable
+        self.retry_after = retry_after
+        self.grpc_code = grpc_code
+
+    def __str__(self) -> str:
+        facts = [str(self.status_code)] if self.status_code else []
+        facts += [self.code] if self.code else []
+        facts += [f"request {self.request_id}"] if self.request_id else []
+        facts += [f"{self.attempts} attempts"] if self.attempts > 1 else []
+        return f"{self.message} [{', '.join(facts)}]" if facts else self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(kind: type[CostOpsError], args: tuple[Any, ...], state: dict[str, Any]) -> CostOpsError:
+    error = kind.__new__(kind)
+    Exception.__init__(error, *args)
+    error.__dict__.update(state)
+    return error
+
+
+class APIError(CostOpsError):
+    """The service answered with an error."""
+
+
+class AuthenticationError(APIError):
+    """The credentials are missing or not valid (401)."""
+
+
+class AuthorizationError(APIError):
+    """The credentials do not allow this (403)."""
+
+
+class ValidationError(APIError):
+    """The request breaks a rule (400 or 422), or would: then nothing was sent.
+
+    `violations` lists every broken rule as (field, description).
+    """
+
+    def __init__(self, message: str, *, violations: tuple[Violation, ...] = (), **facts: Any) -> None:
+        super().__init__(message, **facts)
+        self.violations = violations
+
+    @property
+    def errors(self) -> dict[str, list[str]]:
+        """The broken rules by field."""
+        found: dict[str, list[str]] = {}
+        for field, description in self.violations:
+            found.setdefault(field, []).append(description)
+        return found
+
+
+class NotFoundError(APIError):
+    """There is no such thing, or it is not yours to see (404)."""
+
+
+class ConflictError(APIError):
+    """It contradicts what is there, such as a used idempotency key with other content (409)."""
+
+
+class RateLimitError(APIError):
+    """Too many requests (429). `retry_after` is in seconds; `limit` is the server's, if it said."""
+
+    def __init__(self, message: str, *, limit: int | None = None, **facts: Any) -> None:
+        super().__init__(message, **facts)
+        self.limit = limit
+
+
+class ServerError(APIError):
+    """The server failed (5xx)."""
+
+
+class NetworkError(CostOpsError):
+    """No answer came: the connection failed, or broke. `maybe_applied` tells what that may mean."""
+
+
+class TimeoutError(NetworkError, builtins.TimeoutError):
+    """The deadline of the call passed."""
+
+
+class DeadlineError(ServerError, TimeoutError):
+    """The server said that the deadline passed (504, DEADLINE_EXCEEDED)."""
+
+
+class ConfigurationError(CostOpsError, ValueError):
+    """A parameter of the client has a wrong value; `parameter` names it."""
+
+    def __init__(self, message: str, *, parameter: str = "", **facts: Any) -> None:
+        super().__init__(message, **facts)
+        self.parameter = parameter
+
+
+_BY_CODE: dict[StatusCode, tuple[type[CostOpsError], int]] = {
+    StatusCode.OK: (ServerError, 500),
+    StatusCode.CANCELLED: (ServerError, 499),
+    StatusCode.UNKNOWN: (ServerError, 500),
+    StatusCode.INVALID_ARGUMENT: (ValidationError, 400),
+    StatusCode.DEADLINE_EXCEEDED: (DeadlineError, 504),
+    StatusCode.NOT_FOUND: (NotFoundError, 404),
+    StatusCode.ALREADY_EXISTS: (ConflictError, 409),
+    StatusCode.PERMISSION_DENIED: (AuthorizationError, 403),
+    StatusCode.RESOURCE_EXHAUSTED: (RateLimitError, 429),
+    StatusCode.FAILED_PRECONDITION: (ValidationError, 400),
+    StatusCode.ABORTED: (ConflictError, 409),
+    StatusCode.OUT_OF_RANGE: (ValidationError, 400),
+    StatusCode.UNIMPLEMENTED: (ServerError, 501),
+    StatusCode.INTERNAL: (ServerError, 500),
+    StatusCode.UNAVAILABLE: (ServerError, 503),
+    StatusCode.DATA_LOSS: (ServerError, 500),
+    StatusCode.UNAUTHENTICATED: (AuthenticationError, 401),
+}
+
+_BY_STATUS: dict[int, type[CostOpsError]] = {
+    400: ValidationError,
+    401: AuthenticationError,
+    403: AuthorizationError,
+    404: NotFoundError,
+    409: ConflictError,
+    413: ValidationError,
+    415: ValidationError,
+    422: ValidationError,
+    429: RateLimitError,
+    504: DeadlineError,
+}
+
+_RETRYABLE = {StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED, StatusCode.DEADLINE_EXCEEDED}
+
+
+def _kind_of(error: RpcError) -> tuple[type[CostOpsError], int | None]:
+    if error.origin == "network":
+        timed_out = error.code is StatusCode.DEADLINE_EXCEEDED
+        return (TimeoutError if timed_out else NetworkError), None
+    if error.origin == "client":
+        if error.code is StatusCode.DEADLINE_EXCEEDED:
+            return TimeoutError, None
+        if error.code is StatusCode.UNAVAILABLE:
+            return NetworkError, None
+        return _BY_CODE[error.code][0], None
+    kind, status = _BY_CODE[error.code]
+    if error.http_status is None:
+        return kind, status
+    status = error.http_status
+    if status >= 500:
+        return _BY_STATUS.get(status, ServerError), status
+    return _BY_STATUS.get(status, kind if issubclass(kind, APIError) and kind is not ServerError else APIError), status
+
+
+def error_from_rpc(error: RpcError, attempts: int = 1) -> CostOpsError:
+    """The public error for a call that failed. Total: every status and every code has a class."""
+    kind, status = _kind_of(error)
+    message = error.message or error.code.name.lower().replace("_", " ")
+    facts: dict[str, Any] = {
+        "status_code": status,
+        "code": error.error_code or error.code.name,
+        "request_id": error.request_id,
+        "response": _parsed(error.body),
+        "attempts": attempts,
+        "maybe_applied": error.maybe_applied,
+        "retryable": error.code in _RETRYABLE,
+        "retry_after": error.retry_after,
+        "grpc_code": error.code,
+    }
+    if issubclass(kind, ValidationError):
+        if error.violations:
+            rules = "; ".join(f"{field} {rule}" for field, rule in error.violations)
+            message = rules if rules in message or message in rules else f"{message}: {rules}"
+        facts["violations"] = error.violations
+    elif issubclass(kind, RateLimitError):
+        facts["limit"] = _limit_of(error)
+    return kind(message, **facts)
+
+
+def _parsed(body: bytes) -> Any:
+    if not body:
+        return None
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return body.decode("utf-8", "replace")
+
+
+def _limit_of(error: RpcError) -> int | None:
+    told = error.metadata.get("x-ratelimit-limit") if error.metadata is not None else ""
+    if not told:
+        parsed = _parsed(error.body)
+        told = str(parsed.get("limit", "")) if isinstance(parsed, Mapping) else ""
+    return int(told) if told.isascii() and told.isdigit() and len(told) < 19 else None

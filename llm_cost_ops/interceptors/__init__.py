@@ -1,0 +1,1 @@
+"""One concern a file: a pure policy above a short interceptor."""

@@ -1,0 +1,24 @@
+"""Turns `RpcError` into the public error tree; innermost, so every interceptor sees one tree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llm_cost_ops.exceptions import error_from_rpc
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.interceptor import UnaryContinuation
+from llm_cost_ops.rpc.status import RpcError
+
+__all__ = ["ErrorMapping"]
+
+
+class ErrorMapping:
+    """Maps what the leaf raised, with the number of attempts and the cause chained."""
+
+    async def intercept_unary_unary(
+        self, continuation: UnaryContinuation, request: Any, context: CallContext
+    ) -> Any:
+        try:
+            return await continuation(request, context)
+        except RpcError as error:
+            raise error_from_rpc(error, context.attempt) from error.__cause__

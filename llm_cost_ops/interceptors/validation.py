@@ -1,0 +1,49 @@
+"""Refuses a bad request before anything is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.interceptor import UnaryContinuation
+from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+
+__all__ = ["Check", "Validation", "refuse"]
+
+Check = Callable[[Any, float, list[Violation]], None]
+
+
+class Validation:
+    """Runs a request's rules. It stands in a client's chain, and in a server's.
+
+    `checks` maps a method's path to the check that takes the place of the generated rules: it gets
+    the request, the time now in seconds since 1970, and the list to add violations to.
+    """
+
+    def __init__(self, checks: Mapping[str, Check], *, origin: str) -> None:
+        self._checks = checks
+        self._origin = origin
+
+    async def intercept_unary_unary(
+        self, continuation: UnaryContinuation, request: Any, context: CallContext
+    ) -> Any:
+        violations: list[Violation] = []
+        check = self._checks.get(context.method.path)
+        if check is not None:
+            check(request, context.runtime.now(), violations)
+        else:
+            context.method.request.validate(request, "", violations)
+        if violations:
+            raise refuse(violations, origin=self._origin)
+        return await continuation(request, context)
+
+
+def refuse(violations: list[Violation], *, origin: str = "server") -> RpcError:
+    """The error that names every broken rule."""
+    return RpcError(
+        StatusCode.INVALID_ARGUMENT,
+        "; ".join(f"{field} {rule}" for field, rule in violations[:20]),
+        violations=violations,
+        origin=origin,
+    )
