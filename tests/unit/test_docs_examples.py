@@ -1,0 +1,65 @@
+"""The Python in README.md and docs/ compiles; what is marked runnable runs, and prints what it says.
+
+A line `<!-- runnable -->` before a block makes it run, in an empty folder, on the embedded engine.
+A line `<!-- prints -->` before the next block compares it with what the runnable one printed.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BLOCK = re.compile(
+    r"(?:^<!-- (?P<mark>runnable|prints) -->\n+)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S
+)
+
+
+class Example(NamedTuple):
+    where: str
+    code: str
+    runnable: bool
+    output: str | None
+
+
+def _examples() -> list[Example]:
+    found: list[Example] = []
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        text = path.read_text(encoding="utf-8")
+        for match in BLOCK.finditer(text):
+            line = text.count("\n", 0, match.start("text"))
+            where = f"{path.relative_to(ROOT).as_posix()}:{line}"
+            if match["mark"] == "prints":
+                assert found, f"{where} prints what?"
+                assert found[-1].runnable, f"{where}: the example before it does not run"
+                found[-1] = found[-1]._replace(output=match["text"])
+            elif match["kind"] == "python":
+                found.append(Example(where, match["text"], match["mark"] == "runnable", None))
+    return found
+
+
+EXAMPLES = _examples()
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("API_KEY", "BASE_URL", "DURABILITY", "TIMEOUT"):
+        monkeypatch.delenv(f"LLM_COST_OPS_{name}", raising=False)
+
+
+def test_there_are_examples_that_run() -> None:
+    assert sum(example.runnable for example in EXAMPLES) >= 5
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.where)
+def test_example(example: Example, capsys: pytest.CaptureFixture[str]) -> None:
+    code = compile("\n" * int(example.where.rpartition(":")[2]) + example.code, example.where, "exec")
+    if not example.runnable:
+        return
+    exec(code, {"__name__": "__main__"})
+    if example.output is not None:
+        assert capsys.readouterr().out.rstrip() == example.output.rstrip()
