@@ -1,0 +1,44 @@
+"""What a message carries beyond its type: fields that a newer peer sent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import msgspec
+
+__all__ = ["Unknown"]
+
+
+class Unknown:
+    """The `unknown_` slot of a generated struct; the slot is msgspec.UNSET (false) where nothing is unknown.
+
+    `binary` holds unknown protobuf fields as they came, `json` unknown JSON fields by name, in their exact
+    text. Each codec writes back its own. `error` is set on an element of an itemized list that could not
+    be decoded: it says why, and `error_field` is the path of the field inside the element.
+    """
+
+    __slots__ = ("binary", "error", "error_field", "json")
+
+    def __init__(
+        self,
+        binary: bytes = b"",
+        json: dict[str, msgspec.Raw] | None = None,
+        error: str = "",
+        error_field: str = "",
+    ) -> None:
+        self.binary = binary
+        self.json: dict[str, msgspec.Raw] = {} if json is None else json
+        self.error = error
+        self.error_field = error_field
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Unknown):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
+
+    __hash__ = None  # type: ignore[assignment]  # mutable
+
+    def __repr__(self) -> str:
+        shown = (f"{name}={getattr(self, name)!r}" for name in self.__slots__ if getattr(self, name))
+        return f"Unknown({', '.join(shown)})"
