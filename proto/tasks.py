@@ -15,7 +15,7 @@ import sys
 from importlib.metadata import files
 from pathlib import Path
 
-__all__ = ["breaking", "lint", "main", "stage"]
+__all__ = ["breaking", "differences", "generate", "lint", "main", "stage"]
 
 PROTO = Path(__file__).resolve().parent
 ROOT = PROTO.parent
@@ -62,16 +62,22 @@ def breaking(module: Path, against: Path = RELEASED) -> int:
     return _buf("breaking", "--against", against, cwd=module)
 
 
-def _generate(target: Path) -> int:
+def generate(target: Path) -> tuple[int, Path]:
+    """Write what proto/ generates under `target`; give the exit status and the folder of its Python files."""
     shutil.rmtree(target, ignore_errors=True)
     template = PROTO / "buf.gen.yaml"
-    return _buf("generate", "--template", template, "--output", target, *OURS, cwd=stage())
+    status = _buf("generate", "--template", template, "--output", target, *OURS, cwd=stage())
+    fresh = target / GENERATED.relative_to(ROOT)
+    if status == 0 and not any(fresh.glob("*.py")):
+        print("The generator wrote nothing: is the package in proto/buf.gen.yaml right?")
+        status = 1
+    return status, fresh
 
 
-def _differences(fresh: Path) -> list[str]:
-    """Name the files of _gen that `fresh` has not, has besides, or has otherwise."""
-    names = {path.name for folder in (fresh, GENERATED) for path in folder.glob("*.py")}
-    _, changed, missing = filecmp.cmpfiles(fresh, GENERATED, names, shallow=False)
+def differences(fresh: Path, checked_in: Path = GENERATED) -> list[str]:
+    """Name the Python files that are in one folder only, or differ."""
+    names = {path.name for folder in (fresh, checked_in) for path in folder.glob("*.py")}
+    _, changed, missing = filecmp.cmpfiles(fresh, checked_in, names, shallow=False)
     return sorted(changed + missing)
 
 
@@ -87,14 +93,17 @@ def _task_format() -> int:
 
 
 def _task_generate() -> int:
-    fresh = ROOT / "build" / "gen"
-    return _generate(fresh) or _copy(fresh, GENERATED, prune="*.py")
+    status, fresh = generate(ROOT / "build" / "gen")
+    if status == 0:
+        for stale in GENERATED.glob("*.py"):
+            stale.unlink()
+        _copy(fresh, GENERATED)
+    return status
 
 
 def _task_checkgenerate() -> int:
-    fresh = ROOT / "build" / "gen"
-    status = _generate(fresh)
-    if status == 0 and (names := _differences(fresh)):
+    status, fresh = generate(ROOT / "build" / "gen")
+    if status == 0 and (names := differences(fresh)):
         print(f"llm_cost_ops/_gen is not what proto/ generates: {', '.join(names)}. Run make generate.")
         return 1
     return status
@@ -104,10 +113,7 @@ def _task_release_image() -> int:
     return _buf("build", "--exclude-source-info", *OURS, "--output", RELEASED, cwd=stage())
 
 
-def _copy(source: Path, target: Path, prune: str | None = None) -> int:
-    if prune:
-        for path in target.glob(prune):
-            path.unlink()
+def _copy(source: Path, target: Path) -> int:
     shutil.copytree(source, target, dirs_exist_ok=True)
     return 0
 

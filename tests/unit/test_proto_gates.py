@@ -93,3 +93,14 @@ def test_style_is_checked(
     _edit(module, "costs.proto", old, new)
     assert tasks.lint(module) != 0
     assert rule in capfd.readouterr().out
+
+
+def test_a_difference_in_generated_code_is_named(tmp_path: Path) -> None:
+    fresh, checked_in = tmp_path / "fresh", tmp_path / "checked_in"
+    for folder in (fresh, checked_in):
+        folder.mkdir()
+        (folder / "same.py").write_text("x = 1\n")
+        (folder / "changed.py").write_text(f"x = {folder.name!r}\n")
+    (fresh / "new.py").touch()
+    (checked_in / "stale.py").touch()
+    assert tasks.differences(fresh, checked_in) == ["changed.py", "new.py", "stale.py"]
