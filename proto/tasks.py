@@ -62,11 +62,11 @@ def breaking(module: Path, against: Path = RELEASED) -> int:
     return _buf("breaking", "--against", against, cwd=module)
 
 
-def generate(target: Path) -> tuple[int, Path]:
-    """Write what proto/ generates under `target`; give the exit status and the folder of its Python files."""
+def generate(target: Path, module: Path) -> tuple[int, Path]:
+    """Write what the staged `module` generates under `target`; give the exit status and the folder of its Python files."""
     shutil.rmtree(target, ignore_errors=True)
     template = PROTO / "buf.gen.yaml"
-    status = _buf("generate", "--template", template, "--output", target, *OURS, cwd=stage())
+    status = _buf("generate", "--template", template, "--output", target, *OURS, cwd=module)
     fresh = target / GENERATED.relative_to(ROOT)
     if status == 0 and not any(fresh.glob("*.py")):
         print("The generator wrote nothing: is the package in proto/buf.gen.yaml right?")
@@ -93,7 +93,7 @@ def _task_format() -> int:
 
 
 def _task_generate() -> int:
-    status, fresh = generate(ROOT / "build" / "gen")
+    status, fresh = generate(ROOT / "build" / "gen", stage())
     if status == 0:
         for stale in GENERATED.glob("*.py"):
             stale.unlink()
@@ -102,7 +102,7 @@ def _task_generate() -> int:
 
 
 def _task_checkgenerate() -> int:
-    status, fresh = generate(ROOT / "build" / "gen")
+    status, fresh = generate(ROOT / "build" / "gen", stage())
     if status == 0 and (names := differences(fresh)):
         print(f"llm_cost_ops/_gen is not what proto/ generates: {', '.join(names)}. Run make generate.")
         return 1

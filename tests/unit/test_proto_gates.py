@@ -95,6 +95,12 @@ def test_style_is_checked(
     assert rule in capfd.readouterr().out
 
 
+def test_generated_code_is_what_the_protocol_generates(module: Path, tmp_path: Path) -> None:
+    status, fresh = tasks.generate(tmp_path / "generated", module)
+    assert status == 0
+    assert tasks.differences(fresh) == []
+
+
 def test_a_difference_in_generated_code_is_named(tmp_path: Path) -> None:
     fresh, checked_in = tmp_path / "fresh", tmp_path / "checked_in"
     for folder in (fresh, checked_in):
