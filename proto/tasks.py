@@ -63,7 +63,7 @@ def breaking(module: Path, against: Path = RELEASED) -> int:
 
 
 def generate(target: Path, module: Path) -> tuple[int, Path]:
-    """Write what the staged `module` generates under `target`; give the exit status and the folder of its Python files."""
+    """Write what the staged `module` generates under `target`; give the status and the Python folder."""
     shutil.rmtree(target, ignore_errors=True)
     template = PROTO / "buf.gen.yaml"
     status = _buf("generate", "--template", template, "--output", target, *OURS, cwd=module)

@@ -48,8 +48,6 @@ EXAMPLES = _examples()
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("API_KEY", "BASE_URL", "DURABILITY", "TIMEOUT"):
-        monkeypatch.delenv(f"LLM_COST_OPS_{name}", raising=False)
 
 
 def test_there_are_examples_that_run() -> None:
