@@ -101,9 +101,9 @@ def _chain(config: ClientConfig, interceptors: Sequence[Any], *, embedded: bool)
     if not embedded:
         # The embedded service checks every request by the same rules.
         from llm_cost_ops.interceptors.validation import Validation
-        from llm_cost_ops.service.checks import CLIENT_CHECKS
+        from llm_cost_ops.service.checks import CHECKS
 
-        chain.append(Validation(CLIENT_CHECKS, origin="client"))
+        chain.append(Validation(CHECKS, origin="client"))
     if config.cache is not None:
         from llm_cost_ops.interceptors.cache import Cache
 

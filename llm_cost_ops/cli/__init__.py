@@ -1,0 +1,145 @@
+"""`llm-cost-ops`: the command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from llm_cost_ops import __version__
+from llm_cost_ops.exceptions import CostOpsError
+
+__all__ = ["main"]
+
+EXIT_OK, EXIT_REJECTED, EXIT_FAILED = 0, 1, 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="llm-cost-ops", description="Know exactly, and at once, what LLM calls cost."
+    )
+    parser.add_argument("--version", action="version", version=f"llm-cost-ops {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_quickstart(commands)
+    _add_serve(commands)
+    _add_import(commands)
+    _add_costs(commands)
+    return parser
+
+
+def _add_target(parser: argparse.ArgumentParser) -> None:
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("--db", metavar="PATH", help="a database file of the embedded engine")
+    target.add_argument(
+        "--base-url", metavar="URL", help="where to send it; default: LLM_COST_OPS_BASE_URL, else --db"
+    )
+
+
+def _add_quickstart(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "quickstart", help="record example responses with the embedded engine and show what they cost"
+    )
+    parser.add_argument("file", nargs="?", help="JSONL of provider responses; default: the examples")
+    parser.add_argument("--db", default="quickstart.db", metavar="PATH", help="default: %(default)s")
+    parser.set_defaults(run="quickstart")
+
+
+def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("serve", help="run the service")
+    parser.add_argument("--http", metavar="HOST:PORT", help="such as 127.0.0.1:8080, or unix:/path/to.sock")
+    parser.add_argument("--db", default="llm_cost_ops.db", metavar="PATH", help="default: %(default)s")
+    parser.add_argument(
+        "--durability",
+        choices=("disk", "process"),
+        default="disk",
+        help="what an acknowledged record survives: a power cut (disk, the default) or a crash (process)",
+    )
+    parser.set_defaults(run="serve")
+
+
+def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "import",
+        help="record the usage in a file",
+        description="Record the usage in a JSONL file (usage records or provider responses) or a CSV file. "
+        "Running it twice counts nothing twice. Rejected lines are reported and passed over; "
+        "the exit status is then 1.",
+    )
+    parser.add_argument("file", help="a .jsonl or .csv file, or - for JSONL on standard input")
+    _add_target(parser)
+    parser.add_argument("--format", choices=("jsonl", "csv"), help="default: by the file's name")
+    parser.add_argument(
+        "--map",
+        action="append",
+        default=[],
+        metavar="FIELD=COLUMN",
+        help="take a field from a CSV column, such as input_tokens=ContextTokens or labels.team=Team",
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="give a field of every record"
+    )
+    parser.add_argument("--batch-size", type=int, default=1000, metavar="N", help="default: %(default)s")
+    parser.set_defaults(run="import")
+
+
+def _add_costs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("costs", help="show what usage cost")
+    _add_target(parser)
+    parser.add_argument("--organization", action="append", default=[], metavar="ID")
+    parser.add_argument("--provider", action="append", default=[])
+    parser.add_argument("--model", action="append", default=[])
+    parser.add_argument("--project", action="append", default=[])
+    parser.add_argument("--start", default="", metavar="DATE", help="a date or a time, inclusive")
+    parser.add_argument("--end", default="", metavar="DATE", help="a date (through that day) or a time")
+    parser.add_argument("--time-zone", default="", metavar="ZONE", help="an IANA name; default: UTC")
+    parser.add_argument(
+        "--group-by",
+        default="provider,model",
+        metavar="NAMES",
+        help="none, or any of provider, model, organization, project, user, tag, label:<key>, day, week, "
+        "month…, by comma; default: %(default)s",
+    )
+    parser.add_argument("--currency", default="", help="ISO 4217; default: USD")
+    parser.add_argument("--json", action="store_true", help="print the answer as JSON")
+    parser.set_defaults(run="costs")
+
+
+def _dispatch(options: argparse.Namespace) -> int:
+    if options.run == "serve":
+        from llm_cost_ops.cli.serving import serve
+
+        return serve(options)
+    if options.run == "import":
+        from llm_cost_ops.cli.importing import import_file
+
+        return import_file(options)
+    if options.run == "costs":
+        from llm_cost_ops.cli.reports import show_costs
+
+        return show_costs(options)
+    from llm_cost_ops.cli.quickstart import quickstart
+
+    return quickstart(options)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit status is 0, 1 when records were rejected, or 2 when it failed."""
+    options = _parser().parse_args(arguments)
+    try:
+        return _dispatch(options)
+    except CostOpsError as error:
+        print(f"llm-cost-ops: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"llm-cost-ops: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+    except ImportError as error:
+        extra = {"rich": "cli", "uvicorn": "server", "granian": "server"}.get((error.name or "").split(".")[0])
+        if extra is None:
+            raise
+        print(f"llm-cost-ops: this needs more: pip install 'llm-cost-ops[{extra}]'", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("llm-cost-ops: interrupted", file=sys.stderr)
+    return EXIT_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

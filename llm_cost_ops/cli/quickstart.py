@@ -1,0 +1,59 @@
+"""Records example responses of providers with the embedded engine, and shows what they cost."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from llm_cost_ops.cli.importing import Import, read_jsonl
+from llm_cost_ops.cli.reports import cost_table, money, print_total
+from llm_cost_ops.client import CostOpsClient
+
+__all__ = ["quickstart"]
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "data" / "responses.jsonl"
+
+
+def quickstart(options: argparse.Namespace) -> int:
+    """The `quickstart` command."""
+    path = Path(options.file) if options.file else EXAMPLES
+    if not path.exists():
+        print(
+            f"llm-cost-ops: no file {path}: the examples come with the repository; "
+            "or name a JSONL file of provider responses",
+            file=sys.stderr,
+        )
+        return 2
+    console = Console()
+    with CostOpsClient(base_url=f"sqlite:///{options.db}") as client:
+        console.print(f"Recording the responses in [bold]{_shown(path)}[/] into [bold]{options.db}[/]")
+        job = Import(client, {}, batch_size=100)
+        with path.open("rb") as stream:
+            job.run(read_jsonl(stream), path.stat().st_size)
+        job.report(console)
+        by_model = client.costs.get(group_by=["provider", "model"])
+        by_day = client.costs.get(group_by="day")
+        console.print()
+        console.print(cost_table("By provider and model", by_model))
+        console.print(cost_table("By day", by_day))
+        print_total(console, by_model)
+        today = client.usage.get_history(page_size=1).data
+        if today:
+            record = today[0]
+            cost = "no price" if record.estimated_cost is None else f"{money(record.estimated_cost)} USD"
+            console.print(
+                f"The last call: {record.provider} {record.model_id}, {record.input_tokens:,} tokens in "
+                f"({record.cached_tokens:,} cached), {record.output_tokens:,} out: {cost}."
+            )
+    console.print(f"Ask more: [bold]llm-cost-ops costs --db {options.db} --group-by project,day[/]")
+    return 1 if job.rejected else 0
+
+
+def _shown(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,101 @@
+"""Tables of costs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from decimal import Decimal
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from llm_cost_ops._gen.codecs import COST_SUMMARY
+from llm_cost_ops.cli.target import open_client
+from llm_cost_ops.client import CostOpsClient
+from llm_cost_ops.types import CostSummary
+
+__all__ = ["cost_table", "money", "print_total", "show_costs"]
+
+
+def money(value: Decimal) -> str:
+    """An amount with every digit that it has, and at least two after the point."""
+    whole, _, fraction = f"{value:f}".partition(".")
+    return f"{int(whole):,}.{fraction.ljust(2, '0')}" if whole != "-0" else f"-0.{fraction.ljust(2, '0')}"
+
+
+def cost_table(title: str, summary: CostSummary) -> Table:
+    """A row a group, and the total below; decimal points stand under each other."""
+    names = [key.dimension for key in summary.breakdown[0].keys] if summary.breakdown else ["group"]
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_footer=True)
+    for index, name in enumerate(names):
+        table.add_column(name, footer="total" if index == 0 else "", overflow="fold")
+    costs = [money(group.cost) for group in summary.breakdown]
+    total = money(summary.total_cost)
+    places = max(len(text.partition(".")[2]) for text in [*costs, total])
+    share = summary.additive and summary.total_cost > 0
+
+    def aligned(text: str) -> str:
+        return text + " " * (places - len(text.partition(".")[2]))
+
+    unpriced = summary.unpriced_requests > 0
+    table.add_column("requests", footer=f"{summary.total_requests:,}", justify="right")
+    table.add_column("tokens", footer=f"{summary.total_tokens:,}", justify="right")
+    table.add_column(f"cost, {summary.currency}", footer=aligned(total), justify="right", no_wrap=True)
+    if share:
+        table.add_column("", footer="")
+    if unpriced:
+        table.add_column("unpriced", footer=f"{summary.unpriced_requests:,}", justify="right", style="yellow")
+    dearest = max((group.cost for group in summary.breakdown), default=Decimal(0))
+    for group, cost in zip(summary.breakdown, costs, strict=True):
+        row = [key.value or "-" for key in group.keys]
+        row += [f"{group.requests:,}", f"{group.tokens:,}", aligned(cost)]
+        if share:
+            row.append("█" * round(12 * group.cost / dearest) if dearest else "")
+        if unpriced:
+            row.append(f"{group.unpriced_requests:,}" if group.unpriced_requests else "")
+        table.add_row(*row)
+    return table
+
+
+def print_total(console: Console, summary: CostSummary) -> None:
+    """The total, and what it does not cover."""
+    console.print(
+        f"[bold]{money(summary.total_cost)} {summary.currency}[/] for {summary.total_requests:,} requests "
+        f"and {summary.total_tokens:,} tokens"
+    )
+    if summary.unpriced_requests:
+        console.print(
+            f"[yellow]{summary.unpriced_requests:,} requests have no price: the total is a lower bound.[/] "
+            "Add one with client.pricing.create(…)."
+        )
+    for other in summary.other_currencies:
+        console.print(f"and {money(other.cost)} {other.currency} for {other.requests:,} requests")
+
+
+def show_costs(options: argparse.Namespace) -> int:
+    """The `costs` command."""
+    with open_client(options) as client:
+        summary = _asked(client, options)
+    if options.json:
+        sys.stdout.write(COST_SUMMARY.encode_json(summary).decode() + "\n")
+        return 0
+    console = Console()
+    if summary.breakdown:
+        console.print(cost_table("What it cost", summary))
+    print_total(console, summary)
+    return 0
+
+
+def _asked(client: CostOpsClient, options: argparse.Namespace) -> CostSummary:
+    return client.costs.get(
+        organization_id=options.organization,
+        provider=options.provider,
+        model_id=options.model,
+        project_id=options.project,
+        start_date=options.start,
+        end_date=options.end,
+        time_zone=options.time_zone,
+        group_by=[name.strip() for name in options.group_by.split(",")],
+        currency=options.currency,
+    )

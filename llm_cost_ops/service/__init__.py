@@ -1,0 +1,58 @@
+"""The service itself: validate -> engine -> store. The embedded client and both servers share it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llm_cost_ops._gen.servicers import (
+    bind_analytics_service,
+    bind_cost_service,
+    bind_health_service,
+    bind_pricing_service,
+    bind_usage_service,
+)
+from llm_cost_ops.interceptors.validation import Validation
+from llm_cost_ops.rpc.handler import ServiceHandler
+from llm_cost_ops.service.analytics import AnalyticsService
+from llm_cost_ops.service.checks import CHECKS
+from llm_cost_ops.service.costs import CostService
+from llm_cost_ops.service.health import HealthService
+from llm_cost_ops.service.prices import Prices
+from llm_cost_ops.service.pricing import PricingService
+from llm_cost_ops.service.usage import UsageService
+from llm_cost_ops.stores import Store
+from llm_cost_ops.stores.sqlite import SqliteStore
+
+__all__ = ["Service", "open_service"]
+
+
+class Service:
+    """Every servicer over one store, behind one handler. Close it when done."""
+
+    def __init__(self, store: Store, interceptors: Sequence[Any] = ()) -> None:
+        self.store = store
+        self.health = HealthService(store)
+        prices = Prices(store)
+        self.handler = ServiceHandler(
+            [
+                *bind_usage_service(UsageService(store, prices)),
+                *bind_cost_service(CostService(store)),
+                *bind_pricing_service(PricingService(store, prices)),
+                *bind_analytics_service(AnalyticsService(store)),
+                *bind_health_service(self.health),
+            ],
+            [*interceptors, Validation(CHECKS, origin="server")],
+        )
+
+    async def aclose(self) -> None:
+        """Let go of the store's files and threads. May be called twice."""
+        await self.store.aclose()
+
+
+def open_service(path: str | None, *, durability: str = "disk", group_commit: bool = False) -> Service:
+    """The service over a SQLite file, or over memory when `path` is None.
+
+    With `group_commit`, concurrent writes share one transaction and one fsync, in a thread.
+    """
+    return Service(SqliteStore(path, durability=durability, group_commit=group_commit))

@@ -1,0 +1,101 @@
+"""Answers how usage and cost move over time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from llm_cost_ops._gen.messages import (
+    Analytics,
+    AnalyticsSummary,
+    GetAnalyticsRequest,
+    GetAnalyticsResponse,
+    Interval,
+    MetricValues,
+    TimeSeriesPoint,
+)
+from llm_cost_ops.engine.windows import buckets_between
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.service.listing import filter_of, invalid, meta_of
+from llm_cost_ops.service.summing import Total, average, dimensions_of, key_list
+from llm_cost_ops.stores import Store
+
+__all__ = ["AnalyticsService"]
+
+_METRICS: dict[str, Callable[[Total], Any]] = {
+    "total_cost": lambda total: total.cost,
+    "total_tokens": lambda total: total.tokens,
+    "total_requests": lambda total: total.requests,
+    "input_tokens": lambda total: total.input_tokens,
+    "output_tokens": lambda total: total.output_tokens,
+    "cached_tokens": lambda total: total.cached_tokens,
+    "unpriced_requests": lambda total: total.unpriced_requests,
+    "average_cost_per_request": lambda total: average(total.cost, total.requests - total.unpriced_requests),
+    "average_tokens_per_request": lambda total: average(total.tokens, total.requests),
+}
+_DEFAULT_METRICS = ["total_cost", "total_tokens", "total_requests"]
+
+
+class AnalyticsService:
+    """Measures buckets of time, and the whole period."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def get_analytics(self, request: GetAnalyticsRequest, context: CallContext) -> GetAnalyticsResponse:
+        """Give a series; without group_by every bucket is in it, used or not."""
+        metrics = request.metrics or _DEFAULT_METRICS
+        for name in metrics:
+            if name not in _METRICS:
+                raise invalid("metrics", f"{name!r} is none of {', '.join(_METRICS)}")
+        dimensions, _ = dimensions_of(request.group_by, allow_time=False)
+        where = filter_of(request, context)
+        assert where.start is not None
+        end = where.end or datetime.fromtimestamp(context.runtime.now(), UTC)
+        interval = Interval.DAY if request.interval == Interval.UNSPECIFIED else request.interval
+        if interval not in (Interval.HOUR, Interval.DAY, Interval.WEEK, Interval.MONTH):
+            raise invalid("interval", f"{interval.value!r} is none of hour, day, week, month")
+        currency = request.currency or "USD"
+        buckets = buckets_between(where.start, end, interval.value, request.time_zone)
+        rows = await self._store.summarize(where, tuple(dimensions), buckets, context)
+        additive = "tag" not in dimensions
+        plain = rows if additive else await self._store.summarize(where, (), None, context)
+        total = Total()
+        for _, _, sums in plain:
+            total.add(sums, currency)
+        points: dict[tuple[int, tuple[str, ...]], Total] = {}
+        if not dimensions:
+            points = {(index, ()): Total() for index in range(len(buckets))}
+        for keys, bucket, sums in rows:
+            points.setdefault((bucket, keys), Total()).add(sums, currency)
+        series = [
+            TimeSeriesPoint(
+                timestamp=buckets[bucket][0],
+                metrics=MetricValues(**{name: _METRICS[name](point) for name in metrics}),
+                group=key_list(dimensions, keys),
+            )
+            for (bucket, keys), point in sorted(points.items())
+        ]
+        return GetAnalyticsResponse(
+            data=Analytics(
+                time_series=series,
+                summary=_summary(total, currency),
+                interval=interval,
+                period_start=where.start,
+                period_end=end,
+            ),
+            meta=meta_of(context),
+        )
+
+
+def _summary(total: Total, currency: str) -> AnalyticsSummary:
+    return AnalyticsSummary(
+        total_cost=total.cost,
+        total_tokens=total.tokens,
+        total_requests=total.requests,
+        average_cost_per_request=_METRICS["average_cost_per_request"](total),
+        average_tokens_per_request=_METRICS["average_tokens_per_request"](total),
+        unpriced_requests=total.unpriced_requests,
+        currency=currency,
+    )

@@ -1,0 +1,86 @@
+"""What requests must satisfy: the generated rules of each field, and the rules between fields.
+
+The client runs the same checks before it sends, so that a bad request costs no round trip.
+"""
+
+from __future__ import annotations
+
+from llm_cost_ops._gen.codecs import CREATE_PRICE_REQUEST, USAGE_RECORD
+from llm_cost_ops._gen.messages import (
+    BatchSubmitUsageRequest,
+    CreatePriceRequest,
+    SubmitUsageRequest,
+    UsageRecord,
+)
+from llm_cost_ops._gen.methods import BATCH_SUBMIT_USAGE, CREATE_PRICE, SUBMIT_USAGE
+from llm_cost_ops.engine.card_rules import check_card
+from llm_cost_ops.engine.usage_rules import check_usage
+from llm_cost_ops.interceptors.validation import Check
+from llm_cost_ops.rpc.status import Violation
+
+__all__ = ["CHECKS", "check_record"]
+
+LARGEST_BATCH = 10_000
+
+
+def check_record(record: UsageRecord, path: str, now: float, violations: list[Violation]) -> None:
+    """Add every rule that a record breaks; `path` is where it stands in the request."""
+    unknown = record.unknown_
+    if unknown and unknown.error:
+        field = ".".join(part for part in (path, unknown.error_field) if part)
+        violations.append(Violation(field, unknown.error))
+        return
+    before = len(violations)
+    USAGE_RECORD.validate(record, path, violations)
+    try:
+        check_usage(record, path, violations, now)
+    except (TypeError, AttributeError):
+        # A field of a wrong type stops the rules between fields; the generated ones have named it.
+        if len(violations) == before:
+            raise
+
+
+def _submit(request: SubmitUsageRequest, now: float, violations: list[Violation]) -> None:
+    # The record is the body in REST and the parameters in Python: its fields need no prefix.
+    if isinstance(request.usage, UsageRecord):
+        check_record(request.usage, "", now, violations)
+    else:
+        violations.append(Violation("usage", "must be a UsageRecord"))
+
+
+def _batch(request: BatchSubmitUsageRequest, now: float, violations: list[Violation]) -> None:
+    """The batch itself; its records are answered one by one."""
+    records = request.records
+    if not isinstance(records, list):
+        violations.append(Violation("records", "must be a list of UsageRecord"))
+        return
+    if not records:
+        violations.append(Violation("records", "must hold at least one record"))
+    elif len(records) > LARGEST_BATCH:
+        violations.append(
+            Violation("records", f"must hold at most {LARGEST_BATCH:,} records, not {len(records):,}")
+        )
+    for index, record in enumerate(records):
+        if not isinstance(record, UsageRecord):
+            violations.append(Violation(f"records[{index}]", "must be a UsageRecord"))
+
+
+def _create_price(request: CreatePriceRequest, now: float, violations: list[Violation]) -> None:
+    before = len(violations)
+    CREATE_PRICE_REQUEST.validate(request, "", violations)
+    if not request.rates and request.input_price_per_1k is None and request.output_price_per_1k is None:
+        violations.append(
+            Violation("rates", "must hold a price, unless input_price_per_1k or output_price_per_1k is given")
+        )
+    try:
+        check_card(request, "", violations)
+    except (TypeError, AttributeError, ValueError):
+        if len(violations) == before:
+            raise
+
+
+CHECKS: dict[str, Check] = {
+    SUBMIT_USAGE.path: _submit,
+    BATCH_SUBMIT_USAGE.path: _batch,
+    CREATE_PRICE.path: _create_price,
+}

@@ -1,0 +1,58 @@
+"""Tells whether the service works."""
+
+from __future__ import annotations
+
+from llm_cost_ops import __version__
+from llm_cost_ops._gen.messages import (
+    ComponentHealth,
+    GetHealthRequest,
+    GetHealthResponse,
+    GetReadinessRequest,
+    GetReadinessResponse,
+    HealthStatus,
+)
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.stores import Store
+
+__all__ = ["HealthService"]
+
+
+class HealthService:
+    """Asks the store whether it can write. A server that drains sets `draining`."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._started: float | None = None
+        self.draining = False
+
+    async def get_health(self, request: GetHealthRequest, context: CallContext) -> GetHealthResponse:
+        """Tell how the parts are."""
+        store = await self._store_health(context)
+        return GetHealthResponse(
+            status=store.status, version=__version__, uptime_seconds=self._uptime(context), components=[store]
+        )
+
+    async def get_readiness(self, request: GetReadinessRequest, context: CallContext) -> GetReadinessResponse:
+        """Answer, or fail with UNAVAILABLE."""
+        store = await self._store_health(context)
+        if self.draining:
+            raise RpcError(StatusCode.UNAVAILABLE, "the server is shutting down", retry_after=1.0)
+        if store.status == HealthStatus.UNHEALTHY:
+            raise RpcError(StatusCode.UNAVAILABLE, f"the store can't write: {store.message}")
+        return GetReadinessResponse(
+            status=store.status, version=__version__, uptime_seconds=self._uptime(context), components=[store]
+        )
+
+    async def _store_health(self, context: CallContext) -> ComponentHealth:
+        try:
+            await self._store.check(context)
+        except RpcError as error:
+            return ComponentHealth(name="store", status=HealthStatus.UNHEALTHY, message=error.message)
+        return ComponentHealth(name="store", status=HealthStatus.HEALTHY)
+
+    def _uptime(self, context: CallContext) -> float:
+        now = context.runtime.monotonic()
+        if self._started is None:
+            self._started = now
+        return round(now - self._started, 3)

@@ -1,0 +1,152 @@
+"""Keeps prices."""
+
+from __future__ import annotations
+
+import copy
+from datetime import UTC, datetime
+from decimal import Context, Decimal
+from hashlib import blake2b
+
+import msgspec
+
+from llm_cost_ops._gen.messages import (
+    CreatePriceRequest,
+    CreatePriceResponse,
+    GetPriceRequest,
+    GetPriceResponse,
+    ListPricesRequest,
+    ListPricesResponse,
+    PriceOrigin,
+    Rate,
+    RateCard,
+    SubmitStatus,
+)
+from llm_cost_ops.engine.money import plain
+from llm_cost_ops.engine.providers import canonical_provider
+from llm_cost_ops.engine.windows import parse_end, parse_start
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.service.listing import Page, meta_of
+from llm_cost_ops.service.prices import Prices
+from llm_cost_ops.stores import Store
+from llm_cost_ops.wire.uuid7 import uuid7
+
+__all__ = ["PricingService"]
+
+_content = msgspec.json.Encoder(order="deterministic")
+
+# Wide enough for any price that the rules admit; never the caller's context.
+_EXACT = Context(prec=60)
+
+
+class PricingService:
+    """Creates dated cards and reads them back, those of the bundled catalog included."""
+
+    def __init__(self, store: Store, prices: Prices) -> None:
+        self._store = store
+        self._prices = prices
+
+    async def create_price(self, request: CreatePriceRequest, context: CallContext) -> CreatePriceResponse:
+        """Add a card; the same content under the same key gives the first card again."""
+        now = datetime.fromtimestamp(context.runtime.now(), UTC)
+        content = copy.copy(request)
+        content.idempotency_key = ""
+        fingerprint = blake2b(_content.encode(content), digest_size=16).digest()
+        key = request.idempotency_key or context.idempotency_key
+        card, status = await self._store.add_card(_card(request, now), key, fingerprint, context)
+        if status == SubmitStatus.CONFLICT:
+            rule = "was used before for another card"
+            raise RpcError(
+                StatusCode.ALREADY_EXISTS,
+                f"the idempotency key {rule}",
+                violations=[Violation("idempotency_key", rule)],
+            )
+        if status == SubmitStatus.DUPLICATE:
+            context.response_status = 200
+        return CreatePriceResponse(data=card, meta=meta_of(context))
+
+    async def get_price(self, request: GetPriceRequest, context: CallContext) -> GetPriceResponse:
+        """Get a card by its id."""
+        card = await self._store.get_card(request.id, context) or self._prices.catalog_card(request.id)
+        if card is None:
+            raise RpcError(StatusCode.NOT_FOUND, f"there is no price card {request.id!r}")
+        return GetPriceResponse(data=card, meta=meta_of(context))
+
+    async def list_prices(self, request: ListPricesRequest, context: CallContext) -> ListPricesResponse:
+        """List the cards of the store, then those of the catalog, each by provider, model and date."""
+        cards = await self._matching(request, context)
+        page = Page.of(request, "prices")
+        start = page.offset if page.after is None else int(page.after[0])
+        start = start or 0
+        chosen = cards[start : start + page.size]
+        more = start + page.size < len(cards)
+        cursor = page.cursor((start + page.size,)) if more else ""
+        described = page.described(more, cursor, len(cards) if page.number else None)
+        return ListPricesResponse(data=chosen, pagination=described, meta=meta_of(context))
+
+    async def _matching(self, request: ListPricesRequest, context: CallContext) -> list[RateCard]:
+        providers = {canonical_provider(provider) for provider in request.provider}
+        models = set(request.model_id)
+        at = parse_start(request.active_at) if request.active_at else None
+        cards: list[RateCard] = []
+        if request.origin != PriceOrigin.CATALOG:
+            cards += await self._store.all_cards(context)
+        if request.origin != PriceOrigin.MANUAL:
+            cards += self._prices.catalog_cards(providers, models)
+        return [
+            card
+            for card in cards
+            if (not providers or card.provider in providers)
+            and (not models or card.model_id in models or not models.isdisjoint(card.aliases))
+            and card.organization_id in ("", request.organization_id)
+            and (not request.currency or card.currency == request.currency)
+            and (at is None or _in_force(card, at))
+        ]
+
+
+def _in_force(card: RateCard, at: datetime) -> bool:
+    return (card.effective_from is None or card.effective_from <= at) and (
+        card.effective_until is None or at < card.effective_until
+    )
+
+
+def _card(request: CreatePriceRequest, now: datetime) -> RateCard:
+    """The card that a valid request describes."""
+    rates = list(request.rates)
+    for meter, price in (("INPUT", request.input_price_per_1k), ("OUTPUT", request.output_price_per_1k)):
+        if price is not None:
+            rates.append(Rate(meter=meter, price=_EXACT.scaleb(price, 3), per=1_000_000))
+    by_meter = {rate.meter: rate for rate in rates}
+
+    def per_thousand(meter: str) -> Decimal | None:
+        rate = by_meter.get(meter)
+        if rate is None:
+            return None
+        return plain(_EXACT.divide(_EXACT.scaleb(rate.price, 3), Decimal(rate.per or 1_000_000)))
+
+    return RateCard(
+        id=uuid7(),
+        provider=canonical_provider(request.provider),
+        model_id=request.model_id,
+        aliases=list(request.aliases),
+        organization_id=request.organization_id,
+        region=request.region,
+        service_tier=request.service_tier,
+        processing=request.processing,
+        speed=request.speed,
+        currency=request.currency or "USD",
+        effective_from=parse_start(request.effective_date) if request.effective_date else now,
+        effective_until=parse_end(request.end_date) if request.end_date else None,
+        windows=list(request.windows),
+        rates=rates,
+        tier_mode=request.tier_mode,
+        tier_basis=request.tier_basis,
+        multipliers=list(request.multipliers),
+        origin=PriceOrigin.MANUAL,
+        source_url=request.source_url,
+        version=1,
+        created_at=now,
+        updated_at=now,
+        input_price_per_1k=per_thousand("INPUT"),
+        output_price_per_1k=per_thousand("OUTPUT"),
+    )

@@ -1,0 +1,191 @@
+"""Records usage and reads it back."""
+
+from __future__ import annotations
+
+import copy
+from datetime import UTC, datetime
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+
+from llm_cost_ops._gen.messages import (
+    BatchReceipt,
+    BatchSubmitUsageRequest,
+    BatchSubmitUsageResponse,
+    CostStatus,
+    FieldViolation,
+    ListUsageRequest,
+    ListUsageResponse,
+    RecordError,
+    SubmitResult,
+    SubmitStatus,
+    SubmitUsageRequest,
+    SubmitUsageResponse,
+    UsageReceipt,
+    UsageRecord,
+)
+from llm_cost_ops.engine.ledger import Appended, Entry
+from llm_cost_ops.engine.money import from_units
+from llm_cost_ops.engine.providers import canonical_provider
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.service.checks import check_record
+from llm_cost_ops.service.listing import Page, filter_of, meta_of
+from llm_cost_ops.service.prices import Prices
+from llm_cost_ops.stores import Store
+from llm_cost_ops.wire.uuid7 import uuid7
+
+__all__ = ["UsageService"]
+
+# Maps are sorted, so that their order is no part of the content.
+_content = msgspec.json.Encoder(order="deterministic")
+
+_CONFLICT = "the idempotency key was used before with other content"
+
+
+class UsageService:
+    """Validates, prices and stores; answers are given once the store has committed."""
+
+    def __init__(self, store: Store, prices: Prices) -> None:
+        self._store = store
+        self._prices = prices
+
+    async def submit_usage(self, request: SubmitUsageRequest, context: CallContext) -> SubmitUsageResponse:
+        """Record one call."""
+        assert request.usage is not None
+        now = datetime.fromtimestamp(context.runtime.now(), UTC)
+        await self._prices.refresh(context)
+        entry = self._entry(request.usage, context.idempotency_key, now)
+        [done] = await self._store.append([entry], context)
+        if done.status == SubmitStatus.CONFLICT:
+            raise RpcError(
+                StatusCode.ALREADY_EXISTS, _CONFLICT, violations=[Violation("idempotency_key", _CONFLICT)]
+            )
+        if done.status == SubmitStatus.DUPLICATE:
+            context.response_status = 200
+        receipt = _receipt(done, entry.record.organization_id)
+        return SubmitUsageResponse(data=receipt, meta=meta_of(context))
+
+    async def batch_submit_usage(
+        self, request: BatchSubmitUsageRequest, context: CallContext
+    ) -> BatchSubmitUsageResponse:
+        """Record many calls; a bad record harms only itself."""
+        seconds = context.runtime.now()
+        now = datetime.fromtimestamp(seconds, UTC)
+        await self._prices.refresh(context)
+        results: list[SubmitResult | None] = []
+        entries: list[Entry] = []
+        for index, record in enumerate(request.records):
+            violations: list[Violation] = []
+            check_record(record, f"records[{index}]", seconds, violations)
+            if violations:
+                results.append(_invalid(violations))
+                continue
+            key = f"{context.idempotency_key}:{index}" if context.idempotency_key else ""
+            entries.append(self._entry(record, key, now))
+            results.append(None)
+        appended = iter(zip(entries, await self._store.append(entries, context) if entries else [], strict=True))
+        complete = [result or _result(*next(appended)) for result in results]
+        return BatchSubmitUsageResponse(data=_counted(complete), meta=meta_of(context))
+
+    async def list_usage(self, request: ListUsageRequest, context: CallContext) -> ListUsageResponse:
+        """List records, newest first unless told otherwise."""
+        where = filter_of(request, context)
+        page = Page.of(request, f"usage:{request.sort or 'timestamp'}:{request.order or 'desc'}")
+        records, more = await self._store.list_usage(
+            where,
+            request.sort or "timestamp",
+            request.order != "asc",
+            page.size,
+            page.after,
+            page.offset,
+            context,
+        )
+        total = await self._store.count_usage(where, context) if page.number else None
+        last = records[-1] if records else None
+        cursor = page.cursor(_position(last, request.sort)) if more and last is not None else ""
+        return ListUsageResponse(
+            data=records, pagination=page.described(more, cursor, total), meta=meta_of(context)
+        )
+
+    def _entry(self, sent: UsageRecord, key: str, now: datetime) -> Entry:
+        """The record as it will be stored, its fingerprint and its price."""
+        record = copy.copy(sent)
+        # Output only: what the caller put there is dropped.
+        record.id = record.currency = ""
+        record.ingested_at = record.estimated_cost = None
+        record.cost_status = CostStatus.UNSPECIFIED
+        record.provider = canonical_provider(record.provider)
+        record.total_tokens = record.input_tokens + record.output_tokens
+        if record.timestamp is not None:
+            record.timestamp = _in_utc(record.timestamp)
+        record.idempotency_key = ""
+        fingerprint = blake2b(_content.encode(record), digest_size=16).digest()
+        record.idempotency_key = sent.idempotency_key or key
+        record.id = uuid7()
+        record.ingested_at = now
+        if record.timestamp is None:
+            record.timestamp = now
+        price = self._prices.book.price(record)
+        return Entry(
+            record=record,
+            fingerprint=fingerprint,
+            status=price.status,
+            currency=price.currency,
+            units=price.units,
+            card_id=price.card_id,
+            card_version=price.card_version,
+            fallbacks=price.fallbacks,
+            origin_version=price.origin_version,
+        )
+
+
+def _in_utc(moment: datetime) -> datetime:
+    if moment.tzinfo is UTC:
+        return moment
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def _receipt(done: Appended, organization_id: str) -> UsageReceipt:
+    return UsageReceipt(
+        usage_id=done.usage_id,
+        organization_id=organization_id,
+        estimated_cost=None if done.units is None else from_units(done.units),
+        currency=done.currency,
+        processed_at=done.processed_at,
+        cost_status=done.cost_status,
+        duplicate=done.status == SubmitStatus.DUPLICATE,
+    )
+
+
+def _result(entry: Entry, done: Appended) -> SubmitResult:
+    if done.status == SubmitStatus.CONFLICT:
+        violation = FieldViolation(field="idempotency_key", description=_CONFLICT)
+        error = RecordError(code="ALREADY_EXISTS", message=_CONFLICT, violations=[violation])
+        return SubmitResult(status=done.status, error=error)
+    return SubmitResult(status=done.status, usage=_receipt(done, entry.record.organization_id))
+
+
+def _invalid(violations: list[Violation]) -> SubmitResult:
+    return SubmitResult(
+        status=SubmitStatus.INVALID,
+        error=RecordError(
+            code="INVALID_ARGUMENT",
+            message="; ".join(f"{field} {rule}" for field, rule in violations[:20]),
+            violations=[FieldViolation(field=field, description=rule) for field, rule in violations],
+        ),
+    )
+
+
+def _counted(results: list[SubmitResult]) -> BatchReceipt:
+    counts: dict[Any, int] = {}
+    for result in results:
+        counts[result.status] = counts.get(result.status, 0) + 1
+    return BatchReceipt(
+        results=results,
+        created=counts.get(SubmitStatus.CREATED, 0),
+        duplicates=counts.get(SubmitStatus.DUPLICATE, 0),
+        conflicts=counts.get(SubmitStatus.CONFLICT, 0),
+        invalid=counts.get(SubmitStatus.INVALID, 0),
+    )
