@@ -1,0 +1,174 @@
+"""What generated codecs do outside their straight line: unknown fields, odd tags, and errors with a path."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from llm_cost_ops.wire.errors import DecodeError, EncodeError
+from llm_cost_ops.wire.unknown import Unknown
+from llm_cost_ops.wire.varint import int32, read_varint, to_int32, varint
+
+if TYPE_CHECKING:
+    from msgspec import UnsetType
+
+    from llm_cost_ops.wire.open_enum import OpenEnum
+
+__all__ = [
+    "DECODE_FAULTS",
+    "ENCODE_FAULTS",
+    "MOST_NESTED",
+    "enum_varint",
+    "keep_unknown",
+    "read_enum",
+    "respell",
+    "skip_field",
+    "unreadable",
+    "unwritable",
+]
+
+E = TypeVar("E", bound="OpenEnum")
+
+MOST_NESTED = 100
+"""How deep messages and groups may lie in each other: what all protobuf libraries take."""
+
+# What a straight line of indexing, slicing and unpacking raises on bytes, or values, of another kind.
+DECODE_FAULTS = (IndexError, ValueError, struct.error)
+ENCODE_FAULTS = (AttributeError, TypeError, ValueError, ArithmeticError, RecursionError, struct.error)
+
+
+def skip_field(data: bytes, pos: int, end: int, known: Collection[int]) -> int:
+    """The position behind the field that starts at `pos`, of which generated code made nothing.
+
+    -1 where it is one of the `known` tags after all, but in a longer spelling than it needs: `respell` helps.
+    """
+    tag, at = _read_tag(data, pos)
+    if tag in known:
+        return -1
+    at = _skip_value(data, at, end, tag)
+    if at > end:
+        raise DecodeError("the data ends within a field")
+    return at
+
+
+def respell(data: bytes, pos: int, end: int, known: Collection[int]) -> bytes:
+    """The data from `pos` to `end`, with the tags among `known` in their shortest form."""
+    pieces = []
+    while pos < end:
+        tag, at = _read_tag(data, pos)
+        after = _skip_value(data, at, end, tag)
+        if after > end:
+            raise DecodeError("the data ends within a field")
+        pieces.append(varint(tag) + data[at:after] if tag in known else data[pos:after])
+        pos = after
+    return b"".join(pieces)
+
+
+def _read_tag(data: bytes, pos: int) -> tuple[int, int]:
+    tag, at = read_varint(data, pos)
+    if tag > 0xFFFFFFFF or at - pos > 5:
+        raise DecodeError("a tag has more than 32 bits")
+    if tag < 8:
+        raise DecodeError("a field has the number 0")
+    return tag, at
+
+
+def _skip_value(data: bytes, pos: int, end: int, tag: int) -> int:
+    """The position behind a value; a group ends with the tag that closes it."""
+    wire_type = tag & 7
+    if wire_type == 0:
+        return read_varint(data, pos)[1]
+    if wire_type == 1:
+        return pos + 8
+    if wire_type == 2:
+        length, pos = read_varint(data, pos)
+        return pos + length
+    if wire_type == 5:
+        return pos + 4
+    if wire_type == 3:
+        return _skip_group(data, pos, end, tag)
+    raise DecodeError("a group ends that did not begin" if wire_type == 4 else f"wire type {wire_type}")
+
+
+def _skip_group(data: bytes, pos: int, end: int, tag: int) -> int:
+    opened = [tag]
+    while opened:
+        if pos >= end:
+            raise DecodeError("the data ends within a group")
+        tag, pos = _read_tag(data, pos)
+        if tag & 7 == 3:
+            opened.append(tag)
+            if len(opened) > MOST_NESTED:
+                raise DecodeError(f"groups lie more than {MOST_NESTED} deep")
+        elif tag & 7 == 4:
+            if opened.pop() != tag - 1:
+                raise DecodeError("a group ends with the number of another")
+        else:
+            pos = _skip_value(data, pos, end, tag)
+    return pos
+
+
+def keep_unknown(unknown: Unknown | UnsetType, fields: list[bytes]) -> Unknown:
+    """The `unknown_` slot with some more unknown fields."""
+    if not isinstance(unknown, Unknown):
+        return Unknown(b"".join(fields))
+    # A message may come in any number of parts, each of which adds to what the ones before left. Only a
+    # bytearray grows without being copied each time; it equals the same bytes.
+    grown: Any = unknown.binary
+    if not isinstance(grown, bytearray):
+        grown = bytearray(grown)
+        unknown.binary = grown
+    grown += b"".join(fields)
+    return unknown
+
+
+def enum_varint(enum: type[OpenEnum], value: str) -> bytes:
+    """The varint of a value that the enum's table lacks: of an unknown number such as "99"."""
+    number = enum(value).number
+    if number is None:
+        raise EncodeError(f"{str(value)!r} has no number")
+    return int32(number)
+
+
+def read_enum(enum: type[E], members: dict[int, E], n: int) -> E:
+    """The member for a varint that the enum's table lacks: negative, too large, or unknown."""
+    number = to_int32(n)
+    return members.get(number) or enum(str(number))
+
+
+def unreadable(error: Exception, message: Any, name: tuple[str, str], truncated: bool) -> DecodeError:
+    """The DecodeError to raise when a field could not be read.
+
+    `name` is the field's path and, if it is a list, the attribute that holds what was read before. A field
+    that was not known is ("", "").
+    """
+    path, items = name
+    if items:
+        path = f"{path}[{len(getattr(message, items))}]"
+    if isinstance(error, DecodeError):
+        if path:
+            error.within(path)
+        return error
+    if isinstance(error, UnicodeDecodeError) and not truncated:
+        return DecodeError("is not UTF-8", path)
+    if isinstance(error, (IndexError, struct.error)) or truncated:
+        return DecodeError("the data ends within the field" if path else "the data ends within a field", path)
+    return DecodeError(str(error), path)
+
+
+def unwritable(error: Exception, path: str, index: int) -> EncodeError:
+    """The EncodeError to raise when a field could not be written; an index of -1 means no list's."""
+    if index >= 0:
+        path = f"{path}[{index}]"
+    if isinstance(error, EncodeError):
+        if path:
+            error.within(path)
+        return error
+    if isinstance(error, RecursionError):
+        return EncodeError("messages lie in each other without end", path)
+    if isinstance(error, UnicodeEncodeError):
+        return EncodeError("has half of a surrogate pair, which UTF-8 lacks", path)
+    if isinstance(error, ValueError):
+        return EncodeError(str(error), path)
+    return EncodeError(f"has a value of the wrong type or range ({error})", path)
