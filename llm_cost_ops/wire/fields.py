@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llm_cost_ops.wire.errors import DecodeError, EncodeError
@@ -26,6 +26,7 @@ __all__ = [
     "skip_field",
     "unreadable",
     "unwritable",
+    "walk",
 ]
 
 E = TypeVar("E", bound="OpenEnum")
@@ -55,14 +56,28 @@ def skip_field(data: bytes, pos: int, end: int, known: Collection[int]) -> int:
 def respell(data: bytes, pos: int, end: int, known: Collection[int]) -> bytes:
     """The data from `pos` to `end`, with the tags among `known` in their shortest form."""
     pieces = []
-    while pos < end:
-        tag, at = _read_tag(data, pos)
-        after = _skip_value(data, at, end, tag)
-        if after > end:
-            raise DecodeError("the data ends within a field")
-        pieces.append(varint(tag) + data[at:after] if tag in known else data[pos:after])
-        pos = after
+    for tag, start, stop in walk(data, pos, end):
+        if tag in known:
+            pieces += varint(tag), varint(stop - start) if tag & 7 == 2 else b"", data[start:stop]
+        else:
+            pieces.append(data[pos:stop])
+        pos = stop
     return b"".join(pieces)
+
+
+def walk(data: bytes, pos: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Each field from `pos` to `end`: its tag, and where its value (without a length) starts and stops.
+
+    Raises DecodeError, or IndexError behind the data, when it comes to what is no field.
+    """
+    while pos < end:
+        tag, start = _read_tag(data, pos)
+        pos = _skip_value(data, start, end, tag)
+        if pos > end:
+            raise DecodeError("the data ends within a field")
+        if tag & 7 == 2:
+            start = read_varint(data, start)[1]
+        yield tag, start, pos
 
 
 def _read_tag(data: bytes, pos: int) -> tuple[int, int]:
