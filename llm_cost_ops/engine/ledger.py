@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime  # noqa: TC003 - msgspec resolves the annotations of Structs at run time
+from datetime import datetime
 
 import msgspec
 

@@ -1,0 +1,314 @@
+"""Price cards made ready for arithmetic: every price is a whole fraction of 10^-12 for one unit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from decimal import Decimal
+from math import gcd
+
+from llm_cost_ops._gen.messages import (
+    CostStatus,
+    Rate,
+    RateCard,
+    TierBasis,
+    TierMode,
+    UsageQuality,
+    UsageRecord,
+)
+from llm_cost_ops.engine.card_rules import card_error
+from llm_cost_ops.engine.meters import RATE_FALLBACKS, TOKEN_METERS, split_tokens, split_units
+from llm_cost_ops.engine.money import UNITS, divide_half_even, plain, product, ratio_of
+from llm_cost_ops.engine.usage_rules import usage_error
+
+__all__ = ["Charge", "CompiledCard", "CompiledRate", "compile_card", "status_of"]
+
+_PRICED = CostStatus.PRICED
+_UNPRICED = CostStatus.UNPRICED
+_AS_REPORTED = (UsageQuality.UNSPECIFIED, UsageQuality.PROVIDER)
+_PLAIN_METERS = ("INPUT", "CACHE_READ", "CACHE_WRITE", "CACHE_WRITE_EXTENDED", "OUTPUT", "REASONING")
+
+# A meter, its count (thousandths for AUDIO_SECONDS) and the rate that prices it, None without one.
+Charge = tuple[str, int, "CompiledRate | None"]
+_Row = tuple[int, int, int, int, int, int]
+
+
+class CompiledRate:
+    """What one meter costs. `scale` is how many counts make one unit of the meter: 1 or 1000."""
+
+    __slots__ = (
+        "bands",
+        "flat",
+        "included",
+        "meter",
+        "minimum",
+        "multiplier",
+        "per",
+        "prices",
+        "scale",
+        "starts",
+        "steps",
+    )
+
+    def __init__(self, rate: Rate, multipliers: list[Decimal], scale: int, *, graduated: bool) -> None:
+        self.meter = rate.meter.upper()
+        self.per = rate.per or 1_000_000
+        self.scale = scale
+        self.minimum = rate.minimum * scale
+        self.included = rate.included * scale
+        self.flat = not rate.minimum and not rate.included
+        self.multiplier = product(multipliers)
+        tiers = sorted(rate.tiers, key=lambda tier: tier.above) if graduated else rate.tiers
+        self.prices = [plain(rate.price), *(plain(tier.price) for tier in tiers)]
+        self.steps = [self._step(price) for price in self.prices]
+        # Counts are whole, so a price above a bound begins at the next one.
+        self.starts = [tier.above if tier.inclusive else tier.above + 1 for tier in tiers]
+        self.bands = [tier.above * scale for tier in tiers] if graduated and tiers else None
+
+    def _step(self, price: Decimal) -> tuple[int, int]:
+        top, bottom = ratio_of(price)
+        times, over = ratio_of(self.multiplier)
+        numerator = top * times * UNITS
+        denominator = bottom * over * self.per * self.scale
+        if numerator < 0 or denominator <= 0 or times <= 0:
+            raise ValueError("prices, multipliers and quantities are not below 0")
+        common = gcd(numerator, denominator)
+        return numerator // common, denominator // common
+
+    @property
+    def simple(self) -> bool:
+        """Whether a cost is a count times a whole number of units, at any given tier."""
+        return self.flat and self.bands is None and all(denominator == 1 for _, denominator in self.steps)
+
+    def billed(self, count: int) -> int:
+        """What is charged for: at least the minimum, less what is included."""
+        count = max(count, self.minimum)
+        return count - self.included if count > self.included else 0
+
+    def step_at(self, basis: int) -> int:
+        """The index of the price that holds for a whole request: the last whose bound is crossed."""
+        at = len(self.starts)
+        while at and basis < self.starts[at - 1]:
+            at -= 1
+        return at
+
+    def crosses(self, billed: int, basis: int) -> bool:
+        """Whether any bound is crossed, so that a sum of several requests may be priced wrongly."""
+        if self.bands is not None:
+            return billed > self.bands[0]
+        return any(basis >= start for start in self.starts)
+
+    def amount(self, billed: int, basis: int, *, base_only: bool = False) -> tuple[int, Decimal | None]:
+        """The cost in units, rounded once, and the price when it is one."""
+        if self.bands is None or base_only:
+            at = 0 if base_only else self.step_at(basis)
+            numerator, denominator = self.steps[at]
+            if denominator == 1:
+                return billed * numerator, self.prices[at]
+            return divide_half_even(billed * numerator, denominator), self.prices[at]
+        return self._graduated(billed, self.bands)
+
+    def _graduated(self, billed: int, bands: list[int]) -> tuple[int, Decimal | None]:
+        top, bottom, low, at = 0, 1, 0, 0
+        for at, (numerator, denominator) in enumerate(self.steps):
+            high = bands[at] if at < len(bands) else billed
+            quantity = min(billed, high) - low
+            top, bottom = top * denominator + quantity * numerator * bottom, bottom * denominator
+            low = high
+            if billed <= high:
+                break
+        return divide_half_even(top, bottom), None if at else self.prices[0]
+
+
+class CompiledCard:
+    """A price card that is ready for arithmetic. It is never changed, and may be used by many threads.
+
+    `card` is the card that it was made of; `rates` is what prices each meter, fallbacks resolved.
+    """
+
+    __slots__ = ("_bounds", "_fee", "_gap", "_rows", "_unit_prices", "by_total", "card", "rates")
+
+    def __init__(self, card: RateCard) -> None:
+        self.card = card
+        self.by_total = card.tier_basis == TierBasis.TOTAL_TOKENS
+        self.rates = _resolve(card)
+        self._bounds: list[int] = []
+        self._rows: list[_Row] = []
+        self._gap = False
+        self._fee = 0
+        self._unit_prices: dict[str, int] = {}
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Lay out the integer path: a row of prices per interval between bounds, where all are whole."""
+        used = [self.rates.get(meter) for meter in _PLAIN_METERS]
+        fee = self.rates.get("REQUESTS")
+        if used[0] is None or "TOTAL_TOKENS" in self.rates:
+            return
+        if not all(rate is None or rate.simple for rate in (*used, fee)) or (fee is not None and fee.starts):
+            return
+        self._fee = fee.steps[0][0] if fee is not None else 0
+        self._gap = used[4] is None
+        self._bounds = sorted({start for rate in used if rate is not None for start in rate.starts})
+        for basis in [-1, *self._bounds]:
+            prices = [0 if rate is None else rate.steps[rate.step_at(basis)][0] for rate in used]
+            self._rows.append((prices[0], prices[1], prices[2], prices[3], prices[4], prices[5]))
+        for meter, rate in self.rates.items():
+            if meter not in TOKEN_METERS and rate.simple and not rate.starts:
+                key = "audio_ms" if meter == "AUDIO_SECONDS" else meter.lower()
+                self._unit_prices[key] = rate.steps[0][0]
+
+    def total(self, record: UsageRecord) -> tuple[int | None, CostStatus]:
+        """What a record costs in 10^-12 of the card's currency, and how sure that is.
+
+        None when its counts are unknown. ValidationError when they contradict each other.
+        """
+        rows = self._rows
+        if rows and record.modality is None and record.quality in _AS_REPORTED:
+            calls = record.request_count
+            read = record.input_tokens
+            written = record.output_tokens
+            cached = record.cached_tokens
+            stored = record.cache_write_tokens
+            extended = record.cache_write_extended_tokens
+            reasoning = record.reasoning_tokens
+            text = read - cached - stored
+            try:
+                # The union of bits is below zero when any of them is.
+                signs = text | cached | extended | (stored - extended) | reasoning | (written - reasoning)
+            except TypeError:
+                signs = -1
+            if signs >= 0 and (calls is None or calls == 1) and not (written and self._gap):
+                if len(rows) == 1:
+                    row = rows[0]
+                else:
+                    row = self._row(read + written if self.by_total else read)
+                units = (
+                    text * row[0]
+                    + cached * row[1]
+                    + (stored - extended) * row[2]
+                    + extended * row[3]
+                    + (written - reasoning) * row[4]
+                    + reasoning * row[5]
+                )
+                if not record.meters:
+                    return units + self._fee, _PRICED
+                if (others := self._units_total(record.meters)) is not None:
+                    return units + others, _PRICED
+        return self._exact_total(record)
+
+    def _row(self, basis: int) -> _Row:
+        at = len(self._bounds)
+        while at and basis < self._bounds[at - 1]:
+            at -= 1
+        return self._rows[at]
+
+    def _units_total(self, meters: dict[str, int]) -> int | None:
+        total = 0 if "requests" in meters else self._fee
+        prices = self._unit_prices
+        for key, count in meters.items():
+            price = prices.get(key)
+            if price is None or type(count) is not int or count < 0:
+                return None
+            total += count * price
+        return total
+
+    def _exact_total(self, record: UsageRecord) -> tuple[int | None, CostStatus]:
+        if record.quality == UsageQuality.UNKNOWN:
+            return None, _UNPRICED
+        basis = self.basis(record)
+        several = is_aggregate(record)
+        units = 0
+        partial = crossed = False
+        for _, count, rate in self.charges(record):
+            if rate is None:
+                partial = True
+                continue
+            billed = rate.billed(count)
+            units += rate.amount(billed, basis, base_only=several)[0]
+            if several and rate.crosses(billed, basis):
+                crossed = True
+        return units, status_of(record, partial=partial, estimated=crossed)
+
+    def basis(self, record: UsageRecord) -> int:
+        """What is held against a whole-request tier's bound."""
+        return record.input_tokens + record.output_tokens if self.by_total else record.input_tokens
+
+    def charges(self, record: UsageRecord) -> list[Charge]:
+        """Every meter that the record used, with its count and rate. ValidationError as `total`."""
+        rates = self.rates
+        total_rate = rates.get("TOTAL_TOKENS")
+        found: list[Charge] = []
+        try:
+            for meter, count in split_tokens(record):
+                if count:
+                    if count < 0 or type(count) is not int:
+                        raise usage_error(record)
+                    rate = rates.get(meter)
+                    # A plan by total tokens covers the tokens that have no rate of their own.
+                    if rate is not None or total_rate is None:
+                        found.append((meter, count, rate))
+            if record.meters or "REQUESTS" in rates:
+                found += self._unit_charges(record)
+        except TypeError:
+            raise usage_error(record) from None
+        if total_rate is not None and record.input_tokens + record.output_tokens:
+            found.append(("TOTAL_TOKENS", record.input_tokens + record.output_tokens, total_rate))
+        return found
+
+    def _unit_charges(self, record: UsageRecord) -> Iterable[Charge]:
+        rates = self.rates
+        counted = split_units(record)
+        if "REQUESTS" in rates and all(meter != "REQUESTS" for meter, _ in counted):
+            counted.append(("REQUESTS", record.request_count or 1))
+        for meter, count in counted:
+            if count < 0 or type(count) is not int or meter in TOKEN_METERS:
+                raise usage_error(record)
+            if count:
+                yield meter, count, rates.get(meter)
+
+
+def _resolve(card: RateCard) -> dict[str, CompiledRate]:
+    graduated = card.tier_mode == TierMode.GRADUATED
+    for_tokens = [multiplier.value for multiplier in card.multipliers]
+    for_all = [multiplier.value for multiplier in card.multipliers if multiplier.all_meters]
+    rates: dict[str, CompiledRate] = {}
+    try:
+        for rate in card.rates:
+            meter = rate.meter.upper()
+            rates[meter] = CompiledRate(
+                rate,
+                for_tokens if meter in TOKEN_METERS else for_all,
+                1000 if meter == "AUDIO_SECONDS" else 1,
+                graduated=graduated,
+            )
+    except (ValueError, TypeError):
+        raise card_error(card) from None
+    own = frozenset(rates)
+    for meter, others in RATE_FALLBACKS.items():
+        if meter not in own and (found := next((other for other in others if other in own), None)):
+            rates[meter] = rates[found]
+    return rates
+
+
+def is_aggregate(record: UsageRecord) -> bool:
+    """Whether the record is the sum of several calls, to which no tier can be applied."""
+    return record.request_count is not None and record.request_count > 1
+
+
+def status_of(
+    record: UsageRecord, *, partial: bool, estimated: bool, fallbacks: tuple[str, ...] = ()
+) -> CostStatus:
+    """How sure a cost is that some card gave."""
+    if partial:
+        return CostStatus.PARTIAL
+    if estimated or fallbacks or record.quality == UsageQuality.ESTIMATED:
+        return CostStatus.ESTIMATED
+    return CostStatus.PRICED
+
+
+def compile_card(card: RateCard) -> CompiledCard:
+    """Make a card ready for arithmetic; ValidationError when its prices or factors are not valid.
+
+    The card must not be changed afterwards.
+    """
+    return CompiledCard(card)

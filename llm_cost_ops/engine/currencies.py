@@ -1,0 +1,23 @@
+"""The currency codes of ISO 4217 in which a price or a cost may be stated."""
+
+from __future__ import annotations
+
+__all__ = ["CURRENCIES", "is_currency"]
+
+CURRENCIES = frozenset(
+    (
+        "AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BGN BHD BIF BMD BND BOB BOV BRL BSD BTN BWP BYN "
+        "BZD CAD CDF CHE CHF CHW CLF CLP CNY COP COU CRC CUP CURRENCIES CVE CZK DJF DKK DOP DZD EGP ERN "
+        "ETB EUR FJD FKP GBP GEL GHS GIP GMD GNF GTQ GYD HKD HNL HTG HUF IDR ILS INR IQD IRR ISK JMD JOD "
+        "JPY KES KGS KHR KMF KPW KRW KWD KYD KZT LAK LBP LKR LRD LSL LYD MAD MDL MGA MKD MMK MNT MOP MRU "
+        "MUR MVR MWK MXN MXV MYR MZN NAD NGN NIO NOK NPR NZD OMR PAB PEN PGK PHP PKR PLN PYG QAR RON RSD "
+        "RUB RWF SAR SBD SCR SDG SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS TMT TND TOP TRY TTD "
+        "TWD TZS UAH UGX USD USN UYI UYU UYW UZS VED VES VND VUV WST XAD XAF XAG XAU XBA XBB XBC XBD XCD "
+        "XCG XDR XOF XPD XPF XPT XSU XUA YER ZAR ZMW ZWG "
+    ).split()
+)
+
+
+def is_currency(code: str) -> bool:
+    """Whether it is a code of a currency, in capitals."""
+    return code in CURRENCIES
