@@ -21,6 +21,7 @@ from llm_cost_ops._gen.messages import (
 from llm_cost_ops.engine.compiled import CompiledCard, CompiledRate, compile_card, is_aggregate, status_of
 from llm_cost_ops.engine.meters import INPUT_METERS, OUTPUT_METERS
 from llm_cost_ops.engine.money import from_units, thousandths, to_units
+from llm_cost_ops.engine.providers import canonical_provider
 from llm_cost_ops.engine.usage_rules import usage_error
 
 __all__ = ["CALCULATOR_VERSION", "calculate_cost", "cost_of", "is_reported"]
@@ -52,7 +53,7 @@ def calculate_cost(
     Without a card, or when the counts are unknown, the cost is UNPRICED and its total is None.
     `fallbacks` names the dimensions in which the card stands in for one that is missing: the cost
     is then ESTIMATED. For a provider in `reported_providers` the record's own reported_cost is
-    taken, as REPORTED. ValidationError when the record contradicts itself or the card is not valid.
+    taken, as REPORTED; the names there are canonical. ValidationError when the record contradicts itself or the card is not valid.
     Ids, revision and calculated_at are left to the caller.
     """
     if reported_providers and is_reported(record, reported_providers):
@@ -64,7 +65,7 @@ def calculate_cost(
 
 def is_reported(record: UsageRecord, providers: Collection[str]) -> bool:
     """Whether the cost that the provider stated is the one to take."""
-    return record.reported_cost is not None and record.provider in providers
+    return record.reported_cost is not None and canonical_provider(record.provider) in providers
 
 
 def _reported(record: UsageRecord) -> CostRecord:

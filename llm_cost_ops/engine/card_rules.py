@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from itertools import pairwise
 from typing import Any
@@ -13,8 +13,9 @@ from zoneinfo import ZoneInfo
 from llm_cost_ops._gen.messages import CreatePriceRequest, PriceTier, Rate, RateCard, TimeWindow
 from llm_cost_ops.engine.currencies import is_currency
 from llm_cost_ops.engine.meters import TOKEN_METERS
+from llm_cost_ops.engine.windows import parse_end, parse_start
 from llm_cost_ops.exceptions import ValidationError
-from llm_cost_ops.rpc.status import Violation
+from llm_cost_ops.rpc.status import RpcError, Violation
 from llm_cost_ops.wire.validation import relocate
 
 __all__ = ["card_error", "check_card", "check_overlaps", "clock_seconds"]
@@ -76,11 +77,9 @@ def _instant(value: datetime | None) -> datetime | None:
 
 def _moment(text: str, *, through: bool = False) -> datetime | None:
     try:
-        if len(text) == 10:
-            day = date.fromisoformat(text) + timedelta(days=through)
-            return datetime(day.year, day.month, day.day, tzinfo=UTC)
-        return _instant(datetime.fromisoformat(text))
-    except (ValueError, OverflowError):
+        return (parse_end if through else parse_start)(text) if text else None
+    except RpcError:
+        # The rules of single fields name it.
         return None
 
 

@@ -165,7 +165,7 @@ class PriceBook:
 
         ValidationError when its counts contradict each other; ValueError without any time.
         """
-        if self._reported and self._is_reported(record):
+        if self._reported and is_reported(record, self._reported):
             return _reported(record)
         found = self._choose(record, at)
         if found is None:
@@ -182,8 +182,8 @@ class PriceBook:
 
     def cost(self, record: UsageRecord, *, at: datetime | None = None) -> CostRecord:
         """As `price`, with the lines of the receipt."""
-        if self._reported and self._is_reported(record):
-            return calculate_cost(record, None, reported_providers=(record.provider,))
+        if self._reported and is_reported(record, self._reported):
+            return calculate_cost(record, None, reported_providers=self._reported)
         found = self._choose(record, at)
         if found is None:
             return calculate_cost(record, None)
@@ -218,11 +218,6 @@ class PriceBook:
             if choice.since <= at < choice.until and (not choice.windowed or choice.candidate.holds(at)):
                 return choice, choice.compiled or edition.compiled(choice)
         return None
-
-    def _is_reported(self, record: UsageRecord) -> bool:
-        return is_reported(record, self._reported) or (
-            record.reported_cost is not None and canonical_provider(record.provider) in self._reported
-        )
 
 
 def _reported(record: UsageRecord) -> Priced:
