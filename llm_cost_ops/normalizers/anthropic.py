@@ -1,0 +1,106 @@
+"""Anthropic's messages.
+
+input_tokens excludes cache reads and writes: the inclusive total is their sum. Compaction passes
+stand in `iterations` and in no top-level count.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from llm_cost_ops._gen.messages import Operation
+from llm_cost_ops.normalizers.checks import check_record, check_total
+from llm_cost_ops.normalizers.errors import PayloadError
+from llm_cost_ops.normalizers.filling import set_key, set_meter, set_model, set_tier, set_tokens, set_unknown
+from llm_cost_ops.normalizers.reading import count, items, section, text
+
+if TYPE_CHECKING:
+    from llm_cost_ops._gen.messages import UsageRecord
+
+__all__ = ["read_messages"]
+
+NAMES = {
+    "output_tokens": "usage.output_tokens",
+    "cache_write_tokens": "usage.cache_creation_input_tokens",
+    "cache_write_extended_tokens": "usage.cache_creation.ephemeral_1h_input_tokens",
+    "reasoning_tokens": "usage.output_tokens_details.thinking_tokens",
+}
+# What inference_geo says when no geography was asked for, or when it is not known.
+_EVERYWHERE = frozenset({"", "global", "not_available"})
+
+
+def read_messages(payload: dict[str, Any], record: UsageRecord) -> None:
+    """A message, as returned, as in a batch result, or as put together from a stream."""
+    record.operation = Operation.CHAT
+    set_model(record, text(payload, "model"))
+    set_key(record, text(payload, "id"))
+    usage = section(payload, "usage", "usage")
+    if usage is None or not ("input_tokens" in usage or "output_tokens" in usage):
+        set_unknown(record)
+        return
+    counts = _counts(usage, "usage")
+    if usage.get("iterations"):
+        for index, iteration in enumerate(items(usage, "iterations", "usage.iterations")):
+            if text(iteration, "type") == "compaction":
+                added = _counts(iteration, f"usage.iterations[{index}]")
+                counts = tuple(map(sum, zip(counts, added, strict=True)))
+    plain, read, written, written_1h, output = counts
+    set_tokens(record, plain + read + written, output)
+    record.cached_tokens = read
+    record.cache_write_tokens = written
+    record.cache_write_extended_tokens = written_1h
+    _read_dimensions(usage, record)
+    check_record(record, NAMES)
+
+
+def _counts(usage: dict[str, Any], path: str) -> tuple[int, ...]:
+    written, written_1h = _writes(usage, path)
+    return (
+        count(usage, "input_tokens", path),
+        count(usage, "cache_read_input_tokens", path),
+        written,
+        written_1h,
+        count(usage, "output_tokens", path),
+    )
+
+
+def _writes(usage: dict[str, Any], path: str) -> tuple[int, int]:
+    """All cache writes, and those kept for an hour.
+
+    The split may be less than the total (a time to live that is not known here), never more.
+    """
+    written = count(usage, "cache_creation_input_tokens", path)
+    creation = usage.get("cache_creation")
+    if creation is None:
+        return written, 0
+    split = section(usage, "cache_creation", f"{path}.cache_creation") or {}
+    short = count(split, "ephemeral_5m_input_tokens", f"{path}.cache_creation")
+    long = count(split, "ephemeral_1h_input_tokens", f"{path}.cache_creation")
+    if usage.get("cache_creation_input_tokens") is None:
+        return short + long, long
+    if long > written:
+        raise PayloadError(
+            f"{path}.cache_creation.ephemeral_1h_input_tokens",
+            f"is {long}, more than {path}.cache_creation_input_tokens ({written}), its total",
+        )
+    if short + long > written:
+        total = f"{path}.cache_creation_input_tokens"
+        check_total(total, written, short + long, "the sum of its split in cache_creation")
+    return written, long
+
+
+def _read_dimensions(usage: dict[str, Any], record: UsageRecord) -> None:
+    set_tier(record, text(usage, "service_tier"))
+    speed = text(usage, "speed")
+    record.speed = "" if speed == "standard" else speed
+    geography = text(usage, "inference_geo").lower()
+    record.region = "" if geography in _EVERYWHERE else geography
+    tools = section(usage, "server_tool_use", "usage.server_tool_use")
+    if tools is not None:
+        # Fetches are free: they are billed by the tokens that they bring in.
+        searches = count(tools, "web_search_requests", "usage.server_tool_use")
+        set_meter(record, "web_searches", searches)
+    details = section(usage, "output_tokens_details", "usage.output_tokens_details")
+    if details is not None:
+        path = "usage.output_tokens_details"
+        record.reasoning_tokens = count(details, "thinking_tokens", path)

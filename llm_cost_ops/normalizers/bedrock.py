@@ -1,0 +1,83 @@
+"""Amazon Bedrock: Converse and the metadata event of ConverseStream.
+
+inputTokens excludes cache reads and writes. The response does not name the model: the caller does,
+and its prefix is the geography that sets the price.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from llm_cost_ops._gen.messages import Operation
+from llm_cost_ops.normalizers.checks import check_record
+from llm_cost_ops.normalizers.errors import PayloadError
+from llm_cost_ops.normalizers.filling import set_key, set_model, set_tier, set_tokens, set_unknown
+from llm_cost_ops.normalizers.reading import count, items, section, text
+
+if TYPE_CHECKING:
+    from llm_cost_ops._gen.messages import UsageRecord
+
+__all__ = ["read_converse", "region_of"]
+
+NAMES = {
+    "cache_write_tokens": "usage.cacheWriteInputTokens",
+    "cache_write_extended_tokens": "usage.cacheDetails[ttl=1h].inputTokens",
+}
+_GEOGRAPHIES = frozenset(
+    {"us", "us-gov", "eu", "apac", "ap", "au", "jp", "ca", "sa", "uk", "in", "me", "af", "il", "mx"}
+)
+
+
+def region_of(model_id: str) -> str:
+    """The geography in the prefix of a Bedrock model id: "us", "eu"…; "" for global and unprefixed ones."""
+    prefix = model_id.rpartition("/")[2].partition(".")[0]
+    return prefix if prefix in _GEOGRAPHIES else ""
+
+
+def read_converse(payload: dict[str, Any], record: UsageRecord) -> None:
+    """A Converse response; pass `model_id=`, which the response does not carry."""
+    record.operation = Operation.CHAT
+    set_model(record, text(payload, "modelId") or text(payload, "model"))
+    record.region = region_of(record.model_id)
+    metadata = section(payload, "ResponseMetadata", "ResponseMetadata") or {}
+    set_key(record, text(metadata, "RequestId"))
+    set_tier(record, text(section(payload, "serviceTier", "serviceTier") or {}, "type"))
+    latency = text(section(payload, "performanceConfig", "performanceConfig") or {}, "latency")
+    record.speed = "" if latency == "standard" else latency
+    usage = section(payload, "usage", "usage")
+    if usage is None or not ("inputTokens" in usage or "outputTokens" in usage):
+        set_unknown(record)
+        return
+    _read_tokens(usage, record)
+    check_record(record, NAMES)
+
+
+def _read_tokens(usage: dict[str, Any], record: UsageRecord) -> None:
+    plain, output = count(usage, "inputTokens", "usage"), count(usage, "outputTokens", "usage")
+    read = count(usage, "cacheReadInputTokens", "usage")
+    written = count(usage, "cacheWriteInputTokens", "usage")
+    split = {"5m": 0, "1h": 0}
+    for index, detail in enumerate(items(usage, "cacheDetails", "usage.cacheDetails")):
+        ttl = text(detail, "ttl")
+        split[ttl] = split.get(ttl, 0) + count(detail, "inputTokens", f"usage.cacheDetails[{index}]")
+    if "cacheWriteInputTokens" not in usage:
+        written = sum(split.values())
+    elif sum(split.values()) > written:
+        raise PayloadError(
+            "usage.cacheWriteInputTokens",
+            f"is {written}, less than the sum of usage.cacheDetails ({sum(split.values())})",
+        )
+    given = plain + read + written
+    if usage.get("totalTokens") is not None:
+        total = count(usage, "totalTokens", "usage")
+        # Some models leave the cache out of the total too.
+        if total not in (given + output, plain + output):
+            raise PayloadError(
+                "usage.totalTokens",
+                f"is {total}, but inputTokens + cacheReadInputTokens + cacheWriteInputTokens + outputTokens "
+                f"is {given + output}",
+            )
+    set_tokens(record, given, output)
+    record.cached_tokens = read
+    record.cache_write_tokens = written
+    record.cache_write_extended_tokens = split["1h"]

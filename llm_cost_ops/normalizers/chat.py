@@ -1,0 +1,144 @@
+"""Chat completions as OpenAI defined them and many providers serve them.
+
+`prompt_tokens` and `completion_tokens` are inclusive; details are subsets. Providers that count
+otherwise pass a rule of their own for the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from llm_cost_ops._gen.messages import Operation
+from llm_cost_ops.normalizers.checks import check_record, check_total
+from llm_cost_ops.normalizers.filling import set_identity, set_modality, set_tier, set_tokens, set_unknown
+from llm_cost_ops.normalizers.reading import count, section, text
+
+if TYPE_CHECKING:
+    from llm_cost_ops._gen.messages import UsageRecord
+
+__all__ = ["cache_writes", "inclusive_output", "read_chat", "read_google_chat", "read_plain_chat"]
+
+# (prompt, completion, reasoning, stated total or None) -> (all output, reasoning)
+OutputRule = Callable[[int, int, int, "int | None"], tuple[int, int]]
+
+NAMES = {
+    "input_tokens": "usage.prompt_tokens",
+    "output_tokens": "usage.completion_tokens",
+    "cached_tokens": "usage.prompt_tokens_details.cached_tokens",
+    "cache_write_tokens": "usage.prompt_tokens_details.cache_write_tokens",
+    "cache_write_extended_tokens": "usage.prompt_tokens_details.cache_write_tokens_details.ttl_12h",
+    "reasoning_tokens": "usage.completion_tokens_details.reasoning_tokens",
+    "input_audio_tokens": "usage.prompt_tokens_details.audio_tokens",
+    "output_audio_tokens": "usage.completion_tokens_details.audio_tokens",
+}
+
+
+def inclusive_output(prompt: int, completion: int, reasoning: int, total: int | None) -> tuple[int, int]:
+    """OpenAI's rule: completion_tokens is all output, reasoning is in it."""
+    if total is not None:
+        check_total("usage.total_tokens", total, prompt + completion, "prompt_tokens + completion_tokens")
+    return completion, reasoning
+
+
+def read_plain_chat(payload: dict[str, Any], record: UsageRecord) -> None:
+    """OpenAI, Azure OpenAI, Groq and everything compatible with them."""
+    read_chat(payload, record, inclusive_output)
+
+
+def read_google_chat(payload: dict[str, Any], record: UsageRecord) -> None:
+    """Gemini's OpenAI-compatible endpoint, where only total_tokens tells that the model thought."""
+
+    def rule(prompt: int, completion: int, reasoning: int, total: int | None) -> tuple[int, int]:
+        hidden = 0 if total is None else total - prompt - completion
+        if hidden > 0 and reasoning in (0, hidden):
+            return completion + hidden, hidden
+        return inclusive_output(prompt, completion, reasoning, total)
+
+    read_chat(payload, record, rule)
+
+
+def read_chat(payload: dict[str, Any], record: UsageRecord, rule: OutputRule) -> dict[str, Any] | None:
+    """Fill in the record and return the payload's usage, None when it has none."""
+    record.operation = Operation.TEXT_COMPLETION if _is_text_completion(payload) else Operation.CHAT
+    set_identity(record, payload)
+    set_tier(record, text(payload, "service_tier"))
+    usage = _usage(payload)
+    if usage is None or not ("prompt_tokens" in usage or "completion_tokens" in usage):
+        set_unknown(record)
+        return usage
+    prompt = count(usage, "prompt_tokens", "usage")
+    total = count(usage, "total_tokens", "usage") if usage.get("total_tokens") is not None else None
+    inputs = section(usage, "prompt_tokens_details", NAMES["input_tokens"] + "_details") or {}
+    outputs = section(usage, "completion_tokens_details", NAMES["output_tokens"] + "_details") or {}
+    reasoning = _detail(outputs, usage, "reasoning_tokens", "completion_tokens_details")
+    output, record.reasoning_tokens = rule(
+        prompt, count(usage, "completion_tokens", "usage"), reasoning, total
+    )
+    set_tokens(record, prompt, output)
+    record.cached_tokens = _cached(inputs, usage)
+    if inputs or outputs:
+        _read_details(inputs, outputs, record)
+    check_record(record, NAMES)
+    return usage
+
+
+def cache_writes(details: dict[str, Any], path: str) -> tuple[int, int]:
+    """All cache writes, and those with the long time to live, from OpenAI's input details."""
+    written = count(details, "cache_write_tokens", path)
+    split = section(details, "cache_write_tokens_details", f"{path}.cache_write_tokens_details") or details
+    if split is details and not ("ttl_12h" in details or "ttl_12h_tokens" in details):
+        return written, 0
+    short, long = (
+        count(split, f"ttl_{ttl}_tokens" if f"ttl_{ttl}_tokens" in split else f"ttl_{ttl}", path)
+        for ttl in ("30m", "12h")
+    )
+    if (short or long) and details.get("cache_write_tokens") is None:
+        written = short + long
+    elif short + long > written:
+        check_total(f"{path}.cache_write_tokens", written, short + long, "ttl_30m + ttl_12h")
+    return written, long
+
+
+def _usage(payload: dict[str, Any]) -> dict[str, Any] | None:
+    usage = section(payload, "usage", "usage")
+    if usage is None and (groq := section(payload, "x_groq", "x_groq")) is not None:
+        return section(groq, "usage", "x_groq.usage")
+    return usage
+
+
+def _is_text_completion(payload: dict[str, Any]) -> bool:
+    return payload.get("object") == "text_completion"
+
+
+def _detail(details: dict[str, Any], usage: dict[str, Any], key: str, path: str) -> int:
+    """A detail, which xAI and Perplexity put beside the totals instead."""
+    if details.get(key) is not None:
+        return count(details, key, f"usage.{path}")
+    return count(usage, key, "usage")
+
+
+def _cached(details: dict[str, Any], usage: dict[str, Any]) -> int:
+    if details.get("cached_tokens") is not None:
+        return count(details, "cached_tokens", "usage.prompt_tokens_details")
+    for key in ("cached_tokens", "num_cached_tokens", "cached_prompt_text_tokens"):
+        if usage.get(key) is not None:
+            return count(usage, key, "usage")
+    return 0
+
+
+def _read_details(inputs: dict[str, Any], outputs: dict[str, Any], record: UsageRecord) -> None:
+    path = "usage.prompt_tokens_details"
+    record.cache_write_tokens, record.cache_write_extended_tokens = cache_writes(inputs, path)
+    cached = section(inputs, "cached_tokens_details", f"{path}.cached_tokens_details") or {}
+    output_path = "usage.completion_tokens_details"
+    set_modality(
+        record,
+        input_audio_tokens=count(inputs, "audio_tokens", path),
+        input_image_tokens=count(inputs, "image_tokens", path),
+        input_video_tokens=count(inputs, "video_tokens", path),
+        cached_audio_tokens=count(cached, "audio_tokens", f"{path}.cached_tokens_details"),
+        cached_image_tokens=count(cached, "image_tokens", f"{path}.cached_tokens_details"),
+        output_audio_tokens=count(outputs, "audio_tokens", output_path),
+        output_image_tokens=count(outputs, "image_tokens", output_path),
+    )

@@ -1,0 +1,64 @@
+"""Cohere: chat, embed, rerank and classify. What is billed stands in billed_units, as floats."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from llm_cost_ops._gen.messages import Operation
+from llm_cost_ops.normalizers.errors import PayloadError
+from llm_cost_ops.normalizers.filling import (
+    set_key,
+    set_meter,
+    set_modality,
+    set_model,
+    set_tokens,
+    set_unknown,
+)
+from llm_cost_ops.normalizers.reading import count, section, text
+
+if TYPE_CHECKING:
+    from llm_cost_ops._gen.messages import UsageRecord
+
+__all__ = ["read_cohere"]
+
+_METERS = ("search_units", "classifications", "pages", "images")
+
+
+def read_cohere(payload: dict[str, Any], record: UsageRecord) -> None:
+    """A response of API v2 (`usage`) or v1 and embed, rerank, classify (`meta`); pass `model_id=`."""
+    set_model(record, text(payload, "model"))
+    set_key(record, text(payload, "id") or text(payload, "response_id") or text(payload, "generation_id"))
+    root = "usage" if payload.get("usage") is not None else "meta"
+    usage = section(payload, root, root) or {}
+    billed = section(usage, "billed_units", f"{root}.billed_units")
+    record.operation = _operation(payload, billed or {})
+    if billed is None:
+        set_unknown(record)
+        return
+    path = f"{root}.billed_units"
+    set_tokens(record, count(billed, "input_tokens", path), count(billed, "output_tokens", path))
+    for meter in _METERS:
+        set_meter(record, meter, count(billed, meter, path))
+    image_tokens = count(billed, "image_tokens", path)
+    if image_tokens:
+        set_tokens(record, record.input_tokens + image_tokens, record.output_tokens)
+        set_modality(record, input_image_tokens=image_tokens)
+    _read_cached(usage, root, record)
+
+
+def _read_cached(usage: dict[str, Any], root: str, record: UsageRecord) -> None:
+    """Cache reads are counted in `tokens`, which has more of them than are billed."""
+    cached = count(usage, "cached_tokens", root)
+    tokens = section(usage, "tokens", f"{root}.tokens") or {}
+    seen = max(count(tokens, "input_tokens", f"{root}.tokens"), record.input_tokens)
+    if cached > seen:
+        raise PayloadError(f"{root}.cached_tokens", f"is {cached}, more than the input tokens ({seen})")
+    record.cached_tokens = min(cached, record.input_tokens)
+
+
+def _operation(payload: dict[str, Any], billed: dict[str, Any]) -> Operation:
+    if "embeddings" in payload:
+        return Operation.EMBEDDINGS
+    if "results" in payload or "search_units" in billed:
+        return Operation.RERANK
+    return Operation.CHAT

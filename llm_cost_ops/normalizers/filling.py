@@ -1,0 +1,89 @@
+"""Writing what payloads have in common into a record."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+from llm_cost_ops._gen.messages import ModalityTokens, UsageQuality
+from llm_cost_ops.normalizers.reading import moment, text
+
+if TYPE_CHECKING:
+    from llm_cost_ops._gen.messages import UsageRecord
+
+__all__ = [
+    "set_identity",
+    "set_key",
+    "set_meter",
+    "set_modality",
+    "set_model",
+    "set_tier",
+    "set_tokens",
+    "set_unknown",
+]
+
+_LONGEST_KEY = 255
+# The names by which providers call the tier that costs the list price.
+_STANDARD = frozenset({"", "default", "standard", "auto", "on_demand", "standard_only", "unspecified"})
+
+
+def set_key(record: UsageRecord, response_id: str) -> None:
+    """Make the response's id the idempotency key, with the provider before it.
+
+    Recording one response twice then counts once. An id too long for a key is hashed.
+    """
+    if response_id:
+        key = f"{record.provider}:{response_id}" if record.provider else response_id
+        if len(key) > _LONGEST_KEY:
+            key = f"{record.provider[:100]}:{blake2b(response_id.encode(), digest_size=32).hexdigest()}"
+        record.idempotency_key = key
+
+
+def set_model(record: UsageRecord, model: str) -> None:
+    """Set the model unless the caller named it."""
+    if not record.model_id:
+        record.model_id = model
+
+
+def set_identity(record: UsageRecord, payload: dict[str, Any], created: str = "created") -> None:
+    """Set model, time and key from `model`, `created` and `id`."""
+    if not record.model_id:
+        record.model_id = text(payload, "model")
+    set_key(record, text(payload, "id"))
+    if created in payload:
+        record.timestamp = moment(payload[created], created)
+
+
+def set_tier(record: UsageRecord, tier: str) -> None:
+    """Set the service tier that served the call; the provider's names of the standard one are ""."""
+    tier = tier.lower()
+    if tier == "batch":
+        record.processing = "batch"
+    elif tier not in _STANDARD:
+        record.service_tier = tier
+
+
+def set_meter(record: UsageRecord, name: str, quantity: int) -> None:
+    """Add to a meter; a quantity of 0 leaves no trace."""
+    if quantity:
+        record.meters[name] = record.meters.get(name, 0) + quantity
+
+
+def set_tokens(record: UsageRecord, input_tokens: int, output_tokens: int) -> None:
+    """Set both totals and their sum."""
+    record.input_tokens = input_tokens
+    record.output_tokens = output_tokens
+    record.total_tokens = input_tokens + output_tokens
+
+
+def set_modality(record: UsageRecord, **counts: int) -> None:
+    """Set the counts by modality, if any of them is not 0."""
+    if any(counts.values()):
+        modality = record.modality = ModalityTokens()
+        for name, value in counts.items():
+            setattr(modality, name, value)
+
+
+def set_unknown(record: UsageRecord) -> None:
+    """Mark the counts as unknown: such a record is unpriced, its cost is never zero."""
+    record.quality = UsageQuality.UNKNOWN

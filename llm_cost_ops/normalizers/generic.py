@@ -1,0 +1,83 @@
+"""Usage in this project's own words, for providers that need no normalizer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from llm_cost_ops._gen.messages import ModalityTokens
+from llm_cost_ops.normalizers.checks import check_record, check_total
+from llm_cost_ops.normalizers.filling import (
+    set_identity,
+    set_meter,
+    set_modality,
+    set_tier,
+    set_tokens,
+    set_unknown,
+)
+from llm_cost_ops.normalizers.reading import count, duration_ms, section, text
+
+if TYPE_CHECKING:
+    from llm_cost_ops._gen.messages import UsageRecord
+
+__all__ = ["read_generic"]
+
+_MODALITIES = tuple(name for name in ModalityTokens.__struct_fields__ if name.endswith("_tokens"))
+_METERS = (
+    "requests",
+    "web_searches",
+    "file_searches",
+    "social_searches",
+    "code_executions",
+    "code_interpreter_sessions",
+    "pages",
+    "annotated_pages",
+    "images",
+    "characters",
+    "search_units",
+    "classifications",
+    "citation_tokens",
+    "audio_ms",
+)
+_DETAILS = ("cache_write_tokens", "cache_write_extended_tokens", "reasoning_tokens")
+
+
+def read_generic(payload: dict[str, Any], record: UsageRecord) -> None:
+    """`usage` with inclusive input_tokens and output_tokens, their details, and meters by name.
+
+    cached_tokens may be called cache_read_tokens; audio_seconds become `meters.audio_ms`.
+    """
+    set_identity(record, payload)
+    set_tier(record, text(payload, "service_tier"))
+    usage = section(payload, "usage", "usage")
+    if not usage:
+        set_unknown(record)
+        return
+    set_tokens(record, count(usage, "input_tokens", "usage"), count(usage, "output_tokens", "usage"))
+    if usage.get("total_tokens") is not None:
+        stated = count(usage, "total_tokens", "usage")
+        check_total("usage.total_tokens", stated, record.total_tokens or 0, "input_tokens + output_tokens")
+    record.cached_tokens = _cached(usage, "tokens")
+    for name in _DETAILS:
+        setattr(record, name, count(usage, name, "usage"))
+    modalities = {name: count(usage, name, "usage") for name in _MODALITIES}
+    for kind in ("audio", "image", "video"):
+        modalities[f"cached_{kind}_tokens"] = _cached(usage, f"{kind}_tokens")
+    set_modality(record, **modalities)
+    _read_meters(usage, record)
+    check_record(record, {})
+    if not record.meters and "input_tokens" not in usage and "output_tokens" not in usage:
+        set_unknown(record)
+
+
+def _cached(usage: dict[str, Any], of: str) -> int:
+    key = f"cached_{of}"
+    return count(usage, key if key in usage else f"cache_read_{of}", "usage")
+
+
+def _read_meters(usage: dict[str, Any], record: UsageRecord) -> None:
+    for name in _METERS:
+        set_meter(record, name, count(usage, name, "usage"))
+    set_meter(record, "audio_ms", duration_ms(usage.get("audio_seconds"), "usage.audio_seconds"))
+    meters = section(usage, "meters", "usage.meters") or {}
+    for name in meters:
+        set_meter(record, name, count(meters, name, "usage.meters"))

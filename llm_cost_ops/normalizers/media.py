@@ -1,0 +1,147 @@
+"""OpenAI's embeddings, transcription, speech, images and realtime responses."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from llm_cost_ops._gen.messages import Operation
+from llm_cost_ops.normalizers.checks import check_record, check_total
+from llm_cost_ops.normalizers.filling import (
+    set_identity,
+    set_key,
+    set_meter,
+    set_modality,
+    set_model,
+    set_tokens,
+    set_unknown,
+)
+from llm_cost_ops.normalizers.reading import count, duration_ms, section, text
+
+if TYPE_CHECKING:
+    from llm_cost_ops._gen.messages import UsageRecord
+
+__all__ = ["read_embeddings", "read_images", "read_realtime", "read_speech", "read_transcription"]
+
+NAMES = {
+    "input_tokens": "usage.input_tokens",
+    "output_tokens": "usage.output_tokens",
+    "cached_tokens": "usage.input_token_details.cached_tokens",
+    "input_audio_tokens": "usage.input_token_details.audio_tokens",
+    "input_image_tokens": "usage.input_token_details.image_tokens",
+    "cached_audio_tokens": "usage.input_token_details.cached_tokens_details.audio_tokens",
+    "cached_image_tokens": "usage.input_token_details.cached_tokens_details.image_tokens",
+}
+
+
+def read_embeddings(payload: dict[str, Any], record: UsageRecord) -> None:
+    """Embeddings: prompt_tokens only."""
+    record.operation = Operation.EMBEDDINGS
+    set_identity(record, payload)
+    usage = section(payload, "usage", "usage")
+    if usage is None or not ("prompt_tokens" in usage or "total_tokens" in usage):
+        set_unknown(record)
+        return
+    total = count(usage, "total_tokens", "usage")
+    # Voyage and others send the total alone.
+    prompt = count(usage, "prompt_tokens", "usage") if "prompt_tokens" in usage else total
+    output = count(usage, "completion_tokens", "usage")
+    if usage.get("total_tokens") is not None:
+        check_total("usage.total_tokens", total, prompt + output, "prompt_tokens + completion_tokens")
+    set_tokens(record, prompt, output)
+
+
+def read_transcription(payload: dict[str, Any], record: UsageRecord) -> None:
+    """Transcriptions, billed by tokens or by the seconds of audio (`meters.audio_ms`)."""
+    record.operation = Operation.TRANSCRIPTION
+    set_model(record, text(payload, "model"))
+    groq = section(payload, "x_groq", "x_groq")
+    set_key(record, text(groq, "id") if groq else "")
+    usage = section(payload, "usage", "usage")
+    if usage is None:
+        if payload.get("duration") is None:
+            set_unknown(record)
+        else:
+            set_meter(record, "audio_ms", duration_ms(payload["duration"], "duration"))
+    elif usage.get("seconds") is not None:
+        set_meter(record, "audio_ms", duration_ms(usage["seconds"], "usage.seconds"))
+    else:
+        _read_tokens(usage, record)
+
+
+def read_speech(payload: dict[str, Any], record: UsageRecord) -> None:
+    """Speech: `usage.characters`, or the tokens of a speech.audio.done event. All output is audio."""
+    record.operation = Operation.SPEECH
+    set_model(record, text(payload, "model"))
+    usage = section(payload, "usage", "usage")
+    if usage is not None and usage.get("characters") is not None:
+        set_meter(record, "characters", count(usage, "characters", "usage"))
+    elif _read_tokens(usage, record):
+        set_modality(record, output_audio_tokens=record.output_tokens)
+
+
+def read_images(payload: dict[str, Any], record: UsageRecord) -> None:
+    """Images: tokens, output being image tokens unless details say otherwise.
+
+    Models that are billed by the image send no usage: their images are counted (`meters.images`).
+    """
+    record.operation = Operation.IMAGE
+    set_identity(record, payload)
+    usage = section(payload, "usage", "usage")
+    data = payload.get("data")
+    if usage is None and isinstance(data, (list, tuple)):
+        set_meter(record, "images", len(data))
+    elif _read_tokens(usage, record) and usage is not None:
+        images = record.output_tokens - record.reasoning_tokens
+        details = section(usage, "output_tokens_details", "usage.output_tokens_details")
+        if details is not None and details.get("image_tokens") is not None:
+            images = count(details, "image_tokens", "usage.output_tokens_details")
+        set_modality(
+            record,
+            input_image_tokens=record.modality.input_image_tokens if record.modality else 0,
+            output_image_tokens=images,
+        )
+        check_record(record, NAMES)
+
+
+def read_realtime(payload: dict[str, Any], record: UsageRecord) -> None:
+    """A response of a realtime session, from its response.done event."""
+    record.operation = Operation.REALTIME
+    set_identity(record, payload)
+    _read_tokens(section(payload, "usage", "usage"), record)
+
+
+def _read_tokens(usage: dict[str, Any] | None, record: UsageRecord) -> bool:
+    """Token counts with details by modality; False when they are unknown."""
+    if usage is None or not ("input_tokens" in usage or "output_tokens" in usage):
+        set_unknown(record)
+        return False
+    given, returned = count(usage, "input_tokens", "usage"), count(usage, "output_tokens", "usage")
+    if usage.get("total_tokens") is not None:
+        total = count(usage, "total_tokens", "usage")
+        check_total("usage.total_tokens", total, given + returned, "input_tokens + output_tokens")
+    set_tokens(record, given, returned)
+    inputs, path = _details(usage, "input")
+    cached = section(inputs, "cached_tokens_details", f"{path}.cached_tokens_details") or {}
+    outputs, output_path = _details(usage, "output")
+    record.cached_tokens = count(inputs, "cached_tokens", path)
+    record.reasoning_tokens = count(outputs, "reasoning_tokens", output_path)
+    set_modality(
+        record,
+        input_audio_tokens=count(inputs, "audio_tokens", path),
+        input_image_tokens=count(inputs, "image_tokens", path),
+        cached_audio_tokens=count(cached, "audio_tokens", f"{path}.cached_tokens_details"),
+        cached_image_tokens=count(cached, "image_tokens", f"{path}.cached_tokens_details"),
+        output_audio_tokens=count(outputs, "audio_tokens", output_path),
+        output_image_tokens=count(outputs, "image_tokens", output_path),
+    )
+    check_record(record, NAMES)
+    return True
+
+
+def _details(usage: dict[str, Any], side: str) -> tuple[dict[str, Any], str]:
+    """Audio and realtime say input_token_details, images input_tokens_details."""
+    for key in (f"{side}_token_details", f"{side}_tokens_details"):
+        found = section(usage, key, f"usage.{key}")
+        if found is not None:
+            return found, f"usage.{key}"
+    return {}, f"usage.{side}_token_details"

@@ -1,0 +1,186 @@
+"""Reading values out of payloads: mappings, counts, moments, durations and money.
+
+A payload is a dict, an object of a provider's SDK (pydantic or not), or a mixture of both. Objects
+become dicts one level at a time and only where a normalizer looks, so long contents are not copied.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from decimal import Context, Decimal
+from typing import Any
+
+import msgspec
+
+from llm_cost_ops.normalizers.errors import PayloadError
+from llm_cost_ops.wire.decimals import from_text
+
+__all__ = ["as_mapping", "count", "duration_ms", "items", "moment", "money", "section", "shallow", "text"]
+
+_LARGEST = 2**63 - 1
+# What SDKs put where a field was not sent: openai's NotGiven and Omit, mistralai's Unset.
+_NOT_SENT = frozenset({"NotGiven", "Omit", "Unset", "UnsetType"})
+_DECIMAL_PLACES = Decimal("1e-18")
+_LARGEST_MONEY = Decimal(10**18)
+# Never the caller's decimal context.
+_WIDE = Context(prec=80)
+# The widest exponent of a number that is read; 10^-400 is below any amount.
+_FINEST = 400
+
+
+def shallow(value: Any) -> dict[str, Any] | None:
+    """The fields of an object as a dict, its values untouched; None when it has no fields."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    kind = type(value)
+    if kind.__name__ in _NOT_SENT:
+        return None
+    if hasattr(kind, "model_fields") and hasattr(value, "__pydantic_extra__"):
+        return {**value.__dict__, **(value.__pydantic_extra__ or {})}
+    for name in ("model_dump", "to_dict"):
+        method = getattr(value, name, None)
+        if callable(method):
+            dumped = method()
+            return dict(dumped) if isinstance(dumped, Mapping) else None
+    if dataclasses.is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, msgspec.Struct):
+        return {name: getattr(value, name) for name in value.__struct_fields__}
+    if isinstance(value, (str, bytes, int, float, list, tuple)) or not hasattr(value, "__dict__"):
+        return None
+    return {name: item for name, item in vars(value).items() if not name.startswith("_")}
+
+
+def as_mapping(value: Any, path: str = "") -> dict[str, Any]:
+    """`value` as a dict; PayloadError when it is neither a mapping nor an object with fields."""
+    if type(value) is dict:
+        return value
+    found = shallow(value)
+    if found is None:
+        raise PayloadError(path, f"expected an object, got {type(value).__name__}")
+    return found
+
+
+def section(payload: dict[str, Any], key: str, path: str) -> dict[str, Any] | None:
+    """The object at `key` as a dict; None when it is absent, null or not sent."""
+    value = payload.get(key)
+    if value is None or type(value) is dict:
+        return value
+    if type(value).__name__ in _NOT_SENT:
+        return None
+    return as_mapping(value, path)
+
+
+def items(payload: dict[str, Any], key: str, path: str) -> list[dict[str, Any]]:
+    """The list of objects at `key`; empty when it is absent or null."""
+    value = payload.get(key)
+    if value is None or type(value).__name__ in _NOT_SENT:
+        return []
+    if not isinstance(value, (list, tuple)):
+        raise PayloadError(path, f"expected a list, got {type(value).__name__}")
+    return [as_mapping(item, f"{path}[{index}]") for index, item in enumerate(value)]
+
+
+def count(fields: dict[str, Any], key: str, path: str) -> int:
+    """The count at `key`, 0 when it is absent or null.
+
+    Floats that are whole numbers are counts too (Cohere sends them). Anything else that is not a
+    whole number of 0 to 2^63 - 1 raises PayloadError.
+    """
+    value = fields.get(key)
+    if type(value) is int and 0 <= value <= _LARGEST:
+        return value
+    if value is None:
+        return 0
+    return _unusual_count(value, f"{path}.{key}")
+
+
+def _unusual_count(value: Any, path: str) -> int:
+    if type(value).__name__ in _NOT_SENT:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
+        raise PayloadError(path, f"expected a count, got {type(value).__name__}")
+    if not Decimal(value).is_finite():
+        raise PayloadError(path, f"expected a count, got {value}")
+    if value < 0:
+        raise PayloadError(path, f"a count cannot be negative, got {value}")
+    if value > _LARGEST:
+        raise PayloadError(path, f"a count cannot exceed 2^63 - 1, got {value}")
+    if value != int(value):
+        raise PayloadError(path, f"a count cannot have a fraction, got {value}")
+    return int(value)
+
+
+def text(fields: dict[str, Any], key: str) -> str:
+    """The string at `key`, the name of an enum member there, or ""."""
+    value = fields.get(key)
+    if type(value) is str:
+        return value
+    if isinstance(value, enum.Enum):
+        return value.value if isinstance(value.value, str) else value.name
+    return value if isinstance(value, str) else ""
+
+
+def moment(value: Any, path: str) -> datetime | None:
+    """A Unix time in seconds, an RFC 3339 string or a datetime, as a datetime in UTC.
+
+    None and 0 mean that it was not given. A time without a zone is UTC.
+    """
+    if not value or type(value).__name__ in _NOT_SENT:
+        return None
+    try:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return datetime.fromtimestamp(value, UTC)
+        if isinstance(value, str):
+            value = datetime.fromisoformat(value)
+        if isinstance(value, datetime):
+            return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise PayloadError(path, f"not a time: {value!r:.80}") from error
+    raise PayloadError(path, f"expected a time, got {type(value).__name__}")
+
+
+def money(value: Any, path: str) -> Decimal | None:
+    """An amount from a number or a decimal string, to 18 places; None when it was not given.
+
+    Binary floats are read as they print, so 0.1 is exactly 0.1.
+    """
+    amount = _decimal(value, path)
+    if amount is None:
+        return None
+    if amount >= _LARGEST_MONEY:
+        raise PayloadError(path, f"an amount cannot reach 10^18, got {value!r:.40}")
+    exponent = amount.as_tuple().exponent
+    if isinstance(exponent, int) and exponent < -18:
+        amount = amount.quantize(_DECIMAL_PLACES, context=_WIDE)
+    return amount
+
+
+def duration_ms(value: Any, path: str) -> int:
+    """Seconds, as a number or a decimal string, in whole milliseconds (half to even); 0 if not given."""
+    seconds = _decimal(value, path)
+    if seconds is None:
+        return 0
+    if seconds > _LARGEST // 1000:
+        raise PayloadError(path, f"a duration cannot exceed 2^63 - 1 ms, got {value!r:.40} s")
+    return int(_WIDE.multiply(seconds, 1000).to_integral_value(context=_WIDE))
+
+
+def _decimal(value: Any, path: str) -> Decimal | None:
+    if value is None or type(value).__name__ in _NOT_SENT:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal, str)):
+        raise PayloadError(path, f"expected a number, got {type(value).__name__}")
+    try:
+        if isinstance(value, str):
+            number = from_text(value)
+        else:
+            number = Decimal(repr(value) if isinstance(value, float) else value)
+    except ValueError as error:
+        raise PayloadError(path, f"{error}, got {value!r:.40}") from None
+    if not number.is_finite() or number < 0 or (number and not -_FINEST <= number.adjusted() < _FINEST):
+        raise PayloadError(path, f"expected a number of 0 or more, got {value!r:.40}")
+    return number

@@ -1,0 +1,153 @@
+"""From a provider's response to a UsageRecord."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Any
+
+from llm_cost_ops._gen.messages import Operation, Outcome, UsageQuality, UsageRecord
+from llm_cost_ops.engine.providers import canonical_provider
+from llm_cost_ops.normalizers import chat, dialects, media, mistral
+from llm_cost_ops.normalizers.anthropic import read_messages
+from llm_cost_ops.normalizers.bedrock import read_converse
+from llm_cost_ops.normalizers.cohere import read_cohere
+from llm_cost_ops.normalizers.detection import detect_api, detect_provider, refuse_errors
+from llm_cost_ops.normalizers.errors import PayloadError
+from llm_cost_ops.normalizers.filling import set_unknown
+from llm_cost_ops.normalizers.gemini import read_generate_content
+from llm_cost_ops.normalizers.generic import read_generic
+from llm_cost_ops.normalizers.opentelemetry import read_attributes
+from llm_cost_ops.normalizers.reading import as_mapping, money
+from llm_cost_ops.normalizers.responses import read_responses
+from llm_cost_ops.normalizers.streams import fold, is_stream
+from llm_cost_ops.normalizers.wrappers import unwrap
+
+__all__ = ["APIS", "usage_from_response"]
+
+Normalizer = Callable[[dict[str, Any], UsageRecord], None]
+
+# Each API: who serves it ("" where that must be told or found), and its normalizer.
+_NORMALIZERS: dict[str, tuple[str, Normalizer]] = {
+    "openai.chat": ("openai", chat.read_plain_chat),
+    "openai.responses": ("openai", read_responses),
+    "openai.embeddings": ("openai", media.read_embeddings),
+    "openai.transcription": ("openai", media.read_transcription),
+    "openai.speech": ("openai", media.read_speech),
+    "openai.images": ("openai", media.read_images),
+    "openai.realtime": ("openai", media.read_realtime),
+    "azure.chat": ("azure", chat.read_plain_chat),
+    "anthropic.messages": ("anthropic", read_messages),
+    "google.generate": ("google", read_generate_content),
+    "bedrock.converse": ("aws", read_converse),
+    "cohere.chat": ("cohere", read_cohere),
+    "mistral.chat": ("mistral", mistral.read_mistral_chat),
+    "mistral.ocr": ("mistral", mistral.read_mistral_ocr),
+    "xai.chat": ("x-ai", dialects.read_xai_chat),
+    "deepseek.chat": ("deepseek", dialects.read_deepseek_chat),
+    "groq.chat": ("groq", chat.read_plain_chat),
+    "perplexity.chat": ("perplexity", dialects.read_perplexity_chat),
+    "openrouter.chat": ("openrouter", dialects.read_openrouter_chat),
+    "opentelemetry": ("", read_attributes),
+    "generic": ("", read_generic),
+}
+APIS = tuple(_NORMALIZERS)
+# How a provider speaks the chat API that OpenAI defined.
+_DIALECTS: dict[str, Normalizer] = {
+    "x-ai": dialects.read_xai_chat,
+    "deepseek": dialects.read_deepseek_chat,
+    "perplexity": dialects.read_perplexity_chat,
+    "openrouter": dialects.read_openrouter_chat,
+    "mistral": mistral.read_mistral_chat,
+    "google": chat.read_google_chat,
+}
+_SHARED = frozenset({"openai.chat", "openai.responses", "openai.embeddings", "anthropic.messages"})
+_ENUMS: dict[str, type[Enum]] = {"operation": Operation, "outcome": Outcome, "quality": UsageQuality}
+_FIELDS = frozenset(UsageRecord.__struct_fields__) - {"unknown_"}
+
+
+def usage_from_response(
+    response: Any,
+    *,
+    provider: str | None = None,
+    api: str | None = None,
+    organization_id: str = "",
+    **fields: Any,
+) -> UsageRecord:
+    """The usage that a provider's response states, as a record ready to submit.
+
+    `response` is a dict, an SDK's object, a list or iterator of streamed events (which it exhausts),
+    or a dict of OpenTelemetry gen_ai.* attributes. `api` is one of `APIS` and `provider` any name;
+    what is not given is told from the payload's shape. What neither says stays empty: Bedrock's and
+    Cohere's responses do not name the model, so pass `model_id=`.
+
+    Further `fields` are those of UsageRecord and win over the response; `meters` are added to its
+    meters. The response's id, with the provider before it, becomes the idempotency key: recording a
+    response twice counts once. A response without usage gives `quality` UNKNOWN, never zero cost.
+    Unknown fields of the payload are ignored.
+
+    Raises PayloadError, with `path`, when the payload contradicts itself or has no known shape;
+    ValueError for an unknown `api`; TypeError for a field that UsageRecord has not.
+    """
+    if not fields.keys() <= _FIELDS:
+        raise TypeError(f"UsageRecord has no field {min(fields.keys() - _FIELDS)!r}")
+    record = UsageRecord(organization_id=organization_id, model_id=fields.get("model_id") or "")
+    complete = True
+    if is_stream(response):
+        payload, stream_api, complete = fold(response)
+        api = api or stream_api
+    else:
+        payload = response if type(response) is dict else as_mapping(response)
+    if "usage" not in payload and ("response" in payload or "result" in payload):
+        payload, inner_api, record.processing, record.outcome = unwrap(payload)
+        api = api or inner_api
+    _normalize(payload, record, provider, api)
+    if not complete:
+        set_unknown(record)
+    if fields:
+        _set_fields(record, fields)
+    return record
+
+
+def _normalize(payload: dict[str, Any], record: UsageRecord, provider: str | None, api: str | None) -> None:
+    stated = bool(api)
+    if not api:
+        api = detect_api(payload)
+        if not api:
+            refuse_errors(payload)
+            if not provider:
+                raise PayloadError("", "no known shape of a response; pass api= or provider=")
+            api = "generic"
+    try:
+        default, normalizer = _NORMALIZERS[api]
+    except KeyError:
+        raise ValueError(f"unknown api {api!r}; known are {', '.join(APIS)}") from None
+    if provider:
+        record.provider = canonical_provider(provider)
+        if api == "generic" and not stated and record.provider == "anthropic":
+            normalizer = read_messages
+    elif api in _SHARED:
+        record.provider = detect_provider(payload, api) or (default if stated else "")
+    else:
+        record.provider = default
+    if api == "openai.chat":
+        normalizer = _DIALECTS.get(record.provider, normalizer)
+    if record.outcome != Outcome.UNSPECIFIED and not payload:
+        return
+    normalizer(payload, record)
+
+
+def _set_fields(record: UsageRecord, fields: dict[str, Any]) -> None:
+    for name, value in fields.items():
+        if name == "meters":
+            value = {**record.meters, **value}
+        elif name in _ENUMS and type(value) is str:
+            value = _ENUMS[name](value)
+        elif name == "timestamp" and isinstance(value, datetime) and value.tzinfo is None:
+            value = value.replace(tzinfo=UTC)
+        elif name == "reported_cost":
+            value = money(value, name)
+        setattr(record, name, value)
+    if ("input_tokens" in fields or "output_tokens" in fields) and "total_tokens" not in fields:
+        record.total_tokens = record.input_tokens + record.output_tokens
