@@ -7,10 +7,14 @@ A line `<!-- prints -->` before the next block compares it with what the runnabl
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+from llm_cost_ops import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(
@@ -26,10 +30,14 @@ class Example(NamedTuple):
     output: str | None
 
 
+def _pages() -> Iterator[tuple[Path, str]]:
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        yield path, path.read_text(encoding="utf-8")
+
+
 def _examples() -> list[Example]:
     found: list[Example] = []
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
-        text = path.read_text(encoding="utf-8")
+    for path, text in _pages():
         for match in BLOCK.finditer(text):
             line = text.count("\n", 0, match.start("text"))
             where = f"{path.relative_to(ROOT).as_posix()}:{line}"
@@ -40,6 +48,11 @@ def _examples() -> list[Example]:
             elif match["kind"] == "python":
                 found.append(Example(where, match["text"], match["mark"] == "runnable", None))
     return found
+
+
+def _commands() -> list[str]:
+    shown = re.compile(r"^\$ llm-cost-ops (.*)$", re.MULTILINE)
+    return sorted({line for _, text in _pages() for line in shown.findall(text)})
 
 
 EXAMPLES = _examples()
@@ -62,3 +75,8 @@ def test_example(example: Example, capsys: pytest.CaptureFixture[str]) -> None:
     exec(code, {"__name__": "__main__"})
     if example.output is not None:
         assert capsys.readouterr().out.rstrip() == example.output.rstrip()
+
+
+@pytest.mark.parametrize("line", _commands())
+def test_the_command_line_takes_what_the_documentation_shows(line: str) -> None:
+    assert cli._parser().parse_args(shlex.split(line)).command == line.split()[0]
