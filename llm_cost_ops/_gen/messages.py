@@ -12,7 +12,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from llm_cost_ops.wire.decimals import WireDecimal
-from llm_cost_ops.wire.json import Int32, Int64
+from llm_cost_ops.wire.json_types import Int32, Int64
 from llm_cost_ops.wire.open_enum import OpenEnum
 from llm_cost_ops.wire.unknown import Unknown
 

@@ -262,11 +262,17 @@ class Service:
     comment: str
     methods: list[Method] = field(default_factory=list)
 
+    @property
+    def snake(self) -> str:
+        """The name for functions: "usage_service"."""
+        return snake_case(self.name)
+
 
 @dataclass
 class Package:
-    """All that becomes one Python package, in a stable order: by file name, then as declared."""
+    """All that becomes the Python package `python`, in a stable order: by file name, then as declared."""
 
+    python: str
     messages: list[Message] = field(default_factory=list)
     enums: list[Enum] = field(default_factory=list)
     services: list[Service] = field(default_factory=list)
@@ -274,22 +280,24 @@ class Package:
 
 
 def snake_case(name: str) -> str:
-    """"SubmitUsage" -> "submit_usage", "HTTPRule2" -> "http_rule2"."""
+    """ "SubmitUsage" -> "submit_usage", "HTTPRule2" -> "http_rule2"."""
     split = re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1_\2", name)
     return re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", split).lower()
 
 
 def constant_name(name: str) -> str:
-    """"SubmitUsage" -> "SUBMIT_USAGE"."""
+    """ "SubmitUsage" -> "SUBMIT_USAGE"."""
     return snake_case(name).upper()
 
 
-def read_package(files: Sequence[FileDescriptorProto], proto_packages: Iterable[str]) -> Package:
-    """The model of some proto packages, out of a closed set of file descriptors.
+def read_package(
+    files: Sequence[FileDescriptorProto], proto_packages: Iterable[str], python: str = "generated"
+) -> Package:
+    """The model of some proto packages, out of a closed set of file descriptors, for a Python package.
 
     A file that declares extensions holds options for the generator: its messages are left out unless used.
     """
-    return _Reader(files).read(set(proto_packages))
+    return _Reader(files, python).read(set(proto_packages))
 
 
 @dataclass
@@ -301,7 +309,7 @@ class _Declared:
 
 
 class _Reader:
-    def __init__(self, files: Sequence[FileDescriptorProto]) -> None:
+    def __init__(self, files: Sequence[FileDescriptorProto], python: str) -> None:
         self.files = sorted(files, key=lambda f: f.name)
         self.declared: dict[str, _Declared] = {}
         self.comments: dict[str, dict[tuple[int, ...], str]] = {}
@@ -309,7 +317,7 @@ class _Reader:
             self.comments[file.name] = _comments(file)
             for full_name, declared in _declarations(file):
                 self.declared[full_name] = declared
-        self.package = Package()
+        self.package = Package(python)
         self.types: dict[str, Message | Enum] = {}
         self.names: dict[str, str] = {}
         self.pending: list[str] = []

@@ -97,7 +97,7 @@ def emit_messages(package: Package) -> str:
         "typing": ["Any"],
         "msgspec": ["UNSET", "UnsetType"],
         "llm_cost_ops.wire.decimals": ["WireDecimal"],
-        "llm_cost_ops.wire.json": ["BoolKey", "Int32", "Int64", "IntKey", "UInt32", "UInt64"],
+        "llm_cost_ops.wire.json_types": ["BoolKey", "Int32", "Int64", "IntKey", "UInt32", "UInt64"],
         "llm_cost_ops.wire.open_enum": ["OpenEnum"],
         "llm_cost_ops.wire.unknown": ["Unknown"],
     }
@@ -110,7 +110,9 @@ def module(
 ) -> str:
     """A module: its head, those of the imports that the text uses, `__all__`, and the text."""
     code = re.sub(r'"""[\s\S]*?"""|"[^"\n]*"', "", text)
-    used = {where: [n for n in what if re.search(rf"(?<![\w.]){n}\b", code)] for where, what in imports.items()}
+    used = {
+        where: [n for n in what if re.search(rf"(?<![\w.]){n}\b", code)] for where, what in imports.items()
+    }
     groups: list[list[str]] = [[], [], []]
     for where in sorted({*used, *plain}):
         place = 2 if where.startswith("llm_cost_ops") else 1 if where.startswith("msgspec") else 0

@@ -1,40 +1,342 @@
-"""JSON: primitives of the generated codecs."""
+"""REST JSON of generated structs: msgspec alone where it is exact, and a slow exact way where it is not."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import re
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from decimal import Decimal
+from enum import Enum
+from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_origin
 
-from msgspec import Meta
+import msgspec
 
-__all__ = ["BoolKey", "Int32", "Int64", "IntKey", "UInt32", "UInt64"]
+from llm_cost_ops.wire.coerce import to_utc
+from llm_cost_ops.wire.decimals import WireDecimal, from_json_number, from_text, plain
+from llm_cost_ops.wire.errors import DecodeError, EncodeError
+from llm_cost_ops.wire.json_types import BoolKey, IntKey, UInt64
+from llm_cost_ops.wire.unknown import Unknown
 
-Int32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
-Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-UInt32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+__all__ = ["JsonCodec", "one_of", "settled"]
 
-if TYPE_CHECKING:
-    UInt64 = int
-    IntKey = int
-    BoolKey = bool
-else:
+M = TypeVar("M")
 
-    class _Like(type):
-        """Makes stand-ins for what msgspec can't hold to our rules; the codec's hook reads those."""
+_LOCATED = re.compile(r"(.*?) - at (`key` in )?`\$\.?(.*)`", re.DOTALL)
+# A time that msgspec wrote and that does not end in Z.
+_NOT_UTC = re.compile(rb"T[0-2]\d:[0-5]\d:[0-5]\d(?:\.\d+)?[^Z.\d]")
 
-        def __instancecheck__(cls, value: object) -> bool:
-            return isinstance(value, cls.of)
 
-    class UInt64(metaclass=_Like):
-        """An int of 64 bits without sign: msgspec's bounds are int64."""
+class _NeedsExact(Exception):  # noqa: N818 - a signal, never seen outside
+    """The fast way met what only the exact way can do."""
 
-        of = int
 
-    class IntKey(metaclass=_Like):
-        """An int as the key of a map: JSON has only strings there."""
+class JsonCodec(Generic[M]):
+    """One message type as JSON.
 
-        of = int
+    `encode` raises EncodeError and `decode` raises DecodeError. Unknown fields go to the `unknown_` slot, at
+    any depth, and come back from there. A key that comes twice in an object counts the last time, as in
+    protobuf. `settle` puts the times of a decoded message in UTC and checks its oneofs. The elements of
+    the `itemized` fields, by JSON name, are decoded one by one once the whole can't be: a malformed one
+    becomes an empty message with `unknown_.error`.
+    """
 
-    class BoolKey(metaclass=_Like):
-        """A bool as the key of a map: "true" or "false" in JSON."""
+    def __init__(
+        self,
+        type: type[M],
+        *,
+        settle: Callable[[Any], None] | None = None,
+        itemized: Mapping[str, JsonCodec[Any]] | None = None,
+    ) -> None:
+        self.type = type
+        self._settle = settle
+        self._itemized = itemized or {}
+        self._decoder: msgspec.json.Decoder[M] | None = None
+        self._times = False
 
-        of = bool
+    def encode(self, message: M) -> bytes:
+        """The message as JSON."""
+        if self._decoder is None:
+            self._prepare()
+        try:
+            data = _encoder.encode(message)
+        except (_NeedsExact, TypeError, ValueError, OverflowError, RecursionError):
+            return self._encode_exactly(message)
+        if b"E-" in data or b"E+" in data or (self._times and _NOT_UTC.search(data)):
+            return self._encode_exactly(message)
+        return data
+
+    def decode(self, data: bytes) -> M:
+        """The message that JSON holds."""
+        decoder = self._decoder or self._prepare()
+        try:
+            message = decoder.decode(data)
+            if self._settle is not None:
+                self._settle(message)
+        except (_NeedsExact, ValueError, RecursionError, OverflowError) as error:
+            if not (self._itemized or isinstance(error, _NeedsExact) or "unknown field" in str(error)):
+                raise _decode_error(error) from None
+        else:
+            return message
+        try:
+            message = _graft(data, _plan(self.type), self._itemized)
+            if self._settle is not None:
+                self._settle(message)
+        except (ValueError, RecursionError, OverflowError) as error:
+            raise _decode_error(error) from None
+        return message
+
+    def _prepare(self) -> msgspec.json.Decoder[M]:
+        self._times = self._settle is not None
+        self._decoder = _plan(self.type).decoder
+        return self._decoder
+
+    def _encode_exactly(self, message: M) -> bytes:
+        try:
+            return msgspec.json.encode(_exact(message))
+        except UnicodeEncodeError:
+            raise EncodeError("has text with a lone surrogate, which is not Unicode") from None
+        except RecursionError:
+            raise EncodeError("is nested too deep") from None
+        except (TypeError, ValueError, OverflowError) as error:
+            raise error if isinstance(error, EncodeError) else EncodeError(str(error)) from None
+
+
+def settled(value: datetime, path: str) -> datetime:
+    """A decoded time in UTC; without an offset it is in UTC already. DecodeError outside years 1 to 9999."""
+    try:
+        return to_utc(value)
+    except OverflowError:
+        raise DecodeError("is outside the years 1 to 9999 in UTC", path) from None
+
+
+def one_of(path: str, **members: Any) -> None:
+    """Refuse a decoded message that has two members of a oneof."""
+    given = [name for name, value in members.items() if value is not None]
+    if len(given) > 1:
+        raise DecodeError(f"only one of {', '.join(given)} may be given", path)
+
+
+class _Slot(NamedTuple):
+    """A field as the exact way sees it. `shape` is "one", "list" or "map"; `struct` its messages' type."""
+
+    attribute: str
+    shape: str
+    key: Any
+    struct: type[msgspec.Struct] | None
+    is_decimal: bool
+    omit: Any
+
+
+class _Plan:
+    def __init__(self, type: type[Any]) -> None:
+        self.type = type
+        self.decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(type, dec_hook=_read)
+        self.slots: dict[str, _Slot] = {}
+        omit = type.__struct_config__.omit_defaults
+        for info in msgspec.structs.fields(type):
+            if info.name == "unknown_":
+                continue
+            shape, key, inner = _shape(info.type)
+            default = info.default if info.default_factory is msgspec.NODEFAULT else info.default_factory()
+            self.slots[info.encode_name] = _Slot(
+                info.name,
+                shape,
+                key,
+                inner if isinstance(inner, type) and issubclass(inner, msgspec.Struct) else None,
+                inner is WireDecimal,
+                default if omit else _NeedsExact,
+            )
+
+
+_plans: dict[type[Any], _Plan] = {}
+
+
+def _plan(type: type[Any]) -> _Plan:
+    if type not in _plans:
+        _plans[type] = _Plan(type)
+    return _plans[type]
+
+
+def _shape(hint: Any) -> tuple[str, Any, Any]:
+    members = [member for member in get_args(hint) if member is not type(None)]
+    origin = get_origin(hint)
+    if origin is list:
+        return "list", None, members[0]
+    if origin is dict:
+        return "map", members[0], members[1]
+    return "one", None, members[0] if len(members) == 1 else hint
+
+
+def _read(type: Any, value: Any) -> Any:
+    """Read what msgspec does not: its hook for types that it doesn't know."""
+    if type is WireDecimal:
+        if isinstance(value, str):
+            return from_text(value)
+        if isinstance(value, float):
+            # Its text is gone; the exact way reads it from the bytes.
+            raise _NeedsExact
+        if isinstance(value, int) and not isinstance(value, bool):
+            return from_json_number(str(value)) if -(10**18) < value < 10**18 else from_json_number("")
+        raise ValueError("expected a decimal, as a string or a number")
+    if type is UInt64:
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**64:
+            return value
+        raise ValueError(f"expected int from 0 to {2**64 - 1}")
+    if type is IntKey:
+        return _int_key(value)
+    if type is BoolKey and value in ("true", "false"):
+        return value == "true"
+    raise ValueError("expected true or false" if type is BoolKey else "unknown field")
+
+
+def _int_key(text: str) -> int:
+    if len(text) <= 20 and re.fullmatch(r"0|-?[1-9][0-9]*", text) and -(2**63) <= int(text) < 2**64:
+        return int(text)
+    raise ValueError("expected an integer as key")
+
+
+def _mark(value: Any) -> Any:
+    """Write what msgspec does not: its hook for types that it doesn't know."""
+    if type(value) is Unknown:
+        raise _NeedsExact
+    raise TypeError(f"can't write {type(value).__name__} as JSON")
+
+
+_encoder = msgspec.json.Encoder(enc_hook=_mark)
+_objects: msgspec.json.Decoder[dict[str, msgspec.Raw]] = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_arrays: msgspec.json.Decoder[list[msgspec.Raw]] = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def _decode_error(error: Exception) -> DecodeError:
+    if isinstance(error, DecodeError):
+        return error
+    if isinstance(error, RecursionError):
+        return DecodeError("is nested too deep")
+    if isinstance(error, UnicodeDecodeError):
+        return DecodeError("is not valid UTF-8")
+    text, path = str(error), ""
+    located = _LOCATED.fullmatch(text)
+    if located:
+        text, path = f"{located[1]} as key" if located[2] else located[1], located[3]
+    words = text.replace("`", "").replace(" | ", " or ")
+    return DecodeError(words[:1].lower() + words[1:] if words.startswith("Expected") else words, path)
+
+
+def _graft(data: Any, plan: _Plan, itemized: Mapping[str, JsonCodec[Any]] | None = None) -> Any:
+    """Decode an object field by field, with its unknown fields in `unknown_`."""
+    flat: dict[str, msgspec.Raw] = {}
+    nested: list[tuple[_Slot, str, Any]] = []
+    unknown: dict[str, msgspec.Raw] = {}
+    for name, raw in _objects.decode(data).items():
+        slot = plan.slots.get(name)
+        if slot is None:
+            unknown[name] = msgspec.Raw(bytes(raw))
+        elif slot.struct is None or bytes(raw) == b"null":
+            flat[name] = _with_plain_decimals(raw, slot, name) if slot.is_decimal else raw
+        else:
+            nested.append((slot, name, raw))
+    message = plan.decoder.decode(msgspec.json.encode(flat))
+    for slot, name, raw in nested:
+        try:
+            setattr(message, slot.attribute, _graft_nested(raw, slot, (itemized or {}).get(name)))
+        except (ValueError, RecursionError) as error:
+            raise _located(error, name) from None
+    if unknown:
+        message.unknown_ = Unknown(json=unknown)
+    return message
+
+
+def _graft_nested(raw: Any, slot: _Slot, itemized: JsonCodec[Any] | None) -> Any:
+    assert slot.struct is not None
+    plan = _plan(slot.struct)
+    if slot.shape == "one":
+        return _graft(raw, plan)
+    if slot.shape == "list":
+        elements = []
+        for index, element in enumerate(_arrays.decode(raw)):
+            try:
+                elements.append(_item(element, itemized) if itemized else _graft(element, plan))
+            except (ValueError, RecursionError) as error:
+                raise _located(error, f"[{index}]") from None
+        return elements
+    entries = {}
+    for name, element in _objects.decode(raw).items():
+        key = name if slot.key is str else _read(slot.key, name)
+        try:
+            entries[key] = _graft(element, plan)
+        except (ValueError, RecursionError) as error:
+            raise _located(error, f"[{name[:40]!r}]") from None
+    return entries
+
+
+def _item(raw: Any, codec: JsonCodec[Any]) -> Any:
+    try:
+        return codec.decode(raw)
+    except DecodeError as error:
+        return codec.type(unknown_=Unknown(error=error.reason, error_field=error.path))
+
+
+def _located(error: Exception, parent: str) -> DecodeError:
+    found = _decode_error(error)
+    found.within(parent)
+    return found
+
+
+def _with_plain_decimals(raw: Any, slot: _Slot, path: str) -> Any:
+    """The value with each JSON number in it as the string of the same decimal."""
+    try:
+        if slot.shape == "list":
+            return msgspec.Raw(msgspec.json.encode([_plain_number(r) for r in _arrays.decode(raw)]))
+        if slot.shape == "map":
+            pairs = _objects.decode(raw)
+            return msgspec.Raw(msgspec.json.encode({k: _plain_number(r) for k, r in pairs.items()}))
+        return _plain_number(raw)
+    except ValueError as error:
+        raise _located(error, path) from None
+
+
+def _plain_number(raw: Any) -> Any:
+    data = bytes(raw)
+    if data[:1] not in b"-0123456789":
+        return raw
+    return msgspec.Raw(b'"%s"' % plain(from_json_number(data.decode("ascii"))).encode())
+
+
+def _exact(value: Any) -> Any:
+    """What msgspec writes exactly: plain decimals, times in UTC, unknown fields in their places."""
+    if isinstance(value, msgspec.Struct):
+        return _exact_struct(value)
+    if isinstance(value, Decimal):
+        return plain(value)
+    if isinstance(value, datetime):
+        return to_utc(value)
+    if isinstance(value, list | tuple):
+        return [_exact(element) for element in value]
+    if isinstance(value, dict):
+        return {_exact_key(key): _exact(element) for key, element in value.items()}
+    return value
+
+
+def _exact_struct(message: msgspec.Struct) -> dict[str, Any]:
+    pairs: dict[str, Any] = {}
+    for name, slot in _plan(type(message)).slots.items():
+        value = getattr(message, slot.attribute)
+        if slot.omit is not _NeedsExact and (value is slot.omit or value == slot.omit):
+            continue
+        try:
+            pairs[name] = _exact(value)
+        except ValueError as error:
+            failure = error if isinstance(error, EncodeError) else EncodeError(str(error))
+            failure.within(name)
+            raise failure from None
+    unknown = getattr(message, "unknown_", None)
+    if unknown:
+        for name, raw in unknown.json.items():
+            pairs.setdefault(name, raw)
+    return pairs
+
+
+def _exact_key(key: Any) -> Any:
+    if isinstance(key, bool):
+        return "true" if key else "false"
+    return key.value if isinstance(key, Enum) else key

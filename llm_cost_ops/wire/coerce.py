@@ -1,0 +1,114 @@
+"""What generated methods do to arguments before they are fields. Nothing here raises for a bad argument:
+it is left as it is, and the generated validator names its field.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any, TypeVar
+
+from llm_cost_ops.wire.decimals import from_text
+from llm_cost_ops.wire.open_enum import OpenEnum
+
+__all__ = [
+    "decimal",
+    "decimals",
+    "either",
+    "instant",
+    "listed",
+    "mapping",
+    "member",
+    "members",
+    "moment",
+    "texts",
+    "to_utc",
+]
+
+E = TypeVar("E", bound=OpenEnum)
+
+
+def to_utc(value: datetime) -> datetime:
+    """A time in UTC; one without an offset is in UTC already. OverflowError outside years 1 to 9999."""
+    if value.tzinfo is UTC:
+        return value
+    if value.tzinfo is None or value.utcoffset() is None:
+        return value.replace(tzinfo=UTC)
+    return value.astimezone(UTC)
+
+
+def decimal(value: Any) -> Any:
+    """A decimal from its text or from an int."""
+    if isinstance(value, str):
+        try:
+            return from_text(value)
+        except ValueError:
+            return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return Decimal(value)
+    return value
+
+
+def decimals(value: Any) -> Any:
+    """Decimals from their texts."""
+    elements = listed(value)
+    return [decimal(each) for each in elements] if isinstance(elements, list) else elements
+
+
+def either(record: Any, fields: Any) -> Any:
+    """The ready message where one is given, else that of the fields; TypeError for both."""
+    if record is None:
+        return fields
+    if fields != type(fields)():
+        raise TypeError(f"give a {type(fields).__name__} or its fields, not both")
+    return record
+
+
+def member(enum: type[E], value: Any) -> Any:
+    """A member from its string."""
+    return enum(value) if type(value) is str else value
+
+
+def members(enum: type[E], value: Any) -> Any:
+    """Members from their strings; one string is a list of one."""
+    if isinstance(value, str):
+        return [member(enum, value)]
+    elements = listed(value)
+    return [member(enum, each) for each in elements] if isinstance(elements, list) else elements
+
+
+def instant(value: Any) -> Any:
+    """A time in UTC."""
+    if isinstance(value, datetime):
+        try:
+            return to_utc(value)
+        except OverflowError:
+            return value
+    return value
+
+
+def moment(value: Any) -> Any:
+    """The text of a time or of a date."""
+    if isinstance(value, datetime):
+        value = instant(value)
+        return value.isoformat().replace("+00:00", "Z")
+    return value.isoformat() if isinstance(value, date) else value
+
+
+def texts(value: Any) -> Any:
+    """A list of strings; one string is a list of one."""
+    return [value] if isinstance(value, str) else listed(value)
+
+
+def listed(value: Any) -> Any:
+    """A list from any other sequence or iterable of that kind."""
+    if value is None:
+        return []
+    if isinstance(value, tuple | set | frozenset) or hasattr(value, "__next__"):
+        return list(value)
+    return value
+
+
+def mapping(value: Any) -> Any:
+    """A dict; none for None."""
+    return {} if value is None else value

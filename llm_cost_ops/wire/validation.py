@@ -1,0 +1,247 @@
+"""What generated validators call for a value that their quick look did not pass.
+
+Each takes the value, the field's name and its rules, and adds to the violations in a user's words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+
+from llm_cost_ops.rpc.status import Violation
+from llm_cost_ops.wire.decimals import plain
+from llm_cost_ops.wire.open_enum import OpenEnum
+
+__all__ = [
+    "EMPTY",
+    "ZERO",
+    "check_bytes",
+    "check_decimal",
+    "check_entries",
+    "check_enum",
+    "check_float",
+    "check_instance",
+    "check_int",
+    "check_items",
+    "check_json",
+    "check_one_of",
+    "check_text",
+    "check_undecoded",
+    "entry",
+    "missing",
+    "relocate",
+]
+
+# The one empty string and the one zero of the interpreter: what an unset field holds.
+EMPTY = ""
+ZERO = 0
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_MOST_SHOWN = 40
+_WORDS = {
+    datetime: "a datetime",
+    timedelta: "a timedelta",
+    list: "a list",
+    dict: "a dict",
+    bytes: "bytes",
+    bool: "True or False",
+}
+
+Violations = list[Violation]
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, int) and value.bit_length() > 200:
+        return f"a number of {value.bit_length()} bits"
+    if isinstance(value, str):
+        return repr(value) if len(value) <= _MOST_SHOWN else repr(value[:_MOST_SHOWN] + "…")
+    if value is None or isinstance(value, int | float | Decimal | datetime):
+        text = str(value)
+        return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
+    return f"of type {type(value).__name__}"
+
+
+def relocate(violations: Violations, start: int, path: str) -> None:
+    """Put a path in front of the fields of the violations from `start` on."""
+    for index in range(start, len(violations)):
+        field, description = violations[index]
+        dot = "." if field and not field.startswith("[") else ""
+        violations[index] = Violation(f"{path}{dot}{field}", description)
+
+
+def missing(name: str, violations: Violations) -> None:
+    """A required field that is not there."""
+    violations.append(Violation(name, "is required"))
+
+
+def check_text(
+    value: Any,
+    name: str,
+    violations: Violations,
+    max_length: int | None = None,
+    required: bool = False,
+    multiline: bool = False,
+) -> None:
+    """A string."""
+    if not isinstance(value, str):
+        violations.append(Violation(name, f"must be a string, not {_shown(value)}"))
+        return
+    if required and not value:
+        missing(name, violations)
+    if max_length is not None and len(value) > max_length:
+        violations.append(Violation(name, f"must have at most {max_length} characters, not {len(value)}"))
+    if _SURROGATE.search(value):
+        violations.append(Violation(name, "must be Unicode text; it has a lone surrogate"))
+    if not multiline and _CONTROL.search(value):
+        violations.append(Violation(name, f"must not have control characters: {_shown(value)}"))
+
+
+def check_int(
+    value: Any, name: str, violations: Violations, low: int, high: int, required: bool = False
+) -> None:
+    """An integer from `low` to `high`; a bool is none."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        violations.append(Violation(name, f"must be an integer, not {_shown(value)}"))
+    elif value < low:
+        violations.append(Violation(name, f"must be {low} or more, not {_shown(value)}"))
+    elif value > high:
+        violations.append(Violation(name, f"must be {high} or less, not {_shown(value)}"))
+    elif required and not value:
+        missing(name, violations)
+
+
+def check_float(
+    value: Any, name: str, violations: Violations, low: int | None = None, high: int | None = None
+) -> None:
+    """A float, or an integer in its place."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        violations.append(Violation(name, f"must be a number, not {_shown(value)}"))
+    elif low is not None and not value >= low:
+        violations.append(Violation(name, f"must be {low} or more, not {_shown(value)}"))
+    elif high is not None and not value <= high:
+        violations.append(Violation(name, f"must be {high} or less, not {_shown(value)}"))
+
+
+def check_decimal(
+    value: Any,
+    name: str,
+    violations: Violations,
+    low: int | None = None,
+    high: int | None = None,
+    required: bool = False,
+) -> None:
+    """A Decimal that the grammar of wire.decimals can hold."""
+    if isinstance(value, float):
+        violations.append(Violation(name, f"use Decimal or str, never float, as in {value!r}"))
+        return
+    if not isinstance(value, Decimal):
+        violations.append(Violation(name, f"must be a decimal such as 0.015, not {_shown(value)}"))
+        return
+    try:
+        plain(value)
+    except ValueError as error:
+        violations.append(Violation(name, f"{error}, not {_shown(value)}"))
+        return
+    if required and not value:
+        missing(name, violations)
+    elif low is not None and value < low:
+        violations.append(Violation(name, f"must be {low} or more, not {_shown(value)}"))
+    elif high is not None and value > high:
+        violations.append(Violation(name, f"must be {high} or less, not {_shown(value)}"))
+
+
+def check_enum(
+    value: Any, name: str, violations: Violations, enum: type[OpenEnum], required: bool = False
+) -> None:
+    """A member of an enum, known or not."""
+    if not isinstance(value, enum):
+        known = ", ".join(member.value for member in list(enum)[1:8])
+        violations.append(Violation(name, f"must be a {enum.__name__} such as {known}, not {_shown(value)}"))
+    elif required and value.number == 0:
+        missing(name, violations)
+
+
+def check_bytes(value: Any, name: str, violations: Violations, max_length: int | None = None) -> None:
+    """Bytes."""
+    if isinstance(value, bytes) and max_length is not None and len(value) > max_length:
+        violations.append(Violation(name, f"must have at most {max_length} bytes, not {len(value)}"))
+    check_instance(value, name, violations, bytes)
+
+
+def check_instance(value: Any, name: str, violations: Violations, kind: type[Any]) -> None:
+    """An instance of a class."""
+    if not isinstance(value, kind):
+        words = _WORDS.get(kind) or f"a {kind.__name__}"
+        violations.append(Violation(name, f"must be {words}, not {_shown(value)}"))
+
+
+def check_json(value: Any, name: str, violations: Violations, kind: type[Any] = dict) -> None:
+    """A JSON object (or, for `kind` list, an array)."""
+    if not isinstance(value, kind):
+        what = "object (a dict)" if kind is dict else "array (a list)"
+        violations.append(Violation(name, f"must be a JSON {what}, not {_shown(value)}"))
+        return
+    try:
+        msgspec.json.encode(value)
+    except RecursionError:
+        violations.append(Violation(name, "must be JSON, and is nested too deep"))
+    except (TypeError, ValueError, OverflowError) as error:
+        violations.append(Violation(name, f"must be JSON: {str(error)[:200]}"))
+
+
+def check_items(
+    value: Any, name: str, violations: Violations, max_items: int | None = None, required: bool = False
+) -> bool:
+    """A list; whether its elements are to be checked."""
+    if not isinstance(value, list):
+        violations.append(Violation(name, f"must be a list, not {_shown(value)}"))
+        return False
+    return _counted(value, name, violations, max_items, required)
+
+
+def check_entries(
+    value: Any, name: str, violations: Violations, max_items: int | None = None, required: bool = False
+) -> bool:
+    """A map; whether its entries are to be checked."""
+    if not isinstance(value, dict):
+        violations.append(Violation(name, f"must be a dict, not {_shown(value)}"))
+        return False
+    return _counted(value, name, violations, max_items, required)
+
+
+def _counted(value: Any, name: str, violations: Violations, max_items: int | None, required: bool) -> bool:
+    if required and not value:
+        missing(name, violations)
+    if max_items is not None and len(value) > max_items:
+        violations.append(Violation(name, f"must have at most {max_items} items, not {len(value)}"))
+        return False
+    return True
+
+
+def check_one_of(violations: Violations, members: Mapping[str, Any]) -> None:
+    """A oneof: at most one member is set."""
+    given = [name for name, value in members.items() if value is not None]
+    for name in given[1:]:
+        violations.append(Violation(name, f"must not be set beside {given[0]}: only one of them may be"))
+
+
+def check_undecoded(unknown: Any, path: str, violations: Violations) -> bool:
+    """An element of an itemized list that could not be decoded: its error is the only violation."""
+    if not unknown.error:
+        return False
+    violations.append(Violation(unknown.error_field, unknown.error))
+    if path:
+        relocate(violations, len(violations) - 1, path)
+    return True
+
+
+def entry(name: str, key: Any) -> str:
+    """The path of a map's entry."""
+    text = str(key)
+    return f"{name}[{text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + '…'}]"
