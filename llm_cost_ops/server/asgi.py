@@ -1,0 +1,254 @@
+"""The service as an ASGI app, for any ASGI server; its routes come from the method descriptors."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import msgspec
+
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.handler import ServiceHandler
+from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.method import Cardinality
+from llm_cost_ops.rpc.runtime import AsyncRuntime, Runtime
+from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.transports.http_binding import Binding, Router
+from llm_cost_ops.transports.http_body import BodyTooLargeError, BoundedBody
+from llm_cost_ops.transports.http_errors import error_to_response
+from llm_cost_ops.transports.http_headers import (
+    DEADLINE_HEADER,
+    IDEMPOTENCY_HEADER,
+    REQUEST_ID_HEADER,
+    decode_timeout,
+    from_headers,
+    is_request_id,
+    to_headers,
+)
+from llm_cost_ops.wire.uuid7 import uuid7
+
+__all__ = ["AsgiApp", "AsgiLimits"]
+
+_log = logging.getLogger("llm_cost_ops.server")
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class AsgiLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What the app takes: bytes of a body (also after decompression) and of headers, and seconds.
+
+    `body_timeout` is for the whole body, `call_timeout` for the call itself, where the client sets
+    no deadline or a later one.
+    """
+
+    max_body_bytes: int = 16 * 1024 * 1024
+    max_header_bytes: int = 32 * 1024
+    body_timeout: float = 30.0
+    call_timeout: float = 60.0
+
+
+class _Disconnected(Exception):  # noqa: N818  # not an error: nobody is there to read one
+    pass
+
+
+class _Request:
+    """One request's head, checked."""
+
+    def __init__(self, scope: MutableMapping[str, Any], limits: AsgiLimits) -> None:
+        self.headers: dict[bytes, bytes] = {}
+        self.raw_headers: list[tuple[bytes, bytes]] = list(scope["headers"])
+        for name, value in self.raw_headers:
+            self.headers.setdefault(name.lower(), value)
+        given = self.text(REQUEST_ID_HEADER)
+        self.id = given if is_request_id(given) else uuid7()
+        self.verb: str = scope["method"]
+        raw = scope.get("raw_path")
+        self.path: str = raw.decode("latin-1") if raw else scope["path"]
+        self.query: str = scope.get("query_string", b"").decode("latin-1")
+        self.limits = limits
+
+    def text(self, name: str) -> str:
+        return self.headers.get(name.encode(), b"").decode("latin-1").strip()
+
+    def check(self) -> None:
+        if sum(len(name) + len(value) for name, value in self.raw_headers) > self.limits.max_header_bytes:
+            raise _refused(431, f"the headers are larger than {self.limits.max_header_bytes} bytes")
+        if b"transfer-encoding" in self.headers and b"content-length" in self.headers:
+            # Two lengths are how requests are smuggled past a proxy.
+            raise _refused(400, "a request has either Content-Length or Transfer-Encoding")
+
+    async def body(self, receive: Receive) -> bytes:
+        """The whole body, decompressed."""
+        limit = self.limits.max_body_bytes
+        length = self.text("content-length")
+        too_large = _refused(413, f"the body may have at most {limit} bytes")
+        if length.isdecimal() and int(length[:20]) > limit:
+            raise too_large
+        kind = self.text("content-type").partition(";")[0].strip().lower()
+        if kind not in {"", "application/json"} and not (
+            kind.startswith("application/") and kind.endswith("+json")
+        ):
+            raise _refused(415, "the content type must be application/json")
+        try:
+            body = BoundedBody(limit, self.text("content-encoding"))
+        except ValueError as error:
+            raise _refused(415, str(error)) from error
+        try:
+            async with asyncio.timeout(self.limits.body_timeout):
+                await _feed(body, receive)
+            return body.whole()
+        except BodyTooLargeError as error:
+            raise too_large from error
+        except TimeoutError as error:
+            raise _refused(408, f"the body took more than {self.limits.body_timeout:g} s") from error
+        except ValueError as error:
+            raise _refused(400, str(error)) from error
+
+    def context(self, binding: Binding, runtime: Runtime) -> CallContext:
+        try:
+            metadata = from_headers(self.raw_headers, strict=True)
+        except ValueError as error:
+            raise _refused(400, str(error)) from error
+        seconds = self.limits.call_timeout
+        asked = self.text(DEADLINE_HEADER)
+        if asked:
+            told = decode_timeout(asked)
+            if told is None:
+                raise _refused(400, f"{DEADLINE_HEADER} must be digits and a unit, such as 1500m")
+            seconds = min(seconds, told)
+        return CallContext(
+            binding.method,
+            runtime,
+            metadata,
+            runtime.monotonic() + seconds,
+            metadata.get(IDEMPOTENCY_HEADER),
+            request_id=self.id,
+        )
+
+
+class AsgiApp:
+    """An ASGI app over a ServiceHandler.
+
+    `close` lets go of what the handler holds; it is awaited when the ASGI server ends the lifespan.
+    Errors are `{"error": {"code", "message", "details"}, "request_id"}`. An error that a servicer
+    did not mean to raise is logged under its request id and tells the client nothing. A servicer
+    may set `context.response_status` and `context.response_metadata`.
+    """
+
+    def __init__(
+        self,
+        handler: ServiceHandler,
+        *,
+        close: Callable[[], Awaitable[None]] | None = None,
+        limits: AsgiLimits | None = None,
+        runtime: Runtime | None = None,
+    ) -> None:
+        self._handler = handler
+        self._close = close
+        self._limits = limits or AsgiLimits()
+        self._runtime = runtime or AsyncRuntime()
+        unary = [m for m in handler.methods.values() if m.cardinality is Cardinality.UNARY_UNARY]
+        self._router = Router(unary)
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        else:
+            raise NotImplementedError(f"no {scope['type']} here")
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        if self._close is not None:
+            await self._close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _http(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        request = _Request(scope, self._limits)
+        try:
+            status, headers, body = await self._answer(request, receive)
+        except _Disconnected:
+            return
+        except RpcError as error:
+            status, headers, body = _error(error, request.id)
+        except Exception:  # noqa: BLE001  # logged, and hidden from the client
+            _log.exception("%s %s failed, request %s", request.verb, request.path, request.id)
+            status, headers, body = _error(RpcError(StatusCode.INTERNAL, "internal error"), request.id)
+        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+        if body:
+            raw.append((b"content-type", b"application/json"))
+        if status != 204:
+            raw.append((b"content-length", str(len(body)).encode()))
+        raw.append((REQUEST_ID_HEADER.encode(), request.id.encode()))
+        await send({"type": "http.response.start", "status": status, "headers": raw})
+        await send({"type": "http.response.body", "body": b"" if request.verb == "HEAD" else body})
+
+    async def _answer(self, request: _Request, receive: Receive) -> tuple[int, list[tuple[str, str]], bytes]:
+        request.check()
+        route = self._router.match(request.path)
+        if route is None:
+            raise RpcError(StatusCode.NOT_FOUND, f"there is no {request.path[:200]}", error_code="NOT_FOUND")
+        verb = "GET" if request.verb == "HEAD" else request.verb
+        binding = route.bindings.get(verb)
+        if binding is None:
+            allowed = sorted({*route.bindings, "OPTIONS", *(["HEAD"] if "GET" in route.bindings else [])})
+            allow = [("allow", ", ".join(allowed))]
+            if verb == "OPTIONS":
+                return 204, allow, b""
+            status, headers, body = _error(_refused(405, f"{verb} is not allowed here"), request.id)
+            return status, headers + allow, body
+        body = b"" if binding.rule.body is None else await request.body(receive)
+        message = binding.decode(route.variables, request.query, body)
+        return await self._call(binding, message, request.context(binding, self._runtime))
+
+    async def _call(
+        self, binding: Binding, message: Any, context: CallContext
+    ) -> tuple[int, list[tuple[str, str]], bytes]:
+        context.check_deadline()
+        try:
+            async with asyncio.timeout(context.remaining()):
+                response = await self._handler.unary_unary(message, context)
+        except RpcError as error:
+            status, headers, body = _error(error, context.request_id)
+            return status, headers + _metadata(context.response_metadata), body
+        except TimeoutError as error:
+            context.check_deadline(maybe_applied=True)
+            raise RpcError(StatusCode.INTERNAL, "internal error") from error
+        status = context.response_status or binding.rule.status
+        return status, _metadata(context.response_metadata), binding.encode_response(response)
+
+
+def _metadata(metadata: Metadata | None) -> list[tuple[str, str]]:
+    if metadata is None:
+        return []
+    return [pair for pair in to_headers(metadata) if pair[0] != REQUEST_ID_HEADER]
+
+
+def _error(error: RpcError, request_id: str) -> tuple[int, list[tuple[str, str]], bytes]:
+    status, headers, body = error_to_response(error, request_id)
+    if status in {400, 408, 431} and error.http_status is not None:
+        # The rest of the request can't be told from the next one, or is not worth waiting for.
+        headers.append(("connection", "close"))
+    return status, headers + _metadata(error.metadata), body
+
+
+def _refused(status: int, message: str) -> RpcError:
+    code = StatusCode.DEADLINE_EXCEEDED if status == 408 else StatusCode.INVALID_ARGUMENT
+    code = StatusCode.UNIMPLEMENTED if status == 405 else code
+    return RpcError(code, message, http_status=status)
+
+
+async def _feed(body: BoundedBody, receive: Receive) -> None:
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _Disconnected
+        body.feed(message.get("body", b""))
+        if not message.get("more_body", False):
+            return

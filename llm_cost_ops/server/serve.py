@@ -1,0 +1,208 @@
+"""The process that serves: it binds, tells where, and drains when it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import stat
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import uvicorn
+
+from llm_cost_ops.server.asgi import AsgiApp
+from llm_cost_ops.server.h11_limits import ConnectionLimits, limited_protocol
+
+__all__ = ["HttpServer", "Server", "serve"]
+
+
+class Server(Protocol):
+    """One door of the service. `serve` runs any number of them in one process."""
+
+    async def start(self) -> str:
+        """Bind and accept; the address really bound, such as "http://127.0.0.1:8080"."""
+
+    async def stop(self, grace: float) -> None:
+        """Accept no more; let calls in flight finish, for at most `grace` seconds."""
+
+
+class _Uvicorn(uvicorn.Server):
+    """Signals are `serve`'s business: the process has more than one server to drain."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class HttpServer:
+    """The ASGI app on uvicorn, with limits of our own on what a connection may take.
+
+    It listens on `host` and `port`, loopback unless told otherwise; port 0 takes a free one. With
+    `uds` it listens on that Unix socket instead, which only the process's user may open.
+    """
+
+    def __init__(
+        self,
+        app: AsgiApp,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 8080,
+        uds: str | None = None,
+        limits: ConnectionLimits | None = None,
+    ) -> None:
+        self._host = host
+        self._port = port
+        self._uds = uds
+        limits = limits or ConnectionLimits()
+        self._config = uvicorn.Config(
+            app,
+            http=limited_protocol(limits),
+            ws="none",
+            loop="asyncio",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=max(1, round(limits.idle_timeout)),
+            h11_max_incomplete_event_size=limits.max_header_bytes,
+        )
+        self._server = _Uvicorn(self._config)
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> str:
+        """Bind and accept; the address really bound. Raises OSError when that can't be."""
+        listener = _unix(self._uds) if self._uds is not None else _tcp(self._host, self._port)
+        self._task = asyncio.create_task(self._server.serve(sockets=[listener]))
+        while not self._server.started:
+            if self._task.done():
+                await self._task
+                raise RuntimeError("the server ended before it started")
+            await asyncio.sleep(0.005)
+        if self._uds is not None:
+            return f"unix:{self._uds}"
+        host, port = listener.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    async def stop(self, grace: float) -> None:
+        """Accept no more; let calls in flight finish, for at most `grace` seconds."""
+        if self._task is None:
+            return
+        self._config.timeout_graceful_shutdown = max(1, round(grace))
+        self._server.should_exit = True
+        await self._task
+        if self._uds is not None:
+            _remove(self._uds)
+
+
+def _tcp(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _unix(path: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_stale(path)
+        mask = os.umask(0o177)
+        try:
+            listener.bind(path)
+        finally:
+            os.umask(mask)
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _remove(path: str) -> None:
+    Path(path).unlink(missing_ok=True)
+
+
+def _remove_stale(path: str) -> None:
+    """Remove the socket of a server that is gone; whoever still listens keeps theirs."""
+    try:
+        if not stat.S_ISSOCK(Path(path).stat().st_mode):
+            return
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            _remove(path)
+
+
+async def serve(
+    servers: Sequence[Server],
+    *,
+    on_drain: Callable[[], Any] | None = None,
+    close: Callable[[], Awaitable[None]] | None = None,
+    announce: Callable[[str], Any] = print,
+    drain_delay: float = 0.5,
+    grace: float = 30.0,
+    stopped: asyncio.Event | None = None,
+) -> None:
+    """Run servers until SIGTERM or SIGINT, or until `stopped` is set.
+
+    `announce` is told the address of each once it accepts. To stop, `on_drain` is called first, for
+    readiness to say so; after `drain_delay` seconds the servers accept no more, calls in flight get
+    `grace` seconds, and `close` is awaited last. A second signal ends the delay and the grace.
+    """
+    stop, hurry = stopped or asyncio.Event(), asyncio.Event()
+    started: list[Server] = []
+    with _signals(lambda: hurry.set() if stop.is_set() else stop.set()):
+        try:
+            for server in servers:
+                address = await server.start()
+                started.append(server)
+                announce(f"listening on {address}")
+            await stop.wait()
+            if on_drain is not None:
+                on_drain()
+            await _unless(hurry, asyncio.sleep(drain_delay))
+        finally:
+            await _unless(hurry, asyncio.gather(*(server.stop(grace) for server in started)))
+            if close is not None:
+                await close()
+
+
+async def _unless(event: asyncio.Event, work: Awaitable[Any]) -> None:
+    tasks = [asyncio.ensure_future(work), asyncio.create_task(event.wait())]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    if isinstance(results[0], Exception):
+        raise results[0]
+
+
+@contextlib.contextmanager
+def _signals(handle: Callable[[], Any]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    watched = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # Not in the main thread, as in tests: then whoever runs it sets `stopped`.
+        with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
+            loop.add_signal_handler(number, handle)
+            watched.append(number)
+    try:
+        yield
+    finally:
+        for number in watched:
+            loop.remove_signal_handler(number)

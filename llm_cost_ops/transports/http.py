@@ -1,0 +1,192 @@
+"""The HTTP/JSON leaves, on httpx. They talk to any server that keeps the documented REST shapes.
+
+A call ends by its deadline whatever the server does. In the sync leaf every step on the socket is
+cut there by the transport of `http_pool`, in the async one the whole exchange by asyncio. With a
+client of the user's own, the sync deadline is best effort: each step of it gets what is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+import warnings
+from collections.abc import MutableMapping
+from functools import partial
+from typing import Any, Generic, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
+
+import httpx
+
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.transports.http_exchange import Exchange, origin_of, proxy_for
+from llm_cost_ops.transports.http_pool import CallQueue, DeadlineTransport
+
+__all__ = ["AsyncHttpLeaf", "HttpLeaf"]
+
+Client = TypeVar("Client")
+
+
+class _Lane(NamedTuple):
+    """Connections of one process and event loop, and the queue in front of them."""
+
+    send: Any
+    queue: CallQueue
+    transport: Any
+
+
+class _HttpLeaf(Generic[Client]):
+    """Where calls go, and with what settings.
+
+    `base_url` is http:// or https://, with a path or without. At most half of `max_connections`
+    calls are in flight, because the pool is slow when it is full; the others queue. Connections
+    that are idle for `keepalive_expiry` seconds are closed; `max_keepalive_connections=0` keeps
+    none, otherwise as many are kept as calls may be in flight. `verify` is True, False (which
+    warns), or an ssl.SSLContext with a CA bundle or a client certificate. `proxy` is the URL of a
+    proxy; without one HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY are heeded, as are
+    SSL_CERT_FILE and SSL_CERT_DIR. With `http_client` these settings are that client's own, and
+    closing it is up to its owner. Answers of more than `max_response_bytes` are errors. Raises
+    ValueError for a wrong `base_url`.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        max_connections: int = 100,
+        max_keepalive_connections: int = 20,
+        keepalive_expiry: float | None = 5.0,
+        verify: bool | ssl.SSLContext = True,
+        proxy: str | None = None,
+        http_client: Client | None = None,
+        max_response_bytes: int = 64 * 1024 * 1024,
+    ) -> None:
+        self._origin = origin_of(base_url)
+        if verify is False and http_client is None and self._origin.startswith("https:"):
+            warnings.warn(f"TLS certificates of {self._origin} are not verified", stacklevel=3)
+        self._in_flight = max(1, (max_connections + 1) // 2)
+        self._limits = httpx.Limits(
+            max_connections=max_connections,
+            # httpcore counts busy connections too: fewer would close each one after its call.
+            max_keepalive_connections=max_keepalive_connections
+            and max(max_keepalive_connections, self._in_flight),
+            keepalive_expiry=keepalive_expiry,
+        )
+        self._verify = verify
+        self._proxy = None if http_client is not None else proxy_for(self._origin, proxy)
+        self._client = http_client
+        self._max_response_bytes = max_response_bytes
+        self._closed = False
+
+    def _begin(self, request: Any, context: CallContext) -> Exchange:
+        if self._closed:
+            raise RpcError(StatusCode.FAILED_PRECONDITION, "the client is closed", origin="client")
+        return Exchange(self._origin, request, context, self._max_response_bytes, own=self._client is None)
+
+    def _ssl_context(self) -> ssl.SSLContext:
+        if isinstance(self._verify, ssl.SSLContext):
+            return self._verify
+        if self._origin.startswith("http:") and (self._proxy is None or self._proxy.url.scheme != "https"):
+            # Reading the CA bundle takes longer than a call.
+            return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        return httpx.create_ssl_context(verify=self._verify)
+
+
+class HttpLeaf(_HttpLeaf[httpx.Client]):
+    """The sync leaf: it never suspends. Threads may share it; a forked child gets its own connections."""
+
+    def __init__(self, base_url: str, **settings: Any) -> None:
+        super().__init__(base_url, **settings)
+        # By process: what a parent left is neither used nor closed, only kept from collection.
+        self._lanes: dict[int, _Lane] = {}
+
+    async def unary_unary(self, request: Any, context: CallContext) -> Any:
+        """Send the request, and return the response or raise RpcError."""
+        exchange = self._begin(request, context)
+        lane = self._lanes.get(os.getpid()) or self._lanes.setdefault(os.getpid(), self._open())
+        if not lane.queue.enter(exchange.seconds_left()):
+            raise exchange.out_of_time()
+        try:
+            response = lane.send(exchange.http_request())
+            try:
+                exchange.start(response)
+                for chunk in response.iter_raw() if not response.is_stream_consumed else (response.content,):
+                    exchange.feed(chunk)
+            finally:
+                response.close()
+        except RpcError:
+            raise
+        except Exception as error:
+            raise exchange.failure(error) from error
+        finally:
+            lane.queue.leave()
+        return exchange.finish()
+
+    async def aclose(self) -> None:
+        """Close the connections. Does not suspend."""
+        self._closed = True
+        lane = self._lanes.get(os.getpid())
+        if lane is not None and lane.transport is not None:
+            lane.transport.close()
+
+    def _open(self) -> _Lane:
+        queue = CallQueue(self._in_flight)
+        if self._client is not None:
+            return _Lane(partial(self._client.send, stream=True, follow_redirects=False), queue, None)
+        transport = DeadlineTransport(verify=self._ssl_context(), limits=self._limits, proxy=self._proxy)
+        return _Lane(transport.handle_request, queue, transport)
+
+
+class AsyncHttpLeaf(_HttpLeaf[httpx.AsyncClient]):
+    """The async leaf, for asyncio. Each event loop that uses it has its own connections."""
+
+    def __init__(self, base_url: str, **settings: Any) -> None:
+        super().__init__(base_url, **settings)
+        self._lanes: MutableMapping[asyncio.AbstractEventLoop, _Lane] = WeakKeyDictionary()
+
+    async def unary_unary(self, request: Any, context: CallContext) -> Any:
+        """Send the request, and return the response or raise RpcError."""
+        exchange = self._begin(request, context)
+        loop = asyncio.get_running_loop()
+        lane = self._lanes.get(loop) or self._lanes.setdefault(loop, self._open())
+        try:
+            async with asyncio.timeout(exchange.seconds_left()):
+                await lane.queue.enter_async()
+                try:
+                    await self._exchange(lane, exchange)
+                finally:
+                    lane.queue.leave()
+        except RpcError:
+            raise
+        except Exception as error:
+            raise exchange.failure(error) from error
+        return exchange.finish()
+
+    async def _exchange(self, lane: _Lane, exchange: Exchange) -> None:
+        response = await lane.send(exchange.async_http_request())
+        try:
+            exchange.start(response)
+            if response.is_stream_consumed:
+                exchange.feed(response.content)
+            else:
+                async for chunk in response.aiter_raw():
+                    exchange.feed(chunk)
+        finally:
+            await response.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections of the running event loop."""
+        self._closed = True
+        lane = self._lanes.pop(asyncio.get_running_loop(), None)
+        if lane is not None and lane.transport is not None:
+            await lane.transport.aclose()
+
+    def _open(self) -> _Lane:
+        queue = CallQueue(self._in_flight)
+        if self._client is not None:
+            return _Lane(partial(self._client.send, stream=True, follow_redirects=False), queue, None)
+        transport = httpx.AsyncHTTPTransport(
+            verify=self._ssl_context(), limits=self._limits, proxy=self._proxy
+        )
+        return _Lane(transport.handle_async_request, queue, transport)

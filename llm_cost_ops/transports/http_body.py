@@ -1,0 +1,59 @@
+"""Bodies of bounded size, compressed or not."""
+
+from __future__ import annotations
+
+import zlib
+
+__all__ = ["BodyTooLargeError", "BoundedBody"]
+
+PIECE = 256 * 1024
+
+
+class BodyTooLargeError(ValueError):
+    """A body is larger than it may be, as it came or decompressed."""
+
+
+class BoundedBody:
+    """Collects a body of at most `limit` bytes after decompression.
+
+    `encoding` is the Content-Encoding: "", "identity", "gzip", "x-gzip" or "deflate"; any other
+    raises ValueError, as do bytes that are not of the encoding.
+    """
+
+    def __init__(self, limit: int, encoding: str = "") -> None:
+        encoding = encoding.strip().lower()
+        if encoding not in {"", "identity", "gzip", "x-gzip", "deflate"}:
+            raise ValueError(f"the content encoding {encoding[:40]!r} is not supported")
+        self._limit = limit
+        self._size = 0
+        self._parts: list[bytes] = []
+        self._inflate = None if encoding in {"", "identity"} else zlib.decompressobj(zlib.MAX_WBITS | 32)
+
+    def feed(self, chunk: bytes) -> None:
+        """Add what came. Raises BodyTooLargeError, or ValueError for broken compression."""
+        if self._inflate is None:
+            self._add(chunk)
+            return
+        try:
+            while chunk and not self._inflate.eof:
+                self._add(self._inflate.decompress(chunk, PIECE))
+                chunk = self._inflate.unconsumed_tail
+        except zlib.error as error:
+            raise ValueError(f"the body is not what its content encoding says: {error}") from None
+        if self._inflate.eof and (chunk or self._inflate.unused_data):
+            raise ValueError("the compressed body has more bytes than it should")
+
+    def whole(self) -> bytes:
+        """The whole body. Raises ValueError when compressed data stopped before their end."""
+        if self._inflate is not None:
+            self._add(self._inflate.flush())
+            if self._parts and not self._inflate.eof:
+                raise ValueError("the compressed body is truncated")
+        return b"".join(self._parts)
+
+    def _add(self, data: bytes) -> None:
+        self._size += len(data)
+        if self._size > self._limit:
+            raise BodyTooLargeError(f"the body is larger than {self._limit} bytes")
+        if data:
+            self._parts.append(data)
