@@ -19,7 +19,9 @@ __all__ = [
     "DECODE_FAULTS",
     "ENCODE_FAULTS",
     "MOST_NESTED",
+    "enum_members",
     "enum_varint",
+    "enum_varints",
     "keep_unknown",
     "read_enum",
     "respell",
@@ -55,7 +57,7 @@ def skip_field(data: bytes, pos: int, end: int, known: Collection[int]) -> int:
 
 def respell(data: bytes, pos: int, end: int, known: Collection[int]) -> bytes:
     """The data from `pos` to `end`, with the tags among `known` in their shortest form."""
-    pieces = []
+    pieces: list[bytes] = []
     for tag, start, stop in walk(data, pos, end):
         if tag in known:
             pieces += varint(tag), varint(stop - start) if tag & 7 == 2 else b"", data[start:stop]
@@ -136,6 +138,16 @@ def keep_unknown(unknown: Unknown | UnsetType, fields: list[bytes]) -> Unknown:
         unknown.binary = grown
     grown += b"".join(fields)
     return unknown
+
+
+def enum_varints(enum: type[OpenEnum]) -> dict[str, bytes]:
+    """The varint of each value of an enum."""
+    return {member: int32(member.number) for member in enum if member.number is not None}
+
+
+def enum_members(enum: type[E]) -> dict[int, E]:
+    """The member for each number of an enum."""
+    return {member.number: member for member in enum if member.number is not None}
 
 
 def enum_varint(enum: type[OpenEnum], value: str) -> bytes:

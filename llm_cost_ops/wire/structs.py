@@ -71,7 +71,7 @@ def write_value(value: Any) -> bytes:
         return b"\x20\x01" if value else b"\x20\x00"
     if isinstance(value, (int, float)):
         number = float(value)
-        if number != value and value == value:
+        if isinstance(value, int) and number != value:
             raise EncodeError(f"has an integer that a double cannot hold: {value}")
         return b"\x11" + DOUBLE.pack(number)
     if isinstance(value, str):
