@@ -291,13 +291,18 @@ def constant_name(name: str) -> str:
 
 
 def read_package(
-    files: Sequence[FileDescriptorProto], proto_packages: Iterable[str], python: str = "generated"
+    files: Sequence[FileDescriptorProto],
+    proto_packages: Iterable[str],
+    python: str = "generated",
+    *,
+    well_known_messages: bool = False,
 ) -> Package:
     """The model of some proto packages, out of a closed set of file descriptors, for a Python package.
 
     A file that declares extensions holds options for the generator: its messages are left out unless used.
+    With `well_known_messages`, Timestamp and its like are messages as any other: no nanosecond is rounded.
     """
-    return _Reader(files, python).read(set(proto_packages))
+    return _Reader(files, python, {} if well_known_messages else _WELL_KNOWN).read(set(proto_packages))
 
 
 @dataclass
@@ -309,7 +314,10 @@ class _Declared:
 
 
 class _Reader:
-    def __init__(self, files: Sequence[FileDescriptorProto], python: str) -> None:
+    def __init__(
+        self, files: Sequence[FileDescriptorProto], python: str, well_known: dict[str, tuple[str, str]]
+    ) -> None:
+        self.well_known = well_known
         self.files = sorted(files, key=lambda f: f.name)
         self.declared: dict[str, _Declared] = {}
         self.comments: dict[str, dict[tuple[int, ...], str]] = {}
@@ -452,7 +460,7 @@ class _Reader:
             raise ModelError(f"field {proto.name}: groups are not proto3")
         if wire == "message":
             name = proto.type_name.lstrip(".")
-            kind, wrapped = _WELL_KNOWN.get(name.removeprefix("google.protobuf."), ("", ""))
+            kind, wrapped = self.well_known.get(name.removeprefix("google.protobuf."), ("", ""))
             if kind and name.startswith("google.protobuf."):
                 return Type("message", kind, wrapped=wrapped)
             return Type("message", "message", message=self.message(name))
