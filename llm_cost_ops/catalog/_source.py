@@ -57,6 +57,7 @@ UNMAPPED_CONTEXTS = frozenset({"search_type"})
 """Contexts of the source that no dimension of a card can express."""
 
 _DIMENSIONS = {"service_tier": "tier", "processing": "processing", "speed": "speed", "route": "region"}
+_STANDARD_TIER = ("service_tier", "default")
 _REGIONS = {"mistral/eu": "eu"}
 
 Price = Decimal | genai.TieredPrices
@@ -162,8 +163,8 @@ def _cards(model: genai.ModelInfo, backdate: Backdate) -> list[CardRow]:
         periods: list[CardRow] = []
         for since, until in zip(edges, [*edges[1:], ""], strict=True):
             for windows, prices in _standard(entries, since):
-                changed = _changed(context, variants, since)
-                if context == ("", "") or changed:
+                changed = {} if context == ("", "") else _changed(context, variants, since)
+                if changed is not None:
                     card = CardRow(rates=_rates(prices | changed), since=since, until=until, windows=windows)
                     periods.append(_placed(card, context))
         cards += _joined(periods)
@@ -190,10 +191,11 @@ def _backdated(
     read: list[Variant] = []
     for variant in variants:
         (context,) = variant.when.items()
-        if context[0] not in UNMAPPED_CONTEXTS and (prices := _prices(variant.prices)):
+        # An empty variant says that the standard prices hold for it too: a card of its own says so.
+        if context[0] not in UNMAPPED_CONTEXTS and context != _STANDARD_TIER:
             if isinstance(variant.constraint, genai.TimeOfDateConstraint):
                 raise CatalogError("a variant by the time of day is not supported")
-            read.append((context, _start(variant.constraint), prices))
+            read.append((context, _start(variant.constraint), _prices(variant.prices)))
     first = {context: min(start for other, start, _ in read if other == context) for context, _, _ in read}
     standard = sorted(_start(entry.constraint) for entry in entries)
     for place, (context, start, prices) in enumerate(read):
@@ -236,12 +238,12 @@ def _window(constraint: genai.TimeOfDateConstraint) -> WindowRow:
     return WindowRow(start, end)
 
 
-def _changed(context: tuple[str, str], variants: list[Variant], since: str) -> Prices:
-    """What a context changes. The source takes the first variant that holds, per price."""
-    changed: Prices = {}
+def _changed(context: tuple[str, str], variants: list[Variant], since: str) -> Prices | None:
+    """What a context changes, None where it does not hold; the first variant wins, price by price."""
+    changed: Prices | None = None
     for other, start, prices in variants:
         if other == context and start <= since:
-            changed = prices | changed
+            changed = prices | (changed or {})
     return changed
 
 

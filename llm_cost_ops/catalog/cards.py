@@ -26,7 +26,7 @@ _context = Context(prec=60)
 def card_id(provider: str, model_id: str, row: CardRow) -> str:
     """The stable id of a card: what it prices, from when, and for what, but not its figures.
 
-    Such as "openai/gpt-4o", "mistral/mistral-small-latest@2026-03-16", "openai/gpt-5[flex]@2025-04-17".
+    Such as "openai/gpt-4o", "mistral/mistral-small-latest@2026-03-16", "openai/gpt-5@2025-04-17[flex]".
     """
     parts = [part for part in (row.tier, row.processing) if part]
     parts += [f"{name}={value}" for name, value in (("speed", row.speed), ("region", row.region)) if value]

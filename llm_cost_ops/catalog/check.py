@@ -116,7 +116,7 @@ def _check_window(window: WindowRow) -> None:
 
         try:
             ZoneInfo(window.time_zone)
-        except (ValueError, OSError) as error:
+        except (KeyError, ValueError, OSError) as error:
             raise _FaultError(f"{window.time_zone[:64]!r} is not a time zone") from error
 
 

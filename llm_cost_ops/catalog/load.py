@@ -101,12 +101,17 @@ class Catalog:
         """The canonical names of all providers, sorted."""
         return tuple(self._payload.providers)
 
+    def resells(self, provider: str) -> tuple[str, ...]:
+        """The providers whose models a provider sells as well, such as OpenAI's on Azure."""
+        owner = self._owner(provider)
+        return tuple(self._provider(owner).row.fallbacks) if owner in self._payload.providers else ()
+
     def cards(self, provider: str, model_id: str) -> Sequence[RateCard]:
         """All cards of a model: every date, tier, processing, speed and region. Empty when unknown.
 
         The name is looked up exactly, then by the provider's patterns, then with a compact date
-        spelt out, then among the providers whose models this one resells, whose standard prices
-        then hold. Each card lists `model_id` among its names. The result is shared: do not change it.
+        spelt out; case does not matter. Each card has `model_id` among its names, and the provider
+        as asked for, in its canonical form. The result is shared: do not change it.
         """
         return self._resolve(provider, model_id)
 
@@ -148,7 +153,7 @@ class Catalog:
         """Every card of the catalog, made on the way."""
         for name in self.providers():
             for place in range(len(self._provider(name).row.models)):
-                yield from self._cards_of(name, name, place, "", resold=False)
+                yield from self._cards_of(name, name, place)
 
     def _owner(self, provider: str) -> str:
         name = canonical_provider(provider)
@@ -161,36 +166,27 @@ class Catalog:
         owner = self._owner(provider)
         if owner not in self._payload.providers:
             return ()
-        shown = canonical_provider(provider)
         place = self._provider(owner).names.find(model_id)
-        if place is not None:
-            return self._cards_of(owner, shown, place, model_id, resold=False)
-        for fallback in self._provider(owner).row.fallbacks:
-            if fallback in self._payload.providers:
-                place = self._provider(fallback).names.find(model_id)
-                if place is not None:
-                    return self._cards_of(fallback, shown, place, model_id, resold=True)
-        return ()
+        if place is None:
+            return ()
+        return tuple(self._cards_of(owner, canonical_provider(provider), place, model_id))
 
-    def _cards_of(
-        self, owner: str, shown: str, place: int, asked: str, *, resold: bool
-    ) -> tuple[RateCard, ...]:
+    def _cards_of(self, owner: str, shown: str, place: int, asked: str = "") -> Iterator[RateCard]:
         model = self._provider(owner).model(place)
         names = list(model.aliases)
-        if asked and asked != model.id and asked not in names:
+        if asked and asked not in {model.id, *names}:
             names.append(asked)
-        cards: list[RateCard] = []
         for row in model.cards:
-            if resold and (row.tier or row.processing or row.region or row.speed):
-                continue
             if not 0 <= row.url < len(self._payload.urls):
                 raise CatalogError(f"the price catalog is malformed: {owner}/{model.id} has no source")
-            url = self._payload.urls[row.url]
-            card = materialise(
-                row, provider=shown, model_id=model.id, names=names, version=self.version, url=url
+            yield materialise(
+                row,
+                provider=shown,
+                model_id=model.id,
+                names=names,
+                version=self.version,
+                url=self._payload.urls[row.url],
             )
-            cards.append(card)
-        return tuple(cards)
 
 
 class _InForce:

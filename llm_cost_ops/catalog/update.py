@@ -113,13 +113,13 @@ def _download(url: str, timeout: float, client: httpx.Client | None) -> bytes:
             if response.headers.get("content-encoding", "identity") != "identity":
                 raise CatalogError(f"the price catalog at {shown} came compressed although it must not")
             return _limited(response, deadline, shown)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
         raise CatalogError(f"the price catalog at {shown} cannot be got: {type(error).__name__}") from error
 
 
 def _limited(response: httpx.Response, deadline: float, shown: str) -> bytes:
     data = bytearray()
-    for chunk in response.iter_raw():
+    for chunk in response.iter_bytes():
         data += chunk
         if len(data) > MAX_FILE_BYTES:
             raise CatalogError(f"the price catalog at {shown} has more than {MAX_FILE_BYTES} bytes")
