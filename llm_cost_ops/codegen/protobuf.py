@@ -220,11 +220,12 @@ class _Emitter:
         if field.nullable or field.type.kind == "raw_json":
             given = f"if ({value} := m.{field.attribute}) is not None:"
         elif field.type.enum is not None:
-            self.enums.add(field.type.enum.name)
-            default = (
-                f'_{constant_name(field.type.enum.name)}_0 and {value} != "{field.type.enum.default.value}"'
-            )
-            given = f"if ({value} := m.{field.attribute}) is not {default}:"
+            given = f'if ({value} := m.{field.attribute}) != "{field.type.enum.default.value}":'
+            if len(field.type.enum.values) > 1:
+                # The same test, four times as fast where it mostly fails.
+                self.enums.add(field.type.enum.name)
+                default = f"_{constant_name(field.type.enum.name)}_0"
+                given = given.replace("!=", f"is not {default} and {value} !=")
         return [given, *_indent([at, *self.encode_value(field.type, tag, value)])]
 
     def encode_value(self, type_: Type, tag: bytes, value: str) -> list[str]:
