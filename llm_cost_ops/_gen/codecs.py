@@ -193,8 +193,7 @@ from llm_cost_ops._gen.validators import (
     validate_usage_record,
 )
 from llm_cost_ops.rpc.method import MessageCodec
-from llm_cost_ops.wire.errors import DecodeError
-from llm_cost_ops.wire.json import JsonCodec, settled
+from llm_cost_ops.wire.json import JsonCodec
 
 __all__ = [
     "ANALYTICS",
@@ -245,194 +244,155 @@ __all__ = [
 ]
 
 
-def _settle_time_series_point(m: TimeSeriesPoint) -> None:
-    time = m.timestamp
-    if time is not None and time.tzinfo is not UTC:
-        m.timestamp = settled(time, "timestamp")
+def _settled_time_series_point(m: TimeSeriesPoint) -> bool:
+    if m.timestamp is not None and m.timestamp.tzinfo is not UTC:
+        return False
+    return True
 
 
-def _settle_analytics(m: Analytics) -> None:
-    try:
-        for i, each in enumerate(m.time_series):
-            _settle_time_series_point(each)
-    except DecodeError as error:
-        error.within(f"time_series[{i}]")
-        raise
-    time = m.period_start
-    if time is not None and time.tzinfo is not UTC:
-        m.period_start = settled(time, "period_start")
-    time = m.period_end
-    if time is not None and time.tzinfo is not UTC:
-        m.period_end = settled(time, "period_end")
+def _settled_analytics(m: Analytics) -> bool:
+    for each in m.time_series:
+        if not _settled_time_series_point(each):
+            return False
+    if m.period_start is not None and m.period_start.tzinfo is not UTC:
+        return False
+    if m.period_end is not None and m.period_end.tzinfo is not UTC:
+        return False
+    return True
 
 
-def _settle_get_analytics_response(m: GetAnalyticsResponse) -> None:
-    try:
-        if m.data is not None:
-            _settle_analytics(m.data)
-    except DecodeError as error:
-        error.within("data")
-        raise
+def _settled_get_analytics_response(m: GetAnalyticsResponse) -> bool:
+    if m.data is not None and not _settled_analytics(m.data):
+        return False
+    return True
 
 
-def _settle_cost_record(m: CostRecord) -> None:
-    time = m.calculated_at
-    if time is not None and time.tzinfo is not UTC:
-        m.calculated_at = settled(time, "calculated_at")
+def _settled_cost_record(m: CostRecord) -> bool:
+    if m.calculated_at is not None and m.calculated_at.tzinfo is not UTC:
+        return False
+    return True
 
 
-def _settle_cost_summary(m: CostSummary) -> None:
-    time = m.period_start
-    if time is not None and time.tzinfo is not UTC:
-        m.period_start = settled(time, "period_start")
-    time = m.period_end
-    if time is not None and time.tzinfo is not UTC:
-        m.period_end = settled(time, "period_end")
+def _settled_cost_summary(m: CostSummary) -> bool:
+    if m.period_start is not None and m.period_start.tzinfo is not UTC:
+        return False
+    if m.period_end is not None and m.period_end.tzinfo is not UTC:
+        return False
+    return True
 
 
-def _settle_get_cost_summary_response(m: GetCostSummaryResponse) -> None:
-    try:
-        if m.data is not None:
-            _settle_cost_summary(m.data)
-    except DecodeError as error:
-        error.within("data")
-        raise
+def _settled_get_cost_summary_response(m: GetCostSummaryResponse) -> bool:
+    if m.data is not None and not _settled_cost_summary(m.data):
+        return False
+    return True
 
 
-def _settle_rate_card(m: RateCard) -> None:
-    time = m.effective_from
-    if time is not None and time.tzinfo is not UTC:
-        m.effective_from = settled(time, "effective_date")
-    time = m.effective_until
-    if time is not None and time.tzinfo is not UTC:
-        m.effective_until = settled(time, "end_date")
-    time = m.created_at
-    if time is not None and time.tzinfo is not UTC:
-        m.created_at = settled(time, "created_at")
-    time = m.updated_at
-    if time is not None and time.tzinfo is not UTC:
-        m.updated_at = settled(time, "updated_at")
+def _settled_rate_card(m: RateCard) -> bool:
+    if m.effective_from is not None and m.effective_from.tzinfo is not UTC:
+        return False
+    if m.effective_until is not None and m.effective_until.tzinfo is not UTC:
+        return False
+    if m.created_at is not None and m.created_at.tzinfo is not UTC:
+        return False
+    if m.updated_at is not None and m.updated_at.tzinfo is not UTC:
+        return False
+    return True
 
 
-def _settle_create_price_response(m: CreatePriceResponse) -> None:
-    try:
-        if m.data is not None:
-            _settle_rate_card(m.data)
-    except DecodeError as error:
-        error.within("data")
-        raise
+def _settled_create_price_response(m: CreatePriceResponse) -> bool:
+    if m.data is not None and not _settled_rate_card(m.data):
+        return False
+    return True
 
 
-def _settle_get_price_response(m: GetPriceResponse) -> None:
-    try:
-        if m.data is not None:
-            _settle_rate_card(m.data)
-    except DecodeError as error:
-        error.within("data")
-        raise
+def _settled_get_price_response(m: GetPriceResponse) -> bool:
+    if m.data is not None and not _settled_rate_card(m.data):
+        return False
+    return True
 
 
-def _settle_list_prices_response(m: ListPricesResponse) -> None:
-    try:
-        for i, each in enumerate(m.data):
-            _settle_rate_card(each)
-    except DecodeError as error:
-        error.within(f"data[{i}]")
-        raise
+def _settled_list_prices_response(m: ListPricesResponse) -> bool:
+    for each in m.data:
+        if not _settled_rate_card(each):
+            return False
+    return True
 
 
-def _settle_usage_record(m: UsageRecord) -> None:
-    time = m.timestamp
-    if time is not None and time.tzinfo is not UTC:
-        m.timestamp = settled(time, "timestamp")
-    time = m.ingested_at
-    if time is not None and time.tzinfo is not UTC:
-        m.ingested_at = settled(time, "ingested_at")
+def _settled_usage_record(m: UsageRecord) -> bool:
+    if m.timestamp is not None and m.timestamp.tzinfo is not UTC:
+        return False
+    if m.ingested_at is not None and m.ingested_at.tzinfo is not UTC:
+        return False
+    return True
 
 
-def _settle_submit_usage_request(m: SubmitUsageRequest) -> None:
-    try:
-        if m.usage is not None:
-            _settle_usage_record(m.usage)
-    except DecodeError as error:
-        error.within("usage")
-        raise
+def _settled_submit_usage_request(m: SubmitUsageRequest) -> bool:
+    if m.usage is not None and not _settled_usage_record(m.usage):
+        return False
+    return True
 
 
-def _settle_usage_receipt(m: UsageReceipt) -> None:
-    time = m.processed_at
-    if time is not None and time.tzinfo is not UTC:
-        m.processed_at = settled(time, "processed_at")
+def _settled_usage_receipt(m: UsageReceipt) -> bool:
+    if m.processed_at is not None and m.processed_at.tzinfo is not UTC:
+        return False
+    return True
 
 
-def _settle_submit_usage_response(m: SubmitUsageResponse) -> None:
-    try:
-        if m.data is not None:
-            _settle_usage_receipt(m.data)
-    except DecodeError as error:
-        error.within("data")
-        raise
+def _settled_submit_usage_response(m: SubmitUsageResponse) -> bool:
+    if m.data is not None and not _settled_usage_receipt(m.data):
+        return False
+    return True
 
 
-def _settle_batch_submit_usage_request(m: BatchSubmitUsageRequest) -> None:
-    try:
-        for i, each in enumerate(m.records):
-            _settle_usage_record(each)
-    except DecodeError as error:
-        error.within(f"records[{i}]")
-        raise
+def _settled_batch_submit_usage_request(m: BatchSubmitUsageRequest) -> bool:
+    for each in m.records:
+        if not _settled_usage_record(each):
+            return False
+    return True
 
 
-def _settle_submit_result(m: SubmitResult) -> None:
-    try:
-        if m.usage is not None:
-            _settle_usage_receipt(m.usage)
-    except DecodeError as error:
-        error.within("usage")
-        raise
+def _settled_submit_result(m: SubmitResult) -> bool:
+    if m.usage is not None and not _settled_usage_receipt(m.usage):
+        return False
+    return True
 
 
-def _settle_batch_receipt(m: BatchReceipt) -> None:
-    try:
-        for i, each in enumerate(m.results):
-            _settle_submit_result(each)
-    except DecodeError as error:
-        error.within(f"results[{i}]")
-        raise
+def _settled_batch_receipt(m: BatchReceipt) -> bool:
+    for each in m.results:
+        if not _settled_submit_result(each):
+            return False
+    return True
 
 
-def _settle_batch_submit_usage_response(m: BatchSubmitUsageResponse) -> None:
-    try:
-        if m.data is not None:
-            _settle_batch_receipt(m.data)
-    except DecodeError as error:
-        error.within("data")
-        raise
+def _settled_batch_submit_usage_response(m: BatchSubmitUsageResponse) -> bool:
+    if m.data is not None and not _settled_batch_receipt(m.data):
+        return False
+    return True
 
 
-def _settle_list_usage_response(m: ListUsageResponse) -> None:
-    try:
-        for i, each in enumerate(m.data):
-            _settle_usage_record(each)
-    except DecodeError as error:
-        error.within(f"data[{i}]")
-        raise
+def _settled_list_usage_response(m: ListUsageResponse) -> bool:
+    for each in m.data:
+        if not _settled_usage_record(each):
+            return False
+    return True
 
 
 _json_get_analytics_request = JsonCodec(GetAnalyticsRequest)
 _json_metric_values = JsonCodec(MetricValues)
-_json_time_series_point = JsonCodec(TimeSeriesPoint, settle=_settle_time_series_point)
+_json_time_series_point = JsonCodec(TimeSeriesPoint, settled=_settled_time_series_point)
 _json_analytics_summary = JsonCodec(AnalyticsSummary)
-_json_analytics = JsonCodec(Analytics, settle=_settle_analytics)
-_json_get_analytics_response = JsonCodec(GetAnalyticsResponse, settle=_settle_get_analytics_response)
+_json_analytics = JsonCodec(Analytics, settled=_settled_analytics)
+_json_get_analytics_response = JsonCodec(GetAnalyticsResponse, settled=_settled_get_analytics_response)
 _json_cost_line = JsonCodec(CostLine)
-_json_cost_record = JsonCodec(CostRecord, settle=_settle_cost_record)
+_json_cost_record = JsonCodec(CostRecord, settled=_settled_cost_record)
 _json_group_key = JsonCodec(GroupKey)
 _json_get_cost_summary_request = JsonCodec(GetCostSummaryRequest)
 _json_cost_group = JsonCodec(CostGroup)
 _json_currency_total = JsonCodec(CurrencyTotal)
-_json_cost_summary = JsonCodec(CostSummary, settle=_settle_cost_summary)
-_json_get_cost_summary_response = JsonCodec(GetCostSummaryResponse, settle=_settle_get_cost_summary_response)
+_json_cost_summary = JsonCodec(CostSummary, settled=_settled_cost_summary)
+_json_get_cost_summary_response = JsonCodec(
+    GetCostSummaryResponse, settled=_settled_get_cost_summary_response
+)
 _json_component_health = JsonCodec(ComponentHealth)
 _json_get_health_request = JsonCodec(GetHealthRequest)
 _json_get_health_response = JsonCodec(GetHealthResponse)
@@ -445,29 +405,29 @@ _json_price_tier = JsonCodec(PriceTier)
 _json_rate = JsonCodec(Rate)
 _json_time_window = JsonCodec(TimeWindow)
 _json_price_multiplier = JsonCodec(PriceMultiplier)
-_json_rate_card = JsonCodec(RateCard, settle=_settle_rate_card)
+_json_rate_card = JsonCodec(RateCard, settled=_settled_rate_card)
 _json_create_price_request = JsonCodec(CreatePriceRequest)
-_json_create_price_response = JsonCodec(CreatePriceResponse, settle=_settle_create_price_response)
+_json_create_price_response = JsonCodec(CreatePriceResponse, settled=_settled_create_price_response)
 _json_get_price_request = JsonCodec(GetPriceRequest)
-_json_get_price_response = JsonCodec(GetPriceResponse, settle=_settle_get_price_response)
+_json_get_price_response = JsonCodec(GetPriceResponse, settled=_settled_get_price_response)
 _json_list_prices_request = JsonCodec(ListPricesRequest)
-_json_list_prices_response = JsonCodec(ListPricesResponse, settle=_settle_list_prices_response)
+_json_list_prices_response = JsonCodec(ListPricesResponse, settled=_settled_list_prices_response)
 _json_modality_tokens = JsonCodec(ModalityTokens)
-_json_usage_record = JsonCodec(UsageRecord, settle=_settle_usage_record)
-_json_submit_usage_request = JsonCodec(SubmitUsageRequest, settle=_settle_submit_usage_request)
-_json_usage_receipt = JsonCodec(UsageReceipt, settle=_settle_usage_receipt)
-_json_submit_usage_response = JsonCodec(SubmitUsageResponse, settle=_settle_submit_usage_response)
+_json_usage_record = JsonCodec(UsageRecord, settled=_settled_usage_record)
+_json_submit_usage_request = JsonCodec(SubmitUsageRequest, settled=_settled_submit_usage_request)
+_json_usage_receipt = JsonCodec(UsageReceipt, settled=_settled_usage_receipt)
+_json_submit_usage_response = JsonCodec(SubmitUsageResponse, settled=_settled_submit_usage_response)
 _json_record_error = JsonCodec(RecordError)
-_json_submit_result = JsonCodec(SubmitResult, settle=_settle_submit_result)
-_json_batch_receipt = JsonCodec(BatchReceipt, settle=_settle_batch_receipt)
+_json_submit_result = JsonCodec(SubmitResult, settled=_settled_submit_result)
+_json_batch_receipt = JsonCodec(BatchReceipt, settled=_settled_batch_receipt)
 _json_batch_submit_usage_response = JsonCodec(
-    BatchSubmitUsageResponse, settle=_settle_batch_submit_usage_response
+    BatchSubmitUsageResponse, settled=_settled_batch_submit_usage_response
 )
 _json_list_usage_request = JsonCodec(ListUsageRequest)
-_json_list_usage_response = JsonCodec(ListUsageResponse, settle=_settle_list_usage_response)
+_json_list_usage_response = JsonCodec(ListUsageResponse, settled=_settled_list_usage_response)
 _json_batch_submit_usage_request = JsonCodec(
     BatchSubmitUsageRequest,
-    settle=_settle_batch_submit_usage_request,
+    settled=_settled_batch_submit_usage_request,
     itemized={"records": _json_usage_record},
 )
 

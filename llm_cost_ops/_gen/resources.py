@@ -45,6 +45,7 @@ from llm_cost_ops._gen.messages import (
 )
 from llm_cost_ops.rpc.channel import UNSET, AsyncChannel, Channel
 from llm_cost_ops.wire import coerce
+from llm_cost_ops.wire.validation import EMPTY, ZERO
 
 __all__ = [
     "AnalyticsResource",
@@ -108,22 +109,33 @@ class AnalyticsResource:
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
         """
-        request = GetAnalyticsRequest(
-            organization_id=coerce.texts(organization_id) if organization_id else [],
-            provider=coerce.texts(provider) if provider else [],
-            model_id=coerce.texts(model_id) if model_id else [],
-            project_id=coerce.texts(project_id) if project_id else [],
-            user_id=coerce.texts(user_id) if user_id else [],
-            tag=coerce.texts(tag) if tag else [],
-            label=coerce.mapping(label) if label else {},
-            start_date="" if start_date is None else coerce.moment(start_date),
-            end_date="" if end_date is None else coerce.moment(end_date),
-            time_zone=time_zone,
-            interval=interval if type(interval) is Interval else coerce.member(Interval, interval),
-            metrics=coerce.texts(metrics) if metrics else [],
-            group_by=coerce.texts(group_by) if group_by else [],
-            currency=currency,
-        )
+        request = GetAnalyticsRequest(start_date=coerce.moment(start_date))
+        if organization_id:
+            request.organization_id = coerce.texts(organization_id)
+        if provider:
+            request.provider = coerce.texts(provider)
+        if model_id:
+            request.model_id = coerce.texts(model_id)
+        if project_id:
+            request.project_id = coerce.texts(project_id)
+        if user_id:
+            request.user_id = coerce.texts(user_id)
+        if tag:
+            request.tag = coerce.texts(tag)
+        if label:
+            request.label = coerce.mapping(label)
+        if end_date is not None:
+            request.end_date = coerce.moment(end_date)
+        if time_zone is not EMPTY:
+            request.time_zone = time_zone
+        if interval is not Interval.UNSPECIFIED:
+            request.interval = coerce.member(Interval, interval)
+        if metrics:
+            request.metrics = coerce.texts(metrics)
+        if group_by:
+            request.group_by = coerce.texts(group_by)
+        if currency is not EMPTY:
+            request.currency = currency
         response: Analytics = self._channel.unary_unary(methods.GET_ANALYTICS, request, timeout, headers)
         return response
 
@@ -176,22 +188,33 @@ class AsyncAnalyticsResource:
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
         """
-        request = GetAnalyticsRequest(
-            organization_id=coerce.texts(organization_id) if organization_id else [],
-            provider=coerce.texts(provider) if provider else [],
-            model_id=coerce.texts(model_id) if model_id else [],
-            project_id=coerce.texts(project_id) if project_id else [],
-            user_id=coerce.texts(user_id) if user_id else [],
-            tag=coerce.texts(tag) if tag else [],
-            label=coerce.mapping(label) if label else {},
-            start_date="" if start_date is None else coerce.moment(start_date),
-            end_date="" if end_date is None else coerce.moment(end_date),
-            time_zone=time_zone,
-            interval=interval if type(interval) is Interval else coerce.member(Interval, interval),
-            metrics=coerce.texts(metrics) if metrics else [],
-            group_by=coerce.texts(group_by) if group_by else [],
-            currency=currency,
-        )
+        request = GetAnalyticsRequest(start_date=coerce.moment(start_date))
+        if organization_id:
+            request.organization_id = coerce.texts(organization_id)
+        if provider:
+            request.provider = coerce.texts(provider)
+        if model_id:
+            request.model_id = coerce.texts(model_id)
+        if project_id:
+            request.project_id = coerce.texts(project_id)
+        if user_id:
+            request.user_id = coerce.texts(user_id)
+        if tag:
+            request.tag = coerce.texts(tag)
+        if label:
+            request.label = coerce.mapping(label)
+        if end_date is not None:
+            request.end_date = coerce.moment(end_date)
+        if time_zone is not EMPTY:
+            request.time_zone = time_zone
+        if interval is not Interval.UNSPECIFIED:
+            request.interval = coerce.member(Interval, interval)
+        if metrics:
+            request.metrics = coerce.texts(metrics)
+        if group_by:
+            request.group_by = coerce.texts(group_by)
+        if currency is not EMPTY:
+            request.currency = currency
         response: Analytics = await self._channel.unary_unary(
         methods.GET_ANALYTICS, request, timeout, headers
     )
@@ -242,20 +265,31 @@ class CostsResource:
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
         """
-        request = GetCostSummaryRequest(
-            organization_id=coerce.texts(organization_id) if organization_id else [],
-            provider=coerce.texts(provider) if provider else [],
-            model_id=coerce.texts(model_id) if model_id else [],
-            project_id=coerce.texts(project_id) if project_id else [],
-            user_id=coerce.texts(user_id) if user_id else [],
-            tag=coerce.texts(tag) if tag else [],
-            label=coerce.mapping(label) if label else {},
-            start_date="" if start_date is None else coerce.moment(start_date),
-            end_date="" if end_date is None else coerce.moment(end_date),
-            time_zone=time_zone,
-            group_by=coerce.texts(group_by) if group_by else [],
-            currency=currency,
-        )
+        request = GetCostSummaryRequest()
+        if organization_id:
+            request.organization_id = coerce.texts(organization_id)
+        if provider:
+            request.provider = coerce.texts(provider)
+        if model_id:
+            request.model_id = coerce.texts(model_id)
+        if project_id:
+            request.project_id = coerce.texts(project_id)
+        if user_id:
+            request.user_id = coerce.texts(user_id)
+        if tag:
+            request.tag = coerce.texts(tag)
+        if label:
+            request.label = coerce.mapping(label)
+        if start_date is not None:
+            request.start_date = coerce.moment(start_date)
+        if end_date is not None:
+            request.end_date = coerce.moment(end_date)
+        if time_zone is not EMPTY:
+            request.time_zone = time_zone
+        if group_by:
+            request.group_by = coerce.texts(group_by)
+        if currency is not EMPTY:
+            request.currency = currency
         response: CostSummary = self._channel.unary_unary(methods.GET_COST_SUMMARY, request, timeout, headers)
         return response
 
@@ -304,20 +338,31 @@ class AsyncCostsResource:
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
         """
-        request = GetCostSummaryRequest(
-            organization_id=coerce.texts(organization_id) if organization_id else [],
-            provider=coerce.texts(provider) if provider else [],
-            model_id=coerce.texts(model_id) if model_id else [],
-            project_id=coerce.texts(project_id) if project_id else [],
-            user_id=coerce.texts(user_id) if user_id else [],
-            tag=coerce.texts(tag) if tag else [],
-            label=coerce.mapping(label) if label else {},
-            start_date="" if start_date is None else coerce.moment(start_date),
-            end_date="" if end_date is None else coerce.moment(end_date),
-            time_zone=time_zone,
-            group_by=coerce.texts(group_by) if group_by else [],
-            currency=currency,
-        )
+        request = GetCostSummaryRequest()
+        if organization_id:
+            request.organization_id = coerce.texts(organization_id)
+        if provider:
+            request.provider = coerce.texts(provider)
+        if model_id:
+            request.model_id = coerce.texts(model_id)
+        if project_id:
+            request.project_id = coerce.texts(project_id)
+        if user_id:
+            request.user_id = coerce.texts(user_id)
+        if tag:
+            request.tag = coerce.texts(tag)
+        if label:
+            request.label = coerce.mapping(label)
+        if start_date is not None:
+            request.start_date = coerce.moment(start_date)
+        if end_date is not None:
+            request.end_date = coerce.moment(end_date)
+        if time_zone is not EMPTY:
+            request.time_zone = time_zone
+        if group_by:
+            request.group_by = coerce.texts(group_by)
+        if currency is not EMPTY:
+            request.currency = currency
         response: CostSummary = await self._channel.unary_unary(
         methods.GET_COST_SUMMARY, request, timeout, headers
     )
@@ -473,27 +518,41 @@ class PricingResource:
             headers: metadata to send beside that of the client.
             idempotency_key: makes a repeated call count once; made when not given.
         """
-        request = CreatePriceRequest(
-            provider=provider,
-            model_id=model_id,
-            input_price_per_1k=None if input_price_per_1k is None else coerce.decimal(input_price_per_1k),
-            output_price_per_1k=None if output_price_per_1k is None else coerce.decimal(output_price_per_1k),
-            currency=currency,
-            effective_date="" if effective_date is None else coerce.moment(effective_date),
-            end_date="" if end_date is None else coerce.moment(end_date),
-            organization_id=organization_id,
-            region=region,
-            service_tier=service_tier,
-            processing=processing,
-            speed=speed,
-            aliases=coerce.texts(aliases) if aliases else [],
-            rates=coerce.listed(rates) if rates else [],
-            tier_mode=tier_mode if type(tier_mode) is TierMode else coerce.member(TierMode, tier_mode),
-            tier_basis=tier_basis if type(tier_basis) is TierBasis else coerce.member(TierBasis, tier_basis),
-            multipliers=coerce.listed(multipliers) if multipliers else [],
-            windows=coerce.listed(windows) if windows else [],
-            source_url=source_url,
-        )
+        request = CreatePriceRequest(provider=provider, model_id=model_id)
+        if input_price_per_1k is not None:
+            request.input_price_per_1k = coerce.decimal(input_price_per_1k)
+        if output_price_per_1k is not None:
+            request.output_price_per_1k = coerce.decimal(output_price_per_1k)
+        if currency is not EMPTY:
+            request.currency = currency
+        if effective_date is not None:
+            request.effective_date = coerce.moment(effective_date)
+        if end_date is not None:
+            request.end_date = coerce.moment(end_date)
+        if organization_id is not EMPTY:
+            request.organization_id = organization_id
+        if region is not EMPTY:
+            request.region = region
+        if service_tier is not EMPTY:
+            request.service_tier = service_tier
+        if processing is not EMPTY:
+            request.processing = processing
+        if speed is not EMPTY:
+            request.speed = speed
+        if aliases:
+            request.aliases = coerce.texts(aliases)
+        if rates:
+            request.rates = coerce.listed(rates)
+        if tier_mode is not TierMode.UNSPECIFIED:
+            request.tier_mode = coerce.member(TierMode, tier_mode)
+        if tier_basis is not TierBasis.UNSPECIFIED:
+            request.tier_basis = coerce.member(TierBasis, tier_basis)
+        if multipliers:
+            request.multipliers = coerce.listed(multipliers)
+        if windows:
+            request.windows = coerce.listed(windows)
+        if source_url is not EMPTY:
+            request.source_url = source_url
         response: RateCard = self._channel.unary_unary(
         methods.CREATE_PRICE, request, timeout, headers, idempotency_key
     )
@@ -513,13 +572,11 @@ class PricingResource:
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
         """
-        request = GetPriceRequest(
-            id=id,
-        )
+        request = GetPriceRequest(id=id)
         response: RateCard = self._channel.unary_unary(methods.GET_PRICE, request, timeout, headers)
         return response
 
-    def list_(
+    def list(
         self,
         *,
         provider: str | Sequence[str] = (),
@@ -549,17 +606,25 @@ class PricingResource:
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
         """
-        request = ListPricesRequest(
-            provider=coerce.texts(provider) if provider else [],
-            model_id=coerce.texts(model_id) if model_id else [],
-            organization_id=organization_id,
-            active_at="" if active_at is None else coerce.moment(active_at),
-            origin=origin if type(origin) is PriceOrigin else coerce.member(PriceOrigin, origin),
-            currency=currency,
-            page=page,
-            page_size=page_size,
-            cursor=cursor,
-        )
+        request = ListPricesRequest()
+        if provider:
+            request.provider = coerce.texts(provider)
+        if model_id:
+            request.model_id = coerce.texts(model_id)
+        if organization_id is not EMPTY:
+            request.organization_id = organization_id
+        if active_at is not None:
+            request.active_at = coerce.moment(active_at)
+        if origin is not PriceOrigin.UNSPECIFIED:
+            request.origin = coerce.member(PriceOrigin, origin)
+        if currency is not EMPTY:
+            request.currency = currency
+        if page is not ZERO:
+            request.page = page
+        if page_size is not ZERO:
+            request.page_size = page_size
+        if cursor is not EMPTY:
+            request.cursor = cursor
         response: ListPricesResponse = self._channel.unary_unary(
         methods.LIST_PRICES, request, timeout, headers
     )
@@ -627,27 +692,41 @@ class AsyncPricingResource:
             headers: metadata to send beside that of the client.
             idempotency_key: makes a repeated call count once; made when not given.
         """
-        request = CreatePriceRequest(
-            provider=provider,
-            model_id=model_id,
-            input_price_per_1k=None if input_price_per_1k is None else coerce.decimal(input_price_per_1k),
-            output_price_per_1k=None if output_price_per_1k is None else coerce.decimal(output_price_per_1k),
-            currency=currency,
-            effective_date="" if effective_date is None else coerce.moment(effective_date),
-            end_date="" if end_date is None else coerce.moment(end_date),
-            organization_id=organization_id,
-            region=region,
-            service_tier=service_tier,
-            processing=processing,
-            speed=speed,
-            aliases=coerce.texts(aliases) if aliases else [],
-            rates=coerce.listed(rates) if rates else [],
-            tier_mode=tier_mode if type(tier_mode) is TierMode else coerce.member(TierMode, tier_mode),
-            tier_basis=tier_basis if type(tier_basis) is TierBasis else coerce.member(TierBasis, tier_basis),
-            multipliers=coerce.listed(multipliers) if multipliers else [],
-            windows=coerce.listed(windows) if windows else [],
-            source_url=source_url,
-        )
+        request = CreatePriceRequest(provider=provider, model_id=model_id)
+        if input_price_per_1k is not None:
+            request.input_price_per_1k = coerce.decimal(input_price_per_1k)
+        if output_price_per_1k is not None:
+            request.output_price_per_1k = coerce.decimal(output_price_per_1k)
+        if currency is not EMPTY:
+            request.currency = currency
+        if effective_date is not None:
+            request.effective_date = coerce.moment(effective_date)
+        if end_date is not None:
+            request.end_date = coerce.moment(end_date)
+        if organization_id is not EMPTY:
+            request.organization_id = organization_id
+        if region is not EMPTY:
+            request.region = region
+        if service_tier is not EMPTY:
+            request.service_tier = service_tier
+        if processing is not EMPTY:
+            request.processing = processing
+        if speed is not EMPTY:
+            request.speed = speed
+        if aliases:
+            request.aliases = coerce.texts(aliases)
+        if rates:
+            request.rates = coerce.listed(rates)
+        if tier_mode is not TierMode.UNSPECIFIED:
+            request.tier_mode = coerce.member(TierMode, tier_mode)
+        if tier_basis is not TierBasis.UNSPECIFIED:
+            request.tier_basis = coerce.member(TierBasis, tier_basis)
+        if multipliers:
+            request.multipliers = coerce.listed(multipliers)
+        if windows:
+            request.windows = coerce.listed(windows)
+        if source_url is not EMPTY:
+            request.source_url = source_url
         response: RateCard = await self._channel.unary_unary(
         methods.CREATE_PRICE, request, timeout, headers, idempotency_key
     )
@@ -667,13 +746,11 @@ class AsyncPricingResource:
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
         """
-        request = GetPriceRequest(
-            id=id,
-        )
+        request = GetPriceRequest(id=id)
         response: RateCard = await self._channel.unary_unary(methods.GET_PRICE, request, timeout, headers)
         return response
 
-    async def list_(
+    async def list(
         self,
         *,
         provider: str | Sequence[str] = (),
@@ -703,17 +780,25 @@ class AsyncPricingResource:
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
         """
-        request = ListPricesRequest(
-            provider=coerce.texts(provider) if provider else [],
-            model_id=coerce.texts(model_id) if model_id else [],
-            organization_id=organization_id,
-            active_at="" if active_at is None else coerce.moment(active_at),
-            origin=origin if type(origin) is PriceOrigin else coerce.member(PriceOrigin, origin),
-            currency=currency,
-            page=page,
-            page_size=page_size,
-            cursor=cursor,
-        )
+        request = ListPricesRequest()
+        if provider:
+            request.provider = coerce.texts(provider)
+        if model_id:
+            request.model_id = coerce.texts(model_id)
+        if organization_id is not EMPTY:
+            request.organization_id = organization_id
+        if active_at is not None:
+            request.active_at = coerce.moment(active_at)
+        if origin is not PriceOrigin.UNSPECIFIED:
+            request.origin = coerce.member(PriceOrigin, origin)
+        if currency is not EMPTY:
+            request.currency = currency
+        if page is not ZERO:
+            request.page = page
+        if page_size is not ZERO:
+            request.page_size = page_size
+        if cursor is not EMPTY:
+            request.cursor = cursor
         response: ListPricesResponse = await self._channel.unary_unary(
         methods.LIST_PRICES, request, timeout, headers
     )
@@ -820,44 +905,79 @@ class UsageResource:
             headers: metadata to send beside that of the client.
             idempotency_key: makes a repeated call count once; made when not given.
         """
-        fields = UsageRecord(
-            organization_id=organization_id,
-            provider=provider,
-            model_id=model_id,
-            input_tokens=input_tokens,
-            output_tokens=output_tokens,
-            total_tokens=total_tokens,
-            cached_tokens=cached_tokens,
-            cache_write_tokens=cache_write_tokens,
-            cache_write_extended_tokens=cache_write_extended_tokens,
-            reasoning_tokens=reasoning_tokens,
-            timestamp=None if timestamp is None else coerce.instant(timestamp),
-            service_tier=service_tier,
-            processing=processing,
-            region=region,
-            speed=speed,
-            modality=modality,
-            meters=coerce.mapping(meters) if meters else {},
-            request_count=request_count,
-            operation=operation if type(operation) is Operation else coerce.member(Operation, operation),
-            outcome=outcome if type(outcome) is Outcome else coerce.member(Outcome, outcome),
-            quality=quality if type(quality) is UsageQuality else coerce.member(UsageQuality, quality),
-            requested_model_id=requested_model_id,
-            project_id=project_id,
-            user_id=user_id,
-            tags=coerce.texts(tags) if tags else [],
-            labels=coerce.mapping(labels) if labels else {},
-            session_id=session_id,
-            trace_id=trace_id,
-            span_id=span_id,
-            retry_of_id=retry_of_id,
-            latency_ms=latency_ms,
-            time_to_first_token_ms=time_to_first_token_ms,
-            reported_cost=None if reported_cost is None else coerce.decimal(reported_cost),
-            reported_currency=reported_currency,
-            metadata=metadata,
-            source=source,
-        )
+        fields = UsageRecord()
+        if organization_id is not EMPTY:
+            fields.organization_id = organization_id
+        if provider is not EMPTY:
+            fields.provider = provider
+        if model_id is not EMPTY:
+            fields.model_id = model_id
+        if input_tokens is not ZERO:
+            fields.input_tokens = input_tokens
+        if output_tokens is not ZERO:
+            fields.output_tokens = output_tokens
+        if total_tokens is not None:
+            fields.total_tokens = total_tokens
+        if cached_tokens is not ZERO:
+            fields.cached_tokens = cached_tokens
+        if cache_write_tokens is not ZERO:
+            fields.cache_write_tokens = cache_write_tokens
+        if cache_write_extended_tokens is not ZERO:
+            fields.cache_write_extended_tokens = cache_write_extended_tokens
+        if reasoning_tokens is not ZERO:
+            fields.reasoning_tokens = reasoning_tokens
+        if timestamp is not None:
+            fields.timestamp = coerce.instant(timestamp)
+        if service_tier is not EMPTY:
+            fields.service_tier = service_tier
+        if processing is not EMPTY:
+            fields.processing = processing
+        if region is not EMPTY:
+            fields.region = region
+        if speed is not EMPTY:
+            fields.speed = speed
+        if modality is not None:
+            fields.modality = modality
+        if meters:
+            fields.meters = coerce.mapping(meters)
+        if request_count is not None:
+            fields.request_count = request_count
+        if operation is not Operation.UNSPECIFIED:
+            fields.operation = coerce.member(Operation, operation)
+        if outcome is not Outcome.UNSPECIFIED:
+            fields.outcome = coerce.member(Outcome, outcome)
+        if quality is not UsageQuality.UNSPECIFIED:
+            fields.quality = coerce.member(UsageQuality, quality)
+        if requested_model_id is not EMPTY:
+            fields.requested_model_id = requested_model_id
+        if project_id is not EMPTY:
+            fields.project_id = project_id
+        if user_id is not EMPTY:
+            fields.user_id = user_id
+        if tags:
+            fields.tags = coerce.texts(tags)
+        if labels:
+            fields.labels = coerce.mapping(labels)
+        if session_id is not EMPTY:
+            fields.session_id = session_id
+        if trace_id is not EMPTY:
+            fields.trace_id = trace_id
+        if span_id is not EMPTY:
+            fields.span_id = span_id
+        if retry_of_id is not EMPTY:
+            fields.retry_of_id = retry_of_id
+        if latency_ms is not None:
+            fields.latency_ms = latency_ms
+        if time_to_first_token_ms is not None:
+            fields.time_to_first_token_ms = time_to_first_token_ms
+        if reported_cost is not None:
+            fields.reported_cost = coerce.decimal(reported_cost)
+        if reported_currency is not EMPTY:
+            fields.reported_currency = reported_currency
+        if metadata is not None:
+            fields.metadata = metadata
+        if source is not EMPTY:
+            fields.source = source
         request = SubmitUsageRequest(usage=coerce.either(record, fields))
         response: UsageReceipt = self._channel.unary_unary(
         methods.SUBMIT_USAGE, request, timeout, headers, idempotency_key
@@ -881,9 +1001,7 @@ class UsageResource:
             headers: metadata to send beside that of the client.
             idempotency_key: makes a repeated call count once; made when not given.
         """
-        request = BatchSubmitUsageRequest(
-            records=coerce.listed(records) if records else [],
-        )
+        request = BatchSubmitUsageRequest(records=coerce.listed(records))
         response: BatchReceipt = self._channel.unary_unary(
         methods.BATCH_SUBMIT_USAGE, request, timeout, headers, idempotency_key
     )
@@ -931,23 +1049,37 @@ class UsageResource:
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
         """
-        request = ListUsageRequest(
-            organization_id=coerce.texts(organization_id) if organization_id else [],
-            provider=coerce.texts(provider) if provider else [],
-            model_id=coerce.texts(model_id) if model_id else [],
-            project_id=coerce.texts(project_id) if project_id else [],
-            user_id=coerce.texts(user_id) if user_id else [],
-            tag=coerce.texts(tag) if tag else [],
-            label=coerce.mapping(label) if label else {},
-            start_date="" if start_date is None else coerce.moment(start_date),
-            end_date="" if end_date is None else coerce.moment(end_date),
-            time_zone=time_zone,
-            page=page,
-            page_size=page_size,
-            cursor=cursor,
-            sort=sort,
-            order=order,
-        )
+        request = ListUsageRequest()
+        if organization_id:
+            request.organization_id = coerce.texts(organization_id)
+        if provider:
+            request.provider = coerce.texts(provider)
+        if model_id:
+            request.model_id = coerce.texts(model_id)
+        if project_id:
+            request.project_id = coerce.texts(project_id)
+        if user_id:
+            request.user_id = coerce.texts(user_id)
+        if tag:
+            request.tag = coerce.texts(tag)
+        if label:
+            request.label = coerce.mapping(label)
+        if start_date is not None:
+            request.start_date = coerce.moment(start_date)
+        if end_date is not None:
+            request.end_date = coerce.moment(end_date)
+        if time_zone is not EMPTY:
+            request.time_zone = time_zone
+        if page is not ZERO:
+            request.page = page
+        if page_size is not ZERO:
+            request.page_size = page_size
+        if cursor is not EMPTY:
+            request.cursor = cursor
+        if sort is not EMPTY:
+            request.sort = sort
+        if order is not EMPTY:
+            request.order = order
         response: ListUsageResponse = self._channel.unary_unary(methods.LIST_USAGE, request, timeout, headers)
         return response
 
@@ -1052,44 +1184,79 @@ class AsyncUsageResource:
             headers: metadata to send beside that of the client.
             idempotency_key: makes a repeated call count once; made when not given.
         """
-        fields = UsageRecord(
-            organization_id=organization_id,
-            provider=provider,
-            model_id=model_id,
-            input_tokens=input_tokens,
-            output_tokens=output_tokens,
-            total_tokens=total_tokens,
-            cached_tokens=cached_tokens,
-            cache_write_tokens=cache_write_tokens,
-            cache_write_extended_tokens=cache_write_extended_tokens,
-            reasoning_tokens=reasoning_tokens,
-            timestamp=None if timestamp is None else coerce.instant(timestamp),
-            service_tier=service_tier,
-            processing=processing,
-            region=region,
-            speed=speed,
-            modality=modality,
-            meters=coerce.mapping(meters) if meters else {},
-            request_count=request_count,
-            operation=operation if type(operation) is Operation else coerce.member(Operation, operation),
-            outcome=outcome if type(outcome) is Outcome else coerce.member(Outcome, outcome),
-            quality=quality if type(quality) is UsageQuality else coerce.member(UsageQuality, quality),
-            requested_model_id=requested_model_id,
-            project_id=project_id,
-            user_id=user_id,
-            tags=coerce.texts(tags) if tags else [],
-            labels=coerce.mapping(labels) if labels else {},
-            session_id=session_id,
-            trace_id=trace_id,
-            span_id=span_id,
-            retry_of_id=retry_of_id,
-            latency_ms=latency_ms,
-            time_to_first_token_ms=time_to_first_token_ms,
-            reported_cost=None if reported_cost is None else coerce.decimal(reported_cost),
-            reported_currency=reported_currency,
-            metadata=metadata,
-            source=source,
-        )
+        fields = UsageRecord()
+        if organization_id is not EMPTY:
+            fields.organization_id = organization_id
+        if provider is not EMPTY:
+            fields.provider = provider
+        if model_id is not EMPTY:
+            fields.model_id = model_id
+        if input_tokens is not ZERO:
+            fields.input_tokens = input_tokens
+        if output_tokens is not ZERO:
+            fields.output_tokens = output_tokens
+        if total_tokens is not None:
+            fields.total_tokens = total_tokens
+        if cached_tokens is not ZERO:
+            fields.cached_tokens = cached_tokens
+        if cache_write_tokens is not ZERO:
+            fields.cache_write_tokens = cache_write_tokens
+        if cache_write_extended_tokens is not ZERO:
+            fields.cache_write_extended_tokens = cache_write_extended_tokens
+        if reasoning_tokens is not ZERO:
+            fields.reasoning_tokens = reasoning_tokens
+        if timestamp is not None:
+            fields.timestamp = coerce.instant(timestamp)
+        if service_tier is not EMPTY:
+            fields.service_tier = service_tier
+        if processing is not EMPTY:
+            fields.processing = processing
+        if region is not EMPTY:
+            fields.region = region
+        if speed is not EMPTY:
+            fields.speed = speed
+        if modality is not None:
+            fields.modality = modality
+        if meters:
+            fields.meters = coerce.mapping(meters)
+        if request_count is not None:
+            fields.request_count = request_count
+        if operation is not Operation.UNSPECIFIED:
+            fields.operation = coerce.member(Operation, operation)
+        if outcome is not Outcome.UNSPECIFIED:
+            fields.outcome = coerce.member(Outcome, outcome)
+        if quality is not UsageQuality.UNSPECIFIED:
+            fields.quality = coerce.member(UsageQuality, quality)
+        if requested_model_id is not EMPTY:
+            fields.requested_model_id = requested_model_id
+        if project_id is not EMPTY:
+            fields.project_id = project_id
+        if user_id is not EMPTY:
+            fields.user_id = user_id
+        if tags:
+            fields.tags = coerce.texts(tags)
+        if labels:
+            fields.labels = coerce.mapping(labels)
+        if session_id is not EMPTY:
+            fields.session_id = session_id
+        if trace_id is not EMPTY:
+            fields.trace_id = trace_id
+        if span_id is not EMPTY:
+            fields.span_id = span_id
+        if retry_of_id is not EMPTY:
+            fields.retry_of_id = retry_of_id
+        if latency_ms is not None:
+            fields.latency_ms = latency_ms
+        if time_to_first_token_ms is not None:
+            fields.time_to_first_token_ms = time_to_first_token_ms
+        if reported_cost is not None:
+            fields.reported_cost = coerce.decimal(reported_cost)
+        if reported_currency is not EMPTY:
+            fields.reported_currency = reported_currency
+        if metadata is not None:
+            fields.metadata = metadata
+        if source is not EMPTY:
+            fields.source = source
         request = SubmitUsageRequest(usage=coerce.either(record, fields))
         response: UsageReceipt = await self._channel.unary_unary(
         methods.SUBMIT_USAGE, request, timeout, headers, idempotency_key
@@ -1113,9 +1280,7 @@ class AsyncUsageResource:
             headers: metadata to send beside that of the client.
             idempotency_key: makes a repeated call count once; made when not given.
         """
-        request = BatchSubmitUsageRequest(
-            records=coerce.listed(records) if records else [],
-        )
+        request = BatchSubmitUsageRequest(records=coerce.listed(records))
         response: BatchReceipt = await self._channel.unary_unary(
         methods.BATCH_SUBMIT_USAGE, request, timeout, headers, idempotency_key
     )
@@ -1163,23 +1328,37 @@ class AsyncUsageResource:
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
         """
-        request = ListUsageRequest(
-            organization_id=coerce.texts(organization_id) if organization_id else [],
-            provider=coerce.texts(provider) if provider else [],
-            model_id=coerce.texts(model_id) if model_id else [],
-            project_id=coerce.texts(project_id) if project_id else [],
-            user_id=coerce.texts(user_id) if user_id else [],
-            tag=coerce.texts(tag) if tag else [],
-            label=coerce.mapping(label) if label else {},
-            start_date="" if start_date is None else coerce.moment(start_date),
-            end_date="" if end_date is None else coerce.moment(end_date),
-            time_zone=time_zone,
-            page=page,
-            page_size=page_size,
-            cursor=cursor,
-            sort=sort,
-            order=order,
-        )
+        request = ListUsageRequest()
+        if organization_id:
+            request.organization_id = coerce.texts(organization_id)
+        if provider:
+            request.provider = coerce.texts(provider)
+        if model_id:
+            request.model_id = coerce.texts(model_id)
+        if project_id:
+            request.project_id = coerce.texts(project_id)
+        if user_id:
+            request.user_id = coerce.texts(user_id)
+        if tag:
+            request.tag = coerce.texts(tag)
+        if label:
+            request.label = coerce.mapping(label)
+        if start_date is not None:
+            request.start_date = coerce.moment(start_date)
+        if end_date is not None:
+            request.end_date = coerce.moment(end_date)
+        if time_zone is not EMPTY:
+            request.time_zone = time_zone
+        if page is not ZERO:
+            request.page = page
+        if page_size is not ZERO:
+            request.page_size = page_size
+        if cursor is not EMPTY:
+            request.cursor = cursor
+        if sort is not EMPTY:
+            request.sort = sort
+        if order is not EMPTY:
+            request.order = order
         response: ListUsageResponse = await self._channel.unary_unary(
         methods.LIST_USAGE, request, timeout, headers
     )

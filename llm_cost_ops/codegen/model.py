@@ -485,7 +485,7 @@ class _Reader:
                 Method(
                     name=rpc.name,
                     attribute=_attribute(snake),
-                    python_name=_attribute(_text(options.get(50201)) or snake),
+                    python_name=_callable(_text(options.get(50201)) or snake),
                     service=service,
                     request=self.message(rpc.input_type),
                     response=self.message(rpc.output_type),
@@ -568,6 +568,11 @@ def _attribute(name: str) -> str:
         # Python would mangle it in a class body.
         name = name.lstrip("_") + "_"
     return f"{name}_" if keyword.iskeyword(name) or name in _TAKEN_ATTRIBUTES else name
+
+
+def _callable(name: str) -> str:
+    # In a class of methods only, nothing is read by a builtin's name.
+    return f"{name}_" if keyword.iskeyword(name) else name
 
 
 def _mark_cycles(messages: list[Message]) -> None:
