@@ -203,3 +203,14 @@ def test_public_names_are_lazy_sorted_and_there() -> None:
     assert set(names) <= set(dir(llm_cost_ops))
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = llm_cost_ops.no_such_name
+
+
+def test_the_parts_of_a_transport_know_no_other_transport() -> None:
+    kinds = {"grpc", "http", "inprocess"}
+    prefix = "llm_cost_ops.transports."
+    for path in (PACKAGE / "transports").glob("*.py"):
+        for node in ast.walk(_tree(path)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(prefix):
+                kind = (node.module or "").removeprefix(prefix).split("_")[0]
+                own = path.stem.split("_")[0]
+                assert kind == own or kind not in kinds or own not in kinds, f"{_name(path)}: {node.module}"
