@@ -1,0 +1,98 @@
+"""Where usage and prices are kept. `Store` is what the service asks of any of them; SQLite is the first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Protocol
+
+from llm_cost_ops._gen.messages import RateCard, SubmitStatus, UsageRecord
+from llm_cost_ops.engine.ledger import Appended, Entry, Filter, Sums
+from llm_cost_ops.rpc.context import CallContext
+
+__all__ = ["Position", "Store"]
+
+Position = tuple[int, int]
+"""Where a page ended: microseconds since 1970, and the number under which the store keeps the record."""
+
+
+class Store(Protocol):
+    """Keeps usage, its costs, their sums and the price cards.
+
+    Everything is acknowledged only once it is as durable as the store promises. Methods raise RpcError:
+    UNAVAILABLE with `retry_after` when the store stayed busy until just before the deadline,
+    DEADLINE_EXCEEDED when a query took longer, RESOURCE_EXHAUSTED when there is no room left,
+    FAILED_PRECONDITION when what should be a store is none, or is closed.
+    """
+
+    async def append(self, entries: Sequence[Entry], context: CallContext) -> list[Appended]:
+        """Write usage, costs and sums in one transaction, and tell in order what became of each entry.
+
+        An (organization, key) counts once: the same fingerprint again is a duplicate, another one a
+        conflict, and neither harms its neighbours. Counts above 10^15, or a cost above 10^9, are
+        INVALID_ARGUMENT for the whole list: validation should have caught them.
+        """
+
+    async def summarize(
+        self,
+        where: Filter,
+        group_by: tuple[str, ...],
+        buckets: Sequence[tuple[datetime, datetime]] | None,
+        context: CallContext,
+    ) -> list[tuple[tuple[str, ...], int, Sums]]:
+        """Exact sums per group, bucket and currency, without those that are empty.
+
+        `group_by` names provider, model, organization, project, user, tag, label:<key>, operation,
+        service_tier, processing, region or status; a key is "" where a record has none. A record counts
+        once under each of its tags. Each bucket is cut to the filter's interval; without buckets the whole
+        interval is bucket 0.
+        """
+
+    async def span(self, where: Filter, context: CallContext) -> tuple[datetime, datetime] | None:
+        """The filter's interval; where it is open, up to the first or last record of its organizations.
+
+        None when that leaves nothing.
+        """
+
+    async def list_usage(
+        self,
+        where: Filter,
+        sort: str,
+        descending: bool,
+        limit: int,
+        after: Position | None,
+        offset: int | None,
+        context: CallContext,
+    ) -> tuple[list[UsageRecord], Position | None]:
+        """A page of records with their costs filled in, and the position to go on after; None at the end.
+
+        `sort` is "timestamp", or "ingested_at" for the order in which the store's records were made; the
+        order is total and stable while records are added. INVALID_ARGUMENT for a position it never gave.
+        """
+
+    async def count_usage(self, where: Filter, context: CallContext) -> int:
+        """How many records the filter lets through."""
+
+    async def add_card(
+        self, card: RateCard, key: str, fingerprint: bytes, context: CallContext
+    ) -> tuple[RateCard, SubmitStatus]:
+        """Keep a card under the version that follows those of its model and dimensions.
+
+        A key that stood for the same fingerprint before gives that card as a duplicate, for another one
+        a conflict. So does content that equals the card's latest version, whatever the key.
+        """
+
+    async def get_card(self, card_id: str, context: CallContext) -> RateCard | None:
+        """The card with an id, or None."""
+
+    async def all_cards(self, context: CallContext) -> list[RateCard]:
+        """Every card, by provider, model, date and version."""
+
+    async def cards_revision(self, context: CallContext) -> int:
+        """A number that grows when a card is added, by any process. Cheap enough to ask before each call."""
+
+    async def check(self, context: CallContext) -> None:
+        """Write and commit a mark; raises as any other write does."""
+
+    async def aclose(self) -> None:
+        """Finish what was begun and let go of files and threads. May be called twice."""

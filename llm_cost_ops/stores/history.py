@@ -1,0 +1,142 @@
+"""Reading records back: pages of them, and the time that they span."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from llm_cost_ops._gen.messages import UsageRecord
+from llm_cost_ops.engine.ledger import Filter
+from llm_cost_ops.engine.windows import from_micros, to_micros
+from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.stores.rows import decode_record
+from llm_cost_ops.stores.summing import per_record_conditions, series_conditions
+
+__all__ = ["is_quick", "list_usage", "span"]
+
+_SORTS = {"timestamp": "ts", "ingested_at": "id"}
+_QUICK_LIMIT = 100
+_FIRST_AND_LAST = (
+    "SELECT (SELECT u.ts FROM usage u WHERE u.org = o.id ORDER BY u.ts LIMIT 1), "
+    "(SELECT u.ts FROM usage u WHERE u.org = o.id ORDER BY u.ts DESC LIMIT 1) FROM organization o"
+)
+
+
+def is_quick(where: Filter, limit: int, offset: int | None) -> bool:
+    """Whether a page is read straight from an index, whatever the number of records."""
+    narrow = (
+        where.providers
+        or where.model_ids
+        or where.project_ids
+        or where.user_ids
+        or where.tags
+        or where.labels
+    )
+    return not narrow and not offset and limit <= _QUICK_LIMIT
+
+
+def list_usage(
+    connection: sqlite3.Connection,
+    where: Filter,
+    sort: str,
+    descending: bool,
+    limit: int,
+    after: tuple[int, int] | None,
+    offset: int | None,
+) -> tuple[list[UsageRecord], tuple[int, int] | None]:
+    """A page, and the position to go on after. The order is by moment (or id), then by number."""
+    if sort not in _SORTS:
+        raise _invalid("sort", f"must be one of {', '.join(_SORTS)}, not {sort[:64]!r}")
+    column = _SORTS[sort]
+    orgs = _organizations(connection, where.organization_ids)
+    if not orgs:
+        return [], None
+    conditions, parameters = _conditions(where)
+    if after is not None:
+        conditions.append(f"(u.{column}, u.seq) {'<' if descending else '>'} (?, ?)")
+        parameters += (_value_at(connection, after, column), after[1])
+    direction = "DESC" if descending else "ASC"
+    more = "".join(f" AND {condition}" for condition in conditions)
+    query = (
+        f"SELECT u.{column}, u.seq FROM usage u WHERE u.org = ?{more} "
+        f"ORDER BY u.{column} {direction}, u.seq {direction} LIMIT ?"
+    )
+    first = offset or 0
+    found: list[tuple[Any, int]] = []
+    for org in orgs:
+        # Each organization has its order in an index; with several, their best are put in order here.
+        found += connection.execute(query, (org, *parameters, first + limit + 1)).fetchall()
+    if len(orgs) > 1:
+        found.sort(key=_as_sqlite_sorts, reverse=descending)
+    page = [seq for _, seq in found[first : first + limit]]
+    records = _records(connection, page)
+    more_follow = len(found) > first + limit and bool(page)
+    return [record for _, record in records], (records[-1][0], page[-1]) if more_follow else None
+
+
+def _organizations(connection: sqlite3.Connection, names: Sequence[str]) -> list[int]:
+    query = "SELECT id FROM organization"
+    if names:
+        query += f" WHERE name IN ({', '.join('?' * len(names))})"
+    return [org for (org,) in connection.execute(query, names)]
+
+
+def _conditions(where: Filter) -> tuple[list[str], list[Any]]:
+    conditions, parameters = per_record_conditions(where)
+    wanted, values = series_conditions(where)
+    if where.providers or where.model_ids or where.project_ids:
+        series = f"SELECT s.id FROM series s JOIN organization o ON o.id = s.org{wanted}"
+        conditions.append(f"u.series IN ({series})")
+        parameters += values
+    if where.start is not None:
+        conditions.append("u.ts >= ?")
+        parameters.append(to_micros(where.start))
+    if where.end is not None:
+        conditions.append("u.ts < ?")
+        parameters.append(to_micros(where.end))
+    return conditions, parameters
+
+
+def _value_at(connection: sqlite3.Connection, after: tuple[int, int], column: str) -> Any:
+    """What the list is sorted by, of the record at which a page ended."""
+    if len(after) == 2 and all(isinstance(part, int) and abs(part) < 2**63 for part in after):
+        row = connection.execute(f"SELECT ts, {column} FROM usage WHERE seq = ?", after[1:]).fetchone()
+        if row is not None and row[0] == after[0]:
+            return row[1]
+    raise _invalid("cursor", "is not one that this store gave")
+
+
+def _as_sqlite_sorts(found: tuple[Any, int]) -> tuple[bool, Any, int]:
+    # Ids that are not UUIDs are text, which SQLite puts before bytes.
+    return isinstance(found[0], bytes), found[0], found[1]
+
+
+def _records(connection: sqlite3.Connection, seqs: Sequence[int]) -> list[tuple[int, UsageRecord]]:
+    """The moments and records with these numbers, in this order."""
+    query = (
+        "SELECT u.seq, u.ts, u.record, u.micro, u.rest, s.currency, s.status FROM usage u "
+        f"JOIN series s ON s.id = u.series WHERE u.seq IN ({', '.join('?' * len(seqs))})"
+    )
+    rows = {row[0]: (row[1], decode_record(*row[2:])) for row in connection.execute(query, seqs)}
+    return [rows[seq] for seq in seqs]
+
+
+def _invalid(field: str, rule: str) -> RpcError:
+    return RpcError(StatusCode.INVALID_ARGUMENT, f"{field} {rule}", violations=[Violation(field, rule)])
+
+
+def span(connection: sqlite3.Connection, where: Filter) -> tuple[datetime, datetime] | None:
+    """The filter's interval; an open end is at the first, or behind the last, record of its organizations."""
+    start, end = where.start, where.end
+    if start is None or end is None:
+        conditions, parameters = series_conditions(Filter(organization_ids=where.organization_ids))
+        rows = connection.execute(_FIRST_AND_LAST + conditions, parameters).fetchall()
+        firsts = [first for first, _ in rows if first is not None]
+        lasts = [last for _, last in rows if last is not None]
+        if not firsts:
+            return None
+        start = from_micros(min(firsts)) if start is None else start
+        end = from_micros(max(lasts)) + timedelta(microseconds=1) if end is None else end
+    return (start, end) if start < end else None

@@ -1,0 +1,108 @@
+"""The tables, and how a file comes to have those of this version.
+
+`PRAGMA user_version` is the version of the schema, `PRAGMA application_id` says that the file is ours. A
+change of the schema is a new entry in MIGRATIONS, and never an edit of an old one: files are in the world.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+from llm_cost_ops.rpc.status import RpcError, StatusCode
+
+__all__ = ["APPLICATION_ID", "MIGRATIONS", "VERSION", "identify", "migrate"]
+
+APPLICATION_ID = 0x4C434F50  # "LCOP"
+
+_VERSION_1 = (
+    "CREATE TABLE organization (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT",
+    # What sums are kept by: a row per combination that occurs.
+    """CREATE TABLE series (
+        id INTEGER PRIMARY KEY, org INTEGER NOT NULL REFERENCES organization,
+        provider TEXT NOT NULL, model TEXT NOT NULL, project TEXT NOT NULL, operation TEXT NOT NULL,
+        service_tier TEXT NOT NULL, processing TEXT NOT NULL, region TEXT NOT NULL,
+        currency TEXT NOT NULL, status TEXT NOT NULL,
+        UNIQUE (org, provider, model, project, operation, service_tier, processing, region, currency, status)
+    ) STRICT""",
+    # What priced a record.
+    """CREATE TABLE pricing (
+        id INTEGER PRIMARY KEY, card_id TEXT NOT NULL, card_version INTEGER NOT NULL,
+        origin_version TEXT NOT NULL, fallbacks TEXT NOT NULL,
+        UNIQUE (card_id, card_version, origin_version, fallbacks)
+    ) STRICT""",
+    # id and key: 16 bytes where they are UUIDs, text where not; key is NULL where there is none. ts is in
+    # microseconds. A cost is micro + rest / 10^6 millionths of its currency; both are NULL when unpriced.
+    # The columns that queries add up come before the record, which is the whole struct as JSON.
+    """CREATE TABLE usage (
+        seq INTEGER PRIMARY KEY, org INTEGER NOT NULL, series INTEGER NOT NULL, pricing INTEGER NOT NULL,
+        id ANY NOT NULL, key ANY, fingerprint BLOB NOT NULL, ts INTEGER NOT NULL,
+        requests INTEGER NOT NULL, input INTEGER NOT NULL, output INTEGER NOT NULL,
+        cached INTEGER NOT NULL, micro INTEGER, rest INTEGER,
+        user TEXT, tags TEXT, labels TEXT, record BLOB NOT NULL
+    ) STRICT""",
+    "CREATE UNIQUE INDEX usage_key ON usage (org, key)",
+    "CREATE UNIQUE INDEX usage_id ON usage (org, id)",
+    "CREATE INDEX usage_time ON usage (org, ts)",
+    "CREATE INDEX usage_user ON usage (org, user, ts) WHERE user IS NOT NULL",
+    # level 0: bucket is a quarter of an hour since 1970; level 1: a day of UTC. STRICT refuses a sum that
+    # leaves 64 bits, where SQLite would go on in floating point.
+    """CREATE TABLE rollup (
+        series INTEGER NOT NULL, level INTEGER NOT NULL, bucket INTEGER NOT NULL,
+        records INTEGER NOT NULL, requests INTEGER NOT NULL, input INTEGER NOT NULL,
+        output INTEGER NOT NULL, cached INTEGER NOT NULL, unpriced INTEGER NOT NULL,
+        micro INTEGER NOT NULL, rest INTEGER NOT NULL,
+        PRIMARY KEY (series, level, bucket)
+    ) STRICT, WITHOUT ROWID""",
+    # line is what a card is a version of: everything but its dates and prices.
+    """CREATE TABLE card (
+        seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, line TEXT NOT NULL, version INTEGER NOT NULL,
+        fingerprint BLOB NOT NULL, card BLOB NOT NULL, UNIQUE (line, version)
+    ) STRICT""",
+    """CREATE TABLE card_key (
+        org TEXT NOT NULL, key TEXT NOT NULL, fingerprint BLOB NOT NULL, card INTEGER NOT NULL,
+        PRIMARY KEY (org, key)
+    ) STRICT, WITHOUT ROWID""",
+    "CREATE TABLE health (id INTEGER PRIMARY KEY CHECK (id = 1), checks INTEGER NOT NULL) STRICT",
+    "INSERT INTO health VALUES (1, 0)",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_VERSION_1,)
+"""The statements that lead from each version to the next."""
+
+VERSION = len(MIGRATIONS)
+
+
+def identify(connection: sqlite3.Connection, name: str) -> int:
+    """The version of the schema in a file, 0 in an empty one.
+
+    Raises FAILED_PRECONDITION for a newer schema, and for a database that is somebody else's.
+    """
+    [application] = connection.execute("PRAGMA application_id").fetchone()
+    [version] = connection.execute("PRAGMA user_version").fetchone()
+    if application == APPLICATION_ID:
+        if version > VERSION:
+            raise RpcError(
+                StatusCode.FAILED_PRECONDITION,
+                f"{name} was written by a newer llm-cost-ops: its schema is version {version}, and this one "
+                f"knows up to {VERSION}. Upgrade llm-cost-ops to open it.",
+            )
+        return int(version)
+    if application or version or connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone():
+        raise RpcError(StatusCode.FAILED_PRECONDITION, f"{name} is the database of another application")
+    return 0
+
+
+def migrate(connection: sqlite3.Connection, name: str) -> None:
+    """Bring a file to this version, in one transaction. Another process may have done so in between."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for statements in MIGRATIONS[identify(connection, name) :]:
+            for statement in statements:
+                connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {VERSION}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise

@@ -1,0 +1,198 @@
+"""The store on SQLite: one file that several processes may open, or private memory."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import weakref
+from collections.abc import Sequence
+from datetime import datetime
+from functools import partial
+from typing import Any, TypeVar
+
+from llm_cost_ops._gen.messages import RateCard, SubmitStatus, UsageRecord
+from llm_cost_ops.engine.ledger import Appended, Entry, Filter, Sums
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.stores import Position, cards, history, summing
+from llm_cost_ops.stores.append import Interner, append_many, append_one
+from llm_cost_ops.stores.database import Database
+from llm_cost_ops.stores.group_commit import GroupCommit
+from llm_cost_ops.stores.readers import Query, Readers
+from llm_cost_ops.stores.rows import Prepared, prepare
+from llm_cost_ops.stores.writer import Job, Writer, closed_error
+
+__all__ = ["SqliteStore"]
+
+T = TypeVar("T")
+
+_CLOSING = 30.0
+
+
+class SqliteStore:
+    """A Store in a SQLite file, or in memory that only this object sees when `path` is None or "".
+
+    The file is opened, and created or migrated, by the first call. It is in WAL mode: readers do not wait
+    for writers, and several processes may use it.
+
+    `durability` "disk" means that a commit is on disk when it is acknowledged; "process" is faster, and
+    survives the end of the process but not always a loss of power. With `group_commit` a thread commits
+    to disk for all that call at the same time, as servers and asyncio need it; where no commit waits for a
+    disk it does nothing. After a fork the child opens the file anew; memory stays with the parent.
+
+    Raises ValueError for another durability.
+    """
+
+    def __init__(
+        self, path: str | None = None, *, durability: str = "disk", group_commit: bool = False
+    ) -> None:
+        self._database = Database(path or None, durability)
+        self._grouped = group_commit and bool(path) and durability == "disk"
+        self._closed = False
+        self._parts: tuple[Any, ...] = ()
+        self.begin_anew()
+        _stores.add(self)
+
+    def begin_anew(self) -> tuple[Any, ...]:
+        """Forget every connection and thread without ending them, and return the parts that have them."""
+        inherited = self._parts
+        self._writer = Writer(self._database)
+        self._readers = Readers(self._database, self._writer)
+        self._group = GroupCommit(self._writer) if self._grouped else None
+        # In private memory nobody else adds cards.
+        self._revision: int | None = None
+        self._parts = (self._writer, self._readers, self._group)
+        return inherited
+
+    async def append(self, entries: Sequence[Entry], context: CallContext) -> list[Appended]:
+        """Write usage, costs and sums in one transaction; see Store."""
+        if len(entries) == 1:
+            return await self._write(_Append(prepare(entries[0])), context)
+        if not entries:
+            return []
+        prepared = [prepare(entry) for entry in entries]
+        return await self._write(partial(append_many, prepared=prepared), context, len(entries))
+
+    async def summarize(
+        self,
+        where: Filter,
+        group_by: tuple[str, ...],
+        buckets: Sequence[tuple[datetime, datetime]] | None,
+        context: CallContext,
+    ) -> list[tuple[tuple[str, ...], int, Sums]]:
+        """Exact sums per group, bucket and currency; see Store."""
+        query = partial(summing.summarize, where=where, group_by=group_by, buckets=buckets)
+        return await self._readers.read(query, context)
+
+    async def span(self, where: Filter, context: CallContext) -> tuple[datetime, datetime] | None:
+        """The filter's interval, closed where it is open; see Store."""
+        return await self._readers.read(partial(history.span, where=where), context)
+
+    async def list_usage(
+        self,
+        where: Filter,
+        sort: str,
+        descending: bool,
+        limit: int,
+        after: Position | None,
+        offset: int | None,
+        context: CallContext,
+    ) -> tuple[list[UsageRecord], Position | None]:
+        """A page of records and the position to go on after; see Store."""
+        query: Query[tuple[list[UsageRecord], Position | None]] = partial(
+            history.list_usage,
+            where=where,
+            sort=sort,
+            descending=descending,
+            limit=limit,
+            after=after,
+            offset=offset,
+        )
+        return await self._readers.read(query, context, quick=history.is_quick(where, limit, offset))
+
+    async def count_usage(self, where: Filter, context: CallContext) -> int:
+        """How many records the filter lets through; see Store."""
+        return await self._readers.read(partial(summing.count_usage, where=where), context)
+
+    async def add_card(
+        self, card: RateCard, key: str, fingerprint: bytes, context: CallContext
+    ) -> tuple[RateCard, SubmitStatus]:
+        """Keep a card under its next version; see Store."""
+
+        def job(cursor: sqlite3.Cursor, _: Interner) -> tuple[RateCard, SubmitStatus]:
+            return cards.add_card(cursor, card, key, fingerprint)
+
+        self._revision = None
+        return await self._write(job, context)
+
+    async def get_card(self, card_id: str, context: CallContext) -> RateCard | None:
+        """The card with an id, or None."""
+        return await self._readers.read(partial(cards.get_card, card_id=card_id), context, quick=True)
+
+    async def all_cards(self, context: CallContext) -> list[RateCard]:
+        """Every card, by provider, model, date and version."""
+        return await self._readers.read(cards.all_cards, context)
+
+    async def cards_revision(self, context: CallContext) -> int:
+        """A number that grows when a card is added, by any process."""
+        if self._revision is not None:
+            return self._revision
+        revision = await self._readers.read(cards.revision, context, quick=True)
+        if self._database.path is None:
+            self._revision = revision
+        return revision
+
+    async def check(self, context: CallContext) -> None:
+        """Write and commit a mark."""
+
+        def job(cursor: sqlite3.Cursor, _: Interner) -> None:
+            cursor.execute("UPDATE health SET checks = checks + 1")
+
+        await self._write(job, context)
+
+    async def aclose(self) -> None:
+        """Finish what was begun and let go of files and threads. May be called twice."""
+        self._closed = True
+        if self._group is not None:
+            self._group.close()
+        writer = self._writer
+        if not writer.closed:
+            if not writer.turn.try_take():
+                writer.turn.take_blocking(_CLOSING, self._database.name)
+            writer.close()
+            writer.turn.give_back()
+        self._readers.close()
+
+    async def _write(self, job: Job[T], context: CallContext, weight: int = 1) -> T:
+        if self._closed:
+            raise closed_error()
+        if self._group is not None:
+            return await self._group.run(job, weight, context)
+        return await self._writer.run(job, context)
+
+    def __repr__(self) -> str:
+        return f"SqliteStore({self._database.path!r}, durability={self._database.durability!r})"
+
+
+class _Append:
+    """`append_one` of an entry, as a job; a partial takes longer to make and to call."""
+
+    __slots__ = ("_prepared",)
+
+    def __init__(self, prepared: Prepared) -> None:
+        self._prepared = prepared
+
+    def __call__(self, cursor: sqlite3.Cursor, interner: Interner) -> list[Appended]:
+        return append_one(cursor, interner, self._prepared)
+
+
+_stores: weakref.WeakSet[SqliteStore] = weakref.WeakSet()
+# A child must neither use nor close the connections that it inherits: both would go to the parent's locks.
+_inherited: list[Any] = []
+
+
+def _after_fork_in_child() -> None:
+    for store in list(_stores):
+        _inherited.append(store.begin_anew())
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,283 @@
+"""Exact sums by group and bucket: from rollups where they hold the answer, from rows where they don't."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from llm_cost_ops.engine.ledger import Filter, Sums
+from llm_cost_ops.engine.windows import cover, to_micros
+from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+
+__all__ = ["count_usage", "per_record_conditions", "series_conditions", "summarize"]
+
+Keys = tuple[str, ...]
+Totals = dict[tuple[Keys, int, str], list[int]]
+Piece = tuple[int, int | None, int | None]
+
+_SERIES = {
+    "organization": 0,
+    "provider": 1,
+    "model": 2,
+    "project": 3,
+    "operation": 4,
+    "service_tier": 5,
+    "processing": 6,
+    "region": 7,
+    "status": 8,
+}
+_PICK = (
+    "SELECT s.id, s.org, o.name, s.provider, s.model, s.project, s.operation, s.service_tier, s.processing, "
+    "s.region, s.status, s.currency FROM series s JOIN organization o ON o.id = s.org"
+)
+_AMOUNTS = ("records", "requests", "input", "output", "cached", "unpriced", "micro", "rest")
+_ROW_AMOUNTS = (
+    "1",
+    "u.requests",
+    "u.input",
+    "u.output",
+    "u.cached",
+    "CASE WHEN u.micro IS NULL THEN u.requests ELSE 0 END",
+    "u.micro",
+    "u.rest",
+)
+_OPEN = 2**62
+_MICRO = 1_000_000
+_LOW = 2**32
+
+
+def summarize(
+    connection: sqlite3.Connection,
+    where: Filter,
+    group_by: tuple[str, ...],
+    buckets: Sequence[tuple[datetime, datetime]] | None,
+) -> list[tuple[Keys, int, Sums]]:
+    """The sums of each group, bucket and currency that has any, by bucket and keys."""
+    totals = _totals(connection, where, group_by, buckets)
+    return [
+        (
+            keys,
+            bucket,
+            Sums(
+                requests=requests,
+                input_tokens=put_in,
+                output_tokens=put_out,
+                cached_tokens=cached,
+                unpriced_requests=unpriced,
+                units=micro * _MICRO + rest,
+                currency=currency,
+            ),
+        )
+        for (keys, bucket, currency), (_, requests, put_in, put_out, cached, unpriced, micro, rest) in sorted(
+            totals.items(), key=lambda item: (item[0][1], item[0][0], item[0][2])
+        )
+    ]
+
+
+def count_usage(connection: sqlite3.Connection, where: Filter) -> int:
+    """How many records the filter lets through."""
+    return sum(amounts[0] for amounts in _totals(connection, where, (), None).values())
+
+
+def series_conditions(where: Filter) -> tuple[str, list[str]]:
+    """SQL on `series s JOIN organization o`, starting with WHERE, and its parameters."""
+    conditions: list[str] = []
+    parameters: list[str] = []
+    for column, values in (
+        ("o.name", where.organization_ids),
+        ("s.provider", where.providers),
+        ("s.model", where.model_ids),
+        ("s.project", where.project_ids),
+    ):
+        if values:
+            conditions.append(f"{column} IN ({_marks(values)})")
+            parameters += values
+    return (f" WHERE {' AND '.join(conditions)}" if conditions else ""), parameters
+
+
+def per_record_conditions(where: Filter) -> tuple[list[str], list[Any]]:
+    """SQL on `usage u` for what series do not hold, and its parameters."""
+    conditions: list[str] = []
+    parameters: list[Any] = []
+    if where.user_ids:
+        conditions.append(f"ifnull(u.user, '') IN ({_marks(where.user_ids)})")
+        if "" not in where.user_ids:
+            # Said again in the words that the partial index understands.
+            conditions[-1] = f"u.user IS NOT NULL AND u.user IN ({_marks(where.user_ids)})"
+        parameters += where.user_ids
+    if where.tags:
+        conditions.append(f"EXISTS (SELECT 1 FROM json_each(u.tags) WHERE value IN ({_marks(where.tags)}))")
+        parameters += where.tags
+    for key, value in where.labels.items():
+        conditions.append("(SELECT value FROM json_each(u.labels) WHERE key = ?) = ?")
+        parameters += (key, value)
+    return conditions, parameters
+
+
+def _marks(values: Sequence[Any]) -> str:
+    return ", ".join("?" * len(values))
+
+
+def _totals(
+    connection: sqlite3.Connection,
+    where: Filter,
+    group_by: tuple[str, ...],
+    buckets: Sequence[tuple[datetime, datetime]] | None,
+) -> Totals:
+    series = _pick(connection, where)
+    pieces = list(_pieces(where, buckets))
+    totals: Totals = {}
+    if not series or not pieces:
+        return totals
+    question = _Question(connection, where, group_by, series, totals)
+    if question.needs_rows:
+        question.add_rows(pieces)
+        return totals
+    rows: list[Piece] = []
+    levels: tuple[list[Piece], list[Piece]] = ([], [])
+    for bucket, low, high in pieces:
+        parts = cover(low, high)
+        rows += ((bucket, *part) for part in parts.rows)
+        levels[0].extend((bucket, *part) for part in parts.quarters)
+        levels[1].extend((bucket, *part) for part in parts.days)
+    for level, found in enumerate(levels):
+        question.add_rollups(level, found)
+    question.add_rows(rows)
+    return totals
+
+
+def _pick(connection: sqlite3.Connection, where: Filter) -> dict[int, tuple[str, ...]]:
+    """The dimensions and the currency of the series that the filter lets through, by id."""
+    conditions, parameters = series_conditions(where)
+    rows = connection.execute(_PICK + conditions, parameters).fetchall()
+    connection.execute("DELETE FROM temp.picked")
+    connection.executemany("INSERT INTO temp.picked VALUES (?, ?)", (row[:2] for row in rows))
+    return {row[0]: row[2:] for row in rows}
+
+
+def _pieces(where: Filter, buckets: Sequence[tuple[datetime, datetime]] | None) -> Iterable[Piece]:
+    """The buckets, in microseconds, cut to the filter's interval."""
+    start = None if where.start is None else to_micros(where.start)
+    end = None if where.end is None else to_micros(where.end)
+    if buckets is None:
+        if start is None or end is None or start < end:
+            yield 0, start, end
+        return
+    for index, (low, high) in enumerate(buckets):
+        first = to_micros(low) if start is None else max(start, to_micros(low))
+        last = to_micros(high) if end is None else min(end, to_micros(high))
+        if first < last:
+            yield index, first, last
+
+
+class _Question:
+    """A query while it is answered; what it finds is added to `totals`."""
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        where: Filter,
+        group_by: tuple[str, ...],
+        series: dict[int, tuple[str, ...]],
+        totals: Totals,
+    ) -> None:
+        self._connection = connection
+        self._where = where
+        self._series = series
+        self._totals = totals
+        self._columns: list[str] = []
+        self._joins: list[str] = []
+        self._parameters: list[str] = []
+        # Where each key comes from: a place in the dimensions of the series, or behind them in the row.
+        self._places: list[int] = []
+        for name in group_by:
+            if name in _SERIES:
+                self._places.append(_SERIES[name])
+            else:
+                self._places.append(len(_SERIES) + 1 + len(self._columns))
+                self._columns.append(self._column(name))
+        self.needs_rows = bool(self._columns or where.user_ids or where.tags or where.labels)
+
+    def _column(self, name: str) -> str:
+        if name == "user":
+            return "ifnull(u.user, '')"
+        at = len(self._columns)
+        if name == "tag":
+            self._joins.append(f" LEFT JOIN json_each(u.tags) AS j{at}")
+            return f"ifnull(j{at}.value, '')"
+        if name.startswith("label:"):
+            self._parameters.append(name.removeprefix("label:"))
+            return "ifnull((SELECT value FROM json_each(u.labels) WHERE key = ?), '')"
+        rule = f"{name[:64]!r} is nothing that usage can be grouped by"
+        raise RpcError(StatusCode.INVALID_ARGUMENT, rule, violations=[Violation("group_by", rule)])
+
+    def add_rollups(self, level: int, pieces: list[Piece]) -> None:
+        """Add what whole quarters of an hour (level 0) or whole days (level 1) hold."""
+        if not pieces:
+            return
+        self._lay_out(pieces)
+        # CROSS JOIN fixes the order of the loops, in which the groups come out sorted.
+        source = (
+            "FROM temp.picked p CROSS JOIN temp.piece g CROSS JOIN rollup r "
+            "WHERE r.series = p.id AND r.level = ? AND r.bucket >= g.low AND r.bucket < g.high "
+            "GROUP BY p.id, g.n"
+        )
+        self._sum("p.id, g.bucket", [f"r.{name}" for name in _AMOUNTS], source, [level])
+
+    def add_rows(self, pieces: list[Piece]) -> None:
+        """Add what rows hold, one by one."""
+        if not pieces:
+            return
+        self._lay_out(pieces)
+        conditions, parameters = per_record_conditions(self._where)
+        more = "".join(f" AND {condition}" for condition in conditions)
+        aliases = [f"k{at}" for at in range(len(self._columns))]
+        named = "".join(f", {column} AS {name}" for column, name in zip(self._columns, aliases, strict=True))
+        source = (
+            f"FROM temp.piece g CROSS JOIN usage u{''.join(self._joins)} "
+            "WHERE u.org IN (SELECT org FROM temp.picked) AND u.ts >= g.low AND u.ts < g.high "
+            f"AND u.series IN (SELECT id FROM temp.picked){more} "
+            f"GROUP BY {', '.join(('u.series', 'g.bucket', *aliases))}"
+        )
+        self._sum(f"u.series, g.bucket{named}", _ROW_AMOUNTS, source, [*self._parameters, *parameters])
+
+    def _lay_out(self, pieces: list[Piece]) -> None:
+        self._connection.execute("DELETE FROM temp.piece")
+        self._connection.executemany(
+            "INSERT INTO temp.piece (bucket, low, high) VALUES (?, ?, ?)",
+            (
+                (bucket, -_OPEN if low is None else low, _OPEN if high is None else high)
+                for bucket, low, high in pieces
+            ),
+        )
+
+    def _sum(self, keys: str, amounts: Sequence[str], source: str, parameters: list[Any]) -> None:
+        try:
+            sums = ", ".join(f"sum({amount})" for amount in amounts)
+            for row in self._connection.execute(f"SELECT {keys}, {sums} {source}", parameters).fetchall():
+                self._add(row[:-8], row[-8:])
+        except sqlite3.OperationalError as error:
+            if "overflow" not in str(error):
+                raise
+            self._sum_in_halves(keys, amounts, source, parameters)
+
+    def _sum_in_halves(self, keys: str, amounts: Sequence[str], source: str, parameters: list[Any]) -> None:
+        """Sum what leaves 64 bits: the upper and the lower 32 bits of each number apart."""
+        halves = ", ".join(f"sum(({amount}) >> 32), sum(({amount}) & 4294967295)" for amount in amounts)
+        for row in self._connection.execute(f"SELECT {keys}, {halves} {source}", parameters).fetchall():
+            parts = [part or 0 for part in row[-16:]]
+            whole = [high * _LOW + low for high, low in zip(parts[::2], parts[1::2], strict=True)]
+            self._add(row[:-16], whole)
+
+    def _add(self, found: tuple[Any, ...], amounts: Sequence[int | None]) -> None:
+        dimensions = self._series[found[0]]
+        values = (*dimensions, *found[2:])
+        place = (tuple([values[at] for at in self._places]), found[1], dimensions[-1])
+        sums = self._totals.get(place)
+        if sums is None:
+            sums = self._totals[place] = [0, 0, 0, 0, 0, 0, 0, 0]
+        for at, amount in enumerate(amounts):
+            if amount:
+                sums[at] += amount
