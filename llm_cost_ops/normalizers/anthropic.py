@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["read_messages"]
 
+_CHAT = Operation.CHAT
 NAMES = {
     "output_tokens": "usage.output_tokens",
     "cache_write_tokens": "usage.cache_creation_input_tokens",
@@ -31,7 +32,7 @@ _EVERYWHERE = frozenset({"", "global", "not_available"})
 
 def read_messages(payload: dict[str, Any], record: UsageRecord) -> None:
     """A message, as returned, as in a batch result, or as put together from a stream."""
-    record.operation = Operation.CHAT
+    record.operation = _CHAT
     set_model(record, text(payload, "model"))
     set_key(record, text(payload, "id"))
     usage = section(payload, "usage", "usage")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["read_converse", "region_of"]
 
+_CHAT = Operation.CHAT
 NAMES = {
     "cache_write_tokens": "usage.cacheWriteInputTokens",
     "cache_write_extended_tokens": "usage.cacheDetails[ttl=1h].inputTokens",
@@ -36,7 +37,7 @@ def region_of(model_id: str) -> str:
 
 def read_converse(payload: dict[str, Any], record: UsageRecord) -> None:
     """A Converse response; pass `model_id=`, which the response does not carry."""
-    record.operation = Operation.CHAT
+    record.operation = _CHAT
     set_model(record, text(payload, "modelId") or text(payload, "model"))
     record.region = region_of(record.model_id)
     metadata = section(payload, "ResponseMetadata", "ResponseMetadata") or {}

@@ -11,17 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 from llm_cost_ops._gen.messages import Operation
 from llm_cost_ops.normalizers.checks import check_record, check_total
-from llm_cost_ops.normalizers.filling import set_identity, set_modality, set_tier, set_tokens, set_unknown
+from llm_cost_ops.normalizers.details import cache_writes, read_modality
+from llm_cost_ops.normalizers.filling import set_identity, set_tier, set_tokens, set_unknown
 from llm_cost_ops.normalizers.reading import count, section, text
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import UsageRecord
 
-__all__ = ["cache_writes", "inclusive_output", "read_chat", "read_google_chat", "read_plain_chat"]
+__all__ = ["inclusive_output", "read_chat", "read_google_chat", "read_plain_chat"]
 
 # (prompt, completion, reasoning, stated total or None) -> (all output, reasoning)
 OutputRule = Callable[[int, int, int, "int | None"], tuple[int, int]]
 
+_CHAT, _TEXT = Operation.CHAT, Operation.TEXT_COMPLETION
+_INPUTS = "usage.prompt_tokens_details"
+_OUTPUTS = "usage.completion_tokens_details"
 NAMES = {
     "input_tokens": "usage.prompt_tokens",
     "output_tokens": "usage.completion_tokens",
@@ -60,7 +64,7 @@ def read_google_chat(payload: dict[str, Any], record: UsageRecord) -> None:
 
 def read_chat(payload: dict[str, Any], record: UsageRecord, rule: OutputRule) -> dict[str, Any] | None:
     """Fill in the record and return the payload's usage, None when it has none."""
-    record.operation = Operation.TEXT_COMPLETION if _is_text_completion(payload) else Operation.CHAT
+    record.operation = _TEXT if payload.get("object") == "text_completion" else _CHAT
     set_identity(record, payload)
     set_tier(record, text(payload, "service_tier"))
     usage = _usage(payload)
@@ -69,35 +73,20 @@ def read_chat(payload: dict[str, Any], record: UsageRecord, rule: OutputRule) ->
         return usage
     prompt = count(usage, "prompt_tokens", "usage")
     total = count(usage, "total_tokens", "usage") if usage.get("total_tokens") is not None else None
-    inputs = section(usage, "prompt_tokens_details", NAMES["input_tokens"] + "_details") or {}
-    outputs = section(usage, "completion_tokens_details", NAMES["output_tokens"] + "_details") or {}
-    reasoning = _detail(outputs, usage, "reasoning_tokens", "completion_tokens_details")
+    inputs = section(usage, "prompt_tokens_details", _INPUTS) or {}
+    outputs = section(usage, "completion_tokens_details", _OUTPUTS) or {}
+    reasoning = _reasoning(outputs, usage)
     output, record.reasoning_tokens = rule(
         prompt, count(usage, "completion_tokens", "usage"), reasoning, total
     )
     set_tokens(record, prompt, output)
     record.cached_tokens = _cached(inputs, usage)
     if inputs or outputs:
-        _read_details(inputs, outputs, record)
+        written = cache_writes(inputs, _INPUTS)
+        record.cache_write_tokens, record.cache_write_extended_tokens = written
+        read_modality(inputs, _INPUTS, outputs, _OUTPUTS, record)
     check_record(record, NAMES)
     return usage
-
-
-def cache_writes(details: dict[str, Any], path: str) -> tuple[int, int]:
-    """All cache writes, and those with the long time to live, from OpenAI's input details."""
-    written = count(details, "cache_write_tokens", path)
-    split = section(details, "cache_write_tokens_details", f"{path}.cache_write_tokens_details") or details
-    if split is details and not ("ttl_12h" in details or "ttl_12h_tokens" in details):
-        return written, 0
-    short, long = (
-        count(split, f"ttl_{ttl}_tokens" if f"ttl_{ttl}_tokens" in split else f"ttl_{ttl}", path)
-        for ttl in ("30m", "12h")
-    )
-    if (short or long) and details.get("cache_write_tokens") is None:
-        written = short + long
-    elif short + long > written:
-        check_total(f"{path}.cache_write_tokens", written, short + long, "ttl_30m + ttl_12h")
-    return written, long
 
 
 def _usage(payload: dict[str, Any]) -> dict[str, Any] | None:
@@ -107,38 +96,17 @@ def _usage(payload: dict[str, Any]) -> dict[str, Any] | None:
     return usage
 
 
-def _is_text_completion(payload: dict[str, Any]) -> bool:
-    return payload.get("object") == "text_completion"
-
-
-def _detail(details: dict[str, Any], usage: dict[str, Any], key: str, path: str) -> int:
-    """A detail, which xAI and Perplexity put beside the totals instead."""
-    if details.get(key) is not None:
-        return count(details, key, f"usage.{path}")
-    return count(usage, key, "usage")
+def _reasoning(details: dict[str, Any], usage: dict[str, Any]) -> int:
+    """Perplexity and xAI's SDK put reasoning beside the totals instead of under them."""
+    if details.get("reasoning_tokens") is not None:
+        return count(details, "reasoning_tokens", _OUTPUTS)
+    return count(usage, "reasoning_tokens", "usage")
 
 
 def _cached(details: dict[str, Any], usage: dict[str, Any]) -> int:
     if details.get("cached_tokens") is not None:
-        return count(details, "cached_tokens", "usage.prompt_tokens_details")
+        return count(details, "cached_tokens", _INPUTS)
     for key in ("cached_tokens", "num_cached_tokens", "cached_prompt_text_tokens"):
         if usage.get(key) is not None:
             return count(usage, key, "usage")
     return 0
-
-
-def _read_details(inputs: dict[str, Any], outputs: dict[str, Any], record: UsageRecord) -> None:
-    path = "usage.prompt_tokens_details"
-    record.cache_write_tokens, record.cache_write_extended_tokens = cache_writes(inputs, path)
-    cached = section(inputs, "cached_tokens_details", f"{path}.cached_tokens_details") or {}
-    output_path = "usage.completion_tokens_details"
-    set_modality(
-        record,
-        input_audio_tokens=count(inputs, "audio_tokens", path),
-        input_image_tokens=count(inputs, "image_tokens", path),
-        input_video_tokens=count(inputs, "video_tokens", path),
-        cached_audio_tokens=count(cached, "audio_tokens", f"{path}.cached_tokens_details"),
-        cached_image_tokens=count(cached, "image_tokens", f"{path}.cached_tokens_details"),
-        output_audio_tokens=count(outputs, "audio_tokens", output_path),
-        output_image_tokens=count(outputs, "image_tokens", output_path),
-    )

@@ -9,7 +9,7 @@ from llm_cost_ops.normalizers.errors import PayloadError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from llm_cost_ops._gen.messages import UsageRecord
+    from llm_cost_ops._gen.messages import ModalityTokens, UsageRecord
 
 __all__ = ["check_record", "check_total"]
 
@@ -31,7 +31,7 @@ def check_record(record: UsageRecord, names: Mapping[str, str]) -> None:
     """
     written = record.cache_write_tokens
     if (
-        record.modality is None
+        (record.modality is None or _fits(record, record.modality))
         and record.cached_tokens + written <= record.input_tokens
         and record.cache_write_extended_tokens <= written
         and record.reasoning_tokens <= record.output_tokens
@@ -51,7 +51,20 @@ def check_record(record: UsageRecord, names: Mapping[str, str]) -> None:
             f"{names.get('input_tokens', 'input_tokens')} ({record.input_tokens})",
         )
     if record.modality is not None:
-        _check_modality(record, names)
+        _check_modality(record, record.modality, names)
+
+
+def _fits(record: UsageRecord, m: ModalityTokens) -> bool:
+    """Whether no count by modality exceeds its total: the quick answer, without saying which does."""
+    spoken = m.output_audio_tokens + m.output_image_tokens + m.output_video_tokens
+    return (
+        m.cached_audio_tokens <= m.input_audio_tokens
+        and m.cached_image_tokens <= m.input_image_tokens
+        and m.cached_video_tokens <= m.input_video_tokens
+        and m.input_audio_tokens + m.input_image_tokens + m.input_video_tokens <= record.input_tokens
+        and m.cached_audio_tokens + m.cached_image_tokens + m.cached_video_tokens <= record.cached_tokens
+        and record.reasoning_tokens + spoken <= record.output_tokens
+    )
 
 
 def _within(names: Mapping[str, str], field: str, value: int, total: str, limit: int) -> None:
@@ -61,8 +74,7 @@ def _within(names: Mapping[str, str], field: str, value: int, total: str, limit:
         )
 
 
-def _check_modality(record: UsageRecord, names: Mapping[str, str]) -> None:
-    modality = record.modality
+def _check_modality(record: UsageRecord, modality: ModalityTokens, names: Mapping[str, str]) -> None:
     for field, whole in zip(_CACHED, _INPUT, strict=True):
         _within(names, field, getattr(modality, field), whole, getattr(modality, whole))
     for fields, total in ((_INPUT, "input_tokens"), (_CACHED, "cached_tokens"), (_OUTPUT, "output_tokens")):

@@ -6,7 +6,8 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from llm_cost_ops._gen.messages import ModalityTokens, UsageQuality
-from llm_cost_ops.normalizers.reading import moment, text
+from llm_cost_ops.normalizers.errors import PayloadError
+from llm_cost_ops.normalizers.reading import LARGEST, moment, text
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import UsageRecord
@@ -66,14 +67,20 @@ def set_tier(record: UsageRecord, tier: str) -> None:
 def set_meter(record: UsageRecord, name: str, quantity: int) -> None:
     """Add to a meter; a quantity of 0 leaves no trace."""
     if quantity:
-        record.meters[name] = record.meters.get(name, 0) + quantity
+        total = record.meters.get(name, 0) + quantity
+        if total > LARGEST:
+            raise PayloadError("usage", f"{name} together cannot exceed 2^63 - 1, got {total}")
+        record.meters[name] = total
 
 
 def set_tokens(record: UsageRecord, input_tokens: int, output_tokens: int) -> None:
-    """Set both totals and their sum."""
+    """Set both totals and their sum; PayloadError when the sum exceeds 2^63 - 1."""
+    total = input_tokens + output_tokens
+    if total > LARGEST:
+        raise PayloadError("usage", f"the tokens together cannot exceed 2^63 - 1, got {total}")
     record.input_tokens = input_tokens
     record.output_tokens = output_tokens
-    record.total_tokens = input_tokens + output_tokens
+    record.total_tokens = total
 
 
 def set_modality(record: UsageRecord, **counts: int) -> None:

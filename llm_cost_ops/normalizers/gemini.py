@@ -36,21 +36,34 @@ NAMES = {
     **{f"input_{kind}_tokens": "usageMetadata.promptTokensDetails" for kind in ("audio", "image", "video")},
     **{f"cached_{kind}_tokens": "usageMetadata.cacheTokensDetails" for kind in ("audio", "image", "video")},
 }
-_MODALITIES = {"AUDIO": "audio", "IMAGE": "image", "DOCUMENT": "image", "VIDEO": "video"}
-# Each list, the total it splits, and the prefix of the record's fields.
-_LISTS = (
-    ("promptTokensDetails", "input"),
-    ("toolUsePromptTokensDetails", "input"),
-    ("cacheTokensDetails", "cached"),
-    ("candidatesTokensDetails", "output"),
-    ("responseTokensDetails", "output"),
+# Each list, its path, and the field of the record for each modality; text has none.
+_LISTS = tuple(
+    (
+        key,
+        f"usageMetadata.{key}",
+        {
+            "AUDIO": f"{side}_audio_tokens",
+            "IMAGE": f"{side}_image_tokens",
+            "DOCUMENT": f"{side}_image_tokens",
+            "VIDEO": f"{side}_video_tokens",
+        },
+    )
+    for key, side in (
+        ("promptTokensDetails", "input"),
+        ("toolUsePromptTokensDetails", "input"),
+        ("cacheTokensDetails", "cached"),
+        ("candidatesTokensDetails", "output"),
+        ("responseTokensDetails", "output"),
+    )
 )
+# Looked up once: access to an enum's member by name is slow.
+_CHAT = Operation.CHAT
 _OLDER_THAN_3 = re.compile(r"(models/)?gemini-[12]\b")
 
 
 def read_generate_content(payload: dict[str, Any], record: UsageRecord) -> None:
     """A GenerateContentResponse in REST's camel case or the SDKs' snake case."""
-    record.operation = Operation.CHAT
+    record.operation = _CHAT
     if "usage_metadata" in payload or "model_version" in payload:
         payload = _camel(payload)
     set_model(record, (text(payload, "modelVersion") or text(payload, "model")).removeprefix("models/"))
@@ -61,23 +74,23 @@ def read_generate_content(payload: dict[str, Any], record: UsageRecord) -> None:
     if usage is None:
         set_unknown(record)
         return
-    if "prompt_token_count" in usage or "total_token_count" in usage:
+    if "promptTokenCount" not in usage and ("prompt_token_count" in usage or "total_token_count" in usage):
         usage = _camel(usage)
-    _read_counts(usage, record)
-    if record.quality != "unknown":
+    if "promptTokenCount" not in usage and "totalTokenCount" not in usage:
+        set_unknown(record)
+    else:
+        _read_counts(usage, record)
         _read_modalities(usage, record)
         check_record(record, NAMES)
     tier = text(usage, "trafficType") or text(usage, "serviceTier")
-    set_tier(record, tier.lower().removeprefix("traffic_type_").removeprefix("on_demand_"))
+    if tier and tier != "ON_DEMAND":
+        set_tier(record, tier.lower().removeprefix("traffic_type_").removeprefix("on_demand_"))
     if payload.get("candidates"):
         _count_searches(payload, record)
 
 
 def _read_counts(usage: dict[str, Any], record: UsageRecord) -> None:
     path = "usageMetadata"
-    if "promptTokenCount" not in usage and "totalTokenCount" not in usage:
-        set_unknown(record)
-        return
     prompt = count(usage, "promptTokenCount", path)
     tools = count(usage, "toolUsePromptTokenCount", path)
     # The Live API says response where generateContent says candidates.
@@ -103,15 +116,15 @@ def _read_counts(usage: dict[str, Any], record: UsageRecord) -> None:
 
 def _read_modalities(usage: dict[str, Any], record: UsageRecord) -> None:
     counts: dict[str, int] = {}
-    for key, side in _LISTS:
-        if not usage.get(key):
+    for key, path, fields in _LISTS:
+        entries = usage.get(key)
+        if not entries:
             continue
-        for entry in items(usage, key, f"usageMetadata.{key}"):
-            kind = _MODALITIES.get(text(entry, "modality").upper())
-            if kind is not None:
-                spelling = "token_count" if "token_count" in entry else "tokenCount"
-                field = f"{side}_{kind}_tokens"
-                counts[field] = counts.get(field, 0) + count(entry, spelling, f"usageMetadata.{key}")
+        for entry in items(usage, key, path):
+            field = fields.get(text(entry, "modality"))
+            if field is not None:
+                spelling = "tokenCount" if "tokenCount" in entry else "token_count"
+                counts[field] = counts.get(field, 0) + count(entry, spelling, path)
     if counts:
         set_modality(record, **counts)
 
@@ -120,14 +133,15 @@ def _count_searches(payload: dict[str, Any], record: UsageRecord) -> None:
     """Grounding is billed by the query from Gemini 3 on, by the grounded prompt before."""
     searches = 0
     for candidate in items(payload, "candidates", "candidates"):
-        key = "grounding_metadata" if "grounding_metadata" in candidate else "groundingMetadata"
+        key = "groundingMetadata" if "groundingMetadata" in candidate else "grounding_metadata"
+        if candidate.get(key) is None:
+            continue
         grounding = section(candidate, key, "candidates.groundingMetadata")
         if grounding is not None:
-            queries = grounding.get("webSearchQueries") or grounding.get("web_search_queries") or ()
-            searches += len(queries)
-    if searches and _OLDER_THAN_3.match(record.model_id):
-        searches = 1
-    set_meter(record, "web_searches", searches)
+            queries = grounding.get("webSearchQueries") or grounding.get("web_search_queries")
+            searches += len(queries) if isinstance(queries, (list, tuple)) else 0
+    if searches:
+        set_meter(record, "web_searches", 1 if _OLDER_THAN_3.match(record.model_id) else searches)
 
 
 def _camel(fields: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from llm_cost_ops._gen.codecs import USAGE_RECORD
 from llm_cost_ops._gen.messages import UsageRecord
 from llm_cost_ops.normalizers.errors import PayloadError
 from llm_cost_ops.normalizers.usage import usage_from_response
@@ -60,8 +61,6 @@ def _text(obj: dict[str, Any], key: str) -> str | None:
 
 
 def _decode(obj: dict[str, Any]) -> UsageRecord:
-    from llm_cost_ops._gen.codecs import USAGE_RECORD
-
     try:
         return USAGE_RECORD.decode_json(msgspec.json.encode(obj))
     except DecodeError as error:

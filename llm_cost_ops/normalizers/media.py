@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_cost_ops._gen.messages import Operation
 from llm_cost_ops.normalizers.checks import check_record, check_total
+from llm_cost_ops.normalizers.details import read_modality
 from llm_cost_ops.normalizers.filling import (
     set_identity,
     set_key,
@@ -121,19 +122,10 @@ def _read_tokens(usage: dict[str, Any] | None, record: UsageRecord) -> bool:
         check_total("usage.total_tokens", total, given + returned, "input_tokens + output_tokens")
     set_tokens(record, given, returned)
     inputs, path = _details(usage, "input")
-    cached = section(inputs, "cached_tokens_details", f"{path}.cached_tokens_details") or {}
     outputs, output_path = _details(usage, "output")
     record.cached_tokens = count(inputs, "cached_tokens", path)
     record.reasoning_tokens = count(outputs, "reasoning_tokens", output_path)
-    set_modality(
-        record,
-        input_audio_tokens=count(inputs, "audio_tokens", path),
-        input_image_tokens=count(inputs, "image_tokens", path),
-        cached_audio_tokens=count(cached, "audio_tokens", f"{path}.cached_tokens_details"),
-        cached_image_tokens=count(cached, "image_tokens", f"{path}.cached_tokens_details"),
-        output_audio_tokens=count(outputs, "audio_tokens", output_path),
-        output_image_tokens=count(outputs, "image_tokens", output_path),
-    )
+    read_modality(inputs, path, outputs, output_path, record)
     check_record(record, NAMES)
     return True
 

@@ -18,9 +18,20 @@ import msgspec
 from llm_cost_ops.normalizers.errors import PayloadError
 from llm_cost_ops.wire.decimals import from_text
 
-__all__ = ["as_mapping", "count", "duration_ms", "items", "moment", "money", "section", "shallow", "text"]
+__all__ = [
+    "LARGEST",
+    "as_mapping",
+    "count",
+    "duration_ms",
+    "items",
+    "moment",
+    "money",
+    "section",
+    "shallow",
+    "text",
+]
 
-_LARGEST = 2**63 - 1
+LARGEST = 2**63 - 1
 # What SDKs put where a field was not sent: openai's NotGiven and Omit, mistralai's Unset.
 _NOT_SENT = frozenset({"NotGiven", "Omit", "Unset", "UnsetType"})
 _DECIMAL_PLACES = Decimal("1e-18")
@@ -79,6 +90,8 @@ def items(payload: dict[str, Any], key: str, path: str) -> list[dict[str, Any]]:
     value = payload.get(key)
     if value is None or type(value).__name__ in _NOT_SENT:
         return []
+    if type(value) is list and all(type(item) is dict for item in value):
+        return value
     if not isinstance(value, (list, tuple)):
         raise PayloadError(path, f"expected a list, got {type(value).__name__}")
     return [as_mapping(item, f"{path}[{index}]") for index, item in enumerate(value)]
@@ -91,7 +104,7 @@ def count(fields: dict[str, Any], key: str, path: str) -> int:
     whole number of 0 to 2^63 - 1 raises PayloadError.
     """
     value = fields.get(key)
-    if type(value) is int and 0 <= value <= _LARGEST:
+    if type(value) is int and 0 <= value <= LARGEST:
         return value
     if value is None:
         return 0
@@ -107,7 +120,7 @@ def _unusual_count(value: Any, path: str) -> int:
         raise PayloadError(path, f"expected a count, got {value}")
     if value < 0:
         raise PayloadError(path, f"a count cannot be negative, got {value}")
-    if value > _LARGEST:
+    if value > LARGEST:
         raise PayloadError(path, f"a count cannot exceed 2^63 - 1, got {value}")
     if value != int(value):
         raise PayloadError(path, f"a count cannot have a fraction, got {value}")
@@ -135,12 +148,18 @@ def moment(value: Any, path: str) -> datetime | None:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return datetime.fromtimestamp(value, UTC)
         if isinstance(value, str):
-            value = datetime.fromisoformat(value)
+            return _utc(datetime.fromisoformat(value))
         if isinstance(value, datetime):
-            return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+            return _utc(value)
     except (ValueError, OverflowError, OSError) as error:
         raise PayloadError(path, f"not a time: {value!r:.80}") from error
     raise PayloadError(path, f"expected a time, got {type(value).__name__}")
+
+
+def _utc(value: datetime) -> datetime:
+    if value.tzinfo is UTC:
+        return value
+    return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
 
 
 def money(value: Any, path: str) -> Decimal | None:
@@ -164,7 +183,7 @@ def duration_ms(value: Any, path: str) -> int:
     seconds = _decimal(value, path)
     if seconds is None:
         return 0
-    if seconds > _LARGEST // 1000:
+    if seconds > LARGEST // 1000:
         raise PayloadError(path, f"a duration cannot exceed 2^63 - 1 ms, got {value!r:.40} s")
     return int(_WIDE.multiply(seconds, 1000).to_integral_value(context=_WIDE))
 

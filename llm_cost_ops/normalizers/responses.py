@@ -9,13 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llm_cost_ops._gen.messages import Operation, Outcome
-from llm_cost_ops.normalizers.chat import cache_writes
 from llm_cost_ops.normalizers.checks import check_record, check_total
+from llm_cost_ops.normalizers.details import cache_writes, read_modality
 from llm_cost_ops.normalizers.dialects import read_xai_extras, xai_output
 from llm_cost_ops.normalizers.filling import (
     set_identity,
     set_meter,
-    set_modality,
     set_tier,
     set_tokens,
     set_unknown,
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["read_responses"]
 
+_CHAT = Operation.CHAT
 NAMES = {
     "input_tokens": "usage.input_tokens",
     "output_tokens": "usage.output_tokens",
@@ -48,7 +48,7 @@ _CALLS = {
 
 def read_responses(payload: dict[str, Any], record: UsageRecord) -> None:
     """A response object of the Responses API."""
-    record.operation = Operation.CHAT
+    record.operation = _CHAT
     set_identity(record, payload, "created_at")
     set_tier(record, text(payload, "service_tier"))
     record.outcome = _OUTCOMES.get(text(payload, "status"), record.outcome)
@@ -84,12 +84,7 @@ def _read_tokens(usage: dict[str, Any], record: UsageRecord) -> None:
         key = "cached_tokens" if "cached_tokens" in inputs else "cache_read_input_tokens"
         record.cached_tokens = count(inputs, key, _INPUTS)
         record.cache_write_tokens, record.cache_write_extended_tokens = cache_writes(inputs, _INPUTS)
-        if "audio_tokens" in inputs or "image_tokens" in inputs:
-            set_modality(
-                record,
-                input_audio_tokens=count(inputs, "audio_tokens", _INPUTS),
-                input_image_tokens=count(inputs, "image_tokens", _INPUTS),
-            )
+        read_modality(inputs, _INPUTS, outputs or {}, _OUTPUTS, record)
 
 
 def _count_calls(payload: dict[str, Any], record: UsageRecord) -> None:

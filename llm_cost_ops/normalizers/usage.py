@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
 
@@ -19,7 +18,7 @@ from llm_cost_ops.normalizers.filling import set_unknown
 from llm_cost_ops.normalizers.gemini import read_generate_content
 from llm_cost_ops.normalizers.generic import read_generic
 from llm_cost_ops.normalizers.opentelemetry import read_attributes
-from llm_cost_ops.normalizers.reading import as_mapping, money
+from llm_cost_ops.normalizers.reading import as_mapping, moment, money
 from llm_cost_ops.normalizers.responses import read_responses
 from llm_cost_ops.normalizers.streams import fold, is_stream
 from llm_cost_ops.normalizers.wrappers import unwrap
@@ -90,15 +89,18 @@ def usage_from_response(
     Raises PayloadError, with `path`, when the payload contradicts itself or has no known shape;
     ValueError for an unknown `api`; TypeError for a field that UsageRecord has not.
     """
-    if not fields.keys() <= _FIELDS:
+    if fields and not fields.keys() <= _FIELDS:
         raise TypeError(f"UsageRecord has no field {min(fields.keys() - _FIELDS)!r}")
-    record = UsageRecord(organization_id=organization_id, model_id=fields.get("model_id") or "")
+    model = fields.get("model_id")
+    record = UsageRecord(organization_id=organization_id, model_id=model if isinstance(model, str) else "")
     complete = True
-    if is_stream(response):
+    if type(response) is dict:
+        payload = response
+    elif is_stream(response):
         payload, stream_api, complete = fold(response)
         api = api or stream_api
     else:
-        payload = response if type(response) is dict else as_mapping(response)
+        payload = as_mapping(response)
     if "usage" not in payload and ("response" in payload or "result" in payload):
         payload, inner_api, record.processing, record.outcome = unwrap(payload)
         api = api or inner_api
@@ -133,7 +135,7 @@ def _normalize(payload: dict[str, Any], record: UsageRecord, provider: str | Non
         record.provider = default
     if api == "openai.chat":
         normalizer = _DIALECTS.get(record.provider, normalizer)
-    if record.outcome != Outcome.UNSPECIFIED and not payload:
+    if not payload and record.outcome != Outcome.UNSPECIFIED:
         return
     normalizer(payload, record)
 
@@ -141,11 +143,11 @@ def _normalize(payload: dict[str, Any], record: UsageRecord, provider: str | Non
 def _set_fields(record: UsageRecord, fields: dict[str, Any]) -> None:
     for name, value in fields.items():
         if name == "meters":
-            value = {**record.meters, **value}
+            value = {**record.meters, **(value or {})}
         elif name in _ENUMS and type(value) is str:
             value = _ENUMS[name](value)
-        elif name == "timestamp" and isinstance(value, datetime) and value.tzinfo is None:
-            value = value.replace(tzinfo=UTC)
+        elif name == "timestamp":
+            value = moment(value, name)
         elif name == "reported_cost":
             value = money(value, name)
         setattr(record, name, value)

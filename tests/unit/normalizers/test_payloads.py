@@ -415,3 +415,12 @@ def test_keys_fit_whatever_the_id():
 def test_errors_survive_pickling():
     error = pickle.loads(pickle.dumps(PayloadError("usage.a", "is wrong")))
     assert (error.path, str(error)) == ("usage.a", "usage.a: is wrong")
+
+
+def test_sums_that_no_field_can_hold():
+    usage = {"input_tokens": 2**63 - 1, "cache_read_input_tokens": 1, "output_tokens": 0}
+    with pytest.raises(PayloadError, match="together cannot exceed"):
+        usage_from_response({"type": "message", "usage": usage})
+    usage = {"input_tokens": 1, "audio_ms": 2**63 - 1, "audio_seconds": 1}
+    with pytest.raises(PayloadError, match="audio_ms together"):
+        usage_from_response({"usage": usage}, provider="acme")
