@@ -704,7 +704,7 @@ class FieldViolation(
 ):
     """One rule that one field of a request broke."""
 
-    field_: str = msgspec.field(default="", name="field")
+    field: str = ""
     """The field's path in the request, such as "records[3].input_tokens"."""
     description: str = ""
     """The rule, in words."""

@@ -4025,7 +4025,7 @@ def encode_field_violation(message: FieldViolation) -> bytes:
     at = ""
     i = -1
     try:
-        if v1 := m.field_:
+        if v1 := m.field:
             at = "field"
             b = v1.encode()
             n = len(b)
@@ -4068,7 +4068,7 @@ def _read_field_violation(data: bytes, pos: int, end: int, depth: int, m: FieldV
                         n, pos = read_more(data, pos, n)
                 s = pos
                 pos += n
-                m.field_ = data[s:pos].decode()
+                m.field = data[s:pos].decode()
                 if pos >= end:
                     break
                 t = data[pos]

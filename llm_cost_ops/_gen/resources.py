@@ -82,7 +82,7 @@ class AnalyticsResource:
         label: Mapping[str, str] | None = None,
         end_date: str | date | None = None,
         time_zone: str = "",
-        interval: Interval | str = Interval.UNSPECIFIED,
+        interval: Interval | str = "",
         metrics: str | Sequence[str] = (),
         group_by: str | Sequence[str] = (),
         currency: str = "",
@@ -103,7 +103,9 @@ class AnalyticsResource:
             end_date: The last moment, exclusive; a date means through that day. Now when not given.
             time_zone: The zone of dates and buckets, an IANA name; UTC when not given.
             interval: The length of a bucket.
-            metrics: The metrics of each bucket: total_cost, total_tokens, total_requests, input_tokens, output_tokens, cached_tokens, unpriced_requests, average_cost_per_request, average_tokens_per_request; the first three when not given.
+            metrics: The metrics of each bucket: total_cost, total_tokens, total_requests,
+                input_tokens, output_tokens, cached_tokens, unpriced_requests,
+                average_cost_per_request, average_tokens_per_request; the first three when not given.
             group_by: What to split each bucket by, as in GetCostSummary, but not by time.
             currency: The currency of costs, ISO 4217; USD when not given.
             timeout: seconds for the whole call, retries included; None for no limit.
@@ -128,7 +130,7 @@ class AnalyticsResource:
             request.end_date = coerce.moment(end_date)
         if time_zone is not EMPTY:
             request.time_zone = time_zone
-        if interval is not Interval.UNSPECIFIED:
+        if interval is not EMPTY:
             request.interval = coerce.member(Interval, interval)
         if metrics:
             request.metrics = coerce.texts(metrics)
@@ -161,7 +163,7 @@ class AsyncAnalyticsResource:
         label: Mapping[str, str] | None = None,
         end_date: str | date | None = None,
         time_zone: str = "",
-        interval: Interval | str = Interval.UNSPECIFIED,
+        interval: Interval | str = "",
         metrics: str | Sequence[str] = (),
         group_by: str | Sequence[str] = (),
         currency: str = "",
@@ -182,7 +184,9 @@ class AsyncAnalyticsResource:
             end_date: The last moment, exclusive; a date means through that day. Now when not given.
             time_zone: The zone of dates and buckets, an IANA name; UTC when not given.
             interval: The length of a bucket.
-            metrics: The metrics of each bucket: total_cost, total_tokens, total_requests, input_tokens, output_tokens, cached_tokens, unpriced_requests, average_cost_per_request, average_tokens_per_request; the first three when not given.
+            metrics: The metrics of each bucket: total_cost, total_tokens, total_requests,
+                input_tokens, output_tokens, cached_tokens, unpriced_requests,
+                average_cost_per_request, average_tokens_per_request; the first three when not given.
             group_by: What to split each bucket by, as in GetCostSummary, but not by time.
             currency: The currency of costs, ISO 4217; USD when not given.
             timeout: seconds for the whole call, retries included; None for no limit.
@@ -207,7 +211,7 @@ class AsyncAnalyticsResource:
             request.end_date = coerce.moment(end_date)
         if time_zone is not EMPTY:
             request.time_zone = time_zone
-        if interval is not Interval.UNSPECIFIED:
+        if interval is not EMPTY:
             request.interval = coerce.member(Interval, interval)
         if metrics:
             request.metrics = coerce.texts(metrics)
@@ -216,8 +220,8 @@ class AsyncAnalyticsResource:
         if currency is not EMPTY:
             request.currency = currency
         response: Analytics = await self._channel.unary_unary(
-        methods.GET_ANALYTICS, request, timeout, headers
-    )
+            methods.GET_ANALYTICS, request, timeout, headers
+        )
         return response
 
 
@@ -257,10 +261,15 @@ class CostsResource:
             user_id: The end users.
             tag: Tags: a record with any of them.
             label: Labels: a record with all of them.
-            start_date: The first moment, inclusive; a date means its midnight in time_zone. All time when not given. Example: "2026-01-01".
-            end_date: The last moment, exclusive; a date means through that day. Open when not given. Example: "2026-01-31".
-            time_zone: The zone of dates and of day, week and month groups, an IANA name; UTC when not given.
-            group_by: What to group by, at most 4 of: none, provider, model, organization, project, user, tag, label:<key>, operation, service_tier, processing, region, status, day, week, month.
+            start_date: The first moment, inclusive; a date means its midnight in time_zone. All time
+                when not given. Example: "2026-01-01".
+            end_date: The last moment, exclusive; a date means through that day. Open when not given.
+                Example: "2026-01-31".
+            time_zone: The zone of dates and of day, week and month groups, an IANA name; UTC when not
+                given.
+            group_by: What to group by, at most 4 of: none, provider, model, organization, project,
+                user, tag, label:<key>, operation, service_tier, processing, region, status, day,
+                week, month.
             currency: The currency to sum, ISO 4217; USD when not given. Others are listed apart.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
@@ -330,10 +339,15 @@ class AsyncCostsResource:
             user_id: The end users.
             tag: Tags: a record with any of them.
             label: Labels: a record with all of them.
-            start_date: The first moment, inclusive; a date means its midnight in time_zone. All time when not given. Example: "2026-01-01".
-            end_date: The last moment, exclusive; a date means through that day. Open when not given. Example: "2026-01-31".
-            time_zone: The zone of dates and of day, week and month groups, an IANA name; UTC when not given.
-            group_by: What to group by, at most 4 of: none, provider, model, organization, project, user, tag, label:<key>, operation, service_tier, processing, region, status, day, week, month.
+            start_date: The first moment, inclusive; a date means its midnight in time_zone. All time
+                when not given. Example: "2026-01-01".
+            end_date: The last moment, exclusive; a date means through that day. Open when not given.
+                Example: "2026-01-31".
+            time_zone: The zone of dates and of day, week and month groups, an IANA name; UTC when not
+                given.
+            group_by: What to group by, at most 4 of: none, provider, model, organization, project,
+                user, tag, label:<key>, operation, service_tier, processing, region, status, day,
+                week, month.
             currency: The currency to sum, ISO 4217; USD when not given. Others are listed apart.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
@@ -364,8 +378,8 @@ class AsyncCostsResource:
         if currency is not EMPTY:
             request.currency = currency
         response: CostSummary = await self._channel.unary_unary(
-        methods.GET_COST_SUMMARY, request, timeout, headers
-    )
+            methods.GET_COST_SUMMARY, request, timeout, headers
+        )
         return response
 
 
@@ -407,8 +421,8 @@ class HealthResource:
         """
         request = GetReadinessRequest()
         response: GetReadinessResponse = self._channel.unary_unary(
-        methods.GET_READINESS, request, timeout, headers
-    )
+            methods.GET_READINESS, request, timeout, headers
+        )
         return response
 
 
@@ -434,8 +448,8 @@ class AsyncHealthResource:
         """
         request = GetHealthRequest()
         response: GetHealthResponse = await self._channel.unary_unary(
-        methods.GET_HEALTH, request, timeout, headers
-    )
+            methods.GET_HEALTH, request, timeout, headers
+        )
         return response
 
     async def ready(
@@ -452,8 +466,8 @@ class AsyncHealthResource:
         """
         request = GetReadinessRequest()
         response: GetReadinessResponse = await self._channel.unary_unary(
-        methods.GET_READINESS, request, timeout, headers
-    )
+            methods.GET_READINESS, request, timeout, headers
+        )
         return response
 
 
@@ -482,8 +496,8 @@ class PricingResource:
         speed: str = "",
         aliases: str | Sequence[str] = (),
         rates: Sequence[Rate] = (),
-        tier_mode: TierMode | str = TierMode.UNSPECIFIED,
-        tier_basis: TierBasis | str = TierBasis.UNSPECIFIED,
+        tier_mode: TierMode | str = "",
+        tier_basis: TierBasis | str = "",
         multipliers: Sequence[PriceMultiplier] = (),
         windows: Sequence[TimeWindow] = (),
         source_url: str = "",
@@ -500,7 +514,8 @@ class PricingResource:
             input_price_per_1k: The price of 1,000 input tokens. Example: "0.0025".
             output_price_per_1k: The price of 1,000 output tokens. Example: "0.01".
             currency: ISO 4217; USD when not given.
-            effective_date: The first moment, inclusive; a date means its midnight in UTC. Now when not given.
+            effective_date: The first moment, inclusive; a date means its midnight in UTC. Now when
+                not given.
             end_date: The last moment, exclusive; a date means through that day. Open when not given.
             organization_id: The organization whose contract it is; everyone's when empty.
             region: The region it is for.
@@ -543,9 +558,9 @@ class PricingResource:
             request.aliases = coerce.texts(aliases)
         if rates:
             request.rates = coerce.listed(rates)
-        if tier_mode is not TierMode.UNSPECIFIED:
+        if tier_mode is not EMPTY:
             request.tier_mode = coerce.member(TierMode, tier_mode)
-        if tier_basis is not TierBasis.UNSPECIFIED:
+        if tier_basis is not EMPTY:
             request.tier_basis = coerce.member(TierBasis, tier_basis)
         if multipliers:
             request.multipliers = coerce.listed(multipliers)
@@ -554,8 +569,8 @@ class PricingResource:
         if source_url is not EMPTY:
             request.source_url = source_url
         response: RateCard = self._channel.unary_unary(
-        methods.CREATE_PRICE, request, timeout, headers, idempotency_key
-    )
+            methods.CREATE_PRICE, request, timeout, headers, idempotency_key
+        )
         return response
 
     def get(
@@ -583,7 +598,7 @@ class PricingResource:
         model_id: str | Sequence[str] = (),
         organization_id: str = "",
         active_at: str | date | None = None,
-        origin: PriceOrigin | str = PriceOrigin.UNSPECIFIED,
+        origin: PriceOrigin | str = "",
         currency: str = "",
         page: int = 0,
         page_size: int = 0,
@@ -615,7 +630,7 @@ class PricingResource:
             request.organization_id = organization_id
         if active_at is not None:
             request.active_at = coerce.moment(active_at)
-        if origin is not PriceOrigin.UNSPECIFIED:
+        if origin is not EMPTY:
             request.origin = coerce.member(PriceOrigin, origin)
         if currency is not EMPTY:
             request.currency = currency
@@ -626,8 +641,8 @@ class PricingResource:
         if cursor is not EMPTY:
             request.cursor = cursor
         response: ListPricesResponse = self._channel.unary_unary(
-        methods.LIST_PRICES, request, timeout, headers
-    )
+            methods.LIST_PRICES, request, timeout, headers
+        )
         return response
 
 
@@ -656,8 +671,8 @@ class AsyncPricingResource:
         speed: str = "",
         aliases: str | Sequence[str] = (),
         rates: Sequence[Rate] = (),
-        tier_mode: TierMode | str = TierMode.UNSPECIFIED,
-        tier_basis: TierBasis | str = TierBasis.UNSPECIFIED,
+        tier_mode: TierMode | str = "",
+        tier_basis: TierBasis | str = "",
         multipliers: Sequence[PriceMultiplier] = (),
         windows: Sequence[TimeWindow] = (),
         source_url: str = "",
@@ -674,7 +689,8 @@ class AsyncPricingResource:
             input_price_per_1k: The price of 1,000 input tokens. Example: "0.0025".
             output_price_per_1k: The price of 1,000 output tokens. Example: "0.01".
             currency: ISO 4217; USD when not given.
-            effective_date: The first moment, inclusive; a date means its midnight in UTC. Now when not given.
+            effective_date: The first moment, inclusive; a date means its midnight in UTC. Now when
+                not given.
             end_date: The last moment, exclusive; a date means through that day. Open when not given.
             organization_id: The organization whose contract it is; everyone's when empty.
             region: The region it is for.
@@ -717,9 +733,9 @@ class AsyncPricingResource:
             request.aliases = coerce.texts(aliases)
         if rates:
             request.rates = coerce.listed(rates)
-        if tier_mode is not TierMode.UNSPECIFIED:
+        if tier_mode is not EMPTY:
             request.tier_mode = coerce.member(TierMode, tier_mode)
-        if tier_basis is not TierBasis.UNSPECIFIED:
+        if tier_basis is not EMPTY:
             request.tier_basis = coerce.member(TierBasis, tier_basis)
         if multipliers:
             request.multipliers = coerce.listed(multipliers)
@@ -728,8 +744,8 @@ class AsyncPricingResource:
         if source_url is not EMPTY:
             request.source_url = source_url
         response: RateCard = await self._channel.unary_unary(
-        methods.CREATE_PRICE, request, timeout, headers, idempotency_key
-    )
+            methods.CREATE_PRICE, request, timeout, headers, idempotency_key
+        )
         return response
 
     async def get(
@@ -757,7 +773,7 @@ class AsyncPricingResource:
         model_id: str | Sequence[str] = (),
         organization_id: str = "",
         active_at: str | date | None = None,
-        origin: PriceOrigin | str = PriceOrigin.UNSPECIFIED,
+        origin: PriceOrigin | str = "",
         currency: str = "",
         page: int = 0,
         page_size: int = 0,
@@ -789,7 +805,7 @@ class AsyncPricingResource:
             request.organization_id = organization_id
         if active_at is not None:
             request.active_at = coerce.moment(active_at)
-        if origin is not PriceOrigin.UNSPECIFIED:
+        if origin is not EMPTY:
             request.origin = coerce.member(PriceOrigin, origin)
         if currency is not EMPTY:
             request.currency = currency
@@ -800,8 +816,8 @@ class AsyncPricingResource:
         if cursor is not EMPTY:
             request.cursor = cursor
         response: ListPricesResponse = await self._channel.unary_unary(
-        methods.LIST_PRICES, request, timeout, headers
-    )
+            methods.LIST_PRICES, request, timeout, headers
+        )
         return response
 
 
@@ -836,9 +852,9 @@ class UsageResource:
         modality: ModalityTokens | None = None,
         meters: Mapping[str, int] | None = None,
         request_count: int | None = None,
-        operation: Operation | str = Operation.UNSPECIFIED,
-        outcome: Outcome | str = Outcome.UNSPECIFIED,
-        quality: UsageQuality | str = UsageQuality.UNSPECIFIED,
+        operation: Operation | str = "",
+        outcome: Outcome | str = "",
+        quality: UsageQuality | str = "",
         requested_model_id: str = "",
         project_id: str = "",
         user_id: str = "",
@@ -866,22 +882,27 @@ class UsageResource:
         Args:
             record: a ready UsageRecord, in place of its fields.
             organization_id: Who pays. Example: "org-123".
-            provider: The provider that served the call: an open set, lower case; known aliases are folded. Example: "openai".
+            provider: The provider that served the call: an open set, lower case; known aliases are
+                folded. Example: "openai".
             model_id: The model that served the call. Example: "gpt-4o".
-            input_tokens: Everything that went in: uncached, cached, cache-written, every modality, tool prompts.
+            input_tokens: Everything that went in: uncached, cached, cache-written, every modality,
+                tool prompts.
             output_tokens: Everything that came out: visible, reasoning, every modality.
             total_tokens: input_tokens + output_tokens; checked when sent, always present in answers.
             cached_tokens: Cache reads, a subset of input_tokens.
             cache_write_tokens: Cache writes, a subset of input_tokens.
-            cache_write_extended_tokens: Cache writes with the long time to live, a subset of cache_write_tokens.
+            cache_write_extended_tokens: Cache writes with the long time to live, a subset of
+                cache_write_tokens.
             reasoning_tokens: Reasoning, a subset of output_tokens.
-            timestamp: When the call was made; it decides the price. The time of receipt when not given.
+            timestamp: When the call was made; it decides the price. The time of receipt when not
+                given.
             service_tier: The tier that served the call: "" is standard; "flex", "priority", "fast"…
             processing: How it was processed: "" is real time, or "batch".
             region: The geography that sets the price: "", "us", "eu", or a cloud region.
             speed: The speed that sets the price, such as "fast".
             modality: Counts by modality.
-            meters: What is counted in other units: web_searches, pages, images, characters, search_units, audio_ms, requests…
+            meters: What is counted in other units: web_searches, pages, images, characters,
+                search_units, audio_ms, requests…
             request_count: The number of calls in the record, 1 when not given.
             operation: What kind of call it was.
             outcome: How it ended.
@@ -890,11 +911,13 @@ class UsageResource:
             project_id: The project that it belongs to.
             user_id: The end user on whose behalf it was made.
             tags: Flat tags.
-            labels: Chargeback keys: team, feature, environment, cost_center, customer, agent, workflow…
+            labels: Chargeback keys: team, feature, environment, cost_center, customer, agent,
+                workflow…
             session_id: The conversation that it is part of.
             trace_id: The W3C trace id, 32 hexadecimal digits.
             span_id: The W3C span id, 16 hexadecimal digits.
-            retry_of_id: The usage of an earlier attempt at the same call: makes the waste of retries visible.
+            retry_of_id: The usage of an earlier attempt at the same call: makes the waste of retries
+                visible.
             latency_ms: Milliseconds from request to last byte.
             time_to_first_token_ms: Milliseconds from request to first token.
             reported_cost: The cost that the provider or gateway stated.
@@ -942,11 +965,11 @@ class UsageResource:
             fields.meters = coerce.mapping(meters)
         if request_count is not None:
             fields.request_count = request_count
-        if operation is not Operation.UNSPECIFIED:
+        if operation is not EMPTY:
             fields.operation = coerce.member(Operation, operation)
-        if outcome is not Outcome.UNSPECIFIED:
+        if outcome is not EMPTY:
             fields.outcome = coerce.member(Outcome, outcome)
-        if quality is not UsageQuality.UNSPECIFIED:
+        if quality is not EMPTY:
             fields.quality = coerce.member(UsageQuality, quality)
         if requested_model_id is not EMPTY:
             fields.requested_model_id = requested_model_id
@@ -980,8 +1003,8 @@ class UsageResource:
             fields.source = source
         request = SubmitUsageRequest(usage=coerce.either(record, fields))
         response: UsageReceipt = self._channel.unary_unary(
-        methods.SUBMIT_USAGE, request, timeout, headers, idempotency_key
-    )
+            methods.SUBMIT_USAGE, request, timeout, headers, idempotency_key
+        )
         return response
 
     def submit_batch(
@@ -1003,8 +1026,8 @@ class UsageResource:
         """
         request = BatchSubmitUsageRequest(records=coerce.listed(records))
         response: BatchReceipt = self._channel.unary_unary(
-        methods.BATCH_SUBMIT_USAGE, request, timeout, headers, idempotency_key
-    )
+            methods.BATCH_SUBMIT_USAGE, request, timeout, headers, idempotency_key
+        )
         return response
 
     def get_history(
@@ -1038,10 +1061,13 @@ class UsageResource:
             user_id: The end users.
             tag: Tags: a record with any of them.
             label: Labels: a record with all of them.
-            start_date: The first moment, inclusive; a date means its midnight in time_zone. Example: "2026-01-01".
-            end_date: The last moment, exclusive; a date means through that day. Example: "2026-01-31".
+            start_date: The first moment, inclusive; a date means its midnight in time_zone. Example:
+                "2026-01-01".
+            end_date: The last moment, exclusive; a date means through that day. Example:
+                "2026-01-31".
             time_zone: The zone of dates, an IANA name; UTC when not given.
-            page: The page's number, from 1. Numbered pages are counted, and may shift while items are added.
+            page: The page's number, from 1. Numbered pages are counted, and may shift while items are
+                added.
             page_size: The most items to return, 20 when not given.
             cursor: The cursor that the page before gave; excludes `page`.
             sort: What to sort by: "timestamp" (the default) or "ingested_at".
@@ -1115,9 +1141,9 @@ class AsyncUsageResource:
         modality: ModalityTokens | None = None,
         meters: Mapping[str, int] | None = None,
         request_count: int | None = None,
-        operation: Operation | str = Operation.UNSPECIFIED,
-        outcome: Outcome | str = Outcome.UNSPECIFIED,
-        quality: UsageQuality | str = UsageQuality.UNSPECIFIED,
+        operation: Operation | str = "",
+        outcome: Outcome | str = "",
+        quality: UsageQuality | str = "",
         requested_model_id: str = "",
         project_id: str = "",
         user_id: str = "",
@@ -1145,22 +1171,27 @@ class AsyncUsageResource:
         Args:
             record: a ready UsageRecord, in place of its fields.
             organization_id: Who pays. Example: "org-123".
-            provider: The provider that served the call: an open set, lower case; known aliases are folded. Example: "openai".
+            provider: The provider that served the call: an open set, lower case; known aliases are
+                folded. Example: "openai".
             model_id: The model that served the call. Example: "gpt-4o".
-            input_tokens: Everything that went in: uncached, cached, cache-written, every modality, tool prompts.
+            input_tokens: Everything that went in: uncached, cached, cache-written, every modality,
+                tool prompts.
             output_tokens: Everything that came out: visible, reasoning, every modality.
             total_tokens: input_tokens + output_tokens; checked when sent, always present in answers.
             cached_tokens: Cache reads, a subset of input_tokens.
             cache_write_tokens: Cache writes, a subset of input_tokens.
-            cache_write_extended_tokens: Cache writes with the long time to live, a subset of cache_write_tokens.
+            cache_write_extended_tokens: Cache writes with the long time to live, a subset of
+                cache_write_tokens.
             reasoning_tokens: Reasoning, a subset of output_tokens.
-            timestamp: When the call was made; it decides the price. The time of receipt when not given.
+            timestamp: When the call was made; it decides the price. The time of receipt when not
+                given.
             service_tier: The tier that served the call: "" is standard; "flex", "priority", "fast"…
             processing: How it was processed: "" is real time, or "batch".
             region: The geography that sets the price: "", "us", "eu", or a cloud region.
             speed: The speed that sets the price, such as "fast".
             modality: Counts by modality.
-            meters: What is counted in other units: web_searches, pages, images, characters, search_units, audio_ms, requests…
+            meters: What is counted in other units: web_searches, pages, images, characters,
+                search_units, audio_ms, requests…
             request_count: The number of calls in the record, 1 when not given.
             operation: What kind of call it was.
             outcome: How it ended.
@@ -1169,11 +1200,13 @@ class AsyncUsageResource:
             project_id: The project that it belongs to.
             user_id: The end user on whose behalf it was made.
             tags: Flat tags.
-            labels: Chargeback keys: team, feature, environment, cost_center, customer, agent, workflow…
+            labels: Chargeback keys: team, feature, environment, cost_center, customer, agent,
+                workflow…
             session_id: The conversation that it is part of.
             trace_id: The W3C trace id, 32 hexadecimal digits.
             span_id: The W3C span id, 16 hexadecimal digits.
-            retry_of_id: The usage of an earlier attempt at the same call: makes the waste of retries visible.
+            retry_of_id: The usage of an earlier attempt at the same call: makes the waste of retries
+                visible.
             latency_ms: Milliseconds from request to last byte.
             time_to_first_token_ms: Milliseconds from request to first token.
             reported_cost: The cost that the provider or gateway stated.
@@ -1221,11 +1254,11 @@ class AsyncUsageResource:
             fields.meters = coerce.mapping(meters)
         if request_count is not None:
             fields.request_count = request_count
-        if operation is not Operation.UNSPECIFIED:
+        if operation is not EMPTY:
             fields.operation = coerce.member(Operation, operation)
-        if outcome is not Outcome.UNSPECIFIED:
+        if outcome is not EMPTY:
             fields.outcome = coerce.member(Outcome, outcome)
-        if quality is not UsageQuality.UNSPECIFIED:
+        if quality is not EMPTY:
             fields.quality = coerce.member(UsageQuality, quality)
         if requested_model_id is not EMPTY:
             fields.requested_model_id = requested_model_id
@@ -1259,8 +1292,8 @@ class AsyncUsageResource:
             fields.source = source
         request = SubmitUsageRequest(usage=coerce.either(record, fields))
         response: UsageReceipt = await self._channel.unary_unary(
-        methods.SUBMIT_USAGE, request, timeout, headers, idempotency_key
-    )
+            methods.SUBMIT_USAGE, request, timeout, headers, idempotency_key
+        )
         return response
 
     async def submit_batch(
@@ -1282,8 +1315,8 @@ class AsyncUsageResource:
         """
         request = BatchSubmitUsageRequest(records=coerce.listed(records))
         response: BatchReceipt = await self._channel.unary_unary(
-        methods.BATCH_SUBMIT_USAGE, request, timeout, headers, idempotency_key
-    )
+            methods.BATCH_SUBMIT_USAGE, request, timeout, headers, idempotency_key
+        )
         return response
 
     async def get_history(
@@ -1317,10 +1350,13 @@ class AsyncUsageResource:
             user_id: The end users.
             tag: Tags: a record with any of them.
             label: Labels: a record with all of them.
-            start_date: The first moment, inclusive; a date means its midnight in time_zone. Example: "2026-01-01".
-            end_date: The last moment, exclusive; a date means through that day. Example: "2026-01-31".
+            start_date: The first moment, inclusive; a date means its midnight in time_zone. Example:
+                "2026-01-01".
+            end_date: The last moment, exclusive; a date means through that day. Example:
+                "2026-01-31".
             time_zone: The zone of dates, an IANA name; UTC when not given.
-            page: The page's number, from 1. Numbered pages are counted, and may shift while items are added.
+            page: The page's number, from 1. Numbered pages are counted, and may shift while items are
+                added.
             page_size: The most items to return, 20 when not given.
             cursor: The cursor that the page before gave; excludes `page`.
             sort: What to sort by: "timestamp" (the default) or "ingested_at".
@@ -1360,6 +1396,6 @@ class AsyncUsageResource:
         if order is not EMPTY:
             request.order = order
         response: ListUsageResponse = await self._channel.unary_unary(
-        methods.LIST_USAGE, request, timeout, headers
-    )
+            methods.LIST_USAGE, request, timeout, headers
+        )
         return response

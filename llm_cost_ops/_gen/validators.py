@@ -761,7 +761,7 @@ def validate_field_violation(m: FieldViolation, path: str, violations: list[Viol
     """Check a FieldViolation."""
     start = len(violations)
     v: Any
-    v = m.field_
+    v = m.field
     if v is not EMPTY and (type(v) is not str or not v.isprintable()):
         check_text(v, "field", violations)
     v = m.description

@@ -1,4 +1,4 @@
-"""Emits codecs.py: the JSON codecs, with functions that settle what msgspec decoded, and the constants."""
+"""Emits codecs.py: the JSON codecs, with a quick look at what has to be settled, and the constants."""
 
 from __future__ import annotations
 
@@ -37,8 +37,7 @@ def emit_codecs(package: Package) -> str:
         ),
         f"{package.python}.validators": sorted(f"validate_{m.snake}" for m in package.messages),
         "llm_cost_ops.rpc.method": ["MessageCodec"],
-        "llm_cost_ops.wire.errors": ["DecodeError"],
-        "llm_cost_ops.wire.json": ["JsonCodec", "one_of", "settled"],
+        "llm_cost_ops.wire.json": ["JsonCodec"],
     }
     names = [message.constant for message in package.messages]
     return module("Every message as protobuf and as JSON.", imports, names, text)
@@ -61,54 +60,45 @@ def _constant(message: Message) -> str:
 def _json(package: Package) -> str:
     """The functions, and the JsonCodec of each message; elements of itemized lists come first."""
     needed = _settling(package)
-    text = "".join(_settle(message, needed) for message in package.messages if message.name in needed)
+    text = "".join(_settled(message, needed) for message in package.messages if message.name in needed)
     itemizing = {m.name for m in package.messages if any(f.itemized for f in m.fields)}
     lines = [""]
     for message in sorted(package.messages, key=lambda m: m.name in itemizing):
         arguments = [message.name]
         if message.name in needed:
-            arguments.append(f"settle=_settle_{message.snake}")
-        items = [
-            f'"{f.rest_name}": _json_{f.type.message.snake}'
-            for f in message.fields
-            if f.itemized and f.type.message
-        ]
-        if items:
-            arguments.append(f"itemized={{{', '.join(items)}}}")
+            arguments.append(f"settled=_settled_{message.snake}")
+        pairs = [(f.rest_name, f.type.message.snake) for f in message.fields if f.itemized and f.type.message]
+        if pairs:
+            items = ", ".join(f'"{name}": _json_{snake}' for name, snake in pairs)
+            arguments.append(f"itemized={{{items}}}")
+        oneofs = [", ".join(f'"{f.rest_name}"' for f in group) for group in message.oneofs.values()]
+        if oneofs:
+            arguments.append(f"oneofs=[{', '.join(f'({group},)' for group in oneofs)}]")
         lines.append(wrapped(f"_json_{message.snake} = JsonCodec(", arguments, ")"))
     return text + "\n" + "\n".join(lines) + "\n"
 
 
-def _settle(message: Message, needed: set[str]) -> str:
+def _settled(message: Message, needed: set[str]) -> str:
+    """A quick look at what would have to be settled: times that are not in UTC, oneofs with two members."""
     body = []
     for field in message.fields:
         if field.type.kind == "timestamp" or (field.type.message and field.type.message.name in needed):
-            body += _field(field)
+            body += _look(field)
     for members in message.oneofs.values():
-        given = [f"{f.attribute}=m.{f.attribute}" for f in members]
-        body += wrapped("one_of(", given, ")").splitlines()
-    head = ["", "", f"def _settle_{message.snake}(m: {message.name}) -> None:"]
-    return "\n".join([*head, *(f"    {line}" for line in body), ""])
+        given = [f"(m.{f.attribute} is not None)" for f in members]
+        body += [wrapped("if 1 < sum((", given, ",)):"), "    return False"]
+    lines = ["", "", f"def _settled_{message.snake}(m: {message.name}) -> bool:"]
+    lines += [f"    {line}" for part in body for line in part.splitlines()]
+    return "\n".join([*lines, "    return True", ""])
 
 
-def _field(field: Field) -> list[str]:
-    at = f"m.{field.attribute}"
-    cls = field.type.message
+def _look(field: Field) -> list[str]:
+    at, cls = f"m.{field.attribute}", field.type.message
+    each = f"{at}.values()" if field.cardinality == "map" else at
     if cls is not None:
-        call = f"_settle_{cls.snake}"
-        where = f'"{field.rest_name}"'
-        lines = [f"    if {at} is not None:", f"        {call}({at})"]
-        if field.cardinality != "singular" and field.cardinality != "optional":
-            each = f"enumerate({at})" if field.cardinality == "repeated" else f"{at}.items()"
-            where = f'f"{field.rest_name}[{{i}}]"'
-            lines = [f"    for i, each in {each}:", f"        {call}(each)"]
-        return ["try:", *lines, "except DecodeError as error:", f"    error.within({where})", "    raise"]
-    if field.cardinality == "repeated":
-        return [f'{at} = [settled(t, "{field.rest_name}") for t in {at}]']
-    if field.cardinality == "map":
-        return [f'{at} = {{k: settled(t, "{field.rest_name}") for k, t in {at}.items()}}']
-    return [
-        f"time = {at}",
-        "if time is not None and time.tzinfo is not UTC:",
-        f'    {at} = settled(time, "{field.rest_name}")',
-    ]
+        fails = f"not _settled_{cls.snake}({{}})"
+    else:
+        fails = "{}.tzinfo is not UTC"
+    if field.cardinality in ("repeated", "map"):
+        return [f"for each in {each}:", f"    if {fails.format('each')}:", "        return False"]
+    return [f"if {at} is not None and {fails.format(at)}:", "    return False"]

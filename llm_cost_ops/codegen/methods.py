@@ -99,7 +99,7 @@ def _http(method: Method) -> str:
     in_path = set(re.findall(r"{(\w+)[^}]*}", http.path))
     fields = []
     for field in method.request.fields:
-        in_query = http.body != "*" and field.name != http.body and field.type.proto != "message"
+        in_query = http.body not in {"*", field.name} and field.type.proto != "message"
         if field.name in in_path or in_query:
             kind = {"repeated": "list", "map": "map"}.get(field.cardinality, "scalar")
             aliases = "".join(f', "{alias}"' for alias in field.rest_aliases).removeprefix(", ")
@@ -148,11 +148,12 @@ def _servicer(service: Service) -> str:
 
 
 def _bind(service: Service) -> str:
+    result = ") -> list[tuple[MethodDescriptor[Any, Any], Any]]:"
     pairs = [f"        ({method.constant}, servicer.{method.attribute})," for method in service.methods]
     return "\n".join(
         [
             "\n",
-            f"def bind_{service.snake}(servicer: {service.name}r) -> list[tuple[MethodDescriptor[Any, Any], Any]]:",
+            wrapped(f"def bind_{service.snake}(", [f"servicer: {service.name}r"], result),
             f'    """Pair the methods of {service.name} with those of a servicer."""',
             "    return [",
             *pairs,

@@ -79,7 +79,7 @@ _LENGTH_DELIMITED = frozenset({"string", "bytes", "message"})
 
 # What generated modules use by these names, so that no class and no attribute may have them.
 _TAKEN_ATTRIBUTES = frozenset(
-    "self unknown_ int str bool float bytes list dict datetime timedelta msgspec field".split()
+    "self unknown_ int str bool float bytes list dict datetime timedelta msgspec".split()
 )
 _TAKEN_CLASSES = frozenset(
     "Any Annotated Decimal OpenEnum Unknown UnsetType UNSET Struct Violation Mapping Sequence Protocol"
@@ -280,13 +280,13 @@ class Package:
 
 
 def snake_case(name: str) -> str:
-    """ "SubmitUsage" -> "submit_usage", "HTTPRule2" -> "http_rule2"."""
+    """Turn SubmitUsage into submit_usage, HTTPRule2 into http_rule2."""
     split = re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1_\2", name)
     return re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", split).lower()
 
 
 def constant_name(name: str) -> str:
-    """ "SubmitUsage" -> "SUBMIT_USAGE"."""
+    """Turn SubmitUsage into SUBMIT_USAGE."""
     return snake_case(name).upper()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from llm_cost_ops.codegen.methods import resolve, unwrapped
 from llm_cost_ops.codegen.model import Field, Message, Method, Package, Service
 from llm_cost_ops.codegen.structs import annotation, module, python_type, wrapped
@@ -25,6 +27,7 @@ def emit_resources(package: Package) -> str:
         f"{package.python}.messages": types,
         "llm_cost_ops.rpc.channel": ["UNSET", "AsyncChannel", "Channel"],
         "llm_cost_ops.wire": ["coerce"],
+        "llm_cost_ops.wire.validation": ["EMPTY", "ZERO"],
     }
     return module("The methods of the client, a class per service.", imports, names, text)
 
@@ -79,7 +82,7 @@ def _method(method: Method, prefix: str) -> list[str]:
     arguments += ["idempotency_key"] * (key is not None)
     start = f"response: {result} = {'await ' if waits else ''}self._channel.{method.cardinality}("
     # These lines are shifted once more, into the class.
-    call = wrapped(f"    {start}", arguments, ")", "    ").splitlines()
+    call = wrapped(start, arguments, ")", "        ").splitlines()
     return [*lines, *(line[4:] for line in call), "    return response"]
 
 
@@ -90,15 +93,27 @@ def _body(method: Method) -> Message | None:
 
 
 def _request(method: Method, body: Message | None, fields: list[Field]) -> list[str]:
-    made = body or method.request
-    lines = [f"    {'fields' if body else 'request'} = {made.name}("]
-    lines += [f"        {field.attribute}={_coerced(field)}," for field in fields]
-    lines = [*lines, "    )"] if fields else [f"{lines[0]})"]
+    made, target = body or method.request, "fields" if body else "request"
+    required = [] if body else [f for f in fields if f.rules.required]
+    given = [f"{field.attribute}={_coerced(field)}" for field in required]
+    lines = wrapped(f"{target} = {made.name}(", given, ")", "    ").splitlines()
+    for field in fields:
+        if field not in required:
+            # Most arguments are left out: setting the others costs less than passing them all.
+            lines += [f"    if {_given(field)}:", f"        {target}.{field.attribute} = {_coerced(field)}"]
     if body:
         assert method.http is not None
         attribute = method.request.field(method.http.body).attribute
         lines.append(f"    request = {method.request.name}({attribute}=coerce.either(record, fields))")
     return lines
+
+
+def _given(field: Field) -> str:
+    name, default = _name(field), _parameter(field, required=False).rpartition(" = ")[2]
+    if field.cardinality in ("repeated", "map"):
+        return name
+    constant = {'""': "EMPTY", "0": "ZERO"}.get(default, default)
+    return f"{name} != {constant}" if default in ("0.0", 'b""') else f"{name} is not {constant}"
 
 
 def _name(field: Field) -> str:
@@ -110,7 +125,8 @@ def _parameter(field: Field, required: bool) -> str:
     one = python_type(field.type)
     accepted = {"WireDecimal": "Decimal | str | int"}.get(one, one)
     if field.type.enum is not None:
-        accepted = f"{one} | str"
+        # Not the member: Python looks that up slowly, and each call would do it.
+        accepted, default = f"{one} | str", default if field.nullable else '""'
     if field.cardinality == "repeated":
         type_, default = f"Sequence[{accepted}]", "()"
         if one == "str" or field.type.enum is not None:
@@ -132,28 +148,15 @@ def _parameter(field: Field, required: bool) -> str:
 def _coerced(field: Field) -> str:
     name, kind = _name(field), field.type.kind
     enum = field.type.enum.name if field.type.enum is not None else ""
-    if field.cardinality == "repeated":
-        call = (
-            f"members({enum}, {name})"
-            if enum
-            else f"texts({name})"
-            if kind == "string"
-            else f"listed({name})"
-        )
-        if kind == "decimal":
-            call = f"decimals({name})"
-        return f"coerce.{call} if {name} else []"
     if field.cardinality == "map":
-        return f"coerce.mapping({name}) if {name} else {{}}"
+        return f"coerce.mapping({name})"
+    if field.cardinality == "repeated":
+        one = {"string": "texts", "decimal": "decimals"}.get(kind, "listed")
+        return f"coerce.members({enum}, {name})" if enum else f"coerce.{one}({name})"
     if enum:
-        check = f"{name} is None or " if field.nullable else ""
-        return f"{name} if {check}type({name}) is {enum} else coerce.member({enum}, {name})"
-    if field.moment:
-        return f'"" if {name} is None else coerce.moment({name})'
-    if kind in ("decimal", "timestamp"):
-        coercer = "decimal" if kind == "decimal" else "instant"
-        return f"None if {name} is None else coerce.{coercer}({name})"
-    return name
+        return f"coerce.member({enum}, {name})"
+    coercer = "moment" if field.moment else {"decimal": "decimal", "timestamp": "instant"}.get(kind)
+    return f"coerce.{coercer}({name})" if coercer else name
 
 
 def _doc(method: Method, body: Message | None, fields: list[Field]) -> list[str]:
@@ -161,9 +164,10 @@ def _doc(method: Method, body: Message | None, fields: list[Field]) -> list[str]
     lines = [f'"""{line}' if at == 0 else line for at, line in enumerate(text.splitlines())]
     rows = [f"    record: a ready {body.name}, in place of its fields."] if body else []
     for field in fields:
-        comment = " ".join(field.comment.split())
         example = f' Example: "{field.example}".' if field.example else ""
-        rows += [f"    {_name(field)}: {comment}{example}".replace('"""', "'''").replace("\\", "\\\\")]
+        text = f"{_name(field)}: {' '.join(field.comment.split())}{example}"
+        text = text.replace('"""', "'''").replace("\\", "\\\\")
+        rows += textwrap.wrap(text, 94, initial_indent="    ", subsequent_indent="        ")
     rows.append("    timeout: seconds for the whole call, retries included; None for no limit.")
     rows.append("    headers: metadata to send beside that of the client.")
     if method.idempotency_key:

@@ -11,7 +11,7 @@ __all__ = ["emit_validators"]
 
 
 def emit_validators(package: Package) -> str:
-    """The text of validators.py: a function `validate_<message>(message, path, violations)` for each message."""
+    """The text of validators.py: `validate_<message>(message, path, violations)` for each message."""
     itemized = {
         f.type.message.name for m in package.messages for f in m.fields if f.itemized and f.type.message
     }

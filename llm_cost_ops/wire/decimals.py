@@ -1,4 +1,4 @@
-"""Decimals as text: one grammar, `-?(0|[1-9][0-9]{0,17})(\\.[0-9]{1,18})?`, in and out."""
+r"""Decimals as text: one grammar, `-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,18})?`, in and out."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def plain(value: Decimal) -> str:
     exponent = value.as_tuple().exponent
     if isinstance(exponent, str):
         raise ValueError("must be a finite number")
-    if value and not -18 <= value.adjusted() < 18 or not value and exponent < -_MOST_TEXT:
+    if (value and not -18 <= value.adjusted() < 18) or exponent < -_MOST_TEXT:
         raise ValueError("must have at most 18 digits before and 18 after the point")
     if not value and exponent > 0:
         return "0"

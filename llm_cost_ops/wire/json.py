@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from enum import Enum
-from typing import Any, Generic, NamedTuple, TypeVar, get_args, get_origin
+from typing import Any, Generic, NamedTuple, TypeVar, cast, get_args, get_origin
 
 import msgspec
 
@@ -17,13 +17,11 @@ from llm_cost_ops.wire.errors import DecodeError, EncodeError
 from llm_cost_ops.wire.json_types import BoolKey, IntKey, UInt64
 from llm_cost_ops.wire.unknown import Unknown
 
-__all__ = ["JsonCodec", "one_of", "settled"]
+__all__ = ["JsonCodec"]
 
 M = TypeVar("M")
 
 _LOCATED = re.compile(r"(.*?) - at (`key` in )?`\$\.?(.*)`", re.DOTALL)
-# A time that msgspec wrote and that does not end in Z.
-_NOT_UTC = re.compile(rb"T[0-2]\d:[0-5]\d:[0-5]\d(?:\.\d+)?[^Z.\d]")
 
 
 class _NeedsExact(Exception):  # noqa: N818 - a signal, never seen outside
@@ -35,85 +33,84 @@ class JsonCodec(Generic[M]):
 
     `encode` raises EncodeError and `decode` raises DecodeError. Unknown fields go to the `unknown_` slot, at
     any depth, and come back from there. A key that comes twice in an object counts the last time, as in
-    protobuf. `settle` puts the times of a decoded message in UTC and checks its oneofs. The elements of
-    the `itemized` fields, by JSON name, are decoded one by one once the whole can't be: a malformed one
-    becomes an empty message with `unknown_.error`.
+    protobuf. `settled` tells in a quick look that every time is in UTC and every oneof has at most one
+    member; `oneofs` are the JSON names of those members. The elements of the `itemized` fields, by JSON name,
+    are decoded one by one once the whole can't be: a malformed one becomes an empty message with
+    `unknown_.error`.
     """
 
     def __init__(
         self,
         type: type[M],
         *,
-        settle: Callable[[Any], None] | None = None,
+        settled: Callable[[Any], bool] | None = None,
         itemized: Mapping[str, JsonCodec[Any]] | None = None,
+        oneofs: Sequence[tuple[str, ...]] = (),
     ) -> None:
         self.type = type
-        self._settle = settle
+        self._settled = settled
         self._itemized = itemized or {}
         self._decoder: msgspec.json.Decoder[M] | None = None
-        self._times = False
+        if oneofs:
+            _oneofs[type] = oneofs
 
     def encode(self, message: M) -> bytes:
         """The message as JSON."""
-        if self._decoder is None:
-            self._prepare()
         try:
             data = _encoder.encode(message)
-        except (_NeedsExact, TypeError, ValueError, OverflowError, RecursionError):
-            return self._encode_exactly(message)
-        if b"E-" in data or b"E+" in data or (self._times and _NOT_UTC.search(data)):
-            return self._encode_exactly(message)
-        return data
+            if (self._settled is None or self._settled(message)) and not _has_exponent(data):
+                return data
+        except (_NeedsExact, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
+            pass
+        return _encode_exactly(message)
 
     def decode(self, data: bytes) -> M:
         """The message that JSON holds."""
-        decoder = self._decoder or self._prepare()
+        decoder = self._decoder
+        if decoder is None:
+            self._decoder = decoder = _plan(self.type).decoder
         try:
             message = decoder.decode(data)
-            if self._settle is not None:
-                self._settle(message)
-        except (_NeedsExact, ValueError, RecursionError, OverflowError) as error:
+            if self._settled is None or self._settled(message):
+                return message
+        except (_NeedsExact, ValueError, RecursionError) as error:
             if not (self._itemized or isinstance(error, _NeedsExact) or "unknown field" in str(error)):
                 raise _decode_error(error) from None
-        else:
-            return message
         try:
-            message = _graft(data, _plan(self.type), self._itemized)
-            if self._settle is not None:
-                self._settle(message)
-        except (ValueError, RecursionError, OverflowError) as error:
+            return cast("M", _graft(data, _plan(self.type), self._itemized))
+        except (ValueError, RecursionError) as error:
             raise _decode_error(error) from None
-        return message
-
-    def _prepare(self) -> msgspec.json.Decoder[M]:
-        self._times = self._settle is not None
-        self._decoder = _plan(self.type).decoder
-        return self._decoder
-
-    def _encode_exactly(self, message: M) -> bytes:
-        try:
-            return msgspec.json.encode(_exact(message))
-        except UnicodeEncodeError:
-            raise EncodeError("has text with a lone surrogate, which is not Unicode") from None
-        except RecursionError:
-            raise EncodeError("is nested too deep") from None
-        except (TypeError, ValueError, OverflowError) as error:
-            raise error if isinstance(error, EncodeError) else EncodeError(str(error)) from None
 
 
-def settled(value: datetime, path: str) -> datetime:
-    """A decoded time in UTC; without an offset it is in UTC already. DecodeError outside years 1 to 9999."""
+def _has_exponent(data: bytes) -> bool:
+    """Whether a decimal may have been written as 1E-9. The search for one letter is by far the fastest."""
+    return b"E" in data and (b"E-" in data or b"E+" in data)
+
+
+def _encode_exactly(message: Any) -> bytes:
     try:
-        return to_utc(value)
-    except OverflowError:
-        raise DecodeError("is outside the years 1 to 9999 in UTC", path) from None
+        return msgspec.json.encode(_exact(message))
+    except UnicodeEncodeError:
+        raise EncodeError("has text with a lone surrogate, which is not Unicode") from None
+    except RecursionError:
+        raise EncodeError("is nested too deep") from None
+    except (TypeError, ValueError, OverflowError) as error:
+        raise error if isinstance(error, EncodeError) else EncodeError(str(error)) from None
 
 
-def one_of(path: str, **members: Any) -> None:
-    """Refuse a decoded message that has two members of a oneof."""
-    given = [name for name, value in members.items() if value is not None]
-    if len(given) > 1:
-        raise DecodeError(f"only one of {', '.join(given)} may be given", path)
+def _settle(message: Any, plan: _Plan) -> None:
+    """Put the times of one message, not of those in it, in UTC, and refuse two members of a oneof."""
+    for name, slot in plan.slots.items():
+        if slot.is_time:
+            value = getattr(message, slot.attribute)
+            try:
+                setattr(message, slot.attribute, _exact(value))
+            except OverflowError:
+                raise DecodeError("is outside the years 1 to 9999 in UTC", name) from None
+    for names in plan.oneofs:
+        given = [name for name in names if getattr(message, plan.slots[name].attribute) is not None]
+        if len(given) > 1:
+            raise DecodeError(f"must not be given beside {given[0]}: only one of them may be", given[1])
 
 
 class _Slot(NamedTuple):
@@ -124,37 +121,38 @@ class _Slot(NamedTuple):
     key: Any
     struct: type[msgspec.Struct] | None
     is_decimal: bool
+    is_time: bool
     omit: Any
 
 
 class _Plan:
-    def __init__(self, type: type[Any]) -> None:
-        self.type = type
-        self.decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(type, dec_hook=_read)
+    """What the exact way knows of a struct."""
+
+    def __init__(self, struct: type[Any]) -> None:
+        self.decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(struct, dec_hook=_read)
         self.slots: dict[str, _Slot] = {}
-        omit = type.__struct_config__.omit_defaults
-        for info in msgspec.structs.fields(type):
+        omits = struct.__struct_config__.omit_defaults
+        for info in msgspec.structs.fields(struct):
             if info.name == "unknown_":
                 continue
             shape, key, inner = _shape(info.type)
+            nested = inner if isinstance(inner, type) and issubclass(inner, msgspec.Struct) else None
             default = info.default if info.default_factory is msgspec.NODEFAULT else info.default_factory()
+            omit = default if omits else _NeedsExact
             self.slots[info.encode_name] = _Slot(
-                info.name,
-                shape,
-                key,
-                inner if isinstance(inner, type) and issubclass(inner, msgspec.Struct) else None,
-                inner is WireDecimal,
-                default if omit else _NeedsExact,
+                info.name, shape, key, nested, inner is WireDecimal, inner is datetime, omit
             )
+        self.oneofs = _oneofs.get(struct, ())
 
 
+_oneofs: dict[type[Any], Sequence[tuple[str, ...]]] = {}
 _plans: dict[type[Any], _Plan] = {}
 
 
-def _plan(type: type[Any]) -> _Plan:
-    if type not in _plans:
-        _plans[type] = _Plan(type)
-    return _plans[type]
+def _plan(struct: type[Any]) -> _Plan:
+    if struct not in _plans:
+        _plans[struct] = _Plan(struct)
+    return _plans[struct]
 
 
 def _shape(hint: Any) -> tuple[str, Any, Any]:
@@ -167,9 +165,9 @@ def _shape(hint: Any) -> tuple[str, Any, Any]:
     return "one", None, members[0] if len(members) == 1 else hint
 
 
-def _read(type: Any, value: Any) -> Any:
+def _read(kind: Any, value: Any) -> Any:
     """Read what msgspec does not: its hook for types that it doesn't know."""
-    if type is WireDecimal:
+    if kind is WireDecimal:
         if isinstance(value, str):
             return from_text(value)
         if isinstance(value, float):
@@ -178,15 +176,15 @@ def _read(type: Any, value: Any) -> Any:
         if isinstance(value, int) and not isinstance(value, bool):
             return from_json_number(str(value)) if -(10**18) < value < 10**18 else from_json_number("")
         raise ValueError("expected a decimal, as a string or a number")
-    if type is UInt64:
+    if kind is UInt64:
         if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**64:
             return value
         raise ValueError(f"expected int from 0 to {2**64 - 1}")
-    if type is IntKey:
+    if kind is IntKey:
         return _int_key(value)
-    if type is BoolKey and value in ("true", "false"):
+    if kind is BoolKey and value in ("true", "false"):
         return value == "true"
-    raise ValueError("expected true or false" if type is BoolKey else "unknown field")
+    raise ValueError("expected true or false" if kind is BoolKey else "unknown field")
 
 
 def _int_key(text: str) -> int:
@@ -241,6 +239,7 @@ def _graft(data: Any, plan: _Plan, itemized: Mapping[str, JsonCodec[Any]] | None
             setattr(message, slot.attribute, _graft_nested(raw, slot, (itemized or {}).get(name)))
         except (ValueError, RecursionError) as error:
             raise _located(error, name) from None
+    _settle(message, plan)
     if unknown:
         message.unknown_ = Unknown(json=unknown)
     return message
