@@ -65,11 +65,18 @@ def _http_leaf(config: ClientConfig, http_client: Any, *, sync: bool) -> Leaf:
     from llm_cost_ops.transports.http import AsyncHttpLeaf, HttpLeaf
 
     kind: Any = HttpLeaf if sync else AsyncHttpLeaf
+    pool = config.connection_pool
+    verify: Any = config.verify_ssl
+    if config.tls is not None:
+        from llm_cost_ops.transports.tls import ssl_context
+
+        verify = ssl_context(config.tls, verify=config.verify_ssl)
     leaf: Leaf = kind(
         config.base_url,
-        pool=config.connection_pool,
-        verify=config.verify_ssl,
-        tls=config.tls,
+        max_connections=pool.max_connections,
+        max_keepalive_connections=pool.max_keepalive_connections,
+        keepalive_expiry=pool.keepalive_expiry,
+        verify=verify,
         proxy=config.proxy,
         http_client=http_client,
     )
@@ -192,9 +199,9 @@ class CostOpsClient:
         return resources.UsageResource(self._channel)
 
     @cached_property
-    def costs(self) -> resources.CostResource:
+    def costs(self) -> resources.CostsResource:
         """Answers what usage cost."""
-        return resources.CostResource(self._channel)
+        return resources.CostsResource(self._channel)
 
     @cached_property
     def pricing(self) -> resources.PricingResource:
@@ -259,9 +266,9 @@ class AsyncCostOpsClient:
         return resources.AsyncUsageResource(self._channel)
 
     @cached_property
-    def costs(self) -> resources.AsyncCostResource:
+    def costs(self) -> resources.AsyncCostsResource:
         """Answers what usage cost."""
-        return resources.AsyncCostResource(self._channel)
+        return resources.AsyncCostsResource(self._channel)
 
     @cached_property
     def pricing(self) -> resources.AsyncPricingResource:

@@ -50,10 +50,11 @@ class Breaker:
         if self.state is BreakerState.CLOSED:
             return None
         with self._lock:
-            if self.state is BreakerState.CLOSED:
+            state = BreakerState(self.state)  # another thread may have changed it since
+            if state is BreakerState.CLOSED:
                 return None
             wait = self._opened_at + self._recovery - now
-            if self.state is BreakerState.OPEN and wait > 0:
+            if state is BreakerState.OPEN and wait > 0:
                 return wait
             if self._probing:
                 return max(wait, 0.0)

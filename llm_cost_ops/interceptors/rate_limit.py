@@ -118,9 +118,9 @@ class RateLimit:
             raise
         told = context.response_metadata
         if told is not None and told.get("x-ratelimit-remaining") == "0":
-            seconds = _seconds(told.get("x-ratelimit-reset"), context.runtime.now())
-            if seconds is not None:
-                bucket.pause(context.runtime.monotonic(), min(seconds, self.LONGEST_PAUSE))
+            reset = _seconds(told.get("x-ratelimit-reset"), context.runtime.now())
+            if reset is not None:
+                bucket.pause(context.runtime.monotonic(), min(reset, self.LONGEST_PAUSE))
         return response
 
 

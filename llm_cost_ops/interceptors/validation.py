@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from llm_cost_ops.rpc.context import CallContext
@@ -11,14 +12,14 @@ from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 
 __all__ = ["Check", "Validation", "refuse"]
 
-Check = Callable[[Any, float, list[Violation]], None]
+Check = Callable[[Any, datetime, list[Violation]], None]
 
 
 class Validation:
     """Runs a request's rules. It stands in a client's chain, and in a server's.
 
     `checks` maps a method's path to the check that takes the place of the generated rules: it gets
-    the request, the time now in seconds since 1970, and the list to add violations to.
+    the request, the time now in UTC, and the list to add violations to.
     """
 
     def __init__(self, checks: Mapping[str, Check], *, origin: str) -> None:
@@ -31,7 +32,7 @@ class Validation:
         violations: list[Violation] = []
         check = self._checks.get(context.method.path)
         if check is not None:
-            check(request, context.runtime.now(), violations)
+            check(request, datetime.fromtimestamp(context.runtime.now(), UTC), violations)
         else:
             context.method.request.validate(request, "", violations)
         if violations:

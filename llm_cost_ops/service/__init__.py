@@ -45,6 +45,10 @@ class Service:
             [*interceptors, Validation(CHECKS, origin="server")],
         )
 
+    def drain(self) -> None:
+        """Tell readiness that the process is about to stop."""
+        self.health.draining = True
+
     async def aclose(self) -> None:
         """Let go of the store's files and threads. May be called twice."""
         await self.store.aclose()

@@ -5,6 +5,9 @@ The client runs the same checks before it sends, so that a bad request costs no 
 
 from __future__ import annotations
 
+from datetime import datetime
+from typing import Any
+
 from llm_cost_ops._gen.codecs import CREATE_PRICE_REQUEST, USAGE_RECORD
 from llm_cost_ops._gen.messages import (
     BatchSubmitUsageRequest,
@@ -23,7 +26,7 @@ __all__ = ["CHECKS", "check_record"]
 LARGEST_BATCH = 10_000
 
 
-def check_record(record: UsageRecord, path: str, now: float, violations: list[Violation]) -> None:
+def check_record(record: UsageRecord, path: str, now: datetime, violations: list[Violation]) -> None:
     """Add every rule that a record breaks; `path` is where it stands in the request."""
     unknown = record.unknown_
     if unknown and unknown.error:
@@ -33,24 +36,24 @@ def check_record(record: UsageRecord, path: str, now: float, violations: list[Vi
     before = len(violations)
     USAGE_RECORD.validate(record, path, violations)
     try:
-        check_usage(record, path, violations, now)
+        check_usage(record, path, violations, now=now)
     except (TypeError, AttributeError):
         # A field of a wrong type stops the rules between fields; the generated ones have named it.
         if len(violations) == before:
             raise
 
 
-def _submit(request: SubmitUsageRequest, now: float, violations: list[Violation]) -> None:
+def _submit(request: SubmitUsageRequest, now: datetime, violations: list[Violation]) -> None:
     # The record is the body in REST and the parameters in Python: its fields need no prefix.
-    if isinstance(request.usage, UsageRecord):
+    if type(request.usage) is UsageRecord:
         check_record(request.usage, "", now, violations)
     else:
         violations.append(Violation("usage", "must be a UsageRecord"))
 
 
-def _batch(request: BatchSubmitUsageRequest, now: float, violations: list[Violation]) -> None:
+def _batch(request: BatchSubmitUsageRequest, now: datetime, violations: list[Violation]) -> None:
     """The batch itself; its records are answered one by one."""
-    records = request.records
+    records: Any = request.records
     if not isinstance(records, list):
         violations.append(Violation("records", "must be a list of UsageRecord"))
         return
@@ -65,7 +68,7 @@ def _batch(request: BatchSubmitUsageRequest, now: float, violations: list[Violat
             violations.append(Violation(f"records[{index}]", "must be a UsageRecord"))
 
 
-def _create_price(request: CreatePriceRequest, now: float, violations: list[Violation]) -> None:
+def _create_price(request: CreatePriceRequest, now: datetime, violations: list[Violation]) -> None:
     before = len(violations)
     CREATE_PRICE_REQUEST.validate(request, "", violations)
     if not request.rates and request.input_price_per_1k is None and request.output_price_per_1k is None:

@@ -13,6 +13,7 @@ from llm_cost_ops.engine.providers import canonical_provider
 from llm_cost_ops.engine.windows import parse_interval
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.wire.json_types import Int64
 
 __all__ = ["DEFAULT_PAGE_SIZE", "Page", "filter_of", "invalid", "meta_of"]
 
@@ -56,7 +57,7 @@ class Page:
 
     __slots__ = ("after", "number", "offset", "scope", "size")
 
-    def __init__(self, number: int, size: int, after: tuple[Any, ...] | None, scope: str) -> None:
+    def __init__(self, number: int, size: int, after: tuple[int, int] | None, scope: str) -> None:
         self.number = number
         self.size = size
         self.after = after
@@ -72,31 +73,30 @@ class Page:
         number = 0 if request.cursor else request.page or 1
         return cls(number, request.page_size or DEFAULT_PAGE_SIZE, after, scope)
 
-    def cursor(self, position: tuple[Any, ...]) -> str:
-        """The cursor for what follows a position."""
-        return base64.urlsafe_b64encode(msgspec.json.encode([self.scope, *position])).decode().rstrip("=")
-
-    def described(self, more: bool, cursor: str, total: int | None) -> Pagination:
-        """Where the page stands."""
+    def described(self, following: tuple[int, int] | None, total: int | None) -> Pagination:
+        """Where the page stands; `following` is the position of what comes after it, None at the end."""
         pages = None if total is None else -(-total // self.size)
+        cursor = ""
+        if following is not None:
+            cursor = base64.urlsafe_b64encode(msgspec.json.encode([self.scope, *following])).decode().rstrip("=")
         return Pagination(
             page=self.number,
             page_size=self.size,
             per_page=self.size,
             total_items=total,
             total_pages=pages,
-            has_next=more,
+            has_next=following is not None,
             has_prev=self.number > 1 or self.after is not None,
             next_cursor=cursor,
         )
 
 
-def _position(cursor: str, scope: str) -> tuple[Any, ...]:
+def _position(cursor: str, scope: str) -> tuple[int, int]:
     try:
         padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
-        found, *position = msgspec.json.decode(base64.urlsafe_b64decode(padded), type=list[str | int])
+        found, *position = msgspec.json.decode(base64.urlsafe_b64decode(padded), type=tuple[str, Int64, Int64])
     except (ValueError, msgspec.DecodeError):
         raise invalid("cursor", "is not one that this service gave") from None
     if found != scope:
         raise invalid("cursor", "belongs to another list or another order")
-    return tuple(position)
+    return position[0], position[1]

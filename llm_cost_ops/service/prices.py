@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
+from llm_cost_ops._gen.messages import RateCard
 from llm_cost_ops.catalog import load_catalog
 from llm_cost_ops.engine.pricebook import PriceBook
 from llm_cost_ops.rpc.context import CallContext
@@ -16,7 +19,7 @@ class Prices:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._revision: int | None = None
-        self.book = PriceBook([_BundledCatalog()])
+        self.book = PriceBook([_Bundled()])
 
     async def refresh(self, context: CallContext) -> None:
         """Take in cards that were added since, by this process or another."""
@@ -25,9 +28,23 @@ class Prices:
             self.book.replace_manual(await self._store.all_cards(context))
             self._revision = revision
 
+    def catalog_card(self, card_id: str) -> RateCard | None:
+        """The bundled card of an id."""
+        return load_catalog().card(card_id)
 
-class _BundledCatalog:
+    def catalog_cards(self, providers: Collection[str], models: Collection[str]) -> list[RateCard]:
+        """The bundled cards of providers and models; none given means all."""
+        catalog = load_catalog()
+        found: dict[str, RateCard] = {}
+        for provider in sorted(providers) or catalog.providers():
+            names = sorted(models) or [model.id for model in catalog.models(provider)]
+            for name in names:
+                found.update((card.id, card) for card in catalog.cards(provider, name))
+        return list(found.values())
+
+
+class _Bundled:
     """The bundled catalog, loaded when the first price is asked for."""
 
-    def cards(self, provider: str, model_id: str):  # type: ignore[no-untyped-def]
+    def cards(self, provider: str, model_id: str) -> Sequence[RateCard]:
         return load_catalog().cards(provider, model_id)

@@ -76,13 +76,11 @@ class PricingService:
         """List the cards of the store, then those of the catalog, each by provider, model and date."""
         cards = await self._matching(request, context)
         page = Page.of(request, "prices")
-        start = page.offset if page.after is None else int(page.after[0])
-        start = start or 0
-        chosen = cards[start : start + page.size]
-        more = start + page.size < len(cards)
-        cursor = page.cursor((start + page.size,)) if more else ""
-        described = page.described(more, cursor, len(cards) if page.number else None)
-        return ListPricesResponse(data=chosen, pagination=described, meta=meta_of(context))
+        start = (page.offset if page.after is None else page.after[0]) or 0
+        end = start + page.size
+        following = (end, 0) if end < len(cards) else None
+        described = page.described(following, len(cards) if page.number else None)
+        return ListPricesResponse(data=cards[start:end], pagination=described, meta=meta_of(context))
 
     async def _matching(self, request: ListPricesRequest, context: CallContext) -> list[RateCard]:
         providers = {canonical_provider(provider) for provider in request.provider}

@@ -31,7 +31,7 @@ from llm_cost_ops.engine.providers import canonical_provider
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.service.checks import check_record
-from llm_cost_ops.service.listing import Page, filter_of, meta_of
+from llm_cost_ops.service.listing import Page, filter_of, invalid, meta_of
 from llm_cost_ops.service.prices import Prices
 from llm_cost_ops.stores import Store
 from llm_cost_ops.wire.uuid7 import uuid7
@@ -71,14 +71,13 @@ class UsageService:
         self, request: BatchSubmitUsageRequest, context: CallContext
     ) -> BatchSubmitUsageResponse:
         """Record many calls; a bad record harms only itself."""
-        seconds = context.runtime.now()
-        now = datetime.fromtimestamp(seconds, UTC)
+        now = datetime.fromtimestamp(context.runtime.now(), UTC)
         await self._prices.refresh(context)
         results: list[SubmitResult | None] = []
         entries: list[Entry] = []
         for index, record in enumerate(request.records):
             violations: list[Violation] = []
-            check_record(record, f"records[{index}]", seconds, violations)
+            check_record(record, f"records[{index}]", now, violations)
             if violations:
                 results.append(_invalid(violations))
                 continue
@@ -91,22 +90,25 @@ class UsageService:
 
     async def list_usage(self, request: ListUsageRequest, context: CallContext) -> ListUsageResponse:
         """List records, newest first unless told otherwise."""
+        sort, order = request.sort or "timestamp", request.order or "desc"
+        if sort not in ("timestamp", "ingested_at"):
+            raise invalid("sort", f"must be timestamp or ingested_at, not {sort[:64]!r}")
+        if order not in ("asc", "desc"):
+            raise invalid("order", f"must be asc or desc, not {order[:64]!r}")
         where = filter_of(request, context)
-        page = Page.of(request, f"usage:{request.sort or 'timestamp'}:{request.order or 'desc'}")
-        records, more = await self._store.list_usage(
+        page = Page.of(request, f"usage:{sort}:{order}")
+        records, position = await self._store.list_usage(
             where,
-            request.sort or "timestamp",
-            request.order != "asc",
+            sort,
+            order == "desc",
             page.size,
             page.after,
             page.offset,
             context,
         )
         total = await self._store.count_usage(where, context) if page.number else None
-        last = records[-1] if records else None
-        cursor = page.cursor(_position(last, request.sort)) if more and last is not None else ""
         return ListUsageResponse(
-            data=records, pagination=page.described(more, cursor, total), meta=meta_of(context)
+            data=records, pagination=page.described(position, total), meta=meta_of(context)
         )
 
     def _entry(self, sent: UsageRecord, key: str, now: datetime) -> Entry:

@@ -8,6 +8,8 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any, TypeVar
 
+import msgspec
+
 from llm_cost_ops.wire.decimals import from_text
 from llm_cost_ops.wire.open_enum import OpenEnum
 
@@ -78,7 +80,14 @@ def members(enum: type[E], value: Any) -> Any:
 
 
 def instant(value: Any) -> Any:
-    """A time in UTC."""
+    """A time in UTC, also from RFC 3339 text; a date is its midnight."""
+    if isinstance(value, str):
+        try:
+            value = msgspec.convert(value, datetime)
+        except msgspec.ValidationError:
+            return value
+    elif isinstance(value, date) and not isinstance(value, datetime):
+        return datetime(value.year, value.month, value.day, tzinfo=UTC)
     if isinstance(value, datetime):
         try:
             return to_utc(value)

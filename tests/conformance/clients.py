@@ -1,0 +1,69 @@
+"""The clients under test: every transport, in both colours, behind one awaitable face."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from llm_cost_ops import AsyncCostOpsClient, CostOpsClient
+
+TRANSPORTS = ("inprocess", "http")
+COLOURS = ("sync", "async")
+
+
+class Awaiting:
+    """A sync client whose calls can be awaited, so that one scenario serves both colours."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._client, name)
+        if inspect.ismethod(found):
+
+            async def call(*args: Any, **options: Any) -> Any:
+                return found(*args, **options)
+
+            return call
+        return Awaiting(found) if type(found).__module__.endswith("resources") else found
+
+
+def open_client(base_url: str, colour: str, **options: Any) -> Any:
+    if colour == "sync":
+        return Awaiting(CostOpsClient(base_url=base_url, **options))
+    return AsyncCostOpsClient(base_url=base_url, **options)
+
+
+@contextmanager
+def running_server(folder: Path, *arguments: str) -> Iterator[dict[str, str]]:
+    """A server of its own process on free ports; yields the base URL of each transport."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "llm_cost_ops.cli", "serve", "--db", str(folder / "server.db"), *arguments]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+    assert process.stdout is not None
+    seen: list[str] = []
+    urls: dict[str, str] = {}
+    try:
+        for line in process.stdout:
+            seen.append(line)
+            found = re.search(r"\b(https?|grpcs?)://[^\s]+", line)
+            if found:
+                urls[found[1]] = found[0].rstrip(".,/")
+            if len(urls) == sum(argument in ("--http", "--grpc") for argument in arguments):
+                break
+        else:
+            raise RuntimeError("the server did not start:\n" + "".join(seen))
+        yield urls
+    finally:
+        process.terminate()
+        process.stdout.close()
+        process.wait(20)

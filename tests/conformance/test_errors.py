@@ -1,0 +1,88 @@
+"""Bad input: a clear error that names field and rule, before anything is written."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from llm_cost_ops import NotFoundError, TimeoutError, ValidationError
+
+GOOD: dict[str, Any] = {"provider": "openai", "model_id": "gpt-4o", "input_tokens": 10, "output_tokens": 5}
+
+
+@pytest.mark.parametrize(
+    ("change", "fields"),
+    [
+        ({"input_tokens": -5}, {"input_tokens"}),
+        ({"input_tokens": 2**63}, {"input_tokens"}),
+        ({"input_tokens": "many"}, {"input_tokens"}),
+        ({"input_tokens": 1.5}, {"input_tokens"}),
+        ({"input_tokens": True}, {"input_tokens"}),
+        ({"total_tokens": 16}, {"total_tokens"}),
+        ({"cached_tokens": 11}, {"cached_tokens"}),
+        ({"cached_tokens": 6, "cache_write_tokens": 6}, {"cache_write_tokens"}),
+        ({"reasoning_tokens": 6}, {"reasoning_tokens"}),
+        ({"cache_write_tokens": 1, "cache_write_extended_tokens": 2}, {"cache_write_extended_tokens"}),
+        ({"organization_id": ""}, {"organization_id"}),
+        ({"organization_id": "x" * 101}, {"organization_id"}),
+        ({"model_id": "x" * 256}, {"model_id"}),
+        ({"provider": "a\x00b"}, {"provider"}),
+        ({"provider": "a\nb"}, {"provider"}),
+        ({"project_id": "\ud800"}, {"project_id"}),
+        ({"trace_id": "xyz"}, {"trace_id"}),
+        ({"reported_cost": "1e999999999"}, {"reported_cost"}),
+        ({"reported_cost": "NaN"}, {"reported_cost"}),
+        ({"reported_cost": Decimal("Infinity")}, {"reported_cost"}),
+        ({"reported_cost": Decimal("1e1000000")}, {"reported_cost"}),
+        ({"reported_cost": 0.1}, {"reported_cost"}),
+        ({"reported_cost": "1_000"}, {"reported_cost"}),
+        ({"reported_cost": "١"}, {"reported_cost"}),
+        ({"timestamp": "yesterday"}, {"timestamp"}),
+        ({"timestamp": datetime.now(UTC) + timedelta(hours=1)}, {"timestamp"}),
+        ({"metadata": {"x": "y" * 17000}}, {"metadata"}),
+        ({"metadata": {"x": object()}}, {"metadata"}),
+        ({"metadata": ["a"]}, {"metadata"}),
+        ({"tags": ["x" * 300]}, {"tags"}),
+        ({"labels": {"a": 1}}, {"labels"}),
+        ({"meters": {"pages": -1}}, {"meters"}),
+        ({"request_count": 0}, {"request_count"}),
+        ({"input_tokens": -5, "reasoning_tokens": 6, "organization_id": ""}, {"input_tokens", "reasoning_tokens", "organization_id"}),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else None,
+)
+async def test_bad_records(client: Any, organization: str, change: dict[str, Any], fields: set[str]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        await client.usage.submit(**{"organization_id": organization, **GOOD, **change})
+    named = {violation.field for violation in caught.value.violations}
+    for field in fields:
+        assert any(name.startswith(field) for name in named), named
+    assert all(violation.description for violation in caught.value.violations)
+    assert len(str(caught.value)) < 2000
+    assert (await client.costs.get(organization_id=organization)).total_requests == 0
+
+
+async def test_no_such_price(client: Any) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        await client.pricing.get("no/such/../price?x=1")
+    assert caught.value.status_code == 404
+    assert caught.value.code == "NOT_FOUND"
+
+
+async def test_no_time_is_no_time(client: Any, organization: str) -> None:
+    with pytest.raises(TimeoutError):
+        await client.usage.submit(organization_id=organization, timeout=0, **GOOD)
+    assert (await client.costs.get(organization_id=organization)).total_requests == 0
+
+
+@pytest.mark.parametrize("timeout", [-1, "soon", float("nan"), True])
+async def test_bad_timeouts(client: Any, organization: str, timeout: Any) -> None:
+    with pytest.raises(ValidationError, match="timeout"):
+        await client.usage.submit(organization_id=organization, timeout=timeout, **GOOD)
+
+
+async def test_headers_can_not_split(client: Any, organization: str) -> None:
+    with pytest.raises(ValidationError, match="headers"):
+        await client.usage.submit(organization_id=organization, headers={"x": "a\r\nb: c"}, **GOOD)
