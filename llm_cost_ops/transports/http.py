@@ -20,8 +20,9 @@ import httpx
 
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.transports.call_queue import CallQueue
 from llm_cost_ops.transports.http_exchange import Exchange, origin_of, proxy_for
-from llm_cost_ops.transports.http_pool import CallQueue, DeadlineTransport
+from llm_cost_ops.transports.http_pool import AsyncPoolTransport, PoolTransport
 
 __all__ = ["AsyncHttpLeaf", "HttpLeaf"]
 
@@ -134,7 +135,7 @@ class HttpLeaf(_HttpLeaf[httpx.Client]):
         queue = CallQueue(self._in_flight)
         if self._client is not None:
             return _Lane(partial(self._client.send, stream=True, follow_redirects=False), queue, None)
-        transport = DeadlineTransport(verify=self._ssl_context(), limits=self._limits, proxy=self._proxy)
+        transport = PoolTransport(verify=self._ssl_context(), limits=self._limits, proxy=self._proxy)
         return _Lane(transport.handle_request, queue, transport)
 
 
@@ -186,7 +187,5 @@ class AsyncHttpLeaf(_HttpLeaf[httpx.AsyncClient]):
         queue = CallQueue(self._in_flight)
         if self._client is not None:
             return _Lane(partial(self._client.send, stream=True, follow_redirects=False), queue, None)
-        transport = httpx.AsyncHTTPTransport(
-            verify=self._ssl_context(), limits=self._limits, proxy=self._proxy
-        )
+        transport = AsyncPoolTransport(verify=self._ssl_context(), limits=self._limits, proxy=self._proxy)
         return _Lane(transport.handle_async_request, queue, transport)

@@ -22,6 +22,8 @@ _ALIASES = {
     "next": "next_cursor",
     "current_page": "page",
 }
+_FOREIGN = _ALIASES.keys() - {"per_page"}
+_OURS = {"page", "page_size", "per_page", "has_next", "has_prev", "next_cursor"}
 _NAMES = frozenset(("page", "page_size", "total_items", "total_pages", "has_next", "has_prev", "next_cursor"))
 
 _RAW = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -57,13 +59,8 @@ class Dialect:
 def _page(body: bytes) -> bytes:
     envelope = _RAW.decode(body)
     raw = envelope.get("pagination")
-    told = _ANY.decode(raw) if raw is not None and raw != b"null" else {}
-    if (
-        "has_next" in told
-        and "page_size" in told
-        and None not in told.values()
-        and not told.keys() & (_ALIASES.keys() - {"per_page"})
-    ):
+    told = {} if raw is None or bytes(raw) == b"null" else _ANY.decode(raw)
+    if told.keys() >= _OURS and not told.keys() & _FOREIGN and None not in map(told.get, _OURS):
         return body
     if not told:
         beside = [name for name in envelope if name in _NAMES or name in _ALIASES]
@@ -83,7 +80,7 @@ def _completed(told: dict[str, Any]) -> dict[str, Any]:
     size, number, items = (_count(page.get(name)) for name in ("page_size", "page", "total_items"))
     if "page_size" in page:
         page.setdefault("per_page", page["page_size"])
-    if items is not None and size:
+    if items is not None and size and items < size << 31:
         page.setdefault("total_pages", -(-items // size))
     pages = _count(page.get("total_pages"))
     page.setdefault("has_next", bool(page.get("next_cursor")) or (number or 1) < (pages or 0))

@@ -191,12 +191,12 @@ class Exchange:
 
     def failure(self, error: Exception) -> RpcError:
         """What an exception of httpx, httpcore, ssl, asyncio or the socket means."""
-        name, reason = type(error).__name__, str(error) or error.__cause__ or error.__context__ or ""
+        name = type(error).__name__
         if isinstance(error, TimeoutError) or name.endswith("Timeout") or name == "TimeoutException":
             return self.out_of_time(error)
         return RpcError(
             StatusCode.UNAVAILABLE,
-            f"no answer from {self._origin}: {name}: {reason}",
+            f"no answer from {self._origin}: {name}: {_reason(error)}",
             origin="network",
             maybe_applied=self._maybe_applied(error),
             request_id=self._context.request_id,
@@ -232,3 +232,13 @@ class Exchange:
             metadata=self._metadata,
             body=body[:1024],
         )
+
+
+def _reason(error: BaseException) -> str:
+    """The first exception of a chain that says something, says it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if str(seen):
+            return str(seen)
+        seen = seen.__cause__ or seen.__context__
+    return "no reason given"

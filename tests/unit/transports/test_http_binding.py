@@ -57,6 +57,14 @@ def there_and_back(method, request):
     return binding.decode(route.variables, sent.query, sent.body or b"")
 
 
+def refusal(call):
+    try:
+        call()
+    except RpcError as error:
+        return error
+    return None
+
+
 @given(find_requests)
 def test_query_round_trip(request):
     assert there_and_back(FIND_NOTES, request) == request
@@ -77,19 +85,14 @@ def test_body_field_round_trip(note, owner, dry_run):
 
 @given(st.text(string.printable, max_size=40))
 def test_any_query_is_a_message_or_an_invalid_argument(query):
-    try:
-        binding_of(FIND_NOTES).decode([], query, b"")
-    except RpcError as error:
-        assert error.code is StatusCode.INVALID_ARGUMENT
-        assert error.violations
+    error = refusal(lambda: binding_of(FIND_NOTES).decode([], query, b""))
+    assert error is None or (error.code is StatusCode.INVALID_ARGUMENT and error.violations)
 
 
 @given(st.text(max_size=30))
 def test_any_path_is_a_route_or_none_or_an_invalid_argument(path):
-    try:
-        ROUTER.match(path)
-    except RpcError as error:
-        assert error.code is StatusCode.INVALID_ARGUMENT
+    error = refusal(lambda: ROUTER.match(path))
+    assert error is None or error.code is StatusCode.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize("id_", ["", ".", ".."])

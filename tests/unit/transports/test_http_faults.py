@@ -1,0 +1,330 @@
+"""Both HTTP leaves against peers that misbehave. The time taken is printed (`-s`), hardly asserted."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import socket
+import ssl
+import subprocess
+import threading
+import time
+
+import pytest
+
+from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.transports.http import AsyncHttpLeaf, HttpLeaf
+from tests.faulty_peers import BEHAVIOURS, FaultyPeer, answer, answering, full_backlog, never_reads, silent
+from tests.tiny_service import (
+    GET_NOTE,
+    PUT_NOTE,
+    GetNoteRequest,
+    Note,
+    PutNoteRequest,
+    PutNoteResponse,
+    context,
+)
+
+TIMEOUT = 0.3
+GOOD = answer("200 OK", b'{"data": {"id": "n"}}')
+PUT = PutNoteRequest(note=Note(id="n"))
+
+
+def call(colour, url, method=PUT_NOTE, request=PUT, timeout=TIMEOUT, **settings):
+    """One call in one colour; the response or the error, and the seconds over the deadline."""
+    started = time.monotonic()
+    if colour == "sync":
+        leaf = HttpLeaf(url, **settings)
+        try:
+            result = drive(leaf.unary_unary(request, context(method, timeout)))
+        except RpcError as error:
+            result = error
+        taken = time.monotonic() - started
+        drive(leaf.aclose())
+    else:
+
+        async def run():
+            started = time.monotonic()
+            leaf = AsyncHttpLeaf(url, **settings)
+            try:
+                result = await leaf.unary_unary(request, context(method, timeout, asynchronous=True))
+            except RpcError as error:
+                result = error
+            taken = time.monotonic() - started
+            await leaf.aclose()
+            return result, taken
+
+        result, taken = asyncio.run(run())
+    if timeout is not None:
+        print(f"{colour}: {taken - timeout:+.3f} s from the deadline: {result}")  # noqa: T201  # the figure is what it is about
+        assert taken < timeout + 2.0
+    return result
+
+
+@pytest.fixture(params=["sync", "async"])
+def colour(request):
+    return request.param
+
+
+@pytest.mark.parametrize("name", BEHAVIOURS)
+def test_a_misbehaving_peer_is_a_clear_error_in_time(colour, name):
+    behave, kind = BEHAVIOURS[name]
+    with FaultyPeer(behave) as peer:
+        timeout = TIMEOUT if kind == "deadline" else 5.0
+        error = call(colour, peer.url, timeout=timeout, max_response_bytes=1 << 20)
+    assert isinstance(error, RpcError)
+    assert peer.connections == 1
+    expected = {
+        "deadline": (StatusCode.DEADLINE_EXCEEDED, "client", True, None),
+        "network": (StatusCode.UNAVAILABLE, "network", True, None),
+        "garbled": (StatusCode.INTERNAL, "server", True, 200),
+        "refused": (StatusCode.UNKNOWN, "server", False, 307),
+    }[kind]
+    if name == "resets_at_once" and not error.maybe_applied:
+        expected = (*expected[:2], False, None)  # it came before the connect was done
+    assert (error.code, error.origin, error.maybe_applied, error.http_status) == expected
+
+
+@pytest.mark.parametrize("name", ["silent", "resets_after_request", "not_json"])
+def test_a_read_has_never_been_applied(colour, name):
+    with FaultyPeer(BEHAVIOURS[name][0]) as peer:
+        error = call(colour, peer.url, GET_NOTE, GetNoteRequest(id="n"))
+    assert error.maybe_applied is False
+
+
+def test_a_peer_that_never_reads_stops_the_write(colour):
+    big = PutNoteRequest(note=Note(text="a" * (16 << 20)))
+    with FaultyPeer(never_reads) as peer:
+        error = call(colour, peer.url, request=big)
+    assert error.code is StatusCode.DEADLINE_EXCEEDED
+    assert error.maybe_applied is True
+
+
+def test_refused_connection_was_not_applied(colour):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    error = call(colour, f"http://127.0.0.1:{port}")
+    assert (error.code, error.origin, error.maybe_applied) == (StatusCode.UNAVAILABLE, "network", False)
+
+
+def test_connect_without_an_answer_ends_at_the_deadline(colour):
+    with full_backlog() as port:
+        error = call(colour, f"http://127.0.0.1:{port}")
+    assert (error.code, error.maybe_applied) == (StatusCode.DEADLINE_EXCEEDED, False)
+
+
+@pytest.mark.parametrize("how", ["fails", "hangs"])
+def test_name_resolution(colour, monkeypatch, how):
+    released = threading.Event()
+
+    def getaddrinfo(*_args, **_kwargs):
+        if how == "fails":
+            raise socket.gaierror(-2, "Name or service not known")
+        released.wait(5)
+        raise socket.gaierror(-3, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    if how == "hangs" and colour == "async":
+        threading.Timer(0.6, released.set).start()  # asyncio.run waits for its threads
+    error = call(colour, "http://costs.example")
+    released.set()
+    assert error.code is (StatusCode.UNAVAILABLE if how == "fails" else StatusCode.DEADLINE_EXCEEDED)
+    assert error.maybe_applied is False
+
+
+def test_silent_tls_ends_at_the_deadline(colour):
+    with FaultyPeer(silent) as peer:
+        error = call(colour, peer.url.replace("http:", "https:"))
+    assert (error.code, error.maybe_applied) == (StatusCode.DEADLINE_EXCEEDED, False)
+
+
+def test_tls_to_a_server_that_speaks_none(colour):
+    def plain(connection):
+        connection.recv(65536)
+        connection.sendall(GOOD)
+
+    with FaultyPeer(plain) as peer:
+        error = call(colour, peer.url.replace("http:", "https:"), timeout=5.0)
+    assert (error.code, error.origin, error.maybe_applied) == (StatusCode.UNAVAILABLE, "network", False)
+
+
+def test_a_deadline_that_has_passed_sends_nothing(colour):
+    with FaultyPeer(answering(GOOD)) as peer:
+        error = call(colour, peer.url, timeout=0)
+    assert (error.code, error.maybe_applied, peer.connections) == (StatusCode.DEADLINE_EXCEEDED, False, 0)
+
+
+def test_json_under_another_content_type_is_taken(colour):
+    good = answer("200 OK", b'{"data": {"id": "n"}}', "Content-Type: text/plain")
+    with FaultyPeer(answering(good)) as peer:
+        assert call(colour, peer.url, timeout=5.0) == PutNoteResponse(data=Note(id="n"))
+
+
+def test_without_a_deadline_a_call_waits(colour):
+    with FaultyPeer(answering(GOOD)) as peer:
+        assert call(colour, peer.url, timeout=None).data.id == "n"
+
+
+def test_a_server_that_closed_an_idle_connection_costs_no_call(colour):
+    def once(connection):
+        connection.read_request()
+        connection.sendall(GOOD)
+
+    with FaultyPeer(once) as peer:
+        if colour == "sync":
+            leaf = HttpLeaf(peer.url)
+            for _ in range(3):
+                drive(leaf.unary_unary(PUT, context(PUT_NOTE, 5.0)))
+                time.sleep(0.05)
+            drive(leaf.aclose())
+        else:
+
+            async def run():
+                leaf = AsyncHttpLeaf(peer.url)
+                for _ in range(3):
+                    await leaf.unary_unary(PUT, context(PUT_NOTE, 5.0, asynchronous=True))
+                    await asyncio.sleep(0.05)
+                await leaf.aclose()
+
+            asyncio.run(run())
+    assert peer.connections == 3
+
+
+def test_waiting_in_the_queue_ends_at_the_deadline_and_was_not_applied():
+    with FaultyPeer(silent) as peer:
+        leaf = HttpLeaf(peer.url, max_connections=1)
+
+        def occupy():
+            with pytest.raises(RpcError):
+                drive(leaf.unary_unary(PUT, context(PUT_NOTE, 1.0)))
+
+        first = threading.Thread(target=occupy)
+        first.start()
+        time.sleep(0.1)
+        with pytest.raises(RpcError) as raised:
+            drive(leaf.unary_unary(PUT, context(PUT_NOTE, 0.2)))
+        first.join()
+        drive(leaf.aclose())
+    assert (raised.value.code, raised.value.maybe_applied) == (StatusCode.DEADLINE_EXCEEDED, False)
+    assert peer.connections == 1
+
+
+async def test_cancelled_calls_leave_no_permit_behind():
+    with FaultyPeer(silent) as peer:
+        leaf = AsyncHttpLeaf(peer.url, max_connections=4)
+        for delay in (0, 0.001, 0.01, 0.05):
+            calls = [
+                asyncio.ensure_future(leaf.unary_unary(PUT, context(PUT_NOTE, asynchronous=True)))
+                for _ in range(9)
+            ]
+            await asyncio.sleep(delay)
+            for task in calls:
+                task.cancel()
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            assert all(isinstance(result, asyncio.CancelledError) for result in results)
+        lane = leaf._lanes[asyncio.get_running_loop()]
+        assert (lane.queue._free, len(lane.queue._waiting)) == (2, 0)
+        await leaf.aclose()
+
+
+def test_many_threads_share_a_leaf():
+    with FaultyPeer(answering(GOOD)) as peer:
+        leaf = HttpLeaf(peer.url, max_connections=8)
+        results = []
+
+        def run():
+            results.extend(drive(leaf.unary_unary(PUT, context(PUT_NOTE, 10.0))).data.id for _ in range(20))
+
+        threads = [threading.Thread(target=run) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        drive(leaf.aclose())
+    assert results == ["n"] * 240
+    assert peer.connections <= 4
+
+
+def test_two_event_loops_one_after_another_share_a_leaf():
+    with FaultyPeer(answering(GOOD)) as peer:
+        leaf = AsyncHttpLeaf(peer.url)
+
+        async def run():
+            await leaf.unary_unary(PUT, context(PUT_NOTE, 5.0, asynchronous=True))
+            # Only this loop's connections: the leaf goes on in the next.
+            await leaf._lanes[asyncio.get_running_loop()].transport.aclose()
+
+        asyncio.run(run())
+        asyncio.run(run())
+        gc.collect()
+    assert peer.connections == 2
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_forked_child_has_its_own_connections():
+    with FaultyPeer(answering(GOOD)) as peer:
+        leaf = HttpLeaf(peer.url)
+        drive(leaf.unary_unary(PUT, context(PUT_NOTE, 5.0)))
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                drive(leaf.unary_unary(PUT, context(PUT_NOTE, 5.0)))
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitpid(child, 0)[1] == 0
+        drive(leaf.unary_unary(PUT, context(PUT_NOTE, 5.0)))
+        drive(leaf.aclose())
+    assert peer.connections == 2
+    assert len(peer.requests) == 3
+
+
+def test_a_closed_leaf_says_so():
+    leaf = HttpLeaf("http://127.0.0.1:1")
+    drive(leaf.aclose())
+    drive(leaf.aclose())
+    with pytest.raises(RpcError, match="closed"):
+        drive(leaf.unary_unary(PUT, context(PUT_NOTE)))
+
+
+@pytest.mark.parametrize(
+    "url", ["", "ftp://x", "http://", "http://u:p@x", "http://x?a=1", "http://x#y", "x:y:z"]
+)
+def test_wrong_base_urls(url):
+    with pytest.raises(ValueError, match="base_url"):
+        HttpLeaf(url)
+
+
+def test_verification_off_warns():
+    with pytest.warns(UserWarning, match="not verified"):
+        HttpLeaf("https://costs.example", verify=False)
+
+
+def test_certificates_are_verified(tmp_path, colour):
+    certificate = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate.load_cert_chain(*self_signed(tmp_path))
+
+    def serve(connection):
+        with certificate.wrap_socket(connection._connection, server_side=True) as tls:
+            tls.recv(65536)
+            tls.sendall(GOOD)
+
+    with FaultyPeer(serve) as peer:
+        url = f"https://localhost:{peer.port}"
+        error = call(colour, url, timeout=5.0)
+        assert "certificate" in error.message
+        assert error.maybe_applied is False
+        trusting = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+        assert call(colour, url, timeout=5.0, verify=trusting).data.id == "n"
+
+
+def self_signed(folder):
+    """The paths of a certificate for localhost and of its key."""
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
+    command += f" -subj /CN=localhost -addext subjectAltName=DNS:localhost -keyout {key} -out {cert}"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    return cert, key
