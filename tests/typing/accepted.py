@@ -1,0 +1,74 @@
+"""What a type checker must accept, and the types that it must see. Not run: see test_typing.py."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import assert_type
+
+from llm_cost_ops import AsyncCostOpsClient, ClientConfig, CostOpsClient, RetryConfig, UsageRecord
+from llm_cost_ops.exceptions import APIError, CostOpsError, RateLimitError, ValidationError
+from llm_cost_ops.types import (
+    Analytics,
+    BatchReceipt,
+    CostStatus,
+    CostSummary,
+    Interval,
+    ListPricesResponse,
+    ListUsageResponse,
+    RateCard,
+    SubmitStatus,
+    UsageReceipt,
+)
+
+
+def sync(client: CostOpsClient) -> None:
+    receipt = client.usage.submit(
+        organization_id="org-123",
+        provider="openai",
+        model_id="gpt-4o",
+        input_tokens=1000,
+        output_tokens=500,
+        timestamp=datetime.now(UTC),
+        metadata={"feature": "search"},
+        tags=["a"],
+        reported_cost="0.01",
+        timeout=1.5,
+    )
+    assert_type(receipt, UsageReceipt)
+    assert_type(receipt.estimated_cost, Decimal | None)
+    assert_type(receipt.cost_status, CostStatus)
+    assert_type(receipt.processed_at, datetime | None)
+    record = UsageRecord(organization_id="org-123", provider="openai", model_id="gpt-4o")
+    assert_type(client.usage.submit(record), UsageReceipt)
+    batch = client.usage.submit_batch([record])
+    assert_type(batch, BatchReceipt)
+    assert_type(batch.results[0].status, SubmitStatus)
+    assert_type(client.usage.get_history(organization_id="org-123", page_size=10), ListUsageResponse)
+    summary = client.costs.get(
+        start_date=date(2026, 1, 1), end_date="2026-01-31", group_by=["provider", "day"]
+    )
+    assert_type(summary, CostSummary)
+    assert_type(summary.breakdown[0].cost, Decimal)
+    assert_type(client.analytics.get(start_date="2026-01-01", interval="day"), Analytics)
+    assert_type(client.analytics.get(start_date="2026-01-01", interval=Interval.DAY), Analytics)
+    card = client.pricing.create(provider="acme", model_id="acme-1", input_price_per_1k=Decimal("0.002"))
+    assert_type(card, RateCard)
+    assert_type(client.pricing.get("id"), RateCard)
+    assert_type(client.pricing.list(provider="acme"), ListPricesResponse)
+
+
+async def asynchronous() -> None:
+    async with AsyncCostOpsClient(config=ClientConfig(retry=RetryConfig(max_retries=1))) as client:
+        assert_type(await client.costs.get(group_by="provider"), CostSummary)
+        receipt = await client.usage.submit(organization_id="o", provider="p", model_id="m", input_tokens=1)
+        assert_type(receipt, UsageReceipt)
+
+
+def errors(error: CostOpsError) -> None:
+    if isinstance(error, RateLimitError):
+        assert_type(error.retry_after, float | None)
+    if isinstance(error, ValidationError):
+        assert_type(error.errors, dict[str, list[str]])
+    caught: APIError = RateLimitError("slow down")
+    assert_type(caught.status_code, int | None)
