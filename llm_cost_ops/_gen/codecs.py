@@ -417,6 +417,9 @@ _json_usage_record = JsonCodec(UsageRecord, settled=_settled_usage_record)
 _json_submit_usage_request = JsonCodec(SubmitUsageRequest, settled=_settled_submit_usage_request)
 _json_usage_receipt = JsonCodec(UsageReceipt, settled=_settled_usage_receipt)
 _json_submit_usage_response = JsonCodec(SubmitUsageResponse, settled=_settled_submit_usage_response)
+_json_batch_submit_usage_request = JsonCodec(
+    BatchSubmitUsageRequest, settled=_settled_batch_submit_usage_request, itemized=("records",)
+)
 _json_record_error = JsonCodec(RecordError)
 _json_submit_result = JsonCodec(SubmitResult, settled=_settled_submit_result)
 _json_batch_receipt = JsonCodec(BatchReceipt, settled=_settled_batch_receipt)
@@ -425,11 +428,6 @@ _json_batch_submit_usage_response = JsonCodec(
 )
 _json_list_usage_request = JsonCodec(ListUsageRequest)
 _json_list_usage_response = JsonCodec(ListUsageResponse, settled=_settled_list_usage_response)
-_json_batch_submit_usage_request = JsonCodec(
-    BatchSubmitUsageRequest,
-    settled=_settled_batch_submit_usage_request,
-    itemized={"records": _json_usage_record},
-)
 
 GET_ANALYTICS_REQUEST = MessageCodec(
     GetAnalyticsRequest,

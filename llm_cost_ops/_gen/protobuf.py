@@ -240,13 +240,12 @@ _USAGE_QUALITY_VARINTS = enum_varints(UsageQuality)
 _USAGE_QUALITY_MEMBERS = enum_members(UsageQuality)
 _USAGE_QUALITY_0 = _USAGE_QUALITY_MEMBERS[0]
 
-_GET_ANALYTICS_REQUEST_NAMES = {10: ("organization_id", "organization_id"), 18: ("provider", "provider"), 26: ("model_id", "model_id"), 34: ("project_id", "project_id"), 42: ("user_id", "user_id"), 50: ("tag", "tag"), 58: ("label", ""), 66: ("start_date", ""), 74: ("end_date", ""), 82: ("time_zone", ""), 88: ("interval", ""), 98: ("metrics", "metrics"), 106: ("group_by", "group_by"), 114: ("currency", "")}
+_GET_ANALYTICS_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("organization_id", "organization_id"), 18: ("provider", "provider"), 26: ("model_id", "model_id"), 34: ("project_id", "project_id"), 42: ("user_id", "user_id"), 50: ("tag", "tag"), 58: ("label", ""), 66: ("start_date", ""), 74: ("end_date", ""), 82: ("time_zone", ""), 88: ("interval", ""), 98: ("metrics", "metrics"), 106: ("group_by", "group_by"), 114: ("currency", "")}
 _GET_ANALYTICS_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 50, 58, 66, 74, 82, 88, 98, 106, 114])
 
 
-def encode_get_analytics_request(message: GetAnalyticsRequest) -> bytes:
-    """The protobuf bytes of a GetAnalyticsRequest."""
-    m = message
+def encode_get_analytics_request(m: GetAnalyticsRequest) -> bytes:
+    """The protobuf bytes of a GetAnalyticsRequest. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -357,8 +356,7 @@ def encode_get_analytics_request(message: GetAnalyticsRequest) -> bytes:
             n = len(b)
             w(_T72[n] if n < 128 else b"\x72" + varint(n))
             w(b)
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -370,8 +368,7 @@ def decode_get_analytics_request(data: bytes) -> GetAnalyticsRequest:
 
 
 def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: GetAnalyticsRequest | None) -> GetAnalyticsRequest:
-    if m is None:
-        m = GetAnalyticsRequest()
+    if m is None: m = GetAnalyticsRequest()
     kept: list[bytes] = []
     t = 0
     try:
@@ -383,234 +380,162 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
                     x1(data[s:pos].decode())
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 18:
                 x2 = m.provider.append
                 while t == 18:
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
                     x2(data[s:pos].decode())
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 26:
                 x3 = m.model_id.append
                 while t == 26:
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
                     x3(data[s:pos].decode())
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 34:
                 x4 = m.project_id.append
                 while t == 34:
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
                     x4(data[s:pos].decode())
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 42:
                 x5 = m.user_id.append
                 while t == 42:
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
                     x5(data[s:pos].decode())
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 50:
                 x6 = m.tag.append
                 while t == 50:
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
                     x6(data[s:pos].decode())
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 58:
                 x7 = m.label
                 while t == 58:
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
                     d, s, r = data, pos, pos + n
                     pos = r
-                    if pos > end:
-                        raise IndexError
+                    if pos > end: raise IndexError
                     k7 = ""
                     v7 = ""
                     while s < r:
-                        t = d[s]
-                        if t == 10:
+                        u = d[s]
+                        if u == 10:
                             n = d[s + 1]
                             s += 2
                             if n > 127:
-                                c = d[s]
-                                s += 1
-                                n += (c << 7) - 128
-                                if c > 127:
-                                    n, s = read_more(d, s, n)
-                            q = s
-                            s += n
+                                c = d[s]; s += 1; n += (c << 7) - 128
+                                if c > 127: n, s = read_more(d, s, n)
+                            q = s; s += n
                             k7 = d[q:s].decode()
-                            if s >= r:
-                                break
-                            t = d[s]
-                        if t == 18:
+                            if s >= r: break
+                            u = d[s]
+                        if u == 18:
                             n = d[s + 1]
                             s += 2
                             if n > 127:
-                                c = d[s]
-                                s += 1
-                                n += (c << 7) - 128
-                                if c > 127:
-                                    n, s = read_more(d, s, n)
-                            q = s
-                            s += n
+                                c = d[s]; s += 1; n += (c << 7) - 128
+                                if c > 127: n, s = read_more(d, s, n)
+                            q = s; s += n
                             v7 = d[q:s].decode()
-                            if s >= r:
-                                break
-                            t = d[s]
-                        if t not in (10, 18,):
-                            q = skip_field(d, s, r, (10, 18,))
+                            if s >= r: break
+                            u = d[s]
+                        if u not in (10, 18):
+                            q = skip_field(d, s, r, (10, 18))
                             if q < 0:
-                                d = respell(d, s, r, (10, 18,))
+                                d = respell(d, s, r, (10, 18))
                                 q, r = 0, len(d)
                             s = q
-                    if s != r:
-                        raise IndexError
+                    if s != r: raise IndexError
                     x7[k7] = v7
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 66:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.start_date = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 74:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.end_date = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 82:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.time_zone = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 88:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.interval = _INTERVAL_MEMBERS.get(n) or read_enum(Interval, _INTERVAL_MEMBERS, n)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 98:
                 x12 = m.metrics.append
@@ -618,77 +543,56 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
                     x12(data[s:pos].decode())
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 106:
                 x13 = m.group_by.append
                 while t == 106:
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
                     x13(data[s:pos].decode())
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 114:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.currency = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-            if t in _GET_ANALYTICS_REQUEST_NAMES:
-                continue
+            if t in _GET_ANALYTICS_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _GET_ANALYTICS_REQUEST_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _GET_ANALYTICS_REQUEST_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _GET_ANALYTICS_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_METRIC_VALUES_NAMES = {10: ("total_cost", ""), 16: ("total_tokens", ""), 24: ("total_requests", ""), 32: ("input_tokens", ""), 40: ("output_tokens", ""), 48: ("cached_tokens", ""), 56: ("unpriced_requests", ""), 66: ("average_cost_per_request", ""), 74: ("average_tokens_per_request", "")}
+_METRIC_VALUES_NAMES: dict[int, tuple[str, str]] = {10: ("total_cost", ""), 16: ("total_tokens", ""), 24: ("total_requests", ""), 32: ("input_tokens", ""), 40: ("output_tokens", ""), 48: ("cached_tokens", ""), 56: ("unpriced_requests", ""), 66: ("average_cost_per_request", ""), 74: ("average_tokens_per_request", "")}
 _METRIC_VALUES_TAGS: frozenset[int] = frozenset([10, 16, 24, 32, 40, 48, 56, 66, 74])
 
 
-def encode_metric_values(message: MetricValues) -> bytes:
-    """The protobuf bytes of a MetricValues."""
-    m = message
+def encode_metric_values(m: MetricValues) -> bytes:
+    """The protobuf bytes of a MetricValues. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -736,8 +640,7 @@ def encode_metric_values(message: MetricValues) -> bytes:
             n = len(b)
             w(_T4A[n] if n < 128 else b"\x4a" + varint(n))
             w(b)
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -749,8 +652,7 @@ def decode_metric_values(data: bytes) -> MetricValues:
 
 
 def _read_metric_values(data: bytes, pos: int, end: int, depth: int, m: MetricValues | None) -> MetricValues:
-    if m is None:
-        m = MetricValues()
+    if m is None: m = MetricValues()
     kept: list[bytes] = []
     t = 0
     try:
@@ -760,149 +662,106 @@ def _read_metric_values(data: bytes, pos: int, end: int, depth: int, m: MetricVa
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.total_cost = from_text(data[s:pos].decode())
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 16:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.total_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 24:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.total_requests = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 32:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.input_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 40:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.output_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 48:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.cached_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 56:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.unpriced_requests = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 66:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.average_cost_per_request = from_text(data[s:pos].decode())
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 74:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.average_tokens_per_request = from_text(data[s:pos].decode())
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-            if t in _METRIC_VALUES_NAMES:
-                continue
+            if t in _METRIC_VALUES_NAMES: continue
             s = skip_field(data, pos, end, _METRIC_VALUES_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _METRIC_VALUES_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _METRIC_VALUES_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_TIME_SERIES_POINT_NAMES = {10: ("timestamp", ""), 18: ("metrics", ""), 26: ("group", "group")}
+_TIME_SERIES_POINT_NAMES: dict[int, tuple[str, str]] = {10: ("timestamp", ""), 18: ("metrics", ""), 26: ("group", "group")}
 _TIME_SERIES_POINT_TAGS: frozenset[int] = frozenset([10, 18, 26])
 
 
-def encode_time_series_point(message: TimeSeriesPoint) -> bytes:
-    """The protobuf bytes of a TimeSeriesPoint."""
-    m = message
+def encode_time_series_point(m: TimeSeriesPoint) -> bytes:
+    """The protobuf bytes of a TimeSeriesPoint. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -930,8 +789,7 @@ def encode_time_series_point(message: TimeSeriesPoint) -> bytes:
                 w(SHORT[n] if n < 16384 else varint(n))
                 w(b)
             i = -1
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -943,8 +801,7 @@ def decode_time_series_point(data: bytes) -> TimeSeriesPoint:
 
 
 def _read_time_series_point(data: bytes, pos: int, end: int, depth: int, m: TimeSeriesPoint | None) -> TimeSeriesPoint:
-    if m is None:
-        m = TimeSeriesPoint()
+    if m is None: m = TimeSeriesPoint()
     kept: list[bytes] = []
     t = 0
     try:
@@ -954,35 +811,23 @@ def _read_time_series_point(data: bytes, pos: int, end: int, depth: int, m: Time
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
-                if pos > end:
-                    raise IndexError
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
+                if pos > end: raise IndexError
                 m.timestamp = read_timestamp(data, s, pos, m.timestamp)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
-                if pos > end:
-                    raise IndexError
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
+                if pos > end: raise IndexError
                 m.metrics = _read_metric_values(data, s, pos, depth + 1, m.metrics)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 26:
                 x3 = m.group.append
@@ -990,45 +835,34 @@ def _read_time_series_point(data: bytes, pos: int, end: int, depth: int, m: Time
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
-                    if pos > end:
-                        raise IndexError
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
+                    if pos > end: raise IndexError
                     x3(_read_group_key(data, s, pos, depth + 1, None))
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
-            if t in _TIME_SERIES_POINT_NAMES:
-                continue
+                if pos >= end: break
+            if t in _TIME_SERIES_POINT_NAMES: continue
             s = skip_field(data, pos, end, _TIME_SERIES_POINT_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _TIME_SERIES_POINT_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _TIME_SERIES_POINT_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_ANALYTICS_SUMMARY_NAMES = {10: ("total_cost", ""), 16: ("total_tokens", ""), 24: ("total_requests", ""), 34: ("average_cost_per_request", ""), 42: ("average_tokens_per_request", ""), 48: ("unpriced_requests", ""), 58: ("currency", "")}
+_ANALYTICS_SUMMARY_NAMES: dict[int, tuple[str, str]] = {10: ("total_cost", ""), 16: ("total_tokens", ""), 24: ("total_requests", ""), 34: ("average_cost_per_request", ""), 42: ("average_tokens_per_request", ""), 48: ("unpriced_requests", ""), 58: ("currency", "")}
 _ANALYTICS_SUMMARY_TAGS: frozenset[int] = frozenset([10, 16, 24, 34, 42, 48, 58])
 
 
-def encode_analytics_summary(message: AnalyticsSummary) -> bytes:
-    """The protobuf bytes of a AnalyticsSummary."""
-    m = message
+def encode_analytics_summary(m: AnalyticsSummary) -> bytes:
+    """The protobuf bytes of a AnalyticsSummary. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -1070,8 +904,7 @@ def encode_analytics_summary(message: AnalyticsSummary) -> bytes:
             n = len(b)
             w(_T3A[n] if n < 128 else b"\x3a" + varint(n))
             w(b)
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -1083,8 +916,7 @@ def decode_analytics_summary(data: bytes) -> AnalyticsSummary:
 
 
 def _read_analytics_summary(data: bytes, pos: int, end: int, depth: int, m: AnalyticsSummary | None) -> AnalyticsSummary:
-    if m is None:
-        m = AnalyticsSummary()
+    if m is None: m = AnalyticsSummary()
     kept: list[bytes] = []
     t = 0
     try:
@@ -1094,125 +926,89 @@ def _read_analytics_summary(data: bytes, pos: int, end: int, depth: int, m: Anal
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.total_cost = from_text(data[s:pos].decode() or "0")
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 16:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.total_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 24:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.total_requests = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 34:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.average_cost_per_request = from_text(data[s:pos].decode())
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 42:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.average_tokens_per_request = from_text(data[s:pos].decode())
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 48:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.unpriced_requests = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 58:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.currency = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-            if t in _ANALYTICS_SUMMARY_NAMES:
-                continue
+            if t in _ANALYTICS_SUMMARY_NAMES: continue
             s = skip_field(data, pos, end, _ANALYTICS_SUMMARY_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _ANALYTICS_SUMMARY_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _ANALYTICS_SUMMARY_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_ANALYTICS_NAMES = {10: ("time_series", "time_series"), 18: ("summary", ""), 24: ("interval", ""), 34: ("period_start", ""), 42: ("period_end", "")}
+_ANALYTICS_NAMES: dict[int, tuple[str, str]] = {10: ("time_series", "time_series"), 18: ("summary", ""), 24: ("interval", ""), 34: ("period_start", ""), 42: ("period_end", "")}
 _ANALYTICS_TAGS: frozenset[int] = frozenset([10, 18, 24, 34, 42])
 
 
-def encode_analytics(message: Analytics) -> bytes:
-    """The protobuf bytes of a Analytics."""
-    m = message
+def encode_analytics(m: Analytics) -> bytes:
+    """The protobuf bytes of a Analytics. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -1250,8 +1046,7 @@ def encode_analytics(message: Analytics) -> bytes:
             n = len(b)
             w(_T2A[n] if n < 128 else b"\x2a" + varint(n))
             w(b)
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -1263,8 +1058,7 @@ def decode_analytics(data: bytes) -> Analytics:
 
 
 def _read_analytics(data: bytes, pos: int, end: int, depth: int, m: Analytics | None) -> Analytics:
-    if m is None:
-        m = Analytics()
+    if m is None: m = Analytics()
     kept: list[bytes] = []
     t = 0
     try:
@@ -1276,109 +1070,76 @@ def _read_analytics(data: bytes, pos: int, end: int, depth: int, m: Analytics | 
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
-                    if pos > end:
-                        raise IndexError
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
+                    if pos > end: raise IndexError
                     x1(_read_time_series_point(data, s, pos, depth + 1, None))
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 18:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
-                if pos > end:
-                    raise IndexError
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
+                if pos > end: raise IndexError
                 m.summary = _read_analytics_summary(data, s, pos, depth + 1, m.summary)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 24:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.interval = _INTERVAL_MEMBERS.get(n) or read_enum(Interval, _INTERVAL_MEMBERS, n)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 34:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
-                if pos > end:
-                    raise IndexError
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
+                if pos > end: raise IndexError
                 m.period_start = read_timestamp(data, s, pos, m.period_start)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 42:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
-                if pos > end:
-                    raise IndexError
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
+                if pos > end: raise IndexError
                 m.period_end = read_timestamp(data, s, pos, m.period_end)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-            if t in _ANALYTICS_NAMES:
-                continue
+            if t in _ANALYTICS_NAMES: continue
             s = skip_field(data, pos, end, _ANALYTICS_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _ANALYTICS_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _ANALYTICS_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_GET_ANALYTICS_RESPONSE_NAMES = {10: ("data", ""), 18: ("meta", "")}
+_GET_ANALYTICS_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _GET_ANALYTICS_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
 
 
-def encode_get_analytics_response(message: GetAnalyticsResponse) -> bytes:
-    """The protobuf bytes of a GetAnalyticsResponse."""
-    m = message
+def encode_get_analytics_response(m: GetAnalyticsResponse) -> bytes:
+    """The protobuf bytes of a GetAnalyticsResponse. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -1398,8 +1159,7 @@ def encode_get_analytics_response(message: GetAnalyticsResponse) -> bytes:
             w(b"\x12")
             w(SHORT[n] if n < 16384 else varint(n))
             w(b)
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -1411,8 +1171,7 @@ def decode_get_analytics_response(data: bytes) -> GetAnalyticsResponse:
 
 
 def _read_get_analytics_response(data: bytes, pos: int, end: int, depth: int, m: GetAnalyticsResponse | None) -> GetAnalyticsResponse:
-    if m is None:
-        m = GetAnalyticsResponse()
+    if m is None: m = GetAnalyticsResponse()
     kept: list[bytes] = []
     t = 0
     try:
@@ -1422,60 +1181,44 @@ def _read_get_analytics_response(data: bytes, pos: int, end: int, depth: int, m:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
-                if pos > end:
-                    raise IndexError
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
+                if pos > end: raise IndexError
                 m.data = _read_analytics(data, s, pos, depth + 1, m.data)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
-                if pos > end:
-                    raise IndexError
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
+                if pos > end: raise IndexError
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-            if t in _GET_ANALYTICS_RESPONSE_NAMES:
-                continue
+            if t in _GET_ANALYTICS_RESPONSE_NAMES: continue
             s = skip_field(data, pos, end, _GET_ANALYTICS_RESPONSE_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _GET_ANALYTICS_RESPONSE_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _GET_ANALYTICS_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_COST_LINE_NAMES = {10: ("meter", ""), 18: ("quantity", ""), 26: ("unit_price", ""), 32: ("per", ""), 42: ("multiplier", ""), 50: ("cost", ""), 56: ("priced", ""), 66: ("rate_meter", "")}
+_COST_LINE_NAMES: dict[int, tuple[str, str]] = {10: ("meter", ""), 18: ("quantity", ""), 26: ("unit_price", ""), 32: ("per", ""), 42: ("multiplier", ""), 50: ("cost", ""), 56: ("priced", ""), 66: ("rate_meter", "")}
 _COST_LINE_TAGS: frozenset[int] = frozenset([10, 18, 26, 32, 42, 50, 56, 66])
 
 
-def encode_cost_line(message: CostLine) -> bytes:
-    """The protobuf bytes of a CostLine."""
-    m = message
+def encode_cost_line(m: CostLine) -> bytes:
+    """The protobuf bytes of a CostLine. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -1524,8 +1267,7 @@ def encode_cost_line(message: CostLine) -> bytes:
             n = len(b)
             w(_T42[n] if n < 128 else b"\x42" + varint(n))
             w(b)
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -1537,8 +1279,7 @@ def decode_cost_line(data: bytes) -> CostLine:
 
 
 def _read_cost_line(data: bytes, pos: int, end: int, depth: int, m: CostLine | None) -> CostLine:
-    if m is None:
-        m = CostLine()
+    if m is None: m = CostLine()
     kept: list[bytes] = []
     t = 0
     try:
@@ -1548,142 +1289,100 @@ def _read_cost_line(data: bytes, pos: int, end: int, depth: int, m: CostLine | N
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.meter = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.quantity = from_text(data[s:pos].decode() or "0")
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 26:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.unit_price = from_text(data[s:pos].decode())
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 32:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.per = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 42:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.multiplier = from_text(data[s:pos].decode() or "0")
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 50:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.cost = from_text(data[s:pos].decode() or "0")
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 56:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.priced = n != 0
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 66:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.rate_meter = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-            if t in _COST_LINE_NAMES:
-                continue
+            if t in _COST_LINE_NAMES: continue
             s = skip_field(data, pos, end, _COST_LINE_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _COST_LINE_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _COST_LINE_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_COST_RECORD_NAMES = {10: ("id", ""), 18: ("usage_id", ""), 24: ("revision", ""), 32: ("status", ""), 42: ("currency", ""), 50: ("total_cost", ""), 58: ("input_cost", ""), 66: ("output_cost", ""), 74: ("other_cost", ""), 82: ("lines", "lines"), 90: ("rate_card_id", ""), 96: ("rate_card_version", ""), 106: ("fallback_dimensions", "fallback_dimensions"), 114: ("cache_savings", ""), 122: ("calculator_version", ""), 258: ("calculated_at", ""), 266: ("origin_version", "")}
+_COST_RECORD_NAMES: dict[int, tuple[str, str]] = {10: ("id", ""), 18: ("usage_id", ""), 24: ("revision", ""), 32: ("status", ""), 42: ("currency", ""), 50: ("total_cost", ""), 58: ("input_cost", ""), 66: ("output_cost", ""), 74: ("other_cost", ""), 82: ("lines", "lines"), 90: ("rate_card_id", ""), 96: ("rate_card_version", ""), 106: ("fallback_dimensions", "fallback_dimensions"), 114: ("cache_savings", ""), 122: ("calculator_version", ""), 258: ("calculated_at", ""), 266: ("origin_version", "")}
 _COST_RECORD_TAGS: frozenset[int] = frozenset([10, 18, 24, 32, 42, 50, 58, 66, 74, 82, 90, 96, 106, 114, 122, 130, 138])
 
 
-def encode_cost_record(message: CostRecord) -> bytes:
-    """The protobuf bytes of a CostRecord."""
-    m = message
+def encode_cost_record(m: CostRecord) -> bytes:
+    """The protobuf bytes of a CostRecord. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -1790,8 +1489,7 @@ def encode_cost_record(message: CostRecord) -> bytes:
             n = len(b)
             w(_T8A01[n] if n < 128 else b"\x8a\x01" + varint(n))
             w(b)
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -1803,8 +1501,7 @@ def decode_cost_record(data: bytes) -> CostRecord:
 
 
 def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord | None) -> CostRecord:
-    if m is None:
-        m = CostRecord()
+    if m is None: m = CostRecord()
     kept: list[bytes] = []
     t = 0
     try:
@@ -1814,132 +1511,89 @@ def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.id = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.usage_id = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 24:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.revision = n if n < 0x80000000 else to_int32(n)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 32:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.status = _COST_STATUS_MEMBERS.get(n) or read_enum(CostStatus, _COST_STATUS_MEMBERS, n)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 42:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.currency = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 50:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.total_cost = from_text(data[s:pos].decode())
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 58:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.input_cost = from_text(data[s:pos].decode())
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 66:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.output_cost = from_text(data[s:pos].decode())
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 74:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.other_cost = from_text(data[s:pos].decode())
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 82:
                 x10 = m.lines.append
@@ -1947,48 +1601,32 @@ def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
-                    if pos > end:
-                        raise IndexError
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
+                    if pos > end: raise IndexError
                     x10(_read_cost_line(data, s, pos, depth + 1, None))
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 90:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.rate_card_id = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 96:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.rate_card_version = n if n < 0x80000000 else to_int32(n)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 106:
                 x13 = m.fallback_dimensions.append
@@ -1996,111 +1634,77 @@ def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
                     x13(data[s:pos].decode())
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 114:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.cache_savings = from_text(data[s:pos].decode())
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 122:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.calculator_version = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-            if t > 127:
-                t += data[pos + 1] << 7
+            if t > 127: t += data[pos + 1] << 7
             if t == 258:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
-                if pos > end:
-                    raise IndexError
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
+                if pos > end: raise IndexError
                 m.calculated_at = read_timestamp(data, s, pos, m.calculated_at)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
+                if t > 127: t += data[pos + 1] << 7
             if t == 266:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.origin_version = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
-            if t in _COST_RECORD_NAMES:
-                continue
+                if t > 127: t += data[pos + 1] << 7
+            if t in _COST_RECORD_NAMES: continue
             s = skip_field(data, pos, end, _COST_RECORD_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _COST_RECORD_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _COST_RECORD_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_GROUP_KEY_NAMES = {10: ("dimension", ""), 18: ("value", "")}
+_GROUP_KEY_NAMES: dict[int, tuple[str, str]] = {10: ("dimension", ""), 18: ("value", "")}
 _GROUP_KEY_TAGS: frozenset[int] = frozenset([10, 18])
 
 
-def encode_group_key(message: GroupKey) -> bytes:
-    """The protobuf bytes of a GroupKey."""
-    m = message
+def encode_group_key(m: GroupKey) -> bytes:
+    """The protobuf bytes of a GroupKey. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -2118,8 +1722,7 @@ def encode_group_key(message: GroupKey) -> bytes:
             n = len(b)
             w(_T12[n] if n < 128 else b"\x12" + varint(n))
             w(b)
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -2131,8 +1734,7 @@ def decode_group_key(data: bytes) -> GroupKey:
 
 
 def _read_group_key(data: bytes, pos: int, end: int, depth: int, m: GroupKey | None) -> GroupKey:
-    if m is None:
-        m = GroupKey()
+    if m is None: m = GroupKey()
     kept: list[bytes] = []
     t = 0
     try:
@@ -2142,56 +1744,42 @@ def _read_group_key(data: bytes, pos: int, end: int, depth: int, m: GroupKey | N
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.dimension = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.value = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-            if t in _GROUP_KEY_NAMES:
-                continue
+            if t in _GROUP_KEY_NAMES: continue
             s = skip_field(data, pos, end, _GROUP_KEY_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _GROUP_KEY_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _GROUP_KEY_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_GET_COST_SUMMARY_REQUEST_NAMES = {10: ("organization_id", "organization_id"), 18: ("provider", "provider"), 26: ("model_id", "model_id"), 34: ("project_id", "project_id"), 42: ("user_id", "user_id"), 50: ("tag", "tag"), 58: ("label", ""), 66: ("start_date", ""), 74: ("end_date", ""), 82: ("time_zone", ""), 90: ("group_by", "group_by"), 98: ("currency", "")}
+_GET_COST_SUMMARY_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("organization_id", "organization_id"), 18: ("provider", "provider"), 26: ("model_id", "model_id"), 34: ("project_id", "project_id"), 42: ("user_id", "user_id"), 50: ("tag", "tag"), 58: ("label", ""), 66: ("start_date", ""), 74: ("end_date", ""), 82: ("time_zone", ""), 90: ("group_by", "group_by"), 98: ("currency", "")}
 _GET_COST_SUMMARY_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 50, 58, 66, 74, 82, 90, 98])
 
 
-def encode_get_cost_summary_request(message: GetCostSummaryRequest) -> bytes:
-    """The protobuf bytes of a GetCostSummaryRequest."""
-    m = message
+def encode_get_cost_summary_request(m: GetCostSummaryRequest) -> bytes:
+    """The protobuf bytes of a GetCostSummaryRequest. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -2290,8 +1878,7 @@ def encode_get_cost_summary_request(message: GetCostSummaryRequest) -> bytes:
             n = len(b)
             w(_T62[n] if n < 128 else b"\x62" + varint(n))
             w(b)
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -2303,8 +1890,7 @@ def decode_get_cost_summary_request(data: bytes) -> GetCostSummaryRequest:
 
 
 def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, m: GetCostSummaryRequest | None) -> GetCostSummaryRequest:
-    if m is None:
-        m = GetCostSummaryRequest()
+    if m is None: m = GetCostSummaryRequest()
     kept: list[bytes] = []
     t = 0
     try:
@@ -2316,221 +1902,153 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
                     x1(data[s:pos].decode())
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 18:
                 x2 = m.provider.append
                 while t == 18:
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
                     x2(data[s:pos].decode())
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 26:
                 x3 = m.model_id.append
                 while t == 26:
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
                     x3(data[s:pos].decode())
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 34:
                 x4 = m.project_id.append
                 while t == 34:
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
                     x4(data[s:pos].decode())
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 42:
                 x5 = m.user_id.append
                 while t == 42:
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
                     x5(data[s:pos].decode())
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 50:
                 x6 = m.tag.append
                 while t == 50:
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
                     x6(data[s:pos].decode())
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 58:
                 x7 = m.label
                 while t == 58:
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
                     d, s, r = data, pos, pos + n
                     pos = r
-                    if pos > end:
-                        raise IndexError
+                    if pos > end: raise IndexError
                     k7 = ""
                     v7 = ""
                     while s < r:
-                        t = d[s]
-                        if t == 10:
+                        u = d[s]
+                        if u == 10:
                             n = d[s + 1]
                             s += 2
                             if n > 127:
-                                c = d[s]
-                                s += 1
-                                n += (c << 7) - 128
-                                if c > 127:
-                                    n, s = read_more(d, s, n)
-                            q = s
-                            s += n
+                                c = d[s]; s += 1; n += (c << 7) - 128
+                                if c > 127: n, s = read_more(d, s, n)
+                            q = s; s += n
                             k7 = d[q:s].decode()
-                            if s >= r:
-                                break
-                            t = d[s]
-                        if t == 18:
+                            if s >= r: break
+                            u = d[s]
+                        if u == 18:
                             n = d[s + 1]
                             s += 2
                             if n > 127:
-                                c = d[s]
-                                s += 1
-                                n += (c << 7) - 128
-                                if c > 127:
-                                    n, s = read_more(d, s, n)
-                            q = s
-                            s += n
+                                c = d[s]; s += 1; n += (c << 7) - 128
+                                if c > 127: n, s = read_more(d, s, n)
+                            q = s; s += n
                             v7 = d[q:s].decode()
-                            if s >= r:
-                                break
-                            t = d[s]
-                        if t not in (10, 18,):
-                            q = skip_field(d, s, r, (10, 18,))
+                            if s >= r: break
+                            u = d[s]
+                        if u not in (10, 18):
+                            q = skip_field(d, s, r, (10, 18))
                             if q < 0:
-                                d = respell(d, s, r, (10, 18,))
+                                d = respell(d, s, r, (10, 18))
                                 q, r = 0, len(d)
                             s = q
-                    if s != r:
-                        raise IndexError
+                    if s != r: raise IndexError
                     x7[k7] = v7
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 66:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.start_date = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 74:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.end_date = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 82:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.time_zone = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 90:
                 x11 = m.group_by.append
@@ -2538,58 +2056,43 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
                     x11(data[s:pos].decode())
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 98:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.currency = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-            if t in _GET_COST_SUMMARY_REQUEST_NAMES:
-                continue
+            if t in _GET_COST_SUMMARY_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _GET_COST_SUMMARY_REQUEST_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _GET_COST_SUMMARY_REQUEST_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _GET_COST_SUMMARY_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_COST_GROUP_NAMES = {10: ("dimension", ""), 18: ("value", ""), 26: ("cost", ""), 32: ("tokens", ""), 40: ("requests", ""), 50: ("keys", "keys"), 56: ("input_tokens", ""), 64: ("output_tokens", ""), 72: ("cached_tokens", ""), 80: ("unpriced_requests", "")}
+_COST_GROUP_NAMES: dict[int, tuple[str, str]] = {10: ("dimension", ""), 18: ("value", ""), 26: ("cost", ""), 32: ("tokens", ""), 40: ("requests", ""), 50: ("keys", "keys"), 56: ("input_tokens", ""), 64: ("output_tokens", ""), 72: ("cached_tokens", ""), 80: ("unpriced_requests", "")}
 _COST_GROUP_TAGS: frozenset[int] = frozenset([10, 18, 26, 32, 40, 50, 56, 64, 72, 80])
 
 
-def encode_cost_group(message: CostGroup) -> bytes:
-    """The protobuf bytes of a CostGroup."""
-    m = message
+def encode_cost_group(m: CostGroup) -> bytes:
+    """The protobuf bytes of a CostGroup. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -2646,8 +2149,7 @@ def encode_cost_group(message: CostGroup) -> bytes:
             at = "unpriced_requests"
             w(b"\x50")
             w(SHORT[v10] if 0 <= v10 < 16384 else int64(v10))
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -2659,8 +2161,7 @@ def decode_cost_group(data: bytes) -> CostGroup:
 
 
 def _read_cost_group(data: bytes, pos: int, end: int, depth: int, m: CostGroup | None) -> CostGroup:
-    if m is None:
-        m = CostGroup()
+    if m is None: m = CostGroup()
     kept: list[bytes] = []
     t = 0
     try:
@@ -2670,72 +2171,49 @@ def _read_cost_group(data: bytes, pos: int, end: int, depth: int, m: CostGroup |
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.dimension = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.value = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 26:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.cost = from_text(data[s:pos].decode() or "0")
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 32:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 40:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.requests = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 50:
                 x6 = m.keys.append
@@ -2743,97 +2221,70 @@ def _read_cost_group(data: bytes, pos: int, end: int, depth: int, m: CostGroup |
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
-                    if pos > end:
-                        raise IndexError
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
+                    if pos > end: raise IndexError
                     x6(_read_group_key(data, s, pos, depth + 1, None))
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 56:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.input_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 64:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.output_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 72:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.cached_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 80:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.unpriced_requests = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-            if t in _COST_GROUP_NAMES:
-                continue
+            if t in _COST_GROUP_NAMES: continue
             s = skip_field(data, pos, end, _COST_GROUP_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _COST_GROUP_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _COST_GROUP_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_CURRENCY_TOTAL_NAMES = {10: ("currency", ""), 18: ("cost", ""), 24: ("requests", "")}
+_CURRENCY_TOTAL_NAMES: dict[int, tuple[str, str]] = {10: ("currency", ""), 18: ("cost", ""), 24: ("requests", "")}
 _CURRENCY_TOTAL_TAGS: frozenset[int] = frozenset([10, 18, 24])
 
 
-def encode_currency_total(message: CurrencyTotal) -> bytes:
-    """The protobuf bytes of a CurrencyTotal."""
-    m = message
+def encode_currency_total(m: CurrencyTotal) -> bytes:
+    """The protobuf bytes of a CurrencyTotal. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -2855,8 +2306,7 @@ def encode_currency_total(message: CurrencyTotal) -> bytes:
             at = "requests"
             w(b"\x18")
             w(SHORT[v3] if 0 <= v3 < 16384 else int64(v3))
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -2868,8 +2318,7 @@ def decode_currency_total(data: bytes) -> CurrencyTotal:
 
 
 def _read_currency_total(data: bytes, pos: int, end: int, depth: int, m: CurrencyTotal | None) -> CurrencyTotal:
-    if m is None:
-        m = CurrencyTotal()
+    if m is None: m = CurrencyTotal()
     kept: list[bytes] = []
     t = 0
     try:
@@ -2879,69 +2328,51 @@ def _read_currency_total(data: bytes, pos: int, end: int, depth: int, m: Currenc
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.currency = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.cost = from_text(data[s:pos].decode() or "0")
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 24:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.requests = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-            if t in _CURRENCY_TOTAL_NAMES:
-                continue
+            if t in _CURRENCY_TOTAL_NAMES: continue
             s = skip_field(data, pos, end, _CURRENCY_TOTAL_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _CURRENCY_TOTAL_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _CURRENCY_TOTAL_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_COST_SUMMARY_NAMES = {10: ("total_cost", ""), 18: ("currency", ""), 24: ("total_tokens", ""), 32: ("total_requests", ""), 42: ("period_start", ""), 50: ("period_end", ""), 58: ("breakdown", "breakdown"), 64: ("additive", ""), 72: ("unpriced_requests", ""), 82: ("other_currencies", "other_currencies")}
+_COST_SUMMARY_NAMES: dict[int, tuple[str, str]] = {10: ("total_cost", ""), 18: ("currency", ""), 24: ("total_tokens", ""), 32: ("total_requests", ""), 42: ("period_start", ""), 50: ("period_end", ""), 58: ("breakdown", "breakdown"), 64: ("additive", ""), 72: ("unpriced_requests", ""), 82: ("other_currencies", "other_currencies")}
 _COST_SUMMARY_TAGS: frozenset[int] = frozenset([10, 18, 24, 32, 42, 50, 58, 64, 72, 82])
 
 
-def encode_cost_summary(message: CostSummary) -> bytes:
-    """The protobuf bytes of a CostSummary."""
-    m = message
+def encode_cost_summary(m: CostSummary) -> bytes:
+    """The protobuf bytes of a CostSummary. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -3004,8 +2435,7 @@ def encode_cost_summary(message: CostSummary) -> bytes:
                 w(SHORT[n] if n < 16384 else varint(n))
                 w(b)
             i = -1
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -3017,8 +2447,7 @@ def decode_cost_summary(data: bytes) -> CostSummary:
 
 
 def _read_cost_summary(data: bytes, pos: int, end: int, depth: int, m: CostSummary | None) -> CostSummary:
-    if m is None:
-        m = CostSummary()
+    if m is None: m = CostSummary()
     kept: list[bytes] = []
     t = 0
     try:
@@ -3028,91 +2457,61 @@ def _read_cost_summary(data: bytes, pos: int, end: int, depth: int, m: CostSumma
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.total_cost = from_text(data[s:pos].decode() or "0")
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.currency = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 24:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.total_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 32:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.total_requests = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 42:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
-                if pos > end:
-                    raise IndexError
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
+                if pos > end: raise IndexError
                 m.period_start = read_timestamp(data, s, pos, m.period_start)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 50:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
-                if pos > end:
-                    raise IndexError
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
+                if pos > end: raise IndexError
                 m.period_end = read_timestamp(data, s, pos, m.period_end)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 58:
                 x7 = m.breakdown.append
@@ -3120,46 +2519,31 @@ def _read_cost_summary(data: bytes, pos: int, end: int, depth: int, m: CostSumma
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
-                    if pos > end:
-                        raise IndexError
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
+                    if pos > end: raise IndexError
                     x7(_read_cost_group(data, s, pos, depth + 1, None))
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 64:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.additive = n != 0
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 72:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.unpriced_requests = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 82:
                 x10 = m.other_currencies.append
@@ -3167,45 +2551,34 @@ def _read_cost_summary(data: bytes, pos: int, end: int, depth: int, m: CostSumma
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
-                    if pos > end:
-                        raise IndexError
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
+                    if pos > end: raise IndexError
                     x10(_read_currency_total(data, s, pos, depth + 1, None))
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
-            if t in _COST_SUMMARY_NAMES:
-                continue
+                if pos >= end: break
+            if t in _COST_SUMMARY_NAMES: continue
             s = skip_field(data, pos, end, _COST_SUMMARY_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _COST_SUMMARY_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _COST_SUMMARY_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_GET_COST_SUMMARY_RESPONSE_NAMES = {10: ("data", ""), 18: ("meta", "")}
+_GET_COST_SUMMARY_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _GET_COST_SUMMARY_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
 
 
-def encode_get_cost_summary_response(message: GetCostSummaryResponse) -> bytes:
-    """The protobuf bytes of a GetCostSummaryResponse."""
-    m = message
+def encode_get_cost_summary_response(m: GetCostSummaryResponse) -> bytes:
+    """The protobuf bytes of a GetCostSummaryResponse. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -3225,8 +2598,7 @@ def encode_get_cost_summary_response(message: GetCostSummaryResponse) -> bytes:
             w(b"\x12")
             w(SHORT[n] if n < 16384 else varint(n))
             w(b)
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -3238,8 +2610,7 @@ def decode_get_cost_summary_response(data: bytes) -> GetCostSummaryResponse:
 
 
 def _read_get_cost_summary_response(data: bytes, pos: int, end: int, depth: int, m: GetCostSummaryResponse | None) -> GetCostSummaryResponse:
-    if m is None:
-        m = GetCostSummaryResponse()
+    if m is None: m = GetCostSummaryResponse()
     kept: list[bytes] = []
     t = 0
     try:
@@ -3249,60 +2620,44 @@ def _read_get_cost_summary_response(data: bytes, pos: int, end: int, depth: int,
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
-                if pos > end:
-                    raise IndexError
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
+                if pos > end: raise IndexError
                 m.data = _read_cost_summary(data, s, pos, depth + 1, m.data)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
-                if pos > end:
-                    raise IndexError
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
+                if pos > end: raise IndexError
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-            if t in _GET_COST_SUMMARY_RESPONSE_NAMES:
-                continue
+            if t in _GET_COST_SUMMARY_RESPONSE_NAMES: continue
             s = skip_field(data, pos, end, _GET_COST_SUMMARY_RESPONSE_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _GET_COST_SUMMARY_RESPONSE_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _GET_COST_SUMMARY_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_COMPONENT_HEALTH_NAMES = {10: ("name", ""), 16: ("status", ""), 26: ("message", "")}
+_COMPONENT_HEALTH_NAMES: dict[int, tuple[str, str]] = {10: ("name", ""), 16: ("status", ""), 26: ("message", "")}
 _COMPONENT_HEALTH_TAGS: frozenset[int] = frozenset([10, 16, 26])
 
 
-def encode_component_health(message: ComponentHealth) -> bytes:
-    """The protobuf bytes of a ComponentHealth."""
-    m = message
+def encode_component_health(m: ComponentHealth) -> bytes:
+    """The protobuf bytes of a ComponentHealth. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -3324,8 +2679,7 @@ def encode_component_health(message: ComponentHealth) -> bytes:
             n = len(b)
             w(_T1A[n] if n < 128 else b"\x1a" + varint(n))
             w(b)
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -3337,8 +2691,7 @@ def decode_component_health(data: bytes) -> ComponentHealth:
 
 
 def _read_component_health(data: bytes, pos: int, end: int, depth: int, m: ComponentHealth | None) -> ComponentHealth:
-    if m is None:
-        m = ComponentHealth()
+    if m is None: m = ComponentHealth()
     kept: list[bytes] = []
     t = 0
     try:
@@ -3348,76 +2701,57 @@ def _read_component_health(data: bytes, pos: int, end: int, depth: int, m: Compo
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.name = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 16:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.status = _HEALTH_STATUS_MEMBERS.get(n) or read_enum(HealthStatus, _HEALTH_STATUS_MEMBERS, n)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 26:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.message = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-            if t in _COMPONENT_HEALTH_NAMES:
-                continue
+            if t in _COMPONENT_HEALTH_NAMES: continue
             s = skip_field(data, pos, end, _COMPONENT_HEALTH_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _COMPONENT_HEALTH_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _COMPONENT_HEALTH_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
 _GET_HEALTH_REQUEST_NAMES: dict[int, tuple[str, str]] = {}
 _GET_HEALTH_REQUEST_TAGS: frozenset[int] = frozenset([])
 
 
-def encode_get_health_request(message: GetHealthRequest) -> bytes:
-    """The protobuf bytes of a GetHealthRequest."""
-    m = message
+def encode_get_health_request(m: GetHealthRequest) -> bytes:
+    """The protobuf bytes of a GetHealthRequest. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
     i = -1
     try:
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -3429,37 +2763,32 @@ def decode_get_health_request(data: bytes) -> GetHealthRequest:
 
 
 def _read_get_health_request(data: bytes, pos: int, end: int, depth: int, m: GetHealthRequest | None) -> GetHealthRequest:
-    if m is None:
-        m = GetHealthRequest()
+    if m is None: m = GetHealthRequest()
     kept: list[bytes] = []
     t = 0
     try:
         while pos < end:
             t = data[pos]
-            if t in _GET_HEALTH_REQUEST_NAMES:
-                continue
+            if t in _GET_HEALTH_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _GET_HEALTH_REQUEST_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _GET_HEALTH_REQUEST_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _GET_HEALTH_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_GET_HEALTH_RESPONSE_NAMES = {8: ("status", ""), 18: ("version", ""), 25: ("uptime_seconds", ""), 34: ("components", "components")}
+_GET_HEALTH_RESPONSE_NAMES: dict[int, tuple[str, str]] = {8: ("status", ""), 18: ("version", ""), 25: ("uptime_seconds", ""), 34: ("components", "components")}
 _GET_HEALTH_RESPONSE_TAGS: frozenset[int] = frozenset([8, 18, 25, 34])
 
 
-def encode_get_health_response(message: GetHealthResponse) -> bytes:
-    """The protobuf bytes of a GetHealthResponse."""
-    m = message
+def encode_get_health_response(m: GetHealthResponse) -> bytes:
+    """The protobuf bytes of a GetHealthResponse. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -3477,8 +2806,7 @@ def encode_get_health_response(message: GetHealthResponse) -> bytes:
             w(b)
         at = "uptime_seconds"
         b = DOUBLE.pack(m.uptime_seconds)
-        if b != bytes(8):
-            w(b"\x19" + b)
+        if b != b"\x00\x00\x00\x00\x00\x00\x00\x00": w(b"\x19" + b)
         if v4 := m.components:
             at = "components"
             for i, x4 in enumerate(v4):
@@ -3488,8 +2816,7 @@ def encode_get_health_response(message: GetHealthResponse) -> bytes:
                 w(SHORT[n] if n < 16384 else varint(n))
                 w(b)
             i = -1
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -3501,8 +2828,7 @@ def decode_get_health_response(data: bytes) -> GetHealthResponse:
 
 
 def _read_get_health_response(data: bytes, pos: int, end: int, depth: int, m: GetHealthResponse | None) -> GetHealthResponse:
-    if m is None:
-        m = GetHealthResponse()
+    if m is None: m = GetHealthResponse()
     kept: list[bytes] = []
     t = 0
     try:
@@ -3512,35 +2838,25 @@ def _read_get_health_response(data: bytes, pos: int, end: int, depth: int, m: Ge
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.status = _HEALTH_STATUS_MEMBERS.get(n) or read_enum(HealthStatus, _HEALTH_STATUS_MEMBERS, n)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.version = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 25:
                 pos += 9
                 m.uptime_seconds = DOUBLE.unpack_from(data, pos - 8)[0]
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 34:
                 x4 = m.components.append
@@ -3548,52 +2864,40 @@ def _read_get_health_response(data: bytes, pos: int, end: int, depth: int, m: Ge
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
-                    if pos > end:
-                        raise IndexError
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
+                    if pos > end: raise IndexError
                     x4(_read_component_health(data, s, pos, depth + 1, None))
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
-            if t in _GET_HEALTH_RESPONSE_NAMES:
-                continue
+                if pos >= end: break
+            if t in _GET_HEALTH_RESPONSE_NAMES: continue
             s = skip_field(data, pos, end, _GET_HEALTH_RESPONSE_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _GET_HEALTH_RESPONSE_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _GET_HEALTH_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
 _GET_READINESS_REQUEST_NAMES: dict[int, tuple[str, str]] = {}
 _GET_READINESS_REQUEST_TAGS: frozenset[int] = frozenset([])
 
 
-def encode_get_readiness_request(message: GetReadinessRequest) -> bytes:
-    """The protobuf bytes of a GetReadinessRequest."""
-    m = message
+def encode_get_readiness_request(m: GetReadinessRequest) -> bytes:
+    """The protobuf bytes of a GetReadinessRequest. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
     i = -1
     try:
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -3605,37 +2909,32 @@ def decode_get_readiness_request(data: bytes) -> GetReadinessRequest:
 
 
 def _read_get_readiness_request(data: bytes, pos: int, end: int, depth: int, m: GetReadinessRequest | None) -> GetReadinessRequest:
-    if m is None:
-        m = GetReadinessRequest()
+    if m is None: m = GetReadinessRequest()
     kept: list[bytes] = []
     t = 0
     try:
         while pos < end:
             t = data[pos]
-            if t in _GET_READINESS_REQUEST_NAMES:
-                continue
+            if t in _GET_READINESS_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _GET_READINESS_REQUEST_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _GET_READINESS_REQUEST_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _GET_READINESS_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_GET_READINESS_RESPONSE_NAMES = {8: ("status", ""), 18: ("version", ""), 25: ("uptime_seconds", ""), 34: ("components", "components")}
+_GET_READINESS_RESPONSE_NAMES: dict[int, tuple[str, str]] = {8: ("status", ""), 18: ("version", ""), 25: ("uptime_seconds", ""), 34: ("components", "components")}
 _GET_READINESS_RESPONSE_TAGS: frozenset[int] = frozenset([8, 18, 25, 34])
 
 
-def encode_get_readiness_response(message: GetReadinessResponse) -> bytes:
-    """The protobuf bytes of a GetReadinessResponse."""
-    m = message
+def encode_get_readiness_response(m: GetReadinessResponse) -> bytes:
+    """The protobuf bytes of a GetReadinessResponse. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -3653,8 +2952,7 @@ def encode_get_readiness_response(message: GetReadinessResponse) -> bytes:
             w(b)
         at = "uptime_seconds"
         b = DOUBLE.pack(m.uptime_seconds)
-        if b != bytes(8):
-            w(b"\x19" + b)
+        if b != b"\x00\x00\x00\x00\x00\x00\x00\x00": w(b"\x19" + b)
         if v4 := m.components:
             at = "components"
             for i, x4 in enumerate(v4):
@@ -3664,8 +2962,7 @@ def encode_get_readiness_response(message: GetReadinessResponse) -> bytes:
                 w(SHORT[n] if n < 16384 else varint(n))
                 w(b)
             i = -1
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -3677,8 +2974,7 @@ def decode_get_readiness_response(data: bytes) -> GetReadinessResponse:
 
 
 def _read_get_readiness_response(data: bytes, pos: int, end: int, depth: int, m: GetReadinessResponse | None) -> GetReadinessResponse:
-    if m is None:
-        m = GetReadinessResponse()
+    if m is None: m = GetReadinessResponse()
     kept: list[bytes] = []
     t = 0
     try:
@@ -3688,35 +2984,25 @@ def _read_get_readiness_response(data: bytes, pos: int, end: int, depth: int, m:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.status = _HEALTH_STATUS_MEMBERS.get(n) or read_enum(HealthStatus, _HEALTH_STATUS_MEMBERS, n)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.version = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 25:
                 pos += 9
                 m.uptime_seconds = DOUBLE.unpack_from(data, pos - 8)[0]
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 34:
                 x4 = m.components.append
@@ -3724,45 +3010,34 @@ def _read_get_readiness_response(data: bytes, pos: int, end: int, depth: int, m:
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
-                    if pos > end:
-                        raise IndexError
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
+                    if pos > end: raise IndexError
                     x4(_read_component_health(data, s, pos, depth + 1, None))
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
-            if t in _GET_READINESS_RESPONSE_NAMES:
-                continue
+                if pos >= end: break
+            if t in _GET_READINESS_RESPONSE_NAMES: continue
             s = skip_field(data, pos, end, _GET_READINESS_RESPONSE_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _GET_READINESS_RESPONSE_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _GET_READINESS_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_PAGINATION_NAMES = {8: ("page", ""), 16: ("page_size", ""), 24: ("per_page", ""), 32: ("total_items", ""), 40: ("total_pages", ""), 48: ("has_next", ""), 56: ("has_prev", ""), 66: ("next_cursor", "")}
+_PAGINATION_NAMES: dict[int, tuple[str, str]] = {8: ("page", ""), 16: ("page_size", ""), 24: ("per_page", ""), 32: ("total_items", ""), 40: ("total_pages", ""), 48: ("has_next", ""), 56: ("has_prev", ""), 66: ("next_cursor", "")}
 _PAGINATION_TAGS: frozenset[int] = frozenset([8, 16, 24, 32, 40, 48, 56, 66])
 
 
-def encode_pagination(message: Pagination) -> bytes:
-    """The protobuf bytes of a Pagination."""
-    m = message
+def encode_pagination(m: Pagination) -> bytes:
+    """The protobuf bytes of a Pagination. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -3800,8 +3075,7 @@ def encode_pagination(message: Pagination) -> bytes:
             n = len(b)
             w(_T42[n] if n < 128 else b"\x42" + varint(n))
             w(b)
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -3813,8 +3087,7 @@ def decode_pagination(data: bytes) -> Pagination:
 
 
 def _read_pagination(data: bytes, pos: int, end: int, depth: int, m: Pagination | None) -> Pagination:
-    if m is None:
-        m = Pagination()
+    if m is None: m = Pagination()
     kept: list[bytes] = []
     t = 0
     try:
@@ -3824,132 +3097,95 @@ def _read_pagination(data: bytes, pos: int, end: int, depth: int, m: Pagination 
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.page = n if n < 0x80000000 else to_int32(n)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 16:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.page_size = n if n < 0x80000000 else to_int32(n)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 24:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.per_page = n if n < 0x80000000 else to_int32(n)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 32:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.total_items = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 40:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.total_pages = n if n < 0x80000000 else to_int32(n)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 48:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.has_next = n != 0
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 56:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.has_prev = n != 0
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 66:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.next_cursor = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-            if t in _PAGINATION_NAMES:
-                continue
+            if t in _PAGINATION_NAMES: continue
             s = skip_field(data, pos, end, _PAGINATION_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _PAGINATION_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _PAGINATION_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_RESPONSE_META_NAMES = {10: ("request_id", "")}
+_RESPONSE_META_NAMES: dict[int, tuple[str, str]] = {10: ("request_id", "")}
 _RESPONSE_META_TAGS: frozenset[int] = frozenset([10])
 
 
-def encode_response_meta(message: ResponseMeta) -> bytes:
-    """The protobuf bytes of a ResponseMeta."""
-    m = message
+def encode_response_meta(m: ResponseMeta) -> bytes:
+    """The protobuf bytes of a ResponseMeta. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -3961,8 +3197,7 @@ def encode_response_meta(message: ResponseMeta) -> bytes:
             n = len(b)
             w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
             w(b)
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -3974,8 +3209,7 @@ def decode_response_meta(data: bytes) -> ResponseMeta:
 
 
 def _read_response_meta(data: bytes, pos: int, end: int, depth: int, m: ResponseMeta | None) -> ResponseMeta:
-    if m is None:
-        m = ResponseMeta()
+    if m is None: m = ResponseMeta()
     kept: list[bytes] = []
     t = 0
     try:
@@ -3985,41 +3219,32 @@ def _read_response_meta(data: bytes, pos: int, end: int, depth: int, m: Response
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.request_id = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-            if t in _RESPONSE_META_NAMES:
-                continue
+            if t in _RESPONSE_META_NAMES: continue
             s = skip_field(data, pos, end, _RESPONSE_META_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _RESPONSE_META_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _RESPONSE_META_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_FIELD_VIOLATION_NAMES = {10: ("field", ""), 18: ("description", "")}
+_FIELD_VIOLATION_NAMES: dict[int, tuple[str, str]] = {10: ("field", ""), 18: ("description", "")}
 _FIELD_VIOLATION_TAGS: frozenset[int] = frozenset([10, 18])
 
 
-def encode_field_violation(message: FieldViolation) -> bytes:
-    """The protobuf bytes of a FieldViolation."""
-    m = message
+def encode_field_violation(m: FieldViolation) -> bytes:
+    """The protobuf bytes of a FieldViolation. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -4037,8 +3262,7 @@ def encode_field_violation(message: FieldViolation) -> bytes:
             n = len(b)
             w(_T12[n] if n < 128 else b"\x12" + varint(n))
             w(b)
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -4050,8 +3274,7 @@ def decode_field_violation(data: bytes) -> FieldViolation:
 
 
 def _read_field_violation(data: bytes, pos: int, end: int, depth: int, m: FieldViolation | None) -> FieldViolation:
-    if m is None:
-        m = FieldViolation()
+    if m is None: m = FieldViolation()
     kept: list[bytes] = []
     t = 0
     try:
@@ -4061,56 +3284,42 @@ def _read_field_violation(data: bytes, pos: int, end: int, depth: int, m: FieldV
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.field = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.description = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-            if t in _FIELD_VIOLATION_NAMES:
-                continue
+            if t in _FIELD_VIOLATION_NAMES: continue
             s = skip_field(data, pos, end, _FIELD_VIOLATION_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _FIELD_VIOLATION_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _FIELD_VIOLATION_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_PRICE_TIER_NAMES = {8: ("above", ""), 16: ("inclusive", ""), 26: ("price", "")}
+_PRICE_TIER_NAMES: dict[int, tuple[str, str]] = {8: ("above", ""), 16: ("inclusive", ""), 26: ("price", "")}
 _PRICE_TIER_TAGS: frozenset[int] = frozenset([8, 16, 26])
 
 
-def encode_price_tier(message: PriceTier) -> bytes:
-    """The protobuf bytes of a PriceTier."""
-    m = message
+def encode_price_tier(m: PriceTier) -> bytes:
+    """The protobuf bytes of a PriceTier. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -4129,8 +3338,7 @@ def encode_price_tier(message: PriceTier) -> bytes:
             n = len(b)
             w(_T1A[n] if n < 128 else b"\x1a" + varint(n))
             w(b)
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -4142,8 +3350,7 @@ def decode_price_tier(data: bytes) -> PriceTier:
 
 
 def _read_price_tier(data: bytes, pos: int, end: int, depth: int, m: PriceTier | None) -> PriceTier:
-    if m is None:
-        m = PriceTier()
+    if m is None: m = PriceTier()
     kept: list[bytes] = []
     t = 0
     try:
@@ -4153,67 +3360,50 @@ def _read_price_tier(data: bytes, pos: int, end: int, depth: int, m: PriceTier |
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.above = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 16:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.inclusive = n != 0
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 26:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.price = from_text(data[s:pos].decode() or "0")
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-            if t in _PRICE_TIER_NAMES:
-                continue
+            if t in _PRICE_TIER_NAMES: continue
             s = skip_field(data, pos, end, _PRICE_TIER_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _PRICE_TIER_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _PRICE_TIER_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_RATE_NAMES = {10: ("meter", ""), 18: ("price", ""), 24: ("per", ""), 34: ("tiers", "tiers"), 40: ("minimum", ""), 48: ("included", "")}
+_RATE_NAMES: dict[int, tuple[str, str]] = {10: ("meter", ""), 18: ("price", ""), 24: ("per", ""), 34: ("tiers", "tiers"), 40: ("minimum", ""), 48: ("included", "")}
 _RATE_TAGS: frozenset[int] = frozenset([10, 18, 24, 34, 40, 48])
 
 
-def encode_rate(message: Rate) -> bytes:
-    """The protobuf bytes of a Rate."""
-    m = message
+def encode_rate(m: Rate) -> bytes:
+    """The protobuf bytes of a Rate. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -4252,8 +3442,7 @@ def encode_rate(message: Rate) -> bytes:
             at = "included"
             w(b"\x30")
             w(SHORT[v6] if 0 <= v6 < 16384 else int64(v6))
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -4265,8 +3454,7 @@ def decode_rate(data: bytes) -> Rate:
 
 
 def _read_rate(data: bytes, pos: int, end: int, depth: int, m: Rate | None) -> Rate:
-    if m is None:
-        m = Rate()
+    if m is None: m = Rate()
     kept: list[bytes] = []
     t = 0
     try:
@@ -4276,44 +3464,30 @@ def _read_rate(data: bytes, pos: int, end: int, depth: int, m: Rate | None) -> R
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.meter = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.price = from_text(data[s:pos].decode() or "0")
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 24:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.per = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 34:
                 x4 = m.tiers.append
@@ -4321,71 +3495,52 @@ def _read_rate(data: bytes, pos: int, end: int, depth: int, m: Rate | None) -> R
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
-                    if pos > end:
-                        raise IndexError
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
+                    if pos > end: raise IndexError
                     x4(_read_price_tier(data, s, pos, depth + 1, None))
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 40:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.minimum = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 48:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.included = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-            if t in _RATE_NAMES:
-                continue
+            if t in _RATE_NAMES: continue
             s = skip_field(data, pos, end, _RATE_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _RATE_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _RATE_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_TIME_WINDOW_NAMES = {10: ("start", ""), 18: ("end", ""), 26: ("time_zone", ""), 32: ("weekdays", "weekdays"), 34: ("weekdays", "")}
+_TIME_WINDOW_NAMES: dict[int, tuple[str, str]] = {10: ("start", ""), 18: ("end", ""), 26: ("time_zone", ""), 32: ("weekdays", "weekdays"), 34: ("weekdays", "")}
 _TIME_WINDOW_TAGS: frozenset[int] = frozenset([10, 18, 26, 32, 34])
 
 
-def encode_time_window(message: TimeWindow) -> bytes:
-    """The protobuf bytes of a TimeWindow."""
-    m = message
+def encode_time_window(m: TimeWindow) -> bytes:
+    """The protobuf bytes of a TimeWindow. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -4415,8 +3570,7 @@ def encode_time_window(message: TimeWindow) -> bytes:
             n = len(b)
             w(_T22[n] if n < 128 else b"\x22" + varint(n))
             w(b)
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -4428,8 +3582,7 @@ def decode_time_window(data: bytes) -> TimeWindow:
 
 
 def _read_time_window(data: bytes, pos: int, end: int, depth: int, m: TimeWindow | None) -> TimeWindow:
-    if m is None:
-        m = TimeWindow()
+    if m is None: m = TimeWindow()
     kept: list[bytes] = []
     t = 0
     try:
@@ -4439,46 +3592,31 @@ def _read_time_window(data: bytes, pos: int, end: int, depth: int, m: TimeWindow
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.start = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.end = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 26:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.time_zone = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 32:
                 x4 = m.weekdays.append
@@ -4486,70 +3624,51 @@ def _read_time_window(data: bytes, pos: int, end: int, depth: int, m: TimeWindow
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
                     x4(n if n < 0x80000000 else to_int32(n))
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 34:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
-                if pos > end:
-                    raise IndexError
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
+                if pos > end: raise IndexError
                 x4 = m.weekdays.append
                 while s < pos:
                     n = data[s]
                     s += 1
                     if n > 127:
-                        c = data[s]
-                        s += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, s = read_more(data, s, n)
+                        c = data[s]; s += 1; n += (c << 7) - 128
+                        if c > 127: n, s = read_more(data, s, n)
                     x4(n if n < 0x80000000 else to_int32(n))
-                if s != pos:
-                    raise IndexError
-                if pos >= end:
-                    break
+                if s != pos: raise IndexError
+                if pos >= end: break
                 t = data[pos]
-            if t in _TIME_WINDOW_NAMES:
-                continue
+            if t in _TIME_WINDOW_NAMES: continue
             s = skip_field(data, pos, end, _TIME_WINDOW_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _TIME_WINDOW_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _TIME_WINDOW_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_PRICE_MULTIPLIER_NAMES = {10: ("kind", ""), 18: ("value", ""), 24: ("all_meters", "")}
+_PRICE_MULTIPLIER_NAMES: dict[int, tuple[str, str]] = {10: ("kind", ""), 18: ("value", ""), 24: ("all_meters", "")}
 _PRICE_MULTIPLIER_TAGS: frozenset[int] = frozenset([10, 18, 24])
 
 
-def encode_price_multiplier(message: PriceMultiplier) -> bytes:
-    """The protobuf bytes of a PriceMultiplier."""
-    m = message
+def encode_price_multiplier(m: PriceMultiplier) -> bytes:
+    """The protobuf bytes of a PriceMultiplier. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -4570,8 +3689,7 @@ def encode_price_multiplier(message: PriceMultiplier) -> bytes:
         if v3 := m.all_meters:
             at = "all_meters"
             w(b"\x18\x01" if v3 else b"\x18\x00")
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -4583,8 +3701,7 @@ def decode_price_multiplier(data: bytes) -> PriceMultiplier:
 
 
 def _read_price_multiplier(data: bytes, pos: int, end: int, depth: int, m: PriceMultiplier | None) -> PriceMultiplier:
-    if m is None:
-        m = PriceMultiplier()
+    if m is None: m = PriceMultiplier()
     kept: list[bytes] = []
     t = 0
     try:
@@ -4594,69 +3711,51 @@ def _read_price_multiplier(data: bytes, pos: int, end: int, depth: int, m: Price
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.kind = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.value = from_text(data[s:pos].decode() or "0")
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 24:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.all_meters = n != 0
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-            if t in _PRICE_MULTIPLIER_NAMES:
-                continue
+            if t in _PRICE_MULTIPLIER_NAMES: continue
             s = skip_field(data, pos, end, _PRICE_MULTIPLIER_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _PRICE_MULTIPLIER_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _PRICE_MULTIPLIER_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_RATE_CARD_NAMES = {10: ("id", ""), 18: ("provider", ""), 26: ("model_id", ""), 34: ("aliases", "aliases"), 42: ("organization_id", ""), 50: ("region", ""), 58: ("service_tier", ""), 66: ("processing", ""), 74: ("speed", ""), 82: ("currency", ""), 90: ("effective_from", ""), 98: ("effective_until", ""), 106: ("windows", "windows"), 114: ("rates", "rates"), 120: ("tier_mode", ""), 256: ("tier_basis", ""), 266: ("multipliers", "multipliers"), 272: ("origin", ""), 282: ("origin_version", ""), 290: ("source_url", ""), 296: ("version", ""), 306: ("created_at", ""), 314: ("updated_at", ""), 322: ("input_price_per_1k", ""), 330: ("output_price_per_1k", "")}
+_RATE_CARD_NAMES: dict[int, tuple[str, str]] = {10: ("id", ""), 18: ("provider", ""), 26: ("model_id", ""), 34: ("aliases", "aliases"), 42: ("organization_id", ""), 50: ("region", ""), 58: ("service_tier", ""), 66: ("processing", ""), 74: ("speed", ""), 82: ("currency", ""), 90: ("effective_from", ""), 98: ("effective_until", ""), 106: ("windows", "windows"), 114: ("rates", "rates"), 120: ("tier_mode", ""), 256: ("tier_basis", ""), 266: ("multipliers", "multipliers"), 272: ("origin", ""), 282: ("origin_version", ""), 290: ("source_url", ""), 296: ("version", ""), 306: ("created_at", ""), 314: ("updated_at", ""), 322: ("input_price_per_1k", ""), 330: ("output_price_per_1k", "")}
 _RATE_CARD_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 50, 58, 66, 74, 82, 90, 98, 106, 114, 120, 128, 138, 144, 154, 162, 168, 178, 186, 194, 202])
 
 
-def encode_rate_card(message: RateCard) -> bytes:
-    """The protobuf bytes of a RateCard."""
-    m = message
+def encode_rate_card(m: RateCard) -> bytes:
+    """The protobuf bytes of a RateCard. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -4815,8 +3914,7 @@ def encode_rate_card(message: RateCard) -> bytes:
             n = len(b)
             w(_TCA01[n] if n < 128 else b"\xca\x01" + varint(n))
             w(b)
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -4828,8 +3926,7 @@ def decode_rate_card(data: bytes) -> RateCard:
 
 
 def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | None) -> RateCard:
-    if m is None:
-        m = RateCard()
+    if m is None: m = RateCard()
     kept: list[bytes] = []
     t = 0
     try:
@@ -4839,46 +3936,31 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.id = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.provider = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 26:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.model_id = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 34:
                 x4 = m.aliases.append
@@ -4886,142 +3968,94 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
                     x4(data[s:pos].decode())
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 42:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.organization_id = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 50:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.region = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 58:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.service_tier = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 66:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.processing = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 74:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.speed = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 82:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.currency = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 90:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
-                if pos > end:
-                    raise IndexError
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
+                if pos > end: raise IndexError
                 m.effective_from = read_timestamp(data, s, pos, m.effective_from)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 98:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
-                if pos > end:
-                    raise IndexError
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
+                if pos > end: raise IndexError
                 m.effective_until = read_timestamp(data, s, pos, m.effective_until)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 106:
                 x13 = m.windows.append
@@ -5029,255 +4063,171 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
-                    if pos > end:
-                        raise IndexError
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
+                    if pos > end: raise IndexError
                     x13(_read_time_window(data, s, pos, depth + 1, None))
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 114:
                 x14 = m.rates.append
                 while t == 114:
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
-                    if pos > end:
-                        raise IndexError
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
+                    if pos > end: raise IndexError
                     x14(_read_rate(data, s, pos, depth + 1, None))
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 120:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.tier_mode = _TIER_MODE_MEMBERS.get(n) or read_enum(TierMode, _TIER_MODE_MEMBERS, n)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-            if t > 127:
-                t += data[pos + 1] << 7
+            if t > 127: t += data[pos + 1] << 7
             if t == 256:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.tier_basis = _TIER_BASIS_MEMBERS.get(n) or read_enum(TierBasis, _TIER_BASIS_MEMBERS, n)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
+                if t > 127: t += data[pos + 1] << 7
             if t == 266:
                 x17 = m.multipliers.append
                 while t == 266:
                     n = data[pos + 2]
                     pos += 3
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
-                    if pos > end:
-                        raise IndexError
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
+                    if pos > end: raise IndexError
                     x17(_read_price_multiplier(data, s, pos, depth + 1, None))
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                    if t > 127:
-                        t += data[pos + 1] << 7
-                if pos >= end:
-                    break
+                    if t > 127: t += data[pos + 1] << 7
+                if pos >= end: break
             if t == 272:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.origin = _PRICE_ORIGIN_MEMBERS.get(n) or read_enum(PriceOrigin, _PRICE_ORIGIN_MEMBERS, n)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
+                if t > 127: t += data[pos + 1] << 7
             if t == 282:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.origin_version = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
+                if t > 127: t += data[pos + 1] << 7
             if t == 290:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.source_url = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
+                if t > 127: t += data[pos + 1] << 7
             if t == 296:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.version = n if n < 0x80000000 else to_int32(n)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
+                if t > 127: t += data[pos + 1] << 7
             if t == 306:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
-                if pos > end:
-                    raise IndexError
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
+                if pos > end: raise IndexError
                 m.created_at = read_timestamp(data, s, pos, m.created_at)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
+                if t > 127: t += data[pos + 1] << 7
             if t == 314:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
-                if pos > end:
-                    raise IndexError
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
+                if pos > end: raise IndexError
                 m.updated_at = read_timestamp(data, s, pos, m.updated_at)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
+                if t > 127: t += data[pos + 1] << 7
             if t == 322:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.input_price_per_1k = from_text(data[s:pos].decode())
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
+                if t > 127: t += data[pos + 1] << 7
             if t == 330:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.output_price_per_1k = from_text(data[s:pos].decode())
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
-            if t in _RATE_CARD_NAMES:
-                continue
+                if t > 127: t += data[pos + 1] << 7
+            if t in _RATE_CARD_NAMES: continue
             s = skip_field(data, pos, end, _RATE_CARD_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _RATE_CARD_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _RATE_CARD_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_CREATE_PRICE_REQUEST_NAMES = {10: ("idempotency_key", ""), 18: ("provider", ""), 26: ("model_id", ""), 34: ("input_price_per_1k", ""), 42: ("output_price_per_1k", ""), 50: ("currency", ""), 58: ("effective_date", ""), 66: ("end_date", ""), 74: ("organization_id", ""), 82: ("region", ""), 90: ("service_tier", ""), 98: ("processing", ""), 106: ("speed", ""), 114: ("aliases", "aliases"), 122: ("rates", "rates"), 256: ("tier_mode", ""), 264: ("tier_basis", ""), 274: ("multipliers", "multipliers"), 282: ("windows", "windows"), 290: ("source_url", "")}
+_CREATE_PRICE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("idempotency_key", ""), 18: ("provider", ""), 26: ("model_id", ""), 34: ("input_price_per_1k", ""), 42: ("output_price_per_1k", ""), 50: ("currency", ""), 58: ("effective_date", ""), 66: ("end_date", ""), 74: ("organization_id", ""), 82: ("region", ""), 90: ("service_tier", ""), 98: ("processing", ""), 106: ("speed", ""), 114: ("aliases", "aliases"), 122: ("rates", "rates"), 256: ("tier_mode", ""), 264: ("tier_basis", ""), 274: ("multipliers", "multipliers"), 282: ("windows", "windows"), 290: ("source_url", "")}
 _CREATE_PRICE_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 50, 58, 66, 74, 82, 90, 98, 106, 114, 122, 128, 136, 146, 154, 162])
 
 
-def encode_create_price_request(message: CreatePriceRequest) -> bytes:
-    """The protobuf bytes of a CreatePriceRequest."""
-    m = message
+def encode_create_price_request(m: CreatePriceRequest) -> bytes:
+    """The protobuf bytes of a CreatePriceRequest. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -5410,8 +4360,7 @@ def encode_create_price_request(message: CreatePriceRequest) -> bytes:
             n = len(b)
             w(_TA201[n] if n < 128 else b"\xa2\x01" + varint(n))
             w(b)
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -5423,8 +4372,7 @@ def decode_create_price_request(data: bytes) -> CreatePriceRequest:
 
 
 def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: CreatePriceRequest | None) -> CreatePriceRequest:
-    if m is None:
-        m = CreatePriceRequest()
+    if m is None: m = CreatePriceRequest()
     kept: list[bytes] = []
     t = 0
     try:
@@ -5434,196 +4382,131 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.idempotency_key = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.provider = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 26:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.model_id = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 34:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.input_price_per_1k = from_text(data[s:pos].decode())
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 42:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.output_price_per_1k = from_text(data[s:pos].decode())
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 50:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.currency = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 58:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.effective_date = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 66:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.end_date = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 74:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.organization_id = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 82:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.region = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 90:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.service_tier = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 98:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.processing = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 106:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.speed = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 114:
                 x14 = m.aliases.append
@@ -5631,159 +4514,109 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
                     x14(data[s:pos].decode())
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 122:
                 x15 = m.rates.append
                 while t == 122:
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
-                    if pos > end:
-                        raise IndexError
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
+                    if pos > end: raise IndexError
                     x15(_read_rate(data, s, pos, depth + 1, None))
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
-            if t > 127:
-                t += data[pos + 1] << 7
+                if pos >= end: break
+            if t > 127: t += data[pos + 1] << 7
             if t == 256:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.tier_mode = _TIER_MODE_MEMBERS.get(n) or read_enum(TierMode, _TIER_MODE_MEMBERS, n)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
+                if t > 127: t += data[pos + 1] << 7
             if t == 264:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.tier_basis = _TIER_BASIS_MEMBERS.get(n) or read_enum(TierBasis, _TIER_BASIS_MEMBERS, n)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
+                if t > 127: t += data[pos + 1] << 7
             if t == 274:
                 x18 = m.multipliers.append
                 while t == 274:
                     n = data[pos + 2]
                     pos += 3
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
-                    if pos > end:
-                        raise IndexError
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
+                    if pos > end: raise IndexError
                     x18(_read_price_multiplier(data, s, pos, depth + 1, None))
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                    if t > 127:
-                        t += data[pos + 1] << 7
-                if pos >= end:
-                    break
+                    if t > 127: t += data[pos + 1] << 7
+                if pos >= end: break
             if t == 282:
                 x19 = m.windows.append
                 while t == 282:
                     n = data[pos + 2]
                     pos += 3
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
-                    if pos > end:
-                        raise IndexError
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
+                    if pos > end: raise IndexError
                     x19(_read_time_window(data, s, pos, depth + 1, None))
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                    if t > 127:
-                        t += data[pos + 1] << 7
-                if pos >= end:
-                    break
+                    if t > 127: t += data[pos + 1] << 7
+                if pos >= end: break
             if t == 290:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.source_url = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
-            if t in _CREATE_PRICE_REQUEST_NAMES:
-                continue
+                if t > 127: t += data[pos + 1] << 7
+            if t in _CREATE_PRICE_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _CREATE_PRICE_REQUEST_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _CREATE_PRICE_REQUEST_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _CREATE_PRICE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_CREATE_PRICE_RESPONSE_NAMES = {10: ("data", ""), 18: ("meta", "")}
+_CREATE_PRICE_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _CREATE_PRICE_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
 
 
-def encode_create_price_response(message: CreatePriceResponse) -> bytes:
-    """The protobuf bytes of a CreatePriceResponse."""
-    m = message
+def encode_create_price_response(m: CreatePriceResponse) -> bytes:
+    """The protobuf bytes of a CreatePriceResponse. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -5803,8 +4636,7 @@ def encode_create_price_response(message: CreatePriceResponse) -> bytes:
             w(b"\x12")
             w(SHORT[n] if n < 16384 else varint(n))
             w(b)
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -5816,8 +4648,7 @@ def decode_create_price_response(data: bytes) -> CreatePriceResponse:
 
 
 def _read_create_price_response(data: bytes, pos: int, end: int, depth: int, m: CreatePriceResponse | None) -> CreatePriceResponse:
-    if m is None:
-        m = CreatePriceResponse()
+    if m is None: m = CreatePriceResponse()
     kept: list[bytes] = []
     t = 0
     try:
@@ -5827,60 +4658,44 @@ def _read_create_price_response(data: bytes, pos: int, end: int, depth: int, m: 
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
-                if pos > end:
-                    raise IndexError
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
+                if pos > end: raise IndexError
                 m.data = _read_rate_card(data, s, pos, depth + 1, m.data)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
-                if pos > end:
-                    raise IndexError
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
+                if pos > end: raise IndexError
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-            if t in _CREATE_PRICE_RESPONSE_NAMES:
-                continue
+            if t in _CREATE_PRICE_RESPONSE_NAMES: continue
             s = skip_field(data, pos, end, _CREATE_PRICE_RESPONSE_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _CREATE_PRICE_RESPONSE_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _CREATE_PRICE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_GET_PRICE_REQUEST_NAMES = {10: ("id", "")}
+_GET_PRICE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("id", "")}
 _GET_PRICE_REQUEST_TAGS: frozenset[int] = frozenset([10])
 
 
-def encode_get_price_request(message: GetPriceRequest) -> bytes:
-    """The protobuf bytes of a GetPriceRequest."""
-    m = message
+def encode_get_price_request(m: GetPriceRequest) -> bytes:
+    """The protobuf bytes of a GetPriceRequest. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -5892,8 +4707,7 @@ def encode_get_price_request(message: GetPriceRequest) -> bytes:
             n = len(b)
             w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
             w(b)
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -5905,8 +4719,7 @@ def decode_get_price_request(data: bytes) -> GetPriceRequest:
 
 
 def _read_get_price_request(data: bytes, pos: int, end: int, depth: int, m: GetPriceRequest | None) -> GetPriceRequest:
-    if m is None:
-        m = GetPriceRequest()
+    if m is None: m = GetPriceRequest()
     kept: list[bytes] = []
     t = 0
     try:
@@ -5916,41 +4729,32 @@ def _read_get_price_request(data: bytes, pos: int, end: int, depth: int, m: GetP
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.id = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-            if t in _GET_PRICE_REQUEST_NAMES:
-                continue
+            if t in _GET_PRICE_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _GET_PRICE_REQUEST_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _GET_PRICE_REQUEST_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _GET_PRICE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_GET_PRICE_RESPONSE_NAMES = {10: ("data", ""), 18: ("meta", "")}
+_GET_PRICE_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _GET_PRICE_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
 
 
-def encode_get_price_response(message: GetPriceResponse) -> bytes:
-    """The protobuf bytes of a GetPriceResponse."""
-    m = message
+def encode_get_price_response(m: GetPriceResponse) -> bytes:
+    """The protobuf bytes of a GetPriceResponse. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -5970,8 +4774,7 @@ def encode_get_price_response(message: GetPriceResponse) -> bytes:
             w(b"\x12")
             w(SHORT[n] if n < 16384 else varint(n))
             w(b)
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -5983,8 +4786,7 @@ def decode_get_price_response(data: bytes) -> GetPriceResponse:
 
 
 def _read_get_price_response(data: bytes, pos: int, end: int, depth: int, m: GetPriceResponse | None) -> GetPriceResponse:
-    if m is None:
-        m = GetPriceResponse()
+    if m is None: m = GetPriceResponse()
     kept: list[bytes] = []
     t = 0
     try:
@@ -5994,60 +4796,44 @@ def _read_get_price_response(data: bytes, pos: int, end: int, depth: int, m: Get
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
-                if pos > end:
-                    raise IndexError
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
+                if pos > end: raise IndexError
                 m.data = _read_rate_card(data, s, pos, depth + 1, m.data)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
-                if pos > end:
-                    raise IndexError
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
+                if pos > end: raise IndexError
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-            if t in _GET_PRICE_RESPONSE_NAMES:
-                continue
+            if t in _GET_PRICE_RESPONSE_NAMES: continue
             s = skip_field(data, pos, end, _GET_PRICE_RESPONSE_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _GET_PRICE_RESPONSE_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _GET_PRICE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_LIST_PRICES_REQUEST_NAMES = {10: ("provider", "provider"), 18: ("model_id", "model_id"), 26: ("organization_id", ""), 34: ("active_at", ""), 40: ("origin", ""), 50: ("currency", ""), 56: ("page", ""), 64: ("page_size", ""), 74: ("cursor", "")}
+_LIST_PRICES_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("provider", "provider"), 18: ("model_id", "model_id"), 26: ("organization_id", ""), 34: ("active_at", ""), 40: ("origin", ""), 50: ("currency", ""), 56: ("page", ""), 64: ("page_size", ""), 74: ("cursor", "")}
 _LIST_PRICES_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 40, 50, 56, 64, 74])
 
 
-def encode_list_prices_request(message: ListPricesRequest) -> bytes:
-    """The protobuf bytes of a ListPricesRequest."""
-    m = message
+def encode_list_prices_request(m: ListPricesRequest) -> bytes:
+    """The protobuf bytes of a ListPricesRequest. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -6105,8 +4891,7 @@ def encode_list_prices_request(message: ListPricesRequest) -> bytes:
             n = len(b)
             w(_T4A[n] if n < 128 else b"\x4a" + varint(n))
             w(b)
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -6118,8 +4903,7 @@ def decode_list_prices_request(data: bytes) -> ListPricesRequest:
 
 
 def _read_list_prices_request(data: bytes, pos: int, end: int, depth: int, m: ListPricesRequest | None) -> ListPricesRequest:
-    if m is None:
-        m = ListPricesRequest()
+    if m is None: m = ListPricesRequest()
     kept: list[bytes] = []
     t = 0
     try:
@@ -6131,161 +4915,113 @@ def _read_list_prices_request(data: bytes, pos: int, end: int, depth: int, m: Li
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
                     x1(data[s:pos].decode())
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 18:
                 x2 = m.model_id.append
                 while t == 18:
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
                     x2(data[s:pos].decode())
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 26:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.organization_id = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 34:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.active_at = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 40:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.origin = _PRICE_ORIGIN_MEMBERS.get(n) or read_enum(PriceOrigin, _PRICE_ORIGIN_MEMBERS, n)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 50:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.currency = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 56:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.page = n if n < 0x80000000 else to_int32(n)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 64:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.page_size = n if n < 0x80000000 else to_int32(n)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 74:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.cursor = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-            if t in _LIST_PRICES_REQUEST_NAMES:
-                continue
+            if t in _LIST_PRICES_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _LIST_PRICES_REQUEST_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _LIST_PRICES_REQUEST_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _LIST_PRICES_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_LIST_PRICES_RESPONSE_NAMES = {10: ("data", "data"), 18: ("pagination", ""), 26: ("meta", "")}
+_LIST_PRICES_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", "data"), 18: ("pagination", ""), 26: ("meta", "")}
 _LIST_PRICES_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18, 26])
 
 
-def encode_list_prices_response(message: ListPricesResponse) -> bytes:
-    """The protobuf bytes of a ListPricesResponse."""
-    m = message
+def encode_list_prices_response(m: ListPricesResponse) -> bytes:
+    """The protobuf bytes of a ListPricesResponse. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -6314,8 +5050,7 @@ def encode_list_prices_response(message: ListPricesResponse) -> bytes:
             w(b"\x1a")
             w(SHORT[n] if n < 16384 else varint(n))
             w(b)
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -6327,8 +5062,7 @@ def decode_list_prices_response(data: bytes) -> ListPricesResponse:
 
 
 def _read_list_prices_response(data: bytes, pos: int, end: int, depth: int, m: ListPricesResponse | None) -> ListPricesResponse:
-    if m is None:
-        m = ListPricesResponse()
+    if m is None: m = ListPricesResponse()
     kept: list[bytes] = []
     t = 0
     try:
@@ -6340,79 +5074,56 @@ def _read_list_prices_response(data: bytes, pos: int, end: int, depth: int, m: L
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
-                    if pos > end:
-                        raise IndexError
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
+                    if pos > end: raise IndexError
                     x1(_read_rate_card(data, s, pos, depth + 1, None))
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 18:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
-                if pos > end:
-                    raise IndexError
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
+                if pos > end: raise IndexError
                 m.pagination = _read_pagination(data, s, pos, depth + 1, m.pagination)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 26:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
-                if pos > end:
-                    raise IndexError
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
+                if pos > end: raise IndexError
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-            if t in _LIST_PRICES_RESPONSE_NAMES:
-                continue
+            if t in _LIST_PRICES_RESPONSE_NAMES: continue
             s = skip_field(data, pos, end, _LIST_PRICES_RESPONSE_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _LIST_PRICES_RESPONSE_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _LIST_PRICES_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_MODALITY_TOKENS_NAMES = {8: ("input_audio_tokens", ""), 16: ("input_image_tokens", ""), 24: ("input_video_tokens", ""), 32: ("cached_audio_tokens", ""), 40: ("cached_image_tokens", ""), 48: ("cached_video_tokens", ""), 56: ("output_audio_tokens", ""), 64: ("output_image_tokens", ""), 72: ("output_video_tokens", "")}
+_MODALITY_TOKENS_NAMES: dict[int, tuple[str, str]] = {8: ("input_audio_tokens", ""), 16: ("input_image_tokens", ""), 24: ("input_video_tokens", ""), 32: ("cached_audio_tokens", ""), 40: ("cached_image_tokens", ""), 48: ("cached_video_tokens", ""), 56: ("output_audio_tokens", ""), 64: ("output_image_tokens", ""), 72: ("output_video_tokens", "")}
 _MODALITY_TOKENS_TAGS: frozenset[int] = frozenset([8, 16, 24, 32, 40, 48, 56, 64, 72])
 
 
-def encode_modality_tokens(message: ModalityTokens) -> bytes:
-    """The protobuf bytes of a ModalityTokens."""
-    m = message
+def encode_modality_tokens(m: ModalityTokens) -> bytes:
+    """The protobuf bytes of a ModalityTokens. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -6454,8 +5165,7 @@ def encode_modality_tokens(message: ModalityTokens) -> bytes:
             at = "output_video_tokens"
             w(b"\x48")
             w(SHORT[v9] if 0 <= v9 < 16384 else int64(v9))
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -6467,8 +5177,7 @@ def decode_modality_tokens(data: bytes) -> ModalityTokens:
 
 
 def _read_modality_tokens(data: bytes, pos: int, end: int, depth: int, m: ModalityTokens | None) -> ModalityTokens:
-    if m is None:
-        m = ModalityTokens()
+    if m is None: m = ModalityTokens()
     kept: list[bytes] = []
     t = 0
     try:
@@ -6478,143 +5187,103 @@ def _read_modality_tokens(data: bytes, pos: int, end: int, depth: int, m: Modali
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.input_audio_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 16:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.input_image_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 24:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.input_video_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 32:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.cached_audio_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 40:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.cached_image_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 48:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.cached_video_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 56:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.output_audio_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 64:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.output_image_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 72:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.output_video_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-            if t in _MODALITY_TOKENS_NAMES:
-                continue
+            if t in _MODALITY_TOKENS_NAMES: continue
             s = skip_field(data, pos, end, _MODALITY_TOKENS_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _MODALITY_TOKENS_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _MODALITY_TOKENS_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_USAGE_RECORD_NAMES = {10: ("id", ""), 18: ("idempotency_key", ""), 26: ("organization_id", ""), 34: ("provider", ""), 42: ("model_id", ""), 48: ("input_tokens", ""), 56: ("output_tokens", ""), 64: ("total_tokens", ""), 72: ("cached_tokens", ""), 80: ("cache_write_tokens", ""), 88: ("cache_write_extended_tokens", ""), 96: ("reasoning_tokens", ""), 106: ("timestamp", ""), 114: ("service_tier", ""), 122: ("processing", ""), 258: ("region", ""), 266: ("speed", ""), 274: ("modality", ""), 282: ("meters", ""), 288: ("request_count", ""), 296: ("operation", ""), 304: ("outcome", ""), 312: ("quality", ""), 322: ("requested_model_id", ""), 330: ("project_id", ""), 338: ("user_id", ""), 346: ("tags", "tags"), 354: ("labels", ""), 362: ("session_id", ""), 370: ("trace_id", ""), 378: ("span_id", ""), 386: ("retry_of_id", ""), 392: ("latency_ms", ""), 400: ("time_to_first_token_ms", ""), 410: ("reported_cost", ""), 418: ("reported_currency", ""), 426: ("metadata", ""), 434: ("source", ""), 442: ("ingested_at", ""), 450: ("estimated_cost", ""), 458: ("currency", ""), 464: ("cost_status", "")}
+_USAGE_RECORD_NAMES: dict[int, tuple[str, str]] = {10: ("id", ""), 18: ("idempotency_key", ""), 26: ("organization_id", ""), 34: ("provider", ""), 42: ("model_id", ""), 48: ("input_tokens", ""), 56: ("output_tokens", ""), 64: ("total_tokens", ""), 72: ("cached_tokens", ""), 80: ("cache_write_tokens", ""), 88: ("cache_write_extended_tokens", ""), 96: ("reasoning_tokens", ""), 106: ("timestamp", ""), 114: ("service_tier", ""), 122: ("processing", ""), 258: ("region", ""), 266: ("speed", ""), 274: ("modality", ""), 282: ("meters", ""), 288: ("request_count", ""), 296: ("operation", ""), 304: ("outcome", ""), 312: ("quality", ""), 322: ("requested_model_id", ""), 330: ("project_id", ""), 338: ("user_id", ""), 346: ("tags", "tags"), 354: ("labels", ""), 362: ("session_id", ""), 370: ("trace_id", ""), 378: ("span_id", ""), 386: ("retry_of_id", ""), 392: ("latency_ms", ""), 400: ("time_to_first_token_ms", ""), 410: ("reported_cost", ""), 418: ("reported_currency", ""), 426: ("metadata", ""), 434: ("source", ""), 442: ("ingested_at", ""), 450: ("estimated_cost", ""), 458: ("currency", ""), 464: ("cost_status", "")}
 _USAGE_RECORD_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 48, 56, 64, 72, 80, 88, 96, 106, 114, 122, 130, 138, 146, 154, 160, 168, 176, 184, 194, 202, 210, 218, 226, 234, 242, 250, 258, 264, 272, 282, 290, 298, 306, 314, 322, 330, 336])
 
 
-def encode_usage_record(message: UsageRecord) -> bytes:
-    """The protobuf bytes of a UsageRecord."""
-    m = message
+def encode_usage_record(m: UsageRecord) -> bytes:
+    """The protobuf bytes of a UsageRecord. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -6859,8 +5528,7 @@ def encode_usage_record(message: UsageRecord) -> bytes:
             at = "cost_status"
             w(b"\xd0\x02")
             w(_COST_STATUS_VARINTS.get(v42) or enum_varint(CostStatus, v42))
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -6872,8 +5540,7 @@ def decode_usage_record(data: bytes) -> UsageRecord:
 
 
 def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageRecord | None) -> UsageRecord:
-    if m is None:
-        m = UsageRecord()
+    if m is None: m = UsageRecord()
     kept: list[bytes] = []
     t = 0
     try:
@@ -6883,788 +5550,533 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.id = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.idempotency_key = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 26:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.organization_id = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 34:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.provider = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 42:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.model_id = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 48:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.input_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 56:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.output_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 64:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.total_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 72:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.cached_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 80:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.cache_write_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 88:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.cache_write_extended_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 96:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.reasoning_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 106:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
-                if pos > end:
-                    raise IndexError
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
+                if pos > end: raise IndexError
                 m.timestamp = read_timestamp(data, s, pos, m.timestamp)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 114:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.service_tier = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 122:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.processing = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-            if t > 127:
-                t += data[pos + 1] << 7
+            if t > 127: t += data[pos + 1] << 7
             if t == 258:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.region = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
+                if t > 127: t += data[pos + 1] << 7
             if t == 266:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.speed = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
+                if t > 127: t += data[pos + 1] << 7
             if t == 274:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
-                if pos > end:
-                    raise IndexError
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
+                if pos > end: raise IndexError
                 m.modality = _read_modality_tokens(data, s, pos, depth + 1, m.modality)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
+                if t > 127: t += data[pos + 1] << 7
             if t == 282:
                 x19 = m.meters
                 while t == 282:
                     n = data[pos + 2]
                     pos += 3
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
                     d, s, r = data, pos, pos + n
                     pos = r
-                    if pos > end:
-                        raise IndexError
+                    if pos > end: raise IndexError
                     k19 = ""
                     v19 = 0
                     while s < r:
-                        t = d[s]
-                        if t == 10:
+                        u = d[s]
+                        if u == 10:
                             n = d[s + 1]
                             s += 2
                             if n > 127:
-                                c = d[s]
-                                s += 1
-                                n += (c << 7) - 128
-                                if c > 127:
-                                    n, s = read_more(d, s, n)
-                            q = s
-                            s += n
+                                c = d[s]; s += 1; n += (c << 7) - 128
+                                if c > 127: n, s = read_more(d, s, n)
+                            q = s; s += n
                             k19 = d[q:s].decode()
-                            if s >= r:
-                                break
-                            t = d[s]
-                        if t == 16:
+                            if s >= r: break
+                            u = d[s]
+                        if u == 16:
                             n = d[s + 1]
                             s += 2
                             if n > 127:
-                                c = d[s]
-                                s += 1
-                                n += (c << 7) - 128
-                                if c > 127:
-                                    n, s = read_more(d, s, n)
+                                c = d[s]; s += 1; n += (c << 7) - 128
+                                if c > 127: n, s = read_more(d, s, n)
                             v19 = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                            if s >= r:
-                                break
-                            t = d[s]
-                        if t not in (10, 16,):
-                            q = skip_field(d, s, r, (10, 16,))
+                            if s >= r: break
+                            u = d[s]
+                        if u not in (10, 16):
+                            q = skip_field(d, s, r, (10, 16))
                             if q < 0:
-                                d = respell(d, s, r, (10, 16,))
+                                d = respell(d, s, r, (10, 16))
                                 q, r = 0, len(d)
                             s = q
-                    if s != r:
-                        raise IndexError
+                    if s != r: raise IndexError
                     x19[k19] = v19
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                    if t > 127:
-                        t += data[pos + 1] << 7
-                if pos >= end:
-                    break
+                    if t > 127: t += data[pos + 1] << 7
+                if pos >= end: break
             if t == 288:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.request_count = n if n < 0x80000000 else to_int32(n)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
+                if t > 127: t += data[pos + 1] << 7
             if t == 296:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.operation = _OPERATION_MEMBERS.get(n) or read_enum(Operation, _OPERATION_MEMBERS, n)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
+                if t > 127: t += data[pos + 1] << 7
             if t == 304:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.outcome = _OUTCOME_MEMBERS.get(n) or read_enum(Outcome, _OUTCOME_MEMBERS, n)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
+                if t > 127: t += data[pos + 1] << 7
             if t == 312:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.quality = _USAGE_QUALITY_MEMBERS.get(n) or read_enum(UsageQuality, _USAGE_QUALITY_MEMBERS, n)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
+                if t > 127: t += data[pos + 1] << 7
             if t == 322:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.requested_model_id = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
+                if t > 127: t += data[pos + 1] << 7
             if t == 330:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.project_id = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
+                if t > 127: t += data[pos + 1] << 7
             if t == 338:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.user_id = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
+                if t > 127: t += data[pos + 1] << 7
             if t == 346:
                 x27 = m.tags.append
                 while t == 346:
                     n = data[pos + 2]
                     pos += 3
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
                     x27(data[s:pos].decode())
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                    if t > 127:
-                        t += data[pos + 1] << 7
-                if pos >= end:
-                    break
+                    if t > 127: t += data[pos + 1] << 7
+                if pos >= end: break
             if t == 354:
                 x28 = m.labels
                 while t == 354:
                     n = data[pos + 2]
                     pos += 3
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
                     d, s, r = data, pos, pos + n
                     pos = r
-                    if pos > end:
-                        raise IndexError
+                    if pos > end: raise IndexError
                     k28 = ""
                     v28 = ""
                     while s < r:
-                        t = d[s]
-                        if t == 10:
+                        u = d[s]
+                        if u == 10:
                             n = d[s + 1]
                             s += 2
                             if n > 127:
-                                c = d[s]
-                                s += 1
-                                n += (c << 7) - 128
-                                if c > 127:
-                                    n, s = read_more(d, s, n)
-                            q = s
-                            s += n
+                                c = d[s]; s += 1; n += (c << 7) - 128
+                                if c > 127: n, s = read_more(d, s, n)
+                            q = s; s += n
                             k28 = d[q:s].decode()
-                            if s >= r:
-                                break
-                            t = d[s]
-                        if t == 18:
+                            if s >= r: break
+                            u = d[s]
+                        if u == 18:
                             n = d[s + 1]
                             s += 2
                             if n > 127:
-                                c = d[s]
-                                s += 1
-                                n += (c << 7) - 128
-                                if c > 127:
-                                    n, s = read_more(d, s, n)
-                            q = s
-                            s += n
+                                c = d[s]; s += 1; n += (c << 7) - 128
+                                if c > 127: n, s = read_more(d, s, n)
+                            q = s; s += n
                             v28 = d[q:s].decode()
-                            if s >= r:
-                                break
-                            t = d[s]
-                        if t not in (10, 18,):
-                            q = skip_field(d, s, r, (10, 18,))
+                            if s >= r: break
+                            u = d[s]
+                        if u not in (10, 18):
+                            q = skip_field(d, s, r, (10, 18))
                             if q < 0:
-                                d = respell(d, s, r, (10, 18,))
+                                d = respell(d, s, r, (10, 18))
                                 q, r = 0, len(d)
                             s = q
-                    if s != r:
-                        raise IndexError
+                    if s != r: raise IndexError
                     x28[k28] = v28
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                    if t > 127:
-                        t += data[pos + 1] << 7
-                if pos >= end:
-                    break
+                    if t > 127: t += data[pos + 1] << 7
+                if pos >= end: break
             if t == 362:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.session_id = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
+                if t > 127: t += data[pos + 1] << 7
             if t == 370:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.trace_id = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
+                if t > 127: t += data[pos + 1] << 7
             if t == 378:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.span_id = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
+                if t > 127: t += data[pos + 1] << 7
             if t == 386:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.retry_of_id = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
+                if t > 127: t += data[pos + 1] << 7
             if t == 392:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.latency_ms = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
+                if t > 127: t += data[pos + 1] << 7
             if t == 400:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.time_to_first_token_ms = n if n < 0x8000000000000000 else n - 0x10000000000000000
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
+                if t > 127: t += data[pos + 1] << 7
             if t == 410:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.reported_cost = from_text(data[s:pos].decode())
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
+                if t > 127: t += data[pos + 1] << 7
             if t == 418:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.reported_currency = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
+                if t > 127: t += data[pos + 1] << 7
             if t == 426:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.metadata = read_raw_json(data[s:pos])
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
+                if t > 127: t += data[pos + 1] << 7
             if t == 434:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.source = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
+                if t > 127: t += data[pos + 1] << 7
             if t == 442:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
-                if pos > end:
-                    raise IndexError
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
+                if pos > end: raise IndexError
                 m.ingested_at = read_timestamp(data, s, pos, m.ingested_at)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
+                if t > 127: t += data[pos + 1] << 7
             if t == 450:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.estimated_cost = from_text(data[s:pos].decode())
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
+                if t > 127: t += data[pos + 1] << 7
             if t == 458:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.currency = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
+                if t > 127: t += data[pos + 1] << 7
             if t == 464:
                 n = data[pos + 2]
                 pos += 3
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.cost_status = _COST_STATUS_MEMBERS.get(n) or read_enum(CostStatus, _COST_STATUS_MEMBERS, n)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-                if t > 127:
-                    t += data[pos + 1] << 7
-            if t in _USAGE_RECORD_NAMES:
-                continue
+                if t > 127: t += data[pos + 1] << 7
+            if t in _USAGE_RECORD_NAMES: continue
             s = skip_field(data, pos, end, _USAGE_RECORD_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _USAGE_RECORD_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _USAGE_RECORD_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_SUBMIT_USAGE_REQUEST_NAMES = {10: ("usage", "")}
+_SUBMIT_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("usage", "")}
 _SUBMIT_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10])
 
 
-def encode_submit_usage_request(message: SubmitUsageRequest) -> bytes:
-    """The protobuf bytes of a SubmitUsageRequest."""
-    m = message
+def encode_submit_usage_request(m: SubmitUsageRequest) -> bytes:
+    """The protobuf bytes of a SubmitUsageRequest. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -7677,8 +6089,7 @@ def encode_submit_usage_request(message: SubmitUsageRequest) -> bytes:
             w(b"\x0a")
             w(SHORT[n] if n < 16384 else varint(n))
             w(b)
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -7690,8 +6101,7 @@ def decode_submit_usage_request(data: bytes) -> SubmitUsageRequest:
 
 
 def _read_submit_usage_request(data: bytes, pos: int, end: int, depth: int, m: SubmitUsageRequest | None) -> SubmitUsageRequest:
-    if m is None:
-        m = SubmitUsageRequest()
+    if m is None: m = SubmitUsageRequest()
     kept: list[bytes] = []
     t = 0
     try:
@@ -7701,43 +6111,33 @@ def _read_submit_usage_request(data: bytes, pos: int, end: int, depth: int, m: S
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
-                if pos > end:
-                    raise IndexError
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
+                if pos > end: raise IndexError
                 m.usage = _read_usage_record(data, s, pos, depth + 1, m.usage)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-            if t in _SUBMIT_USAGE_REQUEST_NAMES:
-                continue
+            if t in _SUBMIT_USAGE_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _SUBMIT_USAGE_REQUEST_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _SUBMIT_USAGE_REQUEST_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _SUBMIT_USAGE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_USAGE_RECEIPT_NAMES = {10: ("usage_id", ""), 18: ("organization_id", ""), 26: ("estimated_cost", ""), 34: ("currency", ""), 42: ("processed_at", ""), 48: ("cost_status", ""), 56: ("duplicate", "")}
+_USAGE_RECEIPT_NAMES: dict[int, tuple[str, str]] = {10: ("usage_id", ""), 18: ("organization_id", ""), 26: ("estimated_cost", ""), 34: ("currency", ""), 42: ("processed_at", ""), 48: ("cost_status", ""), 56: ("duplicate", "")}
 _USAGE_RECEIPT_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 48, 56])
 
 
-def encode_usage_receipt(message: UsageReceipt) -> bytes:
-    """The protobuf bytes of a UsageReceipt."""
-    m = message
+def encode_usage_receipt(m: UsageReceipt) -> bytes:
+    """The protobuf bytes of a UsageReceipt. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -7780,8 +6180,7 @@ def encode_usage_receipt(message: UsageReceipt) -> bytes:
         if v7 := m.duplicate:
             at = "duplicate"
             w(b"\x38\x01" if v7 else b"\x38\x00")
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -7793,8 +6192,7 @@ def decode_usage_receipt(data: bytes) -> UsageReceipt:
 
 
 def _read_usage_receipt(data: bytes, pos: int, end: int, depth: int, m: UsageReceipt | None) -> UsageReceipt:
-    if m is None:
-        m = UsageReceipt()
+    if m is None: m = UsageReceipt()
     kept: list[bytes] = []
     t = 0
     try:
@@ -7804,129 +6202,91 @@ def _read_usage_receipt(data: bytes, pos: int, end: int, depth: int, m: UsageRec
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.usage_id = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.organization_id = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 26:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.estimated_cost = from_text(data[s:pos].decode())
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 34:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.currency = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 42:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
-                if pos > end:
-                    raise IndexError
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
+                if pos > end: raise IndexError
                 m.processed_at = read_timestamp(data, s, pos, m.processed_at)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 48:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.cost_status = _COST_STATUS_MEMBERS.get(n) or read_enum(CostStatus, _COST_STATUS_MEMBERS, n)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 56:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.duplicate = n != 0
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-            if t in _USAGE_RECEIPT_NAMES:
-                continue
+            if t in _USAGE_RECEIPT_NAMES: continue
             s = skip_field(data, pos, end, _USAGE_RECEIPT_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _USAGE_RECEIPT_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _USAGE_RECEIPT_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_SUBMIT_USAGE_RESPONSE_NAMES = {10: ("data", ""), 18: ("meta", "")}
+_SUBMIT_USAGE_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _SUBMIT_USAGE_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
 
 
-def encode_submit_usage_response(message: SubmitUsageResponse) -> bytes:
-    """The protobuf bytes of a SubmitUsageResponse."""
-    m = message
+def encode_submit_usage_response(m: SubmitUsageResponse) -> bytes:
+    """The protobuf bytes of a SubmitUsageResponse. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -7946,8 +6306,7 @@ def encode_submit_usage_response(message: SubmitUsageResponse) -> bytes:
             w(b"\x12")
             w(SHORT[n] if n < 16384 else varint(n))
             w(b)
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -7959,8 +6318,7 @@ def decode_submit_usage_response(data: bytes) -> SubmitUsageResponse:
 
 
 def _read_submit_usage_response(data: bytes, pos: int, end: int, depth: int, m: SubmitUsageResponse | None) -> SubmitUsageResponse:
-    if m is None:
-        m = SubmitUsageResponse()
+    if m is None: m = SubmitUsageResponse()
     kept: list[bytes] = []
     t = 0
     try:
@@ -7970,60 +6328,44 @@ def _read_submit_usage_response(data: bytes, pos: int, end: int, depth: int, m: 
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
-                if pos > end:
-                    raise IndexError
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
+                if pos > end: raise IndexError
                 m.data = _read_usage_receipt(data, s, pos, depth + 1, m.data)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
-                if pos > end:
-                    raise IndexError
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
+                if pos > end: raise IndexError
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-            if t in _SUBMIT_USAGE_RESPONSE_NAMES:
-                continue
+            if t in _SUBMIT_USAGE_RESPONSE_NAMES: continue
             s = skip_field(data, pos, end, _SUBMIT_USAGE_RESPONSE_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _SUBMIT_USAGE_RESPONSE_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _SUBMIT_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_BATCH_SUBMIT_USAGE_REQUEST_NAMES = {10: ("records", "records")}
+_BATCH_SUBMIT_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("records", "records")}
 _BATCH_SUBMIT_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10])
 
 
-def encode_batch_submit_usage_request(message: BatchSubmitUsageRequest) -> bytes:
-    """The protobuf bytes of a BatchSubmitUsageRequest."""
-    m = message
+def encode_batch_submit_usage_request(m: BatchSubmitUsageRequest) -> bytes:
+    """The protobuf bytes of a BatchSubmitUsageRequest. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -8038,8 +6380,7 @@ def encode_batch_submit_usage_request(message: BatchSubmitUsageRequest) -> bytes
                 w(SHORT[n] if n < 16384 else varint(n))
                 w(b)
             i = -1
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -8051,8 +6392,7 @@ def decode_batch_submit_usage_request(data: bytes) -> BatchSubmitUsageRequest:
 
 
 def _read_batch_submit_usage_request(data: bytes, pos: int, end: int, depth: int, m: BatchSubmitUsageRequest | None) -> BatchSubmitUsageRequest:
-    if m is None:
-        m = BatchSubmitUsageRequest()
+    if m is None: m = BatchSubmitUsageRequest()
     kept: list[bytes] = []
     t = 0
     try:
@@ -8064,45 +6404,34 @@ def _read_batch_submit_usage_request(data: bytes, pos: int, end: int, depth: int
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
-                    if pos > end:
-                        raise IndexError
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
+                    if pos > end: raise IndexError
                     x1(_read_usage_record(data, s, pos, depth + 1, None))
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
-            if t in _BATCH_SUBMIT_USAGE_REQUEST_NAMES:
-                continue
+                if pos >= end: break
+            if t in _BATCH_SUBMIT_USAGE_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _BATCH_SUBMIT_USAGE_REQUEST_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _BATCH_SUBMIT_USAGE_REQUEST_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _BATCH_SUBMIT_USAGE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_RECORD_ERROR_NAMES = {10: ("code", ""), 18: ("message", ""), 26: ("violations", "violations")}
+_RECORD_ERROR_NAMES: dict[int, tuple[str, str]] = {10: ("code", ""), 18: ("message", ""), 26: ("violations", "violations")}
 _RECORD_ERROR_TAGS: frozenset[int] = frozenset([10, 18, 26])
 
 
-def encode_record_error(message: RecordError) -> bytes:
-    """The protobuf bytes of a RecordError."""
-    m = message
+def encode_record_error(m: RecordError) -> bytes:
+    """The protobuf bytes of a RecordError. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -8129,8 +6458,7 @@ def encode_record_error(message: RecordError) -> bytes:
                 w(SHORT[n] if n < 16384 else varint(n))
                 w(b)
             i = -1
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -8142,8 +6470,7 @@ def decode_record_error(data: bytes) -> RecordError:
 
 
 def _read_record_error(data: bytes, pos: int, end: int, depth: int, m: RecordError | None) -> RecordError:
-    if m is None:
-        m = RecordError()
+    if m is None: m = RecordError()
     kept: list[bytes] = []
     t = 0
     try:
@@ -8153,31 +6480,21 @@ def _read_record_error(data: bytes, pos: int, end: int, depth: int, m: RecordErr
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.code = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.message = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 26:
                 x3 = m.violations.append
@@ -8185,45 +6502,34 @@ def _read_record_error(data: bytes, pos: int, end: int, depth: int, m: RecordErr
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
-                    if pos > end:
-                        raise IndexError
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
+                    if pos > end: raise IndexError
                     x3(_read_field_violation(data, s, pos, depth + 1, None))
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
-            if t in _RECORD_ERROR_NAMES:
-                continue
+                if pos >= end: break
+            if t in _RECORD_ERROR_NAMES: continue
             s = skip_field(data, pos, end, _RECORD_ERROR_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _RECORD_ERROR_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _RECORD_ERROR_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_SUBMIT_RESULT_NAMES = {8: ("status", ""), 18: ("usage", ""), 26: ("error", "")}
+_SUBMIT_RESULT_NAMES: dict[int, tuple[str, str]] = {8: ("status", ""), 18: ("usage", ""), 26: ("error", "")}
 _SUBMIT_RESULT_TAGS: frozenset[int] = frozenset([8, 18, 26])
 
 
-def encode_submit_result(message: SubmitResult) -> bytes:
-    """The protobuf bytes of a SubmitResult."""
-    m = message
+def encode_submit_result(m: SubmitResult) -> bytes:
+    """The protobuf bytes of a SubmitResult. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -8247,8 +6553,7 @@ def encode_submit_result(message: SubmitResult) -> bytes:
             w(b"\x1a")
             w(SHORT[n] if n < 16384 else varint(n))
             w(b)
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -8260,8 +6565,7 @@ def decode_submit_result(data: bytes) -> SubmitResult:
 
 
 def _read_submit_result(data: bytes, pos: int, end: int, depth: int, m: SubmitResult | None) -> SubmitResult:
-    if m is None:
-        m = SubmitResult()
+    if m is None: m = SubmitResult()
     kept: list[bytes] = []
     t = 0
     try:
@@ -8271,73 +6575,53 @@ def _read_submit_result(data: bytes, pos: int, end: int, depth: int, m: SubmitRe
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.status = _SUBMIT_STATUS_MEMBERS.get(n) or read_enum(SubmitStatus, _SUBMIT_STATUS_MEMBERS, n)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
-                if pos > end:
-                    raise IndexError
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
+                if pos > end: raise IndexError
                 m.usage = _read_usage_receipt(data, s, pos, depth + 1, m.usage)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 26:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
-                if pos > end:
-                    raise IndexError
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
+                if pos > end: raise IndexError
                 m.error = _read_record_error(data, s, pos, depth + 1, m.error)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-            if t in _SUBMIT_RESULT_NAMES:
-                continue
+            if t in _SUBMIT_RESULT_NAMES: continue
             s = skip_field(data, pos, end, _SUBMIT_RESULT_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _SUBMIT_RESULT_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _SUBMIT_RESULT_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_BATCH_RECEIPT_NAMES = {10: ("results", "results"), 16: ("created", ""), 24: ("duplicates", ""), 32: ("conflicts", ""), 40: ("invalid", "")}
+_BATCH_RECEIPT_NAMES: dict[int, tuple[str, str]] = {10: ("results", "results"), 16: ("created", ""), 24: ("duplicates", ""), 32: ("conflicts", ""), 40: ("invalid", "")}
 _BATCH_RECEIPT_TAGS: frozenset[int] = frozenset([10, 16, 24, 32, 40])
 
 
-def encode_batch_receipt(message: BatchReceipt) -> bytes:
-    """The protobuf bytes of a BatchReceipt."""
-    m = message
+def encode_batch_receipt(m: BatchReceipt) -> bytes:
+    """The protobuf bytes of a BatchReceipt. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -8368,8 +6652,7 @@ def encode_batch_receipt(message: BatchReceipt) -> bytes:
             at = "invalid"
             w(b"\x28")
             w(SHORT[v5] if 0 <= v5 < 16384 else int32(v5))
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -8381,8 +6664,7 @@ def decode_batch_receipt(data: bytes) -> BatchReceipt:
 
 
 def _read_batch_receipt(data: bytes, pos: int, end: int, depth: int, m: BatchReceipt | None) -> BatchReceipt:
-    if m is None:
-        m = BatchReceipt()
+    if m is None: m = BatchReceipt()
     kept: list[bytes] = []
     t = 0
     try:
@@ -8394,97 +6676,70 @@ def _read_batch_receipt(data: bytes, pos: int, end: int, depth: int, m: BatchRec
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
-                    if pos > end:
-                        raise IndexError
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
+                    if pos > end: raise IndexError
                     x1(_read_submit_result(data, s, pos, depth + 1, None))
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 16:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.created = n if n < 0x80000000 else to_int32(n)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 24:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.duplicates = n if n < 0x80000000 else to_int32(n)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 32:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.conflicts = n if n < 0x80000000 else to_int32(n)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 40:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.invalid = n if n < 0x80000000 else to_int32(n)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-            if t in _BATCH_RECEIPT_NAMES:
-                continue
+            if t in _BATCH_RECEIPT_NAMES: continue
             s = skip_field(data, pos, end, _BATCH_RECEIPT_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _BATCH_RECEIPT_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _BATCH_RECEIPT_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_BATCH_SUBMIT_USAGE_RESPONSE_NAMES = {10: ("data", ""), 18: ("meta", "")}
+_BATCH_SUBMIT_USAGE_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _BATCH_SUBMIT_USAGE_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
 
 
-def encode_batch_submit_usage_response(message: BatchSubmitUsageResponse) -> bytes:
-    """The protobuf bytes of a BatchSubmitUsageResponse."""
-    m = message
+def encode_batch_submit_usage_response(m: BatchSubmitUsageResponse) -> bytes:
+    """The protobuf bytes of a BatchSubmitUsageResponse. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -8504,8 +6759,7 @@ def encode_batch_submit_usage_response(message: BatchSubmitUsageResponse) -> byt
             w(b"\x12")
             w(SHORT[n] if n < 16384 else varint(n))
             w(b)
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -8517,8 +6771,7 @@ def decode_batch_submit_usage_response(data: bytes) -> BatchSubmitUsageResponse:
 
 
 def _read_batch_submit_usage_response(data: bytes, pos: int, end: int, depth: int, m: BatchSubmitUsageResponse | None) -> BatchSubmitUsageResponse:
-    if m is None:
-        m = BatchSubmitUsageResponse()
+    if m is None: m = BatchSubmitUsageResponse()
     kept: list[bytes] = []
     t = 0
     try:
@@ -8528,60 +6781,44 @@ def _read_batch_submit_usage_response(data: bytes, pos: int, end: int, depth: in
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
-                if pos > end:
-                    raise IndexError
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
+                if pos > end: raise IndexError
                 m.data = _read_batch_receipt(data, s, pos, depth + 1, m.data)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
-                if pos > end:
-                    raise IndexError
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
+                if pos > end: raise IndexError
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-            if t in _BATCH_SUBMIT_USAGE_RESPONSE_NAMES:
-                continue
+            if t in _BATCH_SUBMIT_USAGE_RESPONSE_NAMES: continue
             s = skip_field(data, pos, end, _BATCH_SUBMIT_USAGE_RESPONSE_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _BATCH_SUBMIT_USAGE_RESPONSE_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _BATCH_SUBMIT_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_LIST_USAGE_REQUEST_NAMES = {10: ("organization_id", "organization_id"), 18: ("provider", "provider"), 26: ("model_id", "model_id"), 34: ("project_id", "project_id"), 42: ("user_id", "user_id"), 50: ("tag", "tag"), 58: ("label", ""), 66: ("start_date", ""), 74: ("end_date", ""), 82: ("time_zone", ""), 88: ("page", ""), 96: ("page_size", ""), 106: ("cursor", ""), 114: ("sort", ""), 122: ("order", "")}
+_LIST_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("organization_id", "organization_id"), 18: ("provider", "provider"), 26: ("model_id", "model_id"), 34: ("project_id", "project_id"), 42: ("user_id", "user_id"), 50: ("tag", "tag"), 58: ("label", ""), 66: ("start_date", ""), 74: ("end_date", ""), 82: ("time_zone", ""), 88: ("page", ""), 96: ("page_size", ""), 106: ("cursor", ""), 114: ("sort", ""), 122: ("order", "")}
 _LIST_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 50, 58, 66, 74, 82, 88, 96, 106, 114, 122])
 
 
-def encode_list_usage_request(message: ListUsageRequest) -> bytes:
-    """The protobuf bytes of a ListUsageRequest."""
-    m = message
+def encode_list_usage_request(m: ListUsageRequest) -> bytes:
+    """The protobuf bytes of a ListUsageRequest. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -8692,8 +6929,7 @@ def encode_list_usage_request(message: ListUsageRequest) -> bytes:
             n = len(b)
             w(_T7A[n] if n < 128 else b"\x7a" + varint(n))
             w(b)
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -8705,8 +6941,7 @@ def decode_list_usage_request(data: bytes) -> ListUsageRequest:
 
 
 def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: ListUsageRequest | None) -> ListUsageRequest:
-    if m is None:
-        m = ListUsageRequest()
+    if m is None: m = ListUsageRequest()
     kept: list[bytes] = []
     t = 0
     try:
@@ -8718,317 +6953,222 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
                     x1(data[s:pos].decode())
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 18:
                 x2 = m.provider.append
                 while t == 18:
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
                     x2(data[s:pos].decode())
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 26:
                 x3 = m.model_id.append
                 while t == 26:
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
                     x3(data[s:pos].decode())
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 34:
                 x4 = m.project_id.append
                 while t == 34:
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
                     x4(data[s:pos].decode())
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 42:
                 x5 = m.user_id.append
                 while t == 42:
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
                     x5(data[s:pos].decode())
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 50:
                 x6 = m.tag.append
                 while t == 50:
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
                     x6(data[s:pos].decode())
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 58:
                 x7 = m.label
                 while t == 58:
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
                     d, s, r = data, pos, pos + n
                     pos = r
-                    if pos > end:
-                        raise IndexError
+                    if pos > end: raise IndexError
                     k7 = ""
                     v7 = ""
                     while s < r:
-                        t = d[s]
-                        if t == 10:
+                        u = d[s]
+                        if u == 10:
                             n = d[s + 1]
                             s += 2
                             if n > 127:
-                                c = d[s]
-                                s += 1
-                                n += (c << 7) - 128
-                                if c > 127:
-                                    n, s = read_more(d, s, n)
-                            q = s
-                            s += n
+                                c = d[s]; s += 1; n += (c << 7) - 128
+                                if c > 127: n, s = read_more(d, s, n)
+                            q = s; s += n
                             k7 = d[q:s].decode()
-                            if s >= r:
-                                break
-                            t = d[s]
-                        if t == 18:
+                            if s >= r: break
+                            u = d[s]
+                        if u == 18:
                             n = d[s + 1]
                             s += 2
                             if n > 127:
-                                c = d[s]
-                                s += 1
-                                n += (c << 7) - 128
-                                if c > 127:
-                                    n, s = read_more(d, s, n)
-                            q = s
-                            s += n
+                                c = d[s]; s += 1; n += (c << 7) - 128
+                                if c > 127: n, s = read_more(d, s, n)
+                            q = s; s += n
                             v7 = d[q:s].decode()
-                            if s >= r:
-                                break
-                            t = d[s]
-                        if t not in (10, 18,):
-                            q = skip_field(d, s, r, (10, 18,))
+                            if s >= r: break
+                            u = d[s]
+                        if u not in (10, 18):
+                            q = skip_field(d, s, r, (10, 18))
                             if q < 0:
-                                d = respell(d, s, r, (10, 18,))
+                                d = respell(d, s, r, (10, 18))
                                 q, r = 0, len(d)
                             s = q
-                    if s != r:
-                        raise IndexError
+                    if s != r: raise IndexError
                     x7[k7] = v7
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 66:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.start_date = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 74:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.end_date = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 82:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.time_zone = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 88:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.page = n if n < 0x80000000 else to_int32(n)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 96:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
                 m.page_size = n if n < 0x80000000 else to_int32(n)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 106:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.cursor = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 114:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.sort = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 122:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
                 m.order = data[s:pos].decode()
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-            if t in _LIST_USAGE_REQUEST_NAMES:
-                continue
+            if t in _LIST_USAGE_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _LIST_USAGE_REQUEST_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _LIST_USAGE_REQUEST_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _LIST_USAGE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_LIST_USAGE_RESPONSE_NAMES = {10: ("data", "data"), 18: ("pagination", ""), 26: ("meta", "")}
+_LIST_USAGE_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", "data"), 18: ("pagination", ""), 26: ("meta", "")}
 _LIST_USAGE_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18, 26])
 
 
-def encode_list_usage_response(message: ListUsageResponse) -> bytes:
-    """The protobuf bytes of a ListUsageResponse."""
-    m = message
+def encode_list_usage_response(m: ListUsageResponse) -> bytes:
+    """The protobuf bytes of a ListUsageResponse. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
     at = ""
@@ -9057,8 +7197,7 @@ def encode_list_usage_response(message: ListUsageResponse) -> bytes:
             w(b"\x1a")
             w(SHORT[n] if n < 16384 else varint(n))
             w(b)
-        if m.unknown_:
-            w(m.unknown_.binary)
+        if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
     return b"".join(out)
@@ -9070,8 +7209,7 @@ def decode_list_usage_response(data: bytes) -> ListUsageResponse:
 
 
 def _read_list_usage_response(data: bytes, pos: int, end: int, depth: int, m: ListUsageResponse | None) -> ListUsageResponse:
-    if m is None:
-        m = ListUsageResponse()
+    if m is None: m = ListUsageResponse()
     kept: list[bytes] = []
     t = 0
     try:
@@ -9083,68 +7221,46 @@ def _read_list_usage_response(data: bytes, pos: int, end: int, depth: int, m: Li
                     n = data[pos + 1]
                     pos += 2
                     if n > 127:
-                        c = data[pos]
-                        pos += 1
-                        n += (c << 7) - 128
-                        if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos
-                    pos += n
-                    if pos > end:
-                        raise IndexError
+                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                        if c > 127: n, pos = read_more(data, pos, n)
+                    s = pos; pos += n
+                    if pos > end: raise IndexError
                     x1(_read_usage_record(data, s, pos, depth + 1, None))
-                    if pos >= end:
-                        break
+                    if pos >= end: break
                     t = data[pos]
-                if pos >= end:
-                    break
+                if pos >= end: break
             if t == 18:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
-                if pos > end:
-                    raise IndexError
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
+                if pos > end: raise IndexError
                 m.pagination = _read_pagination(data, s, pos, depth + 1, m.pagination)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
             if t == 26:
                 n = data[pos + 1]
                 pos += 2
                 if n > 127:
-                    c = data[pos]
-                    pos += 1
-                    n += (c << 7) - 128
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos
-                pos += n
-                if pos > end:
-                    raise IndexError
+                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if c > 127: n, pos = read_more(data, pos, n)
+                s = pos; pos += n
+                if pos > end: raise IndexError
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
-                if pos >= end:
-                    break
+                if pos >= end: break
                 t = data[pos]
-            if t in _LIST_USAGE_RESPONSE_NAMES:
-                continue
+            if t in _LIST_USAGE_RESPONSE_NAMES: continue
             s = skip_field(data, pos, end, _LIST_USAGE_RESPONSE_TAGS)
             if s < 0:
                 data = respell(data, pos, end, _LIST_USAGE_RESPONSE_TAGS)
-                pos, end = 0, len(data)
-                continue
-            kept.append(data[pos:s])
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
             pos = s
-        if pos != end:
-            raise IndexError
+        if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _LIST_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
-    if kept:
-        m.unknown_ = keep_unknown(m.unknown_, kept)
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m

@@ -37,7 +37,7 @@ def emit_codecs(package: Package) -> str:
         ),
         f"{package.python}.validators": sorted(f"validate_{m.snake}" for m in package.messages),
         "llm_cost_ops.rpc.method": ["MessageCodec"],
-        "llm_cost_ops.wire.json": ["JsonCodec"],
+        "llm_cost_ops.wire.json": ["JsonCodec", "several"],
     }
     names = [message.constant for message in package.messages]
     return module("Every message as protobuf and as JSON.", imports, names, text)
@@ -58,24 +58,27 @@ def _constant(message: Message) -> str:
 
 
 def _json(package: Package) -> str:
-    """The functions, and the JsonCodec of each message; elements of itemized lists come first."""
+    """The functions, and the JsonCodec of each message."""
     needed = _settling(package)
     text = "".join(_settled(message, needed) for message in package.messages if message.name in needed)
-    itemizing = {m.name for m in package.messages if any(f.itemized for f in m.fields)}
     lines = [""]
-    for message in sorted(package.messages, key=lambda m: m.name in itemizing):
+    for message in package.messages:
         arguments = [message.name]
         if message.name in needed:
             arguments.append(f"settled=_settled_{message.snake}")
-        pairs = [(f.rest_name, f.type.message.snake) for f in message.fields if f.itemized and f.type.message]
-        if pairs:
-            items = ", ".join(f'"{name}": _json_{snake}' for name, snake in pairs)
-            arguments.append(f"itemized={{{items}}}")
-        oneofs = [", ".join(f'"{f.rest_name}"' for f in group) for group in message.oneofs.values()]
-        if oneofs:
-            arguments.append(f"oneofs=[{', '.join(f'({group},)' for group in oneofs)}]")
+        itemized = [f.rest_name for f in message.fields if f.itemized]
+        if itemized:
+            arguments.append(f"itemized={_strings(itemized)}")
+        groups = [_strings([f.rest_name for f in group]) for group in message.oneofs.values()]
+        if groups:
+            arguments.append(f"oneofs=[{', '.join(groups)}]")
         lines.append(wrapped(f"_json_{message.snake} = JsonCodec(", arguments, ")"))
     return text + "\n" + "\n".join(lines) + "\n"
+
+
+def _strings(names: list[str]) -> str:
+    """The text of a tuple of strings."""
+    return "(" + ", ".join(f'"{name}"' for name in names) + ("," if len(names) == 1 else "") + ")"
 
 
 def _settled(message: Message, needed: set[str]) -> str:
@@ -85,8 +88,8 @@ def _settled(message: Message, needed: set[str]) -> str:
         if field.type.kind == "timestamp" or (field.type.message and field.type.message.name in needed):
             body += _look(field)
     for members in message.oneofs.values():
-        given = [f"(m.{f.attribute} is not None)" for f in members]
-        body += [wrapped("if 1 < sum((", given, ",)):"), "    return False"]
+        given = [f"m.{f.attribute}" for f in members]
+        body += [wrapped("if several(", given, "):"), "    return False"]
     lines = ["", "", f"def _settled_{message.snake}(m: {message.name}) -> bool:"]
     lines += [f"    {line}" for part in body for line in part.splitlines()]
     return "\n".join([*lines, "    return True", ""])

@@ -10,7 +10,10 @@ from llm_cost_ops.codegen.structs import annotation, module, python_type, wrappe
 
 __all__ = ["emit_resources"]
 
-_RESERVED = frozenset({"coerce", "headers", "idempotency_key", "methods", "record", "requests", "timeout"})
+# What the methods call by these names, so that no parameter may have them.
+_RESERVED = frozenset(
+    "coerce fields headers idempotency_key methods record request requests response timeout".split()
+)
 
 
 def emit_resources(package: Package) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from decimal import Decimal
 from enum import Enum
@@ -17,7 +17,7 @@ from llm_cost_ops.wire.errors import DecodeError, EncodeError
 from llm_cost_ops.wire.json_types import BoolKey, IntKey, UInt64
 from llm_cost_ops.wire.unknown import Unknown
 
-__all__ = ["JsonCodec"]
+__all__ = ["JsonCodec", "several"]
 
 M = TypeVar("M")
 
@@ -44,15 +44,15 @@ class JsonCodec(Generic[M]):
         type: type[M],
         *,
         settled: Callable[[Any], bool] | None = None,
-        itemized: Mapping[str, JsonCodec[Any]] | None = None,
+        itemized: tuple[str, ...] = (),
         oneofs: Sequence[tuple[str, ...]] = (),
     ) -> None:
         self.type = type
         self._settled = settled
-        self._itemized = itemized or {}
+        self._itemized = itemized
         self._decoder: msgspec.json.Decoder[M] | None = None
-        if oneofs:
-            _oneofs[type] = oneofs
+        self.oneofs = oneofs
+        _codecs[type] = self
 
     def encode(self, message: M) -> bytes:
         """The message as JSON."""
@@ -82,6 +82,11 @@ class JsonCodec(Generic[M]):
             raise _decode_error(error) from None
 
 
+def several(*members: Any) -> bool:
+    """Whether more than one member of a oneof is set."""
+    return len(members) - sum(member is None for member in members) > 1
+
+
 def _has_exponent(data: bytes) -> bool:
     """Whether a decimal may have been written as 1E-9. The search for one letter is by far the fastest."""
     return b"E" in data and (b"E-" in data or b"E+" in data)
@@ -107,7 +112,7 @@ def _settle(message: Any, plan: _Plan) -> None:
                 setattr(message, slot.attribute, _exact(value))
             except OverflowError:
                 raise DecodeError("is outside the years 1 to 9999 in UTC", name) from None
-    for names in plan.oneofs:
+    for names in _codecs[type(message)].oneofs:
         given = [name for name in names if getattr(message, plan.slots[name].attribute) is not None]
         if len(given) > 1:
             raise DecodeError(f"must not be given beside {given[0]}: only one of them may be", given[1])
@@ -142,10 +147,9 @@ class _Plan:
             self.slots[info.encode_name] = _Slot(
                 info.name, shape, key, nested, inner is WireDecimal, inner is datetime, omit
             )
-        self.oneofs = _oneofs.get(struct, ())
 
 
-_oneofs: dict[type[Any], Sequence[tuple[str, ...]]] = {}
+_codecs: dict[type[Any], JsonCodec[Any]] = {}
 _plans: dict[type[Any], _Plan] = {}
 
 
@@ -220,7 +224,7 @@ def _decode_error(error: Exception) -> DecodeError:
     return DecodeError(words[:1].lower() + words[1:] if words.startswith("Expected") else words, path)
 
 
-def _graft(data: Any, plan: _Plan, itemized: Mapping[str, JsonCodec[Any]] | None = None) -> Any:
+def _graft(data: Any, plan: _Plan, itemized: tuple[str, ...] = ()) -> Any:
     """Decode an object field by field, with its unknown fields in `unknown_`."""
     flat: dict[str, msgspec.Raw] = {}
     nested: list[tuple[_Slot, str, Any]] = []
@@ -236,7 +240,7 @@ def _graft(data: Any, plan: _Plan, itemized: Mapping[str, JsonCodec[Any]] | None
     message = plan.decoder.decode(msgspec.json.encode(flat))
     for slot, name, raw in nested:
         try:
-            setattr(message, slot.attribute, _graft_nested(raw, slot, (itemized or {}).get(name)))
+            setattr(message, slot.attribute, _graft_nested(raw, slot, name in itemized))
         except (ValueError, RecursionError) as error:
             raise _located(error, name) from None
     _settle(message, plan)
@@ -245,7 +249,7 @@ def _graft(data: Any, plan: _Plan, itemized: Mapping[str, JsonCodec[Any]] | None
     return message
 
 
-def _graft_nested(raw: Any, slot: _Slot, itemized: JsonCodec[Any] | None) -> Any:
+def _graft_nested(raw: Any, slot: _Slot, itemized: bool) -> Any:
     assert slot.struct is not None
     plan = _plan(slot.struct)
     if slot.shape == "one":
@@ -254,7 +258,7 @@ def _graft_nested(raw: Any, slot: _Slot, itemized: JsonCodec[Any] | None) -> Any
         elements = []
         for index, element in enumerate(_arrays.decode(raw)):
             try:
-                elements.append(_item(element, itemized) if itemized else _graft(element, plan))
+                elements.append(_item(element, slot.struct) if itemized else _graft(element, plan))
             except (ValueError, RecursionError) as error:
                 raise _located(error, f"[{index}]") from None
         return elements
@@ -268,11 +272,11 @@ def _graft_nested(raw: Any, slot: _Slot, itemized: JsonCodec[Any] | None) -> Any
     return entries
 
 
-def _item(raw: Any, codec: JsonCodec[Any]) -> Any:
+def _item(raw: Any, struct: type[msgspec.Struct]) -> Any:
     try:
-        return codec.decode(raw)
+        return _codecs[struct].decode(raw)
     except DecodeError as error:
-        return codec.type(unknown_=Unknown(error=error.reason, error_field=error.path))
+        return struct(unknown_=Unknown(error=error.reason, error_field=error.path))
 
 
 def _located(error: Exception, parent: str) -> DecodeError:
