@@ -5,9 +5,9 @@ This is the composition root: nothing else knows which parts a client is made of
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import parse_qs, unquote
@@ -56,7 +56,7 @@ def _embedded_leaf(config: ClientConfig, *, sync: bool) -> Leaf:
         )
     path = unquote(parts.path)[1:]
     service = open_service(
-        os.path.expanduser(path) if path else None, durability=durability, group_commit=not sync
+        str(Path(path).expanduser()) if path else None, durability=durability, group_commit=not sync
     )
     return InProcessLeaf(service.handler, service.aclose)
 

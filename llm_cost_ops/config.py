@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Self, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
@@ -37,7 +38,9 @@ def _wrong(parameter: str, rule: str, value: Any) -> ConfigurationError:
     return ConfigurationError(f"{parameter} {rule}, not {value!r}", parameter=parameter)
 
 
-def _number(parameter: str, value: Any, minimum: float, *, above: bool = False, integer: bool = False) -> None:
+def _number(
+    parameter: str, value: Any, minimum: float, *, above: bool = False, integer: bool = False
+) -> None:
     kinds = (int,) if integer else (int, float)
     word = "a whole number" if integer else "a number"
     rule = f"must be {word} {'above' if above else 'of at least'} {minimum:g}"
@@ -202,7 +205,7 @@ class TLSConfig(_Config, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for parameter in ("ca_file", "cert_file", "key_file"):
             value = getattr(self, parameter)
-            if value is not None and not os.path.isfile(value):
+            if value is not None and not Path(value).is_file():
                 raise _wrong(parameter, "must be the path of a file", value)
         if self.key_file is not None and self.cert_file is None:
             raise ConfigurationError("key_file needs cert_file", parameter="key_file")
@@ -363,7 +366,16 @@ _PARTS: dict[str, type] = {
     "default_headers": Mapping,
 }
 _OPTIONAL_PARTS = {"rate_limit", "circuit_breaker", "cache", "tls"}
-_BOOLEAN = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+_BOOLEAN = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "on": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+}
 
 _ENVIRONMENT: dict[str, tuple[str, Callable[[str], Any]]] = {
     "LLM_COST_OPS_API_KEY": ("api_key", str.strip),
@@ -372,7 +384,10 @@ _ENVIRONMENT: dict[str, tuple[str, Callable[[str], Any]]] = {
     "LLM_COST_OPS_MAX_RETRIES": ("retry", lambda text: RetryConfig(max_retries=int(text))),
     "LLM_COST_OPS_VERIFY_SSL": ("verify_ssl", lambda text: _BOOLEAN[text.strip().lower()]),
     "LLM_COST_OPS_PROXY": ("proxy", str.strip),
-    "LLM_COST_OPS_LOG_LEVEL": ("logging", lambda text: LoggingConfig(enabled=True, level=text.strip().upper())),
+    "LLM_COST_OPS_LOG_LEVEL": (
+        "logging",
+        lambda text: LoggingConfig(enabled=True, level=text.strip().upper()),
+    ),
     "LLM_COST_OPS_DURABILITY": ("durability", str.strip),
 }
 

@@ -221,7 +221,9 @@ def _kind_of(error: RpcError) -> tuple[type[CostOpsError], int | None]:
     status = error.http_status
     if status >= 500:
         return _BY_STATUS.get(status, ServerError), status
-    return _BY_STATUS.get(status, kind if issubclass(kind, APIError) and kind is not ServerError else APIError), status
+    return _BY_STATUS.get(
+        status, kind if issubclass(kind, APIError) and kind is not ServerError else APIError
+    ), status
 
 
 def error_from_rpc(error: RpcError, attempts: int = 1) -> CostOpsError:

@@ -289,7 +289,9 @@ def import_file(options: argparse.Namespace) -> int:
     with open_client(options) as client:
         job = Import(client, given, batch_size=options.batch_size)
         if options.file == "-":
-            job.run(read_csv(sys.stdin.buffer, mapping) if kind == "csv" else read_jsonl(sys.stdin.buffer), None)
+            job.run(
+                read_csv(sys.stdin.buffer, mapping) if kind == "csv" else read_jsonl(sys.stdin.buffer), None
+            )
         else:
             path = Path(options.file)
             with path.open("rb") as stream:

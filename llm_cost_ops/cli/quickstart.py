@@ -37,8 +37,8 @@ def quickstart(options: argparse.Namespace) -> int:
         by_model = client.costs.get(group_by=["provider", "model"])
         by_day = client.costs.get(group_by="day")
         console.print()
-        console.print(cost_table("By provider and model", by_model))
-        console.print(cost_table("By day", by_day))
+        console.print(cost_table("By provider and model", by_model, console.width))
+        console.print(cost_table("By day", by_day, console.width))
         print_total(console, by_model)
         today = client.usage.get_history(page_size=1).data
         if today:

@@ -24,38 +24,45 @@ def money(value: Decimal) -> str:
     return f"{int(whole):,}.{fraction.ljust(2, '0')}" if whole != "-0" else f"-0.{fraction.ljust(2, '0')}"
 
 
-def cost_table(title: str, summary: CostSummary) -> Table:
-    """A row a group, and the total below; decimal points stand under each other."""
+def cost_table(title: str, summary: CostSummary, width: int) -> Table:
+    """A row a group, and the total below; decimal points stand under each other.
+
+    Bars show the share of the dearest group, where `width` columns leave room for them.
+    """
     names = [key.dimension for key in summary.breakdown[0].keys] if summary.breakdown else ["group"]
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_footer=True)
     for index, name in enumerate(names):
-        table.add_column(name, footer="total" if index == 0 else "", overflow="fold")
+        table.add_column(name, footer="" if index else "total", no_wrap=True)
     costs = [money(group.cost) for group in summary.breakdown]
     total = money(summary.total_cost)
-    places = max(len(text.partition(".")[2]) for text in [*costs, total])
-    share = summary.additive and summary.total_cost > 0
-
-    def aligned(text: str) -> str:
-        return text + " " * (places - len(text.partition(".")[2]))
-
+    whole = max(len(text.partition(".")[0]) for text in (*costs, total))
+    places = max(len(text.partition(".")[2]) for text in (*costs, total))
     unpriced = summary.unpriced_requests > 0
-    table.add_column("requests", footer=f"{summary.total_requests:,}", justify="right")
-    table.add_column("tokens", footer=f"{summary.total_tokens:,}", justify="right")
-    table.add_column(f"cost, {summary.currency}", footer=aligned(total), justify="right", no_wrap=True)
-    if share:
-        table.add_column("", footer="")
+    table.add_column("requests", footer=f"{summary.total_requests:,}", justify="right", no_wrap=True)
+    table.add_column("tokens", footer=f"{summary.total_tokens:,}", justify="right", no_wrap=True)
+    table.add_column(f"cost, {summary.currency}", footer=_aligned(total, whole), no_wrap=True)
     if unpriced:
         table.add_column("unpriced", footer=f"{summary.unpriced_requests:,}", justify="right", style="yellow")
+    longest = max((sum(len(key.value) + 3 for key in group.keys) for group in summary.breakdown), default=0)
+    room = width - longest - places - 45 - 10 * unpriced
     dearest = max((group.cost for group in summary.breakdown), default=Decimal(0))
+    bars = summary.additive and dearest > 0 and room >= 6
+    if bars:
+        table.add_column("", style="cyan", no_wrap=True)
     for group, cost in zip(summary.breakdown, costs, strict=True):
         row = [key.value or "-" for key in group.keys]
-        row += [f"{group.requests:,}", f"{group.tokens:,}", aligned(cost)]
-        if share:
-            row.append("█" * round(12 * group.cost / dearest) if dearest else "")
+        row += [f"{group.requests:,}", f"{group.tokens:,}", _aligned(cost, whole)]
         if unpriced:
             row.append(f"{group.unpriced_requests:,}" if group.unpriced_requests else "")
+        if bars:
+            row.append("█" * round(min(room, 20) * group.cost / dearest))
         table.add_row(*row)
     return table
+
+
+def _aligned(text: str, whole: int) -> str:
+    """The text with its point after `whole` characters."""
+    return " " * (whole - len(text.partition(".")[0])) + text
 
 
 def print_total(console: Console, summary: CostSummary) -> None:
@@ -82,7 +89,7 @@ def show_costs(options: argparse.Namespace) -> int:
         return 0
     console = Console()
     if summary.breakdown:
-        console.print(cost_table("What it cost", summary))
+        console.print(cost_table("What it cost", summary, console.width))
     print_total(console, summary)
     return 0
 

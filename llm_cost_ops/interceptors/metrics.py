@@ -52,9 +52,7 @@ class CallMetrics:
                 context.metadata.set(name, value)
             return await self._measured(continuation, request, context)
 
-    async def _measured(
-        self, continuation: UnaryContinuation, request: Any, context: CallContext
-    ) -> Any:
+    async def _measured(self, continuation: UnaryContinuation, request: Any, context: CallContext) -> Any:
         started = context.runtime.monotonic()
         code = "OK"
         try:

@@ -48,9 +48,7 @@ class _Core:
         self._metadata = metadata or Metadata()
         self._public_error = public_error or _same
 
-    def begin(
-        self, method: MethodDescriptor[Any, Any], timeout: Any, headers: Any, key: str
-    ) -> CallContext:
+    def begin(self, method: MethodDescriptor[Any, Any], timeout: Any, headers: Any, key: str) -> CallContext:
         seconds = self._timeout if timeout is UNSET else timeout
         metadata = self._metadata.copy()
         if headers:

@@ -29,9 +29,7 @@ class Metadata:
 
     __slots__ = ("_pairs",)
 
-    def __init__(
-        self, pairs: Mapping[str, str | bytes] | Iterable[tuple[str, str | bytes]] = ()
-    ) -> None:
+    def __init__(self, pairs: Mapping[str, str | bytes] | Iterable[tuple[str, str | bytes]] = ()) -> None:
         self._pairs: list[tuple[str, str | bytes]] = []
         if isinstance(pairs, Metadata):
             self._pairs.extend(pairs._pairs)

@@ -50,7 +50,7 @@ class AnalyticsService:
             if name not in _METRICS:
                 raise invalid("metrics", f"{name!r} is none of {', '.join(_METRICS)}")
         dimensions, _ = dimensions_of(request.group_by, allow_time=False)
-        where = filter_of(request, context)
+        where = filter_of(request)
         assert where.start is not None
         end = where.end or datetime.fromtimestamp(context.runtime.now(), UTC)
         interval = Interval.DAY if request.interval == Interval.UNSPECIFIED else request.interval

@@ -51,7 +51,7 @@ def _submit(request: SubmitUsageRequest, now: datetime, violations: list[Violati
         violations.append(Violation("usage", "must be a UsageRecord"))
 
 
-def _batch(request: BatchSubmitUsageRequest, now: datetime, violations: list[Violation]) -> None:
+def _batch(request: BatchSubmitUsageRequest, _now: datetime, violations: list[Violation]) -> None:
     """The batch itself; its records are answered one by one."""
     records: Any = request.records
     if not isinstance(records, list):
@@ -68,7 +68,7 @@ def _batch(request: BatchSubmitUsageRequest, now: datetime, violations: list[Vio
             violations.append(Violation(f"records[{index}]", "must be a UsageRecord"))
 
 
-def _create_price(request: CreatePriceRequest, now: datetime, violations: list[Violation]) -> None:
+def _create_price(request: CreatePriceRequest, _now: datetime, violations: list[Violation]) -> None:
     before = len(violations)
     CREATE_PRICE_REQUEST.validate(request, "", violations)
     if not request.rates and request.input_price_per_1k is None and request.output_price_per_1k is None:

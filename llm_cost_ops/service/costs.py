@@ -8,7 +8,7 @@ from llm_cost_ops._gen.messages import (
     GetCostSummaryRequest,
     GetCostSummaryResponse,
 )
-from llm_cost_ops.engine.windows import buckets_between, bucket_label
+from llm_cost_ops.engine.windows import bucket_label, buckets_between
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.service.listing import filter_of, meta_of
 from llm_cost_ops.service.summing import Total, dimensions_of, key_list, other_currencies
@@ -28,7 +28,7 @@ class CostService:
     ) -> GetCostSummaryResponse:
         """Sum a period."""
         dimensions, time = dimensions_of(request.group_by, allow_time=True)
-        where = filter_of(request, context)
+        where = filter_of(request)
         currency = request.currency or "USD"
         additive = "tag" not in dimensions
         buckets = None
@@ -66,7 +66,9 @@ def _breakdown(
     groups: dict[tuple[str, ...], Total], dimensions: list[str], *, by_time: bool
 ) -> list[CostGroup]:
     """The groups by time where there is time in them, and the dearest first."""
-    ordered = sorted(groups.items(), key=lambda item: (item[0][0] if by_time else "", -item[1].units, item[0]))
+    ordered = sorted(
+        groups.items(), key=lambda item: (item[0][0] if by_time else "", -item[1].units, item[0])
+    )
     return [
         CostGroup(
             dimension=",".join(dimensions),

@@ -32,7 +32,7 @@ def meta_of(context: CallContext) -> ResponseMeta:
     return ResponseMeta(request_id=context.request_id)
 
 
-def filter_of(request: Any, context: CallContext) -> Filter:
+def filter_of(request: Any) -> Filter:
     """The filter in a request that has the usual filter fields."""
     start, end = parse_interval(request.start_date, request.end_date, request.time_zone)
     return Filter(
@@ -78,7 +78,9 @@ class Page:
         pages = None if total is None else -(-total // self.size)
         cursor = ""
         if following is not None:
-            cursor = base64.urlsafe_b64encode(msgspec.json.encode([self.scope, *following])).decode().rstrip("=")
+            cursor = (
+                base64.urlsafe_b64encode(msgspec.json.encode([self.scope, *following])).decode().rstrip("=")
+            )
         return Pagination(
             page=self.number,
             page_size=self.size,
@@ -94,7 +96,9 @@ class Page:
 def _position(cursor: str, scope: str) -> tuple[int, int]:
     try:
         padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
-        found, *position = msgspec.json.decode(base64.urlsafe_b64decode(padded), type=tuple[str, Int64, Int64])
+        found, *position = msgspec.json.decode(
+            base64.urlsafe_b64decode(padded), type=tuple[str, Int64, Int64]
+        )
     except (ValueError, msgspec.DecodeError):
         raise invalid("cursor", "is not one that this service gave") from None
     if found != scope:

@@ -26,7 +26,7 @@ from llm_cost_ops._gen.messages import (
     UsageRecord,
 )
 from llm_cost_ops.engine.ledger import Appended, Entry
-from llm_cost_ops.engine.money import from_units
+from llm_cost_ops.engine.money import UNITS, from_units
 from llm_cost_ops.engine.providers import canonical_provider
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
@@ -40,6 +40,11 @@ __all__ = ["UsageService"]
 
 # Maps are sorted, so that their order is no part of the content.
 _content = msgspec.json.Encoder(order="deterministic")
+
+DEAREST = 10**9
+"""The most that one record may cost, in its currency; more is a mistake in the counts or the price."""
+
+MOST_UNITS = DEAREST * UNITS
 
 _CONFLICT = "the idempotency key was used before with other content"
 
@@ -84,7 +89,9 @@ class UsageService:
             key = f"{context.idempotency_key}:{index}" if context.idempotency_key else ""
             entries.append(self._entry(record, key, now))
             results.append(None)
-        appended = iter(zip(entries, await self._store.append(entries, context) if entries else [], strict=True))
+        appended = iter(
+            zip(entries, await self._store.append(entries, context) if entries else [], strict=True)
+        )
         complete = [result or _result(*next(appended)) for result in results]
         return BatchSubmitUsageResponse(data=_counted(complete), meta=meta_of(context))
 
@@ -95,7 +102,7 @@ class UsageService:
             raise invalid("sort", f"must be timestamp or ingested_at, not {sort[:64]!r}")
         if order not in ("asc", "desc"):
             raise invalid("order", f"must be asc or desc, not {order[:64]!r}")
-        where = filter_of(request, context)
+        where = filter_of(request)
         page = Page.of(request, f"usage:{sort}:{order}")
         records, position = await self._store.list_usage(
             where,
@@ -130,6 +137,9 @@ class UsageService:
         if record.timestamp is None:
             record.timestamp = now
         price = self._prices.book.price(record)
+        if price.units is not None and price.units > MOST_UNITS:
+            rule = f"and the other counts come to more than {DEAREST:,} {price.currency}"
+            raise invalid("input_tokens", rule)
         return Entry(
             record=record,
             fingerprint=fingerprint,

@@ -45,7 +45,15 @@ def open_client(base_url: str, colour: str, **options: Any) -> Any:
 def running_server(folder: Path, *arguments: str) -> Iterator[dict[str, str]]:
     """A server of its own process on free ports; yields the base URL of each transport."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "llm_cost_ops.cli", "serve", "--db", str(folder / "server.db"), *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "llm_cost_ops.cli",
+        "serve",
+        "--db",
+        str(folder / "server.db"),
+        *arguments,
+    ]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     )

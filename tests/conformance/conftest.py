@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-from tests.conformance.clients import COLOURS, TRANSPORTS, open_client, running_server
 
 from llm_cost_ops.wire.uuid7 import uuid7
+from tests.conformance.clients import COLOURS, TRANSPORTS, open_client, running_server
 
 
 @pytest.fixture(scope="session")

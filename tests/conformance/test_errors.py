@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llm_cost_ops import NotFoundError, TimeoutError, ValidationError
+from llm_cost_ops import NotFoundError, ValidationError, exceptions
 
 GOOD: dict[str, Any] = {"provider": "openai", "model_id": "gpt-4o", "input_tokens": 10, "output_tokens": 5}
 
@@ -49,7 +49,10 @@ GOOD: dict[str, Any] = {"provider": "openai", "model_id": "gpt-4o", "input_token
         ({"labels": {"a": 1}}, {"labels"}),
         ({"meters": {"pages": -1}}, {"meters"}),
         ({"request_count": 0}, {"request_count"}),
-        ({"input_tokens": -5, "reasoning_tokens": 6, "organization_id": ""}, {"input_tokens", "reasoning_tokens", "organization_id"}),
+        (
+            {"input_tokens": -5, "reasoning_tokens": 6, "organization_id": ""},
+            {"input_tokens", "reasoning_tokens", "organization_id"},
+        ),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else None,
 )
@@ -72,7 +75,7 @@ async def test_no_such_price(client: Any) -> None:
 
 
 async def test_no_time_is_no_time(client: Any, organization: str) -> None:
-    with pytest.raises(TimeoutError):
+    with pytest.raises(exceptions.TimeoutError):
         await client.usage.submit(organization_id=organization, timeout=0, **GOOD)
     assert (await client.costs.get(organization_id=organization)).total_requests == 0
 

@@ -15,7 +15,12 @@ AT = datetime(2026, 11, 20, 15, tzinfo=UTC)
 
 
 def record(organization: str, **fields: Any) -> UsageRecord:
-    call: dict[str, Any] = {"provider": "openai", "model_id": "gpt-4o", "input_tokens": 1000, "output_tokens": 500}
+    call: dict[str, Any] = {
+        "provider": "openai",
+        "model_id": "gpt-4o",
+        "input_tokens": 1000,
+        "output_tokens": 500,
+    }
     return UsageRecord(organization_id=organization, **{**call, "timestamp": AT, **fields})
 
 
@@ -24,7 +29,12 @@ async def test_breakdown(client: Any, organization: str) -> None:
         [
             record(organization),
             record(organization, cached_tokens=1000),
-            record(organization, provider="anthropic", model_id="claude-opus-4-5", timestamp=AT + timedelta(days=1)),
+            record(
+                organization,
+                provider="anthropic",
+                model_id="claude-opus-4-5",
+                timestamp=AT + timedelta(days=1),
+            ),
         ]
     )
     summary = await client.costs.get(
@@ -87,9 +97,15 @@ async def test_a_day_in_a_zone(client: Any, organization: str) -> None:
     utc = await client.costs.get(**query)
     assert [group.value for group in utc.breakdown] == ["2026-11-20"]
     kathmandu = await client.costs.get(**query, time_zone="Asia/Kathmandu")  # +05:45
-    assert [(group.value, group.requests) for group in kathmandu.breakdown] == [("2026-11-20", 1), ("2026-11-21", 1)]
+    assert [(group.value, group.requests) for group in kathmandu.breakdown] == [
+        ("2026-11-20", 1),
+        ("2026-11-21", 1),
+    ]
     friday = await client.costs.get(
-        organization_id=organization, start_date="2026-11-20", end_date="2026-11-20", time_zone="Asia/Kathmandu"
+        organization_id=organization,
+        start_date="2026-11-20",
+        end_date="2026-11-20",
+        time_zone="Asia/Kathmandu",
     )
     assert friday.total_requests == 1
 
@@ -125,7 +141,9 @@ async def test_nothing_is_zero(client: Any, organization: str) -> None:
 async def test_bad_queries_are_refused(client: Any, method: str, bad: dict[str, Any]) -> None:
     with pytest.raises(ValidationError) as caught:
         await getattr(client, method).get(**bad)
-    assert any(name in violation.field for violation in caught.value.violations for name in (*bad, "end_date"))
+    assert any(
+        name in violation.field for violation in caught.value.violations for name in (*bad, "end_date")
+    )
 
 
 async def test_analytics(client: Any, organization: str) -> None:
@@ -192,7 +210,12 @@ async def test_prices(client: Any, organization: str) -> None:
 
 
 async def test_a_price_is_created_once(client: Any, organization: str) -> None:
-    price = {"provider": f"p-{organization[-12:]}", "model_id": "m", "input_price_per_1k": 1, "output_price_per_1k": 2}
+    price = {
+        "provider": f"p-{organization[-12:]}",
+        "model_id": "m",
+        "input_price_per_1k": 1,
+        "output_price_per_1k": 2,
+    }
     first = await client.pricing.create(idempotency_key=organization, **price)
     assert await client.pricing.create(idempotency_key=organization, **price) == first
     with pytest.raises(ConflictError):

@@ -12,7 +12,13 @@ from llm_cost_ops import ConflictError, UsageRecord, ValidationError
 from llm_cost_ops.types import CostStatus, ModalityTokens, Operation, SubmitStatus
 
 AT = datetime(2026, 11, 20, 15, tzinfo=UTC)
-CALL = {"provider": "openai", "model_id": "gpt-4o", "input_tokens": 1000, "output_tokens": 500, "timestamp": AT}
+CALL = {
+    "provider": "openai",
+    "model_id": "gpt-4o",
+    "input_tokens": 1000,
+    "output_tokens": 500,
+    "timestamp": AT,
+}
 # gpt-4o: 2.50 per million in, 1.25 cached, 10.00 out.
 COST = Decimal("0.0075")
 
@@ -73,7 +79,8 @@ async def test_the_order_of_maps_and_a_default_time_are_no_content(client: Any, 
     two = await client.usage.submit(
         organization_id=organization, idempotency_key="k", labels={"b": "2", "a": "1"}, **call
     )
-    assert two.duplicate and two.usage_id == one.usage_id
+    assert two.duplicate
+    assert two.usage_id == one.usage_id
 
 
 async def test_every_field_comes_back(client: Any, organization: str) -> None:
@@ -139,7 +146,10 @@ async def test_unknown_models_are_unpriced_and_counted(client: Any, organization
     [
         (datetime(2026, 11, 20, 15), datetime(2026, 11, 20, 15, tzinfo=UTC)),
         (date(2026, 11, 20), datetime(2026, 11, 20, tzinfo=UTC)),
-        (datetime(2026, 11, 20, 15, tzinfo=timezone(timedelta(hours=5.5))), datetime(2026, 11, 20, 9, 30, tzinfo=UTC)),
+        (
+            datetime(2026, 11, 20, 15, tzinfo=timezone(timedelta(hours=5.5))),
+            datetime(2026, 11, 20, 9, 30, tzinfo=UTC),
+        ),
         ("2026-11-20T15:00:00.000001Z", datetime(2026, 11, 20, 15, 0, 0, 1, tzinfo=UTC)),
     ],
 )
