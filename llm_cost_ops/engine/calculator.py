@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from decimal import Decimal
 
 from llm_cost_ops._gen.messages import (
@@ -18,9 +18,15 @@ from llm_cost_ops._gen.messages import (
     UsageQuality,
     UsageRecord,
 )
-from llm_cost_ops.engine.compiled import CompiledCard, CompiledRate, compile_card, is_aggregate, status_of
+from llm_cost_ops.engine.compiled import (
+    CompiledCard,
+    CompiledRate,
+    compile_card,
+    is_aggregate,
+    status_of,
+)
 from llm_cost_ops.engine.meters import INPUT_METERS, OUTPUT_METERS
-from llm_cost_ops.engine.money import from_units, thousandths, to_units
+from llm_cost_ops.engine.money import from_units, thousandths, to_units, whole
 from llm_cost_ops.engine.providers import canonical_provider
 from llm_cost_ops.engine.usage_rules import usage_error
 
@@ -29,8 +35,6 @@ __all__ = ["CALCULATOR_VERSION", "calculate_cost", "cost_of", "is_reported"]
 CALCULATOR_VERSION = "1"
 DEFAULT_CURRENCY = "USD"
 
-_INPUT = frozenset(INPUT_METERS)
-_OUTPUT = frozenset(OUTPUT_METERS)
 # What a cached token would cost if it were not cached.
 _UNCACHED = {
     "CACHE_READ": "INPUT",
@@ -38,7 +42,15 @@ _UNCACHED = {
     "CACHE_READ_IMAGE": "INPUT_IMAGE",
     "CACHE_READ_VIDEO": "INPUT_VIDEO",
 }
+# The part of the total that a line belongs to: input, output or other; cached input also saves.
+_OTHER, _CACHED = 2, 3
+_PARTS = {
+    **dict.fromkeys(INPUT_METERS, 0),
+    **dict.fromkeys(OUTPUT_METERS, 1),
+    **dict.fromkeys(_UNCACHED, _CACHED),
+}
 _ZERO = Decimal(0)
+_UNKNOWN = UsageQuality.UNKNOWN
 
 
 def calculate_cost(
@@ -53,8 +65,8 @@ def calculate_cost(
     Without a card, or when the counts are unknown, the cost is UNPRICED and its total is None.
     `fallbacks` names the dimensions in which the card stands in for one that is missing: the cost
     is then ESTIMATED. For a provider in `reported_providers` the record's own reported_cost is
-    taken, as REPORTED; the names there are canonical. ValidationError when the record contradicts itself or the card is not valid.
-    Ids, revision and calculated_at are left to the caller.
+    taken, as REPORTED; the names there are canonical. Ids, revision and calculated_at are left to
+    the caller. ValidationError when the record contradicts itself or the card is not valid.
     """
     if reported_providers and is_reported(record, reported_providers):
         return _reported(record)
@@ -88,103 +100,92 @@ def _unpriced(record: UsageRecord, currency: str) -> CostRecord:
     )
 
 
-def cost_of(compiled: CompiledCard, record: UsageRecord, fallbacks: Iterable[str] = ()) -> CostRecord:
+def cost_of(compiled: CompiledCard, record: UsageRecord, fallbacks: Sequence[str] = ()) -> CostRecord:
     """As `calculate_cost`, with a card that was compiled before."""
-    if record.total_tokens is not None and record.total_tokens != record.input_tokens + record.output_tokens:
+    total = record.total_tokens
+    if total is not None and total != record.input_tokens + record.output_tokens:
         raise usage_error(record)
     card = compiled.card
     currency = card.currency or DEFAULT_CURRENCY
-    if record.quality == UsageQuality.UNKNOWN:
+    if record.quality == _UNKNOWN:
         return _unpriced(record, currency)
-    receipt = _Receipt(compiled, record)
+    try:
+        return _receipt(compiled, record, currency, fallbacks)
+    except TypeError:
+        # A float among the counts: no Decimal is made of one.
+        raise usage_error(record) from None
+
+
+def _receipt(
+    compiled: CompiledCard, record: UsageRecord, currency: str, fallbacks: Sequence[str]
+) -> CostRecord:
+    basis = compiled.basis(record)
+    several = is_aggregate(record)
+    lines: list[CostLine] = []
+    paid = [0, 0, 0]
+    saved: int | None = 0
+    partial = crossed = False
+    price: Decimal | None
     for meter, count, rate in compiled.charges(record):
-        receipt.add(meter, count, rate)
-    named = list(fallbacks)
-    paid_in, paid_out, paid_else = receipt.input, receipt.output, receipt.other
-    savings = receipt.savings
+        if rate is None:
+            lines.append(_unpriced_line(meter, count))
+            partial = True
+            continue
+        price, per, multiplier, rate_meter = rate.shown
+        if rate.whole is not None:
+            billed, units = count, count * rate.whole
+        else:
+            billed = rate.billed(count)
+            units, price = rate.amount(billed, basis, base_only=several)
+            crossed = crossed or (several and rate.crosses(billed, basis))
+        kind = _PARTS.get(meter, _OTHER)
+        if kind is _CACHED:
+            kind = 0
+            if saved is not None:
+                saved = _save(compiled.rates.get(_UNCACHED[meter]), count, basis, several, saved - units)
+        paid[kind] += units
+        if billed:
+            line = CostLine(
+                meter=meter,
+                quantity=whole(billed) if rate.scale == 1 else thousandths(billed),
+                unit_price=price,
+                per=per,
+                multiplier=multiplier,
+                cost=from_units(units),
+                priced=True,
+                rate_meter=rate_meter,
+            )
+            lines.append(line)
+    card = compiled.card
+    paid_in, paid_out, paid_else = paid
+    total = paid_in + paid_out + paid_else
+    if type(total) is not int:
+        raise usage_error(record)
     return CostRecord(
         usage_id=record.id,
-        status=status_of(record, partial=receipt.partial, estimated=receipt.crossed, fallbacks=tuple(named)),
+        status=status_of(record, partial=partial, estimated=crossed, fallbacks=fallbacks),
         currency=currency,
-        total_cost=from_units(paid_in + paid_out + paid_else),
+        total_cost=from_units(total),
         input_cost=from_units(paid_in) if paid_in else _ZERO,
         output_cost=from_units(paid_out) if paid_out else _ZERO,
         other_cost=from_units(paid_else) if paid_else else _ZERO,
-        lines=receipt.lines,
+        lines=lines,
         rate_card_id=card.id,
         rate_card_version=card.version,
-        fallback_dimensions=named,
-        cache_savings=from_units(savings) if savings else _ZERO if savings == 0 else None,
+        fallback_dimensions=list(fallbacks),
+        cache_savings=from_units(saved) if saved else saved if saved is None else _ZERO,
         calculator_version=CALCULATOR_VERSION,
         origin_version=card.origin_version,
     )
 
 
-class _Receipt:
-    __slots__ = (
-        "_aggregate",
-        "_basis",
-        "_rates",
-        "crossed",
-        "input",
-        "lines",
-        "other",
-        "output",
-        "partial",
-        "savings",
-    )
+def _save(uncached: CompiledRate | None, count: int, basis: int, several: bool, saved: int) -> int | None:
+    return None if uncached is None else saved + uncached.amount(count, basis, base_only=several)[0]
 
-    def __init__(self, compiled: CompiledCard, record: UsageRecord) -> None:
-        self._rates = compiled.rates
-        self._basis = compiled.basis(record)
-        self._aggregate = is_aggregate(record)
-        self.lines: list[CostLine] = []
-        self.input = self.output = self.other = 0
-        self.savings: int | None = 0
-        self.partial = self.crossed = False
 
-    def add(self, meter: str, count: int, rate: CompiledRate | None) -> None:
-        if rate is None:
-            self._add_unpriced(meter, count)
-            return
-        billed = count if rate.flat else rate.billed(count)
-        if self._aggregate and rate.crosses(billed, self._basis):
-            self.crossed = True
-        units, price = rate.amount(billed, self._basis, base_only=self._aggregate)
-        if meter in _UNCACHED:
-            self._add_savings(meter, count, units)
-        if not billed:
-            return
-        self.lines.append(
-            CostLine(
-                meter=meter,
-                quantity=Decimal(billed) if rate.scale == 1 else thousandths(billed),
-                unit_price=price,
-                per=rate.per,
-                multiplier=rate.multiplier,
-                cost=from_units(units),
-                priced=True,
-                rate_meter=rate.meter,
-            )
-        )
-        if meter in _INPUT:
-            self.input += units
-        elif meter in _OUTPUT:
-            self.output += units
-        else:
-            self.other += units
-
-    def _add_unpriced(self, meter: str, count: int) -> None:
-        quantity = thousandths(count) if meter == "AUDIO_SECONDS" else Decimal(count)
-        self.lines.append(CostLine(meter=meter, quantity=quantity, multiplier=Decimal(1)))
-        self.partial = True
-
-    def _add_savings(self, meter: str, count: int, paid: int) -> None:
-        uncached = self._rates.get(_UNCACHED[meter])
-        if uncached is None or self.savings is None:
-            self.savings = None
-            return
-        self.savings += uncached.amount(count, self._basis, base_only=self._aggregate)[0] - paid
+def _unpriced_line(meter: str, count: int) -> CostLine:
+    quantity = thousandths(count) if meter == "AUDIO_SECONDS" else whole(count)
+    return CostLine(meter=meter, quantity=quantity, multiplier=Decimal(1))
 
 
 _Prices = tuple[list[Rate], list[PriceMultiplier], TierMode, TierBasis]

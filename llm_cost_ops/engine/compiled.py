@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from math import gcd
 
@@ -16,7 +16,14 @@ from llm_cost_ops._gen.messages import (
     UsageRecord,
 )
 from llm_cost_ops.engine.card_rules import card_error
-from llm_cost_ops.engine.meters import RATE_FALLBACKS, TOKEN_METERS, split_tokens, split_units
+from llm_cost_ops.engine.meters import (
+    PLAIN_METERS,
+    RATE_FALLBACKS,
+    TOKEN_METERS,
+    plain_counts,
+    split_tokens,
+    split_units,
+)
 from llm_cost_ops.engine.money import UNITS, divide_half_even, plain, product, ratio_of
 from llm_cost_ops.engine.usage_rules import usage_error
 
@@ -24,8 +31,13 @@ __all__ = ["Charge", "CompiledCard", "CompiledRate", "compile_card", "status_of"
 
 _PRICED = CostStatus.PRICED
 _UNPRICED = CostStatus.UNPRICED
-_AS_REPORTED = (UsageQuality.UNSPECIFIED, UsageQuality.PROVIDER)
-_PLAIN_METERS = ("INPUT", "CACHE_READ", "CACHE_WRITE", "CACHE_WRITE_EXTENDED", "OUTPUT", "REASONING")
+_ESTIMATED = CostStatus.ESTIMATED
+_PARTIAL = CostStatus.PARTIAL
+# An attribute of an enum class costs as much as five of an instance.
+_NOT_GIVEN = UsageQuality.UNSPECIFIED
+_PROVIDER = UsageQuality.PROVIDER
+_GUESSED = UsageQuality.ESTIMATED
+_UNKNOWN = UsageQuality.UNKNOWN
 
 # A meter, its count (thousandths for AUDIO_SECONDS) and the rate that prices it, None without one.
 Charge = tuple[str, int, "CompiledRate | None"]
@@ -45,8 +57,10 @@ class CompiledRate:
         "per",
         "prices",
         "scale",
+        "shown",
         "starts",
         "steps",
+        "whole",
     )
 
     def __init__(self, rate: Rate, multipliers: list[Decimal], scale: int, *, graduated: bool) -> None:
@@ -58,18 +72,22 @@ class CompiledRate:
         self.flat = not rate.minimum and not rate.included
         self.multiplier = product(multipliers)
         tiers = sorted(rate.tiers, key=lambda tier: tier.above) if graduated else rate.tiers
-        self.prices = [plain(rate.price), *(plain(tier.price) for tier in tiers)]
-        self.steps = [self._step(price) for price in self.prices]
+        prices = [rate.price, *(tier.price for tier in tiers)]
+        self.steps = [self._step(price) for price in prices]
+        self.prices = [plain(price) for price in prices]
         # Counts are whole, so a price above a bound begins at the next one.
         self.starts = [tier.above if tier.inclusive else tier.above + 1 for tier in tiers]
         self.bands = [tier.above * scale for tier in tiers] if graduated and tiers else None
+        # The price of one count in units, where that is all there is to it, and what a line says of it.
+        self.whole = self.steps[0][0] if self.simple and not tiers else None
+        self.shown = (self.prices[0], self.per, self.multiplier, self.meter)
 
     def _step(self, price: Decimal) -> tuple[int, int]:
         top, bottom = ratio_of(price)
         times, over = ratio_of(self.multiplier)
         numerator = top * times * UNITS
         denominator = bottom * over * self.per * self.scale
-        if numerator < 0 or denominator <= 0 or times <= 0:
+        if numerator < 0 or denominator <= 0:
             raise ValueError("prices, multipliers and quantities are not below 0")
         common = gcd(numerator, denominator)
         return numerator // common, denominator // common
@@ -125,12 +143,13 @@ class CompiledCard:
     `card` is the card that it was made of; `rates` is what prices each meter, fallbacks resolved.
     """
 
-    __slots__ = ("_bounds", "_fee", "_gap", "_rows", "_unit_prices", "by_total", "card", "rates")
+    __slots__ = ("_bounds", "_fee", "_gap", "_plain", "_rows", "_unit_prices", "by_total", "card", "rates")
 
     def __init__(self, card: RateCard) -> None:
         self.card = card
         self.by_total = card.tier_basis == TierBasis.TOTAL_TOKENS
         self.rates = _resolve(card)
+        self._plain = [(meter, self.rates.get(meter)) for meter in PLAIN_METERS]
         self._bounds: list[int] = []
         self._rows: list[_Row] = []
         self._gap = False
@@ -140,7 +159,7 @@ class CompiledCard:
 
     def _prepare(self) -> None:
         """Lay out the integer path: a row of prices per interval between bounds, where all are whole."""
-        used = [self.rates.get(meter) for meter in _PLAIN_METERS]
+        used = [rate for _, rate in self._plain]
         fee = self.rates.get("REQUESTS")
         if used[0] is None or "TOTAL_TOKENS" in self.rates:
             return
@@ -163,7 +182,8 @@ class CompiledCard:
         None when its counts are unknown. ValidationError when they contradict each other.
         """
         rows = self._rows
-        if rows and record.modality is None and record.quality in _AS_REPORTED:
+        quality = record.quality
+        if rows and record.modality is None and (quality is _NOT_GIVEN or quality is _PROVIDER):
             calls = record.request_count
             read = record.input_tokens
             written = record.output_tokens
@@ -171,8 +191,8 @@ class CompiledCard:
             stored = record.cache_write_tokens
             extended = record.cache_write_extended_tokens
             reasoning = record.reasoning_tokens
-            text = read - cached - stored
             try:
+                text = read - cached - stored
                 # The union of bits is below zero when any of them is.
                 signs = text | cached | extended | (stored - extended) | reasoning | (written - reasoning)
             except TypeError:
@@ -182,13 +202,14 @@ class CompiledCard:
                     row = rows[0]
                 else:
                     row = self._row(read + written if self.by_total else read)
+                uncached, reads, writes, long_writes, outputs, thoughts = row
                 units = (
-                    text * row[0]
-                    + cached * row[1]
-                    + (stored - extended) * row[2]
-                    + extended * row[3]
-                    + (written - reasoning) * row[4]
-                    + reasoning * row[5]
+                    text * uncached
+                    + cached * reads
+                    + (stored - extended) * writes
+                    + extended * long_writes
+                    + (written - reasoning) * outputs
+                    + reasoning * thoughts
                 )
                 if not record.meters:
                     return units + self._fee, _PRICED
@@ -213,20 +234,26 @@ class CompiledCard:
         return total
 
     def _exact_total(self, record: UsageRecord) -> tuple[int | None, CostStatus]:
-        if record.quality == UsageQuality.UNKNOWN:
+        if record.quality == _UNKNOWN:
             return None, _UNPRICED
+        charges = self.charges(record)
         basis = self.basis(record)
         several = is_aggregate(record)
         units = 0
         partial = crossed = False
-        for _, count, rate in self.charges(record):
+        for _, count, rate in charges:
             if rate is None:
                 partial = True
-                continue
-            billed = rate.billed(count)
-            units += rate.amount(billed, basis, base_only=several)[0]
-            if several and rate.crosses(billed, basis):
-                crossed = True
+            elif rate.whole is not None:
+                units += count * rate.whole
+            else:
+                billed = rate.billed(count)
+                units += rate.amount(billed, basis, base_only=several)[0]
+                if several and rate.crosses(billed, basis):
+                    crossed = True
+        # A float among the counts makes the sum one.
+        if type(units) is not int:
+            raise usage_error(record)
         return units, status_of(record, partial=partial, estimated=crossed)
 
     def basis(self, record: UsageRecord) -> int:
@@ -239,14 +266,21 @@ class CompiledCard:
         total_rate = rates.get("TOTAL_TOKENS")
         found: list[Charge] = []
         try:
-            for meter, count in split_tokens(record):
-                if count:
-                    if count < 0 or type(count) is not int:
-                        raise usage_error(record)
-                    rate = rates.get(meter)
-                    # A plan by total tokens covers the tokens that have no rate of their own.
-                    if rate is not None or total_rate is None:
+            if record.modality is None:
+                for (meter, rate), count in zip(self._plain, plain_counts(record), strict=True):
+                    if count:
+                        if count < 0:
+                            raise usage_error(record)
                         found.append((meter, count, rate))
+            else:
+                for meter, count in split_tokens(record):
+                    if count:
+                        if count < 0:
+                            raise usage_error(record)
+                        found.append((meter, count, rates.get(meter)))
+            if total_rate is not None:
+                # A plan by total tokens covers the tokens that have no rate of their own.
+                found = [charge for charge in found if charge[2] is not None]
             if record.meters or "REQUESTS" in rates:
                 found += self._unit_charges(record)
         except TypeError:
@@ -261,7 +295,7 @@ class CompiledCard:
         if "REQUESTS" in rates and all(meter != "REQUESTS" for meter, _ in counted):
             counted.append(("REQUESTS", record.request_count or 1))
         for meter, count in counted:
-            if count < 0 or type(count) is not int or meter in TOKEN_METERS:
+            if count < 0 or meter in TOKEN_METERS:
                 raise usage_error(record)
             if count:
                 yield meter, count, rates.get(meter)
@@ -273,6 +307,8 @@ def _resolve(card: RateCard) -> dict[str, CompiledRate]:
     for_all = [multiplier.value for multiplier in card.multipliers if multiplier.all_meters]
     rates: dict[str, CompiledRate] = {}
     try:
+        if any(ratio_of(value)[0] <= 0 for value in for_tokens):
+            raise card_error(card)
         for rate in card.rates:
             meter = rate.meter.upper()
             rates[meter] = CompiledRate(
@@ -296,14 +332,14 @@ def is_aggregate(record: UsageRecord) -> bool:
 
 
 def status_of(
-    record: UsageRecord, *, partial: bool, estimated: bool, fallbacks: tuple[str, ...] = ()
+    record: UsageRecord, *, partial: bool, estimated: bool, fallbacks: Sequence[str] = ()
 ) -> CostStatus:
     """How sure a cost is that some card gave."""
     if partial:
-        return CostStatus.PARTIAL
-    if estimated or fallbacks or record.quality == UsageQuality.ESTIMATED:
-        return CostStatus.ESTIMATED
-    return CostStatus.PRICED
+        return _PARTIAL
+    if estimated or fallbacks or record.quality == _GUESSED:
+        return _ESTIMATED
+    return _PRICED
 
 
 def compile_card(card: RateCard) -> CompiledCard:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from decimal import Decimal
 
 from llm_cost_ops._gen.messages import ModalityTokens, UsageRecord
@@ -10,8 +11,10 @@ from llm_cost_ops.engine.money import thousandths
 __all__ = [
     "INPUT_METERS",
     "OUTPUT_METERS",
+    "PLAIN_METERS",
     "RATE_FALLBACKS",
     "TOKEN_METERS",
+    "plain_counts",
     "split_meters",
     "split_tokens",
     "split_units",
@@ -30,6 +33,7 @@ INPUT_METERS = (
     "INPUT_VIDEO",
 )
 OUTPUT_METERS = ("OUTPUT", "REASONING", "OUTPUT_AUDIO", "OUTPUT_IMAGE", "OUTPUT_VIDEO")
+PLAIN_METERS = ("INPUT", "CACHE_READ", "CACHE_WRITE", "CACHE_WRITE_EXTENDED", "OUTPUT", "REASONING")
 # TOTAL_TOKENS overlaps the others; it is a meter of per-request plans, and counts tokens.
 TOKEN_METERS = frozenset((*INPUT_METERS, *OUTPUT_METERS, "TOTAL_TOKENS"))
 
@@ -52,27 +56,27 @@ RATE_FALLBACKS: dict[str, tuple[str, ...]] = {
 }
 
 
-def split_tokens(record: UsageRecord) -> tuple[tuple[str, int], ...]:
+def plain_counts(record: UsageRecord) -> tuple[int, int, int, int, int, int]:
+    """The counts of PLAIN_METERS, for a record without modalities."""
+    cached = record.cached_tokens
+    written = record.cache_write_tokens
+    extended = record.cache_write_extended_tokens
+    reasoning = record.reasoning_tokens
+    text = record.input_tokens - cached - written
+    return text, cached, written - extended, extended, record.output_tokens - reasoning, reasoning
+
+
+def split_tokens(record: UsageRecord) -> Iterable[tuple[str, int]]:
     """The token meters with their counts, zeros included where they are common.
 
     The input meters sum to input_tokens and the output meters to output_tokens. Where the overlap
     of cache and modality is not reported, cache writes are text, and cached tokens are text first,
     then image, audio, video. A count below 0 means that the record contradicts itself.
     """
-    cached = record.cached_tokens
-    written = record.cache_write_tokens
-    extended = record.cache_write_extended_tokens
-    reasoning = record.reasoning_tokens
-    if record.modality is None:
-        return (
-            ("INPUT", record.input_tokens - cached - written),
-            ("CACHE_READ", cached),
-            ("CACHE_WRITE", written - extended),
-            ("CACHE_WRITE_EXTENDED", extended),
-            ("OUTPUT", record.output_tokens - reasoning),
-            ("REASONING", reasoning),
-        )
     m = record.modality
+    if m is None:
+        return zip(PLAIN_METERS, plain_counts(record), strict=True)
+    reasoning = record.reasoning_tokens
     others = m.output_audio_tokens + m.output_image_tokens + m.output_video_tokens
     return (
         *_split_input(record, m),

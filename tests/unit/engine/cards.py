@@ -36,7 +36,9 @@ def make_rate(meter: str, price: str, per: int = 1_000_000, **fields: Any) -> Ra
 
 
 def make_card(prices: dict[str, str] | list[Rate], **fields: Any) -> RateCard:
-    rates = prices if isinstance(prices, list) else [make_rate(meter, price) for meter, price in prices.items()]
+    rates = (
+        prices if isinstance(prices, list) else [make_rate(meter, price) for meter, price in prices.items()]
+    )
     fields.setdefault("id", "card")
     fields.setdefault("provider", "openai")
     fields.setdefault("model_id", "gpt-x")
