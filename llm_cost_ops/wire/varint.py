@@ -64,6 +64,8 @@ def varint(value: int) -> bytes:
         return SHORT[value]
     if value < 268435456:
         return _CONTINUED[value & 16383] + SHORT[value >> 14]
+    if value < 4398046511104:
+        return _CONTINUED[value & 16383] + _CONTINUED[value >> 14 & 16383] + SHORT[value >> 28]
     out = b""
     while value >= 16384:
         out += _CONTINUED[value & 16383]
