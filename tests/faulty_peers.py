@@ -10,22 +10,24 @@ import functools
 import gzip
 import select
 import socket
+import ssl
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Self
+from typing import Any, Self
 
 __all__ = ["BEHAVIOURS", "FaultyPeer", "answer", "answering", "full_backlog"]
 
-Behaviour = Callable[[socket.socket], None]
+Behaviour = Callable[[Any], None]
 
 
 class FaultyPeer:
     """A server with one behaviour. `connections` counts them; `requests` holds what was read."""
 
-    def __init__(self, behave: Behaviour) -> None:
+    def __init__(self, behave: Behaviour, tls: ssl.SSLContext | None = None) -> None:
         self._behave = behave
+        self._tls = tls
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
@@ -35,7 +37,7 @@ class FaultyPeer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://127.0.0.1:{self.port}" if self._tls is None else f"https://localhost:{self.port}"
 
     def __enter__(self) -> Self:
         self._start(self._accept)
@@ -69,7 +71,9 @@ class FaultyPeer:
     def _serve(self, connection: socket.socket) -> None:
         try:
             with connection, contextlib.suppress(OSError):
-                self._behave(_Recording(connection, self.requests))  # type: ignore[arg-type]  # as a socket
+                served = self._tls.wrap_socket(connection, server_side=True) if self._tls else connection
+                with served:
+                    self._behave(_Recording(served, self.requests))
         finally:
             self._open.discard(connection)
 

@@ -177,6 +177,11 @@ class AsgiApp:
             return
         except RpcError as error:
             status, headers, body = _error(error, request.id)
+        except asyncio.CancelledError:
+            # The server stops and waits no longer: the client is told, and the task ends here.
+            status, headers, body = _error(
+                RpcError(StatusCode.UNAVAILABLE, "the server is stopping"), request.id
+            )
         except Exception:  # noqa: BLE001  # logged, and hidden from the client
             _log.exception("%s %s failed, request %s", request.verb, request.path, request.id)
             status, headers, body = _error(RpcError(StatusCode.INTERNAL, "internal error"), request.id)

@@ -306,19 +306,12 @@ def test_verification_off_warns():
 def test_certificates_are_verified(tmp_path, colour):
     certificate = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     certificate.load_cert_chain(*self_signed(tmp_path))
-
-    def serve(connection):
-        with certificate.wrap_socket(connection._connection, server_side=True) as tls:
-            tls.recv(65536)
-            tls.sendall(GOOD)
-
-    with FaultyPeer(serve) as peer:
-        url = f"https://localhost:{peer.port}"
-        error = call(colour, url, timeout=5.0)
+    with FaultyPeer(answering(GOOD), certificate) as peer:
+        error = call(colour, peer.url, timeout=5.0)
         assert "certificate" in error.message
         assert error.maybe_applied is False
         trusting = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
-        assert call(colour, url, timeout=5.0, verify=trusting).data.id == "n"
+        assert call(colour, peer.url, timeout=5.0, verify=trusting).data.id == "n"
 
 
 def self_signed(folder):

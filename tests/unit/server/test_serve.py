@@ -1,0 +1,257 @@
+"""The server on real sockets: its limits, and how it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.server.asgi import AsgiLimits
+from llm_cost_ops.server.h11_limits import ConnectionLimits
+from llm_cost_ops.transports.http import AsyncHttpLeaf, HttpLeaf
+from tests.tiny_service import PUT_NOTE, Note, PutNoteRequest, context
+from tests.unit.server.note_servicer import running
+
+LIMITS = ConnectionLimits(header_timeout=0.4, idle_timeout=1.0, linger_timeout=0.4, write_timeout=0.5)
+APP_LIMITS = AsgiLimits(body_timeout=0.4, max_body_bytes=100_000)
+GET = b"GET /api/v1/notes/n HTTP/1.1\r\nHost: x\r\n"
+POST = b"POST /api/v1/notes HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+
+@pytest.fixture(scope="module")
+def server():
+    with running(LIMITS, APP_LIMITS) as server:
+        yield server
+
+
+def talk(port, data, seconds=3.0, *, then=None, every=0.0):
+    """Send bytes, and read until the server closes: (what came, whether it closed, seconds)."""
+    started, received = time.monotonic(), b""
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        try:
+            connection.sendall(data)
+            connection.settimeout(every or seconds)
+            while time.monotonic() - started < seconds:
+                try:
+                    chunk = connection.recv(65536)
+                except TimeoutError:
+                    if then is not None:
+                        connection.sendall(then)
+                    continue
+                if not chunk:
+                    return received, True, time.monotonic() - started
+                received += chunk
+        except ConnectionError:
+            return received, True, time.monotonic() - started
+    return received, False, time.monotonic() - started
+
+
+def statuses(received):
+    return [int(part[:3]) for part in received.split(b"HTTP/1.1 ")[1:]]
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (POST + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", [400]),
+        (POST + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}", [400]),
+        (POST + b"Content-Length: +2\r\n\r\n{}", [400]),
+        (POST + b"Transfer-Encoding: xchunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", [400]),
+        (POST + b"Content-Length: 200000\r\n\r\n{}", [413]),
+        (POST + b"Transfer-Encoding: chunked\r\n\r\n" + (b"ffff\r\n" + b" " * 65535 + b"\r\n") * 2, [413]),
+        (GET + b"X-A: " + b"a" * 1_000_000 + b"\r\n\r\n", [400]),
+        (GET + b"".join(b"X-%d: a\r\n" % n for n in range(10_000)) + b"\r\n", [431]),
+        (GET + b"X-A : b\r\n\r\n", [400]),
+        (GET + b"X-A: a\0b\r\n\r\n", [400]),
+        (b"GET /api/v1/notes/n HTTP/1.1\r\n\r\n", [400]),
+        (b"GARBAGE\r\n\r\n", [400]),
+        (b"\x16\x03\x01\x02\x00\x01\x00", [400]),
+        (GET, []),
+        (b"", []),
+        (POST + b"Content-Length: 10\r\n\r\n{", [408]),
+        (GET + b"\r\n" + GET + b"\r\n" + GET + b"Connection: close\r\n\r\n", [200, 200, 200]),
+        (GET + b"\r\n", [200]),
+    ],
+    ids=[
+        "two lengths", "lengths that differ", "signed length", "unknown coding", "large length",
+        "large chunks",
+        "large header", "many headers", "space in a name", "NUL in a value", "no host", "no HTTP", "TLS",
+        "headers that stop", "nothing", "body that stops", "pipeline", "idle",
+    ],
+)  # fmt: skip
+def test_a_connection_is_answered_or_closed_in_time(server, data, expected):
+    received, closed, taken = talk(server.port, data)
+    print(f"{taken:.2f} s, {statuses(received)}")  # noqa: T201  # the figure is what it is about
+    assert closed
+    if len(data) < 200_000 or received:  # a reset may overtake the answer to what was not read
+        assert statuses(received) == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "then"),
+    [
+        (GET, b"X-Slow: a\r\n"),
+        (POST + b"Content-Length: 50000\r\n\r\n{", b" "),
+        (POST + b"Content-Length: 200000\r\n\r\n", b" "),
+    ],
+    ids=["headers", "body", "body after its answer"],
+)
+def test_a_drip_does_not_keep_a_connection(server, data, then):
+    _, closed, taken = talk(server.port, data, then=then, every=0.05)
+    assert closed
+    assert taken < 2.5
+
+
+def cut_off(connection, data, seconds):
+    """Whether the server ends a connection on which one sends and never reads."""
+    started = time.monotonic()
+    while time.monotonic() - started < seconds:
+        try:
+            connection.sendall(data)
+        except TimeoutError:
+            continue
+        except ConnectionError:
+            return True
+    return False
+
+
+def test_a_client_that_does_not_read_is_cut_off(server):
+    names = "&".join("provider=" + "a" * 100 for _ in range(180))
+    request = f"GET /api/v1/notes?{names} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        connection.settimeout(0.2)
+        assert cut_off(connection, request * 10, 5.0)
+
+
+@pytest.mark.parametrize("key", ["one", "two"])
+def test_both_leaves_call_it(server, key):
+    request = PutNoteRequest(note=Note(id=key, text="é"), owner="a,b")
+    leaf = HttpLeaf(server.address)
+    ctx = context(PUT_NOTE, 5.0, key=key)
+    assert drive(leaf.unary_unary(request, ctx)).data == request.note
+    assert ctx.request_id == server.servicer.calls[-1][1].request_id
+    drive(leaf.aclose())
+
+    async def run():
+        leaf = AsyncHttpLeaf(server.address)
+        answers = await asyncio.gather(
+            *(leaf.unary_unary(request, context(PUT_NOTE, 5.0, asynchronous=True)) for _ in range(20))
+        )
+        await leaf.aclose()
+        return answers
+
+    assert {answer.data.id for answer in asyncio.run(run())} == {key}
+    assert server.servicer.calls[-1][0] == request
+
+
+def test_calls_in_flight_finish_and_readiness_goes_first():
+    with running(drain_delay=0.3) as server:
+        answers = []
+
+        def slow():
+            answers.append(httpx.post(f"{server.address}/api/v1/notes", json={"text": "sleep", "count": 800}))
+
+        thread = threading.Thread(target=slow)
+        thread.start()
+        time.sleep(0.2)
+        server.stop()
+        time.sleep(0.1)
+        assert httpx.get(f"{server.address}/api/v1/notes/n").status_code == 503
+        time.sleep(0.5)
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{server.address}/api/v1/notes/n")
+        thread.join()
+    assert [answer.status_code for answer in answers] == [201]
+    assert (server.servicer.finished, server.closed) == (1, 1)
+
+
+def test_a_call_that_takes_too_long_to_finish_is_cut_off():
+    with running(grace=1.0) as server:
+        answers = []
+
+        def slow():
+            answers.append(
+                httpx.post(f"{server.address}/api/v1/notes", json={"text": "sleep", "count": 20_000})
+            )
+
+        thread = threading.Thread(target=slow)
+        thread.start()
+        time.sleep(0.2)
+        started = time.monotonic()
+    thread.join()
+    assert time.monotonic() - started < 4
+    assert [answer.status_code for answer in answers] == [503]
+    assert (server.servicer.finished, server.closed) == (0, 1)
+
+
+def test_a_unix_socket_is_its_users_own(tmp_path):
+    path = str(tmp_path / "costs.sock")
+    with running(uds=path) as server:
+        assert server.address == f"unix:{path}"
+        assert stat.S_IMODE(Path(path).stat().st_mode) == 0o600
+        with httpx.Client(transport=httpx.HTTPTransport(uds=path)) as client:
+            assert client.get("http://x/api/v1/notes/n").status_code == 200
+            leaf = HttpLeaf("http://x", http_client=client)
+            assert (
+                drive(leaf.unary_unary(PutNoteRequest(note=Note(id="u")), context(PUT_NOTE, 5.0))).data.id
+                == "u"
+            )
+    assert not Path(path).exists()
+
+
+def test_a_socket_left_behind_is_taken_over(tmp_path):
+    path = str(tmp_path / "costs.sock")
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(path)
+    with running(uds=path) as server:
+        assert server.address == f"unix:{path}"
+
+
+PROGRAM = """
+import asyncio
+from llm_cost_ops.server.asgi import AsgiApp
+from llm_cost_ops.server.serve import HttpServer, serve
+from tests.unit.server.note_servicer import NoteServicer
+
+async def close():
+    print("closed", flush=True)
+
+asyncio.run(serve(
+    [HttpServer(AsgiApp(NoteServicer().handler()), port=0)],
+    close=close, announce=lambda line: print(line, flush=True), drain_delay=0,
+))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_the_process_in_order(number):
+    with subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True) as process:
+        address = process.stdout.readline().strip().removeprefix("listening on ")
+        assert httpx.get(f"{address}/api/v1/notes/n").status_code == 200
+        process.send_signal(number)
+        assert process.stdout.readline() == "closed\n"
+        assert process.wait(5) == 0
+
+
+def test_a_taken_port_is_an_error(server):
+    from llm_cost_ops.rpc.handler import ServiceHandler
+    from llm_cost_ops.server.asgi import AsgiApp
+    from llm_cost_ops.server.serve import HttpServer
+
+    async def run():
+        with pytest.raises(OSError, match="in use"):
+            await HttpServer(AsgiApp(ServiceHandler([])), port=server.port).start()
+
+    asyncio.run(run())
