@@ -13,7 +13,7 @@ from llm_cost_ops.engine.currencies import is_currency
 from llm_cost_ops.engine.meters import TOKEN_METERS
 from llm_cost_ops.exceptions import ValidationError
 from llm_cost_ops.rpc.status import Violation
-from llm_cost_ops.wire.validation import relocate
+from llm_cost_ops.wire.validation import entry, relocate
 
 __all__ = ["CLOCK_SKEW", "EARLIEST", "check_usage", "usage_error"]
 
@@ -99,10 +99,8 @@ def _token_rules(record: UsageRecord) -> _Found:
     read, written = record.input_tokens, record.output_tokens
     cached, stored = record.cached_tokens, record.cache_write_tokens
     if record.total_tokens is not None and record.total_tokens != read + written:
-        yield (
-            "total_tokens",
-            f"must be input_tokens + output_tokens, {read + written}; got {record.total_tokens}",
-        )
+        rule = f"must be input_tokens + output_tokens ({read + written})"
+        yield "total_tokens", f"{rule}; got {record.total_tokens}"
     if cached > read:
         yield "cached_tokens", _part(cached, "input_tokens", read)
     if stored > read:
@@ -143,7 +141,7 @@ def _modality_rules(record: UsageRecord) -> _Found:
 def _meter_rules(record: UsageRecord) -> _Found:
     names: dict[str, str] = {}
     for key in record.meters:
-        field = f"meters[{key[:64]!r}]"
+        field = entry("meters", key)
         meter = "AUDIO_SECONDS" if key == "audio_ms" else key.upper()
         if not _METER.fullmatch(key):
             yield field, "must be a letter, then letters, digits or _ . : / -, at most 64 in all"
