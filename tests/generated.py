@@ -15,7 +15,7 @@ from grpc_tools import protoc
 
 from llm_cost_ops.codegen.__main__ import generate
 
-__all__ = ["GOLDEN", "ROOT", "descriptors", "generated"]
+__all__ = ["GOLDEN", "ROOT", "descriptors", "generated", "image"]
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -29,12 +29,18 @@ def _include() -> list[str]:
 
 
 @cache
-def descriptors(*protos: str) -> FileDescriptorSet:
-    """The descriptors of some files and of what they import, with comments."""
-    image = _FOLDER / f"{len(list(_FOLDER.iterdir()))}.binpb"
+def image(*protos: str) -> bytes:
+    """The FileDescriptorSet of some files and of what they import, with comments."""
+    target = _FOLDER / f"{len(list(_FOLDER.iterdir()))}.binpb"
     arguments = ["protoc", *_include(), "--include_imports", "--include_source_info"]
-    assert protoc.main([*arguments, f"--descriptor_set_out={image}", *protos]) == 0
-    return FileDescriptorSet().parse(image.read_bytes())
+    assert protoc.main([*arguments, f"--descriptor_set_out={target}", *protos]) == 0
+    return target.read_bytes()
+
+
+@cache
+def descriptors(*protos: str) -> FileDescriptorSet:
+    """The same as betterproto reads it."""
+    return FileDescriptorSet().parse(image(*protos))
 
 
 @cache

@@ -68,7 +68,7 @@ def _field(field: Field) -> list[str]:
         if rules.required:
             lines += ["if v is None:", f"    missing({name}, violations)"]
         return lines
-    if rules.required:
+    if rules.required and field.type.enum is None:
         quick = quick and f"not v or {quick}"
     elif field.type.kind in INT_RANGES or field.type.kind == "string":
         quick = f"v is not {'EMPTY' if field.type.kind == 'string' else 'ZERO'} and ({quick})"
@@ -94,7 +94,8 @@ def _check(type_: Type, rules: Rules, name: str, v: str = "v") -> tuple[str, str
         wrong = call("check_instance", cls.name)
         return "", f"validate_{cls.snake}({v}, {name}, violations) if type({v}) is {cls.name} else {wrong}"
     if type_.enum is not None:
-        return f"type({v}) is not {type_.enum.name}", call("check_enum", type_.enum.name, *required)
+        unset = f" or not {v}.number" if required else ""
+        return f"type({v}) is not {type_.enum.name}{unset}", call("check_enum", type_.enum.name, *required)
     if kind == "string":
         long = f"len({v}) > {rules.max_length} or " if length else ""
         multiline = ["multiline=True"] * rules.multiline

@@ -94,7 +94,7 @@ def _has_exponent(data: bytes) -> bool:
 
 def _encode_exactly(message: Any) -> bytes:
     try:
-        return msgspec.json.encode(_exact(message))
+        return _encoder.encode(_exact(message))
     except UnicodeEncodeError:
         raise EncodeError("has text with a lone surrogate, which is not Unicode") from None
     except RecursionError:

@@ -1,0 +1,106 @@
+"""What generated methods do to their arguments: coercion and idempotency keys."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from llm_cost_ops._gen.messages import (
+    BatchSubmitUsageRequest,
+    CreatePriceRequest,
+    Operation,
+    SubmitUsageRequest,
+    UsageRecord,
+)
+from llm_cost_ops.wire import coerce
+from llm_cost_ops.wire.keys import keyed
+
+SUBMIT = keyed("usage", "idempotency_key")
+BATCH = keyed("records", "idempotency_key")
+
+
+@pytest.mark.parametrize(
+    ("coerced", "value"),
+    [
+        (coerce.decimal("0.10"), Decimal("0.10")),
+        (coerce.decimal(3), Decimal(3)),
+        (coerce.decimal("1e5"), "1e5"),
+        (coerce.decimal(0.5), 0.5),
+        (coerce.decimal(True), True),
+        (coerce.member(Operation, "CHAT"), Operation.CHAT),
+        (coerce.member(Operation, "new"), "new"),
+        (coerce.member(Operation, 5), 5),
+        (coerce.members(Operation, "chat"), [Operation.CHAT]),
+        (coerce.members(Operation, ("chat", 5)), [Operation.CHAT, 5]),
+        (coerce.instant(datetime(2026, 1, 1)), datetime(2026, 1, 1, tzinfo=UTC)),
+        (coerce.instant("x"), "x"),
+        (coerce.moment(date(2026, 1, 1)), "2026-01-01"),
+        (coerce.moment(datetime(2026, 1, 1)), "2026-01-01T00:00:00Z"),
+        (coerce.moment(datetime(2026, 1, 1, 2, tzinfo=timezone(timedelta(hours=2)))), "2026-01-01T00:00:00Z"),
+        (coerce.moment("2026"), "2026"),
+        (coerce.moment(5), 5),
+        (coerce.texts("one"), ["one"]),
+        (coerce.texts(("a", "b")), ["a", "b"]),
+        (coerce.texts(x for x in "ab"), ["a", "b"]),
+        (coerce.texts(5), 5),
+    ],
+)
+def test_arguments_become_fields_or_stay_as_they_are(coerced: Any, value: Any) -> None:
+    assert coerced == value
+    assert type(coerced) is type(value) or isinstance(coerced, Operation)
+
+
+def test_a_time_that_utc_cannot_hold_stays() -> None:
+    far = datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=5)))
+    assert coerce.instant(far) is far
+    assert coerce.moment(far) == "0001-01-01T00:00:00+05:00"
+
+
+def test_a_record_or_its_fields() -> None:
+    record = UsageRecord(provider="p")
+    assert coerce.either(record, UsageRecord()) is record
+    assert coerce.either(None, record) is record
+    with pytest.raises(TypeError, match="give a UsageRecord or its fields, not both"):
+        coerce.either(record, UsageRecord(provider="q"))
+
+
+def test_a_key_is_made_where_none_is() -> None:
+    request = SubmitUsageRequest(usage=UsageRecord(provider="p"))
+    filled, key = SUBMIT(request, "", lambda: "made")
+    assert (filled.usage.idempotency_key, filled.usage.provider, key) == ("made", "p", "made")
+    assert request == SubmitUsageRequest(usage=UsageRecord(provider="p"))
+
+
+def test_the_requests_own_key_stays_unless_another_is_given() -> None:
+    request = SubmitUsageRequest(usage=UsageRecord(idempotency_key="own"))
+    assert SUBMIT(request, "", lambda: "made") == (request, "own")
+    assert SUBMIT(request, "", lambda: "made")[0] is request
+    filled, key = SUBMIT(request, "given", lambda: "made")
+    assert (filled.usage.idempotency_key, key) == ("given", "given")
+    assert (
+        keyed("idempotency_key")(CreatePriceRequest(), "given", lambda: "made")[0].idempotency_key == "given"
+    )
+
+
+def test_elements_get_the_key_and_their_place() -> None:
+    own = UsageRecord(idempotency_key="own")
+    request = BatchSubmitUsageRequest(records=[UsageRecord(), own, UsageRecord()])
+    filled, key = BATCH(request, "", lambda: "made")
+    assert [record.idempotency_key for record in filled.records] == ["made:0", "own", "made:2"]
+    assert key == "made"
+    assert filled.records[1] is own
+    assert [record.idempotency_key for record in request.records] == ["", "own", ""]
+    whole = BatchSubmitUsageRequest(records=[own])
+    assert BATCH(whole, "given", lambda: "made") == (whole, "given")
+    assert BATCH(whole, "given", lambda: "made")[0] is whole
+
+
+@pytest.mark.parametrize("wrong", [None, 5, "x", {"usage": 1}])
+def test_a_request_of_the_wrong_type_is_left_to_the_validator(wrong: Any) -> None:
+    request = SubmitUsageRequest(usage=wrong)
+    assert SUBMIT(request, "", lambda: "made") == (request, "made")
+    batch = BatchSubmitUsageRequest(records=[wrong])
+    assert BATCH(batch, "k", lambda: "made") == (batch, "k")
