@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from base64 import b64decode
 from datetime import datetime
 from decimal import Decimal
@@ -45,8 +44,6 @@ Terms = tuple[Any, ...]
 Prepared = tuple[Terms, tuple[Any, ...], Entry]
 """An entry, its terms, and its columns of usage from `id` on."""
 
-_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-_is_uuid = _UUID.fullmatch
 _MICRO = 1_000_000
 
 
@@ -85,7 +82,15 @@ _times = msgspec.json.Decoder(_Times)
 
 def as_key(text: str) -> str | bytes:
     """What an id or a key is stored as: 16 bytes where it is a UUID in its canonical form."""
-    return bytes.fromhex(text.replace("-", "")) if len(text) == 36 and _is_uuid(text) else text
+    if len(text) == 36 and text[8:24:5] == "----" and text.islower():
+        try:
+            key = bytes.fromhex(text.replace("-", ""))
+        except ValueError:
+            return text
+        # Shorter where there were spaces, which fromhex passes over, or more hyphens.
+        if len(key) == 16:
+            return key
+    return text
 
 
 def as_text(key: str | bytes) -> str:

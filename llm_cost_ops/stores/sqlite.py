@@ -66,7 +66,10 @@ class SqliteStore:
     async def append(self, entries: Sequence[Entry], context: CallContext) -> list[Appended]:
         """Write usage, costs and sums in one transaction; see Store."""
         if len(entries) == 1:
-            return await self._write(_Append(prepare(entries[0])), context)
+            job = _Append(prepare(entries[0]))
+            if self._group is None and not self._closed:
+                return await self._writer.run(job, context)
+            return await self._write(job, context)
         if not entries:
             return []
         prepared = [prepare(entry) for entry in entries]
@@ -191,8 +194,7 @@ _inherited: list[Any] = []
 
 
 def _after_fork_in_child() -> None:
-    for store in list(_stores):
-        _inherited.append(store.begin_anew())
+    _inherited.extend([store.begin_anew() for store in _stores])
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

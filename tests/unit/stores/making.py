@@ -1,0 +1,84 @@
+"""Entries, contexts and a store run to the end of each call."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime, timedelta
+from typing import Any, Self
+
+from llm_cost_ops._gen.messages import CostStatus, UsageRecord
+from llm_cost_ops.engine.ledger import Entry
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.method import Cardinality, Idempotency, MethodDescriptor
+from llm_cost_ops.rpc.runtime import Runtime, SyncRuntime, drive
+from llm_cost_ops.stores.sqlite import SqliteStore
+from llm_cost_ops.wire.uuid7 import uuid7
+
+__all__ = ["START", "Sync", "context", "entry"]
+
+START = datetime(2026, 1, 5, tzinfo=UTC)
+
+_METHOD: MethodDescriptor[Any, Any] = MethodDescriptor(
+    "test.Service",
+    "Call",
+    cardinality=Cardinality.UNARY_UNARY,
+    idempotency=Idempotency.UNKNOWN,
+    request=None,  # type: ignore[arg-type]
+    response=None,  # type: ignore[arg-type]
+)
+
+
+def context(timeout: float | None = 20.0, runtime: Runtime | None = None) -> CallContext:
+    runtime = runtime or SyncRuntime()
+    deadline = None if timeout is None else runtime.monotonic() + timeout
+    return CallContext(method=_METHOD, runtime=runtime, metadata=Metadata(), deadline=deadline)
+
+
+def entry(
+    at: datetime | float = 0.0, *, units: int | None = 1_500_000_000, currency: str = "USD", **fields: Any
+) -> Entry:
+    """An entry at a moment, or so many seconds after START. Its fingerprint is that of the given fields."""
+    moment = at if isinstance(at, datetime) else START + timedelta(seconds=at)
+    content = repr((moment, sorted((k, repr(v)) for k, v in fields.items() if k != "idempotency_key")))
+    fields = {
+        "organization_id": "acme",
+        "provider": "openai",
+        "model_id": "gpt-4o",
+        "input_tokens": 100,
+    } | fields
+    record = UsageRecord(
+        id=uuid7(), timestamp=moment, ingested_at=datetime(2026, 2, 1, 12, 30, 0, 5, tzinfo=UTC), **fields
+    )
+    record.total_tokens = record.input_tokens + record.output_tokens
+    return Entry(
+        record=record,
+        fingerprint=hashlib.blake2b(content.encode(), digest_size=16).digest(),
+        status=CostStatus.UNPRICED if units is None else CostStatus.PRICED,
+        currency=currency,
+        units=units,
+        card_id="card-1",
+        card_version=1,
+        fallbacks=("region",),
+        origin_version="test 1",
+    )
+
+
+class Sync:
+    """A store whose methods are run to their end: `store.append(...)` without a context or an await."""
+
+    def __init__(self, path: Any = None, *, timeout: float | None = 20.0, **options: Any) -> None:
+        self.store = SqliteStore(None if path is None else str(path), **options)
+        self.timeout = timeout
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.store, name)
+        if name == "aclose":
+            return lambda: drive(method())
+        return lambda *args: drive(method(*args, context(self.timeout)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.aclose()

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from llm_cost_ops._gen.messages import CostStatus, ModalityTokens, Operation, SubmitStatus
+from llm_cost_ops.engine.ledger import Entry, Filter
+from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.stores.rows import LARGEST_COST, LARGEST_COUNT, as_key, as_text
+from llm_cost_ops.wire.unknown import Unknown
+from llm_cost_ops.wire.uuid7 import uuid7
+from tests.unit.stores.making import Sync, entry
+
+CREATED, DUPLICATE, CONFLICT = SubmitStatus.CREATED, SubmitStatus.DUPLICATE, SubmitStatus.CONFLICT
+
+
+@pytest.fixture(params=["memory", "file", "group"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Sync]:
+    path = None if request.param == "memory" else tmp_path / "costs.db"
+    with Sync(path, durability="disk", group_commit=request.param == "group") as made:
+        yield made
+
+
+def statuses(store: Sync, *entries: Entry) -> list[SubmitStatus]:
+    return [done.status for done in store.append(list(entries))]
+
+
+def requests(store: Sync, **where: object) -> int:
+    return sum(sums.requests for _, _, sums in store.summarize(Filter(**where), (), None))
+
+
+def test_a_key_counts_once(store: Sync) -> None:
+    key = uuid7()
+    first = entry(idempotency_key=key)
+    [created] = store.append([first])
+    assert (created.status, created.usage_id, created.units) == (CREATED, first.record.id, 1_500_000_000)
+    [again] = store.append([entry(idempotency_key=key, units=7)])
+    assert again.status == DUPLICATE
+    assert msgspec.structs.replace(again, status=CREATED) == created  # the first answer again
+    [other] = store.append([entry(idempotency_key=key, input_tokens=7)])
+    assert (other.status, other.usage_id) == (CONFLICT, first.record.id)
+    assert statuses(store, entry(idempotency_key=key, organization_id="other")) == [CREATED]
+    assert requests(store) == 2
+    assert store.count_usage(Filter()) == 2
+
+
+def test_a_batch_is_itemised(store: Sync) -> None:
+    old, new = uuid7(), uuid7()
+    store.append([entry(idempotency_key=old)])
+    batch = [
+        entry(idempotency_key=old),
+        entry(idempotency_key=new, user_id="u"),
+        entry(idempotency_key=old, input_tokens=7),
+        entry(idempotency_key=new, user_id="u"),
+        entry(idempotency_key=new, user_id="v"),
+        entry(),
+        entry(),
+    ]
+    found = store.append(batch)
+    assert [done.status for done in found] == [
+        DUPLICATE,
+        CREATED,
+        CONFLICT,
+        DUPLICATE,
+        CONFLICT,
+        CREATED,
+        CREATED,
+    ]
+    assert found[1].usage_id == found[3].usage_id == found[4].usage_id == batch[1].record.id
+    assert requests(store) == 4
+    assert store.append([]) == []
+
+
+def test_keys_that_differ_in_spelling_are_different(store: Sync) -> None:
+    key = uuid7()
+    spellings = [
+        key,
+        key.upper(),
+        key.replace("-", ""),
+        f"{{{key}}}",
+        f" {key}",
+        key.replace("-", " "),
+        "ключ",
+        "'; --",
+    ]
+    assert set(statuses(store, *(entry(idempotency_key=k) for k in spellings))) == {CREATED}
+    assert set(statuses(store, *(entry(idempotency_key=k) for k in spellings))) == {DUPLICATE}
+
+
+@pytest.mark.parametrize(
+    "text", [uuid7(), uuid7().upper(), "", "x" * 36, "-" * 36, "00000000-0000-0000-0000-000000000000"]
+)
+def test_keys_come_back_as_they_were(text: str) -> None:
+    assert as_text(as_key(text)) == text
+
+
+def test_uuids_take_sixteen_bytes() -> None:
+    assert len(as_key(uuid7())) == 16
+    assert as_key("01a20359 ab54 7000 bc5b ba4c242805a1") == "01a20359 ab54 7000 bc5b ba4c242805a1"
+    assert isinstance(as_key("01a20359-ab54-7000-bc5b-ba4c24  05a1"), str)
+
+
+def test_nothing_that_was_sent_is_lost(store: Sync) -> None:
+    sent = entry(
+        datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC),
+        units=1,
+        idempotency_key=uuid7(),
+        operation=Operation("99"),
+        modality=ModalityTokens(input_audio_tokens=5, unknown_=Unknown(b"\x08\x01", {})),
+        meters={"web_searches": 3},
+        request_count=4,
+        tags=["b", "a", "b"],
+        labels={"team": "søk", 'quo"te': "x'y"},
+        reported_cost=Decimal("0.0000000011"),
+        metadata={"deep": [1, 2.5, None, {"ü": True}], "nan": "NaN"},
+        latency_ms=0,
+        unknown_=Unknown(b"\xff\x00\x01", {"neu": msgspec.Raw(b'{"a": 1.10, "b": 12345678901234567890123}')}),
+    )
+    expected = msgspec.structs.replace(
+        sent.record, estimated_cost=Decimal("0.000000000001"), currency="USD", cost_status=CostStatus.PRICED
+    )
+    store.append([sent])
+    [record], more = store.list_usage(Filter(), "timestamp", True, 10, None, None)
+    assert record == expected
+    assert bytes(record.unknown_.json["neu"]) == b'{"a": 1.10, "b": 12345678901234567890123}'
+    assert record.operation == "99"
+    assert more is None
+
+
+def test_fields_of_a_newer_version_stay(tmp_path: Path) -> None:
+    with Sync(tmp_path / "a.db") as store:
+        store.append([entry()])
+        connection = store.store._database.connect()
+        connection.execute(
+            "UPDATE usage SET record = CAST(json_set(CAST(record AS TEXT), '$.newer', json('[1]')) AS BLOB)"
+        )
+        connection.close()
+        [record], _ = store.list_usage(Filter(), "timestamp", True, 10, None, None)
+    assert bytes(record.unknown_.json["newer"]) == b"[1]"
+    assert record.input_tokens == 100
+
+
+def test_an_unpriced_record_has_no_cost(store: Sync) -> None:
+    [done] = store.append([entry(units=None, request_count=3, idempotency_key="k")])
+    assert (done.units, done.cost_status) == (None, CostStatus.UNPRICED)
+    assert store.append([entry(units=None, request_count=3, idempotency_key="k")])[0].units is None
+    [(_, _, sums)] = store.summarize(Filter(), (), None)
+    assert (sums.requests, sums.unpriced_requests, sums.units) == (3, 3, 0)
+    [record], _ = store.list_usage(Filter(), "timestamp", True, 10, None, None)
+    assert record.estimated_cost is None
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_what_is_too_large_is_refused_whole(store: Sync, size: int) -> None:
+    for bad in (entry(input_tokens=LARGEST_COUNT + 1), entry(units=LARGEST_COST + 1)):
+        with pytest.raises(RpcError) as caught:
+            store.append([entry() for _ in range(size - 1)] + [bad])
+        assert caught.value.code is StatusCode.INVALID_ARGUMENT
+    assert store.count_usage(Filter()) == 0
+    assert statuses(store, entry(input_tokens=LARGEST_COUNT, units=LARGEST_COST)) == [CREATED]
+
+
+def test_sums_that_leave_64_bits_are_exact_or_refused(store: Sync, monkeypatch: pytest.MonkeyPatch) -> None:
+    most, micros = 2**63 - 1, 2**63 - 1
+    monkeypatch.setattr("llm_cost_ops.stores.rows.LARGEST_COUNT", most)
+    monkeypatch.setattr("llm_cost_ops.stores.rows.LARGEST_COST", micros * 10**6)
+    store.append([entry(day * 86_400, input_tokens=most, units=micros * 10**6) for day in range(3)])
+    for group_by in ((), ("user",), ("provider", "tag")):
+        [(_, _, sums)] = store.summarize(Filter(), group_by, None)
+        assert (sums.input_tokens, sums.units) == (3 * most, 3 * micros * 10**6)
+    # A quarter of an hour can't hold more.
+    for more in ([entry(5)], [entry(5), entry(90_000)], [entry(80_000)]):
+        with pytest.raises(RpcError) as caught:
+            store.append(more)
+        assert caught.value.code is StatusCode.OUT_OF_RANGE
+    assert store.count_usage(Filter()) == 3
+    assert statuses(store, entry(5, project_id="another series")) == [CREATED]
+
+
+def test_a_failed_transaction_leaves_no_ids_behind(store: Sync) -> None:
+    def fail(cursor: object, interner: object) -> None:
+        raise RuntimeError("boom")
+
+    def job(cursor: object, interner: object) -> None:
+        interner.ids(cursor, ("new", *[""] * 9, "", 0, "", ()))  # type: ignore[attr-defined]
+        fail(cursor, interner)
+
+    from llm_cost_ops.rpc.runtime import drive
+    from tests.unit.stores.making import context
+
+    with pytest.raises(RuntimeError, match="boom"):
+        drive(store.store._write(job, context()))
+    assert statuses(store, entry(organization_id="new")) == [CREATED]
+    assert requests(store, organization_ids=("new",)) == 1
+
+
+def test_the_interner_is_bounded(store: Sync) -> None:
+    interner = store.store._writer._interner
+    interner._most = 10
+    for n in range(35):
+        store.append([entry(organization_id=f"o{n}")])
+    assert len(interner._known) <= 10
+    assert statuses(store, *(entry(organization_id=f"o{n}") for n in range(35))) == [CREATED] * 35
+    assert len(store.summarize(Filter(), ("organization",), None)) == 35
