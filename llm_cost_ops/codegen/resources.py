@@ -12,7 +12,7 @@ __all__ = ["emit_resources"]
 
 # What the methods call by these names, so that no parameter may have them.
 _RESERVED = frozenset(
-    "coerce fields headers idempotency_key methods record request requests response timeout".split()
+    "coerce fields headers idempotency_key methods record request requests response retry timeout".split()
 )
 
 
@@ -28,7 +28,9 @@ def emit_resources(package: Package) -> str:
         "typing": ["Any"],
         package.python: ["methods"],
         f"{package.python}.messages": types,
+        "llm_cost_ops.config": ["RetryConfig"],
         "llm_cost_ops.rpc.channel": ["UNSET", "AsyncChannel", "Channel"],
+        "llm_cost_ops.rpc.pager": ["AsyncPager", "Pager"],
         "llm_cost_ops.wire": ["coerce"],
         "llm_cost_ops.wire.validation": ["EMPTY", "ZERO"],
     }
@@ -46,6 +48,10 @@ def _resource(service: Service, prefix: str) -> str:
     lines += [f"    def __init__(self, channel: {prefix}Channel) -> None:", "        self._channel = channel"]
     for method in service.methods:
         lines += ["", *(f"    {line}".rstrip() for line in _method(method, prefix))]
+    names = [method.python_name for method in service.methods]
+    paged = [method.python_name for method in service.methods if _item(method)]
+    if len(paged) == 1 and "list" not in names:
+        lines += ["", f"    list = {paged[0]}"]
     return "\n".join([*lines, ""])
 
 
@@ -66,14 +72,18 @@ def _method(method: Method, prefix: str) -> list[str]:
         rest = [_parameter(f, False) for f in fields if f not in required]
         parameters = [*first, "*", *rest] if len(first) == 1 else ["*", *first, *rest]
     parameters += ["timeout: float | None = UNSET", "headers: Mapping[str, str] | None = None"]
+    parameters.append("retry: RetryConfig | None = UNSET")
     if key is not None:
         parameters.append('idempotency_key: str = ""')
     data = unwrapped(method)
     returned = data.type.message.name if data and data.type.message else method.response.name
     result, streams_out = returned, method.cardinality.endswith("stream")
+    call, item = method.cardinality, _item(method)
     if streams_out:
         result = f"{prefix}Iterator[{returned}]"
-    waits = bool(prefix) and not streams_out
+    elif item:
+        call, result = "pages", f"{prefix}Pager[{returned}, {item}]"
+    waits = bool(prefix) and not streams_out and not item
     lines = [f"{'async ' if waits else ''}def {method.python_name}(", "    self,"]
     lines += [*(f"    {parameter}," for parameter in parameters), f") -> {result}:"]
     lines += [f"    {line}".rstrip() for line in _doc(method, body, [] if streams_in else fields)]
@@ -81,12 +91,23 @@ def _method(method: Method, prefix: str) -> list[str]:
     if not streams_in:
         lines += _request(method, body, fields)
         request = "request"
-    arguments = [f"methods.{method.constant}", request, "timeout", "headers"]
+    arguments = [f"methods.{method.constant}", request, "timeout", "headers", "retry"]
     arguments += ["idempotency_key"] * (key is not None)
-    start = f"response: {result} = {'await ' if waits else ''}self._channel.{method.cardinality}("
+    start = f"response: {result} = {'await ' if waits else ''}self._channel.{call}("
     # These lines are shifted once more, into the class.
-    call = wrapped(start, arguments, ")", "        ").splitlines()
-    return [*lines, *(line[4:] for line in call), "    return response"]
+    sent = wrapped(start, arguments, ")", "        ").splitlines()
+    return [*lines, *(line[4:] for line in sent), "    return response"]
+
+
+def _item(method: Method) -> str:
+    """What a method lists page by page; empty when it does not."""
+    answer = {field.name: field for field in method.response.fields}
+    asked = {field.name for field in method.request.fields}
+    data = answer.get("data")
+    if data is None or data.cardinality != "repeated" or data.type.message is None:
+        return ""
+    paged = "pagination" in answer and {"cursor", "page"} <= asked and method.cardinality == "unary_unary"
+    return data.type.message.name if paged else ""
 
 
 def _body(method: Method) -> Message | None:
@@ -173,6 +194,7 @@ def _doc(method: Method, body: Message | None, fields: list[Field]) -> list[str]
         rows += textwrap.wrap(text, 94, initial_indent="    ", subsequent_indent="        ")
     rows.append("    timeout: seconds for the whole call, retries included; None for no limit.")
     rows.append("    headers: metadata to send beside that of the client.")
+    rows.append("    retry: how to retry this call, instead of as the client does; None for not at all.")
     if method.idempotency_key:
         rows.append("    idempotency_key: makes a repeated call count once; made when not given.")
     return [*lines, "", "Args:", *rows, '"""']

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 __all__ = ["Unknown"]
 
 
-class Unknown:
+class Unknown:  # noqa: PLW1641 - it is mutable, and so has no hash
     """The `unknown_` slot of a generated struct; the slot is msgspec.UNSET (false) where nothing is unknown.
 
     `binary` holds unknown protobuf fields as they came, `json` unknown JSON fields by name, in their exact
@@ -18,6 +18,7 @@ class Unknown:
     be decoded: it says why, and `error_field` is the path of the field inside the element.
     """
 
+    # No dataclass and no Struct: msgspec must leave it to the codec's hooks.
     __slots__ = ("binary", "error", "error_field", "json")
 
     def __init__(
@@ -36,8 +37,6 @@ class Unknown:
         if not isinstance(other, Unknown):
             return NotImplemented
         return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
-
-    __hash__ = None  # type: ignore[assignment]  # mutable
 
     def __repr__(self) -> str:
         shown = (f"{name}={getattr(self, name)!r}" for name in self.__slots__ if getattr(self, name))

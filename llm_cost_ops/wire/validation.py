@@ -67,6 +67,10 @@ def _shown(value: object) -> str:
     return f"of type {type(value).__name__}"
 
 
+def _a(kind: type[Any]) -> str:
+    return f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
+
+
 def relocate(violations: Violations, start: int, path: str) -> None:
     """Put a path in front of the fields of the violations from `start` on."""
     for index in range(start, len(violations)):
@@ -162,7 +166,7 @@ def check_enum(
     """A member of an enum, known or not."""
     if not isinstance(value, enum):
         known = ", ".join(member.value for member in list(enum)[1:8])
-        violations.append(Violation(name, f"must be a {enum.__name__} such as {known}, not {_shown(value)}"))
+        violations.append(Violation(name, f"must be {_a(enum)} such as {known}, not {_shown(value)}"))
     elif required and value.number == 0:
         missing(name, violations)
 
@@ -177,7 +181,7 @@ def check_bytes(value: Any, name: str, violations: Violations, max_length: int |
 def check_instance(value: Any, name: str, violations: Violations, kind: type[Any]) -> None:
     """An instance of a class."""
     if not isinstance(value, kind):
-        words = _WORDS.get(kind) or f"a {kind.__name__}"
+        words = _WORDS.get(kind) or _a(kind)
         violations.append(Violation(name, f"must be {words}, not {_shown(value)}"))
 
 

@@ -94,12 +94,7 @@ def test_decimals_are_strings_or_numbers_and_exact(sent: str, read: str | None) 
 
 def test_times_are_utc_whatever_came() -> None:
     noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
-    for text in (
-        "2026-01-01T12:00:00Z",
-        "2026-01-01T14:00:00+02:00",
-        "2026-01-01T12:00:00",
-        "2026-01-01t12:00:00z",
-    ):
+    for text in ("12:00:00Z", "14:00:00+02:00", "12:00:00", "12:00:00.0000001z"):
         record = USAGE_RECORD.decode_json(json.dumps({"timestamp": f"2026-01-01T{text}"}).encode())
         assert record.timestamp == noon
         assert record.timestamp is not None
@@ -111,8 +106,8 @@ def test_times_are_utc_whatever_came() -> None:
 
 
 def test_null_is_absent_where_absence_can_be() -> None:
-    data = b'{"total_tokens": null, "modality": null, "metadata": null, "reported_cost": null, "timestamp": null}'
-    assert USAGE_RECORD.decode_json(data) == UsageRecord()
+    for name in ("total_tokens", "modality", "metadata", "reported_cost", "timestamp"):
+        assert USAGE_RECORD.decode_json(b'{"%s": null}' % name.encode()) == UsageRecord()
 
 
 def test_requests_omit_defaults_and_responses_do_not() -> None:
