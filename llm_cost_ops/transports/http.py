@@ -40,10 +40,9 @@ class _Lane(NamedTuple):
 class _HttpLeaf(Generic[Client]):
     """Where calls go, and with what settings.
 
-    `base_url` is http:// or https://, with a path or without. At most half of `max_connections`
-    calls are in flight, because the pool is slow when it is full; the others queue. Connections
-    that are idle for `keepalive_expiry` seconds are closed; `max_keepalive_connections=0` keeps
-    none, otherwise as many are kept as calls may be in flight. `verify` is True, False (which
+    `base_url` is http:// or https://, with a path or without. At most `max_connections` calls are
+    in flight; the others queue. At most `max_keepalive_connections` idle connections are kept, and
+    those for `keepalive_expiry` seconds. `verify` is True, False (which
     warns), or an ssl.SSLContext with a CA bundle or a client certificate. `proxy` is the URL of a
     proxy; without one HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY are heeded, as are
     SSL_CERT_FILE and SSL_CERT_DIR. With `http_client` these settings are that client's own, and
@@ -66,14 +65,9 @@ class _HttpLeaf(Generic[Client]):
         self._origin = origin_of(base_url)
         if verify is False and http_client is None and self._origin.startswith("https:"):
             warnings.warn(f"TLS certificates of {self._origin} are not verified", stacklevel=3)
-        self._in_flight = max(1, (max_connections + 1) // 2)
-        self._limits = httpx.Limits(
-            max_connections=max_connections,
-            # httpcore counts busy connections too: fewer would close each one after its call.
-            max_keepalive_connections=max_keepalive_connections
-            and max(max_keepalive_connections, self._in_flight),
-            keepalive_expiry=keepalive_expiry,
-        )
+        self._in_flight = max_connections
+        self._max_idle = max_keepalive_connections
+        self._keepalive_expiry = keepalive_expiry
         self._verify = verify
         self._proxy = None if http_client is not None else proxy_for(self._origin, proxy)
         self._client = http_client
@@ -84,6 +78,14 @@ class _HttpLeaf(Generic[Client]):
         if self._closed:
             raise RpcError(StatusCode.FAILED_PRECONDITION, "the client is closed", origin="client")
         return Exchange(self._origin, request, context, self._max_response_bytes, own=self._client is None)
+
+    def _transport(self, kind: Any) -> Any:
+        return kind(
+            verify=self._ssl_context(),
+            proxy=self._proxy,
+            max_idle=self._max_idle,
+            keepalive_expiry=self._keepalive_expiry,
+        )
 
     def _ssl_context(self) -> ssl.SSLContext:
         if isinstance(self._verify, ssl.SSLContext):
@@ -135,7 +137,7 @@ class HttpLeaf(_HttpLeaf[httpx.Client]):
         queue = CallQueue(self._in_flight)
         if self._client is not None:
             return _Lane(partial(self._client.send, stream=True, follow_redirects=False), queue, None)
-        transport = PoolTransport(verify=self._ssl_context(), limits=self._limits, proxy=self._proxy)
+        transport = self._transport(PoolTransport)
         return _Lane(transport.handle_request, queue, transport)
 
 
@@ -187,5 +189,5 @@ class AsyncHttpLeaf(_HttpLeaf[httpx.AsyncClient]):
         queue = CallQueue(self._in_flight)
         if self._client is not None:
             return _Lane(partial(self._client.send, stream=True, follow_redirects=False), queue, None)
-        transport = AsyncPoolTransport(verify=self._ssl_context(), limits=self._limits, proxy=self._proxy)
+        transport = self._transport(AsyncPoolTransport)
         return _Lane(transport.handle_async_request, queue, transport)

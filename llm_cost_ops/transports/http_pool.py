@@ -1,12 +1,16 @@
-"""httpx transports over httpcore's pools with sockets of our own.
+"""Pools of connections to one origin, as httpx transports.
 
-httpcore's exceptions come out as they are: they have the names of httpx's.
+httpcore makes the connections and speaks HTTP; keeping them is done here, because its own pool
+looks at every connection for every request, counts busy connections against the limit on idle
+ones, and under asyncio costs more than the request itself. httpcore's exceptions come out as they
+are: they have the names of httpx's.
 """
 
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Iterator
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import httpcore
@@ -17,69 +21,171 @@ from llm_cost_ops.transports.http_sockets import ClosingBackend, DeadlineBackend
 __all__ = ["AsyncPoolTransport", "PoolTransport"]
 
 
-class _Body(httpx.SyncByteStream, httpx.AsyncByteStream):
-    def __init__(self, stream: Any) -> None:
+class IdleConnections:
+    """Connections that wait for their next request; the one used last is the next one used.
+
+    Each method returns connections to close: it does no I/O of its own.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._lock = threading.Lock()
+        self._limit = limit
+        self._idle: list[Any] = []
+
+    def take(self) -> tuple[Any, list[Any]]:
+        """A connection that is alive, or None; and those found dead."""
+        dead: list[Any] = []
+        with self._lock:
+            while self._idle:
+                connection = self._idle.pop()
+                if not connection.has_expired() and connection.is_available():
+                    return connection, dead
+                dead.append(connection)
+        return None, dead
+
+    def give(self, connection: Any) -> list[Any]:
+        """Take back a connection after a response, or after a failure."""
+        if not connection.is_available():
+            return [] if connection.is_closed() else [connection]
+        with self._lock:
+            self._idle.append(connection)
+            oldest = self._idle[0]
+            if len(self._idle) > self._limit or (oldest is not connection and oldest.has_expired()):
+                return [self._idle.pop(0)]
+        return []
+
+    def end(self) -> list[Any]:
+        """Keep none from now on."""
+        with self._lock:
+            self._limit = 0
+            idle, self._idle = self._idle, []
+        return idle
+
+
+class _Body(httpx.SyncByteStream):
+    def __init__(self, stream: Any, done: Callable[[], None]) -> None:
         self._stream = stream
+        self._done = done
 
     def __iter__(self) -> Iterator[bytes]:
         yield from self._stream
+
+    def close(self) -> None:
+        if hasattr(self._stream, "close"):
+            self._stream.close()
+        self._done()
+
+
+class _AsyncBody(httpx.AsyncByteStream):
+    def __init__(self, stream: Any, done: Callable[[], Awaitable[None]]) -> None:
+        self._stream = stream
+        self._done = done
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         async for chunk in self._stream:
             yield chunk
 
-    def close(self) -> None:
-        self._stream.close()
-
     async def aclose(self) -> None:
-        await self._stream.aclose()
+        if hasattr(self._stream, "aclose"):
+            await self._stream.aclose()
+        await self._done()
 
 
 class PoolTransport(httpx.BaseTransport):
-    """A pool for threads. A request's "connect", "read" and "write" timeouts are points in time on
-    `time.monotonic`; its "pool" timeout is in seconds.
-    """
+    """A pool for threads. A request's timeouts are points in time on `time.monotonic`."""
 
-    def __init__(self, *, verify: ssl.SSLContext, limits: httpx.Limits, proxy: httpx.Proxy | None) -> None:
-        self._pool = httpcore.ConnectionPool(
-            **_settings(verify, limits, proxy), network_backend=DeadlineBackend()
+    def __init__(
+        self,
+        *,
+        verify: ssl.SSLContext,
+        proxy: httpx.Proxy | None,
+        max_idle: int,
+        keepalive_expiry: float | None,
+    ) -> None:
+        self._maker = httpcore.ConnectionPool(
+            ssl_context=verify,
+            proxy=_proxy(proxy),
+            keepalive_expiry=keepalive_expiry,
+            network_backend=DeadlineBackend(),
         )
+        self._idle = IdleConnections(max_idle)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        return _response(self._pool.handle_request(_request(request)))
+        sent = _request(request)
+        connection, dead = self._idle.take()
+        self._close(dead)
+        if connection is None:
+            connection = self._maker.create_connection(sent.url.origin)
+
+        def done() -> None:
+            self._close(self._idle.give(connection))
+
+        try:
+            response = connection.handle_request(sent)
+        except BaseException:
+            done()
+            raise
+        return httpx.Response(response.status, headers=response.headers, stream=_Body(response.stream, done))
 
     def close(self) -> None:
-        self._pool.close()
+        self._close(self._idle.end())
+
+    def _close(self, connections: list[Any]) -> None:
+        for connection in connections:
+            connection.close()
 
 
 class AsyncPoolTransport(httpx.AsyncBaseTransport):
-    """A pool for asyncio. All its timeouts are in seconds, and a call may be cancelled at any point."""
+    """A pool for asyncio. A call may be cancelled at any point."""
 
-    def __init__(self, *, verify: ssl.SSLContext, limits: httpx.Limits, proxy: httpx.Proxy | None) -> None:
-        self._pool = httpcore.AsyncConnectionPool(
-            **_settings(verify, limits, proxy), network_backend=ClosingBackend()
+    def __init__(
+        self,
+        *,
+        verify: ssl.SSLContext,
+        proxy: httpx.Proxy | None,
+        max_idle: int,
+        keepalive_expiry: float | None,
+    ) -> None:
+        self._maker = httpcore.AsyncConnectionPool(
+            ssl_context=verify,
+            proxy=_proxy(proxy),
+            keepalive_expiry=keepalive_expiry,
+            network_backend=ClosingBackend(),
         )
+        self._idle = IdleConnections(max_idle)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        return _response(await self._pool.handle_async_request(_request(request)))
+        sent = _request(request)
+        connection, dead = self._idle.take()
+        await self._close(dead)
+        if connection is None:
+            connection = self._maker.create_connection(sent.url.origin)
+
+        async def done() -> None:
+            await self._close(self._idle.give(connection))
+
+        try:
+            response = await connection.handle_async_request(sent)
+        except BaseException:
+            await done()
+            raise
+        stream = _AsyncBody(response.stream, done)
+        return httpx.Response(response.status, headers=response.headers, stream=stream)
 
     async def aclose(self) -> None:
-        await self._pool.aclose()
+        await self._close(self._idle.end())
+
+    async def _close(self, connections: list[Any]) -> None:
+        for connection in connections:
+            await connection.aclose()
 
 
-def _settings(verify: ssl.SSLContext, limits: httpx.Limits, proxy: httpx.Proxy | None) -> dict[str, Any]:
-    through = None
-    if proxy is not None:
-        through = httpcore.Proxy(
-            _url(proxy.url), auth=proxy.raw_auth, headers=proxy.headers.raw, ssl_context=proxy.ssl_context
-        )
-    return {
-        "ssl_context": verify,
-        "proxy": through,
-        "max_connections": limits.max_connections,
-        "max_keepalive_connections": limits.max_keepalive_connections,
-        "keepalive_expiry": limits.keepalive_expiry,
-    }
+def _proxy(proxy: httpx.Proxy | None) -> httpcore.Proxy | None:
+    if proxy is None:
+        return None
+    return httpcore.Proxy(
+        _url(proxy.url), auth=proxy.raw_auth, headers=proxy.headers.raw, ssl_context=proxy.ssl_context
+    )
 
 
 def _request(request: httpx.Request) -> httpcore.Request:
@@ -89,15 +195,6 @@ def _request(request: httpx.Request) -> httpcore.Request:
         headers=request.headers.raw,
         content=request.stream,
         extensions=request.extensions,
-    )
-
-
-def _response(response: httpcore.Response) -> httpx.Response:
-    return httpx.Response(
-        response.status,
-        headers=response.headers,
-        stream=_Body(response.stream),
-        extensions=response.extensions,
     )
 
 

@@ -1,0 +1,116 @@
+"""Which connections are kept, and which are closed."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.transports.call_queue import CallQueue
+from llm_cost_ops.transports.http import HttpLeaf
+from llm_cost_ops.transports.http_pool import IdleConnections
+from tests.faulty_peers import FaultyPeer, answer, answering
+from tests.tiny_service import GET_NOTE, GetNoteRequest, context
+
+GOOD = answer("200 OK", b'{"data": {"id": "n"}}')
+
+
+class Connection:
+    def __init__(self, *, available=True, expired=False, closed=False):
+        self.available, self.expired, self.closed = available, expired, closed
+
+    def is_available(self):
+        return self.available
+
+    def has_expired(self):
+        return self.expired
+
+    def is_closed(self):
+        return self.closed
+
+
+def test_the_last_used_is_used_next():
+    idle, first, second = IdleConnections(2), Connection(), Connection()
+    assert idle.give(first) == idle.give(second) == []
+    assert idle.take() == (second, [])
+    assert idle.take() == (first, [])
+    assert idle.take() == (None, [])
+
+
+def test_no_more_than_the_limit_are_kept_and_the_oldest_goes():
+    idle, connections = IdleConnections(2), [Connection() for _ in range(3)]
+    assert [idle.give(connection) for connection in connections] == [[], [], [connections[0]]]
+    assert IdleConnections(0).give(connections[0]) == [connections[0]]
+
+
+def test_dead_ones_are_closed_and_broken_ones_not_kept():
+    idle, dead, broken = IdleConnections(5), Connection(), Connection(available=False)
+    idle.give(dead)
+    dead.expired = True
+    fresh = Connection()
+    assert idle.give(fresh) == [dead]
+    fresh.expired = True
+    assert idle.take() == (None, [fresh])
+    assert idle.give(broken) == [broken]
+    assert idle.give(Connection(available=False, closed=True)) == []
+
+
+def test_after_the_end_none_is_kept():
+    idle, busy, waiting = IdleConnections(5), Connection(), Connection()
+    idle.give(waiting)
+    assert idle.end() == [waiting]
+    assert idle.give(busy) == [busy]
+
+
+@pytest.mark.parametrize(
+    ("kept", "expiry", "connections"), [(1, 5.0, 1), (0, 5.0, 3), (1, 0.05, 3), (1, None, 1)]
+)
+def test_settings_reach_the_connections(kept, expiry, connections):
+    with FaultyPeer(answering(GOOD)) as peer:
+        leaf = HttpLeaf(peer.url, max_keepalive_connections=kept, keepalive_expiry=expiry)
+        for _ in range(3):
+            drive(leaf.unary_unary(GetNoteRequest(id="n"), context(GET_NOTE, 5.0)))
+            time.sleep(0.06)
+        drive(leaf.aclose())
+    assert peer.connections == connections
+
+
+def test_proxies_are_used(monkeypatch):
+    with FaultyPeer(answering(GOOD)) as proxy:
+        leaf = HttpLeaf("http://costs.example/x", proxy=proxy.url)
+        assert drive(leaf.unary_unary(GetNoteRequest(id="n"), context(GET_NOTE, 5.0))).data.id == "n"
+        drive(leaf.aclose())
+        monkeypatch.setenv("http_proxy", proxy.url)
+        leaf = HttpLeaf("http://costs.example/x")
+        assert drive(leaf.unary_unary(GetNoteRequest(id="n"), context(GET_NOTE, 5.0))).data.id == "n"
+        drive(leaf.aclose())
+        monkeypatch.setenv("no_proxy", "costs.example")
+        assert HttpLeaf("http://costs.example/x")._proxy is None
+    assert [request.split(b" ")[1] for request in proxy.requests] == [
+        b"http://costs.example/x/api/v1/notes/n"
+    ] * 2
+
+
+def test_turns_are_first_come_first_served():
+    queue, order = CallQueue(1), []
+    assert queue.enter(0)
+    assert not queue.enter(0.01)
+
+    def wait(name):
+        assert queue.enter(5)
+        order.append(name)
+        queue.leave()
+
+    threads = []
+    for name in "abcde":
+        thread = threading.Thread(target=wait, args=(name,))
+        thread.start()
+        threads.append(thread)
+        time.sleep(0.02)
+    queue.leave()
+    for thread in threads:
+        thread.join(5)
+    assert "".join(order) == "abcde"
+    assert queue.enter(0)
