@@ -43,7 +43,9 @@ from llm_cost_ops._gen.messages import (
     UsageReceipt,
     UsageRecord,
 )
+from llm_cost_ops.config import RetryConfig
 from llm_cost_ops.rpc.channel import UNSET, AsyncChannel, Channel
+from llm_cost_ops.rpc.pager import AsyncPager, Pager
 from llm_cost_ops.wire import coerce
 from llm_cost_ops.wire.validation import EMPTY, ZERO
 
@@ -88,6 +90,7 @@ class AnalyticsResource:
         currency: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
     ) -> Analytics:
         """Gives a time series of metrics and their summary.
 
@@ -110,6 +113,7 @@ class AnalyticsResource:
             currency: The currency of costs, ISO 4217; USD when not given.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
         """
         request = GetAnalyticsRequest(start_date=coerce.moment(start_date))
         if organization_id:
@@ -138,7 +142,9 @@ class AnalyticsResource:
             request.group_by = coerce.texts(group_by)
         if currency is not EMPTY:
             request.currency = currency
-        response: Analytics = self._channel.unary_unary(methods.GET_ANALYTICS, request, timeout, headers)
+        response: Analytics = self._channel.unary_unary(
+            methods.GET_ANALYTICS, request, timeout, headers, retry
+        )
         return response
 
 
@@ -169,6 +175,7 @@ class AsyncAnalyticsResource:
         currency: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
     ) -> Analytics:
         """Gives a time series of metrics and their summary.
 
@@ -191,6 +198,7 @@ class AsyncAnalyticsResource:
             currency: The currency of costs, ISO 4217; USD when not given.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
         """
         request = GetAnalyticsRequest(start_date=coerce.moment(start_date))
         if organization_id:
@@ -220,7 +228,7 @@ class AsyncAnalyticsResource:
         if currency is not EMPTY:
             request.currency = currency
         response: Analytics = await self._channel.unary_unary(
-            methods.GET_ANALYTICS, request, timeout, headers
+            methods.GET_ANALYTICS, request, timeout, headers, retry
         )
         return response
 
@@ -250,6 +258,7 @@ class CostsResource:
         currency: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
     ) -> CostSummary:
         """Sums the cost of a period, exactly, in total and by group.
 
@@ -273,6 +282,7 @@ class CostsResource:
             currency: The currency to sum, ISO 4217; USD when not given. Others are listed apart.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
         """
         request = GetCostSummaryRequest()
         if organization_id:
@@ -299,7 +309,9 @@ class CostsResource:
             request.group_by = coerce.texts(group_by)
         if currency is not EMPTY:
             request.currency = currency
-        response: CostSummary = self._channel.unary_unary(methods.GET_COST_SUMMARY, request, timeout, headers)
+        response: CostSummary = self._channel.unary_unary(
+            methods.GET_COST_SUMMARY, request, timeout, headers, retry
+        )
         return response
 
 
@@ -328,6 +340,7 @@ class AsyncCostsResource:
         currency: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
     ) -> CostSummary:
         """Sums the cost of a period, exactly, in total and by group.
 
@@ -351,6 +364,7 @@ class AsyncCostsResource:
             currency: The currency to sum, ISO 4217; USD when not given. Others are listed apart.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
         """
         request = GetCostSummaryRequest()
         if organization_id:
@@ -378,7 +392,7 @@ class AsyncCostsResource:
         if currency is not EMPTY:
             request.currency = currency
         response: CostSummary = await self._channel.unary_unary(
-            methods.GET_COST_SUMMARY, request, timeout, headers
+            methods.GET_COST_SUMMARY, request, timeout, headers, retry
         )
         return response
 
@@ -396,15 +410,19 @@ class HealthResource:
         *,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
     ) -> GetHealthResponse:
         """Tells how the process and its parts are. It answers while the server runs, whatever it says.
 
         Args:
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
         """
         request = GetHealthRequest()
-        response: GetHealthResponse = self._channel.unary_unary(methods.GET_HEALTH, request, timeout, headers)
+        response: GetHealthResponse = self._channel.unary_unary(
+            methods.GET_HEALTH, request, timeout, headers, retry
+        )
         return response
 
     def ready(
@@ -412,16 +430,18 @@ class HealthResource:
         *,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
     ) -> GetReadinessResponse:
         """Tells whether the server takes traffic: UNAVAILABLE while it starts, drains, or cannot write.
 
         Args:
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
         """
         request = GetReadinessRequest()
         response: GetReadinessResponse = self._channel.unary_unary(
-            methods.GET_READINESS, request, timeout, headers
+            methods.GET_READINESS, request, timeout, headers, retry
         )
         return response
 
@@ -439,16 +459,18 @@ class AsyncHealthResource:
         *,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
     ) -> GetHealthResponse:
         """Tells how the process and its parts are. It answers while the server runs, whatever it says.
 
         Args:
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
         """
         request = GetHealthRequest()
         response: GetHealthResponse = await self._channel.unary_unary(
-            methods.GET_HEALTH, request, timeout, headers
+            methods.GET_HEALTH, request, timeout, headers, retry
         )
         return response
 
@@ -457,16 +479,18 @@ class AsyncHealthResource:
         *,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
     ) -> GetReadinessResponse:
         """Tells whether the server takes traffic: UNAVAILABLE while it starts, drains, or cannot write.
 
         Args:
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
         """
         request = GetReadinessRequest()
         response: GetReadinessResponse = await self._channel.unary_unary(
-            methods.GET_READINESS, request, timeout, headers
+            methods.GET_READINESS, request, timeout, headers, retry
         )
         return response
 
@@ -503,6 +527,7 @@ class PricingResource:
         source_url: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
         idempotency_key: str = "",
     ) -> RateCard:
         """Adds a price card. It takes precedence over the bundled catalog from its date on; what is
@@ -531,6 +556,7 @@ class PricingResource:
             source_url: Where the price was published.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
             idempotency_key: makes a repeated call count once; made when not given.
         """
         request = CreatePriceRequest(provider=provider, model_id=model_id)
@@ -569,7 +595,7 @@ class PricingResource:
         if source_url is not EMPTY:
             request.source_url = source_url
         response: RateCard = self._channel.unary_unary(
-            methods.CREATE_PRICE, request, timeout, headers, idempotency_key
+            methods.CREATE_PRICE, request, timeout, headers, retry, idempotency_key
         )
         return response
 
@@ -579,6 +605,7 @@ class PricingResource:
         *,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
     ) -> RateCard:
         """Gets one card by its id.
 
@@ -586,9 +613,10 @@ class PricingResource:
             id: The id of the card.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
         """
         request = GetPriceRequest(id=id)
-        response: RateCard = self._channel.unary_unary(methods.GET_PRICE, request, timeout, headers)
+        response: RateCard = self._channel.unary_unary(methods.GET_PRICE, request, timeout, headers, retry)
         return response
 
     def list(
@@ -605,7 +633,8 @@ class PricingResource:
         cursor: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
-    ) -> ListPricesResponse:
+        retry: RetryConfig | None = UNSET,
+    ) -> Pager[ListPricesResponse, RateCard]:
         """Lists cards, by provider, model and date.
 
         Args:
@@ -620,6 +649,7 @@ class PricingResource:
             cursor: The cursor that the page before gave; excludes `page`.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
         """
         request = ListPricesRequest()
         if provider:
@@ -640,8 +670,8 @@ class PricingResource:
             request.page_size = page_size
         if cursor is not EMPTY:
             request.cursor = cursor
-        response: ListPricesResponse = self._channel.unary_unary(
-            methods.LIST_PRICES, request, timeout, headers
+        response: Pager[ListPricesResponse, RateCard] = self._channel.pages(
+            methods.LIST_PRICES, request, timeout, headers, retry
         )
         return response
 
@@ -678,6 +708,7 @@ class AsyncPricingResource:
         source_url: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
         idempotency_key: str = "",
     ) -> RateCard:
         """Adds a price card. It takes precedence over the bundled catalog from its date on; what is
@@ -706,6 +737,7 @@ class AsyncPricingResource:
             source_url: Where the price was published.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
             idempotency_key: makes a repeated call count once; made when not given.
         """
         request = CreatePriceRequest(provider=provider, model_id=model_id)
@@ -744,7 +776,7 @@ class AsyncPricingResource:
         if source_url is not EMPTY:
             request.source_url = source_url
         response: RateCard = await self._channel.unary_unary(
-            methods.CREATE_PRICE, request, timeout, headers, idempotency_key
+            methods.CREATE_PRICE, request, timeout, headers, retry, idempotency_key
         )
         return response
 
@@ -754,6 +786,7 @@ class AsyncPricingResource:
         *,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
     ) -> RateCard:
         """Gets one card by its id.
 
@@ -761,12 +794,15 @@ class AsyncPricingResource:
             id: The id of the card.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
         """
         request = GetPriceRequest(id=id)
-        response: RateCard = await self._channel.unary_unary(methods.GET_PRICE, request, timeout, headers)
+        response: RateCard = await self._channel.unary_unary(
+            methods.GET_PRICE, request, timeout, headers, retry
+        )
         return response
 
-    async def list(
+    def list(
         self,
         *,
         provider: str | Sequence[str] = (),
@@ -780,7 +816,8 @@ class AsyncPricingResource:
         cursor: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
-    ) -> ListPricesResponse:
+        retry: RetryConfig | None = UNSET,
+    ) -> AsyncPager[ListPricesResponse, RateCard]:
         """Lists cards, by provider, model and date.
 
         Args:
@@ -795,6 +832,7 @@ class AsyncPricingResource:
             cursor: The cursor that the page before gave; excludes `page`.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
         """
         request = ListPricesRequest()
         if provider:
@@ -815,8 +853,8 @@ class AsyncPricingResource:
             request.page_size = page_size
         if cursor is not EMPTY:
             request.cursor = cursor
-        response: ListPricesResponse = await self._channel.unary_unary(
-            methods.LIST_PRICES, request, timeout, headers
+        response: AsyncPager[ListPricesResponse, RateCard] = self._channel.pages(
+            methods.LIST_PRICES, request, timeout, headers, retry
         )
         return response
 
@@ -872,6 +910,7 @@ class UsageResource:
         source: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
         idempotency_key: str = "",
     ) -> UsageReceipt:
         """Records one LLM call. The answer comes when the record is as durable as the store promises.
@@ -926,6 +965,7 @@ class UsageResource:
             source: What sent it: "api", "webhook", "file", "stream", or an adapter and its version.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
             idempotency_key: makes a repeated call count once; made when not given.
         """
         fields = UsageRecord()
@@ -1003,7 +1043,7 @@ class UsageResource:
             fields.source = source
         request = SubmitUsageRequest(usage=coerce.either(record, fields))
         response: UsageReceipt = self._channel.unary_unary(
-            methods.SUBMIT_USAGE, request, timeout, headers, idempotency_key
+            methods.SUBMIT_USAGE, request, timeout, headers, retry, idempotency_key
         )
         return response
 
@@ -1013,6 +1053,7 @@ class UsageResource:
         *,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
         idempotency_key: str = "",
     ) -> BatchReceipt:
         """Records many LLM calls in one transaction. A bad record harms only itself: results are per
@@ -1022,11 +1063,12 @@ class UsageResource:
             records: The records, at most 10,000.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
             idempotency_key: makes a repeated call count once; made when not given.
         """
         request = BatchSubmitUsageRequest(records=coerce.listed(records))
         response: BatchReceipt = self._channel.unary_unary(
-            methods.BATCH_SUBMIT_USAGE, request, timeout, headers, idempotency_key
+            methods.BATCH_SUBMIT_USAGE, request, timeout, headers, retry, idempotency_key
         )
         return response
 
@@ -1050,7 +1092,8 @@ class UsageResource:
         order: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
-    ) -> ListUsageResponse:
+        retry: RetryConfig | None = UNSET,
+    ) -> Pager[ListUsageResponse, UsageRecord]:
         """Lists recorded usage, newest first, a page at a time.
 
         Args:
@@ -1074,6 +1117,7 @@ class UsageResource:
             order: "desc" (the default) or "asc".
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
         """
         request = ListUsageRequest()
         if organization_id:
@@ -1106,8 +1150,12 @@ class UsageResource:
             request.sort = sort
         if order is not EMPTY:
             request.order = order
-        response: ListUsageResponse = self._channel.unary_unary(methods.LIST_USAGE, request, timeout, headers)
+        response: Pager[ListUsageResponse, UsageRecord] = self._channel.pages(
+            methods.LIST_USAGE, request, timeout, headers, retry
+        )
         return response
+
+    list = get_history
 
 
 class AsyncUsageResource:
@@ -1161,6 +1209,7 @@ class AsyncUsageResource:
         source: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
         idempotency_key: str = "",
     ) -> UsageReceipt:
         """Records one LLM call. The answer comes when the record is as durable as the store promises.
@@ -1215,6 +1264,7 @@ class AsyncUsageResource:
             source: What sent it: "api", "webhook", "file", "stream", or an adapter and its version.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
             idempotency_key: makes a repeated call count once; made when not given.
         """
         fields = UsageRecord()
@@ -1292,7 +1342,7 @@ class AsyncUsageResource:
             fields.source = source
         request = SubmitUsageRequest(usage=coerce.either(record, fields))
         response: UsageReceipt = await self._channel.unary_unary(
-            methods.SUBMIT_USAGE, request, timeout, headers, idempotency_key
+            methods.SUBMIT_USAGE, request, timeout, headers, retry, idempotency_key
         )
         return response
 
@@ -1302,6 +1352,7 @@ class AsyncUsageResource:
         *,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
         idempotency_key: str = "",
     ) -> BatchReceipt:
         """Records many LLM calls in one transaction. A bad record harms only itself: results are per
@@ -1311,15 +1362,16 @@ class AsyncUsageResource:
             records: The records, at most 10,000.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
             idempotency_key: makes a repeated call count once; made when not given.
         """
         request = BatchSubmitUsageRequest(records=coerce.listed(records))
         response: BatchReceipt = await self._channel.unary_unary(
-            methods.BATCH_SUBMIT_USAGE, request, timeout, headers, idempotency_key
+            methods.BATCH_SUBMIT_USAGE, request, timeout, headers, retry, idempotency_key
         )
         return response
 
-    async def get_history(
+    def get_history(
         self,
         *,
         organization_id: str | Sequence[str] = (),
@@ -1339,7 +1391,8 @@ class AsyncUsageResource:
         order: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
-    ) -> ListUsageResponse:
+        retry: RetryConfig | None = UNSET,
+    ) -> AsyncPager[ListUsageResponse, UsageRecord]:
         """Lists recorded usage, newest first, a page at a time.
 
         Args:
@@ -1363,6 +1416,7 @@ class AsyncUsageResource:
             order: "desc" (the default) or "asc".
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
         """
         request = ListUsageRequest()
         if organization_id:
@@ -1395,7 +1449,9 @@ class AsyncUsageResource:
             request.sort = sort
         if order is not EMPTY:
             request.order = order
-        response: ListUsageResponse = await self._channel.unary_unary(
-            methods.LIST_USAGE, request, timeout, headers
+        response: AsyncPager[ListUsageResponse, UsageRecord] = self._channel.pages(
+            methods.LIST_USAGE, request, timeout, headers, retry
         )
         return response
+
+    list = get_history

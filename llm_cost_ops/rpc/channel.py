@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+import copy
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Self, TypeVar
 
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.interceptor import Leaf, compose
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.method import MethodDescriptor
+from llm_cost_ops.rpc.pager import AsyncPager, Pager
+from llm_cost_ops.rpc.raw import RawResponse
 from llm_cost_ops.rpc.runtime import AsyncRuntime, Runtime, SyncRuntime, drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.wire.uuid7 import uuid7
@@ -17,6 +20,9 @@ __all__ = ["UNSET", "AsyncChannel", "Channel"]
 
 Req = TypeVar("Req")
 Res = TypeVar("Res")
+
+# Seconds that no clock of the system can add up; a longer timeout is no deadline.
+_ENDLESS = 1e9
 
 
 class _Unset:
@@ -42,27 +48,46 @@ class _Core:
     ) -> None:
         self.leaf = leaf
         self.runtime = runtime
+        self.raw = False
         self.interceptors = tuple(interceptors)
+        self.metadata = metadata or Metadata()
+        self.public_error = public_error or _same
+        self.timeout = timeout
         self._unary_unary = compose(interceptors, leaf.unary_unary)
-        self._timeout = timeout
-        self._metadata = metadata or Metadata()
-        self._public_error = public_error or _same
 
-    def begin(self, method: MethodDescriptor[Any, Any], timeout: Any, headers: Any, key: str) -> CallContext:
-        seconds = self._timeout if timeout is UNSET else timeout
-        metadata = self._metadata.copy()
+    def changed(self, interceptors: Sequence[Any], timeout: float | None, metadata: Metadata) -> _Core:
+        """The same leaf under another chain, with other defaults."""
+        return _Core(
+            self.leaf,
+            interceptors,
+            self.runtime,
+            timeout=timeout,
+            metadata=metadata,
+            public_error=self.public_error,
+        )
+
+    def begin(
+        self, method: MethodDescriptor[Any, Any], timeout: Any, headers: Any, retry: Any, key: str
+    ) -> CallContext:
+        seconds = self.timeout if timeout is UNSET else timeout
+        metadata = self.metadata.copy()
         if headers:
             try:
                 for name, value in dict(headers).items():
                     metadata.set(name, value)
-            except ValueError as error:
+            except (ValueError, TypeError, AttributeError) as error:
                 raise _invalid("headers", str(error)) from None
         deadline = None
         if seconds is not None:
             if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
                 raise _invalid("timeout", f"must be a number of seconds, 0 or more, not {seconds!r}")
-            deadline = self.runtime.monotonic() + seconds
-        return CallContext(method, self.runtime, metadata, deadline, key)
+            deadline = self.runtime.monotonic() + seconds if seconds < _ENDLESS else None
+        context = CallContext(method, self.runtime, metadata, deadline, key)
+        if retry is not UNSET:
+            if retry and not hasattr(retry, "max_retries"):
+                raise _invalid("retry", "must be a RetryConfig, or None for no retries")
+            context.retry = retry or False
+        return context
 
     async def unary_unary(
         self,
@@ -70,16 +95,18 @@ class _Core:
         request: Req,
         timeout: Any = UNSET,
         headers: Any = None,
+        retry: Any = UNSET,
         idempotency_key: str = "",
     ) -> Any:
         try:
-            context = self.begin(method, timeout, headers, idempotency_key)
+            context = self.begin(method, timeout, headers, retry, idempotency_key)
             if method.keyed is not None:
                 request, context.idempotency_key = method.keyed(request, idempotency_key, uuid7)
             response = await self._unary_unary(request, context)
         except RpcError as error:
-            raise self._public_error(error) from error.__cause__
-        return response if method.unwrap is None else getattr(response, method.unwrap)
+            raise self.public_error(error) from error.__cause__
+        returned = response if method.unwrap is None else getattr(response, method.unwrap)
+        return RawResponse(response, returned, context) if self.raw else returned
 
 
 def _same(error: RpcError) -> Exception:
@@ -95,9 +122,7 @@ def _invalid(field: str, description: str) -> RpcError:
     )
 
 
-class Channel:
-    """A sync client's way to the service."""
-
+class _Channel:
     def __init__(
         self,
         leaf: Leaf,
@@ -108,14 +133,49 @@ class Channel:
         metadata: Metadata | None = None,
         public_error: Callable[[RpcError], Exception] | None = None,
     ) -> None:
+        runtime = runtime or self._runtime()
         self.core = _Core(
-            leaf,
-            interceptors,
-            runtime or SyncRuntime(),
-            timeout=timeout,
-            metadata=metadata,
-            public_error=public_error,
+            leaf, interceptors, runtime, timeout=timeout, metadata=metadata, public_error=public_error
         )
+        self._owner = True
+
+    @staticmethod
+    def _runtime() -> Runtime:
+        raise NotImplementedError
+
+    def derived(
+        self,
+        *,
+        interceptors: Sequence[Any] | None = None,
+        timeout: Any = UNSET,
+        headers: Mapping[str, str] | None = None,
+        raw: bool | None = None,
+    ) -> Self:
+        """A channel on the same leaf, which it does not close, with some things changed.
+
+        With `raw`, its calls return RawResponse objects. Raises ValueError for a wrong header.
+        """
+        core = self.core
+        metadata = core.metadata.copy()
+        for name, value in (headers or {}).items():
+            metadata.set(name, value)
+        made = copy.copy(self)
+        made.core = core.changed(
+            core.interceptors if interceptors is None else interceptors,
+            core.timeout if timeout is UNSET else timeout,
+            metadata,
+        )
+        made.core.raw = core.raw if raw is None else raw
+        made._owner = False  # noqa: SLF001  # a copy of this object
+        return made
+
+
+class Channel(_Channel):
+    """A sync client's way to the service."""
+
+    @staticmethod
+    def _runtime() -> Runtime:
+        return SyncRuntime()
 
     def unary_unary(
         self,
@@ -123,37 +183,43 @@ class Channel:
         request: Req,
         timeout: Any = UNSET,
         headers: Any = None,
+        retry: Any = UNSET,
         idempotency_key: str = "",
     ) -> Any:
-        """Call a method; what its Python method returns comes back."""
-        return drive(self.core.unary_unary(method, request, timeout, headers, idempotency_key))
+        """Call a method; what its Python method returns comes back.
+
+        `timeout` is seconds for the whole call, None for no deadline; `headers` are added to the
+        channel's metadata; `retry` is a RetryConfig for this call, None or False for no retries.
+        """
+        return drive(self.core.unary_unary(method, request, timeout, headers, retry, idempotency_key))
+
+    def pages(
+        self,
+        method: MethodDescriptor[Req, Res],
+        request: Req,
+        timeout: Any = UNSET,
+        headers: Any = None,
+        retry: Any = UNSET,
+    ) -> Any:
+        """Call a method whose answer is a page; a Pager comes back."""
+
+        def ask(request: Req) -> Any:
+            return drive(self.core.unary_unary(method, request, timeout, headers, retry))
+
+        return ask(request) if self.core.raw else Pager(ask, request, self.core.public_error)
 
     def close(self) -> None:
-        """Let go of the leaf's connections and threads."""
-        drive(_close(self.core.leaf))
+        """Let go of the leaf's connections and threads, if this channel opened them."""
+        if self._owner:
+            drive(_close(self.core.leaf))
 
 
-class AsyncChannel:
+class AsyncChannel(_Channel):
     """An async client's way to the service."""
 
-    def __init__(
-        self,
-        leaf: Leaf,
-        interceptors: Sequence[Any] = (),
-        *,
-        runtime: Runtime | None = None,
-        timeout: float | None = None,
-        metadata: Metadata | None = None,
-        public_error: Callable[[RpcError], Exception] | None = None,
-    ) -> None:
-        self.core = _Core(
-            leaf,
-            interceptors,
-            runtime or AsyncRuntime(),
-            timeout=timeout,
-            metadata=metadata,
-            public_error=public_error,
-        )
+    @staticmethod
+    def _runtime() -> Runtime:
+        return AsyncRuntime()
 
     async def unary_unary(
         self,
@@ -161,14 +227,31 @@ class AsyncChannel:
         request: Req,
         timeout: Any = UNSET,
         headers: Any = None,
+        retry: Any = UNSET,
         idempotency_key: str = "",
     ) -> Any:
-        """Call a method; what its Python method returns comes back."""
-        return await self.core.unary_unary(method, request, timeout, headers, idempotency_key)
+        """Call a method; what its Python method returns comes back. As Channel.unary_unary."""
+        return await self.core.unary_unary(method, request, timeout, headers, retry, idempotency_key)
+
+    def pages(
+        self,
+        method: MethodDescriptor[Req, Res],
+        request: Req,
+        timeout: Any = UNSET,
+        headers: Any = None,
+        retry: Any = UNSET,
+    ) -> Any:
+        """Call a method whose answer is a page; an AsyncPager comes back."""
+
+        def ask(request: Req) -> Awaitable[Any]:
+            return self.core.unary_unary(method, request, timeout, headers, retry)
+
+        return ask(request) if self.core.raw else AsyncPager(ask, request, self.core.public_error)
 
     async def close(self) -> None:
-        """Let go of the leaf's connections and threads."""
-        await self.core.leaf.aclose()
+        """Let go of the leaf's connections and threads, if this channel opened them."""
+        if self._owner:
+            await self.core.leaf.aclose()
 
 
 async def _close(leaf: Leaf) -> None:

@@ -8,6 +8,7 @@ from typing import assert_type
 
 from llm_cost_ops import AsyncCostOpsClient, ClientConfig, CostOpsClient, RetryConfig, UsageRecord
 from llm_cost_ops.exceptions import APIError, CostOpsError, RateLimitError, ValidationError
+from llm_cost_ops.rpc.pager import Pager
 from llm_cost_ops.types import (
     Analytics,
     BatchReceipt,
@@ -44,7 +45,11 @@ def sync(client: CostOpsClient) -> None:
     batch = client.usage.submit_batch([record])
     assert_type(batch, BatchReceipt)
     assert_type(batch.results[0].status, SubmitStatus)
-    assert_type(client.usage.get_history(organization_id="org-123", page_size=10), ListUsageResponse)
+    history = client.usage.get_history(organization_id="org-123", page_size=10)
+    assert_type(history, Pager[ListUsageResponse, UsageRecord])
+    assert_type(history.data, list[UsageRecord])
+    assert_type([record.model_id for record in client.usage.list(retry=None)], list[str])
+    assert_type(next(history.pages()), ListUsageResponse)
     summary = client.costs.get(
         start_date=date(2026, 1, 1), end_date="2026-01-31", group_by=["provider", "day"]
     )
@@ -55,7 +60,7 @@ def sync(client: CostOpsClient) -> None:
     card = client.pricing.create(provider="acme", model_id="acme-1", input_price_per_1k=Decimal("0.002"))
     assert_type(card, RateCard)
     assert_type(client.pricing.get("id"), RateCard)
-    assert_type(client.pricing.list(provider="acme"), ListPricesResponse)
+    assert_type(client.pricing.list(provider="acme"), Pager[ListPricesResponse, RateCard])
 
 
 async def asynchronous() -> None:
@@ -63,6 +68,10 @@ async def asynchronous() -> None:
         assert_type(await client.costs.get(group_by="provider"), CostSummary)
         receipt = await client.usage.submit(organization_id="o", provider="p", model_id="m", input_tokens=1)
         assert_type(receipt, UsageReceipt)
+        page = await client.usage.list(retry=RetryConfig(max_retries=9))
+        assert_type(page.page, ListUsageResponse)
+        async for record in client.usage.list(headers={"x-team": "a"}):
+            assert_type(record, UsageRecord)
 
 
 def errors(error: CostOpsError) -> None:
