@@ -66,15 +66,18 @@ def _drop_what_betterproto_forgets(message: Any) -> None:
     for field, value in message.ListFields():
         if _is_map(field) and field.message_type.fields_by_name["key"].type == FieldDescriptor.TYPE_STRING:
             value.pop("", None)
-        elif not field.is_repeated and field.message_type is not None and not value.ByteSize():
-            if field.message_type.name in ("Timestamp", "Duration"):
-                message.ClearField(field.name)
+        elif not field.is_repeated and _is_time(field) and not value.ByteSize():
+            message.ClearField(field.name)
     for part in _parts(message):
         _drop_what_betterproto_forgets(part)
 
 
 def _is_map(field: FieldDescriptor) -> bool:
     return field.message_type is not None and field.message_type.GetOptions().map_entry
+
+
+def _is_time(field: FieldDescriptor) -> bool:
+    return field.message_type is not None and field.message_type.name in ("Timestamp", "Duration")
 
 
 def _parts(message: Any) -> Iterator[Any]:
@@ -121,7 +124,7 @@ def _agree(name: str, data: bytes) -> None:
 
 
 def _keeps_an_entry_apart(message: Any) -> bool:
-    """Google takes a map's entry with an unknown field in it for unknown as a whole; we take what is known."""
+    """Google keeps a map's entry with an unknown field in it as unknown; we take what is known of it."""
     maps = {field.number for field in message.DESCRIPTOR.fields if _is_map(field)}
     unknown = {field.field_number for field in UnknownFieldSet(message)}
     return bool(maps & unknown) or any(map(_keeps_an_entry_apart, _parts(message)))
