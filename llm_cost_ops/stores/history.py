@@ -54,20 +54,24 @@ def list_usage(
     if not orgs:
         return [], None
     conditions, parameters = _conditions(where)
-    if after is not None:
-        conditions.append(f"(u.{column}, u.seq) {'<' if descending else '>'} (?, ?)")
-        parameters += (_value_at(connection, after, column), after[1])
     direction = "DESC" if descending else "ASC"
+    ranges = [("", ())] if after is None else _behind(connection, after, column, "<" if descending else ">")
     more = "".join(f" AND {condition}" for condition in conditions)
-    query = (
-        f"SELECT u.{column}, u.seq FROM usage u WHERE u.org = ?{more} "
-        f"ORDER BY u.{column} {direction}, u.seq {direction} LIMIT ?"
-    )
     first = offset or 0
     found: list[tuple[Any, int]] = []
     for org in orgs:
         # Each organization has its order in an index; with several, their best are put in order here.
-        found += connection.execute(query, (org, *parameters, first + limit + 1)).fetchall()
+        wanted = first + limit + 1
+        for bounds, values in ranges:
+            query = (
+                f"SELECT u.{column}, u.seq FROM usage u WHERE u.org = ?{bounds}{more} "
+                f"ORDER BY u.{column} {direction}, u.seq {direction} LIMIT ?"
+            )
+            rows = connection.execute(query, (org, *values, *parameters, wanted)).fetchall()
+            found += rows
+            wanted -= len(rows)
+            if not wanted:
+                break
     if len(orgs) > 1:
         found.sort(key=_as_sqlite_sorts, reverse=descending)
     page = [seq for _, seq in found[first : first + limit]]
@@ -99,12 +103,18 @@ def _conditions(where: Filter) -> tuple[list[str], list[Any]]:
     return conditions, parameters
 
 
-def _value_at(connection: sqlite3.Connection, after: tuple[int, int], column: str) -> Any:
-    """What the list is sorted by, of the record at which a page ended."""
+def _behind(
+    connection: sqlite3.Connection, after: tuple[int, int], column: str, sign: str
+) -> list[tuple[str, tuple[Any, ...]]]:
+    """What lies behind a position: the rest that equals it, and what does not.
+
+    Two ranges of the index; for one condition on both columns SQLite would read all that equals it.
+    """
     if len(after) == 2 and all(isinstance(part, int) and abs(part) < 2**63 for part in after):
         row = connection.execute(f"SELECT ts, {column} FROM usage WHERE seq = ?", after[1:]).fetchone()
         if row is not None and row[0] == after[0]:
-            return row[1]
+            equal = f" AND u.{column} = ? AND u.seq {sign} ?"
+            return [(equal, (row[1], after[1])), (f" AND u.{column} {sign} ?", (row[1],))]
     raise _invalid("cursor", "is not one that this store gave")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
-from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from hypothesis import settings
@@ -111,7 +111,7 @@ def key_sets(item: Entry, group_by: tuple[str, ...]) -> list[tuple[str, ...]]:
 
 
 class StoreBesideModel(RuleBasedStateMachine):
-    path: Path | None = None
+    on_file = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,10 +120,12 @@ class StoreBesideModel(RuleBasedStateMachine):
 
     @initialize()
     def open(self) -> None:
-        self.store = Sync(self.path)
+        self.folder = TemporaryDirectory()
+        self.store = Sync(f"{self.folder.name}/costs.db" if self.on_file else None, durability="process")
 
     def teardown(self) -> None:
         self.store.aclose()
+        self.folder.cleanup()
 
     @rule(batch=st.lists(entries, min_size=1, max_size=6))
     def append(self, batch: list[Entry]) -> None:
@@ -241,5 +243,16 @@ class StoreBesideModel(RuleBasedStateMachine):
         assert sum(s.requests for _, _, s in by_rollup) == sum(s.requests for _, _, s in by_rows)
 
 
-StoreBesideModel.TestCase.settings = settings(max_examples=50, stateful_step_count=25, deadline=None)
+class FileBesideModel(StoreBesideModel):
+    on_file = True
+
+    @rule()
+    def reopen(self) -> None:
+        self.store.aclose()
+        self.store = Sync(f"{self.folder.name}/costs.db", durability="process")
+
+
+StoreBesideModel.TestCase.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)
+FileBesideModel.TestCase.settings = settings(max_examples=10, stateful_step_count=20, deadline=None)
 TestStoreBesideModel = StoreBesideModel.TestCase
+TestFileBesideModel = FileBesideModel.TestCase
