@@ -251,8 +251,8 @@ def _settled_time_series_point(m: TimeSeriesPoint) -> bool:
 
 
 def _settled_analytics(m: Analytics) -> bool:
-    for each in m.time_series:
-        if not _settled_time_series_point(each):
+    for each1 in m.time_series:
+        if not _settled_time_series_point(each1):
             return False
     if m.period_start is not None and m.period_start.tzinfo is not UTC:
         return False
@@ -312,8 +312,8 @@ def _settled_get_price_response(m: GetPriceResponse) -> bool:
 
 
 def _settled_list_prices_response(m: ListPricesResponse) -> bool:
-    for each in m.data:
-        if not _settled_rate_card(each):
+    for each1 in m.data:
+        if not _settled_rate_card(each1):
             return False
     return True
 
@@ -345,8 +345,8 @@ def _settled_submit_usage_response(m: SubmitUsageResponse) -> bool:
 
 
 def _settled_batch_submit_usage_request(m: BatchSubmitUsageRequest) -> bool:
-    for each in m.records:
-        if not _settled_usage_record(each):
+    for each1 in m.records:
+        if not _settled_usage_record(each1):
             return False
     return True
 
@@ -358,8 +358,8 @@ def _settled_submit_result(m: SubmitResult) -> bool:
 
 
 def _settled_batch_receipt(m: BatchReceipt) -> bool:
-    for each in m.results:
-        if not _settled_submit_result(each):
+    for each1 in m.results:
+        if not _settled_submit_result(each1):
             return False
     return True
 
@@ -371,8 +371,8 @@ def _settled_batch_submit_usage_response(m: BatchSubmitUsageResponse) -> bool:
 
 
 def _settled_list_usage_response(m: ListUsageResponse) -> bool:
-    for each in m.data:
-        if not _settled_usage_record(each):
+    for each1 in m.data:
+        if not _settled_usage_record(each1):
             return False
     return True
 

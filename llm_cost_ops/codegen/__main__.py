@@ -19,7 +19,8 @@ from betterproto.lib.google.protobuf.compiler import (
 
 from llm_cost_ops.codegen.json import emit_codecs
 from llm_cost_ops.codegen.methods import emit_methods, emit_servicers
-from llm_cost_ops.codegen.model import ModelError, read_package
+from llm_cost_ops.codegen.model import read_package
+from llm_cost_ops.codegen.nodes import ModelError
 from llm_cost_ops.codegen.protobuf import emit_protobuf
 from llm_cost_ops.codegen.resources import emit_resources
 from llm_cost_ops.codegen.structs import emit_messages

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llm_cost_ops.codegen.model import Field, Message, Package
+from llm_cost_ops.codegen.nodes import Field, Message, Package
 from llm_cost_ops.codegen.structs import module, wrapped
 
 __all__ = ["emit_codecs"]
@@ -103,5 +103,7 @@ def _look(field: Field) -> list[str]:
     else:
         fails = "{}.tzinfo is not UTC"
     if field.cardinality in ("repeated", "map"):
-        return [f"for each in {each}:", f"    if {fails.format('each')}:", "        return False"]
+        # A variable of its own, for the type checker.
+        one = f"each{field.number}"
+        return [f"for {one} in {each}:", f"    if {fails.format(one)}:", "        return False"]
     return [f"if {at} is not None and {fails.format(at)}:", "    return False"]

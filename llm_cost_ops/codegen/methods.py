@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from llm_cost_ops.codegen.model import Field, Message, Method, ModelError, Package, Service
+from llm_cost_ops.codegen.nodes import Field, Message, Method, ModelError, Package, Service
 from llm_cost_ops.codegen.structs import docstring, module, wrapped
 
 __all__ = ["emit_methods", "emit_servicers", "resolve", "unwrapped"]

@@ -22,40 +22,10 @@ from betterproto.lib.google.protobuf import (
     ServiceDescriptorProto,
 )
 
-from llm_cost_ops.codegen.nodes import (
-    INT_RANGES,
-    Enum,
-    EnumValue,
-    Field,
-    Http,
-    Message,
-    Method,
-    ModelError,
-    Package,
-    Rules,
-    Service,
-    Type,
-    constant_name,
-    snake_case,
-)
+from llm_cost_ops.codegen import nodes
+from llm_cost_ops.codegen.nodes import Enum, EnumValue, Field, Message, ModelError, Package, Rules, Type
 
-__all__ = [
-    "INT_RANGES",
-    "Enum",
-    "EnumValue",
-    "Field",
-    "Http",
-    "Message",
-    "Method",
-    "ModelError",
-    "Package",
-    "Rules",
-    "Service",
-    "Type",
-    "constant_name",
-    "read_package",
-    "snake_case",
-]
+__all__ = ["read_package"]
 
 _WELL_KNOWN = {
     "Timestamp": ("timestamp", ""),
@@ -123,7 +93,6 @@ class _Reader:
     def read(self, proto_packages: set[str]) -> Package:
         wanted = [file for file in self.files if file.package in proto_packages]
         for file in wanted:
-            self.package.sources.append(file.name)
             if not file.extension:
                 for full_name, declared in self.declared.items():
                     if declared.file is file:
@@ -172,7 +141,7 @@ class _Reader:
         return self.comments[file.name].get(path, "")
 
     def enum_values(self, declared: _Declared) -> list[EnumValue]:
-        prefix = constant_name(declared.proto.name) + "_"
+        prefix = nodes.constant_name(declared.proto.name) + "_"
         by_number: dict[int, EnumValue] = {}
         by_name: dict[str, EnumValue] = {}
         for index, proto in enumerate(declared.proto.value):
@@ -181,13 +150,11 @@ class _Reader:
                 short = proto.name
             first = by_number.get(proto.number)
             if short.upper() in by_name:
-                if by_name[short.upper()].number == proto.number:
-                    continue
-                # Names that differ in case only: the later one shows its number.
-                short = f"{short}_{proto.number}".replace("-", "minus")
+                # protoc lets names differ in case alone only where the numbers are the same.
+                continue
             comment = self.comment(declared.file, (*declared.path, 2, index))
             string = first.value if first else short.lower()
-            value = EnumValue(proto.name, short.upper(), string, proto.number, comment, first is not None)
+            value = EnumValue(short.upper(), string, proto.number, comment, first is not None)
             by_number.setdefault(proto.number, value)
             by_name[value.name] = value
         return list(by_name.values())
@@ -260,17 +227,17 @@ class _Reader:
             return Type(wire, "decimal")
         return Type(wire, "raw_json" if options.get(50003) else wire)
 
-    def service(self, proto: ServiceDescriptorProto, file: FileDescriptorProto, index: int) -> Service:
+    def service(self, proto: ServiceDescriptorProto, file: FileDescriptorProto, index: int) -> nodes.Service:
         full_name = f"{file.package}.{proto.name}" if file.package else proto.name
-        stem = snake_case(proto.name.removesuffix("Service") or proto.name)
+        stem = nodes.snake_case(proto.name.removesuffix("Service") or proto.name)
         resource = _text(_extensions(proto.options).get(50301)) or stem
-        service = Service(full_name, proto.name, resource, self.comment(file, (6, index)))
+        service = nodes.Service(full_name, proto.name, resource, self.comment(file, (6, index)))
         for at, rpc in enumerate(proto.method):
             options = _extensions(rpc.options)
             streams = ("stream" if rpc.client_streaming else "unary", rpc.server_streaming)
-            snake = snake_case(rpc.name)
+            snake = nodes.snake_case(rpc.name)
             service.methods.append(
-                Method(
+                nodes.Method(
                     name=rpc.name,
                     attribute=_attribute(snake),
                     python_name=_callable(_text(options.get(50201)) or snake),
@@ -342,12 +309,12 @@ def _rules(values: list[Any] | None) -> Rules:
     )
 
 
-def _http(values: list[Any] | None) -> Http | None:
+def _http(values: list[Any] | None) -> nodes.Http | None:
     verbs = {2: "GET", 3: "PUT", 4: "POST", 5: "DELETE", 6: "PATCH"}
     given = {p.number: p.value for raw in values or () for p in betterproto.parse_fields(raw)}
     for number, verb in verbs.items():
         if number in given:
-            return Http(verb, given[number].decode(), given.get(7, b"").decode())
+            return nodes.Http(verb, given[number].decode(), given.get(7, b"").decode())
     return None
 
 

@@ -62,7 +62,6 @@ class EnumValue:
     An alias has the `value` of the first member with its number.
     """
 
-    proto_name: str
     name: str
     value: str
     number: int
@@ -227,7 +226,6 @@ class Package:
     messages: list[Message] = field(default_factory=list)
     enums: list[Enum] = field(default_factory=list)
     services: list[Service] = field(default_factory=list)
-    sources: list[str] = field(default_factory=list)
 
 
 def snake_case(name: str) -> str:

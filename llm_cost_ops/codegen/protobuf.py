@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from string import Template
 
-from llm_cost_ops.codegen.model import Field, Message, Package, Type, constant_name
+from llm_cost_ops.codegen.nodes import Field, Message, Package, Type, constant_name
 from llm_cost_ops.codegen.structs import module, python_type
 
 __all__ = ["emit_protobuf"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from llm_cost_ops.codegen.methods import resolve, unwrapped
-from llm_cost_ops.codegen.model import Field, Message, Method, Package, Service
+from llm_cost_ops.codegen.nodes import Field, Message, Method, Package, Service
 from llm_cost_ops.codegen.structs import annotation, module, python_type, wrapped
 
 __all__ = ["emit_resources"]

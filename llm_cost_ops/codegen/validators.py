@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from llm_cost_ops.codegen.model import INT_RANGES, Field, Message, Package, Rules, Type
+from llm_cost_ops.codegen.nodes import INT_RANGES, Field, Message, Package, Rules, Type
 from llm_cost_ops.codegen.structs import module, wrapped
 
 __all__ = ["emit_validators"]

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import llm_cost_ops._gen.codecs
-from llm_cost_ops.codegen.model import INT_RANGES, Field, Message, Package, Type, read_package
+from llm_cost_ops.codegen.model import read_package
+from llm_cost_ops.codegen.nodes import INT_RANGES, Field, Message, Package, Type
 from llm_cost_ops.wire.decimals import from_json_number, from_text, plain
 from llm_cost_ops.wire.errors import DecodeError
 from tests.generated import descriptors, generated

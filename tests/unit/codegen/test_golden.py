@@ -10,7 +10,8 @@ from google.protobuf.compiler.plugin_pb2 import CodeGeneratorRequest, CodeGenera
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
 from llm_cost_ops.codegen.__main__ import generate
-from llm_cost_ops.codegen.model import ModelError, read_package
+from llm_cost_ops.codegen.model import read_package
+from llm_cost_ops.codegen.nodes import ModelError
 from tests.generated import ROOT, descriptors, image
 
 PROTOS = sorted(

@@ -239,7 +239,7 @@ def test_resource_methods_call_the_channel() -> None:
     assert resource.send_many([m.Ruled()]) == "answer"
     assert next(resource.chat([m.Ruled()])) == "answer"
     resource.make_one(name="n", tags=["t"], outer=m.Outer(), shade="new", idempotency_key="k", timeout=0)
-    method, request, timeout, headers, retry, key = channel.calls.pop()
+    method, request, timeout, headers, _retry, key = channel.calls.pop()
     assert (method, request.shade, timeout, headers, key) == (odd.methods.MAKE_ONE, "new", 0, None, "k")
 
 
