@@ -16,168 +16,26 @@ from __future__ import annotations
 from string import Template
 
 from llm_cost_ops.codegen.nodes import Field, Message, Package, Type, constant_name
+from llm_cost_ops.codegen.protobuf_templates import (
+    DEFAULTS,
+    ENTRY,
+    FROM_BYTES,
+    FROM_VARINT,
+    IMPORTS,
+    MESSAGE,
+    PACKED,
+    PARTS,
+    PLAIN,
+    REPEATED,
+    SIZES,
+    TO_BYTES,
+    TOO_DEEP,
+    VARINT,
+    WIRE_TYPES,
+)
 from llm_cost_ops.codegen.structs import module, python_type
 
 __all__ = ["emit_protobuf"]
-
-# By type on the wire: the wire type, and the value of a varint `n`.
-_SCALARS = """
-int32    0 n if n < 0x80000000 else to_int32(n)
-int64    0 n if n < 0x8000000000000000 else n - 0x10000000000000000
-uint32   0 n & 0xFFFFFFFF
-uint64   0 n
-sint32   0 (n & 0xFFFFFFFF) >> 1 ^ -(n & 1)
-sint64   0 n >> 1 ^ -(n & 1)
-bool     0 n != 0
-enum     0 $members.get(n) or read_enum($enum, $members, n)
-fixed64  1 -
-sfixed64 1 -
-double   1 -
-string   2 -
-bytes    2 -
-message  2 -
-fixed32  5 -
-sfixed32 5 -
-float    5 -
-"""
-# By kind in Python, for what has a length: the default, the payload of $v, and the value of the payload from
-# $start to $stop in $data, where $earlier is what came of an earlier part of the same field.
-_DELIMITED = """
-string     | ""           | $v.encode()          | $data[$start:$stop].decode()
-bytes      | b""          | $v + b""             | $data[$start:$stop]
-decimal    | Decimal(0)   | plain($v).encode()   | from_text($data[$start:$stop].decode() or "0")
-raw_json   | None         | write_raw_json($v)   | read_raw_json($data[$start:$stop])
-timestamp  | ZERO_MOMENT  | write_timestamp($v)  | read_timestamp($data, $start, $stop, $earlier)
-duration   | timedelta(0) | write_duration($v)   | read_duration($data, $start, $stop, $earlier)
-struct     | {}           | write_struct($v)     | read_struct($data, $start, $stop, depth + 1, $earlier)
-value      | None         | write_value($v)      | read_value($data, $start, $stop, depth + 1, $earlier)
-list_value | []           | write_list_value($v) | read_list_value($data, $start, $stop, depth + 1, $earlier)
-message    | $cls()       | encode_$snake($v)    | _read_$snake($data, $start, $stop, depth + 1, $earlier)
-wrapper    |              |                      | _read_${wrapped}_value($data, $start, $stop, $earlier)
-"""
-_SCALAR_ROWS = [line.split(maxsplit=2) for line in _SCALARS.strip().split("\n")]
-_DELIMITED_ROWS = [[cell.strip() for cell in line.split("|")] for line in _DELIMITED.strip().split("\n")]
-_WIRE_TYPES = {name: int(number) for name, number, _ in _SCALAR_ROWS}
-_FROM_VARINT = {name: value for name, _, value in _SCALAR_ROWS}
-_TO_BYTES = {name: value for name, _, value, _ in _DELIMITED_ROWS}
-_FROM_BYTES = {name: value for name, _, _, value in _DELIMITED_ROWS}
-_DEFAULTS = {name: value for name, value, _, _ in _DELIMITED_ROWS}
-_DEFAULTS |= {"bool": "False", "double": "0.0", "float": "0.0", "enum": "${enum_0}"}
-_PLAIN = {"bool": "bool", "double": "float", "float": "float", "string": "str", "bytes": "bytes"}
-_SIZES = {1: 8, 5: 4}
-# What generated code may use, by module.
-_IMPORTS = {
-    "datetime": "datetime timedelta",
-    "decimal": "Decimal",
-    "typing": "Any",
-    "llm_cost_ops.wire.decimals": "from_text plain",
-    "llm_cost_ops.wire.errors": "DecodeError EncodeError",
-    "llm_cost_ops.wire.fields": "DECODE_FAULTS ENCODE_FAULTS MOST_NESTED enum_members enum_varint"
-    " enum_varints keep_unknown read_enum respell skip_field unreadable unwritable",
-    "llm_cost_ops.wire.structs": "read_list_value read_raw_json read_struct read_value write_list_value"
-    " write_raw_json write_struct write_value",
-    "llm_cost_ops.wire.timestamps": "ZERO_MOMENT read_duration read_timestamp write_duration write_timestamp",
-    "llm_cost_ops.wire.varint": "DOUBLE FIXED32 FIXED64 FLOAT SFIXED32 SFIXED64 SHORT int32 int64 prefixes"
-    " read_more sint32 sint64 to_int32 uint32 uint64 varint",
-}
-_MESSAGE = '''
-
-_${upper}_NAMES: dict[int, tuple[str, str]] = {$names}
-_${upper}_TAGS: frozenset[int] = frozenset($tags)
-
-
-def encode_$snake(m: $cls) -> bytes:
-    """The protobuf bytes of a $cls. Raises EncodeError."""
-    out: list[bytes] = []
-    w = out.append
-    at = ""
-    i = -1
-    try:
-        $encoding
-        if m.unknown_: w(m.unknown_.binary)
-    except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
-    return b"".join(out)
-
-
-def decode_$snake(data: bytes) -> $cls:
-    """The $cls that protobuf bytes hold. Raises DecodeError."""
-    return _read_$snake(data, 0, len(data), 0, None)
-
-
-def _read_$snake(data: bytes, pos: int, end: int, depth: int, m: $cls | None) -> $cls:
-    $depth
-    if m is None: m = $cls()
-    kept: list[bytes] = []
-    t = 0
-    try:
-        while pos < end:
-            t = data[pos]
-            $decoding
-            if t in _${upper}_NAMES: continue
-            s = skip_field(data, pos, end, _${upper}_TAGS)
-            if s < 0:
-                data = respell(data, pos, end, _${upper}_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
-        if pos != end: raise IndexError
-    except DECODE_FAULTS as error:
-        raise unreadable(error, m, _${upper}_NAMES.get(t, ("", "")), pos > end) from None
-    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
-    return m
-'''
-_VARINT = """
-n = $data[$pos$width]
-$pos += $after
-if n > 127:
-    c = $data[$pos]; $pos += 1; n += (c << 7) - 128
-    if c > 127: n, $pos = read_more($data, $pos, n)
-"""
-_REPEATED = """
-if t == $raw:
-    x$number = m.$attribute
-    while t == $raw:
-        $one
-        $next
-    if pos >= end: break
-"""
-_PACKED = """
-if t == $raw:
-    $length
-    s = pos; pos += n
-    if pos > end: raise IndexError
-    $all
-    $next
-"""
-_ENTRY = """
-$length
-d, s, r = data, pos, pos + n
-pos = r
-if pos > end: raise IndexError
-$key = $key_default
-$item = $item_default
-$parts
-x$number[$key] = $value
-"""
-# Reads the fields of a small message from `s` to `r` in `d` into local names.
-_PARTS = """
-while s < r:
-    u = d[s]
-    $members
-    if u not in $known:
-        q = skip_field(d, s, r, $known)
-        if q < 0:
-            d = respell(d, s, r, $known)
-            q, r = 0, len(d)
-        s = q
-if s != r: raise IndexError
-"""
-_TOO_DEEP = """
-if depth > MOST_NESTED:
-    raise DecodeError(f"messages lie more than {MOST_NESTED} deep")
-"""
 
 
 def emit_protobuf(package: Package, target: str) -> str:
@@ -185,7 +43,8 @@ def emit_protobuf(package: Package, target: str) -> str:
     emitter = _Emitter()
     body = [line for message in package.messages for line in emitter.message(message)]
     classes = sorted([m.name for m in package.messages] + [e.name for e in package.enums])
-    imports = {where: names.split() for where, names in _IMPORTS.items()} | {f"{target}.messages": classes}
+    imports = {words[0]: words[1:] for words in map(str.split, IMPORTS.strip().split("\n"))}
+    imports[f"{target}.messages"] = classes
     names = [f"{way}_{m.snake}" for m in package.messages for way in ("decode", "encode")]
     return module("Every message as protobuf.", imports, names, "\n".join(["", *emitter.tables(), *body]))
 
@@ -224,7 +83,7 @@ def _literal(data: bytes) -> str:
 
 
 def _wire_type(field: Field) -> int:
-    return 2 if field.cardinality == "map" else _WIRE_TYPES[field.type.proto]
+    return 2 if field.cardinality == "map" else WIRE_TYPES[field.type.proto]
 
 
 def _packs(field: Field) -> bool:
@@ -243,7 +102,7 @@ def _next(width: int) -> list[str]:
 
 
 def _varint(pos: str, width: int, data: str = "data") -> list[str]:
-    return _fill(_VARINT, data=data, pos=pos, width=f" + {width}" if width else "", after=width + 1)
+    return _fill(VARINT, data=data, pos=pos, width=f" + {width}" if width else "", after=width + 1)
 
 
 class _Emitter:
@@ -261,7 +120,7 @@ class _Emitter:
             lines += [f"_{upper}_VARINTS = enum_varints({name})", f"_{upper}_MEMBERS = enum_members({name})"]
             lines.append(f"_{upper}_0 = _{upper}_MEMBERS[0]")
         for name in sorted(self.wrappers):
-            plain, type_ = _PLAIN.get(name, "int"), Type(name, name)
+            plain, type_ = PLAIN.get(name, "int"), Type(name, name)
             head = f"def _read_{name}_value(d: bytes, s: int, r: int, earlier: {plain} | None) -> {plain}:"
             first = f"v = {self.default(type_)} if earlier is None else earlier"
             lines += ["", "", head, *_indent([first, *self.parts([(1, type_, "v")]), "return v"])]
@@ -283,7 +142,7 @@ class _Emitter:
         return Template(template).substitute(holes, wrapped=type_.wrapped)
 
     def default(self, type_: Type) -> str:
-        return self.expression(_DEFAULTS.get(type_.wrapped or type_.kind, "0"), type_)
+        return self.expression(DEFAULTS.get(type_.wrapped or type_.kind, "0"), type_)
 
     def message(self, message: Message) -> list[str]:
         fields = sorted(message.fields, key=lambda f: f.number)
@@ -291,7 +150,7 @@ class _Emitter:
         keys += [(f, _wire_type(f), f.attribute if f.cardinality == "repeated" else "") for f in fields]
         names = {_raw(f.number, wire_type): f'("{f.name}", "{items}")' for f, wire_type, items in keys}
         return _fill(
-            _MESSAGE,
+            MESSAGE,
             upper=message.constant,
             snake=message.snake,
             cls=message.name,
@@ -299,7 +158,7 @@ class _Emitter:
             tags=str(sorted(f.number << 3 | wire_type for f, wire_type, _ in keys)),
             encoding=[*_one_of(message), *(line for field in fields for line in self.encode(field))],
             decoding=self.cascade(message, fields),
-            depth=_fill(_TOO_DEEP) if message.cyclic else [],
+            depth=_fill(TOO_DEEP) if message.cyclic else [],
         )
 
     # Encoding
@@ -319,7 +178,7 @@ class _Emitter:
         elif type_.kind in ("double", "float") and not field.nullable:
             # Zero is left out, but a negative zero is not.
             packed = f"b = {self.scalar(type_, f'm.{field.attribute}')}"
-            return [at, packed, f"if b != {_literal(bytes(_SIZES[tag[0] & 7]))}: w({_literal(tag)} + b)"]
+            return [at, packed, f"if b != {_literal(bytes(SIZES[tag[0] & 7]))}: w({_literal(tag)} + b)"]
         else:
             lines = self.encode_value(type_, tag, value)
         if field.nullable or (field.cardinality == "singular" and type_.kind == "raw_json"):
@@ -334,7 +193,7 @@ class _Emitter:
         """Statements that write a value with its tag."""
         if type_.kind == "bool":
             return [f"w({_literal(tag + bytes([1]))} if {value} else {_literal(tag + bytes([0]))})"]
-        if _WIRE_TYPES[type_.proto] != 2:
+        if WIRE_TYPES[type_.proto] != 2:
             return [f"w({_literal(tag)})", f"w({self.scalar(type_, value)})"]
         lines = self.payload(type_, value, "b")
         if type_.message is None:
@@ -356,23 +215,23 @@ class _Emitter:
             return f'b"\\x01" if {value} else b"\\x00"'
         if kind in ("sint32", "sint64"):
             return f"{kind}({value})"
-        if _WIRE_TYPES[kind] == 0:
+        if WIRE_TYPES[kind] == 0:
             return f"SHORT[{value}] if 0 <= {value} < 16384 else {kind}({value})"
         return f"{kind.upper()}.pack({value})"
 
     def payload(self, type_: Type, value: str, into: str) -> list[str]:
         """Statements that assign the bytes of a value that has a length before it."""
         if type_.kind != "wrapper":
-            return [f"{into} = {self.expression(_TO_BYTES[type_.kind], type_, v=value)}"]
-        wire_type = _WIRE_TYPES[type_.wrapped]
-        empty = _literal(_tag(1, wire_type) + bytes(_SIZES.get(wire_type, 1)))
+            return [f"{into} = {self.expression(TO_BYTES[type_.kind], type_, v=value)}"]
+        wire_type = WIRE_TYPES[type_.wrapped]
+        empty = _literal(_tag(1, wire_type) + bytes(SIZES.get(wire_type, 1)))
         lines = self.part(Type(type_.wrapped, type_.wrapped), 1, value, into)
         return [*lines, f'if {into} == {empty}: {into} = b""']
 
     def part(self, type_: Type, number: int, value: str, into: str) -> list[str]:
         """Statements that assign a field of a small message, tag included."""
-        tag = _tag(number, _WIRE_TYPES[type_.proto])
-        if _WIRE_TYPES[type_.proto] != 2:
+        tag = _tag(number, WIRE_TYPES[type_.proto])
+        if WIRE_TYPES[type_.proto] != 2:
             return [f"{into} = {_literal(tag)} + ({self.scalar(type_, value)})"]
         size = f"({self.prefix(tag)}[n] if n < 128 else {_literal(tag)} + varint(n))"
         return [*self.payload(type_, value, into), f"n = len({into})", f"{into} = {size} + {into}"]
@@ -419,18 +278,18 @@ class _Emitter:
             one, value = self.value(field.type, width, "None")
             one, attribute = [*one, f"x{number}({value})"], f"{field.attribute}.append"
         raw = _raw(number, wire_type)
-        lines = _fill(_REPEATED, raw=raw, number=number, attribute=attribute, one=one, next=_next(width))
+        lines = _fill(REPEATED, raw=raw, number=number, attribute=attribute, one=one, next=_next(width))
         if not _packs(field):
             return lines
-        if wire_type in _SIZES:
+        if wire_type in SIZES:
             unpacked = f"{field.type.proto.upper()}.iter_unpack(data[s:pos])"
             each = [f"m.{field.attribute} += [v for (v,) in {unpacked}]"]
         else:
-            value = f"x{number}({self.expression(_FROM_VARINT[field.type.proto], field.type)})"
+            value = f"x{number}({self.expression(FROM_VARINT[field.type.proto], field.type)})"
             each = [f"x{number} = m.{attribute}", "while s < pos:", *_indent([*_varint("s", 0), value])]
             each.append("if s != pos: raise IndexError")
         length = _varint("pos", width)
-        return lines + _fill(_PACKED, raw=_raw(number, 2), length=length, all=each, next=_next(width))
+        return lines + _fill(PACKED, raw=_raw(number, 2), length=length, all=each, next=_next(width))
 
     def entry(self, field: Field, width: int) -> list[str]:
         assert field.key is not None
@@ -438,7 +297,7 @@ class _Emitter:
         merged = type_.proto == "message" and type_.kind not in ("value", "wrapper")
         default = self.default(type_)
         return _fill(
-            _ENTRY,
+            ENTRY,
             length=_varint("pos", width),
             number=field.number,
             key=key,
@@ -453,10 +312,10 @@ class _Emitter:
         lines = []
         for number, type_, name in members:
             read, value = self.value(type_, 1, name, ("d", "s", "q", "r"))
-            lines.append(f"if u == {number << 3 | _WIRE_TYPES[type_.proto]}:")
+            lines.append(f"if u == {number << 3 | WIRE_TYPES[type_.proto]}:")
             lines += _indent([*read, f"{name} = {value}", "if s >= r: break", "u = d[s]"])
-        known = tuple(number << 3 | _WIRE_TYPES[type_.proto] for number, type_, _ in members)
-        return _fill(_PARTS, members=lines, known=str(known))
+        known = tuple(number << 3 | WIRE_TYPES[type_.proto] for number, type_, _ in members)
+        return _fill(PARTS, members=lines, known=str(known))
 
     def value(
         self, type_: Type, width: int, earlier: str, names: tuple[str, ...] = ("data", "pos", "s", "end")
@@ -466,21 +325,21 @@ class _Emitter:
         `names` are those of the data, the position, the value's start, and the message's end.
         """
         data, pos, start, end = names
-        wire_type = _WIRE_TYPES[type_.proto]
-        if wire_type in _SIZES:
-            size = _SIZES[wire_type]
+        wire_type = WIRE_TYPES[type_.proto]
+        if wire_type in SIZES:
+            size = SIZES[wire_type]
             value = f"{type_.proto.upper()}.unpack_from({data}, {pos} - {size})[0]"
             return [f"{pos} += {width + size}"], value
         lines = _varint(pos, width, data)
         if wire_type == 0:
-            return lines, self.expression(_FROM_VARINT[type_.proto], type_)
+            return lines, self.expression(FROM_VARINT[type_.proto], type_)
         lines.append(f"{start} = {pos}; {pos} += n")
         if type_.proto == "message":
             lines.append(f"if {pos} > {end}: raise IndexError")
         if type_.kind == "wrapper":
             self.wrappers.add(type_.wrapped)
         value = self.expression(
-            _FROM_BYTES[type_.kind], type_, data=data, start=start, stop=pos, earlier=earlier
+            FROM_BYTES[type_.kind], type_, data=data, start=start, stop=pos, earlier=earlier
         )
         return lines, value
 
