@@ -28,13 +28,10 @@ def _settling(package: Package) -> set[str]:
 
 def emit_codecs(package: Package) -> str:
     """The text of codecs.py."""
-    text = _json(package) + "\n" + "".join(_constant(message) for message in package.messages)
+    text = _json(package) + "\n" + "".join(_constant(message, package.python) for message in package.messages)
     imports = {
         "datetime": ["UTC"],
         f"{package.python}.messages": sorted(m.name for m in package.messages),
-        f"{package.python}.protobuf": sorted(
-            f"{way}_{m.snake}" for m in package.messages for way in ("decode", "encode")
-        ),
         f"{package.python}.validators": sorted(f"validate_{m.snake}" for m in package.messages),
         "llm_cost_ops.rpc.method": ["MessageCodec"],
         "llm_cost_ops.wire.json": ["JsonCodec", "several"],
@@ -43,12 +40,11 @@ def emit_codecs(package: Package) -> str:
     return module("Every message as protobuf and as JSON.", imports, names, text)
 
 
-def _constant(message: Message) -> str:
+def _constant(message: Message, python: str) -> str:
     arguments = [
         message.name,
         f'"{message.full_name}"',
-        f"encode=encode_{message.snake}",
-        f"decode=decode_{message.snake}",
+        f'protobuf="{python}.protobuf:{message.snake}"',
         f"encode_json=_json_{message.snake}.encode",
         f"decode_json=_json_{message.snake}.decode",
         f"validate=validate_{message.snake}",

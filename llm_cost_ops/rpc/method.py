@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from typing import Any, Generic, NamedTuple, TypeVar
 
 __all__ = ["Cardinality", "HttpRule", "Idempotency", "MessageCodec", "MethodDescriptor", "QueryField"]
@@ -36,6 +38,10 @@ class Idempotency(enum.Enum):
 class MessageCodec(Generic[M]):
     """How one message type becomes bytes and back, as protobuf and as REST JSON.
 
+    Instead of `encode` and `decode`, `protobuf` may say where they are: "module:name" for
+    `module.encode_name` and `module.decode_name`. That module is imported when the first message is
+    encoded or decoded, since who speaks JSON only has no use for it.
+
     Decoders raise `llm_cost_ops.wire.DecodeError` with the path of the field, encoders
     `llm_cost_ops.wire.EncodeError`.
     """
@@ -47,19 +53,27 @@ class MessageCodec(Generic[M]):
         type: type[M],
         full_name: str,
         *,
-        encode: Callable[[M], bytes],
-        decode: Callable[[bytes], M],
+        encode: Callable[[M], bytes] | None = None,
+        decode: Callable[[bytes], M] | None = None,
+        protobuf: str = "",
         encode_json: Callable[[M], bytes],
         decode_json: Callable[[bytes], M],
         validate: Callable[[M, str, list[Any]], None],
     ) -> None:
         self.type = type
         self.full_name = full_name
-        self.encode = encode
-        self.decode = decode
+        self.encode: Callable[[M], bytes] = encode or partial(self._load, protobuf, "encode")
+        self.decode: Callable[[bytes], M] = decode or partial(self._load, protobuf, "decode")
         self.encode_json = encode_json
         self.decode_json = decode_json
         self.validate = validate
+
+    def _load(self, protobuf: str, way: str, value: Any) -> Any:
+        module, _, name = protobuf.partition(":")
+        functions = import_module(module)
+        self.encode = getattr(functions, f"encode_{name}")
+        self.decode = getattr(functions, f"decode_{name}")
+        return getattr(self, way)(value)
 
     def __repr__(self) -> str:
         return f"MessageCodec({self.full_name})"
