@@ -1,0 +1,127 @@
+"""How fast does the store take usage: one record at a time, and in batches beside a raw executemany?
+
+The raw rows go into the same usage table with the same indexes, in the same run, alternating with the
+store's; the store also keeps the sums, the terms and the answers. Ids and keys are UUIDv7 on both sides.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import statistics
+import tempfile
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from llm_cost_ops._gen.messages import CostStatus, UsageRecord
+from llm_cost_ops.engine.ledger import Entry
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.runtime import SyncRuntime, drive
+from llm_cost_ops.stores.append import INSERT_USAGE
+from llm_cost_ops.stores.database import Database
+from llm_cost_ops.stores.rows import prepare
+from llm_cost_ops.stores.sqlite import SqliteStore
+from llm_cost_ops.wire.uuid7 import uuid7
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+MODELS = ["gpt-4o", "gpt-4o-mini", "claude-sonnet-4", "gemini-2.5-pro"]
+BATCH = 1000
+CONTEXT = CallContext(method=None, runtime=SyncRuntime(), metadata=Metadata())  # type: ignore[arg-type]
+
+
+def entry(n: int) -> Entry:
+    moment = START + timedelta(seconds=n)
+    record = UsageRecord(
+        id=uuid7(),
+        idempotency_key=uuid7(),
+        organization_id="acme",
+        provider="openai",
+        model_id=MODELS[n % 4],
+        input_tokens=1000 + n % 7,
+        output_tokens=500,
+        total_tokens=1500 + n % 7,
+        cached_tokens=128,
+        timestamp=moment,
+        project_id=f"project-{n % 5}",
+        session_id="0b7f5b1e",
+        latency_ms=812,
+        source="api",
+        ingested_at=moment,
+    )
+    return Entry(
+        record=record, fingerprint=os.urandom(16), status=CostStatus.PRICED, currency="USD",
+        units=7_500_000_000 + n, card_id="card-1", card_version=1,
+    )  # fmt: skip
+
+
+def single(path: str | None, durability: str, count: int) -> float:
+    """The median of one append of one record, in microseconds."""
+    store = SqliteStore(path, durability=durability)
+    entries = [entry(n) for n in range(count)]
+    took = []
+    for each in entries:
+        began = time.perf_counter()
+        drive(store.append([each], CONTEXT))
+        took.append(time.perf_counter() - began)
+    drive(store.aclose())
+    return statistics.median(took[count // 10 :]) * 1e6
+
+
+class RawRows:
+    """executemany of ready rows into the store's own usage table."""
+
+    def __init__(self, path: str, durability: str) -> None:
+        self._connection = Database(path, durability).connect()
+
+    def rows(self, entries: list[Entry]) -> list[tuple[Any, ...]]:
+        # Organization, series and pricing as the store would number them.
+        return [(None, 1, 1 + n % 20, 1, *prepare(each)[1]) for n, each in enumerate(entries)]
+
+    def insert(self, rows: list[tuple[Any, ...]]) -> None:
+        self._connection.execute("BEGIN IMMEDIATE")
+        self._connection.executemany(INSERT_USAGE, rows)
+        self._connection.execute("COMMIT")
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def batches(folder: str, durability: str, count: int) -> tuple[float, float]:
+    """Records a second: the store's, and raw. The two take turns, batch by batch."""
+    store = SqliteStore(f"{folder}/store-{durability}.db", durability=durability)
+    raw = RawRows(f"{folder}/raw-{durability}.db", durability)
+    ours = theirs = 0.0
+    for at in range(0, count, BATCH):
+        entries = [entry(n) for n in range(at, at + BATCH)]
+        rows = raw.rows([entry(n) for n in range(at, at + BATCH)])
+        began = time.perf_counter()
+        drive(store.append(entries, CONTEXT))
+        middle = time.perf_counter()
+        raw.insert(rows)
+        theirs += time.perf_counter() - middle
+        ours += middle - began
+    drive(store.aclose())
+    raw.close()
+    return count / ours, count / theirs
+
+
+def main() -> None:
+    gc.disable()
+    with tempfile.TemporaryDirectory() as folder:
+        print("single append, median µs")
+        print(f"  memory              {single(None, 'process', 10_000):8.1f}   (target about 12)")
+        print(f"  WAL file, process   {single(f'{folder}/1.db', 'process', 10_000):8.1f}   (target about 40)")
+        print(f"  WAL file, disk      {single(f'{folder}/2.db', 'disk', 500):8.1f}   (an fsync each)")
+        print(f"batches of {BATCH:,}, records a second")
+        for durability in ("process", "disk"):
+            ours, raw = batches(folder, durability, 100_000)
+            print(
+                f"  WAL file, {durability:8} store {ours:9,.0f}   raw executemany {raw:9,.0f}   "
+                f"ratio {ours / raw:.2f}   (target 0.50)"
+            )
+
+
+if __name__ == "__main__":
+    main()
