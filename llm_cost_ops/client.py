@@ -5,21 +5,21 @@ This is the composition root: nothing else knows which parts a client is made of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import parse_qs, unquote
 
 from llm_cost_ops._gen import resources
-from llm_cost_ops.config import ClientConfig, split_base_url
+from llm_cost_ops.config import ClientConfig, RetryConfig, split_base_url
 from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
-from llm_cost_ops.interceptors.error_mapping import ErrorMapping
+from llm_cost_ops.interceptors.chain import chain_of
 from llm_cost_ops.rpc.channel import UNSET, AsyncChannel, Channel
 from llm_cost_ops.rpc.interceptor import Leaf
 from llm_cost_ops.rpc.metadata import Metadata
-from llm_cost_ops.rpc.runtime import AsyncRuntime, Runtime, SyncRuntime
+from llm_cost_ops.rpc.runtime import Runtime
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import GetHealthResponse, GetReadinessResponse
@@ -83,6 +83,31 @@ def _http_leaf(config: ClientConfig, http_client: Any, *, sync: bool) -> Leaf:
     return leaf
 
 
+def _grpc_leaf(config: ClientConfig, *, sync: bool) -> Leaf:
+    try:
+        from llm_cost_ops.transports.grpc import AsyncGrpcLeaf, GrpcLeaf
+    except ImportError as error:
+        raise ConfigurationError(
+            f"gRPC needs a library that is not installed ({error.name}): pip install 'llm-cost-ops[grpc]'",
+            parameter="base_url",
+        ) from None
+
+    tls = None
+    if split_base_url(config.base_url).scheme == "grpcs":
+        from llm_cost_ops.transports.tls import ssl_context
+
+        tls = ssl_context(config.tls, verify=config.verify_ssl, alpn=("h2",))
+    kind: Any = GrpcLeaf if sync else AsyncGrpcLeaf
+    try:
+        leaf: Leaf = kind(
+            config.base_url, channels=config.connection_pool.grpc_channels, tls=tls, proxy=config.proxy
+        )
+    except ValueError as error:
+        parameter = "proxy" if str(error).startswith("proxy") else "base_url"
+        raise ConfigurationError(str(error), parameter=parameter) from None
+    return leaf
+
+
 def _open_leaf(config: ClientConfig, http_client: Any, *, sync: bool) -> Leaf:
     scheme = split_base_url(config.base_url).scheme
     if http_client is not None and scheme not in ("http", "https"):
@@ -91,75 +116,115 @@ def _open_leaf(config: ClientConfig, http_client: Any, *, sync: bool) -> Leaf:
         )
     if scheme == "sqlite":
         return _embedded_leaf(config, sync=sync)
+    if scheme in ("grpc", "grpcs"):
+        return _grpc_leaf(config, sync=sync)
     return _http_leaf(config, http_client, sync=sync)
 
 
-def _chain(config: ClientConfig, interceptors: Sequence[Any], *, embedded: bool) -> list[Any]:
-    """The interceptors of a client, outermost first: the user's see a call as its caller does."""
-    chain = list(interceptors)
-    if config.logging.enabled:
-        from llm_cost_ops.interceptors.logging import CallLogging
-
-        chain.append(CallLogging(config.logging))
-    if config.metrics.enabled:
-        from llm_cost_ops.interceptors.metrics import CallMetrics, exporters_of
-
-        chain.append(CallMetrics(*exporters_of(config.metrics)))
-    if not embedded:
-        # The embedded service checks every request by the same rules.
-        from llm_cost_ops.interceptors.validation import Validation
-        from llm_cost_ops.service.checks import CHECKS
-
-        chain.append(Validation(CHECKS, origin="client"))
-    if config.cache is not None:
-        from llm_cost_ops.interceptors.cache import Cache
-
-        chain.append(Cache(config.cache))
-    if config.retry.max_retries:
-        from llm_cost_ops.interceptors.retry import Retry
-
-        chain.append(Retry(config.retry))
-    if config.circuit_breaker is not None:
-        from llm_cost_ops.interceptors.circuit_breaker import CircuitBreaker
-
-        chain.append(CircuitBreaker(config.circuit_breaker))
-    if config.rate_limit is not None:
-        from llm_cost_ops.interceptors.rate_limit import RateLimit
-
-        chain.append(RateLimit(config.rate_limit))
-    if config.api_key is not None and not embedded:
-        from llm_cost_ops.interceptors.auth import Auth
-
-        chain.append(Auth(config.api_key))
-    chain.append(ErrorMapping())
-    return chain
+# Errors from before the chain: nothing was sent.
+_outside_the_chain = partial(error_from_rpc, attempts=0)
 
 
-def _core(
-    config: ClientConfig,
-    leaf: Leaf | None,
-    http_client: Any,
-    interceptors: Sequence[Any],
-    runtime: Runtime,
-    *,
-    sync: bool,
-) -> tuple[Leaf, list[Any], dict[str, Any]]:
-    embedded = split_base_url(config.base_url).scheme == "sqlite"
-    chain = _chain(config, interceptors, embedded=embedded)
-    leaf = leaf or _open_leaf(config, http_client, sync=sync)
-    headers = dict(config.headers)
-    if config.user_agent:
-        headers["user-agent"] = config.user_agent
-    options = {
-        "runtime": runtime,
-        "timeout": config.timeout,
-        "metadata": Metadata(headers),
-        "public_error": error_from_rpc,
-    }
-    return leaf, chain, options
+class _Client:
+    """What both clients do alike: be set up, and derive others."""
+
+    config: ClientConfig
+    _channel: Any
+
+    def __init__(
+        self,
+        api_key: Any = None,
+        base_url: str | None = None,
+        config: ClientConfig | None = None,
+        *,
+        timeout: Any = UNSET,
+        http_client: Any = None,
+        interceptors: Sequence[Any] = (),
+        leaf: Leaf | None = None,
+        runtime: Runtime | None = None,
+    ) -> None:
+        self.config = config = _configured(config, api_key, base_url, timeout)
+        self._interceptors = tuple(interceptors)
+        self._embedded = leaf is None and split_base_url(config.base_url).scheme == "sqlite"
+        headers = dict(config.headers)
+        if config.user_agent:
+            headers["user-agent"] = config.user_agent
+        chain = self._chain(config)
+        sync = isinstance(self, CostOpsClient)
+        kind: Any = Channel if sync else AsyncChannel
+        self._channel = kind(
+            leaf or _open_leaf(config, http_client, sync=sync),
+            chain,
+            runtime=runtime,
+            timeout=config.timeout,
+            metadata=Metadata(headers),
+            public_error=_outside_the_chain,
+        )
+
+    def _chain(self, config: ClientConfig, parent: Sequence[Any] = (), same_key: bool = False) -> list[Any]:
+        checks = None
+        if not self._embedded:
+            from llm_cost_ops.service.checks import CHECKS
+
+            checks = CHECKS
+        return chain_of(
+            config, self._interceptors, checks, embedded=self._embedded, parent=parent, same_key=same_key
+        )
+
+    def with_options(
+        self,
+        *,
+        timeout: float | None = UNSET,
+        retry: RetryConfig | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        api_key: Any = UNSET,
+    ) -> Self:
+        """A client on the same connections or the same engine, with some settings changed.
+
+        It shares the rate limit, the circuit breaker, the retry budget and what is registered for
+        logging and metrics with this one, and the cache unless `api_key` changes. `retry=None`
+        means no retries; `headers` are added to those of this client. Closing it closes nothing:
+        close the client that was made first.
+        """
+        changes: dict[str, Any] = {}
+        if timeout is not UNSET:
+            changes["timeout"] = timeout
+        if retry is not UNSET:
+            changes["retry"] = retry or self.config.retry.replace(max_retries=0)
+        if headers:
+            changes["default_headers"] = {**self.config.default_headers, **headers}
+        if api_key is not UNSET:
+            changes["api_key"] = api_key
+        config = self.config.replace(**changes)
+        chain = self._chain(config, self._channel.core.interceptors, config.api_key == self.config.api_key)
+        return self._derived(config, interceptors=chain, timeout=config.timeout, headers=headers)
+
+    @property
+    def with_raw_response(self) -> Any:
+        """This client with methods that return RawResponse objects: status, headers, attempts and all.
+
+            answer = client.with_raw_response.usage.submit(...)
+            print(answer.status, answer.request_id, answer.parsed.estimated_cost)
+
+        Lists return the raw response of one page.
+        """
+        return self._derived(self.config, raw=True)
+
+    def _derived(self, config: ClientConfig, **changes: Any) -> Self:
+        made = object.__new__(type(self))
+        kept = {name: value for name, value in vars(self).items() if name not in _RESOURCES}
+        channel = self._channel.derived(**changes)
+        vars(made).update({**kept, "config": config, "_channel": channel})
+        return made
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(base_url={self.config.base_url!r})"
 
 
-class CostOpsClient:
+_RESOURCES = frozenset({"_health", "analytics", "costs", "pricing", "usage"})
+
+
+class CostOpsClient(_Client):
     """The sync client. Safe to share between threads; close it, or use it as a context manager.
 
     `base_url` chooses the transport (see ClientConfig) and defaults to LLM_COST_OPS_BASE_URL, then
@@ -177,21 +242,7 @@ class CostOpsClient:
             print(receipt.estimated_cost)
     """
 
-    def __init__(
-        self,
-        api_key: Any = None,
-        base_url: str | None = None,
-        config: ClientConfig | None = None,
-        *,
-        timeout: Any = UNSET,
-        http_client: Any = None,
-        interceptors: Sequence[Any] = (),
-        leaf: Leaf | None = None,
-        runtime: Runtime | None = None,
-    ) -> None:
-        self.config = _configured(config, api_key, base_url, timeout)
-        made = _core(self.config, leaf, http_client, interceptors, runtime or SyncRuntime(), sync=True)
-        self._channel = Channel(made[0], made[1], **made[2])
+    _channel: Channel
 
     @cached_property
     def usage(self) -> resources.UsageResource:
@@ -237,28 +288,11 @@ class CostOpsClient:
     ) -> None:
         self.close()
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(base_url={self.config.base_url!r})"
 
-
-class AsyncCostOpsClient:
+class AsyncCostOpsClient(_Client):
     """The async client: the same as CostOpsClient but for `await`."""
 
-    def __init__(
-        self,
-        api_key: Any = None,
-        base_url: str | None = None,
-        config: ClientConfig | None = None,
-        *,
-        timeout: Any = UNSET,
-        http_client: Any = None,
-        interceptors: Sequence[Any] = (),
-        leaf: Leaf | None = None,
-        runtime: Runtime | None = None,
-    ) -> None:
-        self.config = _configured(config, api_key, base_url, timeout)
-        made = _core(self.config, leaf, http_client, interceptors, runtime or AsyncRuntime(), sync=False)
-        self._channel = AsyncChannel(made[0], made[1], **made[2])
+    _channel: AsyncChannel
 
     @cached_property
     def usage(self) -> resources.AsyncUsageResource:
@@ -303,6 +337,3 @@ class AsyncCostOpsClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(base_url={self.config.base_url!r})"

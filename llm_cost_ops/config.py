@@ -111,8 +111,10 @@ class RetryConfig(_Config, frozen=True, kw_only=True):
 
 
 class RateLimitConfig(_Config, frozen=True, kw_only=True):
-    """At most `max_requests` calls in any `time_window` seconds, beyond which calls wait their turn.
+    """`max_requests` calls at once, and as many again in each `time_window` seconds; others wait in line.
 
+    A token bucket: it holds `max_requests` tokens and fills at `max_requests / time_window` a
+    second, so that in any t seconds at most that rate times t more than `max_requests` calls go out.
     With `adaptive` the limit also follows what the server says (X-RateLimit-*, Retry-After).
     """
 
@@ -149,16 +151,22 @@ class CacheConfig(_Config, frozen=True, kw_only=True):
 
 
 class ConnectionPoolConfig(_Config, frozen=True, kw_only=True):
-    """Connections of a network transport: how many, how many idle ones, and for how many seconds."""
+    """Connections of a network transport: how many, how many idle ones, and for how many seconds.
+
+    Over gRPC many calls share a connection: `grpc_channels` is how many there are, and the others
+    do not count.
+    """
 
     max_connections: int = 100
     max_keepalive_connections: int = 20
     keepalive_expiry: float = 5.0
+    grpc_channels: int = 1
 
     def __post_init__(self) -> None:
         _number("max_connections", self.max_connections, 1, integer=True)
         _number("max_keepalive_connections", self.max_keepalive_connections, 0, integer=True)
         _number("keepalive_expiry", self.keepalive_expiry, 0)
+        _number("grpc_channels", self.grpc_channels, 1, integer=True)
 
 
 class LoggingConfig(_Config, frozen=True, kw_only=True):
@@ -181,18 +189,25 @@ class LoggingConfig(_Config, frozen=True, kw_only=True):
 
 
 class MetricsConfig(_Config, frozen=True, kw_only=True):
-    """Calls, durations, attempts and waits, to Prometheus or OpenTelemetry (extra `[metrics]`)."""
+    """Calls, durations, attempts, waits and the breaker's state, for Prometheus or OpenTelemetry
+    (extra `[metrics]`), or for `exporters` of your own: objects with `observe(CallObservation)`.
+    """
 
     enabled: bool = False
     prometheus_enabled: bool = False
     opentelemetry_enabled: bool = False
     service_name: str = "llm-cost-ops"
+    exporters: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
         _flag("enabled", self.enabled)
         _flag("prometheus_enabled", self.prometheus_enabled)
         _flag("opentelemetry_enabled", self.opentelemetry_enabled)
         _text("service_name", self.service_name)
+        exporters = self.exporters
+        if not isinstance(exporters, list | tuple) or not all(hasattr(e, "observe") for e in exporters):
+            raise _wrong("exporters", "must be a list of objects with an observe method", exporters)
+        msgspec.structs.force_setattr(self, "exporters", tuple(exporters))
 
 
 class TLSConfig(_Config, frozen=True, kw_only=True):

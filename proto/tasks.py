@@ -23,6 +23,7 @@ STAGE = ROOT / "build" / "proto"
 GENERATED = ROOT / "llm_cost_ops" / "_gen"
 RELEASED = PROTO / "released.binpb"
 OURS = ("--path", "llm_cost_ops")
+IMAGE = "descriptors.binpb"
 
 
 def _buf(*arguments: str | Path, cwd: Path) -> int:
@@ -68,6 +69,10 @@ def generate(target: Path, module: Path) -> tuple[int, Path]:
     template = PROTO / "buf.gen.yaml"
     status = _buf("generate", "--template", template, "--output", target, *OURS, cwd=module)
     fresh = target / GENERATED.relative_to(ROOT)
+    if status == 0:
+        # What the gRPC server's reflection tells: our files and all that they import.
+        plain = ("--as-file-descriptor-set", "--exclude-source-info")
+        status = _buf("build", *plain, *OURS, "--output", fresh / IMAGE, cwd=module)
     if status == 0 and not any(fresh.glob("*.py")):
         print("The generator wrote nothing: is the package in proto/buf.gen.yaml right?")
         status = 1
@@ -75,8 +80,8 @@ def generate(target: Path, module: Path) -> tuple[int, Path]:
 
 
 def differences(fresh: Path, checked_in: Path = GENERATED) -> list[str]:
-    """Name the Python files that are in one folder only, or differ."""
-    names = {path.name for folder in (fresh, checked_in) for path in folder.glob("*.py")}
+    """Name the generated files that are in one folder only, or differ."""
+    names = {path.name for folder in (fresh, checked_in) for path in folder.glob("*.*")}
     _, changed, missing = filecmp.cmpfiles(fresh, checked_in, names, shallow=False)
     return sorted(changed + missing)
 
@@ -95,7 +100,7 @@ def _task_format() -> int:
 def _task_generate() -> int:
     status, fresh = generate(ROOT / "build" / "gen", stage())
     if status == 0:
-        for stale in GENERATED.glob("*.py"):
+        for stale in GENERATED.glob("*.*"):
             stale.unlink()
         _copy(fresh, GENERATED)
     return status

@@ -46,7 +46,12 @@ def _add_quickstart(commands: argparse._SubParsersAction[argparse.ArgumentParser
 
 def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("serve", help="run the service")
-    parser.add_argument("--http", metavar="HOST:PORT", help="such as 127.0.0.1:8080, or unix:/path/to.sock")
+    parser.add_argument(
+        "--http",
+        metavar="HOST:PORT",
+        help="such as 127.0.0.1:8080, or unix:/path/to.sock; default: 127.0.0.1:8080 without --grpc",
+    )
+    parser.add_argument("--grpc", metavar="HOST:PORT", help="such as 127.0.0.1:50051; beside --http or alone")
     parser.add_argument("--db", default="llm_cost_ops.db", metavar="PATH", help="default: %(default)s")
     parser.add_argument(
         "--durability",
@@ -132,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"llm-cost-ops: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
     except ImportError as error:
-        extra = {"rich": "cli", "uvicorn": "server", "granian": "server"}.get(
+        extra = {"rich": "cli", "uvicorn": "server", "granian": "server", "grpc": "server"}.get(
             (error.name or "").split(".")[0]
         )
         if extra is None:

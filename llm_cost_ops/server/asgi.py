@@ -15,10 +15,8 @@ from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.method import Cardinality
 from llm_cost_ops.rpc.runtime import AsyncRuntime, Runtime
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from llm_cost_ops.transports.http_binding import Binding, Router
-from llm_cost_ops.transports.http_body import BodyTooLargeError, BoundedBody
-from llm_cost_ops.transports.http_errors import error_to_response
-from llm_cost_ops.transports.http_headers import (
+from llm_cost_ops.transports.bounded_body import BodyTooLargeError, BoundedBody
+from llm_cost_ops.transports.headers import (
     DEADLINE_HEADER,
     IDEMPOTENCY_HEADER,
     REQUEST_ID_HEADER,
@@ -27,6 +25,8 @@ from llm_cost_ops.transports.http_headers import (
     is_request_id,
     to_headers,
 )
+from llm_cost_ops.transports.http_binding import Binding, Router
+from llm_cost_ops.transports.http_errors import error_to_response
 from llm_cost_ops.wire.uuid7 import uuid7
 
 __all__ = ["AsgiApp", "AsgiLimits"]

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
-import stat
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import uvicorn
 
 from llm_cost_ops.server.asgi import AsgiApp
 from llm_cost_ops.server.h11_limits import ConnectionLimits, limited_protocol
+from llm_cost_ops.server.unix_sockets import private_sockets, remove_socket, remove_stale_socket
 
 __all__ = ["HttpServer", "Server", "serve"]
 
@@ -96,7 +94,7 @@ class HttpServer:
         self._server.should_exit = True
         await self._task
         if self._uds is not None:
-            _remove(self._uds)
+            remove_socket(self._uds)
 
 
 def _tcp(host: str, port: int) -> socket.socket:
@@ -117,35 +115,14 @@ def _tcp(host: str, port: int) -> socket.socket:
 def _unix(path: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        _remove_stale(path)
-        mask = os.umask(0o177)
-        try:
+        remove_stale_socket(path)
+        with private_sockets():
             listener.bind(path)
-        finally:
-            os.umask(mask)
         listener.setblocking(False)
     except OSError:
         listener.close()
         raise
     return listener
-
-
-def _remove(path: str) -> None:
-    Path(path).unlink(missing_ok=True)
-
-
-def _remove_stale(path: str) -> None:
-    """Remove the socket of a server that is gone; whoever still listens keeps theirs."""
-    try:
-        if not stat.S_ISSOCK(Path(path).stat().st_mode):
-            return
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            _remove(path)
 
 
 async def serve(

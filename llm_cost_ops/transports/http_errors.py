@@ -10,7 +10,7 @@ import msgspec
 
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
-from llm_cost_ops.transports.http_headers import REQUEST_ID_HEADER, retry_after
+from llm_cost_ops.transports.headers import REQUEST_ID_HEADER, retry_after
 
 __all__ = ["HTTP_STATUS", "code_of_status", "error_from_response", "error_to_response"]
 

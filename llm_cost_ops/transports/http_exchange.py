@@ -12,10 +12,8 @@ from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.method import Idempotency
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from llm_cost_ops.transports.http_binding import binding_of
-from llm_cost_ops.transports.http_body import BoundedBody
-from llm_cost_ops.transports.http_errors import error_from_response
-from llm_cost_ops.transports.http_headers import (
+from llm_cost_ops.transports.bounded_body import BoundedBody
+from llm_cost_ops.transports.headers import (
     DEADLINE_HEADER,
     IDEMPOTENCY_HEADER,
     REQUEST_ID_HEADER,
@@ -23,6 +21,8 @@ from llm_cost_ops.transports.http_headers import (
     from_headers,
     to_headers,
 )
+from llm_cost_ops.transports.http_binding import binding_of
+from llm_cost_ops.transports.http_errors import error_from_response
 from llm_cost_ops.wire import DecodeError
 
 __all__ = ["Exchange", "origin_of", "proxy_for"]

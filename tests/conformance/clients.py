@@ -14,7 +14,7 @@ from typing import Any
 
 from llm_cost_ops import AsyncCostOpsClient, CostOpsClient
 
-TRANSPORTS = ("inprocess", "http")
+TRANSPORTS = ("inprocess", "http", "grpc")
 COLOURS = ("sync", "async")
 
 

@@ -13,9 +13,8 @@ from tests.conformance.clients import COLOURS, TRANSPORTS, open_client, running_
 
 @pytest.fixture(scope="session")
 def server_urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    with running_server(
-        tmp_path_factory.mktemp("server"), "--http", "127.0.0.1:0", "--durability", "process"
-    ) as urls:
+    doors = ("--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0")
+    with running_server(tmp_path_factory.mktemp("server"), *doors, "--durability", "process") as urls:
         yield urls
 
 

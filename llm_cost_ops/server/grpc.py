@@ -1,0 +1,268 @@
+"""The service over gRPC, on grpcio: our codecs, its HTTP/2 and its limits."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+from collections.abc import Awaitable, Callable, Iterable
+from importlib.resources import files
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+import grpc.aio
+import msgspec
+
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.handler import ServiceHandler
+from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.method import Cardinality, MethodDescriptor
+from llm_cost_ops.rpc.runtime import AsyncRuntime, Runtime
+from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.server.grpc_health import SERVICE as HEALTH_SERVICE
+from llm_cost_ops.server.grpc_health import HealthDoor
+from llm_cost_ops.server.grpc_reflection import SERVICES as REFLECTION_SERVICES
+from llm_cost_ops.server.grpc_reflection import DescriptorImage, ReflectionDoor
+from llm_cost_ops.server.unix_sockets import private_sockets, remove_socket, remove_stale_socket
+from llm_cost_ops.transports.grpc_wire import write_status
+from llm_cost_ops.transports.headers import IDEMPOTENCY_HEADER, REQUEST_ID_HEADER, is_request_id
+from llm_cost_ops.wire import DecodeError
+from llm_cost_ops.wire.uuid7 import uuid7
+
+__all__ = ["GrpcLimits", "GrpcServer"]
+
+_log = logging.getLogger("llm_cost_ops.server")
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+_LONGEST_MESSAGE = 1000
+_COMPRESSED_FROM = 1024
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class GrpcLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What the server takes and sends: bytes of a message (also after decompression), calls, seconds.
+
+    `call_timeout` is for a call whose client sets no deadline or a later one. Clients may ping every
+    `min_ping_interval` seconds; the server pings a silent connection after `keepalive_time` and
+    closes it when no answer comes within `keepalive_timeout`.
+    """
+
+    max_receive_bytes: int = 16 * 1024 * 1024
+    max_send_bytes: int = 64 * 1024 * 1024
+    max_metadata_bytes: int = 32 * 1024
+    max_concurrent_calls: int = 1000
+    call_timeout: float = 60.0
+    min_ping_interval: float = 10.0
+    keepalive_time: float = 120.0
+    keepalive_timeout: float = 20.0
+
+    def options(self) -> list[tuple[str, Any]]:
+        """The same in grpcio's words."""
+        return [
+            # Over our own limit a request gets an answer that names it; over this, grpcio cuts it off.
+            ("grpc.max_receive_message_length", 2 * self.max_receive_bytes),
+            ("grpc.max_send_message_length", self.max_send_bytes),
+            ("grpc.max_metadata_size", self.max_metadata_bytes),
+            ("grpc.keepalive_time_ms", round(self.keepalive_time * 1000)),
+            ("grpc.keepalive_timeout_ms", round(self.keepalive_timeout * 1000)),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_ping_interval_without_data_ms", round(self.min_ping_interval * 1000)),
+            # Two servers on one port would share its connections at random.
+            ("grpc.so_reuseport", 0),
+        ]
+
+
+class GrpcServer:
+    """A door over a ServiceHandler, with grpc.health.v1 and reflection beside it.
+
+    It listens on `host` and `port`, loopback unless told otherwise; port 0 takes a free one. With
+    `uds` it listens on that Unix socket instead, which only the process's user may open.
+    `credentials` turn TLS on. `ready` tells health whether the service takes traffic. An error that
+    a servicer did not mean to raise is logged under its request id and tells the client nothing.
+    """
+
+    def __init__(
+        self,
+        handler: ServiceHandler,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 50051,
+        uds: str | None = None,
+        credentials: grpc.ServerCredentials | None = None,
+        ready: Callable[[], Awaitable[bool]] | None = None,
+        limits: GrpcLimits | None = None,
+        runtime: Runtime | None = None,
+    ) -> None:
+        self._handler = handler
+        self._host = host
+        self._port = port
+        self._uds = uds
+        self._credentials = credentials
+        self._ready = ready or _always
+        self._limits = limits or GrpcLimits()
+        self._runtime = runtime or AsyncRuntime()
+        self._server: grpc.aio.Server | None = None
+        self._stop_streams: list[Callable[[], None]] = []
+
+    async def start(self) -> str:
+        """Bind and accept; the address really bound. Raises OSError when that can't be."""
+        limits = self._limits
+        server = grpc.aio.server(
+            options=limits.options(), maximum_concurrent_rpcs=limits.max_concurrent_calls
+        )
+        server.add_generic_rpc_handlers(self._doors())
+        address = self._bind(server)
+        self._server = server
+        await server.start()
+        return address
+
+    async def stop(self, grace: float) -> None:
+        """Accept no more; let calls in flight finish, for at most `grace` seconds."""
+        server, self._server = self._server, None
+        if server is None:
+            return
+        for stop in self._stop_streams:
+            stop()
+        await server.stop(grace)
+        if self._uds is not None:
+            remove_socket(self._uds)
+
+    def _bind(self, server: grpc.aio.Server) -> str:
+        if self._uds is not None:
+            if not remove_stale_socket(self._uds):
+                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE), self._uds)
+            with private_sockets():
+                self._listen(server, f"unix:{self._uds}")
+            return f"unix:{self._uds}"
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        port = self._listen(server, f"{host}:{self._port}")
+        return f"{'grpc' if self._credentials is None else 'grpcs'}://{host}:{port}"
+
+    def _listen(self, server: grpc.aio.Server, address: str) -> int:
+        try:
+            if self._credentials is not None:
+                return server.add_secure_port(address, self._credentials)
+            return server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(errno.EADDRINUSE, f"can't listen there: {error}", address) from None
+
+    def _doors(self) -> tuple[grpc.GenericRpcHandler, ...]:
+        services: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
+        for method in self._handler.methods.values():
+            if method.cardinality is Cardinality.UNARY_UNARY:
+                behaviour = _UnaryUnary(method, self._handler, self._limits, self._runtime)
+                handlers = services.setdefault(method.service, {})
+                handlers[method.name] = grpc.unary_unary_rpc_method_handler(behaviour.serve)
+        health = HealthDoor(services, self._ready)
+        image = DescriptorImage(files("llm_cost_ops._gen").joinpath("descriptors.binpb").read_bytes())
+        reflection = ReflectionDoor([*services, HEALTH_SERVICE, *REFLECTION_SERVICES], image)
+        self._stop_streams = [health.stop, reflection.stop]
+        ours = [grpc.method_handlers_generic_handler(name, methods) for name, methods in services.items()]
+        return (*ours, health.handler(), *reflection.handlers())
+
+
+class _UnaryUnary:
+    """What grpcio calls for one method, with the bytes of the request."""
+
+    def __init__(
+        self,
+        method: MethodDescriptor[Any, Any],
+        handler: ServiceHandler,
+        limits: GrpcLimits,
+        runtime: Runtime,
+    ) -> None:
+        self._method = method
+        self._handler = handler
+        self._limits = limits
+        self._runtime = runtime
+
+    async def serve(self, data: bytes, grpc_context: Context) -> bytes:
+        """The bytes of the response; or grpcio's abort, with the error's status."""
+        received = _received(grpc_context)
+        request_id = next((value for key, value in received if key == REQUEST_ID_HEADER), "")
+        request_id = request_id if is_request_id(str(request_id)) else uuid7()
+        context: CallContext | None = None
+        try:
+            context = self._context(received, str(request_id), grpc_context)
+            response = await self._answer(data, context)
+        except RpcError as error:
+            await _abort(grpc_context, error, context, str(request_id))
+        except Exception:  # noqa: BLE001  # logged, and hidden from the client
+            _log.exception("%s failed, request %s", self._method.name, request_id)
+            hidden = RpcError(StatusCode.INTERNAL, "internal error")
+            await _abort(grpc_context, hidden, context, str(request_id))
+        if len(response) >= _COMPRESSED_FROM:
+            grpc_context.set_compression(grpc.Compression.Gzip)
+        grpc_context.set_trailing_metadata(_told(str(request_id), context.response_metadata))
+        return response
+
+    async def _answer(self, data: bytes, context: CallContext) -> bytes:
+        if len(data) > self._limits.max_receive_bytes:
+            raise RpcError(
+                StatusCode.INVALID_ARGUMENT,
+                f"the request may have at most {self._limits.max_receive_bytes} bytes",
+                error_code="PAYLOAD_TOO_LARGE",
+            )
+        try:
+            request = self._method.request.decode(data)
+        except DecodeError as error:
+            raise RpcError(
+                StatusCode.INVALID_ARGUMENT,
+                f"the request {error}",
+                violations=[Violation(error.path, error.reason)],
+            ) from error
+        context.check_deadline()
+        try:
+            async with asyncio.timeout(context.remaining()):
+                response = await self._handler.unary_unary(request, context)
+        except TimeoutError as error:
+            context.check_deadline(maybe_applied=True)
+            raise RpcError(StatusCode.INTERNAL, "internal error") from error
+        return self._method.response.encode(response)
+
+    def _context(
+        self, received: list[tuple[str, str | bytes]], request_id: str, grpc_context: Context
+    ) -> CallContext:
+        metadata = Metadata()
+        try:
+            for key, value in received:
+                metadata.add(key, value)
+        except ValueError as error:
+            raise RpcError(StatusCode.INVALID_ARGUMENT, str(error)) from error
+        left = grpc_context.time_remaining()
+        seconds = self._limits.call_timeout if left is None else min(left, self._limits.call_timeout)
+        return CallContext(
+            self._method,
+            self._runtime,
+            metadata,
+            self._runtime.monotonic() + seconds,
+            metadata.get(IDEMPOTENCY_HEADER),
+            request_id=request_id,
+        )
+
+
+async def _always() -> bool:
+    return True
+
+
+def _received(context: Context) -> list[tuple[str, str | bytes]]:
+    pairs: Iterable[Any] = context.invocation_metadata() or ()
+    return [(key, value) for key, value in pairs if not key.startswith((":", "grpc-"))]
+
+
+def _told(request_id: str, *told: Metadata | None) -> tuple[tuple[str, str | bytes], ...]:
+    pairs = [pair for metadata in told if metadata is not None for pair in metadata]
+    kept = [pair for pair in pairs if pair[0] != REQUEST_ID_HEADER and not pair[0].startswith("grpc-")]
+    return (*kept, (REQUEST_ID_HEADER, request_id))
+
+
+async def _abort(
+    grpc_context: Context, error: RpcError, context: CallContext | None, request_id: str
+) -> NoReturn:
+    message = error.message[:_LONGEST_MESSAGE]
+    told = _told(request_id, error.metadata, None if context is None else context.response_metadata)
+    details = write_status(error, message, request_id)
+    await grpc_context.abort(_CODES[int(error.code)], message, (*told, ("grpc-status-details-bin", details)))
+    raise AssertionError("abort raises")

@@ -1,0 +1,280 @@
+"""One HTTP/2 connection of gRPC calls.
+
+grpclib closes every stream when the server says GOAWAY, and loses calls that the server would still
+have answered. By RFC 9113 the streams up to the last one named go on, the others were not touched,
+and only new ones need another connection. So it is here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, cast
+
+from grpclib.config import Configuration
+from grpclib.protocol import AbstractHandler, Connection, EventsProcessor, H2Protocol
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.events import ConnectionTerminated, Event, RemoteSettingsChanged, StreamReset
+from h2.exceptions import NoAvailableStreamIDError
+from h2.settings import SettingCodes, Settings
+
+from llm_cost_ops.transports.grpc_stream import CallStream, StreamFailedError
+
+__all__ = ["CallConnection"]
+
+WINDOW = 4 * 1024 * 1024
+MOST_HEADER_BYTES = 64 * 1024
+
+# A ping after so many seconds of silence while a call is open, and an answer to it within so many.
+# No more than two in a row: servers hang up on clients that ping for longer.
+KEEPALIVE = Configuration(
+    _keepalive_time=20.0,
+    _keepalive_timeout=10.0,
+    _keepalive_permit_without_calls=False,
+    _http2_max_pings_without_data=2,
+    _http2_min_sent_ping_interval_without_data=15.0,
+    http2_connection_window_size=WINDOW,
+    http2_stream_window_size=WINDOW,
+).__for_client__()
+
+# A connection that has been idle for longer may be gone without a sign: a gateway forgot it.
+LONGEST_IDLE = 240.0
+
+_H2 = H2Configuration(
+    client_side=True,
+    header_encoding=None,
+    validate_inbound_headers=False,
+    validate_outbound_headers=False,
+    normalize_inbound_headers=False,
+    normalize_outbound_headers=False,
+)
+
+
+class _Http2(H2Connection):
+    """h2 takes a GOAWAY for the end of the whole connection, and would refuse the frames after it."""
+
+    def _receive_goaway_frame(self, frame: Any) -> tuple[list[Any], list[Event]]:
+        event = ConnectionTerminated()
+        event.error_code = frame.error_code
+        event.last_stream_id = frame.last_stream_id
+        return [], [event]
+
+
+class _Connection(Connection):
+    def close(self) -> None:
+        transport = getattr(self, "_transport", None)
+        super().close()
+        if transport is not None:
+            # Closing alone waits for a peer to take what is buffered, or to end TLS: for ever, perhaps.
+            transport.abort()
+        self.write_ready.set()
+
+    def flush(self) -> None:
+        if not self.is_closing():
+            super().flush()
+
+    def ack(self, stream_id: int, size: int) -> None:
+        if size and not self.is_closing():
+            super().ack(stream_id, size)
+
+
+class _Events(EventsProcessor):
+    """Events of h2 for streams of ours; what a client has no use for is passed by."""
+
+    def __init__(self, owner: CallConnection, connection: Connection) -> None:
+        super().__init__(owner, connection)
+        self._owner = owner
+
+    @property
+    def calls(self) -> dict[int, CallStream]:
+        return cast("dict[int, CallStream]", self.streams)
+
+    def process(self, event: Event) -> None:
+        act = getattr(self, "processors", {}).get(event.__class__)
+        if act is not None:
+            act(event)
+
+    def close(self, reason: str = "the connection was lost") -> None:
+        self.connection.close()
+        self.handler.close()
+        for stream in list(self.calls.values()):
+            stream.fail(StreamFailedError(reason))
+        self.__dict__.pop("processors", None)
+
+    def process_remote_settings_changed(self, event: RemoteSettingsChanged) -> None:
+        super().process_remote_settings_changed(event)
+        self._owner.admit()
+
+    def process_stream_reset(self, event: StreamReset) -> None:
+        stream = self.calls.get(event.stream_id)
+        if stream is None:
+            return
+        code = int(event.error_code or 0)
+        name = ErrorCodes(code).name if code in ErrorCodes.__members__.values() else str(code)
+        refused = event.remote_reset and code == ErrorCodes.REFUSED_STREAM
+        reason = f"the peer reset the stream ({name})" if event.remote_reset else "the peer broke HTTP/2"
+        stream.fail(StreamFailedError(reason, processed=not refused, code=code))
+
+    def process_connection_terminated(self, event: ConnectionTerminated) -> None:
+        last = event.last_stream_id or 0
+        self._owner.drain()
+        for number, stream in list(self.calls.items()):
+            if number > last:
+                stream.fail(StreamFailedError("the server is going away", processed=False))
+
+
+class CallConnection(H2Protocol, AbstractHandler):
+    """The protocol of a connection. Calls `enter`, `open` a stream, and `leave` when they are done.
+
+    `usable` is False once the server said that it goes away, or the connection is closed; calls on
+    it go on to their end, and with the last one it closes itself. `on_lost` is told when it is gone.
+    """
+
+    def __init__(self, on_lost: Callable[[CallConnection], None]) -> None:
+        super().__init__(self, KEEPALIVE, _H2)
+        self._on_lost = on_lost
+        self._draining = False
+        self._in_flight = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._idle_since = time.monotonic()
+        self.gone = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.http2 = _Http2(config=_H2)
+        self.http2.local_settings = Settings(
+            client=True,
+            initial_values={
+                SettingCodes.ENABLE_PUSH: 0,
+                SettingCodes.INITIAL_WINDOW_SIZE: WINDOW,
+                SettingCodes.MAX_HEADER_LIST_SIZE: MOST_HEADER_BYTES,
+            },
+        )
+        self.http2.initiate_connection()
+        self.http2.increment_flow_control_window(WINDOW - 65535)
+        self.connection = _Connection(self.http2, cast("asyncio.Transport", transport), config=KEEPALIVE)
+        self.connection.flush()
+        self.connection.initialize()
+        self.processor = _Events(self, self.connection)
+
+    def data_received(self, data: bytes) -> None:
+        if self.connection.is_closing():
+            return
+        try:
+            for event in self.connection.feed(data):
+                self.processor.process(event)
+        except Exception as error:  # noqa: BLE001  # h2's errors, and what bytes of a peer make it trip over
+            self.processor.close(f"the peer broke HTTP/2: {error}")
+        self.connection.flush()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self.processor.close("the connection was lost" + (f": {exc}" if exc is not None else ""))
+        self.gone.set()
+        self._on_lost(self)
+
+    @property
+    def usable(self) -> bool:
+        """Whether new calls may use it."""
+        return not self._draining and not self.connection.is_closing()
+
+    @property
+    def stale(self) -> bool:
+        """Whether it has been idle for so long that nobody can tell whether it still works."""
+        return self._in_flight == 0 and time.monotonic() - self._idle_since > LONGEST_IDLE
+
+    @property
+    def load(self) -> int:
+        """How many calls use it or wait for it."""
+        return self._in_flight + len(self._waiting)
+
+    async def enter(self) -> None:
+        """Wait until the server takes one more stream, first come, first served."""
+        if self._in_flight < self._limit() and not self._waiting:
+            self._in_flight += 1
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self.leave()
+            elif turn in self._waiting:
+                self._waiting.remove(turn)
+            raise
+
+    def leave(self) -> None:
+        """Let the next call in."""
+        self._in_flight -= 1
+        self._idle_since = time.monotonic()
+        self.admit()
+        if self._draining and not self._in_flight:
+            self.processor.close("the server went away")
+
+    def admit(self) -> None:
+        """Let in who waits, up to the server's limit."""
+        while self._waiting and self._in_flight < self._limit():
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self._in_flight += 1
+                turn.set_result(None)
+
+    def _limit(self) -> int:
+        return self.http2.remote_settings.max_concurrent_streams
+
+    async def open(self, headers: list[tuple[str, str]]) -> CallStream:
+        """A stream whose request has begun. Its headers leave with what is sent next."""
+        await self.connection.write_ready.wait()
+        if not self.usable:
+            raise StreamFailedError("the connection is closing", processed=False)
+        stream = CallStream(self.connection, self.http2, self.connection._transport)  # noqa: SLF001  # as grpclib's
+        try:
+            number = self.http2.get_next_available_stream_id()
+        except NoAvailableStreamIDError as error:
+            self.drain()
+            raise StreamFailedError("the connection has no more streams", processed=False) from error
+        self.http2.send_headers(number, headers)
+        stream.init_stream(number, self.connection)
+        self.processor.streams[number] = stream
+        self.connection.headers_send_process()
+        return stream
+
+    def release(self, stream: CallStream) -> None:
+        """Forget a stream; what it did not read makes room for others."""
+        stream.abandon()
+        if stream.id is not None and self.processor.streams.pop(stream.id, None) is not None:
+            self.connection.ack(stream.id, stream.buffer.unacked_size())
+
+    def drain(self) -> None:
+        """Take no more calls; close with the last one."""
+        self._draining = True
+        self._refuse("the server is going away")
+        if not self._in_flight:
+            self.processor.close("the server went away")
+
+    def shut(self) -> None:
+        """Close at once."""
+        self._draining = True
+        if not self.connection.is_closing():
+            self.http2.close_connection()
+            self.connection.flush()
+        self.processor.close("the client was closed")
+
+    def accept(self, stream: Any, headers: Any, release_stream: Any) -> None:
+        """Nothing: a server starts no streams."""
+
+    def cancel(self, stream: Any) -> None:
+        """Nothing: the stream knows."""
+
+    def close(self) -> None:
+        """Nobody waits for a closed connection."""
+        self._refuse("the connection was lost")
+
+    def _refuse(self, reason: str) -> None:
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_exception(StreamFailedError(reason, processed=False))

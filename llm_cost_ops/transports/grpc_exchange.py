@@ -1,0 +1,287 @@
+"""One gRPC call: its headers and frames, and what its answer means. The lane gives it a connection."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import time
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import unquote
+
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.method import Idempotency
+from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.transports.bounded_body import BoundedBody
+from llm_cost_ops.transports.grpc_stream import CallStream, StreamFailedError
+from llm_cost_ops.transports.grpc_wire import LONGEST_RETRY_DELAY, StatusDetails, read_status
+from llm_cost_ops.transports.headers import (
+    IDEMPOTENCY_HEADER,
+    REQUEST_ID_HEADER,
+    encode_timeout,
+    from_headers,
+    retry_after,
+    to_headers,
+)
+from llm_cost_ops.wire import DecodeError, EncodeError
+
+__all__ = ["GrpcExchange"]
+
+USER_AGENT = "llm-cost-ops"
+LONGEST_MESSAGE = 2000
+
+# What an answer that is not gRPC's means, by its HTTP status.
+_HTTP = {
+    400: StatusCode.INTERNAL,
+    401: StatusCode.UNAUTHENTICATED,
+    403: StatusCode.PERMISSION_DENIED,
+    404: StatusCode.UNIMPLEMENTED,
+    429: StatusCode.UNAVAILABLE,
+    502: StatusCode.UNAVAILABLE,
+    503: StatusCode.UNAVAILABLE,
+    504: StatusCode.UNAVAILABLE,
+}
+
+# A server that failed so may have got far enough.
+_UNSURE = frozenset(
+    (
+        StatusCode.CANCELLED,
+        StatusCode.UNKNOWN,
+        StatusCode.DEADLINE_EXCEEDED,
+        StatusCode.INTERNAL,
+        StatusCode.UNAVAILABLE,
+        StatusCode.DATA_LOSS,
+    )
+)
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class GrpcExchange:
+    """A call as one HTTP/2 stream, or as several where the server did not touch the first ones.
+
+    `limit` bounds the response message in bytes, after decompression.
+    """
+
+    def __init__(self, scheme: str, authority: str, request: Any, context: CallContext, limit: int) -> None:
+        context.check_deadline()
+        method = context.method
+        self._context = context
+        self._limit = limit
+        self._safe = method.idempotency is Idempotency.NO_SIDE_EFFECTS
+        self._scheme = scheme
+        self._authority = authority
+        self._sent = False
+        self._deadline = None if context.deadline is None else time.monotonic() + (context.remaining() or 0.0)
+        self._metadata = Metadata()
+        self._status = self._words = ""
+        self._details = b""
+        self._message: bytes | None = None
+        try:
+            payload = method.request.encode(request)
+        except EncodeError as error:
+            raise RpcError(
+                StatusCode.INVALID_ARGUMENT,
+                str(error),
+                violations=[Violation(error.path, error.reason)],
+                origin="client",
+            ) from error
+        self._frame = b"\x00" + len(payload).to_bytes(4, "big") + payload
+
+    def seconds_left(self) -> float | None:
+        """What is left until the deadline, never negative."""
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    def headers(self) -> list[tuple[str, str]]:
+        """The head of the request, with the time that is left now."""
+        context = self._context
+        headers = [
+            (":method", "POST"),
+            (":scheme", self._scheme),
+            (":path", context.method.path),
+            (":authority", self._authority),
+            ("te", "trailers"),
+            ("content-type", "application/grpc"),
+            ("user-agent", context.metadata.get("user-agent") or USER_AGENT),
+        ]
+        left = self.seconds_left()
+        if left is not None:
+            headers.append(("grpc-timeout", encode_timeout(max(left, 1e-9))))
+        key = context.idempotency_key
+        if key and key.isascii() and key.isprintable():
+            headers.append((IDEMPOTENCY_HEADER, key))
+        if context.request_id:
+            headers.append((REQUEST_ID_HEADER, context.request_id))
+        own = {name for name, _ in headers}
+        given = to_headers(context.metadata)
+        return headers + [pair for pair in given if pair[0] not in own and not pair[0].startswith("grpc-")]
+
+    async def run(self, stream: CallStream) -> None:
+        """Send the request and read the answer. Raises StreamFailedError, or RpcError for no gRPC."""
+        self._sent = False
+        try:
+            try:
+                await stream.send(self._frame, end=True)
+            finally:
+                self._sent = stream.request_sent
+        except Exception:
+            # A server may answer without having read all, and then reset the stream.
+            if not stream.answered:
+                raise
+        head = await stream.read_headers()
+        self._take(head)
+        self._check_head(dict(head))
+        if self._status:
+            return
+        encoding = dict(head).get(b"grpc-encoding", b"identity").decode("latin-1")
+        self._message = await self._read_message(stream, encoding)
+        self._take(await stream.read_trailers())
+
+    def _check_head(self, head: dict[bytes, bytes]) -> None:
+        status = head.get(b":status", b"").decode("latin-1")
+        kind = head.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip()
+        if status == "200" and kind in {"application/grpc", "application/grpc+proto"}:
+            return
+        if self._status:
+            return  # what a gateway says in gRPC's words counts
+        if status == "200":
+            raise self._malformed(f"its content type is {kind[:100]!r}")
+        code = _HTTP.get(int(status) if status.isdecimal() else 0, StatusCode.UNKNOWN)
+        raise self._refused(
+            code, f"the server answered with HTTP {status[:10]}, not with gRPC", StatusDetails()
+        )
+
+    async def _read_message(self, stream: CallStream, encoding: str) -> bytes | None:
+        head = await stream.read(5)
+        if not head:
+            return None
+        if len(head) < 5 or head[0] > 1:
+            raise self._malformed("it is not framed as gRPC")
+        size = int.from_bytes(head[1:], "big")
+        if size > self._limit:
+            raise self._malformed(f"the message of {size} bytes is larger than {self._limit} bytes")
+        data = await stream.read(size)
+        if len(data) < size:
+            raise self._malformed("the message is cut off")
+        if await stream.read(1):
+            raise self._malformed("it has more than one message")
+        return self._inflated(data, encoding) if head[0] else data
+
+    def _inflated(self, data: bytes, encoding: str) -> bytes:
+        if encoding not in {"gzip", "deflate"}:
+            raise self._malformed(f"it is compressed in a way that was not asked for ({encoding[:40]!r})")
+        try:
+            body = BoundedBody(self._limit, encoding)
+            body.feed(data)
+            return body.whole()
+        except ValueError as error:
+            raise self._malformed(str(error)) from error
+
+    def _take(self, headers: Headers) -> None:
+        """Keep what a block of headers says: the status, and the metadata of the application."""
+        told = dict(headers)
+        self._status = told.get(b"grpc-status", b"").decode("latin-1")
+        self._words = unquote(told.get(b"grpc-message", b"").decode("latin-1"), errors="replace")
+        self._details = told.get(b"grpc-status-details-bin", b"")
+        pushback = told.get(b"grpc-retry-pushback-ms")
+        self._pushback = None if pushback is None else _milliseconds(pushback)
+        for name, value in from_headers(_application(headers)):
+            try:
+                self._metadata.add(name, value)
+            except ValueError:
+                break  # more than metadata may hold
+        self._context.response_metadata = self._metadata
+
+    def finish(self) -> Any:
+        """The response message. RpcError when the server told an error, or nothing that can be understood."""
+        context, method = self._context, self._context.method
+        if self._status != "0":
+            raise self._failed()
+        if self._message is None:
+            raise self._malformed("it is a success without a message")
+        try:
+            response = method.response.decode(self._message)
+        except DecodeError as error:
+            raise self._malformed(f"the response {error}") from error
+        context.response_status = 200 if method.http is None else method.http.status
+        context.request_id = self._metadata.get(REQUEST_ID_HEADER) or context.request_id
+        return response
+
+    def _failed(self) -> RpcError:
+        number = int(self._status) if self._status.isdecimal() and len(self._status) < 9 else -1
+        if number == -1:
+            return self._malformed("it has no status")
+        code = StatusCode(number) if number in StatusCode.__members__.values() else StatusCode.UNKNOWN
+        details = read_status(_from_base64(self._details))
+        return self._refused(code, self._words, details)
+
+    def _refused(self, code: StatusCode, message: str, details: StatusDetails) -> RpcError:
+        hint = self._pushback if self._pushback is not None else details.retry_after
+        if hint is None:
+            hint = retry_after(self._metadata.get("retry-after"), self._context.runtime.now())
+        return RpcError(
+            code,
+            message[:LONGEST_MESSAGE] or f"the server answered with {code.name}",
+            violations=details.violations,
+            retry_after=hint,
+            maybe_applied=not self._safe and code in _UNSURE,
+            error_code="" if details.error_code.upper() == code.name else details.error_code,
+            request_id=self._request_id(details.request_id),
+            metadata=self._metadata,
+        )
+
+    def _malformed(self, reason: str) -> RpcError:
+        return RpcError(
+            StatusCode.INTERNAL,
+            f"the answer can't be understood: {reason}",
+            maybe_applied=not self._safe,
+            request_id=self._request_id(),
+            metadata=self._metadata,
+        )
+
+    def _request_id(self, told: str = "") -> str:
+        return told or self._metadata.get(REQUEST_ID_HEADER) or self._context.request_id
+
+    def out_of_time(self) -> RpcError:
+        """The deadline passed."""
+        return RpcError(
+            StatusCode.DEADLINE_EXCEEDED,
+            f"the deadline of {self._context.method.name} passed",
+            origin="client",
+            maybe_applied=self._sent and not self._safe,
+            request_id=self._context.request_id,
+        )
+
+    def failure(self, error: Exception) -> RpcError:
+        """What an exception of grpclib, h2, ssl, asyncio or the socket means."""
+        left = self.seconds_left()
+        # A server cancels what is late by its own clock, which may be a moment ahead.
+        if left is not None and left <= 0.01 and isinstance(error, TimeoutError | StreamFailedError):
+            return self.out_of_time()
+        untouched = isinstance(error, StreamFailedError) and not error.processed
+        return RpcError(
+            StatusCode.UNAVAILABLE,
+            f"no answer from {self._authority}: {str(error) or type(error).__name__}",
+            origin="network",
+            maybe_applied=self._sent and not self._safe and not untouched,
+            request_id=self._context.request_id,
+        )
+
+
+def _application(headers: Headers) -> Iterable[tuple[bytes, bytes]]:
+    return [pair for pair in headers if not pair[0].startswith((b":", b"grpc-"))]
+
+
+def _from_base64(text: bytes) -> bytes:
+    try:
+        return base64.b64decode(text + b"=" * (-len(text) % 4))
+    except (binascii.Error, ValueError):
+        return b""
+
+
+def _milliseconds(text: bytes) -> float:
+    """A pushback in seconds; -1, which forbids a retry, where it is negative or nothing."""
+    if not text.isdigit() or len(text) > 15:
+        return -1.0
+    return min(int(text) / 1000, LONGEST_RETRY_DELAY)

@@ -1,0 +1,141 @@
+"""A lane: the connections of one event loop, and how a call gets on one of them, and off again."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from urllib.parse import SplitResult
+
+from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.transports.grpc_connection import CallConnection
+from llm_cost_ops.transports.grpc_dial import Target, dial
+from llm_cost_ops.transports.grpc_exchange import GrpcExchange
+from llm_cost_ops.transports.grpc_stream import StreamFailedError
+
+__all__ = ["Lane"]
+
+# How often a call is sent again that the server did not touch, and the first wait before the second time.
+MOST_RESENDS = 5
+PAUSE = 0.01
+
+# A connection that is closed says so to the loop within so many seconds, or is left to it.
+LONGEST_CLOSE = 1.0
+
+
+class _Channel:
+    """A place for one connection. Callers share one connect; it ends when none of them waits."""
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+        self._connection: CallConnection | None = None
+        self._connecting: asyncio.Task[CallConnection] | None = None
+        self._waiters = 0
+
+    @property
+    def load(self) -> int:
+        used = self._connection.load if self._connection is not None and self._connection.usable else 0
+        return used + self._waiters
+
+    async def get(self) -> CallConnection:
+        connection = self._connection
+        if connection is not None and connection.usable:
+            if not connection.stale:
+                return connection
+            connection.drain()
+        task = self._connecting or self._connect()
+        self._waiters += 1
+        try:
+            return await asyncio.shield(task)
+        finally:
+            self._waiters -= 1
+            if not self._waiters and not task.done():
+                self.stop()
+
+    def stop(self) -> None:
+        task, self._connecting = self._connecting, None
+        if task is not None:
+            task.cancel()
+
+    def _connect(self) -> asyncio.Task[CallConnection]:
+        self._connecting = asyncio.create_task(self._lane.dial())
+        self._connecting.add_done_callback(self._connected)
+        return self._connecting
+
+    def _connected(self, task: asyncio.Task[CallConnection]) -> None:
+        if self._connecting is task:
+            self._connecting = None
+        if not task.cancelled() and task.exception() is None:
+            self._connection = task.result()
+
+
+class Lane:
+    """Up to `size` connections. A call takes the one with the fewest calls on it."""
+
+    def __init__(
+        self, target: Target, tls: ssl.SSLContext | None, proxy: SplitResult | None, size: int
+    ) -> None:
+        self._target = target
+        self._tls = tls
+        self._proxy = proxy
+        self._open: set[CallConnection] = set()
+        self._channels = [_Channel(self) for _ in range(size)]
+        self._closed = False
+
+    async def dial(self) -> CallConnection:
+        """A new connection, known to the lane until it is gone."""
+        connection = await dial(self._target, self._tls, self._proxy, self._open.discard)
+        if not connection.gone.is_set():
+            self._open.add(connection)
+        return connection
+
+    async def run(self, exchange: GrpcExchange) -> None:
+        """Carry a call to the server and its answer back, by the deadline. Raises RpcError."""
+        try:
+            async with asyncio.timeout(exchange.seconds_left()):
+                await self._run(exchange)
+        except RpcError:
+            raise
+        except Exception as error:
+            raise exchange.failure(error) from error
+
+    async def _run(self, exchange: GrpcExchange) -> None:
+        for resend in range(MOST_RESENDS + 1):
+            if self._closed:
+                raise RpcError(StatusCode.FAILED_PRECONDITION, "the client is closed", origin="client")
+            try:
+                await self._attempt(exchange)
+            except StreamFailedError as error:
+                if error.processed or resend == MOST_RESENDS:
+                    raise
+            else:
+                return
+            if resend:
+                await asyncio.sleep(PAUSE * 2**resend)
+
+    async def _attempt(self, exchange: GrpcExchange) -> None:
+        channels = self._channels
+        channel = channels[0] if len(channels) == 1 else min(channels, key=lambda one: one.load)
+        connection = await channel.get()
+        await connection.enter()
+        try:
+            stream = await connection.open(exchange.headers())
+            try:
+                await exchange.run(stream)
+            finally:
+                connection.release(stream)
+        finally:
+            connection.leave()
+
+    async def aclose(self) -> None:
+        """Close every connection; calls in flight fail."""
+        self._closed = True
+        for channel in self._channels:
+            channel.stop()
+        connections = list(self._open)
+        for connection in connections:
+            connection.shut()
+        if connections:
+            waits = [asyncio.ensure_future(connection.gone.wait()) for connection in connections]
+            _, late = await asyncio.wait(waits, timeout=LONGEST_CLOSE)
+            for wait in late:
+                wait.cancel()
