@@ -47,11 +47,18 @@ class FaultyPeer:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        self.hang_up()
+        for thread in self._threads:
+            thread.join(5)
+
+    def hang_up(self) -> None:
+        """End the connections that are open, and wait until they are."""
         for connection in list(self._open):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join(5)
+        until = time.monotonic() + 5
+        while self._open and time.monotonic() < until:
+            time.sleep(0.01)
 
     def _start(self, target: Callable[..., None], *args: object) -> None:
         thread = threading.Thread(target=target, args=args, daemon=True)

@@ -68,8 +68,9 @@ class _HttpLeaf(Generic[Client]):
         self._in_flight = max_connections
         self._max_idle = max_keepalive_connections
         self._keepalive_expiry = keepalive_expiry
-        self._verify = verify
         self._proxy = None if http_client is not None else proxy_for(self._origin, proxy)
+        # Here and not at the first call, whose deadline reading a CA bundle could pass.
+        self._ssl = None if http_client is not None else self._ssl_context(verify)
         self._client = http_client
         self._max_response_bytes = max_response_bytes
         self._closed = False
@@ -81,19 +82,19 @@ class _HttpLeaf(Generic[Client]):
 
     def _transport(self, kind: Any) -> Any:
         return kind(
-            verify=self._ssl_context(),
+            verify=self._ssl,
             proxy=self._proxy,
             max_idle=self._max_idle,
             keepalive_expiry=self._keepalive_expiry,
         )
 
-    def _ssl_context(self) -> ssl.SSLContext:
-        if isinstance(self._verify, ssl.SSLContext):
-            return self._verify
+    def _ssl_context(self, verify: bool | ssl.SSLContext) -> ssl.SSLContext:
+        if isinstance(verify, ssl.SSLContext):
+            return verify
         if self._origin.startswith("http:") and (self._proxy is None or self._proxy.url.scheme != "https"):
             # Reading the CA bundle takes longer than a call.
             return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        return httpx.create_ssl_context(verify=self._verify)
+        return httpx.create_ssl_context(verify=verify)
 
 
 class HttpLeaf(_HttpLeaf[httpx.Client]):

@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -227,6 +228,30 @@ async def test_cancelled_calls_leave_no_permit_behind():
         lane = leaf._lanes[asyncio.get_running_loop()]
         assert (lane.queue._free, len(lane.queue._waiting)) == (4, 0)
         await leaf.aclose()
+
+
+@pytest.mark.parametrize("name", ["silent", "drips_body", "truncates", "gzip_bomb", "redirects"])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_no_descriptor_is_left_open(name, scheme):
+    def opened():
+        gc.collect()
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    with FaultyPeer(BEHAVIOURS[name][0]) as peer:
+        url = peer.url.replace("http", scheme)
+        leaf, sync_leaf = AsyncHttpLeaf(url), HttpLeaf(url)
+        await asyncio.to_thread(time.sleep, 0)
+        before = opened()
+        for _ in range(5):
+            call = leaf.unary_unary(PUT, context(PUT_NOTE, 0.05, asynchronous=True))
+            await asyncio.gather(call, return_exceptions=True)
+            with pytest.raises(RpcError):
+                drive(sync_leaf.unary_unary(PUT, context(PUT_NOTE, 0.05)))
+        await leaf.aclose()
+        drive(sync_leaf.aclose())
+        await asyncio.sleep(0.1)
+        peer.hang_up()
+        assert opened() <= before
 
 
 def test_many_threads_share_a_leaf():
