@@ -25,7 +25,7 @@ from llm_cost_ops.engine.money import from_units, to_units
 from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.normalizers import PayloadError
 from llm_cost_ops.normalizers.lines import record_from_line
-from llm_cost_ops.types import SubmitStatus, UsageRecord
+from llm_cost_ops.types import SubmitResult, SubmitStatus, UsageReceipt, UsageRecord
 from llm_cost_ops.wire.errors import DecodeError
 
 __all__ = ["Import", "Line", "import_file", "read_csv", "read_jsonl"]
@@ -78,8 +78,15 @@ def _lines(stream: BinaryIO) -> Iterator[bytes]:
 def read_csv(stream: BinaryIO, mapping: dict[str, str]) -> Iterator[Line]:
     """The rows of a CSV file with a header; `mapping` takes fields from columns."""
     text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
-    rows = csv.reader(text)
-    header = next(rows, [])
+    try:
+        yield from _rows(csv.reader(text), mapping)
+    finally:
+        # The stream belongs to the caller.
+        text.detach()
+
+
+def _rows(rows: Any, mapping: dict[str, str]) -> Iterator[Line]:
+    header: list[str] = next(rows, [])
     for field, column in mapping.items():
         if column not in header:
             raise ConfigurationError(
@@ -156,7 +163,7 @@ class Import:
         self._client = client
         self._given = given
         self._size = batch_size
-        self._pending: list[tuple[int, UsageRecord]] = []
+        self._pending: list[tuple[int, UsageRecord | str]] = []
         self.created = self.duplicates = self.conflicts = self.invalid = 0
         self.tokens = 0
         self.unpriced = 0
@@ -189,12 +196,12 @@ class Import:
 
     def _take(self, line: Line) -> None:
         if isinstance(line.fields, str):
-            self._reject(line.number, line.fields)
+            self._pending.append((line.number, line.fields))
             return
         try:
             record = self._record(line.fields)
         except (DecodeError, PayloadError, ValueError) as error:
-            self._reject(line.number, str(error))
+            self._pending.append((line.number, str(error)))
             return
         if not record.idempotency_key:
             digest = blake2b(b"%d:" % line.number + line.raw, digest_size=16).hexdigest()
@@ -213,26 +220,31 @@ class Import:
         return record_from_line(fields)
 
     def _send(self) -> None:
-        if not self._pending:
-            return
+        """Record what is pending, and tell of the lines that were not, in their order."""
         pending, self._pending = self._pending, []
-        answer = self._client.usage.submit_batch([record for _, record in pending])
-        for (number, record), result in zip(pending, answer.results, strict=True):
-            if result.usage is None:
-                message = result.error.message if result.error is not None else "was rejected"
-                conflict = result.status == SubmitStatus.CONFLICT
-                self._reject(number, _plain(message), conflict=conflict)
+        records = [record for _, record in pending if isinstance(record, UsageRecord)]
+        results = iter(self._client.usage.submit_batch(records).results if records else ())
+        for number, record in pending:
+            if isinstance(record, str):
+                self._reject(number, record)
                 continue
-            if result.usage.duplicate:
-                self.duplicates += 1
+            result = next(results)
+            if result.usage is None:
+                self._reject(number, _reason(result), conflict=result.status == SubmitStatus.CONFLICT)
             else:
-                self.created += 1
-            self.tokens += record.input_tokens + record.output_tokens
-            cost, currency = result.usage.estimated_cost, result.usage.currency
-            if cost is None:
-                self.unpriced += 1
-            else:
-                self.units[currency] = self.units.get(currency, 0) + to_units(cost)
+                self._count(record, result.usage)
+
+    def _count(self, record: UsageRecord, receipt: UsageReceipt) -> None:
+        if receipt.duplicate:
+            self.duplicates += 1
+        else:
+            self.created += 1
+        self.tokens += record.input_tokens + record.output_tokens
+        if receipt.estimated_cost is None:
+            self.unpriced += 1
+        else:
+            units = self.units.get(receipt.currency, 0)
+            self.units[receipt.currency] = units + to_units(receipt.estimated_cost)
 
     def _reject(self, number: int, why: str, *, conflict: bool = False) -> None:
         if conflict:
@@ -255,10 +267,17 @@ class Import:
         console.print(f"{self.tokens:,} tokens, {costs or 'no cost'}{unpriced}")
 
 
-def _plain(message: str) -> str:
-    """A violation without the place in the batch, which means nothing to the reader of a file."""
-    head, bracket, rest = message.partition("].")
-    return rest if bracket and head.startswith("records[") else message
+def _reason(result: SubmitResult) -> str:
+    """Why a record was not written, without its place in the batch, which means nothing to a reader."""
+    if result.error is None:
+        return "was rejected"
+    if result.status == SubmitStatus.CONFLICT:
+        return result.error.message
+    rules = [
+        f"{violation.field.partition('].')[2] or violation.field} {violation.description}"
+        for violation in result.error.violations
+    ]
+    return "; ".join(rules) or result.error.message
 
 
 def _overlaid(record: UsageRecord, given: dict[str, str]) -> UsageRecord:

@@ -1,0 +1,191 @@
+"""`llm-cost-ops import`: exact, itemised, and safe to run twice."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import re
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from llm_cost_ops import CostOpsClient
+from llm_cost_ops.cli import main
+
+MAPPING = [
+    "--map",
+    "input_tokens=ContextTokens",
+    "--map",
+    "output_tokens=GeneratedTokens",
+    "--map",
+    "timestamp=TIMESTAMP",
+]
+MODEL = ["--set", "provider=openai", "--set", "model_id=gpt-4o"]
+# gpt-4o, per token.
+INPUT, OUTPUT = Decimal("0.0000025"), Decimal("0.00001")
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    """A trace in the form of the Azure LLM inference trace: seven digits after the second."""
+    random.seed(7)
+    path = tmp_path / "trace.csv"
+    with path.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["TIMESTAMP", "ContextTokens", "GeneratedTokens"])
+        for second in range(3000):
+            fraction = f"{random.randrange(10**7):07}"
+            clock = f"{second // 3600:02}:{second // 60 % 60:02}:{second % 60:02}.{fraction}"
+            writer.writerow([f"2025-11-16 {clock}", random.randrange(1, 8000), random.randrange(1, 1000)])
+    return path
+
+
+def totals(path: Path) -> tuple[int, Decimal]:
+    """The independent sum."""
+    tokens, cost = 0, Decimal(0)
+    with path.open() as stream:
+        for row in csv.DictReader(stream):
+            read, written = int(row["ContextTokens"]), int(row["GeneratedTokens"])
+            tokens += read + written
+            cost += read * INPUT + written * OUTPUT
+    return tokens, cost
+
+
+def test_a_trace_is_counted_exactly_and_once(
+    trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = str(tmp_path / "costs.db")
+    command = ["import", str(trace), "--db", database, *MAPPING]
+    assert main([*command, *MODEL]) == 0
+    tokens, cost = totals(trace)
+    printed = capsys.readouterr().out
+    assert "3,000 recorded, 0 were there before, 0 in conflict, 0 invalid" in printed
+    assert f"{tokens:,} tokens, {cost.normalize():f} USD" in printed
+    assert main([*command, *MODEL]) == 0
+    assert "0 recorded, 3,000 were there before" in capsys.readouterr().out
+    # The same rows as another model are another content under the same keys.
+    assert main([*command, "--set", "provider=openai", "--set", "model_id=gpt-4o-mini"]) == 1
+    printed, complaints = capsys.readouterr()
+    assert "3,000 in conflict" in printed
+    assert "line 2: the idempotency key was used before" in complaints
+    with CostOpsClient(base_url=f"sqlite:///{database}") as client:
+        summary = client.costs.get()
+        assert (summary.total_cost, summary.total_tokens, summary.total_requests) == (cost, tokens, 3000)
+        last = client.usage.get_history(page_size=1, order="asc").data[0]
+        assert last.timestamp is not None
+        assert last.timestamp.microsecond
+
+
+def test_bad_rows_are_told_by_line_and_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_bytes(
+        b"TIMESTAMP,ContextTokens,GeneratedTokens\n"
+        b"2025-11-16 18:15:46.6805900,374,44\n"
+        b"2025-11-16 18:15:47,-5,44\n"
+        b"\n"
+        b"yesterday,1,2\n"
+        b"2025-11-16 18:15:48,many,2\n"
+        b"2025-11-16 18:15:48,1\n"
+        b'2025-11-16 18:15:49,"2",3\n'
+        b"2025-11-16 18:15:50,1.5,3\n"
+        b"2025-11-16 18:15:50,\xff,3\n"
+        b"2025-11-16 18:15:51,99999999999999999999999,3\n"
+    )
+    assert main(["import", str(path), "--db", str(tmp_path / "c.db"), *MAPPING, *MODEL]) == 1
+    printed, complaints = capsys.readouterr()
+    assert "2 recorded, 0 were there before, 0 in conflict, 7 invalid" in printed
+    told = {int(found) for found in re.findall(r"^line (\d+): ", complaints, re.MULTILINE)}
+    assert told == {3, 5, 6, 7, 9, 10, 11}
+    assert "input_tokens must be" in complaints
+    assert "columns" in complaints
+    assert "records[" not in complaints
+
+
+def test_jsonl_of_records_responses_and_envelopes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chat = {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1763300000,
+        "model": "gpt-4o-2024-08-06",
+        "choices": [],
+        "usage": {"prompt_tokens": 1000, "completion_tokens": 500, "total_tokens": 1500},
+    }
+    lines = [
+        json.dumps(
+            {"organization_id": "acme", "provider": "openai", "model_id": "gpt-4o", "input_tokens": 1000}
+        ),
+        json.dumps(chat),
+        json.dumps({"response": {**chat, "id": "chatcmpl-2"}, "project_id": "p", "organization_id": "acme"}),
+        "{not json",
+        "[1, 2]",
+        "",
+        json.dumps(
+            {"response": {**chat, "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 9}}}
+        ),
+        json.dumps({"model_id": "x", "provider": "y", "input_tokens": 1, "reported_cost": "1e9"}),
+        "[" * 100_000,
+    ]
+    path = tmp_path / "usage.jsonl"
+    path.write_text("\n".join(lines))
+    database = str(tmp_path / "c.db")
+    command = ["import", str(path), "--db", database]
+    assert main(command) == 1
+    printed, complaints = capsys.readouterr()
+    assert "3 recorded, 0 were there before, 0 in conflict, 5 invalid" in printed
+    assert {int(found) for found in re.findall(r"^line (\d+): ", complaints, re.MULTILINE)} == {4, 5, 7, 8, 9}
+    assert main(command) == 1
+    assert "0 recorded, 3 were there before" in capsys.readouterr().out
+    with CostOpsClient(base_url=f"sqlite:///{database}") as client:
+        found = client.costs.get(group_by="organization")
+        assert {group.value: group.requests for group in found.breakdown} == {"acme": 2, "default": 1}
+        assert found.total_cost == 1000 * INPUT + 2 * (1000 * INPUT + 500 * OUTPUT)
+
+
+def test_set_reaches_every_kind_of_line(tmp_path: Path) -> None:
+    path = tmp_path / "usage.jsonl"
+    path.write_text(
+        json.dumps({"provider": "openai", "model_id": "gpt-4o", "input_tokens": 7, "labels": {"a": "b"}})
+        + "\n"
+        + json.dumps(
+            {
+                "object": "chat.completion",
+                "model": "gpt-4o",
+                "usage": {"prompt_tokens": 5, "completion_tokens": 0, "total_tokens": 5},
+            }
+        )
+    )
+    database = str(tmp_path / "c.db")
+    given = ["--set", "organization_id=acme", "--set", "labels.team=search", "--set", "tags=x,y"]
+    assert main(["import", str(path), "--db", database, *given]) == 0
+    with CostOpsClient(base_url=f"sqlite:///{database}") as client:
+        records = client.usage.get_history(organization_id="acme").data
+    assert {record.input_tokens for record in records} == {5, 7}
+    assert all(record.labels["team"] == "search" for record in records)
+    assert all(record.tags == ["x", "y"] for record in records)
+    assert {"a": "b", "team": "search"} in [record.labels for record in records]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--map", "input_tokens=Nope", *MODEL], "no column 'Nope'"),
+        (["--map", "tokens=ContextTokens"], "--map tokens=ContextTokens"),
+        (["--map", "input_tokens"], "--map input_tokens"),
+        ([], "--map"),
+        (["--batch-size", "0", *MAPPING], "--batch-size"),
+    ],
+)
+def test_bad_options(
+    trace: Path, tmp_path: Path, arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["import", str(trace), "--db", str(tmp_path / "c.db"), *arguments]) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["import", str(tmp_path / "no.jsonl"), "--db", str(tmp_path / "c.db")]) == 2
+    assert "no.jsonl" in capsys.readouterr().err
