@@ -49,9 +49,10 @@ class CostOpsError(Exception):
 
     `message` says what happened. `code` is the gRPC status name ("UNAVAILABLE"), or the server's
     own code where it gave one. `status_code` is the HTTP status, None where there was none.
-    `attempts` counts how often the call was sent. `maybe_applied` is True when the request may
-    have taken effect although no answer came. `retryable` says whether the same call may succeed
-    later. `response` is what the server sent, parsed where it was JSON.
+    `attempts` counts how often the call was sent, 0 when it was refused before that, and `waited`
+    the seconds spent before attempts. `maybe_applied` is True when the request may have taken
+    effect although no answer came. `retryable` says whether the same call may succeed later.
+    `response` is what the server sent, parsed where it was JSON.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class CostOpsError(Exception):
         retryable: bool = False,
         retry_after: float | None = None,
         grpc_code: StatusCode | None = None,
+        waited: float = 0.0,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -79,6 +81,7 @@ class CostOpsError(Exception):
         self.retryable = retryable
         self.retry_after = retry_after
         self.grpc_code = grpc_code
+        self.waited = waited
 
     def __str__(self) -> str:
         facts = [str(self.status_code)] if self.status_code else []
@@ -171,7 +174,7 @@ class ConfigurationError(CostOpsError, ValueError):
 
 _BY_CODE: dict[StatusCode, tuple[type[CostOpsError], int]] = {
     StatusCode.OK: (ServerError, 500),
-    StatusCode.CANCELLED: (ServerError, 499),
+    StatusCode.CANCELLED: (APIError, 499),
     StatusCode.UNKNOWN: (ServerError, 500),
     StatusCode.INVALID_ARGUMENT: (ValidationError, 400),
     StatusCode.DEADLINE_EXCEEDED: (DeadlineError, 504),
@@ -226,7 +229,7 @@ def _kind_of(error: RpcError) -> tuple[type[CostOpsError], int | None]:
     ), status
 
 
-def error_from_rpc(error: RpcError, attempts: int = 1) -> CostOpsError:
+def error_from_rpc(error: RpcError, attempts: int = 1, waited: float = 0.0) -> CostOpsError:
     """The public error for a call that failed. Total: every status and every code has a class."""
     kind, status = _kind_of(error)
     message = error.message or error.code.name.lower().replace("_", " ")
@@ -240,6 +243,7 @@ def error_from_rpc(error: RpcError, attempts: int = 1) -> CostOpsError:
         "retryable": error.code in _RETRYABLE,
         "retry_after": error.retry_after,
         "grpc_code": error.code,
+        "waited": waited,
     }
     if issubclass(kind, ValidationError):
         if error.violations:

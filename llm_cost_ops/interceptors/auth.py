@@ -5,13 +5,20 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from typing import Any
 
-from llm_cost_ops.exceptions import AuthenticationError, ConfigurationError
+from llm_cost_ops.exceptions import AuthenticationError, ConfigurationError, CostOpsError, ValidationError
+from llm_cost_ops.interceptors.forks import forget_in_children
+from llm_cost_ops.interceptors.waiting import outcome_of
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.interceptor import UnaryContinuation
+from llm_cost_ops.rpc.status import Violation
 
-__all__ = ["Auth"]
+__all__ = ["Auth", "KeySource", "redacted"]
+
+# A shorter key may be a part of any text.
+_SHORTEST = 8
 
 KeySource = str | Callable[[], str | Awaitable[str]]
 
@@ -19,13 +26,21 @@ KeySource = str | Callable[[], str | Awaitable[str]]
 class Auth:
     """Sends `Authorization: Bearer <key>`, unless the call brings its own.
 
-    A callable is asked once and its key kept; on a 401 it is asked again, once per call. It may be
-    async in the async client.
+    A callable is asked once and its key kept; on a 401 it is asked again, once per attempt. Calls
+    that need a key at the same time share one question. The callable may be async in the async
+    client. A key that a server repeats in an error is taken out of it.
     """
 
     def __init__(self, source: KeySource) -> None:
         self._source = source
         self._key = source if isinstance(source, str) else ""
+        self._asked = 0
+        self.forget()
+        forget_in_children(self)
+
+    def forget(self) -> None:
+        """In a forked child: who asks for a key is the parent's."""
+        self._asking: Future[None] | None = None
         self._lock = threading.Lock()
 
     async def intercept_unary_unary(
@@ -33,17 +48,46 @@ class Auth:
     ) -> Any:
         if "authorization" in context.metadata and not context.authorized:
             return await continuation(request, context)
-        key = self._key or await self._ask()
+        asked = self._asked
+        key = self._key or await self._fresh(asked, context)
         self._set(context, key)
         try:
             return await continuation(request, context)
-        except AuthenticationError:
-            if isinstance(self._source, str):
+        except CostOpsError as error:
+            _clean(error, key)
+            if isinstance(self._source, str) or not isinstance(error, AuthenticationError):
                 raise
-            # Another call may have asked meanwhile: then its key is tried.
-            key = await self._ask() if key == self._key else self._key
-            self._set(context, key)
+        key = await self._fresh(max(asked, 1), context)
+        self._set(context, key)
+        context.attempt += 1
+        try:
             return await continuation(request, context)
+        except CostOpsError as error:
+            _clean(error, key)
+            raise
+
+    async def _fresh(self, asked: int, context: CallContext) -> str:
+        """A key that is newer than the one of question number `asked`: asked for here or elsewhere."""
+        while True:
+            with self._lock:
+                if self._asked != asked:
+                    return self._key
+                asking = self._asking
+                if asking is None:
+                    mine = self._asking = Future()
+            if asking is None:
+                break
+            await outcome_of(asking, context)
+        try:
+            key = await self._ask()
+            with self._lock:
+                self._key = key
+                self._asked += 1
+            return key
+        finally:
+            with self._lock:
+                self._asking = None
+            mine.set_result(None)
 
     async def _ask(self) -> str:
         assert not isinstance(self._source, str)
@@ -52,18 +96,37 @@ class Auth:
             key = await key
         if not isinstance(key, str) or not key:
             raise ConfigurationError("api_key: the callable must return a key as text", parameter="api_key")
-        with self._lock:
-            self._key = key
         return key
 
     def _set(self, context: CallContext, key: str) -> None:
-        context.authorized = True
         try:
             context.metadata.set("authorization", f"Bearer {key}")
         except ValueError:
             raise ConfigurationError(
                 "api_key: the callable must return printable ASCII", parameter="api_key"
             ) from None
+        context.authorized = True
 
     def __repr__(self) -> str:
         return "Auth(***)"
+
+
+def redacted(value: Any, secret: str) -> Any:
+    """A value as JSON has them, with the secret replaced wherever it stands in a text."""
+    if isinstance(value, str):
+        return value.replace(secret, "***")
+    if isinstance(value, dict):
+        return {redacted(name, secret): redacted(item, secret) for name, item in value.items()}
+    if isinstance(value, list):
+        return [redacted(item, secret) for item in value]
+    return value
+
+
+def _clean(error: CostOpsError, key: str) -> None:
+    if len(key) < _SHORTEST or not (key in error.message or key in repr(error.__dict__)):
+        return
+    error.message = redacted(error.message, key)
+    error.response = redacted(error.response, key)
+    error.args = tuple(redacted(list(error.args), key))
+    if isinstance(error, ValidationError):
+        error.violations = tuple(Violation(f, redacted(rule, key)) for f, rule in error.violations)

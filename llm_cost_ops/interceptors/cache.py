@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable
+from concurrent.futures import Future
 from typing import Any
 
 from llm_cost_ops.config import CacheConfig
+from llm_cost_ops.interceptors.forks import forget_in_children
+from llm_cost_ops.interceptors.waiting import outcome_of
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.interceptor import UnaryContinuation
 from llm_cost_ops.rpc.method import Idempotency
+from llm_cost_ops.wire.errors import EncodeError
 
 __all__ = ["Cache", "ExpiringEntries"]
+
+# Metadata that differs from call to call and changes no answer.
+_TRACING = frozenset({"b3", "baggage", "traceparent", "tracestate", "uber-trace-id", "x-request-id"})
 
 
 class ExpiringEntries:
@@ -59,14 +65,22 @@ class ExpiringEntries:
 class Cache:
     """Answers from memory where it can. Any call with side effects through it clears the memory.
 
-    An answer belongs to a method, its request and the call's metadata, credentials included.
-    Answers are kept as bytes, so that nobody shares an object. A caller that waits for another's
-    identical call asks by itself if that one fails.
+    An answer belongs to a method, its request and the call's metadata, credentials included, and
+    to the writes that were done before it was asked for. Answers are kept as bytes, so that nobody
+    shares an object. A caller that waits for another's identical call asks by itself when that one
+    fails; when it is cancelled, one of those who wait takes its place.
     """
 
     def __init__(self, config: CacheConfig) -> None:
-        self._entries = ExpiringEntries(config.max_entries, config.ttl)
-        self._under_way: dict[Hashable, concurrent.futures.Future[bytes | None]] = {}
+        self._config = config
+        self._writes = 0
+        self.forget()
+        forget_in_children(self)
+
+    def forget(self) -> None:
+        """Start again with an empty memory."""
+        self._entries = ExpiringEntries(self._config.max_entries, self._config.ttl)
+        self._under_way: dict[Hashable, Future[bytes | None]] = {}
         self._lock = threading.Lock()
 
     async def intercept_unary_unary(
@@ -77,41 +91,62 @@ class Cache:
             try:
                 return await continuation(request, context)
             finally:
+                with self._lock:
+                    self._writes += 1
                 self._entries.clear()
-        key = (method.path, method.request.encode_json(request), tuple(context.metadata))
+        key = self._key(request, context)
+        if key is None:
+            return await continuation(request, context)
         while True:
             answer = self._entries.get(key, context.runtime.monotonic())
             if answer is not None:
-                return method.response.decode_json(answer)
+                return _answered(answer, context)
             with self._lock:
                 leader = self._under_way.get(key)
                 if leader is None:
-                    mine = self._under_way[key] = concurrent.futures.Future()
+                    mine = self._under_way[key] = Future()
             if leader is None:
                 return await self._lead(key, mine, continuation, request, context)
-            try:
-                answer = await context.runtime.wait(leader, context.remaining())
-            except TimeoutError:
-                context.check_deadline()
-                raise
+            answer = await outcome_of(leader, context)
+            if answer:
+                return _answered(answer, context)
             if answer is not None:
-                return method.response.decode_json(answer)
+                return await continuation(request, context)
+
+    def _key(self, request: Any, context: CallContext) -> Hashable | None:
+        method = context.method
+        try:
+            asked = method.request.encode_json(request)
+        except EncodeError:
+            return None  # whoever validates it will say what is wrong
+        metadata = tuple(pair for pair in context.metadata if pair[0] not in _TRACING)
+        return self._writes, method.path, asked, metadata
 
     async def _lead(
         self,
         key: Hashable,
-        mine: concurrent.futures.Future[bytes | None],
+        mine: Future[bytes | None],
         continuation: UnaryContinuation,
         request: Any,
         context: CallContext,
     ) -> Any:
-        answer = None
+        # What those who wait get: the answer, nothing when the call failed, None when it was given up.
+        answer: bytes | None = None
         try:
             response = await continuation(request, context)
             answer = context.method.response.encode_json(response)
             self._entries.put(key, answer, context.runtime.monotonic())
             return response
+        except Exception:
+            answer = b""
+            raise
         finally:
             with self._lock:
-                del self._under_way[key]
+                self._under_way.pop(key, None)
             mine.set_result(answer)
+
+
+def _answered(answer: bytes, context: CallContext) -> Any:
+    context.attempt = 0
+    context.response_status = 200
+    return context.method.response.decode_json(answer)

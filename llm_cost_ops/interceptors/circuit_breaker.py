@@ -8,15 +8,16 @@ from typing import Any
 
 from llm_cost_ops.config import CircuitBreakerConfig
 from llm_cost_ops.exceptions import CostOpsError, NetworkError, ServerError
+from llm_cost_ops.interceptors.forks import forget_in_children
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.interceptor import UnaryContinuation
 from llm_cost_ops.rpc.status import StatusCode
 
-__all__ = ["Breaker", "BreakerState", "CircuitBreaker"]
+__all__ = ["Breaker", "BreakerState", "CircuitBreaker", "verdict"]
 
 
 class BreakerState(enum.Enum):
-    """What the breaker does with calls: lets them through, refuses them, or lets one through."""
+    """What the breaker does with calls: lets them through, refuses them, or waits for one probe."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -26,69 +27,90 @@ class BreakerState(enum.Enum):
 class Breaker:
     """The state and its transitions; no clock. Safe to call from many threads.
 
-    CLOSED -> OPEN after `threshold` failures in a row. OPEN -> HALF_OPEN `recovery` seconds later,
-    when one probe is admitted. Its success closes the breaker, its failure opens it again, and a
-    probe that ends without a verdict makes room for another.
+    CLOSED -> OPEN after `threshold` failures in a row. OPEN -> HALF_OPEN when a call asks
+    `recovery` seconds later: that one is the probe. Its success closes the breaker, its failure
+    opens it again, and a probe that ends without a verdict makes room for another.
+
+    Every change of state starts a new generation. The ticket of a call is the generation that let
+    it through, and what is told of calls of an older one changes nothing.
     """
 
-    __slots__ = ("_failures", "_lock", "_opened_at", "_probing", "_recovery", "_threshold", "state")
+    __slots__ = ("_failures", "_generation", "_lock", "_opened_at", "_recovery", "_threshold", "state")
 
     def __init__(self, threshold: int, recovery: float) -> None:
         self.state = BreakerState.CLOSED
         self._threshold = threshold
         self._recovery = recovery
         self._failures = 0
+        self._generation = 0
         self._opened_at = 0.0
-        self._probing = False
         self._lock = threading.Lock()
 
-    def admit(self, now: float) -> float | None:
-        """None to let a call through, else the seconds until it is worth asking again.
+    def admit(self, now: float) -> int | None:
+        """A ticket for a call, or None to refuse it.
 
-        Each call let through must end in exactly one of `succeeded`, `failed` and `released`.
+        Each ticket goes back through exactly one of `succeeded`, `failed` and `released`.
         """
         if self.state is BreakerState.CLOSED:
-            return None
+            return self._generation
         with self._lock:
             state = BreakerState(self.state)  # another thread may have changed it since
             if state is BreakerState.CLOSED:
+                return self._generation
+            if state is BreakerState.HALF_OPEN or now < self._opened_at + self._recovery:
                 return None
-            wait = self._opened_at + self._recovery - now
-            if state is BreakerState.OPEN and wait > 0:
-                return wait
-            if self._probing:
-                return max(wait, 0.0)
-            self.state = BreakerState.HALF_OPEN
-            self._probing = True
-            return None
+            return self._become(BreakerState.HALF_OPEN)
 
-    def succeeded(self) -> None:
+    def retry_in(self, now: float) -> float:
+        """The seconds until it is worth asking again."""
+        return max(0.0, self._opened_at + self._recovery - now)
+
+    def succeeded(self, ticket: int) -> None:
         """The service answered."""
         if self.state is BreakerState.CLOSED and not self._failures:
             return
         with self._lock:
-            if self.state is BreakerState.OPEN:
-                return  # a call from before it opened
-            self.state = BreakerState.CLOSED
+            if ticket != self._generation or self.state is BreakerState.OPEN:
+                return
             self._failures = 0
-            self._probing = False
+            if self.state is BreakerState.HALF_OPEN:
+                self._become(BreakerState.CLOSED)
 
-    def failed(self, now: float) -> None:
+    def failed(self, ticket: int, now: float) -> None:
         """The service failed."""
         with self._lock:
-            if self.state is BreakerState.OPEN:
+            if ticket != self._generation or self.state is BreakerState.OPEN:
                 return
             self._failures += 1
             if self.state is BreakerState.HALF_OPEN or self._failures >= self._threshold:
-                self.state = BreakerState.OPEN
                 self._opened_at = now
-                self._probing = False
-                self._failures = 0
+                self._become(BreakerState.OPEN)
 
-    def released(self) -> None:
+    def released(self, ticket: int) -> None:
         """The call ended without telling how the service is, as when it was cancelled."""
         with self._lock:
-            self._probing = False
+            if ticket == self._generation and self.state is BreakerState.HALF_OPEN:
+                self._become(BreakerState.OPEN)
+
+    def forget(self) -> None:
+        """Start again without a probe under way."""
+        self._lock = threading.Lock()
+        self.released(self._generation)
+
+    def _become(self, state: BreakerState) -> int:
+        self.state = state
+        self._failures = 0
+        self._generation += 1
+        return self._generation
+
+
+def verdict(error: CostOpsError) -> bool | None:
+    """Whether an error shows a service that works: False when it failed, None when it was not asked."""
+    if isinstance(error, NetworkError):
+        return False
+    if error.status_code is None:
+        return None
+    return not isinstance(error, ServerError) or error.status_code == 501
 
 
 class CircuitBreaker:
@@ -96,30 +118,48 @@ class CircuitBreaker:
 
     def __init__(self, config: CircuitBreakerConfig) -> None:
         self.breaker = Breaker(config.failure_threshold, config.recovery_time)
+        forget_in_children(self)
 
     async def intercept_unary_unary(
         self, continuation: UnaryContinuation, request: Any, context: CallContext
     ) -> Any:
-        wait = self.breaker.admit(context.runtime.monotonic())
-        if wait is not None:
-            raise ServerError(
-                f"the circuit breaker is open for another {wait:.1f} s: the last calls all failed",
-                code="CIRCUIT_OPEN",
-                attempts=context.attempt,
-                retryable=True,
-                retry_after=wait,
-                grpc_code=StatusCode.UNAVAILABLE,
-            )
+        now = context.runtime.monotonic()
+        if context.deadline is not None and context.deadline <= now:
+            return await continuation(request, context)  # it is refused before anything is sent
+        breaker = self.breaker
+        ticket = breaker.admit(now)
+        if ticket is None:
+            raise self._refusal(now, context)
         try:
             response = await continuation(request, context)
         except CostOpsError as error:
-            if isinstance(error, ServerError | NetworkError):
-                self.breaker.failed(context.runtime.monotonic())
+            works = verdict(error)
+            if works is None:
+                breaker.released(ticket)
+            elif works:
+                breaker.succeeded(ticket)
             else:
-                self.breaker.succeeded()  # it answered, if with a refusal
+                breaker.failed(ticket, context.runtime.monotonic())
             raise
         except BaseException:
-            self.breaker.released()
+            breaker.released(ticket)
             raise
-        self.breaker.succeeded()
+        breaker.succeeded(ticket)
         return response
+
+    def _refusal(self, now: float, context: CallContext) -> ServerError:
+        wait = self.breaker.retry_in(now)
+        until = f"for another {wait:.1f} s" if wait else "until the probe under way succeeds"
+        return ServerError(
+            f"the circuit breaker is open {until}: the last calls all failed",
+            code="CIRCUIT_OPEN",
+            attempts=context.attempt - 1,
+            waited=context.waited,
+            retryable=True,
+            retry_after=wait,
+            grpc_code=StatusCode.UNAVAILABLE,
+        )
+
+    def forget(self) -> None:
+        """In a forked child: the probe under way is the parent's."""
+        self.breaker.forget()

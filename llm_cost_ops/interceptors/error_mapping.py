@@ -13,7 +13,7 @@ __all__ = ["ErrorMapping"]
 
 
 class ErrorMapping:
-    """Maps what the leaf raised, with the number of attempts and the cause chained."""
+    """Maps what the leaf raised, with the attempts and the seconds waited, and the cause chained."""
 
     async def intercept_unary_unary(
         self, continuation: UnaryContinuation, request: Any, context: CallContext
@@ -21,4 +21,4 @@ class ErrorMapping:
         try:
             return await continuation(request, context)
         except RpcError as error:
-            raise error_from_rpc(error, context.attempt) from error.__cause__
+            raise error_from_rpc(error, context.attempt, context.waited) from error.__cause__

@@ -11,23 +11,34 @@ from llm_cost_ops.exceptions import APIError, CostOpsError, ServerError
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.interceptor import UnaryContinuation
 
-__all__ = ["CallLogging", "level_of"]
+__all__ = ["CallLogging", "level_of", "outcome_name"]
 
 
 def level_of(error: BaseException | None, success: int) -> int:
-    """The level of a call's line: the caller's mistakes are warnings, failures are errors."""
-    if error is None:
+    """The level of a call's line: the caller's mistakes are warnings, failures are errors.
+
+    A call that was cancelled is neither.
+    """
+    if error is None or not isinstance(error, Exception):
         return success
     if isinstance(error, APIError) and not isinstance(error, ServerError):
         return logging.WARNING
     return logging.ERROR
 
 
+def outcome_name(error: BaseException | None) -> str:
+    """The error's code, or else its class; "OK" without an error."""
+    if error is None:
+        return "OK"
+    code = getattr(error, "code", "")
+    return code if isinstance(code, str) and code else type(error).__name__
+
+
 class CallLogging:
     """Logs method, outcome, duration, attempts and request id; never a message or a credential.
 
     The facts stand in the line and as attributes of the record, where structlog's and other JSON
-    formatters find them.
+    formatters find them. At DEBUG a line also tells when a call begins.
     """
 
     def __init__(self, config: LoggingConfig) -> None:
@@ -39,6 +50,12 @@ class CallLogging:
         self, continuation: UnaryContinuation, request: Any, context: CallContext
     ) -> Any:
         started = context.runtime.monotonic()
+        if self._logger.isEnabledFor(logging.DEBUG):
+            remaining = context.remaining()
+            deadline = {} if remaining is None else {"deadline_ms": round(remaining * 1000, 3)}
+            self._write(
+                logging.DEBUG, {"rpc_method": context.method.full_name, "outcome": "begun", **deadline}
+            )
         try:
             response = await continuation(request, context)
         except BaseException as error:
@@ -53,9 +70,9 @@ class CallLogging:
             return
         facts: dict[str, Any] = {
             "rpc_method": context.method.full_name,
-            "outcome": "OK" if error is None else getattr(error, "code", "") or type(error).__name__,
+            "outcome": outcome_name(error),
             "duration_ms": round((context.runtime.monotonic() - started) * 1000, 3),
-            "attempts": context.attempt,
+            "attempts": getattr(error, "attempts", context.attempt),
             "waited_ms": round(context.waited * 1000, 3),
         }
         request_id = context.request_id or getattr(error, "request_id", "")
@@ -63,8 +80,17 @@ class CallLogging:
             facts["request_id"] = request_id
         if isinstance(error, CostOpsError):
             facts["error"] = error.message
+        self._write(level, facts)
+
+    def _write(self, level: int, facts: dict[str, Any]) -> None:
         if self._json:
             line = json.dumps(facts)
         else:
-            line = " ".join(f"{name}={value}" for name, value in facts.items())
-        self._logger.log(level, line.replace("\n", " "), extra=facts)
+            line = " ".join(f"{name}={_one_line(value)}" for name, value in facts.items())
+        self._logger.log(level, "%s", line, extra=facts)
+
+
+def _one_line(value: Any) -> str:
+    """A value that can't begin a line of its own, nor look like another fact."""
+    text = str(value)
+    return text if text.isprintable() and not set(text) & set(' ="') else json.dumps(text)

@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
+from weakref import WeakKeyDictionary
 
 from llm_cost_ops.config import MetricsConfig
 from llm_cost_ops.exceptions import ConfigurationError
+from llm_cost_ops.interceptors.circuit_breaker import Breaker
+from llm_cost_ops.interceptors.logging import outcome_name
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.interceptor import UnaryContinuation
 
 __all__ = ["CallMetrics", "CallObservation", "MetricsExporter", "exporters_of"]
 
 
+_log = logging.getLogger("llm_cost_ops")
+
+
 class CallObservation(NamedTuple):
-    """One finished call. `duration` and `waited` are seconds; `code` is "OK" or the error's."""
+    """One finished call. `duration` and `waited` are seconds; `code` is "OK" or the error's.
+
+    `breaker` is the state of the circuit breaker after it, empty without one.
+    """
 
     method: str
     code: str
     duration: float
     attempts: int
     waited: float
+    breaker: str = ""
 
 
 class MetricsExporter(Protocol):
-    """What observations go to. It is called once per call, must be quick, and must not raise."""
+    """What observations go to. It is called once per call and must be quick.
+
+    What it raises is logged, and does not reach the caller.
+    """
 
     def observe(self, observation: CallObservation) -> None:
         """Take one observation."""
@@ -32,9 +47,12 @@ class MetricsExporter(Protocol):
 class CallMetrics:
     """Hands one observation per call to every exporter, and spans to OpenTelemetry if there is a tracer."""
 
-    def __init__(self, exporters: list[MetricsExporter], tracer: Any = None) -> None:
-        self._exporters = exporters
+    def __init__(
+        self, exporters: Sequence[MetricsExporter], tracer: Any = None, breaker: Breaker | None = None
+    ) -> None:
+        self._exporters = tuple(exporters)
         self._tracer = tracer
+        self._breaker = breaker
 
     async def intercept_unary_unary(
         self, continuation: UnaryContinuation, request: Any, context: CallContext
@@ -43,30 +61,47 @@ class CallMetrics:
             return await self._measured(continuation, request, context)
         from opentelemetry import propagate, trace
 
+        method = context.method
+        facts = {"rpc.system": "llm_cost_ops", "rpc.service": method.service, "rpc.method": method.name}
         with self._tracer.start_as_current_span(
-            context.method.full_name, kind=trace.SpanKind.CLIENT, attributes={"rpc.system": "llm_cost_ops"}
-        ):
+            method.full_name, kind=trace.SpanKind.CLIENT, attributes=facts
+        ) as span:
             carrier: dict[str, str] = {}
             propagate.inject(carrier)
             for name, value in carrier.items():
-                context.metadata.set(name, value)
-            return await self._measured(continuation, request, context)
+                try:
+                    context.metadata.set(name, value)
+                except ValueError:
+                    _log.warning("the trace's %s is no metadata, and does not travel", name)
+            try:
+                return await self._measured(continuation, request, context)
+            finally:
+                span.set_attribute("llm_cost_ops.attempts", context.attempt)
 
     async def _measured(self, continuation: UnaryContinuation, request: Any, context: CallContext) -> Any:
         started = context.runtime.monotonic()
-        code = "OK"
         try:
-            return await continuation(request, context)
+            response = await continuation(request, context)
         except BaseException as error:
-            code = getattr(error, "code", "") or type(error).__name__
+            self._observe(context, started, outcome_name(error), getattr(error, "attempts", context.attempt))
             raise
-        finally:
-            duration = context.runtime.monotonic() - started
-            observation = CallObservation(
-                context.method.full_name, code, duration, context.attempt, context.waited
-            )
-            for exporter in self._exporters:
+        self._observe(context, started, "OK", context.attempt)
+        return response
+
+    def _observe(self, context: CallContext, started: float, code: str, attempts: int) -> None:
+        observation = CallObservation(
+            context.method.full_name,
+            code,
+            context.runtime.monotonic() - started,
+            attempts,
+            context.waited,
+            "" if self._breaker is None else self._breaker.state.value,
+        )
+        for exporter in self._exporters:
+            try:
                 exporter.observe(observation)
+            except Exception:  # noqa: BLE001  # somebody else's code, which may not harm the call
+                _log.exception("a metrics exporter failed")
 
 
 class PrometheusExporter:
@@ -76,7 +111,8 @@ class PrometheusExporter:
         from prometheus_client import REGISTRY
 
         self._service = service_name
-        self._calls, self._seconds, self._attempts, self._waited = _collectors(registry or REGISTRY)
+        made = _collectors(registry or REGISTRY)
+        self._calls, self._seconds, self._attempts, self._waited, self._open = made
 
     def observe(self, observation: CallObservation) -> None:
         labels = (self._service, observation.method)
@@ -84,26 +120,28 @@ class PrometheusExporter:
         self._seconds.labels(*labels).observe(observation.duration)
         self._attempts.labels(*labels).inc(observation.attempts)
         self._waited.labels(*labels).inc(observation.waited)
+        if observation.breaker:
+            self._open.labels(self._service).set(observation.breaker != "closed")
 
 
-_registered: list[tuple[Any, tuple[Any, Any, Any, Any]]] = []
+_registered: WeakKeyDictionary[Any, tuple[Any, ...]] = WeakKeyDictionary()
 
 
-def _collectors(registry: Any) -> tuple[Any, Any, Any, Any]:
+def _collectors(registry: Any) -> tuple[Any, ...]:
     """The collectors of a registry, which takes each name once: several clients share them."""
-    from prometheus_client import Counter, Histogram
+    from prometheus_client import Counter, Gauge, Histogram
 
-    for known, collectors in _registered:
-        if known is registry:
-            return collectors
+    if registry in _registered:
+        return _registered[registry]
     labels = ["service", "method"]
     made = (
         Counter("llm_cost_ops_calls", "Calls by outcome.", [*labels, "code"], registry=registry),
         Histogram("llm_cost_ops_call_seconds", "Seconds of a call.", labels, registry=registry),
         Counter("llm_cost_ops_attempts", "Attempts, retries included.", labels, registry=registry),
         Counter("llm_cost_ops_waited_seconds", "Seconds waited before attempts.", labels, registry=registry),
+        Gauge("llm_cost_ops_breaker_open", "1 while the breaker is open.", ["service"], registry=registry),
     )
-    _registered.append((registry, made))
+    _registered[registry] = made
     return made
 
 
@@ -118,17 +156,20 @@ class OpenTelemetryExporter:
         self._seconds = meter.create_histogram("rpc.client.duration", "s", "Duration of a call.")
         self._attempts = meter.create_counter("llm_cost_ops.attempts", "1", "Attempts, retries included.")
         self._waited = meter.create_counter("llm_cost_ops.waited", "s", "Seconds waited before attempts.")
+        self._open = meter.create_gauge("llm_cost_ops.breaker_open", "1", "1 while the breaker is open.")
 
     def observe(self, observation: CallObservation) -> None:
         labels = {"service.name": self._service, "rpc.method": observation.method}
         self._seconds.record(observation.duration, {**labels, "rpc.code": observation.code})
         self._attempts.add(observation.attempts, labels)
         self._waited.add(observation.waited, labels)
+        if observation.breaker:
+            self._open.set(int(observation.breaker != "closed"), {"service.name": self._service})
 
 
 def exporters_of(config: MetricsConfig) -> tuple[list[MetricsExporter], Any]:
     """The exporters and the tracer that a configuration asks for."""
-    exporters: list[MetricsExporter] = []
+    exporters: list[MetricsExporter] = list(config.exporters)
     tracer = None
     try:
         if config.prometheus_enabled:

@@ -3,65 +3,71 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
+from concurrent.futures import Future
 from typing import Any
 
 from llm_cost_ops.config import RateLimitConfig
 from llm_cost_ops.exceptions import CostOpsError, RateLimitError
+from llm_cost_ops.interceptors.forks import forget_in_children
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.interceptor import UnaryContinuation
 
 __all__ = ["RateLimit", "TokenBucket"]
 
+# The part of a token that rounding may take; without it a caller could wait for ever smaller rests.
+_ROUNDING = 1e-6
+
 
 class TokenBucket:
-    """A bucket of `capacity` tokens that fills at `rate` a second.
+    """A bucket of `capacity` tokens that fills at `rate` a second. No clock, no lock, no waiting.
 
-    It decides and never waits: `reserve` hands out places in line, so callers who wait for what
-    they are told are served in the order in which they asked. Safe to call from many threads.
+    In any `t` seconds it hands out at most `capacity + rate * t` tokens.
     """
 
-    __slots__ = ("_at", "_capacity", "_lock", "_rate", "_tokens")
+    __slots__ = ("_at", "_capacity", "_from", "_rate", "_tokens")
 
     def __init__(self, capacity: float, rate: float, now: float) -> None:
-        self._capacity = capacity
+        self._capacity = float(capacity)
         self._rate = rate
-        self._tokens = capacity
+        self._tokens = self._capacity
         self._at = now
-        self._lock = threading.Lock()
+        self._from = now
 
-    def reserve(self, now: float, longest: float | None = None) -> tuple[bool, float]:
-        """Take a token, from the future if need be: (True, seconds until it is there).
-
-        When that would be more than `longest` seconds, nothing is taken: (False, the seconds).
-        """
-        with self._lock:
-            self._fill(now)
-            wait = max(0.0, (1 - self._tokens) / self._rate, self._at - now)
-            if longest is not None and wait > longest:
-                return False, wait
+    def take(self, now: float) -> float:
+        """0.0 when a token was there and is taken, else the seconds until one will be."""
+        wait = self.seconds_until(1, now)
+        if not wait:
             self._tokens -= 1
-            return True, wait
+        return wait
 
-    def give_back(self) -> None:
-        """Return a token whose call never went out."""
-        with self._lock:
-            self._tokens = min(self._capacity, self._tokens + 1)
+    def seconds_until(self, tokens: int, now: float) -> float:
+        """The seconds until so many tokens will have come, should nobody take one."""
+        now = self._fill(now)
+        closed = max(0.0, self._from - now)
+        missing = tokens - self._tokens
+        return closed + (missing / self._rate if missing > _ROUNDING else 0.0)
 
     def pause(self, now: float, seconds: float) -> None:
         """Hand out nothing for some seconds, and start from an empty bucket after them."""
-        with self._lock:
-            self._fill(now)
-            self._tokens = min(self._tokens, 0.0)
-            self._at = max(self._at, now + seconds)
+        self._from = max(self._from, self._fill(now) + seconds)
+        self._tokens = 0.0
 
-    def _fill(self, now: float) -> None:
-        if now > self._at:
-            self._tokens = min(self._capacity, self._tokens + (now - self._at) * self._rate)
-            self._at = now
+    def _fill(self, now: float) -> float:
+        now = max(now, self._at)  # threads may read the clock in another order than they come here
+        start = max(self._at, self._from)
+        if now > start:
+            self._tokens = min(self._capacity, self._tokens + (now - start) * self._rate)
+        self._at = now
+        return now
 
 
 class RateLimit:
-    """Makes each attempt wait for its token; RateLimitError at once when the deadline is sooner."""
+    """Makes each attempt wait for its token; RateLimitError at once when the deadline is sooner.
+
+    Callers stand in a line in the order in which they came. Only the first watches the clock; who
+    leaves, with a token or because it gave up, lets the next one know.
+    """
 
     # The longest pause that a server's hint can cause, in seconds.
     LONGEST_PAUSE = 300.0
@@ -69,59 +75,106 @@ class RateLimit:
     def __init__(self, config: RateLimitConfig) -> None:
         self._config = config
         self._bucket: TokenBucket | None = None
+        self._line: deque[Future[None]] = deque()
         self._lock = threading.Lock()
+        forget_in_children(self)
 
     async def intercept_unary_unary(
         self, continuation: UnaryContinuation, request: Any, context: CallContext
     ) -> Any:
         now = context.runtime.monotonic()
-        bucket = self._bucket or self._make(now)
-        remaining = context.remaining()
-        taken, wait = bucket.reserve(now, remaining)
-        if not taken:
-            raise RateLimitError(
-                f"the client's own rate limit would hold the call for {wait:.1f} s, "
-                f"but its deadline is in {max(0.0, remaining or 0.0):.1f} s",
-                limit=self._config.max_requests,
-                attempts=context.attempt,
-                retry_after=wait,
-            )
-        if wait > 0:
-            context.waited += wait
+        turn = self._enter(now, context)
+        if turn is not None:
             try:
-                await context.runtime.sleep(wait)
-            except BaseException:
-                bucket.give_back()
-                raise
+                await self._wait(turn, context)
+            finally:
+                self._leave(turn)
+                context.waited += context.runtime.monotonic() - now
         if not self._config.adaptive:
             return await continuation(request, context)
-        return await self._adapting(bucket, continuation, request, context)
+        return await self._adapting(continuation, request, context)
 
-    def _make(self, now: float) -> TokenBucket:
-        # The bucket starts with the first call, on the clock of the client's runtime.
+    def _enter(self, now: float, context: CallContext) -> Future[None] | None:
+        """Take a token, or else a place in the line, which is a future that is done at its head."""
         with self._lock:
-            if self._bucket is None:
-                config = self._config
-                rate = config.max_requests / config.time_window
-                self._bucket = TokenBucket(config.max_requests, rate, now)
-            return self._bucket
+            bucket = self._bucket
+            if bucket is None:
+                # The bucket starts with the first call, on the clock of the client's runtime.
+                rate = self._config.max_requests / self._config.time_window
+                bucket = self._bucket = TokenBucket(self._config.max_requests, rate, now)
+            if not self._line and not bucket.take(now):
+                return None
+            wait = bucket.seconds_until(len(self._line) + 1, now)
+            self._refuse_if_late(wait, context)
+            turn: Future[None] = Future()
+            if not self._line:
+                turn.set_result(None)
+            self._line.append(turn)
+            return turn
 
-    async def _adapting(
-        self, bucket: TokenBucket, continuation: UnaryContinuation, request: Any, context: CallContext
-    ) -> Any:
+    async def _wait(self, turn: Future[None], context: CallContext) -> None:
+        runtime = context.runtime
+        if not turn.done():
+            try:
+                await runtime.wait(turn, context.remaining())
+            except TimeoutError:
+                self._refuse_if_late(float("inf"), context)
+        while wait := self._take(runtime.monotonic()):
+            self._refuse_if_late(wait, context)
+            await runtime.sleep(wait)
+
+    def _take(self, now: float) -> float:
+        with self._lock:
+            assert self._bucket is not None
+            return self._bucket.take(now)
+
+    def _leave(self, turn: Future[None]) -> None:
+        with self._lock:
+            first = self._line[0] is turn
+            self._line.remove(turn)
+            following = self._line[0] if first and self._line else None
+        if following is not None:
+            following.set_result(None)
+
+    def _refuse_if_late(self, wait: float, context: CallContext) -> None:
+        remaining = context.remaining()
+        if remaining is None or wait <= remaining:
+            return
+        raise RateLimitError(
+            f"the client's own rate limit ({self._config.max_requests} calls in "
+            f"{self._config.time_window:g} s) would hold the call beyond its deadline",
+            code="RATE_LIMITED",
+            limit=self._config.max_requests,
+            attempts=context.attempt - 1,
+            waited=context.waited,
+            retryable=True,
+            retry_after=None if wait == float("inf") else wait,
+        )
+
+    async def _adapting(self, continuation: UnaryContinuation, request: Any, context: CallContext) -> Any:
         try:
             response = await continuation(request, context)
         except CostOpsError as error:
             if isinstance(error, RateLimitError) and error.retry_after:
-                seconds = min(max(0.0, error.retry_after), self.LONGEST_PAUSE)
-                bucket.pause(context.runtime.monotonic(), seconds)
+                self._pause(error.retry_after, context)
             raise
         told = context.response_metadata
         if told is not None and told.get("x-ratelimit-remaining") == "0":
             reset = _seconds(told.get("x-ratelimit-reset"), context.runtime.now())
             if reset is not None:
-                bucket.pause(context.runtime.monotonic(), min(reset, self.LONGEST_PAUSE))
+                self._pause(reset, context)
         return response
+
+    def _pause(self, seconds: float, context: CallContext) -> None:
+        if seconds > 0:
+            with self._lock:
+                assert self._bucket is not None
+                self._bucket.pause(context.runtime.monotonic(), min(seconds, self.LONGEST_PAUSE))
+
+    def forget(self) -> None:
+        """In a forked child: those in line are the parent's."""
+        self._line = deque()
+        self._lock = threading.Lock()
 
 
 def _seconds(text: str, now: float) -> float | None:

@@ -8,14 +8,12 @@ from typing import Any
 from llm_cost_ops.config import RetryConfig
 from llm_cost_ops.exceptions import CostOpsError, NetworkError
 from llm_cost_ops.exceptions import TimeoutError as DeadlinePassed
+from llm_cost_ops.interceptors.forks import forget_in_children
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.interceptor import UnaryContinuation
 from llm_cost_ops.rpc.method import Idempotency
 
 __all__ = ["Retry", "RetryBudget", "RetryPolicy"]
-
-# Beyond this many doublings every back-off is at its cap; it keeps the power within a float.
-_MAX_EXPONENT = 64
 
 
 class RetryPolicy:
@@ -29,15 +27,20 @@ class RetryPolicy:
     def backoff(self, retry: int) -> float:
         """Seconds before retry `retry` (from 1), before jitter."""
         config = self._config
-        exponent = min(retry - 1, _MAX_EXPONENT)
-        return float(min(config.initial_backoff * config.backoff_factor**exponent, config.max_backoff))
+        if not config.initial_backoff:
+            return 0.0
+        try:
+            seconds = config.initial_backoff * config.backoff_factor ** (retry - 1)
+        except OverflowError:
+            return float(config.max_backoff)
+        return float(min(seconds, config.max_backoff))
 
     def delay(self, attempt: int, error: CostOpsError, *, repeatable: bool, draw: float) -> float | None:
         """Seconds to wait after attempt `attempt` (from 1) failed so, or None to give up.
 
         `repeatable` says that a second execution does no harm. `draw` is a random number in [0, 1):
         the wait lies between half the back-off and all of it. A server's hint wins over that, up
-        to max_backoff; a negative hint forbids a retry.
+        to max_backoff; a negative hint forbids a retry, and so does one that is no number.
         """
         config = self._config
         if attempt > config.max_retries or not self._transient(error):
@@ -46,7 +49,7 @@ class RetryPolicy:
             return None
         hint = error.retry_after
         if hint is not None:
-            return min(hint, config.max_backoff) if hint >= 0 else None
+            return float(min(hint, config.max_backoff)) if hint >= 0 else None
         backoff = self.backoff(attempt)
         return backoff * (0.5 + 0.5 * draw) if config.jitter else backoff
 
@@ -75,6 +78,11 @@ class RetryBudget:
         self._tokens = size
         self._lock = threading.Lock()
 
+    @property
+    def left(self) -> float:
+        """How many retries there are now."""
+        return self._tokens
+
     def spend(self) -> bool:
         """Take one retry, if there is one."""
         with self._lock:
@@ -86,37 +94,71 @@ class RetryBudget:
     def succeeded(self) -> None:
         """Give back for a success."""
         if self._tokens < self._size:
-            with self._lock:
-                self._tokens = min(self._size, self._tokens + self._refill)
+            self._add(self._refill)
+
+    def unspent(self) -> None:
+        """Give back a retry that was not made, because its call was cancelled."""
+        self._add(1)
+
+    def forget(self) -> None:
+        """Take a lock that nobody holds."""
+        self._lock = threading.Lock()
+
+    def _add(self, tokens: float) -> None:
+        with self._lock:
+            self._tokens = min(self._size, self._tokens + tokens)
 
 
 class Retry:
-    """Runs the continuation until it succeeds or the policy, the budget or the deadline says stop."""
+    """Runs the continuation until it succeeds or the policy, the budget or the deadline says stop.
 
-    def __init__(self, config: RetryConfig) -> None:
+    What may have been applied once stays so: the last error says `maybe_applied` for all attempts.
+    A call's own `retry` takes the policy's place, but draws on the same budget.
+    """
+
+    def __init__(self, config: RetryConfig, budget: RetryBudget | None = None) -> None:
         self._policy = RetryPolicy(config)
-        self._budget = RetryBudget(config.budget, config.budget_refill)
+        self.budget = budget or RetryBudget(config.budget, config.budget_refill)
+        forget_in_children(self)
 
     async def intercept_unary_unary(
         self, continuation: UnaryContinuation, request: Any, context: CallContext
     ) -> Any:
-        policy = self._policy if context.retry is None else RetryPolicy(context.retry)
+        maybe_applied = False
         while True:
             try:
                 response = await continuation(request, context)
             except CostOpsError as error:
-                await self._wait(policy, error, context)
+                maybe_applied = error.maybe_applied = error.maybe_applied or maybe_applied
+                delay = self._delay(error, context)
+                if delay is None:
+                    raise
             else:
-                self._budget.succeeded()
+                self.budget.succeeded()
                 return response
+            try:
+                await context.runtime.sleep(delay)
+            except BaseException:
+                self.budget.unspent()
+                raise
+            context.waited += delay
+            context.attempt += 1
 
-    async def _wait(self, policy: RetryPolicy, error: CostOpsError, context: CallContext) -> None:
+    def _delay(self, error: CostOpsError, context: CallContext) -> float | None:
+        """The seconds to wait, for which the budget has been charged; None to give up."""
+        policy = self._policy
+        if context.retry is not None:
+            if not context.retry:
+                return None
+            policy = RetryPolicy(context.retry)
         repeatable = bool(context.idempotency_key) or context.method.idempotency is not Idempotency.UNKNOWN
         draw = context.runtime.random()
         delay = policy.delay(context.attempt, error, repeatable=repeatable, draw=draw)
         remaining = context.remaining()
-        if delay is None or (remaining is not None and delay >= remaining) or not self._budget.spend():
-            raise error
-        context.waited += delay
-        await context.runtime.sleep(delay)
-        context.attempt += 1
+        if delay is None or (remaining is not None and delay >= remaining) or not self.budget.spend():
+            return None
+        return delay
+
+    def forget(self) -> None:
+        """In a forked child: take locks that nobody holds."""
+        self.budget.forget()

@@ -19,12 +19,20 @@ class Validation:
     """Runs a request's rules. It stands in a client's chain, and in a server's.
 
     `checks` maps a method's path to the check that takes the place of the generated rules: it gets
-    the request, the time now in UTC, and the list to add violations to.
+    the request, the time now in UTC, and the list to add violations to. A client names the function
+    that makes its `public_error`.
     """
 
-    def __init__(self, checks: Mapping[str, Check], *, origin: str) -> None:
+    def __init__(
+        self,
+        checks: Mapping[str, Check],
+        *,
+        origin: str,
+        public_error: Callable[[RpcError], Exception] | None = None,
+    ) -> None:
         self._checks = checks
         self._origin = origin
+        self._public_error = public_error
 
     async def intercept_unary_unary(
         self, continuation: UnaryContinuation, request: Any, context: CallContext
@@ -36,7 +44,8 @@ class Validation:
         else:
             context.method.request.validate(request, "", violations)
         if violations:
-            raise refuse(violations, origin=self._origin)
+            error = refuse(violations, origin=self._origin)
+            raise error if self._public_error is None else self._public_error(error)
         return await continuation(request, context)
 
 

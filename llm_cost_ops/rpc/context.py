@@ -20,8 +20,9 @@ class CallContext(msgspec.Struct):
     `deadline` is a point on `runtime.monotonic()` that queueing, waits, back-off and every attempt
     share; None means none. `attempt` counts from 1. The leaf leaves what the peer sent beside its
     answer in `response_metadata` and `response_status`. `principal` is who calls, on a server.
-    `waited` adds up the seconds spent in the rate limit and before retries; `retry` is a policy for
-    this call alone; `authorized` says that the credentials in `metadata` are the client's own.
+    `waited` adds up the seconds spent in the rate limit and before retries; `retry` is a RetryConfig
+    for this call alone, False for no retries, None for what the client does; `authorized` says that
+    the credentials in `metadata` are the client's own.
     """
 
     method: MethodDescriptor[Any, Any]

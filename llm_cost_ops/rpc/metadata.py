@@ -75,7 +75,8 @@ class Metadata:
         return [v for k, v in self._pairs if k == name]
 
     def __contains__(self, key: object) -> bool:
-        return any(k == key for k, _ in self._pairs)
+        name = key.lower() if isinstance(key, str) else key
+        return any(k == name for k, _ in self._pairs)
 
     def __iter__(self) -> Iterator[tuple[str, str | bytes]]:
         return iter(self._pairs)
@@ -90,7 +91,9 @@ class Metadata:
 
     def copy(self) -> Metadata:
         """The same pairs, apart from this object."""
-        return Metadata(self)
+        made = Metadata.__new__(Metadata)
+        made._pairs = self._pairs.copy()
+        return made
 
     def __repr__(self) -> str:
         shown = [(k, "***" if _SECRET.search(k) else v) for k, v in self._pairs]

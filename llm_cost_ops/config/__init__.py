@@ -1,0 +1,253 @@
+"""How a client is set up. Configurations are immutable and checked when they are made.
+
+Every wrong value raises ConfigurationError that names the parameter.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+from urllib.parse import SplitResult, urlsplit
+
+
+from llm_cost_ops.config.parts import (
+    CacheConfig,
+    CircuitBreakerConfig,
+    Config,
+    ConnectionPoolConfig,
+    LoggingConfig,
+    MetricsConfig,
+    RateLimitConfig,
+    RetryConfig,
+    TLSConfig,
+    flag,
+    number,
+    text,
+    wrong,
+)
+from llm_cost_ops.exceptions import ConfigurationError
+
+__all__ = [
+    "CacheConfig",
+    "CircuitBreakerConfig",
+    "ClientConfig",
+    "ConnectionPoolConfig",
+    "LoggingConfig",
+    "MetricsConfig",
+    "RateLimitConfig",
+    "RetryConfig",
+    "TLSConfig",
+]
+
+DEFAULT_BASE_URL = "sqlite:///llm_cost_ops.db"
+SCHEMES = ("http", "https", "grpc", "grpcs", "sqlite")
+
+C = TypeVar("C", bound=Config)
+
+
+_HEADER_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
+
+
+class ClientConfig(Config, frozen=True, kw_only=True):
+    """All that a client needs to know.
+
+    `base_url` chooses the transport: `sqlite:///costs.db` and `sqlite://` (in memory) run the
+    engine in the process, `http(s)://host` and `grpc(s)://host:port` talk to a server. `timeout`
+    is seconds for a whole call, retries and waits included; None means no deadline. `durability`
+    belongs to the embedded engine: "disk" survives a power cut, "process" survives a crash of the
+    process and is faster. `api_key` may be a callable that returns the key.
+    """
+
+    api_key: str | Callable[[], Any] | None = None
+    base_url: str = DEFAULT_BASE_URL
+    timeout: float | None = 30.0
+    retry: RetryConfig = RetryConfig()
+    connection_pool: ConnectionPoolConfig = ConnectionPoolConfig()
+    rate_limit: RateLimitConfig | None = None
+    circuit_breaker: CircuitBreakerConfig | None = None
+    cache: CacheConfig | None = None
+    logging: LoggingConfig = LoggingConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    user_agent: str | None = None
+    verify_ssl: bool = True
+    tls: TLSConfig | None = None
+    proxy: str | None = None
+    default_headers: Mapping[str, str] = {}
+    durability: str = "disk"
+
+    def __post_init__(self) -> None:
+        self._check_key()
+        split_base_url(self.base_url)
+        if self.timeout is not None:
+            number("timeout", self.timeout, 0)
+        for parameter, kind in _PARTS.items():
+            value = getattr(self, parameter)
+            if not isinstance(value, kind) and not (value is None and parameter in _OPTIONAL_PARTS):
+                raise wrong(parameter, f"must be a {kind.__name__}", value)
+        flag("verify_ssl", self.verify_ssl)
+        text("durability", self.durability, ("disk", "process"))
+        for parameter in ("user_agent", "proxy"):
+            value = getattr(self, parameter)
+            if value is not None and not (isinstance(value, str) and _HEADER_VALUE.fullmatch(value)):
+                raise wrong(parameter, "must be one line of printable ASCII", value)
+        for name, value in dict(self.default_headers).items():
+            if not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value):
+                raise ConfigurationError(
+                    f"default_headers[{name!r}] must be one line of printable ASCII",
+                    parameter="default_headers",
+                )
+
+    def _check_key(self) -> None:
+        key = self.api_key
+        if key is None or callable(key):
+            return
+        if not isinstance(key, str) or not _HEADER_VALUE.fullmatch(key):
+            # The value is a secret, so the message does not show it.
+            raise ConfigurationError(
+                "api_key must be one line of printable ASCII without spaces around it", parameter="api_key"
+            )
+
+    @classmethod
+    def from_env(cls, **explicit: Any) -> ClientConfig:
+        """Read LLM_COST_OPS_* variables; explicit arguments win over them.
+
+        BASE_URL, API_KEY, TIMEOUT (seconds), MAX_RETRIES, VERIFY_SSL (true or false), PROXY,
+        LOG_LEVEL (turns logging on) and DURABILITY are read, each after the prefix.
+        """
+        found: dict[str, Any] = {}
+        for name, (parameter, read) in _ENVIRONMENT.items():
+            found_text = os.environ.get(name)
+            if found_text and parameter not in explicit:
+                try:
+                    found[parameter] = read(found_text)
+                except (ValueError, KeyError) as error:
+                    if isinstance(error, ConfigurationError):
+                        raise
+                    raise wrong(name, "can't be read", found_text) from None
+        return cls(**found, **explicit)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What every call carries beside its message, without the credentials."""
+        return dict(self.default_headers)
+
+    def with_api_key(self, api_key: str | Callable[[], Any] | None) -> ClientConfig:
+        """A copy with this key."""
+        return self.replace(api_key=api_key)
+
+    def with_base_url(self, base_url: str) -> ClientConfig:
+        """A copy for this service."""
+        return self.replace(base_url=base_url)
+
+    def with_timeout(self, seconds: float | None) -> ClientConfig:
+        """A copy with this deadline per call."""
+        return self.replace(timeout=seconds)
+
+    def with_retry(self, retry: RetryConfig | None = None, **changes: Any) -> ClientConfig:
+        """A copy that retries so: a whole RetryConfig, or some of its parameters."""
+        return self.replace(retry=_changed(retry, self.retry, changes))
+
+    def with_rate_limit(self, rate_limit: RateLimitConfig | None = None, **changes: Any) -> ClientConfig:
+        """A copy with this limit; without arguments, with the default one."""
+        return self.replace(rate_limit=_changed(rate_limit, self.rate_limit or RateLimitConfig(), changes))
+
+    def with_connection_pool(
+        self, connection_pool: ConnectionPoolConfig | None = None, **changes: Any
+    ) -> ClientConfig:
+        """A copy with this pool."""
+        return self.replace(connection_pool=_changed(connection_pool, self.connection_pool, changes))
+
+    def with_logging(self, logging: LoggingConfig | None = None, **changes: Any) -> ClientConfig:
+        """A copy that logs so; without arguments, with logging on."""
+        return self.replace(logging=_changed(logging, self.logging, {"enabled": True, **changes}))
+
+    def with_metrics(self, metrics: MetricsConfig | None = None, **changes: Any) -> ClientConfig:
+        """A copy that measures so; without arguments, with metrics on."""
+        return self.replace(metrics=_changed(metrics, self.metrics, {"enabled": True, **changes}))
+
+    def __repr__(self) -> str:
+        shown = []
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if name == "api_key":
+                value = None if value is None else "***"
+            elif name == "proxy" and value:
+                value = re.sub(r"//[^@/]*@", "//***@", value)
+            elif name == "default_headers":
+                value = dict.fromkeys(value, "***")
+            shown.append(f"{name}={value!r}")
+        return f"ClientConfig({', '.join(shown)})"
+
+    __str__ = __repr__
+
+    def __rich_repr__(self) -> Any:
+        yield repr(self)
+
+
+def _changed(whole: C | None, current: C, changes: dict[str, Any]) -> C:
+    return whole if whole is not None else current.replace(**changes)
+
+
+_PARTS: dict[str, type] = {
+    "retry": RetryConfig,
+    "connection_pool": ConnectionPoolConfig,
+    "rate_limit": RateLimitConfig,
+    "circuit_breaker": CircuitBreakerConfig,
+    "cache": CacheConfig,
+    "logging": LoggingConfig,
+    "metrics": MetricsConfig,
+    "tls": TLSConfig,
+    "default_headers": Mapping,
+}
+_OPTIONAL_PARTS = {"rate_limit", "circuit_breaker", "cache", "tls"}
+_BOOLEAN = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "on": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+}
+
+_ENVIRONMENT: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "LLM_COST_OPS_API_KEY": ("api_key", str.strip),
+    "LLM_COST_OPS_BASE_URL": ("base_url", str.strip),
+    "LLM_COST_OPS_TIMEOUT": ("timeout", float),
+    "LLM_COST_OPS_MAX_RETRIES": ("retry", lambda value: RetryConfig(max_retries=int(value))),
+    "LLM_COST_OPS_VERIFY_SSL": ("verify_ssl", lambda value: _BOOLEAN[value.strip().lower()]),
+    "LLM_COST_OPS_PROXY": ("proxy", str.strip),
+    "LLM_COST_OPS_LOG_LEVEL": (
+        "logging",
+        lambda value: LoggingConfig(enabled=True, level=value.strip().upper()),
+    ),
+    "LLM_COST_OPS_DURABILITY": ("durability", str.strip),
+}
+
+
+def split_base_url(base_url: Any) -> SplitResult:
+    """The parts of a base URL, or ConfigurationError saying what is wrong with it."""
+    rule = (
+        "must be a URL such as sqlite:///costs.db, sqlite://, https://costs.example.com "
+        "or grpcs://costs.example.com:443"
+    )
+    if not isinstance(base_url, str) or not re.fullmatch(r"[\x21-\x7e\u00a0-\uffff]+", base_url):
+        raise wrong("base_url", rule, base_url)
+    try:
+        parts = urlsplit(base_url)
+        _ = parts.port
+    except ValueError:
+        raise wrong("base_url", rule, base_url) from None
+    if parts.scheme not in SCHEMES or parts.fragment:
+        raise wrong("base_url", rule, base_url)
+    if parts.username or parts.password:
+        raise ConfigurationError("base_url must not hold a password: use api_key", parameter="base_url")
+    if parts.scheme == "sqlite":
+        if parts.netloc:
+            raise wrong("base_url", "of the embedded engine has three slashes before the path", base_url)
+    elif parts.query or not (parts.hostname or parts.path):
+        raise wrong("base_url", rule, base_url)
+    return parts

@@ -1,0 +1,222 @@
+"""The parts of a configuration, each with the check of its values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+
+from llm_cost_ops.exceptions import ConfigurationError
+
+__all__ = [
+    "CacheConfig",
+    "CircuitBreakerConfig",
+    "Config",
+    "ConnectionPoolConfig",
+    "LoggingConfig",
+    "MetricsConfig",
+    "RateLimitConfig",
+    "RetryConfig",
+    "TLSConfig",
+    "flag",
+    "number",
+    "text",
+    "wrong",
+]
+
+
+def wrong(parameter: str, rule: str, value: Any) -> ConfigurationError:
+    """The error for a value that breaks a rule."""
+    return ConfigurationError(f"{parameter} {rule}, not {value!r}", parameter=parameter)
+
+
+def number(parameter: str, value: Any, minimum: float, *, above: bool = False, integer: bool = False) -> None:
+    """Refuse what is no finite number, or too small."""
+    kinds = (int,) if integer else (int, float)
+    word = "a whole number" if integer else "a number"
+    rule = f"must be {word} {'above' if above else 'of at least'} {minimum:g}"
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        raise wrong(parameter, rule, value)
+    if not (value > minimum if above else value >= minimum) or value == float("inf"):
+        raise wrong(parameter, rule, value)
+
+
+def flag(parameter: str, value: Any) -> None:
+    """Refuse what is neither True nor False."""
+    if not isinstance(value, bool):
+        raise wrong(parameter, "must be True or False", value)
+
+
+def text(parameter: str, value: Any, allowed: tuple[str, ...] = ()) -> None:
+    """Refuse what is no text, or not among those allowed."""
+    if not isinstance(value, str) or (allowed and value not in allowed):
+        raise wrong(parameter, f"must be one of {', '.join(allowed)}" if allowed else "must be text", value)
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """What all configurations can do."""
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some parameters changed, checked again."""
+        unknown = set(changes) - set(self.__struct_fields__)
+        if unknown:
+            name = min(unknown)
+            raise ConfigurationError(f"{name} is no parameter of {type(self).__name__}", parameter=name)
+        return type(self)(**{**msgspec.structs.asdict(self), **changes})
+
+
+class RetryConfig(Config, frozen=True, kw_only=True):
+    """When a failed call is tried again.
+
+    The wait before retry n is `initial_backoff` x `backoff_factor` ** (n - 1) seconds, at most
+    `max_backoff`, with full jitter; a server's hint (Retry-After, RetryInfo, pushback) wins, up to
+    `max_backoff`. Only calls without side effects, and calls with an idempotency key, are retried
+    once the request may have been applied. `budget` retries may be under way or recently spent for
+    each client: each costs 1, each success gives `budget_refill` back. `max_retries=0` turns
+    retrying off.
+    """
+
+    max_retries: int = 3
+    initial_backoff: float = 0.5
+    backoff_factor: float = 2.0
+    max_backoff: float = 60.0
+    jitter: bool = True
+    retry_on_status: frozenset[int] = frozenset({408, 429, 500, 502, 503, 504})
+    retry_on_network_error: bool = True
+    budget: float = 10.0
+    budget_refill: float = 0.1
+
+    def __post_init__(self) -> None:
+        number("max_retries", self.max_retries, 0, integer=True)
+        number("initial_backoff", self.initial_backoff, 0)
+        number("backoff_factor", self.backoff_factor, 1)
+        number("max_backoff", self.max_backoff, 0)
+        flag("jitter", self.jitter)
+        flag("retry_on_network_error", self.retry_on_network_error)
+        number("budget", self.budget, 0)
+        number("budget_refill", self.budget_refill, 0)
+        try:
+            statuses = frozenset(self.retry_on_status)
+        except TypeError:
+            raise wrong("retry_on_status", "must be a set of HTTP statuses", self.retry_on_status) from None
+        for status in statuses:
+            if type(status) is not int or not 400 <= status <= 599:
+                raise wrong("retry_on_status", "must hold HTTP statuses from 400 to 599", status)
+        msgspec.structs.force_setattr(self, "retry_on_status", statuses)
+
+
+class RateLimitConfig(Config, frozen=True, kw_only=True):
+    """`max_requests` calls at once, and as many again in each `time_window` seconds; others wait in line.
+
+    A token bucket: it holds `max_requests` tokens and fills at `max_requests / time_window` a
+    second, so that in any t seconds at most that rate times t more than `max_requests` calls go out.
+    With `adaptive` the limit also follows what the server says (X-RateLimit-*, Retry-After).
+    """
+
+    max_requests: int = 100
+    time_window: float = 60.0
+    adaptive: bool = False
+
+    def __post_init__(self) -> None:
+        number("max_requests", self.max_requests, 1, integer=True)
+        number("time_window", self.time_window, 0, above=True)
+        flag("adaptive", self.adaptive)
+
+
+class CircuitBreakerConfig(Config, frozen=True, kw_only=True):
+    """Opens after `failure_threshold` failures in a row; probes again after `recovery_time` seconds."""
+
+    failure_threshold: int = 5
+    recovery_time: float = 30.0
+
+    def __post_init__(self) -> None:
+        number("failure_threshold", self.failure_threshold, 1, integer=True)
+        number("recovery_time", self.recovery_time, 0, above=True)
+
+
+class CacheConfig(Config, frozen=True, kw_only=True):
+    """Keeps answers of calls without side effects for `ttl` seconds, at most `max_entries` of them."""
+
+    ttl: float = 30.0
+    max_entries: int = 1024
+
+    def __post_init__(self) -> None:
+        number("ttl", self.ttl, 0, above=True)
+        number("max_entries", self.max_entries, 1, integer=True)
+
+
+class ConnectionPoolConfig(Config, frozen=True, kw_only=True):
+    """Connections of a network transport: how many, how many idle ones, and for how many seconds.
+
+    Over gRPC many calls share a connection: `grpc_channels` is how many there are, and the others
+    do not count.
+    """
+
+    max_connections: int = 100
+    max_keepalive_connections: int = 20
+    keepalive_expiry: float = 5.0
+    grpc_channels: int = 1
+
+    def __post_init__(self) -> None:
+        number("max_connections", self.max_connections, 1, integer=True)
+        number("max_keepalive_connections", self.max_keepalive_connections, 0, integer=True)
+        number("keepalive_expiry", self.keepalive_expiry, 0)
+        number("grpc_channels", self.grpc_channels, 1, integer=True)
+
+
+class LoggingConfig(Config, frozen=True, kw_only=True):
+    """One line per call on the standard logger `logger_name`.
+
+    `level` is that of a call that succeeds; failures log at WARNING or above. `format` is "text"
+    or "json".
+    """
+
+    enabled: bool = False
+    level: str = "INFO"
+    logger_name: str = "llm_cost_ops"
+    format: str = "text"
+
+    def __post_init__(self) -> None:
+        flag("enabled", self.enabled)
+        text("level", self.level, ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"))
+        text("logger_name", self.logger_name)
+        text("format", self.format, ("text", "json"))
+
+
+class MetricsConfig(Config, frozen=True, kw_only=True):
+    """Calls, durations, attempts, waits and the breaker's state, for Prometheus or OpenTelemetry
+    (extra `[metrics]`), or for `exporters` of your own: objects with `observe(CallObservation)`.
+    """
+
+    enabled: bool = False
+    prometheus_enabled: bool = False
+    opentelemetry_enabled: bool = False
+    service_name: str = "llm-cost-ops"
+    exporters: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        flag("enabled", self.enabled)
+        flag("prometheus_enabled", self.prometheus_enabled)
+        flag("opentelemetry_enabled", self.opentelemetry_enabled)
+        text("service_name", self.service_name)
+        exporters = self.exporters
+        if not isinstance(exporters, list | tuple) or not all(hasattr(e, "observe") for e in exporters):
+            raise wrong("exporters", "must be a list of objects with an observe method", exporters)
+        msgspec.structs.force_setattr(self, "exporters", tuple(exporters))
+
+
+class TLSConfig(Config, frozen=True, kw_only=True):
+    """Paths of PEM files: the authorities to trust instead of the system's, and a client certificate."""
+
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+
+    def __post_init__(self) -> None:
+        for parameter in ("ca_file", "cert_file", "key_file"):
+            value = getattr(self, parameter)
+            if value is not None and not Path(value).is_file():
+                raise wrong(parameter, "must be the path of a file", value)
+        if self.key_file is not None and self.cert_file is None:
+            raise ConfigurationError("key_file needs cert_file", parameter="key_file")

@@ -1,0 +1,80 @@
+"""Which interceptors a configuration asks for, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from llm_cost_ops.config import ClientConfig
+from llm_cost_ops.exceptions import error_from_rpc
+from llm_cost_ops.interceptors.error_mapping import ErrorMapping
+from llm_cost_ops.interceptors.retry import Retry
+from llm_cost_ops.interceptors.validation import Check, Validation
+
+__all__ = ["chain_of"]
+
+
+def chain_of(
+    config: ClientConfig,
+    users: Sequence[Any],
+    checks: Mapping[str, Check] | None,
+    *,
+    embedded: bool,
+    parent: Sequence[Any] = (),
+    same_key: bool = False,
+) -> list[Any]:
+    """The interceptors of a client, outermost first: the user's see a call as its caller does.
+
+    `checks` validate requests before they are sent; the embedded service does so itself. A derived
+    client shares the limit, the breaker, the retry budget, logging and metrics of its parent, and
+    with the same key also the cache and the credentials.
+    """
+    known = {type(interceptor): interceptor for interceptor in parent}
+    breaker = _breaker(config, known)
+    chain = [*users, *_watching(config, known, breaker)]
+    if not embedded:
+        chain.append(Validation(checks or {}, origin="client", public_error=_not_sent))
+    if config.cache is not None:
+        from llm_cost_ops.interceptors.cache import Cache
+
+        chain.append((known.get(Cache) if same_key else None) or Cache(config.cache))
+    retry = known.get(Retry)
+    chain.append(Retry(config.retry, None if retry is None else retry.budget))
+    if breaker is not None:
+        chain.append(breaker)
+    if config.rate_limit is not None:
+        from llm_cost_ops.interceptors.rate_limit import RateLimit
+
+        chain.append(known.get(RateLimit) or RateLimit(config.rate_limit))
+    if config.api_key is not None and not embedded:
+        from llm_cost_ops.interceptors.auth import Auth
+
+        chain.append((known.get(Auth) if same_key else None) or Auth(config.api_key))
+    chain.append(ErrorMapping())
+    return chain
+
+
+_not_sent = partial(error_from_rpc, attempts=0)
+
+
+def _breaker(config: ClientConfig, known: Mapping[type, Any]) -> Any:
+    if config.circuit_breaker is None:
+        return None
+    from llm_cost_ops.interceptors.circuit_breaker import CircuitBreaker
+
+    return known.get(CircuitBreaker) or CircuitBreaker(config.circuit_breaker)
+
+
+def _watching(config: ClientConfig, known: Mapping[type, Any], breaker: Any) -> list[Any]:
+    chain: list[Any] = []
+    if config.logging.enabled:
+        from llm_cost_ops.interceptors.logging import CallLogging
+
+        chain.append(known.get(CallLogging) or CallLogging(config.logging))
+    if config.metrics.enabled:
+        from llm_cost_ops.interceptors.metrics import CallMetrics, exporters_of
+
+        measured = None if breaker is None else breaker.breaker
+        chain.append(known.get(CallMetrics) or CallMetrics(*exporters_of(config.metrics), measured))
+    return chain
