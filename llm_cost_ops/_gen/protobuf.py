@@ -381,7 +381,8 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     x1(data[s:pos].decode())
                     if pos >= end: break
@@ -394,7 +395,8 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     x2(data[s:pos].decode())
                     if pos >= end: break
@@ -407,7 +409,8 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     x3(data[s:pos].decode())
                     if pos >= end: break
@@ -420,7 +423,8 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     x4(data[s:pos].decode())
                     if pos >= end: break
@@ -433,7 +437,8 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     x5(data[s:pos].decode())
                     if pos >= end: break
@@ -446,7 +451,8 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     x6(data[s:pos].decode())
                     if pos >= end: break
@@ -459,7 +465,8 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     d, s, r = data, pos, pos + n
                     pos = r
                     if pos > end: raise IndexError
@@ -472,7 +479,8 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
                             s += 2
                             if n > 127:
                                 c = d[s]; s += 1; n += (c << 7) - 128
-                                if c > 127: n, s = read_more(d, s, n)
+                                if c > 127:
+                                    n, s = read_more(d, s, n)
                             q = s; s += n
                             k7 = d[q:s].decode()
                             if s >= r: break
@@ -482,7 +490,8 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
                             s += 2
                             if n > 127:
                                 c = d[s]; s += 1; n += (c << 7) - 128
-                                if c > 127: n, s = read_more(d, s, n)
+                                if c > 127:
+                                    n, s = read_more(d, s, n)
                             q = s; s += n
                             v7 = d[q:s].decode()
                             if s >= r: break
@@ -503,7 +512,8 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.start_date = data[s:pos].decode()
                 if pos >= end: break
@@ -513,7 +523,8 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.end_date = data[s:pos].decode()
                 if pos >= end: break
@@ -523,7 +534,8 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.time_zone = data[s:pos].decode()
                 if pos >= end: break
@@ -533,7 +545,8 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 m.interval = _INTERVAL_MEMBERS.get(n) or read_enum(Interval, _INTERVAL_MEMBERS, n)
                 if pos >= end: break
                 t = data[pos]
@@ -544,7 +557,8 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     x12(data[s:pos].decode())
                     if pos >= end: break
@@ -557,7 +571,8 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     x13(data[s:pos].decode())
                     if pos >= end: break
@@ -568,7 +583,8 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.currency = data[s:pos].decode()
                 if pos >= end: break
@@ -663,7 +679,8 @@ def _read_metric_values(data: bytes, pos: int, end: int, depth: int, m: MetricVa
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.total_cost = from_text(data[s:pos].decode())
                 if pos >= end: break
@@ -673,8 +690,10 @@ def _read_metric_values(data: bytes, pos: int, end: int, depth: int, m: MetricVa
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.total_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.total_tokens = n
                 if pos >= end: break
                 t = data[pos]
             if t == 24:
@@ -682,8 +701,10 @@ def _read_metric_values(data: bytes, pos: int, end: int, depth: int, m: MetricVa
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.total_requests = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.total_requests = n
                 if pos >= end: break
                 t = data[pos]
             if t == 32:
@@ -691,8 +712,10 @@ def _read_metric_values(data: bytes, pos: int, end: int, depth: int, m: MetricVa
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.input_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.input_tokens = n
                 if pos >= end: break
                 t = data[pos]
             if t == 40:
@@ -700,8 +723,10 @@ def _read_metric_values(data: bytes, pos: int, end: int, depth: int, m: MetricVa
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.output_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.output_tokens = n
                 if pos >= end: break
                 t = data[pos]
             if t == 48:
@@ -709,8 +734,10 @@ def _read_metric_values(data: bytes, pos: int, end: int, depth: int, m: MetricVa
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.cached_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.cached_tokens = n
                 if pos >= end: break
                 t = data[pos]
             if t == 56:
@@ -718,8 +745,10 @@ def _read_metric_values(data: bytes, pos: int, end: int, depth: int, m: MetricVa
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.unpriced_requests = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.unpriced_requests = n
                 if pos >= end: break
                 t = data[pos]
             if t == 66:
@@ -727,7 +756,8 @@ def _read_metric_values(data: bytes, pos: int, end: int, depth: int, m: MetricVa
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.average_cost_per_request = from_text(data[s:pos].decode())
                 if pos >= end: break
@@ -737,7 +767,8 @@ def _read_metric_values(data: bytes, pos: int, end: int, depth: int, m: MetricVa
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.average_tokens_per_request = from_text(data[s:pos].decode())
                 if pos >= end: break
@@ -812,7 +843,8 @@ def _read_time_series_point(data: bytes, pos: int, end: int, depth: int, m: Time
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 if pos > end: raise IndexError
                 m.timestamp = read_timestamp(data, s, pos, m.timestamp)
@@ -823,7 +855,8 @@ def _read_time_series_point(data: bytes, pos: int, end: int, depth: int, m: Time
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 if pos > end: raise IndexError
                 m.metrics = _read_metric_values(data, s, pos, depth + 1, m.metrics)
@@ -836,7 +869,8 @@ def _read_time_series_point(data: bytes, pos: int, end: int, depth: int, m: Time
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     if pos > end: raise IndexError
                     x3(_read_group_key(data, s, pos, depth + 1, None))
@@ -927,7 +961,8 @@ def _read_analytics_summary(data: bytes, pos: int, end: int, depth: int, m: Anal
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.total_cost = from_text(data[s:pos].decode() or "0")
                 if pos >= end: break
@@ -937,8 +972,10 @@ def _read_analytics_summary(data: bytes, pos: int, end: int, depth: int, m: Anal
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.total_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.total_tokens = n
                 if pos >= end: break
                 t = data[pos]
             if t == 24:
@@ -946,8 +983,10 @@ def _read_analytics_summary(data: bytes, pos: int, end: int, depth: int, m: Anal
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.total_requests = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.total_requests = n
                 if pos >= end: break
                 t = data[pos]
             if t == 34:
@@ -955,7 +994,8 @@ def _read_analytics_summary(data: bytes, pos: int, end: int, depth: int, m: Anal
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.average_cost_per_request = from_text(data[s:pos].decode())
                 if pos >= end: break
@@ -965,7 +1005,8 @@ def _read_analytics_summary(data: bytes, pos: int, end: int, depth: int, m: Anal
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.average_tokens_per_request = from_text(data[s:pos].decode())
                 if pos >= end: break
@@ -975,8 +1016,10 @@ def _read_analytics_summary(data: bytes, pos: int, end: int, depth: int, m: Anal
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.unpriced_requests = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.unpriced_requests = n
                 if pos >= end: break
                 t = data[pos]
             if t == 58:
@@ -984,7 +1027,8 @@ def _read_analytics_summary(data: bytes, pos: int, end: int, depth: int, m: Anal
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.currency = data[s:pos].decode()
                 if pos >= end: break
@@ -1071,7 +1115,8 @@ def _read_analytics(data: bytes, pos: int, end: int, depth: int, m: Analytics | 
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     if pos > end: raise IndexError
                     x1(_read_time_series_point(data, s, pos, depth + 1, None))
@@ -1083,7 +1128,8 @@ def _read_analytics(data: bytes, pos: int, end: int, depth: int, m: Analytics | 
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 if pos > end: raise IndexError
                 m.summary = _read_analytics_summary(data, s, pos, depth + 1, m.summary)
@@ -1094,7 +1140,8 @@ def _read_analytics(data: bytes, pos: int, end: int, depth: int, m: Analytics | 
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 m.interval = _INTERVAL_MEMBERS.get(n) or read_enum(Interval, _INTERVAL_MEMBERS, n)
                 if pos >= end: break
                 t = data[pos]
@@ -1103,7 +1150,8 @@ def _read_analytics(data: bytes, pos: int, end: int, depth: int, m: Analytics | 
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 if pos > end: raise IndexError
                 m.period_start = read_timestamp(data, s, pos, m.period_start)
@@ -1114,7 +1162,8 @@ def _read_analytics(data: bytes, pos: int, end: int, depth: int, m: Analytics | 
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 if pos > end: raise IndexError
                 m.period_end = read_timestamp(data, s, pos, m.period_end)
@@ -1182,7 +1231,8 @@ def _read_get_analytics_response(data: bytes, pos: int, end: int, depth: int, m:
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 if pos > end: raise IndexError
                 m.data = _read_analytics(data, s, pos, depth + 1, m.data)
@@ -1193,7 +1243,8 @@ def _read_get_analytics_response(data: bytes, pos: int, end: int, depth: int, m:
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 if pos > end: raise IndexError
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
@@ -1290,7 +1341,8 @@ def _read_cost_line(data: bytes, pos: int, end: int, depth: int, m: CostLine | N
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.meter = data[s:pos].decode()
                 if pos >= end: break
@@ -1300,7 +1352,8 @@ def _read_cost_line(data: bytes, pos: int, end: int, depth: int, m: CostLine | N
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.quantity = from_text(data[s:pos].decode() or "0")
                 if pos >= end: break
@@ -1310,7 +1363,8 @@ def _read_cost_line(data: bytes, pos: int, end: int, depth: int, m: CostLine | N
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.unit_price = from_text(data[s:pos].decode())
                 if pos >= end: break
@@ -1320,8 +1374,10 @@ def _read_cost_line(data: bytes, pos: int, end: int, depth: int, m: CostLine | N
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.per = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.per = n
                 if pos >= end: break
                 t = data[pos]
             if t == 42:
@@ -1329,7 +1385,8 @@ def _read_cost_line(data: bytes, pos: int, end: int, depth: int, m: CostLine | N
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.multiplier = from_text(data[s:pos].decode() or "0")
                 if pos >= end: break
@@ -1339,7 +1396,8 @@ def _read_cost_line(data: bytes, pos: int, end: int, depth: int, m: CostLine | N
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.cost = from_text(data[s:pos].decode() or "0")
                 if pos >= end: break
@@ -1349,7 +1407,8 @@ def _read_cost_line(data: bytes, pos: int, end: int, depth: int, m: CostLine | N
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 m.priced = n != 0
                 if pos >= end: break
                 t = data[pos]
@@ -1358,7 +1417,8 @@ def _read_cost_line(data: bytes, pos: int, end: int, depth: int, m: CostLine | N
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.rate_meter = data[s:pos].decode()
                 if pos >= end: break
@@ -1512,7 +1572,8 @@ def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.id = data[s:pos].decode()
                 if pos >= end: break
@@ -1522,7 +1583,8 @@ def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.usage_id = data[s:pos].decode()
                 if pos >= end: break
@@ -1532,8 +1594,10 @@ def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.revision = n if n < 0x80000000 else to_int32(n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFF: n = to_int32(n)
+                m.revision = n
                 if pos >= end: break
                 t = data[pos]
             if t == 32:
@@ -1541,7 +1605,8 @@ def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 m.status = _COST_STATUS_MEMBERS.get(n) or read_enum(CostStatus, _COST_STATUS_MEMBERS, n)
                 if pos >= end: break
                 t = data[pos]
@@ -1550,7 +1615,8 @@ def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.currency = data[s:pos].decode()
                 if pos >= end: break
@@ -1560,7 +1626,8 @@ def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.total_cost = from_text(data[s:pos].decode())
                 if pos >= end: break
@@ -1570,7 +1637,8 @@ def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.input_cost = from_text(data[s:pos].decode())
                 if pos >= end: break
@@ -1580,7 +1648,8 @@ def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.output_cost = from_text(data[s:pos].decode())
                 if pos >= end: break
@@ -1590,7 +1659,8 @@ def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.other_cost = from_text(data[s:pos].decode())
                 if pos >= end: break
@@ -1602,7 +1672,8 @@ def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     if pos > end: raise IndexError
                     x10(_read_cost_line(data, s, pos, depth + 1, None))
@@ -1614,7 +1685,8 @@ def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.rate_card_id = data[s:pos].decode()
                 if pos >= end: break
@@ -1624,8 +1696,10 @@ def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.rate_card_version = n if n < 0x80000000 else to_int32(n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFF: n = to_int32(n)
+                m.rate_card_version = n
                 if pos >= end: break
                 t = data[pos]
             if t == 106:
@@ -1635,7 +1709,8 @@ def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     x13(data[s:pos].decode())
                     if pos >= end: break
@@ -1646,7 +1721,8 @@ def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.cache_savings = from_text(data[s:pos].decode())
                 if pos >= end: break
@@ -1656,7 +1732,8 @@ def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.calculator_version = data[s:pos].decode()
                 if pos >= end: break
@@ -1667,7 +1744,8 @@ def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 if pos > end: raise IndexError
                 m.calculated_at = read_timestamp(data, s, pos, m.calculated_at)
@@ -1679,7 +1757,8 @@ def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.origin_version = data[s:pos].decode()
                 if pos >= end: break
@@ -1745,7 +1824,8 @@ def _read_group_key(data: bytes, pos: int, end: int, depth: int, m: GroupKey | N
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.dimension = data[s:pos].decode()
                 if pos >= end: break
@@ -1755,7 +1835,8 @@ def _read_group_key(data: bytes, pos: int, end: int, depth: int, m: GroupKey | N
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.value = data[s:pos].decode()
                 if pos >= end: break
@@ -1903,7 +1984,8 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     x1(data[s:pos].decode())
                     if pos >= end: break
@@ -1916,7 +1998,8 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     x2(data[s:pos].decode())
                     if pos >= end: break
@@ -1929,7 +2012,8 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     x3(data[s:pos].decode())
                     if pos >= end: break
@@ -1942,7 +2026,8 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     x4(data[s:pos].decode())
                     if pos >= end: break
@@ -1955,7 +2040,8 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     x5(data[s:pos].decode())
                     if pos >= end: break
@@ -1968,7 +2054,8 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     x6(data[s:pos].decode())
                     if pos >= end: break
@@ -1981,7 +2068,8 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     d, s, r = data, pos, pos + n
                     pos = r
                     if pos > end: raise IndexError
@@ -1994,7 +2082,8 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
                             s += 2
                             if n > 127:
                                 c = d[s]; s += 1; n += (c << 7) - 128
-                                if c > 127: n, s = read_more(d, s, n)
+                                if c > 127:
+                                    n, s = read_more(d, s, n)
                             q = s; s += n
                             k7 = d[q:s].decode()
                             if s >= r: break
@@ -2004,7 +2093,8 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
                             s += 2
                             if n > 127:
                                 c = d[s]; s += 1; n += (c << 7) - 128
-                                if c > 127: n, s = read_more(d, s, n)
+                                if c > 127:
+                                    n, s = read_more(d, s, n)
                             q = s; s += n
                             v7 = d[q:s].decode()
                             if s >= r: break
@@ -2025,7 +2115,8 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.start_date = data[s:pos].decode()
                 if pos >= end: break
@@ -2035,7 +2126,8 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.end_date = data[s:pos].decode()
                 if pos >= end: break
@@ -2045,7 +2137,8 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.time_zone = data[s:pos].decode()
                 if pos >= end: break
@@ -2057,7 +2150,8 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     x11(data[s:pos].decode())
                     if pos >= end: break
@@ -2068,7 +2162,8 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.currency = data[s:pos].decode()
                 if pos >= end: break
@@ -2172,7 +2267,8 @@ def _read_cost_group(data: bytes, pos: int, end: int, depth: int, m: CostGroup |
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.dimension = data[s:pos].decode()
                 if pos >= end: break
@@ -2182,7 +2278,8 @@ def _read_cost_group(data: bytes, pos: int, end: int, depth: int, m: CostGroup |
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.value = data[s:pos].decode()
                 if pos >= end: break
@@ -2192,7 +2289,8 @@ def _read_cost_group(data: bytes, pos: int, end: int, depth: int, m: CostGroup |
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.cost = from_text(data[s:pos].decode() or "0")
                 if pos >= end: break
@@ -2202,8 +2300,10 @@ def _read_cost_group(data: bytes, pos: int, end: int, depth: int, m: CostGroup |
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.tokens = n
                 if pos >= end: break
                 t = data[pos]
             if t == 40:
@@ -2211,8 +2311,10 @@ def _read_cost_group(data: bytes, pos: int, end: int, depth: int, m: CostGroup |
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.requests = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.requests = n
                 if pos >= end: break
                 t = data[pos]
             if t == 50:
@@ -2222,7 +2324,8 @@ def _read_cost_group(data: bytes, pos: int, end: int, depth: int, m: CostGroup |
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     if pos > end: raise IndexError
                     x6(_read_group_key(data, s, pos, depth + 1, None))
@@ -2234,8 +2337,10 @@ def _read_cost_group(data: bytes, pos: int, end: int, depth: int, m: CostGroup |
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.input_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.input_tokens = n
                 if pos >= end: break
                 t = data[pos]
             if t == 64:
@@ -2243,8 +2348,10 @@ def _read_cost_group(data: bytes, pos: int, end: int, depth: int, m: CostGroup |
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.output_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.output_tokens = n
                 if pos >= end: break
                 t = data[pos]
             if t == 72:
@@ -2252,8 +2359,10 @@ def _read_cost_group(data: bytes, pos: int, end: int, depth: int, m: CostGroup |
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.cached_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.cached_tokens = n
                 if pos >= end: break
                 t = data[pos]
             if t == 80:
@@ -2261,8 +2370,10 @@ def _read_cost_group(data: bytes, pos: int, end: int, depth: int, m: CostGroup |
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.unpriced_requests = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.unpriced_requests = n
                 if pos >= end: break
                 t = data[pos]
             if t in _COST_GROUP_NAMES: continue
@@ -2329,7 +2440,8 @@ def _read_currency_total(data: bytes, pos: int, end: int, depth: int, m: Currenc
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.currency = data[s:pos].decode()
                 if pos >= end: break
@@ -2339,7 +2451,8 @@ def _read_currency_total(data: bytes, pos: int, end: int, depth: int, m: Currenc
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.cost = from_text(data[s:pos].decode() or "0")
                 if pos >= end: break
@@ -2349,8 +2462,10 @@ def _read_currency_total(data: bytes, pos: int, end: int, depth: int, m: Currenc
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.requests = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.requests = n
                 if pos >= end: break
                 t = data[pos]
             if t in _CURRENCY_TOTAL_NAMES: continue
@@ -2458,7 +2573,8 @@ def _read_cost_summary(data: bytes, pos: int, end: int, depth: int, m: CostSumma
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.total_cost = from_text(data[s:pos].decode() or "0")
                 if pos >= end: break
@@ -2468,7 +2584,8 @@ def _read_cost_summary(data: bytes, pos: int, end: int, depth: int, m: CostSumma
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.currency = data[s:pos].decode()
                 if pos >= end: break
@@ -2478,8 +2595,10 @@ def _read_cost_summary(data: bytes, pos: int, end: int, depth: int, m: CostSumma
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.total_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.total_tokens = n
                 if pos >= end: break
                 t = data[pos]
             if t == 32:
@@ -2487,8 +2606,10 @@ def _read_cost_summary(data: bytes, pos: int, end: int, depth: int, m: CostSumma
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.total_requests = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.total_requests = n
                 if pos >= end: break
                 t = data[pos]
             if t == 42:
@@ -2496,7 +2617,8 @@ def _read_cost_summary(data: bytes, pos: int, end: int, depth: int, m: CostSumma
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 if pos > end: raise IndexError
                 m.period_start = read_timestamp(data, s, pos, m.period_start)
@@ -2507,7 +2629,8 @@ def _read_cost_summary(data: bytes, pos: int, end: int, depth: int, m: CostSumma
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 if pos > end: raise IndexError
                 m.period_end = read_timestamp(data, s, pos, m.period_end)
@@ -2520,7 +2643,8 @@ def _read_cost_summary(data: bytes, pos: int, end: int, depth: int, m: CostSumma
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     if pos > end: raise IndexError
                     x7(_read_cost_group(data, s, pos, depth + 1, None))
@@ -2532,7 +2656,8 @@ def _read_cost_summary(data: bytes, pos: int, end: int, depth: int, m: CostSumma
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 m.additive = n != 0
                 if pos >= end: break
                 t = data[pos]
@@ -2541,8 +2666,10 @@ def _read_cost_summary(data: bytes, pos: int, end: int, depth: int, m: CostSumma
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.unpriced_requests = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.unpriced_requests = n
                 if pos >= end: break
                 t = data[pos]
             if t == 82:
@@ -2552,7 +2679,8 @@ def _read_cost_summary(data: bytes, pos: int, end: int, depth: int, m: CostSumma
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     if pos > end: raise IndexError
                     x10(_read_currency_total(data, s, pos, depth + 1, None))
@@ -2621,7 +2749,8 @@ def _read_get_cost_summary_response(data: bytes, pos: int, end: int, depth: int,
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 if pos > end: raise IndexError
                 m.data = _read_cost_summary(data, s, pos, depth + 1, m.data)
@@ -2632,7 +2761,8 @@ def _read_get_cost_summary_response(data: bytes, pos: int, end: int, depth: int,
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 if pos > end: raise IndexError
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
@@ -2702,7 +2832,8 @@ def _read_component_health(data: bytes, pos: int, end: int, depth: int, m: Compo
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.name = data[s:pos].decode()
                 if pos >= end: break
@@ -2712,7 +2843,8 @@ def _read_component_health(data: bytes, pos: int, end: int, depth: int, m: Compo
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 m.status = _HEALTH_STATUS_MEMBERS.get(n) or read_enum(HealthStatus, _HEALTH_STATUS_MEMBERS, n)
                 if pos >= end: break
                 t = data[pos]
@@ -2721,7 +2853,8 @@ def _read_component_health(data: bytes, pos: int, end: int, depth: int, m: Compo
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.message = data[s:pos].decode()
                 if pos >= end: break
@@ -2839,7 +2972,8 @@ def _read_get_health_response(data: bytes, pos: int, end: int, depth: int, m: Ge
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 m.status = _HEALTH_STATUS_MEMBERS.get(n) or read_enum(HealthStatus, _HEALTH_STATUS_MEMBERS, n)
                 if pos >= end: break
                 t = data[pos]
@@ -2848,7 +2982,8 @@ def _read_get_health_response(data: bytes, pos: int, end: int, depth: int, m: Ge
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.version = data[s:pos].decode()
                 if pos >= end: break
@@ -2865,7 +3000,8 @@ def _read_get_health_response(data: bytes, pos: int, end: int, depth: int, m: Ge
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     if pos > end: raise IndexError
                     x4(_read_component_health(data, s, pos, depth + 1, None))
@@ -2985,7 +3121,8 @@ def _read_get_readiness_response(data: bytes, pos: int, end: int, depth: int, m:
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 m.status = _HEALTH_STATUS_MEMBERS.get(n) or read_enum(HealthStatus, _HEALTH_STATUS_MEMBERS, n)
                 if pos >= end: break
                 t = data[pos]
@@ -2994,7 +3131,8 @@ def _read_get_readiness_response(data: bytes, pos: int, end: int, depth: int, m:
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.version = data[s:pos].decode()
                 if pos >= end: break
@@ -3011,7 +3149,8 @@ def _read_get_readiness_response(data: bytes, pos: int, end: int, depth: int, m:
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     if pos > end: raise IndexError
                     x4(_read_component_health(data, s, pos, depth + 1, None))
@@ -3098,8 +3237,10 @@ def _read_pagination(data: bytes, pos: int, end: int, depth: int, m: Pagination 
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.page = n if n < 0x80000000 else to_int32(n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFF: n = to_int32(n)
+                m.page = n
                 if pos >= end: break
                 t = data[pos]
             if t == 16:
@@ -3107,8 +3248,10 @@ def _read_pagination(data: bytes, pos: int, end: int, depth: int, m: Pagination 
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.page_size = n if n < 0x80000000 else to_int32(n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFF: n = to_int32(n)
+                m.page_size = n
                 if pos >= end: break
                 t = data[pos]
             if t == 24:
@@ -3116,8 +3259,10 @@ def _read_pagination(data: bytes, pos: int, end: int, depth: int, m: Pagination 
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.per_page = n if n < 0x80000000 else to_int32(n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFF: n = to_int32(n)
+                m.per_page = n
                 if pos >= end: break
                 t = data[pos]
             if t == 32:
@@ -3125,8 +3270,10 @@ def _read_pagination(data: bytes, pos: int, end: int, depth: int, m: Pagination 
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.total_items = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.total_items = n
                 if pos >= end: break
                 t = data[pos]
             if t == 40:
@@ -3134,8 +3281,10 @@ def _read_pagination(data: bytes, pos: int, end: int, depth: int, m: Pagination 
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.total_pages = n if n < 0x80000000 else to_int32(n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFF: n = to_int32(n)
+                m.total_pages = n
                 if pos >= end: break
                 t = data[pos]
             if t == 48:
@@ -3143,7 +3292,8 @@ def _read_pagination(data: bytes, pos: int, end: int, depth: int, m: Pagination 
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 m.has_next = n != 0
                 if pos >= end: break
                 t = data[pos]
@@ -3152,7 +3302,8 @@ def _read_pagination(data: bytes, pos: int, end: int, depth: int, m: Pagination 
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 m.has_prev = n != 0
                 if pos >= end: break
                 t = data[pos]
@@ -3161,7 +3312,8 @@ def _read_pagination(data: bytes, pos: int, end: int, depth: int, m: Pagination 
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.next_cursor = data[s:pos].decode()
                 if pos >= end: break
@@ -3220,7 +3372,8 @@ def _read_response_meta(data: bytes, pos: int, end: int, depth: int, m: Response
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.request_id = data[s:pos].decode()
                 if pos >= end: break
@@ -3285,7 +3438,8 @@ def _read_field_violation(data: bytes, pos: int, end: int, depth: int, m: FieldV
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.field = data[s:pos].decode()
                 if pos >= end: break
@@ -3295,7 +3449,8 @@ def _read_field_violation(data: bytes, pos: int, end: int, depth: int, m: FieldV
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.description = data[s:pos].decode()
                 if pos >= end: break
@@ -3361,8 +3516,10 @@ def _read_price_tier(data: bytes, pos: int, end: int, depth: int, m: PriceTier |
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.above = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.above = n
                 if pos >= end: break
                 t = data[pos]
             if t == 16:
@@ -3370,7 +3527,8 @@ def _read_price_tier(data: bytes, pos: int, end: int, depth: int, m: PriceTier |
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 m.inclusive = n != 0
                 if pos >= end: break
                 t = data[pos]
@@ -3379,7 +3537,8 @@ def _read_price_tier(data: bytes, pos: int, end: int, depth: int, m: PriceTier |
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.price = from_text(data[s:pos].decode() or "0")
                 if pos >= end: break
@@ -3465,7 +3624,8 @@ def _read_rate(data: bytes, pos: int, end: int, depth: int, m: Rate | None) -> R
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.meter = data[s:pos].decode()
                 if pos >= end: break
@@ -3475,7 +3635,8 @@ def _read_rate(data: bytes, pos: int, end: int, depth: int, m: Rate | None) -> R
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.price = from_text(data[s:pos].decode() or "0")
                 if pos >= end: break
@@ -3485,8 +3646,10 @@ def _read_rate(data: bytes, pos: int, end: int, depth: int, m: Rate | None) -> R
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.per = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.per = n
                 if pos >= end: break
                 t = data[pos]
             if t == 34:
@@ -3496,7 +3659,8 @@ def _read_rate(data: bytes, pos: int, end: int, depth: int, m: Rate | None) -> R
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     if pos > end: raise IndexError
                     x4(_read_price_tier(data, s, pos, depth + 1, None))
@@ -3508,8 +3672,10 @@ def _read_rate(data: bytes, pos: int, end: int, depth: int, m: Rate | None) -> R
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.minimum = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.minimum = n
                 if pos >= end: break
                 t = data[pos]
             if t == 48:
@@ -3517,8 +3683,10 @@ def _read_rate(data: bytes, pos: int, end: int, depth: int, m: Rate | None) -> R
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.included = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.included = n
                 if pos >= end: break
                 t = data[pos]
             if t in _RATE_NAMES: continue
@@ -3593,7 +3761,8 @@ def _read_time_window(data: bytes, pos: int, end: int, depth: int, m: TimeWindow
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.start = data[s:pos].decode()
                 if pos >= end: break
@@ -3603,7 +3772,8 @@ def _read_time_window(data: bytes, pos: int, end: int, depth: int, m: TimeWindow
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.end = data[s:pos].decode()
                 if pos >= end: break
@@ -3613,7 +3783,8 @@ def _read_time_window(data: bytes, pos: int, end: int, depth: int, m: TimeWindow
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.time_zone = data[s:pos].decode()
                 if pos >= end: break
@@ -3625,8 +3796,10 @@ def _read_time_window(data: bytes, pos: int, end: int, depth: int, m: TimeWindow
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
-                    x4(n if n < 0x80000000 else to_int32(n))
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
+                            if n > 0x7FFFFFFF: n = to_int32(n)
+                    x4(n)
                     if pos >= end: break
                     t = data[pos]
                 if pos >= end: break
@@ -3635,7 +3808,8 @@ def _read_time_window(data: bytes, pos: int, end: int, depth: int, m: TimeWindow
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 if pos > end: raise IndexError
                 x4 = m.weekdays.append
@@ -3644,8 +3818,10 @@ def _read_time_window(data: bytes, pos: int, end: int, depth: int, m: TimeWindow
                     s += 1
                     if n > 127:
                         c = data[s]; s += 1; n += (c << 7) - 128
-                        if c > 127: n, s = read_more(data, s, n)
-                    x4(n if n < 0x80000000 else to_int32(n))
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                            if n > 0x7FFFFFFF: n = to_int32(n)
+                    x4(n)
                 if s != pos: raise IndexError
                 if pos >= end: break
                 t = data[pos]
@@ -3712,7 +3888,8 @@ def _read_price_multiplier(data: bytes, pos: int, end: int, depth: int, m: Price
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.kind = data[s:pos].decode()
                 if pos >= end: break
@@ -3722,7 +3899,8 @@ def _read_price_multiplier(data: bytes, pos: int, end: int, depth: int, m: Price
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.value = from_text(data[s:pos].decode() or "0")
                 if pos >= end: break
@@ -3732,7 +3910,8 @@ def _read_price_multiplier(data: bytes, pos: int, end: int, depth: int, m: Price
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 m.all_meters = n != 0
                 if pos >= end: break
                 t = data[pos]
@@ -3937,7 +4116,8 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.id = data[s:pos].decode()
                 if pos >= end: break
@@ -3947,7 +4127,8 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.provider = data[s:pos].decode()
                 if pos >= end: break
@@ -3957,7 +4138,8 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.model_id = data[s:pos].decode()
                 if pos >= end: break
@@ -3969,7 +4151,8 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     x4(data[s:pos].decode())
                     if pos >= end: break
@@ -3980,7 +4163,8 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.organization_id = data[s:pos].decode()
                 if pos >= end: break
@@ -3990,7 +4174,8 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.region = data[s:pos].decode()
                 if pos >= end: break
@@ -4000,7 +4185,8 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.service_tier = data[s:pos].decode()
                 if pos >= end: break
@@ -4010,7 +4196,8 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.processing = data[s:pos].decode()
                 if pos >= end: break
@@ -4020,7 +4207,8 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.speed = data[s:pos].decode()
                 if pos >= end: break
@@ -4030,7 +4218,8 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.currency = data[s:pos].decode()
                 if pos >= end: break
@@ -4040,7 +4229,8 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 if pos > end: raise IndexError
                 m.effective_from = read_timestamp(data, s, pos, m.effective_from)
@@ -4051,7 +4241,8 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 if pos > end: raise IndexError
                 m.effective_until = read_timestamp(data, s, pos, m.effective_until)
@@ -4064,7 +4255,8 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     if pos > end: raise IndexError
                     x13(_read_time_window(data, s, pos, depth + 1, None))
@@ -4078,7 +4270,8 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     if pos > end: raise IndexError
                     x14(_read_rate(data, s, pos, depth + 1, None))
@@ -4090,7 +4283,8 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 m.tier_mode = _TIER_MODE_MEMBERS.get(n) or read_enum(TierMode, _TIER_MODE_MEMBERS, n)
                 if pos >= end: break
                 t = data[pos]
@@ -4100,7 +4294,8 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 m.tier_basis = _TIER_BASIS_MEMBERS.get(n) or read_enum(TierBasis, _TIER_BASIS_MEMBERS, n)
                 if pos >= end: break
                 t = data[pos]
@@ -4112,7 +4307,8 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                     pos += 3
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     if pos > end: raise IndexError
                     x17(_read_price_multiplier(data, s, pos, depth + 1, None))
@@ -4125,7 +4321,8 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 m.origin = _PRICE_ORIGIN_MEMBERS.get(n) or read_enum(PriceOrigin, _PRICE_ORIGIN_MEMBERS, n)
                 if pos >= end: break
                 t = data[pos]
@@ -4135,7 +4332,8 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.origin_version = data[s:pos].decode()
                 if pos >= end: break
@@ -4146,7 +4344,8 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.source_url = data[s:pos].decode()
                 if pos >= end: break
@@ -4157,8 +4356,10 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.version = n if n < 0x80000000 else to_int32(n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFF: n = to_int32(n)
+                m.version = n
                 if pos >= end: break
                 t = data[pos]
                 if t > 127: t += data[pos + 1] << 7
@@ -4167,7 +4368,8 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 if pos > end: raise IndexError
                 m.created_at = read_timestamp(data, s, pos, m.created_at)
@@ -4179,7 +4381,8 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 if pos > end: raise IndexError
                 m.updated_at = read_timestamp(data, s, pos, m.updated_at)
@@ -4191,7 +4394,8 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.input_price_per_1k = from_text(data[s:pos].decode())
                 if pos >= end: break
@@ -4202,7 +4406,8 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.output_price_per_1k = from_text(data[s:pos].decode())
                 if pos >= end: break
@@ -4383,7 +4588,8 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.idempotency_key = data[s:pos].decode()
                 if pos >= end: break
@@ -4393,7 +4599,8 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.provider = data[s:pos].decode()
                 if pos >= end: break
@@ -4403,7 +4610,8 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.model_id = data[s:pos].decode()
                 if pos >= end: break
@@ -4413,7 +4621,8 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.input_price_per_1k = from_text(data[s:pos].decode())
                 if pos >= end: break
@@ -4423,7 +4632,8 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.output_price_per_1k = from_text(data[s:pos].decode())
                 if pos >= end: break
@@ -4433,7 +4643,8 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.currency = data[s:pos].decode()
                 if pos >= end: break
@@ -4443,7 +4654,8 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.effective_date = data[s:pos].decode()
                 if pos >= end: break
@@ -4453,7 +4665,8 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.end_date = data[s:pos].decode()
                 if pos >= end: break
@@ -4463,7 +4676,8 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.organization_id = data[s:pos].decode()
                 if pos >= end: break
@@ -4473,7 +4687,8 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.region = data[s:pos].decode()
                 if pos >= end: break
@@ -4483,7 +4698,8 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.service_tier = data[s:pos].decode()
                 if pos >= end: break
@@ -4493,7 +4709,8 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.processing = data[s:pos].decode()
                 if pos >= end: break
@@ -4503,7 +4720,8 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.speed = data[s:pos].decode()
                 if pos >= end: break
@@ -4515,7 +4733,8 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     x14(data[s:pos].decode())
                     if pos >= end: break
@@ -4528,7 +4747,8 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     if pos > end: raise IndexError
                     x15(_read_rate(data, s, pos, depth + 1, None))
@@ -4541,7 +4761,8 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 m.tier_mode = _TIER_MODE_MEMBERS.get(n) or read_enum(TierMode, _TIER_MODE_MEMBERS, n)
                 if pos >= end: break
                 t = data[pos]
@@ -4551,7 +4772,8 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 m.tier_basis = _TIER_BASIS_MEMBERS.get(n) or read_enum(TierBasis, _TIER_BASIS_MEMBERS, n)
                 if pos >= end: break
                 t = data[pos]
@@ -4563,7 +4785,8 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                     pos += 3
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     if pos > end: raise IndexError
                     x18(_read_price_multiplier(data, s, pos, depth + 1, None))
@@ -4578,7 +4801,8 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                     pos += 3
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     if pos > end: raise IndexError
                     x19(_read_time_window(data, s, pos, depth + 1, None))
@@ -4591,7 +4815,8 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.source_url = data[s:pos].decode()
                 if pos >= end: break
@@ -4659,7 +4884,8 @@ def _read_create_price_response(data: bytes, pos: int, end: int, depth: int, m: 
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 if pos > end: raise IndexError
                 m.data = _read_rate_card(data, s, pos, depth + 1, m.data)
@@ -4670,7 +4896,8 @@ def _read_create_price_response(data: bytes, pos: int, end: int, depth: int, m: 
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 if pos > end: raise IndexError
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
@@ -4730,7 +4957,8 @@ def _read_get_price_request(data: bytes, pos: int, end: int, depth: int, m: GetP
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.id = data[s:pos].decode()
                 if pos >= end: break
@@ -4797,7 +5025,8 @@ def _read_get_price_response(data: bytes, pos: int, end: int, depth: int, m: Get
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 if pos > end: raise IndexError
                 m.data = _read_rate_card(data, s, pos, depth + 1, m.data)
@@ -4808,7 +5037,8 @@ def _read_get_price_response(data: bytes, pos: int, end: int, depth: int, m: Get
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 if pos > end: raise IndexError
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
@@ -4916,7 +5146,8 @@ def _read_list_prices_request(data: bytes, pos: int, end: int, depth: int, m: Li
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     x1(data[s:pos].decode())
                     if pos >= end: break
@@ -4929,7 +5160,8 @@ def _read_list_prices_request(data: bytes, pos: int, end: int, depth: int, m: Li
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     x2(data[s:pos].decode())
                     if pos >= end: break
@@ -4940,7 +5172,8 @@ def _read_list_prices_request(data: bytes, pos: int, end: int, depth: int, m: Li
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.organization_id = data[s:pos].decode()
                 if pos >= end: break
@@ -4950,7 +5183,8 @@ def _read_list_prices_request(data: bytes, pos: int, end: int, depth: int, m: Li
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.active_at = data[s:pos].decode()
                 if pos >= end: break
@@ -4960,7 +5194,8 @@ def _read_list_prices_request(data: bytes, pos: int, end: int, depth: int, m: Li
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 m.origin = _PRICE_ORIGIN_MEMBERS.get(n) or read_enum(PriceOrigin, _PRICE_ORIGIN_MEMBERS, n)
                 if pos >= end: break
                 t = data[pos]
@@ -4969,7 +5204,8 @@ def _read_list_prices_request(data: bytes, pos: int, end: int, depth: int, m: Li
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.currency = data[s:pos].decode()
                 if pos >= end: break
@@ -4979,8 +5215,10 @@ def _read_list_prices_request(data: bytes, pos: int, end: int, depth: int, m: Li
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.page = n if n < 0x80000000 else to_int32(n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFF: n = to_int32(n)
+                m.page = n
                 if pos >= end: break
                 t = data[pos]
             if t == 64:
@@ -4988,8 +5226,10 @@ def _read_list_prices_request(data: bytes, pos: int, end: int, depth: int, m: Li
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.page_size = n if n < 0x80000000 else to_int32(n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFF: n = to_int32(n)
+                m.page_size = n
                 if pos >= end: break
                 t = data[pos]
             if t == 74:
@@ -4997,7 +5237,8 @@ def _read_list_prices_request(data: bytes, pos: int, end: int, depth: int, m: Li
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.cursor = data[s:pos].decode()
                 if pos >= end: break
@@ -5075,7 +5316,8 @@ def _read_list_prices_response(data: bytes, pos: int, end: int, depth: int, m: L
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     if pos > end: raise IndexError
                     x1(_read_rate_card(data, s, pos, depth + 1, None))
@@ -5087,7 +5329,8 @@ def _read_list_prices_response(data: bytes, pos: int, end: int, depth: int, m: L
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 if pos > end: raise IndexError
                 m.pagination = _read_pagination(data, s, pos, depth + 1, m.pagination)
@@ -5098,7 +5341,8 @@ def _read_list_prices_response(data: bytes, pos: int, end: int, depth: int, m: L
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 if pos > end: raise IndexError
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
@@ -5188,8 +5432,10 @@ def _read_modality_tokens(data: bytes, pos: int, end: int, depth: int, m: Modali
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.input_audio_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.input_audio_tokens = n
                 if pos >= end: break
                 t = data[pos]
             if t == 16:
@@ -5197,8 +5443,10 @@ def _read_modality_tokens(data: bytes, pos: int, end: int, depth: int, m: Modali
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.input_image_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.input_image_tokens = n
                 if pos >= end: break
                 t = data[pos]
             if t == 24:
@@ -5206,8 +5454,10 @@ def _read_modality_tokens(data: bytes, pos: int, end: int, depth: int, m: Modali
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.input_video_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.input_video_tokens = n
                 if pos >= end: break
                 t = data[pos]
             if t == 32:
@@ -5215,8 +5465,10 @@ def _read_modality_tokens(data: bytes, pos: int, end: int, depth: int, m: Modali
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.cached_audio_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.cached_audio_tokens = n
                 if pos >= end: break
                 t = data[pos]
             if t == 40:
@@ -5224,8 +5476,10 @@ def _read_modality_tokens(data: bytes, pos: int, end: int, depth: int, m: Modali
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.cached_image_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.cached_image_tokens = n
                 if pos >= end: break
                 t = data[pos]
             if t == 48:
@@ -5233,8 +5487,10 @@ def _read_modality_tokens(data: bytes, pos: int, end: int, depth: int, m: Modali
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.cached_video_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.cached_video_tokens = n
                 if pos >= end: break
                 t = data[pos]
             if t == 56:
@@ -5242,8 +5498,10 @@ def _read_modality_tokens(data: bytes, pos: int, end: int, depth: int, m: Modali
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.output_audio_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.output_audio_tokens = n
                 if pos >= end: break
                 t = data[pos]
             if t == 64:
@@ -5251,8 +5509,10 @@ def _read_modality_tokens(data: bytes, pos: int, end: int, depth: int, m: Modali
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.output_image_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.output_image_tokens = n
                 if pos >= end: break
                 t = data[pos]
             if t == 72:
@@ -5260,8 +5520,10 @@ def _read_modality_tokens(data: bytes, pos: int, end: int, depth: int, m: Modali
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.output_video_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.output_video_tokens = n
                 if pos >= end: break
                 t = data[pos]
             if t in _MODALITY_TOKENS_NAMES: continue
@@ -5551,7 +5813,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.id = data[s:pos].decode()
                 if pos >= end: break
@@ -5561,7 +5824,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.idempotency_key = data[s:pos].decode()
                 if pos >= end: break
@@ -5571,7 +5835,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.organization_id = data[s:pos].decode()
                 if pos >= end: break
@@ -5581,7 +5846,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.provider = data[s:pos].decode()
                 if pos >= end: break
@@ -5591,7 +5857,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.model_id = data[s:pos].decode()
                 if pos >= end: break
@@ -5601,8 +5868,10 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.input_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.input_tokens = n
                 if pos >= end: break
                 t = data[pos]
             if t == 56:
@@ -5610,8 +5879,10 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.output_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.output_tokens = n
                 if pos >= end: break
                 t = data[pos]
             if t == 64:
@@ -5619,8 +5890,10 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.total_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.total_tokens = n
                 if pos >= end: break
                 t = data[pos]
             if t == 72:
@@ -5628,8 +5901,10 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.cached_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.cached_tokens = n
                 if pos >= end: break
                 t = data[pos]
             if t == 80:
@@ -5637,8 +5912,10 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.cache_write_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.cache_write_tokens = n
                 if pos >= end: break
                 t = data[pos]
             if t == 88:
@@ -5646,8 +5923,10 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.cache_write_extended_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.cache_write_extended_tokens = n
                 if pos >= end: break
                 t = data[pos]
             if t == 96:
@@ -5655,8 +5934,10 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.reasoning_tokens = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.reasoning_tokens = n
                 if pos >= end: break
                 t = data[pos]
             if t == 106:
@@ -5664,7 +5945,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 if pos > end: raise IndexError
                 m.timestamp = read_timestamp(data, s, pos, m.timestamp)
@@ -5675,7 +5957,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.service_tier = data[s:pos].decode()
                 if pos >= end: break
@@ -5685,7 +5968,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.processing = data[s:pos].decode()
                 if pos >= end: break
@@ -5696,7 +5980,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.region = data[s:pos].decode()
                 if pos >= end: break
@@ -5707,7 +5992,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.speed = data[s:pos].decode()
                 if pos >= end: break
@@ -5718,7 +6004,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 if pos > end: raise IndexError
                 m.modality = _read_modality_tokens(data, s, pos, depth + 1, m.modality)
@@ -5732,7 +6019,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                     pos += 3
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     d, s, r = data, pos, pos + n
                     pos = r
                     if pos > end: raise IndexError
@@ -5745,7 +6033,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                             s += 2
                             if n > 127:
                                 c = d[s]; s += 1; n += (c << 7) - 128
-                                if c > 127: n, s = read_more(d, s, n)
+                                if c > 127:
+                                    n, s = read_more(d, s, n)
                             q = s; s += n
                             k19 = d[q:s].decode()
                             if s >= r: break
@@ -5755,8 +6044,10 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                             s += 2
                             if n > 127:
                                 c = d[s]; s += 1; n += (c << 7) - 128
-                                if c > 127: n, s = read_more(d, s, n)
-                            v19 = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                                if c > 127:
+                                    n, s = read_more(d, s, n)
+                                    if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                            v19 = n
                             if s >= r: break
                             u = d[s]
                         if u not in (10, 16):
@@ -5776,8 +6067,10 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.request_count = n if n < 0x80000000 else to_int32(n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFF: n = to_int32(n)
+                m.request_count = n
                 if pos >= end: break
                 t = data[pos]
                 if t > 127: t += data[pos + 1] << 7
@@ -5786,7 +6079,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 m.operation = _OPERATION_MEMBERS.get(n) or read_enum(Operation, _OPERATION_MEMBERS, n)
                 if pos >= end: break
                 t = data[pos]
@@ -5796,7 +6090,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 m.outcome = _OUTCOME_MEMBERS.get(n) or read_enum(Outcome, _OUTCOME_MEMBERS, n)
                 if pos >= end: break
                 t = data[pos]
@@ -5806,7 +6101,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 m.quality = _USAGE_QUALITY_MEMBERS.get(n) or read_enum(UsageQuality, _USAGE_QUALITY_MEMBERS, n)
                 if pos >= end: break
                 t = data[pos]
@@ -5816,7 +6112,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.requested_model_id = data[s:pos].decode()
                 if pos >= end: break
@@ -5827,7 +6124,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.project_id = data[s:pos].decode()
                 if pos >= end: break
@@ -5838,7 +6136,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.user_id = data[s:pos].decode()
                 if pos >= end: break
@@ -5851,7 +6150,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                     pos += 3
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     x27(data[s:pos].decode())
                     if pos >= end: break
@@ -5865,7 +6165,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                     pos += 3
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     d, s, r = data, pos, pos + n
                     pos = r
                     if pos > end: raise IndexError
@@ -5878,7 +6179,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                             s += 2
                             if n > 127:
                                 c = d[s]; s += 1; n += (c << 7) - 128
-                                if c > 127: n, s = read_more(d, s, n)
+                                if c > 127:
+                                    n, s = read_more(d, s, n)
                             q = s; s += n
                             k28 = d[q:s].decode()
                             if s >= r: break
@@ -5888,7 +6190,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                             s += 2
                             if n > 127:
                                 c = d[s]; s += 1; n += (c << 7) - 128
-                                if c > 127: n, s = read_more(d, s, n)
+                                if c > 127:
+                                    n, s = read_more(d, s, n)
                             q = s; s += n
                             v28 = d[q:s].decode()
                             if s >= r: break
@@ -5910,7 +6213,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.session_id = data[s:pos].decode()
                 if pos >= end: break
@@ -5921,7 +6225,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.trace_id = data[s:pos].decode()
                 if pos >= end: break
@@ -5932,7 +6237,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.span_id = data[s:pos].decode()
                 if pos >= end: break
@@ -5943,7 +6249,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.retry_of_id = data[s:pos].decode()
                 if pos >= end: break
@@ -5954,8 +6261,10 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.latency_ms = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.latency_ms = n
                 if pos >= end: break
                 t = data[pos]
                 if t > 127: t += data[pos + 1] << 7
@@ -5964,8 +6273,10 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.time_to_first_token_ms = n if n < 0x8000000000000000 else n - 0x10000000000000000
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.time_to_first_token_ms = n
                 if pos >= end: break
                 t = data[pos]
                 if t > 127: t += data[pos + 1] << 7
@@ -5974,7 +6285,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.reported_cost = from_text(data[s:pos].decode())
                 if pos >= end: break
@@ -5985,7 +6297,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.reported_currency = data[s:pos].decode()
                 if pos >= end: break
@@ -5996,7 +6309,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.metadata = read_raw_json(data[s:pos])
                 if pos >= end: break
@@ -6007,7 +6321,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.source = data[s:pos].decode()
                 if pos >= end: break
@@ -6018,7 +6333,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 if pos > end: raise IndexError
                 m.ingested_at = read_timestamp(data, s, pos, m.ingested_at)
@@ -6030,7 +6346,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.estimated_cost = from_text(data[s:pos].decode())
                 if pos >= end: break
@@ -6041,7 +6358,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.currency = data[s:pos].decode()
                 if pos >= end: break
@@ -6052,7 +6370,8 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 pos += 3
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 m.cost_status = _COST_STATUS_MEMBERS.get(n) or read_enum(CostStatus, _COST_STATUS_MEMBERS, n)
                 if pos >= end: break
                 t = data[pos]
@@ -6112,7 +6431,8 @@ def _read_submit_usage_request(data: bytes, pos: int, end: int, depth: int, m: S
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 if pos > end: raise IndexError
                 m.usage = _read_usage_record(data, s, pos, depth + 1, m.usage)
@@ -6203,7 +6523,8 @@ def _read_usage_receipt(data: bytes, pos: int, end: int, depth: int, m: UsageRec
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.usage_id = data[s:pos].decode()
                 if pos >= end: break
@@ -6213,7 +6534,8 @@ def _read_usage_receipt(data: bytes, pos: int, end: int, depth: int, m: UsageRec
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.organization_id = data[s:pos].decode()
                 if pos >= end: break
@@ -6223,7 +6545,8 @@ def _read_usage_receipt(data: bytes, pos: int, end: int, depth: int, m: UsageRec
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.estimated_cost = from_text(data[s:pos].decode())
                 if pos >= end: break
@@ -6233,7 +6556,8 @@ def _read_usage_receipt(data: bytes, pos: int, end: int, depth: int, m: UsageRec
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.currency = data[s:pos].decode()
                 if pos >= end: break
@@ -6243,7 +6567,8 @@ def _read_usage_receipt(data: bytes, pos: int, end: int, depth: int, m: UsageRec
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 if pos > end: raise IndexError
                 m.processed_at = read_timestamp(data, s, pos, m.processed_at)
@@ -6254,7 +6579,8 @@ def _read_usage_receipt(data: bytes, pos: int, end: int, depth: int, m: UsageRec
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 m.cost_status = _COST_STATUS_MEMBERS.get(n) or read_enum(CostStatus, _COST_STATUS_MEMBERS, n)
                 if pos >= end: break
                 t = data[pos]
@@ -6263,7 +6589,8 @@ def _read_usage_receipt(data: bytes, pos: int, end: int, depth: int, m: UsageRec
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 m.duplicate = n != 0
                 if pos >= end: break
                 t = data[pos]
@@ -6329,7 +6656,8 @@ def _read_submit_usage_response(data: bytes, pos: int, end: int, depth: int, m: 
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 if pos > end: raise IndexError
                 m.data = _read_usage_receipt(data, s, pos, depth + 1, m.data)
@@ -6340,7 +6668,8 @@ def _read_submit_usage_response(data: bytes, pos: int, end: int, depth: int, m: 
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 if pos > end: raise IndexError
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
@@ -6405,7 +6734,8 @@ def _read_batch_submit_usage_request(data: bytes, pos: int, end: int, depth: int
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     if pos > end: raise IndexError
                     x1(_read_usage_record(data, s, pos, depth + 1, None))
@@ -6481,7 +6811,8 @@ def _read_record_error(data: bytes, pos: int, end: int, depth: int, m: RecordErr
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.code = data[s:pos].decode()
                 if pos >= end: break
@@ -6491,7 +6822,8 @@ def _read_record_error(data: bytes, pos: int, end: int, depth: int, m: RecordErr
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.message = data[s:pos].decode()
                 if pos >= end: break
@@ -6503,7 +6835,8 @@ def _read_record_error(data: bytes, pos: int, end: int, depth: int, m: RecordErr
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     if pos > end: raise IndexError
                     x3(_read_field_violation(data, s, pos, depth + 1, None))
@@ -6576,7 +6909,8 @@ def _read_submit_result(data: bytes, pos: int, end: int, depth: int, m: SubmitRe
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 m.status = _SUBMIT_STATUS_MEMBERS.get(n) or read_enum(SubmitStatus, _SUBMIT_STATUS_MEMBERS, n)
                 if pos >= end: break
                 t = data[pos]
@@ -6585,7 +6919,8 @@ def _read_submit_result(data: bytes, pos: int, end: int, depth: int, m: SubmitRe
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 if pos > end: raise IndexError
                 m.usage = _read_usage_receipt(data, s, pos, depth + 1, m.usage)
@@ -6596,7 +6931,8 @@ def _read_submit_result(data: bytes, pos: int, end: int, depth: int, m: SubmitRe
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 if pos > end: raise IndexError
                 m.error = _read_record_error(data, s, pos, depth + 1, m.error)
@@ -6677,7 +7013,8 @@ def _read_batch_receipt(data: bytes, pos: int, end: int, depth: int, m: BatchRec
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     if pos > end: raise IndexError
                     x1(_read_submit_result(data, s, pos, depth + 1, None))
@@ -6689,8 +7026,10 @@ def _read_batch_receipt(data: bytes, pos: int, end: int, depth: int, m: BatchRec
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.created = n if n < 0x80000000 else to_int32(n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFF: n = to_int32(n)
+                m.created = n
                 if pos >= end: break
                 t = data[pos]
             if t == 24:
@@ -6698,8 +7037,10 @@ def _read_batch_receipt(data: bytes, pos: int, end: int, depth: int, m: BatchRec
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.duplicates = n if n < 0x80000000 else to_int32(n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFF: n = to_int32(n)
+                m.duplicates = n
                 if pos >= end: break
                 t = data[pos]
             if t == 32:
@@ -6707,8 +7048,10 @@ def _read_batch_receipt(data: bytes, pos: int, end: int, depth: int, m: BatchRec
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.conflicts = n if n < 0x80000000 else to_int32(n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFF: n = to_int32(n)
+                m.conflicts = n
                 if pos >= end: break
                 t = data[pos]
             if t == 40:
@@ -6716,8 +7059,10 @@ def _read_batch_receipt(data: bytes, pos: int, end: int, depth: int, m: BatchRec
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.invalid = n if n < 0x80000000 else to_int32(n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFF: n = to_int32(n)
+                m.invalid = n
                 if pos >= end: break
                 t = data[pos]
             if t in _BATCH_RECEIPT_NAMES: continue
@@ -6782,7 +7127,8 @@ def _read_batch_submit_usage_response(data: bytes, pos: int, end: int, depth: in
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 if pos > end: raise IndexError
                 m.data = _read_batch_receipt(data, s, pos, depth + 1, m.data)
@@ -6793,7 +7139,8 @@ def _read_batch_submit_usage_response(data: bytes, pos: int, end: int, depth: in
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 if pos > end: raise IndexError
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
@@ -6954,7 +7301,8 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     x1(data[s:pos].decode())
                     if pos >= end: break
@@ -6967,7 +7315,8 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     x2(data[s:pos].decode())
                     if pos >= end: break
@@ -6980,7 +7329,8 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     x3(data[s:pos].decode())
                     if pos >= end: break
@@ -6993,7 +7343,8 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     x4(data[s:pos].decode())
                     if pos >= end: break
@@ -7006,7 +7357,8 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     x5(data[s:pos].decode())
                     if pos >= end: break
@@ -7019,7 +7371,8 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     x6(data[s:pos].decode())
                     if pos >= end: break
@@ -7032,7 +7385,8 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     d, s, r = data, pos, pos + n
                     pos = r
                     if pos > end: raise IndexError
@@ -7045,7 +7399,8 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                             s += 2
                             if n > 127:
                                 c = d[s]; s += 1; n += (c << 7) - 128
-                                if c > 127: n, s = read_more(d, s, n)
+                                if c > 127:
+                                    n, s = read_more(d, s, n)
                             q = s; s += n
                             k7 = d[q:s].decode()
                             if s >= r: break
@@ -7055,7 +7410,8 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                             s += 2
                             if n > 127:
                                 c = d[s]; s += 1; n += (c << 7) - 128
-                                if c > 127: n, s = read_more(d, s, n)
+                                if c > 127:
+                                    n, s = read_more(d, s, n)
                             q = s; s += n
                             v7 = d[q:s].decode()
                             if s >= r: break
@@ -7076,7 +7432,8 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.start_date = data[s:pos].decode()
                 if pos >= end: break
@@ -7086,7 +7443,8 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.end_date = data[s:pos].decode()
                 if pos >= end: break
@@ -7096,7 +7454,8 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.time_zone = data[s:pos].decode()
                 if pos >= end: break
@@ -7106,8 +7465,10 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.page = n if n < 0x80000000 else to_int32(n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFF: n = to_int32(n)
+                m.page = n
                 if pos >= end: break
                 t = data[pos]
             if t == 96:
@@ -7115,8 +7476,10 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
-                m.page_size = n if n < 0x80000000 else to_int32(n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFF: n = to_int32(n)
+                m.page_size = n
                 if pos >= end: break
                 t = data[pos]
             if t == 106:
@@ -7124,7 +7487,8 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.cursor = data[s:pos].decode()
                 if pos >= end: break
@@ -7134,7 +7498,8 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.sort = data[s:pos].decode()
                 if pos >= end: break
@@ -7144,7 +7509,8 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 m.order = data[s:pos].decode()
                 if pos >= end: break
@@ -7222,7 +7588,8 @@ def _read_list_usage_response(data: bytes, pos: int, end: int, depth: int, m: Li
                     pos += 2
                     if n > 127:
                         c = data[pos]; pos += 1; n += (c << 7) - 128
-                        if c > 127: n, pos = read_more(data, pos, n)
+                        if c > 127:
+                            n, pos = read_more(data, pos, n)
                     s = pos; pos += n
                     if pos > end: raise IndexError
                     x1(_read_usage_record(data, s, pos, depth + 1, None))
@@ -7234,7 +7601,8 @@ def _read_list_usage_response(data: bytes, pos: int, end: int, depth: int, m: Li
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 if pos > end: raise IndexError
                 m.pagination = _read_pagination(data, s, pos, depth + 1, m.pagination)
@@ -7245,7 +7613,8 @@ def _read_list_usage_response(data: bytes, pos: int, end: int, depth: int, m: Li
                 pos += 2
                 if n > 127:
                     c = data[pos]; pos += 1; n += (c << 7) - 128
-                    if c > 127: n, pos = read_more(data, pos, n)
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
                 s = pos; pos += n
                 if pos > end: raise IndexError
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)

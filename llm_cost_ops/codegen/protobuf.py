@@ -22,6 +22,7 @@ from llm_cost_ops.codegen.protobuf_templates import (
     FROM_BYTES,
     FROM_VARINT,
     IMPORTS,
+    LONG_VARINT,
     MESSAGE,
     PACKED,
     PARTS,
@@ -101,8 +102,10 @@ def _next(width: int) -> list[str]:
     return ["if pos >= end: break", "t = data[pos]", *map(_widen, range(1, width))]
 
 
-def _varint(pos: str, width: int, data: str = "data") -> list[str]:
-    return _fill(VARINT, data=data, pos=pos, width=f" + {width}" if width else "", after=width + 1)
+def _varint(pos: str, width: int, data: str = "data", proto: str = "") -> list[str]:
+    """Statements that read a varint `n`: a length, or a value of a type."""
+    long = [LONG_VARINT[proto]] if proto in LONG_VARINT else []
+    return _fill(VARINT, data=data, pos=pos, width=f" + {width}" if width else "", after=width + 1, long=long)
 
 
 class _Emitter:
@@ -286,7 +289,11 @@ class _Emitter:
             each = [f"m.{field.attribute} += [v for (v,) in {unpacked}]"]
         else:
             value = f"x{number}({self.expression(FROM_VARINT[field.type.proto], field.type)})"
-            each = [f"x{number} = m.{attribute}", "while s < pos:", *_indent([*_varint("s", 0), value])]
+            each = [
+                f"x{number} = m.{attribute}",
+                "while s < pos:",
+                *_indent([*_varint("s", 0, proto=field.type.proto), value]),
+            ]
             each.append("if s != pos: raise IndexError")
         length = _varint("pos", width)
         return lines + _fill(PACKED, raw=_raw(number, 2), length=length, all=each, next=_next(width))
@@ -330,7 +337,7 @@ class _Emitter:
             size = SIZES[wire_type]
             value = f"{type_.proto.upper()}.unpack_from({data}, {pos} - {size})[0]"
             return [f"{pos} += {width + size}"], value
-        lines = _varint(pos, width, data)
+        lines = _varint(pos, width, data, type_.proto)
         if wire_type == 0:
             return lines, self.expression(FROM_VARINT[type_.proto], type_)
         lines.append(f"{start} = {pos}; {pos} += n")

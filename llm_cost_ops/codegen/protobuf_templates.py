@@ -11,6 +11,7 @@ __all__ = [
     "FROM_BYTES",
     "FROM_VARINT",
     "IMPORTS",
+    "LONG_VARINT",
     "MESSAGE",
     "PACKED",
     "PARTS",
@@ -23,16 +24,18 @@ __all__ = [
     "WIRE_TYPES",
 ]
 
-# By type on the wire: the value of a varint `n`.
+# By type on the wire: the value of a varint `n`; below, what a long one becomes where it is taken as it is.
 FROM_VARINT = {
-    "int32": "n if n < 0x80000000 else to_int32(n)",
-    "int64": "n if n < 0x8000000000000000 else n - 0x10000000000000000",
-    "uint32": "n & 0xFFFFFFFF",
-    "uint64": "n",
+    **dict.fromkeys(("int32", "int64", "uint32", "uint64"), "n"),
     "sint32": "(n & 0xFFFFFFFF) >> 1 ^ -(n & 1)",
     "sint64": "n >> 1 ^ -(n & 1)",
     "bool": "n != 0",
     "enum": "$members.get(n) or read_enum($enum, $members, n)",
+}
+LONG_VARINT = {
+    "int32": "if n > 0x7FFFFFFF: n = to_int32(n)",
+    "int64": "if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000",
+    "uint32": "n &= 0xFFFFFFFF",
 }
 SIZES = {1: 8, 5: 4}
 WIRE_TYPES = dict.fromkeys(FROM_VARINT, 0) | dict.fromkeys(("string", "bytes", "message"), 2)
@@ -126,7 +129,9 @@ n = $data[$pos$width]
 $pos += $after
 if n > 127:
     c = $data[$pos]; $pos += 1; n += (c << 7) - 128
-    if c > 127: n, $pos = read_more($data, $pos, n)
+    if c > 127:
+        n, $pos = read_more($data, $pos, n)
+        $long
 """
 REPEATED = """
 if t == $raw:
