@@ -53,7 +53,6 @@ _FIND_PRICING = (
 )
 _ADD_PRICING = "INSERT INTO pricing (card_id, card_version, origin_version, fallbacks) VALUES (?, ?, ?, ?)"
 _MICRO = 1_000_000
-_DAY = QUARTER * QUARTERS_A_DAY
 
 
 class Interner:
@@ -122,10 +121,13 @@ def append_one(cursor: sqlite3.Cursor, interner: Interner, prepared: Prepared) -
     cursor.execute(INSERT_USAGE, (None, *ids, *values))
     if cursor.rowcount != 1:
         return [_earlier(cursor, ids[0], values, entry)]
-    ts, requests, micro = values[3], values[4], values[8]
-    unpriced = requests if micro is None else 0
-    sums = (ids[1], ts // QUARTER, ts // _DAY, requests, *values[5:8], unpriced, micro or 0, values[9] or 0)
-    cursor.execute(_ADD_ONE, sums)
+    _id, _key, _print, ts, requests, put_in, put_out, cached, micro, rest, *_ = values
+    quarter = ts // QUARTER
+    day = quarter // QUARTERS_A_DAY
+    if micro is None:
+        cursor.execute(_ADD_ONE, (ids[1], quarter, day, requests, put_in, put_out, cached, requests, 0, 0))
+    else:
+        cursor.execute(_ADD_ONE, (ids[1], quarter, day, requests, put_in, put_out, cached, 0, micro, rest))
     return [_created(entry)]
 
 

@@ -46,6 +46,16 @@ class Readers:
             patience = patience or Patience(context, self._database.name)
             await patience.pause()
 
+    async def glance(self, query: Query[T], context: CallContext) -> T:
+        """Run a query of one statement that reads an index, inline and without a look at the deadline."""
+        if self._is_free():
+            try:
+                return self._run(query, None)
+            except sqlite3.Error as error:
+                if not is_busy(error):
+                    raise rpc_error(error, self._database.name) from error
+        return await self.read(query, context)
+
     def close(self) -> None:
         """Close the idle connections; those that are lent out are closed when they come back."""
         try:
@@ -67,7 +77,7 @@ class Readers:
             return True
         return False
 
-    def _run_on_file(self, query: Query[T], context: CallContext) -> T:
+    def _run_on_file(self, query: Query[T], context: CallContext | None) -> T:
         if self._is_closed():
             raise closed_error()
         try:
@@ -89,18 +99,20 @@ class Readers:
             connection.close()
         return result
 
-    def _run_in_memory(self, query: Query[T], context: CallContext) -> T:
+    def _run_in_memory(self, query: Query[T], context: CallContext | None) -> T:
         turn = self._writer.turn
         if not turn.try_take():
-            turn.take_blocking(Patience(context, self._database.name).left(), self._database.name)
+            turn.take_blocking(Patience.allowed(context), self._database.name)
         try:
             return _ask(self._writer.open(), query, context)
         finally:
             turn.give_back()
 
 
-def _ask(connection: sqlite3.Connection, query: Query[T], context: CallContext) -> T:
+def _ask(connection: sqlite3.Connection, query: Query[T], context: CallContext | None) -> T:
     """Run a query in a transaction that is never kept, and stop it at the deadline."""
+    if context is None:
+        return query(connection)
     deadline = context.deadline
     if deadline is not None:
         monotonic = context.runtime.monotonic

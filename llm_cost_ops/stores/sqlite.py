@@ -58,8 +58,7 @@ class SqliteStore:
         self._writer = Writer(self._database)
         self._readers = Readers(self._database, self._writer)
         self._group = GroupCommit(self._writer) if self._grouped else None
-        # In private memory nobody else adds cards.
-        self._revision: int | None = None
+        self._added_cards = 0
         self._parts = (self._writer, self._readers, self._group)
         return inherited
 
@@ -124,12 +123,13 @@ class SqliteStore:
         def job(cursor: sqlite3.Cursor, _: Interner) -> tuple[RateCard, SubmitStatus]:
             return cards.add_card(cursor, card, key, fingerprint)
 
-        self._revision = None
-        return await self._write(job, context)
+        added = await self._write(job, context)
+        self._added_cards += 1
+        return added
 
     async def get_card(self, card_id: str, context: CallContext) -> RateCard | None:
         """The card with an id, or None."""
-        return await self._readers.read(partial(cards.get_card, card_id=card_id), context, quick=True)
+        return await self._readers.glance(partial(cards.get_card, card_id=card_id), context)
 
     async def all_cards(self, context: CallContext) -> list[RateCard]:
         """Every card, by provider, model, date and version."""
@@ -137,12 +137,10 @@ class SqliteStore:
 
     async def cards_revision(self, context: CallContext) -> int:
         """A number that grows when a card is added, by any process."""
-        if self._revision is not None:
-            return self._revision
-        revision = await self._readers.read(cards.revision, context, quick=True)
         if self._database.path is None:
-            self._revision = revision
-        return revision
+            # In private memory nobody else adds any.
+            return self._added_cards
+        return await self._readers.glance(cards.revision, context)
 
     async def check(self, context: CallContext) -> None:
         """Write and commit a mark."""

@@ -24,12 +24,16 @@ class Patience:
     __slots__ = ("_context", "_delay", "_name", "_until")
 
     def __init__(self, context: CallContext, name: str) -> None:
-        remaining = context.remaining()
-        allowed = _LONGEST if remaining is None else remaining - min(_MARGIN, remaining / 10)
         self._context = context
         self._name = name
-        self._until = context.runtime.monotonic() + allowed
+        self._until = context.runtime.monotonic() + self.allowed(context)
         self._delay = 0.001
+
+    @staticmethod
+    def allowed(context: CallContext | None) -> float:
+        """Seconds that a call may wait, from now."""
+        remaining = None if context is None else context.remaining()
+        return _LONGEST if remaining is None else remaining - min(_MARGIN, remaining / 10)
 
     def left(self) -> float:
         """Seconds that may still be waited; UNAVAILABLE when there are none."""
