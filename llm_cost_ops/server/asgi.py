@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 
@@ -66,7 +67,9 @@ class _Request:
         self.id = given if is_request_id(given) else uuid7()
         self.verb: str = scope["method"]
         raw = scope.get("raw_path")
-        self.path: str = raw.decode("latin-1") if raw else scope["path"]
+        path: str = raw.decode("latin-1") if raw else quote(scope["path"])
+        # The app may be mounted below a prefix of a bigger one.
+        self.path = path.removeprefix(quote(scope.get("root_path", "")))
         self.query: str = scope.get("query_string", b"").decode("latin-1")
         self.limits = limits
 

@@ -150,17 +150,18 @@ class Binding:
 
     def _from_values(self, values: dict[str, Any], violations: list[Violation]) -> Any:
         codec = self.method.request
+        together = Violation("query", "is not what this method takes")
         if not violations:
             try:
                 return codec.decode_json(msgspec.json.encode(values))
-            except DecodeError:
-                pass
+            except DecodeError as error:
+                together = Violation(error.path or "query", error.reason)
         for name, value in values.items():
             try:
                 codec.decode_json(msgspec.json.encode({name: value}))
             except DecodeError as error:
                 violations.append(Violation(error.path or name, error.reason))
-        raise _invalid(violations)
+        raise _invalid(violations or [together])
 
 
 @lru_cache(maxsize=1024)

@@ -76,7 +76,10 @@ def error_to_response(error: RpcError, request_id: str) -> tuple[int, list[tuple
     status = error.http_status or HTTP_STATUS[error.code]
     headers = []
     if error.retry_after is not None:
-        headers.append(("retry-after", str(math.ceil(max(0.0, error.retry_after)))))
+        seconds = max(0.0, error.retry_after)
+        headers.append(("retry-after", str(math.ceil(seconds))))
+        if seconds != math.ceil(seconds):
+            headers.append(("retry-after-ms", str(math.ceil(seconds * 1000))))
     if status == 401:
         headers.append(("www-authenticate", "Bearer"))
     body = {

@@ -40,7 +40,7 @@ def ask(servicer):
         servicer.handler(), limits=AsgiLimits(max_body_bytes=1000, body_timeout=0.1, call_timeout=0.2)
     )
 
-    async def run(verb, target, body=b"", headers=None, chunks=None):
+    async def run(verb, target, body=b"", headers=None, chunks=None, **more):
         path, _, query = target.partition("?")
         pairs = headers.items() if isinstance(headers, dict) else headers or []
         scope = {
@@ -50,6 +50,7 @@ def ask(servicer):
             "raw_path": path.encode(),
             "query_string": query.encode(),
             "headers": [(name.encode(), value.encode("latin-1")) for name, value in pairs],
+            **more,
         }
         parts = list(chunks if chunks is not None else [body])
         messages = [
@@ -187,6 +188,13 @@ async def test_bodies_and_headers(ask, servicer, body, headers, status):
     assert len(servicer.calls) == (status == 201)
     if status >= 400:
         assert answer.error["code"] in StatusCode.__members__
+
+
+async def test_the_app_may_be_mounted_and_the_raw_path_missing(ask, servicer):
+    assert (await ask("GET", "/costs/api/v1/notes/a%2Fb", root_path="/costs")).status == 200
+    assert servicer.calls[-1][0].id == "a/b"
+    assert (await ask("GET", "x", path="/api/v1/notes/50% é", raw_path=None)).status == 200
+    assert servicer.calls[-1][0].id == "50% é"
 
 
 async def test_a_client_that_goes_away_gets_nothing(ask, servicer):
