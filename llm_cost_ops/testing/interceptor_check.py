@@ -1,0 +1,181 @@
+"""The check that an interceptor keeps the rules, in the sync client and in the async one."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from llm_cost_ops._gen.messages import SubmitUsageRequest, SubmitUsageResponse, UsageReceipt, UsageRecord
+from llm_cost_ops._gen.methods import SUBMIT_USAGE
+from llm_cost_ops.exceptions import CostOpsError, ServerError
+from llm_cost_ops.interceptors.error_mapping import ErrorMapping
+from llm_cost_ops.rpc.channel import AsyncChannel, Channel
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.interceptor import Leaf
+from llm_cost_ops.rpc.runtime import ForeignAwaitError
+from llm_cost_ops.testing.leaf import Fault, ScriptedLeaf
+from llm_cost_ops.testing.virtual_time import AsyncVirtualRuntime, VirtualRuntime
+
+__all__ = ["InterceptorCheckError", "check_interceptor"]
+
+_METHODS = tuple(
+    f"intercept_{kind}" for kind in ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
+)
+
+
+class InterceptorCheckError(AssertionError):
+    """An interceptor breaks a rule; the message says which, and how to keep it."""
+
+
+def check_interceptor(interceptor: Any, *, concurrent_calls: int = 8, patience: float = 5.0) -> None:
+    """Raise InterceptorCheckError unless an interceptor keeps the rules.
+
+    It may be an interceptor, or a class or function that makes one, which gives each check a new
+    one. Checked are, sync and async: a call goes through and may fail, without awaiting anything
+    but the continuation and `context.runtime`; what goes wrong below comes out as a CostOpsError;
+    calls at the same time are all under way at once, which a lock held across an await would
+    prevent; and a cancelled call ends cancelled, without keeping the next from going through.
+    An interceptor that bounds calls in flight is checked with as many `concurrent_calls` as it
+    admits. `patience` is the real seconds after which calls count as stuck.
+    """
+    made = not isinstance(interceptor, type) and any(hasattr(interceptor, name) for name in _METHODS)
+    make: Callable[[], Any] = (lambda: interceptor) if made or not callable(interceptor) else interceptor
+    _check_shape(make())
+    _within(patience, "a sync call", lambda: _check_sync(make()))
+    _within(patience, "an async call", lambda: asyncio.run(_check_async(make())))
+    _within(patience, "a thread", lambda: _check_threads(make(), concurrent_calls, patience))
+    _within(patience, "a task", lambda: asyncio.run(_check_tasks(make(), concurrent_calls)))
+    _within(patience, "a cancelled call", lambda: asyncio.run(_check_cancelling(make())))
+
+
+def _check_shape(interceptor: Any) -> None:
+    found = [getattr(interceptor, name) for name in _METHODS if hasattr(interceptor, name)]
+    if not found:
+        raise InterceptorCheckError(f"{interceptor!r} has none of the methods {', '.join(_METHODS)}")
+    for method in found:
+        if "stream" not in method.__name__ and not inspect.iscoroutinefunction(method):
+            raise InterceptorCheckError(f"{method.__qualname__} must be `async def`")
+
+
+def _request(number: int = 0) -> SubmitUsageRequest:
+    record = UsageRecord(organization_id="check", provider="openai", model_id="gpt-4o", input_tokens=number)
+    return SubmitUsageRequest(usage=record)
+
+
+def _response() -> SubmitUsageResponse:
+    return SubmitUsageResponse(data=UsageReceipt(usage_id="check"))
+
+
+def _sync(interceptor: Any, leaf: Leaf) -> Channel:
+    return Channel(leaf, [interceptor, ErrorMapping()], runtime=VirtualRuntime(), timeout=3600)
+
+
+def _async(interceptor: Any, leaf: Leaf) -> AsyncChannel:
+    return AsyncChannel(leaf, [interceptor, ErrorMapping()], runtime=AsyncVirtualRuntime(), timeout=3600)
+
+
+def _check_sync(interceptor: Any) -> None:
+    try:
+        _sync(interceptor, ScriptedLeaf([_response()], forever=True)).unary_unary(SUBMIT_USAGE, _request())
+        failing = _sync(interceptor, ScriptedLeaf([Fault(500)], forever=True))
+        try:
+            failing.unary_unary(SUBMIT_USAGE, _request())
+        except CostOpsError:
+            pass
+    except ForeignAwaitError as error:
+        raise InterceptorCheckError(f"it works only in the async client: {error}") from error
+
+
+async def _check_async(interceptor: Any) -> None:
+    await _async(interceptor, ScriptedLeaf([_response()], forever=True)).unary_unary(SUBMIT_USAGE, _request())
+    failing = _async(interceptor, ScriptedLeaf([Fault(500)], forever=True))
+    try:
+        await failing.unary_unary(SUBMIT_USAGE, _request())
+    except CostOpsError as error:
+        if not isinstance(error, ServerError):
+            raise InterceptorCheckError(f"a failed server came out as {type(error).__name__}") from error
+
+
+def _check_threads(interceptor: Any, calls: int, patience: float) -> None:
+    together = threading.Barrier(calls)
+
+    def meet(_asked: Any, _context: CallContext) -> SubmitUsageResponse:
+        together.wait(patience / 2)
+        return _response()
+
+    channel = _sync(interceptor, ScriptedLeaf([meet], forever=True))
+    failures: list[BaseException] = []
+
+    def call(number: int) -> None:
+        try:
+            channel.unary_unary(SUBMIT_USAGE, _request(number))
+        except BaseException as error:  # noqa: BLE001  # told by the thread that checks
+            failures.append(error)
+
+    threads = [threading.Thread(target=call, args=(n,), daemon=True) for n in range(calls)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(patience)
+    if any(isinstance(error, threading.BrokenBarrierError) for error in failures):
+        raise InterceptorCheckError(
+            f"{calls} threads were not all under way at once: is a lock held across an await?"
+        )
+    if failures:
+        raise InterceptorCheckError(f"a call in a thread failed: {failures[0]!r}") from failures[0]
+
+
+async def _check_tasks(interceptor: Any, calls: int) -> None:
+    arrived = 0
+    together = asyncio.Event()
+
+    async def meet(_asked: Any, _context: CallContext) -> SubmitUsageResponse:
+        nonlocal arrived
+        arrived += 1
+        if arrived == calls:
+            together.set()
+        await together.wait()
+        return _response()
+
+    channel = _async(interceptor, ScriptedLeaf([meet], forever=True))
+    await asyncio.gather(*(channel.unary_unary(SUBMIT_USAGE, _request(n)) for n in range(calls)))
+
+
+async def _check_cancelling(interceptor: Any) -> None:
+    started = asyncio.Event()
+
+    async def hang(_asked: Any, _context: CallContext) -> SubmitUsageResponse:
+        started.set()
+        await asyncio.Event().wait()
+        return _response()
+
+    channel = _async(interceptor, ScriptedLeaf([hang, _response()], forever=True))
+    call = asyncio.ensure_future(channel.unary_unary(SUBMIT_USAGE, _request()))
+    await started.wait()
+    call.cancel()
+    outcome = await asyncio.gather(call, return_exceptions=True)
+    if not isinstance(outcome[0], asyncio.CancelledError):
+        raise InterceptorCheckError(f"a cancelled call ended with {outcome[0]!r}: let CancelledError through")
+    await channel.unary_unary(SUBMIT_USAGE, _request(1))
+
+
+def _within(patience: float, what: str, check: Callable[[], Any]) -> None:
+    """Run a check in a thread that can be left behind, because a stuck loop can't be interrupted."""
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            check()
+        except BaseException as error:  # noqa: BLE001  # raised again below
+            failures.append(error)
+
+    thread = threading.Thread(target=run, daemon=True, name="check-interceptor")
+    thread.start()
+    thread.join(patience)
+    if thread.is_alive():
+        raise InterceptorCheckError(f"{what} got stuck: is a lock held across an await?")
+    if failures:
+        raise failures[0]

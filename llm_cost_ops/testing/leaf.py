@@ -1,0 +1,153 @@
+"""A leaf that answers by a script, in place of a server."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.transports.http_errors import code_of_status
+
+__all__ = ["Delay", "Fault", "Received", "ScriptedLeaf"]
+
+
+class Fault(NamedTuple):
+    """A failure to script: an HTTP status, or a StatusCode, or "network" for no answer at all.
+
+    `sent=False` says that the request never left, so that it can't have been applied. `headers` are
+    those of the answer. `times` repeats it.
+
+        [Fault(503, times=2), answer]      fail twice with 503, then answer
+        [Fault("network"), answer]         break the connection once
+        [Fault(429, retry_after=2.5), answer]
+    """
+
+    what: int | StatusCode | str
+    message: str = "scripted fault"
+    times: int = 1
+    retry_after: float | None = None
+    sent: bool = True
+    headers: Mapping[str, str] | None = None
+
+    def error(self, context: CallContext) -> RpcError:
+        """The error that a transport would raise."""
+        safe = context.method.idempotency.value == 1
+        if self.what == "network":
+            return RpcError(
+                StatusCode.UNAVAILABLE,
+                self.message,
+                origin="network",
+                maybe_applied=self.sent and not safe,
+                retry_after=self.retry_after,
+            )
+        status = None
+        if isinstance(self.what, StatusCode):
+            code = self.what
+        else:
+            status = int(self.what)
+            code = code_of_status(status)
+        return RpcError(
+            code,
+            self.message,
+            http_status=status,
+            retry_after=self.retry_after,
+            maybe_applied=self.sent and not safe and (status is None or status >= 500),
+            metadata=Metadata(self.headers or {}),
+        )
+
+
+class Delay(NamedTuple):
+    """Something to answer after some seconds of the client's runtime, but not after its deadline."""
+
+    seconds: float
+    step: Any
+
+
+class Received(NamedTuple):
+    """One request as it arrived; `headers` and `attempt` are those of that moment."""
+
+    method: str
+    request: Any
+    context: CallContext
+    headers: Metadata
+    attempt: int
+    idempotency_key: str
+
+
+class ScriptedLeaf:
+    """Answers calls by a script, one step a call, and keeps what it received in `calls`.
+
+    A step is a response message; what the method returns (it is put in its response); an exception,
+    RpcError or any other, to raise; a Fault; a Delay; or a function of (request, context), sync or
+    async, that returns a step or None for an empty response. The last step is repeated with
+    `forever=True`; otherwise a call beyond the script is an AssertionError. Safe to share between
+    threads and tasks.
+    """
+
+    def __init__(self, script: Iterable[Any] = (), *, forever: bool = False) -> None:
+        self._script = _steps(script)
+        self._forever = forever
+        self._last: Any = None
+        self._lock = threading.Lock()
+        self.calls: list[Received] = []
+        self.closed = 0
+
+    @property
+    def requests(self) -> list[Any]:
+        """The request messages, in the order in which they came."""
+        return [call.request for call in self.calls]
+
+    async def unary_unary(self, request: Any, context: CallContext) -> Any:
+        """Answer as the script says."""
+        headers, key = context.metadata.copy(), context.idempotency_key
+        received = Received(context.method.name, request, context, headers, context.attempt, key)
+        with self._lock:
+            self.calls.append(received)
+            step = self._next(context)
+        context.check_deadline()
+        return await self._answer(step, request, context)
+
+    async def aclose(self) -> None:
+        """Count that it was closed."""
+        self.closed += 1
+
+    def _next(self, context: CallContext) -> Any:
+        for step in self._script:
+            self._last = step
+            return step
+        if self._forever:
+            return self._last
+        raise AssertionError(f"call {len(self.calls)}, {context.method.name}, is not in the script")
+
+    async def _answer(self, step: Any, request: Any, context: CallContext) -> Any:
+        if isinstance(step, Delay):
+            remaining = context.remaining()
+            late = remaining is not None and step.seconds >= remaining
+            await context.runtime.sleep(remaining if late and remaining is not None else step.seconds)
+            context.check_deadline(maybe_applied=context.method.idempotency.value != 1)
+            step = step.step
+        if isinstance(step, Fault):
+            raise step.error(context)
+        if isinstance(step, BaseException):
+            raise step
+        response = context.method.response.type
+        if callable(step) and not isinstance(step, msgspec.Struct):
+            made = step(request, context)
+            made = await made if hasattr(made, "__await__") else made
+            return await self._answer(response() if made is None else made, request, context)
+        context.response_status = 200
+        if context.response_metadata is None:
+            context.response_metadata = Metadata()
+        if isinstance(step, response) or context.method.unwrap is None:
+            return step
+        return response(**{context.method.unwrap: step})
+
+
+def _steps(script: Iterable[Any]) -> Iterator[Any]:
+    for step in script:
+        yield from [step] * (step.times if isinstance(step, Fault) else 1)

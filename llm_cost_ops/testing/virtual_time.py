@@ -1,0 +1,155 @@
+"""Runtimes whose time passes only when somebody waits: an hour of back-off takes no time at all."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import heapq
+import random
+import threading
+from collections.abc import Callable
+from itertools import count
+from typing import Any, TypeVar
+
+__all__ = ["AsyncVirtualRuntime", "VirtualRuntime"]
+
+T = TypeVar("T")
+
+# The turns of an event loop in which nothing may happen before time moves on to the next sleeper:
+# a result takes some turns through the tasks that wait for each other.
+_QUIET_TURNS = 25
+
+
+class _VirtualClock:
+    """Time starts at 0 (`now` at 2026-01-01 UTC), and random numbers come from `seed`.
+
+    `slept` lists what was slept, in seconds, in the order in which it was asked for.
+    """
+
+    def __init__(self, seed: int = 0, *, now: float = 1_767_225_600.0) -> None:
+        self._elapsed = 0.0
+        self._start = now
+        self._random = random.Random(seed)
+        self._lock = threading.Lock()
+        self.slept: list[float] = []
+
+    def monotonic(self) -> float:
+        """Virtual seconds since this runtime was made."""
+        return self._elapsed
+
+    def now(self) -> float:
+        """Virtual seconds since 1970."""
+        return self._start + self._elapsed
+
+    def random(self) -> float:
+        """A number in [0, 1), the same ones in every run."""
+        with self._lock:
+            return self._random.random()
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, without anybody having waited for it."""
+        with self._lock:
+            self._elapsed += max(0.0, seconds)
+
+
+class VirtualRuntime(_VirtualClock):
+    """A virtual clock for the sync client. Whoever sleeps moves the clock, for all threads.
+
+    Waiting for another thread's result is real, since that thread is: for at most `patience`
+    seconds of real time, after which the virtual timeout counts as passed.
+    """
+
+    def __init__(self, seed: int = 0, *, now: float = 1_767_225_600.0, patience: float = 5.0) -> None:
+        super().__init__(seed, now=now)
+        self._patience = patience
+
+    async def sleep(self, seconds: float) -> None:
+        """Move the clock."""
+        self.slept.append(seconds)
+        self.advance(seconds)
+
+    async def wait(self, future: concurrent.futures.Future[T], timeout: float | None = None) -> T:
+        """The result of a future; builtin TimeoutError when it does not come."""
+        if timeout is not None and timeout <= 0 and not future.done():
+            raise TimeoutError
+        try:
+            return future.result(self._patience)
+        except concurrent.futures.TimeoutError:
+            if not future.done():
+                self.advance(timeout or 0.0)
+            raise
+
+    async def offload(self, function: Callable[..., T], *args: Any) -> T:
+        """Call the function."""
+        return function(*args)
+
+
+class AsyncVirtualRuntime(_VirtualClock):
+    """A virtual clock for the async client, in one event loop.
+
+    Concurrent sleepers wake in the order of their times, each at its own. Time moves once every
+    task waits: it should wait for this runtime, or for another task that does. Work in threads and
+    on sockets is not waited for.
+    """
+
+    def __init__(self, seed: int = 0, *, now: float = 1_767_225_600.0) -> None:
+        super().__init__(seed, now=now)
+        self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
+        self._order = count()
+        self._activity = 0
+        self._watching = False
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait until the clock has moved so far."""
+        self.slept.append(seconds)
+        self._activity += 1
+        if seconds <= 0:
+            await asyncio.sleep(0)
+            return
+        await self._until(self._elapsed + seconds)
+
+    async def wait(self, future: concurrent.futures.Future[T], timeout: float | None = None) -> T:
+        """The result of a future; builtin TimeoutError when `timeout` virtual seconds pass."""
+        self._activity += 1
+        result = asyncio.wrap_future(future)
+        if timeout is None:
+            return await asyncio.shield(result)
+        alarm = asyncio.ensure_future(self._until(self._elapsed + timeout))
+        try:
+            first: set[asyncio.Future[Any]] = {result, alarm}
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            alarm.cancel()
+            self._activity += 1
+        if not result.done():
+            raise TimeoutError
+        return result.result()
+
+    async def offload(self, function: Callable[..., T], *args: Any) -> T:
+        """Call the function, in this thread."""
+        return function(*args)
+
+    async def _until(self, moment: float) -> None:
+        loop = asyncio.get_running_loop()
+        woken: asyncio.Future[None] = loop.create_future()
+        heapq.heappush(self._sleepers, (moment, next(self._order), woken))
+        if not self._watching:
+            self._watching = True
+            loop.call_soon(self._watch, loop, self._activity, 0)
+        await woken
+
+    def _watch(self, loop: asyncio.AbstractEventLoop, seen: int, quiet: int) -> None:
+        """Called in every turn of the loop while somebody sleeps."""
+        while self._sleepers and self._sleepers[0][2].done():
+            heapq.heappop(self._sleepers)
+        if not self._sleepers:
+            self._watching = False
+            return
+        if seen != self._activity:
+            quiet = 0
+        elif quiet >= _QUIET_TURNS:
+            moment, _, woken = heapq.heappop(self._sleepers)
+            self._elapsed = max(self._elapsed, moment)
+            woken.set_result(None)
+            quiet = 0
+        loop.call_soon(self._watch, loop, self._activity, quiet + 1)
