@@ -126,7 +126,7 @@ def _receipt(
     saved: int | None = 0
     partial = crossed = False
     price: Decimal | None
-    for meter, count, rate in compiled.charges(record):
+    for meter, rate, count in compiled.charges(record):
         if rate is None:
             lines.append(_unpriced_line(meter, count))
             partial = True

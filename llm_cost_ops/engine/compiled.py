@@ -39,8 +39,8 @@ _PROVIDER = UsageQuality.PROVIDER
 _GUESSED = UsageQuality.ESTIMATED
 _UNKNOWN = UsageQuality.UNKNOWN
 
-# A meter, its count (thousandths for AUDIO_SECONDS) and the rate that prices it, None without one.
-Charge = tuple[str, int, "CompiledRate | None"]
+# A meter, the rate that prices it, None without one, and its count (thousandths for AUDIO_SECONDS).
+Charge = tuple[str, "CompiledRate | None", int]
 _Row = tuple[int, int, int, int, int, int]
 
 
@@ -149,7 +149,7 @@ class CompiledCard:
         self.card = card
         self.by_total = card.tier_basis == TierBasis.TOTAL_TOKENS
         self.rates = _resolve(card)
-        self._plain = [(meter, self.rates.get(meter)) for meter in PLAIN_METERS]
+        self._plain = tuple(self.rates.get(meter) for meter in PLAIN_METERS)
         self._bounds: list[int] = []
         self._rows: list[_Row] = []
         self._gap = False
@@ -159,7 +159,7 @@ class CompiledCard:
 
     def _prepare(self) -> None:
         """Lay out the integer path: a row of prices per interval between bounds, where all are whole."""
-        used = [rate for _, rate in self._plain]
+        used = self._plain
         fee = self.rates.get("REQUESTS")
         if used[0] is None or "TOTAL_TOKENS" in self.rates:
             return
@@ -241,7 +241,7 @@ class CompiledCard:
         several = is_aggregate(record)
         units = 0
         partial = crossed = False
-        for _, count, rate in charges:
+        for _, rate, count in charges:
             if rate is None:
                 partial = True
             elif rate.whole is not None:
@@ -264,29 +264,44 @@ class CompiledCard:
         """Every meter that the record used, with its count and rate. ValidationError as `total`."""
         rates = self.rates
         total_rate = rates.get("TOTAL_TOKENS")
-        found: list[Charge] = []
         try:
             if record.modality is None:
-                for (meter, rate), count in zip(self._plain, plain_counts(record), strict=True):
-                    if count:
-                        if count < 0:
-                            raise usage_error(record)
-                        found.append((meter, count, rate))
+                found = self._plain_charges(record)
             else:
-                for meter, count in split_tokens(record):
-                    if count:
-                        if count < 0:
-                            raise usage_error(record)
-                        found.append((meter, count, rates.get(meter)))
+                split = split_tokens(record)
+                if any(count < 0 for _, count in split):
+                    raise usage_error(record)
+                found = [(meter, rates.get(meter), count) for meter, count in split if count]
             if total_rate is not None:
                 # A plan by total tokens covers the tokens that have no rate of their own.
-                found = [charge for charge in found if charge[2] is not None]
+                found = [charge for charge in found if charge[1] is not None]
             if record.meters or "REQUESTS" in rates:
                 found += self._unit_charges(record)
         except TypeError:
             raise usage_error(record) from None
         if total_rate is not None and record.input_tokens + record.output_tokens:
-            found.append(("TOTAL_TOKENS", record.input_tokens + record.output_tokens, total_rate))
+            found.append(("TOTAL_TOKENS", total_rate, record.input_tokens + record.output_tokens))
+        return found
+
+    def _plain_charges(self, record: UsageRecord) -> list[Charge]:
+        text, cached, stored, extended, written, reasoning = plain_counts(record)
+        if (text | cached | stored | extended | written | reasoning) < 0:
+            raise usage_error(record)
+        uncached, reads, writes, long_writes, outputs, thoughts = self._plain
+        found: list[Charge] = []
+        # Written out: a loop over six meters costs more than the arithmetic.
+        if text:
+            found.append(("INPUT", uncached, text))
+        if cached:
+            found.append(("CACHE_READ", reads, cached))
+        if stored:
+            found.append(("CACHE_WRITE", writes, stored))
+        if extended:
+            found.append(("CACHE_WRITE_EXTENDED", long_writes, extended))
+        if written:
+            found.append(("OUTPUT", outputs, written))
+        if reasoning:
+            found.append(("REASONING", thoughts, reasoning))
         return found
 
     def _unit_charges(self, record: UsageRecord) -> Iterable[Charge]:
@@ -298,7 +313,7 @@ class CompiledCard:
             if count < 0 or meter in TOKEN_METERS:
                 raise usage_error(record)
             if count:
-                yield meter, count, rates.get(meter)
+                yield meter, rates.get(meter), count
 
 
 def _resolve(card: RateCard) -> dict[str, CompiledRate]:

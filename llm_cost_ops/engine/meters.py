@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from decimal import Decimal
 
 from llm_cost_ops._gen.messages import ModalityTokens, UsageRecord
@@ -66,7 +65,7 @@ def plain_counts(record: UsageRecord) -> tuple[int, int, int, int, int, int]:
     return text, cached, written - extended, extended, record.output_tokens - reasoning, reasoning
 
 
-def split_tokens(record: UsageRecord) -> Iterable[tuple[str, int]]:
+def split_tokens(record: UsageRecord) -> tuple[tuple[str, int], ...]:
     """The token meters with their counts, zeros included where they are common.
 
     The input meters sum to input_tokens and the output meters to output_tokens. Where the overlap
@@ -75,7 +74,7 @@ def split_tokens(record: UsageRecord) -> Iterable[tuple[str, int]]:
     """
     m = record.modality
     if m is None:
-        return zip(PLAIN_METERS, plain_counts(record), strict=True)
+        return tuple(zip(PLAIN_METERS, plain_counts(record), strict=True))
     reasoning = record.reasoning_tokens
     others = m.output_audio_tokens + m.output_image_tokens + m.output_video_tokens
     return (
