@@ -60,13 +60,13 @@ def test_betterproto_and_we_write_the_same_bytes(data: st.DataObject) -> None:
 
 
 def _drop_what_betterproto_forgets(message: Any) -> None:
-    """Take away entries of maps with two empty texts, times that are zero, and the sign of durations."""
+    """Take away entries of maps with two empty texts, times that are zero, negative zeros and durations."""
     if message.DESCRIPTOR.full_name == "google.protobuf.Duration":
         message.seconds, message.nanos = abs(message.seconds), abs(message.nanos)
     for field, value in message.ListFields():
         if _is_map(field) and field.message_type.fields_by_name["key"].type == FieldDescriptor.TYPE_STRING:
             value.pop("", None)
-        elif not field.is_repeated and _is_time(field) and not value.ByteSize():
+        elif not field.is_repeated and (value == 0 if field.message_type is None else _is_zero_time(value)):
             message.ClearField(field.name)
     for part in _parts(message):
         _drop_what_betterproto_forgets(part)
@@ -76,8 +76,8 @@ def _is_map(field: FieldDescriptor) -> bool:
     return field.message_type is not None and field.message_type.GetOptions().map_entry
 
 
-def _is_time(field: FieldDescriptor) -> bool:
-    return field.message_type is not None and field.message_type.name in ("Timestamp", "Duration")
+def _is_zero_time(message: Any) -> bool:
+    return message.DESCRIPTOR.name in ("Timestamp", "Duration") and not message.ByteSize()
 
 
 def _parts(message: Any) -> Iterator[Any]:
