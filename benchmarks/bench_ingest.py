@@ -28,7 +28,7 @@ from llm_cost_ops.wire.uuid7 import uuid7
 START = datetime(2026, 1, 1, tzinfo=UTC)
 MODELS = ["gpt-4o", "gpt-4o-mini", "claude-sonnet-4", "gemini-2.5-pro"]
 BATCH = 1000
-CONTEXT = CallContext(method=None, runtime=SyncRuntime(), metadata=Metadata())  # type: ignore[arg-type]
+CONTEXT = CallContext(method=None, runtime=SyncRuntime(), metadata=Metadata())
 
 
 def entry(n: int) -> Entry:

@@ -21,7 +21,7 @@ from llm_cost_ops.wire.uuid7 import uuid7
 START = datetime(2026, 1, 1, tzinfo=UTC)
 DAYS = 30
 SERIES = [("openai", f"gpt-{n}") for n in range(6)] + [("anthropic", f"claude-{n}") for n in range(4)]
-CONTEXT = CallContext(method=None, runtime=SyncRuntime(), metadata=Metadata())  # type: ignore[arg-type]
+CONTEXT = CallContext(method=None, runtime=SyncRuntime(), metadata=Metadata())
 
 
 def entry(at: float, chance: random.Random) -> Entry:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
+from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.stores import schema
 
 __all__ = ["DURABILITIES", "Database"]
 
 DURABILITIES = {"disk": "FULL", "process": "NORMAL"}
+
+# The first with STRICT tables.
+_OLDEST = (3, 37)
 
 # Of a query: the series that its filter lets through, and the pieces of time it sums.
 _TEMPORARY = (
@@ -37,8 +41,14 @@ class Database:
     def connect(self) -> sqlite3.Connection:
         """A connection to the database, which is created, or brought to this version, where it must be.
 
-        Never waits inside SQLite: sqlite3.OperationalError when the file is busy. RpcError as `identify`.
+        Never waits inside SQLite: sqlite3.OperationalError when the file is busy. RpcError as `identify`, and for a SQLite that is too old.
         """
+        if sqlite3.sqlite_version_info < _OLDEST:
+            needed = ".".join(map(str, _OLDEST))
+            raise RpcError(
+                StatusCode.FAILED_PRECONDITION,
+                f"this Python has SQLite {sqlite3.sqlite_version}, and the store needs {needed} or newer",
+            )
         connection = sqlite3.connect(
             ":memory:" if self.path is None else str(Path(self.path)),
             timeout=0,

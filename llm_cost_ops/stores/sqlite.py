@@ -29,7 +29,8 @@ _CLOSING = 30.0
 
 
 class SqliteStore:
-    """A Store in a SQLite file, or in memory that only this object sees when `path` is None or "".
+    """A Store in a SQLite file, or in memory that only this object sees when `path` is None, "" or
+    ":memory:".
 
     The file is opened, and created or migrated, by the first call. It is in WAL mode: readers do not wait
     for writers, and several processes may use it.
@@ -45,8 +46,8 @@ class SqliteStore:
     def __init__(
         self, path: str | None = None, *, durability: str = "disk", group_commit: bool = False
     ) -> None:
-        self._database = Database(path or None, durability)
-        self._grouped = group_commit and bool(path) and durability == "disk"
+        self._database = Database(None if path in ("", ":memory:") else path, durability)
+        self._grouped = group_commit and self._database.path is not None and durability == "disk"
         self._closed = False
         self._parts: tuple[Any, ...] = ()
         self.begin_anew()

@@ -37,6 +37,7 @@ class Writer:
         self._cursor: sqlite3.Cursor | None = None
         self._interner = Interner()
         self._committing = False
+        self._unsure: BaseException | None = None
 
     async def run(self, job: Job[T], context: CallContext) -> T:
         """Run a job and commit it; while the file is busy, wait as long as the call may."""
@@ -81,8 +82,8 @@ class Writer:
         return self._connection
 
     def translated(self, error: Exception) -> RpcError:
-        """The error to raise for what `transact` raised."""
-        return rpc_error(error, self.database.name, maybe_applied=getattr(error, "unsure", False))
+        """The error to raise for what `transact` raised last. Only for who has the turn."""
+        return rpc_error(error, self.database.name, maybe_applied=error is self._unsure)
 
     def close(self) -> None:
         """Close the connection. Only for who has the turn."""
@@ -97,7 +98,7 @@ class Writer:
         )
         if self._committing and broken:
             # The log may hold the whole transaction, and recovery may find it there.
-            error.unsure = True  # type: ignore[attr-defined]  # carried to `translated`
+            self._unsure = error
         self._committing = False
         try:
             if self._connection is not None and self._connection.in_transaction:

@@ -24,8 +24,8 @@ _METHOD: MethodDescriptor[Any, Any] = MethodDescriptor(
     "Call",
     cardinality=Cardinality.UNARY_UNARY,
     idempotency=Idempotency.UNKNOWN,
-    request=None,  # type: ignore[arg-type]
-    response=None,  # type: ignore[arg-type]
+    request=None,
+    response=None,
 )
 
 

@@ -18,7 +18,7 @@ CREATED, DUPLICATE, CONFLICT = SubmitStatus.CREATED, SubmitStatus.DUPLICATE, Sub
 def card(price: str = "2.5", **fields: object) -> RateCard:
     fields = {"id": uuid7(), "provider": "openai", "model_id": "gpt-4o", "currency": "USD"} | fields
     rates = [Rate(meter="INPUT", price=Decimal(price), tiers=[PriceTier(above=5, price=Decimal("1E-11"))])]
-    return RateCard(rates=rates, effective_from=datetime(2026, 1, 1, tzinfo=UTC), **fields)  # type: ignore[arg-type]
+    return RateCard(rates=rates, effective_from=datetime(2026, 1, 1, tzinfo=UTC), **fields)
 
 
 @pytest.fixture(params=["memory", "file", "group"])

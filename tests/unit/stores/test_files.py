@@ -262,3 +262,40 @@ def test_a_store_may_be_read_after_start(tmp_path: Path) -> None:
         writer.append([entry()])
         assert reader.count_usage(Filter()) == 1
         assert reader.span(Filter())[0] == START
+
+
+@pytest.mark.parametrize("group", [False, True])
+def test_a_commit_that_fails_on_the_disk_may_have_been_applied(tmp_path: Path, group: bool) -> None:
+    class Failing(sqlite3.Cursor):
+        def execute(self, sql: str, *values: object) -> sqlite3.Cursor:
+            if sql == "COMMIT":
+                error = sqlite3.OperationalError("disk I/O error")
+                error.sqlite_errorcode = sqlite3.SQLITE_IOERR | (4 << 8)
+                raise error
+            return super().execute(sql, *values)
+
+    with Sync(tmp_path / "costs.db", group_commit=group) as store:
+        store.append([entry()])
+        writer = store.store._writer
+        writer._cursor = writer._connection.cursor(Failing)
+        with pytest.raises(RpcError) as caught:
+            store.append([entry(idempotency_key="k")])
+        assert (caught.value.code, caught.value.maybe_applied) == (StatusCode.INTERNAL, True)
+        # The connection is not trusted any more, and the next call has a new one.
+        assert writer._connection is None
+        assert [done.status for done in store.append([entry(idempotency_key="k")])] == [SubmitStatus.CREATED]
+        assert store.count_usage(Filter()) == 2
+
+
+def test_a_sqlite_that_is_too_old_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
+    with Sync() as store, pytest.raises(RpcError, match=r"the store needs 3\.37 or newer"):
+        store.check()
+
+
+@pytest.mark.parametrize("path", [None, "", ":memory:"])
+def test_memory_is_private(path: str | None) -> None:
+    with Sync(path, group_commit=True) as one, Sync(path) as other:
+        one.append([entry()])
+        assert (one.count_usage(Filter()), other.count_usage(Filter())) == (1, 0)
+    assert not Path(":memory:").exists()

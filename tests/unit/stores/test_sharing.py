@@ -146,7 +146,7 @@ async def test_a_busy_file_holds_up_no_loop(
     other_writer.execute("ROLLBACK")
     found = await asyncio.gather(*waiting, return_exceptions=True)
     assert isinstance(found[0], asyncio.CancelledError)
-    assert [done.status for answers in found[1:] for done in answers] == [CREATED, CREATED]  # type: ignore[union-attr]
+    assert [done.status for answers in found[1:] for done in answers] == [CREATED, CREATED]
     assert await store.count_usage(Filter(), context(5, AsyncRuntime())) in (3, 4)
     await store.aclose()
 
@@ -188,9 +188,9 @@ def test_group_commit_shares_transactions(tmp_path: Path) -> None:
             nonlocal commits
             commits += 1
             time.sleep(0.01)
-            return transact(job)  # type: ignore[arg-type]
+            return transact(job)
 
-        writer.transact = counted  # type: ignore[method-assign]
+        writer.transact = counted
         with ThreadPoolExecutor(16) as pool:
             found = list(pool.map(lambda n: store.append([entry(n)])[0].status, range(160)))
         assert found == [CREATED] * 160
@@ -252,7 +252,7 @@ def test_close_finishes_what_was_begun(tmp_path: Path) -> None:
 
 def _child(store: Sync, keys: list[str], pipe: object) -> None:
     found = store.append([entry(idempotency_key=key) for key in keys])
-    pipe.send(([done.status.value for done in found], store.count_usage(Filter())))  # type: ignore[attr-defined]
+    pipe.send(([done.status.value for done in found], store.count_usage(Filter())))
     store.aclose()
 
 
