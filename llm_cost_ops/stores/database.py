@@ -41,7 +41,8 @@ class Database:
     def connect(self) -> sqlite3.Connection:
         """A connection to the database, which is created, or brought to this version, where it must be.
 
-        Never waits inside SQLite: sqlite3.OperationalError when the file is busy. RpcError as `identify`, and for a SQLite that is too old.
+        Never waits inside SQLite: sqlite3.OperationalError when the file is busy. RpcError as `identify`, and
+        for a SQLite that is too old.
         """
         if sqlite3.sqlite_version_info < _OLDEST:
             needed = ".".join(map(str, _OLDEST))
