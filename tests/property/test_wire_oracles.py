@@ -17,6 +17,8 @@ from llm_cost_ops.wire import DecodeError
 from tests.property.wire_oracles import EVERYTHING, OURS, better_class, codecs, plain_codecs
 from tests.property.wire_strategies import messages
 
+pytestmark = pytest.mark.slow
+
 _SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 _NAMES = sorted(codecs())
 _PLAIN = sorted(plain_codecs())
