@@ -125,7 +125,6 @@ def _receipt(
     paid = [0, 0, 0]
     saved: int | None = 0
     partial = crossed = False
-    price: Decimal | None
     for meter, rate, count in compiled.charges(record):
         if rate is None:
             lines.append(_unpriced_line(meter, count))
@@ -140,9 +139,8 @@ def _receipt(
             crossed = crossed or (several and rate.crosses(billed, basis))
         kind = _PARTS.get(meter, _OTHER)
         if kind is _CACHED:
-            kind = 0
-            if saved is not None:
-                saved = _save(compiled.rates.get(_UNCACHED[meter]), count, basis, several, saved - units)
+            uncached = compiled.rates.get(_UNCACHED[meter])
+            kind, saved = 0, _save(uncached, count, basis, several, saved, units)
         paid[kind] += units
         if billed:
             line = CostLine(
@@ -179,8 +177,12 @@ def _receipt(
     )
 
 
-def _save(uncached: CompiledRate | None, count: int, basis: int, several: bool, saved: int) -> int | None:
-    return None if uncached is None else saved + uncached.amount(count, basis, base_only=several)[0]
+def _save(
+    rate: CompiledRate | None, count: int, basis: int, several: bool, before: int | None, paid: int
+) -> int | None:
+    if rate is None or before is None:
+        return None
+    return before + rate.amount(count, basis, base_only=several)[0] - paid
 
 
 def _unpriced_line(meter: str, count: int) -> CostLine:

@@ -80,7 +80,12 @@ class CompiledRate:
         self.bands = [tier.above * scale for tier in tiers] if graduated and tiers else None
         # The price of one count in units, where that is all there is to it, and what a line says of it.
         self.whole = self.steps[0][0] if self.simple and not tiers else None
-        self.shown = (self.prices[0], self.per, self.multiplier, self.meter)
+        self.shown: tuple[Decimal | None, int, Decimal, str] = (
+            self.prices[0],
+            self.per,
+            self.multiplier,
+            self.meter,
+        )
 
     def _step(self, price: Decimal) -> tuple[int, int]:
         top, bottom = ratio_of(price)
