@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
-
 from llm_cost_ops.config.parts import (
     CacheConfig,
     CircuitBreakerConfig,

@@ -89,6 +89,12 @@ class ForeignAwaitError(RuntimeError):
     """Something in a sync call awaited what only an event loop can give."""
 
 
+_RULE = (
+    "the sync client can't wait for {}: an interceptor may await only its continuation and "
+    "context.runtime (sleep, wait, offload)"
+)
+
+
 def drive(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine that never suspends, and return its result.
 
@@ -100,8 +106,9 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
     except StopIteration as stop:
         result: T = stop.value
         return result
+    except RuntimeError as error:
+        if str(error) == "no running event loop":
+            raise ForeignAwaitError(_RULE.format("asyncio")) from error
+        raise
     coroutine.close()
-    raise ForeignAwaitError(
-        f"the sync client can't wait for {awaited!r}: an interceptor may await only its "
-        "continuation and context.runtime (sleep, wait, offload)"
-    )
+    raise ForeignAwaitError(_RULE.format(repr(awaited)))
