@@ -28,7 +28,8 @@ from tests.unit.stores.making import Sync, entry
 store = Sync(sys.argv[1])
 for n in range(10):
     keys = [f"{n}-{i}" for i in range(1 + 3 * (n % 2))]
-    store.append([entry(n * 86_400, idempotency_key=key, project_id=str(n)) for key in keys])
+    text = {"text": "x" * 6000}
+    store.append([entry(n * 86_400, idempotency_key=key, project_id=str(n), metadata=text) for key in keys])
     os.write(1, f"{n}\\n".encode())
 store.aclose()
 os.write(1, b"done\\n")
@@ -47,7 +48,7 @@ def killed_at(path: Path, calls: str, when: int) -> list[str]:
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
-@pytest.mark.parametrize(("calls", "step"), [("pwrite64", 37), ("fdatasync,fsync", 9)])
+@pytest.mark.parametrize(("calls", "step"), [("pwrite64", 61), ("fdatasync,fsync", 9)])
 def test_killed_at_any_write(tmp_path: Path, calls: str, step: int) -> None:
     points = 0
     for when in range(1, 2_000, STEP or step):
@@ -71,7 +72,8 @@ def check(path: Path, told: list[str]) -> None:
         for group_by in (("project",), ("project", "user")):
             sums = store.summarize(Filter(), group_by, None)
             assert sum(s.requests for _, _, s in sums) == len(kept)
-        again = [entry(int(key[0]) * 86_400, idempotency_key=key, project_id=key[0]) for key in sorted(kept)]
+        text = {"text": "x" * 6000}
+        again = [entry(int(k[0]) * 86_400, idempotency_key=k, project_id=k[0], metadata=text) for k in kept]
         assert {done.status for done in store.append(again)} <= {SubmitStatus.DUPLICATE}
     connection = sqlite3.connect(path)
     assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
