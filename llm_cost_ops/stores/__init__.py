@@ -6,14 +6,58 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Protocol
 
+import msgspec
+
 from llm_cost_ops._gen.messages import RateCard, SubmitStatus, UsageRecord
 from llm_cost_ops.engine.ledger import Appended, Entry, Filter, Sums
 from llm_cost_ops.rpc.context import CallContext
 
-__all__ = ["Position", "Store"]
+__all__ = ["ApiKey", "KeyStore", "Position", "Store"]
 
 Position = tuple[int, int]
 """Where a page ended: microseconds since 1970, and the number under which the store keeps the record."""
+
+
+class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept of an API key: never the key itself.
+
+    `id` is the visible prefix, `hash` the 32 bytes of a keyed hash, `role` one of reader, writer, admin.
+    `organizations` None means all of them. Times are in UTC; None means never.
+    """
+
+    id: str
+    hash: bytes
+    name: str = ""
+    role: str
+    organizations: tuple[str, ...] | None
+    created_at: datetime
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+    def __repr__(self) -> str:
+        return f"ApiKey({self.id!r}, role={self.role!r}, organizations={self.organizations!r})"
+
+
+class KeyStore(Protocol):
+    """Keeps API keys. What one process adds or revokes holds at once in every other one."""
+
+    async def any(self, context: CallContext) -> bool:
+        """Whether there is or was a key; cheap enough to ask before each call."""
+
+    async def find(self, key_id: str, context: CallContext) -> ApiKey | None:
+        """The key with an id, revoked and expired ones too; cheap enough to ask before each call."""
+
+    async def all(self, context: CallContext) -> list[ApiKey]:
+        """Every key, the oldest first."""
+
+    async def secret(self, context: CallContext) -> bytes:
+        """The 32 random bytes of this store alone that hashes are keyed with; made when first asked for."""
+
+    async def add(self, key: ApiKey, context: CallContext) -> None:
+        """Keep a key; ALREADY_EXISTS when its id is taken."""
+
+    async def revoke(self, key_id: str, at: datetime, context: CallContext) -> ApiKey | None:
+        """Revoke a key, or leave a revoked one as it is, and return it; None when there is none."""
 
 
 class Store(Protocol):
@@ -90,6 +134,10 @@ class Store(Protocol):
 
     async def cards_revision(self, context: CallContext) -> int:
         """A number that grows when a card is added, by any process. Cheap enough to ask before each call."""
+
+    @property
+    def keys(self) -> KeyStore:
+        """The API keys of whoever may call the server over this store."""
 
     async def check(self, context: CallContext) -> None:
         """Write and commit a mark; raises as any other write does."""

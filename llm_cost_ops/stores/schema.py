@@ -66,7 +66,17 @@ _VERSION_1 = (
     "INSERT INTO health VALUES (1, 0)",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_VERSION_1,)
+_VERSION_2 = (
+    # hash is keyed with the secret; organizations is a JSON list, or NULL for all of them. Times are in
+    # microseconds.
+    """CREATE TABLE api_key (
+        id TEXT PRIMARY KEY, hash BLOB NOT NULL, name TEXT NOT NULL, role TEXT NOT NULL, organizations TEXT,
+        created INTEGER NOT NULL, expires INTEGER, revoked INTEGER
+    ) STRICT, WITHOUT ROWID""",
+    "CREATE TABLE secret (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_VERSION_1, _VERSION_2)
 """The statements that lead from each version to the next."""
 
 VERSION = len(MIGRATIONS)

@@ -17,6 +17,7 @@ from llm_cost_ops.stores import Position, cards, history, summing
 from llm_cost_ops.stores.append import Interner, append_many, append_one
 from llm_cost_ops.stores.database import Database
 from llm_cost_ops.stores.group_commit import GroupCommit
+from llm_cost_ops.stores.keys import SqliteKeys
 from llm_cost_ops.stores.readers import Query, Readers
 from llm_cost_ops.stores.rows import Prepared, prepare
 from llm_cost_ops.stores.writer import Job, Writer, closed_error
@@ -143,6 +144,11 @@ class SqliteStore:
             return self._added_cards
         return await self._readers.glance(cards.revision, context)
 
+    @property
+    def keys(self) -> SqliteKeys:
+        """The API keys of whoever may call the server over this store."""
+        return SqliteKeys(self._glance, self._write)
+
     async def check(self, context: CallContext) -> None:
         """Write and commit a mark."""
 
@@ -163,6 +169,9 @@ class SqliteStore:
             writer.close()
             writer.turn.give_back()
         self._readers.close()
+
+    async def _glance(self, query: Query[T], context: CallContext) -> T:
+        return await self._readers.glance(query, context)
 
     async def _write(self, job: Job[T], context: CallContext, weight: int = 1) -> T:
         if self._closed:
