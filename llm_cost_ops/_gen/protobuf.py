@@ -378,12 +378,12 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
                 x1 = m.organization_id.append
                 while t == 10:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     x1(data[s:pos].decode())
                     if pos >= end: break
                     t = data[pos]
@@ -392,12 +392,12 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
                 x2 = m.provider.append
                 while t == 18:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     x2(data[s:pos].decode())
                     if pos >= end: break
                     t = data[pos]
@@ -406,12 +406,12 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
                 x3 = m.model_id.append
                 while t == 26:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     x3(data[s:pos].decode())
                     if pos >= end: break
                     t = data[pos]
@@ -420,12 +420,12 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
                 x4 = m.project_id.append
                 while t == 34:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     x4(data[s:pos].decode())
                     if pos >= end: break
                     t = data[pos]
@@ -434,12 +434,12 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
                 x5 = m.user_id.append
                 while t == 42:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     x5(data[s:pos].decode())
                     if pos >= end: break
                     t = data[pos]
@@ -448,12 +448,12 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
                 x6 = m.tag.append
                 while t == 50:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     x6(data[s:pos].decode())
                     if pos >= end: break
                     t = data[pos]
@@ -462,13 +462,13 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
                 x7 = m.label
                 while t == 58:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    d, s, r = data, pos, pos + n
-                    pos = r
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    d, r = data, pos
                     if pos > end: raise IndexError
                     k7 = ""
                     v7 = ""
@@ -476,23 +476,23 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
                         u = d[s]
                         if u == 10:
                             n = d[s + 1]
-                            s += 2
-                            if n > 127:
-                                c = d[s]; s += 1; n += (c << 7) - 128
+                            if n < 128: q = s + 2
+                            else:
+                                c = d[s + 2]; n += (c << 7) - 128; q = s + 3
                                 if c > 127:
-                                    n, s = read_more(d, s, n)
-                            q = s; s += n
+                                    n, q = read_more(d, q, n)
+                            s = q + n
                             k7 = d[q:s].decode()
                             if s >= r: break
                             u = d[s]
                         if u == 18:
                             n = d[s + 1]
-                            s += 2
-                            if n > 127:
-                                c = d[s]; s += 1; n += (c << 7) - 128
+                            if n < 128: q = s + 2
+                            else:
+                                c = d[s + 2]; n += (c << 7) - 128; q = s + 3
                                 if c > 127:
-                                    n, s = read_more(d, s, n)
-                            q = s; s += n
+                                    n, q = read_more(d, q, n)
+                            s = q + n
                             v7 = d[q:s].decode()
                             if s >= r: break
                             u = d[s]
@@ -509,42 +509,42 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
                 if pos >= end: break
             if t == 66:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.start_date = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 74:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.end_date = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 82:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.time_zone = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 88:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                 m.interval = _INTERVAL_MEMBERS.get(n) or read_enum(Interval, _INTERVAL_MEMBERS, n)
@@ -554,12 +554,12 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
                 x12 = m.metrics.append
                 while t == 98:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     x12(data[s:pos].decode())
                     if pos >= end: break
                     t = data[pos]
@@ -568,24 +568,24 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
                 x13 = m.group_by.append
                 while t == 106:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     x13(data[s:pos].decode())
                     if pos >= end: break
                     t = data[pos]
                 if pos >= end: break
             if t == 114:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.currency = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
@@ -676,20 +676,20 @@ def _read_metric_values(data: bytes, pos: int, end: int, depth: int, m: MetricVa
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.total_cost = from_text(data[s:pos].decode())
                 if pos >= end: break
                 t = data[pos]
             if t == 16:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -698,9 +698,9 @@ def _read_metric_values(data: bytes, pos: int, end: int, depth: int, m: MetricVa
                 t = data[pos]
             if t == 24:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -709,9 +709,9 @@ def _read_metric_values(data: bytes, pos: int, end: int, depth: int, m: MetricVa
                 t = data[pos]
             if t == 32:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -720,9 +720,9 @@ def _read_metric_values(data: bytes, pos: int, end: int, depth: int, m: MetricVa
                 t = data[pos]
             if t == 40:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -731,9 +731,9 @@ def _read_metric_values(data: bytes, pos: int, end: int, depth: int, m: MetricVa
                 t = data[pos]
             if t == 48:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -742,9 +742,9 @@ def _read_metric_values(data: bytes, pos: int, end: int, depth: int, m: MetricVa
                 t = data[pos]
             if t == 56:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -753,23 +753,23 @@ def _read_metric_values(data: bytes, pos: int, end: int, depth: int, m: MetricVa
                 t = data[pos]
             if t == 66:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.average_cost_per_request = from_text(data[s:pos].decode())
                 if pos >= end: break
                 t = data[pos]
             if t == 74:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.average_tokens_per_request = from_text(data[s:pos].decode())
                 if pos >= end: break
                 t = data[pos]
@@ -840,24 +840,24 @@ def _read_time_series_point(data: bytes, pos: int, end: int, depth: int, m: Time
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 if pos > end: raise IndexError
                 m.timestamp = read_timestamp(data, s, pos, m.timestamp)
                 if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 if pos > end: raise IndexError
                 m.metrics = _read_metric_values(data, s, pos, depth + 1, m.metrics)
                 if pos >= end: break
@@ -866,12 +866,12 @@ def _read_time_series_point(data: bytes, pos: int, end: int, depth: int, m: Time
                 x3 = m.group.append
                 while t == 26:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     if pos > end: raise IndexError
                     x3(_read_group_key(data, s, pos, depth + 1, None))
                     if pos >= end: break
@@ -958,20 +958,20 @@ def _read_analytics_summary(data: bytes, pos: int, end: int, depth: int, m: Anal
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.total_cost = from_text(data[s:pos].decode() or "0")
                 if pos >= end: break
                 t = data[pos]
             if t == 16:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -980,9 +980,9 @@ def _read_analytics_summary(data: bytes, pos: int, end: int, depth: int, m: Anal
                 t = data[pos]
             if t == 24:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -991,31 +991,31 @@ def _read_analytics_summary(data: bytes, pos: int, end: int, depth: int, m: Anal
                 t = data[pos]
             if t == 34:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.average_cost_per_request = from_text(data[s:pos].decode())
                 if pos >= end: break
                 t = data[pos]
             if t == 42:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.average_tokens_per_request = from_text(data[s:pos].decode())
                 if pos >= end: break
                 t = data[pos]
             if t == 48:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -1024,12 +1024,12 @@ def _read_analytics_summary(data: bytes, pos: int, end: int, depth: int, m: Anal
                 t = data[pos]
             if t == 58:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.currency = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
@@ -1112,12 +1112,12 @@ def _read_analytics(data: bytes, pos: int, end: int, depth: int, m: Analytics | 
                 x1 = m.time_series.append
                 while t == 10:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     if pos > end: raise IndexError
                     x1(_read_time_series_point(data, s, pos, depth + 1, None))
                     if pos >= end: break
@@ -1125,21 +1125,21 @@ def _read_analytics(data: bytes, pos: int, end: int, depth: int, m: Analytics | 
                 if pos >= end: break
             if t == 18:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 if pos > end: raise IndexError
                 m.summary = _read_analytics_summary(data, s, pos, depth + 1, m.summary)
                 if pos >= end: break
                 t = data[pos]
             if t == 24:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                 m.interval = _INTERVAL_MEMBERS.get(n) or read_enum(Interval, _INTERVAL_MEMBERS, n)
@@ -1147,24 +1147,24 @@ def _read_analytics(data: bytes, pos: int, end: int, depth: int, m: Analytics | 
                 t = data[pos]
             if t == 34:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 if pos > end: raise IndexError
                 m.period_start = read_timestamp(data, s, pos, m.period_start)
                 if pos >= end: break
                 t = data[pos]
             if t == 42:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 if pos > end: raise IndexError
                 m.period_end = read_timestamp(data, s, pos, m.period_end)
                 if pos >= end: break
@@ -1228,24 +1228,24 @@ def _read_get_analytics_response(data: bytes, pos: int, end: int, depth: int, m:
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 if pos > end: raise IndexError
                 m.data = _read_analytics(data, s, pos, depth + 1, m.data)
                 if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 if pos > end: raise IndexError
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
                 if pos >= end: break
@@ -1338,42 +1338,42 @@ def _read_cost_line(data: bytes, pos: int, end: int, depth: int, m: CostLine | N
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.meter = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.quantity = from_text(data[s:pos].decode() or "0")
                 if pos >= end: break
                 t = data[pos]
             if t == 26:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.unit_price = from_text(data[s:pos].decode())
                 if pos >= end: break
                 t = data[pos]
             if t == 32:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -1382,31 +1382,31 @@ def _read_cost_line(data: bytes, pos: int, end: int, depth: int, m: CostLine | N
                 t = data[pos]
             if t == 42:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.multiplier = from_text(data[s:pos].decode() or "0")
                 if pos >= end: break
                 t = data[pos]
             if t == 50:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.cost = from_text(data[s:pos].decode() or "0")
                 if pos >= end: break
                 t = data[pos]
             if t == 56:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                 m.priced = n != 0
@@ -1414,12 +1414,12 @@ def _read_cost_line(data: bytes, pos: int, end: int, depth: int, m: CostLine | N
                 t = data[pos]
             if t == 66:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.rate_meter = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
@@ -1569,31 +1569,31 @@ def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.id = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.usage_id = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 24:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFF: n = to_int32(n)
@@ -1602,9 +1602,9 @@ def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord
                 t = data[pos]
             if t == 32:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                 m.status = _COST_STATUS_MEMBERS.get(n) or read_enum(CostStatus, _COST_STATUS_MEMBERS, n)
@@ -1612,56 +1612,56 @@ def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord
                 t = data[pos]
             if t == 42:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.currency = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 50:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.total_cost = from_text(data[s:pos].decode())
                 if pos >= end: break
                 t = data[pos]
             if t == 58:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.input_cost = from_text(data[s:pos].decode())
                 if pos >= end: break
                 t = data[pos]
             if t == 66:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.output_cost = from_text(data[s:pos].decode())
                 if pos >= end: break
                 t = data[pos]
             if t == 74:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.other_cost = from_text(data[s:pos].decode())
                 if pos >= end: break
                 t = data[pos]
@@ -1669,12 +1669,12 @@ def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord
                 x10 = m.lines.append
                 while t == 82:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     if pos > end: raise IndexError
                     x10(_read_cost_line(data, s, pos, depth + 1, None))
                     if pos >= end: break
@@ -1682,20 +1682,20 @@ def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord
                 if pos >= end: break
             if t == 90:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.rate_card_id = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 96:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFF: n = to_int32(n)
@@ -1706,47 +1706,47 @@ def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord
                 x13 = m.fallback_dimensions.append
                 while t == 106:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     x13(data[s:pos].decode())
                     if pos >= end: break
                     t = data[pos]
                 if pos >= end: break
             if t == 114:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.cache_savings = from_text(data[s:pos].decode())
                 if pos >= end: break
                 t = data[pos]
             if t == 122:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.calculator_version = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t > 127: t += data[pos + 1] << 7
             if t == 258:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 if pos > end: raise IndexError
                 m.calculated_at = read_timestamp(data, s, pos, m.calculated_at)
                 if pos >= end: break
@@ -1754,12 +1754,12 @@ def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord
                 if t > 127: t += data[pos + 1] << 7
             if t == 266:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.origin_version = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
@@ -1821,23 +1821,23 @@ def _read_group_key(data: bytes, pos: int, end: int, depth: int, m: GroupKey | N
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.dimension = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.value = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
@@ -1981,12 +1981,12 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
                 x1 = m.organization_id.append
                 while t == 10:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     x1(data[s:pos].decode())
                     if pos >= end: break
                     t = data[pos]
@@ -1995,12 +1995,12 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
                 x2 = m.provider.append
                 while t == 18:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     x2(data[s:pos].decode())
                     if pos >= end: break
                     t = data[pos]
@@ -2009,12 +2009,12 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
                 x3 = m.model_id.append
                 while t == 26:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     x3(data[s:pos].decode())
                     if pos >= end: break
                     t = data[pos]
@@ -2023,12 +2023,12 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
                 x4 = m.project_id.append
                 while t == 34:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     x4(data[s:pos].decode())
                     if pos >= end: break
                     t = data[pos]
@@ -2037,12 +2037,12 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
                 x5 = m.user_id.append
                 while t == 42:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     x5(data[s:pos].decode())
                     if pos >= end: break
                     t = data[pos]
@@ -2051,12 +2051,12 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
                 x6 = m.tag.append
                 while t == 50:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     x6(data[s:pos].decode())
                     if pos >= end: break
                     t = data[pos]
@@ -2065,13 +2065,13 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
                 x7 = m.label
                 while t == 58:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    d, s, r = data, pos, pos + n
-                    pos = r
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    d, r = data, pos
                     if pos > end: raise IndexError
                     k7 = ""
                     v7 = ""
@@ -2079,23 +2079,23 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
                         u = d[s]
                         if u == 10:
                             n = d[s + 1]
-                            s += 2
-                            if n > 127:
-                                c = d[s]; s += 1; n += (c << 7) - 128
+                            if n < 128: q = s + 2
+                            else:
+                                c = d[s + 2]; n += (c << 7) - 128; q = s + 3
                                 if c > 127:
-                                    n, s = read_more(d, s, n)
-                            q = s; s += n
+                                    n, q = read_more(d, q, n)
+                            s = q + n
                             k7 = d[q:s].decode()
                             if s >= r: break
                             u = d[s]
                         if u == 18:
                             n = d[s + 1]
-                            s += 2
-                            if n > 127:
-                                c = d[s]; s += 1; n += (c << 7) - 128
+                            if n < 128: q = s + 2
+                            else:
+                                c = d[s + 2]; n += (c << 7) - 128; q = s + 3
                                 if c > 127:
-                                    n, s = read_more(d, s, n)
-                            q = s; s += n
+                                    n, q = read_more(d, q, n)
+                            s = q + n
                             v7 = d[q:s].decode()
                             if s >= r: break
                             u = d[s]
@@ -2112,34 +2112,34 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
                 if pos >= end: break
             if t == 66:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.start_date = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 74:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.end_date = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 82:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.time_zone = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
@@ -2147,24 +2147,24 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
                 x11 = m.group_by.append
                 while t == 90:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     x11(data[s:pos].decode())
                     if pos >= end: break
                     t = data[pos]
                 if pos >= end: break
             if t == 98:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.currency = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
@@ -2264,42 +2264,42 @@ def _read_cost_group(data: bytes, pos: int, end: int, depth: int, m: CostGroup |
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.dimension = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.value = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 26:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.cost = from_text(data[s:pos].decode() or "0")
                 if pos >= end: break
                 t = data[pos]
             if t == 32:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -2308,9 +2308,9 @@ def _read_cost_group(data: bytes, pos: int, end: int, depth: int, m: CostGroup |
                 t = data[pos]
             if t == 40:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -2321,12 +2321,12 @@ def _read_cost_group(data: bytes, pos: int, end: int, depth: int, m: CostGroup |
                 x6 = m.keys.append
                 while t == 50:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     if pos > end: raise IndexError
                     x6(_read_group_key(data, s, pos, depth + 1, None))
                     if pos >= end: break
@@ -2334,9 +2334,9 @@ def _read_cost_group(data: bytes, pos: int, end: int, depth: int, m: CostGroup |
                 if pos >= end: break
             if t == 56:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -2345,9 +2345,9 @@ def _read_cost_group(data: bytes, pos: int, end: int, depth: int, m: CostGroup |
                 t = data[pos]
             if t == 64:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -2356,9 +2356,9 @@ def _read_cost_group(data: bytes, pos: int, end: int, depth: int, m: CostGroup |
                 t = data[pos]
             if t == 72:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -2367,9 +2367,9 @@ def _read_cost_group(data: bytes, pos: int, end: int, depth: int, m: CostGroup |
                 t = data[pos]
             if t == 80:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -2437,31 +2437,31 @@ def _read_currency_total(data: bytes, pos: int, end: int, depth: int, m: Currenc
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.currency = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.cost = from_text(data[s:pos].decode() or "0")
                 if pos >= end: break
                 t = data[pos]
             if t == 24:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -2570,31 +2570,31 @@ def _read_cost_summary(data: bytes, pos: int, end: int, depth: int, m: CostSumma
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.total_cost = from_text(data[s:pos].decode() or "0")
                 if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.currency = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 24:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -2603,9 +2603,9 @@ def _read_cost_summary(data: bytes, pos: int, end: int, depth: int, m: CostSumma
                 t = data[pos]
             if t == 32:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -2614,24 +2614,24 @@ def _read_cost_summary(data: bytes, pos: int, end: int, depth: int, m: CostSumma
                 t = data[pos]
             if t == 42:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 if pos > end: raise IndexError
                 m.period_start = read_timestamp(data, s, pos, m.period_start)
                 if pos >= end: break
                 t = data[pos]
             if t == 50:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 if pos > end: raise IndexError
                 m.period_end = read_timestamp(data, s, pos, m.period_end)
                 if pos >= end: break
@@ -2640,12 +2640,12 @@ def _read_cost_summary(data: bytes, pos: int, end: int, depth: int, m: CostSumma
                 x7 = m.breakdown.append
                 while t == 58:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     if pos > end: raise IndexError
                     x7(_read_cost_group(data, s, pos, depth + 1, None))
                     if pos >= end: break
@@ -2653,9 +2653,9 @@ def _read_cost_summary(data: bytes, pos: int, end: int, depth: int, m: CostSumma
                 if pos >= end: break
             if t == 64:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                 m.additive = n != 0
@@ -2663,9 +2663,9 @@ def _read_cost_summary(data: bytes, pos: int, end: int, depth: int, m: CostSumma
                 t = data[pos]
             if t == 72:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -2676,12 +2676,12 @@ def _read_cost_summary(data: bytes, pos: int, end: int, depth: int, m: CostSumma
                 x10 = m.other_currencies.append
                 while t == 82:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     if pos > end: raise IndexError
                     x10(_read_currency_total(data, s, pos, depth + 1, None))
                     if pos >= end: break
@@ -2746,24 +2746,24 @@ def _read_get_cost_summary_response(data: bytes, pos: int, end: int, depth: int,
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 if pos > end: raise IndexError
                 m.data = _read_cost_summary(data, s, pos, depth + 1, m.data)
                 if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 if pos > end: raise IndexError
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
                 if pos >= end: break
@@ -2829,20 +2829,20 @@ def _read_component_health(data: bytes, pos: int, end: int, depth: int, m: Compo
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.name = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 16:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                 m.status = _HEALTH_STATUS_MEMBERS.get(n) or read_enum(HealthStatus, _HEALTH_STATUS_MEMBERS, n)
@@ -2850,12 +2850,12 @@ def _read_component_health(data: bytes, pos: int, end: int, depth: int, m: Compo
                 t = data[pos]
             if t == 26:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.message = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
@@ -2969,9 +2969,9 @@ def _read_get_health_response(data: bytes, pos: int, end: int, depth: int, m: Ge
             t = data[pos]
             if t == 8:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                 m.status = _HEALTH_STATUS_MEMBERS.get(n) or read_enum(HealthStatus, _HEALTH_STATUS_MEMBERS, n)
@@ -2979,12 +2979,12 @@ def _read_get_health_response(data: bytes, pos: int, end: int, depth: int, m: Ge
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.version = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
@@ -2997,12 +2997,12 @@ def _read_get_health_response(data: bytes, pos: int, end: int, depth: int, m: Ge
                 x4 = m.components.append
                 while t == 34:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     if pos > end: raise IndexError
                     x4(_read_component_health(data, s, pos, depth + 1, None))
                     if pos >= end: break
@@ -3118,9 +3118,9 @@ def _read_get_readiness_response(data: bytes, pos: int, end: int, depth: int, m:
             t = data[pos]
             if t == 8:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                 m.status = _HEALTH_STATUS_MEMBERS.get(n) or read_enum(HealthStatus, _HEALTH_STATUS_MEMBERS, n)
@@ -3128,12 +3128,12 @@ def _read_get_readiness_response(data: bytes, pos: int, end: int, depth: int, m:
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.version = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
@@ -3146,12 +3146,12 @@ def _read_get_readiness_response(data: bytes, pos: int, end: int, depth: int, m:
                 x4 = m.components.append
                 while t == 34:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     if pos > end: raise IndexError
                     x4(_read_component_health(data, s, pos, depth + 1, None))
                     if pos >= end: break
@@ -3234,9 +3234,9 @@ def _read_pagination(data: bytes, pos: int, end: int, depth: int, m: Pagination 
             t = data[pos]
             if t == 8:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFF: n = to_int32(n)
@@ -3245,9 +3245,9 @@ def _read_pagination(data: bytes, pos: int, end: int, depth: int, m: Pagination 
                 t = data[pos]
             if t == 16:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFF: n = to_int32(n)
@@ -3256,9 +3256,9 @@ def _read_pagination(data: bytes, pos: int, end: int, depth: int, m: Pagination 
                 t = data[pos]
             if t == 24:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFF: n = to_int32(n)
@@ -3267,9 +3267,9 @@ def _read_pagination(data: bytes, pos: int, end: int, depth: int, m: Pagination 
                 t = data[pos]
             if t == 32:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -3278,9 +3278,9 @@ def _read_pagination(data: bytes, pos: int, end: int, depth: int, m: Pagination 
                 t = data[pos]
             if t == 40:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFF: n = to_int32(n)
@@ -3289,9 +3289,9 @@ def _read_pagination(data: bytes, pos: int, end: int, depth: int, m: Pagination 
                 t = data[pos]
             if t == 48:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                 m.has_next = n != 0
@@ -3299,9 +3299,9 @@ def _read_pagination(data: bytes, pos: int, end: int, depth: int, m: Pagination 
                 t = data[pos]
             if t == 56:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                 m.has_prev = n != 0
@@ -3309,12 +3309,12 @@ def _read_pagination(data: bytes, pos: int, end: int, depth: int, m: Pagination 
                 t = data[pos]
             if t == 66:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.next_cursor = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
@@ -3369,12 +3369,12 @@ def _read_response_meta(data: bytes, pos: int, end: int, depth: int, m: Response
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.request_id = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
@@ -3435,23 +3435,23 @@ def _read_field_violation(data: bytes, pos: int, end: int, depth: int, m: FieldV
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.field = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.description = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
@@ -3513,9 +3513,9 @@ def _read_price_tier(data: bytes, pos: int, end: int, depth: int, m: PriceTier |
             t = data[pos]
             if t == 8:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -3524,9 +3524,9 @@ def _read_price_tier(data: bytes, pos: int, end: int, depth: int, m: PriceTier |
                 t = data[pos]
             if t == 16:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                 m.inclusive = n != 0
@@ -3534,12 +3534,12 @@ def _read_price_tier(data: bytes, pos: int, end: int, depth: int, m: PriceTier |
                 t = data[pos]
             if t == 26:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.price = from_text(data[s:pos].decode() or "0")
                 if pos >= end: break
                 t = data[pos]
@@ -3621,31 +3621,31 @@ def _read_rate(data: bytes, pos: int, end: int, depth: int, m: Rate | None) -> R
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.meter = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.price = from_text(data[s:pos].decode() or "0")
                 if pos >= end: break
                 t = data[pos]
             if t == 24:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -3656,12 +3656,12 @@ def _read_rate(data: bytes, pos: int, end: int, depth: int, m: Rate | None) -> R
                 x4 = m.tiers.append
                 while t == 34:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     if pos > end: raise IndexError
                     x4(_read_price_tier(data, s, pos, depth + 1, None))
                     if pos >= end: break
@@ -3669,9 +3669,9 @@ def _read_rate(data: bytes, pos: int, end: int, depth: int, m: Rate | None) -> R
                 if pos >= end: break
             if t == 40:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -3680,9 +3680,9 @@ def _read_rate(data: bytes, pos: int, end: int, depth: int, m: Rate | None) -> R
                 t = data[pos]
             if t == 48:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -3758,34 +3758,34 @@ def _read_time_window(data: bytes, pos: int, end: int, depth: int, m: TimeWindow
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.start = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.end = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 26:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.time_zone = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
@@ -3793,9 +3793,9 @@ def _read_time_window(data: bytes, pos: int, end: int, depth: int, m: TimeWindow
                 x4 = m.weekdays.append
                 while t == 32:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: pos = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                         if c > 127:
                             n, pos = read_more(data, pos, n)
                             if n > 0x7FFFFFFF: n = to_int32(n)
@@ -3805,19 +3805,19 @@ def _read_time_window(data: bytes, pos: int, end: int, depth: int, m: TimeWindow
                 if pos >= end: break
             if t == 34:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 if pos > end: raise IndexError
                 x4 = m.weekdays.append
                 while s < pos:
                     n = data[s]
-                    s += 1
-                    if n > 127:
-                        c = data[s]; s += 1; n += (c << 7) - 128
+                    if n < 128: s = s + 1
+                    else:
+                        c = data[s + 1]; n += (c << 7) - 128; s = s + 2
                         if c > 127:
                             n, s = read_more(data, s, n)
                             if n > 0x7FFFFFFF: n = to_int32(n)
@@ -3885,31 +3885,31 @@ def _read_price_multiplier(data: bytes, pos: int, end: int, depth: int, m: Price
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.kind = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.value = from_text(data[s:pos].decode() or "0")
                 if pos >= end: break
                 t = data[pos]
             if t == 24:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                 m.all_meters = n != 0
@@ -4113,34 +4113,34 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.id = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.provider = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 26:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.model_id = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
@@ -4148,102 +4148,102 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 x4 = m.aliases.append
                 while t == 34:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     x4(data[s:pos].decode())
                     if pos >= end: break
                     t = data[pos]
                 if pos >= end: break
             if t == 42:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.organization_id = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 50:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.region = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 58:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.service_tier = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 66:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.processing = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 74:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.speed = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 82:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.currency = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 90:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 if pos > end: raise IndexError
                 m.effective_from = read_timestamp(data, s, pos, m.effective_from)
                 if pos >= end: break
                 t = data[pos]
             if t == 98:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 if pos > end: raise IndexError
                 m.effective_until = read_timestamp(data, s, pos, m.effective_until)
                 if pos >= end: break
@@ -4252,12 +4252,12 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 x13 = m.windows.append
                 while t == 106:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     if pos > end: raise IndexError
                     x13(_read_time_window(data, s, pos, depth + 1, None))
                     if pos >= end: break
@@ -4267,12 +4267,12 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 x14 = m.rates.append
                 while t == 114:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     if pos > end: raise IndexError
                     x14(_read_rate(data, s, pos, depth + 1, None))
                     if pos >= end: break
@@ -4280,9 +4280,9 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 if pos >= end: break
             if t == 120:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                 m.tier_mode = _TIER_MODE_MEMBERS.get(n) or read_enum(TierMode, _TIER_MODE_MEMBERS, n)
@@ -4291,9 +4291,9 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
             if t > 127: t += data[pos + 1] << 7
             if t == 256:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; pos = pos + 4
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                 m.tier_basis = _TIER_BASIS_MEMBERS.get(n) or read_enum(TierBasis, _TIER_BASIS_MEMBERS, n)
@@ -4304,12 +4304,12 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 x17 = m.multipliers.append
                 while t == 266:
                     n = data[pos + 2]
-                    pos += 3
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 3
+                    else:
+                        c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     if pos > end: raise IndexError
                     x17(_read_price_multiplier(data, s, pos, depth + 1, None))
                     if pos >= end: break
@@ -4318,9 +4318,9 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 if pos >= end: break
             if t == 272:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; pos = pos + 4
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                 m.origin = _PRICE_ORIGIN_MEMBERS.get(n) or read_enum(PriceOrigin, _PRICE_ORIGIN_MEMBERS, n)
@@ -4329,33 +4329,33 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 if t > 127: t += data[pos + 1] << 7
             if t == 282:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.origin_version = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
                 if t > 127: t += data[pos + 1] << 7
             if t == 290:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.source_url = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
                 if t > 127: t += data[pos + 1] << 7
             if t == 296:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; pos = pos + 4
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFF: n = to_int32(n)
@@ -4365,12 +4365,12 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 if t > 127: t += data[pos + 1] << 7
             if t == 306:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 if pos > end: raise IndexError
                 m.created_at = read_timestamp(data, s, pos, m.created_at)
                 if pos >= end: break
@@ -4378,12 +4378,12 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 if t > 127: t += data[pos + 1] << 7
             if t == 314:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 if pos > end: raise IndexError
                 m.updated_at = read_timestamp(data, s, pos, m.updated_at)
                 if pos >= end: break
@@ -4391,24 +4391,24 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 if t > 127: t += data[pos + 1] << 7
             if t == 322:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.input_price_per_1k = from_text(data[s:pos].decode())
                 if pos >= end: break
                 t = data[pos]
                 if t > 127: t += data[pos + 1] << 7
             if t == 330:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.output_price_per_1k = from_text(data[s:pos].decode())
                 if pos >= end: break
                 t = data[pos]
@@ -4585,144 +4585,144 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.idempotency_key = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.provider = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 26:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.model_id = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 34:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.input_price_per_1k = from_text(data[s:pos].decode())
                 if pos >= end: break
                 t = data[pos]
             if t == 42:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.output_price_per_1k = from_text(data[s:pos].decode())
                 if pos >= end: break
                 t = data[pos]
             if t == 50:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.currency = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 58:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.effective_date = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 66:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.end_date = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 74:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.organization_id = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 82:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.region = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 90:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.service_tier = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 98:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.processing = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 106:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.speed = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
@@ -4730,12 +4730,12 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                 x14 = m.aliases.append
                 while t == 114:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     x14(data[s:pos].decode())
                     if pos >= end: break
                     t = data[pos]
@@ -4744,12 +4744,12 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                 x15 = m.rates.append
                 while t == 122:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     if pos > end: raise IndexError
                     x15(_read_rate(data, s, pos, depth + 1, None))
                     if pos >= end: break
@@ -4758,9 +4758,9 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
             if t > 127: t += data[pos + 1] << 7
             if t == 256:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; pos = pos + 4
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                 m.tier_mode = _TIER_MODE_MEMBERS.get(n) or read_enum(TierMode, _TIER_MODE_MEMBERS, n)
@@ -4769,9 +4769,9 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                 if t > 127: t += data[pos + 1] << 7
             if t == 264:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; pos = pos + 4
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                 m.tier_basis = _TIER_BASIS_MEMBERS.get(n) or read_enum(TierBasis, _TIER_BASIS_MEMBERS, n)
@@ -4782,12 +4782,12 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                 x18 = m.multipliers.append
                 while t == 274:
                     n = data[pos + 2]
-                    pos += 3
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 3
+                    else:
+                        c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     if pos > end: raise IndexError
                     x18(_read_price_multiplier(data, s, pos, depth + 1, None))
                     if pos >= end: break
@@ -4798,12 +4798,12 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                 x19 = m.windows.append
                 while t == 282:
                     n = data[pos + 2]
-                    pos += 3
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 3
+                    else:
+                        c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     if pos > end: raise IndexError
                     x19(_read_time_window(data, s, pos, depth + 1, None))
                     if pos >= end: break
@@ -4812,12 +4812,12 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                 if pos >= end: break
             if t == 290:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.source_url = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
@@ -4881,24 +4881,24 @@ def _read_create_price_response(data: bytes, pos: int, end: int, depth: int, m: 
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 if pos > end: raise IndexError
                 m.data = _read_rate_card(data, s, pos, depth + 1, m.data)
                 if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 if pos > end: raise IndexError
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
                 if pos >= end: break
@@ -4954,12 +4954,12 @@ def _read_get_price_request(data: bytes, pos: int, end: int, depth: int, m: GetP
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.id = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
@@ -5022,24 +5022,24 @@ def _read_get_price_response(data: bytes, pos: int, end: int, depth: int, m: Get
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 if pos > end: raise IndexError
                 m.data = _read_rate_card(data, s, pos, depth + 1, m.data)
                 if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 if pos > end: raise IndexError
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
                 if pos >= end: break
@@ -5143,12 +5143,12 @@ def _read_list_prices_request(data: bytes, pos: int, end: int, depth: int, m: Li
                 x1 = m.provider.append
                 while t == 10:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     x1(data[s:pos].decode())
                     if pos >= end: break
                     t = data[pos]
@@ -5157,43 +5157,43 @@ def _read_list_prices_request(data: bytes, pos: int, end: int, depth: int, m: Li
                 x2 = m.model_id.append
                 while t == 18:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     x2(data[s:pos].decode())
                     if pos >= end: break
                     t = data[pos]
                 if pos >= end: break
             if t == 26:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.organization_id = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 34:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.active_at = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 40:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                 m.origin = _PRICE_ORIGIN_MEMBERS.get(n) or read_enum(PriceOrigin, _PRICE_ORIGIN_MEMBERS, n)
@@ -5201,20 +5201,20 @@ def _read_list_prices_request(data: bytes, pos: int, end: int, depth: int, m: Li
                 t = data[pos]
             if t == 50:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.currency = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 56:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFF: n = to_int32(n)
@@ -5223,9 +5223,9 @@ def _read_list_prices_request(data: bytes, pos: int, end: int, depth: int, m: Li
                 t = data[pos]
             if t == 64:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFF: n = to_int32(n)
@@ -5234,12 +5234,12 @@ def _read_list_prices_request(data: bytes, pos: int, end: int, depth: int, m: Li
                 t = data[pos]
             if t == 74:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.cursor = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
@@ -5313,12 +5313,12 @@ def _read_list_prices_response(data: bytes, pos: int, end: int, depth: int, m: L
                 x1 = m.data.append
                 while t == 10:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     if pos > end: raise IndexError
                     x1(_read_rate_card(data, s, pos, depth + 1, None))
                     if pos >= end: break
@@ -5326,24 +5326,24 @@ def _read_list_prices_response(data: bytes, pos: int, end: int, depth: int, m: L
                 if pos >= end: break
             if t == 18:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 if pos > end: raise IndexError
                 m.pagination = _read_pagination(data, s, pos, depth + 1, m.pagination)
                 if pos >= end: break
                 t = data[pos]
             if t == 26:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 if pos > end: raise IndexError
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
                 if pos >= end: break
@@ -5429,9 +5429,9 @@ def _read_modality_tokens(data: bytes, pos: int, end: int, depth: int, m: Modali
             t = data[pos]
             if t == 8:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -5440,9 +5440,9 @@ def _read_modality_tokens(data: bytes, pos: int, end: int, depth: int, m: Modali
                 t = data[pos]
             if t == 16:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -5451,9 +5451,9 @@ def _read_modality_tokens(data: bytes, pos: int, end: int, depth: int, m: Modali
                 t = data[pos]
             if t == 24:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -5462,9 +5462,9 @@ def _read_modality_tokens(data: bytes, pos: int, end: int, depth: int, m: Modali
                 t = data[pos]
             if t == 32:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -5473,9 +5473,9 @@ def _read_modality_tokens(data: bytes, pos: int, end: int, depth: int, m: Modali
                 t = data[pos]
             if t == 40:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -5484,9 +5484,9 @@ def _read_modality_tokens(data: bytes, pos: int, end: int, depth: int, m: Modali
                 t = data[pos]
             if t == 48:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -5495,9 +5495,9 @@ def _read_modality_tokens(data: bytes, pos: int, end: int, depth: int, m: Modali
                 t = data[pos]
             if t == 56:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -5506,9 +5506,9 @@ def _read_modality_tokens(data: bytes, pos: int, end: int, depth: int, m: Modali
                 t = data[pos]
             if t == 64:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -5517,9 +5517,9 @@ def _read_modality_tokens(data: bytes, pos: int, end: int, depth: int, m: Modali
                 t = data[pos]
             if t == 72:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -5810,64 +5810,64 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.id = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.idempotency_key = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 26:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.organization_id = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 34:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.provider = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 42:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.model_id = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 48:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -5876,9 +5876,9 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 t = data[pos]
             if t == 56:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -5887,9 +5887,9 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 t = data[pos]
             if t == 64:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -5898,9 +5898,9 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 t = data[pos]
             if t == 72:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -5909,9 +5909,9 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 t = data[pos]
             if t == 80:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -5920,9 +5920,9 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 t = data[pos]
             if t == 88:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -5931,9 +5931,9 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 t = data[pos]
             if t == 96:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -5942,71 +5942,71 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 t = data[pos]
             if t == 106:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 if pos > end: raise IndexError
                 m.timestamp = read_timestamp(data, s, pos, m.timestamp)
                 if pos >= end: break
                 t = data[pos]
             if t == 114:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.service_tier = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 122:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.processing = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t > 127: t += data[pos + 1] << 7
             if t == 258:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.region = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
                 if t > 127: t += data[pos + 1] << 7
             if t == 266:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.speed = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
                 if t > 127: t += data[pos + 1] << 7
             if t == 274:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 if pos > end: raise IndexError
                 m.modality = _read_modality_tokens(data, s, pos, depth + 1, m.modality)
                 if pos >= end: break
@@ -6016,13 +6016,13 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 x19 = m.meters
                 while t == 282:
                     n = data[pos + 2]
-                    pos += 3
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 3
+                    else:
+                        c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    d, s, r = data, pos, pos + n
-                    pos = r
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    d, r = data, pos
                     if pos > end: raise IndexError
                     k19 = ""
                     v19 = 0
@@ -6030,20 +6030,20 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                         u = d[s]
                         if u == 10:
                             n = d[s + 1]
-                            s += 2
-                            if n > 127:
-                                c = d[s]; s += 1; n += (c << 7) - 128
+                            if n < 128: q = s + 2
+                            else:
+                                c = d[s + 2]; n += (c << 7) - 128; q = s + 3
                                 if c > 127:
-                                    n, s = read_more(d, s, n)
-                            q = s; s += n
+                                    n, q = read_more(d, q, n)
+                            s = q + n
                             k19 = d[q:s].decode()
                             if s >= r: break
                             u = d[s]
                         if u == 16:
                             n = d[s + 1]
-                            s += 2
-                            if n > 127:
-                                c = d[s]; s += 1; n += (c << 7) - 128
+                            if n < 128: s = s + 2
+                            else:
+                                c = d[s + 2]; n += (c << 7) - 128; s = s + 3
                                 if c > 127:
                                     n, s = read_more(d, s, n)
                                     if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -6064,9 +6064,9 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 if pos >= end: break
             if t == 288:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; pos = pos + 4
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFF: n = to_int32(n)
@@ -6076,9 +6076,9 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 if t > 127: t += data[pos + 1] << 7
             if t == 296:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; pos = pos + 4
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                 m.operation = _OPERATION_MEMBERS.get(n) or read_enum(Operation, _OPERATION_MEMBERS, n)
@@ -6087,9 +6087,9 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 if t > 127: t += data[pos + 1] << 7
             if t == 304:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; pos = pos + 4
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                 m.outcome = _OUTCOME_MEMBERS.get(n) or read_enum(Outcome, _OUTCOME_MEMBERS, n)
@@ -6098,9 +6098,9 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 if t > 127: t += data[pos + 1] << 7
             if t == 312:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; pos = pos + 4
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                 m.quality = _USAGE_QUALITY_MEMBERS.get(n) or read_enum(UsageQuality, _USAGE_QUALITY_MEMBERS, n)
@@ -6109,36 +6109,36 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 if t > 127: t += data[pos + 1] << 7
             if t == 322:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.requested_model_id = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
                 if t > 127: t += data[pos + 1] << 7
             if t == 330:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.project_id = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
                 if t > 127: t += data[pos + 1] << 7
             if t == 338:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.user_id = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
@@ -6147,12 +6147,12 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 x27 = m.tags.append
                 while t == 346:
                     n = data[pos + 2]
-                    pos += 3
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 3
+                    else:
+                        c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     x27(data[s:pos].decode())
                     if pos >= end: break
                     t = data[pos]
@@ -6162,13 +6162,13 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 x28 = m.labels
                 while t == 354:
                     n = data[pos + 2]
-                    pos += 3
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 3
+                    else:
+                        c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    d, s, r = data, pos, pos + n
-                    pos = r
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    d, r = data, pos
                     if pos > end: raise IndexError
                     k28 = ""
                     v28 = ""
@@ -6176,23 +6176,23 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                         u = d[s]
                         if u == 10:
                             n = d[s + 1]
-                            s += 2
-                            if n > 127:
-                                c = d[s]; s += 1; n += (c << 7) - 128
+                            if n < 128: q = s + 2
+                            else:
+                                c = d[s + 2]; n += (c << 7) - 128; q = s + 3
                                 if c > 127:
-                                    n, s = read_more(d, s, n)
-                            q = s; s += n
+                                    n, q = read_more(d, q, n)
+                            s = q + n
                             k28 = d[q:s].decode()
                             if s >= r: break
                             u = d[s]
                         if u == 18:
                             n = d[s + 1]
-                            s += 2
-                            if n > 127:
-                                c = d[s]; s += 1; n += (c << 7) - 128
+                            if n < 128: q = s + 2
+                            else:
+                                c = d[s + 2]; n += (c << 7) - 128; q = s + 3
                                 if c > 127:
-                                    n, s = read_more(d, s, n)
-                            q = s; s += n
+                                    n, q = read_more(d, q, n)
+                            s = q + n
                             v28 = d[q:s].decode()
                             if s >= r: break
                             u = d[s]
@@ -6210,57 +6210,57 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 if pos >= end: break
             if t == 362:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.session_id = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
                 if t > 127: t += data[pos + 1] << 7
             if t == 370:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.trace_id = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
                 if t > 127: t += data[pos + 1] << 7
             if t == 378:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.span_id = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
                 if t > 127: t += data[pos + 1] << 7
             if t == 386:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.retry_of_id = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
                 if t > 127: t += data[pos + 1] << 7
             if t == 392:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; pos = pos + 4
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -6270,9 +6270,9 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 if t > 127: t += data[pos + 1] << 7
             if t == 400:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; pos = pos + 4
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
@@ -6282,60 +6282,60 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 if t > 127: t += data[pos + 1] << 7
             if t == 410:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.reported_cost = from_text(data[s:pos].decode())
                 if pos >= end: break
                 t = data[pos]
                 if t > 127: t += data[pos + 1] << 7
             if t == 418:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.reported_currency = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
                 if t > 127: t += data[pos + 1] << 7
             if t == 426:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.metadata = read_raw_json(data[s:pos])
                 if pos >= end: break
                 t = data[pos]
                 if t > 127: t += data[pos + 1] << 7
             if t == 434:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.source = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
                 if t > 127: t += data[pos + 1] << 7
             if t == 442:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 if pos > end: raise IndexError
                 m.ingested_at = read_timestamp(data, s, pos, m.ingested_at)
                 if pos >= end: break
@@ -6343,33 +6343,33 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 if t > 127: t += data[pos + 1] << 7
             if t == 450:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.estimated_cost = from_text(data[s:pos].decode())
                 if pos >= end: break
                 t = data[pos]
                 if t > 127: t += data[pos + 1] << 7
             if t == 458:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.currency = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
                 if t > 127: t += data[pos + 1] << 7
             if t == 464:
                 n = data[pos + 2]
-                pos += 3
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; pos = pos + 4
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                 m.cost_status = _COST_STATUS_MEMBERS.get(n) or read_enum(CostStatus, _COST_STATUS_MEMBERS, n)
@@ -6428,12 +6428,12 @@ def _read_submit_usage_request(data: bytes, pos: int, end: int, depth: int, m: S
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 if pos > end: raise IndexError
                 m.usage = _read_usage_record(data, s, pos, depth + 1, m.usage)
                 if pos >= end: break
@@ -6520,65 +6520,65 @@ def _read_usage_receipt(data: bytes, pos: int, end: int, depth: int, m: UsageRec
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.usage_id = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.organization_id = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 26:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.estimated_cost = from_text(data[s:pos].decode())
                 if pos >= end: break
                 t = data[pos]
             if t == 34:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.currency = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 42:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 if pos > end: raise IndexError
                 m.processed_at = read_timestamp(data, s, pos, m.processed_at)
                 if pos >= end: break
                 t = data[pos]
             if t == 48:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                 m.cost_status = _COST_STATUS_MEMBERS.get(n) or read_enum(CostStatus, _COST_STATUS_MEMBERS, n)
@@ -6586,9 +6586,9 @@ def _read_usage_receipt(data: bytes, pos: int, end: int, depth: int, m: UsageRec
                 t = data[pos]
             if t == 56:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                 m.duplicate = n != 0
@@ -6653,24 +6653,24 @@ def _read_submit_usage_response(data: bytes, pos: int, end: int, depth: int, m: 
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 if pos > end: raise IndexError
                 m.data = _read_usage_receipt(data, s, pos, depth + 1, m.data)
                 if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 if pos > end: raise IndexError
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
                 if pos >= end: break
@@ -6731,12 +6731,12 @@ def _read_batch_submit_usage_request(data: bytes, pos: int, end: int, depth: int
                 x1 = m.records.append
                 while t == 10:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     if pos > end: raise IndexError
                     x1(_read_usage_record(data, s, pos, depth + 1, None))
                     if pos >= end: break
@@ -6808,23 +6808,23 @@ def _read_record_error(data: bytes, pos: int, end: int, depth: int, m: RecordErr
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.code = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.message = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
@@ -6832,12 +6832,12 @@ def _read_record_error(data: bytes, pos: int, end: int, depth: int, m: RecordErr
                 x3 = m.violations.append
                 while t == 26:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     if pos > end: raise IndexError
                     x3(_read_field_violation(data, s, pos, depth + 1, None))
                     if pos >= end: break
@@ -6906,9 +6906,9 @@ def _read_submit_result(data: bytes, pos: int, end: int, depth: int, m: SubmitRe
             t = data[pos]
             if t == 8:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                 m.status = _SUBMIT_STATUS_MEMBERS.get(n) or read_enum(SubmitStatus, _SUBMIT_STATUS_MEMBERS, n)
@@ -6916,24 +6916,24 @@ def _read_submit_result(data: bytes, pos: int, end: int, depth: int, m: SubmitRe
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 if pos > end: raise IndexError
                 m.usage = _read_usage_receipt(data, s, pos, depth + 1, m.usage)
                 if pos >= end: break
                 t = data[pos]
             if t == 26:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 if pos > end: raise IndexError
                 m.error = _read_record_error(data, s, pos, depth + 1, m.error)
                 if pos >= end: break
@@ -7010,12 +7010,12 @@ def _read_batch_receipt(data: bytes, pos: int, end: int, depth: int, m: BatchRec
                 x1 = m.results.append
                 while t == 10:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     if pos > end: raise IndexError
                     x1(_read_submit_result(data, s, pos, depth + 1, None))
                     if pos >= end: break
@@ -7023,9 +7023,9 @@ def _read_batch_receipt(data: bytes, pos: int, end: int, depth: int, m: BatchRec
                 if pos >= end: break
             if t == 16:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFF: n = to_int32(n)
@@ -7034,9 +7034,9 @@ def _read_batch_receipt(data: bytes, pos: int, end: int, depth: int, m: BatchRec
                 t = data[pos]
             if t == 24:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFF: n = to_int32(n)
@@ -7045,9 +7045,9 @@ def _read_batch_receipt(data: bytes, pos: int, end: int, depth: int, m: BatchRec
                 t = data[pos]
             if t == 32:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFF: n = to_int32(n)
@@ -7056,9 +7056,9 @@ def _read_batch_receipt(data: bytes, pos: int, end: int, depth: int, m: BatchRec
                 t = data[pos]
             if t == 40:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFF: n = to_int32(n)
@@ -7124,24 +7124,24 @@ def _read_batch_submit_usage_response(data: bytes, pos: int, end: int, depth: in
             t = data[pos]
             if t == 10:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 if pos > end: raise IndexError
                 m.data = _read_batch_receipt(data, s, pos, depth + 1, m.data)
                 if pos >= end: break
                 t = data[pos]
             if t == 18:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 if pos > end: raise IndexError
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
                 if pos >= end: break
@@ -7298,12 +7298,12 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                 x1 = m.organization_id.append
                 while t == 10:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     x1(data[s:pos].decode())
                     if pos >= end: break
                     t = data[pos]
@@ -7312,12 +7312,12 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                 x2 = m.provider.append
                 while t == 18:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     x2(data[s:pos].decode())
                     if pos >= end: break
                     t = data[pos]
@@ -7326,12 +7326,12 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                 x3 = m.model_id.append
                 while t == 26:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     x3(data[s:pos].decode())
                     if pos >= end: break
                     t = data[pos]
@@ -7340,12 +7340,12 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                 x4 = m.project_id.append
                 while t == 34:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     x4(data[s:pos].decode())
                     if pos >= end: break
                     t = data[pos]
@@ -7354,12 +7354,12 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                 x5 = m.user_id.append
                 while t == 42:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     x5(data[s:pos].decode())
                     if pos >= end: break
                     t = data[pos]
@@ -7368,12 +7368,12 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                 x6 = m.tag.append
                 while t == 50:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     x6(data[s:pos].decode())
                     if pos >= end: break
                     t = data[pos]
@@ -7382,13 +7382,13 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                 x7 = m.label
                 while t == 58:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    d, s, r = data, pos, pos + n
-                    pos = r
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    d, r = data, pos
                     if pos > end: raise IndexError
                     k7 = ""
                     v7 = ""
@@ -7396,23 +7396,23 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                         u = d[s]
                         if u == 10:
                             n = d[s + 1]
-                            s += 2
-                            if n > 127:
-                                c = d[s]; s += 1; n += (c << 7) - 128
+                            if n < 128: q = s + 2
+                            else:
+                                c = d[s + 2]; n += (c << 7) - 128; q = s + 3
                                 if c > 127:
-                                    n, s = read_more(d, s, n)
-                            q = s; s += n
+                                    n, q = read_more(d, q, n)
+                            s = q + n
                             k7 = d[q:s].decode()
                             if s >= r: break
                             u = d[s]
                         if u == 18:
                             n = d[s + 1]
-                            s += 2
-                            if n > 127:
-                                c = d[s]; s += 1; n += (c << 7) - 128
+                            if n < 128: q = s + 2
+                            else:
+                                c = d[s + 2]; n += (c << 7) - 128; q = s + 3
                                 if c > 127:
-                                    n, s = read_more(d, s, n)
-                            q = s; s += n
+                                    n, q = read_more(d, q, n)
+                            s = q + n
                             v7 = d[q:s].decode()
                             if s >= r: break
                             u = d[s]
@@ -7429,42 +7429,42 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                 if pos >= end: break
             if t == 66:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.start_date = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 74:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.end_date = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 82:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.time_zone = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 88:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFF: n = to_int32(n)
@@ -7473,9 +7473,9 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                 t = data[pos]
             if t == 96:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
                     if c > 127:
                         n, pos = read_more(data, pos, n)
                         if n > 0x7FFFFFFF: n = to_int32(n)
@@ -7484,34 +7484,34 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                 t = data[pos]
             if t == 106:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.cursor = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 114:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.sort = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t == 122:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 m.order = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
@@ -7585,12 +7585,12 @@ def _read_list_usage_response(data: bytes, pos: int, end: int, depth: int, m: Li
                 x1 = m.data.append
                 while t == 10:
                     n = data[pos + 1]
-                    pos += 2
-                    if n > 127:
-                        c = data[pos]; pos += 1; n += (c << 7) - 128
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                         if c > 127:
-                            n, pos = read_more(data, pos, n)
-                    s = pos; pos += n
+                            n, s = read_more(data, s, n)
+                    pos = s + n
                     if pos > end: raise IndexError
                     x1(_read_usage_record(data, s, pos, depth + 1, None))
                     if pos >= end: break
@@ -7598,24 +7598,24 @@ def _read_list_usage_response(data: bytes, pos: int, end: int, depth: int, m: Li
                 if pos >= end: break
             if t == 18:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 if pos > end: raise IndexError
                 m.pagination = _read_pagination(data, s, pos, depth + 1, m.pagination)
                 if pos >= end: break
                 t = data[pos]
             if t == 26:
                 n = data[pos + 1]
-                pos += 2
-                if n > 127:
-                    c = data[pos]; pos += 1; n += (c << 7) - 128
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
                     if c > 127:
-                        n, pos = read_more(data, pos, n)
-                s = pos; pos += n
+                        n, s = read_more(data, s, n)
+                pos = s + n
                 if pos > end: raise IndexError
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
                 if pos >= end: break

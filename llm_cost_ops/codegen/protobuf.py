@@ -102,10 +102,11 @@ def _next(width: int) -> list[str]:
     return ["if pos >= end: break", "t = data[pos]", *map(_widen, range(1, width))]
 
 
-def _varint(pos: str, width: int, data: str = "data", proto: str = "") -> list[str]:
-    """Statements that read a varint `n`: a length, or a value of a type."""
+def _varint(pos: str, to: str, width: int, data: str = "data", proto: str = "") -> list[str]:
+    """Statements that read a varint `n`, a length or a value of a type, behind `width` bytes."""
+    first = f" + {width}" if width else ""
     long = [LONG_VARINT[proto]] if proto in LONG_VARINT else []
-    return _fill(VARINT, data=data, pos=pos, width=f" + {width}" if width else "", after=width + 1, long=long)
+    return _fill(VARINT, data=data, pos=pos, to=to, first=first, one=width + 1, two=width + 2, long=long)
 
 
 class _Emitter:
@@ -292,10 +293,10 @@ class _Emitter:
             each = [
                 f"x{number} = m.{attribute}",
                 "while s < pos:",
-                *_indent([*_varint("s", 0, proto=field.type.proto), value]),
+                *_indent([*_varint("s", "s", 0, proto=field.type.proto), value]),
             ]
             each.append("if s != pos: raise IndexError")
-        length = _varint("pos", width)
+        length = _varint("pos", "s", width)
         return lines + _fill(PACKED, raw=_raw(number, 2), length=length, all=each, next=_next(width))
 
     def entry(self, field: Field, width: int) -> list[str]:
@@ -305,7 +306,7 @@ class _Emitter:
         default = self.default(type_)
         return _fill(
             ENTRY,
-            length=_varint("pos", width),
+            length=_varint("pos", "s", width),
             number=field.number,
             key=key,
             key_default=self.default(field.key),
@@ -337,10 +338,10 @@ class _Emitter:
             size = SIZES[wire_type]
             value = f"{type_.proto.upper()}.unpack_from({data}, {pos} - {size})[0]"
             return [f"{pos} += {width + size}"], value
-        lines = _varint(pos, width, data, type_.proto)
+        lines = _varint(pos, pos if wire_type == 0 else start, width, data, type_.proto)
         if wire_type == 0:
             return lines, self.expression(FROM_VARINT[type_.proto], type_)
-        lines.append(f"{start} = {pos}; {pos} += n")
+        lines.append(f"{pos} = {start} + n")
         if type_.proto == "message":
             lines.append(f"if {pos} > {end}: raise IndexError")
         if type_.kind == "wrapper":

@@ -125,12 +125,12 @@ def _read_$snake(data: bytes, pos: int, end: int, depth: int, m: $cls | None) ->
     return m
 '''
 VARINT = """
-n = $data[$pos$width]
-$pos += $after
-if n > 127:
-    c = $data[$pos]; $pos += 1; n += (c << 7) - 128
+n = $data[$pos$first]
+if n < 128: $to = $pos + $one
+else:
+    c = $data[$pos + $one]; n += (c << 7) - 128; $to = $pos + $two
     if c > 127:
-        n, $pos = read_more($data, $pos, n)
+        n, $to = read_more($data, $to, n)
         $long
 """
 REPEATED = """
@@ -144,15 +144,15 @@ if t == $raw:
 PACKED = """
 if t == $raw:
     $length
-    s = pos; pos += n
+    pos = s + n
     if pos > end: raise IndexError
     $all
     $next
 """
 ENTRY = """
 $length
-d, s, r = data, pos, pos + n
-pos = r
+pos = s + n
+d, r = data, pos
 if pos > end: raise IndexError
 $key = $key_default
 $item = $item_default
