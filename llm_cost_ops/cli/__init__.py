@@ -22,6 +22,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_quickstart(commands)
     _add_serve(commands)
+    _add_keys(commands)
     _add_import(commands)
     _add_costs(commands)
     return parser
@@ -45,7 +46,13 @@ def _add_quickstart(commands: argparse._SubParsersAction[argparse.ArgumentParser
 
 
 def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("serve", help="run the service")
+    parser = commands.add_parser(
+        "serve",
+        help="run the service",
+        description="Run the service. A database that holds API keys (see `llm-cost-ops keys`) is served to "
+        "who has one; health needs none. Without any key the service listens on loopback only, and whoever "
+        "can connect may read and write everything.",
+    )
     parser.add_argument(
         "--http",
         metavar="HOST:PORT",
@@ -59,7 +66,58 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default="disk",
         help="what an acknowledged record survives: a power cut (disk, the default) or a crash (process)",
     )
+    parser.add_argument(
+        "--require-keys",
+        action="store_true",
+        help="ask for API keys although the database holds none yet, so that other addresses than "
+        "loopback may be listened on",
+    )
+    parser.add_argument(
+        "--max-calls",
+        type=_at_least_one,
+        default=256,
+        metavar="N",
+        help="calls in flight; further ones are told to come back later; default: %(default)s",
+    )
     parser.set_defaults(run="serve")
+
+
+def _at_least_one(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text[:9]) >= 1):
+        raise argparse.ArgumentTypeError("must be a number from 1 on")
+    return int(text[:9])
+
+
+def _add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("keys", help="make, list and revoke the API keys of a database's server")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    create = actions.add_parser(
+        "create",
+        help="make a key, and print it: it is shown this once",
+        description="Make an API key and print it, alone, on standard output. It is shown this once: the "
+        "database keeps a hash. A key sees and writes the data of its organizations only.",
+    )
+    create.add_argument(
+        "--organization",
+        action="append",
+        required=True,
+        metavar="ID",
+        help="whose data the key may use; may be given again; '*' for every organization",
+    )
+    create.add_argument(
+        "--role",
+        choices=("reader", "writer", "admin"),
+        default="writer",
+        help="reader: queries; writer: also records usage; admin: also keeps prices; default: %(default)s",
+    )
+    create.add_argument("--name", default="", help="what the key is for")
+    create.add_argument("--expires", default="", metavar="DATE", help="a date (through that day) or a time")
+    listing = actions.add_parser("list", help="show the keys, without their secrets")
+    revoke = actions.add_parser("revoke", help="refuse a key from now on, in running servers too")
+    revoke.add_argument("id", metavar="ID", help="as `list` shows it")
+    for action in (create, listing, revoke):
+        action.add_argument("--db", default="llm_cost_ops.db", metavar="PATH", help="default: %(default)s")
+    parser.set_defaults(run="keys")
 
 
 def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -114,6 +172,10 @@ def _dispatch(options: argparse.Namespace) -> int:
         from llm_cost_ops.cli.serving import serve
 
         return serve(options)
+    if options.run == "keys":
+        from llm_cost_ops.cli.keys import keys
+
+        return keys(options)
     if options.run == "import":
         from llm_cost_ops.cli.importing import import_file
 

@@ -4,38 +4,58 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from llm_cost_ops._gen.messages import GetReadinessRequest
-from llm_cost_ops._gen.methods import GET_READINESS
-from llm_cost_ops.exceptions import ConfigurationError
+from llm_cost_ops._gen.methods import GET_HEALTH, GET_READINESS
+from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.method import MethodDescriptor
 from llm_cost_ops.rpc.runtime import AsyncRuntime
 from llm_cost_ops.rpc.status import RpcError
+from llm_cost_ops.server.admission import Admission
 from llm_cost_ops.server.asgi import AsgiApp
 from llm_cost_ops.server.serve import HttpServer, Server
 from llm_cost_ops.server.serve import serve as run
-from llm_cost_ops.service import Service, open_service
+from llm_cost_ops.service import Service
+from llm_cost_ops.service.authentication import Authentication
+from llm_cost_ops.service.tenancy import OPEN
+from llm_cost_ops.stores.sqlite import SqliteStore
 
 __all__ = ["serve"]
 
 _PORTS = {"http": 8080, "grpc": 50051}
+_REQUIRED = "every call but health needs an API key"
+_UNASKED = (
+    "NO API KEYS: whoever can connect may read and write everything; "
+    "from the first `llm-cost-ops keys create` on, every call needs a key"
+)
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def serve(options: argparse.Namespace) -> int:
     """The `serve` command; it ends on SIGTERM or SIGINT, when calls in flight have been answered."""
-    asyncio.run(_serve(options))
+    # A file that is not there is not made before the addresses are found good.
+    asyncio.run(_serve(options, exists=Path(options.db).exists()))
     return 0
 
 
-async def _serve(options: argparse.Namespace) -> None:
+async def _serve(options: argparse.Namespace, *, exists: bool) -> None:
     http = options.http or (None if options.grpc else "127.0.0.1:8080")
     where_http = _address("http", http) if http else None
     where_grpc = _address("grpc", options.grpc) if options.grpc else None
-    service = open_service(options.db, durability=options.durability, group_commit=True)
+    required = options.require_keys or (exists and await _holds_keys(options))
+    for option, where in (("http", where_http), ("grpc", where_grpc)):
+        _check_reach(option, where, required=required)
+    print(f"llm-cost-ops: {_REQUIRED if required else _UNASKED}", flush=True)
+    store = SqliteStore(options.db, durability=options.durability, group_commit=True)
+    service = Service(
+        store, [Admission(options.max_calls, exempt=OPEN), Authentication(store.keys, required=required)]
+    )
     servers: list[Server] = []
     if where_http is not None:
         servers.append(HttpServer(AsgiApp(service.handler), **where_http))
@@ -51,11 +71,24 @@ async def _serve(options: argparse.Namespace) -> None:
     )
 
 
-async def _ready(service: Service) -> bool:
-    runtime = AsyncRuntime()
-    context = CallContext(GET_READINESS, runtime, Metadata(), runtime.monotonic() + 1.0)
+async def _holds_keys(options: argparse.Namespace) -> bool:
+    store = SqliteStore(options.db)
     try:
-        await service.health.get_readiness(GetReadinessRequest(), context)
+        return await store.keys.any(_context(GET_HEALTH))
+    except RpcError as error:
+        raise error_from_rpc(error) from error
+    finally:
+        await store.aclose()
+
+
+def _context(method: MethodDescriptor[Any, Any], timeout: float = 30.0) -> CallContext:
+    runtime = AsyncRuntime()
+    return CallContext(method, runtime, Metadata(), runtime.monotonic() + timeout)
+
+
+async def _ready(service: Service) -> bool:
+    try:
+        await service.health.get_readiness(GetReadinessRequest(), _context(GET_READINESS, 1.0))
     except RpcError:
         return False
     return True
@@ -71,10 +104,22 @@ def _address(option: str, text: str) -> dict[str, Any]:
             f"--{option} must be HOST:PORT such as 127.0.0.1:{_PORTS[option]}, or unix:PATH, not {text!r}",
             parameter=option,
         )
-    if host not in _LOOPBACK:
+    return {"host": host, "port": int(port)}
+
+
+def _check_reach(option: str, where: dict[str, Any] | None, *, required: bool) -> None:
+    """Without keys, whoever can connect may do everything: so only this machine may connect."""
+    host = (where or {}).get("host", "localhost")
+    if host in _LOOPBACK:
+        return
+    if not required:
         raise ConfigurationError(
-            f"--{option} {text}: without authentication the service listens on loopback only "
-            "(127.0.0.1, [::1] or a Unix socket); put a proxy that authenticates in front of it",
+            f"--{option} {host}: without API keys the service listens on loopback only (127.0.0.1, [::1] or "
+            "a Unix socket); make a key with `llm-cost-ops keys create`, or start with --require-keys",
             parameter=option,
         )
-    return {"host": host, "port": int(port)}
+    print(
+        f"llm-cost-ops: --{option} {host} takes keys and data in plain text: let a proxy speak TLS to others",
+        file=sys.stderr,
+        flush=True,
+    )

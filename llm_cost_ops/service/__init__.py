@@ -20,6 +20,7 @@ from llm_cost_ops.service.costs import CostService
 from llm_cost_ops.service.health import HealthService
 from llm_cost_ops.service.prices import Prices
 from llm_cost_ops.service.pricing import PricingService
+from llm_cost_ops.service.tenancy import Tenancy
 from llm_cost_ops.service.usage import UsageService
 from llm_cost_ops.stores import Store
 from llm_cost_ops.stores.sqlite import SqliteStore
@@ -42,7 +43,7 @@ class Service:
                 *bind_analytics_service(AnalyticsService(store)),
                 *bind_health_service(self.health),
             ],
-            [*interceptors, Validation(CHECKS, origin="server")],
+            [*interceptors, Validation(CHECKS, origin="server"), Tenancy()],
         )
 
     def drain(self) -> None:

@@ -13,6 +13,7 @@ from llm_cost_ops.engine.providers import canonical_provider
 from llm_cost_ops.engine.windows import parse_interval
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.service.tenancy import tenant_of
 from llm_cost_ops.wire.json_types import Int64
 
 __all__ = ["DEFAULT_PAGE_SIZE", "Page", "filter_of", "invalid", "meta_of"]
@@ -51,8 +52,8 @@ def filter_of(request: Any) -> Filter:
 class Page:
     """Which part of a list was asked for: a numbered page, or what follows a cursor.
 
-    A cursor is opaque to the caller. It names the list that it was cut from, so that it can't be
-    used on another.
+    A cursor is opaque to the caller. It names the list that it was cut from, and the organizations
+    of who asked for it, so that it can't be used on another list or by somebody else.
     """
 
     __slots__ = ("after", "number", "offset", "scope", "size")
@@ -65,8 +66,10 @@ class Page:
         self.offset = (number - 1) * size if number else None
 
     @classmethod
-    def of(cls, request: Any, scope: str) -> Page:
+    def of(cls, request: Any, scope: str, context: CallContext) -> Page:
         """The page that a request with page, page_size and cursor asks for."""
+        tenant = tenant_of(context)
+        scope = f"{scope}:{tenant}" if tenant else scope
         if request.cursor and request.page:
             raise invalid("cursor", "can't go with page")
         after = _position(request.cursor, scope) if request.cursor else None
@@ -102,5 +105,5 @@ def _position(cursor: str, scope: str) -> tuple[int, int]:
     except (ValueError, msgspec.DecodeError):
         raise invalid("cursor", "is not one that this service gave") from None
     if found != scope:
-        raise invalid("cursor", "belongs to another list or another order")
+        raise invalid("cursor", "belongs to another list, another order or another API key")
     return position[0], position[1]

@@ -28,6 +28,7 @@ from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.service.listing import Page, meta_of
 from llm_cost_ops.service.prices import Prices
+from llm_cost_ops.service.tenancy import admits, own
 from llm_cost_ops.stores import Store
 from llm_cost_ops.wire.uuid7 import uuid7
 
@@ -68,14 +69,14 @@ class PricingService:
     async def get_price(self, request: GetPriceRequest, context: CallContext) -> GetPriceResponse:
         """Get a card by its id."""
         card = await self._store.get_card(request.id, context) or self._prices.catalog_card(request.id)
-        if card is None:
+        if card is None or not admits(context, card.organization_id):
             raise RpcError(StatusCode.NOT_FOUND, f"there is no price card {request.id!r}")
         return GetPriceResponse(data=card, meta=meta_of(context))
 
     async def list_prices(self, request: ListPricesRequest, context: CallContext) -> ListPricesResponse:
         """List the cards of the store, then those of the catalog, each by provider, model and date."""
         cards = await self._matching(request, context)
-        page = Page.of(request, "prices")
+        page = Page.of(request, "prices", context)
         start = (page.offset if page.after is None else page.after[0]) or 0
         end = start + page.size
         following = (end, 0) if end < len(cards) else None
@@ -86,6 +87,9 @@ class PricingService:
         providers = {canonical_provider(provider) for provider in request.provider}
         models = set(request.model_id)
         at = parse_start(request.active_at) if request.active_at else None
+        organizations = {"", request.organization_id}
+        if not request.organization_id:
+            organizations.update(own(context) or ())
         cards: list[RateCard] = []
         if request.origin != PriceOrigin.CATALOG:
             cards += await self._store.all_cards(context)
@@ -96,7 +100,7 @@ class PricingService:
             for card in cards
             if (not providers or card.provider in providers)
             and (not models or card.model_id in models or not models.isdisjoint(card.aliases))
-            and card.organization_id in ("", request.organization_id)
+            and card.organization_id in organizations
             and (not request.currency or card.currency == request.currency)
             and (at is None or _in_force(card, at))
         ]

@@ -33,6 +33,7 @@ from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.service.checks import check_record
 from llm_cost_ops.service.listing import Page, filter_of, invalid, meta_of
 from llm_cost_ops.service.prices import Prices
+from llm_cost_ops.service.tenancy import FOREIGN, admits
 from llm_cost_ops.stores import Store
 from llm_cost_ops.wire.uuid7 import uuid7
 
@@ -86,6 +87,10 @@ class UsageService:
             if violations:
                 results.append(_invalid(violations))
                 continue
+            if not admits(context, record.organization_id):
+                foreign = [Violation(f"records[{index}].organization_id", FOREIGN)]
+                results.append(_invalid(foreign, StatusCode.PERMISSION_DENIED))
+                continue
             key = f"{context.idempotency_key}:{index}" if context.idempotency_key else ""
             entries.append(self._entry(record, key, now))
             results.append(None)
@@ -103,7 +108,7 @@ class UsageService:
         if order not in ("asc", "desc"):
             raise invalid("order", f"must be asc or desc, not {order[:64]!r}")
         where = filter_of(request)
-        page = Page.of(request, f"usage:{sort}:{order}")
+        page = Page.of(request, f"usage:{sort}:{order}", context)
         records, position = await self._store.list_usage(
             where,
             sort,
@@ -179,11 +184,11 @@ def _result(entry: Entry, done: Appended) -> SubmitResult:
     return SubmitResult(status=done.status, usage=_receipt(done, entry.record.organization_id))
 
 
-def _invalid(violations: list[Violation]) -> SubmitResult:
+def _invalid(violations: list[Violation], code: StatusCode = StatusCode.INVALID_ARGUMENT) -> SubmitResult:
     return SubmitResult(
         status=SubmitStatus.INVALID,
         error=RecordError(
-            code="INVALID_ARGUMENT",
+            code=code.name,
             message="; ".join(f"{field} {rule}" for field, rule in violations[:20]),
             violations=[FieldViolation(field=field, description=rule) for field, rule in violations],
         ),

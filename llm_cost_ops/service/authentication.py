@@ -1,0 +1,56 @@
+"""Whose call it is: from the key in a call's metadata to its principal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.interceptor import UnaryContinuation
+from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.service.keys import principal_of
+from llm_cost_ops.service.tenancy import OPEN
+from llm_cost_ops.stores import KeyStore
+
+__all__ = ["Authentication"]
+
+
+class Authentication:
+    """Asks every call but those of health for `authorization: Bearer <key>`, and sets the principal.
+
+    Without `required` the calls of a store that never held a key pass, and from its first key on they do
+    not; a revoked key counts. Keys are looked up for each call, so that a key that is revoked, by whichever
+    process, is refused from then on. A missing, unknown, revoked or expired key: UNAUTHENTICATED, in the same
+    words.
+    """
+
+    def __init__(self, keys: KeyStore, *, required: bool) -> None:
+        self._keys = keys
+        self._required = required
+
+    async def intercept_unary_unary(
+        self, continuation: UnaryContinuation, request: Any, context: CallContext
+    ) -> Any:
+        await self._admit(context)
+        return await continuation(request, context)
+
+    async def _admit(self, context: CallContext) -> None:
+        if context.method.path in OPEN:
+            return
+        key = _bearer(context.metadata)
+        if key:
+            context.principal = await principal_of(self._keys, key, context)
+            if context.principal is not None:
+                return
+        if self._required or await self._keys.any(context):
+            raise RpcError(
+                StatusCode.UNAUTHENTICATED, "a valid API key is needed, as `Authorization: Bearer lco_...`"
+            )
+
+
+def _bearer(metadata: Metadata) -> str:
+    sent = metadata.get_all("authorization")
+    if len(sent) != 1 or not isinstance(sent[0], str):
+        return ""
+    scheme, _, key = sent[0].partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""

@@ -1,0 +1,174 @@
+"""Who may do what, and with whose data: every method passes here.
+
+A call without a principal is one of the embedded engine, or of a server without keys: it may do everything.
+Any other is held to its principal's role and organizations by the rule of its method in RULES; a method
+without a rule is closed to it. To name another organization is PERMISSION_DENIED, whether that organization
+exists or not; a filter that names none means all of the principal's own; what belongs to another organization
+is NOT_FOUND by its id, as what does not exist. Servicers ask `admits` of what a request alone can't tell.
+"""
+
+from __future__ import annotations
+
+import copy
+import enum
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+import msgspec
+
+from llm_cost_ops._gen.methods import (
+    BATCH_SUBMIT_USAGE,
+    CREATE_PRICE,
+    GET_ANALYTICS,
+    GET_COST_SUMMARY,
+    GET_HEALTH,
+    GET_PRICE,
+    GET_READINESS,
+    LIST_PRICES,
+    LIST_USAGE,
+    SUBMIT_USAGE,
+)
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.interceptor import UnaryContinuation
+from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+
+__all__ = ["FOREIGN", "OPEN", "RULES", "Principal", "Role", "Rule", "Tenancy", "admits", "own", "tenant_of"]
+
+FOREIGN = "is none that this API key may use"
+
+
+class Role(enum.IntEnum):
+    """What a key may do; each role may do what those before it may.
+
+    A reader reads, a writer records usage, an admin keeps prices. Prices without an organization hold for
+    everybody, so that they need an admin of all organizations.
+    """
+
+    READER = 1
+    WRITER = 2
+    ADMIN = 3
+
+
+class Principal(msgspec.Struct, frozen=True, kw_only=True):
+    """Who calls: a key, its role, and its organizations, None for all of them."""
+
+    key_id: str
+    role: Role
+    organizations: frozenset[str] | None
+
+
+class Rule(NamedTuple):
+    """What a method asks of a principal: a role, and of its request what `scoped` says.
+
+    `scoped` gets the request and the organizations, and returns the request or one that is narrower; it
+    raises PERMISSION_DENIED.
+    """
+
+    role: Role
+    scoped: Callable[[Any, frozenset[str]], Any]
+
+
+def admits(context: CallContext, organization_id: str) -> bool:
+    """Whether the caller may see and write what belongs to an organization, or to everybody when ""."""
+    principal: Principal | None = context.principal
+    if principal is None or principal.organizations is None or not organization_id:
+        return True
+    return organization_id in principal.organizations
+
+
+def own(context: CallContext) -> frozenset[str] | None:
+    """The caller's organizations; None for all of them."""
+    principal: Principal | None = context.principal
+    return None if principal is None else principal.organizations
+
+
+def tenant_of(context: CallContext) -> str:
+    """A short text that is the same for the same organizations; "" for all. Cursors carry it."""
+    organizations = own(context)
+    if organizations is None:
+        return ""
+    return blake2b(msgspec.json.encode(sorted(organizations)), digest_size=8).hexdigest()
+
+
+def _denied(field: str, rule: str = FOREIGN) -> RpcError:
+    return RpcError(StatusCode.PERMISSION_DENIED, f"{field} {rule}", violations=[Violation(field, rule)])
+
+
+def _any(request: Any, _: frozenset[str]) -> Any:
+    return request
+
+
+def _filtered(request: Any, organizations: frozenset[str]) -> Any:
+    """A filter by organizations: those named must be the caller's, and none named means all of them."""
+    if not organizations.issuperset(request.organization_id):
+        raise _denied("organization_id")
+    if not request.organization_id:
+        request = copy.copy(request)
+        request.organization_id = sorted(organizations)
+    return request
+
+
+def _named(request: Any, organizations: frozenset[str]) -> Any:
+    """An organization beside what is everybody's."""
+    if request.organization_id and request.organization_id not in organizations:
+        raise _denied("organization_id")
+    return request
+
+
+def _record(request: Any, organizations: frozenset[str]) -> Any:
+    if request.usage.organization_id not in organizations:
+        raise _denied("organization_id")
+    return request
+
+
+def _price(request: Any, organizations: frozenset[str]) -> Any:
+    if not request.organization_id:
+        rule = "must be given: prices for everybody need an admin key of all organizations"
+        raise _denied("organization_id", rule)
+    return _named(request, organizations)
+
+
+OPEN: frozenset[str] = frozenset({GET_HEALTH.path, GET_READINESS.path})
+"""The methods that need no key."""
+
+RULES: dict[str, Rule] = {
+    SUBMIT_USAGE.path: Rule(Role.WRITER, _record),
+    # Its records are answered one by one, by the servicer.
+    BATCH_SUBMIT_USAGE.path: Rule(Role.WRITER, _any),
+    LIST_USAGE.path: Rule(Role.READER, _filtered),
+    GET_COST_SUMMARY.path: Rule(Role.READER, _filtered),
+    GET_ANALYTICS.path: Rule(Role.READER, _filtered),
+    CREATE_PRICE.path: Rule(Role.ADMIN, _price),
+    # Whose card it is, the servicer finds out.
+    GET_PRICE.path: Rule(Role.READER, _any),
+    LIST_PRICES.path: Rule(Role.READER, _named),
+}
+"""The rule of each method by its path; those in OPEN have none."""
+
+
+class Tenancy:
+    """Holds calls to the rules. It stands behind validation, before the servicer."""
+
+    async def intercept_unary_unary(
+        self, continuation: UnaryContinuation, request: Any, context: CallContext
+    ) -> Any:
+        if context.principal is not None:
+            request = _scoped(request, context)
+        return await continuation(request, context)
+
+
+def _scoped(request: Any, context: CallContext) -> Any:
+    principal: Principal = context.principal
+    if context.method.path in OPEN:
+        return request
+    rule = RULES.get(context.method.path)
+    if rule is None:
+        raise RpcError(StatusCode.PERMISSION_DENIED, f"no API key may call {context.method.name}")
+    if principal.role < rule.role:
+        raise RpcError(
+            StatusCode.PERMISSION_DENIED,
+            f"{context.method.name} needs an API key with the role {rule.role.name.lower()}, "
+            f"and this one is {principal.role.name.lower()}",
+        )
+    return request if principal.organizations is None else rule.scoped(request, principal.organizations)
