@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
+import msgspec
+
 from llm_cost_ops.config.parts import (
     CacheConfig,
     CircuitBreakerConfig,
@@ -46,6 +48,7 @@ SCHEMES = ("http", "https", "grpc", "grpcs", "sqlite")
 C = TypeVar("C", bound=Config)
 
 
+_HEADER_NAME = re.compile(r"[0-9A-Za-z_.-]+")
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
 
 
@@ -90,13 +93,24 @@ class ClientConfig(Config, frozen=True, kw_only=True):
         for parameter in ("user_agent", "proxy"):
             value = getattr(self, parameter)
             if value is not None and not (isinstance(value, str) and _HEADER_VALUE.fullmatch(value)):
-                raise wrong(parameter, "must be one line of printable ASCII", value)
-        for name, value in dict(self.default_headers).items():
+                # The value may hold a password, so the message does not show it.
+                raise ConfigurationError(
+                    f"{parameter} must be one line of printable ASCII", parameter=parameter
+                )
+        self._check_headers()
+
+    def _check_headers(self) -> None:
+        headers = dict(self.default_headers)
+        for name, value in headers.items():
+            if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
+                raise wrong("default_headers", "must have names of letters, digits, '_', '-' and '.'", name)
             if not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value):
                 raise ConfigurationError(
                     f"default_headers[{name!r}] must be one line of printable ASCII",
                     parameter="default_headers",
                 )
+        # A copy, so that the caller's mapping can change.
+        msgspec.structs.force_setattr(self, "default_headers", headers)
 
     def _check_key(self) -> None:
         key = self.api_key
@@ -151,6 +165,25 @@ class ClientConfig(Config, frozen=True, kw_only=True):
     def with_rate_limit(self, rate_limit: RateLimitConfig | None = None, **changes: Any) -> ClientConfig:
         """A copy with this limit; without arguments, with the default one."""
         return self.replace(rate_limit=_changed(rate_limit, self.rate_limit or RateLimitConfig(), changes))
+
+    def with_circuit_breaker(
+        self, circuit_breaker: CircuitBreakerConfig | None = None, **changes: Any
+    ) -> ClientConfig:
+        """A copy with this breaker; without arguments, with the default one."""
+        current = self.circuit_breaker or CircuitBreakerConfig()
+        return self.replace(circuit_breaker=_changed(circuit_breaker, current, changes))
+
+    def with_cache(self, cache: CacheConfig | None = None, **changes: Any) -> ClientConfig:
+        """A copy with this cache; without arguments, with the default one."""
+        return self.replace(cache=_changed(cache, self.cache or CacheConfig(), changes))
+
+    def with_headers(self, headers: Mapping[str, str]) -> ClientConfig:
+        """A copy that sends these headers beside those that it has."""
+        return self.replace(default_headers={**self.default_headers, **headers})
+
+    def with_user_agent(self, user_agent: str | None) -> ClientConfig:
+        """A copy with this user agent."""
+        return self.replace(user_agent=user_agent)
 
     def with_connection_pool(
         self, connection_pool: ConnectionPoolConfig | None = None, **changes: Any

@@ -216,7 +216,7 @@ class TLSConfig(Config, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for parameter in ("ca_file", "cert_file", "key_file"):
             value = getattr(self, parameter)
-            if value is not None and not Path(value).is_file():
+            if value is not None and not (isinstance(value, str) and Path(value).is_file()):
                 raise wrong(parameter, "must be the path of a file", value)
         if self.key_file is not None and self.cert_file is None:
             raise ConfigurationError("key_file needs cert_file", parameter="key_file")

@@ -1,0 +1,193 @@
+"""Per-call options, derived clients and raw responses."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from llm_cost_ops import (
+    AsyncCostOpsClient,
+    CacheConfig,
+    CircuitBreakerConfig,
+    ClientConfig,
+    ConfigurationError,
+    CostOpsClient,
+    RateLimitConfig,
+    RetryConfig,
+    ServerError,
+)
+from llm_cost_ops.testing import Fault, ScriptedLeaf, VirtualRuntime, async_memory_client, memory_client
+from llm_cost_ops.types import CostSummary, GetHealthResponse, UsageReceipt
+
+CALL: dict[str, Any] = {"organization_id": "acme", "provider": "openai", "model_id": "gpt-4o"}
+RECEIPT = UsageReceipt(usage_id="u-1")
+
+
+def scripted(*script: Any, forever: bool = False, **options: Any) -> tuple[CostOpsClient, ScriptedLeaf]:
+    leaf = ScriptedLeaf(script, forever=forever)
+    config = ClientConfig(base_url="http://test", **options)
+    return CostOpsClient(config=config, leaf=leaf, runtime=VirtualRuntime()), leaf
+
+
+def test_a_call_may_switch_retries_off_or_on() -> None:
+    client, leaf = scripted(Fault(503), RECEIPT, Fault(503), Fault(503), RECEIPT)
+    assert client.usage.submit(**CALL) is RECEIPT
+    with pytest.raises(ServerError):
+        client.usage.submit(**CALL, retry=None)
+    quiet = client.with_options(retry=None)
+    assert quiet.config.retry.max_retries == 0
+    assert quiet.usage.submit(**CALL, retry=RetryConfig(max_retries=1)) is RECEIPT
+    assert len(leaf.calls) == 5
+
+
+def test_the_key_of_a_call_travels() -> None:
+    client, leaf = scripted(RECEIPT, RECEIPT)
+    client.usage.submit(**CALL, idempotency_key="k-1", headers={"x-team": "a"}, metadata={"x": 1})
+    assert leaf.calls[0].idempotency_key == "k-1"
+    assert leaf.calls[0].headers.get("x-team") == "a"
+    assert leaf.requests[0].usage.metadata == {"x": 1}
+
+
+def test_a_derived_client_shares_and_changes() -> None:
+    client, leaf = scripted(RECEIPT, forever=True, api_key="key-one-1", default_headers={"x-a": "a"})
+    client.usage.submit(**CALL)
+    derived = client.with_options(timeout=5, headers={"x-b": "b"}, api_key="key-two-2")
+    derived.usage.submit(**CALL)
+    client.usage.submit(**CALL)
+    assert type(derived) is CostOpsClient
+    assert derived.config.timeout == 5
+    assert derived.config.headers == {"x-a": "a", "x-b": "b"}
+    seen = [(c.headers.get("authorization"), c.headers.get("x-b"), c.context.deadline) for c in leaf.calls]
+    assert seen == [
+        ("Bearer key-one-1", "", 30.0),
+        ("Bearer key-two-2", "b", 5.0),
+        ("Bearer key-one-1", "", 30.0),
+    ]
+    derived.close()
+    assert leaf.closed == 0
+    with derived.with_options(timeout=None) as third:
+        third.usage.submit(**CALL)
+    assert leaf.closed == 0
+    client.close()
+    assert leaf.closed == 1
+
+
+def test_a_derived_client_counts_with_its_parent() -> None:
+    client, leaf = scripted(RECEIPT, forever=True, rate_limit=RateLimitConfig(max_requests=1, time_window=10))
+    client.usage.submit(**CALL)
+    client.with_options(timeout=60).usage.submit(**CALL)
+    assert client._channel.core.runtime.monotonic() == pytest.approx(10)
+    client, leaf = scripted(
+        Fault(503), forever=True, circuit_breaker=CircuitBreakerConfig(failure_threshold=2)
+    )
+    derived = client.with_options(retry=None)
+    for _ in range(2):
+        with pytest.raises(ServerError):
+            derived.usage.submit(**CALL)
+    with pytest.raises(ServerError, match="circuit breaker"):
+        client.usage.submit(**CALL)
+    assert len(leaf.calls) == 2
+    client, leaf = scripted(Fault(429), forever=True, retry=RetryConfig(budget=1))
+    for each in (client, client.with_options(timeout=None), client.with_options(api_key="other-key")):
+        with pytest.raises(Exception, match="scripted"):
+            each.usage.submit(**CALL)
+    assert len(leaf.calls) == 4, "one budget for all"
+
+
+def test_the_cache_is_shared_by_those_with_the_same_key_only() -> None:
+    client, leaf = scripted(CostSummary(), forever=True, cache=CacheConfig(), api_key="key-one-1")
+    client.costs.get()
+    client.with_options(timeout=9).costs.get()
+    assert len(leaf.calls) == 1
+    client.with_options(api_key="key-two-2").costs.get()
+    client.with_options(headers={"x-tenant": "b"}).costs.get()
+    assert len(leaf.calls) == 3
+
+
+@pytest.mark.parametrize(
+    ("option", "parameter"),
+    [
+        ({"timeout": -1}, "timeout"),
+        ({"retry": 3}, "retry"),
+        ({"headers": {"a": "\n"}}, "default_headers"),
+        ({"api_key": "a b\n"}, "api_key"),
+    ],
+)
+def test_wrong_options_are_named(option: dict[str, Any], parameter: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        scripted()[0].with_options(**option)
+    assert caught.value.parameter == parameter
+
+
+def test_a_raw_response_of_every_method() -> None:
+    with memory_client() as client:
+        raw = client.with_raw_response.usage.submit(**CALL, input_tokens=1000, idempotency_key="k")
+        assert (raw.status, raw.attempts, raw.waited) == (201, 1, 0.0)
+        assert raw.request_id
+        assert raw.parsed.usage_id == raw.data.usage_id
+        again = client.with_raw_response.usage.submit(**CALL, input_tokens=1000, idempotency_key="k")
+        assert (again.status, again.parsed.duplicate) == (200, True)
+        assert isinstance(client.with_raw_response.health().parsed, GetHealthResponse)
+        page = client.with_raw_response.usage.list(page_size=1).parsed
+        assert len(page.data) == 1
+        assert client.usage.list(page_size=1).data == page.data
+        with client.with_raw_response as same:
+            assert same.with_options(timeout=None).health().status == 200
+        assert client.health().status == "healthy"
+
+
+async def test_async_raw_responses_and_derived_clients() -> None:
+    async with async_memory_client() as client:
+        raw = await client.with_raw_response.usage.submit(**CALL, input_tokens=1)
+        assert raw.status == 201
+        page = await client.with_raw_response.usage.list()
+        assert [record.input_tokens for record in page.parsed.data] == [1]
+        derived = client.with_options(timeout=9, headers={"x-a": "b"})
+        assert isinstance(derived, AsyncCostOpsClient)
+        assert (await derived.costs.get()).total_requests == 1
+        async with derived:
+            pass
+        assert (await client.costs.get()).total_requests == 1
+
+
+def test_subclasses_and_their_attributes_survive() -> None:
+    class Mine(CostOpsClient):
+        def __init__(self) -> None:
+            super().__init__(base_url="sqlite://")
+            self.team = "a"
+
+    with Mine() as client:
+        _ = client.usage
+        derived = client.with_options(timeout=1)
+        assert isinstance(derived, Mine)
+        assert derived.team == "a"
+        assert derived.usage is not client.usage
+
+
+def test_a_user_interceptor_sees_the_call_as_its_caller_does() -> None:
+    seen: list[Any] = []
+
+    class Watching:
+        async def intercept_unary_unary(self, continuation: Any, request: Any, context: Any) -> Any:
+            response = await continuation(request, context)
+            seen.append((context.method.name, context.attempt, "authorization" in context.metadata))
+            return response
+
+    leaf = ScriptedLeaf([Fault(503), RECEIPT])
+    client = CostOpsClient(
+        "a-key", "http://test", interceptors=[Watching()], leaf=leaf, runtime=VirtualRuntime()
+    )
+    client.usage.submit(**CALL)
+    assert seen == [("SubmitUsage", 2, True)]
+
+
+def test_threads_of_control_share_one_client() -> None:
+    async def many() -> list[str]:
+        async with async_memory_client() as client:
+            receipts = await asyncio.gather(*(client.usage.submit(**CALL, input_tokens=n) for n in range(50)))
+            assert (await client.costs.get()).total_requests == 50
+            return [receipt.usage_id for receipt in receipts]
+
+    assert len(set(asyncio.run(many()))) == 50

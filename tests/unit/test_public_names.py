@@ -1,0 +1,99 @@
+"""What users may rely on: the names, and that both clients have the same methods."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+
+import llm_cost_ops
+from llm_cost_ops import AsyncCostOpsClient, CostOpsClient, config, exceptions, testing, types
+from llm_cost_ops.rpc.pager import AsyncPager, Pager
+
+PUBLIC = """
+APIError AsyncCostOpsClient AuthenticationError AuthorizationError CacheConfig CircuitBreakerConfig
+ClientConfig ConfigurationError ConflictError ConnectionPoolConfig CostOpsClient CostOpsError
+LoggingConfig MetricsConfig NetworkError NotFoundError RateLimitConfig RateLimitError RetryConfig
+ServerError TLSConfig TimeoutError UsageRecord ValidationError __version__
+"""
+CONFIG = """
+CacheConfig CircuitBreakerConfig ClientConfig ConnectionPoolConfig LoggingConfig MetricsConfig
+RateLimitConfig RetryConfig TLSConfig
+"""
+EXCEPTIONS = """
+APIError AuthenticationError AuthorizationError ConfigurationError ConflictError CostOpsError
+DeadlineError NetworkError NotFoundError RateLimitError ServerError TimeoutError ValidationError
+error_from_rpc
+"""
+TESTING = """
+AsyncVirtualRuntime Delay Fault InterceptorCheckError Received ScriptedLeaf VirtualRuntime
+async_memory_client check_interceptor memory_client
+"""
+CLIENT = """
+analytics close config costs health pricing ready usage with_options with_raw_response
+"""
+RESOURCES = {
+    "usage": "get_history list submit submit_batch",
+    "costs": "get",
+    "pricing": "create get list",
+    "analytics": "get",
+    "_health": "get ready",
+}
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [(llm_cost_ops, PUBLIC), (config, CONFIG), (exceptions, EXCEPTIONS), (testing, TESTING)],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_names_of_a_module_are_pinned(module: Any, names: str) -> None:
+    assert sorted(module.__all__) == sorted(names.split())
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+
+
+def test_every_message_of_a_resource_is_public() -> None:
+    for resource in (getattr(CostOpsClient(base_url="sqlite://"), name) for name in RESOURCES):
+        for _, method in inspect.getmembers(resource, inspect.ismethod):
+            returned = inspect.signature(method).return_annotation
+            if method.__name__ != "__init__":
+                for name in returned.removeprefix("Pager[").rstrip("]").split(", "):
+                    assert name in types.__all__
+
+
+def _public(value: Any) -> list[str]:
+    return sorted(name for name in dir(value) if not name.startswith("_"))
+
+
+def _parameters(function: Any) -> list[tuple[str, Any, Any, Any]]:
+    return [
+        (p.name, p.kind, p.default, p.annotation)
+        for p in inspect.signature(function).parameters.values()
+        if p.name not in ("channel", "self")
+    ]
+
+
+def test_both_clients_have_the_same_methods_with_the_same_parameters() -> None:
+    sync, other = CostOpsClient(base_url="sqlite://"), AsyncCostOpsClient(base_url="sqlite://")
+    assert _public(sync) == _public(other) == sorted(CLIENT.split())
+    for name in ("close", "health", "ready", "with_options"):
+        assert _parameters(getattr(sync, name)) == _parameters(getattr(other, name))
+    assert _parameters(CostOpsClient) == _parameters(AsyncCostOpsClient)
+    for name, methods in RESOURCES.items():
+        ours, theirs = getattr(sync, name), getattr(other, name)
+        assert type(theirs).__name__ == f"Async{type(ours).__name__}"
+        assert _public(ours) == _public(theirs) == sorted(methods.split())
+        for method in methods.split():
+            assert _parameters(getattr(ours, method)) == _parameters(getattr(theirs, method))
+            assert getattr(ours, method).__doc__ == getattr(theirs, method).__doc__
+    assert set(_public(Pager)) == set(_public(AsyncPager))
+
+
+def test_every_method_takes_the_options_of_a_call() -> None:
+    client = CostOpsClient(base_url="sqlite://")
+    for name, methods in RESOURCES.items():
+        for method in methods.split():
+            taken = inspect.signature(getattr(getattr(client, name), method)).parameters
+            assert {"timeout", "headers", "retry"} <= set(taken)
+            assert ("idempotency_key" in taken) == (method in ("submit", "submit_batch", "create"))
