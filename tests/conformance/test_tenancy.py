@@ -1,0 +1,238 @@
+"""Tenants: every method with what belongs to another organization, over each network transport and colour."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from llm_cost_ops import AuthorizationError, NotFoundError, UsageRecord, ValidationError
+from llm_cost_ops._gen import methods
+from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.service import open_service
+from llm_cost_ops.service.tenancy import OPEN, RULES
+from llm_cost_ops.types import SubmitStatus
+from llm_cost_ops.wire.uuid7 import uuid7
+from tests.conformance.clients import COLOURS
+from tests.conformance.keyed import Clients, KeyedServer, keyed_server
+
+CALL: dict[str, Any] = {
+    "provider": "openai",
+    "model_id": "gpt-4o",
+    "input_tokens": 1000,
+    "output_tokens": 500,
+    "timestamp": "2026-11-20T15:00:00Z",
+}
+COST = Decimal("0.0075")
+DAY = {"start_date": "2026-11-20", "end_date": "2026-11-20"}
+
+Case = Callable[[Clients, str], Awaitable[None]]
+CASES: dict[str, Case] = {}
+
+
+def covers(method: Any) -> Callable[[Case], Case]:
+    def add(case: Case) -> Case:
+        CASES[method.path] = case
+        return case
+
+    return add
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeyedServer]:
+    with keyed_server(tmp_path_factory.mktemp("keyed")) as server:
+        yield server
+
+
+@pytest.fixture(params=[f"{transport}-{colour}" for transport in ("http", "grpc") for colour in COLOURS])
+async def clients(server: KeyedServer, request: pytest.FixtureRequest) -> AsyncIterator[Clients]:
+    made = Clients(server, *request.param.split("-"))
+    yield made
+    await made.close()
+
+
+def served() -> list[str]:
+    service = open_service(None)
+    found = sorted(service.handler.methods)
+    drive(service.aclose())
+    return found
+
+
+def test_every_method_is_open_or_has_a_rule_and_a_case() -> None:
+    assert set(served()) == OPEN | RULES.keys()
+    assert RULES.keys() == CASES.keys()
+
+
+@pytest.mark.parametrize("path", [path for path in served() if path not in OPEN])
+async def test_a_foreign_object(clients: Clients, path: str) -> None:
+    await CASES[path](clients, f"p-{uuid7()}")
+
+
+async def refused(call: Awaitable[Any], field: str = "organization_id") -> None:
+    with pytest.raises(AuthorizationError, match=field) as caught:
+        await call
+    assert (caught.value.status_code, caught.value.code) == (403, "PERMISSION_DENIED")
+    assert "globex" not in str(caught.value)
+
+
+async def fill(clients: Clients, project: str) -> None:
+    """Two records of acme and one of globex, in projects of the same name."""
+    for who, count in ((clients.acme, 2), (clients.globex, 1)):
+        organization = "acme" if count == 2 else "globex"
+        for _ in range(count):
+            await who.usage.submit(
+                organization_id=organization, project_id=project, user_id=organization, **CALL
+            )
+
+
+@covers(methods.SUBMIT_USAGE)
+async def submit(clients: Clients, project: str) -> None:
+    for organization in ("globex", "no-such-organization"):
+        await refused(clients.acme.usage.submit(organization_id=organization, project_id=project, **CALL))
+    await refused(clients.acme_reader.usage.submit(organization_id="acme", **CALL), "role writer")
+    key = f"key-{project}"
+    sent = {**CALL, "project_id": project, "idempotency_key": key}
+    ours = await clients.acme.usage.submit(organization_id="acme", **sent)
+    theirs = await clients.globex.usage.submit(organization_id="globex", **{**sent, "input_tokens": 7})
+    assert not theirs.duplicate
+    assert theirs.usage_id != ours.usage_id
+    again = await clients.both.usage.submit(organization_id="acme", **sent)
+    assert (again.usage_id, again.duplicate) == (ours.usage_id, True)
+
+
+@covers(methods.BATCH_SUBMIT_USAGE)
+async def submit_batch(clients: Clients, project: str) -> None:
+    organizations = ("acme", "globex", "no-such-organization", "acme")
+    records = [
+        UsageRecord(organization_id=name, project_id=project, provider="openai", model_id="gpt-4o")
+        for name in organizations
+    ]
+    receipt = await clients.acme.usage.submit_batch(records)
+    assert [result.status for result in receipt.results] == [
+        SubmitStatus.CREATED,
+        SubmitStatus.INVALID,
+        SubmitStatus.INVALID,
+        SubmitStatus.CREATED,
+    ]
+    assert (receipt.created, receipt.invalid) == (2, 2)
+    errors = [result.error for result in receipt.results[1:3]]
+    assert {error.code for error in errors} == {"PERMISSION_DENIED"}
+    assert [error.violations[0].field for error in errors] == [
+        "records[1].organization_id",
+        "records[2].organization_id",
+    ]
+    assert (await clients.globex.costs.get(project_id=project)).total_requests == 0
+    await refused(clients.acme_reader.usage.submit_batch(records), "role writer")
+
+
+@covers(methods.LIST_USAGE)
+async def history(clients: Clients, project: str) -> None:
+    await fill(clients, project)
+    await refused_filters(lambda client: client.usage.get_history, clients, project)
+    for who, count in (
+        (clients.acme_reader, 2),
+        (clients.globex, 1),
+        (clients.both, 3),
+        (clients.everyone, 3),
+    ):
+        page = await who.usage.get_history(project_id=project)
+        assert (len(page.data), page.pagination.total_items) == (count, count)
+    theirs = await clients.acme.usage.get_history(user_id="globex", project_id=project)
+    assert theirs.data == []
+    first = await clients.acme.usage.get_history(project_id=project, page_size=1)
+    cursor = first.pagination.next_cursor
+    second = await clients.acme_reader.usage.get_history(project_id=project, page_size=1, cursor=cursor)
+    assert [record.organization_id for record in second.data] == ["acme"]
+    assert second.data[0].id != first.data[0].id
+    for other in (clients.globex, clients.both, clients.everyone):
+        with pytest.raises(ValidationError, match="cursor"):
+            await other.usage.get_history(project_id=project, page_size=1, cursor=cursor)
+
+
+async def refused_filters(get: Callable[[Any], Any], clients: Clients, project: str) -> None:
+    """To name another organization is refused, whether there is one or not."""
+    for organization in ("globex", "no-such-organization", ["acme", "globex"]):
+        await refused(get(clients.acme)(organization_id=organization, project_id=project, **DAY))
+
+
+@covers(methods.GET_COST_SUMMARY)
+async def costs(clients: Clients, project: str) -> None:
+    await fill(clients, project)
+    await refused_filters(lambda client: client.costs.get, clients, project)
+    for who, shares in (
+        (clients.acme_reader, {"acme": 2}),
+        (clients.globex, {"globex": 1}),
+        (clients.both, {"acme": 2, "globex": 1}),
+        (clients.everyone, {"acme": 2, "globex": 1}),
+    ):
+        summary = await who.costs.get(project_id=project, group_by="organization")
+        assert {group.value: group.requests for group in summary.breakdown} == shares
+        assert summary.total_cost == COST * sum(shares.values())
+        by_day = await who.costs.get(project_id=project, group_by="day")
+        assert by_day.total_requests == sum(shares.values())
+    named = await clients.both.costs.get(organization_id="acme", project_id=project)
+    assert named.total_requests == 2
+
+
+@covers(methods.GET_ANALYTICS)
+async def analytics(clients: Clients, project: str) -> None:
+    await fill(clients, project)
+    await refused_filters(lambda client: client.analytics.get, clients, project)
+    for who, count in ((clients.acme_reader, 2), (clients.globex, 1), (clients.both, 3)):
+        series = await who.analytics.get(project_id=project, group_by="organization", **DAY)
+        assert series.summary.total_requests == count
+        assert sum(point.metrics.total_requests for point in series.time_series) == count
+
+
+@covers(methods.CREATE_PRICE)
+async def create_price(clients: Clients, project: str) -> None:
+    price = {"provider": "house", "model_id": project, "input_price_per_1k": "1"}
+    await refused(clients.acme.pricing.create(organization_id="acme", **price), "role admin")
+    for organization in ("globex", "no-such-organization", ""):
+        await refused(clients.acme_admin.pricing.create(organization_id=organization, **price))
+    key = f"key-{project}"
+    ours = await clients.acme_admin.pricing.create(organization_id="acme", idempotency_key=key, **price)
+    theirs = await clients.globex_admin.pricing.create(organization_id="globex", idempotency_key=key, **price)
+    everyones = await clients.everyone.pricing.create(idempotency_key=key, **price)
+    assert len({ours.id, theirs.id, everyones.id}) == 3
+
+
+async def contract(clients: Clients, project: str) -> Any:
+    """A price that globex alone has."""
+    return await clients.globex_admin.pricing.create(
+        organization_id="globex", provider="house", model_id=project, input_price_per_1k="1"
+    )
+
+
+@covers(methods.GET_PRICE)
+async def get_price(clients: Clients, project: str) -> None:
+    card = await contract(clients, project)
+    assert (await clients.globex.pricing.get(card.id)).id == card.id
+    assert (await clients.everyone.pricing.get(card.id)).id == card.id
+    unknown = str(uuid7())
+    messages = []
+    for card_id in (card.id, unknown):
+        with pytest.raises(NotFoundError) as caught:
+            await clients.acme_admin.pricing.get(card_id)
+        messages.append(caught.value.message.replace(card_id, "ID"))
+    assert messages[0] == messages[1]
+
+
+@covers(methods.LIST_PRICES)
+async def list_prices(clients: Clients, project: str) -> None:
+    card = await contract(clients, project)
+    assert (await clients.acme_admin.pricing.list(model_id=project)).data == []
+    assert [found.id for found in (await clients.globex.pricing.list(model_id=project)).data] == [card.id]
+    named = await clients.everyone.pricing.list(model_id=project, organization_id="globex")
+    assert [found.id for found in named.data] == [card.id]
+    for organization in ("globex", "no-such-organization"):
+        await refused(clients.acme.pricing.list(model_id=project, organization_id=organization))
+    used = {"provider": "house", "model_id": project, "input_tokens": 1000}
+    ours = await clients.acme.usage.submit(organization_id="acme", **used)
+    theirs = await clients.globex.usage.submit(organization_id="globex", **used)
+    assert (ours.estimated_cost, theirs.estimated_cost) == (None, Decimal(1))
+    cursor = (await clients.globex.pricing.list(page_size=1)).pagination.next_cursor
+    with pytest.raises(ValidationError, match="cursor"):
+        await clients.acme.pricing.list(page_size=1, cursor=cursor)
