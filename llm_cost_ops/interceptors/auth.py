@@ -128,5 +128,6 @@ def _clean(error: CostOpsError, key: str) -> None:
     error.message = redacted(error.message, key)
     error.response = redacted(error.response, key)
     error.args = tuple(redacted(list(error.args), key))
+    error.__context__ = None  # the internal error, which says the same
     if isinstance(error, ValidationError):
         error.violations = tuple(Violation(f, redacted(rule, key)) for f, rule in error.violations)

@@ -1,0 +1,224 @@
+"""Scripted answers, the check for interceptors, and the pytest plugin."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_cost_ops import (
+    AsyncCostOpsClient,
+    CacheConfig,
+    CircuitBreakerConfig,
+    CostOpsClient,
+    LoggingConfig,
+    NetworkError,
+    RateLimitConfig,
+    RetryConfig,
+    ServerError,
+    exceptions,
+)
+from llm_cost_ops.interceptors.auth import Auth
+from llm_cost_ops.interceptors.cache import Cache
+from llm_cost_ops.interceptors.circuit_breaker import CircuitBreaker
+from llm_cost_ops.interceptors.error_mapping import ErrorMapping
+from llm_cost_ops.interceptors.logging import CallLogging
+from llm_cost_ops.interceptors.metrics import CallMetrics
+from llm_cost_ops.interceptors.rate_limit import RateLimit
+from llm_cost_ops.interceptors.retry import Retry
+from llm_cost_ops.interceptors.validation import Validation
+from llm_cost_ops.testing import Delay, Fault, InterceptorCheckError, ScriptedLeaf, check_interceptor
+from tests.calls import DONE, PUT, put, sync_channel
+from tests.tiny_service import PutNoteResponse
+
+
+def test_a_script_answers_step_by_step() -> None:
+    async def later(request: Any, context: Any) -> Any:
+        await context.runtime.sleep(2)
+        return Delay(1, DONE)
+
+    whole = PutNoteResponse(data=DONE)
+    script = [DONE, whole, lambda request, context: DONE, later, KeyError("x"), lambda r, c: None]
+    leaf = ScriptedLeaf(script)
+    channel = sync_channel(leaf)
+    assert [put(channel) for _ in range(4)] == [DONE] * 4
+    assert channel.core.runtime.monotonic() == 3
+    with pytest.raises(KeyError):
+        put(channel)
+    assert put(channel) is None
+    with pytest.raises(AssertionError, match="call 7, PutNote, is not in the script"):
+        put(channel)
+    assert leaf.requests == [PUT] * 7
+    assert leaf.calls[0].method == "PutNote"
+
+
+def test_the_last_step_may_go_on_for_ever() -> None:
+    channel = sync_channel(ScriptedLeaf([Fault(503, times=2), DONE], forever=True))
+    for _ in range(2):
+        with pytest.raises(ServerError):
+            put(channel)
+    assert [put(channel) for _ in range(5)] == [DONE] * 5
+
+
+def test_faults_say_what_a_transport_would() -> None:
+    def failing(fault: Fault) -> Any:
+        with pytest.raises(exceptions.CostOpsError) as caught:
+            put(sync_channel([fault]))
+        return caught.value
+
+    assert failing(Fault("network")).maybe_applied
+    assert not failing(Fault("network", sent=False)).maybe_applied
+    assert type(failing(Fault("network"))) is NetworkError
+    limited = failing(Fault(429, "slow", retry_after=2, headers={"x-ratelimit-limit": "5"}))
+    assert (limited.retry_after, limited.limit, limited.message, limited.maybe_applied) == (
+        2,
+        5,
+        "slow",
+        False,
+    )
+    assert failing(Fault(500)).maybe_applied
+    assert isinstance(failing(Fault(504)), exceptions.DeadlineError)
+
+
+class Held:
+    """Holds a lock across an await."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    async def intercept_unary_unary(self, continuation: Any, request: Any, context: Any) -> Any:
+        with self.lock:
+            return await continuation(request, context)
+
+
+class AsyncHeld:
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+
+    async def intercept_unary_unary(self, continuation: Any, request: Any, context: Any) -> Any:
+        async with self.lock:
+            return await continuation(request, context)
+
+
+class Foreign:
+    async def intercept_unary_unary(self, continuation: Any, request: Any, context: Any) -> Any:
+        await asyncio.sleep(0.001)
+        return await continuation(request, context)
+
+
+class ForeignAfterFailure:
+    async def intercept_unary_unary(self, continuation: Any, request: Any, context: Any) -> Any:
+        try:
+            return await continuation(request, context)
+        except ServerError:
+            await asyncio.sleep(0)
+            raise
+
+
+class Plain:
+    def intercept_unary_unary(self, continuation: Any, request: Any, context: Any) -> Any:
+        return continuation(request, context)
+
+
+class Swallowing:
+    async def intercept_unary_unary(self, continuation: Any, request: Any, context: Any) -> Any:
+        try:
+            return await continuation(request, context)
+        except asyncio.CancelledError:
+            return await continuation(request, context)
+
+
+class Nothing:
+    pass
+
+
+class Disguising:
+    async def intercept_unary_unary(self, continuation: Any, request: Any, context: Any) -> Any:
+        try:
+            return await continuation(request, context)
+        except ServerError as error:
+            raise NetworkError("hm") from error
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (Held, "lock held across an await"),
+        (AsyncHeld, "lock held across an await"),
+        (Foreign, "only in the async client"),
+        (ForeignAfterFailure, "only in the async client"),
+        (Plain, "async def"),
+        (Swallowing, "cancelled call"),
+        (Nothing, "none of the methods"),
+        (Disguising, "NetworkError"),
+    ],
+)
+def test_the_check_finds(wrong: Any, message: str) -> None:
+    with pytest.raises(InterceptorCheckError, match=message):
+        check_interceptor(wrong, patience=1.0)
+
+
+def _config(kind: Any, *settings: Any) -> Any:
+    return lambda: kind(*settings)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        ErrorMapping,
+        _config(Auth, "some-key"),
+        _config(Auth, lambda: "some-key"),
+        _config(Cache, CacheConfig()),
+        _config(CallLogging, LoggingConfig(enabled=True)),
+        _config(CallMetrics, []),
+        _config(CircuitBreaker, CircuitBreakerConfig()),
+        _config(RateLimit, RateLimitConfig(adaptive=True)),
+        _config(RateLimit, RateLimitConfig(max_requests=1, time_window=1)),
+        _config(Retry, RetryConfig()),
+        lambda: Validation({}, origin="client"),
+    ],
+)
+def test_every_interceptor_of_ours_passes_the_check(make: Any) -> None:
+    check_interceptor(make)
+
+
+def test_an_interceptor_may_be_given_itself() -> None:
+    check_interceptor(CallMetrics([]))
+
+
+async def test_the_check_works_inside_a_running_loop() -> None:
+    check_interceptor(ErrorMapping)
+
+
+def test_fixture(costops: CostOpsClient) -> None:
+    assert costops.health().status == "healthy"
+
+
+async def test_async_fixture(async_costops: AsyncCostOpsClient) -> None:
+    assert (await async_costops.health()).status == "healthy"
+
+
+def test_the_plugin_is_found_and_loads_nothing_by_itself(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(
+        "import sys\n"
+        "def test_nothing_is_loaded():\n"
+        "    loaded = [name for name in sys.modules if name.startswith('llm_cost_ops')]\n"
+        "    assert sorted(loaded) == ['llm_cost_ops', 'llm_cost_ops.testing', 'llm_cost_ops.testing.plugin']\n"
+        "def test_used(costops):\n"
+        "    receipt = costops.usage.submit(\n"
+        "        organization_id='a', provider='openai', model_id='gpt-4o', input_tokens=10)\n"
+        "    assert receipt.estimated_cost\n"
+        "def test_empty_again(costops, async_costops):\n"
+        "    assert costops.costs.get().total_requests == 0\n",
+        encoding="utf-8",
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"]
+    options = ["-o", "asyncio_default_fixture_loop_scope=function"]
+    done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 passed" in done.stdout
