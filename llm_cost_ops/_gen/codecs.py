@@ -17,12 +17,17 @@ from llm_cost_ops._gen.messages import (
     CostLine,
     CostRecord,
     CostSummary,
+    CostVerification,
     CreatePriceRequest,
     CreatePriceResponse,
     CurrencyTotal,
+    EstimateCostRequest,
+    EstimateCostResponse,
     FieldViolation,
     GetAnalyticsRequest,
     GetAnalyticsResponse,
+    GetCostRequest,
+    GetCostResponse,
     GetCostSummaryRequest,
     GetCostSummaryResponse,
     GetHealthRequest,
@@ -44,6 +49,10 @@ from llm_cost_ops._gen.messages import (
     Rate,
     RateCard,
     RecordError,
+    RepriceDifference,
+    RepriceReport,
+    RepriceUsageRequest,
+    RepriceUsageResponse,
     ResponseMeta,
     SubmitResult,
     SubmitUsageRequest,
@@ -52,6 +61,8 @@ from llm_cost_ops._gen.messages import (
     TimeWindow,
     UsageReceipt,
     UsageRecord,
+    VerifyCostRequest,
+    VerifyCostResponse,
 )
 from llm_cost_ops._gen.validators import (
     validate_analytics,
@@ -64,12 +75,17 @@ from llm_cost_ops._gen.validators import (
     validate_cost_line,
     validate_cost_record,
     validate_cost_summary,
+    validate_cost_verification,
     validate_create_price_request,
     validate_create_price_response,
     validate_currency_total,
+    validate_estimate_cost_request,
+    validate_estimate_cost_response,
     validate_field_violation,
     validate_get_analytics_request,
     validate_get_analytics_response,
+    validate_get_cost_request,
+    validate_get_cost_response,
     validate_get_cost_summary_request,
     validate_get_cost_summary_response,
     validate_get_health_request,
@@ -91,6 +107,10 @@ from llm_cost_ops._gen.validators import (
     validate_rate,
     validate_rate_card,
     validate_record_error,
+    validate_reprice_difference,
+    validate_reprice_report,
+    validate_reprice_usage_request,
+    validate_reprice_usage_response,
     validate_response_meta,
     validate_submit_result,
     validate_submit_usage_request,
@@ -99,6 +119,8 @@ from llm_cost_ops._gen.validators import (
     validate_time_window,
     validate_usage_receipt,
     validate_usage_record,
+    validate_verify_cost_request,
+    validate_verify_cost_response,
 )
 from llm_cost_ops.rpc.method import MessageCodec
 from llm_cost_ops.wire.json import JsonCodec
@@ -114,12 +136,17 @@ __all__ = [
     "COST_LINE",
     "COST_RECORD",
     "COST_SUMMARY",
+    "COST_VERIFICATION",
     "CREATE_PRICE_REQUEST",
     "CREATE_PRICE_RESPONSE",
     "CURRENCY_TOTAL",
+    "ESTIMATE_COST_REQUEST",
+    "ESTIMATE_COST_RESPONSE",
     "FIELD_VIOLATION",
     "GET_ANALYTICS_REQUEST",
     "GET_ANALYTICS_RESPONSE",
+    "GET_COST_REQUEST",
+    "GET_COST_RESPONSE",
     "GET_COST_SUMMARY_REQUEST",
     "GET_COST_SUMMARY_RESPONSE",
     "GET_HEALTH_REQUEST",
@@ -141,6 +168,10 @@ __all__ = [
     "RATE",
     "RATE_CARD",
     "RECORD_ERROR",
+    "REPRICE_DIFFERENCE",
+    "REPRICE_REPORT",
+    "REPRICE_USAGE_REQUEST",
+    "REPRICE_USAGE_RESPONSE",
     "RESPONSE_META",
     "SUBMIT_RESULT",
     "SUBMIT_USAGE_REQUEST",
@@ -149,6 +180,8 @@ __all__ = [
     "TIME_WINDOW",
     "USAGE_RECEIPT",
     "USAGE_RECORD",
+    "VERIFY_COST_REQUEST",
+    "VERIFY_COST_RESPONSE",
 ]
 
 
@@ -191,6 +224,38 @@ def _settled_cost_summary(m: CostSummary) -> bool:
 
 def _settled_get_cost_summary_response(m: GetCostSummaryResponse) -> bool:
     if m.data is not None and not _settled_cost_summary(m.data):
+        return False
+    return True
+
+
+def _settled_get_cost_response(m: GetCostResponse) -> bool:
+    if m.data is not None and not _settled_cost_record(m.data):
+        return False
+    return True
+
+
+def _settled_cost_verification(m: CostVerification) -> bool:
+    if m.recorded is not None and not _settled_cost_record(m.recorded):
+        return False
+    if m.recomputed is not None and not _settled_cost_record(m.recomputed):
+        return False
+    return True
+
+
+def _settled_verify_cost_response(m: VerifyCostResponse) -> bool:
+    if m.data is not None and not _settled_cost_verification(m.data):
+        return False
+    return True
+
+
+def _settled_estimate_cost_request(m: EstimateCostRequest) -> bool:
+    if m.usage is not None and not _settled_usage_record(m.usage):
+        return False
+    return True
+
+
+def _settled_estimate_cost_response(m: EstimateCostResponse) -> bool:
+    if m.data is not None and not _settled_cost_record(m.data):
         return False
     return True
 
@@ -301,6 +366,17 @@ _json_cost_summary = JsonCodec(CostSummary, settled=_settled_cost_summary)
 _json_get_cost_summary_response = JsonCodec(
     GetCostSummaryResponse, settled=_settled_get_cost_summary_response
 )
+_json_get_cost_request = JsonCodec(GetCostRequest)
+_json_get_cost_response = JsonCodec(GetCostResponse, settled=_settled_get_cost_response)
+_json_verify_cost_request = JsonCodec(VerifyCostRequest)
+_json_cost_verification = JsonCodec(CostVerification, settled=_settled_cost_verification)
+_json_verify_cost_response = JsonCodec(VerifyCostResponse, settled=_settled_verify_cost_response)
+_json_estimate_cost_request = JsonCodec(EstimateCostRequest, settled=_settled_estimate_cost_request)
+_json_estimate_cost_response = JsonCodec(EstimateCostResponse, settled=_settled_estimate_cost_response)
+_json_reprice_usage_request = JsonCodec(RepriceUsageRequest)
+_json_reprice_difference = JsonCodec(RepriceDifference)
+_json_reprice_report = JsonCodec(RepriceReport)
+_json_reprice_usage_response = JsonCodec(RepriceUsageResponse)
 _json_component_health = JsonCodec(ComponentHealth)
 _json_get_health_request = JsonCodec(GetHealthRequest)
 _json_get_health_response = JsonCodec(GetHealthResponse)
@@ -448,6 +524,94 @@ GET_COST_SUMMARY_RESPONSE = MessageCodec(
     encode_json=_json_get_cost_summary_response.encode,
     decode_json=_json_get_cost_summary_response.decode,
     validate=validate_get_cost_summary_response,
+)
+GET_COST_REQUEST = MessageCodec(
+    GetCostRequest,
+    "llm_cost_ops.v1.GetCostRequest",
+    protobuf="llm_cost_ops._gen.protobuf:get_cost_request",
+    encode_json=_json_get_cost_request.encode,
+    decode_json=_json_get_cost_request.decode,
+    validate=validate_get_cost_request,
+)
+GET_COST_RESPONSE = MessageCodec(
+    GetCostResponse,
+    "llm_cost_ops.v1.GetCostResponse",
+    protobuf="llm_cost_ops._gen.protobuf:get_cost_response",
+    encode_json=_json_get_cost_response.encode,
+    decode_json=_json_get_cost_response.decode,
+    validate=validate_get_cost_response,
+)
+VERIFY_COST_REQUEST = MessageCodec(
+    VerifyCostRequest,
+    "llm_cost_ops.v1.VerifyCostRequest",
+    protobuf="llm_cost_ops._gen.protobuf:verify_cost_request",
+    encode_json=_json_verify_cost_request.encode,
+    decode_json=_json_verify_cost_request.decode,
+    validate=validate_verify_cost_request,
+)
+COST_VERIFICATION = MessageCodec(
+    CostVerification,
+    "llm_cost_ops.v1.CostVerification",
+    protobuf="llm_cost_ops._gen.protobuf:cost_verification",
+    encode_json=_json_cost_verification.encode,
+    decode_json=_json_cost_verification.decode,
+    validate=validate_cost_verification,
+)
+VERIFY_COST_RESPONSE = MessageCodec(
+    VerifyCostResponse,
+    "llm_cost_ops.v1.VerifyCostResponse",
+    protobuf="llm_cost_ops._gen.protobuf:verify_cost_response",
+    encode_json=_json_verify_cost_response.encode,
+    decode_json=_json_verify_cost_response.decode,
+    validate=validate_verify_cost_response,
+)
+ESTIMATE_COST_REQUEST = MessageCodec(
+    EstimateCostRequest,
+    "llm_cost_ops.v1.EstimateCostRequest",
+    protobuf="llm_cost_ops._gen.protobuf:estimate_cost_request",
+    encode_json=_json_estimate_cost_request.encode,
+    decode_json=_json_estimate_cost_request.decode,
+    validate=validate_estimate_cost_request,
+)
+ESTIMATE_COST_RESPONSE = MessageCodec(
+    EstimateCostResponse,
+    "llm_cost_ops.v1.EstimateCostResponse",
+    protobuf="llm_cost_ops._gen.protobuf:estimate_cost_response",
+    encode_json=_json_estimate_cost_response.encode,
+    decode_json=_json_estimate_cost_response.decode,
+    validate=validate_estimate_cost_response,
+)
+REPRICE_USAGE_REQUEST = MessageCodec(
+    RepriceUsageRequest,
+    "llm_cost_ops.v1.RepriceUsageRequest",
+    protobuf="llm_cost_ops._gen.protobuf:reprice_usage_request",
+    encode_json=_json_reprice_usage_request.encode,
+    decode_json=_json_reprice_usage_request.decode,
+    validate=validate_reprice_usage_request,
+)
+REPRICE_DIFFERENCE = MessageCodec(
+    RepriceDifference,
+    "llm_cost_ops.v1.RepriceDifference",
+    protobuf="llm_cost_ops._gen.protobuf:reprice_difference",
+    encode_json=_json_reprice_difference.encode,
+    decode_json=_json_reprice_difference.decode,
+    validate=validate_reprice_difference,
+)
+REPRICE_REPORT = MessageCodec(
+    RepriceReport,
+    "llm_cost_ops.v1.RepriceReport",
+    protobuf="llm_cost_ops._gen.protobuf:reprice_report",
+    encode_json=_json_reprice_report.encode,
+    decode_json=_json_reprice_report.decode,
+    validate=validate_reprice_report,
+)
+REPRICE_USAGE_RESPONSE = MessageCodec(
+    RepriceUsageResponse,
+    "llm_cost_ops.v1.RepriceUsageResponse",
+    protobuf="llm_cost_ops._gen.protobuf:reprice_usage_response",
+    encode_json=_json_reprice_usage_response.encode,
+    decode_json=_json_reprice_usage_response.decode,
+    validate=validate_reprice_usage_response,
 )
 COMPONENT_HEALTH = MessageCodec(
     ComponentHealth,

@@ -28,12 +28,17 @@ __all__ = [
     "CostRecord",
     "CostStatus",
     "CostSummary",
+    "CostVerification",
     "CreatePriceRequest",
     "CreatePriceResponse",
     "CurrencyTotal",
+    "EstimateCostRequest",
+    "EstimateCostResponse",
     "FieldViolation",
     "GetAnalyticsRequest",
     "GetAnalyticsResponse",
+    "GetCostRequest",
+    "GetCostResponse",
     "GetCostSummaryRequest",
     "GetCostSummaryResponse",
     "GetHealthRequest",
@@ -60,6 +65,10 @@ __all__ = [
     "Rate",
     "RateCard",
     "RecordError",
+    "RepriceDifference",
+    "RepriceReport",
+    "RepriceUsageRequest",
+    "RepriceUsageResponse",
     "ResponseMeta",
     "SubmitResult",
     "SubmitStatus",
@@ -72,6 +81,8 @@ __all__ = [
     "UsageQuality",
     "UsageReceipt",
     "UsageRecord",
+    "VerifyCostRequest",
+    "VerifyCostResponse",
 ]
 
 
@@ -306,6 +317,16 @@ class GetAnalyticsRequest(
     """What to split each bucket by, as in GetCostSummary, but not by time."""
     currency: str = ""
     """The currency of costs, ISO 4217; USD when not given."""
+    service_tier: list[str] = []
+    """The tiers that served the calls."""
+    processing: list[str] = []
+    """How they were processed, such as batch."""
+    region: list[str] = []
+    """The geographies that set the price."""
+    operation: list[str] = []
+    """The kinds of call: chat, embeddings…"""
+    status: list[str] = []
+    """How sure the costs are: priced, estimated, partial, unpriced, reported."""
     unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
@@ -508,10 +529,21 @@ class GetCostSummaryRequest(
     """The zone of dates and of day, week and month groups, an IANA name; UTC when not given."""
     group_by: list[str] = []
     """What to group by, at most 4 of: none, provider, model, organization, project, user, tag,
-    label:<key>, operation, service_tier, processing, region, status, day, week, month.
+    label:<key>, operation, service_tier, processing, region, status, meter, and one of hour, day,
+    week, month. By meter, cost and tokens are split, and a call counts under each meter it used.
     """
     currency: str = ""
     """The currency to sum, ISO 4217; USD when not given. Others are listed apart."""
+    service_tier: list[str] = []
+    """The tiers that served the calls."""
+    processing: list[str] = []
+    """How they were processed, such as batch."""
+    region: list[str] = []
+    """The geographies that set the price."""
+    operation: list[str] = []
+    """The kinds of call: chat, embeddings…"""
+    status: list[str] = []
+    """How sure the costs are: priced, estimated, partial, unpriced, reported."""
     unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
@@ -575,11 +607,15 @@ class CostSummary(
     breakdown: list[CostGroup] = []
     """The groups, dearest first; by time where grouped by time."""
     additive: bool = False
-    """False when one record can be in several groups (tags): then the groups do not sum to the total."""
+    """False when one cost can be in several groups (tags): then the groups do not sum to the total.
+    Of groups by meter the costs and tokens sum to the total, but not the requests.
+    """
     unpriced_requests: Int64 = 0
     """How many of the calls have no price."""
     other_currencies: list[CurrencyTotal] = []
     """The cost in other currencies; total_tokens and total_requests cover these calls too."""
+    priced_fraction: WireDecimal | None = None
+    """The part of the calls that has a price, 0 to 1, to 6 places; unset without calls."""
     unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
@@ -590,6 +626,206 @@ class GetCostSummaryResponse(
 
     data: CostSummary | None = None
     """The summary."""
+    meta: ResponseMeta | None = None
+    """About the response."""
+    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
+
+
+class GetCostRequest(
+    msgspec.Struct,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    repr_omit_defaults=True,
+    omit_defaults=True,
+    gc=False,
+):
+    """Asks for the cost of one usage record."""
+
+    usage_id: str = ""
+    """The id of the usage record."""
+    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
+
+
+class GetCostResponse(
+    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
+):
+    """Answers GetCost."""
+
+    data: CostRecord | None = None
+    """The cost."""
+    meta: ResponseMeta | None = None
+    """About the response."""
+    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
+
+
+class VerifyCostRequest(
+    msgspec.Struct,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    repr_omit_defaults=True,
+    omit_defaults=True,
+    gc=False,
+):
+    """Asks to calculate a cost again."""
+
+    usage_id: str = ""
+    """The id of the usage record."""
+    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
+
+
+class CostVerification(
+    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
+):
+    """A recorded cost beside the same, calculated again."""
+
+    matches: bool = False
+    """Whether status, currency and total are the same."""
+    recorded: CostRecord | None = None
+    """What was recorded."""
+    recomputed: CostRecord | None = None
+    """What was calculated; unset when it could not be."""
+    reason: str = ""
+    """Why it does not match, or could not be calculated; empty when it matches."""
+    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
+
+
+class VerifyCostResponse(
+    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
+):
+    """Answers VerifyCost."""
+
+    data: CostVerification | None = None
+    """The comparison."""
+    meta: ResponseMeta | None = None
+    """About the response."""
+    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
+
+
+class EstimateCostRequest(
+    msgspec.Struct,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    repr_omit_defaults=True,
+    omit_defaults=True,
+    gc=False,
+):
+    """Asks what a call would cost."""
+
+    usage: UsageRecord | None = None
+    """The call; organization_id may be left out."""
+    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
+
+
+class EstimateCostResponse(
+    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
+):
+    """Answers EstimateCost."""
+
+    data: CostRecord | None = None
+    """The cost; it has no id, since nothing is recorded."""
+    meta: ResponseMeta | None = None
+    """About the response."""
+    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
+
+
+class RepriceUsageRequest(
+    msgspec.Struct,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    repr_omit_defaults=True,
+    omit_defaults=True,
+    gc=False,
+):
+    """Which usage to price again. Fields are ANDed; the values of one field are ORed."""
+
+    organization_id: list[str] = []
+    """The organizations; all that the caller may see when not given."""
+    provider: list[str] = []
+    """The providers."""
+    model_id: list[str] = []
+    """The models."""
+    project_id: list[str] = []
+    """The projects."""
+    user_id: list[str] = []
+    """The end users."""
+    tag: list[str] = []
+    """Tags: a record with any of them."""
+    label: dict[str, str] = {}
+    """Labels: a record with all of them."""
+    start_date: str = ""
+    """The first moment, inclusive; a date means its midnight in time_zone. All time when not given."""
+    end_date: str = ""
+    """The last moment, exclusive; a date means through that day. Open when not given."""
+    time_zone: str = ""
+    """The zone of dates, an IANA name; UTC when not given."""
+    as_of: str = ""
+    """Leaves out cards that were created after this moment; a date means the end of that day. All
+    cards count when not given, and those of the bundled catalog always.
+    """
+    dry_run: bool = False
+    """Report what would change, and write nothing."""
+    service_tier: list[str] = []
+    """The tiers that served the calls."""
+    processing: list[str] = []
+    """How they were processed, such as batch."""
+    region: list[str] = []
+    """The geographies that set the price."""
+    operation: list[str] = []
+    """The kinds of call: chat, embeddings…"""
+    status: list[str] = []
+    """How sure the costs are: priced, estimated, partial, unpriced, reported."""
+    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
+
+
+class RepriceDifference(
+    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
+):
+    """What repricing changed for one model, in one currency."""
+
+    provider: str = ""
+    """The provider."""
+    model_id: str = ""
+    """The model."""
+    currency: str = ""
+    """ISO 4217."""
+    records: Int64 = 0
+    """How many records changed."""
+    before: WireDecimal = Decimal(0)
+    """What they cost before, as far as they had a price in this currency."""
+    after: WireDecimal = Decimal(0)
+    """What they cost after."""
+    difference: WireDecimal = Decimal(0)
+    """After less before."""
+    unpriced_before: Int64 = 0
+    """How many of them had no price before."""
+    unpriced_after: Int64 = 0
+    """How many of them have none after."""
+    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
+
+
+class RepriceReport(
+    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
+):
+    """What repricing changed."""
+
+    dry_run: bool = False
+    """Whether nothing was written."""
+    examined: Int64 = 0
+    """How many records were looked at."""
+    changed: Int64 = 0
+    """How many of them got a revision, or would get one."""
+    differences: list[RepriceDifference] = []
+    """The changes by provider, model and currency."""
+    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
+
+
+class RepriceUsageResponse(
+    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
+):
+    """Answers RepriceUsage."""
+
+    data: RepriceReport | None = None
+    """The report."""
     meta: ResponseMeta | None = None
     """About the response."""
     unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
@@ -1281,6 +1517,16 @@ class ListUsageRequest(
     """What to sort by: "timestamp" (the default) or "ingested_at"."""
     order: str = ""
     """"desc" (the default) or "asc"."""
+    service_tier: list[str] = []
+    """The tiers that served the calls."""
+    processing: list[str] = []
+    """How they were processed, such as batch."""
+    region: list[str] = []
+    """The geographies that set the price."""
+    operation: list[str] = []
+    """The kinds of call: chat, embeddings…"""
+    status: list[str] = []
+    """How sure the costs are: priced, estimated, partial, unpriced, reported."""
     unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 

@@ -9,8 +9,12 @@ from llm_cost_ops._gen.codecs import (
     BATCH_SUBMIT_USAGE_RESPONSE,
     CREATE_PRICE_REQUEST,
     CREATE_PRICE_RESPONSE,
+    ESTIMATE_COST_REQUEST,
+    ESTIMATE_COST_RESPONSE,
     GET_ANALYTICS_REQUEST,
     GET_ANALYTICS_RESPONSE,
+    GET_COST_REQUEST,
+    GET_COST_RESPONSE,
     GET_COST_SUMMARY_REQUEST,
     GET_COST_SUMMARY_RESPONSE,
     GET_HEALTH_REQUEST,
@@ -23,17 +27,25 @@ from llm_cost_ops._gen.codecs import (
     LIST_PRICES_RESPONSE,
     LIST_USAGE_REQUEST,
     LIST_USAGE_RESPONSE,
+    REPRICE_USAGE_REQUEST,
+    REPRICE_USAGE_RESPONSE,
     SUBMIT_USAGE_REQUEST,
     SUBMIT_USAGE_RESPONSE,
     USAGE_RECORD,
+    VERIFY_COST_REQUEST,
+    VERIFY_COST_RESPONSE,
 )
 from llm_cost_ops._gen.messages import (
     BatchSubmitUsageRequest,
     BatchSubmitUsageResponse,
     CreatePriceRequest,
     CreatePriceResponse,
+    EstimateCostRequest,
+    EstimateCostResponse,
     GetAnalyticsRequest,
     GetAnalyticsResponse,
+    GetCostRequest,
+    GetCostResponse,
     GetCostSummaryRequest,
     GetCostSummaryResponse,
     GetHealthRequest,
@@ -46,8 +58,12 @@ from llm_cost_ops._gen.messages import (
     ListPricesResponse,
     ListUsageRequest,
     ListUsageResponse,
+    RepriceUsageRequest,
+    RepriceUsageResponse,
     SubmitUsageRequest,
     SubmitUsageResponse,
+    VerifyCostRequest,
+    VerifyCostResponse,
 )
 from llm_cost_ops.rpc.method import Cardinality, HttpRule, Idempotency, MethodDescriptor, QueryField
 from llm_cost_ops.wire.keys import keyed
@@ -55,14 +71,18 @@ from llm_cost_ops.wire.keys import keyed
 __all__ = [
     "BATCH_SUBMIT_USAGE",
     "CREATE_PRICE",
+    "ESTIMATE_COST",
     "GET_ANALYTICS",
+    "GET_COST",
     "GET_COST_SUMMARY",
     "GET_HEALTH",
     "GET_PRICE",
     "GET_READINESS",
     "LIST_PRICES",
     "LIST_USAGE",
+    "REPRICE_USAGE",
     "SUBMIT_USAGE",
+    "VERIFY_COST",
 ]
 
 
@@ -93,6 +113,11 @@ GET_ANALYTICS: MethodDescriptor[GetAnalyticsRequest, GetAnalyticsResponse] = Met
             QueryField("metrics", "metrics", "list"),
             QueryField("group_by", "group_by", "list"),
             QueryField("currency", "currency", "scalar"),
+            QueryField("service_tier", "service_tier", "list"),
+            QueryField("processing", "processing", "list"),
+            QueryField("region", "region", "list"),
+            QueryField("operation", "operation", "list"),
+            QueryField("status", "status", "list"),
         ),
         None,
     ),
@@ -125,12 +150,88 @@ GET_COST_SUMMARY: MethodDescriptor[GetCostSummaryRequest, GetCostSummaryResponse
             QueryField("time_zone", "time_zone", "scalar"),
             QueryField("group_by", "group_by", "list"),
             QueryField("currency", "currency", "scalar"),
+            QueryField("service_tier", "service_tier", "list"),
+            QueryField("processing", "processing", "list"),
+            QueryField("region", "region", "list"),
+            QueryField("operation", "operation", "list"),
+            QueryField("status", "status", "list"),
         ),
         None,
     ),
     unwrap="data",
 )
 """Sums the cost of a period, exactly, in total and by group."""
+
+GET_COST: MethodDescriptor[GetCostRequest, GetCostResponse] = MethodDescriptor(
+    "llm_cost_ops.v1.CostService",
+    "GetCost",
+    cardinality=Cardinality.UNARY_UNARY,
+    idempotency=Idempotency.NO_SIDE_EFFECTS,
+    request=GET_COST_REQUEST,
+    response=GET_COST_RESPONSE,
+    http=HttpRule(
+        "GET",
+        "/api/v1/usage/{usage_id}/cost",
+        None,
+        200,
+        (QueryField("usage_id", "usage_id", "scalar"),),
+        None,
+    ),
+    unwrap="data",
+)
+"""Gives the cost of one usage record with its lines: the revision in force.
+
+The lines are made again from the price card that was used. Where that card is no longer known,
+there are no lines, and the total is the one that was recorded.
+"""
+
+VERIFY_COST: MethodDescriptor[VerifyCostRequest, VerifyCostResponse] = MethodDescriptor(
+    "llm_cost_ops.v1.CostService",
+    "VerifyCost",
+    cardinality=Cardinality.UNARY_UNARY,
+    idempotency=Idempotency.NO_SIDE_EFFECTS,
+    request=VERIFY_COST_REQUEST,
+    response=VERIFY_COST_RESPONSE,
+    http=HttpRule(
+        "GET",
+        "/api/v1/usage/{usage_id}/cost/verification",
+        None,
+        200,
+        (QueryField("usage_id", "usage_id", "scalar"),),
+        None,
+    ),
+    unwrap="data",
+)
+"""Calculates a recorded cost again from the usage and the price card, and compares."""
+
+ESTIMATE_COST: MethodDescriptor[EstimateCostRequest, EstimateCostResponse] = MethodDescriptor(
+    "llm_cost_ops.v1.CostService",
+    "EstimateCost",
+    cardinality=Cardinality.UNARY_UNARY,
+    idempotency=Idempotency.NO_SIDE_EFFECTS,
+    request=ESTIMATE_COST_REQUEST,
+    response=ESTIMATE_COST_RESPONSE,
+    http=HttpRule("POST", "/api/v1/costs/estimate", "usage", 200, (), USAGE_RECORD),
+    unwrap="data",
+)
+"""Prices a call before it is made; nothing is written. Without organization_id, contract prices
+are left out; without a timestamp it is priced as of now, and one in the future is taken too.
+"""
+
+REPRICE_USAGE: MethodDescriptor[RepriceUsageRequest, RepriceUsageResponse] = MethodDescriptor(
+    "llm_cost_ops.v1.CostService",
+    "RepriceUsage",
+    cardinality=Cardinality.UNARY_UNARY,
+    idempotency=Idempotency.IDEMPOTENT,
+    request=REPRICE_USAGE_REQUEST,
+    response=REPRICE_USAGE_RESPONSE,
+    http=HttpRule("POST", "/api/v1/costs/reprice", "*", 200, (), REPRICE_USAGE_REQUEST),
+    unwrap="data",
+)
+"""Prices recorded usage again by the cards of today, and adds a revision where the cost differs.
+Earlier revisions stay; sums and lists follow the newest. Each record changes whole or not at
+all. A call that runs into its deadline keeps what it did; the same call again goes on.
+"""
 
 GET_HEALTH: MethodDescriptor[GetHealthRequest, GetHealthResponse] = MethodDescriptor(
     "llm_cost_ops.v1.HealthService",
@@ -276,6 +377,11 @@ LIST_USAGE: MethodDescriptor[ListUsageRequest, ListUsageResponse] = MethodDescri
             QueryField("cursor", "cursor", "scalar"),
             QueryField("sort", "sort", "scalar"),
             QueryField("order", "order", "scalar"),
+            QueryField("service_tier", "service_tier", "list"),
+            QueryField("processing", "processing", "list"),
+            QueryField("region", "region", "list"),
+            QueryField("operation", "operation", "list"),
+            QueryField("status", "status", "list"),
         ),
         None,
     ),

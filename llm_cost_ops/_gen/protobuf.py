@@ -16,12 +16,17 @@ from llm_cost_ops._gen.messages import (
     CostRecord,
     CostStatus,
     CostSummary,
+    CostVerification,
     CreatePriceRequest,
     CreatePriceResponse,
     CurrencyTotal,
+    EstimateCostRequest,
+    EstimateCostResponse,
     FieldViolation,
     GetAnalyticsRequest,
     GetAnalyticsResponse,
+    GetCostRequest,
+    GetCostResponse,
     GetCostSummaryRequest,
     GetCostSummaryResponse,
     GetHealthRequest,
@@ -48,6 +53,10 @@ from llm_cost_ops._gen.messages import (
     Rate,
     RateCard,
     RecordError,
+    RepriceDifference,
+    RepriceReport,
+    RepriceUsageRequest,
+    RepriceUsageResponse,
     ResponseMeta,
     SubmitResult,
     SubmitStatus,
@@ -60,6 +69,8 @@ from llm_cost_ops._gen.messages import (
     UsageQuality,
     UsageReceipt,
     UsageRecord,
+    VerifyCostRequest,
+    VerifyCostResponse,
 )
 from llm_cost_ops.wire.decimals import from_text, plain
 from llm_cost_ops.wire.fields import (
@@ -90,12 +101,17 @@ __all__ = [
     "decode_cost_line",
     "decode_cost_record",
     "decode_cost_summary",
+    "decode_cost_verification",
     "decode_create_price_request",
     "decode_create_price_response",
     "decode_currency_total",
+    "decode_estimate_cost_request",
+    "decode_estimate_cost_response",
     "decode_field_violation",
     "decode_get_analytics_request",
     "decode_get_analytics_response",
+    "decode_get_cost_request",
+    "decode_get_cost_response",
     "decode_get_cost_summary_request",
     "decode_get_cost_summary_response",
     "decode_get_health_request",
@@ -117,6 +133,10 @@ __all__ = [
     "decode_rate",
     "decode_rate_card",
     "decode_record_error",
+    "decode_reprice_difference",
+    "decode_reprice_report",
+    "decode_reprice_usage_request",
+    "decode_reprice_usage_response",
     "decode_response_meta",
     "decode_submit_result",
     "decode_submit_usage_request",
@@ -125,6 +145,8 @@ __all__ = [
     "decode_time_window",
     "decode_usage_receipt",
     "decode_usage_record",
+    "decode_verify_cost_request",
+    "decode_verify_cost_response",
     "encode_analytics",
     "encode_analytics_summary",
     "encode_batch_receipt",
@@ -135,12 +157,17 @@ __all__ = [
     "encode_cost_line",
     "encode_cost_record",
     "encode_cost_summary",
+    "encode_cost_verification",
     "encode_create_price_request",
     "encode_create_price_response",
     "encode_currency_total",
+    "encode_estimate_cost_request",
+    "encode_estimate_cost_response",
     "encode_field_violation",
     "encode_get_analytics_request",
     "encode_get_analytics_response",
+    "encode_get_cost_request",
+    "encode_get_cost_response",
     "encode_get_cost_summary_request",
     "encode_get_cost_summary_response",
     "encode_get_health_request",
@@ -162,6 +189,10 @@ __all__ = [
     "encode_rate",
     "encode_rate_card",
     "encode_record_error",
+    "encode_reprice_difference",
+    "encode_reprice_report",
+    "encode_reprice_usage_request",
+    "encode_reprice_usage_response",
     "encode_response_meta",
     "encode_submit_result",
     "encode_submit_usage_request",
@@ -170,6 +201,8 @@ __all__ = [
     "encode_time_window",
     "encode_usage_receipt",
     "encode_usage_record",
+    "encode_verify_cost_request",
+    "encode_verify_cost_response",
 ]
 
 _T0A = prefixes(b"\x0a")
@@ -190,6 +223,7 @@ _T7A = prefixes(b"\x7a")
 _T8201 = prefixes(b"\x82\x01")
 _T8202 = prefixes(b"\x82\x02")
 _T8A01 = prefixes(b"\x8a\x01")
+_T9201 = prefixes(b"\x92\x01")
 _T9A01 = prefixes(b"\x9a\x01")
 _T9A02 = prefixes(b"\x9a\x02")
 _TA201 = prefixes(b"\xa2\x01")
@@ -240,8 +274,8 @@ _USAGE_QUALITY_VARINTS = enum_varints(UsageQuality)
 _USAGE_QUALITY_MEMBERS = enum_members(UsageQuality)
 _USAGE_QUALITY_0 = _USAGE_QUALITY_MEMBERS[0]
 
-_GET_ANALYTICS_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("organization_id", "organization_id"), 18: ("provider", "provider"), 26: ("model_id", "model_id"), 34: ("project_id", "project_id"), 42: ("user_id", "user_id"), 50: ("tag", "tag"), 58: ("label", ""), 66: ("start_date", ""), 74: ("end_date", ""), 82: ("time_zone", ""), 88: ("interval", ""), 98: ("metrics", "metrics"), 106: ("group_by", "group_by"), 114: ("currency", "")}
-_GET_ANALYTICS_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 50, 58, 66, 74, 82, 88, 98, 106, 114])
+_GET_ANALYTICS_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("organization_id", "organization_id"), 18: ("provider", "provider"), 26: ("model_id", "model_id"), 34: ("project_id", "project_id"), 42: ("user_id", "user_id"), 50: ("tag", "tag"), 58: ("label", ""), 66: ("start_date", ""), 74: ("end_date", ""), 82: ("time_zone", ""), 88: ("interval", ""), 98: ("metrics", "metrics"), 106: ("group_by", "group_by"), 114: ("currency", ""), 122: ("service_tier", "service_tier"), 258: ("processing", "processing"), 266: ("region", "region"), 274: ("operation", "operation"), 282: ("status", "status")}
+_GET_ANALYTICS_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 50, 58, 66, 74, 82, 88, 98, 106, 114, 122, 130, 138, 146, 154])
 
 
 def encode_get_analytics_request(m: GetAnalyticsRequest) -> bytes:
@@ -356,6 +390,46 @@ def encode_get_analytics_request(m: GetAnalyticsRequest) -> bytes:
             n = len(b)
             w(_T72[n] if n < 128 else b"\x72" + varint(n))
             w(b)
+        if v15 := m.service_tier:
+            at = "service_tier"
+            for i, x15 in enumerate(v15):
+                b = x15.encode()
+                n = len(b)
+                w(_T7A[n] if n < 128 else b"\x7a" + varint(n))
+                w(b)
+            i = -1
+        if v16 := m.processing:
+            at = "processing"
+            for i, x16 in enumerate(v16):
+                b = x16.encode()
+                n = len(b)
+                w(_T8201[n] if n < 128 else b"\x82\x01" + varint(n))
+                w(b)
+            i = -1
+        if v17 := m.region:
+            at = "region"
+            for i, x17 in enumerate(v17):
+                b = x17.encode()
+                n = len(b)
+                w(_T8A01[n] if n < 128 else b"\x8a\x01" + varint(n))
+                w(b)
+            i = -1
+        if v18 := m.operation:
+            at = "operation"
+            for i, x18 in enumerate(v18):
+                b = x18.encode()
+                n = len(b)
+                w(_T9201[n] if n < 128 else b"\x92\x01" + varint(n))
+                w(b)
+            i = -1
+        if v19 := m.status:
+            at = "status"
+            for i, x19 in enumerate(v19):
+                b = x19.encode()
+                n = len(b)
+                w(_T9A01[n] if n < 128 else b"\x9a\x01" + varint(n))
+                w(b)
+            i = -1
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
@@ -589,6 +663,81 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
                 m.currency = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
+            if t == 122:
+                x15 = m.service_tier.append
+                while t == 122:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x15(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t > 127: t += data[pos + 1] << 7
+            if t == 258:
+                x16 = m.processing.append
+                while t == 258:
+                    n = data[pos + 2]
+                    if n < 128: s = pos + 3
+                    else:
+                        c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x16(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                    if t > 127: t += data[pos + 1] << 7
+                if pos >= end: break
+            if t == 266:
+                x17 = m.region.append
+                while t == 266:
+                    n = data[pos + 2]
+                    if n < 128: s = pos + 3
+                    else:
+                        c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x17(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                    if t > 127: t += data[pos + 1] << 7
+                if pos >= end: break
+            if t == 274:
+                x18 = m.operation.append
+                while t == 274:
+                    n = data[pos + 2]
+                    if n < 128: s = pos + 3
+                    else:
+                        c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x18(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                    if t > 127: t += data[pos + 1] << 7
+                if pos >= end: break
+            if t == 282:
+                x19 = m.status.append
+                while t == 282:
+                    n = data[pos + 2]
+                    if n < 128: s = pos + 3
+                    else:
+                        c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x19(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                    if t > 127: t += data[pos + 1] << 7
+                if pos >= end: break
             if t in _GET_ANALYTICS_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _GET_ANALYTICS_REQUEST_TAGS)
             if s < 0:
@@ -1855,8 +2004,8 @@ def _read_group_key(data: bytes, pos: int, end: int, depth: int, m: GroupKey | N
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_GET_COST_SUMMARY_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("organization_id", "organization_id"), 18: ("provider", "provider"), 26: ("model_id", "model_id"), 34: ("project_id", "project_id"), 42: ("user_id", "user_id"), 50: ("tag", "tag"), 58: ("label", ""), 66: ("start_date", ""), 74: ("end_date", ""), 82: ("time_zone", ""), 90: ("group_by", "group_by"), 98: ("currency", "")}
-_GET_COST_SUMMARY_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 50, 58, 66, 74, 82, 90, 98])
+_GET_COST_SUMMARY_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("organization_id", "organization_id"), 18: ("provider", "provider"), 26: ("model_id", "model_id"), 34: ("project_id", "project_id"), 42: ("user_id", "user_id"), 50: ("tag", "tag"), 58: ("label", ""), 66: ("start_date", ""), 74: ("end_date", ""), 82: ("time_zone", ""), 90: ("group_by", "group_by"), 98: ("currency", ""), 106: ("service_tier", "service_tier"), 114: ("processing", "processing"), 122: ("region", "region"), 258: ("operation", "operation"), 266: ("status", "status")}
+_GET_COST_SUMMARY_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 50, 58, 66, 74, 82, 90, 98, 106, 114, 122, 130, 138])
 
 
 def encode_get_cost_summary_request(m: GetCostSummaryRequest) -> bytes:
@@ -1959,6 +2108,46 @@ def encode_get_cost_summary_request(m: GetCostSummaryRequest) -> bytes:
             n = len(b)
             w(_T62[n] if n < 128 else b"\x62" + varint(n))
             w(b)
+        if v13 := m.service_tier:
+            at = "service_tier"
+            for i, x13 in enumerate(v13):
+                b = x13.encode()
+                n = len(b)
+                w(_T6A[n] if n < 128 else b"\x6a" + varint(n))
+                w(b)
+            i = -1
+        if v14 := m.processing:
+            at = "processing"
+            for i, x14 in enumerate(v14):
+                b = x14.encode()
+                n = len(b)
+                w(_T72[n] if n < 128 else b"\x72" + varint(n))
+                w(b)
+            i = -1
+        if v15 := m.region:
+            at = "region"
+            for i, x15 in enumerate(v15):
+                b = x15.encode()
+                n = len(b)
+                w(_T7A[n] if n < 128 else b"\x7a" + varint(n))
+                w(b)
+            i = -1
+        if v16 := m.operation:
+            at = "operation"
+            for i, x16 in enumerate(v16):
+                b = x16.encode()
+                n = len(b)
+                w(_T8201[n] if n < 128 else b"\x82\x01" + varint(n))
+                w(b)
+            i = -1
+        if v17 := m.status:
+            at = "status"
+            for i, x17 in enumerate(v17):
+                b = x17.encode()
+                n = len(b)
+                w(_T8A01[n] if n < 128 else b"\x8a\x01" + varint(n))
+                w(b)
+            i = -1
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
@@ -2168,6 +2357,79 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
                 m.currency = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
+            if t == 106:
+                x13 = m.service_tier.append
+                while t == 106:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x13(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 114:
+                x14 = m.processing.append
+                while t == 114:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x14(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 122:
+                x15 = m.region.append
+                while t == 122:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x15(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t > 127: t += data[pos + 1] << 7
+            if t == 258:
+                x16 = m.operation.append
+                while t == 258:
+                    n = data[pos + 2]
+                    if n < 128: s = pos + 3
+                    else:
+                        c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x16(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                    if t > 127: t += data[pos + 1] << 7
+                if pos >= end: break
+            if t == 266:
+                x17 = m.status.append
+                while t == 266:
+                    n = data[pos + 2]
+                    if n < 128: s = pos + 3
+                    else:
+                        c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x17(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                    if t > 127: t += data[pos + 1] << 7
+                if pos >= end: break
             if t in _GET_COST_SUMMARY_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _GET_COST_SUMMARY_REQUEST_TAGS)
             if s < 0:
@@ -2482,8 +2744,8 @@ def _read_currency_total(data: bytes, pos: int, end: int, depth: int, m: Currenc
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_COST_SUMMARY_NAMES: dict[int, tuple[str, str]] = {10: ("total_cost", ""), 18: ("currency", ""), 24: ("total_tokens", ""), 32: ("total_requests", ""), 42: ("period_start", ""), 50: ("period_end", ""), 58: ("breakdown", "breakdown"), 64: ("additive", ""), 72: ("unpriced_requests", ""), 82: ("other_currencies", "other_currencies")}
-_COST_SUMMARY_TAGS: frozenset[int] = frozenset([10, 18, 24, 32, 42, 50, 58, 64, 72, 82])
+_COST_SUMMARY_NAMES: dict[int, tuple[str, str]] = {10: ("total_cost", ""), 18: ("currency", ""), 24: ("total_tokens", ""), 32: ("total_requests", ""), 42: ("period_start", ""), 50: ("period_end", ""), 58: ("breakdown", "breakdown"), 64: ("additive", ""), 72: ("unpriced_requests", ""), 82: ("other_currencies", "other_currencies"), 90: ("priced_fraction", "")}
+_COST_SUMMARY_TAGS: frozenset[int] = frozenset([10, 18, 24, 32, 42, 50, 58, 64, 72, 82, 90])
 
 
 def encode_cost_summary(m: CostSummary) -> bytes:
@@ -2550,6 +2812,12 @@ def encode_cost_summary(m: CostSummary) -> bytes:
                 w(SHORT[n] if n < 16384 else varint(n))
                 w(b)
             i = -1
+        if (v11 := m.priced_fraction) is not None:
+            at = "priced_fraction"
+            b = plain(v11).encode()
+            n = len(b)
+            w(_T5A[n] if n < 128 else b"\x5a" + varint(n))
+            w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
@@ -2687,6 +2955,17 @@ def _read_cost_summary(data: bytes, pos: int, end: int, depth: int, m: CostSumma
                     if pos >= end: break
                     t = data[pos]
                 if pos >= end: break
+            if t == 90:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.priced_fraction = from_text(data[s:pos].decode())
+                if pos >= end: break
+                t = data[pos]
             if t in _COST_SUMMARY_NAMES: continue
             s = skip_field(data, pos, end, _COST_SUMMARY_TAGS)
             if s < 0:
@@ -2779,6 +3058,1354 @@ def _read_get_cost_summary_response(data: bytes, pos: int, end: int, depth: int,
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _GET_COST_SUMMARY_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+_GET_COST_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("usage_id", "")}
+_GET_COST_REQUEST_TAGS: frozenset[int] = frozenset([10])
+
+
+def encode_get_cost_request(m: GetCostRequest) -> bytes:
+    """The protobuf bytes of a GetCostRequest. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at = ""
+    i = -1
+    try:
+        if v1 := m.usage_id:
+            at = "usage_id"
+            b = v1.encode()
+            n = len(b)
+            w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
+            w(b)
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise unwritable(error, at, i) from None
+    return b"".join(out)
+
+
+def decode_get_cost_request(data: bytes) -> GetCostRequest:
+    """The GetCostRequest that protobuf bytes hold. Raises DecodeError."""
+    return _read_get_cost_request(data, 0, len(data), 0, None)
+
+
+def _read_get_cost_request(data: bytes, pos: int, end: int, depth: int, m: GetCostRequest | None) -> GetCostRequest:
+    if m is None: m = GetCostRequest()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.usage_id = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t in _GET_COST_REQUEST_NAMES: continue
+            s = skip_field(data, pos, end, _GET_COST_REQUEST_TAGS)
+            if s < 0:
+                data = respell(data, pos, end, _GET_COST_REQUEST_TAGS)
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
+            pos = s
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise unreadable(error, m, _GET_COST_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+_GET_COST_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
+_GET_COST_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
+
+
+def encode_get_cost_response(m: GetCostResponse) -> bytes:
+    """The protobuf bytes of a GetCostResponse. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at = ""
+    i = -1
+    try:
+        if (v1 := m.data) is not None:
+            at = "data"
+            b = encode_cost_record(v1)
+            n = len(b)
+            w(b"\x0a")
+            w(SHORT[n] if n < 16384 else varint(n))
+            w(b)
+        if (v2 := m.meta) is not None:
+            at = "meta"
+            b = encode_response_meta(v2)
+            n = len(b)
+            w(b"\x12")
+            w(SHORT[n] if n < 16384 else varint(n))
+            w(b)
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise unwritable(error, at, i) from None
+    return b"".join(out)
+
+
+def decode_get_cost_response(data: bytes) -> GetCostResponse:
+    """The GetCostResponse that protobuf bytes hold. Raises DecodeError."""
+    return _read_get_cost_response(data, 0, len(data), 0, None)
+
+
+def _read_get_cost_response(data: bytes, pos: int, end: int, depth: int, m: GetCostResponse | None) -> GetCostResponse:
+    if m is None: m = GetCostResponse()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                if pos > end: raise IndexError
+                m.data = _read_cost_record(data, s, pos, depth + 1, m.data)
+                if pos >= end: break
+                t = data[pos]
+            if t == 18:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                if pos > end: raise IndexError
+                m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
+                if pos >= end: break
+                t = data[pos]
+            if t in _GET_COST_RESPONSE_NAMES: continue
+            s = skip_field(data, pos, end, _GET_COST_RESPONSE_TAGS)
+            if s < 0:
+                data = respell(data, pos, end, _GET_COST_RESPONSE_TAGS)
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
+            pos = s
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise unreadable(error, m, _GET_COST_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+_VERIFY_COST_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("usage_id", "")}
+_VERIFY_COST_REQUEST_TAGS: frozenset[int] = frozenset([10])
+
+
+def encode_verify_cost_request(m: VerifyCostRequest) -> bytes:
+    """The protobuf bytes of a VerifyCostRequest. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at = ""
+    i = -1
+    try:
+        if v1 := m.usage_id:
+            at = "usage_id"
+            b = v1.encode()
+            n = len(b)
+            w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
+            w(b)
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise unwritable(error, at, i) from None
+    return b"".join(out)
+
+
+def decode_verify_cost_request(data: bytes) -> VerifyCostRequest:
+    """The VerifyCostRequest that protobuf bytes hold. Raises DecodeError."""
+    return _read_verify_cost_request(data, 0, len(data), 0, None)
+
+
+def _read_verify_cost_request(data: bytes, pos: int, end: int, depth: int, m: VerifyCostRequest | None) -> VerifyCostRequest:
+    if m is None: m = VerifyCostRequest()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.usage_id = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t in _VERIFY_COST_REQUEST_NAMES: continue
+            s = skip_field(data, pos, end, _VERIFY_COST_REQUEST_TAGS)
+            if s < 0:
+                data = respell(data, pos, end, _VERIFY_COST_REQUEST_TAGS)
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
+            pos = s
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise unreadable(error, m, _VERIFY_COST_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+_COST_VERIFICATION_NAMES: dict[int, tuple[str, str]] = {8: ("matches", ""), 18: ("recorded", ""), 26: ("recomputed", ""), 34: ("reason", "")}
+_COST_VERIFICATION_TAGS: frozenset[int] = frozenset([8, 18, 26, 34])
+
+
+def encode_cost_verification(m: CostVerification) -> bytes:
+    """The protobuf bytes of a CostVerification. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at = ""
+    i = -1
+    try:
+        if v1 := m.matches:
+            at = "matches"
+            w(b"\x08\x01" if v1 else b"\x08\x00")
+        if (v2 := m.recorded) is not None:
+            at = "recorded"
+            b = encode_cost_record(v2)
+            n = len(b)
+            w(b"\x12")
+            w(SHORT[n] if n < 16384 else varint(n))
+            w(b)
+        if (v3 := m.recomputed) is not None:
+            at = "recomputed"
+            b = encode_cost_record(v3)
+            n = len(b)
+            w(b"\x1a")
+            w(SHORT[n] if n < 16384 else varint(n))
+            w(b)
+        if v4 := m.reason:
+            at = "reason"
+            b = v4.encode()
+            n = len(b)
+            w(_T22[n] if n < 128 else b"\x22" + varint(n))
+            w(b)
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise unwritable(error, at, i) from None
+    return b"".join(out)
+
+
+def decode_cost_verification(data: bytes) -> CostVerification:
+    """The CostVerification that protobuf bytes hold. Raises DecodeError."""
+    return _read_cost_verification(data, 0, len(data), 0, None)
+
+
+def _read_cost_verification(data: bytes, pos: int, end: int, depth: int, m: CostVerification | None) -> CostVerification:
+    if m is None: m = CostVerification()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 8:
+                n = data[pos + 1]
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                m.matches = n != 0
+                if pos >= end: break
+                t = data[pos]
+            if t == 18:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                if pos > end: raise IndexError
+                m.recorded = _read_cost_record(data, s, pos, depth + 1, m.recorded)
+                if pos >= end: break
+                t = data[pos]
+            if t == 26:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                if pos > end: raise IndexError
+                m.recomputed = _read_cost_record(data, s, pos, depth + 1, m.recomputed)
+                if pos >= end: break
+                t = data[pos]
+            if t == 34:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.reason = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t in _COST_VERIFICATION_NAMES: continue
+            s = skip_field(data, pos, end, _COST_VERIFICATION_TAGS)
+            if s < 0:
+                data = respell(data, pos, end, _COST_VERIFICATION_TAGS)
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
+            pos = s
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise unreadable(error, m, _COST_VERIFICATION_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+_VERIFY_COST_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
+_VERIFY_COST_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
+
+
+def encode_verify_cost_response(m: VerifyCostResponse) -> bytes:
+    """The protobuf bytes of a VerifyCostResponse. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at = ""
+    i = -1
+    try:
+        if (v1 := m.data) is not None:
+            at = "data"
+            b = encode_cost_verification(v1)
+            n = len(b)
+            w(b"\x0a")
+            w(SHORT[n] if n < 16384 else varint(n))
+            w(b)
+        if (v2 := m.meta) is not None:
+            at = "meta"
+            b = encode_response_meta(v2)
+            n = len(b)
+            w(b"\x12")
+            w(SHORT[n] if n < 16384 else varint(n))
+            w(b)
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise unwritable(error, at, i) from None
+    return b"".join(out)
+
+
+def decode_verify_cost_response(data: bytes) -> VerifyCostResponse:
+    """The VerifyCostResponse that protobuf bytes hold. Raises DecodeError."""
+    return _read_verify_cost_response(data, 0, len(data), 0, None)
+
+
+def _read_verify_cost_response(data: bytes, pos: int, end: int, depth: int, m: VerifyCostResponse | None) -> VerifyCostResponse:
+    if m is None: m = VerifyCostResponse()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                if pos > end: raise IndexError
+                m.data = _read_cost_verification(data, s, pos, depth + 1, m.data)
+                if pos >= end: break
+                t = data[pos]
+            if t == 18:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                if pos > end: raise IndexError
+                m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
+                if pos >= end: break
+                t = data[pos]
+            if t in _VERIFY_COST_RESPONSE_NAMES: continue
+            s = skip_field(data, pos, end, _VERIFY_COST_RESPONSE_TAGS)
+            if s < 0:
+                data = respell(data, pos, end, _VERIFY_COST_RESPONSE_TAGS)
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
+            pos = s
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise unreadable(error, m, _VERIFY_COST_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+_ESTIMATE_COST_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("usage", "")}
+_ESTIMATE_COST_REQUEST_TAGS: frozenset[int] = frozenset([10])
+
+
+def encode_estimate_cost_request(m: EstimateCostRequest) -> bytes:
+    """The protobuf bytes of a EstimateCostRequest. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at = ""
+    i = -1
+    try:
+        if (v1 := m.usage) is not None:
+            at = "usage"
+            b = encode_usage_record(v1)
+            n = len(b)
+            w(b"\x0a")
+            w(SHORT[n] if n < 16384 else varint(n))
+            w(b)
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise unwritable(error, at, i) from None
+    return b"".join(out)
+
+
+def decode_estimate_cost_request(data: bytes) -> EstimateCostRequest:
+    """The EstimateCostRequest that protobuf bytes hold. Raises DecodeError."""
+    return _read_estimate_cost_request(data, 0, len(data), 0, None)
+
+
+def _read_estimate_cost_request(data: bytes, pos: int, end: int, depth: int, m: EstimateCostRequest | None) -> EstimateCostRequest:
+    if m is None: m = EstimateCostRequest()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                if pos > end: raise IndexError
+                m.usage = _read_usage_record(data, s, pos, depth + 1, m.usage)
+                if pos >= end: break
+                t = data[pos]
+            if t in _ESTIMATE_COST_REQUEST_NAMES: continue
+            s = skip_field(data, pos, end, _ESTIMATE_COST_REQUEST_TAGS)
+            if s < 0:
+                data = respell(data, pos, end, _ESTIMATE_COST_REQUEST_TAGS)
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
+            pos = s
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise unreadable(error, m, _ESTIMATE_COST_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+_ESTIMATE_COST_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
+_ESTIMATE_COST_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
+
+
+def encode_estimate_cost_response(m: EstimateCostResponse) -> bytes:
+    """The protobuf bytes of a EstimateCostResponse. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at = ""
+    i = -1
+    try:
+        if (v1 := m.data) is not None:
+            at = "data"
+            b = encode_cost_record(v1)
+            n = len(b)
+            w(b"\x0a")
+            w(SHORT[n] if n < 16384 else varint(n))
+            w(b)
+        if (v2 := m.meta) is not None:
+            at = "meta"
+            b = encode_response_meta(v2)
+            n = len(b)
+            w(b"\x12")
+            w(SHORT[n] if n < 16384 else varint(n))
+            w(b)
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise unwritable(error, at, i) from None
+    return b"".join(out)
+
+
+def decode_estimate_cost_response(data: bytes) -> EstimateCostResponse:
+    """The EstimateCostResponse that protobuf bytes hold. Raises DecodeError."""
+    return _read_estimate_cost_response(data, 0, len(data), 0, None)
+
+
+def _read_estimate_cost_response(data: bytes, pos: int, end: int, depth: int, m: EstimateCostResponse | None) -> EstimateCostResponse:
+    if m is None: m = EstimateCostResponse()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                if pos > end: raise IndexError
+                m.data = _read_cost_record(data, s, pos, depth + 1, m.data)
+                if pos >= end: break
+                t = data[pos]
+            if t == 18:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                if pos > end: raise IndexError
+                m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
+                if pos >= end: break
+                t = data[pos]
+            if t in _ESTIMATE_COST_RESPONSE_NAMES: continue
+            s = skip_field(data, pos, end, _ESTIMATE_COST_RESPONSE_TAGS)
+            if s < 0:
+                data = respell(data, pos, end, _ESTIMATE_COST_RESPONSE_TAGS)
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
+            pos = s
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise unreadable(error, m, _ESTIMATE_COST_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+_REPRICE_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("organization_id", "organization_id"), 18: ("provider", "provider"), 26: ("model_id", "model_id"), 34: ("project_id", "project_id"), 42: ("user_id", "user_id"), 50: ("tag", "tag"), 58: ("label", ""), 66: ("start_date", ""), 74: ("end_date", ""), 82: ("time_zone", ""), 90: ("as_of", ""), 96: ("dry_run", ""), 106: ("service_tier", "service_tier"), 114: ("processing", "processing"), 122: ("region", "region"), 258: ("operation", "operation"), 266: ("status", "status")}
+_REPRICE_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 50, 58, 66, 74, 82, 90, 96, 106, 114, 122, 130, 138])
+
+
+def encode_reprice_usage_request(m: RepriceUsageRequest) -> bytes:
+    """The protobuf bytes of a RepriceUsageRequest. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at = ""
+    i = -1
+    try:
+        if v1 := m.organization_id:
+            at = "organization_id"
+            for i, x1 in enumerate(v1):
+                b = x1.encode()
+                n = len(b)
+                w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
+                w(b)
+            i = -1
+        if v2 := m.provider:
+            at = "provider"
+            for i, x2 in enumerate(v2):
+                b = x2.encode()
+                n = len(b)
+                w(_T12[n] if n < 128 else b"\x12" + varint(n))
+                w(b)
+            i = -1
+        if v3 := m.model_id:
+            at = "model_id"
+            for i, x3 in enumerate(v3):
+                b = x3.encode()
+                n = len(b)
+                w(_T1A[n] if n < 128 else b"\x1a" + varint(n))
+                w(b)
+            i = -1
+        if v4 := m.project_id:
+            at = "project_id"
+            for i, x4 in enumerate(v4):
+                b = x4.encode()
+                n = len(b)
+                w(_T22[n] if n < 128 else b"\x22" + varint(n))
+                w(b)
+            i = -1
+        if v5 := m.user_id:
+            at = "user_id"
+            for i, x5 in enumerate(v5):
+                b = x5.encode()
+                n = len(b)
+                w(_T2A[n] if n < 128 else b"\x2a" + varint(n))
+                w(b)
+            i = -1
+        if v6 := m.tag:
+            at = "tag"
+            for i, x6 in enumerate(v6):
+                b = x6.encode()
+                n = len(b)
+                w(_T32[n] if n < 128 else b"\x32" + varint(n))
+                w(b)
+            i = -1
+        if v7 := m.label:
+            at = "label"
+            for k7, x7 in v7.items():
+                e = k7.encode()
+                n = len(e)
+                e = (_T0A[n] if n < 128 else b"\x0a" + varint(n)) + e
+                b = x7.encode()
+                n = len(b)
+                b = (_T12[n] if n < 128 else b"\x12" + varint(n)) + b
+                n = len(e) + len(b)
+                w(_T3A[n] if n < 128 else b"\x3a" + varint(n))
+                w(e)
+                w(b)
+        if v8 := m.start_date:
+            at = "start_date"
+            b = v8.encode()
+            n = len(b)
+            w(_T42[n] if n < 128 else b"\x42" + varint(n))
+            w(b)
+        if v9 := m.end_date:
+            at = "end_date"
+            b = v9.encode()
+            n = len(b)
+            w(_T4A[n] if n < 128 else b"\x4a" + varint(n))
+            w(b)
+        if v10 := m.time_zone:
+            at = "time_zone"
+            b = v10.encode()
+            n = len(b)
+            w(_T52[n] if n < 128 else b"\x52" + varint(n))
+            w(b)
+        if v11 := m.as_of:
+            at = "as_of"
+            b = v11.encode()
+            n = len(b)
+            w(_T5A[n] if n < 128 else b"\x5a" + varint(n))
+            w(b)
+        if v12 := m.dry_run:
+            at = "dry_run"
+            w(b"\x60\x01" if v12 else b"\x60\x00")
+        if v13 := m.service_tier:
+            at = "service_tier"
+            for i, x13 in enumerate(v13):
+                b = x13.encode()
+                n = len(b)
+                w(_T6A[n] if n < 128 else b"\x6a" + varint(n))
+                w(b)
+            i = -1
+        if v14 := m.processing:
+            at = "processing"
+            for i, x14 in enumerate(v14):
+                b = x14.encode()
+                n = len(b)
+                w(_T72[n] if n < 128 else b"\x72" + varint(n))
+                w(b)
+            i = -1
+        if v15 := m.region:
+            at = "region"
+            for i, x15 in enumerate(v15):
+                b = x15.encode()
+                n = len(b)
+                w(_T7A[n] if n < 128 else b"\x7a" + varint(n))
+                w(b)
+            i = -1
+        if v16 := m.operation:
+            at = "operation"
+            for i, x16 in enumerate(v16):
+                b = x16.encode()
+                n = len(b)
+                w(_T8201[n] if n < 128 else b"\x82\x01" + varint(n))
+                w(b)
+            i = -1
+        if v17 := m.status:
+            at = "status"
+            for i, x17 in enumerate(v17):
+                b = x17.encode()
+                n = len(b)
+                w(_T8A01[n] if n < 128 else b"\x8a\x01" + varint(n))
+                w(b)
+            i = -1
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise unwritable(error, at, i) from None
+    return b"".join(out)
+
+
+def decode_reprice_usage_request(data: bytes) -> RepriceUsageRequest:
+    """The RepriceUsageRequest that protobuf bytes hold. Raises DecodeError."""
+    return _read_reprice_usage_request(data, 0, len(data), 0, None)
+
+
+def _read_reprice_usage_request(data: bytes, pos: int, end: int, depth: int, m: RepriceUsageRequest | None) -> RepriceUsageRequest:
+    if m is None: m = RepriceUsageRequest()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                x1 = m.organization_id.append
+                while t == 10:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x1(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 18:
+                x2 = m.provider.append
+                while t == 18:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x2(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 26:
+                x3 = m.model_id.append
+                while t == 26:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x3(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 34:
+                x4 = m.project_id.append
+                while t == 34:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x4(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 42:
+                x5 = m.user_id.append
+                while t == 42:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x5(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 50:
+                x6 = m.tag.append
+                while t == 50:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x6(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 58:
+                x7 = m.label
+                while t == 58:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    d, r = data, pos
+                    if pos > end: raise IndexError
+                    k7 = ""
+                    v7 = ""
+                    while s < r:
+                        u = d[s]
+                        if u == 10:
+                            n = d[s + 1]
+                            if n < 128: q = s + 2
+                            else:
+                                c = d[s + 2]; n += (c << 7) - 128; q = s + 3
+                                if c > 127:
+                                    n, q = read_more(d, q, n)
+                            s = q + n
+                            k7 = d[q:s].decode()
+                            if s >= r: break
+                            u = d[s]
+                        if u == 18:
+                            n = d[s + 1]
+                            if n < 128: q = s + 2
+                            else:
+                                c = d[s + 2]; n += (c << 7) - 128; q = s + 3
+                                if c > 127:
+                                    n, q = read_more(d, q, n)
+                            s = q + n
+                            v7 = d[q:s].decode()
+                            if s >= r: break
+                            u = d[s]
+                        if u not in (10, 18):
+                            q = skip_field(d, s, r, (10, 18))
+                            if q < 0:
+                                d = respell(d, s, r, (10, 18))
+                                q, r = 0, len(d)
+                            s = q
+                    if s != r: raise IndexError
+                    x7[k7] = v7
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 66:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.start_date = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 74:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.end_date = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 82:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.time_zone = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 90:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.as_of = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 96:
+                n = data[pos + 1]
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                m.dry_run = n != 0
+                if pos >= end: break
+                t = data[pos]
+            if t == 106:
+                x13 = m.service_tier.append
+                while t == 106:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x13(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 114:
+                x14 = m.processing.append
+                while t == 114:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x14(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 122:
+                x15 = m.region.append
+                while t == 122:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x15(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t > 127: t += data[pos + 1] << 7
+            if t == 258:
+                x16 = m.operation.append
+                while t == 258:
+                    n = data[pos + 2]
+                    if n < 128: s = pos + 3
+                    else:
+                        c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x16(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                    if t > 127: t += data[pos + 1] << 7
+                if pos >= end: break
+            if t == 266:
+                x17 = m.status.append
+                while t == 266:
+                    n = data[pos + 2]
+                    if n < 128: s = pos + 3
+                    else:
+                        c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x17(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                    if t > 127: t += data[pos + 1] << 7
+                if pos >= end: break
+            if t in _REPRICE_USAGE_REQUEST_NAMES: continue
+            s = skip_field(data, pos, end, _REPRICE_USAGE_REQUEST_TAGS)
+            if s < 0:
+                data = respell(data, pos, end, _REPRICE_USAGE_REQUEST_TAGS)
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
+            pos = s
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise unreadable(error, m, _REPRICE_USAGE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+_REPRICE_DIFFERENCE_NAMES: dict[int, tuple[str, str]] = {10: ("provider", ""), 18: ("model_id", ""), 26: ("currency", ""), 32: ("records", ""), 42: ("before", ""), 50: ("after", ""), 58: ("difference", ""), 64: ("unpriced_before", ""), 72: ("unpriced_after", "")}
+_REPRICE_DIFFERENCE_TAGS: frozenset[int] = frozenset([10, 18, 26, 32, 42, 50, 58, 64, 72])
+
+
+def encode_reprice_difference(m: RepriceDifference) -> bytes:
+    """The protobuf bytes of a RepriceDifference. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at = ""
+    i = -1
+    try:
+        if v1 := m.provider:
+            at = "provider"
+            b = v1.encode()
+            n = len(b)
+            w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
+            w(b)
+        if v2 := m.model_id:
+            at = "model_id"
+            b = v2.encode()
+            n = len(b)
+            w(_T12[n] if n < 128 else b"\x12" + varint(n))
+            w(b)
+        if v3 := m.currency:
+            at = "currency"
+            b = v3.encode()
+            n = len(b)
+            w(_T1A[n] if n < 128 else b"\x1a" + varint(n))
+            w(b)
+        if v4 := m.records:
+            at = "records"
+            w(b"\x20")
+            w(SHORT[v4] if 0 <= v4 < 16384 else int64(v4))
+        if v5 := m.before:
+            at = "before"
+            b = plain(v5).encode()
+            n = len(b)
+            w(_T2A[n] if n < 128 else b"\x2a" + varint(n))
+            w(b)
+        if v6 := m.after:
+            at = "after"
+            b = plain(v6).encode()
+            n = len(b)
+            w(_T32[n] if n < 128 else b"\x32" + varint(n))
+            w(b)
+        if v7 := m.difference:
+            at = "difference"
+            b = plain(v7).encode()
+            n = len(b)
+            w(_T3A[n] if n < 128 else b"\x3a" + varint(n))
+            w(b)
+        if v8 := m.unpriced_before:
+            at = "unpriced_before"
+            w(b"\x40")
+            w(SHORT[v8] if 0 <= v8 < 16384 else int64(v8))
+        if v9 := m.unpriced_after:
+            at = "unpriced_after"
+            w(b"\x48")
+            w(SHORT[v9] if 0 <= v9 < 16384 else int64(v9))
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise unwritable(error, at, i) from None
+    return b"".join(out)
+
+
+def decode_reprice_difference(data: bytes) -> RepriceDifference:
+    """The RepriceDifference that protobuf bytes hold. Raises DecodeError."""
+    return _read_reprice_difference(data, 0, len(data), 0, None)
+
+
+def _read_reprice_difference(data: bytes, pos: int, end: int, depth: int, m: RepriceDifference | None) -> RepriceDifference:
+    if m is None: m = RepriceDifference()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.provider = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 18:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.model_id = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 26:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.currency = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 32:
+                n = data[pos + 1]
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.records = n
+                if pos >= end: break
+                t = data[pos]
+            if t == 42:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.before = from_text(data[s:pos].decode() or "0")
+                if pos >= end: break
+                t = data[pos]
+            if t == 50:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.after = from_text(data[s:pos].decode() or "0")
+                if pos >= end: break
+                t = data[pos]
+            if t == 58:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.difference = from_text(data[s:pos].decode() or "0")
+                if pos >= end: break
+                t = data[pos]
+            if t == 64:
+                n = data[pos + 1]
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.unpriced_before = n
+                if pos >= end: break
+                t = data[pos]
+            if t == 72:
+                n = data[pos + 1]
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.unpriced_after = n
+                if pos >= end: break
+                t = data[pos]
+            if t in _REPRICE_DIFFERENCE_NAMES: continue
+            s = skip_field(data, pos, end, _REPRICE_DIFFERENCE_TAGS)
+            if s < 0:
+                data = respell(data, pos, end, _REPRICE_DIFFERENCE_TAGS)
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
+            pos = s
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise unreadable(error, m, _REPRICE_DIFFERENCE_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+_REPRICE_REPORT_NAMES: dict[int, tuple[str, str]] = {8: ("dry_run", ""), 16: ("examined", ""), 24: ("changed", ""), 34: ("differences", "differences")}
+_REPRICE_REPORT_TAGS: frozenset[int] = frozenset([8, 16, 24, 34])
+
+
+def encode_reprice_report(m: RepriceReport) -> bytes:
+    """The protobuf bytes of a RepriceReport. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at = ""
+    i = -1
+    try:
+        if v1 := m.dry_run:
+            at = "dry_run"
+            w(b"\x08\x01" if v1 else b"\x08\x00")
+        if v2 := m.examined:
+            at = "examined"
+            w(b"\x10")
+            w(SHORT[v2] if 0 <= v2 < 16384 else int64(v2))
+        if v3 := m.changed:
+            at = "changed"
+            w(b"\x18")
+            w(SHORT[v3] if 0 <= v3 < 16384 else int64(v3))
+        if v4 := m.differences:
+            at = "differences"
+            for i, x4 in enumerate(v4):
+                b = encode_reprice_difference(x4)
+                n = len(b)
+                w(b"\x22")
+                w(SHORT[n] if n < 16384 else varint(n))
+                w(b)
+            i = -1
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise unwritable(error, at, i) from None
+    return b"".join(out)
+
+
+def decode_reprice_report(data: bytes) -> RepriceReport:
+    """The RepriceReport that protobuf bytes hold. Raises DecodeError."""
+    return _read_reprice_report(data, 0, len(data), 0, None)
+
+
+def _read_reprice_report(data: bytes, pos: int, end: int, depth: int, m: RepriceReport | None) -> RepriceReport:
+    if m is None: m = RepriceReport()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 8:
+                n = data[pos + 1]
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                m.dry_run = n != 0
+                if pos >= end: break
+                t = data[pos]
+            if t == 16:
+                n = data[pos + 1]
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.examined = n
+                if pos >= end: break
+                t = data[pos]
+            if t == 24:
+                n = data[pos + 1]
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.changed = n
+                if pos >= end: break
+                t = data[pos]
+            if t == 34:
+                x4 = m.differences.append
+                while t == 34:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    if pos > end: raise IndexError
+                    x4(_read_reprice_difference(data, s, pos, depth + 1, None))
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t in _REPRICE_REPORT_NAMES: continue
+            s = skip_field(data, pos, end, _REPRICE_REPORT_TAGS)
+            if s < 0:
+                data = respell(data, pos, end, _REPRICE_REPORT_TAGS)
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
+            pos = s
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise unreadable(error, m, _REPRICE_REPORT_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+_REPRICE_USAGE_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
+_REPRICE_USAGE_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
+
+
+def encode_reprice_usage_response(m: RepriceUsageResponse) -> bytes:
+    """The protobuf bytes of a RepriceUsageResponse. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at = ""
+    i = -1
+    try:
+        if (v1 := m.data) is not None:
+            at = "data"
+            b = encode_reprice_report(v1)
+            n = len(b)
+            w(b"\x0a")
+            w(SHORT[n] if n < 16384 else varint(n))
+            w(b)
+        if (v2 := m.meta) is not None:
+            at = "meta"
+            b = encode_response_meta(v2)
+            n = len(b)
+            w(b"\x12")
+            w(SHORT[n] if n < 16384 else varint(n))
+            w(b)
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise unwritable(error, at, i) from None
+    return b"".join(out)
+
+
+def decode_reprice_usage_response(data: bytes) -> RepriceUsageResponse:
+    """The RepriceUsageResponse that protobuf bytes hold. Raises DecodeError."""
+    return _read_reprice_usage_response(data, 0, len(data), 0, None)
+
+
+def _read_reprice_usage_response(data: bytes, pos: int, end: int, depth: int, m: RepriceUsageResponse | None) -> RepriceUsageResponse:
+    if m is None: m = RepriceUsageResponse()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                if pos > end: raise IndexError
+                m.data = _read_reprice_report(data, s, pos, depth + 1, m.data)
+                if pos >= end: break
+                t = data[pos]
+            if t == 18:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                if pos > end: raise IndexError
+                m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
+                if pos >= end: break
+                t = data[pos]
+            if t in _REPRICE_USAGE_RESPONSE_NAMES: continue
+            s = skip_field(data, pos, end, _REPRICE_USAGE_RESPONSE_TAGS)
+            if s < 0:
+                data = respell(data, pos, end, _REPRICE_USAGE_RESPONSE_TAGS)
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
+            pos = s
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise unreadable(error, m, _REPRICE_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -7160,8 +8787,8 @@ def _read_batch_submit_usage_response(data: bytes, pos: int, end: int, depth: in
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_LIST_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("organization_id", "organization_id"), 18: ("provider", "provider"), 26: ("model_id", "model_id"), 34: ("project_id", "project_id"), 42: ("user_id", "user_id"), 50: ("tag", "tag"), 58: ("label", ""), 66: ("start_date", ""), 74: ("end_date", ""), 82: ("time_zone", ""), 88: ("page", ""), 96: ("page_size", ""), 106: ("cursor", ""), 114: ("sort", ""), 122: ("order", "")}
-_LIST_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 50, 58, 66, 74, 82, 88, 96, 106, 114, 122])
+_LIST_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("organization_id", "organization_id"), 18: ("provider", "provider"), 26: ("model_id", "model_id"), 34: ("project_id", "project_id"), 42: ("user_id", "user_id"), 50: ("tag", "tag"), 58: ("label", ""), 66: ("start_date", ""), 74: ("end_date", ""), 82: ("time_zone", ""), 88: ("page", ""), 96: ("page_size", ""), 106: ("cursor", ""), 114: ("sort", ""), 122: ("order", ""), 258: ("service_tier", "service_tier"), 266: ("processing", "processing"), 274: ("region", "region"), 282: ("operation", "operation"), 290: ("status", "status")}
+_LIST_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 50, 58, 66, 74, 82, 88, 96, 106, 114, 122, 130, 138, 146, 154, 162])
 
 
 def encode_list_usage_request(m: ListUsageRequest) -> bytes:
@@ -7276,6 +8903,46 @@ def encode_list_usage_request(m: ListUsageRequest) -> bytes:
             n = len(b)
             w(_T7A[n] if n < 128 else b"\x7a" + varint(n))
             w(b)
+        if v16 := m.service_tier:
+            at = "service_tier"
+            for i, x16 in enumerate(v16):
+                b = x16.encode()
+                n = len(b)
+                w(_T8201[n] if n < 128 else b"\x82\x01" + varint(n))
+                w(b)
+            i = -1
+        if v17 := m.processing:
+            at = "processing"
+            for i, x17 in enumerate(v17):
+                b = x17.encode()
+                n = len(b)
+                w(_T8A01[n] if n < 128 else b"\x8a\x01" + varint(n))
+                w(b)
+            i = -1
+        if v18 := m.region:
+            at = "region"
+            for i, x18 in enumerate(v18):
+                b = x18.encode()
+                n = len(b)
+                w(_T9201[n] if n < 128 else b"\x92\x01" + varint(n))
+                w(b)
+            i = -1
+        if v19 := m.operation:
+            at = "operation"
+            for i, x19 in enumerate(v19):
+                b = x19.encode()
+                n = len(b)
+                w(_T9A01[n] if n < 128 else b"\x9a\x01" + varint(n))
+                w(b)
+            i = -1
+        if v20 := m.status:
+            at = "status"
+            for i, x20 in enumerate(v20):
+                b = x20.encode()
+                n = len(b)
+                w(_TA201[n] if n < 128 else b"\xa2\x01" + varint(n))
+                w(b)
+            i = -1
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise unwritable(error, at, i) from None
@@ -7515,6 +9182,82 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                 m.order = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
+            if t > 127: t += data[pos + 1] << 7
+            if t == 258:
+                x16 = m.service_tier.append
+                while t == 258:
+                    n = data[pos + 2]
+                    if n < 128: s = pos + 3
+                    else:
+                        c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x16(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                    if t > 127: t += data[pos + 1] << 7
+                if pos >= end: break
+            if t == 266:
+                x17 = m.processing.append
+                while t == 266:
+                    n = data[pos + 2]
+                    if n < 128: s = pos + 3
+                    else:
+                        c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x17(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                    if t > 127: t += data[pos + 1] << 7
+                if pos >= end: break
+            if t == 274:
+                x18 = m.region.append
+                while t == 274:
+                    n = data[pos + 2]
+                    if n < 128: s = pos + 3
+                    else:
+                        c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x18(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                    if t > 127: t += data[pos + 1] << 7
+                if pos >= end: break
+            if t == 282:
+                x19 = m.operation.append
+                while t == 282:
+                    n = data[pos + 2]
+                    if n < 128: s = pos + 3
+                    else:
+                        c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x19(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                    if t > 127: t += data[pos + 1] << 7
+                if pos >= end: break
+            if t == 290:
+                x20 = m.status.append
+                while t == 290:
+                    n = data[pos + 2]
+                    if n < 128: s = pos + 3
+                    else:
+                        c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x20(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                    if t > 127: t += data[pos + 1] << 7
+                if pos >= end: break
             if t in _LIST_USAGE_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _LIST_USAGE_REQUEST_TAGS)
             if s < 0:

@@ -14,9 +14,13 @@ from llm_cost_ops._gen.messages import (
     Analytics,
     BatchReceipt,
     BatchSubmitUsageRequest,
+    CostRecord,
     CostSummary,
+    CostVerification,
     CreatePriceRequest,
+    EstimateCostRequest,
     GetAnalyticsRequest,
+    GetCostRequest,
     GetCostSummaryRequest,
     GetHealthRequest,
     GetHealthResponse,
@@ -35,6 +39,8 @@ from llm_cost_ops._gen.messages import (
     PriceOrigin,
     Rate,
     RateCard,
+    RepriceReport,
+    RepriceUsageRequest,
     SubmitUsageRequest,
     TierBasis,
     TierMode,
@@ -42,6 +48,7 @@ from llm_cost_ops._gen.messages import (
     UsageQuality,
     UsageReceipt,
     UsageRecord,
+    VerifyCostRequest,
 )
 from llm_cost_ops.config import RetryConfig
 from llm_cost_ops.rpc.channel import UNSET, AsyncChannel, Channel
@@ -88,6 +95,11 @@ class AnalyticsResource:
         metrics: str | Sequence[str] = (),
         group_by: str | Sequence[str] = (),
         currency: str = "",
+        service_tier: str | Sequence[str] = (),
+        processing: str | Sequence[str] = (),
+        region: str | Sequence[str] = (),
+        operation: str | Sequence[str] = (),
+        status: str | Sequence[str] = (),
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -111,6 +123,11 @@ class AnalyticsResource:
                 average_cost_per_request, average_tokens_per_request; the first three when not given.
             group_by: What to split each bucket by, as in GetCostSummary, but not by time.
             currency: The currency of costs, ISO 4217; USD when not given.
+            service_tier: The tiers that served the calls.
+            processing: How they were processed, such as batch.
+            region: The geographies that set the price.
+            operation: The kinds of call: chat, embeddings…
+            status: How sure the costs are: priced, estimated, partial, unpriced, reported.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
@@ -142,6 +159,16 @@ class AnalyticsResource:
             request.group_by = coerce.texts(group_by)
         if currency is not EMPTY:
             request.currency = currency
+        if service_tier:
+            request.service_tier = coerce.texts(service_tier)
+        if processing:
+            request.processing = coerce.texts(processing)
+        if region:
+            request.region = coerce.texts(region)
+        if operation:
+            request.operation = coerce.texts(operation)
+        if status:
+            request.status = coerce.texts(status)
         response: Analytics = self._channel.unary_unary(
             methods.GET_ANALYTICS, request, timeout, headers, retry
         )
@@ -173,6 +200,11 @@ class AsyncAnalyticsResource:
         metrics: str | Sequence[str] = (),
         group_by: str | Sequence[str] = (),
         currency: str = "",
+        service_tier: str | Sequence[str] = (),
+        processing: str | Sequence[str] = (),
+        region: str | Sequence[str] = (),
+        operation: str | Sequence[str] = (),
+        status: str | Sequence[str] = (),
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -196,6 +228,11 @@ class AsyncAnalyticsResource:
                 average_cost_per_request, average_tokens_per_request; the first three when not given.
             group_by: What to split each bucket by, as in GetCostSummary, but not by time.
             currency: The currency of costs, ISO 4217; USD when not given.
+            service_tier: The tiers that served the calls.
+            processing: How they were processed, such as batch.
+            region: The geographies that set the price.
+            operation: The kinds of call: chat, embeddings…
+            status: How sure the costs are: priced, estimated, partial, unpriced, reported.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
@@ -227,6 +264,16 @@ class AsyncAnalyticsResource:
             request.group_by = coerce.texts(group_by)
         if currency is not EMPTY:
             request.currency = currency
+        if service_tier:
+            request.service_tier = coerce.texts(service_tier)
+        if processing:
+            request.processing = coerce.texts(processing)
+        if region:
+            request.region = coerce.texts(region)
+        if operation:
+            request.operation = coerce.texts(operation)
+        if status:
+            request.status = coerce.texts(status)
         response: Analytics = await self._channel.unary_unary(
             methods.GET_ANALYTICS, request, timeout, headers, retry
         )
@@ -256,6 +303,11 @@ class CostsResource:
         time_zone: str = "",
         group_by: str | Sequence[str] = (),
         currency: str = "",
+        service_tier: str | Sequence[str] = (),
+        processing: str | Sequence[str] = (),
+        region: str | Sequence[str] = (),
+        operation: str | Sequence[str] = (),
+        status: str | Sequence[str] = (),
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -277,9 +329,15 @@ class CostsResource:
             time_zone: The zone of dates and of day, week and month groups, an IANA name; UTC when not
                 given.
             group_by: What to group by, at most 4 of: none, provider, model, organization, project,
-                user, tag, label:<key>, operation, service_tier, processing, region, status, day,
-                week, month.
+                user, tag, label:<key>, operation, service_tier, processing, region, status, meter,
+                and one of hour, day, week, month. By meter, cost and tokens are split, and a call
+                counts under each meter it used.
             currency: The currency to sum, ISO 4217; USD when not given. Others are listed apart.
+            service_tier: The tiers that served the calls.
+            processing: How they were processed, such as batch.
+            region: The geographies that set the price.
+            operation: The kinds of call: chat, embeddings…
+            status: How sure the costs are: priced, estimated, partial, unpriced, reported.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
@@ -309,8 +367,332 @@ class CostsResource:
             request.group_by = coerce.texts(group_by)
         if currency is not EMPTY:
             request.currency = currency
+        if service_tier:
+            request.service_tier = coerce.texts(service_tier)
+        if processing:
+            request.processing = coerce.texts(processing)
+        if region:
+            request.region = coerce.texts(region)
+        if operation:
+            request.operation = coerce.texts(operation)
+        if status:
+            request.status = coerce.texts(status)
         response: CostSummary = self._channel.unary_unary(
             methods.GET_COST_SUMMARY, request, timeout, headers, retry
+        )
+        return response
+
+    def get_record(
+        self,
+        usage_id: str,
+        *,
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
+    ) -> CostRecord:
+        """Gives the cost of one usage record with its lines: the revision in force.
+
+        The lines are made again from the price card that was used. Where that card is no longer known,
+        there are no lines, and the total is the one that was recorded.
+
+        Args:
+            usage_id: The id of the usage record.
+            timeout: seconds for the whole call, retries included; None for no limit.
+            headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
+        """
+        request = GetCostRequest(usage_id=usage_id)
+        response: CostRecord = self._channel.unary_unary(methods.GET_COST, request, timeout, headers, retry)
+        return response
+
+    def verify(
+        self,
+        usage_id: str,
+        *,
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
+    ) -> CostVerification:
+        """Calculates a recorded cost again from the usage and the price card, and compares.
+
+        Args:
+            usage_id: The id of the usage record.
+            timeout: seconds for the whole call, retries included; None for no limit.
+            headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
+        """
+        request = VerifyCostRequest(usage_id=usage_id)
+        response: CostVerification = self._channel.unary_unary(
+            methods.VERIFY_COST, request, timeout, headers, retry
+        )
+        return response
+
+    def estimate(
+        self,
+        record: UsageRecord | None = None,
+        /,
+        *,
+        organization_id: str = "",
+        provider: str = "",
+        model_id: str = "",
+        input_tokens: int = 0,
+        output_tokens: int = 0,
+        total_tokens: int | None = None,
+        cached_tokens: int = 0,
+        cache_write_tokens: int = 0,
+        cache_write_extended_tokens: int = 0,
+        reasoning_tokens: int = 0,
+        timestamp: datetime | None = None,
+        service_tier: str = "",
+        processing: str = "",
+        region: str = "",
+        speed: str = "",
+        modality: ModalityTokens | None = None,
+        meters: Mapping[str, int] | None = None,
+        request_count: int | None = None,
+        operation: Operation | str = "",
+        outcome: Outcome | str = "",
+        quality: UsageQuality | str = "",
+        requested_model_id: str = "",
+        project_id: str = "",
+        user_id: str = "",
+        tags: str | Sequence[str] = (),
+        labels: Mapping[str, str] | None = None,
+        session_id: str = "",
+        trace_id: str = "",
+        span_id: str = "",
+        retry_of_id: str = "",
+        latency_ms: int | None = None,
+        time_to_first_token_ms: int | None = None,
+        reported_cost: Decimal | str | int | None = None,
+        reported_currency: str = "",
+        metadata: dict[str, Any] | None = None,
+        source: str = "",
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
+    ) -> CostRecord:
+        """Prices a call before it is made; nothing is written. Without organization_id, contract prices
+        are left out; without a timestamp it is priced as of now, and one in the future is taken too.
+
+        Args:
+            record: a ready UsageRecord, in place of its fields.
+            organization_id: Who pays. Example: "org-123".
+            provider: The provider that served the call: an open set, lower case; known aliases are
+                folded. Example: "openai".
+            model_id: The model that served the call. Example: "gpt-4o".
+            input_tokens: Everything that went in: uncached, cached, cache-written, every modality,
+                tool prompts.
+            output_tokens: Everything that came out: visible, reasoning, every modality.
+            total_tokens: input_tokens + output_tokens; checked when sent, always present in answers.
+            cached_tokens: Cache reads, a subset of input_tokens.
+            cache_write_tokens: Cache writes, a subset of input_tokens.
+            cache_write_extended_tokens: Cache writes with the long time to live, a subset of
+                cache_write_tokens.
+            reasoning_tokens: Reasoning, a subset of output_tokens.
+            timestamp: When the call was made; it decides the price. The time of receipt when not
+                given.
+            service_tier: The tier that served the call: "" is standard; "flex", "priority", "fast"…
+            processing: How it was processed: "" is real time, or "batch".
+            region: The geography that sets the price: "", "us", "eu", or a cloud region.
+            speed: The speed that sets the price, such as "fast".
+            modality: Counts by modality.
+            meters: What is counted in other units: web_searches, pages, images, characters,
+                search_units, audio_ms, requests…
+            request_count: The number of calls in the record, 1 when not given.
+            operation: What kind of call it was.
+            outcome: How it ended.
+            quality: Where the counts come from.
+            requested_model_id: The model that was asked for.
+            project_id: The project that it belongs to.
+            user_id: The end user on whose behalf it was made.
+            tags: Flat tags.
+            labels: Chargeback keys: team, feature, environment, cost_center, customer, agent,
+                workflow…
+            session_id: The conversation that it is part of.
+            trace_id: The W3C trace id, 32 hexadecimal digits.
+            span_id: The W3C span id, 16 hexadecimal digits.
+            retry_of_id: The usage of an earlier attempt at the same call: makes the waste of retries
+                visible.
+            latency_ms: Milliseconds from request to last byte.
+            time_to_first_token_ms: Milliseconds from request to first token.
+            reported_cost: The cost that the provider or gateway stated.
+            reported_currency: The currency of reported_cost, USD when not given.
+            metadata: A free JSON object of at most 16 KiB, not indexed.
+            source: What sent it: "api", "webhook", "file", "stream", or an adapter and its version.
+            timeout: seconds for the whole call, retries included; None for no limit.
+            headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
+        """
+        fields = UsageRecord()
+        if organization_id is not EMPTY:
+            fields.organization_id = organization_id
+        if provider is not EMPTY:
+            fields.provider = provider
+        if model_id is not EMPTY:
+            fields.model_id = model_id
+        if input_tokens is not ZERO:
+            fields.input_tokens = input_tokens
+        if output_tokens is not ZERO:
+            fields.output_tokens = output_tokens
+        if total_tokens is not None:
+            fields.total_tokens = total_tokens
+        if cached_tokens is not ZERO:
+            fields.cached_tokens = cached_tokens
+        if cache_write_tokens is not ZERO:
+            fields.cache_write_tokens = cache_write_tokens
+        if cache_write_extended_tokens is not ZERO:
+            fields.cache_write_extended_tokens = cache_write_extended_tokens
+        if reasoning_tokens is not ZERO:
+            fields.reasoning_tokens = reasoning_tokens
+        if timestamp is not None:
+            fields.timestamp = coerce.instant(timestamp)
+        if service_tier is not EMPTY:
+            fields.service_tier = service_tier
+        if processing is not EMPTY:
+            fields.processing = processing
+        if region is not EMPTY:
+            fields.region = region
+        if speed is not EMPTY:
+            fields.speed = speed
+        if modality is not None:
+            fields.modality = modality
+        if meters:
+            fields.meters = coerce.mapping(meters)
+        if request_count is not None:
+            fields.request_count = request_count
+        if operation is not EMPTY:
+            fields.operation = coerce.member(Operation, operation)
+        if outcome is not EMPTY:
+            fields.outcome = coerce.member(Outcome, outcome)
+        if quality is not EMPTY:
+            fields.quality = coerce.member(UsageQuality, quality)
+        if requested_model_id is not EMPTY:
+            fields.requested_model_id = requested_model_id
+        if project_id is not EMPTY:
+            fields.project_id = project_id
+        if user_id is not EMPTY:
+            fields.user_id = user_id
+        if tags:
+            fields.tags = coerce.texts(tags)
+        if labels:
+            fields.labels = coerce.mapping(labels)
+        if session_id is not EMPTY:
+            fields.session_id = session_id
+        if trace_id is not EMPTY:
+            fields.trace_id = trace_id
+        if span_id is not EMPTY:
+            fields.span_id = span_id
+        if retry_of_id is not EMPTY:
+            fields.retry_of_id = retry_of_id
+        if latency_ms is not None:
+            fields.latency_ms = latency_ms
+        if time_to_first_token_ms is not None:
+            fields.time_to_first_token_ms = time_to_first_token_ms
+        if reported_cost is not None:
+            fields.reported_cost = coerce.decimal(reported_cost)
+        if reported_currency is not EMPTY:
+            fields.reported_currency = reported_currency
+        if metadata is not None:
+            fields.metadata = metadata
+        if source is not EMPTY:
+            fields.source = source
+        request = EstimateCostRequest(usage=coerce.either(record, fields))
+        response: CostRecord = self._channel.unary_unary(
+            methods.ESTIMATE_COST, request, timeout, headers, retry
+        )
+        return response
+
+    def reprice(
+        self,
+        *,
+        organization_id: str | Sequence[str] = (),
+        provider: str | Sequence[str] = (),
+        model_id: str | Sequence[str] = (),
+        project_id: str | Sequence[str] = (),
+        user_id: str | Sequence[str] = (),
+        tag: str | Sequence[str] = (),
+        label: Mapping[str, str] | None = None,
+        start_date: str | date | None = None,
+        end_date: str | date | None = None,
+        time_zone: str = "",
+        as_of: str | date | None = None,
+        dry_run: bool = False,
+        service_tier: str | Sequence[str] = (),
+        processing: str | Sequence[str] = (),
+        region: str | Sequence[str] = (),
+        operation: str | Sequence[str] = (),
+        status: str | Sequence[str] = (),
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
+    ) -> RepriceReport:
+        """Prices recorded usage again by the cards of today, and adds a revision where the cost differs.
+        Earlier revisions stay; sums and lists follow the newest. Each record changes whole or not at
+        all. A call that runs into its deadline keeps what it did; the same call again goes on.
+
+        Args:
+            organization_id: The organizations; all that the caller may see when not given.
+            provider: The providers.
+            model_id: The models.
+            project_id: The projects.
+            user_id: The end users.
+            tag: Tags: a record with any of them.
+            label: Labels: a record with all of them.
+            start_date: The first moment, inclusive; a date means its midnight in time_zone. All time
+                when not given. Example: "2026-01-01".
+            end_date: The last moment, exclusive; a date means through that day. Open when not given.
+                Example: "2026-01-31".
+            time_zone: The zone of dates, an IANA name; UTC when not given.
+            as_of: Leaves out cards that were created after this moment; a date means the end of that
+                day. All cards count when not given, and those of the bundled catalog always.
+            dry_run: Report what would change, and write nothing.
+            service_tier: The tiers that served the calls.
+            processing: How they were processed, such as batch.
+            region: The geographies that set the price.
+            operation: The kinds of call: chat, embeddings…
+            status: How sure the costs are: priced, estimated, partial, unpriced, reported.
+            timeout: seconds for the whole call, retries included; None for no limit.
+            headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
+        """
+        request = RepriceUsageRequest()
+        if organization_id:
+            request.organization_id = coerce.texts(organization_id)
+        if provider:
+            request.provider = coerce.texts(provider)
+        if model_id:
+            request.model_id = coerce.texts(model_id)
+        if project_id:
+            request.project_id = coerce.texts(project_id)
+        if user_id:
+            request.user_id = coerce.texts(user_id)
+        if tag:
+            request.tag = coerce.texts(tag)
+        if label:
+            request.label = coerce.mapping(label)
+        if start_date is not None:
+            request.start_date = coerce.moment(start_date)
+        if end_date is not None:
+            request.end_date = coerce.moment(end_date)
+        if time_zone is not EMPTY:
+            request.time_zone = time_zone
+        if as_of is not None:
+            request.as_of = coerce.moment(as_of)
+        if dry_run is not False:
+            request.dry_run = dry_run
+        if service_tier:
+            request.service_tier = coerce.texts(service_tier)
+        if processing:
+            request.processing = coerce.texts(processing)
+        if region:
+            request.region = coerce.texts(region)
+        if operation:
+            request.operation = coerce.texts(operation)
+        if status:
+            request.status = coerce.texts(status)
+        response: RepriceReport = self._channel.unary_unary(
+            methods.REPRICE_USAGE, request, timeout, headers, retry
         )
         return response
 
@@ -338,6 +720,11 @@ class AsyncCostsResource:
         time_zone: str = "",
         group_by: str | Sequence[str] = (),
         currency: str = "",
+        service_tier: str | Sequence[str] = (),
+        processing: str | Sequence[str] = (),
+        region: str | Sequence[str] = (),
+        operation: str | Sequence[str] = (),
+        status: str | Sequence[str] = (),
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -359,9 +746,15 @@ class AsyncCostsResource:
             time_zone: The zone of dates and of day, week and month groups, an IANA name; UTC when not
                 given.
             group_by: What to group by, at most 4 of: none, provider, model, organization, project,
-                user, tag, label:<key>, operation, service_tier, processing, region, status, day,
-                week, month.
+                user, tag, label:<key>, operation, service_tier, processing, region, status, meter,
+                and one of hour, day, week, month. By meter, cost and tokens are split, and a call
+                counts under each meter it used.
             currency: The currency to sum, ISO 4217; USD when not given. Others are listed apart.
+            service_tier: The tiers that served the calls.
+            processing: How they were processed, such as batch.
+            region: The geographies that set the price.
+            operation: The kinds of call: chat, embeddings…
+            status: How sure the costs are: priced, estimated, partial, unpriced, reported.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
@@ -391,8 +784,334 @@ class AsyncCostsResource:
             request.group_by = coerce.texts(group_by)
         if currency is not EMPTY:
             request.currency = currency
+        if service_tier:
+            request.service_tier = coerce.texts(service_tier)
+        if processing:
+            request.processing = coerce.texts(processing)
+        if region:
+            request.region = coerce.texts(region)
+        if operation:
+            request.operation = coerce.texts(operation)
+        if status:
+            request.status = coerce.texts(status)
         response: CostSummary = await self._channel.unary_unary(
             methods.GET_COST_SUMMARY, request, timeout, headers, retry
+        )
+        return response
+
+    async def get_record(
+        self,
+        usage_id: str,
+        *,
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
+    ) -> CostRecord:
+        """Gives the cost of one usage record with its lines: the revision in force.
+
+        The lines are made again from the price card that was used. Where that card is no longer known,
+        there are no lines, and the total is the one that was recorded.
+
+        Args:
+            usage_id: The id of the usage record.
+            timeout: seconds for the whole call, retries included; None for no limit.
+            headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
+        """
+        request = GetCostRequest(usage_id=usage_id)
+        response: CostRecord = await self._channel.unary_unary(
+            methods.GET_COST, request, timeout, headers, retry
+        )
+        return response
+
+    async def verify(
+        self,
+        usage_id: str,
+        *,
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
+    ) -> CostVerification:
+        """Calculates a recorded cost again from the usage and the price card, and compares.
+
+        Args:
+            usage_id: The id of the usage record.
+            timeout: seconds for the whole call, retries included; None for no limit.
+            headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
+        """
+        request = VerifyCostRequest(usage_id=usage_id)
+        response: CostVerification = await self._channel.unary_unary(
+            methods.VERIFY_COST, request, timeout, headers, retry
+        )
+        return response
+
+    async def estimate(
+        self,
+        record: UsageRecord | None = None,
+        /,
+        *,
+        organization_id: str = "",
+        provider: str = "",
+        model_id: str = "",
+        input_tokens: int = 0,
+        output_tokens: int = 0,
+        total_tokens: int | None = None,
+        cached_tokens: int = 0,
+        cache_write_tokens: int = 0,
+        cache_write_extended_tokens: int = 0,
+        reasoning_tokens: int = 0,
+        timestamp: datetime | None = None,
+        service_tier: str = "",
+        processing: str = "",
+        region: str = "",
+        speed: str = "",
+        modality: ModalityTokens | None = None,
+        meters: Mapping[str, int] | None = None,
+        request_count: int | None = None,
+        operation: Operation | str = "",
+        outcome: Outcome | str = "",
+        quality: UsageQuality | str = "",
+        requested_model_id: str = "",
+        project_id: str = "",
+        user_id: str = "",
+        tags: str | Sequence[str] = (),
+        labels: Mapping[str, str] | None = None,
+        session_id: str = "",
+        trace_id: str = "",
+        span_id: str = "",
+        retry_of_id: str = "",
+        latency_ms: int | None = None,
+        time_to_first_token_ms: int | None = None,
+        reported_cost: Decimal | str | int | None = None,
+        reported_currency: str = "",
+        metadata: dict[str, Any] | None = None,
+        source: str = "",
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
+    ) -> CostRecord:
+        """Prices a call before it is made; nothing is written. Without organization_id, contract prices
+        are left out; without a timestamp it is priced as of now, and one in the future is taken too.
+
+        Args:
+            record: a ready UsageRecord, in place of its fields.
+            organization_id: Who pays. Example: "org-123".
+            provider: The provider that served the call: an open set, lower case; known aliases are
+                folded. Example: "openai".
+            model_id: The model that served the call. Example: "gpt-4o".
+            input_tokens: Everything that went in: uncached, cached, cache-written, every modality,
+                tool prompts.
+            output_tokens: Everything that came out: visible, reasoning, every modality.
+            total_tokens: input_tokens + output_tokens; checked when sent, always present in answers.
+            cached_tokens: Cache reads, a subset of input_tokens.
+            cache_write_tokens: Cache writes, a subset of input_tokens.
+            cache_write_extended_tokens: Cache writes with the long time to live, a subset of
+                cache_write_tokens.
+            reasoning_tokens: Reasoning, a subset of output_tokens.
+            timestamp: When the call was made; it decides the price. The time of receipt when not
+                given.
+            service_tier: The tier that served the call: "" is standard; "flex", "priority", "fast"…
+            processing: How it was processed: "" is real time, or "batch".
+            region: The geography that sets the price: "", "us", "eu", or a cloud region.
+            speed: The speed that sets the price, such as "fast".
+            modality: Counts by modality.
+            meters: What is counted in other units: web_searches, pages, images, characters,
+                search_units, audio_ms, requests…
+            request_count: The number of calls in the record, 1 when not given.
+            operation: What kind of call it was.
+            outcome: How it ended.
+            quality: Where the counts come from.
+            requested_model_id: The model that was asked for.
+            project_id: The project that it belongs to.
+            user_id: The end user on whose behalf it was made.
+            tags: Flat tags.
+            labels: Chargeback keys: team, feature, environment, cost_center, customer, agent,
+                workflow…
+            session_id: The conversation that it is part of.
+            trace_id: The W3C trace id, 32 hexadecimal digits.
+            span_id: The W3C span id, 16 hexadecimal digits.
+            retry_of_id: The usage of an earlier attempt at the same call: makes the waste of retries
+                visible.
+            latency_ms: Milliseconds from request to last byte.
+            time_to_first_token_ms: Milliseconds from request to first token.
+            reported_cost: The cost that the provider or gateway stated.
+            reported_currency: The currency of reported_cost, USD when not given.
+            metadata: A free JSON object of at most 16 KiB, not indexed.
+            source: What sent it: "api", "webhook", "file", "stream", or an adapter and its version.
+            timeout: seconds for the whole call, retries included; None for no limit.
+            headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
+        """
+        fields = UsageRecord()
+        if organization_id is not EMPTY:
+            fields.organization_id = organization_id
+        if provider is not EMPTY:
+            fields.provider = provider
+        if model_id is not EMPTY:
+            fields.model_id = model_id
+        if input_tokens is not ZERO:
+            fields.input_tokens = input_tokens
+        if output_tokens is not ZERO:
+            fields.output_tokens = output_tokens
+        if total_tokens is not None:
+            fields.total_tokens = total_tokens
+        if cached_tokens is not ZERO:
+            fields.cached_tokens = cached_tokens
+        if cache_write_tokens is not ZERO:
+            fields.cache_write_tokens = cache_write_tokens
+        if cache_write_extended_tokens is not ZERO:
+            fields.cache_write_extended_tokens = cache_write_extended_tokens
+        if reasoning_tokens is not ZERO:
+            fields.reasoning_tokens = reasoning_tokens
+        if timestamp is not None:
+            fields.timestamp = coerce.instant(timestamp)
+        if service_tier is not EMPTY:
+            fields.service_tier = service_tier
+        if processing is not EMPTY:
+            fields.processing = processing
+        if region is not EMPTY:
+            fields.region = region
+        if speed is not EMPTY:
+            fields.speed = speed
+        if modality is not None:
+            fields.modality = modality
+        if meters:
+            fields.meters = coerce.mapping(meters)
+        if request_count is not None:
+            fields.request_count = request_count
+        if operation is not EMPTY:
+            fields.operation = coerce.member(Operation, operation)
+        if outcome is not EMPTY:
+            fields.outcome = coerce.member(Outcome, outcome)
+        if quality is not EMPTY:
+            fields.quality = coerce.member(UsageQuality, quality)
+        if requested_model_id is not EMPTY:
+            fields.requested_model_id = requested_model_id
+        if project_id is not EMPTY:
+            fields.project_id = project_id
+        if user_id is not EMPTY:
+            fields.user_id = user_id
+        if tags:
+            fields.tags = coerce.texts(tags)
+        if labels:
+            fields.labels = coerce.mapping(labels)
+        if session_id is not EMPTY:
+            fields.session_id = session_id
+        if trace_id is not EMPTY:
+            fields.trace_id = trace_id
+        if span_id is not EMPTY:
+            fields.span_id = span_id
+        if retry_of_id is not EMPTY:
+            fields.retry_of_id = retry_of_id
+        if latency_ms is not None:
+            fields.latency_ms = latency_ms
+        if time_to_first_token_ms is not None:
+            fields.time_to_first_token_ms = time_to_first_token_ms
+        if reported_cost is not None:
+            fields.reported_cost = coerce.decimal(reported_cost)
+        if reported_currency is not EMPTY:
+            fields.reported_currency = reported_currency
+        if metadata is not None:
+            fields.metadata = metadata
+        if source is not EMPTY:
+            fields.source = source
+        request = EstimateCostRequest(usage=coerce.either(record, fields))
+        response: CostRecord = await self._channel.unary_unary(
+            methods.ESTIMATE_COST, request, timeout, headers, retry
+        )
+        return response
+
+    async def reprice(
+        self,
+        *,
+        organization_id: str | Sequence[str] = (),
+        provider: str | Sequence[str] = (),
+        model_id: str | Sequence[str] = (),
+        project_id: str | Sequence[str] = (),
+        user_id: str | Sequence[str] = (),
+        tag: str | Sequence[str] = (),
+        label: Mapping[str, str] | None = None,
+        start_date: str | date | None = None,
+        end_date: str | date | None = None,
+        time_zone: str = "",
+        as_of: str | date | None = None,
+        dry_run: bool = False,
+        service_tier: str | Sequence[str] = (),
+        processing: str | Sequence[str] = (),
+        region: str | Sequence[str] = (),
+        operation: str | Sequence[str] = (),
+        status: str | Sequence[str] = (),
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
+    ) -> RepriceReport:
+        """Prices recorded usage again by the cards of today, and adds a revision where the cost differs.
+        Earlier revisions stay; sums and lists follow the newest. Each record changes whole or not at
+        all. A call that runs into its deadline keeps what it did; the same call again goes on.
+
+        Args:
+            organization_id: The organizations; all that the caller may see when not given.
+            provider: The providers.
+            model_id: The models.
+            project_id: The projects.
+            user_id: The end users.
+            tag: Tags: a record with any of them.
+            label: Labels: a record with all of them.
+            start_date: The first moment, inclusive; a date means its midnight in time_zone. All time
+                when not given. Example: "2026-01-01".
+            end_date: The last moment, exclusive; a date means through that day. Open when not given.
+                Example: "2026-01-31".
+            time_zone: The zone of dates, an IANA name; UTC when not given.
+            as_of: Leaves out cards that were created after this moment; a date means the end of that
+                day. All cards count when not given, and those of the bundled catalog always.
+            dry_run: Report what would change, and write nothing.
+            service_tier: The tiers that served the calls.
+            processing: How they were processed, such as batch.
+            region: The geographies that set the price.
+            operation: The kinds of call: chat, embeddings…
+            status: How sure the costs are: priced, estimated, partial, unpriced, reported.
+            timeout: seconds for the whole call, retries included; None for no limit.
+            headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
+        """
+        request = RepriceUsageRequest()
+        if organization_id:
+            request.organization_id = coerce.texts(organization_id)
+        if provider:
+            request.provider = coerce.texts(provider)
+        if model_id:
+            request.model_id = coerce.texts(model_id)
+        if project_id:
+            request.project_id = coerce.texts(project_id)
+        if user_id:
+            request.user_id = coerce.texts(user_id)
+        if tag:
+            request.tag = coerce.texts(tag)
+        if label:
+            request.label = coerce.mapping(label)
+        if start_date is not None:
+            request.start_date = coerce.moment(start_date)
+        if end_date is not None:
+            request.end_date = coerce.moment(end_date)
+        if time_zone is not EMPTY:
+            request.time_zone = time_zone
+        if as_of is not None:
+            request.as_of = coerce.moment(as_of)
+        if dry_run is not False:
+            request.dry_run = dry_run
+        if service_tier:
+            request.service_tier = coerce.texts(service_tier)
+        if processing:
+            request.processing = coerce.texts(processing)
+        if region:
+            request.region = coerce.texts(region)
+        if operation:
+            request.operation = coerce.texts(operation)
+        if status:
+            request.status = coerce.texts(status)
+        response: RepriceReport = await self._channel.unary_unary(
+            methods.REPRICE_USAGE, request, timeout, headers, retry
         )
         return response
 
@@ -1090,6 +1809,11 @@ class UsageResource:
         cursor: str = "",
         sort: str = "",
         order: str = "",
+        service_tier: str | Sequence[str] = (),
+        processing: str | Sequence[str] = (),
+        region: str | Sequence[str] = (),
+        operation: str | Sequence[str] = (),
+        status: str | Sequence[str] = (),
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -1115,6 +1839,11 @@ class UsageResource:
             cursor: The cursor that the page before gave; excludes `page`.
             sort: What to sort by: "timestamp" (the default) or "ingested_at".
             order: "desc" (the default) or "asc".
+            service_tier: The tiers that served the calls.
+            processing: How they were processed, such as batch.
+            region: The geographies that set the price.
+            operation: The kinds of call: chat, embeddings…
+            status: How sure the costs are: priced, estimated, partial, unpriced, reported.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
@@ -1150,6 +1879,16 @@ class UsageResource:
             request.sort = sort
         if order is not EMPTY:
             request.order = order
+        if service_tier:
+            request.service_tier = coerce.texts(service_tier)
+        if processing:
+            request.processing = coerce.texts(processing)
+        if region:
+            request.region = coerce.texts(region)
+        if operation:
+            request.operation = coerce.texts(operation)
+        if status:
+            request.status = coerce.texts(status)
         response: Pager[ListUsageResponse, UsageRecord] = self._channel.pages(
             methods.LIST_USAGE, request, timeout, headers, retry
         )
@@ -1389,6 +2128,11 @@ class AsyncUsageResource:
         cursor: str = "",
         sort: str = "",
         order: str = "",
+        service_tier: str | Sequence[str] = (),
+        processing: str | Sequence[str] = (),
+        region: str | Sequence[str] = (),
+        operation: str | Sequence[str] = (),
+        status: str | Sequence[str] = (),
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -1414,6 +2158,11 @@ class AsyncUsageResource:
             cursor: The cursor that the page before gave; excludes `page`.
             sort: What to sort by: "timestamp" (the default) or "ingested_at".
             order: "desc" (the default) or "asc".
+            service_tier: The tiers that served the calls.
+            processing: How they were processed, such as batch.
+            region: The geographies that set the price.
+            operation: The kinds of call: chat, embeddings…
+            status: How sure the costs are: priced, estimated, partial, unpriced, reported.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
@@ -1449,6 +2198,16 @@ class AsyncUsageResource:
             request.sort = sort
         if order is not EMPTY:
             request.order = order
+        if service_tier:
+            request.service_tier = coerce.texts(service_tier)
+        if processing:
+            request.processing = coerce.texts(processing)
+        if region:
+            request.region = coerce.texts(region)
+        if operation:
+            request.operation = coerce.texts(operation)
+        if status:
+            request.status = coerce.texts(status)
         response: AsyncPager[ListUsageResponse, UsageRecord] = self._channel.pages(
             methods.LIST_USAGE, request, timeout, headers, retry
         )

@@ -11,8 +11,12 @@ from llm_cost_ops._gen.messages import (
     BatchSubmitUsageResponse,
     CreatePriceRequest,
     CreatePriceResponse,
+    EstimateCostRequest,
+    EstimateCostResponse,
     GetAnalyticsRequest,
     GetAnalyticsResponse,
+    GetCostRequest,
+    GetCostResponse,
     GetCostSummaryRequest,
     GetCostSummaryResponse,
     GetHealthRequest,
@@ -25,20 +29,28 @@ from llm_cost_ops._gen.messages import (
     ListPricesResponse,
     ListUsageRequest,
     ListUsageResponse,
+    RepriceUsageRequest,
+    RepriceUsageResponse,
     SubmitUsageRequest,
     SubmitUsageResponse,
+    VerifyCostRequest,
+    VerifyCostResponse,
 )
 from llm_cost_ops._gen.methods import (
     BATCH_SUBMIT_USAGE,
     CREATE_PRICE,
+    ESTIMATE_COST,
     GET_ANALYTICS,
+    GET_COST,
     GET_COST_SUMMARY,
     GET_HEALTH,
     GET_PRICE,
     GET_READINESS,
     LIST_PRICES,
     LIST_USAGE,
+    REPRICE_USAGE,
     SUBMIT_USAGE,
+    VERIFY_COST,
 )
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.method import MethodDescriptor
@@ -79,11 +91,36 @@ class CostServicer(Protocol):
     ) -> GetCostSummaryResponse:
         """Sums the cost of a period, exactly, in total and by group."""
 
+    async def get_cost(self, request: GetCostRequest, context: CallContext) -> GetCostResponse:
+        """Gives the cost of one usage record with its lines: the revision in force.
+
+        The lines are made again from the price card that was used. Where that card is no longer known,
+        there are no lines, and the total is the one that was recorded.
+        """
+
+    async def verify_cost(self, request: VerifyCostRequest, context: CallContext) -> VerifyCostResponse:
+        """Calculates a recorded cost again from the usage and the price card, and compares."""
+
+    async def estimate_cost(self, request: EstimateCostRequest, context: CallContext) -> EstimateCostResponse:
+        """Prices a call before it is made; nothing is written. Without organization_id, contract prices
+        are left out; without a timestamp it is priced as of now, and one in the future is taken too.
+        """
+
+    async def reprice_usage(self, request: RepriceUsageRequest, context: CallContext) -> RepriceUsageResponse:
+        """Prices recorded usage again by the cards of today, and adds a revision where the cost differs.
+        Earlier revisions stay; sums and lists follow the newest. Each record changes whole or not at
+        all. A call that runs into its deadline keeps what it did; the same call again goes on.
+        """
+
 
 def bind_cost_service(servicer: CostServicer) -> list[tuple[MethodDescriptor[Any, Any], Any]]:
     """Pair the methods of CostService with those of a servicer."""
     return [
         (GET_COST_SUMMARY, servicer.get_cost_summary),
+        (GET_COST, servicer.get_cost),
+        (VERIFY_COST, servicer.verify_cost),
+        (ESTIMATE_COST, servicer.estimate_cost),
+        (REPRICE_USAGE, servicer.reprice_usage),
     ]
 
 

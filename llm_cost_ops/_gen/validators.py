@@ -19,12 +19,17 @@ from llm_cost_ops._gen.messages import (
     CostRecord,
     CostStatus,
     CostSummary,
+    CostVerification,
     CreatePriceRequest,
     CreatePriceResponse,
     CurrencyTotal,
+    EstimateCostRequest,
+    EstimateCostResponse,
     FieldViolation,
     GetAnalyticsRequest,
     GetAnalyticsResponse,
+    GetCostRequest,
+    GetCostResponse,
     GetCostSummaryRequest,
     GetCostSummaryResponse,
     GetHealthRequest,
@@ -51,6 +56,10 @@ from llm_cost_ops._gen.messages import (
     Rate,
     RateCard,
     RecordError,
+    RepriceDifference,
+    RepriceReport,
+    RepriceUsageRequest,
+    RepriceUsageResponse,
     ResponseMeta,
     SubmitResult,
     SubmitStatus,
@@ -63,6 +72,8 @@ from llm_cost_ops._gen.messages import (
     UsageQuality,
     UsageReceipt,
     UsageRecord,
+    VerifyCostRequest,
+    VerifyCostResponse,
 )
 from llm_cost_ops.rpc.status import Violation
 from llm_cost_ops.wire.validation import (
@@ -94,12 +105,17 @@ __all__ = [
     "validate_cost_line",
     "validate_cost_record",
     "validate_cost_summary",
+    "validate_cost_verification",
     "validate_create_price_request",
     "validate_create_price_response",
     "validate_currency_total",
+    "validate_estimate_cost_request",
+    "validate_estimate_cost_response",
     "validate_field_violation",
     "validate_get_analytics_request",
     "validate_get_analytics_response",
+    "validate_get_cost_request",
+    "validate_get_cost_response",
     "validate_get_cost_summary_request",
     "validate_get_cost_summary_response",
     "validate_get_health_request",
@@ -121,6 +137,10 @@ __all__ = [
     "validate_rate",
     "validate_rate_card",
     "validate_record_error",
+    "validate_reprice_difference",
+    "validate_reprice_report",
+    "validate_reprice_usage_request",
+    "validate_reprice_usage_response",
     "validate_response_meta",
     "validate_submit_result",
     "validate_submit_usage_request",
@@ -129,6 +149,8 @@ __all__ = [
     "validate_time_window",
     "validate_usage_receipt",
     "validate_usage_record",
+    "validate_verify_cost_request",
+    "validate_verify_cost_response",
 ]
 
 
@@ -198,6 +220,31 @@ def validate_get_analytics_request(m: GetAnalyticsRequest, path: str, violations
     v = m.currency
     if v is not EMPTY and (type(v) is not str or len(v) > 3 or not v.isprintable()):
         check_text(v, "currency", violations, 3)
+    v = m.service_tier
+    if (v or type(v) is not list) and check_items(v, "service_tier", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"service_tier[{i}]", violations)
+    v = m.processing
+    if (v or type(v) is not list) and check_items(v, "processing", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"processing[{i}]", violations)
+    v = m.region
+    if (v or type(v) is not list) and check_items(v, "region", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"region[{i}]", violations)
+    v = m.operation
+    if (v or type(v) is not list) and check_items(v, "operation", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"operation[{i}]", violations)
+    v = m.status
+    if (v or type(v) is not list) and check_items(v, "status", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"status[{i}]", violations)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -504,6 +551,31 @@ def validate_get_cost_summary_request(
     v = m.currency
     if v is not EMPTY and (type(v) is not str or len(v) > 3 or not v.isprintable()):
         check_text(v, "currency", violations, 3)
+    v = m.service_tier
+    if (v or type(v) is not list) and check_items(v, "service_tier", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"service_tier[{i}]", violations)
+    v = m.processing
+    if (v or type(v) is not list) and check_items(v, "processing", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"processing[{i}]", violations)
+    v = m.region
+    if (v or type(v) is not list) and check_items(v, "region", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"region[{i}]", violations)
+    v = m.operation
+    if (v or type(v) is not list) and check_items(v, "operation", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"operation[{i}]", violations)
+    v = m.status
+    if (v or type(v) is not list) and check_items(v, "status", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"status[{i}]", violations)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -615,6 +687,9 @@ def validate_cost_summary(m: CostSummary, path: str, violations: list[Violation]
                 check_instance(e, "", violations, CurrencyTotal)
             if len(violations) != at:
                 relocate(violations, at, f"other_currencies[{i}]")
+    v = m.priced_fraction
+    if v is not None:
+        check_decimal(v, "priced_fraction", violations)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -628,6 +703,261 @@ def validate_get_cost_summary_response(
     v = m.data
     if v is not None:
         validate_cost_summary(v, "data", violations) if type(v) is CostSummary else check_instance(v, "data", violations, CostSummary)
+    v = m.meta
+    if v is not None:
+        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_get_cost_request(m: GetCostRequest, path: str, violations: list[Violation]) -> None:
+    """Check a GetCostRequest."""
+    start = len(violations)
+    v: Any
+    v = m.usage_id
+    if not v or type(v) is not str or len(v) > 64 or not v.isprintable():
+        check_text(v, "usage_id", violations, 64, required=True)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_get_cost_response(m: GetCostResponse, path: str, violations: list[Violation]) -> None:
+    """Check a GetCostResponse."""
+    start = len(violations)
+    v: Any
+    v = m.data
+    if v is not None:
+        validate_cost_record(v, "data", violations) if type(v) is CostRecord else check_instance(v, "data", violations, CostRecord)
+    v = m.meta
+    if v is not None:
+        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_verify_cost_request(m: VerifyCostRequest, path: str, violations: list[Violation]) -> None:
+    """Check a VerifyCostRequest."""
+    start = len(violations)
+    v: Any
+    v = m.usage_id
+    if not v or type(v) is not str or len(v) > 64 or not v.isprintable():
+        check_text(v, "usage_id", violations, 64, required=True)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_cost_verification(m: CostVerification, path: str, violations: list[Violation]) -> None:
+    """Check a CostVerification."""
+    start = len(violations)
+    v: Any
+    v = m.matches
+    if type(v) is not bool:
+        check_instance(v, "matches", violations, bool)
+    v = m.recorded
+    if v is not None:
+        validate_cost_record(v, "recorded", violations) if type(v) is CostRecord else check_instance(v, "recorded", violations, CostRecord)
+    v = m.recomputed
+    if v is not None:
+        validate_cost_record(v, "recomputed", violations) if type(v) is CostRecord else check_instance(v, "recomputed", violations, CostRecord)
+    v = m.reason
+    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
+        check_text(v, "reason", violations)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_verify_cost_response(m: VerifyCostResponse, path: str, violations: list[Violation]) -> None:
+    """Check a VerifyCostResponse."""
+    start = len(violations)
+    v: Any
+    v = m.data
+    if v is not None:
+        validate_cost_verification(v, "data", violations) if type(v) is CostVerification else check_instance(v, "data", violations, CostVerification)
+    v = m.meta
+    if v is not None:
+        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_estimate_cost_request(m: EstimateCostRequest, path: str, violations: list[Violation]) -> None:
+    """Check a EstimateCostRequest."""
+    start = len(violations)
+    v: Any
+    v = m.usage
+    if v is not None:
+        validate_usage_record(v, "usage", violations) if type(v) is UsageRecord else check_instance(v, "usage", violations, UsageRecord)
+    if v is None:
+        missing("usage", violations)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_estimate_cost_response(m: EstimateCostResponse, path: str, violations: list[Violation]) -> None:
+    """Check a EstimateCostResponse."""
+    start = len(violations)
+    v: Any
+    v = m.data
+    if v is not None:
+        validate_cost_record(v, "data", violations) if type(v) is CostRecord else check_instance(v, "data", violations, CostRecord)
+    v = m.meta
+    if v is not None:
+        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_reprice_usage_request(m: RepriceUsageRequest, path: str, violations: list[Violation]) -> None:
+    """Check a RepriceUsageRequest."""
+    start = len(violations)
+    v: Any
+    v = m.organization_id
+    if (v or type(v) is not list) and check_items(v, "organization_id", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"organization_id[{i}]", violations)
+    v = m.provider
+    if (v or type(v) is not list) and check_items(v, "provider", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"provider[{i}]", violations)
+    v = m.model_id
+    if (v or type(v) is not list) and check_items(v, "model_id", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"model_id[{i}]", violations)
+    v = m.project_id
+    if (v or type(v) is not list) and check_items(v, "project_id", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"project_id[{i}]", violations)
+    v = m.user_id
+    if (v or type(v) is not list) and check_items(v, "user_id", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"user_id[{i}]", violations)
+    v = m.tag
+    if (v or type(v) is not list) and check_items(v, "tag", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"tag[{i}]", violations)
+    v = m.label
+    if (v or type(v) is not dict) and check_entries(v, "label", violations):
+        for k, e in v.items():
+            if type(k) is not str or not k.isprintable():
+                check_text(k, entry("label", k), violations)
+            if type(e) is not str or not e.isprintable():
+                check_text(e, entry("label", k), violations)
+    v = m.start_date
+    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
+        check_text(v, "start_date", violations)
+    v = m.end_date
+    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
+        check_text(v, "end_date", violations)
+    v = m.time_zone
+    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
+        check_text(v, "time_zone", violations)
+    v = m.as_of
+    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
+        check_text(v, "as_of", violations)
+    v = m.dry_run
+    if type(v) is not bool:
+        check_instance(v, "dry_run", violations, bool)
+    v = m.service_tier
+    if (v or type(v) is not list) and check_items(v, "service_tier", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"service_tier[{i}]", violations)
+    v = m.processing
+    if (v or type(v) is not list) and check_items(v, "processing", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"processing[{i}]", violations)
+    v = m.region
+    if (v or type(v) is not list) and check_items(v, "region", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"region[{i}]", violations)
+    v = m.operation
+    if (v or type(v) is not list) and check_items(v, "operation", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"operation[{i}]", violations)
+    v = m.status
+    if (v or type(v) is not list) and check_items(v, "status", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"status[{i}]", violations)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_reprice_difference(m: RepriceDifference, path: str, violations: list[Violation]) -> None:
+    """Check a RepriceDifference."""
+    start = len(violations)
+    v: Any
+    v = m.provider
+    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
+        check_text(v, "provider", violations)
+    v = m.model_id
+    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
+        check_text(v, "model_id", violations)
+    v = m.currency
+    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
+        check_text(v, "currency", violations)
+    v = m.records
+    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
+        check_int(v, "records", violations, -9223372036854775808, 9223372036854775807)
+    v = m.before
+    check_decimal(v, "before", violations)
+    v = m.after
+    check_decimal(v, "after", violations)
+    v = m.difference
+    check_decimal(v, "difference", violations)
+    v = m.unpriced_before
+    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
+        check_int(v, "unpriced_before", violations, -9223372036854775808, 9223372036854775807)
+    v = m.unpriced_after
+    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
+        check_int(v, "unpriced_after", violations, -9223372036854775808, 9223372036854775807)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_reprice_report(m: RepriceReport, path: str, violations: list[Violation]) -> None:
+    """Check a RepriceReport."""
+    start = len(violations)
+    v: Any
+    v = m.dry_run
+    if type(v) is not bool:
+        check_instance(v, "dry_run", violations, bool)
+    v = m.examined
+    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
+        check_int(v, "examined", violations, -9223372036854775808, 9223372036854775807)
+    v = m.changed
+    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
+        check_int(v, "changed", violations, -9223372036854775808, 9223372036854775807)
+    v = m.differences
+    if (v or type(v) is not list) and check_items(v, "differences", violations):
+        for i, e in enumerate(v):
+            at = len(violations)
+            if type(e) is RepriceDifference:
+                validate_reprice_difference(e, "", violations)
+            else:
+                check_instance(e, "", violations, RepriceDifference)
+            if len(violations) != at:
+                relocate(violations, at, f"differences[{i}]")
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_reprice_usage_response(m: RepriceUsageResponse, path: str, violations: list[Violation]) -> None:
+    """Check a RepriceUsageResponse."""
+    start = len(violations)
+    v: Any
+    v = m.data
+    if v is not None:
+        validate_reprice_report(v, "data", violations) if type(v) is RepriceReport else check_instance(v, "data", violations, RepriceReport)
     v = m.meta
     if v is not None:
         validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
@@ -1565,6 +1895,31 @@ def validate_list_usage_request(m: ListUsageRequest, path: str, violations: list
     v = m.order
     if v is not EMPTY and (type(v) is not str or not v.isprintable()):
         check_text(v, "order", violations)
+    v = m.service_tier
+    if (v or type(v) is not list) and check_items(v, "service_tier", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"service_tier[{i}]", violations)
+    v = m.processing
+    if (v or type(v) is not list) and check_items(v, "processing", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"processing[{i}]", violations)
+    v = m.region
+    if (v or type(v) is not list) and check_items(v, "region", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"region[{i}]", violations)
+    v = m.operation
+    if (v or type(v) is not list) and check_items(v, "operation", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"operation[{i}]", violations)
+    v = m.status
+    if (v or type(v) is not list) and check_items(v, "status", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"status[{i}]", violations)
     if path and len(violations) != start:
         relocate(violations, start, path)
 

@@ -60,6 +60,9 @@ def _method(method: Method, prefix: str) -> list[str]:
     key = taken[-1] if taken else None
     body = _body(method)
     fields = [f for f in (body or method.request).fields if f is not key and "Output only." not in f.comment]
+    if body and key is None:
+        # Of a record that is not written: such a method carries no key.
+        fields = [f for f in fields if f.attribute != "idempotency_key"]
     streams_in = method.cardinality.startswith("stream")
     required = [] if body else [f for f in fields if f.rules.required]
     if streams_in:

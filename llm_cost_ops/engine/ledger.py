@@ -6,9 +6,9 @@ from datetime import datetime
 
 import msgspec
 
-from llm_cost_ops._gen.messages import CostStatus, SubmitStatus, UsageRecord
+from llm_cost_ops._gen.messages import CostStatus, RateCard, SubmitStatus, UsageRecord
 
-__all__ = ["Appended", "Entry", "Filter", "Sums"]
+__all__ = ["Appended", "Change", "Entry", "Filter", "Recorded", "Sums"]
 
 
 class Entry(msgspec.Struct, gc=False, kw_only=True):
@@ -16,7 +16,8 @@ class Entry(msgspec.Struct, gc=False, kw_only=True):
 
     `record` is what will be stored: id, timestamp, ingested_at and total_tokens filled in, the
     provider canonical. `fingerprint` is 16 bytes over the content that the caller sent. `units` is
-    the cost in 10^-12 of `currency`, None when unpriced.
+    the cost in 10^-12 of `currency`, None when unpriced. `card` is what priced it, and `digest` the
+    card's: a store keeps each card once, so that receipts do not depend on the catalog.
     """
 
     record: UsageRecord
@@ -28,6 +29,40 @@ class Entry(msgspec.Struct, gc=False, kw_only=True):
     card_version: int = 0
     fallbacks: tuple[str, ...] = ()
     origin_version: str = ""
+    card: RateCard | None = None
+    digest: bytes = b""
+
+
+class Recorded(msgspec.Struct, gc=False, kw_only=True):
+    """A record with the revision of its cost that is in force.
+
+    `units` as in Entry. `card` is the card that was kept when the cost was calculated, None where
+    none was; `digest` is that of the card then. `calculated_at` is when it was calculated.
+    """
+
+    record: UsageRecord
+    revision: int
+    status: CostStatus
+    currency: str
+    units: int | None
+    card_id: str
+    card_version: int
+    origin_version: str
+    fallbacks: tuple[str, ...]
+    card: RateCard | None
+    digest: bytes
+    calculated_at: datetime
+
+
+class Change(msgspec.Struct, gc=False, kw_only=True):
+    """What repricing changed of one record: its cost in 10^-12 of the currency, None for no price."""
+
+    provider: str
+    model_id: str
+    units_before: int | None
+    currency_before: str
+    units_after: int | None
+    currency_after: str
 
 
 class Appended(msgspec.Struct, gc=False, kw_only=True):
@@ -56,6 +91,11 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     project_ids: tuple[str, ...] = ()
     user_ids: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+    service_tiers: tuple[str, ...] = ()
+    processings: tuple[str, ...] = ()
+    regions: tuple[str, ...] = ()
+    operations: tuple[str, ...] = ()
+    statuses: tuple[str, ...] = ()
     labels: dict[str, str] = {}
     start: datetime | None = None
     end: datetime | None = None

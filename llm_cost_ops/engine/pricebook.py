@@ -11,6 +11,7 @@ import msgspec
 
 from llm_cost_ops._gen.messages import CostRecord, CostStatus, RateCard, UsageRecord
 from llm_cost_ops.engine.calculator import DEFAULT_CURRENCY, calculate_cost, cost_of, is_reported
+from llm_cost_ops.engine.card_digest import card_digest
 from llm_cost_ops.engine.compiled import CompiledCard, compile_card
 from llm_cost_ops.engine.money import to_units
 from llm_cost_ops.engine.providers import PROVIDER_FALLBACKS, canonical_provider
@@ -31,7 +32,10 @@ class CardSource(Protocol):
 
 
 class Priced(msgspec.Struct, gc=False):
-    """What a record costs: `units` in 10^-12 of `currency`, None when unpriced."""
+    """What a record costs: `units` in 10^-12 of `currency`, None when unpriced.
+
+    `card` is the card that priced it, and `digest` the card's.
+    """
 
     status: CostStatus
     currency: str
@@ -40,10 +44,22 @@ class Priced(msgspec.Struct, gc=False):
     card_version: int = 0
     fallbacks: tuple[str, ...] = ()
     origin_version: str = ""
+    card: RateCard | None = None
+    digest: bytes = b""
 
 
 class _Choice:
-    __slots__ = ("candidate", "card", "compiled", "currency", "fallbacks", "since", "until", "windowed")
+    __slots__ = (
+        "candidate",
+        "card",
+        "compiled",
+        "currency",
+        "digest",
+        "fallbacks",
+        "since",
+        "until",
+        "windowed",
+    )
 
     def __init__(self, candidate: Candidate, fallbacks: tuple[str, ...]) -> None:
         self.candidate = candidate
@@ -54,6 +70,7 @@ class _Choice:
         self.until = candidate.until
         self.windowed = bool(candidate.windows)
         self.compiled: CompiledCard | None = None
+        self.digest = b""
 
 
 _Key = tuple[str, str, str, str, str, str, str]
@@ -121,6 +138,7 @@ class _Edition:
                     while len(self._compiled) >= self.capacity:
                         del self._compiled[next(iter(self._compiled))]
                     self._compiled[id(choice.card)] = known
+                choice.digest = card_digest(choice.card)
                 choice.compiled = known
         return choice.compiled
 
@@ -178,7 +196,17 @@ class PriceBook:
         if units is None:
             return Priced(status, choice.currency)
         card = choice.card
-        return Priced(status, choice.currency, units, card.id, card.version, fallbacks, card.origin_version)
+        return Priced(
+            status,
+            choice.currency,
+            units,
+            card.id,
+            card.version,
+            fallbacks,
+            card.origin_version,
+            card,
+            choice.digest,
+        )
 
     def cost(self, record: UsageRecord, *, at: datetime | None = None) -> CostRecord:
         """As `price`, with the lines of the receipt."""

@@ -38,7 +38,7 @@ class Service:
         self.handler = ServiceHandler(
             [
                 *bind_usage_service(UsageService(store, prices)),
-                *bind_cost_service(CostService(store)),
+                *bind_cost_service(CostService(store, prices)),
                 *bind_pricing_service(PricingService(store, prices)),
                 *bind_analytics_service(AnalyticsService(store)),
                 *bind_health_service(self.health),

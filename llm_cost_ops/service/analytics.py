@@ -18,7 +18,7 @@ from llm_cost_ops._gen.messages import (
 from llm_cost_ops.engine.windows import buckets_between
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.service.listing import filter_of, invalid, meta_of
-from llm_cost_ops.service.summing import Total, average, dimensions_of, key_list
+from llm_cost_ops.service.summing import Total, average, dimensions_of, key_list, summed
 from llm_cost_ops.stores import Store
 
 __all__ = ["AnalyticsService"]
@@ -58,9 +58,7 @@ class AnalyticsService:
             raise invalid("interval", f"{interval.value!r} is none of hour, day, week, month")
         currency = request.currency or "USD"
         buckets = buckets_between(where.start, end, interval.value, request.time_zone)
-        rows = await self._store.summarize(where, tuple(dimensions), buckets, context)
-        additive = "tag" not in dimensions
-        plain = rows if additive else await self._store.summarize(where, (), None, context)
+        rows, plain = await summed(self._store, where, dimensions, buckets, context)
         total = Total()
         for _, _, sums in plain:
             total.add(sums, currency)

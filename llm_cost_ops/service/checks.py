@@ -8,15 +8,19 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+import msgspec
+
 from llm_cost_ops._gen.codecs import CREATE_PRICE_REQUEST, USAGE_RECORD
 from llm_cost_ops._gen.messages import (
     BatchSubmitUsageRequest,
     CreatePriceRequest,
+    EstimateCostRequest,
     SubmitUsageRequest,
     UsageRecord,
 )
-from llm_cost_ops._gen.methods import BATCH_SUBMIT_USAGE, CREATE_PRICE, SUBMIT_USAGE
+from llm_cost_ops._gen.methods import BATCH_SUBMIT_USAGE, CREATE_PRICE, ESTIMATE_COST, SUBMIT_USAGE
 from llm_cost_ops.engine.card_rules import check_card
+from llm_cost_ops.engine.selection import instant
 from llm_cost_ops.engine.usage_rules import check_usage
 from llm_cost_ops.interceptors.validation import Check
 from llm_cost_ops.rpc.status import Violation
@@ -82,8 +86,22 @@ def _create_price(request: CreatePriceRequest, _now: datetime, violations: list[
             raise
 
 
+def _estimate(request: EstimateCostRequest, now: datetime, violations: list[Violation]) -> None:
+    record: Any = request.usage
+    if type(record) is not UsageRecord:
+        violations.append(Violation("usage", "must be a UsageRecord"))
+        return
+    # Nobody pays yet; and a call may be meant for a time when another price holds.
+    moment = record.timestamp
+    latest = max(now, instant(moment)) if isinstance(moment, datetime) else now
+    if record.organization_id == "":
+        record = msgspec.structs.replace(record, organization_id="nobody")
+    check_record(record, "", latest, violations)
+
+
 CHECKS: dict[str, Check] = {
     SUBMIT_USAGE.path: _submit,
     BATCH_SUBMIT_USAGE.path: _batch,
     CREATE_PRICE.path: _create_price,
+    ESTIMATE_COST.path: _estimate,
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from llm_cost_ops._gen.messages import Pagination, ResponseMeta
+from llm_cost_ops._gen.messages import CostStatus, Pagination, ResponseMeta
 from llm_cost_ops.engine.ledger import Filter
 from llm_cost_ops.engine.providers import canonical_provider
 from llm_cost_ops.engine.windows import parse_interval
@@ -33,8 +33,14 @@ def meta_of(context: CallContext) -> ResponseMeta:
     return ResponseMeta(request_id=context.request_id)
 
 
+_STATUSES = frozenset(status.value for status in CostStatus)
+
+
 def filter_of(request: Any) -> Filter:
     """The filter in a request that has the usual filter fields."""
+    for status in request.status:
+        if status not in _STATUSES:
+            raise invalid("status", f"{status[:64]!r} is none of {', '.join(sorted(_STATUSES))}")
     start, end = parse_interval(request.start_date, request.end_date, request.time_zone)
     return Filter(
         organization_ids=tuple(request.organization_id),
@@ -43,6 +49,11 @@ def filter_of(request: Any) -> Filter:
         project_ids=tuple(request.project_id),
         user_ids=tuple(request.user_id),
         tags=tuple(request.tag),
+        service_tiers=tuple(request.service_tier),
+        processings=tuple(request.processing),
+        regions=tuple(request.region),
+        operations=tuple(request.operation),
+        statuses=tuple(request.status),
         labels=dict(request.label),
         start=start,
         end=end,

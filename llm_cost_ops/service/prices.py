@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from datetime import datetime
 
 from llm_cost_ops._gen.messages import RateCard
 from llm_cost_ops.catalog import load_catalog
@@ -10,7 +11,15 @@ from llm_cost_ops.engine.pricebook import PriceBook
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.stores import Store
 
-__all__ = ["Prices"]
+__all__ = ["Prices", "catalog_card"]
+
+
+def catalog_card(card_id: str, version: int, origin_version: str) -> RateCard | None:
+    """The card of the catalog in force with an id, if it is of that version and origin."""
+    card = load_catalog().card(card_id)
+    if card is None or (card.version, card.origin_version) != (version, origin_version):
+        return None
+    return card
 
 
 class Prices:
@@ -27,6 +36,13 @@ class Prices:
         if revision != self._revision:
             self.book.replace_manual(await self._store.all_cards(context))
             self._revision = revision
+
+    async def book_as_of(self, moment: datetime | None, context: CallContext) -> PriceBook:
+        """A book of its own, that stays as it is, without the cards that were created after a moment."""
+        cards = await self._store.all_cards(context)
+        if moment is not None:
+            cards = [card for card in cards if card.created_at is None or card.created_at <= moment]
+        return PriceBook([_Bundled()], cards=cards)
 
     def catalog_card(self, card_id: str) -> RateCard | None:
         """The bundled card of an id."""

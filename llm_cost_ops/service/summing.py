@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 
 from llm_cost_ops._gen.messages import CurrencyTotal, GroupKey
-from llm_cost_ops.engine.ledger import Sums
-from llm_cost_ops.engine.money import from_units
+from llm_cost_ops.engine.ledger import Filter, Sums
+from llm_cost_ops.engine.money import from_units, plain
+from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.service.listing import invalid
+from llm_cost_ops.service.prices import catalog_card
+from llm_cost_ops.stores import Store
 
-__all__ = ["TIME_DIMENSIONS", "Total", "average", "dimensions_of", "key_list", "other_currencies"]
+__all__ = [
+    "TIME_DIMENSIONS",
+    "Total",
+    "average",
+    "dimensions_of",
+    "fraction",
+    "key_list",
+    "other_currencies",
+    "summed",
+]
+
+Rows = list[tuple[tuple[str, ...], int, Sums]]
 
 TIME_DIMENSIONS = ("hour", "day", "week", "month")
 DIMENSIONS = (
@@ -26,7 +41,9 @@ DIMENSIONS = (
     "processing",
     "region",
     "status",
+    "meter",
 )
+_SEVERAL_GROUPS = frozenset(("tag", "meter"))
 _LABEL = re.compile(r"label:[^,]{1,255}")
 _EXACT = Context(prec=60, rounding=ROUND_HALF_EVEN)
 
@@ -80,6 +97,24 @@ class Total:
         return from_units(self.units)
 
 
+async def summed(
+    store: Store,
+    where: Filter,
+    dimensions: list[str],
+    buckets: Sequence[tuple[datetime, datetime]] | None,
+    context: CallContext,
+) -> tuple[Rows, Rows]:
+    """The rows of the groups, and those of the total: others where a call is in several groups."""
+    group_by = tuple(dimensions)
+    if "meter" in group_by:
+        rows = await store.summarize_meters(where, group_by, buckets, catalog_card, context)
+    else:
+        rows = await store.summarize(where, group_by, buckets, context)
+    if _SEVERAL_GROUPS.isdisjoint(group_by):
+        return rows, rows
+    return rows, await store.summarize(where, (), None, context)
+
+
 def other_currencies(rows: Iterable[Sums], currency: str) -> list[CurrencyTotal]:
     """The costs in currencies other than the one asked for, by code."""
     found: dict[str, list[int]] = {}
@@ -102,6 +137,16 @@ def average(numerator: Decimal | int, count: int) -> Decimal | None:
     quotient = _EXACT.divide(Decimal(numerator), Decimal(count))
     rounded = _EXACT.quantize(quotient, Decimal("1e-12"))
     return from_units(int(_EXACT.scaleb(rounded, 12)))
+
+
+def fraction(part: int, whole: int) -> Decimal | None:
+    """A part of a whole to 6 places, half-even; None of nothing. 1 means all, and 0 none."""
+    if whole <= 0:
+        return None
+    rounded = _EXACT.quantize(_EXACT.divide(Decimal(part), Decimal(whole)), Decimal("1e-6"))
+    if 0 < part < whole:
+        rounded = min(max(rounded, Decimal("0.000001")), Decimal("0.999999"))
+    return plain(rounded)
 
 
 def key_list(dimensions: list[str], values: Iterable[str]) -> list[GroupKey]:

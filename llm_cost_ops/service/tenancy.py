@@ -20,14 +20,18 @@ import msgspec
 from llm_cost_ops._gen.methods import (
     BATCH_SUBMIT_USAGE,
     CREATE_PRICE,
+    ESTIMATE_COST,
     GET_ANALYTICS,
+    GET_COST,
     GET_COST_SUMMARY,
     GET_HEALTH,
     GET_PRICE,
     GET_READINESS,
     LIST_PRICES,
     LIST_USAGE,
+    REPRICE_USAGE,
     SUBMIT_USAGE,
+    VERIFY_COST,
 )
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.interceptor import UnaryContinuation
@@ -122,6 +126,11 @@ def _record(request: Any, organizations: frozenset[str]) -> Any:
     return request
 
 
+def _estimated(request: Any, organizations: frozenset[str]) -> Any:
+    # Without an organization only everybody's prices count.
+    return _record(request, organizations) if request.usage.organization_id else request
+
+
 def _price(request: Any, organizations: frozenset[str]) -> Any:
     if not request.organization_id:
         rule = "must be given: prices for everybody need an admin key of all organizations"
@@ -139,6 +148,11 @@ RULES: dict[str, Rule] = {
     LIST_USAGE.path: Rule(Role.READER, _filtered),
     GET_COST_SUMMARY.path: Rule(Role.READER, _filtered),
     GET_ANALYTICS.path: Rule(Role.READER, _filtered),
+    # Whose record it is, the servicer finds out.
+    GET_COST.path: Rule(Role.READER, _any),
+    VERIFY_COST.path: Rule(Role.READER, _any),
+    ESTIMATE_COST.path: Rule(Role.READER, _estimated),
+    REPRICE_USAGE.path: Rule(Role.ADMIN, _filtered),
     CREATE_PRICE.path: Rule(Role.ADMIN, _price),
     # Whose card it is, the servicer finds out.
     GET_PRICE.path: Rule(Role.READER, _any),

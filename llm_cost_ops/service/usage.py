@@ -37,7 +37,7 @@ from llm_cost_ops.service.tenancy import FOREIGN, admits
 from llm_cost_ops.stores import Store
 from llm_cost_ops.wire.uuid7 import uuid7
 
-__all__ = ["UsageService"]
+__all__ = ["DEAREST", "UsageService", "check_dearest", "in_utc"]
 
 # Maps are sorted, so that their order is no part of the content.
 _content = msgspec.json.Encoder(order="deterministic")
@@ -133,7 +133,7 @@ class UsageService:
         record.provider = canonical_provider(record.provider)
         record.total_tokens = record.input_tokens + record.output_tokens
         if record.timestamp is not None:
-            record.timestamp = _in_utc(record.timestamp)
+            record.timestamp = in_utc(record.timestamp)
         record.idempotency_key = ""
         fingerprint = blake2b(_content.encode(record), digest_size=16).digest()
         record.idempotency_key = sent.idempotency_key or key
@@ -142,9 +142,7 @@ class UsageService:
         if record.timestamp is None:
             record.timestamp = now
         price = self._prices.book.price(record)
-        if price.units is not None and price.units > MOST_UNITS:
-            rule = f"and the other counts come to more than {DEAREST:,} {price.currency}"
-            raise invalid("input_tokens", rule)
+        check_dearest(price.units, price.currency)
         return Entry(
             record=record,
             fingerprint=fingerprint,
@@ -155,10 +153,20 @@ class UsageService:
             card_version=price.card_version,
             fallbacks=price.fallbacks,
             origin_version=price.origin_version,
+            card=price.card,
+            digest=price.digest,
         )
 
 
-def _in_utc(moment: datetime) -> datetime:
+def check_dearest(units: int | None, currency: str) -> None:
+    """Refuse a cost in 10^-12 of a currency that is above DEAREST: INVALID_ARGUMENT."""
+    if units is not None and units > MOST_UNITS:
+        rule = f"and the other counts come to more than {DEAREST:,} {currency}"
+        raise invalid("input_tokens", rule)
+
+
+def in_utc(moment: datetime) -> datetime:
+    """The same moment in UTC, which is also the zone of a naive one."""
     if moment.tzinfo is UTC:
         return moment
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Protocol
 
 import msgspec
 
 from llm_cost_ops._gen.messages import RateCard, SubmitStatus, UsageRecord
-from llm_cost_ops.engine.ledger import Appended, Entry, Filter, Sums
+from llm_cost_ops.engine.ledger import Appended, Change, Entry, Filter, Recorded, Sums
+from llm_cost_ops.engine.pricebook import Priced
 from llm_cost_ops.rpc.context import CallContext
 
-__all__ = ["ApiKey", "KeyStore", "Position", "Store"]
+__all__ = ["ApiKey", "CardOf", "KeyStore", "Position", "Price", "Store"]
 
 Position = tuple[int, int]
 """Where a page ended: microseconds since 1970, and the number under which the store keeps the record."""
+
+CardOf = Callable[[str, int, str], RateCard | None]
+"""The card with an id, a version and an origin_version, or None; for cards that the store did not keep."""
+
+Price = Callable[[UsageRecord], Priced]
+"""What a record costs. It may be asked about a record twice, and from another thread."""
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,6 +99,23 @@ class Store(Protocol):
         interval is bucket 0.
         """
 
+    async def summarize_meters(
+        self,
+        where: Filter,
+        group_by: tuple[str, ...],
+        buckets: Sequence[tuple[datetime, datetime]] | None,
+        card_of: CardOf,
+        context: CallContext,
+    ) -> list[tuple[tuple[str, ...], int, Sums]]:
+        """As `summarize`, where `group_by` may hold meter: each cost under the meters of its lines.
+
+        Costs and tokens of the groups add up to those of all; a call counts in each meter that it used,
+        as unpriced where the meter has no price. What has no lines stands under "": a cost that the
+        provider reported, and one whose card nobody knows any more.
+
+        The lines are calculated anew from every record: about 8 µs each, and nothing when writing.
+        """
+
     async def span(self, where: Filter, context: CallContext) -> tuple[datetime, datetime] | None:
         """The filter's interval; where it is open, up to the first or last record of its organizations.
 
@@ -116,6 +140,21 @@ class Store(Protocol):
 
     async def count_usage(self, where: Filter, context: CallContext) -> int:
         """How many records the filter lets through."""
+
+    async def get_cost(self, usage_id: str, context: CallContext) -> Recorded | None:
+        """A record with the revision of its cost that is in force, and the card that was kept with it."""
+
+    async def matching(self, where: Filter, after: int, limit: int, context: CallContext) -> list[int]:
+        """The numbers of the first records after a number that the filter lets through, ascending."""
+
+    async def reprice(
+        self, seqs: Sequence[int], price: Price, context: CallContext, *, dry_run: bool
+    ) -> list[Change]:
+        """Add a revision to each of the records whose status, currency or cost is not what `price` says.
+
+        One transaction writes revisions and sums; earlier revisions stay as they are. With `dry_run`
+        nothing is written, and the answer is the same.
+        """
 
     async def add_card(
         self, card: RateCard, key: str, fingerprint: bytes, context: CallContext

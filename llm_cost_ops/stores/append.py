@@ -7,12 +7,13 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from llm_cost_ops._gen.messages import CostStatus, SubmitStatus
+from llm_cost_ops._gen.messages import CostStatus, RateCard, SubmitStatus
 from llm_cost_ops.engine.ledger import Appended, Entry
 from llm_cost_ops.engine.windows import QUARTER, QUARTERS_A_DAY
+from llm_cost_ops.stores.cards import keep_card
 from llm_cost_ops.stores.rows import Prepared, Terms, as_text, ingested_at, units_of
 
-__all__ = ["INSERT_USAGE", "Interner", "append_many", "append_one"]
+__all__ = ["ADD_SUMS", "INSERT_USAGE", "Interner", "append_many", "append_one"]
 
 Ids = tuple[int, int, int]
 
@@ -31,7 +32,7 @@ _ADD = (
     "micro = micro + excluded.micro + (rest + excluded.rest) / 1000000, "
     "rest = (rest + excluded.rest) % 1000000"
 )
-_ADD_SUMS = f"INSERT INTO rollup VALUES ({', '.join('?' * 11)}){_ADD}"
+ADD_SUMS = f"INSERT INTO rollup VALUES ({', '.join('?' * 11)}){_ADD}"
 _ADD_ONE = (
     "INSERT INTO rollup VALUES (?1, 0, ?2, 1, ?4, ?5, ?6, ?7, ?8, ?9, ?10), "
     f"(?1, 1, ?3, 1, ?4, ?5, ?6, ?7, ?8, ?9, ?10){_ADD}"
@@ -49,9 +50,12 @@ _ADD_SERIES = (
     f"currency, status) VALUES ({', '.join('?' * 10)})"
 )
 _FIND_PRICING = (
-    "SELECT id FROM pricing WHERE card_id = ? AND card_version = ? AND origin_version = ? AND fallbacks = ?"
+    "SELECT id FROM pricing WHERE card_id = ? AND card_version = ? AND origin_version = ? AND fallbacks = ? "
+    "AND digest = ?"
 )
-_ADD_PRICING = "INSERT INTO pricing (card_id, card_version, origin_version, fallbacks) VALUES (?, ?, ?, ?)"
+_ADD_PRICING = (
+    "INSERT INTO pricing (card_id, card_version, origin_version, fallbacks, digest) VALUES (?, ?, ?, ?, ?)"
+)
 _MICRO = 1_000_000
 
 
@@ -68,11 +72,14 @@ class Interner:
         self._fresh: dict[Terms, Ids] = {}
         self._most = most
 
-    def ids(self, cursor: sqlite3.Cursor, terms: Terms) -> Ids:
-        """The ids of organization, series and pricing, which are added where they are new."""
+    def ids(self, cursor: sqlite3.Cursor, terms: Terms, card: RateCard | None = None) -> Ids:
+        """The ids of organization, series and pricing, which are added where they are new.
+
+        With a new pricing its card is kept.
+        """
         found = self._known.get(terms)
         if found is None:
-            found = self._fresh.get(terms) or self._intern(cursor, terms)
+            found = self._fresh.get(terms) or self._intern(cursor, terms, card)
         return found
 
     def keep(self) -> None:
@@ -87,9 +94,9 @@ class Interner:
         """The transaction was rolled back."""
         self._fresh.clear()
 
-    def _intern(self, cursor: sqlite3.Cursor, terms: Terms) -> Ids:
+    def _intern(self, cursor: sqlite3.Cursor, terms: Terms, card: RateCard | None = None) -> Ids:
         organization, *series = (str(term) for term in terms[:10])
-        card_id, card_version, origin_version, fallbacks = terms[10:]
+        card_id, card_version, origin_version, fallbacks, digest = terms[10:]
         find, add = "SELECT id FROM organization WHERE name = ?", "INSERT INTO organization (name) VALUES (?)"
         org = _id(cursor, find, add, (organization,))
         ids = (
@@ -99,9 +106,11 @@ class Interner:
                 cursor,
                 _FIND_PRICING,
                 _ADD_PRICING,
-                (card_id, card_version, origin_version, ",".join(fallbacks)),
+                (card_id, card_version, origin_version, ",".join(fallbacks), digest),
             ),
         )
+        if digest and card is not None:
+            keep_card(cursor, digest, card)
         self._fresh[terms] = ids
         return ids
 
@@ -117,7 +126,7 @@ def _id(cursor: sqlite3.Cursor, find: str, add: str, values: Sequence[Any]) -> i
 def append_one(cursor: sqlite3.Cursor, interner: Interner, prepared: Prepared) -> list[Appended]:
     """Append an entry: the same as `append_many` of one, in half the time."""
     terms, values, entry = prepared
-    ids = interner.ids(cursor, terms)
+    ids = interner.ids(cursor, terms, entry.card)
     cursor.execute(INSERT_USAGE, (None, *ids, *values))
     if cursor.rowcount != 1:
         return [_earlier(cursor, ids[0], values, entry)]
@@ -135,15 +144,16 @@ def append_many(cursor: sqlite3.Cursor, interner: Interner, prepared: Sequence[P
     """Append entries, each of which may turn out to be a duplicate or a conflict, of a neighbour even."""
     [first] = cursor.execute("SELECT ifnull(max(seq), 0) + 1 FROM usage").fetchone()
     rows = [
-        (seq, *interner.ids(cursor, terms), *values) for seq, (terms, values, _) in enumerate(prepared, first)
+        (seq, *interner.ids(cursor, terms, entry.card), *values)
+        for seq, (terms, values, entry) in enumerate(prepared, first)
     ]
     cursor.executemany(INSERT_USAGE, rows)
     if cursor.rowcount == len(rows):
-        cursor.executemany(_ADD_SUMS, _sums(rows))
+        cursor.executemany(ADD_SUMS, _sums(rows))
         return [_created(entry) for _, _, entry in prepared]
     # Rows were numbered here, so that those that were not inserted can be told by their absence.
     inserted = {seq for (seq,) in cursor.execute("SELECT seq FROM usage WHERE seq >= ?", (first,))}
-    cursor.executemany(_ADD_SUMS, _sums(row for row in rows if row[0] in inserted))
+    cursor.executemany(ADD_SUMS, _sums(row for row in rows if row[0] in inserted))
     return [
         _created(entry) if row[0] in inserted else _earlier(cursor, row[1], values, entry)
         for row, (_, values, entry) in zip(rows, prepared, strict=True)

@@ -7,10 +7,11 @@ import sqlite3
 import msgspec
 
 from llm_cost_ops._gen.messages import RateCard, SubmitStatus
+from llm_cost_ops.engine.card_digest import kept_form
 from llm_cost_ops.engine.windows import to_micros
 from llm_cost_ops.stores.rows import encode_struct, struct_decoder
 
-__all__ = ["add_card", "all_cards", "get_card", "revision"]
+__all__ = ["add_card", "all_cards", "get_card", "keep_card", "kept_card", "revision"]
 
 _cards = struct_decoder(RateCard)
 
@@ -59,6 +60,18 @@ def _line(card: RateCard) -> str:
 def get_card(connection: sqlite3.Connection, card_id: str) -> RateCard | None:
     """The card with an id, or None."""
     row = connection.execute("SELECT card FROM card WHERE id = ?", (card_id,)).fetchone()
+    return None if row is None else _cards.decode(row[0])
+
+
+def keep_card(cursor: sqlite3.Cursor, digest: bytes, card: RateCard) -> None:
+    """Keep what receipts need of a card, once for each digest."""
+    data = encode_struct(kept_form(card))
+    cursor.execute("INSERT INTO kept_card VALUES (?, ?) ON CONFLICT DO NOTHING", (digest, data))
+
+
+def kept_card(connection: sqlite3.Connection, digest: bytes) -> RateCard | None:
+    """The card that was kept under a digest, or None."""
+    row = connection.execute("SELECT card FROM kept_card WHERE digest = ?", (digest,)).fetchone()
     return None if row is None else _cards.decode(row[0])
 
 

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from msgspec import structs
+
 from llm_cost_ops._gen.messages import UsageRecord
 from llm_cost_ops.engine.ledger import Filter
 from llm_cost_ops.engine.windows import from_micros, to_micros
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.stores.newest import Newest, newest
 from llm_cost_ops.stores.rows import decode_record
 from llm_cost_ops.stores.summing import per_record_conditions, series_conditions
 
@@ -26,15 +29,8 @@ _FIRST_AND_LAST = (
 
 def is_quick(where: Filter, limit: int, offset: int | None) -> bool:
     """Whether a page is read straight from an index, whatever the number of records."""
-    narrow = (
-        where.providers
-        or where.model_ids
-        or where.project_ids
-        or where.user_ids
-        or where.tags
-        or where.labels
-    )
-    return not narrow and not offset and limit <= _QUICK_LIMIT
+    wide = Filter(organization_ids=where.organization_ids, start=where.start, end=where.end)
+    return where == wide and not offset and limit <= _QUICK_LIMIT
 
 
 def list_usage(
@@ -53,7 +49,8 @@ def list_usage(
     orgs = _organizations(connection, where.organization_ids)
     if not orgs:
         return [], None
-    conditions, parameters = _conditions(where)
+    cost = newest(connection)
+    conditions, parameters = _conditions(where, cost)
     direction = "DESC" if descending else "ASC"
     ranges = [("", ())] if after is None else _behind(connection, after, column, "<" if descending else ">")
     more = "".join(f" AND {condition}" for condition in conditions)
@@ -64,7 +61,7 @@ def list_usage(
         wanted = first + limit + 1
         for bounds, values in ranges:
             query = (
-                f"SELECT u.{column}, u.seq FROM usage u WHERE u.org = ?{bounds}{more} "
+                f"SELECT u.{column}, u.seq FROM usage u{cost.join} WHERE u.org = ?{bounds}{more} "
                 f"ORDER BY u.{column} {direction}, u.seq {direction} LIMIT ?"
             )
             rows = connection.execute(query, (org, *values, *parameters, wanted)).fetchall()
@@ -75,7 +72,7 @@ def list_usage(
     if len(orgs) > 1:
         found.sort(key=_as_sqlite_sorts, reverse=descending)
     page = [seq for _, seq in found[first : first + limit]]
-    records = _records(connection, page)
+    records = _records(connection, page, cost)
     more_follow = len(found) > first + limit and bool(page)
     return [record for _, record in records], (records[-1][0], page[-1]) if more_follow else None
 
@@ -87,12 +84,12 @@ def _organizations(connection: sqlite3.Connection, names: Sequence[str]) -> list
     return [org for (org,) in connection.execute(query, names)]
 
 
-def _conditions(where: Filter) -> tuple[list[str], list[Any]]:
+def _conditions(where: Filter, cost: Newest) -> tuple[list[str], list[Any]]:
     conditions, parameters = per_record_conditions(where)
-    wanted, values = series_conditions(where)
-    if where.providers or where.model_ids or where.project_ids:
-        series = f"SELECT s.id FROM series s JOIN organization o ON o.id = s.org{wanted}"
-        conditions.append(f"u.series IN ({series})")
+    wanted, values = series_conditions(structs.replace(where, organization_ids=()))
+    if wanted:
+        series = f"SELECT s.id FROM series s{wanted}"
+        conditions.append(f"{cost.series} IN ({series})")
         parameters += values
     if where.start is not None:
         conditions.append("u.ts >= ?")
@@ -123,11 +120,13 @@ def _as_sqlite_sorts(found: tuple[Any, int]) -> tuple[bool, Any, int]:
     return isinstance(found[0], bytes), found[0], found[1]
 
 
-def _records(connection: sqlite3.Connection, seqs: Sequence[int]) -> list[tuple[int, UsageRecord]]:
+def _records(
+    connection: sqlite3.Connection, seqs: Sequence[int], cost: Newest
+) -> list[tuple[int, UsageRecord]]:
     """The moments and records with these numbers, in this order."""
     query = (
-        "SELECT u.seq, u.ts, u.record, u.micro, u.rest, s.currency, s.status FROM usage u "
-        f"JOIN series s ON s.id = u.series WHERE u.seq IN ({', '.join('?' * len(seqs))})"
+        f"SELECT u.seq, u.ts, u.record, {cost.micro}, {cost.rest}, s.currency, s.status FROM usage u"
+        f"{cost.join} JOIN series s ON s.id = {cost.series} WHERE u.seq IN ({', '.join('?' * len(seqs))})"
     )
     rows = {row[0]: (row[1], decode_record(*row[2:])) for row in connection.execute(query, seqs)}
     return [rows[seq] for seq in seqs]

@@ -25,6 +25,7 @@ __all__ = [
     "as_key",
     "as_text",
     "decode_record",
+    "decode_usage",
     "encode_struct",
     "ingested_at",
     "prepare",
@@ -39,7 +40,7 @@ LARGEST_COST = 10**9 * 10**12
 """The most that one record may cost, in 10^-12 of its currency."""
 
 Terms = tuple[Any, ...]
-"""What is interned of an entry: ten columns of series, then four of pricing."""
+"""What is interned of an entry: ten columns of series, then five of pricing."""
 
 Prepared = tuple[Terms, tuple[Any, ...], Entry]
 """An entry, its terms, and its columns of usage from `id` on."""
@@ -130,6 +131,7 @@ def prepare(entry: Entry) -> Prepared:
             entry.card_version,
             entry.origin_version,
             entry.fallbacks,
+            entry.digest,
         ),
         (
             as_key(record.id),
@@ -183,7 +185,7 @@ def decode_record(
     data: bytes, micro: int | None, rest: int | None, currency: str, status: str
 ) -> UsageRecord:
     """The record as it was given to the store, with its cost."""
-    record = _decoded(data)
+    record = decode_usage(data)
     units = units_of(micro, rest)
     record.estimated_cost = None if units is None else from_units(units)
     record.currency = currency
@@ -191,7 +193,8 @@ def decode_record(
     return record
 
 
-def _decoded(data: bytes) -> UsageRecord:
+def decode_usage(data: bytes) -> UsageRecord:
+    """The record as it was given to the store, without its cost."""
     try:
         record: UsageRecord = _records.decode(data)
     except msgspec.ValidationError:

@@ -76,7 +76,29 @@ _VERSION_2 = (
     "CREATE TABLE secret (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_VERSION_1, _VERSION_2)
+_VERSION_3 = (
+    # digest is that of the card, empty where the card was not kept. Ids stay, so that what other
+    # processes remember of them stays true.
+    """CREATE TABLE pricing_2 (
+        id INTEGER PRIMARY KEY, card_id TEXT NOT NULL, card_version INTEGER NOT NULL,
+        origin_version TEXT NOT NULL, fallbacks TEXT NOT NULL, digest BLOB NOT NULL DEFAULT x'',
+        UNIQUE (card_id, card_version, origin_version, fallbacks, digest)
+    ) STRICT""",
+    "INSERT INTO pricing_2 SELECT id, card_id, card_version, origin_version, fallbacks, x'' FROM pricing",
+    "DROP TABLE pricing",
+    "ALTER TABLE pricing_2 RENAME TO pricing",
+    # Each card that priced a record, once: receipts outlive the catalog that the card came from.
+    "CREATE TABLE kept_card (digest BLOB PRIMARY KEY, card BLOB NOT NULL) STRICT, WITHOUT ROWID",
+    # What repricing found. usage holds the first cost, which is number 1 and never changes; the
+    # highest number is in force, and rollup follows it. made is in microseconds.
+    """CREATE TABLE revision (
+        usage INTEGER NOT NULL REFERENCES usage, number INTEGER NOT NULL CHECK (number > 1),
+        series INTEGER NOT NULL, pricing INTEGER NOT NULL, micro INTEGER, rest INTEGER,
+        made INTEGER NOT NULL, PRIMARY KEY (usage, number)
+    ) STRICT, WITHOUT ROWID""",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_VERSION_1, _VERSION_2, _VERSION_3)
 """The statements that lead from each version to the next."""
 
 VERSION = len(MIGRATIONS)

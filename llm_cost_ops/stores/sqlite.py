@@ -6,14 +6,14 @@ import os
 import sqlite3
 import weakref
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
 
 from llm_cost_ops._gen.messages import RateCard, SubmitStatus, UsageRecord
-from llm_cost_ops.engine.ledger import Appended, Entry, Filter, Sums
+from llm_cost_ops.engine.ledger import Appended, Change, Entry, Filter, Recorded, Sums
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.stores import Position, cards, history, summing
+from llm_cost_ops.stores import CardOf, Position, Price, cards, history, metering, revisions, summing
 from llm_cost_ops.stores.append import Interner, append_many, append_one
 from llm_cost_ops.stores.database import Database
 from llm_cost_ops.stores.group_commit import GroupCommit
@@ -87,6 +87,20 @@ class SqliteStore:
         query = partial(summing.summarize, where=where, group_by=group_by, buckets=buckets)
         return await self._readers.read(query, context)
 
+    async def summarize_meters(
+        self,
+        where: Filter,
+        group_by: tuple[str, ...],
+        buckets: Sequence[tuple[datetime, datetime]] | None,
+        card_of: CardOf,
+        context: CallContext,
+    ) -> list[tuple[tuple[str, ...], int, Sums]]:
+        """Exact sums by meter, bucket and currency; see Store."""
+        query = partial(
+            metering.summarize_meters, where=where, group_by=group_by, buckets=buckets, card_of=card_of
+        )
+        return await self._readers.read(query, context)
+
     async def span(self, where: Filter, context: CallContext) -> tuple[datetime, datetime] | None:
         """The filter's interval, closed where it is open; see Store."""
         return await self._readers.read(partial(history.span, where=where), context)
@@ -116,6 +130,25 @@ class SqliteStore:
     async def count_usage(self, where: Filter, context: CallContext) -> int:
         """How many records the filter lets through; see Store."""
         return await self._readers.read(partial(summing.count_usage, where=where), context)
+
+    async def get_cost(self, usage_id: str, context: CallContext) -> Recorded | None:
+        """A record and its cost in force; see Store."""
+        return await self._readers.read(partial(revisions.get_cost, usage_id=usage_id), context, quick=True)
+
+    async def matching(self, where: Filter, after: int, limit: int, context: CallContext) -> list[int]:
+        """The numbers of the first records after a number; see Store."""
+        query = partial(revisions.matching, where=where, after=after, limit=limit)
+        return await self._readers.read(query, context)
+
+    async def reprice(
+        self, seqs: Sequence[int], price: Price, context: CallContext, *, dry_run: bool
+    ) -> list[Change]:
+        """Add revisions where the cost is another one; see Store."""
+        if dry_run:
+            return await self._readers.read(partial(revisions.find_changes, seqs=seqs, price=price), context)
+        now = datetime.fromtimestamp(context.runtime.now(), UTC)
+        job = partial(revisions.reprice, seqs=seqs, price=price, now=now)
+        return await self._write(job, context, len(seqs))
 
     async def add_card(
         self, card: RateCard, key: str, fingerprint: bytes, context: CallContext

@@ -10,14 +10,26 @@ from typing import Any
 from llm_cost_ops.engine.ledger import Filter, Sums
 from llm_cost_ops.engine.windows import cover, to_micros
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.stores.newest import Newest, newest
 
-__all__ = ["count_usage", "per_record_conditions", "series_conditions", "summarize"]
+__all__ = [
+    "SERIES_PLACES",
+    "Keys",
+    "Piece",
+    "count_usage",
+    "lay_out",
+    "per_record_conditions",
+    "pick_series",
+    "pieces_of",
+    "series_conditions",
+    "summarize",
+]
 
 Keys = tuple[str, ...]
 Totals = dict[tuple[Keys, int, str], list[int]]
 Piece = tuple[int, int | None, int | None]
 
-_SERIES = {
+SERIES_PLACES = {
     "organization": 0,
     "provider": 1,
     "model": 2,
@@ -33,16 +45,6 @@ _PICK = (
     "s.region, s.status, s.currency FROM series s JOIN organization o ON o.id = s.org"
 )
 _AMOUNTS = ("records", "requests", "input", "output", "cached", "unpriced", "micro", "rest")
-_ROW_AMOUNTS = (
-    "1",
-    "u.requests",
-    "u.input",
-    "u.output",
-    "u.cached",
-    "CASE WHEN u.micro IS NULL THEN u.requests ELSE 0 END",
-    "u.micro",
-    "u.rest",
-)
 _OPEN = 2**62
 _MICRO = 1_000_000
 _LOW = 2**32
@@ -70,9 +72,18 @@ def summarize(
                 currency=currency,
             ),
         )
-        for (keys, bucket, currency), (_, requests, put_in, put_out, cached, unpriced, micro, rest) in sorted(
-            totals.items(), key=lambda item: (item[0][1], item[0][0], item[0][2])
-        )
+        for (keys, bucket, currency), (
+            records,
+            requests,
+            put_in,
+            put_out,
+            cached,
+            unpriced,
+            micro,
+            rest,
+        ) in sorted(totals.items(), key=lambda item: (item[0][1], item[0][0], item[0][2]))
+        # Repricing leaves sums of nothing behind.
+        if records
     ]
 
 
@@ -90,6 +101,11 @@ def series_conditions(where: Filter) -> tuple[str, list[str]]:
         ("s.provider", where.providers),
         ("s.model", where.model_ids),
         ("s.project", where.project_ids),
+        ("s.service_tier", where.service_tiers),
+        ("s.processing", where.processings),
+        ("s.region", where.regions),
+        ("s.operation", where.operations),
+        ("s.status", where.statuses),
     ):
         if values:
             conditions.append(f"{column} IN ({_marks(values)})")
@@ -126,8 +142,8 @@ def _totals(
     group_by: tuple[str, ...],
     buckets: Sequence[tuple[datetime, datetime]] | None,
 ) -> Totals:
-    series = _pick(connection, where)
-    pieces = list(_pieces(where, buckets))
+    series = pick_series(connection, where)
+    pieces = list(pieces_of(where, buckets))
     totals: Totals = {}
     if not series or not pieces:
         return totals
@@ -148,8 +164,11 @@ def _totals(
     return totals
 
 
-def _pick(connection: sqlite3.Connection, where: Filter) -> dict[int, tuple[str, ...]]:
-    """The dimensions and the currency of the series that the filter lets through, by id."""
+def pick_series(connection: sqlite3.Connection, where: Filter) -> dict[int, tuple[str, ...]]:
+    """The dimensions and the currency of the series that the filter lets through, by id.
+
+    Their ids, and those of their organizations, are in temp.picked afterwards.
+    """
     conditions, parameters = series_conditions(where)
     rows = connection.execute(_PICK + conditions, parameters).fetchall()
     connection.execute("DELETE FROM temp.picked")
@@ -157,7 +176,7 @@ def _pick(connection: sqlite3.Connection, where: Filter) -> dict[int, tuple[str,
     return {row[0]: row[2:] for row in rows}
 
 
-def _pieces(where: Filter, buckets: Sequence[tuple[datetime, datetime]] | None) -> Iterable[Piece]:
+def pieces_of(where: Filter, buckets: Sequence[tuple[datetime, datetime]] | None) -> Iterable[Piece]:
     """The buckets, in microseconds, cut to the filter's interval."""
     start = None if where.start is None else to_micros(where.start)
     end = None if where.end is None else to_micros(where.end)
@@ -170,6 +189,23 @@ def _pieces(where: Filter, buckets: Sequence[tuple[datetime, datetime]] | None) 
         last = to_micros(high) if end is None else min(end, to_micros(high))
         if first < last:
             yield index, first, last
+
+
+def lay_out(connection: sqlite3.Connection, pieces: Iterable[Piece]) -> None:
+    """Put pieces of time into temp.piece, in place of what was there."""
+    connection.execute("DELETE FROM temp.piece")
+    connection.executemany(
+        "INSERT INTO temp.piece (bucket, low, high) VALUES (?, ?, ?)",
+        (
+            (bucket, -_OPEN if low is None else low, _OPEN if high is None else high)
+            for bucket, low, high in pieces
+        ),
+    )
+
+
+def _row_amounts(cost: Newest) -> tuple[str, ...]:
+    unpriced = f"CASE WHEN {cost.micro} IS NULL THEN u.requests ELSE 0 END"
+    return ("1", "u.requests", "u.input", "u.output", "u.cached", unpriced, cost.micro, cost.rest)
 
 
 class _Question:
@@ -193,10 +229,10 @@ class _Question:
         # Where each key comes from: a place in the dimensions of the series, or behind them in the row.
         self._places: list[int] = []
         for name in group_by:
-            if name in _SERIES:
-                self._places.append(_SERIES[name])
+            if name in SERIES_PLACES:
+                self._places.append(SERIES_PLACES[name])
             else:
-                self._places.append(len(_SERIES) + 1 + len(self._columns))
+                self._places.append(len(SERIES_PLACES) + 1 + len(self._columns))
                 self._columns.append(self._column(name))
         self.needs_rows = bool(self._columns or where.user_ids or where.tags or where.labels)
 
@@ -217,7 +253,7 @@ class _Question:
         """Add what whole quarters of an hour (level 0) or whole days (level 1) hold."""
         if not pieces:
             return
-        self._lay_out(pieces)
+        lay_out(self._connection, pieces)
         # CROSS JOIN fixes the order of the loops, in which the groups come out sorted.
         source = (
             "FROM temp.picked p CROSS JOIN temp.piece g CROSS JOIN rollup r "
@@ -230,28 +266,20 @@ class _Question:
         """Add what rows hold, one by one."""
         if not pieces:
             return
-        self._lay_out(pieces)
+        lay_out(self._connection, pieces)
+        cost = newest(self._connection)
         conditions, parameters = per_record_conditions(self._where)
         more = "".join(f" AND {condition}" for condition in conditions)
         aliases = [f"k{at}" for at in range(len(self._columns))]
         named = "".join(f", {column} AS {name}" for column, name in zip(self._columns, aliases, strict=True))
         source = (
-            f"FROM temp.piece g CROSS JOIN usage u{''.join(self._joins)} "
+            f"FROM temp.piece g CROSS JOIN usage u{cost.join}{''.join(self._joins)} "
             "WHERE u.org IN (SELECT org FROM temp.picked) AND u.ts >= g.low AND u.ts < g.high "
-            f"AND u.series IN (SELECT id FROM temp.picked){more} "
-            f"GROUP BY {', '.join(('u.series', 'g.bucket', *aliases))}"
+            f"AND {cost.series} IN (SELECT id FROM temp.picked){more} "
+            f"GROUP BY {', '.join((cost.series, 'g.bucket', *aliases))}"
         )
-        self._sum(f"u.series, g.bucket{named}", _ROW_AMOUNTS, source, [*self._parameters, *parameters])
-
-    def _lay_out(self, pieces: list[Piece]) -> None:
-        self._connection.execute("DELETE FROM temp.piece")
-        self._connection.executemany(
-            "INSERT INTO temp.piece (bucket, low, high) VALUES (?, ?, ?)",
-            (
-                (bucket, -_OPEN if low is None else low, _OPEN if high is None else high)
-                for bucket, low, high in pieces
-            ),
-        )
+        keys = f"{cost.series}, g.bucket{named}"
+        self._sum(keys, _row_amounts(cost), source, [*self._parameters, *parameters])
 
     def _sum(self, keys: str, amounts: Sequence[str], source: str, parameters: list[Any]) -> None:
         try:

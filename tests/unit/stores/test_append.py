@@ -187,7 +187,7 @@ def test_a_failed_transaction_leaves_no_ids_behind(store: Sync) -> None:
         raise RuntimeError("boom")
 
     def job(cursor: object, interner: object) -> None:
-        interner.ids(cursor, ("new", *[""] * 9, "", 0, "", ()))
+        interner.ids(cursor, ("new", *[""] * 9, "", 0, "", (), b""))
         fail(cursor, interner)
 
     from llm_cost_ops.rpc.runtime import drive
