@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from typing import Any
 
@@ -105,6 +106,7 @@ TestBreaker.settings = settings(max_examples=300, stateful_step_count=40, deadli
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="minutes; set LONG_TESTS=1")
 class TestBreakerLong(BreakerMachine.TestCase):
     settings = settings(max_examples=5000, stateful_step_count=60, deadline=None)
 

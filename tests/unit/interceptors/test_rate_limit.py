@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from typing import Any
@@ -70,6 +71,7 @@ TestBucket.settings = settings(max_examples=200, stateful_step_count=40, deadlin
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("LONG_TESTS" not in os.environ, reason="minutes; set LONG_TESTS=1")
 class TestBucketLong(BucketMachine.TestCase):
     settings = settings(max_examples=10_000, stateful_step_count=40, deadline=None)
 
