@@ -1,0 +1,61 @@
+"""Every example runs as it is, in an empty folder, and prints what it is there to show."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+PRINTED = {
+    "async_usage.py": ["submitted: 100", "duplicate: True", "input tokens: 104950", "total: 1.02475 USD"],
+    "basic_usage.py": [
+        "one call: 0.0075 USD",
+        "batch: 3 created, 1 invalid",
+        "acme-llm: 0.06 USD for 3 calls",
+        "openai: 0.0075 USD for 1 calls",
+        "total: 0.0675",
+        "listed: 4 records in 2 pages",
+    ],
+    "choose_transport.py": [
+        "sqlite: healthy, 0.3 USD",
+        "sqlite: healthy, 0.3 USD",
+        "CostOpsClient(base_url='https://costs.example.com')",
+    ],
+    "custom_interceptor.py": ["both work in both clients", "{'SubmitUsage': 2, 'GetCostSummary': 1}"],
+    "error_handling.py": [
+        "recorded as u-1",
+        "network: connection reset (attempts: 4, may count: True)",
+        "authentication failed: unknown key",
+        "server: 500 INTERNAL, request unknown",
+        "rate limited, retry after 30.0 s",
+        "rate limited, retry after 30.0 s",
+        "not sent: ['model_id', 'organization_id']",
+        "wrong setting: base_url",
+    ],
+    "testing_your_code.py": ["3 tests passed"],
+}
+
+
+def test_every_example_is_known() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(PRINTED)
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_example(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error", str(EXAMPLES / name)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == PRINTED[name]
+    assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+
+
+def test_the_example_of_tests_runs_under_pytest(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]
+    options = ["-o", "asyncio_default_fixture_loop_scope=function", str(EXAMPLES / "testing_your_code.py")]
+    done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "3 passed" in done.stdout, done.stdout + done.stderr
