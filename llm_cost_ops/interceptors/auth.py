@@ -14,6 +14,7 @@ from llm_cost_ops.interceptors.waiting import outcome_of
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.interceptor import UnaryContinuation
 from llm_cost_ops.rpc.status import Violation
+from llm_cost_ops.rpc.streams import AroundStart
 
 __all__ = ["Auth", "KeySource", "redacted"]
 
@@ -23,7 +24,7 @@ _SHORTEST = 8
 KeySource = str | Callable[[], str | Awaitable[str]]
 
 
-class Auth:
+class Auth(AroundStart):
     """Sends `Authorization: Bearer <key>`, unless the call brings its own.
 
     A callable is asked once and its key kept; on a 401 it is asked again, once per attempt. Calls
@@ -65,6 +66,11 @@ class Auth:
         except CostOpsError as error:
             _clean(error, key)
             raise
+
+    def failed_later(self, error: Exception, context: CallContext) -> None:
+        """Take the key out of an error in the middle of a stream."""
+        if isinstance(error, CostOpsError) and context.authorized:
+            _clean(error, self._key)
 
     async def _fresh(self, asked: int, context: CallContext) -> str:
         """A key that is newer than the one of question number `asked`: asked for here or elsewhere."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import AsyncGenerator, Hashable
 from concurrent.futures import Future
+from contextlib import aclosing
 from typing import Any
 
 from llm_cost_ops.config import CacheConfig
 from llm_cost_ops.interceptors.forks import forget_in_children
 from llm_cost_ops.interceptors.waiting import outcome_of
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.interceptor import UnaryContinuation
+from llm_cost_ops.rpc.interceptor import StreamContinuation, UnaryContinuation
 from llm_cost_ops.rpc.method import Idempotency
 from llm_cost_ops.wire.errors import EncodeError
 
@@ -64,6 +65,7 @@ class ExpiringEntries:
 
 class Cache:
     """Answers from memory where it can. Any call with side effects through it clears the memory.
+    Streams of answers are not remembered.
 
     An answer belongs to a method, its request and the call's metadata, credentials included, and
     to the writes that were done before it was asked for. Answers are kept as bytes, so that nobody
@@ -91,9 +93,7 @@ class Cache:
             try:
                 return await continuation(request, context)
             finally:
-                with self._lock:
-                    self._writes += 1
-                self._entries.clear()
+                self._written()
         key = self._key(request, context)
         if key is None:
             return await continuation(request, context)
@@ -112,6 +112,22 @@ class Cache:
                 return _answered(answer, context)
             if answer is not None:
                 return await continuation(request, context)
+
+    async def intercept_stream_stream(
+        self, continuation: StreamContinuation, requests: Any, context: CallContext
+    ) -> AsyncGenerator[Any, None]:
+        try:
+            async with aclosing(continuation(requests, context)) as messages:
+                async for message in messages:
+                    self._written()
+                    yield message
+        finally:
+            self._written()
+
+    def _written(self) -> None:
+        with self._lock:
+            self._writes += 1
+        self._entries.clear()
 
     def _key(self, request: Any, context: CallContext) -> Hashable | None:
         method = context.method

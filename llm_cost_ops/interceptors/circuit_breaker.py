@@ -12,6 +12,7 @@ from llm_cost_ops.interceptors.forks import forget_in_children
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.interceptor import UnaryContinuation
 from llm_cost_ops.rpc.status import StatusCode
+from llm_cost_ops.rpc.streams import AroundStart
 
 __all__ = ["Breaker", "BreakerState", "CircuitBreaker", "verdict"]
 
@@ -113,8 +114,11 @@ def verdict(error: CostOpsError) -> bool | None:
     return not isinstance(error, ServerError) or error.status_code == 501
 
 
-class CircuitBreaker:
-    """Refuses calls while the breaker is open: ServerError UNAVAILABLE with `retry_after`."""
+class CircuitBreaker(AroundStart):
+    """Refuses calls while the breaker is open: ServerError UNAVAILABLE with `retry_after`.
+
+    A stream counts by how it begins.
+    """
 
     def __init__(self, config: CircuitBreakerConfig) -> None:
         self.breaker = Breaker(config.failure_threshold, config.recovery_time)

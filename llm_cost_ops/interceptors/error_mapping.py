@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from llm_cost_ops.exceptions import error_from_rpc
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.interceptor import UnaryContinuation
+from llm_cost_ops.rpc.interceptor import StreamContinuation, UnaryContinuation
 from llm_cost_ops.rpc.status import RpcError
 
 __all__ = ["ErrorMapping"]
@@ -22,3 +24,15 @@ class ErrorMapping:
             return await continuation(request, context)
         except RpcError as error:
             raise error_from_rpc(error, context.attempt, context.waited) from error.__cause__
+
+    async def intercept_unary_stream(
+        self, continuation: StreamContinuation, request: Any, context: CallContext
+    ) -> AsyncGenerator[Any, None]:
+        try:
+            async with aclosing(continuation(request, context)) as messages:
+                async for message in messages:
+                    yield message
+        except RpcError as error:
+            raise error_from_rpc(error, context.attempt, context.waited) from error.__cause__
+
+    intercept_stream_stream = intercept_unary_stream

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from llm_cost_ops.config import LoggingConfig
 from llm_cost_ops.exceptions import APIError, CostOpsError, ServerError
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.interceptor import UnaryContinuation
+from llm_cost_ops.rpc.interceptor import StreamContinuation, UnaryContinuation
 
 __all__ = ["CallLogging", "level_of", "outcome_name"]
 
@@ -27,9 +29,11 @@ def level_of(error: BaseException | None, success: int) -> int:
 
 
 def outcome_name(error: BaseException | None) -> str:
-    """The error's code, or else its class; "OK" without an error."""
+    """The error's code, or else its class; "OK" without an error, "CLOSED" for a stream left early."""
     if error is None:
         return "OK"
+    if isinstance(error, GeneratorExit):
+        return "CLOSED"
     code = getattr(error, "code", "")
     return code if isinstance(code, str) and code else type(error).__name__
 
@@ -38,7 +42,8 @@ class CallLogging:
     """Logs method, outcome, duration, attempts and request id; never a message or a credential.
 
     The facts stand in the line and as attributes of the record, where structlog's and other JSON
-    formatters find them. At DEBUG a line also tells when a call begins.
+    formatters find them. At DEBUG a line also tells when a call begins. A stream has one line, at its end,
+    with the number of its messages.
     """
 
     def __init__(self, config: LoggingConfig) -> None:
@@ -49,13 +54,7 @@ class CallLogging:
     async def intercept_unary_unary(
         self, continuation: UnaryContinuation, request: Any, context: CallContext
     ) -> Any:
-        started = context.runtime.monotonic()
-        if self._logger.isEnabledFor(logging.DEBUG):
-            remaining = context.remaining()
-            deadline = {} if remaining is None else {"deadline_ms": round(remaining * 1000, 3)}
-            self._write(
-                logging.DEBUG, {"rpc_method": context.method.full_name, "outcome": "begun", **deadline}
-            )
+        started = self._begun(context)
         try:
             response = await continuation(request, context)
         except BaseException as error:
@@ -64,7 +63,34 @@ class CallLogging:
         self._log(context, started, None)
         return response
 
-    def _log(self, context: CallContext, started: float, error: BaseException | None) -> None:
+    async def intercept_unary_stream(
+        self, continuation: StreamContinuation, request: Any, context: CallContext
+    ) -> AsyncGenerator[Any, None]:
+        started = self._begun(context)
+        messages = 0
+        try:
+            async with aclosing(continuation(request, context)) as stream:
+                async for message in stream:
+                    messages += 1
+                    yield message
+        except BaseException as error:
+            self._log(context, started, error, messages=messages)
+            raise
+        self._log(context, started, None, messages=messages)
+
+    intercept_stream_stream = intercept_unary_stream
+
+    def _begun(self, context: CallContext) -> float:
+        """The time now; at DEBUG a line tells it."""
+        if self._logger.isEnabledFor(logging.DEBUG):
+            remaining = context.remaining()
+            deadline = {} if remaining is None else {"deadline_ms": round(remaining * 1000, 3)}
+            self._write(
+                logging.DEBUG, {"rpc_method": context.method.full_name, "outcome": "begun", **deadline}
+            )
+        return context.runtime.monotonic()
+
+    def _log(self, context: CallContext, started: float, error: BaseException | None, **more: Any) -> None:
         level = level_of(error, self._success)
         if not self._logger.isEnabledFor(level):
             return
@@ -74,6 +100,7 @@ class CallLogging:
             "duration_ms": round((context.runtime.monotonic() - started) * 1000, 3),
             "attempts": getattr(error, "attempts", context.attempt),
             "waited_ms": round(context.waited * 1000, 3),
+            **more,
         }
         request_id = context.request_id or getattr(error, "request_id", "")
         if request_id:

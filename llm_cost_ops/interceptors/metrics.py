@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
@@ -12,7 +13,7 @@ from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.interceptors.circuit_breaker import Breaker
 from llm_cost_ops.interceptors.logging import outcome_name
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.interceptor import UnaryContinuation
+from llm_cost_ops.rpc.interceptor import StreamContinuation, UnaryContinuation
 
 __all__ = ["CallMetrics", "CallObservation", "MetricsExporter", "exporters_of"]
 
@@ -59,24 +60,55 @@ class CallMetrics:
     ) -> Any:
         if self._tracer is None:
             return await self._measured(continuation, request, context)
-        from opentelemetry import propagate, trace
+        from opentelemetry import trace
 
-        method = context.method
-        facts = {"rpc.system": "llm_cost_ops", "rpc.service": method.service, "rpc.method": method.name}
-        with self._tracer.start_as_current_span(
-            method.full_name, kind=trace.SpanKind.CLIENT, attributes=facts
-        ) as span:
-            carrier: dict[str, str] = {}
-            propagate.inject(carrier)
-            for name, value in carrier.items():
-                try:
-                    context.metadata.set(name, value)
-                except ValueError:
-                    _log.warning("the trace's %s is no metadata, and does not travel", name)
+        with trace.use_span(self._span(context), end_on_exit=True) as span:
             try:
                 return await self._measured(continuation, request, context)
             finally:
                 span.set_attribute("llm_cost_ops.attempts", context.attempt)
+
+    async def intercept_unary_stream(
+        self, continuation: StreamContinuation, request: Any, context: CallContext
+    ) -> AsyncGenerator[Any, None]:
+        # Not made the current one: between messages its caller's is.
+        span = None if self._tracer is None else self._span(context)
+        started, failure = context.runtime.monotonic(), None
+        try:
+            async with aclosing(continuation(request, context)) as messages:
+                async for message in messages:
+                    yield message
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            attempts = getattr(failure, "attempts", context.attempt)
+            self._observe(context, started, outcome_name(failure), attempts)
+            if span is not None:
+                if isinstance(failure, Exception):
+                    span.record_exception(failure)
+                    span.set_status(_failed(failure))
+                span.set_attribute("llm_cost_ops.attempts", context.attempt)
+                span.end()
+
+    intercept_stream_stream = intercept_unary_stream
+
+    def _span(self, context: CallContext) -> Any:
+        """A span for a call, whose context travels in the metadata."""
+        from opentelemetry import propagate, trace
+
+        method = context.method
+        facts = {"rpc.system": "llm_cost_ops", "rpc.service": method.service, "rpc.method": method.name}
+        span = self._tracer.start_span(method.full_name, kind=trace.SpanKind.CLIENT, attributes=facts)
+        carrier: dict[str, str] = {}
+        with trace.use_span(span):
+            propagate.inject(carrier)
+        for name, value in carrier.items():
+            try:
+                context.metadata.set(name, value)
+            except ValueError:
+                _log.warning("the trace's %s is no metadata, and does not travel", name)
+        return span
 
     async def _measured(self, continuation: UnaryContinuation, request: Any, context: CallContext) -> Any:
         started = context.runtime.monotonic()
@@ -102,6 +134,12 @@ class CallMetrics:
                 exporter.observe(observation)
             except Exception:  # noqa: BLE001  # somebody else's code, which may not harm the call
                 _log.exception("a metrics exporter failed")
+
+
+def _failed(error: Exception) -> Any:
+    from opentelemetry import trace
+
+    return trace.Status(trace.StatusCode.ERROR, f"{type(error).__name__}: {error}")
 
 
 class PrometheusExporter:

@@ -12,6 +12,7 @@ from llm_cost_ops.exceptions import CostOpsError, RateLimitError
 from llm_cost_ops.interceptors.forks import forget_in_children
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.interceptor import UnaryContinuation
+from llm_cost_ops.rpc.streams import AroundStart
 
 __all__ = ["RateLimit", "TokenBucket"]
 
@@ -62,7 +63,7 @@ class TokenBucket:
         return now
 
 
-class RateLimit:
+class RateLimit(AroundStart):
     """Makes each attempt wait for its token; RateLimitError at once when the deadline is sooner.
 
     Callers stand in a line in the order in which they came. Only the first watches the clock; who

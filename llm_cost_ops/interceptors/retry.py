@@ -12,6 +12,7 @@ from llm_cost_ops.interceptors.forks import forget_in_children
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.interceptor import UnaryContinuation
 from llm_cost_ops.rpc.method import Idempotency
+from llm_cost_ops.rpc.streams import AroundStart
 
 __all__ = ["Retry", "RetryBudget", "RetryPolicy"]
 
@@ -109,11 +110,12 @@ class RetryBudget:
             self._tokens = min(self._size, self._tokens + tokens)
 
 
-class Retry:
+class Retry(AroundStart):
     """Runs the continuation until it succeeds or the policy, the budget or the deadline says stop.
 
     What may have been applied once stays so: the last error says `maybe_applied` for all attempts.
-    A call's own `retry` takes the policy's place, but draws on the same budget.
+    A call's own `retry` takes the policy's place, but draws on the same budget. A stream is tried again
+    until its first message came through.
     """
 
     def __init__(self, config: RetryConfig, budget: RetryBudget | None = None) -> None:

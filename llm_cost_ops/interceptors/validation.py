@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any
 
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.interceptor import UnaryContinuation
+from llm_cost_ops.rpc.interceptor import StreamContinuation, UnaryContinuation
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 
 __all__ = ["Check", "Validation", "refuse"]
@@ -19,7 +20,8 @@ class Validation:
     """Runs a request's rules. It stands in a client's chain, and in a server's.
 
     `checks` maps a method's path to the check that takes the place of the generated rules: it gets
-    the request, the time now in UTC, and the list to add violations to. A client names the function
+    the request, the time now in UTC, and the list to add violations to. The requests of a stream are
+    checked by who answers them, one by one. A client names the function
     that makes its `public_error`.
     """
 
@@ -37,6 +39,18 @@ class Validation:
     async def intercept_unary_unary(
         self, continuation: UnaryContinuation, request: Any, context: CallContext
     ) -> Any:
+        self._check(request, context)
+        return await continuation(request, context)
+
+    async def intercept_unary_stream(
+        self, continuation: StreamContinuation, request: Any, context: CallContext
+    ) -> AsyncGenerator[Any, None]:
+        self._check(request, context)
+        async with aclosing(continuation(request, context)) as messages:
+            async for message in messages:
+                yield message
+
+    def _check(self, request: Any, context: CallContext) -> None:
         violations: list[Violation] = []
         check = self._checks.get(context.method.path)
         if check is not None:
@@ -46,7 +60,6 @@ class Validation:
         if violations:
             error = refuse(violations, origin=self._origin)
             raise error if self._public_error is None else self._public_error(error)
-        return await continuation(request, context)
 
 
 def refuse(violations: list[Violation], *, origin: str = "server") -> RpcError:

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing
 from typing import Any, Self, TypeVar
 
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.interceptor import Leaf, compose
+from llm_cost_ops.rpc.interceptor import Leaf, StreamContinuation, compose
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.method import MethodDescriptor
 from llm_cost_ops.rpc.pager import AsyncPager, Pager
 from llm_cost_ops.rpc.raw import RawResponse
 from llm_cost_ops.rpc.runtime import AsyncRuntime, Runtime, SyncRuntime, drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.rpc.streams import Requests, driven
 from llm_cost_ops.wire.uuid7 import uuid7
 
 __all__ = ["UNSET", "AsyncChannel", "Channel"]
@@ -54,6 +65,10 @@ class _Core:
         self.public_error = public_error or _same
         self.timeout = timeout
         self._unary_unary = compose(interceptors, leaf.unary_unary)
+        self._streams = {
+            name: compose(interceptors, _until_the_deadline(leaf, name), f"intercept_{name}")
+            for name in ("unary_stream", "stream_stream")
+        }
 
     def changed(self, interceptors: Sequence[Any], timeout: float | None, metadata: Metadata) -> _Core:
         """The same leaf under another chain, with other defaults."""
@@ -107,6 +122,61 @@ class _Core:
             raise self.public_error(error) from error.__cause__
         returned = response if method.unwrap is None else getattr(response, method.unwrap)
         return RawResponse(response, returned, context) if self.raw else returned
+
+    async def unary_stream(
+        self, method: MethodDescriptor[Req, Res], request: Req, timeout: Any, headers: Any, retry: Any
+    ) -> AsyncGenerator[Any, None]:
+        try:
+            context = self.begin(method, timeout, headers, retry, "")
+            async with aclosing(self._streams["unary_stream"](request, context)) as messages:
+                async for message in messages:
+                    yield message if method.unwrap is None else getattr(message, method.unwrap)
+        except RpcError as error:
+            raise self.public_error(error) from error.__cause__
+
+    async def stream_stream(
+        self,
+        method: MethodDescriptor[Req, Res],
+        requests: Iterable[Req] | AsyncIterable[Req],
+        timeout: Any,
+        headers: Any,
+        retry: Any,
+        idempotency_key: str,
+    ) -> AsyncGenerator[Any, None]:
+        def prepare(request: Req, index: int) -> Req:
+            if not isinstance(request, method.request.type):
+                raise _invalid(f"requests[{index}]", f"must be a {method.request.type.__name__}")
+            if method.keyed is None:
+                return request
+            return method.keyed(request, "", lambda: f"{key}:{index}")[0]
+
+        try:
+            key = idempotency_key or uuid7()
+            context = self.begin(method, timeout, headers, retry, key if method.keyed is not None else "")
+            if not hasattr(requests, "__iter__") and not hasattr(requests, "__aiter__"):
+                raise _invalid("requests", "must be an iterable")
+            taken = Requests(requests, prepare)
+            call = self._streams["stream_stream"](taken, context)
+            async with aclosing(taken), aclosing(call) as messages:
+                async for message in messages:
+                    yield message if method.unwrap is None else getattr(message, method.unwrap)
+        except RpcError as error:
+            raise self.public_error(error) from error.__cause__
+
+
+def _until_the_deadline(leaf: Any, name: str) -> StreamContinuation:
+    """The leaf's stream, which ends with an error where its reader takes longer than the deadline."""
+    begin = getattr(leaf, name, None)
+
+    async def stream(request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
+        if begin is None:
+            raise RpcError(StatusCode.UNIMPLEMENTED, "this transport carries no streams", origin="client")
+        async with aclosing(begin(request, context)) as messages:
+            async for message in messages:
+                yield message
+                context.check_deadline()
+
+    return stream
 
 
 def _same(error: RpcError) -> Exception:
@@ -208,6 +278,38 @@ class Channel(_Channel):
 
         return ask(request) if self.core.raw else Pager(ask, request, self.core.public_error)
 
+    def unary_stream(
+        self,
+        method: MethodDescriptor[Req, Res],
+        request: Req,
+        timeout: Any = UNSET,
+        headers: Any = None,
+        retry: Any = UNSET,
+    ) -> Generator[Any, None, None]:
+        """Call a method that answers with a stream; nothing is sent before the first `next`.
+
+        `timeout` is seconds for the whole stream. Closing the generator ends the call. A failed call is
+        tried again until its first message came, as `retry` says, and not after that.
+        """
+        return driven(self.core.unary_stream(method, request, timeout, headers, retry))
+
+    def stream_stream(
+        self,
+        method: MethodDescriptor[Req, Res],
+        requests: Iterable[Req],
+        timeout: Any = UNSET,
+        headers: Any = None,
+        retry: Any = UNSET,
+        idempotency_key: str = "",
+    ) -> Generator[Any, None, None]:
+        """Call a method with streams both ways, as `unary_stream`.
+
+        Requests are taken in this thread while an answer is waited for. Those of a list can be sent
+        again, as long as no answer came; those of another iterable are taken once.
+        """
+        stream = self.core.stream_stream(method, requests, timeout, headers, retry, idempotency_key)
+        return driven(stream)
+
     def close(self) -> None:
         """Let go of the leaf's connections and threads, if this channel opened them."""
         if self._owner:
@@ -247,6 +349,29 @@ class AsyncChannel(_Channel):
             return self.core.unary_unary(method, request, timeout, headers, retry)
 
         return ask(request) if self.core.raw else AsyncPager(ask, request, self.core.public_error)
+
+    def unary_stream(
+        self,
+        method: MethodDescriptor[Req, Res],
+        request: Req,
+        timeout: Any = UNSET,
+        headers: Any = None,
+        retry: Any = UNSET,
+    ) -> AsyncGenerator[Any, None]:
+        """Call a method that answers with a stream. As Channel.unary_stream."""
+        return self.core.unary_stream(method, request, timeout, headers, retry)
+
+    def stream_stream(
+        self,
+        method: MethodDescriptor[Req, Res],
+        requests: Iterable[Req] | AsyncIterable[Req],
+        timeout: Any = UNSET,
+        headers: Any = None,
+        retry: Any = UNSET,
+        idempotency_key: str = "",
+    ) -> AsyncGenerator[Any, None]:
+        """Call a method with streams both ways. As Channel.stream_stream."""
+        return self.core.stream_stream(method, requests, timeout, headers, retry, idempotency_key)
 
     async def close(self) -> None:
         """Let go of the leaf's connections and threads, if this channel opened them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from typing import Any
 
 from llm_cost_ops.rpc.context import CallContext
@@ -17,7 +17,8 @@ class ServiceHandler:
     """Routes calls to servicers. The in-process leaf and both servers share it.
 
     `bindings` pairs each method descriptor with the servicer's bound coroutine function
-    `(request, context) -> response`; generated `bind_*` functions make them.
+    `(request, context) -> response`, or async generator function for a stream of responses; generated
+    `bind_*` functions make them.
     """
 
     def __init__(
@@ -34,7 +35,23 @@ class ServiceHandler:
 
     async def unary_unary(self, request: Any, context: CallContext) -> Any:
         """Answer a unary call, or raise RpcError."""
+        return await self._chain(context)(request, context)
+
+    def unary_stream(self, request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
+        """Answer a call with a stream of responses, or raise RpcError. To be closed by who calls."""
+        stream: AsyncGenerator[Any, None] = self._chain(context)(request, context)
+        return stream
+
+    def stream_stream(self, requests: AsyncIterator[Any], context: CallContext) -> AsyncGenerator[Any, None]:
+        """Answer a stream of requests with one of responses, or raise RpcError. To be closed by who calls.
+
+        A request that could not be decoded comes with an `error` in its `unknown_`.
+        """
+        stream: AsyncGenerator[Any, None] = self._chain(context)(requests, context)
+        return stream
+
+    def _chain(self, context: CallContext) -> Any:
         chain = self._chains.get(context.method.path)
         if chain is None:
             raise RpcError(StatusCode.UNIMPLEMENTED, f"no method {context.method.path}")
-        return await chain(request, context)
+        return chain

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
 from llm_cost_ops.rpc.context import CallContext
 
-__all__ = ["Interceptor", "Leaf", "UnaryContinuation", "compose"]
+__all__ = ["Interceptor", "Leaf", "StreamContinuation", "StreamingLeaf", "UnaryContinuation", "compose"]
 
 UnaryContinuation = Callable[[Any, CallContext], Awaitable[Any]]
+StreamContinuation = Callable[[Any, CallContext], AsyncGenerator[Any, None]]
 
 
 class Interceptor(Protocol):
@@ -19,6 +20,16 @@ class Interceptor(Protocol):
     Implement the method of each cardinality that matters; the others pass by. It is called
     concurrently. It may call `continuation` any number of times, and may await only that and
     `context.runtime`; so it works in the sync client and in the async one.
+
+    Streams have methods of their own, which are async generators and close what they open:
+
+        async def intercept_unary_stream(self, continuation, request, context):
+            async with aclosing(continuation(request, context)) as messages:
+                async for message in messages:
+                    yield message
+
+    and `intercept_stream_stream(self, continuation, requests, context)`, which gets an async iterable
+    of requests. `rpc.streams.AroundStart` makes both of `intercept_unary_unary`.
     """
 
     async def intercept_unary_unary(
@@ -35,6 +46,16 @@ class Leaf(Protocol):
 
     async def aclose(self) -> None:
         """Let go of connections and threads. Does not suspend in a sync leaf; may be called twice."""
+
+
+class StreamingLeaf(Leaf, Protocol):
+    """A leaf that also carries streams. What it opens it lets go of when the generator is closed."""
+
+    def unary_stream(self, request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
+        """Send the request, and yield the responses as they come, or raise RpcError."""
+
+    def stream_stream(self, requests: AsyncIterable[Any], context: CallContext) -> AsyncGenerator[Any, None]:
+        """Send the requests as they come, and yield the responses as they come, or raise RpcError."""
 
 
 def compose(

@@ -10,10 +10,12 @@ import asyncio
 import concurrent.futures
 import random
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
-__all__ = ["AsyncRuntime", "ForeignAwaitError", "Runtime", "SyncRuntime", "drive"]
+from llm_cost_ops.rpc.batches import Patience, batches_in_asyncio, batches_inline
+
+__all__ = ["AsyncRuntime", "ForeignAwaitError", "Runtime", "SyncRuntime", "drive", "foreign_await"]
 
 T = TypeVar("T")
 
@@ -38,6 +40,16 @@ class Runtime(Protocol):
 
     async def offload(self, function: Callable[..., T], *args: Any) -> T:
         """Run what takes long where it holds nobody up: inline when sync, in a thread under asyncio."""
+
+    def batches(
+        self, items: AsyncIterator[T], most: int, seconds: float, patience: Patience
+    ) -> AsyncGenerator[list[T], None]:
+        """Items in lists of up to `most`; a list goes out at the latest `seconds` after its first item.
+
+        Under asyncio up to `most` further items are taken while a list is being dealt with, and builtin
+        TimeoutError is raised when no item comes for `patience()` seconds. When sync nothing interrupts
+        an iterator that is waited for: what came before goes out after it.
+        """
 
 
 class _Clock:
@@ -67,6 +79,11 @@ class SyncRuntime(_Clock):
     async def offload(self, function: Callable[..., T], *args: Any) -> T:
         return function(*args)
 
+    def batches(
+        self, items: AsyncIterator[T], most: int, seconds: float, patience: Patience
+    ) -> AsyncGenerator[list[T], None]:
+        return batches_inline(items, most, seconds, self.monotonic)
+
 
 class AsyncRuntime(_Clock):
     """Waits in asyncio."""
@@ -83,6 +100,11 @@ class AsyncRuntime(_Clock):
 
     async def offload(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.to_thread(function, *args)
+
+    def batches(
+        self, items: AsyncIterator[T], most: int, seconds: float, patience: Patience
+    ) -> AsyncGenerator[list[T], None]:
+        return batches_in_asyncio(items, most, seconds, patience)
 
 
 class ForeignAwaitError(RuntimeError):
@@ -107,8 +129,17 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
         result: T = stop.value
         return result
     except RuntimeError as error:
-        if str(error) == "no running event loop":
-            raise ForeignAwaitError(_RULE.format("asyncio")) from error
-        raise
+        raise foreign_await(error) from error.__cause__
     coroutine.close()
-    raise ForeignAwaitError(_RULE.format(repr(awaited)))
+    raise foreign_await(awaited)
+
+
+def foreign_await(awaited: object) -> RuntimeError:
+    """The error for what a call awaited, or for asyncio's that it has no loop; any other is given back."""
+    if not isinstance(awaited, RuntimeError):
+        return ForeignAwaitError(_RULE.format(repr(awaited)))
+    if str(awaited) == "no running event loop":
+        error = ForeignAwaitError(_RULE.format("asyncio"))
+        error.__cause__ = awaited
+        return error
+    return awaited

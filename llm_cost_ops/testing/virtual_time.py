@@ -7,9 +7,11 @@ import concurrent.futures
 import heapq
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from itertools import count
 from typing import Any, TypeVar
+
+from llm_cost_ops.rpc.batches import Patience, batches_in_asyncio, batches_inline
 
 __all__ = ["AsyncVirtualRuntime", "VirtualRuntime"]
 
@@ -83,6 +85,12 @@ class VirtualRuntime(_VirtualClock):
         """Call the function."""
         return function(*args)
 
+    def batches(
+        self, items: AsyncIterator[T], most: int, seconds: float, patience: Patience
+    ) -> AsyncGenerator[list[T], None]:
+        """Items in lists, by the virtual clock."""
+        return batches_inline(items, most, seconds, self.monotonic)
+
 
 class AsyncVirtualRuntime(_VirtualClock):
     """A virtual clock for the async client, in one event loop.
@@ -128,6 +136,12 @@ class AsyncVirtualRuntime(_VirtualClock):
     async def offload(self, function: Callable[..., T], *args: Any) -> T:
         """Call the function, in this thread."""
         return function(*args)
+
+    def batches(
+        self, items: AsyncIterator[T], most: int, seconds: float, patience: Patience
+    ) -> AsyncGenerator[list[T], None]:
+        """Items in lists; how long a list may wait is counted in real seconds."""
+        return batches_in_asyncio(items, most, seconds, patience)
 
     async def _until(self, moment: float) -> None:
         loop = asyncio.get_running_loop()

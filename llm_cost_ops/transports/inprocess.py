@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.handler import ServiceHandler
+from llm_cost_ops.rpc.interceptor import StreamContinuation
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.wire.uuid7 import uuid7
 
@@ -30,28 +32,71 @@ class InProcessLeaf:
 
     async def unary_unary(self, request: Any, context: CallContext) -> Any:
         """Call the servicer, and return its response or raise RpcError."""
-        context.check_deadline()
-        method = context.method
-        served = CallContext(
-            method, context.runtime, context.metadata.copy(), context.deadline, context.idempotency_key
-        )
-        served.request_id = context.request_id = context.request_id or uuid7()
+        served = self._served(context)
         try:
             response = await self._handler.unary_unary(request, served)
         except RpcError as error:
             error.request_id = error.request_id or served.request_id
             raise
         except Exception as error:
-            _log.exception("%s failed, request %s", method.name, served.request_id)
-            raise RpcError(StatusCode.INTERNAL, "internal error", request_id=served.request_id) from error
+            raise _hidden(error, served) from error
         finally:
             context.response_metadata = served.response_metadata
-        usual = 200 if method.http is None else method.http.status
-        context.response_status = served.response_status or usual
+        context.response_status = served.response_status or _usual(context)
         return response
+
+    def unary_stream(self, request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
+        """Call the servicer, and yield its responses or raise RpcError."""
+        return self._stream(self._handler.unary_stream, request, context)
+
+    def stream_stream(self, requests: Any, context: CallContext) -> AsyncGenerator[Any, None]:
+        """Hand the requests to the servicer, and yield its responses or raise RpcError."""
+        return self._stream(self._handler.stream_stream, requests, context)
+
+    async def _stream(
+        self, answer: StreamContinuation, request: Any, context: CallContext
+    ) -> AsyncGenerator[Any, None]:
+        served = self._served(context)
+        try:
+            async with aclosing(answer(request, served)) as responses:
+                async for response in responses:
+                    context.response_status = served.response_status or _usual(context)
+                    yield response
+        except RpcError as error:
+            error.request_id = error.request_id or served.request_id
+            raise
+        except Exception as error:
+            if error is getattr(request, "error", None):
+                raise  # the caller's own
+            raise _hidden(error, served) from error
+        finally:
+            context.response_metadata = served.response_metadata
+
+    def _served(self, context: CallContext) -> CallContext:
+        """The server's side of the call."""
+        context.check_deadline()
+        served = CallContext(
+            context.method,
+            context.runtime,
+            context.metadata.copy(),
+            context.deadline,
+            context.idempotency_key,
+        )
+        served.request_id = context.request_id = context.request_id or uuid7()
+        return served
 
     async def aclose(self) -> None:
         """Let go of what the handler holds; once."""
         close, self._close = self._close, None
         if close is not None:
             await close()
+
+
+def _usual(context: CallContext) -> int:
+    return 200 if context.method.http is None else context.method.http.status
+
+
+def _hidden(error: Exception, served: CallContext) -> RpcError:
+    """What is told of an error that the servicer did not mean to raise."""
+    _log.error("%s failed, request %s", served.method.name, served.request_id, exc_info=error)
+    return RpcError(StatusCode.INTERNAL, "internal error", request_id=served.request_id)
