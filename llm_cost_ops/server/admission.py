@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import AsyncGenerator, Callable, Collection
+from contextlib import aclosing
 from typing import Any
 
 from llm_cost_ops.rpc.context import CallContext
@@ -39,6 +40,19 @@ class Admission:
             return await continuation(request, context)
         finally:
             self.in_flight -= 1
+
+    async def intercept_unary_stream(
+        self, continuation: Callable[..., AsyncGenerator[Any, None]], request: Any, context: CallContext
+    ) -> AsyncGenerator[Any, None]:
+        self._enter(context)
+        try:
+            async with aclosing(continuation(request, context)) as messages:
+                async for message in messages:
+                    yield message
+        finally:
+            self.in_flight -= 1
+
+    intercept_stream_stream = intercept_unary_stream
 
     def _enter(self, context: CallContext) -> None:
         if self.in_flight >= self._limit:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Any
 
 from llm_cost_ops.rpc.context import CallContext
@@ -14,14 +16,18 @@ from llm_cost_ops.stores import KeyStore
 
 __all__ = ["Authentication"]
 
+Streaming = Callable[[Any, CallContext], AsyncGenerator[Any, None]]
+
+_FRESH = 1.0
+
 
 class Authentication:
     """Asks every call but those of health for `authorization: Bearer <key>`, and sets the principal.
 
     Without `required` the calls of a store that never held a key pass, and from its first key on they do
     not; a revoked key counts. Keys are looked up for each call, so that a key that is revoked, by whichever
-    process, is refused from then on. A missing, unknown, revoked or expired key: UNAUTHENTICATED, in the same
-    words.
+    process, is refused from then on; a stream ends at its next message, at most a second later. A missing,
+    unknown, revoked or expired key: UNAUTHENTICATED, in the same words.
     """
 
     def __init__(self, keys: KeyStore, *, required: bool) -> None:
@@ -33,6 +39,21 @@ class Authentication:
     ) -> Any:
         await self._admit(context)
         return await continuation(request, context)
+
+    async def intercept_unary_stream(
+        self, continuation: Streaming, request: Any, context: CallContext
+    ) -> AsyncGenerator[Any, None]:
+        await self._admit(context)
+        looked = context.runtime.monotonic()
+        async with aclosing(continuation(request, context)) as messages:
+            async for message in messages:
+                yield message
+                # A stream may live long, and its key may be revoked meanwhile.
+                if context.runtime.monotonic() - looked >= _FRESH:
+                    await self._admit(context)
+                    looked = context.runtime.monotonic()
+
+    intercept_stream_stream = intercept_unary_stream
 
     async def _admit(self, context: CallContext) -> None:
         if context.method.path in OPEN:

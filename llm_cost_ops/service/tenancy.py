@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import copy
 import enum
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -170,6 +171,18 @@ class Tenancy:
         if context.principal is not None:
             request = _scoped(request, context)
         return await continuation(request, context)
+
+    async def intercept_unary_stream(
+        self, continuation: Callable[..., AsyncGenerator[Any, None]], request: Any, context: CallContext
+    ) -> AsyncGenerator[Any, None]:
+        if context.principal is not None:
+            request = _scoped(request, context)
+        async with aclosing(continuation(request, context)) as messages:
+            async for message in messages:
+                yield message
+
+    # There the request is a stream of them, each of which the servicer looks at.
+    intercept_stream_stream = intercept_unary_stream
 
 
 def _scoped(request: Any, context: CallContext) -> Any:

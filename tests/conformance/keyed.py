@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,20 @@ def opened(database: Path) -> Iterator[tuple[Any, CallContext]]:
         drive(store.aclose())
 
 
+class AnHourAgo(SyncRuntime):
+    def now(self) -> float:
+        return super().now() - 3600
+
+
 def make_key(
-    database: Path, organizations: Sequence[str], role: str = "writer", *, expires_at: datetime | None = None
+    database: Path, organizations: Sequence[str], role: str = "writer", *, expired: bool = False
 ) -> str:
     with opened(database) as (keys, context):
-        made = create_key(keys, context, organizations=organizations, role=role, expires_at=expires_at)
+        until = None
+        if expired:
+            context.runtime = AnHourAgo()
+            until = datetime.now(UTC) - timedelta(seconds=1)
+        made = create_key(keys, context, organizations=organizations, role=role, expires_at=until)
         return drive(made)[1]
 
 

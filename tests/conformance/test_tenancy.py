@@ -151,10 +151,13 @@ async def history(clients: Clients, project: str) -> None:
             await other.usage.get_history(project_id=project, page_size=1, cursor=cursor)
 
 
-async def refused_filters(get: Callable[[Any], Any], clients: Clients, project: str) -> None:
+async def refused_filters(
+    get: Callable[[Any], Any], clients: Clients, project: str, *, client: str = "acme"
+) -> None:
     """To name another organization is refused, whether there is one or not."""
+    asker = getattr(clients, client)
     for organization in ("globex", "no-such-organization", ["acme", "globex"]):
-        await refused(get(clients.acme)(organization_id=organization, project_id=project, **DAY))
+        await refused(get(asker)(organization_id=organization, project_id=project, **DAY))
 
 
 @covers(methods.GET_COST_SUMMARY)
@@ -186,6 +189,67 @@ async def analytics(clients: Clients, project: str) -> None:
         assert sum(point.metrics.total_requests for point in series.time_series) == count
 
 
+async def one_record(clients: Clients, project: str) -> str:
+    """The id of a record of globex."""
+    call = {**CALL, "project_id": project}
+    receipt = await clients.globex.usage.submit(organization_id="globex", **call)
+    return str(receipt.usage_id)
+
+
+async def hidden(get: Callable[[Any], Any], clients: Clients, found: str) -> None:
+    """What is another organization's is not found, in the words for what does not exist."""
+    said = []
+    for name in (found, str(uuid7())):
+        with pytest.raises(NotFoundError) as caught:
+            await get(clients.acme_admin)(name)
+        said.append(caught.value.message.replace(name, "ID"))
+    assert said[0] == said[1]
+
+
+@covers(methods.GET_COST)
+async def get_cost(clients: Clients, project: str) -> None:
+    usage_id = await one_record(clients, project)
+    for client in (clients.globex, clients.both, clients.everyone):
+        assert (await client.costs.get_record(usage_id)).total_cost == COST
+    await hidden(lambda client: client.costs.get_record, clients, usage_id)
+
+
+@covers(methods.VERIFY_COST)
+async def verify_cost(clients: Clients, project: str) -> None:
+    usage_id = await one_record(clients, project)
+    assert (await clients.globex.costs.verify(usage_id)).matches
+    await hidden(lambda client: client.costs.verify, clients, usage_id)
+
+
+@covers(methods.ESTIMATE_COST)
+async def estimate_cost(clients: Clients, project: str) -> None:
+    await contract(clients, project)
+    used = {"provider": "house", "model_id": project, "input_tokens": 1000}
+    theirs = await clients.globex.costs.estimate(organization_id="globex", **used)
+    assert theirs.total_cost == Decimal(1)
+    for organization in ("acme", ""):
+        ours = await clients.acme_reader.costs.estimate(organization_id=organization, **used)
+        assert ours.total_cost is None
+    for organization in ("globex", "no-such-organization"):
+        await refused(clients.acme.costs.estimate(organization_id=organization, **used))
+
+
+@covers(methods.REPRICE_USAGE)
+async def reprice_usage(clients: Clients, project: str) -> None:
+    used = {"provider": "house", "model_id": project, "input_tokens": 1000}
+    for organization in ("acme", "globex"):
+        await clients.everyone.usage.submit(organization_id=organization, **used)
+    price = {"provider": "house", "model_id": project, "input_price_per_1k": "1"}
+    await clients.everyone.pricing.create(effective_date="2020-01-01", **price)
+    await refused(clients.acme.costs.reprice(model_id=project, dry_run=True), "role admin")
+    await refused_filters(lambda client: client.costs.reprice, clients, project, client="acme_admin")
+    report = await clients.acme_admin.costs.reprice(model_id=project)
+    assert (report.examined, report.changed) == (1, 1)
+    summary = await clients.everyone.costs.get(model_id=project, group_by="organization")
+    shares = {group.value: (group.cost, group.unpriced_requests) for group in summary.breakdown}
+    assert shares == {"acme": (Decimal(1), 0), "globex": (Decimal(0), 1)}
+
+
 @covers(methods.CREATE_PRICE)
 async def create_price(clients: Clients, project: str) -> None:
     price = {"provider": "house", "model_id": project, "input_price_per_1k": "1"}
@@ -211,13 +275,7 @@ async def get_price(clients: Clients, project: str) -> None:
     card = await contract(clients, project)
     assert (await clients.globex.pricing.get(card.id)).id == card.id
     assert (await clients.everyone.pricing.get(card.id)).id == card.id
-    unknown = str(uuid7())
-    messages = []
-    for card_id in (card.id, unknown):
-        with pytest.raises(NotFoundError) as caught:
-            await clients.acme_admin.pricing.get(card_id)
-        messages.append(caught.value.message.replace(card_id, "ID"))
-    assert messages[0] == messages[1]
+    await hidden(lambda client: client.pricing.get, clients, card.id)
 
 
 @covers(methods.LIST_PRICES)
