@@ -13,6 +13,7 @@ from llm_cost_ops.interceptors.forks import forget_in_children
 from llm_cost_ops.interceptors.waiting import outcome_of
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.interceptor import UnaryContinuation
+from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.status import Violation
 from llm_cost_ops.rpc.streams import AroundStart
 
@@ -34,8 +35,11 @@ class Auth(AroundStart):
 
     def __init__(self, source: KeySource) -> None:
         self._source = source
-        self._key = source if isinstance(source, str) else ""
+        self._key = ""
+        self._pair: tuple[str, str | bytes] = ("authorization", "")
         self._asked = 0
+        if isinstance(source, str):
+            self._keep(source)
         self.forget()
         forget_in_children(self)
 
@@ -51,7 +55,8 @@ class Auth(AroundStart):
             return await continuation(request, context)
         asked = self._asked
         key = self._key or await self._fresh(asked, context)
-        self._set(context, key)
+        context.metadata.put(self._pair)
+        context.authorized = True
         try:
             return await continuation(request, context)
         except CostOpsError as error:
@@ -59,7 +64,7 @@ class Auth(AroundStart):
             if isinstance(self._source, str) or not isinstance(error, AuthenticationError):
                 raise
         key = await self._fresh(max(asked, 1), context)
-        self._set(context, key)
+        context.metadata.put(self._pair)
         context.attempt += 1
         try:
             return await continuation(request, context)
@@ -87,7 +92,7 @@ class Auth(AroundStart):
         try:
             key = await self._ask()
             with self._lock:
-                self._key = key
+                self._keep(key)
                 self._asked += 1
             return key
         finally:
@@ -104,14 +109,14 @@ class Auth(AroundStart):
             raise ConfigurationError("api_key: the callable must return a key as text", parameter="api_key")
         return key
 
-    def _set(self, context: CallContext, key: str) -> None:
+    def _keep(self, key: str) -> None:
         try:
-            context.metadata.set("authorization", f"Bearer {key}")
+            [self._pair] = Metadata([("authorization", f"Bearer {key}")])
         except ValueError:
             raise ConfigurationError(
                 "api_key: the callable must return printable ASCII", parameter="api_key"
             ) from None
-        context.authorized = True
+        self._key = key
 
     def __repr__(self) -> str:
         return "Auth(***)"

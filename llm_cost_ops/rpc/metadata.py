@@ -61,6 +61,14 @@ class Metadata:
         self._pairs = [pair for pair in self._pairs if pair[0] != name]
         self.add(name, value)
 
+    def put(self, pair: tuple[str, str | bytes]) -> None:
+        """As `set`, for a pair that came out of another Metadata: it is not checked again."""
+        pairs = self._pairs
+        if pairs:
+            name = pair[0]
+            pairs = self._pairs = [known for known in pairs if known[0] != name]
+        pairs.append(pair)
+
     def get(self, key: str, default: str = "") -> str:
         """The first text value of a key."""
         name = key.lower()
