@@ -71,7 +71,7 @@ def _list(options: argparse.Namespace) -> None:
     console = Console()
     listed = _with_keys(options.db, found)
     if not listed:
-        console.print(f"{options.db} holds no API key: a server over it asks for none.")
+        print(f"{options.db} holds no API key: a server over it asks for none")
         return
     table = Table(box=SIMPLE_HEAD)
     for title in ("id", "name", "role", "organizations", "created", "state"):
