@@ -1,0 +1,170 @@
+"""How long does an in-process submit take, sync and async, and where does the time go?
+
+Targets: 25 µs median on memory, 60 µs on a WAL file with durability="process". The breakdown times
+the parts of the same submit one by one on memory; what it leaves over is calls between the parts.
+Run: python benchmarks/bench_submit.py [submits]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from llm_cost_ops import AsyncCostOpsClient, ClientConfig, CostOpsClient
+from llm_cost_ops._gen.messages import SubmitUsageRequest, UsageReceipt, UsageRecord
+from llm_cost_ops._gen.methods import SUBMIT_USAGE
+from llm_cost_ops._gen.resources import UsageResource
+from llm_cost_ops.config import RetryConfig
+from llm_cost_ops.interceptors.error_mapping import ErrorMapping
+from llm_cost_ops.interceptors.retry import Retry
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.runtime import SyncRuntime, drive
+from llm_cost_ops.service import open_service
+from llm_cost_ops.service.checks import CHECKS
+from llm_cost_ops.service.prices import Prices
+from llm_cost_ops.service.usage import UsageService
+from llm_cost_ops.wire.uuid7 import uuid7
+
+SUBMITS = int(sys.argv[1]) if len(sys.argv) > 1 else 5000
+WARM_UP = 500
+CALL: dict[str, Any] = {
+    "organization_id": "acme",
+    "provider": "openai",
+    "model_id": "gpt-4o",
+    "input_tokens": 1000,
+    "output_tokens": 500,
+    "user_id": "ada",
+    "project_id": "search",
+}
+
+
+def median(call: Callable[[], Any]) -> tuple[float, float]:
+    """The median and the 99th percentile of one call, in microseconds."""
+    for _ in range(WARM_UP):
+        call()
+    gc.collect()
+    times = []
+    for _ in range(SUBMITS):
+        started = time.perf_counter_ns()
+        call()
+        times.append((time.perf_counter_ns() - started) / 1000)
+    return statistics.median(times), statistics.quantiles(times, n=100)[98]
+
+
+def sync_submit(config: ClientConfig) -> tuple[float, float]:
+    with CostOpsClient(config=config) as client:
+        submit = client.usage.submit
+        return median(lambda: submit(**CALL))
+
+
+async def async_submit(config: ClientConfig) -> tuple[float, float]:
+    async with AsyncCostOpsClient(config=config) as client:
+        submit = client.usage.submit
+        for _ in range(WARM_UP):
+            await submit(**CALL)
+        gc.collect()
+        times = []
+        for _ in range(SUBMITS):
+            started = time.perf_counter_ns()
+            await submit(**CALL)
+            times.append((time.perf_counter_ns() - started) / 1000)
+    return statistics.median(times), statistics.quantiles(times, n=100)[98]
+
+
+class Answering:
+    """A leaf that answers at once."""
+
+    def __init__(self) -> None:
+        self.response = SUBMIT_USAGE.response.type(data=UsageReceipt())
+
+    async def unary_unary(self, request: Any, context: Any) -> Any:
+        return self.response
+
+    async def aclose(self) -> None:
+        pass
+
+
+class Nowhere:
+    """A channel that calls nobody."""
+
+    def unary_unary(self, *arguments: Any) -> None:
+        pass
+
+
+def breakdown() -> dict[str, float]:
+    """The parts of a submit on memory: medians, in microseconds."""
+    nowhere = UsageResource(Nowhere())
+    resource, _ = median(lambda: nowhere.submit(**CALL))
+    answering = CostOpsClient(base_url="sqlite://", leaf=Answering())
+    answering._channel = answering._channel.derived(interceptors=[Retry(RetryConfig()), ErrorMapping()])
+    through, _ = median(lambda: answering.usage.submit(**CALL))
+
+    service = open_service(None, durability="process")
+    usage = UsageService(service.store, Prices(service.store))
+    moment = datetime.now(UTC)
+
+    def request() -> SubmitUsageRequest:
+        return SubmitUsageRequest(usage=UsageRecord(**CALL, idempotency_key=uuid7()))
+
+    context = CallContext(SUBMIT_USAGE, SyncRuntime(), Metadata())
+    drive(usage.submit_usage(request(), context))
+    check, one = CHECKS[SUBMIT_USAGE.path], request()
+    validation, _ = median(lambda: check(one, moment, []))
+    refresh, _ = median(lambda: drive(usage._prices.refresh(context)))
+    entry, _ = median(lambda: usage._entry(one.usage, "", moment))
+    priced = usage._entry(one.usage, "", moment).record
+    pricing, _ = median(lambda: usage._prices.book.price(priced))
+    keys = iter([usage._entry(request().usage, "", moment) for _ in range(SUBMITS + WARM_UP)])
+    store, _ = median(lambda: drive(service.store.append([next(keys)], context)))
+    drive(service.aclose())
+    return {
+        "resource: arguments to a request": resource,
+        "chain: deadline, key, interceptors": through - resource,
+        "validation": validation,
+        "price cards: has the store new ones": refresh,
+        "pricing": pricing,
+        "record: id, fingerprint": entry - pricing,
+        "store: one transaction": store,
+    }
+
+
+def places(folder: str) -> list[tuple[str, int | None, Callable[[str], ClientConfig]]]:
+    """Where to submit to: a name, the target, and the configuration for a colour."""
+
+    def file(durability: str) -> Callable[[str], ClientConfig]:
+        return lambda colour: ClientConfig(
+            base_url=f"sqlite:///{Path(folder) / f'{durability}-{colour}.db'}", durability=durability
+        )
+
+    return [
+        ("memory", 25, lambda _: ClientConfig(base_url="sqlite://")),
+        ("WAL file, process", 60, file("process")),
+        ("WAL file, disk", None, file("disk")),
+    ]
+
+
+def main() -> None:
+    print(f"Median of {SUBMITS} submits, one after the other, in µs (99th percentile).")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, target, config in places(folder):
+            sync = "{:7.1f} ({:7.1f})".format(*sync_submit(config("sync")))
+            other = "{:7.1f} ({:7.1f})".format(*asyncio.run(async_submit(config("async"))))
+            print(f"{name:<20} sync {sync}   async {other}   {f'target {target}' if target else ''}")
+    parts = breakdown()
+    print("\nWhere a sync submit on memory spends it:")
+    for name, micros in parts.items():
+        print(f"  {name:<38}{micros:>7.1f}")
+    print(f"  {'sum':<38}{sum(parts.values()):>7.1f}")
+
+
+if __name__ == "__main__":
+    main()
