@@ -23,6 +23,8 @@ from llm_cost_ops._gen.messages import (
     CurrencyTotal,
     EstimateCostRequest,
     EstimateCostResponse,
+    ExportUsageRequest,
+    ExportUsageResponse,
     FieldViolation,
     GetAnalyticsRequest,
     GetAnalyticsResponse,
@@ -54,6 +56,9 @@ from llm_cost_ops._gen.messages import (
     RepriceUsageRequest,
     RepriceUsageResponse,
     ResponseMeta,
+    StreamProblem,
+    StreamUsageRequest,
+    StreamUsageResponse,
     SubmitResult,
     SubmitUsageRequest,
     SubmitUsageResponse,
@@ -81,6 +86,8 @@ from llm_cost_ops._gen.validators import (
     validate_currency_total,
     validate_estimate_cost_request,
     validate_estimate_cost_response,
+    validate_export_usage_request,
+    validate_export_usage_response,
     validate_field_violation,
     validate_get_analytics_request,
     validate_get_analytics_response,
@@ -112,6 +119,9 @@ from llm_cost_ops._gen.validators import (
     validate_reprice_usage_request,
     validate_reprice_usage_response,
     validate_response_meta,
+    validate_stream_problem,
+    validate_stream_usage_request,
+    validate_stream_usage_response,
     validate_submit_result,
     validate_submit_usage_request,
     validate_submit_usage_response,
@@ -142,6 +152,8 @@ __all__ = [
     "CURRENCY_TOTAL",
     "ESTIMATE_COST_REQUEST",
     "ESTIMATE_COST_RESPONSE",
+    "EXPORT_USAGE_REQUEST",
+    "EXPORT_USAGE_RESPONSE",
     "FIELD_VIOLATION",
     "GET_ANALYTICS_REQUEST",
     "GET_ANALYTICS_RESPONSE",
@@ -173,6 +185,9 @@ __all__ = [
     "REPRICE_USAGE_REQUEST",
     "REPRICE_USAGE_RESPONSE",
     "RESPONSE_META",
+    "STREAM_PROBLEM",
+    "STREAM_USAGE_REQUEST",
+    "STREAM_USAGE_RESPONSE",
     "SUBMIT_RESULT",
     "SUBMIT_USAGE_REQUEST",
     "SUBMIT_USAGE_RESPONSE",
@@ -350,6 +365,18 @@ def _settled_list_usage_response(m: ListUsageResponse) -> bool:
     return True
 
 
+def _settled_stream_usage_request(m: StreamUsageRequest) -> bool:
+    if m.usage is not None and not _settled_usage_record(m.usage):
+        return False
+    return True
+
+
+def _settled_export_usage_response(m: ExportUsageResponse) -> bool:
+    if m.usage is not None and not _settled_usage_record(m.usage):
+        return False
+    return True
+
+
 _json_get_analytics_request = JsonCodec(GetAnalyticsRequest)
 _json_metric_values = JsonCodec(MetricValues)
 _json_time_series_point = JsonCodec(TimeSeriesPoint, settled=_settled_time_series_point)
@@ -412,6 +439,11 @@ _json_batch_submit_usage_response = JsonCodec(
 )
 _json_list_usage_request = JsonCodec(ListUsageRequest)
 _json_list_usage_response = JsonCodec(ListUsageResponse, settled=_settled_list_usage_response)
+_json_stream_usage_request = JsonCodec(StreamUsageRequest, settled=_settled_stream_usage_request)
+_json_stream_problem = JsonCodec(StreamProblem)
+_json_stream_usage_response = JsonCodec(StreamUsageResponse)
+_json_export_usage_request = JsonCodec(ExportUsageRequest)
+_json_export_usage_response = JsonCodec(ExportUsageResponse, settled=_settled_export_usage_response)
 
 GET_ANALYTICS_REQUEST = MessageCodec(
     GetAnalyticsRequest,
@@ -860,4 +892,44 @@ LIST_USAGE_RESPONSE = MessageCodec(
     encode_json=_json_list_usage_response.encode,
     decode_json=_json_list_usage_response.decode,
     validate=validate_list_usage_response,
+)
+STREAM_USAGE_REQUEST = MessageCodec(
+    StreamUsageRequest,
+    "llm_cost_ops.v1.StreamUsageRequest",
+    protobuf="llm_cost_ops._gen.protobuf:stream_usage_request",
+    encode_json=_json_stream_usage_request.encode,
+    decode_json=_json_stream_usage_request.decode,
+    validate=validate_stream_usage_request,
+)
+STREAM_PROBLEM = MessageCodec(
+    StreamProblem,
+    "llm_cost_ops.v1.StreamProblem",
+    protobuf="llm_cost_ops._gen.protobuf:stream_problem",
+    encode_json=_json_stream_problem.encode,
+    decode_json=_json_stream_problem.decode,
+    validate=validate_stream_problem,
+)
+STREAM_USAGE_RESPONSE = MessageCodec(
+    StreamUsageResponse,
+    "llm_cost_ops.v1.StreamUsageResponse",
+    protobuf="llm_cost_ops._gen.protobuf:stream_usage_response",
+    encode_json=_json_stream_usage_response.encode,
+    decode_json=_json_stream_usage_response.decode,
+    validate=validate_stream_usage_response,
+)
+EXPORT_USAGE_REQUEST = MessageCodec(
+    ExportUsageRequest,
+    "llm_cost_ops.v1.ExportUsageRequest",
+    protobuf="llm_cost_ops._gen.protobuf:export_usage_request",
+    encode_json=_json_export_usage_request.encode,
+    decode_json=_json_export_usage_request.decode,
+    validate=validate_export_usage_request,
+)
+EXPORT_USAGE_RESPONSE = MessageCodec(
+    ExportUsageResponse,
+    "llm_cost_ops.v1.ExportUsageResponse",
+    protobuf="llm_cost_ops._gen.protobuf:export_usage_response",
+    encode_json=_json_export_usage_response.encode,
+    decode_json=_json_export_usage_response.decode,
+    validate=validate_export_usage_response,
 )

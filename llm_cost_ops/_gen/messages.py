@@ -34,6 +34,8 @@ __all__ = [
     "CurrencyTotal",
     "EstimateCostRequest",
     "EstimateCostResponse",
+    "ExportUsageRequest",
+    "ExportUsageResponse",
     "FieldViolation",
     "GetAnalyticsRequest",
     "GetAnalyticsResponse",
@@ -70,6 +72,9 @@ __all__ = [
     "RepriceUsageRequest",
     "RepriceUsageResponse",
     "ResponseMeta",
+    "StreamProblem",
+    "StreamUsageRequest",
+    "StreamUsageResponse",
     "SubmitResult",
     "SubmitStatus",
     "SubmitUsageRequest",
@@ -1541,4 +1546,104 @@ class ListUsageResponse(
     """Where the page stands."""
     meta: ResponseMeta | None = None
     """About the response."""
+    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
+
+
+class StreamUsageRequest(
+    msgspec.Struct,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    repr_omit_defaults=True,
+    omit_defaults=True,
+    gc=False,
+):
+    """One record of a stream."""
+
+    usage: UsageRecord | None = None
+    """The record."""
+    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
+
+
+class StreamProblem(
+    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
+):
+    """A record of a stream that was not written."""
+
+    index: Int64 = 0
+    """Its place in the stream, from 0."""
+    status: SubmitStatus = SubmitStatus.UNSPECIFIED
+    """CONFLICT or INVALID."""
+    error: RecordError | None = None
+    """Why it was not written."""
+    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
+
+
+class StreamUsageResponse(
+    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
+):
+    """Acknowledges the records of a stream up to here. Counts are from the start of the stream."""
+
+    durable: Int64 = 0
+    """How many records are answered for: they are durable, or they are among the problems."""
+    created: Int64 = 0
+    """How many were written."""
+    duplicates: Int64 = 0
+    """How many had been written before."""
+    problems: list[StreamProblem] = []
+    """The problems since the acknowledgement before."""
+    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
+
+
+class ExportUsageRequest(
+    msgspec.Struct,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    repr_omit_defaults=True,
+    omit_defaults=True,
+    gc=False,
+):
+    """Which usage to export. Fields are ANDed; the values of one field are ORed."""
+
+    organization_id: list[str] = []
+    """The organizations."""
+    provider: list[str] = []
+    """The providers."""
+    model_id: list[str] = []
+    """The models."""
+    project_id: list[str] = []
+    """The projects."""
+    user_id: list[str] = []
+    """The end users."""
+    tag: list[str] = []
+    """Tags: a record with any of them."""
+    label: dict[str, str] = {}
+    """Labels: a record with all of them."""
+    start_date: str = ""
+    """The first moment, inclusive; a date means its midnight in time_zone."""
+    end_date: str = ""
+    """The last moment, exclusive; a date means through that day."""
+    time_zone: str = ""
+    """The zone of dates, an IANA name; UTC when not given."""
+    order: str = ""
+    """"asc" (the default) or "desc", by timestamp."""
+    service_tier: list[str] = []
+    """The tiers that served the calls."""
+    processing: list[str] = []
+    """How they were processed, such as batch."""
+    region: list[str] = []
+    """The geographies that set the price."""
+    operation: list[str] = []
+    """The kinds of call: chat, embeddings…"""
+    status: list[str] = []
+    """How sure the costs are: priced, estimated, partial, unpriced, reported."""
+    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
+
+
+class ExportUsageResponse(
+    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
+):
+    """One record of an export."""
+
+    usage: UsageRecord | None = None
+    """The record."""
     unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")

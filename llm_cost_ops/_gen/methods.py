@@ -11,6 +11,8 @@ from llm_cost_ops._gen.codecs import (
     CREATE_PRICE_RESPONSE,
     ESTIMATE_COST_REQUEST,
     ESTIMATE_COST_RESPONSE,
+    EXPORT_USAGE_REQUEST,
+    EXPORT_USAGE_RESPONSE,
     GET_ANALYTICS_REQUEST,
     GET_ANALYTICS_RESPONSE,
     GET_COST_REQUEST,
@@ -29,6 +31,8 @@ from llm_cost_ops._gen.codecs import (
     LIST_USAGE_RESPONSE,
     REPRICE_USAGE_REQUEST,
     REPRICE_USAGE_RESPONSE,
+    STREAM_USAGE_REQUEST,
+    STREAM_USAGE_RESPONSE,
     SUBMIT_USAGE_REQUEST,
     SUBMIT_USAGE_RESPONSE,
     USAGE_RECORD,
@@ -42,6 +46,8 @@ from llm_cost_ops._gen.messages import (
     CreatePriceResponse,
     EstimateCostRequest,
     EstimateCostResponse,
+    ExportUsageRequest,
+    ExportUsageResponse,
     GetAnalyticsRequest,
     GetAnalyticsResponse,
     GetCostRequest,
@@ -60,6 +66,8 @@ from llm_cost_ops._gen.messages import (
     ListUsageResponse,
     RepriceUsageRequest,
     RepriceUsageResponse,
+    StreamUsageRequest,
+    StreamUsageResponse,
     SubmitUsageRequest,
     SubmitUsageResponse,
     VerifyCostRequest,
@@ -72,6 +80,7 @@ __all__ = [
     "BATCH_SUBMIT_USAGE",
     "CREATE_PRICE",
     "ESTIMATE_COST",
+    "EXPORT_USAGE",
     "GET_ANALYTICS",
     "GET_COST",
     "GET_COST_SUMMARY",
@@ -81,6 +90,7 @@ __all__ = [
     "LIST_PRICES",
     "LIST_USAGE",
     "REPRICE_USAGE",
+    "STREAM_USAGE",
     "SUBMIT_USAGE",
     "VERIFY_COST",
 ]
@@ -387,3 +397,64 @@ LIST_USAGE: MethodDescriptor[ListUsageRequest, ListUsageResponse] = MethodDescri
     ),
 )
 """Lists recorded usage, newest first, a page at a time."""
+
+STREAM_USAGE: MethodDescriptor[StreamUsageRequest, StreamUsageResponse] = MethodDescriptor(
+    "llm_cost_ops.v1.UsageService",
+    "StreamUsage",
+    cardinality=Cardinality.STREAM_STREAM,
+    idempotency=Idempotency.UNKNOWN,
+    request=STREAM_USAGE_REQUEST,
+    response=STREAM_USAGE_RESPONSE,
+    http=HttpRule("POST", "/api/v1/usage/stream", "usage", 200, (), USAGE_RECORD),
+    keyed=keyed("usage", "idempotency_key"),
+)
+"""Records LLM calls as they come, and acknowledges them as they become durable. Records are written
+in batches; a bad record, even one that can't be decoded, harms only itself. While a batch is
+being written no more is read, so that a sender is never faster than the store.
+
+What was not acknowledged when a stream broke can be sent again: with the same keys it counts
+once. Over HTTP both bodies are NDJSON: a record a line, an acknowledgement a line.
+"""
+
+EXPORT_USAGE: MethodDescriptor[ExportUsageRequest, ExportUsageResponse] = MethodDescriptor(
+    "llm_cost_ops.v1.UsageService",
+    "ExportUsage",
+    cardinality=Cardinality.UNARY_STREAM,
+    idempotency=Idempotency.NO_SIDE_EFFECTS,
+    request=EXPORT_USAGE_REQUEST,
+    response=EXPORT_USAGE_RESPONSE,
+    http=HttpRule(
+        "GET",
+        "/api/v1/usage/export",
+        None,
+        200,
+        (
+            QueryField("organization_id", "organization_id", "list"),
+            QueryField("provider", "provider", "list"),
+            QueryField("model_id", "model_id", "list"),
+            QueryField("project_id", "project_id", "list"),
+            QueryField("user_id", "user_id", "list"),
+            QueryField("tag", "tag", "list"),
+            QueryField("label", "label", "map"),
+            QueryField("start_date", "start_date", "scalar"),
+            QueryField("end_date", "end_date", "scalar"),
+            QueryField("time_zone", "time_zone", "scalar"),
+            QueryField("order", "order", "scalar"),
+            QueryField("service_tier", "service_tier", "list"),
+            QueryField("processing", "processing", "list"),
+            QueryField("region", "region", "list"),
+            QueryField("operation", "operation", "list"),
+            QueryField("status", "status", "list"),
+        ),
+        None,
+        "usage",
+        USAGE_RECORD,
+    ),
+    unwrap="usage",
+)
+"""Gives every record that a filter lets through, oldest first unless told otherwise. Records that
+are added meanwhile disturb nothing: each is given once or, where it is added behind, not at all.
+
+Over HTTP the answer is NDJSON, a record a line; an error after the first line is a last line
+{"error": ...}.
+"""

@@ -22,6 +22,8 @@ from llm_cost_ops._gen.messages import (
     CurrencyTotal,
     EstimateCostRequest,
     EstimateCostResponse,
+    ExportUsageRequest,
+    ExportUsageResponse,
     FieldViolation,
     GetAnalyticsRequest,
     GetAnalyticsResponse,
@@ -58,6 +60,9 @@ from llm_cost_ops._gen.messages import (
     RepriceUsageRequest,
     RepriceUsageResponse,
     ResponseMeta,
+    StreamProblem,
+    StreamUsageRequest,
+    StreamUsageResponse,
     SubmitResult,
     SubmitStatus,
     SubmitUsageRequest,
@@ -107,6 +112,8 @@ __all__ = [
     "decode_currency_total",
     "decode_estimate_cost_request",
     "decode_estimate_cost_response",
+    "decode_export_usage_request",
+    "decode_export_usage_response",
     "decode_field_violation",
     "decode_get_analytics_request",
     "decode_get_analytics_response",
@@ -138,6 +145,9 @@ __all__ = [
     "decode_reprice_usage_request",
     "decode_reprice_usage_response",
     "decode_response_meta",
+    "decode_stream_problem",
+    "decode_stream_usage_request",
+    "decode_stream_usage_response",
     "decode_submit_result",
     "decode_submit_usage_request",
     "decode_submit_usage_response",
@@ -163,6 +173,8 @@ __all__ = [
     "encode_currency_total",
     "encode_estimate_cost_request",
     "encode_estimate_cost_response",
+    "encode_export_usage_request",
+    "encode_export_usage_response",
     "encode_field_violation",
     "encode_get_analytics_request",
     "encode_get_analytics_response",
@@ -194,6 +206,9 @@ __all__ = [
     "encode_reprice_usage_request",
     "encode_reprice_usage_response",
     "encode_response_meta",
+    "encode_stream_problem",
+    "encode_stream_usage_request",
+    "encode_stream_usage_response",
     "encode_submit_result",
     "encode_submit_usage_request",
     "encode_submit_usage_response",
@@ -9374,5 +9389,749 @@ def _read_list_usage_response(data: bytes, pos: int, end: int, depth: int, m: Li
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise unreadable(error, m, _LIST_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+_STREAM_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("usage", "")}
+_STREAM_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10])
+
+
+def encode_stream_usage_request(m: StreamUsageRequest) -> bytes:
+    """The protobuf bytes of a StreamUsageRequest. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at = ""
+    i = -1
+    try:
+        if (v1 := m.usage) is not None:
+            at = "usage"
+            b = encode_usage_record(v1)
+            n = len(b)
+            w(b"\x0a")
+            w(SHORT[n] if n < 16384 else varint(n))
+            w(b)
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise unwritable(error, at, i) from None
+    return b"".join(out)
+
+
+def decode_stream_usage_request(data: bytes) -> StreamUsageRequest:
+    """The StreamUsageRequest that protobuf bytes hold. Raises DecodeError."""
+    return _read_stream_usage_request(data, 0, len(data), 0, None)
+
+
+def _read_stream_usage_request(data: bytes, pos: int, end: int, depth: int, m: StreamUsageRequest | None) -> StreamUsageRequest:
+    if m is None: m = StreamUsageRequest()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                if pos > end: raise IndexError
+                m.usage = _read_usage_record(data, s, pos, depth + 1, m.usage)
+                if pos >= end: break
+                t = data[pos]
+            if t in _STREAM_USAGE_REQUEST_NAMES: continue
+            s = skip_field(data, pos, end, _STREAM_USAGE_REQUEST_TAGS)
+            if s < 0:
+                data = respell(data, pos, end, _STREAM_USAGE_REQUEST_TAGS)
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
+            pos = s
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise unreadable(error, m, _STREAM_USAGE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+_STREAM_PROBLEM_NAMES: dict[int, tuple[str, str]] = {8: ("index", ""), 16: ("status", ""), 26: ("error", "")}
+_STREAM_PROBLEM_TAGS: frozenset[int] = frozenset([8, 16, 26])
+
+
+def encode_stream_problem(m: StreamProblem) -> bytes:
+    """The protobuf bytes of a StreamProblem. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at = ""
+    i = -1
+    try:
+        if v1 := m.index:
+            at = "index"
+            w(b"\x08")
+            w(SHORT[v1] if 0 <= v1 < 16384 else int64(v1))
+        if (v2 := m.status) is not _SUBMIT_STATUS_0 and v2 != "unspecified":
+            at = "status"
+            w(b"\x10")
+            w(_SUBMIT_STATUS_VARINTS.get(v2) or enum_varint(SubmitStatus, v2))
+        if (v3 := m.error) is not None:
+            at = "error"
+            b = encode_record_error(v3)
+            n = len(b)
+            w(b"\x1a")
+            w(SHORT[n] if n < 16384 else varint(n))
+            w(b)
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise unwritable(error, at, i) from None
+    return b"".join(out)
+
+
+def decode_stream_problem(data: bytes) -> StreamProblem:
+    """The StreamProblem that protobuf bytes hold. Raises DecodeError."""
+    return _read_stream_problem(data, 0, len(data), 0, None)
+
+
+def _read_stream_problem(data: bytes, pos: int, end: int, depth: int, m: StreamProblem | None) -> StreamProblem:
+    if m is None: m = StreamProblem()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 8:
+                n = data[pos + 1]
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.index = n
+                if pos >= end: break
+                t = data[pos]
+            if t == 16:
+                n = data[pos + 1]
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                m.status = _SUBMIT_STATUS_MEMBERS.get(n) or read_enum(SubmitStatus, _SUBMIT_STATUS_MEMBERS, n)
+                if pos >= end: break
+                t = data[pos]
+            if t == 26:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                if pos > end: raise IndexError
+                m.error = _read_record_error(data, s, pos, depth + 1, m.error)
+                if pos >= end: break
+                t = data[pos]
+            if t in _STREAM_PROBLEM_NAMES: continue
+            s = skip_field(data, pos, end, _STREAM_PROBLEM_TAGS)
+            if s < 0:
+                data = respell(data, pos, end, _STREAM_PROBLEM_TAGS)
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
+            pos = s
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise unreadable(error, m, _STREAM_PROBLEM_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+_STREAM_USAGE_RESPONSE_NAMES: dict[int, tuple[str, str]] = {8: ("durable", ""), 16: ("created", ""), 24: ("duplicates", ""), 34: ("problems", "problems")}
+_STREAM_USAGE_RESPONSE_TAGS: frozenset[int] = frozenset([8, 16, 24, 34])
+
+
+def encode_stream_usage_response(m: StreamUsageResponse) -> bytes:
+    """The protobuf bytes of a StreamUsageResponse. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at = ""
+    i = -1
+    try:
+        if v1 := m.durable:
+            at = "durable"
+            w(b"\x08")
+            w(SHORT[v1] if 0 <= v1 < 16384 else int64(v1))
+        if v2 := m.created:
+            at = "created"
+            w(b"\x10")
+            w(SHORT[v2] if 0 <= v2 < 16384 else int64(v2))
+        if v3 := m.duplicates:
+            at = "duplicates"
+            w(b"\x18")
+            w(SHORT[v3] if 0 <= v3 < 16384 else int64(v3))
+        if v4 := m.problems:
+            at = "problems"
+            for i, x4 in enumerate(v4):
+                b = encode_stream_problem(x4)
+                n = len(b)
+                w(b"\x22")
+                w(SHORT[n] if n < 16384 else varint(n))
+                w(b)
+            i = -1
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise unwritable(error, at, i) from None
+    return b"".join(out)
+
+
+def decode_stream_usage_response(data: bytes) -> StreamUsageResponse:
+    """The StreamUsageResponse that protobuf bytes hold. Raises DecodeError."""
+    return _read_stream_usage_response(data, 0, len(data), 0, None)
+
+
+def _read_stream_usage_response(data: bytes, pos: int, end: int, depth: int, m: StreamUsageResponse | None) -> StreamUsageResponse:
+    if m is None: m = StreamUsageResponse()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 8:
+                n = data[pos + 1]
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.durable = n
+                if pos >= end: break
+                t = data[pos]
+            if t == 16:
+                n = data[pos + 1]
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.created = n
+                if pos >= end: break
+                t = data[pos]
+            if t == 24:
+                n = data[pos + 1]
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.duplicates = n
+                if pos >= end: break
+                t = data[pos]
+            if t == 34:
+                x4 = m.problems.append
+                while t == 34:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    if pos > end: raise IndexError
+                    x4(_read_stream_problem(data, s, pos, depth + 1, None))
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t in _STREAM_USAGE_RESPONSE_NAMES: continue
+            s = skip_field(data, pos, end, _STREAM_USAGE_RESPONSE_TAGS)
+            if s < 0:
+                data = respell(data, pos, end, _STREAM_USAGE_RESPONSE_TAGS)
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
+            pos = s
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise unreadable(error, m, _STREAM_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+_EXPORT_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("organization_id", "organization_id"), 18: ("provider", "provider"), 26: ("model_id", "model_id"), 34: ("project_id", "project_id"), 42: ("user_id", "user_id"), 50: ("tag", "tag"), 58: ("label", ""), 66: ("start_date", ""), 74: ("end_date", ""), 82: ("time_zone", ""), 90: ("order", ""), 98: ("service_tier", "service_tier"), 106: ("processing", "processing"), 114: ("region", "region"), 122: ("operation", "operation"), 258: ("status", "status")}
+_EXPORT_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 50, 58, 66, 74, 82, 90, 98, 106, 114, 122, 130])
+
+
+def encode_export_usage_request(m: ExportUsageRequest) -> bytes:
+    """The protobuf bytes of a ExportUsageRequest. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at = ""
+    i = -1
+    try:
+        if v1 := m.organization_id:
+            at = "organization_id"
+            for i, x1 in enumerate(v1):
+                b = x1.encode()
+                n = len(b)
+                w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
+                w(b)
+            i = -1
+        if v2 := m.provider:
+            at = "provider"
+            for i, x2 in enumerate(v2):
+                b = x2.encode()
+                n = len(b)
+                w(_T12[n] if n < 128 else b"\x12" + varint(n))
+                w(b)
+            i = -1
+        if v3 := m.model_id:
+            at = "model_id"
+            for i, x3 in enumerate(v3):
+                b = x3.encode()
+                n = len(b)
+                w(_T1A[n] if n < 128 else b"\x1a" + varint(n))
+                w(b)
+            i = -1
+        if v4 := m.project_id:
+            at = "project_id"
+            for i, x4 in enumerate(v4):
+                b = x4.encode()
+                n = len(b)
+                w(_T22[n] if n < 128 else b"\x22" + varint(n))
+                w(b)
+            i = -1
+        if v5 := m.user_id:
+            at = "user_id"
+            for i, x5 in enumerate(v5):
+                b = x5.encode()
+                n = len(b)
+                w(_T2A[n] if n < 128 else b"\x2a" + varint(n))
+                w(b)
+            i = -1
+        if v6 := m.tag:
+            at = "tag"
+            for i, x6 in enumerate(v6):
+                b = x6.encode()
+                n = len(b)
+                w(_T32[n] if n < 128 else b"\x32" + varint(n))
+                w(b)
+            i = -1
+        if v7 := m.label:
+            at = "label"
+            for k7, x7 in v7.items():
+                e = k7.encode()
+                n = len(e)
+                e = (_T0A[n] if n < 128 else b"\x0a" + varint(n)) + e
+                b = x7.encode()
+                n = len(b)
+                b = (_T12[n] if n < 128 else b"\x12" + varint(n)) + b
+                n = len(e) + len(b)
+                w(_T3A[n] if n < 128 else b"\x3a" + varint(n))
+                w(e)
+                w(b)
+        if v8 := m.start_date:
+            at = "start_date"
+            b = v8.encode()
+            n = len(b)
+            w(_T42[n] if n < 128 else b"\x42" + varint(n))
+            w(b)
+        if v9 := m.end_date:
+            at = "end_date"
+            b = v9.encode()
+            n = len(b)
+            w(_T4A[n] if n < 128 else b"\x4a" + varint(n))
+            w(b)
+        if v10 := m.time_zone:
+            at = "time_zone"
+            b = v10.encode()
+            n = len(b)
+            w(_T52[n] if n < 128 else b"\x52" + varint(n))
+            w(b)
+        if v11 := m.order:
+            at = "order"
+            b = v11.encode()
+            n = len(b)
+            w(_T5A[n] if n < 128 else b"\x5a" + varint(n))
+            w(b)
+        if v12 := m.service_tier:
+            at = "service_tier"
+            for i, x12 in enumerate(v12):
+                b = x12.encode()
+                n = len(b)
+                w(_T62[n] if n < 128 else b"\x62" + varint(n))
+                w(b)
+            i = -1
+        if v13 := m.processing:
+            at = "processing"
+            for i, x13 in enumerate(v13):
+                b = x13.encode()
+                n = len(b)
+                w(_T6A[n] if n < 128 else b"\x6a" + varint(n))
+                w(b)
+            i = -1
+        if v14 := m.region:
+            at = "region"
+            for i, x14 in enumerate(v14):
+                b = x14.encode()
+                n = len(b)
+                w(_T72[n] if n < 128 else b"\x72" + varint(n))
+                w(b)
+            i = -1
+        if v15 := m.operation:
+            at = "operation"
+            for i, x15 in enumerate(v15):
+                b = x15.encode()
+                n = len(b)
+                w(_T7A[n] if n < 128 else b"\x7a" + varint(n))
+                w(b)
+            i = -1
+        if v16 := m.status:
+            at = "status"
+            for i, x16 in enumerate(v16):
+                b = x16.encode()
+                n = len(b)
+                w(_T8201[n] if n < 128 else b"\x82\x01" + varint(n))
+                w(b)
+            i = -1
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise unwritable(error, at, i) from None
+    return b"".join(out)
+
+
+def decode_export_usage_request(data: bytes) -> ExportUsageRequest:
+    """The ExportUsageRequest that protobuf bytes hold. Raises DecodeError."""
+    return _read_export_usage_request(data, 0, len(data), 0, None)
+
+
+def _read_export_usage_request(data: bytes, pos: int, end: int, depth: int, m: ExportUsageRequest | None) -> ExportUsageRequest:
+    if m is None: m = ExportUsageRequest()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                x1 = m.organization_id.append
+                while t == 10:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x1(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 18:
+                x2 = m.provider.append
+                while t == 18:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x2(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 26:
+                x3 = m.model_id.append
+                while t == 26:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x3(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 34:
+                x4 = m.project_id.append
+                while t == 34:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x4(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 42:
+                x5 = m.user_id.append
+                while t == 42:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x5(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 50:
+                x6 = m.tag.append
+                while t == 50:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x6(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 58:
+                x7 = m.label
+                while t == 58:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    d, r = data, pos
+                    if pos > end: raise IndexError
+                    k7 = ""
+                    v7 = ""
+                    while s < r:
+                        u = d[s]
+                        if u == 10:
+                            n = d[s + 1]
+                            if n < 128: q = s + 2
+                            else:
+                                c = d[s + 2]; n += (c << 7) - 128; q = s + 3
+                                if c > 127:
+                                    n, q = read_more(d, q, n)
+                            s = q + n
+                            k7 = d[q:s].decode()
+                            if s >= r: break
+                            u = d[s]
+                        if u == 18:
+                            n = d[s + 1]
+                            if n < 128: q = s + 2
+                            else:
+                                c = d[s + 2]; n += (c << 7) - 128; q = s + 3
+                                if c > 127:
+                                    n, q = read_more(d, q, n)
+                            s = q + n
+                            v7 = d[q:s].decode()
+                            if s >= r: break
+                            u = d[s]
+                        if u not in (10, 18):
+                            q = skip_field(d, s, r, (10, 18))
+                            if q < 0:
+                                d = respell(d, s, r, (10, 18))
+                                q, r = 0, len(d)
+                            s = q
+                    if s != r: raise IndexError
+                    x7[k7] = v7
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 66:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.start_date = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 74:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.end_date = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 82:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.time_zone = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 90:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.order = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 98:
+                x12 = m.service_tier.append
+                while t == 98:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x12(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 106:
+                x13 = m.processing.append
+                while t == 106:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x13(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 114:
+                x14 = m.region.append
+                while t == 114:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x14(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 122:
+                x15 = m.operation.append
+                while t == 122:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x15(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t > 127: t += data[pos + 1] << 7
+            if t == 258:
+                x16 = m.status.append
+                while t == 258:
+                    n = data[pos + 2]
+                    if n < 128: s = pos + 3
+                    else:
+                        c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x16(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                    if t > 127: t += data[pos + 1] << 7
+                if pos >= end: break
+            if t in _EXPORT_USAGE_REQUEST_NAMES: continue
+            s = skip_field(data, pos, end, _EXPORT_USAGE_REQUEST_TAGS)
+            if s < 0:
+                data = respell(data, pos, end, _EXPORT_USAGE_REQUEST_TAGS)
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
+            pos = s
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise unreadable(error, m, _EXPORT_USAGE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+_EXPORT_USAGE_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("usage", "")}
+_EXPORT_USAGE_RESPONSE_TAGS: frozenset[int] = frozenset([10])
+
+
+def encode_export_usage_response(m: ExportUsageResponse) -> bytes:
+    """The protobuf bytes of a ExportUsageResponse. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at = ""
+    i = -1
+    try:
+        if (v1 := m.usage) is not None:
+            at = "usage"
+            b = encode_usage_record(v1)
+            n = len(b)
+            w(b"\x0a")
+            w(SHORT[n] if n < 16384 else varint(n))
+            w(b)
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise unwritable(error, at, i) from None
+    return b"".join(out)
+
+
+def decode_export_usage_response(data: bytes) -> ExportUsageResponse:
+    """The ExportUsageResponse that protobuf bytes hold. Raises DecodeError."""
+    return _read_export_usage_response(data, 0, len(data), 0, None)
+
+
+def _read_export_usage_response(data: bytes, pos: int, end: int, depth: int, m: ExportUsageResponse | None) -> ExportUsageResponse:
+    if m is None: m = ExportUsageResponse()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                if pos > end: raise IndexError
+                m.usage = _read_usage_record(data, s, pos, depth + 1, m.usage)
+                if pos >= end: break
+                t = data[pos]
+            if t in _EXPORT_USAGE_RESPONSE_NAMES: continue
+            s = skip_field(data, pos, end, _EXPORT_USAGE_RESPONSE_TAGS)
+            if s < 0:
+                data = respell(data, pos, end, _EXPORT_USAGE_RESPONSE_TAGS)
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
+            pos = s
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise unreadable(error, m, _EXPORT_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m

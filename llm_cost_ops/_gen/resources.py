@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
@@ -19,6 +19,7 @@ from llm_cost_ops._gen.messages import (
     CostVerification,
     CreatePriceRequest,
     EstimateCostRequest,
+    ExportUsageRequest,
     GetAnalyticsRequest,
     GetCostRequest,
     GetCostSummaryRequest,
@@ -41,6 +42,8 @@ from llm_cost_ops._gen.messages import (
     RateCard,
     RepriceReport,
     RepriceUsageRequest,
+    StreamUsageRequest,
+    StreamUsageResponse,
     SubmitUsageRequest,
     TierBasis,
     TierMode,
@@ -1894,6 +1897,123 @@ class UsageResource:
         )
         return response
 
+    def stream_requests(
+        self,
+        requests: Iterable[StreamUsageRequest],
+        *,
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
+        idempotency_key: str = "",
+    ) -> Generator[StreamUsageResponse, None, None]:
+        """Records LLM calls as they come, and acknowledges them as they become durable. Records are written
+        in batches; a bad record, even one that can't be decoded, harms only itself. While a batch is
+        being written no more is read, so that a sender is never faster than the store.
+
+        What was not acknowledged when a stream broke can be sent again: with the same keys it counts
+        once. Over HTTP both bodies are NDJSON: a record a line, an acknowledgement a line.
+
+        Args:
+            timeout: seconds for the whole stream, retries included; None for no limit.
+            headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
+            idempotency_key: makes a repeated call count once; made when not given.
+        """
+        response: Generator[StreamUsageResponse, None, None] = self._channel.stream_stream(
+            methods.STREAM_USAGE, requests, timeout, headers, retry, idempotency_key
+        )
+        return response
+
+    def export(
+        self,
+        *,
+        organization_id: str | Sequence[str] = (),
+        provider: str | Sequence[str] = (),
+        model_id: str | Sequence[str] = (),
+        project_id: str | Sequence[str] = (),
+        user_id: str | Sequence[str] = (),
+        tag: str | Sequence[str] = (),
+        label: Mapping[str, str] | None = None,
+        start_date: str | date | None = None,
+        end_date: str | date | None = None,
+        time_zone: str = "",
+        order: str = "",
+        service_tier: str | Sequence[str] = (),
+        processing: str | Sequence[str] = (),
+        region: str | Sequence[str] = (),
+        operation: str | Sequence[str] = (),
+        status: str | Sequence[str] = (),
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
+    ) -> Generator[UsageRecord, None, None]:
+        """Gives every record that a filter lets through, oldest first unless told otherwise. Records that
+        are added meanwhile disturb nothing: each is given once or, where it is added behind, not at all.
+
+        Over HTTP the answer is NDJSON, a record a line; an error after the first line is a last line
+        {"error": ...}.
+
+        Args:
+            organization_id: The organizations.
+            provider: The providers.
+            model_id: The models.
+            project_id: The projects.
+            user_id: The end users.
+            tag: Tags: a record with any of them.
+            label: Labels: a record with all of them.
+            start_date: The first moment, inclusive; a date means its midnight in time_zone. Example:
+                "2026-01-01".
+            end_date: The last moment, exclusive; a date means through that day. Example:
+                "2026-01-31".
+            time_zone: The zone of dates, an IANA name; UTC when not given.
+            order: "asc" (the default) or "desc", by timestamp.
+            service_tier: The tiers that served the calls.
+            processing: How they were processed, such as batch.
+            region: The geographies that set the price.
+            operation: The kinds of call: chat, embeddings…
+            status: How sure the costs are: priced, estimated, partial, unpriced, reported.
+            timeout: seconds for the whole stream, retries included; None for no limit.
+            headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
+        """
+        request = ExportUsageRequest()
+        if organization_id:
+            request.organization_id = coerce.texts(organization_id)
+        if provider:
+            request.provider = coerce.texts(provider)
+        if model_id:
+            request.model_id = coerce.texts(model_id)
+        if project_id:
+            request.project_id = coerce.texts(project_id)
+        if user_id:
+            request.user_id = coerce.texts(user_id)
+        if tag:
+            request.tag = coerce.texts(tag)
+        if label:
+            request.label = coerce.mapping(label)
+        if start_date is not None:
+            request.start_date = coerce.moment(start_date)
+        if end_date is not None:
+            request.end_date = coerce.moment(end_date)
+        if time_zone is not EMPTY:
+            request.time_zone = time_zone
+        if order is not EMPTY:
+            request.order = order
+        if service_tier:
+            request.service_tier = coerce.texts(service_tier)
+        if processing:
+            request.processing = coerce.texts(processing)
+        if region:
+            request.region = coerce.texts(region)
+        if operation:
+            request.operation = coerce.texts(operation)
+        if status:
+            request.status = coerce.texts(status)
+        response: Generator[UsageRecord, None, None] = self._channel.unary_stream(
+            methods.EXPORT_USAGE, request, timeout, headers, retry
+        )
+        return response
+
     list = get_history
 
 
@@ -2210,6 +2330,123 @@ class AsyncUsageResource:
             request.status = coerce.texts(status)
         response: AsyncPager[ListUsageResponse, UsageRecord] = self._channel.pages(
             methods.LIST_USAGE, request, timeout, headers, retry
+        )
+        return response
+
+    def stream_requests(
+        self,
+        requests: AsyncIterable[StreamUsageRequest],
+        *,
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
+        idempotency_key: str = "",
+    ) -> AsyncGenerator[StreamUsageResponse, None]:
+        """Records LLM calls as they come, and acknowledges them as they become durable. Records are written
+        in batches; a bad record, even one that can't be decoded, harms only itself. While a batch is
+        being written no more is read, so that a sender is never faster than the store.
+
+        What was not acknowledged when a stream broke can be sent again: with the same keys it counts
+        once. Over HTTP both bodies are NDJSON: a record a line, an acknowledgement a line.
+
+        Args:
+            timeout: seconds for the whole stream, retries included; None for no limit.
+            headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
+            idempotency_key: makes a repeated call count once; made when not given.
+        """
+        response: AsyncGenerator[StreamUsageResponse, None] = self._channel.stream_stream(
+            methods.STREAM_USAGE, requests, timeout, headers, retry, idempotency_key
+        )
+        return response
+
+    def export(
+        self,
+        *,
+        organization_id: str | Sequence[str] = (),
+        provider: str | Sequence[str] = (),
+        model_id: str | Sequence[str] = (),
+        project_id: str | Sequence[str] = (),
+        user_id: str | Sequence[str] = (),
+        tag: str | Sequence[str] = (),
+        label: Mapping[str, str] | None = None,
+        start_date: str | date | None = None,
+        end_date: str | date | None = None,
+        time_zone: str = "",
+        order: str = "",
+        service_tier: str | Sequence[str] = (),
+        processing: str | Sequence[str] = (),
+        region: str | Sequence[str] = (),
+        operation: str | Sequence[str] = (),
+        status: str | Sequence[str] = (),
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
+    ) -> AsyncGenerator[UsageRecord, None]:
+        """Gives every record that a filter lets through, oldest first unless told otherwise. Records that
+        are added meanwhile disturb nothing: each is given once or, where it is added behind, not at all.
+
+        Over HTTP the answer is NDJSON, a record a line; an error after the first line is a last line
+        {"error": ...}.
+
+        Args:
+            organization_id: The organizations.
+            provider: The providers.
+            model_id: The models.
+            project_id: The projects.
+            user_id: The end users.
+            tag: Tags: a record with any of them.
+            label: Labels: a record with all of them.
+            start_date: The first moment, inclusive; a date means its midnight in time_zone. Example:
+                "2026-01-01".
+            end_date: The last moment, exclusive; a date means through that day. Example:
+                "2026-01-31".
+            time_zone: The zone of dates, an IANA name; UTC when not given.
+            order: "asc" (the default) or "desc", by timestamp.
+            service_tier: The tiers that served the calls.
+            processing: How they were processed, such as batch.
+            region: The geographies that set the price.
+            operation: The kinds of call: chat, embeddings…
+            status: How sure the costs are: priced, estimated, partial, unpriced, reported.
+            timeout: seconds for the whole stream, retries included; None for no limit.
+            headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
+        """
+        request = ExportUsageRequest()
+        if organization_id:
+            request.organization_id = coerce.texts(organization_id)
+        if provider:
+            request.provider = coerce.texts(provider)
+        if model_id:
+            request.model_id = coerce.texts(model_id)
+        if project_id:
+            request.project_id = coerce.texts(project_id)
+        if user_id:
+            request.user_id = coerce.texts(user_id)
+        if tag:
+            request.tag = coerce.texts(tag)
+        if label:
+            request.label = coerce.mapping(label)
+        if start_date is not None:
+            request.start_date = coerce.moment(start_date)
+        if end_date is not None:
+            request.end_date = coerce.moment(end_date)
+        if time_zone is not EMPTY:
+            request.time_zone = time_zone
+        if order is not EMPTY:
+            request.order = order
+        if service_tier:
+            request.service_tier = coerce.texts(service_tier)
+        if processing:
+            request.processing = coerce.texts(processing)
+        if region:
+            request.region = coerce.texts(region)
+        if operation:
+            request.operation = coerce.texts(operation)
+        if status:
+            request.status = coerce.texts(status)
+        response: AsyncGenerator[UsageRecord, None] = self._channel.unary_stream(
+            methods.EXPORT_USAGE, request, timeout, headers, retry
         )
         return response
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Protocol
 
 from llm_cost_ops._gen.messages import (
@@ -13,6 +14,8 @@ from llm_cost_ops._gen.messages import (
     CreatePriceResponse,
     EstimateCostRequest,
     EstimateCostResponse,
+    ExportUsageRequest,
+    ExportUsageResponse,
     GetAnalyticsRequest,
     GetAnalyticsResponse,
     GetCostRequest,
@@ -31,6 +34,8 @@ from llm_cost_ops._gen.messages import (
     ListUsageResponse,
     RepriceUsageRequest,
     RepriceUsageResponse,
+    StreamUsageRequest,
+    StreamUsageResponse,
     SubmitUsageRequest,
     SubmitUsageResponse,
     VerifyCostRequest,
@@ -40,6 +45,7 @@ from llm_cost_ops._gen.methods import (
     BATCH_SUBMIT_USAGE,
     CREATE_PRICE,
     ESTIMATE_COST,
+    EXPORT_USAGE,
     GET_ANALYTICS,
     GET_COST,
     GET_COST_SUMMARY,
@@ -49,6 +55,7 @@ from llm_cost_ops._gen.methods import (
     LIST_PRICES,
     LIST_USAGE,
     REPRICE_USAGE,
+    STREAM_USAGE,
     SUBMIT_USAGE,
     VERIFY_COST,
 )
@@ -186,6 +193,27 @@ class UsageServicer(Protocol):
     async def list_usage(self, request: ListUsageRequest, context: CallContext) -> ListUsageResponse:
         """Lists recorded usage, newest first, a page at a time."""
 
+    def stream_usage(
+        self, requests: AsyncIterator[StreamUsageRequest], context: CallContext
+    ) -> AsyncGenerator[StreamUsageResponse, None]:
+        """Records LLM calls as they come, and acknowledges them as they become durable. Records are written
+        in batches; a bad record, even one that can't be decoded, harms only itself. While a batch is
+        being written no more is read, so that a sender is never faster than the store.
+
+        What was not acknowledged when a stream broke can be sent again: with the same keys it counts
+        once. Over HTTP both bodies are NDJSON: a record a line, an acknowledgement a line.
+        """
+
+    def export_usage(
+        self, request: ExportUsageRequest, context: CallContext
+    ) -> AsyncGenerator[ExportUsageResponse, None]:
+        """Gives every record that a filter lets through, oldest first unless told otherwise. Records that
+        are added meanwhile disturb nothing: each is given once or, where it is added behind, not at all.
+
+        Over HTTP the answer is NDJSON, a record a line; an error after the first line is a last line
+        {"error": ...}.
+        """
+
 
 def bind_usage_service(servicer: UsageServicer) -> list[tuple[MethodDescriptor[Any, Any], Any]]:
     """Pair the methods of UsageService with those of a servicer."""
@@ -193,4 +221,6 @@ def bind_usage_service(servicer: UsageServicer) -> list[tuple[MethodDescriptor[A
         (SUBMIT_USAGE, servicer.submit_usage),
         (BATCH_SUBMIT_USAGE, servicer.batch_submit_usage),
         (LIST_USAGE, servicer.list_usage),
+        (STREAM_USAGE, servicer.stream_usage),
+        (EXPORT_USAGE, servicer.export_usage),
     ]

@@ -25,6 +25,8 @@ from llm_cost_ops._gen.messages import (
     CurrencyTotal,
     EstimateCostRequest,
     EstimateCostResponse,
+    ExportUsageRequest,
+    ExportUsageResponse,
     FieldViolation,
     GetAnalyticsRequest,
     GetAnalyticsResponse,
@@ -61,6 +63,9 @@ from llm_cost_ops._gen.messages import (
     RepriceUsageRequest,
     RepriceUsageResponse,
     ResponseMeta,
+    StreamProblem,
+    StreamUsageRequest,
+    StreamUsageResponse,
     SubmitResult,
     SubmitStatus,
     SubmitUsageRequest,
@@ -111,6 +116,8 @@ __all__ = [
     "validate_currency_total",
     "validate_estimate_cost_request",
     "validate_estimate_cost_response",
+    "validate_export_usage_request",
+    "validate_export_usage_response",
     "validate_field_violation",
     "validate_get_analytics_request",
     "validate_get_analytics_response",
@@ -142,6 +149,9 @@ __all__ = [
     "validate_reprice_usage_request",
     "validate_reprice_usage_response",
     "validate_response_meta",
+    "validate_stream_problem",
+    "validate_stream_usage_request",
+    "validate_stream_usage_response",
     "validate_submit_result",
     "validate_submit_usage_request",
     "validate_submit_usage_response",
@@ -1944,5 +1954,155 @@ def validate_list_usage_response(m: ListUsageResponse, path: str, violations: li
     v = m.meta
     if v is not None:
         validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_stream_usage_request(m: StreamUsageRequest, path: str, violations: list[Violation]) -> None:
+    """Check a StreamUsageRequest."""
+    start = len(violations)
+    v: Any
+    v = m.usage
+    if v is not None:
+        validate_usage_record(v, "usage", violations) if type(v) is UsageRecord else check_instance(v, "usage", violations, UsageRecord)
+    if v is None:
+        missing("usage", violations)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_stream_problem(m: StreamProblem, path: str, violations: list[Violation]) -> None:
+    """Check a StreamProblem."""
+    start = len(violations)
+    v: Any
+    v = m.index
+    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
+        check_int(v, "index", violations, -9223372036854775808, 9223372036854775807)
+    v = m.status
+    if type(v) is not SubmitStatus:
+        check_enum(v, "status", violations, SubmitStatus)
+    v = m.error
+    if v is not None:
+        validate_record_error(v, "error", violations) if type(v) is RecordError else check_instance(v, "error", violations, RecordError)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_stream_usage_response(m: StreamUsageResponse, path: str, violations: list[Violation]) -> None:
+    """Check a StreamUsageResponse."""
+    start = len(violations)
+    v: Any
+    v = m.durable
+    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
+        check_int(v, "durable", violations, -9223372036854775808, 9223372036854775807)
+    v = m.created
+    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
+        check_int(v, "created", violations, -9223372036854775808, 9223372036854775807)
+    v = m.duplicates
+    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
+        check_int(v, "duplicates", violations, -9223372036854775808, 9223372036854775807)
+    v = m.problems
+    if (v or type(v) is not list) and check_items(v, "problems", violations):
+        for i, e in enumerate(v):
+            at = len(violations)
+            if type(e) is StreamProblem:
+                validate_stream_problem(e, "", violations)
+            else:
+                check_instance(e, "", violations, StreamProblem)
+            if len(violations) != at:
+                relocate(violations, at, f"problems[{i}]")
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_export_usage_request(m: ExportUsageRequest, path: str, violations: list[Violation]) -> None:
+    """Check a ExportUsageRequest."""
+    start = len(violations)
+    v: Any
+    v = m.organization_id
+    if (v or type(v) is not list) and check_items(v, "organization_id", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"organization_id[{i}]", violations)
+    v = m.provider
+    if (v or type(v) is not list) and check_items(v, "provider", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"provider[{i}]", violations)
+    v = m.model_id
+    if (v or type(v) is not list) and check_items(v, "model_id", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"model_id[{i}]", violations)
+    v = m.project_id
+    if (v or type(v) is not list) and check_items(v, "project_id", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"project_id[{i}]", violations)
+    v = m.user_id
+    if (v or type(v) is not list) and check_items(v, "user_id", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"user_id[{i}]", violations)
+    v = m.tag
+    if (v or type(v) is not list) and check_items(v, "tag", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"tag[{i}]", violations)
+    v = m.label
+    if (v or type(v) is not dict) and check_entries(v, "label", violations):
+        for k, e in v.items():
+            if type(k) is not str or not k.isprintable():
+                check_text(k, entry("label", k), violations)
+            if type(e) is not str or not e.isprintable():
+                check_text(e, entry("label", k), violations)
+    v = m.start_date
+    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
+        check_text(v, "start_date", violations)
+    v = m.end_date
+    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
+        check_text(v, "end_date", violations)
+    v = m.time_zone
+    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
+        check_text(v, "time_zone", violations)
+    v = m.order
+    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
+        check_text(v, "order", violations)
+    v = m.service_tier
+    if (v or type(v) is not list) and check_items(v, "service_tier", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"service_tier[{i}]", violations)
+    v = m.processing
+    if (v or type(v) is not list) and check_items(v, "processing", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"processing[{i}]", violations)
+    v = m.region
+    if (v or type(v) is not list) and check_items(v, "region", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"region[{i}]", violations)
+    v = m.operation
+    if (v or type(v) is not list) and check_items(v, "operation", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"operation[{i}]", violations)
+    v = m.status
+    if (v or type(v) is not list) and check_items(v, "status", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"status[{i}]", violations)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_export_usage_response(m: ExportUsageResponse, path: str, violations: list[Violation]) -> None:
+    """Check a ExportUsageResponse."""
+    start = len(violations)
+    v: Any
+    v = m.usage
+    if v is not None:
+        validate_usage_record(v, "usage", violations) if type(v) is UsageRecord else check_instance(v, "usage", violations, UsageRecord)
     if path and len(violations) != start:
         relocate(violations, start, path)

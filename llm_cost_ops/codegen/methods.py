@@ -11,9 +11,9 @@ __all__ = ["emit_methods", "emit_servicers", "resolve", "unwrapped"]
 
 _SERVER = {
     "unary_unary": ("async def", "request: {req}", "{res}"),
-    "unary_stream": ("def", "request: {req}", "AsyncIterator[{res}]"),
+    "unary_stream": ("def", "request: {req}", "AsyncGenerator[{res}, None]"),
     "stream_unary": ("async def", "requests: AsyncIterator[{req}]", "{res}"),
-    "stream_stream": ("def", "requests: AsyncIterator[{req}]", "AsyncIterator[{res}]"),
+    "stream_stream": ("def", "requests: AsyncIterator[{req}]", "AsyncGenerator[{res}, None]"),
 }
 
 
@@ -30,7 +30,9 @@ def resolve(message: Message, path: str) -> list[Field]:
 
 
 def unwrapped(method: Method) -> Field | None:
-    """The response's message field `data`, which the Python method returns in place of the response."""
+    """The response's message field that the Python method returns in its place: `data`, or REST's body."""
+    if method.http is not None and method.http.response_body:
+        return method.response.field(method.http.response_body)
     for field in method.response.fields:
         if field.name == "data" and field.type.message is not None and field.cardinality == "singular":
             return field
@@ -60,14 +62,20 @@ def emit_methods(package: Package) -> str:
 
 
 def _codecs(method: Method) -> list[str]:
-    body = _body(method)
-    return [m.constant for m in (method.request, method.response, body) if m is not None]
+    messages = (method.request, method.response, _body(method), _response_body(method))
+    return [m.constant for m in messages if m is not None]
 
 
 def _body(method: Method) -> Message | None:
     if method.http is None or not method.http.body:
         return None
     return method.request if method.http.body == "*" else method.request.field(method.http.body).type.message
+
+
+def _response_body(method: Method) -> Message | None:
+    if method.http is None or not method.http.response_body:
+        return None
+    return method.response.field(method.http.response_body).type.message
 
 
 def _descriptor(method: Method) -> str:
@@ -107,14 +115,18 @@ def _http(method: Method) -> str:
             fields.append(f'QueryField("{field.rest_name}", "{field.attribute}", "{kind}"{extra})')
     arguments = [f'"{http.verb}"', f'"{http.path}"', f'"{http.body}"' if http.body else "None"]
     arguments += [str(method.http_status)]
-    codec = body.constant if body else "None"
+    codecs = [body.constant if body else "None"]
+    answer = _response_body(method)
+    if answer is not None:
+        codecs += [f'"{http.response_body}"', answer.constant]
     if not fields:
-        return wrapped("http=HttpRule(", [*arguments, "()", codec], ")")
+        return wrapped("http=HttpRule(", [*arguments, "()", *codecs], ")")
     rows = [f"    {argument}," for argument in arguments]
     if len(fields) == 1:
-        rows += [f"    ({fields[0]},),", f"    {codec},"]
+        rows.append(f"    ({fields[0]},),")
     else:
-        rows += ["    (", *(f"        {field}," for field in fields), "    ),", f"    {codec},"]
+        rows += ["    (", *(f"        {field}," for field in fields), "    ),"]
+    rows += [f"    {codec}," for codec in codecs]
     return "\n".join(["http=HttpRule(", *rows, ")"])
 
 
@@ -123,7 +135,7 @@ def emit_servicers(package: Package) -> str:
     text = "".join(_servicer(service) + _bind(service) for service in package.services)
     methods = [method for service in package.services for method in service.methods]
     imports = {
-        "collections.abc": ["AsyncIterator"],
+        "collections.abc": ["AsyncGenerator", "AsyncIterator"],
         "typing": ["Any", "Protocol"],
         "llm_cost_ops.rpc.context": ["CallContext"],
         "llm_cost_ops.rpc.method": ["MethodDescriptor"],

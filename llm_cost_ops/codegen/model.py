@@ -45,8 +45,8 @@ _TAKEN_ATTRIBUTES = frozenset(
 )
 _TAKEN_CLASSES = frozenset(
     "Any Annotated Decimal OpenEnum Unknown UnsetType UNSET Struct Violation Mapping Sequence Protocol"
-    " Iterable Iterator AsyncIterator AsyncIterable CallContext Channel AsyncChannel MethodDescriptor"
-    " MessageCodec HttpRule QueryField Cardinality Idempotency None True False".split()
+    " Iterable Iterator Generator AsyncIterator AsyncIterable AsyncGenerator CallContext Channel AsyncChannel"
+    " MethodDescriptor MessageCodec HttpRule QueryField Cardinality Idempotency None True False".split()
 )
 
 
@@ -314,7 +314,9 @@ def _http(values: list[Any] | None) -> nodes.Http | None:
     given = {p.number: p.value for raw in values or () for p in betterproto.parse_fields(raw)}
     for number, verb in verbs.items():
         if number in given:
-            return nodes.Http(verb, given[number].decode(), given.get(7, b"").decode())
+            return nodes.Http(
+                verb, given[number].decode(), given.get(7, b"").decode(), given.get(12, b"").decode()
+            )
     return None
 
 

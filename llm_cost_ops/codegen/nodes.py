@@ -172,11 +172,12 @@ class Message:
 
 @dataclass(frozen=True)
 class Http:
-    """A google.api.http rule: `body` is "", "*" or a field's name."""
+    """A google.api.http rule: `body` is "", "*" or a field's name, `response_body` "" or a field's name."""
 
     verb: str
     path: str
     body: str
+    response_body: str = ""
 
 
 @dataclass

@@ -22,7 +22,14 @@ def emit_resources(package: Package) -> str:
     names = [f"{prefix}{_title(s)}Resource" for s in package.services for prefix in ("", "Async")]
     types = sorted([m.name for m in package.messages] + [e.name for e in package.enums])
     imports = {
-        "collections.abc": ["AsyncIterable", "AsyncIterator", "Iterable", "Iterator", "Mapping", "Sequence"],
+        "collections.abc": [
+            "AsyncGenerator",
+            "AsyncIterable",
+            "Generator",
+            "Iterable",
+            "Mapping",
+            "Sequence",
+        ],
         "datetime": ["date", "datetime", "timedelta"],
         "decimal": ["Decimal"],
         "typing": ["Any"],
@@ -83,13 +90,16 @@ def _method(method: Method, prefix: str) -> list[str]:
     result, streams_out = returned, method.cardinality.endswith("stream")
     call, item = method.cardinality, _item(method)
     if streams_out:
-        result = f"{prefix}Iterator[{returned}]"
+        result = f"AsyncGenerator[{returned}, None]" if prefix else f"Generator[{returned}, None, None]"
     elif item:
         call, result = "pages", f"{prefix}Pager[{returned}, {item}]"
     waits = bool(prefix) and not streams_out and not item
     lines = [f"{'async ' if waits else ''}def {method.python_name}(", "    self,"]
     lines += [*(f"    {parameter}," for parameter in parameters), f") -> {result}:"]
-    lines += [f"    {line}".rstrip() for line in _doc(method, body, [] if streams_in else fields)]
+    lines += [
+        f"    {line}".rstrip()
+        for line in _doc(method, None if streams_in else body, [] if streams_in else fields)
+    ]
     request = "requests"
     if not streams_in:
         lines += _request(method, body, fields)
@@ -195,7 +205,8 @@ def _doc(method: Method, body: Message | None, fields: list[Field]) -> list[str]
         text = f"{_name(field)}: {' '.join(field.comment.split())}{example}"
         text = text.replace('"""', "'''").replace("\\", "\\\\")
         rows += textwrap.wrap(text, 94, initial_indent="    ", subsequent_indent="        ")
-    rows.append("    timeout: seconds for the whole call, retries included; None for no limit.")
+    whole = "stream" if "stream" in method.cardinality else "call"
+    rows.append(f"    timeout: seconds for the whole {whole}, retries included; None for no limit.")
     rows.append("    headers: metadata to send beside that of the client.")
     rows.append("    retry: how to retry this call, instead of as the client does; None for not at all.")
     if method.idempotency_key:

@@ -92,7 +92,10 @@ class QueryField(NamedTuple):
 
 
 class HttpRule(NamedTuple):
-    """A google.api.http rule: `body` is None, "*", or the request field that is the body."""
+    """A google.api.http rule: `body` is None, "*", or the request field that is the body.
+
+    `response_body` is the response field that is the answer's body, None where the whole response is.
+    """
 
     verb: str
     path: str
@@ -100,6 +103,8 @@ class HttpRule(NamedTuple):
     status: int
     fields: tuple[QueryField, ...]
     body_codec: MessageCodec[Any] | None
+    response_body: str | None = None
+    response_codec: MessageCodec[Any] | None = None
 
 
 class MethodDescriptor(Generic[Req, Res]):

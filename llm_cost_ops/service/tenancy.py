@@ -22,6 +22,7 @@ from llm_cost_ops._gen.methods import (
     BATCH_SUBMIT_USAGE,
     CREATE_PRICE,
     ESTIMATE_COST,
+    EXPORT_USAGE,
     GET_ANALYTICS,
     GET_COST,
     GET_COST_SUMMARY,
@@ -31,6 +32,7 @@ from llm_cost_ops._gen.methods import (
     LIST_PRICES,
     LIST_USAGE,
     REPRICE_USAGE,
+    STREAM_USAGE,
     SUBMIT_USAGE,
     VERIFY_COST,
 )
@@ -146,7 +148,9 @@ RULES: dict[str, Rule] = {
     SUBMIT_USAGE.path: Rule(Role.WRITER, _record),
     # Its records are answered one by one, by the servicer.
     BATCH_SUBMIT_USAGE.path: Rule(Role.WRITER, _any),
+    STREAM_USAGE.path: Rule(Role.WRITER, _any),
     LIST_USAGE.path: Rule(Role.READER, _filtered),
+    EXPORT_USAGE.path: Rule(Role.READER, _filtered),
     GET_COST_SUMMARY.path: Rule(Role.READER, _filtered),
     GET_ANALYTICS.path: Rule(Role.READER, _filtered),
     # Whose record it is, the servicer finds out.

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime
 from hashlib import blake2b
+from itertools import repeat
 from typing import Any
 
 import msgspec
@@ -14,10 +17,15 @@ from llm_cost_ops._gen.messages import (
     BatchSubmitUsageRequest,
     BatchSubmitUsageResponse,
     CostStatus,
+    ExportUsageRequest,
+    ExportUsageResponse,
     FieldViolation,
     ListUsageRequest,
     ListUsageResponse,
     RecordError,
+    StreamProblem,
+    StreamUsageRequest,
+    StreamUsageResponse,
     SubmitResult,
     SubmitStatus,
     SubmitUsageRequest,
@@ -31,6 +39,7 @@ from llm_cost_ops.engine.providers import canonical_provider
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.service.checks import check_record
+from llm_cost_ops.service.export import export
 from llm_cost_ops.service.listing import Page, filter_of, invalid, meta_of
 from llm_cost_ops.service.prices import Prices
 from llm_cost_ops.service.tenancy import FOREIGN, admits
@@ -46,6 +55,10 @@ DEAREST = 10**9
 """The most that one record may cost, in its currency; more is a mistake in the counts or the price."""
 
 MOST_UNITS = DEAREST * UNITS
+
+# Records of a stream go into one transaction: so many, or those that came in so many seconds.
+BATCH_RECORDS = 1000
+BATCH_SECONDS = 0.02
 
 _CONFLICT = "the idempotency key was used before with other content"
 
@@ -77,28 +90,33 @@ class UsageService:
         self, request: BatchSubmitUsageRequest, context: CallContext
     ) -> BatchSubmitUsageResponse:
         """Record many calls; a bad record harms only itself."""
-        now = datetime.fromtimestamp(context.runtime.now(), UTC)
-        await self._prices.refresh(context)
-        results: list[SubmitResult | None] = []
-        entries: list[Entry] = []
-        for index, record in enumerate(request.records):
-            violations: list[Violation] = []
-            check_record(record, f"records[{index}]", now, violations)
-            if violations:
-                results.append(_invalid(violations))
-                continue
-            if not admits(context, record.organization_id):
-                foreign = [Violation(f"records[{index}].organization_id", FOREIGN)]
-                results.append(_invalid(foreign, StatusCode.PERMISSION_DENIED))
-                continue
-            key = f"{context.idempotency_key}:{index}" if context.idempotency_key else ""
-            entries.append(self._entry(record, key, now))
-            results.append(None)
-        appended = iter(
-            zip(entries, await self._store.append(entries, context) if entries else [], strict=True)
-        )
-        complete = [result or _result(*next(appended)) for result in results]
-        return BatchSubmitUsageResponse(data=_counted(complete), meta=meta_of(context))
+        paths = (f"records[{index}]" for index in range(len(request.records)))
+        results = await self._write(request.records, paths, 0, context)
+        return BatchSubmitUsageResponse(data=_counted(results), meta=meta_of(context))
+
+    async def stream_usage(
+        self, requests: AsyncIterator[StreamUsageRequest], context: CallContext
+    ) -> AsyncGenerator[StreamUsageResponse, None]:
+        """Record calls as they come, and acknowledge each batch of them once it is written."""
+        answer = StreamUsageResponse()
+        batches = context.runtime.batches(requests, BATCH_RECORDS, BATCH_SECONDS, context.remaining)
+        try:
+            async with aclosing(batches):
+                async for batch in batches:
+                    records = [_streamed(request) for request in batch]
+                    results = await self._write(records, repeat(""), answer.durable, context)
+                    answer = _acknowledged(answer, results)
+                    yield answer
+                    context.check_deadline()
+        except TimeoutError:
+            context.check_deadline()
+            raise
+
+    def export_usage(
+        self, request: ExportUsageRequest, context: CallContext
+    ) -> AsyncGenerator[ExportUsageResponse, None]:
+        """Give every record that a filter lets through."""
+        return export(self._store, request, context)
 
     async def list_usage(self, request: ListUsageRequest, context: CallContext) -> ListUsageResponse:
         """List records, newest first unless told otherwise."""
@@ -122,6 +140,39 @@ class UsageService:
         return ListUsageResponse(
             data=records, pagination=page.described(position, total), meta=meta_of(context)
         )
+
+    async def _write(
+        self, records: Sequence[UsageRecord], paths: Iterable[str], first: int, context: CallContext
+    ) -> list[SubmitResult]:
+        """Write records in one transaction but for those that may not be, and tell what became of each.
+
+        `paths` are where the records stand in the request; the first has the number `first` in the call.
+        """
+        now = datetime.fromtimestamp(context.runtime.now(), UTC)
+        await self._prices.refresh(context)
+        results: list[SubmitResult | None] = []
+        entries: list[Entry] = []
+        for index, (record, path) in enumerate(zip(records, paths, strict=False), first):
+            violations: list[Violation] = []
+            check_record(record, path, now, violations)
+            if violations:
+                results.append(_invalid(violations))
+                continue
+            if not admits(context, record.organization_id):
+                foreign = [Violation(f"{path}.organization_id".lstrip("."), FOREIGN)]
+                results.append(_invalid(foreign, StatusCode.PERMISSION_DENIED))
+                continue
+            key = f"{context.idempotency_key}:{index}" if context.idempotency_key else ""
+            try:
+                entries.append(self._entry(record, key, now))
+            except RpcError as error:
+                results.append(_invalid(list(error.violations), error.code))
+            else:
+                results.append(None)
+        appended = iter(
+            zip(entries, await self._store.append(entries, context) if entries else [], strict=True)
+        )
+        return [result or _result(*next(appended)) for result in results]
 
     def _entry(self, sent: UsageRecord, key: str, now: datetime) -> Entry:
         """The record as it will be stored, its fingerprint and its price."""
@@ -182,6 +233,30 @@ def _receipt(done: Appended, organization_id: str) -> UsageReceipt:
         cost_status=done.cost_status,
         duplicate=done.status == SubmitStatus.DUPLICATE,
     )
+
+
+def _streamed(request: StreamUsageRequest) -> UsageRecord:
+    """The record of a request; one that could not be decoded says so itself."""
+    undecoded = request.unknown_
+    if undecoded and undecoded.error:
+        undecoded.error_field = undecoded.error_field.removeprefix("usage").removeprefix(".")
+        return UsageRecord(unknown_=undecoded)
+    return request.usage or UsageRecord()
+
+
+def _acknowledged(before: StreamUsageResponse, results: Sequence[SubmitResult]) -> StreamUsageResponse:
+    """The acknowledgement that follows another, with the results of the records in between."""
+    answer = StreamUsageResponse(
+        durable=before.durable + len(results), created=before.created, duplicates=before.duplicates
+    )
+    for index, result in enumerate(results, before.durable):
+        if result.status == SubmitStatus.CREATED:
+            answer.created += 1
+        elif result.status == SubmitStatus.DUPLICATE:
+            answer.duplicates += 1
+        else:
+            answer.problems.append(StreamProblem(index=index, status=result.status, error=result.error))
+    return answer
 
 
 def _result(entry: Entry, done: Appended) -> SubmitResult:
