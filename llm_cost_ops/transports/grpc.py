@@ -7,6 +7,7 @@ request may have been applied, and ends calls in a way that breaks an enclosing 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import ssl
 from functools import partial
@@ -21,6 +22,11 @@ from llm_cost_ops.transports.grpc_lane import Lane
 from llm_cost_ops.transports.tls import ssl_context
 
 __all__ = ["AsyncGrpcLeaf", "GrpcLeaf"]
+
+# At DEBUG these show every header that is sent, credentials included. Who sets their levels gets that.
+for _logger in map(logging.getLogger, ("hpack.hpack", "hpack.table")):
+    if _logger.level == logging.NOTSET:
+        _logger.setLevel(logging.INFO)
 
 
 class _GrpcLeaf:
