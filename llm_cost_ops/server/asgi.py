@@ -12,10 +12,18 @@ import msgspec
 
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.handler import ServiceHandler
-from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.method import Cardinality
 from llm_cost_ops.rpc.runtime import AsyncRuntime, Runtime
 from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.server.asgi_streams import (
+    LINE_TYPES,
+    DisconnectedError,
+    Receive,
+    Send,
+    StreamAnswer,
+    messages_of,
+    metadata_headers,
+)
 from llm_cost_ops.transports.bounded_body import BodyTooLargeError, BoundedBody
 from llm_cost_ops.transports.headers import (
     DEADLINE_HEADER,
@@ -24,35 +32,35 @@ from llm_cost_ops.transports.headers import (
     decode_timeout,
     from_headers,
     is_request_id,
-    to_headers,
 )
 from llm_cost_ops.transports.http_binding import Binding, Router
 from llm_cost_ops.transports.http_errors import error_to_response
+from llm_cost_ops.transports.ndjson import MEDIA_TYPE, LineSplitter
 from llm_cost_ops.wire.uuid7 import uuid7
 
 __all__ = ["AsgiApp", "AsgiLimits"]
 
 _log = logging.getLogger("llm_cost_ops.server")
 
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Answer = tuple[int, list[tuple[str, str]], bytes]
+
+_SERVED = {Cardinality.UNARY_UNARY, Cardinality.UNARY_STREAM, Cardinality.STREAM_STREAM}
 
 
 class AsgiLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What the app takes: bytes of a body (also after decompression) and of headers, and seconds.
 
     `body_timeout` is for the whole body, `call_timeout` for the call itself, where the client sets
-    no deadline or a later one.
+    no deadline or a later one; a stream has `stream_timeout` in place of both, and its bodies may be of
+    any size, a line of it not.
     """
 
     max_body_bytes: int = 16 * 1024 * 1024
     max_header_bytes: int = 32 * 1024
     body_timeout: float = 30.0
     call_timeout: float = 60.0
-
-
-class _Disconnected(Exception):  # noqa: N818  # not an error: nobody is there to read one
-    pass
+    stream_timeout: float = 3600.0
+    max_line_bytes: int = 1024 * 1024
 
 
 class _Request:
@@ -90,7 +98,7 @@ class _Request:
         too_large = _refused(413, f"the body may have at most {limit} bytes")
         if length.isdecimal() and int(length[:20]) > limit:
             raise too_large
-        kind = self.text("content-type").partition(";")[0].strip().lower()
+        kind = self.kind()
         if kind not in {"", "application/json"} and not (
             kind.startswith("application/") and kind.endswith("+json")
         ):
@@ -110,12 +118,25 @@ class _Request:
         except ValueError as error:
             raise _refused(400, str(error)) from error
 
+    def kind(self) -> str:
+        return self.text("content-type").partition(";")[0].strip().lower()
+
+    def lines(self) -> LineSplitter:
+        """What cuts the body of a stream into lines."""
+        if self.kind() not in LINE_TYPES:
+            raise _refused(415, f"the content type must be {MEDIA_TYPE}")
+        try:
+            return LineSplitter(self.limits.max_line_bytes, self.text("content-encoding"))
+        except ValueError as error:
+            raise _refused(415, str(error)) from error
+
     def context(self, binding: Binding, runtime: Runtime) -> CallContext:
         try:
             metadata = from_headers(self.raw_headers, strict=True)
         except ValueError as error:
             raise _refused(400, str(error)) from error
-        seconds = self.limits.call_timeout
+        unary = binding.method.cardinality is Cardinality.UNARY_UNARY
+        seconds = self.limits.call_timeout if unary else self.limits.stream_timeout
         asked = self.text(DEADLINE_HEADER)
         if asked:
             told = decode_timeout(asked)
@@ -153,8 +174,7 @@ class AsgiApp:
         self._close = close
         self._limits = limits or AsgiLimits()
         self._runtime = runtime or AsyncRuntime()
-        unary = [m for m in handler.methods.values() if m.cardinality is Cardinality.UNARY_UNARY]
-        self._router = Router(unary)
+        self._router = Router(m for m in handler.methods.values() if m.cardinality in _SERVED)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -175,8 +195,11 @@ class AsgiApp:
     async def _http(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         request = _Request(scope, self._limits)
         try:
-            status, headers, body = await self._answer(request, receive)
-        except _Disconnected:
+            answer = await self._answer(request, receive, send)
+            if answer is None:
+                return
+            status, headers, body = answer
+        except DisconnectedError:
             return
         except RpcError as error:
             status, headers, body = _error(error, request.id)
@@ -197,7 +220,8 @@ class AsgiApp:
         await send({"type": "http.response.start", "status": status, "headers": raw})
         await send({"type": "http.response.body", "body": b"" if request.verb == "HEAD" else body})
 
-    async def _answer(self, request: _Request, receive: Receive) -> tuple[int, list[tuple[str, str]], bytes]:
+    async def _answer(self, request: _Request, receive: Receive, send: Send) -> Answer | None:
+        """Status, headers and body to answer with; None when it was a stream, which is answered then."""
         request.check()
         route = self._router.match(request.path)
         if route is None:
@@ -211,39 +235,50 @@ class AsgiApp:
                 return 204, allow, b""
             status, headers, body = _error(_refused(405, f"{verb} is not allowed here"), request.id)
             return status, headers + allow, body
+        if binding.method.cardinality is not Cardinality.UNARY_UNARY:
+            return await self._stream(binding, route.variables, request, receive, send)
         body = b"" if binding.rule.body is None else await request.body(receive)
         message = binding.decode(route.variables, request.query, body)
         return await self._call(binding, message, request.context(binding, self._runtime))
 
-    async def _call(
-        self, binding: Binding, message: Any, context: CallContext
-    ) -> tuple[int, list[tuple[str, str]], bytes]:
+    async def _stream(
+        self, binding: Binding, variables: list[str], request: _Request, receive: Receive, send: Send
+    ) -> Answer | None:
+        context = request.context(binding, self._runtime)
+        context.check_deadline()
+        if request.verb == "HEAD":
+            return binding.rule.status, [("content-type", MEDIA_TYPE)], b""
+        if binding.method.cardinality is Cardinality.STREAM_STREAM:
+            incoming = messages_of(receive, request.lines(), binding.method, self._limits.max_line_bytes)
+            stream = self._handler.stream_stream(incoming, context)
+            await StreamAnswer(binding, context, send).run(stream)
+            return None
+        body = b"" if binding.rule.body is None else await request.body(receive)
+        stream = self._handler.unary_stream(binding.decode(variables, request.query, body), context)
+        await StreamAnswer(binding, context, send).run(stream, receive)
+        return None
+
+    async def _call(self, binding: Binding, message: Any, context: CallContext) -> Answer:
         context.check_deadline()
         try:
             async with asyncio.timeout(context.remaining()):
                 response = await self._handler.unary_unary(message, context)
         except RpcError as error:
             status, headers, body = _error(error, context.request_id)
-            return status, headers + _metadata(context.response_metadata), body
+            return status, headers + metadata_headers(context.response_metadata), body
         except TimeoutError as error:
             context.check_deadline(maybe_applied=True)
             raise RpcError(StatusCode.INTERNAL, "internal error") from error
         status = context.response_status or binding.rule.status
-        return status, _metadata(context.response_metadata), binding.encode_response(response)
+        return status, metadata_headers(context.response_metadata), binding.encode_response(response)
 
 
-def _metadata(metadata: Metadata | None) -> list[tuple[str, str]]:
-    if metadata is None:
-        return []
-    return [pair for pair in to_headers(metadata) if pair[0] != REQUEST_ID_HEADER]
-
-
-def _error(error: RpcError, request_id: str) -> tuple[int, list[tuple[str, str]], bytes]:
+def _error(error: RpcError, request_id: str) -> Answer:
     status, headers, body = error_to_response(error, request_id)
     if status in {400, 408, 431} and error.http_status is not None:
         # The rest of the request can't be told from the next one, or is not worth waiting for.
         headers.append(("connection", "close"))
-    return status, headers + _metadata(error.metadata), body
+    return status, headers + metadata_headers(error.metadata), body
 
 
 def _refused(status: int, message: str) -> RpcError:
@@ -256,7 +291,7 @@ async def _feed(body: BoundedBody, receive: Receive) -> None:
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise _Disconnected
+            raise DisconnectedError
         body.feed(message.get("body", b""))
         if not message.get("more_body", False):
             return

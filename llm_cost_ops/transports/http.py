@@ -11,7 +11,7 @@ import asyncio
 import os
 import ssl
 import warnings
-from collections.abc import MutableMapping
+from collections.abc import AsyncGenerator, MutableMapping
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
@@ -23,6 +23,7 @@ from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.transports.call_queue import CallQueue
 from llm_cost_ops.transports.http_exchange import Exchange, origin_of, proxy_for
 from llm_cost_ops.transports.http_pool import AsyncPoolTransport, PoolTransport
+from llm_cost_ops.transports.http_streams import StreamExchange
 
 __all__ = ["AsyncHttpLeaf", "HttpLeaf"]
 
@@ -76,9 +77,17 @@ class _HttpLeaf(Generic[Client]):
         self._closed = False
 
     def _begin(self, request: Any, context: CallContext) -> Exchange:
+        self._check_open()
+        return Exchange(self._origin, request, context, self._max_response_bytes, own=self._client is None)
+
+    def _begin_stream(self, request: Any, context: CallContext) -> StreamExchange:
+        self._check_open()
+        own = self._client is None
+        return StreamExchange(self._origin, request, context, self._max_response_bytes, own=own)
+
+    def _check_open(self) -> None:
         if self._closed:
             raise RpcError(StatusCode.FAILED_PRECONDITION, "the client is closed", origin="client")
-        return Exchange(self._origin, request, context, self._max_response_bytes, own=self._client is None)
 
     def _transport(self, kind: Any) -> Any:
         return kind(
@@ -108,7 +117,7 @@ class HttpLeaf(_HttpLeaf[httpx.Client]):
     async def unary_unary(self, request: Any, context: CallContext) -> Any:
         """Send the request, and return the response or raise RpcError."""
         exchange = self._begin(request, context)
-        lane = self._lanes.get(os.getpid()) or self._lanes.setdefault(os.getpid(), self._open())
+        lane = self._lane()
         if not lane.queue.enter(exchange.seconds_left()):
             raise exchange.out_of_time()
         try:
@@ -127,12 +136,43 @@ class HttpLeaf(_HttpLeaf[httpx.Client]):
             lane.queue.leave()
         return exchange.finish()
 
+    async def unary_stream(self, request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
+        """Send the request, and yield the responses as they come, or raise RpcError."""
+        exchange = self._begin_stream(request, context)
+        lane = self._lane()
+        if not lane.queue.enter(exchange.seconds_left()):
+            raise exchange.out_of_time()
+        try:
+            response = lane.send(exchange.http_request())
+            try:
+                exchange.start(response)
+                for chunk in response.iter_raw() if not response.is_stream_consumed else (response.content,):
+                    for message in exchange.messages(chunk):
+                        yield message
+            finally:
+                response.close()
+            for message in exchange.rest():
+                yield message
+        except RpcError:
+            raise
+        except Exception as error:
+            if exchange.broken is not None:
+                raise exchange.broken from exchange.broken.__cause__  # the caller's own
+            raise exchange.failure(error) from error
+        finally:
+            lane.queue.leave()
+
+    stream_stream = unary_stream
+
     async def aclose(self) -> None:
         """Close the connections. Does not suspend."""
         self._closed = True
         lane = self._lanes.get(os.getpid())
         if lane is not None and lane.transport is not None:
             lane.transport.close()
+
+    def _lane(self) -> _Lane:
+        return self._lanes.get(os.getpid()) or self._lanes.setdefault(os.getpid(), self._open())
 
     def _open(self) -> _Lane:
         queue = CallQueue(self._in_flight)
@@ -152,8 +192,7 @@ class AsyncHttpLeaf(_HttpLeaf[httpx.AsyncClient]):
     async def unary_unary(self, request: Any, context: CallContext) -> Any:
         """Send the request, and return the response or raise RpcError."""
         exchange = self._begin(request, context)
-        loop = asyncio.get_running_loop()
-        lane = self._lanes.get(loop) or self._lanes.setdefault(loop, self._open())
+        lane = self._lane()
         try:
             async with asyncio.timeout(exchange.seconds_left()):
                 await lane.queue.enter_async()
@@ -179,6 +218,42 @@ class AsyncHttpLeaf(_HttpLeaf[httpx.AsyncClient]):
         finally:
             await response.aclose()
 
+    async def unary_stream(self, request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
+        """Send the request, and yield the responses as they come, or raise RpcError."""
+        exchange = self._begin_stream(request, context)
+        lane = self._lane()
+        try:
+            # Each step has a timeout of its own: none may be open while the caller has the word.
+            async with asyncio.timeout(exchange.seconds_left()):
+                await lane.queue.enter_async()
+            try:
+                async with asyncio.timeout(exchange.seconds_left()):
+                    response = await lane.send(exchange.async_http_request())
+                try:
+                    exchange.start(response)
+                    chunks = _chunks(response)
+                    while True:
+                        async with asyncio.timeout(exchange.seconds_left()):
+                            chunk = await anext(chunks, None)
+                        if chunk is None:
+                            break
+                        for message in exchange.messages(chunk):
+                            yield message
+                finally:
+                    await response.aclose()
+                for message in exchange.rest():
+                    yield message
+            finally:
+                lane.queue.leave()
+        except RpcError:
+            raise
+        except Exception as error:
+            if exchange.broken is not None:
+                raise exchange.broken from exchange.broken.__cause__  # the caller's own
+            raise exchange.failure(error) from error
+
+    stream_stream = unary_stream
+
     async def aclose(self) -> None:
         """Close the connections of the running event loop."""
         self._closed = True
@@ -186,9 +261,21 @@ class AsyncHttpLeaf(_HttpLeaf[httpx.AsyncClient]):
         if lane is not None and lane.transport is not None:
             await lane.transport.aclose()
 
+    def _lane(self) -> _Lane:
+        loop = asyncio.get_running_loop()
+        return self._lanes.get(loop) or self._lanes.setdefault(loop, self._open())
+
     def _open(self) -> _Lane:
         queue = CallQueue(self._in_flight)
         if self._client is not None:
             return _Lane(partial(self._client.send, stream=True, follow_redirects=False), queue, None)
         transport = self._transport(AsyncPoolTransport)
         return _Lane(transport.handle_async_request, queue, transport)
+
+
+async def _chunks(response: httpx.Response) -> AsyncGenerator[bytes, None]:
+    if response.is_stream_consumed:
+        yield response.content
+        return
+    async for chunk in response.aiter_raw():
+        yield chunk

@@ -21,7 +21,7 @@ from llm_cost_ops.transports.headers import (
     from_headers,
     to_headers,
 )
-from llm_cost_ops.transports.http_binding import binding_of
+from llm_cost_ops.transports.http_binding import HttpRequest, binding_of
 from llm_cost_ops.transports.http_errors import error_from_response
 from llm_cost_ops.wire import DecodeError
 
@@ -87,8 +87,11 @@ class Exchange:
         self._status = 0
         self._metadata = Metadata()
         self._deadline = None if context.deadline is None else time.monotonic() + (context.remaining() or 0.0)
-        self._http = self._binding.encode(request)
+        self._http = self._encoded(request)
         self._origin = origin
+
+    def _encoded(self, request: Any) -> HttpRequest:
+        return self._binding.encode(request)
 
     def seconds_left(self) -> float | None:
         """What is left until the deadline, never negative."""
@@ -97,20 +100,24 @@ class Exchange:
     def http_request(self) -> httpx.Request:
         """The request for a sync httpx client, or for our own transport, which takes points in time."""
         left = self.seconds_left()
-        return self._request(left, self._deadline if self._own else left, self._trace)
+        content = self._content(asynchronous=False)
+        return self._request(left, self._deadline if self._own else left, self._trace, content)
 
     def async_http_request(self) -> httpx.Request:
         """The request for an async httpx client or transport."""
         left = self.seconds_left()
-        return self._request(left, left, self._trace_async)
+        return self._request(left, left, self._trace_async, self._content(asynchronous=True))
 
-    def _request(self, left: float | None, step: float | None, trace: Any) -> httpx.Request:
+    def _content(self, *, asynchronous: bool) -> Any:  # it matters to streams
+        return self._http.body
+
+    def _request(self, left: float | None, step: float | None, trace: Any, content: Any) -> httpx.Request:
         timeout = {"connect": step, "read": step, "write": step, "pool": left}
         return httpx.Request(
             self._http.verb,
             self._origin + self._http.target,
             headers=self._headers(left),
-            content=self._http.body,
+            content=content,
             extensions={"timeout": timeout, "trace": trace},
         )
 
