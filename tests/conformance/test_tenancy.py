@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing
 from decimal import Decimal
 from typing import Any
 
@@ -10,9 +11,17 @@ import pytest
 
 from llm_cost_ops import AuthorizationError, NotFoundError, UsageRecord, ValidationError
 from llm_cost_ops._gen import methods
-from llm_cost_ops.rpc.runtime import drive
-from llm_cost_ops.service import open_service
-from llm_cost_ops.service.tenancy import OPEN, RULES
+from llm_cost_ops._gen.messages import ExportUsageRequest, StreamUsageRequest
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.method import MethodDescriptor
+from llm_cost_ops.rpc.runtime import AsyncRuntime, drive
+from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.server.admission import Admission
+from llm_cost_ops.service import Service, open_service
+from llm_cost_ops.service.authentication import Authentication
+from llm_cost_ops.service.tenancy import OPEN, RULES, Tenancy
+from llm_cost_ops.stores.sqlite import SqliteStore
 from llm_cost_ops.types import SubmitStatus
 from llm_cost_ops.wire.uuid7 import uuid7
 from tests.conformance.clients import COLOURS
@@ -63,6 +72,12 @@ def served() -> list[str]:
 def test_every_method_is_open_or_has_a_rule_and_a_case() -> None:
     assert set(served()) == OPEN | RULES.keys()
     assert RULES.keys() == CASES.keys()
+
+
+@pytest.mark.parametrize("interceptor", [Admission, Authentication, Tenancy])
+def test_no_kind_of_method_passes_by(interceptor: Any) -> None:
+    kinds = {found.cardinality for found in vars(methods).values() if isinstance(found, MethodDescriptor)}
+    assert [kind for kind in kinds if not hasattr(interceptor, f"intercept_{kind.value}")] == []
 
 
 @pytest.mark.parametrize("path", [path for path in served() if path not in OPEN])
@@ -158,6 +173,57 @@ async def refused_filters(
     asker = getattr(clients, client)
     for organization in ("globex", "no-such-organization", ["acme", "globex"]):
         await refused(get(asker)(organization_id=organization, project_id=project, **DAY))
+
+
+@covers(methods.EXPORT_USAGE)
+async def export_usage(clients: Clients, project: str) -> None:
+    await fill(clients, project)
+
+    async def export(who: str, **options: Any) -> list[str]:
+        request = ExportUsageRequest(project_id=[project], **options)
+        answers = await streamed(clients, who, methods.EXPORT_USAGE, request)
+        return sorted(answer.usage.organization_id for answer in answers)
+
+    assert await export("acme_reader") == ["acme", "acme"]
+    assert await export("globex") == ["globex"]
+    assert await export("everyone") == ["acme", "acme", "globex"]
+    assert await export("acme", user_id=["globex"]) == []
+    for organization in ("globex", "no-such-organization"):
+        with pytest.raises(RpcError, match="organization_id") as caught:
+            await export("acme", organization_id=[organization])
+        assert caught.value.code is StatusCode.PERMISSION_DENIED
+
+
+@covers(methods.STREAM_USAGE)
+async def stream_usage(clients: Clients, project: str) -> None:
+    async def records() -> AsyncIterator[StreamUsageRequest]:
+        for organization in ("acme", "globex", "acme"):
+            yield StreamUsageRequest(
+                usage=UsageRecord(
+                    organization_id=organization, project_id=project, provider="openai", model_id="gpt-4o"
+                )
+            )
+
+    answers = await streamed(clients, "acme", methods.STREAM_USAGE, records())
+    assert (answers[-1].durable, answers[-1].created) == (3, 2)
+    problems = [(problem.index, problem.error.code) for answer in answers for problem in answer.problems]
+    assert problems == [(1, "PERMISSION_DENIED")]
+    assert (await clients.globex.costs.get(project_id=project)).total_requests == 0
+    with pytest.raises(RpcError, match="role writer"):
+        await streamed(clients, "acme_reader", methods.STREAM_USAGE, records())
+
+
+async def streamed(clients: Clients, who: str, method: Any, request: Any) -> list[Any]:
+    """All answers of a stream, from a handler over the server's database that asks for keys."""
+    store = SqliteStore(str(clients.server.database))
+    service = Service(store, [Authentication(store.keys, required=True)])
+    metadata = Metadata({"authorization": f"Bearer {clients.server.keys[who]}"})
+    stream = getattr(service.handler, method.cardinality.value)
+    try:
+        async with aclosing(stream(request, CallContext(method, AsyncRuntime(), metadata))) as answers:
+            return [answer async for answer in answers]
+    finally:
+        await service.aclose()
 
 
 @covers(methods.GET_COST_SUMMARY)
