@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any
 
 import pytest
@@ -33,6 +34,7 @@ async_memory_client check_interceptor memory_client
 CLIENT = """
 analytics close config costs health pricing ready usage with_options with_raw_response
 """
+# What was promised; there may be more.
 RESOURCES = {
     "usage": "get_history list submit submit_batch",
     "costs": "get",
@@ -53,13 +55,12 @@ def test_names_of_a_module_are_pinned(module: Any, names: str) -> None:
         assert getattr(module, name) is not None
 
 
-def test_every_message_of_a_resource_is_public() -> None:
-    for resource in (getattr(CostOpsClient(base_url="sqlite://"), name) for name in RESOURCES):
-        for _, method in inspect.getmembers(resource, inspect.ismethod):
-            returned = inspect.signature(method).return_annotation
-            if method.__name__ != "__init__":
-                for name in returned.removeprefix("Pager[").rstrip("]").split(", "):
-                    assert name in types.__all__
+def test_what_methods_return_is_public() -> None:
+    client = CostOpsClient(base_url="sqlite://")
+    for resource, methods in RESOURCES.items():
+        for method in methods.split():
+            returned = inspect.signature(getattr(getattr(client, resource), method)).return_annotation
+            assert set(re.findall(r"\w+", returned)) - {"Pager"} <= set(types.__all__)
 
 
 def _public(value: Any) -> list[str]:
@@ -68,7 +69,7 @@ def _public(value: Any) -> list[str]:
 
 def _parameters(function: Any) -> list[tuple[str, Any, Any, Any]]:
     return [
-        (p.name, p.kind, p.default, p.annotation)
+        (p.name, p.kind, p.default, p.annotation.replace("Async", ""))
         for p in inspect.signature(function).parameters.values()
         if p.name not in ("channel", "self")
     ]
@@ -83,8 +84,9 @@ def test_both_clients_have_the_same_methods_with_the_same_parameters() -> None:
     for name, methods in RESOURCES.items():
         ours, theirs = getattr(sync, name), getattr(other, name)
         assert type(theirs).__name__ == f"Async{type(ours).__name__}"
-        assert _public(ours) == _public(theirs) == sorted(methods.split())
-        for method in methods.split():
+        assert _public(ours) == _public(theirs)
+        assert set(_public(ours)) >= set(methods.split())
+        for method in _public(ours):
             assert _parameters(getattr(ours, method)) == _parameters(getattr(theirs, method))
             assert getattr(ours, method).__doc__ == getattr(theirs, method).__doc__
     assert set(_public(Pager)) == set(_public(AsyncPager))
@@ -95,5 +97,5 @@ def test_every_method_takes_the_options_of_a_call() -> None:
     for name, methods in RESOURCES.items():
         for method in methods.split():
             taken = inspect.signature(getattr(getattr(client, name), method)).parameters
-            assert {"timeout", "headers", "retry"} <= set(taken)
+            assert {"timeout", "headers", "retry"} <= set(taken), method
             assert ("idempotency_key" in taken) == (method in ("submit", "submit_batch", "create"))
