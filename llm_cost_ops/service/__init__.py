@@ -34,7 +34,7 @@ class Service:
     def __init__(self, store: Store, interceptors: Sequence[Any] = ()) -> None:
         self.store = store
         self.health = HealthService(store)
-        prices = Prices(store)
+        self.prices = prices = Prices(store)
         self.handler = ServiceHandler(
             [
                 *bind_usage_service(UsageService(store, prices)),

@@ -61,10 +61,10 @@ class CostService:
         """Price a call that was not made."""
         assert request.usage is not None
         now = datetime.fromtimestamp(context.runtime.now(), UTC)
-        await self._prices.refresh(context)
+        book = await self._prices.refresh(context)
         record = copy.copy(request.usage)
         record.timestamp = now if record.timestamp is None else in_utc(record.timestamp)
-        cost = self._prices.book.cost(record)
+        cost = book.cost(record)
         if cost.total_cost is not None:
             check_dearest(to_units(cost.total_cost), cost.currency)
         cost.usage_id = ""

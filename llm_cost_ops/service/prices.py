@@ -27,15 +27,16 @@ class Prices:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._revision: int | None = None
-        self.book = PriceBook([_Bundled()])
+        self.in_force: tuple[int, PriceBook] = (-1, PriceBook([_Bundled()]))
+        """A book, and the revision of the store's cards that it has at least; -1 before the first refresh."""
 
-    async def refresh(self, context: CallContext) -> None:
-        """Take in cards that were added since, by this process or another."""
+    async def refresh(self, context: CallContext) -> PriceBook:
+        """Take in cards that were added since, by this process or another, and give the book."""
         revision = await self._store.cards_revision(context)
-        if revision != self._revision:
-            self.book.replace_manual(await self._store.all_cards(context))
-            self._revision = revision
+        if revision != self.in_force[0]:
+            # Replaced as a whole, so that nobody takes one book for another's revision.
+            self.in_force = revision, PriceBook([_Bundled()], cards=await self._store.all_cards(context))
+        return self.in_force[1]
 
     async def book_as_of(self, moment: datetime | None, context: CallContext) -> PriceBook:
         """A book of its own, that stays as it is, without the cards that were created after a moment."""

@@ -35,6 +35,7 @@ from llm_cost_ops._gen.messages import (
 )
 from llm_cost_ops.engine.ledger import Appended, Entry
 from llm_cost_ops.engine.money import UNITS, from_units
+from llm_cost_ops.engine.pricebook import PriceBook
 from llm_cost_ops.engine.providers import canonical_provider
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
@@ -43,7 +44,7 @@ from llm_cost_ops.service.export import export
 from llm_cost_ops.service.listing import Page, filter_of, invalid, meta_of
 from llm_cost_ops.service.prices import Prices
 from llm_cost_ops.service.tenancy import FOREIGN, admits
-from llm_cost_ops.stores import Store
+from llm_cost_ops.stores import CardsChangedError, Store
 from llm_cost_ops.wire.uuid7 import uuid7
 
 __all__ = ["DEAREST", "UsageService", "check_dearest", "in_utc"]
@@ -74,9 +75,14 @@ class UsageService:
         """Record one call."""
         assert request.usage is not None
         now = datetime.fromtimestamp(context.runtime.now(), UTC)
-        await self._prices.refresh(context)
-        entry = self._entry(request.usage, context.idempotency_key, now)
-        [done] = await self._store.append([entry], context)
+        while True:
+            revision, book = self._prices.in_force
+            entry = _entry(request.usage, context.idempotency_key, now, book)
+            try:
+                [done] = await self._store.append([entry], context, revision)
+                break
+            except CardsChangedError:
+                await self._reprice(context)
         if done.status == SubmitStatus.CONFLICT:
             raise RpcError(
                 StatusCode.ALREADY_EXISTS, _CONFLICT, violations=[Violation("idempotency_key", _CONFLICT)]
@@ -149,64 +155,81 @@ class UsageService:
         `paths` are where the records stand in the request; the first has the number `first` in the call.
         """
         now = datetime.fromtimestamp(context.runtime.now(), UTC)
-        await self._prices.refresh(context)
-        results: list[SubmitResult | None] = []
-        entries: list[Entry] = []
+        checked: list[SubmitResult | tuple[UsageRecord, str]] = []
         for index, (record, path) in enumerate(zip(records, paths, strict=False), first):
             violations: list[Violation] = []
             check_record(record, path, now, violations)
             if violations:
-                results.append(_invalid(violations))
-                continue
-            if not admits(context, record.organization_id):
+                checked.append(_invalid(violations))
+            elif not admits(context, record.organization_id):
                 foreign = [Violation(f"{path}.organization_id".lstrip("."), FOREIGN)]
-                results.append(_invalid(foreign, StatusCode.PERMISSION_DENIED))
-                continue
-            key = f"{context.idempotency_key}:{index}" if context.idempotency_key else ""
-            try:
-                entries.append(self._entry(record, key, now))
-            except RpcError as error:
-                results.append(_invalid(list(error.violations), error.code))
+                checked.append(_invalid(foreign, StatusCode.PERMISSION_DENIED))
             else:
-                results.append(None)
-        appended = iter(
-            zip(entries, await self._store.append(entries, context) if entries else [], strict=True)
-        )
-        return [result or _result(*next(appended)) for result in results]
+                key = f"{context.idempotency_key}:{index}" if context.idempotency_key else ""
+                checked.append((record, key))
+        while True:
+            revision, book = self._prices.in_force
+            priced = [_priced(item, now, book) for item in checked]
+            entries = [item for item in priced if isinstance(item, Entry)]
+            try:
+                appended = iter(await self._store.append(entries, context, revision))
+            except CardsChangedError:
+                await self._reprice(context)
+                continue
+            return [
+                item if isinstance(item, SubmitResult) else _result(item, next(appended)) for item in priced
+            ]
 
-    def _entry(self, sent: UsageRecord, key: str, now: datetime) -> Entry:
-        """The record as it will be stored, its fingerprint and its price."""
-        record = copy.copy(sent)
-        # Output only: what the caller put there is dropped.
-        record.id = record.currency = ""
-        record.ingested_at = record.estimated_cost = None
-        record.cost_status = CostStatus.UNSPECIFIED
-        record.provider = canonical_provider(record.provider)
-        record.total_tokens = record.input_tokens + record.output_tokens
-        if record.timestamp is not None:
-            record.timestamp = in_utc(record.timestamp)
-        record.idempotency_key = ""
-        fingerprint = blake2b(_content.encode(record), digest_size=16).digest()
-        record.idempotency_key = sent.idempotency_key or key
-        record.id = uuid7()
-        record.ingested_at = now
-        if record.timestamp is None:
-            record.timestamp = now
-        price = self._prices.book.price(record)
-        check_dearest(price.units, price.currency)
-        return Entry(
-            record=record,
-            fingerprint=fingerprint,
-            status=price.status,
-            currency=price.currency,
-            units=price.units,
-            card_id=price.card_id,
-            card_version=price.card_version,
-            fallbacks=price.fallbacks,
-            origin_version=price.origin_version,
-            card=price.card,
-            digest=price.digest,
-        )
+    async def _reprice(self, context: CallContext) -> None:
+        """Look for new cards: somebody added some since the records were priced."""
+        await self._prices.refresh(context)
+        context.check_deadline()
+
+
+def _priced(
+    item: SubmitResult | tuple[UsageRecord, str], now: datetime, book: PriceBook
+) -> SubmitResult | Entry:
+    if isinstance(item, SubmitResult):
+        return item
+    try:
+        return _entry(*item, now, book)
+    except RpcError as error:
+        return _invalid(list(error.violations), error.code)
+
+
+def _entry(sent: UsageRecord, key: str, now: datetime, book: PriceBook) -> Entry:
+    """The record as it will be stored, its fingerprint and its price."""
+    record = copy.copy(sent)
+    # Output only: what the caller put there is dropped.
+    record.id = record.currency = ""
+    record.ingested_at = record.estimated_cost = None
+    record.cost_status = CostStatus.UNSPECIFIED
+    record.provider = canonical_provider(record.provider)
+    record.total_tokens = record.input_tokens + record.output_tokens
+    if record.timestamp is not None:
+        record.timestamp = in_utc(record.timestamp)
+    record.idempotency_key = ""
+    fingerprint = blake2b(_content.encode(record), digest_size=16).digest()
+    record.idempotency_key = sent.idempotency_key or key
+    record.id = uuid7()
+    record.ingested_at = now
+    if record.timestamp is None:
+        record.timestamp = now
+    price = book.price(record)
+    check_dearest(price.units, price.currency)
+    return Entry(
+        record=record,
+        fingerprint=fingerprint,
+        status=price.status,
+        currency=price.currency,
+        units=price.units,
+        card_id=price.card_id,
+        card_version=price.card_version,
+        fallbacks=price.fallbacks,
+        origin_version=price.origin_version,
+        card=price.card,
+        digest=price.digest,
+    )
 
 
 def check_dearest(units: int | None, currency: str) -> None:

@@ -87,7 +87,7 @@ def _since(card: RateCard) -> int:
     return -(2**62) if card.effective_from is None else to_micros(card.effective_from)
 
 
-def revision(connection: sqlite3.Connection) -> int:
+def revision(connection: sqlite3.Connection | sqlite3.Cursor) -> int:
     """A number that grows when a card is added."""
     [number] = connection.execute("SELECT ifnull(max(seq), 0) FROM card").fetchone()
     return int(number)

@@ -13,7 +13,17 @@ from typing import Any, TypeVar
 from llm_cost_ops._gen.messages import RateCard, SubmitStatus, UsageRecord
 from llm_cost_ops.engine.ledger import Appended, Change, Entry, Filter, Recorded, Sums
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.stores import CardOf, Position, Price, cards, history, metering, revisions, summing
+from llm_cost_ops.stores import (
+    CardOf,
+    CardsChangedError,
+    Position,
+    Price,
+    cards,
+    history,
+    metering,
+    revisions,
+    summing,
+)
 from llm_cost_ops.stores.append import Interner, append_many, append_one
 from llm_cost_ops.stores.database import Database
 from llm_cost_ops.stores.group_commit import GroupCommit
@@ -64,17 +74,20 @@ class SqliteStore:
         self._parts = (self._writer, self._readers, self._group)
         return inherited
 
-    async def append(self, entries: Sequence[Entry], context: CallContext) -> list[Appended]:
+    async def append(
+        self, entries: Sequence[Entry], context: CallContext, revision: int | None = None
+    ) -> list[Appended]:
         """Write usage, costs and sums in one transaction; see Store."""
-        if len(entries) == 1:
-            job = _Append(prepare(entries[0]))
-            if self._group is None and not self._closed:
-                return await self._writer.run(job, context)
-            return await self._write(job, context)
         if not entries:
             return []
-        prepared = [prepare(entry) for entry in entries]
-        return await self._write(partial(append_many, prepared=prepared), context, len(entries))
+        job = _Append([prepare(entry) for entry in entries], revision)
+        if self._group is None and not self._closed:
+            done = await self._writer.run(job, context)
+        else:
+            done = await self._write(job, context, len(entries))
+        if done is None:
+            raise CardsChangedError
+        return done
 
     async def summarize(
         self,
@@ -218,15 +231,21 @@ class SqliteStore:
 
 
 class _Append:
-    """`append_one` of an entry, as a job; a partial takes longer to make and to call."""
+    """Appending as a job; a partial takes longer to make and to call. None when the cards have changed."""
 
-    __slots__ = ("_prepared",)
+    __slots__ = ("_prepared", "_revision")
 
-    def __init__(self, prepared: Prepared) -> None:
+    def __init__(self, prepared: list[Prepared], revision: int | None) -> None:
         self._prepared = prepared
+        self._revision = revision
 
-    def __call__(self, cursor: sqlite3.Cursor, interner: Interner) -> list[Appended]:
-        return append_one(cursor, interner, self._prepared)
+    def __call__(self, cursor: sqlite3.Cursor, interner: Interner) -> list[Appended] | None:
+        if self._revision is not None and cards.revision(cursor) != self._revision:
+            return None
+        prepared = self._prepared
+        if len(prepared) == 1:
+            return append_one(cursor, interner, prepared[0])
+        return append_many(cursor, interner, prepared)
 
 
 _stores: weakref.WeakSet[SqliteStore] = weakref.WeakSet()
