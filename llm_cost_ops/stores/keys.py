@@ -27,12 +27,14 @@ _organizations = msgspec.json.Decoder(tuple[str, ...])
 class SqliteKeys:
     """The KeyStore of a SqliteStore: `glance` reads on one of its connections, `write` in a transaction.
 
-    Nothing is remembered between calls, so that what another process revoked is revoked here.
+    No key is remembered between calls, so that what another process revoked is revoked here. The secret
+    is: once made, it never changes.
     """
 
     def __init__(self, glance: Callable[..., Awaitable[Any]], write: Callable[..., Awaitable[Any]]) -> None:
         self._glance = glance
         self._write = write
+        self._known: bytes | None = None
 
     async def any(self, context: CallContext) -> bool:
         """Whether there is or was a key; see KeyStore."""
@@ -51,10 +53,9 @@ class SqliteKeys:
 
     async def secret(self, context: CallContext) -> bytes:
         """The secret of this database; see KeyStore."""
-        found: bytes | None = await self._glance(_secret, context)
-        if found is None:
-            found = await self._write(_make_secret, context)
-        return found
+        if self._known is None:
+            self._known = await self._glance(_secret, context) or await self._write(_make_secret, context)
+        return self._known
 
     async def add(self, key: ApiKey, context: CallContext) -> None:
         """Keep a key; see KeyStore."""
