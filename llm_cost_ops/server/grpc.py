@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import aclosing
 from importlib.resources import files
 from typing import Any, NoReturn, TypeAlias
 
@@ -28,6 +30,7 @@ from llm_cost_ops.server.unix_sockets import private_sockets, remove_socket, rem
 from llm_cost_ops.transports.grpc_wire import write_status
 from llm_cost_ops.transports.headers import IDEMPOTENCY_HEADER, REQUEST_ID_HEADER, is_request_id
 from llm_cost_ops.wire import DecodeError
+from llm_cost_ops.wire.unknown import Unknown
 from llm_cost_ops.wire.uuid7 import uuid7
 
 __all__ = ["GrpcLimits", "GrpcServer"]
@@ -44,7 +47,8 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 class GrpcLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What the server takes and sends: bytes of a message (also after decompression), calls, seconds.
 
-    `call_timeout` is for a call whose client sets no deadline or a later one. Clients may ping every
+    `call_timeout` is for a call whose client sets no deadline or a later one, `stream_timeout` for one with
+    a stream. Clients may ping every
     `min_ping_interval` seconds; the server pings a silent connection after `keepalive_time` and
     closes it when no answer comes within `keepalive_timeout`.
     """
@@ -54,6 +58,7 @@ class GrpcLimits(msgspec.Struct, frozen=True, kw_only=True):
     max_metadata_bytes: int = 32 * 1024
     max_concurrent_calls: int = 1000
     call_timeout: float = 60.0
+    stream_timeout: float = 3600.0
     min_ping_interval: float = 10.0
     keepalive_time: float = 120.0
     keepalive_timeout: float = 20.0
@@ -69,6 +74,8 @@ class GrpcLimits(msgspec.Struct, frozen=True, kw_only=True):
             ("grpc.keepalive_timeout_ms", round(self.keepalive_timeout * 1000)),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", round(self.min_ping_interval * 1000)),
+            # A level heeds what the client accepts; an algorithm (`compression=`) does not.
+            ("grpc.default_compression_level", 1),
             # Two servers on one port would share its connections at random.
             ("grpc.so_reuseport", 0),
         ]
@@ -151,10 +158,14 @@ class GrpcServer:
     def _doors(self) -> tuple[grpc.GenericRpcHandler, ...]:
         services: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
         for method in self._handler.methods.values():
+            handlers = services.setdefault(method.service, {})
+            call = _Method(method, self._handler, self._limits, self._runtime)
             if method.cardinality is Cardinality.UNARY_UNARY:
-                behaviour = _UnaryUnary(method, self._handler, self._limits, self._runtime)
-                handlers = services.setdefault(method.service, {})
-                handlers[method.name] = grpc.unary_unary_rpc_method_handler(behaviour.serve)
+                handlers[method.name] = grpc.unary_unary_rpc_method_handler(call.serve)
+            elif method.cardinality is Cardinality.UNARY_STREAM:
+                handlers[method.name] = grpc.unary_stream_rpc_method_handler(call.stream)
+            elif method.cardinality is Cardinality.STREAM_STREAM:
+                handlers[method.name] = grpc.stream_stream_rpc_method_handler(call.stream)
         health = HealthDoor(services, self._ready)
         image = DescriptorImage(files("llm_cost_ops._gen").joinpath("descriptors.binpb").read_bytes())
         reflection = ReflectionDoor([*services, HEALTH_SERVICE, *REFLECTION_SERVICES], image)
@@ -163,8 +174,8 @@ class GrpcServer:
         return (*ours, health.handler(), *reflection.handlers())
 
 
-class _UnaryUnary:
-    """What grpcio calls for one method, with the bytes of the request."""
+class _Method:
+    """What grpcio calls for one method, with the bytes of the request, or an iterator of them."""
 
     def __init__(
         self,
@@ -180,25 +191,52 @@ class _UnaryUnary:
 
     async def serve(self, data: bytes, grpc_context: Context) -> bytes:
         """The bytes of the response; or grpcio's abort, with the error's status."""
+
+        async def answer(context: CallContext) -> bytes:
+            async with self._in_time(context):
+                response = await self._handler.unary_unary(self._request(data), context)
+            return self._method.response.encode(response)
+
+        answered: bytes = await self._guarded(answer, grpc_context)
+        if len(answered) < _COMPRESSED_FROM:
+            grpc_context.disable_next_message_compression()
+        return answered
+
+    async def stream(self, incoming: Any, grpc_context: Context) -> None:
+        """Write the bytes of each response; or grpcio's abort, with the error's status."""
+
+        async def answer(context: CallContext) -> None:
+            if self._method.cardinality is Cardinality.UNARY_STREAM:
+                stream = self._handler.unary_stream(self._request(incoming), context)
+            else:
+                stream = self._handler.stream_stream(self._requests(incoming), context)
+            async with self._in_time(context), aclosing(stream) as responses:
+                async for response in responses:
+                    data = self._method.response.encode(response)
+                    if len(data) < _COMPRESSED_FROM:
+                        grpc_context.disable_next_message_compression()
+                    await grpc_context.write(data)
+
+        await self._guarded(answer, grpc_context)
+
+    async def _guarded(self, answer: Callable[[CallContext], Awaitable[Any]], grpc_context: Context) -> Any:
         received = _received(grpc_context)
         request_id = next((value for key, value in received if key == REQUEST_ID_HEADER), "")
         request_id = request_id if is_request_id(str(request_id)) else uuid7()
         context: CallContext | None = None
         try:
             context = self._context(received, str(request_id), grpc_context)
-            response = await self._answer(data, context)
+            answered = await answer(context)
         except RpcError as error:
             await _abort(grpc_context, error, context, str(request_id))
         except Exception:  # noqa: BLE001  # logged, and hidden from the client
             _log.exception("%s failed, request %s", self._method.name, request_id)
             hidden = RpcError(StatusCode.INTERNAL, "internal error")
             await _abort(grpc_context, hidden, context, str(request_id))
-        if len(response) >= _COMPRESSED_FROM:
-            grpc_context.set_compression(grpc.Compression.Gzip)
         grpc_context.set_trailing_metadata(_told(str(request_id), context.response_metadata))
-        return response
+        return answered
 
-    async def _answer(self, data: bytes, context: CallContext) -> bytes:
+    def _request(self, data: bytes) -> Any:
         if len(data) > self._limits.max_receive_bytes:
             raise RpcError(
                 StatusCode.INVALID_ARGUMENT,
@@ -206,21 +244,33 @@ class _UnaryUnary:
                 error_code="PAYLOAD_TOO_LARGE",
             )
         try:
-            request = self._method.request.decode(data)
+            return self._method.request.decode(data)
         except DecodeError as error:
             raise RpcError(
                 StatusCode.INVALID_ARGUMENT,
                 f"the request {error}",
                 violations=[Violation(error.path, error.reason)],
             ) from error
+
+    async def _requests(self, incoming: AsyncIterator[bytes]) -> AsyncGenerator[Any, None]:
+        """The requests of a stream; one that can't be decoded says why in its `unknown_`."""
+        async for data in incoming:
+            try:
+                request = self._request(data)
+            except RpcError as error:
+                field, reason = error.violations[0] if error.violations else ("", error.message)
+                request = self._method.request.type(unknown_=Unknown(error=reason, error_field=field))
+            yield request
+
+    @contextlib.asynccontextmanager
+    async def _in_time(self, context: CallContext) -> AsyncGenerator[None, None]:
         context.check_deadline()
         try:
             async with asyncio.timeout(context.remaining()):
-                response = await self._handler.unary_unary(request, context)
+                yield
         except TimeoutError as error:
             context.check_deadline(maybe_applied=True)
             raise RpcError(StatusCode.INTERNAL, "internal error") from error
-        return self._method.response.encode(response)
 
     def _context(
         self, received: list[tuple[str, str | bytes]], request_id: str, grpc_context: Context
@@ -232,7 +282,9 @@ class _UnaryUnary:
         except ValueError as error:
             raise RpcError(StatusCode.INVALID_ARGUMENT, str(error)) from error
         left = grpc_context.time_remaining()
-        seconds = self._limits.call_timeout if left is None else min(left, self._limits.call_timeout)
+        unary = self._method.cardinality is Cardinality.UNARY_UNARY
+        longest = self._limits.call_timeout if unary else self._limits.stream_timeout
+        seconds = longest if left is None else min(left, longest)
         return CallContext(
             self._method,
             self._runtime,

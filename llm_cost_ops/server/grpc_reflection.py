@@ -86,7 +86,7 @@ class ReflectionDoor:
     def __init__(self, services: Iterable[str], image: DescriptorImage) -> None:
         self._services = sorted(services)
         self._image = image
-        self._open: set[asyncio.Task[Any]] = set()
+        self._stopped = asyncio.Event()
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """What grpcio calls."""
@@ -99,19 +99,24 @@ class ReflectionDoor:
         self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[bytes]:
         """An answer for each request."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._open.add(task)
+        stopped = asyncio.ensure_future(self._stopped.wait())
         try:
-            async for request in requests:
+            while True:
+                reading = asyncio.ensure_future(context.read())
+                await asyncio.wait((reading, stopped), return_when=asyncio.FIRST_COMPLETED)
+                if not reading.done():
+                    reading.cancel()
+                    return
+                request = reading.result()
+                if request is grpc.aio.EOF:
+                    return
                 yield self._respond(request)
         finally:
-            self._open.discard(task)
+            stopped.cancel()
 
     def stop(self) -> None:
         """End the streams: an open one would hold up a server that drains."""
-        for task in self._open:
-            task.cancel()
+        self._stopped.set()
 
     def _respond(self, request: bytes) -> bytes:
         try:

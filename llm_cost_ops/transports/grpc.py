@@ -10,18 +10,25 @@ import asyncio
 import logging
 import os
 import ssl
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from functools import partial
 from typing import Any, NamedTuple
 
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.portal import Portal
+from llm_cost_ops.rpc.portal import SLACK, Portal
 from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.transports.grpc_bridge import LATE, Bridge
 from llm_cost_ops.transports.grpc_dial import proxy_of, target_of
 from llm_cost_ops.transports.grpc_exchange import GrpcExchange
 from llm_cost_ops.transports.grpc_lane import Lane
+from llm_cost_ops.transports.grpc_streaming import StreamingExchange
 from llm_cost_ops.transports.tls import ssl_context
 
 __all__ = ["AsyncGrpcLeaf", "GrpcLeaf"]
+
+# A stream that is closed early is over within so many seconds, or left to the loop.
+LONGEST_END = 1.0
 
 # At DEBUG these show every header that is sent, credentials included. Who sets their levels gets that.
 for _logger in map(logging.getLogger, ("hpack.hpack", "hpack.table")):
@@ -62,6 +69,12 @@ class _GrpcLeaf:
         scheme = "https" if self._target.tls else "http"
         return GrpcExchange(scheme, self._target.authority, request, context, self._max_response_bytes)
 
+    def _begin_stream(self, request: Any, context: CallContext) -> StreamingExchange:
+        if self._closed:
+            raise _closed()
+        scheme = "https" if self._target.tls else "http"
+        return StreamingExchange(scheme, self._target.authority, request, context, self._max_response_bytes)
+
     def _open(self) -> Lane:
         if self._target.tls and self._tls is None:
             self._tls = ssl_context(None, verify=True, alpn=("h2",))
@@ -78,14 +91,28 @@ class AsyncGrpcLeaf(_GrpcLeaf):
     async def unary_unary(self, request: Any, context: CallContext) -> Any:
         """Send the request, and return the response or raise RpcError."""
         exchange = self._begin(request, context)
+        await self._lane().run(exchange)
+        return exchange.finish()
+
+    async def unary_stream(self, request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
+        """Send the request, and yield the responses as they come, or raise RpcError.
+
+        The requests of a stream leave as they come, whether or not somebody waits for a response.
+        """
+        async with aclosing(self._lane().stream(self._begin_stream(request, context))) as messages:
+            async for message in messages:
+                yield message
+
+    stream_stream = unary_stream
+
+    def _lane(self) -> Lane:
         loop = asyncio.get_running_loop()
         lane = self._lanes.get(loop)
         if lane is None:
             for gone in [known for known in self._lanes if known.is_closed()]:
                 del self._lanes[gone]
             lane = self._lanes[loop] = self._open()
-        await lane.run(exchange)
-        return exchange.finish()
+        return lane
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop."""
@@ -116,9 +143,7 @@ class GrpcLeaf(_GrpcLeaf):
     async def unary_unary(self, request: Any, context: CallContext) -> Any:
         """Send the request, and return the response or raise RpcError."""
         exchange = self._begin(request, context)
-        crossing = self._crossings.get(os.getpid()) or self._crossings.setdefault(
-            os.getpid(), _Crossing(Portal("llm-cost-ops-grpc"), self._open())
-        )
+        crossing = self._crossing()
         try:
             crossing.portal.run(partial(crossing.lane.run, exchange), exchange.seconds_left())
         except TimeoutError as error:
@@ -126,6 +151,47 @@ class GrpcLeaf(_GrpcLeaf):
         except RuntimeError as error:
             raise exchange.failure(error) if not self._closed else _closed() from error
         return exchange.finish()
+
+    async def unary_stream(self, request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
+        """Send the request, and yield the responses as they come, or raise RpcError."""
+        async with aclosing(self._stream(self._begin_stream(request, context), Bridge(None))) as messages:
+            async for message in messages:
+                yield message
+
+    async def stream_stream(self, requests: Any, context: CallContext) -> AsyncGenerator[Any, None]:
+        """Send requests while a response is waited for, and yield the responses, or raise RpcError."""
+        bridge = Bridge(aiter(requests))
+        exchange = self._begin_stream(bridge.outgoing(), context)
+        async with aclosing(self._stream(exchange, bridge)) as messages:
+            async for message in messages:
+                yield message
+
+    async def _stream(self, exchange: StreamingExchange, bridge: Bridge) -> AsyncGenerator[Any, None]:
+        crossing = self._crossing()
+        try:
+            work = crossing.portal.start(partial(bridge.carry, crossing.lane.stream(exchange)))
+        except RuntimeError as error:
+            raise _closed() from error
+        try:
+            while True:
+                left = exchange.seconds_left()
+                try:
+                    message = bridge.next(None if left is None else left + SLACK)
+                except StopAsyncIteration:
+                    return
+                except asyncio.CancelledError:
+                    raise _closed() from None
+                if message is LATE:
+                    raise exchange.out_of_time()
+                yield message
+        finally:
+            work.cancel()
+            bridge.wait_for_end(LONGEST_END)
+
+    def _crossing(self) -> _Crossing:
+        return self._crossings.get(os.getpid()) or self._crossings.setdefault(
+            os.getpid(), _Crossing(Portal("llm-cost-ops-grpc"), self._open())
+        )
 
     async def aclose(self) -> None:
         """Close the connections, and end the thread. Does not suspend."""

@@ -44,6 +44,9 @@ KEEPALIVE = Configuration(
 # A connection that has been idle for longer may be gone without a sign: a gateway forgot it.
 LONGEST_IDLE = 240.0
 
+# The type of the frame that a server begins with; it stands in the fourth byte.
+_SETTINGS = b"\x04"
+
 _H2 = H2Configuration(
     client_side=True,
     header_encoding=None,
@@ -138,6 +141,7 @@ class CallConnection(H2Protocol, AbstractHandler):
         super().__init__(self, KEEPALIVE, _H2)
         self._on_lost = on_lost
         self._draining = False
+        self._greeted = False
         self._in_flight = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._idle_since = time.monotonic()
@@ -163,6 +167,12 @@ class CallConnection(H2Protocol, AbstractHandler):
     def data_received(self, data: bytes) -> None:
         if self.connection.is_closing():
             return
+        if not self._greeted:
+            self._greeted = True
+            if data[3:4] not in {_SETTINGS, b""}:
+                # h2 would wait for all of what it takes for a large frame.
+                self.processor.close("the peer does not speak HTTP/2")
+                return
         try:
             for event in self.connection.feed(data):
                 self.processor.process(event)

@@ -208,9 +208,8 @@ async def _resolve(host: str, port: int) -> Sequence[tuple[int, Any]]:
     # A thread of the loop's pool would hold up the end of the process.
     threading.Thread(target=look_up, daemon=True, name="llm-cost-ops-resolver").start()
     addresses = list(dict.fromkeys((info[0], info[4]) for info in await found))
-    addresses.sort(key=lambda address: address[0] != addresses[0][0])
-    half = sum(1 for address in addresses if address[0] == addresses[0][0])
-    first, second = addresses[:half], addresses[half:]
+    first = [address for address in addresses if address[0] == addresses[0][0]]
+    second = [address for address in addresses if address[0] != addresses[0][0]]
     mixed = [one for pair in zip(first, second, strict=False) for one in pair]
     return mixed + first[len(second) :] + second[len(first) :]
 

@@ -66,10 +66,9 @@ class GrpcExchange:
 
     def __init__(self, scheme: str, authority: str, request: Any, context: CallContext, limit: int) -> None:
         context.check_deadline()
-        method = context.method
         self._context = context
         self._limit = limit
-        self._safe = method.idempotency is Idempotency.NO_SIDE_EFFECTS
+        self._safe = context.method.idempotency is Idempotency.NO_SIDE_EFFECTS
         self._scheme = scheme
         self._authority = authority
         self._sent = False
@@ -78,8 +77,11 @@ class GrpcExchange:
         self._status = self._words = ""
         self._details = b""
         self._message: bytes | None = None
+        self._frame = self._framed(request)
+
+    def _framed(self, request: Any) -> bytes:
         try:
-            payload = method.request.encode(request)
+            payload = self._context.method.request.encode(request)
         except EncodeError as error:
             raise RpcError(
                 StatusCode.INVALID_ARGUMENT,
@@ -87,7 +89,7 @@ class GrpcExchange:
                 violations=[Violation(error.path, error.reason)],
                 origin="client",
             ) from error
-        self._frame = b"\x00" + len(payload).to_bytes(4, "big") + payload
+        return b"\x00" + len(payload).to_bytes(4, "big") + payload
 
     def seconds_left(self) -> float | None:
         """What is left until the deadline, never negative."""
@@ -120,6 +122,16 @@ class GrpcExchange:
     async def run(self, stream: CallStream) -> None:
         """Send the request and read the answer. Raises StreamFailedError, or RpcError for no gRPC."""
         self._sent = False
+        await self._send(stream)
+        encoding = await self._begin(stream)
+        if encoding is None:
+            return
+        self._message = await self._read_message(stream, encoding)
+        if self._message is not None and await stream.read(1):
+            raise self._malformed("it has more than one message")
+        self._take(await stream.read_trailers())
+
+    async def _send(self, stream: CallStream) -> None:
         try:
             try:
                 await stream.send(self._frame, end=True)
@@ -129,14 +141,15 @@ class GrpcExchange:
             # A server may answer without having read all, and then reset the stream.
             if not stream.answered:
                 raise
+
+    async def _begin(self, stream: CallStream) -> str | None:
+        """Read the head of the answer: how its messages are compressed, or None when it is its end too."""
         head = await stream.read_headers()
         self._take(head)
         self._check_head(dict(head))
         if self._status:
-            return
-        encoding = dict(head).get(b"grpc-encoding", b"identity").decode("latin-1")
-        self._message = await self._read_message(stream, encoding)
-        self._take(await stream.read_trailers())
+            return None
+        return dict(head).get(b"grpc-encoding", b"identity").decode("latin-1")
 
     def _check_head(self, head: dict[bytes, bytes]) -> None:
         status = head.get(b":status", b"").decode("latin-1")
@@ -164,8 +177,6 @@ class GrpcExchange:
         data = await stream.read(size)
         if len(data) < size:
             raise self._malformed("the message is cut off")
-        if await stream.read(1):
-            raise self._malformed("it has more than one message")
         return self._inflated(data, encoding) if head[0] else data
 
     def _inflated(self, data: bytes, encoding: str) -> bytes:
@@ -200,19 +211,25 @@ class GrpcExchange:
             raise self._failed()
         if self._message is None:
             raise self._malformed("it is a success without a message")
-        try:
-            response = method.response.decode(self._message)
-        except DecodeError as error:
-            raise self._malformed(f"the response {error}") from error
+        response = self._decoded(self._message)
         context.response_status = 200 if method.http is None else method.http.status
         context.request_id = self._metadata.get(REQUEST_ID_HEADER) or context.request_id
         return response
+
+    def _decoded(self, message: bytes) -> Any:
+        try:
+            return self._context.method.response.decode(message)
+        except DecodeError as error:
+            raise self._malformed(f"the response {error}") from error
 
     def _failed(self) -> RpcError:
         number = int(self._status) if self._status.isdecimal() and len(self._status) < 9 else -1
         if number == -1:
             return self._malformed("it has no status")
         code = StatusCode(number) if number in StatusCode.__members__.values() else StatusCode.UNKNOWN
+        if code is StatusCode.CANCELLED and not self._details and self._words in {"", code.name}:
+            # Nobody here cancelled: so grpcio ends calls that reach it while it goes away.
+            return self.failure(StreamFailedError("the server cancelled the call"))
         details = read_status(_from_base64(self._details))
         return self._refused(code, self._words, details)
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
 from urllib.parse import SplitResult
 
 from llm_cost_ops.rpc.status import RpcError, StatusCode
@@ -11,6 +14,7 @@ from llm_cost_ops.transports.grpc_connection import CallConnection
 from llm_cost_ops.transports.grpc_dial import Target, dial
 from llm_cost_ops.transports.grpc_exchange import GrpcExchange
 from llm_cost_ops.transports.grpc_stream import StreamFailedError
+from llm_cost_ops.transports.grpc_streaming import StreamingExchange
 
 __all__ = ["Lane"]
 
@@ -100,8 +104,7 @@ class Lane:
 
     async def _run(self, exchange: GrpcExchange) -> None:
         for resend in range(MOST_RESENDS + 1):
-            if self._closed:
-                raise RpcError(StatusCode.FAILED_PRECONDITION, "the client is closed", origin="client")
+            self._check_open()
             try:
                 await self._attempt(exchange)
             except StreamFailedError as error:
@@ -112,10 +115,53 @@ class Lane:
             if resend:
                 await asyncio.sleep(PAUSE * 2**resend)
 
-    async def _attempt(self, exchange: GrpcExchange) -> None:
+    async def stream(self, exchange: StreamingExchange) -> AsyncGenerator[Any, None]:
+        """Carry a call with streams; yield the answers as they come, by the deadline. Raises RpcError."""
+        try:
+            for resend in range(MOST_RESENDS + 1):
+                self._check_open()
+                try:
+                    async with aclosing(self._streamed(exchange)) as messages:
+                        async for message in messages:
+                            yield message
+                except StreamFailedError as error:
+                    if error.processed or exchange.begun or resend == MOST_RESENDS:
+                        raise
+                else:
+                    return
+                if resend:
+                    await exchange.within(asyncio.sleep(PAUSE * 2**resend))
+        except RpcError:
+            raise
+        except Exception as error:
+            if exchange.broken is not None:
+                raise exchange.broken from exchange.broken.__cause__  # the caller's own
+            raise exchange.failure(error) from error
+
+    async def _streamed(self, exchange: StreamingExchange) -> AsyncGenerator[Any, None]:
+        connection = await exchange.within(self._least_loaded().get())
+        await exchange.within(connection.enter())
+        try:
+            stream = await exchange.within(connection.open(exchange.headers()))
+            try:
+                async with aclosing(exchange.messages(stream)) as messages:
+                    async for message in messages:
+                        yield message
+            finally:
+                connection.release(stream)
+        finally:
+            connection.leave()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RpcError(StatusCode.FAILED_PRECONDITION, "the client is closed", origin="client")
+
+    def _least_loaded(self) -> _Channel:
         channels = self._channels
-        channel = channels[0] if len(channels) == 1 else min(channels, key=lambda one: one.load)
-        connection = await channel.get()
+        return channels[0] if len(channels) == 1 else min(channels, key=lambda one: one.load)
+
+    async def _attempt(self, exchange: GrpcExchange) -> None:
+        connection = await self._least_loaded().get()
         await connection.enter()
         try:
             stream = await connection.open(exchange.headers())

@@ -80,12 +80,12 @@ class CallStream(Stream):
         """End the stream, and wake whoever waits for it. An answer that is complete stays one."""
         if self.failure is None and not self._ended:
             self.failure = failure
-        self.window_updated.set()
         self.__ended__()
 
     def __ended__(self) -> None:
         self._ended = True
         self.buffer.eof()
+        self.window_updated.set()
         self.headers_received.set()
         self.trailers_received.set()
 
@@ -103,8 +103,8 @@ class CallStream(Stream):
         http2, at = self._h2_connection, 0
         while True:
             await self.connection.write_ready.wait()
-            if self.failure is not None:
-                raise self.failure
+            if self._ended:
+                raise self.failure or StreamFailedError("the answer came before the request was sent")
             room = min(http2.local_flow_control_window(self.id), http2.max_outbound_frame_size)
             if room <= 0 < len(data):
                 self.connection.flush()

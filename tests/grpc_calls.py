@@ -1,0 +1,52 @@
+"""One call of a gRPC leaf in either colour, for the tests of both."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.rpc.status import RpcError
+from llm_cost_ops.transports.grpc import AsyncGrpcLeaf, GrpcLeaf
+from tests.tiny_service import PUT_NOTE, Note, PutNoteRequest, context
+
+__all__ = ["PUT", "TIMEOUT", "call", "url_of"]
+
+TIMEOUT = 0.3
+PUT = PutNoteRequest(note=Note(id="n"))
+
+
+def url_of(peer):
+    return f"grpc://127.0.0.1:{peer.port}"
+
+
+def call(colour, url, method=PUT_NOTE, request=PUT, timeout=TIMEOUT, ctx=None, **settings):
+    """One call in one colour; the response or the error."""
+
+    async def run(leaf, asynchronous):
+        made = ctx or context(method, timeout, asynchronous=asynchronous)
+        try:
+            return await leaf.unary_unary(request, made)
+        except RpcError as error:
+            return error
+
+    async def run_async():
+        leaf = AsyncGrpcLeaf(url, **settings)
+        started = time.monotonic()
+        result = await run(leaf, asynchronous=True)
+        taken = time.monotonic() - started
+        await leaf.aclose()
+        return result, taken
+
+    if colour == "sync":
+        leaf = GrpcLeaf(url, **settings)
+        started = time.monotonic()
+        result = drive(run(leaf, asynchronous=False))
+        taken = time.monotonic() - started
+        drive(leaf.aclose())
+    else:
+        result, taken = asyncio.run(run_async())
+    if timeout is not None:
+        print(f"{colour}: {taken - timeout:+.3f} s from the deadline: {result}")  # noqa: T201  # as for HTTP
+        assert taken < timeout + 2.0
+    return result

@@ -1,0 +1,119 @@
+"""The gRPC server is ended and started again under load: what was acknowledged counts, and counts once."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from llm_cost_ops import AsyncCostOpsClient, ClientConfig, CostOpsClient, CostOpsError, RetryConfig
+from llm_cost_ops.wire.uuid7 import uuid7
+
+
+class Restarted:
+    """A server on one port and one file; `again` ends it with a signal and starts another."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self._db = folder / "ledger.db"
+        self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "llm_cost_ops.cli", "serve", "--grpc", f"127.0.0.1:{self.port}"]
+        command += ["--db", str(self._db), "--durability", "process"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "grpc://" in line:
+                return process
+        raise RuntimeError(f"the server did not start: {process.wait(10)}")
+
+    def again(self, number: signal.Signals) -> None:
+        self.stop(number)
+        self._process = self._start()
+
+    def stop(self, number: signal.Signals = signal.SIGKILL) -> None:
+        self._process.send_signal(number)
+        self._process.wait(20)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+
+class Load:
+    """Callers that submit one record after another until they are told to stop."""
+
+    def __init__(self, config: ClientConfig) -> None:
+        self.record = {"organization_id": f"org-{uuid7()}", "provider": "openai", "model_id": "gpt-4o"}
+        self.acknowledged: list[str] = []
+        self.failed: list[CostOpsError] = []
+        self.stop = threading.Event()
+        self._config = config
+
+    def run(self, colour: str) -> None:
+        if colour == "async":
+            asyncio.run(self._run_async())
+            return
+        with CostOpsClient(config=self._config) as client:
+            threads = [threading.Thread(target=self._call, args=(client,)) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+
+    def _call(self, client: CostOpsClient) -> None:
+        while not self.stop.is_set():
+            try:
+                self.acknowledged.append(client.usage.submit(**self.record).usage_id)
+            except CostOpsError as error:
+                self.failed.append(error)
+
+    async def _run_async(self) -> None:
+        async with AsyncCostOpsClient(config=self._config) as client:
+            await asyncio.gather(*(self._call_async(client) for _ in range(8)))
+
+    async def _call_async(self, client: AsyncCostOpsClient) -> None:
+        while not self.stop.is_set():
+            try:
+                self.acknowledged.append((await client.usage.submit(**self.record)).usage_id)
+            except CostOpsError as error:
+                self.failed.append(error)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("colour", ["sync", "async"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_restarts(tmp_path: Path, colour: str, number: signal.Signals) -> None:
+    server = Restarted(tmp_path)
+    config = ClientConfig(
+        base_url=f"grpc://127.0.0.1:{server.port}",
+        timeout=10.0,
+        retry=RetryConfig(max_retries=10, initial_backoff=0.2, max_backoff=0.5, budget=1000),
+    )
+    load = Load(config)
+    loader = threading.Thread(target=load.run, args=(colour,))
+    loader.start()
+    try:
+        for _ in range(3):
+            time.sleep(0.7)
+            server.again(number)
+        time.sleep(0.7)
+    finally:
+        load.stop.set()
+        loader.join(30)
+    try:
+        with CostOpsClient(config=config) as client:
+            total = client.costs.get(organization_id=load.record["organization_id"]).total_requests
+        figures = f"{len(load.acknowledged)} acknowledged, {total} counted, {len(load.failed)} failed"
+        print(f"{colour}, {number.name}: {figures}")  # noqa: T201  # the figures are what it is about
+        assert load.failed == []
+        assert len(set(load.acknowledged)) == len(load.acknowledged) == total > 50
+    finally:
+        server.stop()

@@ -1,0 +1,300 @@
+"""The gRPC server, asked by grpcio's own client with raw bytes, and by our leaf."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import socket
+import stat
+import time
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+
+from llm_cost_ops.rpc.handler import ServiceHandler
+from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.server.grpc import GrpcLimits, GrpcServer
+from llm_cost_ops.transports.grpc import AsyncGrpcLeaf
+from llm_cost_ops.transports.grpc_wire import read_status
+from tests.tiny_service import (
+    GET_NOTE,
+    PUT_NOTE,
+    GetNoteRequest,
+    Note,
+    PutNoteRequest,
+    PutNoteResponse,
+    context,
+)
+
+PUT = PutNoteRequest(note=Note(id="n"))
+PATH = PUT_NOTE.path
+
+
+class Notes:
+    """A servicer that does what the note's text says."""
+
+    def __init__(self):
+        self.contexts = []
+        self.cancelled = 0
+        self.done = 0
+
+    async def put_note(self, request, call):
+        self.contexts.append(call)
+        act, _, value = request.note.text.partition(":")
+        if act == "raise":
+            raise RpcError(
+                StatusCode(int(value)),
+                "né",
+                violations=[Violation("note.id", "is bad")],
+                retry_after=2.5,
+                error_code="MINE",
+            )
+        if act == "break":
+            raise ValueError("a secret")
+        if act == "sleep":
+            try:
+                await asyncio.sleep(float(value))
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
+        call.response_metadata = Metadata([("x-told", "1"), ("x-raw-bin", b"\x00")])
+        self.done += 1
+        return PutNoteResponse(data=Note(id=request.note.id, text="a" * int(value) if act == "big" else ""))
+
+    async def get_note(self, request, call):
+        return PutNoteResponse(data=Note(id=request.id))
+
+
+@pytest.fixture
+def notes():
+    return Notes()
+
+
+@pytest.fixture
+async def start(notes):
+    """Starts a server with settings; gives (server, its address)."""
+    servers = []
+
+    async def start(**settings):
+        handler = ServiceHandler([(PUT_NOTE, notes.put_note), (GET_NOTE, notes.get_note)])
+        server = GrpcServer(handler, **{"port": 0, **settings})
+        servers.append(server)
+        return server, (await server.start()).removeprefix("grpc://")
+
+    yield start
+    for server in servers:
+        await server.stop(0)
+
+
+@pytest.fixture
+async def channel(start):
+    _, address = await start()
+    async with grpc.aio.insecure_channel(address) as channel:
+        yield channel
+
+
+def note(text="", id="n"):
+    return PUT_NOTE.request.encode(PutNoteRequest(note=Note(id=id, text=text)))
+
+
+async def failed(call):
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call
+    error = raised.value
+    trailers = dict(error.trailing_metadata())
+    details = read_status(trailers.get("grpc-status-details-bin", b""))
+    return error, trailers, details
+
+
+async def test_an_answer_with_its_metadata(channel, notes):
+    call = channel.unary_unary(PATH)(
+        note(),
+        metadata=[("x-request-id", "r-1"), ("idempotency-key", "k"), ("x-b-bin", b"\xff"), ("x-a", "1")],
+        timeout=5,
+    )
+    assert PUT_NOTE.response.decode(await call).data.id == "n"
+    assert set(await call.trailing_metadata()) == {
+        ("x-told", "1"),
+        ("x-raw-bin", b"\x00"),
+        ("x-request-id", "r-1"),
+    }
+    [seen] = notes.contexts
+    assert (seen.idempotency_key, seen.request_id, seen.metadata.get("x-a")) == ("k", "r-1", "1")
+    assert seen.metadata.get_all("x-b-bin") == [b"\xff"]
+    assert 4 < seen.deadline - seen.runtime.monotonic() + 0.5 < 6
+    assert not [name for name, _ in seen.metadata if name.startswith("grpc-")]
+
+
+@pytest.mark.parametrize("code", [code for code in StatusCode if code is not StatusCode.OK])
+async def test_every_status_with_its_details(channel, code):
+    error, trailers, details = await failed(channel.unary_unary(PATH)(note(f"raise:{int(code)}")))
+    assert error.code().value[0] == code
+    assert error.details() == "né"
+    assert details.violations == [Violation("note.id", "is bad")]
+    assert (details.retry_after, details.error_code) == (2.5, "MINE")
+    assert details.request_id == trailers["x-request-id"] != ""
+
+
+async def test_what_a_servicer_did_not_mean_tells_nothing(channel, caplog):
+    error, trailers, _ = await failed(channel.unary_unary(PATH)(note("break")))
+    assert (error.code(), error.details()) == (grpc.StatusCode.INTERNAL, "internal error")
+    assert "secret" not in repr(error.trailing_metadata())
+    assert trailers["x-request-id"] in caplog.text
+
+
+@pytest.mark.parametrize("data", [b"\xff", b"{", b'{"note": {"count": "x"}}'])
+async def test_bytes_that_are_no_request(channel, data):
+    error, _, details = await failed(channel.unary_unary(PATH)(data))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert details.violations
+    if b"count" in data:
+        assert details.violations[0].field == "note.count"
+
+
+async def test_what_is_no_metadata(channel):
+    many = [(f"x-{n}", "1") for n in range(70)]
+    error, _, _ = await failed(channel.unary_unary(PATH)(note(), metadata=many))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_method_that_is_not_there(channel):
+    error, _, _ = await failed(channel.unary_unary("/tiny.v1.NoteService/Burn")(b""))
+    assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_the_client_s_deadline_cancels_the_servicer(channel, notes):
+    error, _, _ = await failed(channel.unary_unary(PATH)(note("sleep:5"), timeout=0.2))
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await asyncio.sleep(0.1)
+    assert (notes.cancelled, notes.done) == (1, 0)
+
+
+async def test_a_client_that_cancels(channel, notes):
+    call = channel.unary_unary(PATH)(note("sleep:5"))
+    await asyncio.sleep(0.2)
+    call.cancel()
+    await asyncio.sleep(0.2)
+    assert (notes.cancelled, notes.done) == (1, 0)
+
+
+async def test_the_server_s_own_limit_of_time(start):
+    _, address = await start(limits=GrpcLimits(call_timeout=0.2))
+    async with grpc.aio.insecure_channel(address) as channel:
+        started = time.monotonic()
+        error, _, _ = await failed(channel.unary_unary(PATH)(note("sleep:5")))
+        assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert time.monotonic() - started < 2
+
+
+async def test_sizes(start):
+    _, address = await start(limits=GrpcLimits(max_receive_bytes=100_000))
+    async with grpc.aio.insecure_channel(address) as channel:
+        call = channel.unary_unary(PATH)
+        assert await call(note("a" * 90_000))
+        error, _, details = await failed(call(note("a" * 110_000)))
+        assert (error.code(), details.error_code) == (grpc.StatusCode.INVALID_ARGUMENT, "PAYLOAD_TOO_LARGE")
+        error, _, _ = await failed(call(note("a" * 300_000)))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        error, _, _ = await failed(call(note("a" * 50_000_000), compression=grpc.Compression.Gzip))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_gzip_both_ways(start):
+    _, address = await start()
+    async with grpc.aio.insecure_channel(address, compression=grpc.Compression.Gzip) as channel:
+        assert len(await channel.unary_unary(PATH)(note("big:100000"))) > 100_000
+    leaf = AsyncGrpcLeaf(f"grpc://{address}")
+    lane = leaf._open()
+    connection = await lane._channels[0].get()
+    await connection.enter()
+    headers = leaf._begin(PUT, context(PUT_NOTE, 5.0)).headers()
+    for accept, flag, size in [("gzip", 1, 100_000), ("identity", 0, 100_000), ("gzip", 0, 10)]:
+        stream = await connection.open(
+            [*headers, ("grpc-accept-encoding", accept), ("grpc-encoding", "gzip")]
+        )
+        packed = gzip.compress(note(f"big:{size}"))
+        await stream.send(b"\x01" + len(packed).to_bytes(4, "big") + packed, end=True)
+        head = dict(await stream.read_headers())
+        prefix = await stream.read(5)
+        assert prefix[0] == flag
+        assert not flag or head[b"grpc-encoding"] == b"gzip"
+        body = await stream.read(int.from_bytes(prefix[1:], "big"))
+        assert len(PUT_NOTE.response.decode(gzip.decompress(body) if flag else body).data.text) == size
+        connection.release(stream)
+    connection.leave()
+    await lane.aclose()
+
+
+async def test_too_many_calls_at_once_are_refused(start):
+    _, address = await start(limits=GrpcLimits(max_concurrent_calls=2))
+    async with grpc.aio.insecure_channel(address) as channel:
+        calls = [channel.unary_unary(PATH)(note("sleep:0.3")) for _ in range(5)]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+    refused = [result.code() for result in results if isinstance(result, grpc.aio.AioRpcError)]
+    assert refused == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 3
+
+
+async def test_stopping_lets_calls_finish_and_takes_no_more(start, notes):
+    server, address = await start()
+    leaf = AsyncGrpcLeaf(f"grpc://{address}")
+    slow = PutNoteRequest(note=Note(id="n", text="sleep:0.5"))
+    call = asyncio.ensure_future(leaf.unary_unary(slow, context(PUT_NOTE, 5.0, asynchronous=True)))
+    await asyncio.sleep(0.2)
+    stopping = asyncio.ensure_future(server.stop(5))
+    await asyncio.sleep(0.1)
+    with pytest.raises(RpcError) as raised:
+        await leaf.unary_unary(PUT, context(PUT_NOTE, 5.0, asynchronous=True))
+    assert (raised.value.code, raised.value.maybe_applied) == (StatusCode.UNAVAILABLE, False)
+    assert (await call).data.id == "n"
+    started = time.monotonic()
+    await stopping
+    assert time.monotonic() - started < 1
+    await leaf.aclose()
+
+
+async def test_stopping_with_calls_that_do_not_finish(start, notes):
+    server, address = await start()
+    async with grpc.aio.insecure_channel(address) as channel:
+        call = channel.unary_unary(PATH)(note("sleep:30"))
+        await asyncio.sleep(0.2)
+        started = time.monotonic()
+        await server.stop(0.3)
+        assert time.monotonic() - started < 2
+        await failed(call)
+    await asyncio.sleep(0.1)
+    assert notes.cancelled == 1
+
+
+async def test_unix_sockets(start, tmp_path):
+    path = str(tmp_path / "s.sock")
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(path)
+    server, address = await start(uds=path)
+    assert address == f"unix:{path}"
+    assert stat.S_IMODE((await asyncio.to_thread(Path(path).stat)).st_mode) == 0o600
+    leaf = AsyncGrpcLeaf(f"grpc://{path}")
+    assert (await leaf.unary_unary(PUT, context(PUT_NOTE, 5.0, asynchronous=True))).data.id == "n"
+    with pytest.raises(OSError, match=r"in use|s\.sock"):
+        await start(uds=path)
+    assert (await leaf.unary_unary(PUT, context(PUT_NOTE, 5.0, asynchronous=True))).data.id == "n"
+    await leaf.aclose()
+    await server.stop(1)
+    assert not await asyncio.to_thread(Path(path).exists)
+
+
+async def test_a_port_that_is_taken(start):
+    _, address = await start()
+    with pytest.raises(OSError, match="listen"):
+        await start(port=int(address.rpartition(":")[2]))
+
+
+async def test_two_addresses_and_ipv6(start):
+    _, address = await start(host="::1")
+    leaf = AsyncGrpcLeaf(f"grpc://{address}")
+    assert (
+        await leaf.unary_unary(GetNoteRequest(id="x"), context(GET_NOTE, 5.0, asynchronous=True))
+    ).data.id == "x"
+    await leaf.aclose()

@@ -1,0 +1,257 @@
+"""The connections of both gRPC leaves: shared, going away, cancelled, forked, forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.transports.grpc import AsyncGrpcLeaf, GrpcLeaf
+from tests.faulty_grpc_peers import ANSWER, BEHAVIOURS, Http2, answering
+from tests.faulty_peers import FaultyPeer
+from tests.grpc_calls import PUT, call, url_of
+from tests.tiny_service import PUT_NOTE, context
+
+
+@pytest.fixture(params=["sync", "async"])
+def colour(request):
+    return request.param
+
+
+@pytest.mark.parametrize("refusal", ["goaway", "refused"])
+def test_what_the_server_did_not_touch_is_sent_again(colour, refusal):
+    served = []
+
+    def behave(connection):
+        peer = Http2(connection)
+        first = not served
+        stream = peer.read_request()
+        served.append(stream)
+        if not first:
+            peer.answer(stream)
+        elif refusal == "goaway":
+            peer.goaway(0)
+        else:
+            peer.http2.reset_stream(stream, 7)
+            peer.flush()
+            peer.answer(peer.read_request())
+        peer.wait()
+
+    with FaultyPeer(behave) as peer:
+        assert call(colour, url_of(peer), timeout=5.0).data.id == "n"
+        assert peer.connections == (2 if refusal == "goaway" else 1)
+
+
+async def test_streams_before_a_goaway_go_on_and_new_calls_take_another_connection():
+    release = threading.Event()
+
+    def behave(connection):
+        peer = Http2(connection)
+        stream = peer.read_request()
+        if stream == 1 and not release.is_set():
+            peer.goaway((1 << 31) - 1)
+            peer.goaway(stream, 0)
+            release.wait(5)
+        peer.answer(stream)
+        peer.wait()
+
+    with FaultyPeer(behave) as peer:
+        leaf = AsyncGrpcLeaf(url_of(peer))
+        old = asyncio.ensure_future(leaf.unary_unary(PUT, context(PUT_NOTE, 5.0, asynchronous=True)))
+        await asyncio.sleep(0.3)
+        release.set()
+        # The first one is answered on the connection that goes away.
+        assert (await leaf.unary_unary(PUT, context(PUT_NOTE, 5.0, asynchronous=True))).data.id == "n"
+        assert (await old).data.id == "n"
+        assert peer.connections == 2
+        await asyncio.sleep(0.05)
+        assert len(leaf._lanes[asyncio.get_running_loop()]._open) == 1
+        await leaf.aclose()
+
+
+async def test_calls_wait_for_the_streams_that_the_server_allows():
+    open_at_once = []
+
+    def behave(connection):
+        peer = Http2(connection, max_concurrent_streams=2)
+        while True:
+            stream = peer.read_request()
+            open_at_once.append(1 + len(peer.seen))
+            time.sleep(0.005)
+            peer.answer(stream)
+
+    with FaultyPeer(behave) as peer:
+        leaf = AsyncGrpcLeaf(url_of(peer))
+        await leaf.unary_unary(PUT, context(PUT_NOTE, 5.0, asynchronous=True))
+        calls = [leaf.unary_unary(PUT, context(PUT_NOTE, 5.0, asynchronous=True)) for _ in range(30)]
+        assert {response.data.id for response in await asyncio.gather(*calls)} == {"n"}
+        assert max(open_at_once) <= 2
+        assert peer.connections == 1
+        await leaf.aclose()
+
+
+async def test_waiting_for_a_stream_ends_at_the_deadline_and_was_not_applied():
+    def behave(connection):
+        Http2(connection, max_concurrent_streams=1).wait()
+
+    with FaultyPeer(behave) as peer:
+        leaf = AsyncGrpcLeaf(url_of(peer))
+        first = asyncio.ensure_future(leaf.unary_unary(PUT, context(PUT_NOTE, 1.0, asynchronous=True)))
+        await asyncio.sleep(0.2)
+        with pytest.raises(RpcError) as raised:
+            await leaf.unary_unary(PUT, context(PUT_NOTE, 0.2, asynchronous=True))
+        assert (raised.value.code, raised.value.maybe_applied) == (StatusCode.DEADLINE_EXCEEDED, False)
+        with pytest.raises(RpcError) as raised:
+            await first
+        assert raised.value.maybe_applied is True
+        await leaf.aclose()
+
+
+async def test_cancelled_calls_leave_nothing_behind():
+    with FaultyPeer(BEHAVIOURS["only_settings"][0]) as peer:
+        leaf = AsyncGrpcLeaf(url_of(peer))
+        for delay in (0, 0.001, 0.01, 0.05):
+            calls = [
+                asyncio.ensure_future(leaf.unary_unary(PUT, context(PUT_NOTE, asynchronous=True)))
+                for _ in range(9)
+            ]
+            await asyncio.sleep(delay)
+            for task in calls:
+                task.cancel()
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            assert all(isinstance(result, asyncio.CancelledError) for result in results)
+        await asyncio.sleep(0.02)
+        lane = leaf._lanes[asyncio.get_running_loop()]
+        for connection in lane._open:
+            assert (connection.load, len(connection.processor.streams)) == (0, 0)
+        await leaf.aclose()
+        assert len(asyncio.all_tasks()) == 1
+
+
+async def test_an_enclosing_timeout_still_works_after_a_failed_call():
+    with FaultyPeer(BEHAVIOURS["resets_after_request"][0]) as peer:
+        leaf = AsyncGrpcLeaf(url_of(peer))
+
+        async def enclosing():
+            async with asyncio.timeout(0.5):
+                with pytest.raises(RpcError):
+                    await leaf.unary_unary(PUT, context(PUT_NOTE, 5.0, asynchronous=True))
+                assert asyncio.current_task().cancelling() == 0
+                await asyncio.sleep(5)
+
+        with pytest.raises(TimeoutError):
+            await enclosing()
+        await leaf.aclose()
+
+
+def test_many_threads_share_a_leaf():
+    with FaultyPeer(answering(ANSWER)) as peer:
+        leaf = GrpcLeaf(url_of(peer), channels=2)
+        results = []
+
+        def run():
+            results.extend(drive(leaf.unary_unary(PUT, context(PUT_NOTE, 10.0))).data.id for _ in range(20))
+
+        threads = [threading.Thread(target=run) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        drive(leaf.aclose())
+    assert results == ["n"] * 240
+    assert peer.connections == 2
+
+
+def test_two_event_loops_one_after_another_share_a_leaf():
+    with FaultyPeer(answering(ANSWER)) as peer:
+        leaf = AsyncGrpcLeaf(url_of(peer))
+
+        async def run():
+            await leaf.unary_unary(PUT, context(PUT_NOTE, 5.0, asynchronous=True))
+            # Only this loop's connections: the leaf goes on in the next.
+            await leaf._lanes[asyncio.get_running_loop()].aclose()
+
+        asyncio.run(run())
+        asyncio.run(run())
+        gc.collect()
+        assert len(leaf._lanes) == 1
+    assert peer.connections == 2
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_forked_child_has_its_own_connections():
+    with FaultyPeer(answering(ANSWER)) as peer:
+        leaf = GrpcLeaf(url_of(peer))
+        drive(leaf.unary_unary(PUT, context(PUT_NOTE, 5.0)))
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                drive(leaf.unary_unary(PUT, context(PUT_NOTE, 5.0)))
+                drive(leaf.aclose())
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitpid(child, 0)[1] == 0
+        drive(leaf.unary_unary(PUT, context(PUT_NOTE, 5.0)))
+        drive(leaf.aclose())
+    assert peer.connections == 2
+
+
+def test_a_closed_leaf_says_so_and_leaves_no_thread():
+    before = threading.active_count()
+    leaf = GrpcLeaf("grpc://127.0.0.1:1")
+    with pytest.raises(RpcError):
+        drive(leaf.unary_unary(PUT, context(PUT_NOTE, 1.0)))
+    assert threading.active_count() == before + 1
+    drive(leaf.aclose())
+    drive(leaf.aclose())
+    assert threading.active_count() == before
+    with pytest.raises(RpcError, match="closed"):
+        drive(leaf.unary_unary(PUT, context(PUT_NOTE)))
+
+
+def test_closing_while_calls_are_in_flight_ends_them():
+    with FaultyPeer(BEHAVIOURS["only_settings"][0]) as peer:
+        leaf = GrpcLeaf(url_of(peer))
+        errors = []
+
+        def run():
+            with pytest.raises(RpcError) as raised:
+                drive(leaf.unary_unary(PUT, context(PUT_NOTE)))
+            errors.append(raised.value.code)
+
+        threads = [threading.Thread(target=run) for _ in range(5)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.2)
+        started = time.monotonic()
+        drive(leaf.aclose())
+        for thread in threads:
+            thread.join(5)
+        assert time.monotonic() - started < 2
+    assert set(errors) <= {StatusCode.UNAVAILABLE, StatusCode.FAILED_PRECONDITION}
+    assert len(errors) == 5
+
+
+def test_an_interpreter_that_forgets_to_close_ends_at_once_and_quietly():
+    with FaultyPeer(answering(ANSWER)) as peer:
+        code = f"""
+import sys; sys.path.insert(0, ".")
+from llm_cost_ops.transports.grpc import GrpcLeaf
+from llm_cost_ops.rpc.runtime import drive
+from tests.tiny_service import *
+leaf = GrpcLeaf("grpc://127.0.0.1:{peer.port}")
+print(drive(leaf.unary_unary(PutNoteRequest(note=Note(id="n")), context(PUT_NOTE, 5.0))).data.id)
+"""
+        command = [sys.executable, "-W", "error", "-X", "dev", "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "n\n", "")
