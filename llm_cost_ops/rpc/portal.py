@@ -38,7 +38,7 @@ class Portal:
         moment later, it is cancelled, and builtin TimeoutError raised. Raises RuntimeError once the
         portal is closed.
         """
-        future = self._submit(work)
+        future = self.start(work)
         try:
             return future.result(None if timeout is None else timeout + SLACK)
         except concurrent.futures.CancelledError:
@@ -60,7 +60,8 @@ class Portal:
         if thread is not threading.current_thread():
             thread.join(timeout)
 
-    def _submit(self, work: Callable[[], Coroutine[Any, Any, T]]) -> concurrent.futures.Future[T]:
+    def start(self, work: Callable[[], Coroutine[Any, Any, T]]) -> concurrent.futures.Future[T]:
+        """Begin `work()` in the loop's thread; cancelling the future cancels it. RuntimeError when closed."""
         with self._lock:
             if self._closed:
                 raise RuntimeError("the portal is closed")
