@@ -90,6 +90,7 @@ class PricingService:
         organizations = {"", request.organization_id}
         if not request.organization_id:
             organizations.update(own(context) or ())
+        everyones = context.principal is not None and own(context) is None and not request.organization_id
         cards: list[RateCard] = []
         if request.origin != PriceOrigin.CATALOG:
             cards += await self._store.all_cards(context)
@@ -100,7 +101,7 @@ class PricingService:
             for card in cards
             if (not providers or card.provider in providers)
             and (not models or card.model_id in models or not models.isdisjoint(card.aliases))
-            and card.organization_id in organizations
+            and (everyones or card.organization_id in organizations)
             and (not request.currency or card.currency == request.currency)
             and (at is None or _in_force(card, at))
         ]

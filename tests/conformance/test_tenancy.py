@@ -349,6 +349,7 @@ async def list_prices(clients: Clients, project: str) -> None:
     card = await contract(clients, project)
     assert (await clients.acme_admin.pricing.list(model_id=project)).data == []
     assert [found.id for found in (await clients.globex.pricing.list(model_id=project)).data] == [card.id]
+    assert [found.id for found in (await clients.everyone.pricing.list(model_id=project)).data] == [card.id]
     named = await clients.everyone.pricing.list(model_id=project, organization_id="globex")
     assert [found.id for found in named.data] == [card.id]
     for organization in ("globex", "no-such-organization"):
