@@ -1,7 +1,8 @@
 """How fast does the store take usage: one record at a time, and in batches beside a raw executemany?
 
 The raw rows go into the same usage table with the same indexes, in the same run, alternating with the
-store's; the store also keeps the sums, the terms and the answers. Ids and keys are UUIDv7 on both sides.
+store's; the store also keeps the sums, the terms and the answers, and the client checks, prices and
+fingerprints each record before. Ids and keys are UUIDv7 on all sides.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from llm_cost_ops import ClientConfig, CostOpsClient
 from llm_cost_ops._gen.messages import CostStatus, UsageRecord
 from llm_cost_ops.engine.ledger import Entry
 from llm_cost_ops.rpc.context import CallContext
@@ -56,6 +58,14 @@ def entry(n: int) -> Entry:
     )  # fmt: skip
 
 
+def sent(n: int) -> UsageRecord:
+    """The same record as a caller makes it: the client fills in the key, the service the rest."""
+    record = entry(n).record
+    record.id = record.idempotency_key = ""
+    record.total_tokens = record.ingested_at = None
+    return record
+
+
 def single(path: str | None, durability: str, count: int) -> float:
     """The median of one append of one record, in microseconds."""
     store = SqliteStore(path, durability=durability)
@@ -88,23 +98,31 @@ class RawRows:
         self._connection.close()
 
 
-def batches(folder: str, durability: str, count: int) -> tuple[float, float]:
-    """Records a second: the store's, and raw. The two take turns, batch by batch."""
+def batches(folder: str, durability: str, count: int) -> tuple[float, float, float]:
+    """Records a second: the whole client's, the store's, and raw. They take turns, batch by batch."""
+    client = CostOpsClient(
+        base_url=f"sqlite:///{folder}/client-{durability}.db", config=ClientConfig(durability=durability)
+    )
     store = SqliteStore(f"{folder}/store-{durability}.db", durability=durability)
     raw = RawRows(f"{folder}/raw-{durability}.db", durability)
-    ours = theirs = 0.0
+    whole = ours = theirs = 0.0
     for at in range(0, count, BATCH):
         entries = [entry(n) for n in range(at, at + BATCH)]
         rows = raw.rows([entry(n) for n in range(at, at + BATCH)])
+        records = [sent(n) for n in range(at, at + BATCH)]
+        began = time.perf_counter()
+        client.usage.submit_batch(records)
+        whole += time.perf_counter() - began
         began = time.perf_counter()
         drive(store.append(entries, CONTEXT))
         middle = time.perf_counter()
         raw.insert(rows)
         theirs += time.perf_counter() - middle
         ours += middle - began
+    client.close()
     drive(store.aclose())
     raw.close()
-    return count / ours, count / theirs
+    return count / whole, count / ours, count / theirs
 
 
 def main() -> None:
@@ -116,10 +134,10 @@ def main() -> None:
         print(f"  WAL file, disk      {single(f'{folder}/2.db', 'disk', 500):8.1f}   (an fsync each)")
         print(f"batches of {BATCH:,}, records a second")
         for durability in ("process", "disk"):
-            ours, raw = batches(folder, durability, 100_000)
+            whole, store, raw = batches(folder, durability, 100_000)
             print(
-                f"  WAL file, {durability:8} store {ours:9,.0f}   raw executemany {raw:9,.0f}   "
-                f"ratio {ours / raw:.2f}   (target 0.50)"
+                f"  WAL file, {durability:8} raw executemany {raw:9,.0f}   store {store:9,.0f}, "
+                f"ratio {store / raw:.2f}   client {whole:9,.0f}, ratio {whole / raw:.2f}   (target 0.50)"
             )
 
 

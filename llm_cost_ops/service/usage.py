@@ -6,7 +6,7 @@ import copy
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
-from hashlib import blake2b
+from hashlib import sha256
 from itertools import repeat
 from typing import Any
 
@@ -209,7 +209,7 @@ def _entry(sent: UsageRecord, key: str, now: datetime, book: PriceBook) -> Entry
     if record.timestamp is not None:
         record.timestamp = in_utc(record.timestamp)
     record.idempotency_key = ""
-    fingerprint = blake2b(_content.encode(record), digest_size=16).digest()
+    fingerprint = sha256(_content.encode(record)).digest()[:16]
     record.idempotency_key = sent.idempotency_key or key
     record.id = uuid7()
     record.ingested_at = now

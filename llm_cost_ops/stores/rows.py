@@ -83,13 +83,13 @@ _times = msgspec.json.Decoder(_Times)
 
 def as_key(text: str) -> str | bytes:
     """What an id or a key is stored as: 16 bytes where it is a UUID in its canonical form."""
-    if len(text) == 36 and text[8:24:5] == "----" and text.islower():
+    if len(text) == 36 and text[8:24:5] == "----":
         try:
             key = bytes.fromhex(text.replace("-", ""))
         except ValueError:
             return text
         # Shorter where there were spaces, which fromhex passes over, or more hyphens.
-        if len(key) == 16:
+        if len(key) == 16 and text == text.lower():
             return key
     return text
 
