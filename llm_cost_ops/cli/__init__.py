@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from llm_cost_ops import __version__
+from llm_cost_ops.cli.options import add_questions, add_target
 from llm_cost_ops.exceptions import CostOpsError
 
 __all__ = ["main"]
@@ -24,16 +25,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     _add_keys(commands)
     _add_import(commands)
-    _add_costs(commands)
+    add_questions(commands)
     return parser
-
-
-def _add_target(parser: argparse.ArgumentParser) -> None:
-    target = parser.add_mutually_exclusive_group()
-    target.add_argument("--db", metavar="PATH", help="a database file of the embedded engine")
-    target.add_argument(
-        "--base-url", metavar="URL", help="where to send it; default: LLM_COST_OPS_BASE_URL, else --db"
-    )
 
 
 def _add_quickstart(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -129,7 +122,7 @@ def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "the exit status is then 1.",
     )
     parser.add_argument("file", help="a .jsonl or .csv file, or - for JSONL on standard input")
-    _add_target(parser)
+    add_target(parser)
     parser.add_argument("--format", choices=("jsonl", "csv"), help="default: by the file's name")
     parser.add_argument(
         "--map",
@@ -143,28 +136,6 @@ def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     parser.add_argument("--batch-size", type=int, default=1000, metavar="N", help="default: %(default)s")
     parser.set_defaults(run="import")
-
-
-def _add_costs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("costs", help="show what usage cost")
-    _add_target(parser)
-    parser.add_argument("--organization", action="append", default=[], metavar="ID")
-    parser.add_argument("--provider", action="append", default=[])
-    parser.add_argument("--model", action="append", default=[])
-    parser.add_argument("--project", action="append", default=[])
-    parser.add_argument("--start", default="", metavar="DATE", help="a date or a time, inclusive")
-    parser.add_argument("--end", default="", metavar="DATE", help="a date (through that day) or a time")
-    parser.add_argument("--time-zone", default="", metavar="ZONE", help="an IANA name; default: UTC")
-    parser.add_argument(
-        "--group-by",
-        default="provider,model",
-        metavar="NAMES",
-        help="none, or any of provider, model, organization, project, user, tag, label:<key>, day, week, "
-        "month…, by comma; default: %(default)s",
-    )
-    parser.add_argument("--currency", default="", help="ISO 4217; default: USD")
-    parser.add_argument("--json", action="store_true", help="print the answer as JSON")
-    parser.set_defaults(run="costs")
 
 
 def _dispatch(options: argparse.Namespace) -> int:
@@ -184,6 +155,18 @@ def _dispatch(options: argparse.Namespace) -> int:
         from llm_cost_ops.cli.reports import show_costs
 
         return show_costs(options)
+    if options.run == "export":
+        from llm_cost_ops.cli.export import export
+
+        return export(options)
+    if options.run in ("estimate", "reprice"):
+        from llm_cost_ops.cli import receipts
+
+        return receipts.estimate(options) if options.run == "estimate" else receipts.reprice(options)
+    if options.run == "prices":
+        from llm_cost_ops.cli.prices import prices
+
+        return prices(options)
     from llm_cost_ops.cli.quickstart import quickstart
 
     return quickstart(options)

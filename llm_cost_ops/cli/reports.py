@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llm_cost_ops._gen.codecs import COST_SUMMARY
+from llm_cost_ops.cli.options import filters_of
 from llm_cost_ops.cli.target import open_client
 from llm_cost_ops.client import CostOpsClient
 from llm_cost_ops.types import CostSummary
@@ -96,13 +97,7 @@ def show_costs(options: argparse.Namespace) -> int:
 
 def _asked(client: CostOpsClient, options: argparse.Namespace) -> CostSummary:
     return client.costs.get(
-        organization_id=options.organization,
-        provider=options.provider,
-        model_id=options.model,
-        project_id=options.project,
-        start_date=options.start,
-        end_date=options.end,
-        time_zone=options.time_zone,
+        **filters_of(options),
         group_by=[name.strip() for name in options.group_by.split(",")],
         currency=options.currency,
     )

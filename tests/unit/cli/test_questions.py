@@ -1,0 +1,223 @@
+"""`costs`, `export`, `estimate`, `reprice` and `prices`: what they write, and what they refuse."""
+
+from __future__ import annotations
+
+import csv
+import json
+import tracemalloc
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_cost_ops import CostOpsClient, UsageRecord, cli
+from llm_cost_ops.catalog import load, use_catalog
+from llm_cost_ops.cli.export import csv_lines, jsonl_lines
+from llm_cost_ops.engine.money import plain
+from tests.conformance.clients import running_server
+
+AT = datetime(2026, 11, 20, 15, tzinfo=UTC)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    path = tmp_path / "costs.db"
+    with CostOpsClient(base_url=f"sqlite:///{path}") as client:
+        client.usage.submit_batch(records())
+    return path
+
+
+def records() -> list[UsageRecord]:
+    base: dict[str, Any] = {"organization_id": "acme", "input_tokens": 1000, "output_tokens": 500}
+    return [
+        UsageRecord(**base, provider="openai", model_id="gpt-4o", timestamp=AT + timedelta(hours=1)),
+        UsageRecord(
+            **base,
+            provider="openai",
+            model_id="gpt-4o",
+            timestamp=AT,
+            tags=["a,b", 'c"d'],
+            labels={"team": "search"},
+            meters={"web_searches": 1},
+            idempotency_key="k",
+            user_id='=1+1;"x", y',
+        ),
+        UsageRecord(**base, provider="house", model_id="m", timestamp=AT, service_tier="flex"),
+    ]
+
+
+def run(*arguments: Any) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+def test_csv_has_every_field(database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "usage.csv"
+    assert run("export", "--db", database, "--output", target) == 0
+    assert capsys.readouterr().err == f"3 records in {target}\n"
+    with target.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["timestamp"] for row in rows] == [
+        "2026-11-20T15:00:00Z",
+        "2026-11-20T15:00:00Z",
+        "2026-11-20T16:00:00Z",
+    ]
+    assert set(rows[0]) == set(UsageRecord.__struct_fields__) - {"unknown_"}
+    [special] = [row for row in rows if row["idempotency_key"] == "k"]
+    assert json.loads(special["tags"]) == ["a,b", 'c"d']
+    assert json.loads(special["labels"]) == {"team": "search"}
+    assert special["user_id"] == '=1+1;"x", y'
+    assert special["metadata"] == special["operation"] == special["latency_ms"] == ""
+    [unpriced] = [row for row in rows if row["provider"] == "house"]
+    assert (unpriced["estimated_cost"], unpriced["cost_status"]) == ("", "unpriced")
+    assert rows[2]["estimated_cost"] == "0.0075"
+
+
+def test_jsonl_is_imported_again(database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("export", "--db", database, "--label", "team=search", "--provider", "openai") == 0
+    [line] = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["idempotency_key"] == "k"
+    target = tmp_path / "usage.jsonl"
+    assert run("export", "--db", database, "--output", target) == 0
+    assert run("import", target, "--db", tmp_path / "copy.db") == 0
+    assert run("costs", "--db", tmp_path / "copy.db", "--json") == 0
+    copied = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert run("costs", "--db", database, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == copied
+
+
+def test_an_export_that_fails_leaves_the_file_as_it_was(database: Path, tmp_path: Path) -> None:
+    target = tmp_path / "usage.csv"
+    target.write_text("what was there")
+    assert run("export", "--db", database, "--output", target, "--status", "cheap") == 2
+    assert target.read_text() == "what was there"
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv", ".db"]
+    assert run("export", "--db", database, "--output", tmp_path / "missing" / "usage.csv") == 2
+
+
+def test_an_export_takes_no_more_memory_for_more_records() -> None:
+    def peak(count: int) -> int:
+        tracemalloc.start()
+        made = (
+            UsageRecord(organization_id="o", user_id=f"{n}", labels={"n": "x" * 50}) for n in range(count)
+        )
+        for lines in (csv_lines, jsonl_lines):
+            for _ in lines(made):
+                pass
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    peak(10)
+    assert peak(5000) < peak(100) + 50_000
+
+
+def test_an_export_over_the_network(tmp_path: Path) -> None:
+    doors = ("--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0")
+    with running_server(tmp_path, *doors, "--durability", "process") as urls:
+        with CostOpsClient(base_url=urls["http"]) as client:
+            many = [
+                UsageRecord(organization_id="o", provider="openai", model_id="gpt-4o", input_tokens=n)
+                for n in range(2500)
+            ]
+            client.usage.submit_batch(many)
+        for transport, url in urls.items():
+            target = tmp_path / f"{transport}.jsonl"
+            assert run("export", "--base-url", url, "--output", target) == 0
+            counts = [json.loads(line).get("input_tokens", 0) for line in target.read_text().splitlines()]
+            assert sorted(counts) == list(range(2500))
+
+
+def test_estimate(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LLM_COST_OPS_BASE_URL", raising=False)
+    assert run("estimate", "openai", "gpt-4o", "--input", 1000, "--cached", 200, "--output", 500) == 0
+    shown = capsys.readouterr().out
+    assert "0.00725" in shown
+    assert "CACHE_READ" in shown
+    assert "openai/gpt-4o" in shown
+    assert run("estimate", "openai", "no-such-model", "--input", 1, "--at", "2026-01-01") == 0
+    assert "No price is known" in capsys.readouterr().out
+    assert run("estimate", "openai", "gpt-4o", "--input", 1, "--cached", 2) == 2
+    assert "cached_tokens" in capsys.readouterr().err
+    for bad in (("--at", "noon"), ("--meter", "pages"), ("--meter", "pages=x")):
+        assert run("estimate", "openai", "gpt-4o", *bad) == 2
+    assert list(tmp_path.iterdir()) == [], "an estimate makes no database"
+
+
+def test_reprice(database: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with CostOpsClient(base_url=f"sqlite:///{database}") as client:
+        client.pricing.create(
+            provider="house", model_id="m", input_price_per_1k="1", effective_date="2020-01-01"
+        )
+    assert run("reprice", "--db", database, "--dry-run") == 0
+    assert "1 of 3 records would get another cost" in capsys.readouterr().out
+    assert run("reprice", "--db", database) == 0
+    shown = capsys.readouterr().out
+    assert "house" in shown
+    assert "1 → 0" in shown
+    assert run("reprice", "--db", database) == 0
+    assert capsys.readouterr().out == "0 of 3 records got another cost\n"
+
+
+def test_prices_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("prices", "list", "gpt-4o", "--provider", "openai") == 0
+    shown = capsys.readouterr().out
+    assert "gpt-4o-mini" in shown
+    assert load.load_catalog().version in shown
+    assert run("prices", "show", "openai/gpt-4o") == 0
+    assert "1.25" in capsys.readouterr().out
+    assert run("prices", "list", "no", "such", "model") == 0
+    assert "No model" in capsys.readouterr().out
+    assert run("prices", "show", "openai/gpt-4oo") == 2
+    assert run("prices", "show", "gpt-4o") == 2
+    assert "did you mean" in capsys.readouterr().err
+
+
+def test_a_kind_in_a_cards_id_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    card = next(card for card in load.load_catalog() if card.id.endswith("[flex]") and "@" not in card.id)
+    assert run("prices", "show", f"{card.provider}/{card.model_id}") == 0
+    assert card.id in capsys.readouterr().out
+
+
+def test_a_catalog_is_compared_and_put_in_force(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    bundled = load.load_catalog().path
+    before = use_catalog(None)
+    try:
+        assert run("prices", "diff", bundled) == 0
+        assert "No price differs." in capsys.readouterr().out
+        assert run("prices", "diff", bundled, bundled, bundled) == 2
+        assert run("prices", "update", bundled) == 0
+        assert "was in force already" in capsys.readouterr().out
+        assert (tmp_path / "data" / "llm-cost-ops" / "prices.bin").is_file()
+        broken = tmp_path / "broken.bin"
+        broken.write_bytes(Path(bundled).read_bytes()[:-100])
+        for source in (broken, tmp_path / "none.bin", "http://example.test/prices.bin"):
+            assert run("prices", "update", source) == 2
+        assert run("prices", "update", bundled, "--sha256", "0" * 64) == 2
+        assert "SHA-256" in capsys.readouterr().err
+        assert load.load_catalog().path.endswith("prices.bin")
+    finally:
+        use_catalog(before)
+
+
+def test_costs_take_every_filter(database: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for option, value, requests in (
+        ("--service-tier", "flex", 1),
+        ("--status", "unpriced", 1),
+        ("--user", '=1+1;"x", y', 1),
+        ("--tag", "a,b", 1),
+        ("--organization", "globex", 0),
+        ("--end", "2026-11-20", 3),
+    ):
+        assert run("costs", "--db", database, "--json", "--group-by", "none", option, value) == 0
+        assert json.loads(capsys.readouterr().out)["total_requests"] == requests, option
+    assert run("costs", "--db", database, "--group-by", "meter") == 0
+    assert "WEB_SEARCHES" in capsys.readouterr().out
+    assert plain(Decimal("1.50")) == Decimal("1.5")
