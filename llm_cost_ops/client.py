@@ -20,6 +20,7 @@ from llm_cost_ops.rpc.channel import UNSET, AsyncChannel, Channel
 from llm_cost_ops.rpc.interceptor import Leaf
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.runtime import Runtime
+from llm_cost_ops.streams import AsyncUsage, Usage
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import GetHealthResponse, GetReadinessResponse
@@ -245,9 +246,9 @@ class CostOpsClient(_Client):
     _channel: Channel
 
     @cached_property
-    def usage(self) -> resources.UsageResource:
+    def usage(self) -> Usage:
         """Records usage and reads it back."""
-        return resources.UsageResource(self._channel)
+        return Usage(self._channel)
 
     @cached_property
     def costs(self) -> resources.CostsResource:
@@ -295,9 +296,9 @@ class AsyncCostOpsClient(_Client):
     _channel: AsyncChannel
 
     @cached_property
-    def usage(self) -> resources.AsyncUsageResource:
+    def usage(self) -> AsyncUsage:
         """Records usage and reads it back."""
-        return resources.AsyncUsageResource(self._channel)
+        return AsyncUsage(self._channel)
 
     @cached_property
     def costs(self) -> resources.AsyncCostsResource:

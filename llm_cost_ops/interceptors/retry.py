@@ -132,7 +132,7 @@ class Retry(AroundStart):
                 response = await continuation(request, context)
             except CostOpsError as error:
                 maybe_applied = error.maybe_applied = error.maybe_applied or maybe_applied
-                delay = self._delay(error, context)
+                delay = self.delay_after(error, context)
                 if delay is None:
                     raise
             else:
@@ -146,8 +146,8 @@ class Retry(AroundStart):
             context.waited += delay
             context.attempt += 1
 
-    def _delay(self, error: CostOpsError, context: CallContext) -> float | None:
-        """The seconds to wait, for which the budget has been charged; None to give up."""
+    def delay_after(self, error: CostOpsError, context: CallContext) -> float | None:
+        """The seconds to wait after an attempt failed, for which the budget has been charged; None: give up."""
         policy = self._policy
         if context.retry is not None:
             if not context.retry:
