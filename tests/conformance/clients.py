@@ -32,7 +32,7 @@ class Awaiting:
                 return found(*args, **options)
 
             return call
-        return Awaiting(found) if type(found).__module__.endswith("resources") else found
+        return Awaiting(found) if hasattr(found, "_channel") else found
 
 
 def open_client(base_url: str, colour: str, **options: Any) -> Any:

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from llm_cost_ops import AuthorizationError, NotFoundError, UsageRecord, ValidationError
+from llm_cost_ops import AuthenticationError, AuthorizationError, NotFoundError, UsageRecord, ValidationError
 from llm_cost_ops._gen import methods
-from llm_cost_ops._gen.messages import ExportUsageRequest, StreamUsageRequest
-from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops._gen.messages import StreamUsageRequest
 from llm_cost_ops.rpc.method import MethodDescriptor
-from llm_cost_ops.rpc.runtime import AsyncRuntime, drive
-from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.server.admission import Admission
-from llm_cost_ops.service import Service, open_service
+from llm_cost_ops.service import open_service
 from llm_cost_ops.service.authentication import Authentication
 from llm_cost_ops.service.tenancy import OPEN, RULES, Tenancy
-from llm_cost_ops.stores.sqlite import SqliteStore
 from llm_cost_ops.types import SubmitStatus
 from llm_cost_ops.wire.uuid7 import uuid7
 from tests.conformance.clients import COLOURS
@@ -175,55 +171,45 @@ async def refused_filters(
         await refused(get(asker)(organization_id=organization, project_id=project, **DAY))
 
 
+async def taken(stream: Any) -> list[Any]:
+    """All messages of a stream, of either colour."""
+    found = await stream if inspect.isawaitable(stream) else stream
+    return [one async for one in found] if hasattr(found, "__aiter__") else list(found)
+
+
 @covers(methods.EXPORT_USAGE)
 async def export_usage(clients: Clients, project: str) -> None:
     await fill(clients, project)
 
-    async def export(who: str, **options: Any) -> list[str]:
-        request = ExportUsageRequest(project_id=[project], **options)
-        answers = await streamed(clients, who, methods.EXPORT_USAGE, request)
-        return sorted(answer.usage.organization_id for answer in answers)
+    async def exported(client: Any, **options: Any) -> list[str]:
+        records = await taken(client.usage.export(project_id=project, **options))
+        return sorted(getattr(record, "usage", record).organization_id for record in records)
 
-    assert await export("acme_reader") == ["acme", "acme"]
-    assert await export("globex") == ["globex"]
-    assert await export("everyone") == ["acme", "acme", "globex"]
-    assert await export("acme", user_id=["globex"]) == []
-    for organization in ("globex", "no-such-organization"):
-        with pytest.raises(RpcError, match="organization_id") as caught:
-            await export("acme", organization_id=[organization])
-        assert caught.value.code is StatusCode.PERMISSION_DENIED
+    assert await exported(clients.acme_reader) == ["acme", "acme"]
+    assert await exported(clients.globex) == ["globex"]
+    assert await exported(clients.everyone) == ["acme", "acme", "globex"]
+    assert await exported(clients.acme, user_id="globex") == []
+    for organization in ("globex", "no-such-organization", ["acme", "globex"]):
+        await refused(exported(clients.acme, organization_id=organization))
+    with pytest.raises(AuthenticationError):
+        await exported(clients.of(None))
 
 
 @covers(methods.STREAM_USAGE)
 async def stream_usage(clients: Clients, project: str) -> None:
-    async def records() -> AsyncIterator[StreamUsageRequest]:
-        for organization in ("acme", "globex", "acme"):
-            yield StreamUsageRequest(
-                usage=UsageRecord(
-                    organization_id=organization, project_id=project, provider="openai", model_id="gpt-4o"
-                )
-            )
-
-    answers = await streamed(clients, "acme", methods.STREAM_USAGE, records())
+    records = [
+        UsageRecord(organization_id=name, project_id=project, provider="openai", model_id="gpt-4o")
+        for name in ("acme", "globex", "acme")
+    ]
+    requests = [StreamUsageRequest(usage=record) for record in records]
+    answers = await taken(clients.acme.usage.stream_requests(requests))
     assert (answers[-1].durable, answers[-1].created) == (3, 2)
     problems = [(problem.index, problem.error.code) for answer in answers for problem in answer.problems]
     assert problems == [(1, "PERMISSION_DENIED")]
     assert (await clients.globex.costs.get(project_id=project)).total_requests == 0
-    with pytest.raises(RpcError, match="role writer"):
-        await streamed(clients, "acme_reader", methods.STREAM_USAGE, records())
-
-
-async def streamed(clients: Clients, who: str, method: Any, request: Any) -> list[Any]:
-    """All answers of a stream, from a handler over the server's database that asks for keys."""
-    store = SqliteStore(str(clients.server.database))
-    service = Service(store, [Authentication(store.keys, required=True)])
-    metadata = Metadata({"authorization": f"Bearer {clients.server.keys[who]}"})
-    stream = getattr(service.handler, method.cardinality.value)
-    try:
-        async with aclosing(stream(request, CallContext(method, AsyncRuntime(), metadata))) as answers:
-            return [answer async for answer in answers]
-    finally:
-        await service.aclose()
+    await refused(taken(clients.acme_reader.usage.stream_requests(requests)), "role writer")
+    with pytest.raises(AuthenticationError):
+        await taken(clients.of(None).usage.stream_requests(requests))
 
 
 @covers(methods.GET_COST_SUMMARY)
