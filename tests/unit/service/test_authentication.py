@@ -1,0 +1,105 @@
+"""The interceptor that asks for keys: what passes, and what a stream does when its key is revoked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from llm_cost_ops._gen.methods import EXPORT_USAGE, GET_HEALTH, GET_READINESS
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.runtime import SyncRuntime, drive
+from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.service.authentication import Authentication
+from llm_cost_ops.service.keys import create_key, revoke_key
+from llm_cost_ops.service.tenancy import Principal, Role, Tenancy
+from llm_cost_ops.stores.sqlite import SqliteStore
+from llm_cost_ops.testing import VirtualRuntime
+
+
+@pytest.fixture
+def store() -> Iterator[SqliteStore]:
+    store = SqliteStore()
+    yield store
+    drive(store.aclose())
+
+
+def context(method: Any, key: str = "") -> CallContext:
+    metadata = Metadata({"authorization": f"Bearer {key}"} if key else {})
+    return CallContext(method, VirtualRuntime(), metadata)
+
+
+def create(store: SqliteStore) -> tuple[Any, str]:
+    asked = CallContext(GET_HEALTH, SyncRuntime(), Metadata())
+    return drive(create_key(store.keys, asked, organizations=["acme"]))
+
+
+async def answer(request: Any, context: CallContext) -> Any:
+    return context.principal
+
+
+def test_health_alone_needs_no_key(store: SqliteStore) -> None:
+    gate = Authentication(store.keys, required=True)
+    for method in (GET_HEALTH, GET_READINESS):
+        assert drive(gate.intercept_unary_unary(answer, None, context(method))) is None
+    with pytest.raises(RpcError) as caught:
+        drive(gate.intercept_unary_unary(answer, None, context(EXPORT_USAGE)))
+    assert caught.value.code is StatusCode.UNAUTHENTICATED
+
+
+def test_a_store_without_keys_is_open_unless_told_otherwise(store: SqliteStore) -> None:
+    gate = Authentication(store.keys, required=False)
+    assert drive(gate.intercept_unary_unary(answer, None, context(EXPORT_USAGE))) is None
+    _, key = create(store)
+    assert drive(gate.intercept_unary_unary(answer, None, context(EXPORT_USAGE, key))).role is Role.WRITER
+    with pytest.raises(RpcError):
+        drive(gate.intercept_unary_unary(answer, None, context(EXPORT_USAGE)))
+
+
+@pytest.mark.parametrize("kind", ["intercept_unary_stream", "intercept_stream_stream"])
+async def test_a_stream_ends_when_its_key_is_revoked(store: SqliteStore, kind: str) -> None:
+    made, key = create(store)
+    call = context(EXPORT_USAGE, key)
+    closed = []
+
+    async def numbers(request: Any, context: CallContext) -> Any:
+        try:
+            for number in range(100):
+                yield number
+        finally:
+            closed.append(True)
+
+    gate = Authentication(store.keys, required=True)
+    async with aclosing(getattr(gate, kind)(numbers, None, call)) as stream:
+        assert await anext(stream) == 0
+        await revoke_key(store.keys, made.id, call)
+        assert await anext(stream) == 1, "it is looked up once a second"
+        call.runtime.advance(1.1)
+        with pytest.raises(RpcError) as caught:
+            await anext(stream)
+    assert caught.value.code is StatusCode.UNAUTHENTICATED
+    assert closed == [True]
+
+
+async def test_a_stream_needs_a_key_before_its_first_message(store: SqliteStore) -> None:
+    gate = Authentication(store.keys, required=True)
+
+    async def numbers(request: Any, context: CallContext) -> Any:
+        raise AssertionError("it was called")
+        yield 0
+
+    for kind in (gate.intercept_unary_stream, gate.intercept_stream_stream):
+        with pytest.raises(RpcError, match="a valid API key"):
+            await anext(kind(numbers, None, context(EXPORT_USAGE)))
+
+
+def test_a_method_without_a_rule_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm_cost_ops.service.tenancy.RULES", {})
+    call = context(EXPORT_USAGE)
+    call.principal = Principal(key_id="a", role=Role.ADMIN, organizations=None)
+    with pytest.raises(RpcError, match="no API key may call ExportUsage") as caught:
+        drive(Tenancy().intercept_unary_unary(answer, None, call))
+    assert caught.value.code is StatusCode.PERMISSION_DENIED
