@@ -20,7 +20,7 @@ from llm_cost_ops.rpc.channel import UNSET, AsyncChannel, Channel
 from llm_cost_ops.rpc.interceptor import Leaf
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.runtime import Runtime
-from llm_cost_ops.streams import AsyncUsage, Usage
+from llm_cost_ops.streams import AsyncStreamingUsageResource, StreamingUsageResource
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import GetHealthResponse, GetReadinessResponse
@@ -246,9 +246,9 @@ class CostOpsClient(_Client):
     _channel: Channel
 
     @cached_property
-    def usage(self) -> Usage:
+    def usage(self) -> StreamingUsageResource:
         """Records usage and reads it back."""
-        return Usage(self._channel)
+        return StreamingUsageResource(self._channel)
 
     @cached_property
     def costs(self) -> resources.CostsResource:
@@ -296,9 +296,9 @@ class AsyncCostOpsClient(_Client):
     _channel: AsyncChannel
 
     @cached_property
-    def usage(self) -> AsyncUsage:
+    def usage(self) -> AsyncStreamingUsageResource:
         """Records usage and reads it back."""
-        return AsyncUsage(self._channel)
+        return AsyncStreamingUsageResource(self._channel)
 
     @cached_property
     def costs(self) -> resources.AsyncCostsResource:

@@ -36,7 +36,13 @@ from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.rpc.streams import Requests, driven
 from llm_cost_ops.wire.uuid7 import uuid7
 
-__all__ = ["AsyncUsage", "Segment", "StreamProgress", "StreamReceipt", "Usage"]
+__all__ = [
+    "AsyncStreamingUsageResource",
+    "Segment",
+    "StreamProgress",
+    "StreamReceipt",
+    "StreamingUsageResource",
+]
 
 SEGMENT = 500
 
@@ -247,7 +253,7 @@ def _refused(violation: Violation) -> CostOpsError:
     return error_from_rpc(error, attempts=0)
 
 
-class Usage(UsageResource):
+class StreamingUsageResource(UsageResource):
     """Records usage and reads it back."""
 
     __slots__ = ()
@@ -303,7 +309,7 @@ class Usage(UsageResource):
         return _Sender(self._channel.core, *options).run(records)
 
 
-class AsyncUsage(AsyncUsageResource):
+class AsyncStreamingUsageResource(AsyncUsageResource):
     """Records usage and reads it back."""
 
     __slots__ = ()
@@ -319,7 +325,7 @@ class AsyncUsage(AsyncUsageResource):
         retry: RetryConfig | None = UNSET,
         idempotency_key: str = "",
     ) -> StreamReceipt:
-        """Record any number of calls, and return once all of them are answered for. As Usage.stream.
+        """Record any number of calls, and return once all of them are answered for. As in the sync client.
 
         The records may also come from an async iterable.
         """

@@ -147,7 +147,7 @@ class Retry(AroundStart):
             context.attempt += 1
 
     def delay_after(self, error: CostOpsError, context: CallContext) -> float | None:
-        """The seconds to wait after an attempt failed, for which the budget has been charged; None: give up."""
+        """The seconds to wait after a failure, for which the budget has been charged; None to give up."""
         policy = self._policy
         if context.retry is not None:
             if not context.retry:

@@ -7,8 +7,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,19 @@ class Awaiting:
 
             return call
         return Awaiting(found) if hasattr(found, "_channel") else found
+
+
+async def each(call: Any) -> AsyncIterator[Any]:
+    """What a streaming method gives, in either colour; closed when it is left."""
+    stream = await call if inspect.isawaitable(call) else call
+    if hasattr(stream, "__aiter__"):
+        async with aclosing(stream):
+            async for item in stream:
+                yield item
+    else:
+        with closing(stream):
+            for item in stream:
+                yield item
 
 
 def open_client(base_url: str, colour: str, **options: Any) -> Any:
