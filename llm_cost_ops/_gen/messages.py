@@ -1011,7 +1011,7 @@ class TimeWindow(
     end: str = ""
     """The first minute after; at or before `start` it is on the next day, and equal means a whole day."""
     time_zone: str = ""
-    """An IANA name; UTC when not given."""
+    """An IANA name; CreatePrice asks for it, and a card that has none means UTC."""
     weekdays: list[Int32] = []
     """ISO days 1 to 7 on which the window starts; every day when empty."""
     unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")

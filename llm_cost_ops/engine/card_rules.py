@@ -18,7 +18,7 @@ from llm_cost_ops.exceptions import ValidationError
 from llm_cost_ops.rpc.status import RpcError, Violation
 from llm_cost_ops.wire.validation import relocate
 
-__all__ = ["card_error", "check_card", "check_overlaps", "clock_seconds"]
+__all__ = ["card_error", "check_card", "check_overlaps", "clock_seconds", "overlap_of"]
 
 _METER = re.compile(r"[A-Za-z][A-Za-z0-9_.:/-]{0,63}", re.ASCII)
 _CLOCK = re.compile(r"([01][0-9]|2[0-4]):([0-5][0-9])(?::([0-5][0-9]))?", re.ASCII)
@@ -52,6 +52,8 @@ def _broken(card: RateCard | CreatePriceRequest) -> _Found:
     yield from _rates_rules(card)
     for at, window in enumerate(card.windows):
         yield from _window_rules(f"windows[{at}].", window)
+        if isinstance(card, CreatePriceRequest) and not window.time_zone:
+            yield f"windows[{at}].time_zone", "must be given: the same hours are other times in other zones"
     for at, multiplier in enumerate(card.multipliers):
         field = f"multipliers[{at}].value"
         if (rule := _price_rule(multiplier.value)) is not None:
@@ -187,6 +189,28 @@ def check_overlaps(cards: Iterable[RateCard], path: str, violations: list[Violat
             if start == later or (end is not None and end > later):
                 rule = f"overlaps {first.id or 'another card'} of the same provider, model and dimensions"
                 violations.append(Violation(f"{path}[{at}]", rule))
+
+
+def overlap_of(card: RateCard, others: Iterable[RateCard]) -> tuple[str, str] | None:
+    """The field and the rule that a new card breaks beside others of its key; None where it breaks none.
+
+    A card gives way to one that starts later, and to a higher version with its start. But where an end
+    was stated, a card that starts before it leaves the price in doubt.
+    """
+    lowest = datetime.min.replace(tzinfo=UTC)
+    start = _instant(card.effective_from) or lowest
+    in_force: dict[datetime, RateCard] = {}
+    for other in sorted(others, key=lambda other: other.version):
+        if _key(other) == _key(card):
+            in_force[_instant(other.effective_from) or lowest] = other
+    until = _instant(card.effective_until)
+    for since, other in sorted(in_force.items()):
+        end = _instant(other.effective_until)
+        if since < start and end is not None and end > start:
+            return "effective_date", f"must not be before {end.isoformat()}, where the card {other.id} ends"
+        if since > start and until is not None and until > since:
+            return "end_date", f"must not be after {since.isoformat()}, where the card {other.id} begins"
+    return None
 
 
 def _key(card: RateCard) -> tuple[Any, ...]:

@@ -8,7 +8,9 @@ import msgspec
 
 from llm_cost_ops._gen.messages import RateCard, SubmitStatus
 from llm_cost_ops.engine.card_digest import kept_form
+from llm_cost_ops.engine.card_rules import overlap_of
 from llm_cost_ops.engine.windows import to_micros
+from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.stores.rows import encode_struct, struct_decoder
 
 __all__ = ["add_card", "all_cards", "get_card", "keep_card", "kept_card", "revision"]
@@ -19,7 +21,10 @@ _cards = struct_decoder(RateCard)
 def add_card(
     cursor: sqlite3.Cursor, card: RateCard, key: str, fingerprint: bytes
 ) -> tuple[RateCard, SubmitStatus]:
-    """Add a card under the next version of its line, unless its key or its content was there before."""
+    """Add a card under the next version of its line, unless its key or its content was there before.
+
+    INVALID_ARGUMENT when its interval and that of another card both claim a time.
+    """
     org = card.organization_id
     if key:
         row = cursor.execute(
@@ -38,6 +43,7 @@ def add_card(
     if latest is not None and latest[2] == fingerprint:
         seq, added, status = latest[0], _cards.decode(latest[3]), SubmitStatus.DUPLICATE
     else:
+        _refuse_overlaps(cursor, card, line)
         version = latest[1] + 1 if latest is not None else 1
         added, status = msgspec.structs.replace(card, version=version), SubmitStatus.CREATED
         cursor.execute(
@@ -48,6 +54,14 @@ def add_card(
     if key:
         cursor.execute("INSERT INTO card_key VALUES (?, ?, ?, ?)", (org, key, fingerprint, seq))
     return added, status
+
+
+def _refuse_overlaps(cursor: sqlite3.Cursor, card: RateCard, line: str) -> None:
+    rows = cursor.execute("SELECT card FROM card WHERE line = ?", (line,)).fetchall()
+    broken = overlap_of(card, [_cards.decode(data) for (data,) in rows])
+    if broken is not None:
+        message = f"{broken[0]} {broken[1]}"
+        raise RpcError(StatusCode.INVALID_ARGUMENT, message, violations=[Violation(*broken)])
 
 
 def _line(card: RateCard) -> str:

@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 from llm_cost_ops import ConflictError, UsageRecord, ValidationError
-from llm_cost_ops.types import CostStatus, HealthStatus, Operation, PriceOrigin, Rate
+from llm_cost_ops.types import (
+    CostStatus,
+    HealthStatus,
+    Operation,
+    PriceMultiplier,
+    PriceOrigin,
+    PriceTier,
+    Rate,
+    TimeWindow,
+)
 
 AT = datetime(2026, 11, 20, 15, tzinfo=UTC)
 
@@ -232,6 +241,23 @@ async def test_a_price_is_created_once(client: Any, organization: str) -> None:
         ({"effective_date": "2026-02-01", "end_date": "2026-01-01"}, "end_date"),
         ({"rates": [{"meter": "INPUT"}]}, "rates"),
         ({"model_id": "a*b"}, "model_id"),
+        ({"input_price_per_1k": "9" * 30}, "input_price_per_1k"),
+        ({"input_price_per_1k": "0." + "1" * 19}, "input_price_per_1k"),
+        ({"multipliers": [PriceMultiplier(kind="margin", value=Decimal(0))]}, "multipliers[0].value"),
+        ({"windows": [TimeWindow(start="09:00", end="17:00")]}, "windows[0].time_zone"),
+        ({"windows": [TimeWindow(start="09:00", end="17:00", time_zone="Mars")]}, "windows[0].time_zone"),
+        (
+            {
+                "rates": [
+                    Rate(
+                        meter="PAGES",
+                        per=1,
+                        tiers=[PriceTier(above=2, price=Decimal(1)), PriceTier(above=1, price=Decimal(1))],
+                    )
+                ]
+            },
+            "rates[0].tiers[1].above",
+        ),
         ({"input_price_per_1k": None, "output_price_per_1k": None}, "rates"),
     ],
 )
@@ -240,6 +266,34 @@ async def test_bad_prices(client: Any, bad: dict[str, Any], field: str) -> None:
     with pytest.raises(ValidationError) as caught:
         await client.pricing.create(**{**price, **bad})
     assert any(violation.field.startswith(field) for violation in caught.value.violations)
+
+
+async def test_overlapping_prices_are_refused(client: Any, organization: str) -> None:
+    async def create(effective_date: str, end_date: str = "", **fields: Any) -> Any:
+        price = {"provider": f"p-{organization[-12:]}", "model_id": "m", "input_price_per_1k": "1"}
+        return await client.pricing.create(
+            **{**price, **fields}, effective_date=effective_date, end_date=end_date or None
+        )
+
+    first = await create("2026-03-01", "2026-05-31")
+    for dates, field in (
+        (("2026-04-01",), "effective_date"),
+        (("2026-05-31",), "effective_date"),
+        (("2026-01-01", "2026-03-01"), "end_date"),
+    ):
+        with pytest.raises(ValidationError, match=first.id) as caught:
+            await create(*dates)
+        assert [violation.field for violation in caught.value.violations] == [field]
+    # Side by side, another key, another window, or a correction of the card itself.
+    await create("2026-01-01", "2026-02-28")
+    await create("2026-06-01")
+    await create("2026-04-01", region="eu")
+    window = TimeWindow(start="00:00", end="06:00", time_zone="Europe/Berlin")
+    await create("2026-04-01", windows=[window])
+    corrected = await create("2026-03-01", "2026-05-30", input_price_per_1k="2")
+    assert corrected.version > first.version
+    await create("2026-05-31", input_price_per_1k="3")
+    assert (await client.pricing.list(provider=f"p-{organization[-12:]}")).pagination.total_items == 7
 
 
 async def test_bundled_prices_are_listed(client: Any) -> None:

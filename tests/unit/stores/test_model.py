@@ -66,6 +66,9 @@ subsets = {
     "providers": st.lists(st.sampled_from(["openai", "google"]), max_size=1),
     "model_ids": st.lists(st.sampled_from(["a", "gpt-4o"]), max_size=2, unique=True),
     "project_ids": st.just(["p"]),
+    "regions": st.just(["eu", "us"]),
+    "service_tiers": st.just([""]),
+    "operations": st.sampled_from([["chat"], ["unspecified", "chat"]]),
     "user_ids": st.lists(st.sampled_from(["u", "v", ""]), max_size=2, unique=True),
     "tags": st.lists(st.sampled_from(["x", "y"]), max_size=2, unique=True),
     "labels": st.dictionaries(
@@ -88,6 +91,9 @@ def passes(record: UsageRecord, where: Filter) -> bool:
         and (not where.providers or record.provider in where.providers)
         and (not where.model_ids or record.model_id in where.model_ids)
         and (not where.project_ids or record.project_id in where.project_ids)
+        and (not where.regions or record.region in where.regions)
+        and (not where.service_tiers or record.service_tier in where.service_tiers)
+        and (not where.operations or str(record.operation) in where.operations)
         and (not where.user_ids or record.user_id in where.user_ids)
         and (not where.tags or not set(record.tags).isdisjoint(where.tags))
         and all(record.labels.get(key) == value for key, value in where.labels.items())
