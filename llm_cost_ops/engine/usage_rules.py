@@ -101,17 +101,18 @@ def _token_rules(record: UsageRecord) -> _Found:
     if record.total_tokens is not None and record.total_tokens != read + written:
         rule = f"must be input_tokens + output_tokens ({read + written})"
         yield "total_tokens", f"{rule}; got {record.total_tokens}"
-    if cached > read:
+    # A part of nothing is never too much: a negative whole has been named already.
+    if cached > max(read, 0):
         yield "cached_tokens", _part(cached, "input_tokens", read)
-    if stored > read:
+    if stored > max(read, 0):
         yield "cache_write_tokens", _part(stored, "input_tokens", read)
     if cached <= read and stored <= read < cached + stored:
         rule = f"and cached_tokens together must be at most input_tokens ({read}); got {cached + stored}"
         yield "cache_write_tokens", rule
     extended = record.cache_write_extended_tokens
-    if extended > stored:
+    if extended > max(stored, 0):
         yield "cache_write_extended_tokens", _part(extended, "cache_write_tokens", stored)
-    if record.reasoning_tokens > written:
+    if record.reasoning_tokens > max(written, 0):
         yield "reasoning_tokens", _part(record.reasoning_tokens, "output_tokens", written)
 
 
