@@ -22,6 +22,7 @@ from llm_cost_ops.engine.card_digest import card_digest
 from llm_cost_ops.engine.ledger import Entry, Filter
 from llm_cost_ops.engine.pricebook import Priced
 from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.stores import schema
 from llm_cost_ops.stores.sqlite import SqliteStore
 from tests.unit.stores.making import START, Sync, context, entry
 from tests.unit.stores.test_model import StoreBesideModel, filters, passes
@@ -186,10 +187,18 @@ def test_cards_that_are_new_are_noticed_inside_the_transaction(tmp_path: Path) -
             assert len(drive(append([entry()], context(), store.cards_revision()))) == 1
 
 
-def test_a_file_of_version_1_is_repriced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_way_of", [1, 2])
+def test_an_older_file_is_repriced(tmp_path: Path, by_way_of: int, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "v1.db"
     with gzip.open(GOLDEN / "store-v1.db.gz") as packed, path.open("wb") as file:
         shutil.copyfileobj(packed, file)
+    monkeypatch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:by_way_of])
+    monkeypatch.setattr(schema, "VERSION", by_way_of)
+    with sqlite3.connect(path, isolation_level=None) as connection:
+        schema.migrate(connection, "the file")
+        assert connection.execute("PRAGMA user_version").fetchone() == (by_way_of,)
+    connection.close()
+    monkeypatch.undo()
     with Sync(path) as store:
         records, _ = store.list_usage(Filter(), "timestamp", False, 10, None, None)
         before = [store.get_cost(record.id) for record in records]
