@@ -53,12 +53,11 @@ async def _serve(options: argparse.Namespace, *, exists: bool) -> None:
         _check_reach(option, where, required=required)
     print(f"llm-cost-ops: {_REQUIRED if required else _UNASKED}", flush=True)
     store = SqliteStore(options.db, durability=options.durability, group_commit=True)
-    service = Service(
-        store, [Admission(options.max_calls, exempt=OPEN), Authentication(store.keys, required=required)]
-    )
+    keys = Authentication(store.keys, required=required)
+    service = Service(store, [Admission(options.max_calls, exempt=OPEN), keys])
     servers: list[Server] = []
     if where_http is not None:
-        servers.append(HttpServer(AsgiApp(service.handler), **where_http))
+        servers.append(HttpServer(AsgiApp(service.handler, admit=keys.admit), **where_http))
     if where_grpc is not None:
         from llm_cost_ops.server.grpc import GrpcServer
 

@@ -157,6 +157,7 @@ class AsgiApp:
     """An ASGI app over a ServiceHandler.
 
     `close` lets go of what the handler holds; it is awaited when the ASGI server ends the lifespan.
+    `admit` raises RpcError for a call that is not to be answered, before its body is read.
     Errors are `{"error": {"code", "message", "details"}, "request_id"}`. An error that a servicer
     did not mean to raise is logged under its request id and tells the client nothing. A servicer
     may set `context.response_status` and `context.response_metadata`.
@@ -167,11 +168,13 @@ class AsgiApp:
         handler: ServiceHandler,
         *,
         close: Callable[[], Awaitable[None]] | None = None,
+        admit: Callable[[CallContext], Awaitable[None]] | None = None,
         limits: AsgiLimits | None = None,
         runtime: Runtime | None = None,
     ) -> None:
         self._handler = handler
         self._close = close
+        self._admit = admit
         self._limits = limits or AsgiLimits()
         self._runtime = runtime or AsyncRuntime()
         self._router = Router(m for m in handler.methods.values() if m.cardinality in _SERVED)
@@ -237,9 +240,18 @@ class AsgiApp:
             return status, headers + allow, body
         if binding.method.cardinality is not Cardinality.UNARY_UNARY:
             return await self._stream(binding, route.variables, request, receive, send)
-        body = b"" if binding.rule.body is None else await request.body(receive)
-        message = binding.decode(route.variables, request.query, body)
-        return await self._call(binding, message, request.context(binding, self._runtime))
+        context = request.context(binding, self._runtime)
+        body = await self._body(binding, request, context, receive)
+        return await self._call(binding, binding.decode(route.variables, request.query, body), context)
+
+    async def _body(
+        self, binding: Binding, request: _Request, context: CallContext, receive: Receive
+    ) -> bytes:
+        if binding.rule.body is None:
+            return b""
+        if self._admit is not None:
+            await self._admit(context)
+        return await request.body(receive)
 
     async def _stream(
         self, binding: Binding, variables: list[str], request: _Request, receive: Receive, send: Send
@@ -253,7 +265,7 @@ class AsgiApp:
             stream = self._handler.stream_stream(incoming, context)
             await StreamAnswer(binding, context, send).run(stream)
             return None
-        body = b"" if binding.rule.body is None else await request.body(receive)
+        body = await self._body(binding, request, context, receive)
         stream = self._handler.unary_stream(binding.decode(variables, request.query, body), context)
         await StreamAnswer(binding, context, send).run(stream, receive)
         return None

@@ -37,25 +37,27 @@ class Authentication:
     async def intercept_unary_unary(
         self, continuation: UnaryContinuation, request: Any, context: CallContext
     ) -> Any:
-        await self._admit(context)
+        if context.principal is None:
+            await self.admit(context)
         return await continuation(request, context)
 
     async def intercept_unary_stream(
         self, continuation: Streaming, request: Any, context: CallContext
     ) -> AsyncGenerator[Any, None]:
-        await self._admit(context)
+        await self.admit(context)
         looked = context.runtime.monotonic()
         async with aclosing(continuation(request, context)) as messages:
             async for message in messages:
                 yield message
                 # A stream may live long, and its key may be revoked meanwhile.
                 if context.runtime.monotonic() - looked >= _FRESH:
-                    await self._admit(context)
+                    await self.admit(context)
                     looked = context.runtime.monotonic()
 
     intercept_stream_stream = intercept_unary_stream
 
-    async def _admit(self, context: CallContext) -> None:
+    async def admit(self, context: CallContext) -> None:
+        """Set the principal, or raise UNAUTHENTICATED. A server may ask before it reads the request."""
         if context.method.path in OPEN:
             return
         key = _bearer(context.metadata)

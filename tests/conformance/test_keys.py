@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -101,6 +102,15 @@ def test_other_schemes(server: KeyedServer, headers: list[tuple[str, str]]) -> N
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"] == "Bearer"
     assert answer.json()["error"]["code"] == "UNAUTHENTICATED"
+
+
+def test_a_body_is_not_read_without_a_key(server: KeyedServer) -> None:
+    url = httpx.URL(server.urls["http"])
+    for extra, status in (("", b" 401 "), (f"authorization: Bearer {server.keys['acme']}\r\n", b" 415 ")):
+        with socket.create_connection((url.host, url.port or 80), 5) as connection:
+            head = f"POST /api/v1/usage HTTP/1.1\r\nhost: x\r\ncontent-length: 15000000\r\n{extra}"
+            connection.sendall(f"{head}content-type: text/plain\r\n\r\n".encode())
+            assert status in connection.recv(4096), "although no byte of the body was sent"
 
 
 def test_the_scheme_is_read_in_any_case(server: KeyedServer) -> None:
