@@ -85,6 +85,7 @@ from llm_cost_ops.wire.fields import (
     enum_varint,
     enum_varints,
     keep_unknown,
+    read_entry,
     read_enum,
     respell,
     skip_field,
@@ -93,7 +94,18 @@ from llm_cost_ops.wire.fields import (
 )
 from llm_cost_ops.wire.structs import read_raw_json, write_raw_json
 from llm_cost_ops.wire.timestamps import read_timestamp, write_timestamp
-from llm_cost_ops.wire.varint import DOUBLE, SHORT, int32, int64, prefixes, read_more, to_int32, varint
+from llm_cost_ops.wire.varint import (
+    DOUBLE,
+    SHORT,
+    int32,
+    int64,
+    prefixes,
+    read_more,
+    read_varint,
+    read_varints,
+    to_int32,
+    varint,
+)
 
 __all__ = [
     "decode_analytics",
@@ -557,41 +569,10 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
                         if c > 127:
                             n, s = read_more(data, s, n)
                     pos = s + n
-                    d, r = data, pos
                     if pos > end: raise IndexError
-                    k7 = ""
-                    v7 = ""
-                    while s < r:
-                        u = d[s]
-                        if u == 10:
-                            n = d[s + 1]
-                            if n < 128: q = s + 2
-                            else:
-                                c = d[s + 2]; n += (c << 7) - 128; q = s + 3
-                                if c > 127:
-                                    n, q = read_more(d, q, n)
-                            s = q + n
-                            k7 = d[q:s].decode()
-                            if s >= r: break
-                            u = d[s]
-                        if u == 18:
-                            n = d[s + 1]
-                            if n < 128: q = s + 2
-                            else:
-                                c = d[s + 2]; n += (c << 7) - 128; q = s + 3
-                                if c > 127:
-                                    n, q = read_more(d, q, n)
-                            s = q + n
-                            v7 = d[q:s].decode()
-                            if s >= r: break
-                            u = d[s]
-                        if u not in (10, 18):
-                            q = skip_field(d, s, r, (10, 18))
-                            if q < 0:
-                                d = respell(d, s, r, (10, 18))
-                                q, r = 0, len(d)
-                            s = q
-                    if s != r: raise IndexError
+                    k, v = read_entry(data, s, pos, 10, 18, False)
+                    k7 = k.decode()
+                    v7 = v.decode()
                     x7[k7] = v7
                     if pos >= end: break
                     t = data[pos]
@@ -2275,41 +2256,10 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
                         if c > 127:
                             n, s = read_more(data, s, n)
                     pos = s + n
-                    d, r = data, pos
                     if pos > end: raise IndexError
-                    k7 = ""
-                    v7 = ""
-                    while s < r:
-                        u = d[s]
-                        if u == 10:
-                            n = d[s + 1]
-                            if n < 128: q = s + 2
-                            else:
-                                c = d[s + 2]; n += (c << 7) - 128; q = s + 3
-                                if c > 127:
-                                    n, q = read_more(d, q, n)
-                            s = q + n
-                            k7 = d[q:s].decode()
-                            if s >= r: break
-                            u = d[s]
-                        if u == 18:
-                            n = d[s + 1]
-                            if n < 128: q = s + 2
-                            else:
-                                c = d[s + 2]; n += (c << 7) - 128; q = s + 3
-                                if c > 127:
-                                    n, q = read_more(d, q, n)
-                            s = q + n
-                            v7 = d[q:s].decode()
-                            if s >= r: break
-                            u = d[s]
-                        if u not in (10, 18):
-                            q = skip_field(d, s, r, (10, 18))
-                            if q < 0:
-                                d = respell(d, s, r, (10, 18))
-                                q, r = 0, len(d)
-                            s = q
-                    if s != r: raise IndexError
+                    k, v = read_entry(data, s, pos, 10, 18, False)
+                    k7 = k.decode()
+                    v7 = v.decode()
                     x7[k7] = v7
                     if pos >= end: break
                     t = data[pos]
@@ -3863,41 +3813,10 @@ def _read_reprice_usage_request(data: bytes, pos: int, end: int, depth: int, m: 
                         if c > 127:
                             n, s = read_more(data, s, n)
                     pos = s + n
-                    d, r = data, pos
                     if pos > end: raise IndexError
-                    k7 = ""
-                    v7 = ""
-                    while s < r:
-                        u = d[s]
-                        if u == 10:
-                            n = d[s + 1]
-                            if n < 128: q = s + 2
-                            else:
-                                c = d[s + 2]; n += (c << 7) - 128; q = s + 3
-                                if c > 127:
-                                    n, q = read_more(d, q, n)
-                            s = q + n
-                            k7 = d[q:s].decode()
-                            if s >= r: break
-                            u = d[s]
-                        if u == 18:
-                            n = d[s + 1]
-                            if n < 128: q = s + 2
-                            else:
-                                c = d[s + 2]; n += (c << 7) - 128; q = s + 3
-                                if c > 127:
-                                    n, q = read_more(d, q, n)
-                            s = q + n
-                            v7 = d[q:s].decode()
-                            if s >= r: break
-                            u = d[s]
-                        if u not in (10, 18):
-                            q = skip_field(d, s, r, (10, 18))
-                            if q < 0:
-                                d = respell(d, s, r, (10, 18))
-                                q, r = 0, len(d)
-                            s = q
-                    if s != r: raise IndexError
+                    k, v = read_entry(data, s, pos, 10, 18, False)
+                    k7 = k.decode()
+                    v7 = v.decode()
                     x7[k7] = v7
                     if pos >= end: break
                     t = data[pos]
@@ -4579,9 +4498,10 @@ def encode_get_health_response(m: GetHealthResponse) -> bytes:
             n = len(b)
             w(_T12[n] if n < 128 else b"\x12" + varint(n))
             w(b)
-        at = "uptime_seconds"
-        b = DOUBLE.pack(m.uptime_seconds)
-        if b != b"\x00\x00\x00\x00\x00\x00\x00\x00": w(b"\x19" + b)
+        if (v3 := m.uptime_seconds) or str(v3) == "-0.0":
+            at = "uptime_seconds"
+            w(b"\x19")
+            w(DOUBLE.pack(v3))
         if v4 := m.components:
             at = "components"
             for i, x4 in enumerate(v4):
@@ -4728,9 +4648,10 @@ def encode_get_readiness_response(m: GetReadinessResponse) -> bytes:
             n = len(b)
             w(_T12[n] if n < 128 else b"\x12" + varint(n))
             w(b)
-        at = "uptime_seconds"
-        b = DOUBLE.pack(m.uptime_seconds)
-        if b != b"\x00\x00\x00\x00\x00\x00\x00\x00": w(b"\x19" + b)
+        if (v3 := m.uptime_seconds) or str(v3) == "-0.0":
+            at = "uptime_seconds"
+            w(b"\x19")
+            w(DOUBLE.pack(v3))
         if v4 := m.components:
             at = "components"
             for i, x4 in enumerate(v4):
@@ -5455,16 +5376,9 @@ def _read_time_window(data: bytes, pos: int, end: int, depth: int, m: TimeWindow
                 pos = s + n
                 if pos > end: raise IndexError
                 x4 = m.weekdays.append
-                while s < pos:
-                    n = data[s]
-                    if n < 128: s = s + 1
-                    else:
-                        c = data[s + 1]; n += (c << 7) - 128; s = s + 2
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                            if n > 0x7FFFFFFF: n = to_int32(n)
+                for n in read_varints(data, s, pos):
+                    if n > 0x7FFFFFFF: n = to_int32(n)
                     x4(n)
-                if s != pos: raise IndexError
                 if pos >= end: break
                 t = data[pos]
             if t in _TIME_WINDOW_NAMES: continue
@@ -7664,41 +7578,12 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                         if c > 127:
                             n, s = read_more(data, s, n)
                     pos = s + n
-                    d, r = data, pos
                     if pos > end: raise IndexError
-                    k19 = ""
-                    v19 = 0
-                    while s < r:
-                        u = d[s]
-                        if u == 10:
-                            n = d[s + 1]
-                            if n < 128: q = s + 2
-                            else:
-                                c = d[s + 2]; n += (c << 7) - 128; q = s + 3
-                                if c > 127:
-                                    n, q = read_more(d, q, n)
-                            s = q + n
-                            k19 = d[q:s].decode()
-                            if s >= r: break
-                            u = d[s]
-                        if u == 16:
-                            n = d[s + 1]
-                            if n < 128: s = s + 2
-                            else:
-                                c = d[s + 2]; n += (c << 7) - 128; s = s + 3
-                                if c > 127:
-                                    n, s = read_more(d, s, n)
-                                    if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
-                            v19 = n
-                            if s >= r: break
-                            u = d[s]
-                        if u not in (10, 16):
-                            q = skip_field(d, s, r, (10, 16))
-                            if q < 0:
-                                d = respell(d, s, r, (10, 16))
-                                q, r = 0, len(d)
-                            s = q
-                    if s != r: raise IndexError
+                    k, v = read_entry(data, s, pos, 10, 16, False)
+                    k19 = k.decode()
+                    n = read_varint(v, 0)[0] if v else 0
+                    if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                    v19 = n
                     x19[k19] = v19
                     if pos >= end: break
                     t = data[pos]
@@ -7810,41 +7695,10 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                         if c > 127:
                             n, s = read_more(data, s, n)
                     pos = s + n
-                    d, r = data, pos
                     if pos > end: raise IndexError
-                    k28 = ""
-                    v28 = ""
-                    while s < r:
-                        u = d[s]
-                        if u == 10:
-                            n = d[s + 1]
-                            if n < 128: q = s + 2
-                            else:
-                                c = d[s + 2]; n += (c << 7) - 128; q = s + 3
-                                if c > 127:
-                                    n, q = read_more(d, q, n)
-                            s = q + n
-                            k28 = d[q:s].decode()
-                            if s >= r: break
-                            u = d[s]
-                        if u == 18:
-                            n = d[s + 1]
-                            if n < 128: q = s + 2
-                            else:
-                                c = d[s + 2]; n += (c << 7) - 128; q = s + 3
-                                if c > 127:
-                                    n, q = read_more(d, q, n)
-                            s = q + n
-                            v28 = d[q:s].decode()
-                            if s >= r: break
-                            u = d[s]
-                        if u not in (10, 18):
-                            q = skip_field(d, s, r, (10, 18))
-                            if q < 0:
-                                d = respell(d, s, r, (10, 18))
-                                q, r = 0, len(d)
-                            s = q
-                    if s != r: raise IndexError
+                    k, v = read_entry(data, s, pos, 10, 18, False)
+                    k28 = k.decode()
+                    v28 = v.decode()
                     x28[k28] = v28
                     if pos >= end: break
                     t = data[pos]
@@ -9070,41 +8924,10 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                         if c > 127:
                             n, s = read_more(data, s, n)
                     pos = s + n
-                    d, r = data, pos
                     if pos > end: raise IndexError
-                    k7 = ""
-                    v7 = ""
-                    while s < r:
-                        u = d[s]
-                        if u == 10:
-                            n = d[s + 1]
-                            if n < 128: q = s + 2
-                            else:
-                                c = d[s + 2]; n += (c << 7) - 128; q = s + 3
-                                if c > 127:
-                                    n, q = read_more(d, q, n)
-                            s = q + n
-                            k7 = d[q:s].decode()
-                            if s >= r: break
-                            u = d[s]
-                        if u == 18:
-                            n = d[s + 1]
-                            if n < 128: q = s + 2
-                            else:
-                                c = d[s + 2]; n += (c << 7) - 128; q = s + 3
-                                if c > 127:
-                                    n, q = read_more(d, q, n)
-                            s = q + n
-                            v7 = d[q:s].decode()
-                            if s >= r: break
-                            u = d[s]
-                        if u not in (10, 18):
-                            q = skip_field(d, s, r, (10, 18))
-                            if q < 0:
-                                d = respell(d, s, r, (10, 18))
-                                q, r = 0, len(d)
-                            s = q
-                    if s != r: raise IndexError
+                    k, v = read_entry(data, s, pos, 10, 18, False)
+                    k7 = k.decode()
+                    v7 = v.decode()
                     x7[k7] = v7
                     if pos >= end: break
                     t = data[pos]
@@ -9905,41 +9728,10 @@ def _read_export_usage_request(data: bytes, pos: int, end: int, depth: int, m: E
                         if c > 127:
                             n, s = read_more(data, s, n)
                     pos = s + n
-                    d, r = data, pos
                     if pos > end: raise IndexError
-                    k7 = ""
-                    v7 = ""
-                    while s < r:
-                        u = d[s]
-                        if u == 10:
-                            n = d[s + 1]
-                            if n < 128: q = s + 2
-                            else:
-                                c = d[s + 2]; n += (c << 7) - 128; q = s + 3
-                                if c > 127:
-                                    n, q = read_more(d, q, n)
-                            s = q + n
-                            k7 = d[q:s].decode()
-                            if s >= r: break
-                            u = d[s]
-                        if u == 18:
-                            n = d[s + 1]
-                            if n < 128: q = s + 2
-                            else:
-                                c = d[s + 2]; n += (c << 7) - 128; q = s + 3
-                                if c > 127:
-                                    n, q = read_more(d, q, n)
-                            s = q + n
-                            v7 = d[q:s].decode()
-                            if s >= r: break
-                            u = d[s]
-                        if u not in (10, 18):
-                            q = skip_field(d, s, r, (10, 18))
-                            if q < 0:
-                                d = respell(d, s, r, (10, 18))
-                                q, r = 0, len(d)
-                            s = q
-                    if s != r: raise IndexError
+                    k, v = read_entry(data, s, pos, 10, 18, False)
+                    k7 = k.decode()
+                    v7 = v.decode()
                     x7[k7] = v7
                     if pos >= end: break
                     t = data[pos]

@@ -92,6 +92,7 @@ from llm_cost_ops.wire.validation import (
     check_int,
     check_items,
     check_json,
+    check_messages,
     check_text,
     check_undecoded,
     entry,
@@ -306,14 +307,7 @@ def validate_time_series_point(m: TimeSeriesPoint, path: str, violations: list[V
         validate_metric_values(v, "metrics", violations) if type(v) is MetricValues else check_instance(v, "metrics", violations, MetricValues)
     v = m.group
     if (v or type(v) is not list) and check_items(v, "group", violations):
-        for i, e in enumerate(v):
-            at = len(violations)
-            if type(e) is GroupKey:
-                validate_group_key(e, "", violations)
-            else:
-                check_instance(e, "", violations, GroupKey)
-            if len(violations) != at:
-                relocate(violations, at, f"group[{i}]")
+        check_messages(v, "group", violations, GroupKey, validate_group_key)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -352,14 +346,7 @@ def validate_analytics(m: Analytics, path: str, violations: list[Violation]) -> 
     v: Any
     v = m.time_series
     if (v or type(v) is not list) and check_items(v, "time_series", violations):
-        for i, e in enumerate(v):
-            at = len(violations)
-            if type(e) is TimeSeriesPoint:
-                validate_time_series_point(e, "", violations)
-            else:
-                check_instance(e, "", violations, TimeSeriesPoint)
-            if len(violations) != at:
-                relocate(violations, at, f"time_series[{i}]")
+        check_messages(v, "time_series", violations, TimeSeriesPoint, validate_time_series_point)
     v = m.summary
     if v is not None:
         validate_analytics_summary(v, "summary", violations) if type(v) is AnalyticsSummary else check_instance(v, "summary", violations, AnalyticsSummary)
@@ -452,14 +439,7 @@ def validate_cost_record(m: CostRecord, path: str, violations: list[Violation]) 
         check_decimal(v, "other_cost", violations)
     v = m.lines
     if (v or type(v) is not list) and check_items(v, "lines", violations):
-        for i, e in enumerate(v):
-            at = len(violations)
-            if type(e) is CostLine:
-                validate_cost_line(e, "", violations)
-            else:
-                check_instance(e, "", violations, CostLine)
-            if len(violations) != at:
-                relocate(violations, at, f"lines[{i}]")
+        check_messages(v, "lines", violations, CostLine, validate_cost_line)
     v = m.rate_card_id
     if v is not EMPTY and (type(v) is not str or not v.isprintable()):
         check_text(v, "rate_card_id", violations)
@@ -610,14 +590,7 @@ def validate_cost_group(m: CostGroup, path: str, violations: list[Violation]) ->
         check_int(v, "requests", violations, -9223372036854775808, 9223372036854775807)
     v = m.keys
     if (v or type(v) is not list) and check_items(v, "keys", violations):
-        for i, e in enumerate(v):
-            at = len(violations)
-            if type(e) is GroupKey:
-                validate_group_key(e, "", violations)
-            else:
-                check_instance(e, "", violations, GroupKey)
-            if len(violations) != at:
-                relocate(violations, at, f"keys[{i}]")
+        check_messages(v, "keys", violations, GroupKey, validate_group_key)
     v = m.input_tokens
     if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
         check_int(v, "input_tokens", violations, -9223372036854775808, 9223372036854775807)
@@ -673,14 +646,7 @@ def validate_cost_summary(m: CostSummary, path: str, violations: list[Violation]
         check_instance(v, "period_end", violations, datetime)
     v = m.breakdown
     if (v or type(v) is not list) and check_items(v, "breakdown", violations):
-        for i, e in enumerate(v):
-            at = len(violations)
-            if type(e) is CostGroup:
-                validate_cost_group(e, "", violations)
-            else:
-                check_instance(e, "", violations, CostGroup)
-            if len(violations) != at:
-                relocate(violations, at, f"breakdown[{i}]")
+        check_messages(v, "breakdown", violations, CostGroup, validate_cost_group)
     v = m.additive
     if type(v) is not bool:
         check_instance(v, "additive", violations, bool)
@@ -689,14 +655,7 @@ def validate_cost_summary(m: CostSummary, path: str, violations: list[Violation]
         check_int(v, "unpriced_requests", violations, -9223372036854775808, 9223372036854775807)
     v = m.other_currencies
     if (v or type(v) is not list) and check_items(v, "other_currencies", violations):
-        for i, e in enumerate(v):
-            at = len(violations)
-            if type(e) is CurrencyTotal:
-                validate_currency_total(e, "", violations)
-            else:
-                check_instance(e, "", violations, CurrencyTotal)
-            if len(violations) != at:
-                relocate(violations, at, f"other_currencies[{i}]")
+        check_messages(v, "other_currencies", violations, CurrencyTotal, validate_currency_total)
     v = m.priced_fraction
     if v is not None:
         check_decimal(v, "priced_fraction", violations)
@@ -949,14 +908,7 @@ def validate_reprice_report(m: RepriceReport, path: str, violations: list[Violat
         check_int(v, "changed", violations, -9223372036854775808, 9223372036854775807)
     v = m.differences
     if (v or type(v) is not list) and check_items(v, "differences", violations):
-        for i, e in enumerate(v):
-            at = len(violations)
-            if type(e) is RepriceDifference:
-                validate_reprice_difference(e, "", violations)
-            else:
-                check_instance(e, "", violations, RepriceDifference)
-            if len(violations) != at:
-                relocate(violations, at, f"differences[{i}]")
+        check_messages(v, "differences", violations, RepriceDifference, validate_reprice_difference)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1011,14 +963,7 @@ def validate_get_health_response(m: GetHealthResponse, path: str, violations: li
         check_float(v, "uptime_seconds", violations)
     v = m.components
     if (v or type(v) is not list) and check_items(v, "components", violations):
-        for i, e in enumerate(v):
-            at = len(violations)
-            if type(e) is ComponentHealth:
-                validate_component_health(e, "", violations)
-            else:
-                check_instance(e, "", violations, ComponentHealth)
-            if len(violations) != at:
-                relocate(violations, at, f"components[{i}]")
+        check_messages(v, "components", violations, ComponentHealth, validate_component_health)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1042,14 +987,7 @@ def validate_get_readiness_response(m: GetReadinessResponse, path: str, violatio
         check_float(v, "uptime_seconds", violations)
     v = m.components
     if (v or type(v) is not list) and check_items(v, "components", violations):
-        for i, e in enumerate(v):
-            at = len(violations)
-            if type(e) is ComponentHealth:
-                validate_component_health(e, "", violations)
-            else:
-                check_instance(e, "", violations, ComponentHealth)
-            if len(violations) != at:
-                relocate(violations, at, f"components[{i}]")
+        check_messages(v, "components", violations, ComponentHealth, validate_component_health)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1141,14 +1079,7 @@ def validate_rate(m: Rate, path: str, violations: list[Violation]) -> None:
         check_int(v, "per", violations, 0, 9223372036854775807)
     v = m.tiers
     if (v or type(v) is not list) and check_items(v, "tiers", violations, max_items=64):
-        for i, e in enumerate(v):
-            at = len(violations)
-            if type(e) is PriceTier:
-                validate_price_tier(e, "", violations)
-            else:
-                check_instance(e, "", violations, PriceTier)
-            if len(violations) != at:
-                relocate(violations, at, f"tiers[{i}]")
+        check_messages(v, "tiers", violations, PriceTier, validate_price_tier)
     v = m.minimum
     if v is not ZERO and (type(v) is not int or not 0 <= v <= 9223372036854775807):
         check_int(v, "minimum", violations, 0, 9223372036854775807)
@@ -1241,24 +1172,10 @@ def validate_rate_card(m: RateCard, path: str, violations: list[Violation]) -> N
         check_instance(v, "end_date", violations, datetime)
     v = m.windows
     if (v or type(v) is not list) and check_items(v, "windows", violations):
-        for i, e in enumerate(v):
-            at = len(violations)
-            if type(e) is TimeWindow:
-                validate_time_window(e, "", violations)
-            else:
-                check_instance(e, "", violations, TimeWindow)
-            if len(violations) != at:
-                relocate(violations, at, f"windows[{i}]")
+        check_messages(v, "windows", violations, TimeWindow, validate_time_window)
     v = m.rates
     if (v or type(v) is not list) and check_items(v, "rates", violations):
-        for i, e in enumerate(v):
-            at = len(violations)
-            if type(e) is Rate:
-                validate_rate(e, "", violations)
-            else:
-                check_instance(e, "", violations, Rate)
-            if len(violations) != at:
-                relocate(violations, at, f"rates[{i}]")
+        check_messages(v, "rates", violations, Rate, validate_rate)
     v = m.tier_mode
     if type(v) is not TierMode:
         check_enum(v, "tier_mode", violations, TierMode)
@@ -1267,14 +1184,7 @@ def validate_rate_card(m: RateCard, path: str, violations: list[Violation]) -> N
         check_enum(v, "tier_basis", violations, TierBasis)
     v = m.multipliers
     if (v or type(v) is not list) and check_items(v, "multipliers", violations):
-        for i, e in enumerate(v):
-            at = len(violations)
-            if type(e) is PriceMultiplier:
-                validate_price_multiplier(e, "", violations)
-            else:
-                check_instance(e, "", violations, PriceMultiplier)
-            if len(violations) != at:
-                relocate(violations, at, f"multipliers[{i}]")
+        check_messages(v, "multipliers", violations, PriceMultiplier, validate_price_multiplier)
     v = m.origin
     if type(v) is not PriceOrigin:
         check_enum(v, "origin", violations, PriceOrigin)
@@ -1353,14 +1263,7 @@ def validate_create_price_request(m: CreatePriceRequest, path: str, violations: 
                 check_text(e, f"aliases[{i}]", violations, 255)
     v = m.rates
     if (v or type(v) is not list) and check_items(v, "rates", violations, max_items=64):
-        for i, e in enumerate(v):
-            at = len(violations)
-            if type(e) is Rate:
-                validate_rate(e, "", violations)
-            else:
-                check_instance(e, "", violations, Rate)
-            if len(violations) != at:
-                relocate(violations, at, f"rates[{i}]")
+        check_messages(v, "rates", violations, Rate, validate_rate)
     v = m.tier_mode
     if type(v) is not TierMode:
         check_enum(v, "tier_mode", violations, TierMode)
@@ -1369,24 +1272,10 @@ def validate_create_price_request(m: CreatePriceRequest, path: str, violations: 
         check_enum(v, "tier_basis", violations, TierBasis)
     v = m.multipliers
     if (v or type(v) is not list) and check_items(v, "multipliers", violations, max_items=16):
-        for i, e in enumerate(v):
-            at = len(violations)
-            if type(e) is PriceMultiplier:
-                validate_price_multiplier(e, "", violations)
-            else:
-                check_instance(e, "", violations, PriceMultiplier)
-            if len(violations) != at:
-                relocate(violations, at, f"multipliers[{i}]")
+        check_messages(v, "multipliers", violations, PriceMultiplier, validate_price_multiplier)
     v = m.windows
     if (v or type(v) is not list) and check_items(v, "windows", violations, max_items=32):
-        for i, e in enumerate(v):
-            at = len(violations)
-            if type(e) is TimeWindow:
-                validate_time_window(e, "", violations)
-            else:
-                check_instance(e, "", violations, TimeWindow)
-            if len(violations) != at:
-                relocate(violations, at, f"windows[{i}]")
+        check_messages(v, "windows", violations, TimeWindow, validate_time_window)
     v = m.source_url
     if v is not EMPTY and (type(v) is not str or len(v) > 2048 or not v.isprintable()):
         check_text(v, "source_url", violations, 2048)
@@ -1478,14 +1367,7 @@ def validate_list_prices_response(m: ListPricesResponse, path: str, violations: 
     v: Any
     v = m.data
     if (v or type(v) is not list) and check_items(v, "data", violations):
-        for i, e in enumerate(v):
-            at = len(violations)
-            if type(e) is RateCard:
-                validate_rate_card(e, "", violations)
-            else:
-                check_instance(e, "", violations, RateCard)
-            if len(violations) != at:
-                relocate(violations, at, f"data[{i}]")
+        check_messages(v, "data", violations, RateCard, validate_rate_card)
     v = m.pagination
     if v is not None:
         validate_pagination(v, "pagination", violations) if type(v) is Pagination else check_instance(v, "pagination", violations, Pagination)
@@ -1741,14 +1623,7 @@ def validate_batch_submit_usage_request(
     v: Any
     v = m.records
     if check_items(v, "records", violations, max_items=10000, required=True):
-        for i, e in enumerate(v):
-            at = len(violations)
-            if type(e) is UsageRecord:
-                validate_usage_record(e, "", violations)
-            else:
-                check_instance(e, "", violations, UsageRecord)
-            if len(violations) != at:
-                relocate(violations, at, f"records[{i}]")
+        check_messages(v, "records", violations, UsageRecord, validate_usage_record)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1765,14 +1640,7 @@ def validate_record_error(m: RecordError, path: str, violations: list[Violation]
         check_text(v, "message", violations)
     v = m.violations
     if (v or type(v) is not list) and check_items(v, "violations", violations):
-        for i, e in enumerate(v):
-            at = len(violations)
-            if type(e) is FieldViolation:
-                validate_field_violation(e, "", violations)
-            else:
-                check_instance(e, "", violations, FieldViolation)
-            if len(violations) != at:
-                relocate(violations, at, f"violations[{i}]")
+        check_messages(v, "violations", violations, FieldViolation, validate_field_violation)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1800,14 +1668,7 @@ def validate_batch_receipt(m: BatchReceipt, path: str, violations: list[Violatio
     v: Any
     v = m.results
     if (v or type(v) is not list) and check_items(v, "results", violations):
-        for i, e in enumerate(v):
-            at = len(violations)
-            if type(e) is SubmitResult:
-                validate_submit_result(e, "", violations)
-            else:
-                check_instance(e, "", violations, SubmitResult)
-            if len(violations) != at:
-                relocate(violations, at, f"results[{i}]")
+        check_messages(v, "results", violations, SubmitResult, validate_submit_result)
     v = m.created
     if v is not ZERO and (type(v) is not int or not -2147483648 <= v <= 2147483647):
         check_int(v, "created", violations, -2147483648, 2147483647)
@@ -1940,14 +1801,7 @@ def validate_list_usage_response(m: ListUsageResponse, path: str, violations: li
     v: Any
     v = m.data
     if (v or type(v) is not list) and check_items(v, "data", violations):
-        for i, e in enumerate(v):
-            at = len(violations)
-            if type(e) is UsageRecord:
-                validate_usage_record(e, "", violations)
-            else:
-                check_instance(e, "", violations, UsageRecord)
-            if len(violations) != at:
-                relocate(violations, at, f"data[{i}]")
+        check_messages(v, "data", violations, UsageRecord, validate_usage_record)
     v = m.pagination
     if v is not None:
         validate_pagination(v, "pagination", violations) if type(v) is Pagination else check_instance(v, "pagination", violations, Pagination)
@@ -2003,14 +1857,7 @@ def validate_stream_usage_response(m: StreamUsageResponse, path: str, violations
         check_int(v, "duplicates", violations, -9223372036854775808, 9223372036854775807)
     v = m.problems
     if (v or type(v) is not list) and check_items(v, "problems", violations):
-        for i, e in enumerate(v):
-            at = len(violations)
-            if type(e) is StreamProblem:
-                validate_stream_problem(e, "", violations)
-            else:
-                check_instance(e, "", violations, StreamProblem)
-            if len(violations) != at:
-                relocate(violations, at, f"problems[{i}]")
+        check_messages(v, "problems", violations, StreamProblem, validate_stream_problem)
     if path and len(violations) != start:
         relocate(violations, start, path)
 

@@ -3,103 +3,80 @@
 from __future__ import annotations
 
 from llm_cost_ops.codegen.nodes import Field, Message, Package
-from llm_cost_ops.codegen.structs import module, wrapped
+from llm_cost_ops.codegen.text import fill, module, strings, wrapped
 
 __all__ = ["emit_codecs"]
 
+_IMPORTS = """\
+datetime UTC
+$package.messages *
+$package.validators *
+llm_cost_ops.rpc.method MessageCodec
+llm_cost_ops.wire.json JsonCodec several
+"""
+# Times that are not in UTC and oneofs with two members have to be settled.
+_SETTLED = """
 
-def _settling(package: Package) -> set[str]:
-    """The names of the messages that hold a time or a oneof, at any depth."""
-    found: set[str] = set()
-    while True:
-        more = {
-            m.name
-            for m in package.messages
-            if m.oneofs
-            or any(
-                f.type.kind == "timestamp" or (f.type.message and f.type.message.name in found)
-                for f in m.fields
-            )
-        }
-        if more == found:
-            return found
-        found = more
+def _settled_${message.snake}(m: ${message.name}) -> bool:
+    $looks
+    return True
+"""
+_CONSTANT = """\
+${message.constant} = MessageCodec(
+    ${message.name},
+    "${message.full_name}",
+    protobuf="${package.python}.protobuf:${message.snake}",
+    encode_json=_json_${message.snake}.encode,
+    decode_json=_json_${message.snake}.decode,
+    validate=validate_${message.snake},
+)
+"""
 
 
 def emit_codecs(package: Package) -> str:
     """The text of codecs.py."""
-    text = _json(package) + "\n" + "".join(_constant(message, package.python) for message in package.messages)
-    imports = {
-        "datetime": ["UTC"],
-        f"{package.python}.messages": sorted(m.name for m in package.messages),
-        f"{package.python}.validators": sorted(f"validate_{m.snake}" for m in package.messages),
-        "llm_cost_ops.rpc.method": ["MessageCodec"],
-        "llm_cost_ops.wire.json": ["JsonCodec", "several"],
-    }
+    settled = {m.full_name for m in package.messages if any(map(_unsettled, [m, *m.within.values()]))}
+    looks = [_settled(message, settled) for message in package.messages if message.full_name in settled]
+    codecs = [_codec(message, settled) for message in package.messages]
+    constants = [fill(_CONSTANT, message=message, package=package) for message in package.messages]
+    body = "".join([*looks, "\n\n", *codecs, "\n", *constants])
     names = [message.constant for message in package.messages]
-    return module("Every message as protobuf and as JSON.", imports, names, text)
+    return module(package, "Every message as protobuf and as JSON.", _IMPORTS, names, body)
 
 
-def _constant(message: Message, python: str) -> str:
-    arguments = [
-        message.name,
-        f'"{message.full_name}"',
-        f'protobuf="{python}.protobuf:{message.snake}"',
-        f"encode_json=_json_{message.snake}.encode",
-        f"decode_json=_json_{message.snake}.decode",
-        f"validate=validate_{message.snake}",
-    ]
-    lines = [f"{message.constant} = MessageCodec(", *(f"    {each}," for each in arguments), ")"]
-    return "\n".join([*lines, ""])
+def _unsettled(message: Message) -> bool:
+    return bool(message.oneofs) or any(field.type.kind == "timestamp" for field in message.fields)
 
 
-def _json(package: Package) -> str:
-    """The functions, and the JsonCodec of each message."""
-    needed = _settling(package)
-    text = "".join(_settled(message, needed) for message in package.messages if message.name in needed)
-    lines = [""]
-    for message in package.messages:
-        arguments = [message.name]
-        if message.name in needed:
-            arguments.append(f"settled=_settled_{message.snake}")
-        itemized = [f.rest_name for f in message.fields if f.itemized]
-        if itemized:
-            arguments.append(f"itemized={_strings(itemized)}")
-        groups = [_strings([f.rest_name for f in group]) for group in message.oneofs.values()]
-        if groups:
-            arguments.append(f"oneofs=[{', '.join(groups)}]")
-        lines.append(wrapped(f"_json_{message.snake} = JsonCodec(", arguments, ")"))
-    return text + "\n" + "\n".join(lines) + "\n"
-
-
-def _strings(names: list[str]) -> str:
-    """The text of a tuple of strings."""
-    return "(" + ", ".join(f'"{name}"' for name in names) + ("," if len(names) == 1 else "") + ")"
-
-
-def _settled(message: Message, needed: set[str]) -> str:
-    """A quick look at what would have to be settled: times that are not in UTC, oneofs with two members."""
-    body = []
-    for field in message.fields:
-        if field.type.kind == "timestamp" or (field.type.message and field.type.message.name in needed):
-            body += _look(field)
+def _settled(message: Message, settled: set[str]) -> str:
+    looks = "".join(_look(field, settled) for field in message.fields)
     for members in message.oneofs.values():
-        given = [f"m.{f.attribute}" for f in members]
-        body += [wrapped("if several(", given, "):"), "    return False"]
-    lines = ["", "", f"def _settled_{message.snake}(m: {message.name}) -> bool:"]
-    lines += [f"    {line}" for part in body for line in part.splitlines()]
-    return "\n".join([*lines, "    return True", ""])
+        looks += wrapped("if several(", [f"m.{f.attribute}" for f in members], "):") + "    return False\n"
+    return fill(_SETTLED, message=message, looks=looks)
 
 
-def _look(field: Field) -> list[str]:
-    at, cls = f"m.{field.attribute}", field.type.message
-    each = f"{at}.values()" if field.cardinality == "map" else at
-    if cls is not None:
-        fails = f"not _settled_{cls.snake}({{}})"
+def _look(field: Field, settled: set[str]) -> str:
+    inner, at = field.type.message, f"m.{field.attribute}"
+    # A variable of its own, for the type checker.
+    one = f"each{field.number}" if field.many else at
+    if inner is not None and inner.full_name in settled:
+        fails = f"not _settled_{inner.snake}({one})"
+    elif field.type.kind == "timestamp":
+        fails = f"{one}.tzinfo is not UTC"
     else:
-        fails = "{}.tzinfo is not UTC"
-    if field.cardinality in ("repeated", "map"):
-        # A variable of its own, for the type checker.
-        one = f"each{field.number}"
-        return [f"for {one} in {each}:", f"    if {fails.format(one)}:", "        return False"]
-    return [f"if {at} is not None and {fails.format(at)}:", "    return False"]
+        return ""
+    if not field.many:
+        return f"if {at} is not None and {fails}:\n    return False\n"
+    each = f"{at}.values()" if field.key else at
+    return f"for {one} in {each}:\n    if {fails}:\n        return False\n"
+
+
+def _codec(message: Message, settled: set[str]) -> str:
+    arguments = [message.name]
+    if message.full_name in settled:
+        arguments.append(f"settled=_settled_{message.snake}")
+    if itemized := [f.rest_name for f in message.fields if f.options.itemized]:
+        arguments.append(f"itemized={strings(itemized)}")
+    if groups := [strings(f.rest_name for f in members) for members in message.oneofs.values()]:
+        arguments.append(f"oneofs=[{', '.join(groups)}]")
+    return wrapped(f"_json_{message.snake} = JsonCodec(", arguments, ")")

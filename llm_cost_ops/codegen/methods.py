@@ -4,172 +4,117 @@ from __future__ import annotations
 
 import re
 
-from llm_cost_ops.codegen.nodes import Field, Message, Method, ModelError, Package, Service
-from llm_cost_ops.codegen.structs import docstring, module, wrapped
+from llm_cost_ops.codegen.nodes import Field, Method, Package, Service
+from llm_cost_ops.codegen.text import docstring, fill, indented, module, strings, wrapped
 
-__all__ = ["emit_methods", "emit_servicers", "resolve", "unwrapped"]
+__all__ = ["emit_methods", "emit_servicers"]
 
-_SERVER = {
-    "unary_unary": ("async def", "request: {req}", "{res}"),
-    "unary_stream": ("def", "request: {req}", "AsyncGenerator[{res}, None]"),
-    "stream_unary": ("async def", "requests: AsyncIterator[{req}]", "{res}"),
-    "stream_stream": ("def", "requests: AsyncIterator[{req}]", "AsyncGenerator[{res}, None]"),
-}
+_METHODS_IMPORTS = """\
+$package.codecs *
+$package.messages *
+llm_cost_ops.rpc.method Cardinality HttpRule Idempotency MethodDescriptor QueryField
+llm_cost_ops.wire.keys keyed
+"""
+_DESCRIPTOR = """
+${rpc.constant}: MethodDescriptor[${rpc.request.name}, ${rpc.response.name}] = MethodDescriptor(
+    "${rpc.service.full_name}",
+    "${rpc.name}",
+    cardinality=Cardinality.$cardinality,
+    idempotency=Idempotency.${rpc.idempotency},
+    request=${rpc.request.constant},
+    response=${rpc.response.constant},
+    $options
+)
+$docstring
+"""
+_SERVICERS_IMPORTS = """\
+collections.abc AsyncGenerator AsyncIterator
+typing Any Protocol
+$package.messages *
+$package.methods *
+llm_cost_ops.rpc.context CallContext
+llm_cost_ops.rpc.method MethodDescriptor
+"""
+_BIND = '''
 
-
-def resolve(message: Message, path: str) -> list[Field]:
-    """The fields that a dotted path of proto names leads through."""
-    fields: list[Field] = []
-    inner: Message | None = message
-    for name in filter(None, path.split(".")):
-        if inner is None:
-            raise ModelError(f"{message.full_name}: {path!r} leads through a field that is no message")
-        fields.append(inner.field(name))
-        inner = fields[-1].type.message
-    return fields
-
-
-def unwrapped(method: Method) -> Field | None:
-    """The response's message field that the Python method returns in its place: `data`, or REST's body."""
-    if method.http is not None and method.http.response_body:
-        return method.response.field(method.http.response_body)
-    for field in method.response.fields:
-        if field.name == "data" and field.type.message is not None and field.cardinality == "singular":
-            return field
-    return None
+$head
+    """Pair the methods of $service with those of a servicer."""
+    return [
+        $pairs
+    ]
+'''
 
 
 def emit_methods(package: Package) -> str:
     """The text of methods.py."""
-    methods = [method for service in package.services for method in service.methods]
-    text = "".join(_descriptor(method) for method in methods)
-    constants = sorted({c for method in methods for c in _codecs(method)})
-    classes = sorted({m.name for method in methods for m in (method.request, method.response)})
-    imports = {
-        "llm_cost_ops.rpc.method": [
-            "Cardinality",
-            "HttpRule",
-            "Idempotency",
-            "MethodDescriptor",
-            "QueryField",
-        ],
-        "llm_cost_ops.wire.keys": ["keyed"],
-        f"{package.python}.codecs": constants,
-        f"{package.python}.messages": classes,
-    }
-    names = [method.constant for method in methods]
-    return module("The descriptors of the methods.", imports, names, text)
-
-
-def _codecs(method: Method) -> list[str]:
-    messages = (method.request, method.response, _body(method), _response_body(method))
-    return [m.constant for m in messages if m is not None]
-
-
-def _body(method: Method) -> Message | None:
-    if method.http is None or not method.http.body:
-        return None
-    return method.request if method.http.body == "*" else method.request.field(method.http.body).type.message
-
-
-def _response_body(method: Method) -> Message | None:
-    if method.http is None or not method.http.response_body:
-        return None
-    return method.response.field(method.http.response_body).type.message
+    body = "".join(["\n", *map(_descriptor, package.methods)])
+    names = [method.constant for method in package.methods]
+    return module(package, "The descriptors of the methods.", _METHODS_IMPORTS, names, body)
 
 
 def _descriptor(method: Method) -> str:
-    types = f"MethodDescriptor[{method.request.name}, {method.response.name}]"
-    arguments = [
-        f'"{method.service.full_name}"',
-        f'"{method.name}"',
-        f"cardinality=Cardinality.{method.cardinality.upper()}",
-        f"idempotency=Idempotency.{method.idempotency}",
-        f"request={method.request.constant}",
-        f"response={method.response.constant}",
-    ]
-    if method.http is not None:
-        arguments.append(_http(method))
-    if method.idempotency_key:
-        path = [f'"{field.attribute}"' for field in resolve(method.request, method.idempotency_key)]
-        arguments.append(f"keyed=keyed({', '.join(path)})")
-    data = unwrapped(method)
-    if data is not None:
-        arguments.append(f'unwrap="{data.attribute}"')
-    lines = [f"    {line}" for argument in arguments for line in f"{argument},".splitlines()]
-    text = [f"\n\n{method.constant}: {types} = MethodDescriptor(", *lines, ")"]
-    return "\n".join([*text, *docstring(method.comment, "")])
+    options = _http(method) if method.verb else ""
+    if method.key_path:
+        options += "keyed=keyed({}),\n".format(", ".join(f'"{field.attribute}"' for field in method.key_path))
+    if method.returned is not None:
+        options += f'unwrap="{method.returned.attribute}",\n'
+    holes = {"cardinality": method.cardinality.upper(), "docstring": docstring(method.comment)}
+    return fill(_DESCRIPTOR, rpc=method, options=options, **holes)
 
 
 def _http(method: Method) -> str:
-    assert method.http is not None
-    http, body = method.http, _body(method)
-    in_path = set(re.findall(r"{(\w+)[^}]*}", http.path))
+    rule = method.options.http
+    body = method.request if rule.body == "*" else method.body and method.body.type.message
+    in_path = re.findall(r"{(\w+)[^}]*}", method.path)
     fields = []
     for field in method.request.fields:
-        in_query = http.body not in {"*", field.name} and field.type.proto != "message"
+        in_query = rule.body not in ("*", field.name) and (field.key is not None or not field.type.is_message)
         if field.name in in_path or in_query:
-            kind = {"repeated": "list", "map": "map"}.get(field.cardinality, "scalar")
-            aliases = "".join(f', "{alias}"' for alias in field.rest_aliases).removeprefix(", ")
-            extra = f", ({aliases}{',' if len(field.rest_aliases) == 1 else ''})" if aliases else ""
-            fields.append(f'QueryField("{field.rest_name}", "{field.attribute}", "{kind}"{extra})')
-    arguments = [f'"{http.verb}"', f'"{http.path}"', f'"{http.body}"' if http.body else "None"]
-    arguments += [str(method.http_status)]
-    codecs = [body.constant if body else "None"]
-    answer = _response_body(method)
-    if answer is not None:
-        codecs += [f'"{http.response_body}"', answer.constant]
+            fields.append(_query_field(field))
+    arguments = [f'"{method.verb}"', f'"{method.path}"', f'"{rule.body}"' if rule.body else "None"]
+    rows = "".join(f"    {field},\n" for field in fields)
+    rows = f"({fields[0]},)" if len(fields) == 1 else f"(\n{rows})"
+    arguments += [str(method.options.http_status or 200), rows if fields else "()"]
+    arguments.append(body.constant if body else "None")
+    if rule.response_body:
+        answer = method.response.field(rule.response_body).type.message
+        arguments += [f'"{rule.response_body}"', answer.constant if answer else "None"]
     if not fields:
-        return wrapped("http=HttpRule(", [*arguments, "()", *codecs], ")")
-    rows = [f"    {argument}," for argument in arguments]
-    if len(fields) == 1:
-        rows.append(f"    ({fields[0]},),")
-    else:
-        rows += ["    (", *(f"        {field}," for field in fields), "    ),"]
-    rows += [f"    {codec}," for codec in codecs]
-    return "\n".join(["http=HttpRule(", *rows, ")"])
+        return wrapped("http=HttpRule(", arguments, ")")[:-1] + ",\n"
+    return "http=HttpRule(\n" + indented("".join(f"{argument},\n" for argument in arguments)) + "),\n"
+
+
+def _query_field(field: Field) -> str:
+    kind = {"repeated": "list", "map": "map"}.get(field.cardinality, "scalar")
+    aliases = f", {strings(field.options.rest_alias)}" if field.options.rest_alias else ""
+    return f'QueryField("{field.rest_name}", "{field.attribute}", "{kind}"{aliases})'
 
 
 def emit_servicers(package: Package) -> str:
     """The text of servicers.py."""
-    text = "".join(_servicer(service) + _bind(service) for service in package.services)
-    methods = [method for service in package.services for method in service.methods]
-    imports = {
-        "collections.abc": ["AsyncGenerator", "AsyncIterator"],
-        "typing": ["Any", "Protocol"],
-        "llm_cost_ops.rpc.context": ["CallContext"],
-        "llm_cost_ops.rpc.method": ["MethodDescriptor"],
-        f"{package.python}.messages": sorted({m.name for x in methods for m in (x.request, x.response)}),
-        f"{package.python}.methods": sorted(method.constant for method in methods),
-    }
+    body = "".join(_servicer(service) + _bind(service) for service in package.services)
     names = [name for s in package.services for name in (f"{s.name}r", f"bind_{s.snake}")]
-    return module("What a server implements, one protocol per service.", imports, names, text)
+    title = "What a server implements, one protocol per service."
+    return module(package, title, _SERVICERS_IMPORTS, names, body)
 
 
 def _servicer(service: Service) -> str:
-    lines = ["", "", f"class {service.name}r(Protocol):", *docstring(service.comment, "    ")]
+    text = f"\n\nclass {service.name}r(Protocol):\n" + indented(docstring(service.comment))
     for method in service.methods:
-        define, argument, result = _SERVER[method.cardinality]
-        argument = argument.format(req=method.request.name)
-        result = result.format(res=method.response.name)
-        arguments = ["self", argument, "context: CallContext"]
-        start = f"{define} {method.attribute}("
-        lines += ["", wrapped(start, arguments, f") -> {result}:", "    ")]
-        lines += docstring(method.comment, "        ") or ["        ..."]
-    return "\n".join([*lines, ""])
+        asked, result = f"request: {method.request.name}", method.response.name
+        if method.cardinality.startswith("stream"):
+            asked = f"requests: AsyncIterator[{method.request.name}]"
+        define = "async def"
+        if method.cardinality.endswith("stream"):
+            define, result = "def", f"AsyncGenerator[{result}, None]"
+        arguments = ["self", asked, "context: CallContext"]
+        head = wrapped(f"{define} {method.attribute}(", arguments, f") -> {result}:", depth=4)
+        text += "\n" + indented(head + indented(docstring(method.comment) or "...\n"))
+    return text
 
 
 def _bind(service: Service) -> str:
     result = ") -> list[tuple[MethodDescriptor[Any, Any], Any]]:"
-    pairs = [f"        ({method.constant}, servicer.{method.attribute})," for method in service.methods]
-    return "\n".join(
-        [
-            "\n",
-            wrapped(f"def bind_{service.snake}(", [f"servicer: {service.name}r"], result),
-            f'    """Pair the methods of {service.name} with those of a servicer."""',
-            "    return [",
-            *pairs,
-            "    ]",
-            "",
-        ]
-    )
+    head = wrapped(f"def bind_{service.snake}(", [f"servicer: {service.name}r"], result)
+    pairs = "".join(f"({method.constant}, servicer.{method.attribute}),\n" for method in service.methods)
+    return fill(_BIND, head=head, service=service.name, pairs=pairs)

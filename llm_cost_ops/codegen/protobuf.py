@@ -13,65 +13,176 @@ more, with the continuation bits left in.
 
 from __future__ import annotations
 
-from string import Template
+import re
 
-from llm_cost_ops.codegen.nodes import Field, Message, Package, Type, constant_name
-from llm_cost_ops.codegen.protobuf_templates import (
-    DEFAULTS,
-    ENTRY,
-    FROM_BYTES,
-    FROM_VARINT,
-    IMPORTS,
-    LONG_VARINT,
-    MESSAGE,
-    PACKED,
-    PARTS,
-    PLAIN,
-    REPEATED,
-    SIZES,
-    TO_BYTES,
-    TOO_DEEP,
-    VARINT,
-    WIRE_TYPES,
-)
-from llm_cost_ops.codegen.structs import module, python_type
+from betterproto import encode_varint
+
+from llm_cost_ops.codegen.kinds import LONG_VARINTS, SIZES
+from llm_cost_ops.codegen.nodes import Field, Message, Package, Type
+from llm_cost_ops.codegen.text import fill, indented, module
 
 __all__ = ["emit_protobuf"]
 
+_IMPORTS = """\
+datetime datetime timedelta
+decimal Decimal
+typing Any
+$package.messages *
+llm_cost_ops.wire.decimals from_text plain
+llm_cost_ops.wire.errors DecodeError EncodeError
+llm_cost_ops.wire.fields DECODE_FAULTS ENCODE_FAULTS MOST_NESTED enum_members enum_varint enum_varints \
+ keep_unknown one_of read_entry read_enum respell skip_field unreadable unwritable
+llm_cost_ops.wire.structs read_list_value read_raw_json read_struct read_value write_list_value \
+ write_raw_json write_struct write_value
+llm_cost_ops.wire.timestamps ZERO_MOMENT read_duration read_timestamp write_duration write_timestamp
+llm_cost_ops.wire.wrappers read_wrapper write_wrapper
+llm_cost_ops.wire.varint DOUBLE FIXED32 FIXED64 FLOAT SFIXED32 SFIXED64 SHORT int32 int64 prefixes read_more \
+ read_varint read_varints sint32 sint64 to_int32 uint32 uint64 varint
+"""
+_ENUM = """\
+_${enum.constant}_VARINTS = enum_varints(${enum.name})
+_${enum.constant}_MEMBERS = enum_members(${enum.name})
+_${enum.constant}_0 = _${enum.constant}_MEMBERS[0]
+"""
+_MESSAGE = '''
+_${type.constant}_NAMES: dict[int, tuple[str, str]] = {$names}
+_${type.constant}_TAGS: frozenset[int] = frozenset($tags)
 
-def emit_protobuf(package: Package, target: str) -> str:
-    """The text of protobuf.py in the Python package `target`, beside its messages.py."""
-    emitter = _Emitter()
-    body = [line for message in package.messages for line in emitter.message(message)]
-    classes = sorted([m.name for m in package.messages] + [e.name for e in package.enums])
-    imports = {words[0]: words[1:] for words in map(str.split, IMPORTS.strip().split("\n"))}
-    imports[f"{target}.messages"] = classes
+
+def encode_${type.snake}(m: ${type.name}) -> bytes:
+    """The protobuf bytes of a ${type.name}. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at = ""
+    i = -1
+    try:
+        $encoding
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise unwritable(error, at, i) from None
+    return b"".join(out)
+
+
+def decode_${type.snake}(data: bytes) -> ${type.name}:
+    """The ${type.name} that protobuf bytes hold. Raises DecodeError."""
+    return _read_${type.snake}(data, 0, len(data), 0, None)
+
+
+def _read_${type.snake}(data: bytes, pos: int, end: int, depth: int, m: ${type.name} | None) -> ${type.name}:
+    $depth
+    if m is None: m = ${type.name}()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            $decoding
+            if t in _${type.constant}_NAMES: continue
+            s = skip_field(data, pos, end, _${type.constant}_TAGS)
+            if s < 0:
+                data = respell(data, pos, end, _${type.constant}_TAGS)
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
+            pos = s
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise unreadable(error, m, _${type.constant}_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+'''
+_TOO_DEEP = 'if depth > MOST_NESTED: raise DecodeError(f"messages lie more than {MOST_NESTED} deep")\n'
+_WRITE_ENTRIES = """\
+for k$number, x$number in v$number.items():
+    $key
+    $item
+    n = len(e) + len(b)
+    w($size)
+    w(e)
+    w(b)
+"""
+_VARINT = """\
+n = data[pos + $width]
+if n < 128: $to = pos + $one
+else:
+    c = data[pos + $one]; n += (c << 7) - 128; $to = pos + $two
+    if c > 127:
+        n, $to = read_more(data, $to, n)
+        $long
+"""
+_READ_REPEATED = """\
+if t == $raw:
+    x$number = m.$attribute
+    while t == $raw:
+        $one
+        $next
+    if pos >= end: break
+"""
+_READ_PACKED = """\
+if t == $raw:
+    $length
+    pos = s + n
+    if pos > end: raise IndexError
+    $all
+    $next
+"""
+_READ_VARINTS = """\
+x$number = m.$attribute
+for n in read_varints(data, s, pos):
+    $long
+    x$number($value)
+"""
+_READ_ENTRY = """\
+$length
+pos = s + n
+if pos > end: raise IndexError
+k, v = read_entry(data, s, pos, $tags, $merged)
+$key
+$item
+x$number[k$number] = v$number
+"""
+
+
+def emit_protobuf(package: Package) -> str:
+    """The text of protobuf.py."""
+    body = "".join(map(_message, package.messages))
     names = [f"{way}_{m.snake}" for m in package.messages for way in ("decode", "encode")]
-    return module("Every message as protobuf.", imports, names, "\n".join(["", *emitter.tables(), *body]))
+    text = "\n" + _tables(package, body) + body
+    return module(package, "Every message as protobuf.", _IMPORTS, names, text)
 
 
-def _fill(template: str, /, **holes: str | int | list[str]) -> list[str]:
-    """The lines of a template. A list goes into a line that is its name alone, a line each."""
-    out: list[str] = []
-    for line in template.removeprefix("\n").removesuffix("\n").split("\n"):
-        lines = holes.get(line.strip().removeprefix("$"))
-        if isinstance(lines, list):
-            out += [line[: line.index("$")] + each for each in lines]
-        else:
-            out.append(Template(line).substitute(holes))
-    return out
+def _tables(package: Package, body: str) -> str:
+    """What the functions look up."""
+    tags = sorted(set(re.findall(r"\b_T([0-9A-F]+)\[", body)))
+    text = "".join(f"_T{tag} = prefixes({_literal(bytes.fromhex(tag))})\n" for tag in tags)
+    for enum in sorted(package.enums, key=lambda enum: enum.name):
+        if re.search(rf"\b_{enum.constant}_MEMBERS\b", body):
+            text += fill(_ENUM, enum=enum)
+    return text
 
 
-def _indent(lines: list[str]) -> list[str]:
-    return ["    " + line for line in lines]
+def _message(message: Message) -> str:
+    fields = sorted(message.fields, key=lambda field: field.number)
+    tags = [(f, 2, "") for f in fields if f.cardinality == "repeated" and f.type.wire_type != 2]
+    tags += [(f, f.wire_type, f.attribute if f.cardinality == "repeated" else "") for f in fields]
+    one_of = "".join(
+        f'at = "{name}"\none_of({", ".join(f"m.{each.attribute}" for each in members)})\n'
+        for name, members in message.oneofs.items()
+    )
+    names = {_raw(f.number, wire_type): f'("{f.name}", "{items}")' for f, wire_type, items in tags}
+    return fill(
+        _MESSAGE,
+        type=message,
+        names=", ".join(f"{raw}: {name}" for raw, name in sorted(names.items())),
+        tags=sorted(f.number << 3 | wire_type for f, wire_type, _ in tags),
+        encoding=one_of + "".join(map(_write, fields)),
+        decoding=_read_fields(message, fields),
+        depth=_TOO_DEEP if message.cyclic else "",
+    )
 
 
 def _tag(number: int, wire_type: int) -> bytes:
-    value, out = number << 3 | wire_type, bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*out, value])
+    return encode_varint(number << 3 | wire_type)
 
 
 def _raw(number: int, wire_type: int) -> int:
@@ -83,280 +194,149 @@ def _literal(data: bytes) -> str:
     return 'b"' + "".join(f"\\x{byte:02x}" for byte in data) + '"'
 
 
-def _wire_type(field: Field) -> int:
-    return 2 if field.cardinality == "map" else WIRE_TYPES[field.type.proto]
+def _write(field: Field) -> str:
+    """Statements that write a field, unless it is not set."""
+    type_, number, value = field.type, field.number, f"v{field.number}"
+    tag, given = _tag(number, field.wire_type), f"{value} := m.{field.attribute}"
+    if field.key is not None:
+        key = _write_part(field.key, 1, f"k{number}", "e")
+        item = _write_part(type_, 2, f"x{number}", "b")
+        lines = fill(_WRITE_ENTRIES, number=number, key=key, item=item, size=_size(tag))
+    elif field.packed:
+        lines = _write_sized(f'b"".join([{type_.write("v")} for v in {value}])', _tag(number, 2))
+    elif field.cardinality == "repeated":
+        each = indented(_write_value(type_, tag, f"x{number}"))
+        lines = f"for i, x{number} in enumerate({value}):\n{each}i = -1\n"
+    else:
+        lines = _write_value(type_, tag, value)
+    if field.nullable:
+        given = f"({given}) is not None"
+    elif field.cardinality == "singular" and type_.enum is not None:
+        # Its identity tells most often; a type checker objects where there is no other member.
+        other = f"is not {type_.default} and {value} " if len(type_.enum.values) > 1 else ""
+        given = f'({given}) {other}!= "{type_.enum.values[0].value}"'
+    elif field.cardinality == "singular" and type_.annotation == "float":
+        # Zero is left out, but a negative zero is not.
+        given = f'({given}) or str({value}) == "-0.0"'
+    return f'if {given}:\n    at = "{field.name}"\n{indented(lines)}'
 
 
-def _packs(field: Field) -> bool:
-    return field.cardinality == "repeated" and field.type.packable
+def _write_value(type_: Type, tag: bytes, value: str) -> str:
+    """Statements that write a value with its tag."""
+    if type_.kind == "bool":
+        return f"w({_literal(tag + bytes([1]))} if {value} else {_literal(tag + bytes([0]))})\n"
+    if type_.wire_type != 2:
+        return f"w({_literal(tag)})\nw({type_.write(value)})\n"
+    return _write_sized(type_.write(value), tag, long=type_.message is not None)
+
+
+def _write_sized(payload: str, tag: bytes, long: bool = False) -> str:
+    """Statements that write a tag, a length, which may often be a `long` one, and what has that length."""
+    head = f"w({_literal(tag)})\nw(SHORT[n] if n < 16384 else varint(n))" if long else f"w({_size(tag)})"
+    return f"b = {payload}\nn = len(b)\n{head}\nw(b)\n"
+
+
+def _size(tag: bytes) -> str:
+    """The tag and the length `n`."""
+    return f"_T{tag.hex().upper()}[n] if n < 128 else {_literal(tag)} + varint(n)"
+
+
+def _write_part(type_: Type, number: int, value: str, into: str) -> str:
+    """Statements that assign a field of a small message, tag included."""
+    tag = _tag(number, type_.wire_type)
+    if type_.wire_type != 2:
+        return f"{into} = {_literal(tag)} + ({type_.write(value)})\n"
+    return f"{into} = {type_.write(value)}\nn = len({into})\n{into} = ({_size(tag)}) + {into}\n"
+
+
+def _read_fields(message: Message, fields: list[Field]) -> str:
+    text, width = "", 1
+    for field in fields:
+        for further in range(width, len(_tag(field.number, 0))):
+            text += _widen(further)
+            width = further + 1
+        others = [f for f in message.oneofs.get(field.oneof, ()) if f is not field]
+        text += _read_many(field, width) if field.many else _read_one(field, others, width)
+    return text
 
 
 def _widen(width: int) -> str:
     """The statement that adds a further byte to `t`, if the tag has one."""
     most = sum(255 << 7 * at for at in range(width - 1)) + (127 << 7 * (width - 1))
-    return f"if t > {most}: t += data[pos + {width}] << {7 * width}"
+    return f"if t > {most}: t += data[pos + {width}] << {7 * width}\n"
 
 
-def _next(width: int) -> list[str]:
+def _next(width: int) -> str:
     """Statements that move on to the next tag, or out of the loop."""
-    return ["if pos >= end: break", "t = data[pos]", *map(_widen, range(1, width))]
+    return "if pos >= end: break\nt = data[pos]\n" + "".join(map(_widen, range(1, width)))
 
 
-def _varint(pos: str, to: str, width: int, data: str = "data", proto: str = "") -> list[str]:
-    """Statements that read a varint `n`, a length or a value of a type, behind `width` bytes."""
-    first = f" + {width}" if width else ""
-    long = [LONG_VARINT[proto]] if proto in LONG_VARINT else []
-    return _fill(VARINT, data=data, pos=pos, to=to, first=first, one=width + 1, two=width + 2, long=long)
+def _read_one(field: Field, others: list[Field], width: int) -> str:
+    target = f"m.{field.attribute}"
+    lines, value = _read_value(field.type, width, target)
+    if field.type.kind == "decimal" and field.nullable:
+        value = value.replace(' or "0"', "")
+    lines += f"{target} = {value}\n"
+    if others:
+        lines += f"{' = '.join(f'm.{other.attribute}' for other in others)} = None\n"
+    return f"if t == {_raw(field.number, field.wire_type)}:\n{indented(lines + _next(width))}"
 
 
-class _Emitter:
-    """Gathers which tables the functions look up, while they are emitted."""
-
-    def __init__(self) -> None:
-        self.prefixes: set[bytes] = set()
-        self.enums: set[str] = set()
-        self.wrappers: set[str] = set()
-
-    def tables(self) -> list[str]:
-        lines = [f"{self.prefix(tag)} = prefixes({_literal(tag)})" for tag in sorted(self.prefixes)]
-        for name in sorted(self.enums):
-            upper = constant_name(name)
-            lines += [f"_{upper}_VARINTS = enum_varints({name})", f"_{upper}_MEMBERS = enum_members({name})"]
-            lines.append(f"_{upper}_0 = _{upper}_MEMBERS[0]")
-        for name in sorted(self.wrappers):
-            plain, type_ = PLAIN.get(name, "int"), Type(name, name)
-            head = f"def _read_{name}_value(d: bytes, s: int, r: int, earlier: {plain} | None) -> {plain}:"
-            first = f"v = {self.default(type_)} if earlier is None else earlier"
-            lines += ["", "", head, *_indent([first, *self.parts([(1, type_, "v")]), "return v"])]
-        return lines
-
-    def prefix(self, tag: bytes) -> str:
-        """The name of the table of a tag with every short length."""
-        self.prefixes.add(tag)
-        return f"_T{tag.hex().upper()}"
-
-    def expression(self, template: str, type_: Type, **holes: str) -> str:
-        """A cell of the tables above, for a type."""
-        if type_.enum is not None:
-            self.enums.add(type_.enum.name)
-            table = f"_{constant_name(type_.enum.name)}"
-            holes |= {"enum": type_.enum.name, "members": f"{table}_MEMBERS", "enum_0": f"{table}_0"}
-        if type_.message is not None:
-            holes |= {"cls": type_.message.name, "snake": type_.message.snake}
-        return Template(template).substitute(holes, wrapped=type_.wrapped)
-
-    def default(self, type_: Type) -> str:
-        return self.expression(DEFAULTS.get(type_.wrapped or type_.kind, "0"), type_)
-
-    def message(self, message: Message) -> list[str]:
-        fields = sorted(message.fields, key=lambda f: f.number)
-        keys = [(f, 2, "") for f in fields if _packs(f)]
-        keys += [(f, _wire_type(f), f.attribute if f.cardinality == "repeated" else "") for f in fields]
-        names = {_raw(f.number, wire_type): f'("{f.name}", "{items}")' for f, wire_type, items in keys}
-        return _fill(
-            MESSAGE,
-            upper=message.constant,
-            snake=message.snake,
-            cls=message.name,
-            names=", ".join(f"{raw}: {name}" for raw, name in sorted(names.items())),
-            tags=str(sorted(f.number << 3 | wire_type for f, wire_type, _ in keys)),
-            encoding=[*_one_of(message), *(line for field in fields for line in self.encode(field))],
-            decoding=self.cascade(message, fields),
-            depth=_fill(TOO_DEEP) if message.cyclic else [],
-        )
-
-    # Encoding
-
-    def encode(self, field: Field) -> list[str]:
-        number, type_, value = field.number, field.type, f"v{field.number}"
-        at, given = f'at = "{field.name}"', f"if {value} := m.{field.attribute}:"
-        tag = _tag(number, _wire_type(field))
-        if field.cardinality == "map":
-            lines = self.encode_map(field, value)
-        elif field.cardinality == "repeated" and field.packed:
-            joined = f'b = b"".join([{self.scalar(type_, "v")} for v in {value}])'
-            lines = [joined, *self.delimited(_tag(number, 2))]
-        elif field.cardinality == "repeated":
-            lines = [f"for i, x{number} in enumerate({value}):"]
-            lines += [*_indent(self.encode_value(type_, tag, f"x{number}")), "i = -1"]
-        elif type_.kind in ("double", "float") and not field.nullable:
-            # Zero is left out, but a negative zero is not.
-            packed = f"b = {self.scalar(type_, f'm.{field.attribute}')}"
-            return [at, packed, f"if b != {_literal(bytes(SIZES[tag[0] & 7]))}: w({_literal(tag)} + b)"]
-        else:
-            lines = self.encode_value(type_, tag, value)
-        if field.nullable or (field.cardinality == "singular" and type_.kind == "raw_json"):
-            given = f"if ({value} := m.{field.attribute}) is not None:"
-        elif field.cardinality == "singular" and type_.enum is not None:
-            # Its identity tells most often; a type checker objects where there is no other member.
-            other = f"is not {self.default(type_)} and {value} != " if len(type_.enum.values) > 1 else "!= "
-            given = f'if ({value} := m.{field.attribute}) {other}"{type_.enum.default.value}":'
-        return [given, *_indent([at, *lines])]
-
-    def encode_value(self, type_: Type, tag: bytes, value: str) -> list[str]:
-        """Statements that write a value with its tag."""
-        if type_.kind == "bool":
-            return [f"w({_literal(tag + bytes([1]))} if {value} else {_literal(tag + bytes([0]))})"]
-        if WIRE_TYPES[type_.proto] != 2:
-            return [f"w({_literal(tag)})", f"w({self.scalar(type_, value)})"]
-        lines = self.payload(type_, value, "b")
-        if type_.message is None:
-            return [*lines, *self.delimited(tag)]
-        size = "w(SHORT[n] if n < 16384 else varint(n))"
-        return [*lines, "n = len(b)", f"w({_literal(tag)})", size, "w(b)"]
-
-    def delimited(self, tag: bytes) -> list[str]:
-        """Statements that write the payload `b`."""
-        return ["n = len(b)", f"w({self.prefix(tag)}[n] if n < 128 else {_literal(tag)} + varint(n))", "w(b)"]
-
-    def scalar(self, type_: Type, value: str) -> str:
-        """The bytes of a value that has no length before it."""
-        kind = type_.proto
-        if type_.enum is not None:
-            varints = self.expression("${members}", type_).replace("_MEMBERS", "_VARINTS")
-            return f"{varints}.get({value}) or enum_varint({type_.enum.name}, {value})"
-        if kind == "bool":
-            return f'b"\\x01" if {value} else b"\\x00"'
-        if kind in ("sint32", "sint64"):
-            return f"{kind}({value})"
-        if WIRE_TYPES[kind] == 0:
-            return f"SHORT[{value}] if 0 <= {value} < 16384 else {kind}({value})"
-        return f"{kind.upper()}.pack({value})"
-
-    def payload(self, type_: Type, value: str, into: str) -> list[str]:
-        """Statements that assign the bytes of a value that has a length before it."""
-        if type_.kind != "wrapper":
-            return [f"{into} = {self.expression(TO_BYTES[type_.kind], type_, v=value)}"]
-        wire_type = WIRE_TYPES[type_.wrapped]
-        empty = _literal(_tag(1, wire_type) + bytes(SIZES.get(wire_type, 1)))
-        lines = self.part(Type(type_.wrapped, type_.wrapped), 1, value, into)
-        return [*lines, f'if {into} == {empty}: {into} = b""']
-
-    def part(self, type_: Type, number: int, value: str, into: str) -> list[str]:
-        """Statements that assign a field of a small message, tag included."""
-        tag = _tag(number, WIRE_TYPES[type_.proto])
-        if WIRE_TYPES[type_.proto] != 2:
-            return [f"{into} = {_literal(tag)} + ({self.scalar(type_, value)})"]
-        size = f"({self.prefix(tag)}[n] if n < 128 else {_literal(tag)} + varint(n))"
-        return [*self.payload(type_, value, into), f"n = len({into})", f"{into} = {size} + {into}"]
-
-    def encode_map(self, field: Field, value: str) -> list[str]:
-        assert field.key is not None
-        tag, key, item = _tag(field.number, 2), f"k{field.number}", f"x{field.number}"
-        lines = self.part(field.key, 1, key, "e") + self.part(field.type, 2, item, "b")
-        size = f"w({self.prefix(tag)}[n] if n < 128 else {_literal(tag)} + varint(n))"
-        lines += ["n = len(e) + len(b)", size, "w(e)", "w(b)"]
-        return [f"for {key}, {item} in {value}.items():", *_indent(lines)]
-
-    # Decoding
-
-    def cascade(self, message: Message, fields: list[Field]) -> list[str]:
-        lines: list[str] = []
-        width = 1
-        for field in fields:
-            while width < len(_tag(field.number, 0)):
-                lines.append(_widen(width))
-                width += 1
-            if field.cardinality in ("map", "repeated"):
-                lines += self.decode_many(field, width)
-            else:
-                others = [f for f in message.oneofs.get(field.oneof, ()) if f is not field]
-                lines += self.decode(field, others, width)
-        return lines
-
-    def decode(self, field: Field, others: list[Field], width: int) -> list[str]:
-        target = f"m.{field.attribute}"
-        lines, value = self.value(field.type, width, target)
-        if field.type.kind == "decimal" and field.nullable:
-            value = value.replace(' or "0"', "")
-        lines.append(f"{target} = {value}")
-        if others:
-            lines.append(f"{' = '.join(f'm.{other.attribute}' for other in others)} = None")
-        return [f"if t == {_raw(field.number, _wire_type(field))}:", *_indent([*lines, *_next(width)])]
-
-    def decode_many(self, field: Field, width: int) -> list[str]:
-        number, wire_type = field.number, _wire_type(field)
-        if field.cardinality == "map":
-            one, attribute = self.entry(field, width), field.attribute
-        else:
-            one, value = self.value(field.type, width, "None")
-            one, attribute = [*one, f"x{number}({value})"], f"{field.attribute}.append"
-        raw = _raw(number, wire_type)
-        lines = _fill(REPEATED, raw=raw, number=number, attribute=attribute, one=one, next=_next(width))
-        if not _packs(field):
-            return lines
-        if wire_type in SIZES:
-            unpacked = f"{field.type.proto.upper()}.iter_unpack(data[s:pos])"
-            each = [f"m.{field.attribute} += [v for (v,) in {unpacked}]"]
-        else:
-            value = f"x{number}({self.expression(FROM_VARINT[field.type.proto], field.type)})"
-            each = [
-                f"x{number} = m.{attribute}",
-                "while s < pos:",
-                *_indent([*_varint("s", "s", 0, proto=field.type.proto), value]),
-            ]
-            each.append("if s != pos: raise IndexError")
-        length = _varint("pos", "s", width)
-        return lines + _fill(PACKED, raw=_raw(number, 2), length=length, all=each, next=_next(width))
-
-    def entry(self, field: Field, width: int) -> list[str]:
-        assert field.key is not None
-        key, item, type_ = f"k{field.number}", f"v{field.number}", field.type
-        merged = type_.proto == "message" and type_.kind not in ("value", "wrapper")
-        default = self.default(type_)
-        return _fill(
-            ENTRY,
-            length=_varint("pos", "s", width),
-            number=field.number,
-            key=key,
-            key_default=self.default(field.key),
-            item=f"{item}: {python_type(type_)} | None" if merged else item,
-            item_default="None" if merged else default,
-            parts=self.parts([(1, field.key, key), (2, type_, item)]),
-            value=f"{item} if {item} is not None else {default}" if merged else item,
-        )
-
-    def parts(self, members: list[tuple[int, Type, str]]) -> list[str]:
-        lines = []
-        for number, type_, name in members:
-            read, value = self.value(type_, 1, name, ("d", "s", "q", "r"))
-            lines.append(f"if u == {number << 3 | WIRE_TYPES[type_.proto]}:")
-            lines += _indent([*read, f"{name} = {value}", "if s >= r: break", "u = d[s]"])
-        known = tuple(number << 3 | WIRE_TYPES[type_.proto] for number, type_, _ in members)
-        return _fill(PARTS, members=lines, known=str(known))
-
-    def value(
-        self, type_: Type, width: int, earlier: str, names: tuple[str, ...] = ("data", "pos", "s", "end")
-    ) -> tuple[list[str], str]:
-        """Statements that move the position behind a value, and the expression of the value.
-
-        `names` are those of the data, the position, the value's start, and the message's end.
-        """
-        data, pos, start, end = names
-        wire_type = WIRE_TYPES[type_.proto]
-        if wire_type in SIZES:
-            size = SIZES[wire_type]
-            value = f"{type_.proto.upper()}.unpack_from({data}, {pos} - {size})[0]"
-            return [f"{pos} += {width + size}"], value
-        lines = _varint(pos, pos if wire_type == 0 else start, width, data, type_.proto)
-        if wire_type == 0:
-            return lines, self.expression(FROM_VARINT[type_.proto], type_)
-        lines.append(f"{pos} = {start} + n")
-        if type_.proto == "message":
-            lines.append(f"if {pos} > {end}: raise IndexError")
-        if type_.kind == "wrapper":
-            self.wrappers.add(type_.wrapped)
-        value = self.expression(
-            FROM_BYTES[type_.kind], type_, data=data, start=start, stop=pos, earlier=earlier
-        )
-        return lines, value
+def _read_many(field: Field, width: int) -> str:
+    number, type_, attribute = field.number, field.type, field.attribute
+    raw, move = _raw(number, field.wire_type), _next(width)
+    if field.key is not None:
+        one = _read_entry(number, field.key, type_, width)
+        return fill(_READ_REPEATED, raw=raw, number=number, attribute=attribute, one=one, next=move)
+    one, value = _read_value(type_, width)
+    holes = {"number": number, "attribute": f"{attribute}.append"}
+    text = fill(_READ_REPEATED, raw=raw, one=one + f"x{number}({value})\n", next=move, **holes)
+    if type_.wire_type == 2:
+        return text
+    if type_.wire_type in SIZES:
+        unpacked = f"{type_.kind.upper()}.iter_unpack(data[s:pos])"
+        every = f"m.{attribute} += [v for (v,) in {unpacked}]\n"
+    else:
+        every = fill(_READ_VARINTS, long=LONG_VARINTS.get(type_.kind, ""), value=type_.read(), **holes)
+    length = _varint("s", width)
+    return text + fill(_READ_PACKED, raw=_raw(number, 2), length=length, all=every, next=move)
 
 
-def _one_of(message: Message) -> list[str]:
-    """Statements that refuse two members of a oneof."""
-    lines = []
-    for name, members in message.oneofs.items():
-        count = " + ".join(f"(m.{member.attribute} is not None)" for member in members)
-        lines += [f"if {count} > 1:", f'    at = "{name}"']
-        lines.append('    raise EncodeError("only one of its members may be set")')
-    return lines
+def _read_entry(number: int, key: Type, item: Type, width: int) -> str:
+    return fill(
+        _READ_ENTRY,
+        length=_varint("s", width),
+        number=number,
+        tags=f"{8 | key.wire_type}, {16 | item.wire_type}",
+        merged=item.is_message,
+        key=_read_part(key, "k", number),
+        item=_read_part(item, "v", number),
+    )
+
+
+def _read_part(type_: Type, part: str, number: int) -> str:
+    """Statements that read a value from the payload `part`, which is empty where it was not there."""
+    text = f"{part}{number} = {type_.read(part).replace('[:]', '')}"
+    if type_.wire_type in SIZES:
+        text += f" if {part} else {type_.default}"
+    elif type_.wire_type == 0:
+        first = [f"n = read_varint({part}, 0)[0] if {part} else 0", LONG_VARINTS.get(type_.kind, "")]
+        text = "\n".join(filter(None, [*first, text]))
+    return f"{text}\n"
+
+
+def _read_value(type_: Type, width: int, earlier: str = "None") -> tuple[str, str]:
+    """Statements that move `pos` behind a value, and the expression of the value."""
+    value = type_.read("data", "s", "pos", earlier)
+    if type_.wire_type in SIZES:
+        return f"pos += {width + SIZES[type_.wire_type]}\n", value
+    if type_.wire_type == 0:
+        return _varint("pos", width, type_.kind), value
+    lines = _varint("s", width) + "pos = s + n\n"
+    return lines + "if pos > end: raise IndexError\n" * type_.is_message, value
+
+
+def _varint(to: str, width: int, kind: str = "") -> str:
+    """Statements that read a varint `n`, a length or a value of a kind, behind a tag of `width` bytes."""
+    long = LONG_VARINTS.get(kind, "")
+    return fill(_VARINT, to=to, width=width, one=width + 1, two=width + 2, long=long)

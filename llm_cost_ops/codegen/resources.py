@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import textwrap
 
-from llm_cost_ops.codegen.methods import resolve, unwrapped
 from llm_cost_ops.codegen.nodes import Field, Message, Method, Package, Service
-from llm_cost_ops.codegen.structs import annotation, module, python_type, wrapped
+from llm_cost_ops.codegen.text import docstring, fill, module, wrapped
 
 __all__ = ["emit_resources"]
 
@@ -14,34 +13,58 @@ __all__ = ["emit_resources"]
 _RESERVED = frozenset(
     "coerce fields headers idempotency_key methods record request requests response retry timeout".split()
 )
+_IMPORTS = """\
+collections.abc AsyncGenerator AsyncIterable Generator Iterable Mapping Sequence
+datetime date datetime timedelta
+decimal Decimal
+typing Any
+$package methods
+$package.messages *
+llm_cost_ops.config RetryConfig
+llm_cost_ops.rpc.channel UNSET AsyncChannel Channel
+llm_cost_ops.rpc.pager AsyncPager Pager
+llm_cost_ops.wire coerce
+llm_cost_ops.wire.validation EMPTY ZERO
+"""
+_RESOURCE = '''
+
+class $name:
+    """$comment"""
+
+    __slots__ = ("_channel",)
+
+    def __init__(self, channel: ${prefix}Channel) -> None:
+        self._channel = channel
+    $methods
+'''
+_METHOD = """
+${define}def $name(
+    self,
+    $parameters
+    timeout: float | None = UNSET,
+    headers: Mapping[str, str] | None = None,
+    retry: RetryConfig | None = UNSET,
+    $key
+) -> $result:
+    $docstring
+    $request
+    $sent
+    return response
+"""
+_EVERY_CALL = """\
+    timeout: seconds for the whole {}, retries included; None for no limit.
+    headers: metadata to send beside that of the client.
+    retry: how to retry this call, instead of as the client does; None for not at all.
+"""
+_KEY = "    idempotency_key: makes a repeated call count once; made when not given.\n"
 
 
 def emit_resources(package: Package) -> str:
     """The text of resources.py."""
-    text = "".join(_resource(service, prefix) for service in package.services for prefix in ("", "Async"))
-    names = [f"{prefix}{_title(s)}Resource" for s in package.services for prefix in ("", "Async")]
-    types = sorted([m.name for m in package.messages] + [e.name for e in package.enums])
-    imports = {
-        "collections.abc": [
-            "AsyncGenerator",
-            "AsyncIterable",
-            "Generator",
-            "Iterable",
-            "Mapping",
-            "Sequence",
-        ],
-        "datetime": ["date", "datetime", "timedelta"],
-        "decimal": ["Decimal"],
-        "typing": ["Any"],
-        package.python: ["methods"],
-        f"{package.python}.messages": types,
-        "llm_cost_ops.config": ["RetryConfig"],
-        "llm_cost_ops.rpc.channel": ["UNSET", "AsyncChannel", "Channel"],
-        "llm_cost_ops.rpc.pager": ["AsyncPager", "Pager"],
-        "llm_cost_ops.wire": ["coerce"],
-        "llm_cost_ops.wire.validation": ["EMPTY", "ZERO"],
-    }
-    return module("The methods of the client, a class per service.", imports, names, text)
+    both = [(service, prefix) for service in package.services for prefix in ("", "Async")]
+    names = [f"{prefix}{_title(service)}Resource" for service, prefix in both]
+    body = "".join(_resource(service, prefix) for service, prefix in both)
+    return module(package, "The methods of the client, a class per service.", _IMPORTS, names, body)
 
 
 def _title(service: Service) -> str:
@@ -49,166 +72,150 @@ def _title(service: Service) -> str:
 
 
 def _resource(service: Service, prefix: str) -> str:
-    name = f"{prefix}{_title(service)}Resource"
-    comment = service.comment.splitlines()[0] if service.comment else f"The methods of {service.name}."
-    lines = ["", "", f"class {name}:", f'    """{comment}"""', "", '    __slots__ = ("_channel",)', ""]
-    lines += [f"    def __init__(self, channel: {prefix}Channel) -> None:", "        self._channel = channel"]
-    for method in service.methods:
-        lines += ["", *(f"    {line}".rstrip() for line in _method(method, prefix))]
-    names = [method.python_name for method in service.methods]
+    methods = "".join(_method(method, prefix) for method in service.methods)
     paged = [method.python_name for method in service.methods if _item(method)]
-    if len(paged) == 1 and "list" not in names:
-        lines += ["", f"    list = {paged[0]}"]
-    return "\n".join([*lines, ""])
+    if len(paged) == 1 and "list" not in [method.python_name for method in service.methods]:
+        methods += f"\nlist = {paged[0]}\n"
+    name = f"{prefix}{_title(service)}Resource"
+    comment = service.comment.partition("\n")[0] or f"The methods of {service.name}."
+    return fill(_RESOURCE, name=name, comment=comment, prefix=prefix, methods=methods)
 
 
-def _method(method: Method, prefix: str) -> list[str]:
-    taken = resolve(method.request, method.idempotency_key)
-    key = taken[-1] if taken else None
-    body = _body(method)
-    fields = [f for f in (body or method.request).fields if f is not key and "Output only." not in f.comment]
-    if body and key is None:
-        # Of a record that is not written: such a method carries no key.
-        fields = [f for f in fields if f.attribute != "idempotency_key"]
-    streams_in = method.cardinality.startswith("stream")
-    required = [] if body else [f for f in fields if f.rules.required]
-    if streams_in:
-        parameters = [f"requests: {prefix}Iterable[{method.request.name}]", "*"]
-    elif body:
-        parameters = [f"record: {body.name} | None = None", "/", "*"]
-        parameters += [_parameter(f, False) for f in fields]
-    else:
-        first = [_parameter(f, True) for f in required]
-        rest = [_parameter(f, False) for f in fields if f not in required]
-        parameters = [*first, "*", *rest] if len(first) == 1 else ["*", *first, *rest]
-    parameters += ["timeout: float | None = UNSET", "headers: Mapping[str, str] | None = None"]
-    parameters.append("retry: RetryConfig | None = UNSET")
-    if key is not None:
-        parameters.append('idempotency_key: str = ""')
-    data = unwrapped(method)
-    returned = data.type.message.name if data and data.type.message else method.response.name
-    result, streams_out = returned, method.cardinality.endswith("stream")
-    call, item = method.cardinality, _item(method)
+def _method(method: Method, prefix: str) -> str:
+    keyed, item = bool(method.key_path), _item(method)
+    streams_in, streams_out = method.cardinality.startswith("stream"), method.cardinality.endswith("stream")
+    fields = [] if streams_in else _fields(method)
+    returned = method.returned.type.annotation if method.returned else method.response.name
+    call, result = method.cardinality, returned
     if streams_out:
         result = f"AsyncGenerator[{returned}, None]" if prefix else f"Generator[{returned}, None, None]"
     elif item:
         call, result = "pages", f"{prefix}Pager[{returned}, {item}]"
     waits = bool(prefix) and not streams_out and not item
-    lines = [f"{'async ' if waits else ''}def {method.python_name}(", "    self,"]
-    lines += [*(f"    {parameter}," for parameter in parameters), f") -> {result}:"]
-    lines += [
-        f"    {line}".rstrip()
-        for line in _doc(method, None if streams_in else body, [] if streams_in else fields)
-    ]
-    request = "requests"
-    if not streams_in:
-        lines += _request(method, body, fields)
-        request = "request"
-    arguments = [f"methods.{method.constant}", request, "timeout", "headers", "retry"]
-    arguments += ["idempotency_key"] * (key is not None)
+    arguments = [f"methods.{method.constant}", "requests" if streams_in else "request"]
+    arguments += ["timeout", "headers", "retry", *["idempotency_key"] * keyed]
     start = f"response: {result} = {'await ' if waits else ''}self._channel.{call}("
-    # These lines are shifted once more, into the class.
-    sent = wrapped(start, arguments, ")", "        ").splitlines()
-    return [*lines, *(line[4:] for line in sent), "    return response"]
+    return fill(
+        _METHOD,
+        define="async " if waits else "",
+        name=method.python_name,
+        parameters="".join(f"{each},\n" for each in _parameters(method, fields, prefix)),
+        key='idempotency_key: str = "",\n' if keyed else "",
+        result=result,
+        docstring=_docstring(method, fields),
+        request="" if streams_in else _request(method, fields),
+        sent=wrapped(start, arguments, ")", depth=8),
+    )
 
 
 def _item(method: Method) -> str:
     """What a method lists page by page; empty when it does not."""
-    answer = {field.name: field for field in method.response.fields}
+    data = [f for f in method.response.fields if f.name == "data" and f.cardinality == "repeated"]
+    answer = {field.name for field in method.response.fields}
     asked = {field.name for field in method.request.fields}
-    data = answer.get("data")
-    if data is None or data.cardinality != "repeated" or data.type.message is None:
-        return ""
     paged = "pagination" in answer and {"cursor", "page"} <= asked and method.cardinality == "unary_unary"
-    return data.type.message.name if paged else ""
+    return data[0].type.message.name if paged and data and data[0].type.message else ""
 
 
-def _body(method: Method) -> Message | None:
-    if method.http is None or method.http.body in ("", "*"):
-        return None
-    return method.request.field(method.http.body).type.message
+def _made(method: Method) -> Message:
+    """The message whose fields are the parameters: REST's body, or the request."""
+    return (method.body and method.body.type.message) or method.request
 
 
-def _request(method: Method, body: Message | None, fields: list[Field]) -> list[str]:
-    made, target = body or method.request, "fields" if body else "request"
-    required = [] if body else [f for f in fields if f.rules.required]
-    given = [f"{field.attribute}={_coerced(field)}" for field in required]
-    lines = wrapped(f"{target} = {made.name}(", given, ")", "    ").splitlines()
-    for field in fields:
-        if field not in required:
-            # Most arguments are left out: setting the others costs less than passing them all.
-            lines += [f"    if {_given(field)}:", f"        {target}.{field.attribute} = {_coerced(field)}"]
-    if body:
-        assert method.http is not None
-        attribute = method.request.field(method.http.body).attribute
-        lines.append(f"    request = {method.request.name}({attribute}=coerce.either(record, fields))")
-    return lines
+def _fields(method: Method) -> list[Field]:
+    fields = [f for f in _made(method).fields if "Output only." not in f.comment]
+    if method.key_path:
+        return [field for field in fields if field is not method.key_path[-1]]
+    # A record that is not written has no use for its key.
+    return [field for field in fields if method.body is None or field.attribute != "idempotency_key"]
 
 
-def _given(field: Field) -> str:
-    name, default = _name(field), _parameter(field, required=False).rpartition(" = ")[2]
-    if field.cardinality in ("repeated", "map"):
-        return name
-    constant = {'""': "EMPTY", "0": "ZERO"}.get(default, default)
-    return f"{name} != {constant}" if default in ("0.0", 'b""') else f"{name} is not {constant}"
+def _parameters(method: Method, fields: list[Field], prefix: str) -> list[str]:
+    if method.cardinality.startswith("stream"):
+        return [f"requests: {prefix}Iterable[{method.request.name}]", "*"]
+    if method.body is not None:
+        return [f"record: {_made(method).name} | None = None", "/", "*", *map(_optional, fields)]
+    first = [f"{_name(field)}: {_accepted(field)[0]}" for field in fields if field.options.rules.required]
+    rest = [_optional(field) for field in fields if not field.options.rules.required]
+    return [*first, "*", *rest] if len(first) == 1 else ["*", *first, *rest]
+
+
+def _optional(field: Field) -> str:
+    return f"{_name(field)}: {' = '.join(_accepted(field))}"
 
 
 def _name(field: Field) -> str:
     return f"{field.attribute}_" if field.attribute in _RESERVED else field.attribute
 
 
-def _parameter(field: Field, required: bool) -> str:
-    type_, default = annotation(field)
-    one = python_type(field.type)
-    accepted = {"WireDecimal": "Decimal | str | int"}.get(one, one)
-    if field.type.enum is not None:
+def _accepted(field: Field) -> tuple[str, str]:
+    """The annotation of a parameter, and its default."""
+    type_, default = field.type.plain, field.type.default
+    if field.type.kind == "decimal":
+        type_, default = "Decimal | str | int", "0"
+    elif field.type.enum is not None:
         # Not the member: Python looks that up slowly, and each call would do it.
-        accepted, default = f"{one} | str", default if field.nullable else '""'
+        type_, default = f"{type_} | str", '""'
     if field.cardinality == "repeated":
-        type_, default = f"Sequence[{accepted}]", "()"
-        if one == "str" or field.type.enum is not None:
-            type_ = f"str | {type_}"
-    elif field.cardinality == "map":
-        key = type_.removeprefix("dict[").split(",")[0]
-        key = {"IntKey": "int", "BoolKey": "bool"}.get(key, key)
-        type_, default = f"Mapping[{key}, {accepted}] | None", "None"
-    elif field.moment:
-        type_, default = "str | date | None", "None"
-    elif accepted != one:
-        type_ = f"{accepted} | None" if field.nullable else accepted
-        default = default.replace("Decimal(0)", "0")
-    for alias, plain in (("Int32", "int"), ("Int64", "int"), ("UInt32", "int"), ("UInt64", "int")):
-        type_ = type_.replace(alias, plain)
-    return f"{_name(field)}: {type_}" if required else f"{_name(field)}: {type_} = {default}"
+        single = "str | " if field.type.annotation == "str" or field.type.enum is not None else ""
+        return f"{single}Sequence[{type_}]", "()"
+    if field.key is not None:
+        return f"Mapping[{field.key.plain}, {type_}] | None", "None"
+    if field.options.moment:
+        return "str | date | None", "None"
+    if field.nullable:
+        return type_ if type_ == "Any" else f"{type_} | None", "None"
+    return type_, default
+
+
+def _request(method: Method, fields: list[Field]) -> str:
+    """Statements that make the request."""
+    body, made = method.body, _made(method)
+    target = "request" if body is None else "fields"
+    required = [field for field in fields if body is None and field.options.rules.required]
+    given = [f"{field.attribute}={_coerced(field)}" for field in required]
+    text = wrapped(f"{target} = {made.name}(", given, ")", depth=4)
+    for field in fields:
+        if field not in required:
+            # Most arguments are left out: setting the others costs less than passing them all.
+            text += f"if {_given(field)}:\n    {target}.{field.attribute} = {_coerced(field)}\n"
+    if body is not None:
+        text += f"request = {method.request.name}({body.attribute}=coerce.either(record, fields))\n"
+    return text
+
+
+def _given(field: Field) -> str:
+    """Whether an argument is another than the default."""
+    name, default = _name(field), _accepted(field)[1]
+    if field.many:
+        return name
+    if default in ("0.0", 'b""'):
+        return f"{name} != {default}"
+    constant = {'""': "EMPTY", "0": "ZERO"}.get(default, default)
+    return f"{name} is not {constant}"
 
 
 def _coerced(field: Field) -> str:
     name, kind = _name(field), field.type.kind
     enum = field.type.enum.name if field.type.enum is not None else ""
-    if field.cardinality == "map":
+    if field.key is not None:
         return f"coerce.mapping({name})"
     if field.cardinality == "repeated":
         one = {"string": "texts", "decimal": "decimals"}.get(kind, "listed")
         return f"coerce.members({enum}, {name})" if enum else f"coerce.{one}({name})"
     if enum:
         return f"coerce.member({enum}, {name})"
-    coercer = "moment" if field.moment else {"decimal": "decimal", "timestamp": "instant"}.get(kind)
+    coercer = "moment" if field.options.moment else {"decimal": "decimal", "timestamp": "instant"}.get(kind)
     return f"coerce.{coercer}({name})" if coercer else name
 
 
-def _doc(method: Method, body: Message | None, fields: list[Field]) -> list[str]:
-    text = method.comment or f"Call {method.service.name}.{method.name}."
-    lines = [f'"""{line}' if at == 0 else line for at, line in enumerate(text.splitlines())]
-    rows = [f"    record: a ready {body.name}, in place of its fields."] if body else []
+def _docstring(method: Method, fields: list[Field]) -> str:
+    text = f"{method.comment or f'Call {method.service.name}.{method.name}.'}\n\nArgs:\n"
+    if method.body is not None and not method.cardinality.startswith("stream"):
+        text += f"    record: a ready {_made(method).name}, in place of its fields.\n"
     for field in fields:
-        example = f' Example: "{field.example}".' if field.example else ""
-        text = f"{_name(field)}: {' '.join(field.comment.split())}{example}"
-        text = text.replace('"""', "'''").replace("\\", "\\\\")
-        rows += textwrap.wrap(text, 94, initial_indent="    ", subsequent_indent="        ")
-    whole = "stream" if "stream" in method.cardinality else "call"
-    rows.append(f"    timeout: seconds for the whole {whole}, retries included; None for no limit.")
-    rows.append("    headers: metadata to send beside that of the client.")
-    rows.append("    retry: how to retry this call, instead of as the client does; None for not at all.")
-    if method.idempotency_key:
-        rows.append("    idempotency_key: makes a repeated call count once; made when not given.")
-    return [*lines, "", "Args:", *rows, '"""']
+        example = f' Example: "{field.options.example}".' if field.options.example else ""
+        about = f"{_name(field)}: {' '.join(field.comment.split())}{example}"
+        text += textwrap.fill(about, 94, initial_indent="    ", subsequent_indent="        ") + "\n"
+    text += _EVERY_CALL.format("stream" if "stream" in method.cardinality else "call")
+    return docstring(text + _KEY * bool(method.key_path))

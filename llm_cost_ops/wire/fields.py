@@ -23,6 +23,8 @@ __all__ = [
     "enum_varint",
     "enum_varints",
     "keep_unknown",
+    "one_of",
+    "read_entry",
     "read_enum",
     "respell",
     "skip_field",
@@ -126,6 +128,29 @@ def _skip_group(data: bytes, pos: int, end: int, tag: int) -> int:
     return pos
 
 
+def read_entry(data: bytes, pos: int, end: int, key: int, item: int, merged: bool) -> tuple[bytes, bytes]:
+    """What a map's entry has as `key` and as `item`, by their tags: the bytes of both, empty without one.
+
+    Where one comes twice the last counts; the parts of a message are `merged`, one behind the other.
+    """
+    if key == 10 and end - pos > 3 and data[pos] == 10:
+        # A short text, and another or a number: nearly every entry.
+        size = data[pos + 1]
+        at = pos + 2 + size
+        if size < 128 and at + 1 < end and data[at] == item:
+            if item == 18 and data[at + 1] == end - at - 2 < 128:
+                return data[pos + 2 : at], data[at + 2 : end]
+            if item == 16 and read_varint(data, at + 1)[1] == end:
+                return data[pos + 2 : at], data[at + 1 : end]
+    found, items = b"", [b""]
+    for tag, start, stop in walk(data, pos, end):
+        if tag == key:
+            found = data[start:stop]
+        elif tag == item:
+            items.append(data[start:stop])
+    return found, b"".join(items) if merged else items[-1]
+
+
 def keep_unknown(unknown: Unknown | UnsetType, fields: list[bytes]) -> Unknown:
     """The `unknown_` slot with some more unknown fields."""
     if not isinstance(unknown, Unknown):
@@ -138,6 +163,12 @@ def keep_unknown(unknown: Unknown | UnsetType, fields: list[bytes]) -> Unknown:
         unknown.binary = grown
     grown += b"".join(fields)
     return unknown
+
+
+def one_of(*members: object) -> None:
+    """Raise EncodeError where more than one member of a oneof is set."""
+    if len(members) - members.count(None) > 1:
+        raise EncodeError("only one of its members may be set")
 
 
 def enum_varints(enum: type[OpenEnum]) -> dict[str, bytes]:

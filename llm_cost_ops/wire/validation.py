@@ -6,7 +6,7 @@ Each takes the value, the field's name and its rules, and adds to the violations
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -29,6 +29,7 @@ __all__ = [
     "check_int",
     "check_items",
     "check_json",
+    "check_messages",
     "check_one_of",
     "check_text",
     "check_undecoded",
@@ -207,6 +208,24 @@ def check_items(
         violations.append(Violation(name, f"must be a list, not {_shown(value)}"))
         return False
     return _counted(value, name, violations, max_items, required)
+
+
+def check_messages(
+    values: list[Any],
+    name: str,
+    violations: Violations,
+    kind: type[Any],
+    validate: Callable[[Any, str, Violations], None],
+) -> None:
+    """The elements of a list of messages. The path of one is made only when it has a violation."""
+    for index, value in enumerate(values):
+        start = len(violations)
+        if type(value) is kind:
+            validate(value, "", violations)
+        else:
+            check_instance(value, "", violations, kind)
+        if len(violations) != start:
+            relocate(violations, start, f"{name}[{index}]")
 
 
 def check_entries(

@@ -6,6 +6,7 @@ the value and the position behind it; generated code has read the first two byte
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from struct import Struct
 
 from llm_cost_ops.wire.errors import DecodeError, EncodeError
@@ -23,6 +24,7 @@ __all__ = [
     "prefixes",
     "read_more",
     "read_varint",
+    "read_varints",
     "sint32",
     "sint64",
     "to_int32",
@@ -134,6 +136,15 @@ def read_varint(data: bytes, pos: int) -> tuple[int, int]:
     if c < 128:
         return n, pos + 2
     return read_more(data, pos + 2, n)
+
+
+def read_varints(data: bytes, pos: int, end: int) -> Iterator[int]:
+    """The unsigned varints from `pos` to `end`: a packed list. Raises as read_varint."""
+    while pos < end:
+        n, pos = read_varint(data, pos)
+        yield n
+    if pos != end:
+        raise IndexError
 
 
 def read_more(data: bytes, pos: int, n: int) -> tuple[int, int]:

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import llm_cost_ops._gen.codecs
+from llm_cost_ops.codegen.kinds import KINDS, RANGES
 from llm_cost_ops.codegen.model import read_package
-from llm_cost_ops.codegen.nodes import INT_RANGES, Field, Message, Package, Type
+from llm_cost_ops.codegen.nodes import Field, Message, Package, Type
 from llm_cost_ops.wire.decimals import from_json_number, from_text, plain
 from llm_cost_ops.wire.errors import DecodeError
 from tests.generated import descriptors, generated
@@ -46,7 +47,11 @@ SCALARS: dict[str, st.SearchStrategy[Any]] = {
     "struct": st.dictionaries(TEXT, PLAIN_JSON, max_size=3),
     "value": PLAIN_JSON,
     "list_value": st.lists(PLAIN_JSON, max_size=3),
-    **{kind: st.integers(low, high) for kind, (low, high) in INT_RANGES.items()},
+    **{
+        name: st.integers(*RANGES[kind.annotation])
+        for name, kind in KINDS.items()
+        if kind.annotation in RANGES
+    },
 }
 
 

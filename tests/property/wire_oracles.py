@@ -76,10 +76,7 @@ def _package(proto: str, python: str, well_known_messages: bool = False) -> list
     package = read_package(files, [proto], python, well_known_messages=well_known_messages)
     if python not in sys.modules and proto != OURS:
         sys.modules[python] = types.ModuleType(python)
-        for name, text in (
-            ("messages", emit_messages(package)),
-            ("protobuf", emit_protobuf(package, python)),
-        ):
+        for name, text in (("messages", emit_messages(package)), ("protobuf", emit_protobuf(package))):
             module = types.ModuleType(f"{python}.{name}")
             sys.modules[module.__name__] = module
             exec(compile(text, f"<{module.__name__}>", "exec"), module.__dict__)

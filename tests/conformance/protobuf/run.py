@@ -17,12 +17,7 @@ import tempfile
 from pathlib import Path
 
 import grpc_tools
-from betterproto.lib.google.protobuf import FileDescriptorSet
 from grpc_tools import protoc
-
-from llm_cost_ops.codegen.model import read_package
-from llm_cost_ops.codegen.protobuf import emit_protobuf
-from llm_cost_ops.codegen.structs import emit_messages
 
 _VERSION = "33.2.0"
 _PROTOS = ("conformance/conformance.proto", "google/protobuf/test_messages_proto3.proto")
@@ -85,18 +80,13 @@ def unpack_newer_libc(root: Path) -> None:
 
 def generate(include: Path, folder: Path) -> None:
     """Generate the suite's messages into a folder, well-known types as plain messages."""
-    descriptors = folder / "descriptors"
     shipped = Path(grpc_tools.__file__).with_name("_proto")
-    arguments = [f"-I{include}", f"-I{shipped}", "--include_imports", f"--descriptor_set_out={descriptors}"]
+    plugin = Path(sys.executable).with_name("protoc-gen-llm-cost-ops")
+    options = ["well_known=messages", *(f"package={name}={_TARGET}" for name in _PACKAGES)]
+    arguments = [f"-I{include}", f"-I{shipped}", f"--plugin=protoc-gen-llm-cost-ops={plugin}"]
+    arguments += [f"--llm-cost-ops_out={','.join(options)}:{folder}"]
     if protoc.main(["protoc", *arguments, *_PROTOS]):
         raise SystemExit("protoc refused the suite's protos")
-    files = FileDescriptorSet().parse(descriptors.read_bytes()).file
-    package = read_package(files, _PACKAGES, _TARGET, well_known_messages=True)
-    target = folder / _TARGET
-    target.mkdir()
-    (target / "__init__.py").touch()
-    (target / "messages.py").write_text(emit_messages(package), encoding="utf-8")
-    (target / "protobuf.py").write_text(emit_protobuf(package, _TARGET), encoding="utf-8")
 
 
 def main() -> int:

@@ -56,7 +56,22 @@ def test_plugin_answers_what_the_generator_makes() -> None:
     assert response.supported_features == 1
 
 
-@pytest.mark.parametrize("parameter", ["packages=a=b", "package=a", "package==b", "x"])
+def test_plugin_makes_well_known_types_messages_when_asked() -> None:
+    files = FileDescriptorSet.FromString(image("everything.proto")).file
+    request = CodeGeneratorRequest(
+        file_to_generate=["everything.proto"],
+        parameter="well_known=messages,package=everything.v1=a",
+        proto_file=files,
+    )
+    made = {file.name: file.content for file in run_plugin(request).file}
+    packages = {"everything.v1": "a"}
+    assert made == generate(descriptors("everything.proto").file, packages, well_known_messages=True)
+    assert "class Timestamp(msgspec.Struct" in made["a/messages.py"]
+
+
+@pytest.mark.parametrize(
+    "parameter", ["packages=a=b", "package=a", "package==b", "x", "well_known=", "well_known=times"]
+)
 def test_plugin_refuses_an_option_it_does_not_know(parameter: str) -> None:
     assert repr(parameter) in run_plugin(CodeGeneratorRequest(parameter=parameter)).error
 
