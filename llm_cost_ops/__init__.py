@@ -27,6 +27,8 @@ if TYPE_CHECKING:
         RetryConfig,
         TLSConfig,
     )
+    from llm_cost_ops.engine.calculator import calculate_cost
+    from llm_cost_ops.engine.selection import PriceQuery, select_card
     from llm_cost_ops.exceptions import (
         APIError,
         AuthenticationError,
@@ -41,7 +43,8 @@ if TYPE_CHECKING:
         TimeoutError,
         ValidationError,
     )
-    from llm_cost_ops.types import UsageRecord
+    from llm_cost_ops.normalizers import usage_from_response
+    from llm_cost_ops.types import RateCard, UsageRecord
 
 __version__ = "0.1.0"
 
@@ -62,6 +65,8 @@ _HOMES = {
     "MetricsConfig": "config",
     "NetworkError": "exceptions",
     "NotFoundError": "exceptions",
+    "PriceQuery": "engine.selection",
+    "RateCard": "types",
     "RateLimitConfig": "config",
     "RateLimitError": "exceptions",
     "RetryConfig": "config",
@@ -70,6 +75,9 @@ _HOMES = {
     "TimeoutError": "exceptions",
     "UsageRecord": "types",
     "ValidationError": "exceptions",
+    "calculate_cost": "engine.calculator",
+    "select_card": "engine.selection",
+    "usage_from_response": "normalizers",
 }
 
 __all__ = [
@@ -89,6 +97,8 @@ __all__ = [
     "MetricsConfig",
     "NetworkError",
     "NotFoundError",
+    "PriceQuery",
+    "RateCard",
     "RateLimitConfig",
     "RateLimitError",
     "RetryConfig",
@@ -98,6 +108,9 @@ __all__ = [
     "UsageRecord",
     "ValidationError",
     "__version__",
+    "calculate_cost",
+    "select_card",
+    "usage_from_response",
 ]
 
 

@@ -15,8 +15,9 @@ from llm_cost_ops.rpc.pager import AsyncPager, Pager
 PUBLIC = """
 APIError AsyncCostOpsClient AuthenticationError AuthorizationError CacheConfig CircuitBreakerConfig
 ClientConfig ConfigurationError ConflictError ConnectionPoolConfig CostOpsClient CostOpsError
-LoggingConfig MetricsConfig NetworkError NotFoundError RateLimitConfig RateLimitError RetryConfig
-ServerError TLSConfig TimeoutError UsageRecord ValidationError __version__
+LoggingConfig MetricsConfig NetworkError NotFoundError PriceQuery RateCard RateLimitConfig
+RateLimitError RetryConfig ServerError TLSConfig TimeoutError UsageRecord ValidationError __version__
+calculate_cost select_card usage_from_response
 """
 CONFIG = """
 CacheConfig CircuitBreakerConfig ClientConfig ConnectionPoolConfig LoggingConfig MetricsConfig
