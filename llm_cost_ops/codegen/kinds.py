@@ -1,7 +1,7 @@
 """What the emitters know of each kind of value: a table.
 
 Its expressions write a value `$v`, and read one from the varint `n` or what lies in `$data` from `$start`
-to `$stop`, which is `$place`. `$earlier` is what came of an earlier part of the same message.
+to `$stop`, which is `$at`. `$earlier` is what came of an earlier part of the same message.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ decimal  | WireDecimal    | Decimal(0) | plain($v).encode() | from_text($data[$s
 raw_json | dict[str, Any] | None       | write_raw_json($v) | read_raw_json($data[$start:$stop])
 """
 _MESSAGES = """
-message    | $cls           | $cls()       | encode_$snake($v)    | _read_$snake($place, depth + 1, $earlier)
-timestamp  | datetime       | ZERO_MOMENT  | write_timestamp($v)  | read_timestamp($place, $earlier)
-duration   | timedelta      | timedelta(0) | write_duration($v)   | read_duration($place, $earlier)
-struct     | dict[str, Any] | {}           | write_struct($v)     | read_struct($place, depth + 1, $earlier)
-value      | Any            | None         | write_value($v)      | read_value($place, depth + 1, $earlier)
-list_value | list[Any]     | []          | write_list_value($v) | read_list_value($place, depth + 1, $earlier)
-wrapper    | | | write_wrapper("$wrapped", $v) | read_wrapper("$wrapped", $place, $earlier)
+message    | $cls           | $cls()       | encode_$snake($v)    | _read_$snake($at, depth + 1, $earlier)
+timestamp  | datetime       | ZERO_MOMENT  | write_timestamp($v)  | read_timestamp($at, $earlier)
+duration   | timedelta      | timedelta(0) | write_duration($v)   | read_duration($at, $earlier)
+struct     | dict[str, Any] | {}           | write_struct($v)     | read_struct($at, depth + 1, $earlier)
+value      | Any            | None         | write_value($v)      | read_value($at, depth + 1, $earlier)
+list_value | list[Any]      | []           | write_list_value($v) | read_list_value($at, depth + 1, $earlier)
+wrapper    | | | write_wrapper("$wrapped", $v) | read_wrapper("$wrapped", $at, $earlier)
 """
 MESSAGES = _rows(2, _MESSAGES)
 KINDS = MESSAGES | _rows(0, _VARINTS) | _rows(1, _EIGHT_BYTES) | _rows(5, _FOUR_BYTES) | _rows(2, _TEXTS)
@@ -77,6 +77,7 @@ LONG_VARINTS = {
 }
 # How many bytes a wire type has, where they are always the same.
 SIZES = {1: 8, 5: 4}
+# What the annotations of integers allow.
 RANGES = {
     "Int32": (-(2**31), 2**31 - 1),
     "Int64": (-(2**63), 2**63 - 1),

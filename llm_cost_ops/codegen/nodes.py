@@ -115,7 +115,7 @@ class Type:
         """The expression of a value that lies in `data`, or of the varint `n`."""
         end = stop or f"len({data})"
         holes = {"data": data, "start": start, "stop": stop, "end": end, "earlier": earlier}
-        return self._fill(KINDS[self.kind].read, place=f"{data}, {start or 0}, {end}", **holes)
+        return self._fill(KINDS[self.kind].read, at=f"{data}, {start or 0}, {end}", **holes)
 
     def _fill(self, text: str, **holes: str) -> str:
         named = self.message or self.enum
