@@ -41,6 +41,9 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _LONGEST_MESSAGE = 1000
 _COMPRESSED_FROM = 1024
 
+# A call that was accepted has begun within so many seconds.
+_SETTLING = 0.1
+
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
@@ -111,6 +114,7 @@ class GrpcServer:
         self._limits = limits or GrpcLimits()
         self._runtime = runtime or AsyncRuntime()
         self._server: grpc.aio.Server | None = None
+        self._in_flight = _InFlight()
         self._stop_streams: list[Callable[[], None]] = []
 
     async def start(self) -> str:
@@ -132,7 +136,14 @@ class GrpcServer:
             return
         for stop in self._stop_streams:
             stop()
-        await server.stop(grace)
+        stopping = asyncio.create_task(server.stop(grace))
+        # A call that reaches grpcio from now on is handed to nobody, yet waited for until the grace ends:
+        # once those that were handed on are done, that is cut short.
+        await asyncio.wait([stopping], timeout=_SETTLING)
+        while self._in_flight.calls and not stopping.done():
+            await asyncio.wait([stopping], timeout=_SETTLING)
+        await server.stop(None)
+        await stopping
         if self._uds is not None:
             remove_socket(self._uds)
 
@@ -159,7 +170,7 @@ class GrpcServer:
         services: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
         for method in self._handler.methods.values():
             handlers = services.setdefault(method.service, {})
-            call = _Method(method, self._handler, self._limits, self._runtime)
+            call = _Method(method, self._handler, self._limits, self._runtime, self._in_flight)
             if method.cardinality is Cardinality.UNARY_UNARY:
                 handlers[method.name] = grpc.unary_unary_rpc_method_handler(call.serve)
             elif method.cardinality is Cardinality.UNARY_STREAM:
@@ -174,6 +185,12 @@ class GrpcServer:
         return (*ours, health.handler(), *reflection.handlers())
 
 
+class _InFlight:
+    """How many calls the servicers work on."""
+
+    calls = 0
+
+
 class _Method:
     """What grpcio calls for one method, with the bytes of the request, or an iterator of them."""
 
@@ -183,7 +200,9 @@ class _Method:
         handler: ServiceHandler,
         limits: GrpcLimits,
         runtime: Runtime,
+        in_flight: _InFlight,
     ) -> None:
+        self._in_flight = in_flight
         self._method = method
         self._handler = handler
         self._limits = limits
@@ -224,6 +243,7 @@ class _Method:
         request_id = next((value for key, value in received if key == REQUEST_ID_HEADER), "")
         request_id = request_id if is_request_id(str(request_id)) else uuid7()
         context: CallContext | None = None
+        self._in_flight.calls += 1
         try:
             context = self._context(received, str(request_id), grpc_context)
             answered = await answer(context)
@@ -233,6 +253,8 @@ class _Method:
             _log.exception("%s failed, request %s", self._method.name, request_id)
             hidden = RpcError(StatusCode.INTERNAL, "internal error")
             await _abort(grpc_context, hidden, context, str(request_id))
+        finally:
+            self._in_flight.calls -= 1
         grpc_context.set_trailing_metadata(_told(str(request_id), context.response_metadata))
         return answered
 
