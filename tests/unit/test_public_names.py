@@ -70,10 +70,15 @@ def _public(value: Any) -> list[str]:
 
 def _parameters(function: Any) -> list[tuple[str, Any, Any, Any]]:
     return [
-        (p.name, p.kind, p.default, p.annotation.replace("Async", ""))
+        (p.name, p.kind, p.default, _without_colour(p.annotation))
         for p in inspect.signature(function).parameters.values()
         if p.name not in ("channel", "self")
     ]
+
+
+def _without_colour(annotation: str) -> str:
+    """An async client takes an Iterable or an AsyncIterable where a sync one takes an Iterable."""
+    return " | ".join(dict.fromkeys(annotation.replace("Async", "").split(" | ")))
 
 
 def test_both_clients_have_the_same_methods_with_the_same_parameters() -> None:
@@ -89,7 +94,8 @@ def test_both_clients_have_the_same_methods_with_the_same_parameters() -> None:
         assert set(_public(ours)) >= set(methods.split())
         for method in _public(ours):
             assert _parameters(getattr(ours, method)) == _parameters(getattr(theirs, method))
-            assert getattr(ours, method).__doc__ == getattr(theirs, method).__doc__
+            if method != "stream":  # written by hand: the async one says what it takes beyond the other
+                assert getattr(ours, method).__doc__ == getattr(theirs, method).__doc__
     assert set(_public(Pager)) == set(_public(AsyncPager))
 
 
