@@ -7,8 +7,6 @@ from datetime import UTC, datetime
 from decimal import Context, Decimal
 from hashlib import blake2b
 
-import msgspec
-
 from llm_cost_ops._gen.messages import (
     CreatePriceRequest,
     CreatePriceResponse,
@@ -26,6 +24,7 @@ from llm_cost_ops.engine.providers import canonical_provider
 from llm_cost_ops.engine.windows import parse_end, parse_start
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.service.content import content_of
 from llm_cost_ops.service.listing import Page, meta_of
 from llm_cost_ops.service.prices import Prices
 from llm_cost_ops.service.tenancy import admits, own
@@ -33,8 +32,6 @@ from llm_cost_ops.stores import Store
 from llm_cost_ops.wire.uuid7 import uuid7
 
 __all__ = ["PricingService"]
-
-_content = msgspec.json.Encoder(order="deterministic")
 
 # Wide enough for any price that the rules admit; never the caller's context.
 _EXACT = Context(prec=60)
@@ -52,7 +49,7 @@ class PricingService:
         now = datetime.fromtimestamp(context.runtime.now(), UTC)
         content = copy.copy(request)
         content.idempotency_key = ""
-        fingerprint = blake2b(_content.encode(content), digest_size=16).digest()
+        fingerprint = blake2b(content_of(content), digest_size=16).digest()
         key = request.idempotency_key or context.idempotency_key
         card, status = await self._store.add_card(_card(request, now), key, fingerprint, context)
         if status == SubmitStatus.CONFLICT:

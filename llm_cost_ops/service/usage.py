@@ -10,8 +10,6 @@ from hashlib import sha256
 from itertools import repeat
 from typing import Any
 
-import msgspec
-
 from llm_cost_ops._gen.messages import (
     BatchReceipt,
     BatchSubmitUsageRequest,
@@ -40,6 +38,7 @@ from llm_cost_ops.engine.providers import canonical_provider
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.service.checks import check_record
+from llm_cost_ops.service.content import content_of
 from llm_cost_ops.service.export import export
 from llm_cost_ops.service.listing import Page, filter_of, invalid, meta_of
 from llm_cost_ops.service.prices import Prices
@@ -48,9 +47,6 @@ from llm_cost_ops.stores import CardsChangedError, Store
 from llm_cost_ops.wire.uuid7 import uuid7
 
 __all__ = ["DEAREST", "UsageService", "check_dearest", "in_utc"]
-
-# Maps are sorted, so that their order is no part of the content.
-_content = msgspec.json.Encoder(order="deterministic")
 
 DEAREST = 10**9
 """The most that one record may cost, in its currency; more is a mistake in the counts or the price."""
@@ -209,7 +205,7 @@ def _entry(sent: UsageRecord, key: str, now: datetime, book: PriceBook) -> Entry
     if record.timestamp is not None:
         record.timestamp = in_utc(record.timestamp)
     record.idempotency_key = ""
-    fingerprint = sha256(_content.encode(record)).digest()[:16]
+    fingerprint = sha256(content_of(record)).digest()[:16]
     record.idempotency_key = sent.idempotency_key or key
     record.id = uuid7()
     record.ingested_at = now
