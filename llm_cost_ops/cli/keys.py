@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from llm_cost_ops._gen.methods import GET_HEALTH
@@ -79,9 +80,8 @@ def _list(options: argparse.Namespace) -> None:
     for key in listed:
         whose = "*" if key.organizations is None else ", ".join(key.organizations)
         state, style = _state(key)
-        table.add_row(
-            key.id, key.name, key.role, whose, f"{key.created_at:%Y-%m-%d %H:%M}", state, style=style
-        )
+        created = f"{key.created_at:%Y-%m-%d %H:%M}"
+        table.add_row(key.id, escape(key.name), key.role, escape(whose), created, state, style=style)
     console.print(table)
 
 

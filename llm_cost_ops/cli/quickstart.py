@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from llm_cost_ops.cli.importing import Import, read_jsonl
 from llm_cost_ops.cli.reports import cost_table, money, print_total
@@ -29,7 +30,8 @@ def quickstart(options: argparse.Namespace) -> int:
         return 2
     console = Console()
     with CostOpsClient(base_url=f"sqlite:///{options.db}") as client:
-        console.print(f"Recording the responses in [bold]{_shown(path)}[/] into [bold]{options.db}[/]")
+        into = escape(options.db)
+        console.print(f"Recording the responses in [bold]{escape(_shown(path))}[/] into [bold]{into}[/]")
         job = Import(client, {}, batch_size=100)
         with path.open("rb") as stream:
             job.run(read_jsonl(stream), path.stat().st_size)
@@ -44,11 +46,12 @@ def quickstart(options: argparse.Namespace) -> int:
         if today:
             record = today[0]
             cost = "no price" if record.estimated_cost is None else f"{money(record.estimated_cost)} USD"
+            model = escape(f"{record.provider} {record.model_id}")
             console.print(
-                f"The last call: {record.provider} {record.model_id}, {record.input_tokens:,} tokens in "
+                f"The last call: {model}, {record.input_tokens:,} tokens in "
                 f"({record.cached_tokens:,} cached), {record.output_tokens:,} out: {cost}."
             )
-    console.print(f"Ask more: [bold]llm-cost-ops costs --db {options.db} --group-by project,day[/]")
+    console.print(f"Ask more: [bold]llm-cost-ops costs --db {into} --group-by project,day[/]")
     return 1 if job.rejected else 0
 
 

@@ -8,6 +8,7 @@ from decimal import Decimal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from llm_cost_ops._gen.codecs import COST_SUMMARY
@@ -33,7 +34,7 @@ def cost_table(title: str, summary: CostSummary, width: int) -> Table:
     names = [key.dimension for key in summary.breakdown[0].keys] if summary.breakdown else ["group"]
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_footer=True)
     for index, name in enumerate(names):
-        table.add_column(name, footer="" if index else "total", no_wrap=True)
+        table.add_column(escape(name), footer="" if index else "total", no_wrap=True)
     costs = [money(group.cost) for group in summary.breakdown]
     total = money(summary.total_cost)
     whole = max(len(text.partition(".")[0]) for text in (*costs, total))
@@ -51,7 +52,7 @@ def cost_table(title: str, summary: CostSummary, width: int) -> Table:
     if bars:
         table.add_column("", style="cyan", no_wrap=True)
     for group, cost in zip(summary.breakdown, costs, strict=True):
-        row = [key.value or "-" for key in group.keys]
+        row = [escape(key.value) or "-" for key in group.keys]
         row += [f"{group.requests:,}", f"{group.tokens:,}", _aligned(cost, whole)]
         if unpriced:
             row.append(f"{group.unpriced_requests:,}" if group.unpriced_requests else "")

@@ -42,6 +42,19 @@ def test_quickstart_counts_the_examples_once(tmp_path: Path, capsys: pytest.Capt
         )
 
 
+def test_names_are_text_and_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    database = str(tmp_path / "costs.db")
+    with CostOpsClient(base_url=f"sqlite:///{database}") as client:
+        for model in ("[/x] model", "[red]model[/red]"):
+            client.usage.submit(
+                organization_id="a", provider="p", model_id=model, input_tokens=1, labels={"[/y]": "[/z]"}
+            )
+    assert main(["costs", "--db", database, "--group-by", "model,label:[/y]"]) == 0
+    shown = capsys.readouterr().out
+    for text in ("[/x] model", "[red]model[/red]", "label:[/y]", "[/z]"):
+        assert text in shown
+
+
 def test_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     database = str(tmp_path / "costs.db")
     with CostOpsClient(base_url=f"sqlite:///{database}") as client:

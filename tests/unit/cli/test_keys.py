@@ -39,6 +39,16 @@ def test_a_key_is_shown_once_and_revoked_by_its_id(
     assert re.search(rf"{first[4:12]}\s.*revoked ", capsys.readouterr().out)
 
 
+def test_names_are_text_and_no_markup(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    database = tmp_path / "keys.db"
+    make(database, capsys, "--name", "[/red]", "--organization", "[/x]")
+    assert main(["keys", "list", "--db", str(database)]) == 0
+    assert re.search(r" \[/red\]\s+writer\s+\[/x\], acme ", capsys.readouterr().out)
+
+
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     database = tmp_path / "keys.db"
     assert main(["keys", "list", "--db", str(database)]) == 2
