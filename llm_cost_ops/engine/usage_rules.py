@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from math import isfinite
 
 import msgspec
 
@@ -25,7 +26,8 @@ METADATA_KEYS = 64
 _METER = re.compile(r"[A-Za-z][A-Za-z0-9_.:/-]{0,63}", re.ASCII)
 _TRACE = re.compile(r"[0-9a-fA-F]{32}", re.ASCII)
 _SPAN = re.compile(r"[0-9a-fA-F]{16}", re.ASCII)
-_encoder = msgspec.json.Encoder()
+# It refuses names that are no text, which would be stored as something else.
+_encoder = msgspec.json.Encoder(order="deterministic")
 
 _Found = Iterator[tuple[str, str]]
 
@@ -161,12 +163,28 @@ def _metadata_rules(metadata: object) -> _Found:
         yield "metadata", f"must have at most {METADATA_KEYS} keys; got {len(metadata)}"
         return
     try:
-        size = len(_encoder.encode(metadata))
+        data = _encoder.encode(metadata)
     except (TypeError, ValueError, RecursionError):
-        yield "metadata", "must be a JSON object: it holds what JSON cannot"
+        yield "metadata", "must be a JSON object, its names text: it holds what JSON cannot"
         return
-    if size > METADATA_BYTES:
-        yield "metadata", f"must be at most 16 KiB as JSON; got {size} bytes"
+    if len(data) > METADATA_BYTES:
+        yield "metadata", f"must be at most 16 KiB as JSON; got {len(data)} bytes"
+    elif b"null" in data and not _finite(metadata):
+        yield "metadata", "must not hold NaN or infinity, which JSON does not have"
+
+
+def _finite(metadata: object) -> bool:
+    """Whether every number is one: the encoder writes null for NaN."""
+    left = [metadata]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            left += value.values()
+        elif isinstance(value, list | tuple | set | frozenset):
+            left += value
+        elif isinstance(value, float) and not isfinite(value):
+            return False
+    return True
 
 
 def usage_error(record: UsageRecord) -> ValidationError:

@@ -44,6 +44,8 @@ GOOD: dict[str, Any] = {"provider": "openai", "model_id": "gpt-4o", "input_token
         ({"timestamp": datetime.now(UTC) + timedelta(hours=1)}, {"timestamp"}),
         ({"metadata": {"x": "y" * 17000}}, {"metadata"}),
         ({"metadata": {"x": object()}}, {"metadata"}),
+        ({"metadata": {1: "x"}}, {"metadata"}),
+        ({"metadata": {"x": float("nan")}}, {"metadata"}),
         ({"metadata": ["a"]}, {"metadata"}),
         ({"tags": ["x" * 300]}, {"tags"}),
         ({"labels": {"a": 1}}, {"labels"}),
