@@ -241,7 +241,7 @@ async def _receipt(
 def _invalid(index: int, violations: list[Violation]) -> StreamProblem:
     error = RecordError(
         code="INVALID_ARGUMENT",
-        message="; ".join(f"{field} {rule}" for field, rule in violations[:20]),
+        message="; ".join(f"{field} {rule}".lstrip() for field, rule in violations[:20]),
         violations=[FieldViolation(field=field, description=rule) for field, rule in violations],
     )
     return StreamProblem(index=index, status=SubmitStatus.INVALID, error=error)

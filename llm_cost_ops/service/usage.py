@@ -291,7 +291,7 @@ def _invalid(violations: list[Violation], code: StatusCode = StatusCode.INVALID_
         status=SubmitStatus.INVALID,
         error=RecordError(
             code=code.name,
-            message="; ".join(f"{field} {rule}" for field, rule in violations[:20]),
+            message="; ".join(f"{field} {rule}".lstrip() for field, rule in violations[:20]),
             violations=[FieldViolation(field=field, description=rule) for field, rule in violations],
         ),
     )
