@@ -5,12 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from decimal import Decimal
+from decimal import Context, Decimal
 from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from llm_cost_ops._gen.messages import CreatePriceRequest, PriceTier, Rate, RateCard, TimeWindow
+from llm_cost_ops._gen.messages import (
+    CreatePriceRequest,
+    PriceMultiplier,
+    PriceTier,
+    Rate,
+    RateCard,
+    TimeWindow,
+)
 from llm_cost_ops.engine.currencies import is_currency
 from llm_cost_ops.engine.meters import TOKEN_METERS
 from llm_cost_ops.engine.windows import parse_end, parse_start
@@ -23,6 +30,7 @@ __all__ = ["card_error", "check_card", "check_overlaps", "clock_seconds", "overl
 _METER = re.compile(r"[A-Za-z][A-Za-z0-9_.:/-]{0,63}", re.ASCII)
 _CLOCK = re.compile(r"([01][0-9]|2[0-4]):([0-5][0-9])(?::([0-5][0-9]))?", re.ASCII)
 _DAY = 86400
+_EXACT = Context(prec=60)
 _PER_1K = (("input_price_per_1k", "INPUT"), ("output_price_per_1k", "OUTPUT"))
 
 _Found = Iterator[tuple[str, str]]
@@ -54,12 +62,24 @@ def _broken(card: RateCard | CreatePriceRequest) -> _Found:
         yield from _window_rules(f"windows[{at}].", window)
         if isinstance(card, CreatePriceRequest) and not window.time_zone:
             yield f"windows[{at}].time_zone", "must be given: the same hours are other times in other zones"
-    for at, multiplier in enumerate(card.multipliers):
+    yield from _multiplier_rules(card.multipliers)
+
+
+def _multiplier_rules(multipliers: Sequence[PriceMultiplier]) -> _Found:
+    before = after = 0
+    for at, multiplier in enumerate(multipliers):
         field = f"multipliers[{at}].value"
         if (rule := _price_rule(multiplier.value)) is not None:
             yield field, rule
         elif multiplier.value <= 0:
             yield field, "must be above 0"
+        else:
+            exponent = multiplier.value.normalize(_EXACT).as_tuple().exponent
+            before += max(multiplier.value.adjusted() + 1, 0)
+            after += max(-int(exponent), 0)
+    # A receipt's line shows the product of those that reach it.
+    if before > 18 or after > 18:
+        yield "multipliers", "must have at most 18 digits before the point and 18 after it, all together"
 
 
 def _interval_rules(card: RateCard | CreatePriceRequest) -> _Found:
@@ -103,6 +123,8 @@ def _rates_rules(card: RateCard | CreatePriceRequest) -> _Found:
             continue
         if (rule := _price_rule(price)) is not None:
             yield field, rule
+        elif price.adjusted() >= 15:
+            yield field, "must have at most 15 digits before the point"
         if meter in seen:
             yield field, f"must not be given beside a rate of {meter}"
 

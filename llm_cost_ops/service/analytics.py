@@ -18,7 +18,7 @@ from llm_cost_ops._gen.messages import (
 from llm_cost_ops.engine.windows import buckets_between
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.service.listing import filter_of, invalid, meta_of
-from llm_cost_ops.service.summing import Total, average, dimensions_of, key_list, summed
+from llm_cost_ops.service.summing import Total, average, currency_of, dimensions_of, key_list, summed
 from llm_cost_ops.stores import Store
 
 __all__ = ["AnalyticsService"]
@@ -56,7 +56,7 @@ class AnalyticsService:
         interval = Interval.DAY if request.interval == Interval.UNSPECIFIED else request.interval
         if interval not in (Interval.HOUR, Interval.DAY, Interval.WEEK, Interval.MONTH):
             raise invalid("interval", f"{interval.value!r} is none of hour, day, week, month")
-        currency = request.currency or "USD"
+        currency = currency_of(request.currency)
         buckets = buckets_between(where.start, end, interval.value, request.time_zone)
         rows, plain = await summed(self._store, where, dimensions, buckets, context)
         total = Total()

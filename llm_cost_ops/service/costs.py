@@ -28,6 +28,7 @@ from llm_cost_ops.service.receipts import verify
 from llm_cost_ops.service.repricing import reprice
 from llm_cost_ops.service.summing import (
     Total,
+    currency_of,
     dimensions_of,
     fraction,
     key_list,
@@ -82,7 +83,7 @@ class CostService:
         """Sum a period."""
         dimensions, time = dimensions_of(request.group_by, allow_time=True)
         where = filter_of(request)
-        currency = request.currency or "USD"
+        currency = currency_of(request.currency)
         buckets = None
         if time:
             span = await self._store.span(where, context)

@@ -29,6 +29,7 @@ from llm_cost_ops.service.listing import Page, meta_of
 from llm_cost_ops.service.prices import Prices
 from llm_cost_ops.service.tenancy import admits, own
 from llm_cost_ops.stores import Store
+from llm_cost_ops.wire.decimals import from_text
 from llm_cost_ops.wire.uuid7 import uuid7
 
 __all__ = ["PricingService"]
@@ -83,7 +84,7 @@ class PricingService:
     async def _matching(self, request: ListPricesRequest, context: CallContext) -> list[RateCard]:
         providers = {canonical_provider(provider) for provider in request.provider}
         models = set(request.model_id)
-        at = parse_start(request.active_at) if request.active_at else None
+        at = parse_start(request.active_at, field="active_at") if request.active_at else None
         organizations = {"", request.organization_id}
         if not request.organization_id:
             organizations.update(own(context) or ())
@@ -115,15 +116,9 @@ def _card(request: CreatePriceRequest, now: datetime) -> RateCard:
     rates = list(request.rates)
     for meter, price in (("INPUT", request.input_price_per_1k), ("OUTPUT", request.output_price_per_1k)):
         if price is not None:
-            rates.append(Rate(meter=meter, price=_EXACT.scaleb(price, 3), per=1_000_000))
+            rates.append(Rate(meter=meter, price=plain(_EXACT.scaleb(price, 3)), per=1_000_000))
     by_meter = {rate.meter: rate for rate in rates}
-
-    def per_thousand(meter: str) -> Decimal | None:
-        rate = by_meter.get(meter)
-        if rate is None:
-            return None
-        return plain(_EXACT.divide(_EXACT.scaleb(rate.price, 3), Decimal(rate.per or 1_000_000)))
-
+    start = parse_start(request.effective_date, field="effective_date") if request.effective_date else now
     return RateCard(
         id=uuid7(),
         provider=canonical_provider(request.provider),
@@ -135,7 +130,7 @@ def _card(request: CreatePriceRequest, now: datetime) -> RateCard:
         processing=request.processing,
         speed=request.speed,
         currency=request.currency or "USD",
-        effective_from=parse_start(request.effective_date) if request.effective_date else now,
+        effective_from=start,
         effective_until=parse_end(request.end_date) if request.end_date else None,
         windows=list(request.windows),
         rates=rates,
@@ -147,6 +142,19 @@ def _card(request: CreatePriceRequest, now: datetime) -> RateCard:
         version=1,
         created_at=now,
         updated_at=now,
-        input_price_per_1k=per_thousand("INPUT"),
-        output_price_per_1k=per_thousand("OUTPUT"),
+        input_price_per_1k=_per_thousand(by_meter.get("INPUT")),
+        output_price_per_1k=_per_thousand(by_meter.get("OUTPUT")),
     )
+
+
+def _per_thousand(rate: Rate | None) -> Decimal | None:
+    """The price of a thousand; None where 18 digits on either side of the point can't say it exactly."""
+    if rate is None:
+        return None
+    per = Decimal(rate.per or 1_000_000)
+    price = plain(_EXACT.divide(_EXACT.scaleb(rate.price, 3), per))
+    try:
+        exact = _EXACT.scaleb(rate.price, 3) == _EXACT.multiply(from_text(f"{price:f}"), per)
+    except ValueError:
+        return None
+    return price if exact else None

@@ -8,6 +8,7 @@ from datetime import datetime
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 
 from llm_cost_ops._gen.messages import CurrencyTotal, GroupKey
+from llm_cost_ops.engine.currencies import is_currency
 from llm_cost_ops.engine.ledger import Filter, Sums
 from llm_cost_ops.engine.money import from_units, plain
 from llm_cost_ops.rpc.context import CallContext
@@ -19,6 +20,7 @@ __all__ = [
     "TIME_DIMENSIONS",
     "Total",
     "average",
+    "currency_of",
     "dimensions_of",
     "fraction",
     "key_list",
@@ -155,3 +157,13 @@ def key_list(dimensions: list[str], values: Iterable[str]) -> list[GroupKey]:
         GroupKey(dimension=dimension, value=value)
         for dimension, value in zip(dimensions, values, strict=True)
     ]
+
+
+def currency_of(code: str) -> str:
+    """The currency that a query is answered in: USD when it names none.
+
+    Another code would be answered with 0. Raises INVALID_ARGUMENT.
+    """
+    if code and not is_currency(code):
+        raise invalid("currency", "must be a currency code of ISO 4217, such as USD")
+    return code or "USD"

@@ -140,6 +140,8 @@ async def test_nothing_is_zero(client: Any, organization: str) -> None:
         ("costs", {"group_by": ["provider"] * 5}),
         ("costs", {"start_date": "2026-11-21", "end_date": "2026-11-19"}),
         ("costs", {"time_zone": "Nowhere"}),
+        ("costs", {"currency": "usd"}),
+        ("analytics", {"start_date": "2026-11-20", "currency": "XXQ"}),
         ("analytics", {"start_date": ""}),
         ("analytics", {"start_date": "2016-11-20", "interval": "hour"}),
         ("analytics", {"start_date": "2026-11-20", "interval": "fortnight"}),
@@ -242,8 +244,11 @@ async def test_a_price_is_created_once(client: Any, organization: str) -> None:
         ({"rates": [{"meter": "INPUT"}]}, "rates"),
         ({"model_id": "a*b"}, "model_id"),
         ({"input_price_per_1k": "9" * 30}, "input_price_per_1k"),
+        ({"input_price_per_1k": "9" * 16}, "input_price_per_1k"),
+        ({"effective_date": "2026-02-30"}, "effective_date"),
         ({"input_price_per_1k": "0." + "1" * 19}, "input_price_per_1k"),
         ({"multipliers": [PriceMultiplier(kind="margin", value=Decimal(0))]}, "multipliers[0].value"),
+        ({"multipliers": [PriceMultiplier(kind="a", value=Decimal("1.0000000001"))] * 2}, "multipliers"),
         ({"windows": [TimeWindow(start="09:00", end="17:00")]}, "windows[0].time_zone"),
         ({"windows": [TimeWindow(start="09:00", end="17:00", time_zone="Mars")]}, "windows[0].time_zone"),
         (
@@ -266,6 +271,35 @@ async def test_bad_prices(client: Any, bad: dict[str, Any], field: str) -> None:
     with pytest.raises(ValidationError) as caught:
         await client.pricing.create(**{**price, **bad})
     assert any(violation.field.startswith(field) for violation in caught.value.violations)
+
+
+@pytest.mark.parametrize(
+    ("rate", "per_1k"),
+    [
+        (Rate(meter="INPUT", price=Decimal(1), per=3), None),
+        (Rate(meter="INPUT", price=Decimal("9" * 18), per=1), None),
+        (Rate(meter="INPUT", price=Decimal("1e-18"), per=1_000_000), None),
+        (Rate(meter="INPUT", price=Decimal("2.50"), per=1_000_000), Decimal("0.0025")),
+        (Rate(meter="INPUT", price=Decimal(0), per=1), Decimal(0)),
+    ],
+)
+async def test_prices_that_no_price_per_1k_says(
+    client: Any, organization: str, rate: Rate, per_1k: Decimal | None
+) -> None:
+    card = await client.pricing.create(provider="p", model_id="m", organization_id=organization, rates=[rate])
+    assert card.input_price_per_1k == per_1k
+    assert await client.pricing.get(card.id) == card
+
+
+async def test_prices_read_the_same_everywhere(client: Any, organization: str) -> None:
+    card = await client.pricing.create(
+        provider="p",
+        model_id="m",
+        organization_id=organization,
+        input_price_per_1k=1,
+        output_price_per_1k="0",
+    )
+    assert [str(rate.price) for rate in card.rates] == ["1000", "0"]
 
 
 async def test_overlapping_prices_are_refused(client: Any, organization: str) -> None:
