@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -12,7 +13,7 @@ from llm_cost_ops.exceptions import CostOpsError
 
 __all__ = ["main"]
 
-EXIT_OK, EXIT_REJECTED, EXIT_FAILED = 0, 1, 2
+EXIT_OK, EXIT_REJECTED, EXIT_FAILED, EXIT_PIPE = 0, 1, 2, 141
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -179,6 +180,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _dispatch(options)
     except CostOpsError as error:
         print(f"llm-cost-ops: {error}", file=sys.stderr)
+    except BrokenPipeError:
+        # Whoever read this has enough, as `head` does. Nothing is left to be flushed at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE
     except OSError as error:
         print(f"llm-cost-ops: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
     except ImportError as error:

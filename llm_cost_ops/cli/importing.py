@@ -6,6 +6,7 @@ import argparse
 import csv
 import io
 import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -123,6 +124,7 @@ _INTEGERS = {
     for field in msgspec.structs.fields(UsageRecord)
     if "tokens" in field.name or field.name in ("request_count", "latency_ms", "time_to_first_token_ms")
 }
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _FIELDS = {field.name for field in msgspec.structs.fields(UsageRecord)} - {"unknown_"}
 
 
@@ -137,6 +139,8 @@ def _put(fields: dict[str, Any], path: str, text: str) -> None:
         fields[name] = [tag for tag in text.split(",") if tag]
     elif name == "metadata":
         fields[name] = json.loads(text)
+    elif name == "timestamp" and _DATE.fullmatch(text):
+        fields[name] = f"{text}T00:00:00Z"
     else:
         fields[name] = value
 
@@ -305,7 +309,7 @@ def import_file(options: argparse.Namespace) -> int:
     if kind == "jsonl" and mapping:
         raise ConfigurationError("--map goes with CSV files; use --set for JSONL", parameter="map")
     console = Console()
-    with open_client(options) as client:
+    with open_client(options, create=True) as client:
         job = Import(client, given, batch_size=options.batch_size)
         if options.file == "-":
             job.run(

@@ -149,7 +149,7 @@ def _add_prices(commands: _Commands) -> None:
     found.add_argument("words", nargs="*", help="models whose names contain every word; default: all")
     found.add_argument("--provider", default="")
     show = actions.add_parser("show", help="every price of a model: its dates, tiers, regions and meters")
-    show.add_argument("model", help="such as openai/gpt-4o")
+    show.add_argument("model", nargs="+", help="such as openai/gpt-4o, or openai gpt-4o")
     diff = actions.add_parser("diff", help="what changes from one catalog file to another")
     diff.add_argument("files", nargs="+", metavar="FILE", help="the catalog, or the old one and the new one")
     update = actions.add_parser(

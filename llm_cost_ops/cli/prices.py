@@ -75,12 +75,13 @@ def _per_million(rate: Rate | None) -> str:
 
 def _show(options: argparse.Namespace, console: Console) -> None:
     catalog = load_catalog()
-    provider, slash, model = options.model.partition("/")
+    name = "/".join(options.model)
+    provider, slash, model = name.partition("/")
     cards = catalog.cards(provider, model) if slash else ()
     if not cards:
         near = [f"{found.provider}/{found.id}" for found in catalog.find(model or provider)][:5]
         hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise CatalogError(f"the catalog has no model {options.model!r}{hint}")
+        raise CatalogError(f"the catalog has no model {name!r}{hint}")
     for card in cards:
         table = Table(box=SIMPLE_HEAD, title=escape(card.id), title_justify="left", title_style="bold")
         table.add_column("meter", no_wrap=True)

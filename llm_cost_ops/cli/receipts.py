@@ -32,7 +32,7 @@ def estimate(options: argparse.Namespace) -> int:
         raise error_from_rpc(error) from error
     except ValueError as error:
         raise ConfigurationError(f"--meter: {error}", parameter="meter") from error
-    with open_client(options) as client:
+    with open_client(options, without="sqlite://") as client:
         cost = client.costs.estimate(
             organization_id=options.organization,
             provider=options.provider,

@@ -4,18 +4,37 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 
 from llm_cost_ops.client import CostOpsClient
 from llm_cost_ops.config import ClientConfig, RetryConfig
+from llm_cost_ops.exceptions import ConfigurationError
 
 __all__ = ["open_client"]
 
 
-def open_client(options: argparse.Namespace) -> CostOpsClient:
-    """A client for --db or --base-url, or for what the environment says."""
+def open_client(
+    options: argparse.Namespace, *, create: bool = False, without: str | None = None
+) -> CostOpsClient:
+    """A client for --db or --base-url, or for what the environment says.
+
+    Where that is a database file that does not exist, it is made with `create`, and `without` is used
+    instead when that is given. Raises ConfigurationError otherwise: a question to a misspelt file would be
+    answered with nothing.
+    """
     base_url = getattr(options, "base_url", None)
     if options.db:
         base_url = "sqlite:///" + os.fspath(options.db)
     config = ClientConfig.from_env(**({"base_url": base_url} if base_url else {}))
+    path = _file_of(config.base_url)
+    if path is not None and not create and not path.exists():
+        if without is None:
+            raise ConfigurationError(f"there is no database {path}", parameter="db")
+        config = config.replace(base_url=without)
     # A command has nobody waiting behind it: it may be more patient than a service.
     return CostOpsClient(config=config.replace(timeout=120.0, retry=RetryConfig(max_retries=6)))
+
+
+def _file_of(base_url: str) -> Path | None:
+    scheme, _, path = base_url.partition(":///")
+    return Path(path) if scheme == "sqlite" and path else None

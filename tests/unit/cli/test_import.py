@@ -6,6 +6,7 @@ import csv
 import json
 import random
 import re
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -189,3 +190,15 @@ def test_bad_options(
 def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["import", str(tmp_path / "no.jsonl"), "--db", str(tmp_path / "c.db")]) == 2
     assert "no.jsonl" in capsys.readouterr().err
+
+
+def test_a_date_is_a_timestamp(tmp_path: Path) -> None:
+    path = tmp_path / "days.csv"
+    path.write_text("day,tokens\n2026-01-31,5\n")
+    database = tmp_path / "costs.db"
+    arguments = ["--map", "timestamp=day", "--map", "input_tokens=tokens"]
+    arguments += ["--set", "provider=openai", "--set", "model_id=gpt-4o"]
+    assert main(["import", str(path), "--db", str(database), *arguments]) == 0
+    with CostOpsClient(base_url=f"sqlite:///{database}") as client:
+        [record] = client.usage.get_history().data
+    assert record.timestamp == datetime(2026, 1, 31, tzinfo=UTC)

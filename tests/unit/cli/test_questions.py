@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 import tracemalloc
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -169,7 +171,9 @@ def test_prices_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None
     assert "gpt-4o-mini" in shown
     assert load.load_catalog().version in shown
     assert run("prices", "show", "openai/gpt-4o") == 0
-    assert "1.25" in capsys.readouterr().out
+    assert "1.25" in (shown := capsys.readouterr().out)
+    assert run("prices", "show", "openai", "gpt-4o") == 0
+    assert capsys.readouterr().out == shown
     assert run("prices", "list", "no", "such", "model") == 0
     assert "No model" in capsys.readouterr().out
     assert run("prices", "show", "openai/gpt-4oo") == 2
@@ -221,3 +225,28 @@ def test_costs_take_every_filter(database: Path, capsys: pytest.CaptureFixture[s
     assert run("costs", "--db", database, "--group-by", "meter") == 0
     assert "WEB_SEARCHES" in capsys.readouterr().out
     assert plain(Decimal("1.50")) == Decimal("1.5")
+
+
+def test_a_question_to_a_database_that_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LLM_COST_OPS_BASE_URL", raising=False)
+    for command in ("costs", "export", "reprice"):
+        assert run(command, "--db", "csts.db") == 2
+        assert "there is no database csts.db" in capsys.readouterr().err
+        assert run(command) == 2
+        assert "there is no database llm_cost_ops.db" in capsys.readouterr().err
+    assert run("estimate", "openai", "gpt-4o", "--input", "1000") == 0
+    assert "0.0025" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_into_a_pipe_that_closes(database: Path) -> None:
+    command = [sys.executable, "-m", "llm_cost_ops.cli", "export", "--db", str(database)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
