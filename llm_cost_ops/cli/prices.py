@@ -41,11 +41,10 @@ def prices(options: argparse.Namespace) -> int:
 def _list(options: argparse.Namespace, console: Console) -> None:
     catalog = load_catalog()
     table = Table(box=SIMPLE_HEAD, caption=f"per million tokens; {_named(catalog)}", caption_justify="left")
-    for name in ("provider", "model"):
-        table.add_column(name, overflow="fold")
+    table.add_column("model", overflow="fold", ratio=1)
     for name in ("input", "cached", "output"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("currency")
+        table.add_column(name, justify="right", overflow="fold", max_width=12)
+    table.add_column("currency", no_wrap=True)
     for model in catalog.find(" ".join(options.words)):
         if options.provider and model.provider != options.provider:
             continue
@@ -53,7 +52,7 @@ def _list(options: argparse.Namespace, console: Console) -> None:
         if card is not None:
             found = {rate.meter: rate for rate in card.rates}
             cells = [_per_million(found.get(meter)) for meter in _SHOWN_METERS]
-            table.add_row(model.provider, escape(model.id), *cells, card.currency)
+            table.add_row(escape(f"{model.provider}/{model.id}"), *cells, card.currency)
     if table.row_count:
         console.print(table)
     else:
