@@ -22,8 +22,9 @@ autodoc_typehints = "signature"
 python_maximum_signature_line_length = 100
 
 
-def _as_rest(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Docstrings are written to be read in an editor: backquotes and indented code become reST's."""
+def _as_rest(*told: Any) -> None:
+    """Docstrings are written to be read in an editor: backquotes, indented code and Args become reST's."""
+    lines: list[str] = told[-1]
     lines[:] = [re.sub(r"(?<!`)`([^`]+)`(?!`)", r"``\1``", line) for line in lines]
     lines[:] = [re.sub(r"(?<=-)\*(?!\*)", r"\\*", line) for line in lines]
     made: list[str] = []
@@ -45,8 +46,9 @@ def _as_rest(app: Any, what: str, name: str, obj: Any, options: Any, lines: list
     lines[:] = made
 
 
-def _plain(app: Any, what: str, name: str, obj: Any, options: Any, signature: Any, returned: Any) -> Any:
+def _plain(*told: Any) -> tuple[Any, Any]:
     """The bounds of a 64-bit integer are no news."""
+    signature, returned = told[-2:]
     if signature:
         signature = re.sub(r"Annotated\[int, [^]]*\]", "int", signature)
     return signature, returned

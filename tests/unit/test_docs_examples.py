@@ -77,6 +77,12 @@ def test_example(example: Example, capsys: pytest.CaptureFixture[str]) -> None:
         assert capsys.readouterr().out.rstrip() == example.output.rstrip()
 
 
+def test_what_the_documentation_names_is_there() -> None:
+    named = re.compile(r"`(?:python )?((?:tests|benchmarks|examples)/[\w/.-]*)`")
+    missing = [(path.name, name) for path, text in _pages() for name in named.findall(text)]
+    assert [item for item in missing if not (ROOT / item[1]).exists()] == []
+
+
 @pytest.mark.parametrize("line", _commands())
 def test_the_command_line_takes_what_the_documentation_shows(line: str) -> None:
     assert cli._parser().parse_args(shlex.split(line)).command == line.split()[0]
