@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import time
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import unquote
+
+from hpack import NeverIndexedHeaderTuple
 
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.metadata import Metadata
@@ -98,7 +101,7 @@ class GrpcExchange:
     def headers(self) -> list[tuple[str, str]]:
         """The head of the request, with the time that is left now."""
         context = self._context
-        headers = [
+        headers: list[Any] = [
             (":method", "POST"),
             (":scheme", self._scheme),
             (":path", context.method.path),
@@ -109,12 +112,15 @@ class GrpcExchange:
         ]
         left = self.seconds_left()
         if left is not None:
-            headers.append(("grpc-timeout", encode_timeout(max(left, 1e-9))))
+            # To the millisecond, so that HPACK meets it again.
+            left = math.floor(left * 1000) / 1000 if left > 1 else max(left, 1e-9)
+            headers.append(("grpc-timeout", encode_timeout(left)))
         key = context.idempotency_key
         if key and key.isascii() and key.isprintable():
-            headers.append((IDEMPOTENCY_HEADER, key))
+            # Never met again: kept out of HPACK's table, which is searched for every header.
+            headers.append(NeverIndexedHeaderTuple(IDEMPOTENCY_HEADER, key))
         if context.request_id:
-            headers.append((REQUEST_ID_HEADER, context.request_id))
+            headers.append(NeverIndexedHeaderTuple(REQUEST_ID_HEADER, context.request_id))
         own = {name for name, _ in headers}
         given = to_headers(context.metadata)
         return headers + [pair for pair in given if pair[0] not in own and not pair[0].startswith("grpc-")]
