@@ -16,6 +16,7 @@ from llm_cost_ops._gen import resources
 from llm_cost_ops.config import ClientConfig, RetryConfig, split_base_url
 from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
 from llm_cost_ops.interceptors.chain import chain_of
+from llm_cost_ops.interceptors.validation import Validation
 from llm_cost_ops.rpc.channel import UNSET, AsyncChannel, Channel
 from llm_cost_ops.rpc.interceptor import Leaf
 from llm_cost_ops.rpc.metadata import Metadata
@@ -163,13 +164,15 @@ class _Client:
         )
 
     def _chain(self, config: ClientConfig, parent: Sequence[Any] = (), same_key: bool = False) -> list[Any]:
-        checks = None
+        checking: list[Any] = []
         if not self._embedded:
+            from llm_cost_ops.service.batches import BatchCheck
             from llm_cost_ops.service.checks import CHECKS
 
-            checks = CHECKS
+            validation = Validation(CHECKS, origin="client", public_error=_outside_the_chain)
+            checking = [validation, BatchCheck()]
         return chain_of(
-            config, self._interceptors, checks, embedded=self._embedded, parent=parent, same_key=same_key
+            config, self._interceptors, checking, embedded=self._embedded, parent=parent, same_key=same_key
         )
 
     def with_options(

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from llm_cost_ops.config import ClientConfig
-from llm_cost_ops.exceptions import error_from_rpc
 from llm_cost_ops.interceptors.error_mapping import ErrorMapping
 from llm_cost_ops.interceptors.retry import Retry
-from llm_cost_ops.interceptors.validation import Check, Validation
 
 __all__ = ["chain_of"]
 
@@ -18,7 +15,7 @@ __all__ = ["chain_of"]
 def chain_of(
     config: ClientConfig,
     users: Sequence[Any],
-    checks: Mapping[str, Check] | None,
+    checking: Sequence[Any],
     *,
     embedded: bool,
     parent: Sequence[Any] = (),
@@ -26,15 +23,13 @@ def chain_of(
 ) -> list[Any]:
     """The interceptors of a client, outermost first: the user's see a call as its caller does.
 
-    `checks` validate requests before they are sent; the embedded service does so itself. A derived
+    `checking` look at requests before they are sent; the embedded service does so itself. A derived
     client shares the limit, the breaker, the retry budget, logging and metrics of its parent, and
     with the same key also the cache and the credentials.
     """
     known = {type(interceptor): interceptor for interceptor in parent}
     breaker = _breaker(config, known)
-    chain = [*users, *_watching(config, known, breaker)]
-    if not embedded:
-        chain.append(Validation(checks or {}, origin="client", public_error=_not_sent))
+    chain = [*users, *_watching(config, known, breaker), *checking]
     if config.cache is not None:
         from llm_cost_ops.interceptors.cache import Cache
 
@@ -53,9 +48,6 @@ def chain_of(
         chain.append((known.get(Auth) if same_key else None) or Auth(config.api_key))
     chain.append(ErrorMapping())
     return chain
-
-
-_not_sent = partial(error_from_rpc, attempts=0)
 
 
 def _breaker(config: ClientConfig, known: Mapping[type, Any]) -> Any:

@@ -8,10 +8,8 @@ from contextlib import aclosing
 from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import repeat
-from typing import Any
 
 from llm_cost_ops._gen.messages import (
-    BatchReceipt,
     BatchSubmitUsageRequest,
     BatchSubmitUsageResponse,
     CostStatus,
@@ -37,6 +35,7 @@ from llm_cost_ops.engine.pricebook import PriceBook
 from llm_cost_ops.engine.providers import canonical_provider
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.service.batches import counted, refused
 from llm_cost_ops.service.checks import check_record
 from llm_cost_ops.service.content import content_of
 from llm_cost_ops.service.export import export
@@ -94,7 +93,7 @@ class UsageService:
         """Record many calls; a bad record harms only itself."""
         paths = (f"records[{index}]" for index in range(len(request.records)))
         results = await self._write(request.records, paths, 0, context)
-        return BatchSubmitUsageResponse(data=_counted(results), meta=meta_of(context))
+        return BatchSubmitUsageResponse(data=counted(results), meta=meta_of(context))
 
     async def stream_usage(
         self, requests: AsyncIterator[StreamUsageRequest], context: CallContext
@@ -156,10 +155,10 @@ class UsageService:
             violations: list[Violation] = []
             check_record(record, path, now, violations)
             if violations:
-                checked.append(_invalid(violations))
+                checked.append(refused(violations))
             elif not admits(context, record.organization_id):
                 foreign = [Violation(f"{path}.organization_id".lstrip("."), FOREIGN)]
-                checked.append(_invalid(foreign, StatusCode.PERMISSION_DENIED))
+                checked.append(refused(foreign, StatusCode.PERMISSION_DENIED))
             else:
                 key = f"{context.idempotency_key}:{index}" if context.idempotency_key else ""
                 checked.append((record, key))
@@ -190,7 +189,7 @@ def _priced(
     try:
         return _entry(*item, now, book)
     except RpcError as error:
-        return _invalid(list(error.violations), error.code)
+        return refused(error.violations, error.code)
 
 
 def _entry(sent: UsageRecord, key: str, now: datetime, book: PriceBook) -> Entry:
@@ -284,27 +283,3 @@ def _result(entry: Entry, done: Appended) -> SubmitResult:
         error = RecordError(code="ALREADY_EXISTS", message=_CONFLICT, violations=[violation])
         return SubmitResult(status=done.status, error=error)
     return SubmitResult(status=done.status, usage=_receipt(done, entry.record.organization_id))
-
-
-def _invalid(violations: list[Violation], code: StatusCode = StatusCode.INVALID_ARGUMENT) -> SubmitResult:
-    return SubmitResult(
-        status=SubmitStatus.INVALID,
-        error=RecordError(
-            code=code.name,
-            message="; ".join(f"{field} {rule}".lstrip() for field, rule in violations[:20]),
-            violations=[FieldViolation(field=field, description=rule) for field, rule in violations],
-        ),
-    )
-
-
-def _counted(results: list[SubmitResult]) -> BatchReceipt:
-    counts: dict[Any, int] = {}
-    for result in results:
-        counts[result.status] = counts.get(result.status, 0) + 1
-    return BatchReceipt(
-        results=results,
-        created=counts.get(SubmitStatus.CREATED, 0),
-        duplicates=counts.get(SubmitStatus.DUPLICATE, 0),
-        conflicts=counts.get(SubmitStatus.CONFLICT, 0),
-        invalid=counts.get(SubmitStatus.INVALID, 0),
-    )

@@ -209,6 +209,36 @@ async def test_batch_is_itemised(client: Any, organization: str) -> None:
     assert (await client.costs.get(organization_id=organization)).total_requests == 3
 
 
+@pytest.mark.parametrize(
+    ("bad", "field"),
+    [
+        ({"tags": "solo"}, "tags"),
+        ({"reported_cost": 0.1}, "reported_cost"),
+        ({"metadata": {"a": float("nan")}}, "metadata"),
+        ({"input_tokens": 2**70}, "input_tokens"),
+        ({"input_tokens": "x"}, "input_tokens"),
+        ({"user_id": "\ud800"}, "user_id"),
+        ({"operation": "chat"}, "operation"),
+        ({"timestamp": "2026-11-20T15:00:00Z"}, "timestamp"),
+    ],
+)
+async def test_what_no_codec_can_carry_harms_only_itself(
+    client: Any, organization: str, bad: dict[str, Any], field: str
+) -> None:
+    def record(**changes: Any) -> UsageRecord:
+        return UsageRecord(**{"organization_id": organization, **CALL, **changes})
+
+    receipt = await client.usage.submit_batch([record(), record(**bad), record(), record(organization_id="")])
+    assert (receipt.created, receipt.invalid) == (2, 2)
+    created, invalid = SubmitStatus.CREATED, SubmitStatus.INVALID
+    assert [result.status for result in receipt.results] == [created, invalid, created, invalid]
+    assert receipt.results[1].error.violations[0].field.startswith(f"records[1].{field}")
+    assert receipt.results[3].error.violations[0].field == "records[3].organization_id"
+    only_bad = await client.usage.submit_batch([record(**bad)])
+    assert (only_bad.created, only_bad.invalid) == (0, 1)
+    assert (await client.costs.get(organization_id=organization)).total_requests == 2
+
+
 async def test_a_batch_of_nothing_is_refused(client: Any) -> None:
     with pytest.raises(ValidationError, match="records"):
         await client.usage.submit_batch([])
