@@ -16,7 +16,8 @@ from typing import Any
 import httpcore
 import httpx
 
-from llm_cost_ops.transports.http_sockets import ClosingBackend, DeadlineBackend
+from llm_cost_ops.transports.http_asyncio import AsyncioBackend
+from llm_cost_ops.transports.http_sockets import DeadlineBackend
 
 __all__ = ["AsyncPoolTransport", "PoolTransport"]
 
@@ -71,9 +72,11 @@ class _Body(httpx.SyncByteStream):
         yield from self._stream
 
     def close(self) -> None:
-        if hasattr(self._stream, "close"):
-            self._stream.close()
-        self._done()
+        try:
+            if hasattr(self._stream, "close"):
+                self._stream.close()
+        finally:
+            self._done()
 
 
 class _AsyncBody(httpx.AsyncByteStream):
@@ -86,9 +89,11 @@ class _AsyncBody(httpx.AsyncByteStream):
             yield chunk
 
     async def aclose(self) -> None:
-        if hasattr(self._stream, "aclose"):
-            await self._stream.aclose()
-        await self._done()
+        try:
+            if hasattr(self._stream, "aclose"):
+                await self._stream.aclose()
+        finally:  # also where it is cancelled
+            await self._done()
 
 
 class PoolTransport(httpx.BaseTransport):
@@ -150,7 +155,7 @@ class AsyncPoolTransport(httpx.AsyncBaseTransport):
             ssl_context=verify,
             proxy=_proxy(proxy),
             keepalive_expiry=keepalive_expiry,
-            network_backend=ClosingBackend(),
+            network_backend=AsyncioBackend(),
         )
         self._idle = IdleConnections(max_idle)
 

@@ -7,7 +7,6 @@ timeout is a point in time (on `time.monotonic`), and each step gets what is lef
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
 import ipaddress
 import socket
@@ -19,7 +18,7 @@ from typing import Any
 
 import httpcore
 
-__all__ = ["ClosingBackend", "DeadlineBackend"]
+__all__ = ["DeadlineBackend"]
 
 PIECE = 64 * 1024
 
@@ -137,61 +136,3 @@ class DeadlineStream(httpcore.NetworkStream):
 
     def _until(self, timeout: float | None) -> float | None:
         return self._connect_by if timeout is None else timeout
-
-
-class ClosingBackend(httpcore.AsyncNetworkBackend):
-    """httpcore's asyncio backend, but a TLS handshake that is cancelled closes its connection.
-
-    Deadlines of the async leaf are asyncio's, which cancels whatever step it is that takes too long.
-    """
-
-    def __init__(self) -> None:
-        self._backend = httpcore.AnyIOBackend()
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        return ClosingStream(
-            await self._backend.connect_tcp(host, port, timeout, local_address, socket_options)
-        )
-
-    async def connect_unix_socket(
-        self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
-    ) -> httpcore.AsyncNetworkStream:
-        return ClosingStream(await self._backend.connect_unix_socket(path, timeout, socket_options))
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-
-
-class ClosingStream(httpcore.AsyncNetworkStream):
-    """A stream of ClosingBackend."""
-
-    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
-        self._stream = stream
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return await self._stream.read(max_bytes, timeout)
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        await self._stream.write(buffer, timeout)
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-    async def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore.AsyncNetworkStream:
-        try:
-            return ClosingStream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
-        except asyncio.CancelledError:
-            await self._stream.aclose()
-            raise
-
-    def get_extra_info(self, info: str) -> Any:
-        return self._stream.get_extra_info(info)
