@@ -40,6 +40,9 @@ async def _connected(address: Address, local: str | None, options: Iterable[Any]
     made = socket.socket(family, socket.SOCK_STREAM)
     try:
         made.setblocking(False)
+        if family != socket.AF_UNIX:
+            # Head and body are two writes: the second may not wait until the first is acknowledged.
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for option in options:
             made.setsockopt(*option)
         if local is not None:

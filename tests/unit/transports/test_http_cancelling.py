@@ -88,6 +88,8 @@ async def test_the_next_address_is_tried() -> None:
     async with server:
         port = server.sockets[0].getsockname()[1]
         stream = await AsyncioBackend().connect_tcp("localhost", port, timeout=5.0)  # perhaps ::1 first
+        connected = stream.get_extra_info("socket")
+        assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         await stream.aclose()
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
