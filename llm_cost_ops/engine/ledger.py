@@ -7,30 +7,26 @@ from datetime import datetime
 import msgspec
 
 from llm_cost_ops._gen.messages import CostStatus, RateCard, SubmitStatus, UsageRecord
+from llm_cost_ops.engine.pricebook import Pricing
 
 __all__ = ["Appended", "Change", "Entry", "Filter", "Recorded", "Sums"]
 
 
-class Entry(msgspec.Struct, gc=False, kw_only=True):
+class Entry(msgspec.Struct, gc=False):
     """One record on its way into the ledger.
 
-    `record` is what will be stored: id, timestamp, ingested_at and total_tokens filled in, the
-    provider canonical. `fingerprint` is 16 bytes over the content that the caller sent. `units` is
-    the cost in 10^-12 of `currency`, None when unpriced. `card` is what priced it, and `digest` the
-    card's: a store keeps each card once, so that receipts do not depend on the catalog.
+    `record` is what the caller sent, with total_tokens filled in and the provider canonical: a store keeps
+    it as it is, and tells a duplicate from a conflict by it. It has neither id nor key, and no timestamp
+    where the caller gave none: `ingested_at` takes its place. `key` is the idempotency key, "" for none.
+    `units` is the cost in 10^-12 of the currency in `by`, None when unpriced. A store keeps each card in
+    `by` once, so that receipts do not depend on the catalog.
     """
 
     record: UsageRecord
-    fingerprint: bytes
-    status: CostStatus
-    currency: str
-    units: int | None = None
-    card_id: str = ""
-    card_version: int = 0
-    fallbacks: tuple[str, ...] = ()
-    origin_version: str = ""
-    card: RateCard | None = None
-    digest: bytes = b""
+    key: str
+    ingested_at: datetime
+    units: int | None
+    by: Pricing
 
 
 class Recorded(msgspec.Struct, gc=False, kw_only=True):
@@ -65,7 +61,7 @@ class Change(msgspec.Struct, gc=False, kw_only=True):
     currency_after: str
 
 
-class Appended(msgspec.Struct, gc=False, kw_only=True):
+class Appended(msgspec.Struct, gc=False):
     """What became of one entry; for a duplicate everything but `status` is of the first answer.
 
     `status` is created, duplicate or conflict. `units` is in 10^-12 of `currency`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Protocol
 
 import msgspec
@@ -17,7 +18,7 @@ from llm_cost_ops.engine.money import to_units
 from llm_cost_ops.engine.providers import PROVIDER_FALLBACKS, canonical_provider
 from llm_cost_ops.engine.selection import Candidate, PriceQuery, Selection, candidates, instant
 
-__all__ = ["CardSource", "PriceBook", "Priced"]
+__all__ = ["CardSource", "PriceBook", "Priced", "Pricing"]
 
 _PRICED = CostStatus.PRICED
 _ESTIMATED = CostStatus.ESTIMATED
@@ -31,15 +32,14 @@ class CardSource(Protocol):
         """Every card of the model, whatever its dates and dimensions; the provider is canonical."""
 
 
-class Priced(msgspec.Struct, gc=False):
-    """What a record costs: `units` in 10^-12 of `currency`, None when unpriced.
+class Pricing(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """How records were priced: the status, and the card that did it with its digest, if one did.
 
-    `card` is the card that priced it, and `digest` the card's.
+    All the records that a book prices alike share one object, which is compared by identity.
     """
 
     status: CostStatus
     currency: str
-    units: int | None = None
     card_id: str = ""
     card_version: int = 0
     fallbacks: tuple[str, ...] = ()
@@ -48,13 +48,22 @@ class Priced(msgspec.Struct, gc=False):
     digest: bytes = b""
 
 
+class Priced(msgspec.Struct, gc=False):
+    """What a record costs, in 10^-12 of the currency that `by` names; None when unpriced."""
+
+    units: int | None
+    by: Pricing
+
+
+_UNPRICED = Pricing(CostStatus.UNPRICED, DEFAULT_CURRENCY)
+
+
 class _Choice:
     __slots__ = (
+        "_pricings",
         "candidate",
         "card",
         "compiled",
-        "currency",
-        "digest",
         "fallbacks",
         "since",
         "until",
@@ -64,13 +73,33 @@ class _Choice:
     def __init__(self, candidate: Candidate, fallbacks: tuple[str, ...]) -> None:
         self.candidate = candidate
         self.card = candidate.card
-        self.currency = candidate.card.currency or DEFAULT_CURRENCY
         self.fallbacks = candidate.fallbacks + fallbacks
         self.since = candidate.since
         self.until = candidate.until
         self.windowed = bool(candidate.windows)
         self.compiled: CompiledCard | None = None
-        self.digest = b""
+        self._pricings: dict[tuple[CostStatus, bool], Pricing] = {}
+
+    def pricing(self, status: CostStatus, unpriced: bool) -> Pricing:
+        """How a record was priced for which the compiled card gave a status, and a cost or none."""
+        return self._pricings.get((status, unpriced)) or self._priced(status, unpriced)
+
+    def _priced(self, status: CostStatus, unpriced: bool) -> Pricing:
+        card = self.card
+        made = Pricing(
+            _ESTIMATED if self.fallbacks and status is _PRICED else status, card.currency or DEFAULT_CURRENCY
+        )
+        if not unpriced:
+            made = msgspec.structs.replace(
+                made,
+                card_id=card.id,
+                card_version=card.version,
+                fallbacks=self.fallbacks,
+                origin_version=card.origin_version,
+                card=card,
+                digest=card_digest(card),
+            )
+        return self._pricings.setdefault((status, unpriced), made)
 
 
 _Key = tuple[str, str, str, str, str, str, str]
@@ -138,7 +167,6 @@ class _Edition:
                     while len(self._compiled) >= self.capacity:
                         del self._compiled[next(iter(self._compiled))]
                     self._compiled[id(choice.card)] = known
-                choice.digest = card_digest(choice.card)
                 choice.compiled = known
         return choice.compiled
 
@@ -187,26 +215,10 @@ class PriceBook:
             return _reported(record)
         found = self._choose(record, at)
         if found is None:
-            return Priced(CostStatus.UNPRICED, DEFAULT_CURRENCY)
+            return Priced(None, _UNPRICED)
         choice, compiled = found
         units, status = compiled.total(record)
-        fallbacks = choice.fallbacks
-        if fallbacks and status is _PRICED:
-            status = _ESTIMATED
-        if units is None:
-            return Priced(status, choice.currency)
-        card = choice.card
-        return Priced(
-            status,
-            choice.currency,
-            units,
-            card.id,
-            card.version,
-            fallbacks,
-            card.origin_version,
-            card,
-            choice.digest,
-        )
+        return Priced(units, choice.pricing(status, units is None))
 
     def cost(self, record: UsageRecord, *, at: datetime | None = None) -> CostRecord:
         """As `price`, with the lines of the receipt."""
@@ -250,8 +262,10 @@ class PriceBook:
 
 def _reported(record: UsageRecord) -> Priced:
     cost = record.reported_cost
-    return Priced(
-        CostStatus.REPORTED,
-        record.reported_currency or DEFAULT_CURRENCY,
-        None if cost is None else to_units(cost),
-    )
+    by = _reported_in(record.reported_currency or DEFAULT_CURRENCY)
+    return Priced(None if cost is None else to_units(cost), by)
+
+
+@lru_cache(maxsize=256)
+def _reported_in(currency: str) -> Pricing:
+    return Pricing(CostStatus.REPORTED, currency)

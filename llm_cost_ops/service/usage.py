@@ -6,7 +6,6 @@ import copy
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
-from hashlib import sha256
 from itertools import repeat
 
 from llm_cost_ops._gen.messages import (
@@ -37,13 +36,11 @@ from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.service.batches import counted, refused
 from llm_cost_ops.service.checks import check_record
-from llm_cost_ops.service.content import content_of
 from llm_cost_ops.service.export import export
 from llm_cost_ops.service.listing import Page, filter_of, invalid, meta_of
 from llm_cost_ops.service.prices import Prices
 from llm_cost_ops.service.tenancy import FOREIGN, admits
 from llm_cost_ops.stores import CardsChangedError, Store
-from llm_cost_ops.wire.uuid7 import uuid7
 
 __all__ = ["DEAREST", "UsageService", "check_dearest", "in_utc"]
 
@@ -193,38 +190,21 @@ def _priced(
 
 
 def _entry(sent: UsageRecord, key: str, now: datetime, book: PriceBook) -> Entry:
-    """The record as it will be stored, its fingerprint and its price."""
+    """The record as it will be stored, and its price."""
     record = copy.copy(sent)
+    key = record.idempotency_key or key
     # Output only: what the caller put there is dropped.
-    record.id = record.currency = ""
+    record.id = record.idempotency_key = record.currency = ""
     record.ingested_at = record.estimated_cost = None
     record.cost_status = CostStatus.UNSPECIFIED
     record.provider = canonical_provider(record.provider)
     record.total_tokens = record.input_tokens + record.output_tokens
-    if record.timestamp is not None:
-        record.timestamp = in_utc(record.timestamp)
-    record.idempotency_key = ""
-    fingerprint = sha256(content_of(record)).digest()[:16]
-    record.idempotency_key = sent.idempotency_key or key
-    record.id = uuid7()
-    record.ingested_at = now
-    if record.timestamp is None:
-        record.timestamp = now
-    price = book.price(record)
-    check_dearest(price.units, price.currency)
-    return Entry(
-        record=record,
-        fingerprint=fingerprint,
-        status=price.status,
-        currency=price.currency,
-        units=price.units,
-        card_id=price.card_id,
-        card_version=price.card_version,
-        fallbacks=price.fallbacks,
-        origin_version=price.origin_version,
-        card=price.card,
-        digest=price.digest,
-    )
+    moment = record.timestamp
+    if moment is not None:
+        record.timestamp = moment = in_utc(moment)
+    price = book.price(record, at=moment or now)
+    check_dearest(price.units, price.by.currency)
+    return Entry(record, key, now, price.units, price.by)
 
 
 def check_dearest(units: int | None, currency: str) -> None:

@@ -1,45 +1,38 @@
-"""Appending usage inside a transaction: rows, interned terms, and the sums they add to."""
+"""Appending usage inside a transaction: rows, and the terms that they share."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
-from datetime import datetime
+from collections.abc import Sequence
 from typing import Any
 
-from llm_cost_ops._gen.messages import CostStatus, RateCard, SubmitStatus
+from llm_cost_ops._gen.messages import CostStatus, SubmitStatus
 from llm_cost_ops.engine.ledger import Appended, Entry
-from llm_cost_ops.engine.windows import QUARTER, QUARTERS_A_DAY
-from llm_cost_ops.stores.cards import keep_card
-from llm_cost_ops.stores.rows import Prepared, Terms, as_text, ingested_at, units_of
+from llm_cost_ops.engine.pricebook import Pricing
+from llm_cost_ops.engine.windows import from_micros
+from llm_cost_ops.stores import cards
+from llm_cost_ops.stores.ids import as_text
+from llm_cost_ops.stores.rollups import fold_if_due
+from llm_cost_ops.stores.rows import Prepared, Terms, units_of
 
-__all__ = ["ADD_SUMS", "INSERT_USAGE", "Interner", "append_many", "append_one"]
+__all__ = ["INSERT_USAGE", "Interner", "append_many", "append_one"]
 
 Ids = tuple[int, int, int]
 
-_COLUMNS = (
-    "org, series, pricing, id, key, fingerprint, ts, requests, input, output, cached, micro, rest, user, tags"
-)
+# Whose key was used before version 4 of the schema is in `earlier`.
 INSERT_USAGE = (
-    f"INSERT INTO usage (seq, {_COLUMNS}, labels, record) "
-    f"VALUES ({', '.join('?' * 18)}) ON CONFLICT (org, key) DO NOTHING"
+    f"INSERT INTO usage SELECT {', '.join(f'?{at}' for at in range(1, 19))} "
+    "WHERE NOT EXISTS (SELECT 1 FROM earlier WHERE id = ?5)"
 )
-_ADD = (
-    " ON CONFLICT (series, level, bucket) DO UPDATE SET records = records + excluded.records, "
-    "requests = requests + excluded.requests, input = input + excluded.input, "
-    "output = output + excluded.output, cached = cached + excluded.cached, "
-    "unpriced = unpriced + excluded.unpriced, "
-    "micro = micro + excluded.micro + (rest + excluded.rest) / 1000000, "
-    "rest = (rest + excluded.rest) % 1000000"
-)
-ADD_SUMS = f"INSERT INTO rollup VALUES ({', '.join('?' * 11)}){_ADD}"
-_ADD_ONE = (
-    "INSERT INTO rollup VALUES (?1, 0, ?2, 1, ?4, ?5, ?6, ?7, ?8, ?9, ?10), "
-    f"(?1, 1, ?3, 1, ?4, ?5, ?6, ?7, ?8, ?9, ?10){_ADD}"
+_INSERT_NEW = f"{INSERT_USAGE} ON CONFLICT (id) DO NOTHING"
+_INSERT_ONE = (
+    f"{INSERT_USAGE} AND (?19 IS NULL OR ?19 = (SELECT ifnull(max(seq), 0) FROM card)) "
+    "ON CONFLICT (id) DO NOTHING"
 )
 _FIND = (
-    "SELECT u.fingerprint, u.id, u.micro, u.rest, s.currency, s.status, u.record "
-    "FROM usage u JOIN series s ON s.id = u.series WHERE u.org = ? AND u.key = ?"
+    "SELECT u.record, u.id, u.micro, u.rest, s.currency, s.status, u.ingested "
+    "FROM usage u JOIN series s ON s.id = u.series "
+    "WHERE u.id = ?1 OR u.seq = (SELECT e.usage FROM earlier e WHERE e.id = ?1)"
 )
 _FIND_SERIES = (
     "SELECT id FROM series WHERE org = ? AND provider = ? AND model = ? AND project = ? AND operation = ? "
@@ -56,7 +49,6 @@ _FIND_PRICING = (
 _ADD_PRICING = (
     "INSERT INTO pricing (card_id, card_version, origin_version, fallbacks, digest) VALUES (?, ?, ?, ?, ?)"
 )
-_MICRO = 1_000_000
 
 
 class Interner:
@@ -72,15 +64,12 @@ class Interner:
         self._fresh: dict[Terms, Ids] = {}
         self._most = most
 
-    def ids(self, cursor: sqlite3.Cursor, terms: Terms, card: RateCard | None = None) -> Ids:
+    def ids(self, cursor: sqlite3.Cursor, terms: Terms) -> Ids:
         """The ids of organization, series and pricing, which are added where they are new.
 
         With a new pricing its card is kept.
         """
-        found = self._known.get(terms)
-        if found is None:
-            found = self._fresh.get(terms) or self._intern(cursor, terms, card)
-        return found
+        return self._known.get(terms) or self._fresh.get(terms) or self._intern(cursor, terms)
 
     def keep(self) -> None:
         """The transaction was committed."""
@@ -94,23 +83,19 @@ class Interner:
         """The transaction was rolled back."""
         self._fresh.clear()
 
-    def _intern(self, cursor: sqlite3.Cursor, terms: Terms, card: RateCard | None = None) -> Ids:
-        organization, *series = (str(term) for term in terms[:10])
-        card_id, card_version, origin_version, fallbacks, digest = terms[10:]
+    def _intern(self, cursor: sqlite3.Cursor, terms: Terms) -> Ids:
+        by: Pricing = terms[8]
+        organization, *series = (str(term) for term in (*terms[:8], by.currency, by.status))
         find, add = "SELECT id FROM organization WHERE name = ?", "INSERT INTO organization (name) VALUES (?)"
         org = _id(cursor, find, add, (organization,))
+        pricing = (by.card_id, by.card_version, by.origin_version, ",".join(by.fallbacks), by.digest)
         ids = (
             org,
             _id(cursor, _FIND_SERIES, _ADD_SERIES, (org, *series)),
-            _id(
-                cursor,
-                _FIND_PRICING,
-                _ADD_PRICING,
-                (card_id, card_version, origin_version, ",".join(fallbacks), digest),
-            ),
+            _id(cursor, _FIND_PRICING, _ADD_PRICING, pricing),
         )
-        if digest and card is not None:
-            keep_card(cursor, digest, card)
+        if by.digest and by.card is not None:
+            cards.keep_card(cursor, by.digest, by.card)
         self._fresh[terms] = ids
         return ids
 
@@ -123,117 +108,55 @@ def _id(cursor: sqlite3.Cursor, find: str, add: str, values: Sequence[Any]) -> i
     return int(row[0])
 
 
-def append_one(cursor: sqlite3.Cursor, interner: Interner, prepared: Prepared) -> list[Appended]:
-    """Append an entry: the same as `append_many` of one, in half the time."""
-    terms, values, entry = prepared
-    ids = interner.ids(cursor, terms, entry.card)
-    cursor.execute(INSERT_USAGE, (None, *ids, *values))
+def append_one(
+    cursor: sqlite3.Cursor, interner: Interner, prepared: Prepared, revision: int | None
+) -> Appended | None:
+    """Append an entry; None when the cards are of another revision."""
+    terms, values, usage_id, entry = prepared
+    cursor.execute(_INSERT_ONE, (None, *interner.ids(cursor, terms), *values, revision))
     if cursor.rowcount != 1:
-        return [_earlier(cursor, ids[0], values, entry)]
-    _id, _key, _print, ts, requests, put_in, put_out, cached, micro, rest, *_ = values
-    quarter = ts // QUARTER
-    day = quarter // QUARTERS_A_DAY
-    if micro is None:
-        cursor.execute(_ADD_ONE, (ids[1], quarter, day, requests, put_in, put_out, cached, requests, 0, 0))
-    else:
-        cursor.execute(_ADD_ONE, (ids[1], quarter, day, requests, put_in, put_out, cached, 0, micro, rest))
-    return [_created(entry)]
+        if revision is not None and cards.revision(cursor) != revision:
+            return None
+        return _earlier(cursor, values)
+    seq = cursor.lastrowid or 0
+    fold_if_due(cursor, seq, seq)
+    return _created(usage_id, entry)
 
 
 def append_many(cursor: sqlite3.Cursor, interner: Interner, prepared: Sequence[Prepared]) -> list[Appended]:
     """Append entries, each of which may turn out to be a duplicate or a conflict, of a neighbour even."""
     [first] = cursor.execute("SELECT ifnull(max(seq), 0) + 1 FROM usage").fetchone()
     rows = [
-        (seq, *interner.ids(cursor, terms, entry.card), *values)
-        for seq, (terms, values, entry) in enumerate(prepared, first)
+        (seq, *interner.ids(cursor, terms), *values)
+        for seq, (terms, values, _, _) in enumerate(prepared, first)
     ]
-    cursor.executemany(INSERT_USAGE, rows)
-    if cursor.rowcount == len(rows):
-        cursor.executemany(ADD_SUMS, _sums(rows))
-        return [_created(entry) for _, _, entry in prepared]
+    cursor.executemany(_INSERT_NEW, rows)
+    count = cursor.rowcount
+    fold_if_due(cursor, first, first + len(rows) - 1)
+    if count == len(rows):
+        return [_created(usage_id, entry) for _, _, usage_id, entry in prepared]
     # Rows were numbered here, so that those that were not inserted can be told by their absence.
     inserted = {seq for (seq,) in cursor.execute("SELECT seq FROM usage WHERE seq >= ?", (first,))}
-    cursor.executemany(ADD_SUMS, _sums(row for row in rows if row[0] in inserted))
     return [
-        _created(entry) if row[0] in inserted else _earlier(cursor, row[1], values, entry)
-        for row, (_, values, entry) in zip(rows, prepared, strict=True)
+        _created(usage_id, entry) if seq in inserted else _earlier(cursor, values)
+        for seq, (_, values, usage_id, entry) in enumerate(prepared, first)
     ]
 
 
-def _sums(rows: Iterable[tuple[Any, ...]]) -> list[tuple[int, ...]]:
-    """What rows add to the quarters and the days, in the order of the table."""
-    sums: dict[tuple[int, int, int], list[int]] = {}
-    for row in rows:
-        (
-            _seq,
-            _org,
-            series,
-            _pricing,
-            _id,
-            _key,
-            _print,
-            ts,
-            requests,
-            put_in,
-            put_out,
-            cached,
-            micro,
-            rest,
-        ) = row[:14]
-        place = (series, 0, ts // QUARTER)
-        found = sums.get(place)
-        if found is None:
-            found = sums[place] = [0, 0, 0, 0, 0, 0, 0]
-        found[0] += 1
-        found[1] += requests
-        found[2] += put_in
-        found[3] += put_out
-        found[4] += cached
-        if micro is None:
-            found[5] += requests
-        else:
-            found[6] += micro * _MICRO + rest
-    for (series, _, quarter), found in list(sums.items()):
-        day = sums.setdefault((series, 1, quarter // QUARTERS_A_DAY), [0, 0, 0, 0, 0, 0, 0])
-        for at, value in enumerate(found):
-            day[at] += value
-    return [(*place, *found[:6], *divmod(found[6], _MICRO)) for place, found in sorted(sums.items())]
+def _created(usage_id: str, entry: Entry) -> Appended:
+    by = entry.by
+    return Appended(SubmitStatus.CREATED, usage_id, entry.units, by.currency, by.status, entry.ingested_at)
 
 
-def _created(entry: Entry) -> Appended:
-    taken = entry.record.ingested_at
-    assert taken is not None
-    return _answer(SubmitStatus.CREATED, entry.record.id, entry.units, entry.currency, entry.status, taken)
-
-
-def _earlier(cursor: sqlite3.Cursor, org: int, values: tuple[Any, ...], entry: Entry) -> Appended:
+def _earlier(cursor: sqlite3.Cursor, values: tuple[Any, ...]) -> Appended:
     """The answer that the first entry with the key was given."""
-    row = cursor.execute(_FIND, (org, values[1])).fetchone()
-    fingerprint, usage_id, micro, rest, currency, cost_status, record = row
-    status = SubmitStatus.DUPLICATE if fingerprint == entry.fingerprint else SubmitStatus.CONFLICT
-    return _answer(
-        status,
+    row = cursor.execute(_FIND, (values[0],)).fetchone()
+    record, usage_id, micro, rest, currency, cost_status, ingested = row
+    return Appended(
+        SubmitStatus.DUPLICATE if record == values[-1] else SubmitStatus.CONFLICT,
         as_text(usage_id),
         units_of(micro, rest),
         currency,
         CostStatus(cost_status),
-        ingested_at(record),
-    )
-
-
-def _answer(
-    status: SubmitStatus,
-    usage_id: str,
-    units: int | None,
-    currency: str,
-    cost_status: CostStatus,
-    processed_at: datetime,
-) -> Appended:
-    return Appended(
-        status=status,
-        usage_id=usage_id,
-        units=units,
-        currency=currency,
-        cost_status=cost_status,
-        processed_at=processed_at,
+        from_micros(ingested),
     )

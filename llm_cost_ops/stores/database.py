@@ -15,12 +15,19 @@ DURABILITIES = {"disk": "FULL", "process": "NORMAL"}
 # The first with STRICT tables.
 _OLDEST = (3, 37)
 
-# Of a query: the series that its filter lets through, and the pieces of time it sums.
+# Of a query: the series that its filter lets through, the pieces of time it sums, and the sums of the rows
+# that are not in rollup yet.
 _TEMPORARY = (
     "CREATE TEMP TABLE picked (id INTEGER PRIMARY KEY, org INTEGER NOT NULL)",
     """CREATE TEMP TABLE piece (
         n INTEGER PRIMARY KEY, bucket INTEGER NOT NULL, low INTEGER NOT NULL, high INTEGER NOT NULL
     )""",
+    """CREATE TEMP TABLE tail (
+        series INTEGER NOT NULL, level INTEGER NOT NULL, bucket INTEGER NOT NULL,
+        records INTEGER NOT NULL, requests INTEGER NOT NULL, input INTEGER NOT NULL,
+        output INTEGER NOT NULL, cached INTEGER NOT NULL, unpriced INTEGER NOT NULL,
+        micro INTEGER NOT NULL, rest INTEGER NOT NULL, PRIMARY KEY (series, level, bucket)
+    ) WITHOUT ROWID""",
 )
 
 

@@ -14,12 +14,12 @@ from llm_cost_ops.engine.ledger import Filter
 from llm_cost_ops.engine.windows import from_micros, to_micros
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.stores.newest import Newest, newest
-from llm_cost_ops.stores.rows import decode_record
+from llm_cost_ops.stores.rows import RECORD_COLUMNS, decode_record
 from llm_cost_ops.stores.summing import per_record_conditions, series_conditions
 
 __all__ = ["is_quick", "list_usage", "span"]
 
-_SORTS = {"timestamp": "ts", "ingested_at": "id"}
+_SORTS = {"timestamp": "ts", "ingested_at": "seq"}
 _QUICK_LIMIT = 100
 _FIRST_AND_LAST = (
     "SELECT (SELECT u.ts FROM usage u WHERE u.org = o.id ORDER BY u.ts LIMIT 1), "
@@ -27,10 +27,10 @@ _FIRST_AND_LAST = (
 )
 
 
-def is_quick(where: Filter, limit: int, offset: int | None) -> bool:
+def is_quick(where: Filter, sort: str, limit: int, offset: int | None) -> bool:
     """Whether a page is read straight from an index, whatever the number of records."""
     wide = Filter(organization_ids=where.organization_ids, start=where.start, end=where.end)
-    return where == wide and not offset and limit <= _QUICK_LIMIT
+    return where == wide and sort == "timestamp" and not offset and limit <= _QUICK_LIMIT
 
 
 def list_usage(
@@ -42,39 +42,59 @@ def list_usage(
     after: tuple[int, int] | None,
     offset: int | None,
 ) -> tuple[list[UsageRecord], tuple[int, int] | None]:
-    """A page, and the position to go on after. The order is by moment (or id), then by number."""
+    """A page, and the position to go on after. The order is by moment, then by number, or by number alone."""
     if sort not in _SORTS:
         raise _invalid("sort", f"must be one of {', '.join(_SORTS)}, not {sort[:64]!r}")
+    if after is not None:
+        _check_position(connection, after)
     column = _SORTS[sort]
-    orgs = _organizations(connection, where.organization_ids)
-    if not orgs:
-        return [], None
     cost = newest(connection)
     conditions, parameters = _conditions(where, cost)
+    hint = " NOT INDEXED" if column == "seq" else ""
     direction = "DESC" if descending else "ASC"
-    ranges = [("", ())] if after is None else _behind(connection, after, column, "<" if descending else ">")
     more = "".join(f" AND {condition}" for condition in conditions)
     first = offset or 0
-    found: list[tuple[Any, int]] = []
-    for org in orgs:
-        # Each organization has its order in an index; with several, their best are put in order here.
+    found: list[tuple[int, int]] = []
+    lists = _lists(_organizations(connection, where.organization_ids), column, descending, after)
+    for ranges in lists:
         wanted = first + limit + 1
-        for bounds, values in ranges:
+        for within, values in ranges:
             query = (
-                f"SELECT u.{column}, u.seq FROM usage u{cost.join} WHERE u.org = ?{bounds}{more} "
+                f"SELECT u.{column}, u.seq FROM usage u{hint}{cost.join} WHERE {within}{more} "
                 f"ORDER BY u.{column} {direction}, u.seq {direction} LIMIT ?"
             )
-            rows = connection.execute(query, (org, *values, *parameters, wanted)).fetchall()
+            rows = connection.execute(query, (*values, *parameters, wanted)).fetchall()
             found += rows
             wanted -= len(rows)
             if not wanted:
                 break
-    if len(orgs) > 1:
-        found.sort(key=_as_sqlite_sorts, reverse=descending)
+    if len(lists) > 1:
+        found.sort(reverse=descending)
     page = [seq for _, seq in found[first : first + limit]]
     records = _records(connection, page, cost)
     more_follow = len(found) > first + limit and bool(page)
     return [record for _, record in records], (records[-1][0], page[-1]) if more_follow else None
+
+
+_Range = tuple[str, tuple[int, ...]]
+
+
+def _lists(
+    orgs: Sequence[int], column: str, descending: bool, after: tuple[int, int] | None
+) -> list[list[_Range]]:
+    """What to read, each part of it in order: the table itself, or an index for each organization.
+
+    What lies behind a position in an index are two ranges: the rest that equals it, and what does not. For
+    one condition on both columns SQLite would read all that equals it.
+    """
+    sign = "<" if descending else ">"
+    if column == "seq":
+        within = f"u.org IN ({', '.join(map(str, orgs))})"
+        return [[(within, ()) if after is None else (f"{within} AND u.seq {sign} ?", after[1:])]]
+    if after is None:
+        return [[("u.org = ?", (org,))] for org in orgs]
+    equal, other = f"u.org = ? AND u.ts = ? AND u.seq {sign} ?", f"u.org = ? AND u.ts {sign} ?"
+    return [[(equal, (org, *after)), (other, (org, after[0]))] for org in orgs]
 
 
 def _organizations(connection: sqlite3.Connection, names: Sequence[str]) -> list[int]:
@@ -100,24 +120,12 @@ def _conditions(where: Filter, cost: Newest) -> tuple[list[str], list[Any]]:
     return conditions, parameters
 
 
-def _behind(
-    connection: sqlite3.Connection, after: tuple[int, int], column: str, sign: str
-) -> list[tuple[str, tuple[Any, ...]]]:
-    """What lies behind a position: the rest that equals it, and what does not.
-
-    Two ranges of the index; for one condition on both columns SQLite would read all that equals it.
-    """
+def _check_position(connection: sqlite3.Connection, after: tuple[int, int]) -> None:
     if len(after) == 2 and all(isinstance(part, int) and abs(part) < 2**63 for part in after):
-        row = connection.execute(f"SELECT ts, {column} FROM usage WHERE seq = ?", after[1:]).fetchone()
+        row = connection.execute("SELECT ts FROM usage WHERE seq = ?", after[1:]).fetchone()
         if row is not None and row[0] == after[0]:
-            equal = f" AND u.{column} = ? AND u.seq {sign} ?"
-            return [(equal, (row[1], after[1])), (f" AND u.{column} {sign} ?", (row[1],))]
+            return
     raise _invalid("cursor", "is not one that this store gave")
-
-
-def _as_sqlite_sorts(found: tuple[Any, int]) -> tuple[bool, Any, int]:
-    # Ids that are not UUIDs are text, which SQLite puts before bytes.
-    return isinstance(found[0], bytes), found[0], found[1]
 
 
 def _records(
@@ -125,10 +133,10 @@ def _records(
 ) -> list[tuple[int, UsageRecord]]:
     """The moments and records with these numbers, in this order."""
     query = (
-        f"SELECT u.seq, u.ts, u.record, {cost.micro}, {cost.rest}, s.currency, s.status FROM usage u"
+        f"SELECT u.seq, {RECORD_COLUMNS}, {cost.micro}, {cost.rest}, s.currency, s.status FROM usage u"
         f"{cost.join} JOIN series s ON s.id = {cost.series} WHERE u.seq IN ({', '.join('?' * len(seqs))})"
     )
-    rows = {row[0]: (row[1], decode_record(*row[2:])) for row in connection.execute(query, seqs)}
+    rows = {row[0]: (row[4], decode_record(row[1:8], *row[8:])) for row in connection.execute(query, seqs)}
     return [rows[seq] for seq in seqs]
 
 

@@ -11,20 +11,28 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from llm_cost_ops._gen.messages import CostStatus, UsageRecord
-from llm_cost_ops.engine.ledger import Change, Entry, Filter, Recorded
-from llm_cost_ops.engine.pricebook import Priced
+from llm_cost_ops._gen.messages import CostStatus
+from llm_cost_ops.engine.ledger import Change, Filter, Recorded
 from llm_cost_ops.engine.windows import QUARTER, QUARTERS_A_DAY, from_micros, to_micros
 from llm_cost_ops.stores import Price
-from llm_cost_ops.stores.append import ADD_SUMS, Interner
+from llm_cost_ops.stores.append import Interner
 from llm_cost_ops.stores.cards import kept_card
+from llm_cost_ops.stores.ids import as_key
 from llm_cost_ops.stores.newest import newest
-from llm_cost_ops.stores.rows import Prepared, as_key, decode_record, prepare, units_of
+from llm_cost_ops.stores.rollups import add, fold
+from llm_cost_ops.stores.rows import (
+    RECORD_COLUMNS,
+    Terms,
+    columns_of,
+    decode_record,
+    decode_usage,
+    terms_of,
+    units_of,
+)
 from llm_cost_ops.stores.summing import per_record_conditions, pick_series
 
 __all__ = ["find_changes", "get_cost", "matching", "reprice"]
 
-_MICRO = 1_000_000
 _ADD_REVISION = (
     "INSERT INTO revision (usage, number, series, pricing, micro, rest, made) VALUES (?, ?, ?, ?, ?, ?, ?)"
 )
@@ -34,18 +42,16 @@ def get_cost(connection: sqlite3.Connection, usage_id: str) -> Recorded | None:
     """A record and the revision of its cost that is in force; None when there is no such record."""
     cost = newest(connection)
     made = "v.made" if cost.join else "NULL"
-    # A probe of the index by organization and id, for each organization.
     row = connection.execute(
-        f"SELECT u.record, {cost.micro}, {cost.rest}, s.currency, s.status, {cost.number}, {made}, "
-        "p.card_id, p.card_version, p.origin_version, p.fallbacks, p.digest "
-        f"FROM organization o CROSS JOIN usage u ON u.org = o.id AND u.id = ?{cost.join} "
-        f"JOIN series s ON s.id = {cost.series} JOIN pricing p ON p.id = {cost.pricing}",
+        f"SELECT {RECORD_COLUMNS}, {cost.micro}, {cost.rest}, s.currency, s.status, {cost.number}, {made}, "
+        f"p.card_id, p.card_version, p.origin_version, p.fallbacks, p.digest FROM usage u{cost.join} "
+        f"JOIN series s ON s.id = {cost.series} JOIN pricing p ON p.id = {cost.pricing} WHERE u.id = ?",
         (as_key(usage_id),),
     ).fetchone()
     if row is None:
         return None
-    data, micro, rest, currency, status, number, at, card_id, version, origin, fallbacks, digest = row
-    record = decode_record(data, micro, rest, currency, status)
+    micro, rest, currency, status, number, at, card_id, version, origin, fallbacks, digest = row[5:]
+    record = decode_record(row[:7], currency, status)
     taken = record.ingested_at
     assert taken is not None
     return Recorded(
@@ -88,25 +94,26 @@ class _Found(NamedTuple):
     """A record whose cost is not what it would be today: its row, and what is to be written."""
 
     row: tuple[Any, ...]
-    prepared: Prepared
+    terms: Terms
+    cost: tuple[int | None, int | None]
     change: Change
 
 
 def _find(connection: sqlite3.Connection, seqs: Sequence[int], price: Price) -> list[_Found]:
     cost = newest(connection)
     rows = connection.execute(
-        f"SELECT u.record, {cost.micro}, {cost.rest}, s.currency, s.status, u.seq, {cost.number}, s.id, "
-        f"u.ts, u.requests, u.input, u.output, u.cached FROM usage u{cost.join} "
+        f"SELECT u.ts, u.record, {cost.micro}, {cost.rest}, s.currency, s.status, u.seq, {cost.number}, "
+        f"s.id, u.requests, u.input, u.output, u.cached FROM usage u{cost.join} "
         f"JOIN series s ON s.id = {cost.series} WHERE u.seq IN ({', '.join('?' * len(seqs))})",
         tuple(seqs),
     ).fetchall()
     found = []
-    for row in rows:
-        data, micro, rest, currency, status = row[:5]
-        record = decode_record(data, None, None, "", status)
+    for ts, data, micro, rest, currency, status, *row in rows:
+        record = decode_usage(data)
+        record.timestamp = from_micros(ts)
         priced = price(record)
-        units = units_of(micro, rest)
-        if (priced.status, priced.currency, priced.units) == (status, currency, units):
+        by, units = priced.by, units_of(micro, rest)
+        if (by.status, by.currency, priced.units) == (status, currency, units):
             continue
         change = Change(
             provider=record.provider,
@@ -114,26 +121,11 @@ def _find(connection: sqlite3.Connection, seqs: Sequence[int], price: Price) -> 
             units_before=units,
             currency_before=currency,
             units_after=priced.units,
-            currency_after=priced.currency,
+            currency_after=by.currency,
         )
-        found.append(_Found(row, prepare(_entry(record, priced)), change))
+        cost_after = columns_of(priced.units, by)
+        found.append(_Found((*row, ts), terms_of(record, by), cost_after, change))
     return found
-
-
-def _entry(record: UsageRecord, priced: Priced) -> Entry:
-    return Entry(
-        record=record,
-        fingerprint=b"",
-        status=priced.status,
-        currency=priced.currency,
-        units=priced.units,
-        card_id=priced.card_id,
-        card_version=priced.card_version,
-        fallbacks=priced.fallbacks,
-        origin_version=priced.origin_version,
-        card=priced.card,
-        digest=priced.digest,
-    )
 
 
 def find_changes(connection: sqlite3.Connection, seqs: Sequence[int], price: Price) -> list[Change]:
@@ -145,21 +137,20 @@ def reprice(
     cursor: sqlite3.Cursor, interner: Interner, seqs: Sequence[int], price: Price, now: datetime
 ) -> list[Change]:
     """Add a revision to each of the records whose status, currency or cost is not what `price` says."""
+    # So that the sums hold the costs that are replaced.
+    fold(cursor)
     sums: dict[tuple[int, int, int], list[int]] = {}
     revisions = []
     found = _find(cursor.connection, seqs, price)
-    for row, (terms, values, entry), _ in found:
-        _, micro, rest, _, _, seq, number, before, ts, *counts = row
-        _, after, pricing = interner.ids(cursor, terms, entry.card)
-        revisions.append((seq, number + 1, after, pricing, *values[8:10], to_micros(now)))
-        for series, sign, units in ((before, -1, units_of(micro, rest)), (after, 1, entry.units)):
+    for (seq, number, before, *counts, ts), terms, cost, change in found:
+        _, after, pricing = interner.ids(cursor, terms)
+        revisions.append((seq, number + 1, after, pricing, *cost, to_micros(now)))
+        for series, sign, units in ((before, -1, change.units_before), (after, 1, change.units_after)):
             amounts = [1, *counts, counts[0] if units is None else 0, units or 0]
             for level, bucket in ((0, ts // QUARTER), (1, ts // QUARTER // QUARTERS_A_DAY)):
                 place = sums.setdefault((series, level, bucket), [0] * 7)
                 for at, amount in enumerate(amounts):
                     place[at] += sign * amount
     cursor.executemany(_ADD_REVISION, revisions)
-    moved = [(place, amounts) for place, amounts in sorted(sums.items()) if any(amounts)]
-    rows = [(*place, *amounts[:6], *divmod(amounts[6], _MICRO)) for place, amounts in moved]
-    cursor.executemany(ADD_SUMS, rows)
-    return [change for _, _, change in found]
+    add(cursor, {place: amounts for place, amounts in sums.items() if any(amounts)})
+    return [change for _, _, _, change in found]

@@ -1,9 +1,11 @@
-"""Between entries and rows: what is stored of a record, and the record made of it again."""
+"""Between entries and rows: what is stored of a record, and the record made of it again.
+
+A row holds the record as the caller sent it, and beside it what the service added: id, times and cost.
+"""
 
 from __future__ import annotations
 
 from base64 import b64decode
-from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
@@ -12,24 +14,26 @@ import msgspec
 from llm_cost_ops._gen.messages import CostStatus, UsageRecord
 from llm_cost_ops.engine.ledger import Entry
 from llm_cost_ops.engine.money import from_units
-from llm_cost_ops.engine.windows import to_micros
+from llm_cost_ops.engine.pricebook import Pricing
+from llm_cost_ops.engine.windows import from_micros, to_micros
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.stores.ids import as_key, as_text, usage_id
 from llm_cost_ops.wire.decimals import WireDecimal
 from llm_cost_ops.wire.unknown import Unknown
 
 __all__ = [
     "LARGEST_COST",
     "LARGEST_COUNT",
+    "RECORD_COLUMNS",
     "Prepared",
     "Terms",
-    "as_key",
-    "as_text",
+    "columns_of",
     "decode_record",
     "decode_usage",
     "encode_struct",
-    "ingested_at",
     "prepare",
     "struct_decoder",
+    "terms_of",
     "units_of",
 ]
 
@@ -40,10 +44,13 @@ LARGEST_COST = 10**9 * 10**12
 """The most that one record may cost, in 10^-12 of its currency."""
 
 Terms = tuple[Any, ...]
-"""What is interned of an entry: ten columns of series, then five of pricing."""
+"""What is interned of an entry: the organization, seven more columns of series, and the Pricing."""
 
-Prepared = tuple[Terms, tuple[Any, ...], Entry]
-"""An entry, its terms, and its columns of usage from `id` on."""
+Prepared = tuple[Terms, tuple[Any, ...], str, Entry]
+"""An entry's terms, its columns of usage from `id` on, its id as text, and the entry."""
+
+RECORD_COLUMNS = "u.id, u.key, u.ingested, u.ts, u.record"
+"""Of `usage u`, what `decode_record` needs first."""
 
 _MICRO = 1_000_000
 
@@ -70,86 +77,53 @@ def struct_decoder(kind: type[Any]) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(kind, dec_hook=_read)
 
 
-encode_struct = msgspec.json.Encoder(enc_hook=_write).encode
+# Maps are sorted, so that their order makes no other content.
+encode_struct = msgspec.json.Encoder(enc_hook=_write, order="deterministic").encode
 _records = struct_decoder(UsageRecord)
 
 
-class _Times(msgspec.Struct):
-    ingested_at: datetime
-
-
-_times = msgspec.json.Decoder(_Times)
-
-
-def as_key(text: str) -> str | bytes:
-    """What an id or a key is stored as: 16 bytes where it is a UUID in its canonical form."""
-    if len(text) == 36 and text[8:24:5] == "----":
-        try:
-            key = bytes.fromhex(text.replace("-", ""))
-        except ValueError:
-            return text
-        # Shorter where there were spaces, which fromhex passes over, or more hyphens.
-        if len(key) == 16 and text == text.lower():
-            return key
-    return text
-
-
-def as_text(key: str | bytes) -> str:
-    """The text that `as_key` was given."""
-    if isinstance(key, str):
-        return key
-    h = key.hex()
-    return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
+def terms_of(record: UsageRecord, by: Pricing) -> Terms:
+    """What a record shares with others."""
+    return (
+        record.organization_id,
+        record.provider,
+        record.model_id,
+        record.project_id,
+        record.operation,
+        record.service_tier,
+        record.processing,
+        record.region,
+        by,
+    )
 
 
 def prepare(entry: Entry) -> Prepared:
     """What the transaction needs of an entry; everything that can be done before it."""
-    record = entry.record
-    units = entry.units
-    if (
-        record.input_tokens > LARGEST_COUNT
-        or record.output_tokens > LARGEST_COUNT
-        or (units is not None and not -LARGEST_COST <= units <= LARGEST_COST)
-    ):
-        raise _too_large(entry)
-    micro, rest = (None, None) if units is None else divmod(units, _MICRO)
-    assert record.timestamp is not None
-    tags, labels = record.tags, record.labels
+    record, key, units = entry.record, entry.key, entry.units
+    if record.input_tokens > LARGEST_COUNT or record.output_tokens > LARGEST_COUNT:
+        raise _too_many(record)
+    made, stored = usage_id(record.organization_id, key)
+    ingested = to_micros(entry.ingested_at)
+    tags, labels, moment = record.tags, record.labels, record.timestamp
     return (
+        terms_of(record, entry.by),
         (
-            record.organization_id,
-            record.provider,
-            record.model_id,
-            record.project_id,
-            record.operation,
-            record.service_tier,
-            record.processing,
-            record.region,
-            entry.currency,
-            entry.status,
-            entry.card_id,
-            entry.card_version,
-            entry.origin_version,
-            entry.fallbacks,
-            entry.digest,
-        ),
-        (
-            as_key(record.id),
-            as_key(record.idempotency_key) or None,
-            entry.fingerprint,
-            to_micros(record.timestamp),
+            stored,
+            as_key(key) or None,
+            ingested,
+            ingested if moment is None else to_micros(moment),
             record.request_count or 1,
             record.input_tokens,
             record.output_tokens,
             record.cached_tokens,
-            micro,
-            rest,
+            *columns_of(units, entry.by),
             record.user_id or None,
             # A tag counts a record once, however often it has it.
             _json(list(dict.fromkeys(tags))) if tags else None,
             _json(labels) if labels else None,
             _encoded(record),
         ),
+        made,
         entry,
     )
 
@@ -165,15 +139,28 @@ def _encoded(record: UsageRecord) -> bytes:
         raise RpcError(StatusCode.INVALID_ARGUMENT, f"a record can't be stored: {error}") from error
 
 
-def _too_large(entry: Entry) -> RpcError:
-    record = entry.record
-    violations = [
-        Violation(field, f"must be at most {LARGEST_COUNT:,}")
-        for field in ("input_tokens", "output_tokens")
-        if getattr(record, field) > LARGEST_COUNT
-    ] or [Violation("", f"must cost at most {LARGEST_COST // 10**12:,} {entry.currency}")]
+def _too_many(record: UsageRecord) -> RpcError:
+    return _refused(
+        [
+            Violation(field, f"must be at most {LARGEST_COUNT:,}")
+            for field in ("input_tokens", "output_tokens")
+            if getattr(record, field) > LARGEST_COUNT
+        ]
+    )
+
+
+def _refused(violations: list[Violation]) -> RpcError:
     message = "; ".join(f"{field} {rule}".strip() for field, rule in violations)
     return RpcError(StatusCode.INVALID_ARGUMENT, message, violations=violations)
+
+
+def columns_of(units: int | None, by: Pricing) -> tuple[int | None, int | None]:
+    """The two columns of a cost in 10^-12; INVALID_ARGUMENT when it is larger than LARGEST_COST."""
+    if units is None:
+        return None, None
+    if not -LARGEST_COST <= units <= LARGEST_COST:
+        raise _refused([Violation("", f"must cost at most {LARGEST_COST // 10**12:,} {by.currency}")])
+    return divmod(units, _MICRO)
 
 
 def units_of(micro: int | None, rest: int | None) -> int | None:
@@ -181,11 +168,14 @@ def units_of(micro: int | None, rest: int | None) -> int | None:
     return None if micro is None or rest is None else micro * _MICRO + rest
 
 
-def decode_record(
-    data: bytes, micro: int | None, rest: int | None, currency: str, status: str
-) -> UsageRecord:
-    """The record as it was given to the store, with its cost."""
+def decode_record(row: tuple[Any, ...], currency: str, status: str) -> UsageRecord:
+    """The record with all that the service knows of it; `row` holds RECORD_COLUMNS, then the cost."""
+    usage_id, key, ingested, ts, data, micro, rest = row
     record = decode_usage(data)
+    record.id = as_text(usage_id)
+    record.idempotency_key = "" if key is None else as_text(key)
+    record.ingested_at = from_micros(ingested)
+    record.timestamp = from_micros(ts)
     units = units_of(micro, rest)
     record.estimated_cost = None if units is None else from_units(units)
     record.currency = currency
@@ -194,7 +184,7 @@ def decode_record(
 
 
 def decode_usage(data: bytes) -> UsageRecord:
-    """The record as it was given to the store, without its cost."""
+    """The record as the caller sent it."""
     try:
         record: UsageRecord = _records.decode(data)
     except msgspec.ValidationError:
@@ -205,8 +195,3 @@ def decode_usage(data: bytes) -> UsageRecord:
         record = _records.decode(msgspec.json.encode(fields))
         record.unknown_ = Unknown(json=unknown)
     return record
-
-
-def ingested_at(data: bytes) -> datetime:
-    """When a stored record was taken, without decoding the rest of it."""
-    return _times.decode(data).ingested_at

@@ -7,8 +7,10 @@ change of the schema is a new entry in MIGRATIONS, and never an edit of an old o
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 
 from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.stores.rekeying import move_usage
 
 __all__ = ["APPLICATION_ID", "MIGRATIONS", "VERSION", "identify", "migrate"]
 
@@ -98,8 +100,51 @@ _VERSION_3 = (
     ) STRICT, WITHOUT ROWID""",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_VERSION_1, _VERSION_2, _VERSION_3)
-"""The statements that lead from each version to the next."""
+_VERSION_4 = (
+    # id: 16 bytes that follow from organization and key. key: 16 bytes where it is a UUID, text where not,
+    # NULL where there is none. record is what the caller sent, as JSON; ts (the caller's, or ingested) and
+    # ingested are in microseconds. The rest as in version 1.
+    """CREATE TABLE usage_4 (
+        seq INTEGER PRIMARY KEY, org INTEGER NOT NULL, series INTEGER NOT NULL, pricing INTEGER NOT NULL,
+        id ANY NOT NULL, key ANY, ingested INTEGER NOT NULL, ts INTEGER NOT NULL,
+        requests INTEGER NOT NULL, input INTEGER NOT NULL, output INTEGER NOT NULL,
+        cached INTEGER NOT NULL, micro INTEGER, rest INTEGER,
+        user TEXT, tags TEXT, labels TEXT, record BLOB NOT NULL
+    ) STRICT""",
+    # Records from before keep their ids; this finds them by the ids that their keys would give them.
+    "CREATE TABLE earlier (id BLOB PRIMARY KEY, usage INTEGER NOT NULL) STRICT, WITHOUT ROWID",
+    move_usage,
+    "DROP TABLE usage",
+    "ALTER TABLE usage_4 RENAME TO usage",
+    "CREATE UNIQUE INDEX usage_id ON usage (id)",
+    # With all that a page, or a user's sums, need to find their rows.
+    "CREATE INDEX usage_time ON usage (org, ts, seq, user)",
+    # Where a sum would leave 64 bits it goes on in a row of another part.
+    """CREATE TABLE rollup_4 (
+        series INTEGER NOT NULL, level INTEGER NOT NULL, bucket INTEGER NOT NULL, part INTEGER NOT NULL,
+        records INTEGER NOT NULL, requests INTEGER NOT NULL, input INTEGER NOT NULL,
+        output INTEGER NOT NULL, cached INTEGER NOT NULL, unpriced INTEGER NOT NULL,
+        micro INTEGER NOT NULL, rest INTEGER NOT NULL,
+        PRIMARY KEY (series, level, bucket, part)
+    ) STRICT, WITHOUT ROWID""",
+    """INSERT INTO rollup_4 SELECT series, level, bucket, 0, records, requests, input, output, cached,
+        unpriced, micro, rest FROM rollup""",
+    "DROP TABLE rollup",
+    "ALTER TABLE rollup_4 RENAME TO rollup",
+    # The last row that is in the sums, and the part that they are added to.
+    """CREATE TABLE folded (
+        id INTEGER PRIMARY KEY CHECK (id = 1), seq INTEGER NOT NULL, part INTEGER NOT NULL
+    ) STRICT""",
+    "INSERT INTO folded SELECT 1, ifnull(max(seq), 0), 0 FROM usage",
+)
+
+MIGRATIONS: tuple[tuple[str | Callable[[sqlite3.Connection], None], ...], ...] = (
+    _VERSION_1,
+    _VERSION_2,
+    _VERSION_3,
+    _VERSION_4,
+)
+"""The steps that lead from each version to the next."""
 
 VERSION = len(MIGRATIONS)
 
@@ -128,9 +173,12 @@ def migrate(connection: sqlite3.Connection, name: str) -> None:
     """Bring a file to this version, in one transaction. Another process may have done so in between."""
     connection.execute("BEGIN IMMEDIATE")
     try:
-        for statements in MIGRATIONS[identify(connection, name) :]:
-            for statement in statements:
-                connection.execute(statement)
+        for steps in MIGRATIONS[identify(connection, name) :]:
+            for step in steps:
+                if isinstance(step, str):
+                    connection.execute(step)
+                else:
+                    step(connection)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {VERSION}")
         connection.execute("COMMIT")

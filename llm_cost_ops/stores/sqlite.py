@@ -138,7 +138,7 @@ class SqliteStore:
             after=after,
             offset=offset,
         )
-        return await self._readers.read(query, context, quick=history.is_quick(where, limit, offset))
+        return await self._readers.read(query, context, quick=history.is_quick(where, sort, limit, offset))
 
     async def count_usage(self, where: Filter, context: CallContext) -> int:
         """How many records the filter lets through; see Store."""
@@ -240,11 +240,12 @@ class _Append:
         self._revision = revision
 
     def __call__(self, cursor: sqlite3.Cursor, interner: Interner) -> list[Appended] | None:
-        if self._revision is not None and cards.revision(cursor) != self._revision:
-            return None
-        prepared = self._prepared
+        prepared, revision = self._prepared, self._revision
         if len(prepared) == 1:
-            return append_one(cursor, interner, prepared[0])
+            done = append_one(cursor, interner, prepared[0], revision)
+            return None if done is None else [done]
+        if revision is not None and cards.revision(cursor) != revision:
+            return None
         return append_many(cursor, interner, prepared)
 
 

@@ -11,6 +11,7 @@ from llm_cost_ops.engine.ledger import Filter, Sums
 from llm_cost_ops.engine.windows import cover, to_micros
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.stores.newest import Newest, newest
+from llm_cost_ops.stores.rollups import lay_out_tail
 
 __all__ = [
     "SERIES_PLACES",
@@ -120,8 +121,7 @@ def per_record_conditions(where: Filter) -> tuple[list[str], list[Any]]:
     if where.user_ids:
         conditions.append(f"ifnull(u.user, '') IN ({_marks(where.user_ids)})")
         if "" not in where.user_ids:
-            # Said again in the words that the partial index understands.
-            conditions[-1] = f"u.user IS NOT NULL AND u.user IN ({_marks(where.user_ids)})"
+            conditions[-1] = f"u.user IN ({_marks(where.user_ids)})"
         parameters += where.user_ids
     if where.tags:
         conditions.append(f"EXISTS (SELECT 1 FROM json_each(u.tags) WHERE value IN ({_marks(where.tags)}))")
@@ -158,8 +158,11 @@ def _totals(
         rows += ((bucket, *part) for part in parts.rows)
         levels[0].extend((bucket, *part) for part in parts.quarters)
         levels[1].extend((bucket, *part) for part in parts.days)
-    for level, found in enumerate(levels):
-        question.add_rollups(level, found)
+    if any(levels):
+        tables = ("rollup", "temp.tail") if lay_out_tail(connection) else ("rollup",)
+        for table in tables:
+            for level, found in enumerate(levels):
+                question.add_rollups(table, level, found)
     question.add_rows(rows)
     return totals
 
@@ -249,14 +252,14 @@ class _Question:
         rule = f"{name[:64]!r} is nothing that usage can be grouped by"
         raise RpcError(StatusCode.INVALID_ARGUMENT, rule, violations=[Violation("group_by", rule)])
 
-    def add_rollups(self, level: int, pieces: list[Piece]) -> None:
-        """Add what whole quarters of an hour (level 0) or whole days (level 1) hold."""
+    def add_rollups(self, table: str, level: int, pieces: list[Piece]) -> None:
+        """Add what a table holds of whole quarters of an hour (level 0) or whole days (level 1)."""
         if not pieces:
             return
         lay_out(self._connection, pieces)
         # CROSS JOIN fixes the order of the loops, in which the groups come out sorted.
         source = (
-            "FROM temp.picked p CROSS JOIN temp.piece g CROSS JOIN rollup r "
+            f"FROM temp.picked p CROSS JOIN temp.piece g CROSS JOIN {table} r "
             "WHERE r.series = p.id AND r.level = ? AND r.bucket >= g.low AND r.bucket < g.high "
             "GROUP BY p.id, g.n"
         )

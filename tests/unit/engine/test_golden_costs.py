@@ -72,9 +72,9 @@ def test_every_way_to_price_agrees(case: dict[str, Any]) -> None:
     assert compile_card(card).total(record) == (expected, case["cost"]["status"])
     priced = PriceBook(cards=[card]).price(record)
     # The cards of these cases set no dimensions: what a record was served with falls back to them.
-    estimated = bool(priced.fallbacks) and case["cost"]["status"] == "priced"
+    estimated = bool(priced.by.fallbacks) and case["cost"]["status"] == "priced"
     assert priced.units == expected
-    assert priced.status == ("estimated" if estimated else case["cost"]["status"])
+    assert priced.by.status == ("estimated" if estimated else case["cost"]["status"])
 
 
 @pytest.mark.parametrize("case", REFUSED)

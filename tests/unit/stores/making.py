@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, Self
 
 from llm_cost_ops._gen.messages import CostStatus, UsageRecord
 from llm_cost_ops.engine.ledger import Entry
+from llm_cost_ops.engine.pricebook import Pricing
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.method import Cardinality, Idempotency, MethodDescriptor
 from llm_cost_ops.rpc.runtime import Runtime, SyncRuntime, drive
 from llm_cost_ops.stores.sqlite import SqliteStore
-from llm_cost_ops.wire.uuid7 import uuid7
 
-__all__ = ["START", "Sync", "context", "entry"]
+__all__ = ["START", "TAKEN", "Sync", "context", "entry", "pricing"]
 
 START = datetime(2026, 1, 5, tzinfo=UTC)
 
@@ -35,33 +35,31 @@ def context(timeout: float | None = 20.0, runtime: Runtime | None = None) -> Cal
     return CallContext(method=_METHOD, runtime=runtime, metadata=Metadata(), deadline=deadline)
 
 
+TAKEN = datetime(2026, 2, 1, 12, 30, 0, 5, tzinfo=UTC)
+
+
+@lru_cache
+def pricing(status: CostStatus = CostStatus.PRICED, currency: str = "USD") -> Pricing:
+    """How an entry was priced; the same object for the same arguments."""
+    return Pricing(status, currency, "card-1", 1, ("region",), "test 1")
+
+
 def entry(
     at: datetime | float = 0.0, *, units: int | None = 1_500_000_000, currency: str = "USD", **fields: Any
 ) -> Entry:
-    """An entry at a moment, or so many seconds after START. Its fingerprint is that of the given fields."""
+    """An entry at a moment, or so many seconds after START."""
     moment = at if isinstance(at, datetime) else START + timedelta(seconds=at)
-    content = repr((moment, sorted((k, repr(v)) for k, v in fields.items() if k != "idempotency_key")))
     fields = {
         "organization_id": "acme",
         "provider": "openai",
         "model_id": "gpt-4o",
         "input_tokens": 100,
     } | fields
-    record = UsageRecord(
-        id=uuid7(), timestamp=moment, ingested_at=datetime(2026, 2, 1, 12, 30, 0, 5, tzinfo=UTC), **fields
-    )
+    key = fields.pop("idempotency_key", "")
+    record = UsageRecord(timestamp=moment, **fields)
     record.total_tokens = record.input_tokens + record.output_tokens
-    return Entry(
-        record=record,
-        fingerprint=hashlib.blake2b(content.encode(), digest_size=16).digest(),
-        status=CostStatus.UNPRICED if units is None else CostStatus.PRICED,
-        currency=currency,
-        units=units,
-        card_id="card-1",
-        card_version=1,
-        fallbacks=("region",),
-        origin_version="test 1",
-    )
+    by = pricing(CostStatus.UNPRICED if units is None else CostStatus.PRICED, currency)
+    return Entry(record, key, TAKEN, units, by)
 
 
 class Sync:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
+from uuid import UUID
 
 import msgspec
 import pytest
@@ -11,10 +12,11 @@ import pytest
 from llm_cost_ops._gen.messages import CostStatus, ModalityTokens, Operation, SubmitStatus
 from llm_cost_ops.engine.ledger import Entry, Filter
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from llm_cost_ops.stores.rows import LARGEST_COST, LARGEST_COUNT, as_key, as_text
+from llm_cost_ops.stores.ids import as_key, as_text, usage_id
+from llm_cost_ops.stores.rows import LARGEST_COST, LARGEST_COUNT
 from llm_cost_ops.wire.unknown import Unknown
 from llm_cost_ops.wire.uuid7 import uuid7
-from tests.unit.stores.making import Sync, entry
+from tests.unit.stores.making import TAKEN, Sync, entry, pricing
 
 CREATED, DUPLICATE, CONFLICT = SubmitStatus.CREATED, SubmitStatus.DUPLICATE, SubmitStatus.CONFLICT
 
@@ -36,14 +38,13 @@ def requests(store: Sync, **where: object) -> int:
 
 def test_a_key_counts_once(store: Sync) -> None:
     key = uuid7()
-    first = entry(idempotency_key=key)
-    [created] = store.append([first])
-    assert (created.status, created.usage_id, created.units) == (CREATED, first.record.id, 1_500_000_000)
+    [created] = store.append([entry(idempotency_key=key)])
+    assert (created.status, created.units) == (CREATED, 1_500_000_000)
     [again] = store.append([entry(idempotency_key=key, units=7)])
     assert again.status == DUPLICATE
     assert msgspec.structs.replace(again, status=CREATED) == created  # the first answer again
     [other] = store.append([entry(idempotency_key=key, input_tokens=7)])
-    assert (other.status, other.usage_id) == (CONFLICT, first.record.id)
+    assert (other.status, other.usage_id) == (CONFLICT, created.usage_id)
     assert statuses(store, entry(idempotency_key=key, organization_id="other")) == [CREATED]
     assert requests(store) == 2
     assert store.count_usage(Filter()) == 2
@@ -71,7 +72,8 @@ def test_a_batch_is_itemised(store: Sync) -> None:
         CREATED,
         CREATED,
     ]
-    assert found[1].usage_id == found[3].usage_id == found[4].usage_id == batch[1].record.id
+    assert found[1].usage_id == found[3].usage_id == found[4].usage_id
+    assert len({done.usage_id for done in found}) == 4
     assert requests(store) == 4
     assert store.append([]) == []
 
@@ -121,10 +123,16 @@ def test_nothing_that_was_sent_is_lost(store: Sync) -> None:
         latency_ms=0,
         unknown_=Unknown(b"\xff\x00\x01", {"neu": msgspec.Raw(b'{"a": 1.10, "b": 12345678901234567890123}')}),
     )
+    [done] = store.append([sent])
     expected = msgspec.structs.replace(
-        sent.record, estimated_cost=Decimal("0.000000000001"), currency="USD", cost_status=CostStatus.PRICED
+        sent.record,
+        id=done.usage_id,
+        idempotency_key=sent.key,
+        ingested_at=TAKEN,
+        estimated_cost=Decimal("0.000000000001"),
+        currency="USD",
+        cost_status=CostStatus.PRICED,
     )
-    store.append([sent])
     [record], more = store.list_usage(Filter(), "timestamp", True, 10, None, None)
     assert record == expected
     assert bytes(record.unknown_.json["neu"]) == b'{"a": 1.10, "b": 12345678901234567890123}'
@@ -165,21 +173,32 @@ def test_what_is_too_large_is_refused_whole(store: Sync, size: int) -> None:
     assert statuses(store, entry(input_tokens=LARGEST_COUNT, units=LARGEST_COST)) == [CREATED]
 
 
-def test_sums_that_leave_64_bits_are_exact_or_refused(store: Sync, monkeypatch: pytest.MonkeyPatch) -> None:
-    most, micros = 2**63 - 1, 2**63 - 1
-    monkeypatch.setattr("llm_cost_ops.stores.rows.LARGEST_COUNT", most)
-    monkeypatch.setattr("llm_cost_ops.stores.rows.LARGEST_COST", micros * 10**6)
-    store.append([entry(day * 86_400, input_tokens=most, units=micros * 10**6) for day in range(3)])
+def test_sums_that_leave_64_bits_are_exact(store: Sync) -> None:
+    # In the sums of an hour, of the rows that are not in them yet, and in those of a query.
+    for size, count in ((10_000, 4), (1, 20)):
+        for _ in range(count):
+            store.append([entry(input_tokens=LARGEST_COUNT, units=LARGEST_COST) for _ in range(size)])
+    records = 40_020
     for group_by in ((), ("user",), ("provider", "tag")):
         [(_, _, sums)] = store.summarize(Filter(), group_by, None)
-        assert (sums.input_tokens, sums.units) == (3 * most, 3 * micros * 10**6)
-    # A quarter of an hour can't hold more.
-    for more in ([entry(5)], [entry(5), entry(90_000)], [entry(80_000)]):
-        with pytest.raises(RpcError) as caught:
-            store.append(more)
-        assert caught.value.code is StatusCode.OUT_OF_RANGE
-    assert store.count_usage(Filter()) == 3
-    assert statuses(store, entry(5, project_id="another series")) == [CREATED]
+        assert (sums.requests, sums.input_tokens) == (records, records * LARGEST_COUNT)
+        assert sums.units == records * LARGEST_COST
+
+
+def test_ids_follow_from_organization_and_key() -> None:
+    time_ordered = uuid7()
+    keys = [time_ordered, f"{time_ordered}:1", time_ordered.upper(), "k", "", " " * 40, "х" * 36, "a" * 36]
+    keys.append(time_ordered[:8] + "----" + time_ordered[12:])
+    made = {}
+    for organization in ("acme", "acm", "acme e", "4"):
+        for key in keys:
+            text, stored = usage_id(organization, key)
+            assert as_text(stored) == text == str(UUID(text))
+            assert as_key(text) == stored
+            assert (usage_id(organization, key)[0] == text) is bool(key)
+            made[organization, key] = text
+    assert len(set(made.values())) == len(made)
+    assert {made["acme", key][:13] for key in keys[:3]} == {time_ordered[:13]}
 
 
 def test_a_failed_transaction_leaves_no_ids_behind(store: Sync) -> None:
@@ -187,7 +206,7 @@ def test_a_failed_transaction_leaves_no_ids_behind(store: Sync) -> None:
         raise RuntimeError("boom")
 
     def job(cursor: object, interner: object) -> None:
-        interner.ids(cursor, ("new", *[""] * 9, "", 0, "", (), b""))
+        interner.ids(cursor, ("new", *[""] * 7, pricing()))
         fail(cursor, interner)
 
     from llm_cost_ops.rpc.runtime import drive

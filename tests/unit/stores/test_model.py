@@ -6,7 +6,8 @@ from collections import defaultdict
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -15,8 +16,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from llm_cost_ops._gen.messages import SubmitStatus, UsageRecord
 from llm_cost_ops.engine.ledger import Entry, Filter
 from llm_cost_ops.engine.money import from_units
+from llm_cost_ops.engine.pricebook import Pricing
 from llm_cost_ops.engine.windows import buckets_between
-from tests.unit.stores.making import START, Sync, entry
+from llm_cost_ops.stores import rollups
+from tests.unit.stores.making import START, TAKEN, Sync, entry
 
 ORGS = ["acme", "globex"]
 ZONES = ["", "Asia/Kathmandu", "America/New_York", "Australia/Lord_Howe"]
@@ -102,7 +105,7 @@ def passes(record: UsageRecord, where: Filter) -> bool:
     )
 
 
-def key_sets(item: Entry, group_by: tuple[str, ...]) -> list[tuple[str, ...]]:
+def key_sets(item: Kept, group_by: tuple[str, ...]) -> list[tuple[str, ...]]:
     """The groups that an entry is in."""
     found: list[tuple[str, ...]] = [()]
     for name in group_by:
@@ -111,9 +114,18 @@ def key_sets(item: Entry, group_by: tuple[str, ...]) -> list[tuple[str, ...]]:
         elif name.startswith("label:"):
             values = [item.record.labels.get(name.removeprefix("label:"), "")]
         else:
-            values = [item.status if name == "status" else getattr(item.record, DIMENSIONS[name])]
+            values = [item.by.status if name == "status" else getattr(item.record, DIMENSIONS[name])]
         found = [(*keys, str(value)) for keys in found for value in values]
     return found
+
+
+class Kept(NamedTuple):
+    """What the store should hold of an entry."""
+
+    id: str
+    record: UsageRecord
+    units: int | None
+    by: Pricing
 
 
 class StoreBesideModel(RuleBasedStateMachine):
@@ -121,38 +133,42 @@ class StoreBesideModel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.kept: list[Entry] = []
-        self.keys: dict[tuple[str, str], Entry] = {}
+        self.kept: list[Kept] = []
+        self.keys: dict[tuple[str, str], Kept] = {}
 
-    @initialize()
-    def open(self) -> None:
+    @initialize(every=st.sampled_from([1, 2, 3, 7, 128]))
+    def open(self, every: int) -> None:
+        self.folding = patch.object(rollups, "FOLD_EVERY", every)
+        self.folding.start()
         self.folder = TemporaryDirectory()
         self.store = Sync(f"{self.folder.name}/costs.db" if self.on_file else None, durability="process")
 
     def teardown(self) -> None:
         self.store.aclose()
         self.folder.cleanup()
+        self.folding.stop()
 
     @rule(batch=st.lists(entries, min_size=1, max_size=6))
     def append(self, batch: list[Entry]) -> None:
         answers = self.store.append(batch)
         for item, answer in zip(batch, answers, strict=True):
-            place = (item.record.organization_id, item.record.idempotency_key)
-            first = self.keys.setdefault(place, item) if place[1] else item
-            if first is item:
-                self.kept.append(item)
+            place = (item.record.organization_id, item.key)
+            new = Kept(answer.usage_id, item.record, item.units, item.by)
+            first = self.keys.setdefault(place, new) if place[1] else new
+            if first is new:
+                self.kept.append(new)
                 status = SubmitStatus.CREATED
             else:
-                same = first.fingerprint == item.fingerprint
+                same = first.record == item.record
                 status = SubmitStatus.DUPLICATE if same else SubmitStatus.CONFLICT
             assert (answer.status, answer.usage_id, answer.units, answer.currency, answer.cost_status) == (
                 status,
-                first.record.id,
+                first.id,
                 first.units,
-                first.currency,
-                first.status,
+                first.by.currency,
+                first.by.status,
             )
-            assert answer.processed_at == first.record.ingested_at
+            assert answer.processed_at == TAKEN
 
     @rule(where=filters, group_by=groupings.map(tuple), interval=intervals, zone=st.sampled_from(ZONES))
     def summarize(self, where: Filter, group_by: tuple[str, ...], interval: str | None, zone: str) -> None:
@@ -178,7 +194,7 @@ class StoreBesideModel(RuleBasedStateMachine):
             for index, (low, high) in enumerate(buckets or [(START, START)]):
                 if buckets is None or low <= record.timestamp < high:
                     for keys in key_sets(item, group_by):
-                        place = (keys, index, item.currency)
+                        place = (keys, index, item.by.currency)
                         expected[place] = [a + b for a, b in zip(expected[place], amounts, strict=True)]
         found = {
             (keys, index, s.currency): [
@@ -199,9 +215,9 @@ class StoreBesideModel(RuleBasedStateMachine):
         size=st.integers(1, 4),
     )
     def list(self, where: Filter, sort: str, descending: bool, size: int) -> None:
-        expected = [item.record.id for item in self.kept if passes(item.record, where)]
+        expected = [item.id for item in self.kept if passes(item.record, where)]
         if sort == "timestamp":
-            moments_of = {item.record.id: item.record.timestamp for item in self.kept}
+            moments_of = {item.id: item.record.timestamp for item in self.kept}
             expected.sort(key=lambda usage_id: moments_of[usage_id])
         if descending:
             expected = self._reversed(expected, sort)
@@ -216,7 +232,7 @@ class StoreBesideModel(RuleBasedStateMachine):
         assert self.store.count_usage(where) == len(expected)
         numbered, _ = self.store.list_usage(where, sort, descending, size, None, size)
         assert [record.id for record in numbered] == expected[size : 2 * size]
-        costs = {item.record.id: item.units for item in self.kept}
+        costs = {item.id: item.units for item in self.kept}
         for record in found:
             units = costs[record.id]
             assert record.estimated_cost == (None if units is None else from_units(units))

@@ -19,8 +19,8 @@ from msgspec import structs
 
 from llm_cost_ops._gen.messages import CostStatus, Rate, RateCard, SubmitStatus, UsageRecord
 from llm_cost_ops.engine.card_digest import card_digest
-from llm_cost_ops.engine.ledger import Entry, Filter
-from llm_cost_ops.engine.pricebook import Priced
+from llm_cost_ops.engine.ledger import Filter
+from llm_cost_ops.engine.pricebook import Priced, Pricing
 from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.stores import schema
 from llm_cost_ops.stores.sqlite import SqliteStore
@@ -45,7 +45,8 @@ def reprice(store: Sync, price: Any, where: Filter | None = None, *, dry_run: bo
 
 def at(units: int | None, currency: str = "USD", status: CostStatus | None = None, **fields: Any) -> Any:
     status = status or (CostStatus.UNPRICED if units is None else CostStatus.PRICED)
-    return lambda _record: Priced(status, currency, units, **fields)
+    by = Pricing(status, currency, **fields)
+    return lambda _record: Priced(units, by)
 
 
 class RepricedBesideModel(StoreBesideModel):
@@ -57,20 +58,19 @@ class RepricedBesideModel(StoreBesideModel):
             kind = (len(record.model_id) + record.input_tokens + salt) % 4
             units = None if kind == 3 else record.input_tokens * 10**6 * kind + record.output_tokens
             status = CostStatus.UNPRICED if kind == 3 else CostStatus.ESTIMATED
-            return Priced(status, "EUR" if kind == 2 else "USD", units, card_id=f"card-{kind}")
+            return Priced(units, Pricing(status, "EUR" if kind == 2 else "USD", card_id=f"card-{kind}"))
 
         changes = reprice(self.store, price, where, dry_run=dry_run)
         changed = 0
         for index, item in enumerate(self.kept):
             new = price(item.record)
-            same = (new.status, new.currency, new.units) == (item.status, item.currency, item.units)
+            told = (item.by.status, item.by.currency, item.units)
+            same = (new.by.status, new.by.currency, new.units) == told
             if not passes(item.record, where) or same:
                 continue
             changed += 1
             if not dry_run:
-                self.kept[index] = structs.replace(
-                    item, status=new.status, currency=new.currency, units=new.units
-                )
+                self.kept[index] = item._replace(units=new.units, by=new.by)
         assert len(changes) == changed
         if not dry_run:
             assert reprice(self.store, price, where) == []
@@ -78,7 +78,7 @@ class RepricedBesideModel(StoreBesideModel):
     @rule(status=st.sampled_from(list(CostStatus)))
     def by_status(self, status: CostStatus) -> None:
         where = Filter(statuses=(status.value,))
-        wanted = [item.record.id for item in self.kept if item.status == status]
+        wanted = [item.id for item in self.kept if item.by.status == status]
         assert self.store.count_usage(where) == len(wanted)
         found, _ = self.store.list_usage(where, "ingested_at", False, 1000, None, None)
         assert sorted(record.id for record in found) == sorted(wanted)
@@ -86,8 +86,9 @@ class RepricedBesideModel(StoreBesideModel):
     @rule()
     def every_cost(self) -> None:
         for item in self.kept[:10]:
-            found = self.store.get_cost(item.record.id)
-            assert (found.status, found.currency, found.units) == (item.status, item.currency, item.units)
+            found = self.store.get_cost(item.id)
+            expected = (item.by.status, item.by.currency, item.units)
+            assert (found.status, found.currency, found.units) == expected
 
 
 class RepricedFileBesideModel(RepricedBesideModel):
@@ -102,11 +103,10 @@ TestRepricedFileBesideModel = RepricedFileBesideModel.TestCase
 
 def test_the_first_cost_stays_and_is_the_answer_to_its_key() -> None:
     with Sync() as store:
-        first = entry(units=5, idempotency_key="k")
-        store.append([first])
+        [first] = store.append([entry(units=5, idempotency_key="k")])
         for units, number in ((7, 2), (None, 3), (9, 4)):
             assert len(reprice(store, at(units))) == 1
-            found = store.get_cost(first.record.id)
+            found = store.get_cost(first.usage_id)
             assert (found.units, found.revision) == (units, number)
         connection = store.store._writer.open()
         assert connection.execute("SELECT micro, rest FROM usage").fetchall() == [(0, 5)]
@@ -119,7 +119,7 @@ def test_the_first_cost_stays_and_is_the_answer_to_its_key() -> None:
 def test_a_repricing_is_whole_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with Sync() as store:
         store.append([entry(n, units=5) for n in range(10)])
-        monkeypatch.setattr("llm_cost_ops.stores.revisions.ADD_SUMS", "this is no SQL")
+        monkeypatch.setattr("llm_cost_ops.stores.rollups._ADD", "this is no SQL")
         with pytest.raises(Exception, match="syntax"):
             reprice(store, at(7))
         monkeypatch.undo()
@@ -157,13 +157,10 @@ def test_each_card_is_kept_once() -> None:
     assert card_digest(CARD) != card_digest(structs.replace(CARD, version=4))
     assert card_digest(CARD) != card_digest(structs.replace(CARD, aliases=["other"]))
     with Sync() as store:
-        item = entry()
-        priced: dict[str, Any] = {"card_id": "card-2", "card_version": 3, "card": CARD}
-        for n in range(3):
-            made = entry(n)
-            store.append([structs.replace(made, digest=card_digest(CARD), **priced)])
-        store.append([structs.replace(item, digest=card_digest(CARD), **priced)])
-        found = store.get_cost(item.record.id)
+        for n in range(4):
+            by = Pricing(CostStatus.PRICED, "USD", "card-2", 3, card=CARD, digest=card_digest(CARD))
+            [done] = store.append([structs.replace(entry(n), by=by)])
+        found = store.get_cost(done.usage_id)
         assert (found.card, found.digest, found.card_id) == (CARD, card_digest(CARD), "card-2")
         assert card_digest(found.card) == found.digest
         connection = store.store._writer.open()
@@ -271,8 +268,7 @@ def test_two_processes_reprice_the_same(tmp_path: Path) -> None:
 
 def test_an_entry_without_a_card_keeps_none() -> None:
     with Sync() as store:
-        item: Entry = entry(units=None)
-        store.append([item])
-        found = store.get_cost(item.record.id)
+        [done] = store.append([entry(units=None)])
+        found = store.get_cost(done.usage_id)
         assert (found.card, found.units, found.fallbacks) == (None, None, ("region",))
         assert store.get_cost("no-such-id") is None

@@ -1,0 +1,45 @@
+"""From version 3 to version 4 of the schema: usage whose ids do not follow from its keys."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from typing import Any
+
+from llm_cost_ops.engine.windows import to_micros
+from llm_cost_ops.stores.ids import as_text, usage_id
+from llm_cost_ops.stores.rows import decode_usage, encode_struct
+
+__all__ = ["move_usage"]
+
+_OLD = (
+    "SELECT u.seq, u.org, u.series, u.pricing, u.id, u.key, u.ts, u.requests, u.input, u.output, u.cached, "
+    "u.micro, u.rest, u.user, u.tags, u.labels, u.record, o.name "
+    "FROM usage u JOIN organization o ON o.id = u.org ORDER BY u.seq"
+)
+
+
+def move_usage(connection: sqlite3.Connection) -> None:
+    """Copy usage to usage_4, and what its keys stand for to `earlier`."""
+    insert = f"INSERT INTO usage_4 VALUES ({', '.join('?' * 18)})"
+    connection.executemany(insert, (_moved(row) for row in connection.execute(_OLD)))
+    connection.executemany("INSERT OR IGNORE INTO earlier VALUES (?, ?)", _keys(connection))
+
+
+def _moved(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    *ids, usage_id, key, ts = row[:7]
+    record = decode_usage(row[16])
+    ingested = ts if record.ingested_at is None else to_micros(record.ingested_at)
+    # The time of a record that was sent without one.
+    if ts == ingested:
+        record.timestamp = None
+    record.id = record.idempotency_key = ""
+    record.ingested_at = None
+    return (*ids, usage_id, key, ingested, ts, *row[7:16], encode_struct(record))
+
+
+def _keys(connection: sqlite3.Connection) -> Iterator[tuple[bytes, int]]:
+    rows = connection.execute("SELECT u.seq, o.name, u.key FROM usage u JOIN organization o ON o.id = u.org")
+    for seq, organization, key in rows:
+        if key is not None:
+            yield usage_id(organization, as_text(key))[1], seq
