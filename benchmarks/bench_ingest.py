@@ -1,14 +1,13 @@
 """How fast does the store take usage: one record at a time, and in batches beside a raw executemany?
 
 The raw rows go into the same usage table with the same indexes, in the same run, alternating with the
-store's; the store also keeps the sums, the terms and the answers, and the client checks, prices and
-fingerprints each record before. Ids and keys are UUIDv7 on all sides.
+store's; the store also makes ids, encodes records, and keeps sums, terms and answers, and the client
+checks and prices each record before. Keys are UUIDv7 on all sides.
 """
 
 from __future__ import annotations
 
 import gc
-import os
 import statistics
 import tempfile
 import time
@@ -18,10 +17,10 @@ from typing import Any
 from llm_cost_ops import ClientConfig, CostOpsClient
 from llm_cost_ops._gen.messages import CostStatus, UsageRecord
 from llm_cost_ops.engine.ledger import Entry
+from llm_cost_ops.engine.pricebook import Pricing
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.runtime import SyncRuntime, drive
-from llm_cost_ops.stores.append import INSERT_USAGE
 from llm_cost_ops.stores.database import Database
 from llm_cost_ops.stores.rows import prepare
 from llm_cost_ops.stores.sqlite import SqliteStore
@@ -30,14 +29,13 @@ from llm_cost_ops.wire.uuid7 import uuid7
 START = datetime(2026, 1, 1, tzinfo=UTC)
 MODELS = ["gpt-4o", "gpt-4o-mini", "claude-sonnet-4", "gemini-2.5-pro"]
 BATCH = 1000
+PRICING = Pricing(CostStatus.PRICED, "USD", "card-1", 1)
 CONTEXT = CallContext(method=None, runtime=SyncRuntime(), metadata=Metadata())
 
 
 def entry(n: int) -> Entry:
     moment = START + timedelta(seconds=n)
     record = UsageRecord(
-        id=uuid7(),
-        idempotency_key=uuid7(),
         organization_id="acme",
         provider="openai",
         model_id=MODELS[n % 4],
@@ -50,19 +48,14 @@ def entry(n: int) -> Entry:
         session_id="0b7f5b1e",
         latency_ms=812,
         source="api",
-        ingested_at=moment,
     )
-    return Entry(
-        record=record, fingerprint=os.urandom(16), status=CostStatus.PRICED, currency="USD",
-        units=7_500_000_000 + n, card_id="card-1", card_version=1,
-    )  # fmt: skip
+    return Entry(record, uuid7(), moment, 7_500_000_000 + n, PRICING)
 
 
 def sent(n: int) -> UsageRecord:
     """The same record as a caller makes it: the client fills in the key, the service the rest."""
     record = entry(n).record
-    record.id = record.idempotency_key = ""
-    record.total_tokens = record.ingested_at = None
+    record.total_tokens = None
     return record
 
 
@@ -91,7 +84,7 @@ class RawRows:
 
     def insert(self, rows: list[tuple[Any, ...]]) -> None:
         self._connection.execute("BEGIN IMMEDIATE")
-        self._connection.executemany(INSERT_USAGE, rows)
+        self._connection.executemany(f"INSERT INTO usage VALUES ({', '.join('?' * 18)})", rows)
         self._connection.execute("COMMIT")
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from llm_cost_ops import CostOpsClient
 from llm_cost_ops._gen.messages import CostStatus
 from llm_cost_ops.config import ClientConfig
-from llm_cost_ops.engine.pricebook import Priced
+from llm_cost_ops.engine.pricebook import Priced, Pricing
 from llm_cost_ops.service import open_service
 from llm_cost_ops.transports.inprocess import InProcessLeaf
 
@@ -27,7 +27,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 MODELS = ("gpt-4o", "gpt-4o-mini", "gpt-4.1", "o3")
 BLOCK = 200
 BLOCKS = 60
-UNPRICED = Priced(CostStatus.UNPRICED, "USD")
+UNPRICED = Priced(None, Pricing(CostStatus.UNPRICED, "USD"))
 
 
 class NoPrices:

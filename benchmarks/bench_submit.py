@@ -10,7 +10,6 @@ Run: python benchmarks/bench_submit.py [submits]
 from __future__ import annotations
 
 import asyncio
-import copy
 import gc
 import statistics
 import sys
@@ -20,6 +19,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from llm_cost_ops import AsyncCostOpsClient, ClientConfig, CostOpsClient
 from llm_cost_ops._gen.messages import SubmitUsageRequest, UsageReceipt, UsageRecord
@@ -39,15 +40,19 @@ from llm_cost_ops.wire.uuid7 import uuid7
 
 SUBMITS = int(sys.argv[1]) if len(sys.argv) > 1 else 5000
 WARM_UP = 500
-CALL: dict[str, Any] = {
-    "organization_id": "acme",
-    "provider": "openai",
-    "model_id": "gpt-4o",
-    "input_tokens": 1000,
-    "output_tokens": 500,
-    "user_id": "ada",
-    "project_id": "search",
-}
+
+
+def submit_to(usage: Any) -> Any:
+    """The call, as callers write it."""
+    return usage.submit(
+        organization_id="acme",
+        provider="openai",
+        model_id="gpt-4o",
+        input_tokens=1000,
+        output_tokens=500,
+        user_id="ada",
+        project_id="search",
+    )
 
 
 def median(call: Callable[[], Any]) -> tuple[float, float, float]:
@@ -71,20 +76,20 @@ def told(times: list[float]) -> tuple[float, float, float]:
 
 def sync_submit(config: ClientConfig) -> tuple[float, float, float]:
     with CostOpsClient(config=config) as client:
-        submit = client.usage.submit
-        return median(lambda: submit(**CALL))
+        usage = client.usage
+        return median(lambda: submit_to(usage))
 
 
 async def async_submit(config: ClientConfig) -> tuple[float, float, float]:
     async with AsyncCostOpsClient(config=config) as client:
-        submit = client.usage.submit
+        usage = client.usage
         for _ in range(WARM_UP):
-            await submit(**CALL)
+            await submit_to(usage)
         gc.collect()
         times = []
         for _ in range(SUBMITS):
             started = time.perf_counter_ns()
-            await submit(**CALL)
+            await submit_to(usage)
             times.append((time.perf_counter_ns() - started) / 1000)
     return told(times)
 
@@ -100,6 +105,13 @@ class Answering:
 
     async def aclose(self) -> None:
         pass
+
+
+class Taking:
+    """What makes a record of the call's arguments."""
+
+    def submit(self, **fields: Any) -> UsageRecord:
+        return UsageRecord(**fields)
 
 
 class Nowhere:
@@ -127,16 +139,17 @@ class Keeping:
 def breakdown() -> dict[str, float]:
     """The parts of a submit on memory: medians, in microseconds."""
     nowhere = UsageResource(Nowhere())
-    resource, *_ = median(lambda: nowhere.submit(**CALL))
+    resource, *_ = median(lambda: submit_to(nowhere))
     answering = CostOpsClient(base_url="sqlite://", leaf=Answering())
     answering._channel = answering._channel.derived(interceptors=[Retry(RetryConfig()), ErrorMapping()])
-    through, *_ = median(lambda: answering.usage.submit(**CALL))
+    through, *_ = median(lambda: submit_to(answering.usage))
 
     service = open_service(None, durability="process")
     prices = Prices(service.store)
     context = CallContext(SUBMIT_USAGE, SyncRuntime(), Metadata())
     drive(prices.refresh(context))
-    one = SubmitUsageRequest(usage=UsageRecord(**CALL, idempotency_key=uuid7()))
+    one = SubmitUsageRequest(usage=submit_to(Taking()))
+    one.usage.idempotency_key = uuid7()
     check, moment = CHECKS[SUBMIT_USAGE.path], datetime.now(UTC)
     validation, *_ = median(lambda: check(one, moment, []))
 
@@ -144,16 +157,9 @@ def breakdown() -> dict[str, float]:
     servicer = UsageService(keeping, prices)
     served, *_ = median(lambda: drive(servicer.submit_usage(one, context)))
     priced, book = keeping.entry.record, prices.in_force[1]
-    pricing, *_ = median(lambda: book.price(priced))
+    pricing, *_ = median(lambda: book.price(priced, at=moment))
 
-    def fresh() -> Any:
-        record = copy.copy(priced)
-        record.id, record.idempotency_key = uuid7(), uuid7()
-        entry = copy.copy(keeping.entry)
-        entry.record = record
-        return entry
-
-    entries = iter([fresh() for _ in range(SUBMITS + WARM_UP)])
+    entries = iter([replace(keeping.entry, key=uuid7()) for _ in range(SUBMITS + WARM_UP)])
     store, *_ = median(lambda: drive(service.store.append([next(entries)], context)))
     drive(service.aclose())
     return {
@@ -161,8 +167,8 @@ def breakdown() -> dict[str, float]:
         "chain: deadline, key, interceptors": through - resource,
         "validation": validation,
         "pricing": pricing,
-        "service: record, id, print, receipt": served - pricing,
-        "store: one transaction": store,
+        "service: record, receipt": served - pricing,
+        "store: id, content, one transaction": store,
     }
 
 

@@ -82,9 +82,9 @@ class _Choice:
 
     def pricing(self, status: CostStatus, unpriced: bool) -> Pricing:
         """How a record was priced for which the compiled card gave a status, and a cost or none."""
-        return self._pricings.get((status, unpriced)) or self._priced(status, unpriced)
+        return self._pricings.get((status, unpriced)) or self._made(status, unpriced)
 
-    def _priced(self, status: CostStatus, unpriced: bool) -> Pricing:
+    def _made(self, status: CostStatus, unpriced: bool) -> Pricing:
         card = self.card
         made = Pricing(
             _ESTIMATED if self.fallbacks and status is _PRICED else status, card.currency or DEFAULT_CURRENCY

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 __all__ = ["PROVIDER_FALLBACKS", "canonical_provider"]
 
@@ -32,6 +33,7 @@ PROVIDER_FALLBACKS: Mapping[str, tuple[str, ...]] = {
 }
 
 
+@lru_cache(maxsize=1024)
 def canonical_provider(name: str) -> str:
     """The one name of a provider: known aliases are folded, any other name is put in lower case."""
     lowered = name.strip().lower()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from llm_cost_ops.rpc.context import CallContext
@@ -36,11 +36,12 @@ class Validation:
         self._origin = origin
         self._public_error = public_error
 
-    async def intercept_unary_unary(
+    # Not async: a layer that does nothing after the call costs half of what a coroutine does.
+    def intercept_unary_unary(
         self, continuation: UnaryContinuation, request: Any, context: CallContext
-    ) -> Any:
+    ) -> Awaitable[Any]:
         self._check(request, context)
-        return await continuation(request, context)
+        return continuation(request, context)
 
     async def intercept_unary_stream(
         self, continuation: StreamContinuation, request: Any, context: CallContext
@@ -54,7 +55,7 @@ class Validation:
         violations: list[Violation] = []
         check = self._checks.get(context.method.path)
         if check is not None:
-            check(request, datetime.fromtimestamp(context.runtime.now(), UTC), violations)
+            check(request, context.now(), violations)
         else:
             context.method.request.validate(request, "", violations)
         if violations:

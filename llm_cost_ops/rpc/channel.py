@@ -64,6 +64,7 @@ class _Core:
         self.metadata = metadata or Metadata()
         self.public_error = public_error or _same
         self.timeout = timeout
+        self._seconds = _seconds(timeout)
         self._unary_unary = compose(interceptors, leaf.unary_unary)
         self._streams = {
             name: compose(interceptors, _until_the_deadline(leaf, name), f"intercept_{name}")
@@ -84,7 +85,6 @@ class _Core:
     def begin(
         self, method: MethodDescriptor[Any, Any], timeout: Any, headers: Any, retry: Any, key: str
     ) -> CallContext:
-        seconds = self.timeout if timeout is UNSET else timeout
         metadata = self.metadata.copy()
         if headers:
             try:
@@ -92,11 +92,8 @@ class _Core:
                     metadata.set(name, value)
             except (ValueError, TypeError, AttributeError) as error:
                 raise _invalid("headers", str(error)) from None
-        deadline = None
-        if seconds is not None:
-            if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
-                raise _invalid("timeout", f"must be a number of seconds, 0 or more, not {seconds!r}")
-            deadline = self.runtime.monotonic() + seconds if seconds < _ENDLESS else None
+        seconds = self._seconds if timeout is UNSET else _seconds(timeout)
+        deadline = None if seconds is None else self.runtime.monotonic() + seconds
         context = CallContext(method, self.runtime, metadata, deadline, key)
         if retry is not UNSET:
             if retry and not hasattr(retry, "max_retries"):
@@ -116,7 +113,7 @@ class _Core:
         try:
             context = self.begin(method, timeout, headers, retry, idempotency_key)
             if method.keyed is not None:
-                request, context.idempotency_key = method.keyed(request, idempotency_key, uuid7)
+                request, context.idempotency_key = method.keyed(request, idempotency_key, context.identify)
             response = await self._unary_unary(request, context)
         except RpcError as error:
             raise self.public_error(error) from error.__cause__
@@ -177,6 +174,15 @@ def _until_the_deadline(leaf: Any, name: str) -> StreamContinuation:
                 context.check_deadline()
 
     return stream
+
+
+def _seconds(timeout: Any) -> float | None:
+    """A timeout in seconds, None for none."""
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0:
+        raise _invalid("timeout", f"must be a number of seconds, 0 or more, not {timeout!r}")
+    return timeout if timeout < _ENDLESS else None
 
 
 def _same(error: RpcError) -> Exception:

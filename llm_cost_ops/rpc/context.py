@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -10,6 +11,7 @@ from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.method import MethodDescriptor
 from llm_cost_ops.rpc.runtime import Runtime
 from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.wire.uuid7 import uuid7
 
 __all__ = ["CallContext"]
 
@@ -22,7 +24,7 @@ class CallContext(msgspec.Struct):
     answer in `response_metadata` and `response_status`. `principal` is who calls, on a server.
     `waited` adds up the seconds spent in the rate limit and before retries; `retry` is a RetryConfig
     for this call alone, False for no retries, None for what the client does; `authorized` says that
-    the credentials in `metadata` are the client's own.
+    the credentials in `metadata` are the client's own. `moment` is what `now` answers.
     """
 
     method: MethodDescriptor[Any, Any]
@@ -38,6 +40,18 @@ class CallContext(msgspec.Struct):
     waited: float = 0.0
     retry: Any = None
     authorized: bool = False
+    moment: datetime | None = None
+
+    def now(self) -> datetime:
+        """The moment at which the call is dealt with, in UTC: that of the first question."""
+        if self.moment is None:
+            self.moment = datetime.fromtimestamp(self.runtime.now(), UTC)
+        return self.moment
+
+    def identify(self) -> str:
+        """Make an id for the call, and return it: its request id, and its key where none was given."""
+        self.request_id = made = uuid7()
+        return made
 
     def remaining(self) -> float | None:
         """Seconds until the deadline, negative once it has passed; None without one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable, Sequence
 from typing import Any
 
 from llm_cost_ops.rpc.context import CallContext
@@ -33,9 +33,11 @@ class ServiceHandler:
             self.methods[method.path] = method
             self._chains[method.path] = compose(interceptors, implementation, name)
 
-    async def unary_unary(self, request: Any, context: CallContext) -> Any:
+    def unary_unary(self, request: Any, context: CallContext) -> Awaitable[Any]:
         """Answer a unary call, or raise RpcError."""
-        return await self._chain(context)(request, context)
+        chain = self._chains.get(context.method.path) or self._chain(context)
+        answer: Awaitable[Any] = chain(request, context)
+        return answer
 
     def unary_stream(self, request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
         """Answer a call with a stream of responses, or raise RpcError. To be closed by who calls."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import enum
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -169,12 +169,12 @@ RULES: dict[str, Rule] = {
 class Tenancy:
     """Holds calls to the rules. It stands behind validation, before the servicer."""
 
-    async def intercept_unary_unary(
+    def intercept_unary_unary(
         self, continuation: UnaryContinuation, request: Any, context: CallContext
-    ) -> Any:
+    ) -> Awaitable[Any]:
         if context.principal is not None:
             request = _scoped(request, context)
-        return await continuation(request, context)
+        return continuation(request, context)
 
     async def intercept_unary_stream(
         self, continuation: Callable[..., AsyncGenerator[Any, None]], request: Any, context: CallContext

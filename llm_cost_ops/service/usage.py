@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
 from itertools import repeat
+
+from msgspec.structs import replace
 
 from llm_cost_ops._gen.messages import (
     BatchSubmitUsageRequest,
@@ -40,7 +41,7 @@ from llm_cost_ops.service.export import export
 from llm_cost_ops.service.listing import Page, filter_of, invalid, meta_of
 from llm_cost_ops.service.prices import Prices
 from llm_cost_ops.service.tenancy import FOREIGN, admits
-from llm_cost_ops.stores import CardsChangedError, Store
+from llm_cost_ops.stores import Store
 
 __all__ = ["DEAREST", "UsageService", "check_dearest", "in_utc"]
 
@@ -66,15 +67,15 @@ class UsageService:
     async def submit_usage(self, request: SubmitUsageRequest, context: CallContext) -> SubmitUsageResponse:
         """Record one call."""
         assert request.usage is not None
-        now = datetime.fromtimestamp(context.runtime.now(), UTC)
+        now = context.now()
         while True:
             revision, book = self._prices.in_force
             entry = _entry(request.usage, context.idempotency_key, now, book)
-            try:
-                [done] = await self._store.append([entry], context, revision)
+            appended = await self._store.append([entry], context, revision)
+            if appended is not None:
                 break
-            except CardsChangedError:
-                await self._reprice(context)
+            await self._reprice(context)
+        [done] = appended
         if done.status == SubmitStatus.CONFLICT:
             raise RpcError(
                 StatusCode.ALREADY_EXISTS, _CONFLICT, violations=[Violation("idempotency_key", _CONFLICT)]
@@ -163,14 +164,12 @@ class UsageService:
             revision, book = self._prices.in_force
             priced = [_priced(item, now, book) for item in checked]
             entries = [item for item in priced if isinstance(item, Entry)]
-            try:
-                appended = iter(await self._store.append(entries, context, revision))
-            except CardsChangedError:
-                await self._reprice(context)
-                continue
-            return [
-                item if isinstance(item, SubmitResult) else _result(item, next(appended)) for item in priced
-            ]
+            appended = await self._store.append(entries, context, revision)
+            if appended is not None:
+                break
+            await self._reprice(context)
+        answers = iter(appended)
+        return [item if isinstance(item, SubmitResult) else _result(item, next(answers)) for item in priced]
 
     async def _reprice(self, context: CallContext) -> None:
         """Look for new cards: somebody added some since the records were priced."""
@@ -191,20 +190,25 @@ def _priced(
 
 def _entry(sent: UsageRecord, key: str, now: datetime, book: PriceBook) -> Entry:
     """The record as it will be stored, and its price."""
-    record = copy.copy(sent)
-    key = record.idempotency_key or key
-    # Output only: what the caller put there is dropped.
-    record.id = record.idempotency_key = record.currency = ""
-    record.ingested_at = record.estimated_cost = None
-    record.cost_status = CostStatus.UNSPECIFIED
-    record.provider = canonical_provider(record.provider)
-    record.total_tokens = record.input_tokens + record.output_tokens
-    moment = record.timestamp
+    moment = sent.timestamp
     if moment is not None:
-        record.timestamp = moment = in_utc(moment)
+        moment = in_utc(moment)
+    # What the caller put into fields that are for output only is dropped.
+    record = replace(
+        sent,
+        id="",
+        idempotency_key="",
+        provider=canonical_provider(sent.provider),
+        total_tokens=sent.input_tokens + sent.output_tokens,
+        timestamp=moment,
+        ingested_at=None,
+        estimated_cost=None,
+        currency="",
+        cost_status=CostStatus.UNSPECIFIED,
+    )
     price = book.price(record, at=moment or now)
     check_dearest(price.units, price.by.currency)
-    return Entry(record, key, now, price.units, price.by)
+    return Entry(record, sent.idempotency_key or key, now, price.units, price.by)
 
 
 def check_dearest(units: int | None, currency: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -13,7 +13,7 @@ from llm_cost_ops.engine.ledger import Appended, Change, Entry, Filter, Recorded
 from llm_cost_ops.engine.pricebook import Priced
 from llm_cost_ops.rpc.context import CallContext
 
-__all__ = ["ApiKey", "CardOf", "CardsChangedError", "KeyStore", "Position", "Price", "Store"]
+__all__ = ["ApiKey", "CardOf", "KeyStore", "Position", "Price", "Store"]
 
 Position = tuple[int, int]
 """Where a page ended: microseconds since 1970, and the number under which the store keeps the record."""
@@ -23,10 +23,6 @@ CardOf = Callable[[str, int, str], RateCard | None]
 
 Price = Callable[[UsageRecord], Priced]
 """What a record costs. It may be asked about a record twice, and from another thread."""
-
-
-class CardsChangedError(Exception):
-    """Cards were added since the entries were priced; nothing was written."""
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,17 +76,17 @@ class Store(Protocol):
     FAILED_PRECONDITION when what should be a store is none, or is closed.
     """
 
-    async def append(
+    def append(
         self, entries: Sequence[Entry], context: CallContext, revision: int | None = None
-    ) -> list[Appended]:
-        """Write usage, costs and sums in one transaction, and tell in order what became of each entry.
+    ) -> Awaitable[list[Appended] | None]:
+        """Write usage and costs in one transaction, and tell in order what became of each entry.
 
         An (organization, key) counts once: the same fingerprint again is a duplicate, another one a
         conflict, and neither harms its neighbours. Counts above 10^15, or a cost above 10^9, are
         INVALID_ARGUMENT for the whole list: validation should have caught them.
 
-        `revision` is that of the cards which priced the entries: CardsChangedError when it is another one
-        by the time of the transaction. That costs less than to ask before each call.
+        `revision` is that of the cards which priced the entries. When it is another one by the time of the
+        transaction, nothing is written and the answer is None; that costs less than to ask before each call.
         """
 
     async def summarize(

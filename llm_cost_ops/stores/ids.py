@@ -11,32 +11,36 @@ from llm_cost_ops.wire.uuid7 import uuid7
 
 __all__ = ["as_key", "as_text", "usage_id"]
 
+_LENGTH = 36
 
-def usage_id(organization_id: str, key: str) -> tuple[str, bytes]:
-    """The id of the record with a key, as text and as it is stored; another one each time without a key.
 
-    A UUID (RFC 9562). Of a key that begins with a UUID of version 7 it keeps the time, so that ids which
-    are made one after the other lie together in the index; the rest is a hash, as is all of it for another
-    key (version 8).
+def usage_id(organization_id: str, key: str) -> tuple[str, bytes, str | bytes | None]:
+    """The id of the record with a key, as text and as it is stored, and the key as it is stored.
+
+    The id is a UUID (RFC 9562), another one each time without a key. Of a key that begins with a UUID of
+    version 7 it keeps the time, so that ids which are made one after the other lie together in the index;
+    the rest is a hash, as is all of it for another key (version 8).
     """
     if not key:
         made = uuid7()
-        return made, bytes.fromhex(made.replace("-", ""))
-    h = sha256(f"{len(organization_id)} {organization_id} {key}".encode()).hexdigest()
-    if len(key) >= 36 and key[8:24:5] == "----" and key[14] == "7":
-        try:
-            stored = bytes.fromhex(f"{key[:8]}{key[9:13]}7{h[:3]}8{h[3:6]}{h[6:18]}")
-        except ValueError:
-            stored = b""
-        if len(stored) == 16:
-            return f"{key[:13].lower()}-7{h[:3]}-8{h[3:6]}-{h[6:18]}", stored
-    made = f"{h[:8]}-{h[8:12]}-8{h[12:15]}-8{h[15:18]}-{h[18:30]}"
-    return made, bytes.fromhex(made.replace("-", ""))
+        return made, bytes.fromhex(made.replace("-", "")), None
+    stored = as_key(key)
+    if type(stored) is bytes and key[14] == "7":
+        h = sha256(stored + organization_id.encode()).hexdigest()
+        made = f"{key[:18]}-8{h[:3]}-{h[3:15]}"
+    else:
+        h = sha256(f"{len(organization_id)} {organization_id} {key}".encode()).hexdigest()
+        # As the keys in a batch: those of a call, and a number behind.
+        if len(key) > _LENGTH and key[14] == "7" and type(as_key(key[:_LENGTH])) is bytes:
+            made = f"{key[:18]}-9{h[:3]}-{h[3:15]}"
+        else:
+            made = f"{h[:8]}-{h[8:12]}-8{h[12:15]}-8{h[15:18]}-{h[18:30]}"
+    return made, bytes.fromhex(made.replace("-", "")), stored
 
 
 def as_key(text: str) -> str | bytes:
     """What an id or a key is stored as: 16 bytes where it is a UUID in its canonical form."""
-    if len(text) == 36 and text[8:24:5] == "----":
+    if len(text) == _LENGTH and text[8:24:5] == "----":
         try:
             key = bytes.fromhex(text.replace("-", ""))
         except ValueError:

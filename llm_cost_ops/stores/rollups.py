@@ -40,9 +40,27 @@ _ADD_TAIL = f"INSERT INTO temp.tail VALUES ({', '.join('?' * 11)})"
 
 
 def fold_if_due(cursor: sqlite3.Cursor, first: int, last: int) -> None:
-    """Bring the sums up to date, if a transaction that wrote rows of these numbers is the one to do it."""
-    if (first - 1) // FOLD_EVERY != last // FOLD_EVERY:
+    """Bring the sums up to date, if the transaction that wrote rows of these numbers is the one to do it.
+
+    Where that was committed already, in a transaction of its own.
+    """
+    if (first - 1) // FOLD_EVERY == last // FOLD_EVERY:
+        return
+    if cursor.connection.in_transaction:
         fold(cursor)
+    else:
+        _fold_apart(cursor)
+
+
+def _fold_apart(cursor: sqlite3.Cursor) -> None:
+    try:
+        cursor.execute("BEGIN IMMEDIATE")
+        fold(cursor)
+        cursor.execute("COMMIT")
+    except sqlite3.Error:
+        # The rows are committed, and whoever comes to it next folds them.
+        if cursor.connection.in_transaction:
+            cursor.execute("ROLLBACK")
 
 
 def fold(cursor: sqlite3.Cursor) -> None:

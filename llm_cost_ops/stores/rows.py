@@ -17,7 +17,7 @@ from llm_cost_ops.engine.money import from_units
 from llm_cost_ops.engine.pricebook import Pricing
 from llm_cost_ops.engine.windows import from_micros, to_micros
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
-from llm_cost_ops.stores.ids import as_key, as_text, usage_id
+from llm_cost_ops.stores.ids import as_text, usage_id
 from llm_cost_ops.wire.decimals import WireDecimal
 from llm_cost_ops.wire.unknown import Unknown
 
@@ -46,8 +46,8 @@ LARGEST_COST = 10**9 * 10**12
 Terms = tuple[Any, ...]
 """What is interned of an entry: the organization, seven more columns of series, and the Pricing."""
 
-Prepared = tuple[Terms, tuple[Any, ...], str, Entry]
-"""An entry's terms, its columns of usage from `id` on, its id as text, and the entry."""
+Prepared = tuple[Terms, tuple[Any, ...], str]
+"""Of an entry its terms, its columns of usage from `id` on, and its id as text."""
 
 RECORD_COLUMNS = "u.id, u.key, u.ingested, u.ts, u.record"
 """Of `usage u`, what `decode_record` needs first."""
@@ -99,17 +99,17 @@ def terms_of(record: UsageRecord, by: Pricing) -> Terms:
 
 def prepare(entry: Entry) -> Prepared:
     """What the transaction needs of an entry; everything that can be done before it."""
-    record, key, units = entry.record, entry.key, entry.units
+    record, units = entry.record, entry.units
     if record.input_tokens > LARGEST_COUNT or record.output_tokens > LARGEST_COUNT:
         raise _too_many(record)
-    made, stored = usage_id(record.organization_id, key)
+    made, stored, stored_key = usage_id(record.organization_id, entry.key)
     ingested = to_micros(entry.ingested_at)
     tags, labels, moment = record.tags, record.labels, record.timestamp
     return (
         terms_of(record, entry.by),
         (
             stored,
-            as_key(key) or None,
+            stored_key,
             ingested,
             ingested if moment is None else to_micros(moment),
             record.request_count or 1,
@@ -124,7 +124,6 @@ def prepare(entry: Entry) -> Prepared:
             _encoded(record),
         ),
         made,
-        entry,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import weakref
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
@@ -15,7 +15,6 @@ from llm_cost_ops.engine.ledger import Appended, Change, Entry, Filter, Recorded
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.stores import (
     CardOf,
-    CardsChangedError,
     Position,
     Price,
     cards,
@@ -24,12 +23,11 @@ from llm_cost_ops.stores import (
     revisions,
     summing,
 )
-from llm_cost_ops.stores.append import Interner, append_many, append_one
+from llm_cost_ops.stores.append import AppendMany, AppendOne, Interner
 from llm_cost_ops.stores.database import Database
 from llm_cost_ops.stores.group_commit import GroupCommit
 from llm_cost_ops.stores.keys import SqliteKeys
 from llm_cost_ops.stores.readers import Query, Readers
-from llm_cost_ops.stores.rows import Prepared, prepare
 from llm_cost_ops.stores.writer import Job, Writer, closed_error
 
 __all__ = ["SqliteStore"]
@@ -74,20 +72,23 @@ class SqliteStore:
         self._parts = (self._writer, self._readers, self._group)
         return inherited
 
-    async def append(
+    def append(
         self, entries: Sequence[Entry], context: CallContext, revision: int | None = None
-    ) -> list[Appended]:
-        """Write usage, costs and sums in one transaction; see Store."""
+    ) -> Awaitable[list[Appended] | None]:
+        """Write usage and costs in one transaction; see Store."""
         if not entries:
-            return []
-        job = _Append([prepare(entry) for entry in entries], revision)
-        if self._group is None and not self._closed:
-            done = await self._writer.run(job, context)
-        else:
-            done = await self._write(job, context, len(entries))
-        if done is None:
-            raise CardsChangedError
-        return done
+            return _nothing([])
+        if revision is not None and self._database.path is None:
+            # In private memory nobody else adds any.
+            if revision != self._added_cards:
+                return _nothing(None)
+            revision = None
+        if len(entries) == 1:
+            job = AppendOne(entries[0], revision, self._writer.interner)
+            if self._group is None and not self._closed:
+                return self._writer.run(job, context, statement=job.is_statement)
+            return self._write(job, context)
+        return self._write(AppendMany(entries, revision), context, len(entries))
 
     async def summarize(
         self,
@@ -230,23 +231,8 @@ class SqliteStore:
         return f"SqliteStore({self._database.path!r}, durability={self._database.durability!r})"
 
 
-class _Append:
-    """Appending as a job; a partial takes longer to make and to call. None when the cards have changed."""
-
-    __slots__ = ("_prepared", "_revision")
-
-    def __init__(self, prepared: list[Prepared], revision: int | None) -> None:
-        self._prepared = prepared
-        self._revision = revision
-
-    def __call__(self, cursor: sqlite3.Cursor, interner: Interner) -> list[Appended] | None:
-        prepared, revision = self._prepared, self._revision
-        if len(prepared) == 1:
-            done = append_one(cursor, interner, prepared[0], revision)
-            return None if done is None else [done]
-        if revision is not None and cards.revision(cursor) != revision:
-            return None
-        return append_many(cursor, interner, prepared)
+async def _nothing(answer: list[Appended] | None) -> list[Appended] | None:
+    return answer
 
 
 _stores: weakref.WeakSet[SqliteStore] = weakref.WeakSet()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING
 
 from llm_cost_ops.stores.failures import busy_error
@@ -54,15 +56,13 @@ class Patience:
 class Turn:
     """A lock that threads and tasks queue for, first come, first served, each within its patience."""
 
-    __slots__ = ("_held", "_waiting")
+    __slots__ = ("_held", "_waiting", "try_take")
 
     def __init__(self) -> None:
         self._held = threading.Lock()
         self._waiting: deque[Future[None]] = deque()
-
-    def try_take(self) -> bool:
+        self.try_take: Callable[[], bool] = partial(self._held.acquire, False)
         """Take the turn if it is free."""
-        return self._held.acquire(blocking=False)
 
     async def take(self, context: CallContext, name: str) -> None:
         """Wait for the turn as the runtime waits; UNAVAILABLE just before the deadline."""
@@ -96,6 +96,11 @@ class Turn:
 
     def give_back(self) -> None:
         """Hand the turn to whoever has waited longest."""
+        if not self._waiting:
+            self._held.release()
+            # Somebody may have queued between the look and the release.
+            if not self._waiting or not self.try_take():
+                return
         while True:
             while self._waiting:
                 place = self._waiting.popleft()
@@ -103,14 +108,13 @@ class Turn:
                     place.set_result(None)
                     return
             self._held.release()
-            # Somebody may have queued between the look and the release.
-            if not self._waiting or not self._held.acquire(blocking=False):
+            if not self._waiting or not self.try_take():
                 return
 
     def _queue(self) -> Future[None] | None:
         place: Future[None] = Future()
         self._waiting.append(place)
-        if self._held.acquire(blocking=False):
+        if self.try_take():
             place.cancel()
             return None
         return place

@@ -35,19 +35,22 @@ class Writer:
         self.closed = False
         self._connection: sqlite3.Connection | None = None
         self._cursor: sqlite3.Cursor | None = None
-        self._interner = Interner()
+        self.interner = Interner()
         self._committing = False
         self._unsure: BaseException | None = None
 
-    async def run(self, job: Job[T], context: CallContext) -> T:
-        """Run a job and commit it; while the file is busy, wait as long as the call may."""
+    async def run(self, job: Job[T], context: CallContext, *, statement: bool = False) -> T:
+        """Run a job and commit it; while the file is busy, wait as long as the call may.
+
+        One that is a single `statement` is a transaction by itself.
+        """
         turn = self.turn
         patience: Patience | None = None
         while True:
             if not turn.try_take():
                 await turn.take(context, self.database.name)
             try:
-                return self.transact(job)
+                return self.transact(job, statement=statement)
             except (sqlite3.Error, OverflowError) as error:
                 if not is_busy(error):
                     raise self.translated(error) from error
@@ -56,21 +59,24 @@ class Writer:
             patience = patience or Patience(context, self.database.name)
             await patience.pause()
 
-    def transact(self, job: Job[T]) -> T:
+    def transact(self, job: Job[T], *, statement: bool = False) -> T:
         """Run a job in a transaction of its own. Only for who has the turn."""
         cursor = self._cursor or self.open().cursor()
         self._cursor = cursor
         execute = cursor.execute
-        execute("BEGIN IMMEDIATE")
+        if not statement:
+            execute("BEGIN IMMEDIATE")
         try:
-            result = job(cursor, self._interner)
-            self._committing = True
-            execute("COMMIT")
+            self._committing = statement
+            result = job(cursor, self.interner)
+            if not statement:
+                self._committing = True
+                execute("COMMIT")
         except BaseException as error:
             self._roll_back(error)
             raise
         self._committing = False
-        self._interner.keep()
+        self.interner.keep()
         return result
 
     def open(self) -> sqlite3.Connection:
@@ -91,7 +97,7 @@ class Writer:
         self._drop()
 
     def _roll_back(self, error: BaseException) -> None:
-        self._interner.forget()
+        self.interner.forget()
         broken = getattr(error, "sqlite_errorcode", 0) & 0xFF in (
             sqlite3.SQLITE_IOERR,
             sqlite3.SQLITE_CORRUPT,
@@ -110,6 +116,6 @@ class Writer:
 
     def _drop(self) -> None:
         connection, self._connection, self._cursor = self._connection, None, None
-        self._interner = Interner()
+        self.interner = Interner()
         if connection is not None:
             connection.close()

@@ -21,9 +21,9 @@ _log = logging.getLogger("llm_cost_ops.server")
 class InProcessLeaf:
     """Answers calls in the process, sync or async: it awaits what the handler awaits.
 
-    The server's side gets a context of its own, with a copy of the metadata, and the deadline. The
-    messages are not copied: servicers neither change a request nor keep a part of it that can be
-    changed, and the response belongs to the caller. `close` lets go of what the handler holds.
+    The server's side gets a context of its own, with the same metadata and deadline. Neither they nor the
+    messages are copied: servicers change no request and keep no part of one that can be changed, and the
+    response belongs to the caller. `close` lets go of what the handler holds.
     """
 
     def __init__(self, handler: ServiceHandler, close: Callable[[], Awaitable[None]] | None = None) -> None:
@@ -74,12 +74,14 @@ class InProcessLeaf:
 
     def _served(self, context: CallContext) -> CallContext:
         """The server's side of the call."""
-        context.check_deadline()
+        deadline = context.deadline
+        if deadline is not None and context.runtime.monotonic() >= deadline:
+            context.check_deadline()
         served = CallContext(
             context.method,
             context.runtime,
-            context.metadata.copy(),
-            context.deadline,
+            context.metadata,
+            deadline,
             context.idempotency_key,
         )
         served.request_id = context.request_id = context.request_id or uuid7()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
+from functools import partial
+from operator import is_not
 from typing import Any
 
 import msgspec
@@ -17,43 +18,42 @@ def keyed(*path: str) -> Callable[[Any, str, Callable[[], str]], tuple[Any, str]
     A key that is given wins over the request's own; without either one is made. Where the path crosses a
     list, element i gets "<key>:i", unless it has a key of its own. What has to be changed is copied.
     """
+    if len(path) == 1:
+        return partial(_fill, path[0])
+    outer, name = path
 
     def fill(request: Any, key: str, make: Callable[[], str]) -> tuple[Any, str]:
-        key = key or _own(request, path) or make()
-        return _filled(request, path, key, False), key
+        message = getattr(request, outer, None)
+        filled: Any
+        if isinstance(message, list):
+            key = key or make()
+            filled = [_with_own(name, each, f"{key}:{i}") for i, each in enumerate(message)]
+            changed = any(map(is_not, filled, message))
+        else:
+            filled, key = _fill(name, message, key, make)
+            changed = filled is not message
+        if changed:
+            request = request.__copy__()
+            setattr(request, outer, filled)
+        return request, key
 
     return fill
 
 
-def _own(message: Any, path: tuple[str, ...]) -> str:
-    value = message
-    for name in path:
-        value = getattr(value, name, None)
-    return value if isinstance(value, str) else ""
-
-
-def _filled(message: Any, path: tuple[str, ...], key: str, keep: bool) -> Any:
+def _fill(name: str, message: Any, key: str, make: Callable[[], str]) -> tuple[Any, str]:
     if not isinstance(message, msgspec.Struct):
         # The validator says what it should have been.
-        return message
-    name = path[0]
-    value = getattr(message, name)
-    filled: Any
-    if len(path) == 1:
-        filled = value if keep and value else key
-        same = filled == value
-    elif isinstance(value, list):
-        filled = [_filled(each, path[1:], f"{key}:{i}", True) for i, each in enumerate(value)]
-        same = all(map(_is, filled, value))
-    else:
-        filled = _filled(value, path[1:], key, keep)
-        same = filled is value
-    if same:
-        return message
-    changed = copy.copy(message)
-    setattr(changed, name, filled)
-    return changed
+        return message, key or make()
+    own = getattr(message, name)
+    if not key:
+        key = own if own and isinstance(own, str) else make()
+    if own != key:
+        changed: Any = message
+        message = changed.__copy__()
+        setattr(message, name, key)
+    return message, key
 
 
-def _is(one: object, other: object) -> bool:
-    return one is other
+def _with_own(name: str, message: Any, key: str) -> Any:
+    own = getattr(message, name, None)
+    return message if own else _fill(name, message, key, str)[0]

@@ -6,6 +6,7 @@ import os
 import random
 import threading
 from collections.abc import Callable
+from itertools import count
 from time import time_ns
 
 __all__ = ["uuid7"]
@@ -20,29 +21,33 @@ def _generator() -> tuple[Callable[[], str], Callable[[], None]]:
     """
     lock = threading.Lock()
     bits = random.Random().getrandbits  # seeded by the operating system
-    stamp, head, count = -1, "", 0
+    # A millisecond, what its ids begin with, and what counts their ends; replaced as a whole.
+    current = (-1, "", count().__next__)
 
     def begin_anew() -> None:
-        nonlocal lock, bits, stamp
+        nonlocal lock, bits, current
         lock = threading.Lock()
         bits = random.Random().getrandbits
-        stamp = -1
+        current = (-1, "", count().__next__)
 
-    def uuid7() -> str:
-        """A new id in its canonical text form; within a process each is greater than the one before."""
-        nonlocal stamp, head, count
+    def next_millisecond(millis: int) -> tuple[int, str, Callable[[], int]]:
+        nonlocal current
         with lock:
-            millis = time_ns() // 1_000_000
-            if millis > stamp:
-                stamp = millis
+            if millis > current[0]:
                 drawn = bits(26)
                 time = f"{millis >> 16:08x}-{millis & 0xFFFF:04x}"
                 head = f"{time}-7{drawn >> 14:03x}-{0x8000 | drawn & 0x3FFF:04x}-"
-                count = bits(47)
-            else:
-                count += 1
-            # An f-string takes longer.
-            return "%s%012x" % (head, count)  # noqa: UP031
+                current = (millis, head, count(bits(47)).__next__)
+            return current
+
+    def uuid7() -> str:
+        """A new id in its canonical text form; within a thread each is greater than the one before."""
+        millis = time_ns() // 1_000_000
+        stamp, head, following = current
+        if millis > stamp:
+            _, head, following = next_millisecond(millis)
+        # An f-string takes longer.
+        return "%s%012x" % (head, following())  # noqa: UP031
 
     return uuid7, begin_anew
 

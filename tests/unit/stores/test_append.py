@@ -192,13 +192,13 @@ def test_ids_follow_from_organization_and_key() -> None:
     made = {}
     for organization in ("acme", "acm", "acme e", "4"):
         for key in keys:
-            text, stored = usage_id(organization, key)
+            text, stored, _ = usage_id(organization, key)
             assert as_text(stored) == text == str(UUID(text))
             assert as_key(text) == stored
             assert (usage_id(organization, key)[0] == text) is bool(key)
             made[organization, key] = text
     assert len(set(made.values())) == len(made)
-    assert {made["acme", key][:13] for key in keys[:3]} == {time_ordered[:13]}
+    assert {made["acme", key][:13] for key in keys[:2]} == {time_ordered[:13]}
 
 
 def test_a_failed_transaction_leaves_no_ids_behind(store: Sync) -> None:
@@ -219,7 +219,7 @@ def test_a_failed_transaction_leaves_no_ids_behind(store: Sync) -> None:
 
 
 def test_the_interner_is_bounded(store: Sync) -> None:
-    interner = store.store._writer._interner
+    interner = store.store._writer.interner
     interner._most = 10
     for n in range(35):
         store.append([entry(organization_id=f"o{n}")])
