@@ -19,20 +19,20 @@ __all__ = ["AppendMany", "AppendOne", "Interner"]
 
 Ids = tuple[int, int, int]
 
-# Whose key was used before version 4 of the schema is in `earlier`.
-_INSERT = (
-    f"INSERT INTO usage SELECT {', '.join(f'?{at}' for at in range(1, 19))} "
-    "WHERE NOT EXISTS (SELECT 1 FROM earlier WHERE id = ?5)"
-)
-_INSERT_NEW = f"{_INSERT} ON CONFLICT (id) DO NOTHING"
-_INSERT_ONE = (
-    f"{_INSERT} AND (?19 IS NULL OR ?19 = (SELECT ifnull(max(seq), 0) FROM card)) ON CONFLICT (id) DO NOTHING"
+_MARKS = ", ".join(f"?{at}" for at in range(1, 19))
+# Where the key was used before, the index refuses the row.
+_INSERT = f"INSERT INTO usage VALUES ({_MARKS})"
+_INSERT_AT = f"INSERT INTO usage SELECT {_MARKS} WHERE ?19 = (SELECT ifnull(max(seq), 0) FROM card)"
+_INSERT_NEW = (
+    f"INSERT INTO usage SELECT {_MARKS} WHERE NOT EXISTS (SELECT 1 FROM earlier WHERE id = ?5) "
+    "ON CONFLICT (id) DO NOTHING"
 )
 _FIND = (
     "SELECT u.record, u.id, u.micro, u.rest, s.currency, s.status, u.ingested "
     "FROM usage u JOIN series s ON s.id = u.series "
     "WHERE u.id = ?1 OR u.seq = (SELECT e.usage FROM earlier e WHERE e.id = ?1)"
 )
+_IS_EARLIER = "SELECT 1 FROM earlier WHERE id = ?"
 _FIND_SERIES = (
     "SELECT id FROM series WHERE org = ? AND provider = ? AND model = ? AND project = ? AND operation = ? "
     "AND service_tier = ? AND processing = ? AND region = ? AND currency = ? AND status = ?"
@@ -56,12 +56,13 @@ class Interner:
     Rows of these tables are never changed, so what one process knows stays true whatever others write.
     """
 
-    __slots__ = ("_fresh", "_known", "_most")
+    __slots__ = ("_fresh", "_has_earlier", "_known", "_most")
 
     def __init__(self, most: int = 20_000) -> None:
         self._known: dict[Terms, Ids] = {}
         self._fresh: dict[Terms, Ids] = {}
         self._most = most
+        self._has_earlier: bool | None = None
 
     def ids(self, cursor: sqlite3.Cursor, terms: Terms) -> Ids:
         """The ids of organization, series and pricing, which are added where they are new.
@@ -73,6 +74,13 @@ class Interner:
     def known(self, terms: Terms) -> Ids | None:
         """The ids, if nothing has to be added for them."""
         return self._known.get(terms)
+
+    def has_earlier(self, cursor: sqlite3.Cursor) -> bool:
+        """Whether there are keys in `earlier`, to which none is ever added."""
+        if self._has_earlier is None:
+            [found] = cursor.execute("SELECT EXISTS (SELECT 1 FROM earlier)").fetchone()
+            self._has_earlier = bool(found)
+        return self._has_earlier
 
     def keep(self) -> None:
         """The transaction was committed."""
@@ -132,12 +140,21 @@ class AppendOne:
 
     def __call__(self, cursor: sqlite3.Cursor, interner: Interner) -> list[Appended] | None:
         """Append the entry."""
-        ids = self._ids or interner.ids(cursor, self._terms)
-        cursor.execute(_INSERT_ONE, (None, *ids, *self._values, self._revision))
+        values = self._values
+        if interner.has_earlier(cursor) and cursor.execute(_IS_EARLIER, values[:1]).fetchone():
+            return [_first(cursor, values)]
+        row = (None, *(self._ids or interner.ids(cursor, self._terms)), *values)
+        try:
+            if self._revision is None:
+                cursor.execute(_INSERT, row)
+            else:
+                cursor.execute(_INSERT_AT, (*row, self._revision))
+        except sqlite3.IntegrityError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_UNIQUE:
+                raise
+            return [_first(cursor, values)]
         if cursor.rowcount != 1:
-            if self._revision is not None and cards.revision(cursor) != self._revision:
-                return None
-            return [_earlier(cursor, self._values)]
+            return None
         seq = cursor.lastrowid or 0
         fold_if_due(cursor, seq, seq)
         return [_created(self._made, self._entry)]
@@ -165,18 +182,30 @@ class AppendMany:
             (seq, *interner.ids(cursor, terms), *values)
             for seq, (terms, values, _) in enumerate(self._prepared, first)
         ]
-        cursor.executemany(_INSERT_NEW, rows)
-        count = cursor.rowcount
+        complete = _insert(cursor, rows, careful=interner.has_earlier(cursor))
         fold_if_due(cursor, first, first + len(rows) - 1)
         answers = zip(self._prepared, self._entries, strict=True)
-        if count == len(rows):
+        if complete:
             return [_created(made, entry) for (_, _, made), entry in answers]
         # Rows were numbered here, so that those that were not inserted can be told by their absence.
         inserted = {seq for (seq,) in cursor.execute("SELECT seq FROM usage WHERE seq >= ?", (first,))}
         return [
-            _created(made, entry) if seq in inserted else _earlier(cursor, values)
+            _created(made, entry) if seq in inserted else _first(cursor, values)
             for seq, ((_, values, made), entry) in enumerate(answers, first)
         ]
+
+
+def _insert(cursor: sqlite3.Cursor, rows: list[tuple[Any, ...]], *, careful: bool) -> bool:
+    """Insert rows but for those whose keys were used before; whether there were none of these."""
+    try:
+        cursor.executemany(_INSERT_NEW if careful else _INSERT, rows)
+    except sqlite3.IntegrityError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_UNIQUE:
+            raise
+        [done] = cursor.execute("SELECT count(*) FROM usage WHERE seq >= ?", rows[0][:1]).fetchone()
+        cursor.executemany(_INSERT_NEW, rows[done:])
+        return False
+    return cursor.rowcount == len(rows)
 
 
 def _created(usage_id: str, entry: Entry) -> Appended:
@@ -184,7 +213,7 @@ def _created(usage_id: str, entry: Entry) -> Appended:
     return Appended(SubmitStatus.CREATED, usage_id, entry.units, by.currency, by.status, entry.ingested_at)
 
 
-def _earlier(cursor: sqlite3.Cursor, values: tuple[Any, ...]) -> Appended:
+def _first(cursor: sqlite3.Cursor, values: tuple[Any, ...]) -> Appended:
     """The answer that the first entry with the key was given."""
     row = cursor.execute(_FIND, (values[0],)).fetchone()
     record, usage_id, micro, rest, currency, cost_status, ingested = row

@@ -8,8 +8,7 @@ and sums and rows never disagree.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Sequence
 
 from llm_cost_ops.engine.windows import QUARTER, QUARTERS_A_DAY
 
@@ -24,19 +23,37 @@ Place = tuple[int, int, int]
 # So many rows of the largest numbers that a store takes add up to less than 2^63.
 _AT_ONCE = 4096
 _MICRO = 1_000_000
-_ADD = (
-    f"INSERT INTO rollup VALUES ({', '.join('?' * 12)}) "
-    "ON CONFLICT (series, level, bucket, part) DO UPDATE SET "
-    "records = records + excluded.records, requests = requests + excluded.requests, "
-    "input = input + excluded.input, output = output + excluded.output, cached = cached + excluded.cached, "
-    "unpriced = unpriced + excluded.unpriced, "
-    "micro = micro + excluded.micro + (rest + excluded.rest) / 1000000, "
-    "rest = (rest + excluded.rest) % 1000000"
-)
-_ROWS = (
-    "SELECT series, ts, requests, input, output, cached, micro, rest FROM usage WHERE seq > ? AND seq <= ?"
-)
-_ADD_TAIL = f"INSERT INTO temp.tail VALUES ({', '.join('?' * 11)})"
+
+_COUNTS = ("records", "requests", "input", "output", "cached", "unpriced")
+# Whole division as Python does it, also before 1970.
+_QUARTER = f"(ts - (ts % {QUARTER} + {QUARTER}) % {QUARTER}) / {QUARTER}"
+_DAY = f"(bucket - (bucket % {QUARTERS_A_DAY} + {QUARTERS_A_DAY}) % {QUARTERS_A_DAY}) / {QUARTERS_A_DAY}"
+# What the rows between two numbers add to the quarters and the days.
+_SUMS = f"""
+    WITH quarter AS MATERIALIZED (
+        SELECT series, {_QUARTER} AS bucket, count(*) AS records, sum(requests) AS requests,
+            sum(input) AS input, sum(output) AS output, sum(cached) AS cached,
+            sum(iif(micro IS NULL, requests, 0)) AS unpriced, ifnull(sum(micro), 0) AS micro,
+            ifnull(sum(rest), 0) AS rest
+        FROM usage WHERE seq > ? AND seq <= ? GROUP BY series, bucket
+    ), place AS (
+        SELECT series, 0 AS level, bucket, {", ".join(_COUNTS)}, micro, rest FROM quarter
+        UNION ALL
+        SELECT series, 1, {_DAY}, {", ".join(f"sum({name})" for name in _COUNTS)}, sum(micro), sum(rest)
+        FROM quarter GROUP BY series, {_DAY}
+    )
+    SELECT series, level, bucket, %s {", ".join(_COUNTS)}, micro + rest / {_MICRO}, rest % {_MICRO}
+    FROM place WHERE true
+"""
+_ON_CONFLICT = f"""
+    ON CONFLICT (series, level, bucket, part) DO UPDATE SET
+    {", ".join(f"{name} = {name} + excluded.{name}" for name in _COUNTS)},
+    micro = micro + excluded.micro + (rest + excluded.rest) / {_MICRO},
+    rest = (rest + excluded.rest) % {_MICRO}
+"""
+_FOLD = f"INSERT INTO rollup {_SUMS.replace('%s', '(SELECT part FROM folded),')} {_ON_CONFLICT}"
+_ADD = f"INSERT INTO rollup VALUES (?, ?, ?, (SELECT part FROM folded), {', '.join('?' * 8)}) {_ON_CONFLICT}"
+_ADD_TAIL = f"INSERT INTO temp.tail {_SUMS.replace('%s', '')}"
 
 
 def fold_if_due(cursor: sqlite3.Cursor, first: int, last: int) -> None:
@@ -68,25 +85,26 @@ def fold(cursor: sqlite3.Cursor) -> None:
     done, last = cursor.execute("SELECT seq, (SELECT max(seq) FROM usage) FROM folded").fetchone()
     while last is not None and done < last:
         upto = min(done + _AT_ONCE, last)
-        add(cursor, _sums(cursor.execute(_ROWS, (done, upto))))
+        _add(cursor, _FOLD, [(done, upto)])
         done = upto
     cursor.execute("UPDATE folded SET seq = ?", (done,))
 
 
 def add(cursor: sqlite3.Cursor, sums: dict[Place, list[int]]) -> None:
-    """Add amounts to the sums: records, requests, input, output, cached, unpriced, and the cost in 10^-12.
+    """Add amounts to the sums: records, requests, input, output, cached, unpriced, and the cost in 10^-12."""
+    rows = [(*place, *amounts[:6], *divmod(amounts[6], _MICRO)) for place, amounts in sorted(sums.items())]
+    _add(cursor, _ADD, rows)
 
-    Where one would leave 64 bits, which STRICT refuses, all of them go into a part of their own.
-    """
-    [part] = cursor.execute("SELECT part FROM folded").fetchone()
-    rows = [(*place[:3], part, *_columns(amounts)) for place, amounts in sorted(sums.items())]
+
+def _add(cursor: sqlite3.Cursor, statement: str, rows: Sequence[tuple[int, ...]]) -> None:
+    """Add to the sums; where one would leave 64 bits, which STRICT refuses, all go into a new part."""
     cursor.execute("SAVEPOINT sums")
     try:
-        cursor.executemany(_ADD, rows)
+        cursor.executemany(statement, rows)
     except (sqlite3.IntegrityError, OverflowError):
         cursor.execute("ROLLBACK TO sums")
         cursor.execute("UPDATE folded SET part = part + 1")
-        cursor.executemany(_ADD, [(*row[:3], part + 1, *row[4:]) for row in rows])
+        cursor.executemany(statement, rows)
     cursor.execute("RELEASE sums")
 
 
@@ -94,34 +112,4 @@ def lay_out_tail(connection: sqlite3.Connection) -> bool:
     """Put the sums of the rows that are not in the sums yet into temp.tail; whether there are any."""
     connection.execute("DELETE FROM temp.tail")
     [done] = connection.execute("SELECT seq FROM folded").fetchone()
-    sums = _sums(connection.execute(_ROWS, (done, 2**63 - 1)))
-    connection.executemany(_ADD_TAIL, [(*place, *_columns(amounts)) for place, amounts in sums.items()])
-    return bool(sums)
-
-
-def _columns(amounts: list[int]) -> tuple[int, ...]:
-    return (*amounts[:6], *divmod(amounts[6], _MICRO))
-
-
-def _sums(rows: Iterable[tuple[Any, ...]]) -> dict[Place, list[int]]:
-    """What rows add to the quarters and the days."""
-    sums: dict[Place, list[int]] = {}
-    for series, ts, requests, put_in, put_out, cached, micro, rest in rows:
-        place = (series, 0, ts // QUARTER)
-        found = sums.get(place)
-        if found is None:
-            found = sums[place] = [0, 0, 0, 0, 0, 0, 0]
-        found[0] += 1
-        found[1] += requests
-        found[2] += put_in
-        found[3] += put_out
-        found[4] += cached
-        if micro is None:
-            found[5] += requests
-        else:
-            found[6] += micro * _MICRO + rest
-    for (series, _, quarter), found in list(sums.items()):
-        day = sums.setdefault((series, 1, quarter // QUARTERS_A_DAY), [0, 0, 0, 0, 0, 0, 0])
-        for at, value in enumerate(found):
-            day[at] += value
-    return sums
+    return connection.execute(_ADD_TAIL, (done, 2**63 - 1)).rowcount > 0
