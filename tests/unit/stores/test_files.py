@@ -146,9 +146,31 @@ def test_a_file_of_version_1_opens(tmp_path: Path) -> None:
             [entry(idempotency_key="golden", units=5, user_id="u", tags=["t"], output_tokens=1)]
         )
         assert (again.status, again.units) == (SubmitStatus.DUPLICATE, 1_500_000_001)
+        known = entry(idempotency_key="golden", units=5, user_id="u", tags=["t"], output_tokens=1)
+        batch = store.append([entry(idempotency_key="other"), known, known])
+        assert [done.status for done in batch] == [SubmitStatus.CREATED, *[SubmitStatus.DUPLICATE] * 2]
         [card] = store.all_cards()
         assert (card.id, card.version, card.rates[0].price) == ("card-golden", 1, Decimal("2.5"))
         assert [done.status for done in store.append([entry()])] == [SubmitStatus.CREATED]
+
+
+def test_a_file_of_version_4_opens(tmp_path: Path) -> None:
+    # That of version 1, with further records of each kind, two of which were repriced.
+    path = tmp_path / "v4.db"
+    with gzip.open(GOLDEN / "store-v4.db.gz") as packed, path.open("wb") as file:
+        shutil.copyfileobj(packed, file)
+    with Sync(path) as store:
+        total = 9 + 9 + sum(range(200))
+        assert store.count_usage(Filter()) == 204
+        for group_by in ((), ("user",), ("provider",)):
+            found = store.summarize(Filter(), group_by, None)
+            assert (sum(s.units for _, _, s in found), sum(s.requests for _, _, s in found)) == (total, 204)
+        for key, n in (("golden", None), ("new", 1), ("01a20359-ab54-7000-bc5b-ba4c242805a1:7", 7)):
+            fields = {"user_id": "u", "tags": ["t"]} if key in ("golden", "new") else {}
+            fields |= {"output_tokens": 1} if key == "golden" else {}
+            [again] = store.append([entry(n or 0, idempotency_key=key, **fields)])
+            assert again.status == SubmitStatus.DUPLICATE
+            assert store.get_cost(again.usage_id).record.idempotency_key == key
 
 
 def test_durability_is_what_was_asked_for(tmp_path: Path) -> None:
