@@ -1,8 +1,11 @@
-"""Do cost queries grow with the groups or with the events? 10^4 against 10^6 events, same groups and days."""
+"""Do cost queries grow with the groups or with the events? 10^4 against 10^6 events, same groups and days.
+
+By user they grow with the users of each day and model: 1,000 users come to 9,800 sums of the smaller number of
+events here, and to 289,000 of the larger.
+"""
 
 from __future__ import annotations
 
-import os
 import random
 import statistics
 import sys
@@ -11,16 +14,17 @@ from datetime import UTC, datetime, timedelta
 
 from llm_cost_ops._gen.messages import CostStatus, UsageRecord
 from llm_cost_ops.engine.ledger import Entry, Filter
+from llm_cost_ops.engine.pricebook import Pricing
 from llm_cost_ops.engine.windows import buckets_between, parse_interval
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.runtime import SyncRuntime, drive
 from llm_cost_ops.stores.sqlite import SqliteStore
-from llm_cost_ops.wire.uuid7 import uuid7
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 DAYS = 30
 SERIES = [("openai", f"gpt-{n}") for n in range(6)] + [("anthropic", f"claude-{n}") for n in range(4)]
+PRICING = Pricing(CostStatus.PRICED, "USD", "card-1", 1)
 CONTEXT = CallContext(method=None, runtime=SyncRuntime(), metadata=Metadata())
 
 
@@ -28,14 +32,11 @@ def entry(at: float, chance: random.Random) -> Entry:
     provider, model = chance.choice(SERIES)
     moment = START + timedelta(seconds=at)
     record = UsageRecord(
-        id=uuid7(), organization_id="acme", provider=provider, model_id=model, timestamp=moment,
-        input_tokens=1000, output_tokens=100, total_tokens=1100, ingested_at=moment,
+        organization_id="acme", provider=provider, model_id=model, timestamp=moment,
+        input_tokens=1000, output_tokens=100, total_tokens=1100,
         user_id=f"user-{chance.randrange(1000)}",
     )  # fmt: skip
-    return Entry(
-        record=record, fingerprint=os.urandom(16), status=CostStatus.PRICED, currency="USD",
-        units=chance.randrange(10**10),
-    )  # fmt: skip
+    return Entry(record, "", moment, chance.randrange(10**10), PRICING)
 
 
 def filled(events: int) -> SqliteStore:
@@ -44,6 +45,9 @@ def filled(events: int) -> SqliteStore:
     for first in range(0, events, 10_000):
         batch = [entry(n * step, chance) for n in range(first, min(first + 10_000, events))]
         drive(store.append(batch, CONTEXT))
+    # The newest records are in no sum yet.
+    for _ in range(127 - events % 128):
+        drive(store.append([entry(chance.random() * DAYS * 86_400, chance)], CONTEXT))
     return store
 
 
@@ -74,7 +78,7 @@ def main() -> None:
         ("by day, Asia/Kolkata", days, (), "day", "Asia/Kolkata"),
         ("by hour, UTC", days, (), "hour", ""),
         ("by model, ragged ends", ragged, ("model",), "", ""),
-        ("by user (reads rows)", days, ("user",), "", ""),
+        ("by user", days, ("user",), "", ""),
     ]
     print(f"{'milliseconds for events:':26}" + "".join(f"{size:>12,}" for size in sizes) + f"{'ratio':>8}")
     for name, (start, end), group_by, interval, zone in queries:

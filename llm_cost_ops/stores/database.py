@@ -23,10 +23,10 @@ _TEMPORARY = (
         n INTEGER PRIMARY KEY, bucket INTEGER NOT NULL, low INTEGER NOT NULL, high INTEGER NOT NULL
     )""",
     """CREATE TEMP TABLE tail (
-        series INTEGER NOT NULL, level INTEGER NOT NULL, bucket INTEGER NOT NULL,
+        series INTEGER NOT NULL, level INTEGER NOT NULL, bucket INTEGER NOT NULL, user TEXT NOT NULL,
         records INTEGER NOT NULL, requests INTEGER NOT NULL, input INTEGER NOT NULL,
         output INTEGER NOT NULL, cached INTEGER NOT NULL, unpriced INTEGER NOT NULL,
-        micro INTEGER NOT NULL, rest INTEGER NOT NULL, PRIMARY KEY (series, level, bucket)
+        micro INTEGER NOT NULL, rest INTEGER NOT NULL, PRIMARY KEY (series, level, bucket, user)
     ) WITHOUT ROWID""",
 )
 

@@ -1,4 +1,4 @@
-"""From version 3 to version 4 of the schema: usage whose ids do not follow from its keys."""
+"""From version 3 to version 4 of the schema: ids that do not follow from keys, and no sums of users."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 from llm_cost_ops.engine.windows import to_micros
 from llm_cost_ops.stores.ids import as_text, usage_id
+from llm_cost_ops.stores.newest import newest
 from llm_cost_ops.stores.rows import decode_usage, encode_struct
 
-__all__ = ["move_usage"]
+__all__ = ["move_usage", "sum_users"]
 
 _OLD = (
     "SELECT u.seq, u.org, u.series, u.pricing, u.id, u.key, u.ts, u.requests, u.input, u.output, u.cached, "
@@ -24,6 +25,19 @@ def move_usage(connection: sqlite3.Connection) -> None:
     insert = f"INSERT INTO usage_4 VALUES ({', '.join('?' * 18)})"
     connection.executemany(insert, (_moved(row) for row in connection.execute(_OLD)))
     connection.executemany("INSERT OR IGNORE INTO earlier VALUES (?, ?)", _keys(connection))
+
+
+def sum_users(connection: sqlite3.Connection) -> None:
+    """Add the sums of each day and user to rollup_4."""
+    cost = newest(connection)
+    day = "(u.ts - (u.ts % 86400000000 + 86400000000) % 86400000000) / 86400000000"
+    connection.execute(
+        f"INSERT INTO rollup_4 SELECT {cost.series}, 2, {day}, ifnull(u.user, ''), 0, count(*), "
+        "sum(u.requests), sum(u.input), sum(u.output), sum(u.cached), "
+        f"sum(CASE WHEN {cost.micro} IS NULL THEN u.requests ELSE 0 END), "
+        f"ifnull(sum({cost.micro}), 0) + ifnull(sum({cost.rest}), 0) / 1000000, "
+        f"ifnull(sum({cost.rest}), 0) % 1000000 FROM usage u{cost.join} GROUP BY 1, 3, 4"
+    )
 
 
 def _moved(row: tuple[Any, ...]) -> tuple[Any, ...]:

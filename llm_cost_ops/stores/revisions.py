@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 from llm_cost_ops._gen.messages import CostStatus
 from llm_cost_ops.engine.ledger import Change, Filter, Recorded
-from llm_cost_ops.engine.windows import QUARTER, QUARTERS_A_DAY, from_micros, to_micros
+from llm_cost_ops.engine.windows import from_micros, to_micros
 from llm_cost_ops.stores import Price
 from llm_cost_ops.stores.append import Interner
 from llm_cost_ops.stores.cards import kept_card
 from llm_cost_ops.stores.ids import as_key
 from llm_cost_ops.stores.newest import newest
-from llm_cost_ops.stores.rollups import add, fold
+from llm_cost_ops.stores.rollups import Place, add, fold, places
 from llm_cost_ops.stores.rows import (
     RECORD_COLUMNS,
     Terms,
@@ -103,7 +103,7 @@ def _find(connection: sqlite3.Connection, seqs: Sequence[int], price: Price) -> 
     cost = newest(connection)
     rows = connection.execute(
         f"SELECT u.ts, u.record, {cost.micro}, {cost.rest}, s.currency, s.status, u.seq, {cost.number}, "
-        f"s.id, u.requests, u.input, u.output, u.cached FROM usage u{cost.join} "
+        f"s.id, ifnull(u.user, ''), u.requests, u.input, u.output, u.cached FROM usage u{cost.join} "
         f"JOIN series s ON s.id = {cost.series} WHERE u.seq IN ({', '.join('?' * len(seqs))})",
         tuple(seqs),
     ).fetchall()
@@ -139,18 +139,18 @@ def reprice(
     """Add a revision to each of the records whose status, currency or cost is not what `price` says."""
     # So that the sums hold the costs that are replaced.
     fold(cursor)
-    sums: dict[tuple[int, int, int], list[int]] = {}
+    sums: dict[Place, list[int]] = {}
     revisions = []
     found = _find(cursor.connection, seqs, price)
-    for (seq, number, before, *counts, ts), terms, cost, change in found:
+    for (seq, number, before, user, *counts, ts), terms, cost, change in found:
         _, after, pricing = interner.ids(cursor, terms)
         revisions.append((seq, number + 1, after, pricing, *cost, to_micros(now)))
         for series, sign, units in ((before, -1, change.units_before), (after, 1, change.units_after)):
             amounts = [1, *counts, counts[0] if units is None else 0, units or 0]
-            for level, bucket in ((0, ts // QUARTER), (1, ts // QUARTER // QUARTERS_A_DAY)):
-                place = sums.setdefault((series, level, bucket), [0] * 7)
+            for place in places(series, ts, user):
+                totals = sums.setdefault(place, [0] * 7)
                 for at, amount in enumerate(amounts):
-                    place[at] += sign * amount
+                    totals[at] += sign * amount
     cursor.executemany(_ADD_REVISION, revisions)
     add(cursor, {place: amounts for place, amounts in sums.items() if any(amounts)})
     return [change for _, _, _, change in found]

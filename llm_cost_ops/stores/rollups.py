@@ -1,4 +1,4 @@
-"""The sums that queries read: of rows by series and quarter of an hour, and by series and day.
+"""The sums that queries read: of rows by series and quarter of an hour, by day, and by day and user.
 
 They are behind the rows by a tail of fewer than FOLD_EVERY records, which queries add up themselves:
 `folded` says up to which row the sums go, and moves with them in one transaction. So a write costs a row,
@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from typing import Any
 
 from llm_cost_ops.engine.windows import QUARTER, QUARTERS_A_DAY
 
-__all__ = ["add", "fold", "fold_if_due", "lay_out_tail"]
+__all__ = ["DAYS", "QUARTERS", "USER_DAYS", "Place", "add", "fold", "fold_if_due", "lay_out_tail", "places"]
 
 FOLD_EVERY = 128
 """Rows are added to the sums by the transaction that writes the row of a number divisible by this."""
 
-Place = tuple[int, int, int]
-"""A series, a level and a bucket of the table rollup."""
+QUARTERS, DAYS, USER_DAYS = 0, 1, 2
+"""The levels of the table rollup."""
+
+Place = tuple[int, int, int, str]
+"""A series, a level, a bucket and a user ("" where the level has none) of the table rollup."""
 
 # So many rows of the largest numbers that a store takes add up to less than 2^63.
 _AT_ONCE = 4096
@@ -28,32 +32,40 @@ _COUNTS = ("records", "requests", "input", "output", "cached", "unpriced")
 # Whole division as Python does it, also before 1970.
 _QUARTER = f"(ts - (ts % {QUARTER} + {QUARTER}) % {QUARTER}) / {QUARTER}"
 _DAY = f"(bucket - (bucket % {QUARTERS_A_DAY} + {QUARTERS_A_DAY}) % {QUARTERS_A_DAY}) / {QUARTERS_A_DAY}"
-# What the rows between two numbers add to the quarters and the days.
+_TOTALS = ", ".join(f"sum({name})" for name in (*_COUNTS, "micro", "rest"))
+# What the rows between two numbers add.
 _SUMS = f"""
-    WITH quarter AS MATERIALIZED (
-        SELECT series, {_QUARTER} AS bucket, count(*) AS records, sum(requests) AS requests,
-            sum(input) AS input, sum(output) AS output, sum(cached) AS cached,
+    WITH found AS MATERIALIZED (
+        SELECT series, {_QUARTER} AS bucket, ifnull(user, '') AS user, count(*) AS records,
+            sum(requests) AS requests, sum(input) AS input, sum(output) AS output, sum(cached) AS cached,
             sum(iif(micro IS NULL, requests, 0)) AS unpriced, ifnull(sum(micro), 0) AS micro,
             ifnull(sum(rest), 0) AS rest
-        FROM usage WHERE seq > ? AND seq <= ? GROUP BY series, bucket
-    ), place AS (
-        SELECT series, 0 AS level, bucket, {", ".join(_COUNTS)}, micro, rest FROM quarter
-        UNION ALL
-        SELECT series, 1, {_DAY}, {", ".join(f"sum({name})" for name in _COUNTS)}, sum(micro), sum(rest)
-        FROM quarter GROUP BY series, {_DAY}
+        FROM usage WHERE seq > ? AND seq <= ? GROUP BY series, bucket, ifnull(user, '')
+    ), place (series, level, bucket, user, {", ".join(_COUNTS)}, micro, rest) AS (
+        SELECT series, {QUARTERS}, bucket, '', {_TOTALS} FROM found GROUP BY series, bucket
+        UNION ALL SELECT series, {DAYS}, {_DAY}, '', {_TOTALS} FROM found GROUP BY series, {_DAY}
+        UNION ALL SELECT series, {USER_DAYS}, {_DAY}, user, {_TOTALS} FROM found GROUP BY series, {_DAY}, user
     )
-    SELECT series, level, bucket, %s {", ".join(_COUNTS)}, micro + rest / {_MICRO}, rest % {_MICRO}
+    SELECT series, level, bucket, user, %s {", ".join(_COUNTS)}, micro + rest / {_MICRO}, rest % {_MICRO}
     FROM place WHERE true
 """
 _ON_CONFLICT = f"""
-    ON CONFLICT (series, level, bucket, part) DO UPDATE SET
+    ON CONFLICT (series, level, bucket, user, part) DO UPDATE SET
     {", ".join(f"{name} = {name} + excluded.{name}" for name in _COUNTS)},
     micro = micro + excluded.micro + (rest + excluded.rest) / {_MICRO},
     rest = (rest + excluded.rest) % {_MICRO}
 """
-_FOLD = f"INSERT INTO rollup {_SUMS.replace('%s', '(SELECT part FROM folded),')} {_ON_CONFLICT}"
-_ADD = f"INSERT INTO rollup VALUES (?, ?, ?, (SELECT part FROM folded), {', '.join('?' * 8)}) {_ON_CONFLICT}"
+_PART = "(SELECT part FROM folded)"
+_FOLD = f"INSERT INTO rollup {_SUMS.replace('%s', f'{_PART},')} {_ON_CONFLICT}"
+_ADD = f"INSERT INTO rollup VALUES (?, ?, ?, ?, {_PART}, {', '.join('?' * 8)}) {_ON_CONFLICT}"
 _ADD_TAIL = f"INSERT INTO temp.tail {_SUMS.replace('%s', '')}"
+
+
+def places(series: int, ts: int, user: str) -> tuple[Place, Place, Place]:
+    """Where the sums hold a row with this time, in microseconds."""
+    quarter = ts // QUARTER
+    day = quarter // QUARTERS_A_DAY
+    return (series, QUARTERS, quarter, ""), (series, DAYS, day, ""), (series, USER_DAYS, day, user)
 
 
 def fold_if_due(cursor: sqlite3.Cursor, first: int, last: int) -> None:
@@ -96,7 +108,7 @@ def add(cursor: sqlite3.Cursor, sums: dict[Place, list[int]]) -> None:
     _add(cursor, _ADD, rows)
 
 
-def _add(cursor: sqlite3.Cursor, statement: str, rows: Sequence[tuple[int, ...]]) -> None:
+def _add(cursor: sqlite3.Cursor, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
     """Add to the sums; where one would leave 64 bits, which STRICT refuses, all go into a new part."""
     cursor.execute("SAVEPOINT sums")
     try:

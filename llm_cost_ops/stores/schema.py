@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Callable
 
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from llm_cost_ops.stores.rekeying import move_usage
+from llm_cost_ops.stores.rekeying import move_usage, sum_users
 
 __all__ = ["APPLICATION_ID", "MIGRATIONS", "VERSION", "identify", "migrate"]
 
@@ -119,16 +119,18 @@ _VERSION_4 = (
     "CREATE UNIQUE INDEX usage_id ON usage (id)",
     # With all that a page, or a user's sums, need to find their rows.
     "CREATE INDEX usage_time ON usage (org, ts, seq, user)",
-    # Where a sum would leave 64 bits it goes on in a row of another part.
+    # Level 2: a day of UTC and a user; user is '' on the other levels. Where a sum would leave 64 bits it
+    # goes on in a row of another part.
     """CREATE TABLE rollup_4 (
-        series INTEGER NOT NULL, level INTEGER NOT NULL, bucket INTEGER NOT NULL, part INTEGER NOT NULL,
-        records INTEGER NOT NULL, requests INTEGER NOT NULL, input INTEGER NOT NULL,
+        series INTEGER NOT NULL, level INTEGER NOT NULL, bucket INTEGER NOT NULL, user TEXT NOT NULL,
+        part INTEGER NOT NULL, records INTEGER NOT NULL, requests INTEGER NOT NULL, input INTEGER NOT NULL,
         output INTEGER NOT NULL, cached INTEGER NOT NULL, unpriced INTEGER NOT NULL,
         micro INTEGER NOT NULL, rest INTEGER NOT NULL,
-        PRIMARY KEY (series, level, bucket, part)
+        PRIMARY KEY (series, level, bucket, user, part)
     ) STRICT, WITHOUT ROWID""",
-    """INSERT INTO rollup_4 SELECT series, level, bucket, 0, records, requests, input, output, cached,
+    """INSERT INTO rollup_4 SELECT series, level, bucket, '', 0, records, requests, input, output, cached,
         unpriced, micro, rest FROM rollup""",
+    sum_users,
     "DROP TABLE rollup",
     "ALTER TABLE rollup_4 RENAME TO rollup",
     # The last row that is in the sums, and the part that they are added to.

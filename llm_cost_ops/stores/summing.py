@@ -8,10 +8,10 @@ from datetime import datetime
 from typing import Any
 
 from llm_cost_ops.engine.ledger import Filter, Sums
-from llm_cost_ops.engine.windows import cover, to_micros
+from llm_cost_ops.engine.windows import QUARTER, cover, to_micros
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.stores.newest import Newest, newest
-from llm_cost_ops.stores.rollups import lay_out_tail
+from llm_cost_ops.stores.rollups import DAYS, QUARTERS, USER_DAYS, lay_out_tail
 
 __all__ = [
     "SERIES_PLACES",
@@ -152,19 +152,27 @@ def _totals(
         question.add_rows(pieces)
         return totals
     rows: list[Piece] = []
-    levels: tuple[list[Piece], list[Piece]] = ([], [])
+    levels: dict[int, list[Piece]] = {QUARTERS: [], DAYS: [], USER_DAYS: []}
     for bucket, low, high in pieces:
         parts = cover(low, high)
         rows += ((bucket, *part) for part in parts.rows)
-        levels[0].extend((bucket, *part) for part in parts.quarters)
-        levels[1].extend((bucket, *part) for part in parts.days)
-    if any(levels):
+        levels[USER_DAYS if question.by_user else DAYS].extend((bucket, *part) for part in parts.days)
+        if question.by_user:
+            rows += ((bucket, *_micros(part)) for part in parts.quarters)
+        else:
+            levels[QUARTERS].extend((bucket, *part) for part in parts.quarters)
+    if any(levels.values()):
         tables = ("rollup", "temp.tail") if lay_out_tail(connection) else ("rollup",)
         for table in tables:
-            for level, found in enumerate(levels):
+            for level, found in levels.items():
                 question.add_rollups(table, level, found)
     question.add_rows(rows)
     return totals
+
+
+def _micros(quarters: tuple[int | None, int | None]) -> tuple[int | None, int | None]:
+    low, high = (None if edge is None else edge * QUARTER for edge in quarters)
+    return low, high
 
 
 def pick_series(connection: sqlite3.Connection, where: Filter) -> dict[int, tuple[str, ...]]:
@@ -237,7 +245,8 @@ class _Question:
             else:
                 self._places.append(len(SERIES_PLACES) + 1 + len(self._columns))
                 self._columns.append(self._column(name))
-        self.needs_rows = bool(self._columns or where.user_ids or where.tags or where.labels)
+        self.by_user = bool("user" in group_by or where.user_ids)
+        self.needs_rows = bool(set(group_by) - {*SERIES_PLACES, "user"} or where.tags or where.labels)
 
     def _column(self, name: str) -> str:
         if name == "user":
@@ -253,17 +262,20 @@ class _Question:
         raise RpcError(StatusCode.INVALID_ARGUMENT, rule, violations=[Violation("group_by", rule)])
 
     def add_rollups(self, table: str, level: int, pieces: list[Piece]) -> None:
-        """Add what a table holds of whole quarters of an hour (level 0) or whole days (level 1)."""
+        """Add what a table holds of whole quarters of an hour or whole days."""
         if not pieces:
             return
         lay_out(self._connection, pieces)
+        user = ", r.user" * len(self._columns)
+        users = self._where.user_ids
         # CROSS JOIN fixes the order of the loops, in which the groups come out sorted.
         source = (
             f"FROM temp.picked p CROSS JOIN temp.piece g CROSS JOIN {table} r "
             "WHERE r.series = p.id AND r.level = ? AND r.bucket >= g.low AND r.bucket < g.high "
-            "GROUP BY p.id, g.n"
+            f"{f'AND r.user IN ({_marks(users)}) ' if users else ''}GROUP BY p.id, g.n{user}"
         )
-        self._sum("p.id, g.bucket", [f"r.{name}" for name in _AMOUNTS], source, [level])
+        amounts = [f"r.{name}" for name in _AMOUNTS]
+        self._sum(f"p.id, g.bucket{user}", amounts, source, [level, *users])
 
     def add_rows(self, pieces: list[Piece]) -> None:
         """Add what rows hold, one by one."""
