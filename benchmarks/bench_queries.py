@@ -1,7 +1,7 @@
 """Do cost queries grow with the groups or with the events? 10^4 against 10^6 events, same groups and days.
 
-By user they grow with the users of each day and model: 1,000 users come to 9,800 sums of the smaller number of
-events here, and to 289,000 of the larger.
+By user they grow with the users of each day and model: 1,000 users come to 9,800 sums of the smaller number
+of events here, and to 289,000 of the larger.
 """
 
 from __future__ import annotations

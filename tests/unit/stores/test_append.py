@@ -179,7 +179,7 @@ def test_sums_that_leave_64_bits_are_exact(store: Sync) -> None:
         for _ in range(count):
             store.append([entry(input_tokens=LARGEST_COUNT, units=LARGEST_COST) for _ in range(size)])
     records = 40_020
-    for group_by in ((), ("user",), ("provider", "tag")):
+    for group_by in ((), ("user",), ("provider", "tag"), ("label:x",)):
         [(_, _, sums)] = store.summarize(Filter(), group_by, None)
         assert (sums.requests, sums.input_tokens) == (records, records * LARGEST_COUNT)
         assert sums.units == records * LARGEST_COST

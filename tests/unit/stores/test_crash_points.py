@@ -24,7 +24,9 @@ STEP = int(os.environ.get("LLM_COST_OPS_CRASH_STEP", "0"))
 
 WORK = """
 import os, sys
+from llm_cost_ops.stores import rollups
 from tests.unit.stores.making import Sync, entry
+rollups.FOLD_EVERY = 3
 store = Sync(sys.argv[1])
 for n in range(10):
     keys = [f"{n}-{i}" for i in range(1 + 3 * (n % 2))]
@@ -69,7 +71,7 @@ def check(path: Path, told: list[str]) -> None:
         assert acknowledged <= kept
         # A batch is there whole or not at all.
         assert {key[0] for key in kept if key[0] in "13579"} == {key[0] for key in kept if key.endswith("-3")}
-        for group_by in (("project",), ("project", "user")):
+        for group_by in (("project",), ("project", "user"), ("project", "label:x")):
             sums = store.summarize(Filter(), group_by, None)
             assert sum(s.requests for _, _, s in sums) == len(kept)
         text = {"text": "x" * 6000}

@@ -162,7 +162,7 @@ def test_a_file_of_version_4_opens(tmp_path: Path) -> None:
     with Sync(path) as store:
         total = 9 + 9 + sum(range(200))
         assert store.count_usage(Filter()) == 204
-        for group_by in ((), ("user",), ("provider",)):
+        for group_by in ((), ("user",), ("provider",), ("label:x",)):
             found = store.summarize(Filter(), group_by, None)
             assert (sum(s.units for _, _, s in found), sum(s.requests for _, _, s in found)) == (total, 204)
         for key, n in (("golden", None), ("new", 1), ("01a20359-ab54-7000-bc5b-ba4c242805a1:7", 7)):
@@ -203,7 +203,7 @@ def test_a_full_disk_acknowledges_nothing(tmp_path: Path, group: bool) -> None:
         store.store._writer._connection.execute("PRAGMA max_page_count = 1000000")
         assert [done.status for done in store.append([entry()])] == [SubmitStatus.CREATED]
         assert store.count_usage(Filter()) == before + 1
-        assert sum(s.requests for _, _, s in store.summarize(Filter(), ("user",), None)) == before + 1
+        assert sum(s.requests for _, _, s in store.summarize(Filter(), ("label:x",), None)) == before + 1
 
 
 LIMITED = """
@@ -272,7 +272,7 @@ def test_kill_9_under_load_loses_nothing_acknowledged(tmp_path: Path, mode: str)
         assert {done.status for done in found} == {SubmitStatus.DUPLICATE}
         assert total >= len(keys) > 20
         assert store.count_usage(Filter()) == total
-        for group_by in (("project",), ("project", "user")):
+        for group_by in (("project",), ("project", "user"), ("project", "label:x")):
             assert sum(s.requests for _, _, s in store.summarize(Filter(), group_by, None)) == total
     connection = sqlite3.connect(path)
     assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)

@@ -259,10 +259,11 @@ class StoreBesideModel(RuleBasedStateMachine):
     def rollups_and_rows_agree(self) -> None:
         if not self.kept:
             return
-        by_rollup = self.store.summarize(Filter(), ("provider",), None)
-        by_rows = self.store.summarize(Filter(), ("provider", "user"), None)
-        assert sum(s.units for _, _, s in by_rollup) == sum(s.units for _, _, s in by_rows)
-        assert sum(s.requests for _, _, s in by_rollup) == sum(s.requests for _, _, s in by_rows)
+        by_row = self.store.summarize(Filter(), ("provider", "label:team"), None)
+        for group_by in (("provider",), ("provider", "user")):
+            by_rollup = self.store.summarize(Filter(), group_by, None)
+            assert sum(s.units for _, _, s in by_rollup) == sum(s.units for _, _, s in by_row)
+            assert sum(s.requests for _, _, s in by_rollup) == sum(s.requests for _, _, s in by_row)
 
 
 class FileBesideModel(StoreBesideModel):

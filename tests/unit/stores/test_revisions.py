@@ -128,7 +128,7 @@ def test_a_repricing_is_whole_or_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
         )
         assert [s.units for _, _, s in store.summarize(Filter(), ("user",), None)] == [50]
         assert len(reprice(store, at(7))) == 10
-        for group_by in ((), ("user",), ("provider",)):
+        for group_by in ((), ("user",), ("provider",), ("label:x",)):
             assert [s.units for _, _, s in store.summarize(Filter(), group_by, None)] == [70]
 
 
@@ -236,7 +236,7 @@ def test_writers_wait_for_a_chunk_at_most(tmp_path: Path, group: bool) -> None:
         reprice_rest = store.matching(Filter(), 0, 100_000)
         drive(store.store.reprice(reprice_rest, at(7), context(), dry_run=False))
         count = store.count_usage(Filter())
-        for group_by in ((), ("user",)):
+        for group_by in ((), ("user",), ("label:x",)):
             [(_, _, sums)] = store.summarize(Filter(), group_by, None)
             assert (sums.units, sums.requests) == (7 * count, count)
 
