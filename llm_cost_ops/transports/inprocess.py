@@ -21,9 +21,9 @@ _log = logging.getLogger("llm_cost_ops.server")
 class InProcessLeaf:
     """Answers calls in the process, sync or async: it awaits what the handler awaits.
 
-    The server's side gets a context of its own, with the same metadata and deadline. Neither they nor the
-    messages are copied: servicers change no request and keep no part of one that can be changed, and the
-    response belongs to the caller. `close` lets go of what the handler holds.
+    The server's side gets a context of its own, with a copy of the metadata, and the deadline. The
+    messages are not copied: servicers neither change a request nor keep a part of it that can be
+    changed, and the response belongs to the caller. `close` lets go of what the handler holds.
     """
 
     def __init__(self, handler: ServiceHandler, close: Callable[[], Awaitable[None]] | None = None) -> None:
@@ -80,7 +80,7 @@ class InProcessLeaf:
         served = CallContext(
             context.method,
             context.runtime,
-            context.metadata,
+            context.metadata.copy(),
             deadline,
             context.idempotency_key,
         )
