@@ -10,7 +10,7 @@ from typing import Any
 
 from llm_cost_ops.exceptions import AuthenticationError, ConfigurationError, CostOpsError, ValidationError
 from llm_cost_ops.interceptors.forks import forget_in_children
-from llm_cost_ops.interceptors.waiting import outcome_of
+from llm_cost_ops.interceptors.waiting import outcome_of, within_deadline
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.interceptor import UnaryContinuation
 from llm_cost_ops.rpc.metadata import Metadata
@@ -29,8 +29,12 @@ class Auth(AroundStart):
     """Sends `Authorization: Bearer <key>`, unless the call brings its own.
 
     A callable is asked once and its key kept; on a 401 it is asked again, once per attempt. Calls
-    that need a key at the same time share one question. The callable may be async in the async
-    client. A key that a server repeats in an error is taken out of it.
+    that need a key at the same time share one question: the first of them asks, and if its deadline
+    passes meanwhile, or it is cancelled, the next one asks again. The callable may be async in the
+    async client; there it is cancelled at the deadline. A callable that blocks can't be cut short, in
+    either client: a call that asks one too long fails once it returns, while calls that wait for the
+    answer in other threads keep their own deadlines. A key that a server repeats in an error is taken
+    out of it.
     """
 
     def __init__(self, source: KeySource) -> None:
@@ -90,7 +94,7 @@ class Auth(AroundStart):
                 break
             await outcome_of(asking, context)
         try:
-            key = await self._ask()
+            key = await self._ask(context)
             with self._lock:
                 self._keep(key)
                 self._asked += 1
@@ -100,11 +104,11 @@ class Auth(AroundStart):
                 self._asking = None
             mine.set_result(None)
 
-    async def _ask(self) -> str:
+    async def _ask(self, context: CallContext) -> str:
         assert not isinstance(self._source, str)
         key = self._source()
         if inspect.isawaitable(key):
-            key = await key
+            key = await within_deadline(key, context)
         if not isinstance(key, str) or not key:
             raise ConfigurationError("api_key: the callable must return a key as text", parameter="api_key")
         return key

@@ -1,15 +1,16 @@
-"""Waiting for what another call is doing."""
+"""Waiting, within a call's deadline, for what is not the call itself."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from concurrent.futures import Future
 from typing import TypeVar
 
-from llm_cost_ops.exceptions import error_from_rpc
+from llm_cost_ops.exceptions import CostOpsError, error_from_rpc
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 
-__all__ = ["outcome_of"]
+__all__ = ["outcome_of", "within_deadline"]
 
 T = TypeVar("T")
 
@@ -19,7 +20,25 @@ async def outcome_of(future: Future[T], context: CallContext) -> T:
     try:
         return await context.runtime.wait(future, context.remaining())
     except TimeoutError:
-        passed = RpcError(
-            StatusCode.DEADLINE_EXCEEDED, f"the deadline of {context.method.name} passed", origin="client"
-        )
-        raise error_from_rpc(passed, context.attempt - 1) from None
+        raise _deadline_passed(context) from None
+
+
+async def within_deadline(awaitable: Awaitable[T], context: CallContext) -> T:
+    """What somebody else's code gives; it is cancelled, with the public TimeoutError, at the deadline.
+
+    In the sync client nothing can be cut short.
+    """
+    try:
+        return await context.runtime.within(awaitable, context.remaining())
+    except TimeoutError as error:
+        remaining = context.remaining()
+        if remaining is None or remaining > 0:
+            raise  # its own
+        raise _deadline_passed(context) from error
+
+
+def _deadline_passed(context: CallContext) -> CostOpsError:
+    passed = RpcError(
+        StatusCode.DEADLINE_EXCEEDED, f"the deadline of {context.method.name} passed", origin="client"
+    )
+    return error_from_rpc(passed, context.attempt - 1)

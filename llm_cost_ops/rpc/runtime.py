@@ -10,7 +10,7 @@ import asyncio
 import concurrent.futures
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
 from llm_cost_ops.rpc.batches import Patience, batches_in_asyncio, batches_inline
@@ -37,6 +37,12 @@ class Runtime(Protocol):
 
     async def wait(self, future: concurrent.futures.Future[T], timeout: float | None = None) -> T:
         """Wait for another thread's result; builtin TimeoutError when `timeout` seconds pass."""
+
+    async def within(self, awaitable: Awaitable[T], timeout: float | None = None) -> T:
+        """Await somebody else's code; builtin TimeoutError when `timeout` seconds pass, and it is cancelled.
+
+        When sync nothing interrupts it, and it may not suspend.
+        """
 
     async def offload(self, function: Callable[..., T], *args: Any) -> T:
         """Run what takes long where it holds nobody up: inline when sync, in a thread under asyncio."""
@@ -72,6 +78,9 @@ class SyncRuntime(_Clock):
     async def wait(self, future: concurrent.futures.Future[T], timeout: float | None = None) -> T:
         return future.result(timeout)
 
+    async def within(self, awaitable: Awaitable[T], timeout: float | None = None) -> T:
+        return await awaitable
+
     async def offload(self, function: Callable[..., T], *args: Any) -> T:
         return function(*args)
 
@@ -94,6 +103,10 @@ class AsyncRuntime(_Clock):
             # Shielded: the other thread's work goes on, and its result is dropped.
             return await asyncio.shield(asyncio.wrap_future(future))
 
+    async def within(self, awaitable: Awaitable[T], timeout: float | None = None) -> T:
+        async with asyncio.timeout(timeout):
+            return await awaitable
+
     async def offload(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.to_thread(function, *args)
 
@@ -109,7 +122,7 @@ class ForeignAwaitError(RuntimeError):
 
 _RULE = (
     "the sync client can't wait for {}: an interceptor may await only its continuation and "
-    "context.runtime (sleep, wait, offload)"
+    "context.runtime (sleep, wait, within, offload)"
 )
 
 

@@ -7,7 +7,7 @@ import concurrent.futures
 import heapq
 import random
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from itertools import count
 from typing import Any, TypeVar
 
@@ -81,6 +81,10 @@ class VirtualRuntime(_VirtualClock):
                 self.advance(timeout or 0.0)
             raise
 
+    async def within(self, awaitable: Awaitable[T], timeout: float | None = None) -> T:
+        """What an awaitable gives that does not suspend."""
+        return await awaitable
+
     async def offload(self, function: Callable[..., T], *args: Any) -> T:
         """Call the function."""
         return function(*args)
@@ -122,16 +126,33 @@ class AsyncVirtualRuntime(_VirtualClock):
         result = asyncio.wrap_future(future)
         if timeout is None:
             return await asyncio.shield(result)
+        await self._done(result, timeout)
+        return result.result()
+
+    async def within(self, awaitable: Awaitable[T], timeout: float | None = None) -> T:
+        """What an awaitable gives; builtin TimeoutError when `timeout` virtual seconds pass."""
+        self._activity += 1
+        if timeout is None:
+            return await awaitable
+        work = asyncio.ensure_future(awaitable)
+        try:
+            await self._done(work, timeout)
+        finally:
+            if not work.done():
+                work.cancel()
+                await asyncio.wait({work})
+        return work.result()
+
+    async def _done(self, future: asyncio.Future[Any], timeout: float) -> None:
         alarm = asyncio.ensure_future(self._until(self._elapsed + timeout))
         try:
-            first: set[asyncio.Future[Any]] = {result, alarm}
+            first: set[asyncio.Future[Any]] = {future, alarm}
             await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
         finally:
             alarm.cancel()
             self._activity += 1
-        if not result.done():
+        if not future.done():
             raise TimeoutError
-        return result.result()
 
     async def offload(self, function: Callable[..., T], *args: Any) -> T:
         """Call the function, in this thread."""

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from llm_cost_ops import AuthenticationError, ConfigurationError, RetryConfig, ServerError
+from llm_cost_ops.exceptions import TimeoutError as DeadlinePassed
 from llm_cost_ops.interceptors.auth import Auth, redacted
 from llm_cost_ops.interceptors.retry import Retry
-from llm_cost_ops.rpc.runtime import ForeignAwaitError
+from llm_cost_ops.rpc.runtime import AsyncRuntime, ForeignAwaitError, SyncRuntime
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from llm_cost_ops.testing import Delay, Fault, ScriptedLeaf
+from llm_cost_ops.testing import AsyncVirtualRuntime, Delay, Fault, ScriptedLeaf, VirtualRuntime
 from tests.calls import DONE, async_channel, put, sync_channel
 
 CANARY = "canary-key-0123456789"
@@ -167,6 +168,119 @@ async def test_a_cancelled_question_leaves_the_others_unharmed() -> None:
     first.cancel()
     assert await second is DONE
     assert first.cancelled()
+
+
+class Hanging:
+    """Never gives a key, and says whether its waiting was ended."""
+
+    def __init__(self) -> None:
+        self.asked = self.ended = 0
+
+    async def __call__(self) -> str:
+        self.asked += 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.ended += 1
+        return "never"
+
+
+@pytest.mark.parametrize("runtime", [AsyncRuntime(), AsyncVirtualRuntime()])
+async def test_a_key_that_does_not_come_ends_the_call_at_its_deadline(runtime: Any) -> None:
+    hanging = Hanging()
+    channel = async_channel([DONE], Auth(hanging), runtime=runtime)
+    with pytest.raises(TimeoutError, match="the deadline of PutNote passed") as caught:
+        await put(channel, timeout=0.05)
+    assert isinstance(caught.value, DeadlinePassed)
+    assert (caught.value.attempts, caught.value.maybe_applied) == (0, False)
+    assert not sent(channel)
+    assert hanging.ended == hanging.asked == 1
+    assert asyncio.all_tasks() == {asyncio.current_task()}, "nothing goes on"
+
+
+async def test_a_refresh_that_does_not_come_ends_the_call_at_its_deadline() -> None:
+    keys = iter(["old"])
+    hanging = Hanging()
+
+    async def source() -> str:
+        return next(keys, "") or await hanging()
+
+    channel = async_channel([Fault(401), DONE], Auth(source))
+    with pytest.raises(DeadlinePassed):
+        await put(channel, timeout=60)
+    assert sent(channel) == ["Bearer old"]
+    assert hanging.ended == 1
+
+
+async def test_those_who_wait_for_a_key_keep_their_own_deadlines() -> None:
+    hanging = Hanging()
+    channel = async_channel([DONE], Auth(hanging))
+    clock = channel.core.runtime
+
+    async def late(timeout: float) -> float:
+        with pytest.raises(DeadlinePassed):
+            await put(channel, timeout=timeout)
+        return float(clock.monotonic())
+
+    assert await asyncio.gather(*(late(seconds) for seconds in (5, 2, 9, 1))) == [5, 2, 9, 1]
+    assert hanging.ended == hanging.asked == 2, "asked for 5 s by the first, then by the one with 9"
+
+
+async def test_a_key_comes_in_time_for_those_who_have_it_when_the_one_who_asked_has_not() -> None:
+    issuer = Issuer()
+    runtime = AsyncVirtualRuntime()
+
+    async def slow() -> str:
+        await runtime.sleep(3)
+        return issuer()
+
+    channel = async_channel([DONE], Auth(slow), runtime=runtime)
+    short, long = await asyncio.gather(
+        put(channel, timeout=2), put(channel, timeout=10), return_exceptions=True
+    )
+    assert isinstance(short, DeadlinePassed)
+    assert long is DONE
+
+
+async def test_a_timeout_of_the_callables_own_is_no_deadline() -> None:
+    async def source() -> str:
+        raise TimeoutError("the vault")
+
+    with pytest.raises(TimeoutError, match="the vault") as caught:
+        await put(async_channel([DONE], Auth(source)), timeout=60)
+    assert not isinstance(caught.value, DeadlinePassed)
+
+
+def test_a_blocking_callable_is_not_cut_but_its_call_is_not_sent_late() -> None:
+    runtime = VirtualRuntime()
+
+    def slow() -> str:
+        runtime.advance(5)
+        return "key"
+
+    channel = sync_channel([DONE, DONE], Auth(slow), runtime=runtime)
+    with pytest.raises(DeadlinePassed):
+        put(channel, timeout=1)
+    assert put(channel, timeout=1) is DONE
+
+
+def test_threads_that_wait_for_a_blocking_callable_keep_their_own_deadlines() -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    def slow() -> str:
+        asked.set()
+        assert go_on.wait(10)
+        return "key"
+
+    channel = sync_channel([DONE], Auth(slow), runtime=SyncRuntime())
+    first = threading.Thread(target=put, args=(channel,))
+    first.start()
+    assert asked.wait(5)
+    with pytest.raises(DeadlinePassed):
+        put(channel, timeout=0.01)
+    go_on.set()
+    first.join(5)
+    assert sent(channel) == ["Bearer key"]
 
 
 @pytest.mark.parametrize("source", [CANARY, lambda: CANARY])
