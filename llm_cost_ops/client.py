@@ -25,6 +25,7 @@ from llm_cost_ops.streams import AsyncStreamingUsageResource, StreamingUsageReso
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import GetHealthResponse, GetReadinessResponse
+    from llm_cost_ops.transports.serializer import Serializer
 
 __all__ = ["AsyncCostOpsClient", "CostOpsClient"]
 
@@ -63,7 +64,7 @@ def _embedded_leaf(config: ClientConfig, *, sync: bool) -> Leaf:
     return InProcessLeaf(service.handler, service.aclose)
 
 
-def _http_leaf(config: ClientConfig, http_client: Any, *, sync: bool) -> Leaf:
+def _http_leaf(config: ClientConfig, http_client: Any, serializer: Any, *, sync: bool) -> Leaf:
     from llm_cost_ops.transports.http import AsyncHttpLeaf, HttpLeaf
 
     kind: Any = HttpLeaf if sync else AsyncHttpLeaf
@@ -81,11 +82,12 @@ def _http_leaf(config: ClientConfig, http_client: Any, *, sync: bool) -> Leaf:
         verify=verify,
         proxy=config.proxy,
         http_client=http_client,
+        serializer=serializer,
     )
     return leaf
 
 
-def _grpc_leaf(config: ClientConfig, *, sync: bool) -> Leaf:
+def _grpc_leaf(config: ClientConfig, serializer: Any, *, sync: bool) -> Leaf:
     try:
         from llm_cost_ops.transports.grpc import AsyncGrpcLeaf, GrpcLeaf
     except ImportError as error:
@@ -102,7 +104,11 @@ def _grpc_leaf(config: ClientConfig, *, sync: bool) -> Leaf:
     kind: Any = GrpcLeaf if sync else AsyncGrpcLeaf
     try:
         leaf: Leaf = kind(
-            config.base_url, channels=config.connection_pool.grpc_channels, tls=tls, proxy=config.proxy
+            config.base_url,
+            channels=config.connection_pool.grpc_channels,
+            tls=tls,
+            proxy=config.proxy,
+            serializer=serializer,
         )
     except ValueError as error:
         parameter = "proxy" if str(error).startswith("proxy") else "base_url"
@@ -110,17 +116,21 @@ def _grpc_leaf(config: ClientConfig, *, sync: bool) -> Leaf:
     return leaf
 
 
-def _open_leaf(config: ClientConfig, http_client: Any, *, sync: bool) -> Leaf:
+def _open_leaf(config: ClientConfig, http_client: Any, serializer: Any, *, sync: bool) -> Leaf:
     scheme = split_base_url(config.base_url).scheme
     if http_client is not None and scheme not in ("http", "https"):
         raise ConfigurationError(
             f"http_client goes with an http(s) base_url, not with {scheme}", parameter="http_client"
         )
+    if serializer is not None:
+        from llm_cost_ops.transports.serializer import check_serializer
+
+        check_serializer(serializer, scheme)
     if scheme == "sqlite":
         return _embedded_leaf(config, sync=sync)
     if scheme in ("grpc", "grpcs"):
-        return _grpc_leaf(config, sync=sync)
-    return _http_leaf(config, http_client, sync=sync)
+        return _grpc_leaf(config, serializer, sync=sync)
+    return _http_leaf(config, http_client, serializer, sync=sync)
 
 
 # Errors from before the chain: nothing was sent.
@@ -141,11 +151,15 @@ class _Client:
         *,
         timeout: Any = UNSET,
         http_client: Any = None,
+        serializer: Serializer | None = None,
         interceptors: Sequence[Any] = (),
         leaf: Leaf | None = None,
         runtime: Runtime | None = None,
     ) -> None:
         self.config = config = _configured(config, api_key, base_url, timeout)
+        if leaf is not None and (http_client is not None or serializer is not None):
+            parameter = "serializer" if http_client is None else "http_client"
+            raise ConfigurationError(f"{parameter} can't go with a leaf of your own", parameter=parameter)
         self._interceptors = tuple(interceptors)
         self._embedded = leaf is None and split_base_url(config.base_url).scheme == "sqlite"
         headers = dict(config.headers)
@@ -155,7 +169,7 @@ class _Client:
         sync = isinstance(self, CostOpsClient)
         kind: Any = Channel if sync else AsyncChannel
         self._channel = kind(
-            leaf or _open_leaf(config, http_client, sync=sync),
+            leaf or _open_leaf(config, http_client, serializer, sync=sync),
             chain,
             runtime=runtime,
             timeout=config.timeout,
@@ -234,7 +248,9 @@ class CostOpsClient(_Client):
     `base_url` chooses the transport (see ClientConfig) and defaults to LLM_COST_OPS_BASE_URL, then
     to an embedded database in the working directory; `api_key` defaults to LLM_COST_OPS_API_KEY,
     and the embedded engine needs none. What is given here wins over `config`, and `config` over
-    the environment. Nothing is opened or sent before the first call.
+    the environment. `http_client` is an httpx client to send HTTP calls with, `serializer` writes
+    messages in another form than JSON or protobuf (see transports.serializer.Serializer), and `leaf`
+    replaces the transport. Nothing is opened or sent before the first call.
 
     Raises ConfigurationError for a wrong parameter.
 

@@ -13,7 +13,7 @@ import ssl
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.portal import SLACK, Portal
@@ -23,9 +23,12 @@ from llm_cost_ops.transports.grpc_dial import proxy_of, target_of
 from llm_cost_ops.transports.grpc_exchange import GrpcExchange
 from llm_cost_ops.transports.grpc_lane import Lane
 from llm_cost_ops.transports.grpc_streaming import StreamingExchange
+from llm_cost_ops.transports.serializer import Serializer
 from llm_cost_ops.transports.tls import ssl_context
 
 __all__ = ["AsyncGrpcLeaf", "GrpcLeaf"]
+
+E = TypeVar("E", bound=GrpcExchange)
 
 # A stream that is closed early is over within so many seconds, or left to the loop.
 LONGEST_END = 1.0
@@ -44,7 +47,8 @@ class _GrpcLeaf:
     `tls` is the context for grpcs://, by default one that verifies with the usual authorities.
     `proxy` is the URL of an HTTP proxy that tunnels; without one GRPC_PROXY, HTTPS_PROXY (HTTP_PROXY
     without TLS), ALL_PROXY and NO_PROXY are heeded. Answers of more than `max_response_bytes` are
-    errors. Raises ValueError for a wrong `base_url` or proxy.
+    errors. With a `serializer` messages are not protobuf. Raises ValueError for a wrong `base_url` or
+    proxy.
     """
 
     def __init__(
@@ -55,8 +59,10 @@ class _GrpcLeaf:
         tls: ssl.SSLContext | None = None,
         proxy: str | None = None,
         max_response_bytes: int = 64 * 1024 * 1024,
+        serializer: Serializer | None = None,
     ) -> None:
         self._target = target_of(base_url)
+        self._serializer = serializer
         self._channels = channels
         self._tls = tls
         self._proxy = proxy_of(self._target, proxy)
@@ -64,16 +70,18 @@ class _GrpcLeaf:
         self._closed = False
 
     def _begin(self, request: Any, context: CallContext) -> GrpcExchange:
-        if self._closed:
-            raise _closed()
-        scheme = "https" if self._target.tls else "http"
-        return GrpcExchange(scheme, self._target.authority, request, context, self._max_response_bytes)
+        return self._exchange(GrpcExchange, request, context)
 
     def _begin_stream(self, request: Any, context: CallContext) -> StreamingExchange:
+        return self._exchange(StreamingExchange, request, context)
+
+    def _exchange(self, kind: type[E], request: Any, context: CallContext) -> E:
         if self._closed:
             raise _closed()
         scheme = "https" if self._target.tls else "http"
-        return StreamingExchange(scheme, self._target.authority, request, context, self._max_response_bytes)
+        return kind(
+            scheme, self._target.authority, request, context, self._max_response_bytes, self._serializer
+        )
 
     def _open(self) -> Lane:
         if self._target.tls and self._tls is None:

@@ -27,12 +27,16 @@ from llm_cost_ops.transports.headers import (
     retry_after,
     to_headers,
 )
+from llm_cost_ops.transports.serializer import Serializer, from_wire, subtype_of, to_wire
 from llm_cost_ops.wire import DecodeError, EncodeError
 
 __all__ = ["GrpcExchange"]
 
 USER_AGENT = "llm-cost-ops"
 LONGEST_MESSAGE = 2000
+
+# The content types of an answer; the first is that of a request.
+_PROTOBUF = ("application/grpc", "application/grpc+proto")
 
 # What an answer that is not gRPC's means, by its HTTP status.
 _HTTP = {
@@ -64,11 +68,24 @@ Headers = list[tuple[bytes, bytes]]
 class GrpcExchange:
     """A call as one HTTP/2 stream, or as several where the server did not touch the first ones.
 
-    `limit` bounds the response message in bytes, after decompression.
+    `limit` bounds the response message in bytes, after decompression. Without a `serializer` messages
+    are protobuf.
     """
 
-    def __init__(self, scheme: str, authority: str, request: Any, context: CallContext, limit: int) -> None:
+    def __init__(
+        self,
+        scheme: str,
+        authority: str,
+        request: Any,
+        context: CallContext,
+        limit: int,
+        serializer: Serializer | None = None,
+    ) -> None:
         context.check_deadline()
+        self._serializer = serializer
+        self._kinds = _PROTOBUF
+        if serializer is not None:
+            self._kinds = (f"application/grpc+{subtype_of(serializer)}", "application/grpc")
         self._context = context
         self._limit = limit
         self._safe = context.method.idempotency is Idempotency.NO_SIDE_EFFECTS
@@ -83,8 +100,12 @@ class GrpcExchange:
         self._frame = self._framed(request)
 
     def _framed(self, request: Any) -> bytes:
+        codec = self._context.method.request
         try:
-            payload = self._context.method.request.encode(request)
+            if self._serializer is None:
+                payload = codec.encode(request)
+            else:
+                payload = to_wire(self._serializer, codec.encode_json(request))
         except EncodeError as error:
             raise RpcError(
                 StatusCode.INVALID_ARGUMENT,
@@ -107,7 +128,7 @@ class GrpcExchange:
             (":path", context.method.path),
             (":authority", self._authority),
             ("te", "trailers"),
-            ("content-type", "application/grpc"),
+            ("content-type", self._kinds[0]),
             ("user-agent", context.metadata.get("user-agent") or USER_AGENT),
         ]
         left = self.seconds_left()
@@ -160,7 +181,7 @@ class GrpcExchange:
     def _check_head(self, head: dict[bytes, bytes]) -> None:
         status = head.get(b":status", b"").decode("latin-1")
         kind = head.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip()
-        if status == "200" and kind in {"application/grpc", "application/grpc+proto"}:
+        if status == "200" and kind in self._kinds:
             return
         if self._status:
             return  # what a gateway says in gRPC's words counts
@@ -223,8 +244,11 @@ class GrpcExchange:
         return response
 
     def _decoded(self, message: bytes) -> Any:
+        codec = self._context.method.response
         try:
-            return self._context.method.response.decode(message)
+            if self._serializer is None:
+                return codec.decode(message)
+            return codec.decode_json(from_wire(self._serializer, message))
         except DecodeError as error:
             raise self._malformed(f"the response {error}") from error
 

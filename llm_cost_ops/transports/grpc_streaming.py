@@ -13,6 +13,7 @@ from llm_cost_ops.rpc.method import Cardinality
 from llm_cost_ops.transports.grpc_exchange import GrpcExchange
 from llm_cost_ops.transports.grpc_stream import CallStream, StreamFailedError
 from llm_cost_ops.transports.headers import REQUEST_ID_HEADER
+from llm_cost_ops.transports.serializer import Serializer
 
 __all__ = ["StreamingExchange"]
 
@@ -29,12 +30,20 @@ class StreamingExchange(GrpcExchange):
     can't be sent again here. `broken` is what the caller's own iterable raised.
     """
 
-    def __init__(self, scheme: str, authority: str, request: Any, context: CallContext, limit: int) -> None:
+    def __init__(
+        self,
+        scheme: str,
+        authority: str,
+        request: Any,
+        context: CallContext,
+        limit: int,
+        serializer: Serializer | None = None,
+    ) -> None:
         self._streams_in = context.method.cardinality is Cardinality.STREAM_STREAM
         self.requests: Any = request
         self.begun = False
         self.broken: Exception | None = None
-        super().__init__(scheme, authority, request, context, limit)
+        super().__init__(scheme, authority, request, context, limit, serializer)
 
     def _framed(self, request: Any) -> bytes:
         return b"" if request is self.requests and self._streams_in else super()._framed(request)

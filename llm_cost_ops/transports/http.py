@@ -24,6 +24,7 @@ from llm_cost_ops.transports.call_queue import CallQueue
 from llm_cost_ops.transports.http_exchange import Exchange, origin_of, proxy_for
 from llm_cost_ops.transports.http_pool import AsyncPoolTransport, PoolTransport
 from llm_cost_ops.transports.http_streams import StreamExchange
+from llm_cost_ops.transports.serializer import Serializer
 
 __all__ = ["AsyncHttpLeaf", "HttpLeaf"]
 
@@ -47,8 +48,8 @@ class _HttpLeaf(Generic[Client]):
     warns), or an ssl.SSLContext with a CA bundle or a client certificate. `proxy` is the URL of a
     proxy; without one HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY are heeded, as are
     SSL_CERT_FILE and SSL_CERT_DIR. With `http_client` these settings are that client's own, and
-    closing it is up to its owner. Answers of more than `max_response_bytes` are errors. Raises
-    ValueError for a wrong `base_url`.
+    closing it is up to its owner. Answers of more than `max_response_bytes` are errors. With a
+    `serializer` bodies are not JSON, but for streams. Raises ValueError for a wrong `base_url`.
     """
 
     def __init__(
@@ -62,8 +63,10 @@ class _HttpLeaf(Generic[Client]):
         proxy: str | None = None,
         http_client: Client | None = None,
         max_response_bytes: int = 64 * 1024 * 1024,
+        serializer: Serializer | None = None,
     ) -> None:
         self._origin = origin_of(base_url)
+        self._serializer = serializer
         if verify is False and http_client is None and self._origin.startswith("https:"):
             warnings.warn(f"TLS certificates of {self._origin} are not verified", stacklevel=3)
         self._in_flight = max_connections
@@ -78,7 +81,14 @@ class _HttpLeaf(Generic[Client]):
 
     def _begin(self, request: Any, context: CallContext) -> Exchange:
         self._check_open()
-        return Exchange(self._origin, request, context, self._max_response_bytes, own=self._client is None)
+        return Exchange(
+            self._origin,
+            request,
+            context,
+            self._max_response_bytes,
+            own=self._client is None,
+            serializer=self._serializer,
+        )
 
     def _begin_stream(self, request: Any, context: CallContext) -> StreamExchange:
         self._check_open()

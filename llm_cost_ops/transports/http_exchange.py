@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import urllib.request
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -23,6 +24,7 @@ from llm_cost_ops.transports.headers import (
 )
 from llm_cost_ops.transports.http_binding import HttpRequest, binding_of
 from llm_cost_ops.transports.http_errors import error_from_response
+from llm_cost_ops.transports.serializer import Serializer, from_wire, to_wire
 from llm_cost_ops.wire import DecodeError
 
 __all__ = ["Exchange", "origin_of", "proxy_for"]
@@ -72,11 +74,24 @@ class Exchange:
     """One call as one HTTP request and its response; the leaf moves the bytes.
 
     `limit` bounds the decompressed response. `own` says that the connections are ours: then it is
-    known when the request begins to leave, because they report each step.
+    known when the request begins to leave, because they report each step. Without a `serializer` bodies
+    are JSON.
     """
 
-    def __init__(self, origin: str, request: Any, context: CallContext, limit: int, *, own: bool) -> None:
+    def __init__(
+        self,
+        origin: str,
+        request: Any,
+        context: CallContext,
+        limit: int,
+        *,
+        own: bool,
+        serializer: Serializer | None = None,
+    ) -> None:
         context.check_deadline()
+        self._serializer = serializer
+        self._kind = "application/json" if serializer is None else serializer.content_type
+        self._answered_so = False
         self._context = context
         self._binding = binding_of(context.method)
         self._safe = context.method.idempotency is Idempotency.NO_SIDE_EFFECTS
@@ -91,7 +106,10 @@ class Exchange:
         self._origin = origin
 
     def _encoded(self, request: Any) -> HttpRequest:
-        return self._binding.encode(request)
+        http = self._binding.encode(request)
+        if self._serializer is None or http.body is None:
+            return http
+        return http._replace(body=to_wire(self._serializer, http.body))
 
     def seconds_left(self) -> float | None:
         """What is left until the deadline, never negative."""
@@ -123,9 +141,10 @@ class Exchange:
 
     def _headers(self, left: float | None) -> list[tuple[str, str]]:
         context = self._context
-        headers = [("accept", "application/json"), ("accept-encoding", "gzip")]
+        accept = self._kind if self._serializer is None else f"{self._kind}, application/json;q=0.5"
+        headers = [("accept", accept), ("accept-encoding", "gzip")]
         if self._http.body is not None:
-            headers.append(("content-type", "application/json"))
+            headers.append(("content-type", self._kind))
         if "user-agent" not in context.metadata:
             headers.append(("user-agent", USER_AGENT))
         if left is not None:
@@ -152,6 +171,9 @@ class Exchange:
         self._sent = True
         self._status = response.status_code
         self._metadata = from_headers(response.headers.raw)
+        if self._serializer is not None:
+            kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+            self._answered_so = kind == self._kind
         encoding = "" if response.is_stream_consumed else response.headers.get("content-encoding", "")
         try:
             self._body = BoundedBody(self._limit, encoding)
@@ -177,12 +199,17 @@ class Exchange:
         except ValueError as error:
             raise self._malformed(str(error)) from error
         if not 200 <= self._status < 300:
+            with suppress(DecodeError):
+                body = self._json(body)
             raise self._refused(body)
         context.request_id = self._metadata.get(REQUEST_ID_HEADER) or context.request_id
         try:
-            return self._binding.decode_response(body if body or self._status != 204 else b"{}")
+            return self._binding.decode_response(self._json(body) if body or self._status != 204 else b"{}")
         except DecodeError as error:
             raise self._malformed(f"the response {error}", body) from error
+
+    def _json(self, body: bytes) -> bytes:
+        return from_wire(self._serializer, body) if self._serializer and self._answered_so else body
 
     def out_of_time(self, error: Exception | None = None) -> RpcError:
         """The deadline passed, or a client of the user's own did not wait that long."""
