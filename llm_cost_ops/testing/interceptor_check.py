@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from llm_cost_ops._gen.messages import SubmitUsageRequest, SubmitUsageResponse, UsageReceipt, UsageRecord
@@ -15,8 +16,9 @@ from llm_cost_ops.interceptors.error_mapping import ErrorMapping
 from llm_cost_ops.rpc.channel import AsyncChannel, Channel
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.interceptor import Leaf
-from llm_cost_ops.rpc.runtime import ForeignAwaitError
+from llm_cost_ops.rpc.runtime import ForeignAwaitError, drive
 from llm_cost_ops.testing.leaf import Fault, ScriptedLeaf
+from llm_cost_ops.testing.stream_check import check_streams
 from llm_cost_ops.testing.virtual_time import AsyncVirtualRuntime, VirtualRuntime
 
 __all__ = ["InterceptorCheckError", "check_interceptor"]
@@ -37,7 +39,8 @@ def check_interceptor(interceptor: Any, *, concurrent_calls: int = 8, patience: 
     one. Checked are, sync and async: a call goes through and may fail, without awaiting anything
     but the continuation and `context.runtime`; what goes wrong below comes out as a CostOpsError;
     calls at the same time are all under way at once, which a lock held across an await would
-    prevent; and a cancelled call ends cancelled, without keeping the next from going through.
+    prevent; and a cancelled call ends cancelled, without keeping the next from going through. Of its
+    stream methods also that a stream which is left early is closed below.
     An interceptor that bounds calls in flight is checked with as many `concurrent_calls` as it
     admits. `patience` is the real seconds after which calls count as stuck.
     """
@@ -49,6 +52,8 @@ def check_interceptor(interceptor: Any, *, concurrent_calls: int = 8, patience: 
     _within(patience, "a thread", lambda: _check_threads(make(), concurrent_calls, patience))
     _within(patience, "a task", lambda: asyncio.run(_check_tasks(make(), concurrent_calls)))
     _within(patience, "a cancelled call", lambda: asyncio.run(_check_cancelling(make())))
+    _within(patience, "a sync stream", lambda: _check_sync_streams(make(), concurrent_calls))
+    _within(patience, "an async stream", lambda: asyncio.run(_check_async_streams(make(), concurrent_calls)))
 
 
 def _check_shape(interceptor: Any) -> None:
@@ -160,6 +165,17 @@ async def _check_cancelling(interceptor: Any) -> None:
     if not isinstance(outcome[0], asyncio.CancelledError):
         raise InterceptorCheckError(f"a cancelled call ended with {outcome[0]!r}: let CancelledError through")
     await channel.unary_unary(SUBMIT_USAGE, _request(1))
+
+
+def _check_sync_streams(interceptor: Any, calls: int) -> None:
+    try:
+        drive(check_streams(interceptor, partial(_sync, interceptor), InterceptorCheckError, calls))
+    except ForeignAwaitError as error:
+        raise InterceptorCheckError(f"a stream works only in the async client: {error}") from error
+
+
+async def _check_async_streams(interceptor: Any, calls: int) -> None:
+    await check_streams(interceptor, partial(_async, interceptor), InterceptorCheckError, calls)
 
 
 def _within(patience: float, what: str, check: Callable[[], Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -87,6 +87,14 @@ class ScriptedLeaf:
     async, that returns a step or None for an empty response. The last step is repeated with
     `forever=True`; otherwise a call beyond the script is an AssertionError. Safe to share between
     threads and tasks.
+
+    A call whose answer is a stream takes a step that is a list: its messages, and among them the
+    faults and delays that come between.
+
+        [[first, second, Fault("network")], [third]]     break after two messages, then go on
+
+    Any other step is a stream of that alone. The requests of a stream are all taken, into the list that
+    is the call's request, before the answer begins; by Fault(..., sent=False) none is.
     """
 
     def __init__(self, script: Iterable[Any] = (), *, forever: bool = False) -> None:
@@ -104,17 +112,40 @@ class ScriptedLeaf:
 
     async def unary_unary(self, request: Any, context: CallContext) -> Any:
         """Answer as the script says."""
+        step = self._received(request, context)
+        return self._response(await self._resolved(step, request, context), context)
+
+    async def unary_stream(self, request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
+        """Answer with a stream, as the script says."""
+        answer = await self._resolved(self._received(request, context), request, context)
+        for step in answer if isinstance(answer, list) else [answer]:
+            yield self._response(await self._resolved(step, request, context), context)
+
+    async def stream_stream(
+        self, requests: AsyncIterable[Any], context: CallContext
+    ) -> AsyncGenerator[Any, None]:
+        """Take all requests, and answer with a stream, as the script says."""
+        taken: list[Any] = []
+        step = self._received(taken, context)
+        if not isinstance(step, Fault) or step.sent:
+            async for request in requests:
+                taken.append(request)  # noqa: PERF401  # kept where the iterable breaks
+        answer = await self._resolved(step, taken, context)
+        for part in answer if isinstance(answer, list) else [answer]:
+            yield self._response(await self._resolved(part, taken, context), context)
+
+    async def aclose(self) -> None:
+        """Count that it was closed."""
+        self.closed += 1
+
+    def _received(self, request: Any, context: CallContext) -> Any:
         headers, key = context.metadata.copy(), context.idempotency_key
         received = Received(context.method.name, request, context, headers, context.attempt, key)
         with self._lock:
             self.calls.append(received)
             step = self._next(context)
         context.check_deadline()
-        return await self._answer(step, request, context)
-
-    async def aclose(self) -> None:
-        """Count that it was closed."""
-        self.closed += 1
+        return step
 
     def _next(self, context: CallContext) -> Any:
         for step in self._script:
@@ -124,28 +155,37 @@ class ScriptedLeaf:
             return self._last
         raise AssertionError(f"call {len(self.calls)}, {context.method.name}, is not in the script")
 
-    async def _answer(self, step: Any, request: Any, context: CallContext) -> Any:
-        if isinstance(step, Delay):
-            remaining = context.remaining()
-            late = remaining is not None and step.seconds >= remaining
-            await context.runtime.sleep(remaining if late and remaining is not None else step.seconds)
-            context.check_deadline(maybe_applied=context.method.idempotency.value != 1)
-            step = step.step
-        if isinstance(step, Fault):
-            raise step.error(context)
-        if isinstance(step, BaseException):
-            raise step
-        response = context.method.response.type
-        if callable(step) and not isinstance(step, msgspec.Struct):
-            made = step(request, context)
-            made = await made if hasattr(made, "__await__") else made
-            return await self._answer(response() if made is None else made, request, context)
+    async def _resolved(self, step: Any, request: Any, context: CallContext) -> Any:
+        """The answer that a step comes to. What it says to raise is raised."""
+        while True:
+            if isinstance(step, Delay):
+                step = await self._later(step, context)
+            elif isinstance(step, Fault):
+                raise step.error(context)
+            elif isinstance(step, BaseException):
+                raise step
+            elif callable(step) and not isinstance(step, msgspec.Struct):
+                step = step(request, context)
+                step = await step if hasattr(step, "__await__") else step
+                step = context.method.response.type() if step is None else step
+            else:
+                return step
+
+    async def _later(self, delay: Delay, context: CallContext) -> Any:
+        remaining = context.remaining()
+        late = remaining is not None and delay.seconds >= remaining
+        await context.runtime.sleep(remaining if late and remaining is not None else delay.seconds)
+        context.check_deadline(maybe_applied=context.method.idempotency.value != 1)
+        return delay.step
+
+    def _response(self, answer: Any, context: CallContext) -> Any:
         context.response_status = 200
         if context.response_metadata is None:
             context.response_metadata = Metadata()
-        if isinstance(step, response) or context.method.unwrap is None:
-            return step
-        return response(**{context.method.unwrap: step})
+        response = context.method.response.type
+        if isinstance(answer, response) or context.method.unwrap is None:
+            return answer
+        return response(**{context.method.unwrap: answer})
 
 
 def _steps(script: Iterable[Any]) -> Iterator[Any]:

@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from llm_cost_ops import (
     RateLimitConfig,
     RetryConfig,
     ServerError,
+    UsageRecord,
     exceptions,
 )
 from llm_cost_ops.interceptors.auth import Auth
@@ -32,7 +34,16 @@ from llm_cost_ops.interceptors.metrics import CallMetrics
 from llm_cost_ops.interceptors.rate_limit import RateLimit
 from llm_cost_ops.interceptors.retry import Retry
 from llm_cost_ops.interceptors.validation import Validation
-from llm_cost_ops.testing import Delay, Fault, InterceptorCheckError, ScriptedLeaf, check_interceptor
+from llm_cost_ops.testing import (
+    AsyncVirtualRuntime,
+    Delay,
+    Fault,
+    InterceptorCheckError,
+    ScriptedLeaf,
+    VirtualRuntime,
+    check_interceptor,
+)
+from llm_cost_ops.types import StreamUsageResponse
 from tests.calls import DONE, PUT, put, sync_channel
 from tests.tiny_service import PutNoteResponse
 
@@ -145,6 +156,78 @@ class Disguising:
             raise NetworkError("hm") from error
 
 
+class _Streaming:
+    """What passes, for a stream of answers."""
+
+    async def intercept_unary_stream(self, continuation: Any, request: Any, context: Any) -> Any:
+        async with aclosing(continuation(request, context)) as messages:
+            async for message in messages:
+                yield message
+
+
+class LeftOpen:
+    async def intercept_unary_stream(self, continuation: Any, request: Any, context: Any) -> Any:
+        async for message in continuation(request, context):
+            yield message
+
+
+class LeftOpenBothWays:
+    async def intercept_stream_stream(self, continuation: Any, request: Any, context: Any) -> Any:
+        async for message in continuation(request, context):
+            yield message
+
+
+class ForeignInStream(_Streaming):
+    async def intercept_stream_stream(self, continuation: Any, requests: Any, context: Any) -> Any:
+        async with aclosing(continuation(requests, context)) as messages:
+            async for message in messages:
+                await asyncio.sleep(0)
+                yield message
+
+
+class HeldInStream:
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    async def intercept_unary_stream(self, continuation: Any, request: Any, context: Any) -> Any:
+        with self.lock:
+            async with aclosing(continuation(request, context)) as messages:
+                async for message in messages:
+                    yield message
+
+
+class NoYield:
+    async def intercept_unary_stream(self, continuation: Any, request: Any, context: Any) -> Any:
+        return continuation(request, context)
+
+
+class Emptying(_Streaming):
+    async def intercept_unary_stream(self, continuation: Any, request: Any, context: Any) -> Any:
+        async for _ in super().intercept_unary_stream(continuation, request, context):
+            if context is None:
+                yield None
+
+
+class EndingQuietly:
+    async def intercept_unary_stream(self, continuation: Any, request: Any, context: Any) -> Any:
+        try:
+            async with aclosing(continuation(request, context)) as messages:
+                async for message in messages:
+                    yield message
+        except ServerError:
+            return
+
+
+class DisguisingStreams:
+    async def intercept_stream_stream(self, continuation: Any, request: Any, context: Any) -> Any:
+        try:
+            async with aclosing(continuation(request, context)) as messages:
+                async for message in messages:
+                    yield message
+        except ServerError as error:
+            raise NetworkError("hm") from error
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -156,6 +239,14 @@ class Disguising:
         (Swallowing, "cancelled call"),
         (Nothing, "none of the methods"),
         (Disguising, "NetworkError"),
+        (LeftOpen, "intercept_unary_stream: a stream that was left early is still open"),
+        (LeftOpenBothWays, "intercept_stream_stream: a stream that was left early is still open"),
+        (ForeignInStream, "a stream works only in the async client"),
+        (HeldInStream, "a sync stream got stuck"),
+        (NoYield, "has no yield"),
+        (Emptying, "no message came through"),
+        (EndingQuietly, "a failure after 0 messages did not come through"),
+        (DisguisingStreams, "intercept_stream_stream: a failed server came out as NetworkError"),
     ],
 )
 def test_the_check_finds(wrong: Any, message: str) -> None:
@@ -189,6 +280,60 @@ def test_every_interceptor_of_ours_passes_the_check(make: Any) -> None:
 
 def test_an_interceptor_may_be_given_itself() -> None:
     check_interceptor(CallMetrics([]))
+    check_interceptor(_Streaming())
+
+
+RECORDS = [UsageRecord(organization_id="a", provider="openai", model_id=f"m-{n}") for n in range(3)]
+
+
+def _client(colour: str, leaf: ScriptedLeaf) -> Any:
+    settings: dict[str, Any] = {"base_url": "https://costs.test", "api_key": "k", "leaf": leaf}
+    if colour == "sync":
+        return CostOpsClient(runtime=VirtualRuntime(), **settings)
+    return AsyncCostOpsClient(runtime=AsyncVirtualRuntime(), **settings)
+
+
+async def _models(stream: Any, into: list[str]) -> None:
+    if hasattr(stream, "__aiter__"):
+        async for record in stream:
+            into.append(record.model_id)  # noqa: PERF401  # kept where the stream breaks
+    else:
+        into += (record.model_id for record in stream)
+
+
+@pytest.mark.parametrize("colour", ["sync", "async"])
+async def test_a_script_answers_with_streams(colour: str) -> None:
+    script = [[], [Delay(2, RECORDS[0]), RECORDS[1]], RECORDS[2], lambda request, context: RECORDS[:2]]
+    leaf = ScriptedLeaf(script)
+    client = _client(colour, leaf)
+    got: list[list[str]] = [[], [], [], []]
+    for into in got:
+        await _models(client.usage.export(provider="openai"), into)
+    assert got == [[], ["m-0", "m-1"], ["m-2"], ["m-0", "m-1"]]
+    assert [request.provider for request in leaf.requests] == [["openai"]] * 4
+    assert leaf.calls[0].method == "ExportUsage"
+    assert leaf.calls[0].context.runtime.monotonic() == 2
+
+
+@pytest.mark.parametrize("colour", ["sync", "async"])
+async def test_a_scripted_stream_may_break_before_and_after_its_first_message(colour: str) -> None:
+    leaf = ScriptedLeaf([Fault(503, times=2), [RECORDS[0], Fault("network"), RECORDS[1]]])
+    got: list[str] = []
+    with pytest.raises(NetworkError):
+        await _models(_client(colour, leaf).usage.export(), got)
+    assert got == ["m-0"], "what came before is the caller's"
+    assert [call.attempt for call in leaf.calls] == [1, 2, 3], "tried again until a message came"
+
+
+@pytest.mark.parametrize("colour", ["sync", "async"])
+async def test_a_scripted_stream_takes_requests(colour: str) -> None:
+    lost = [StreamUsageResponse(durable=1, created=1), Fault("network")]
+    leaf = ScriptedLeaf([Fault(503, sent=False), lost, StreamUsageResponse(durable=2, created=2)])
+    receipt = _client(colour, leaf).usage.stream(RECORDS)
+    receipt = await receipt if colour == "async" else receipt
+    assert (receipt.records, receipt.created) == (3, 3)
+    taken = [[request.usage.model_id for request in call.request] for call in leaf.calls]
+    assert taken == [[], ["m-0", "m-1", "m-2"], ["m-1", "m-2"]], "what was not acknowledged is sent again"
 
 
 async def test_the_check_works_inside_a_running_loop() -> None:
