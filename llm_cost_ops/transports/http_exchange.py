@@ -261,7 +261,6 @@ class Exchange:
             StatusCode.INTERNAL,
             f"the answer (HTTP {status}) can't be understood: {reason}",
             maybe_applied=not self._safe,
-            http_status=status,
             request_id=self._metadata.get(REQUEST_ID_HEADER) or self._context.request_id,
             metadata=self._metadata,
             body=body[:1024],
