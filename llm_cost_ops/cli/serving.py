@@ -54,10 +54,13 @@ async def _serve(options: argparse.Namespace, *, exists: bool) -> None:
     print(f"llm-cost-ops: {_REQUIRED if required else _UNASKED}", flush=True)
     store = SqliteStore(options.db, durability=options.durability, group_commit=True)
     keys = Authentication(store.keys, required=required)
-    service = Service(store, [Admission(options.max_calls, exempt=OPEN), keys])
+    admission = Admission(options.max_calls, exempt=OPEN)
+    service = Service(store, [admission, keys])
     servers: list[Server] = []
     if where_http is not None:
-        servers.append(HttpServer(AsgiApp(service.handler, admit=keys.admit), **where_http))
+        servers.append(
+            HttpServer(AsgiApp(service.handler, admit=keys.admit, admission=admission), **where_http)
+        )
     if where_grpc is not None:
         from llm_cost_ops.server.grpc import GrpcServer
 

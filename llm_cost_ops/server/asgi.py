@@ -15,6 +15,7 @@ from llm_cost_ops.rpc.handler import ServiceHandler
 from llm_cost_ops.rpc.method import Cardinality
 from llm_cost_ops.rpc.runtime import AsyncRuntime, Runtime
 from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.server.admission import Admission
 from llm_cost_ops.server.asgi_streams import (
     LINE_TYPES,
     DisconnectedError,
@@ -157,7 +158,8 @@ class AsgiApp:
     """An ASGI app over a ServiceHandler.
 
     `close` lets go of what the handler holds; it is awaited when the ASGI server ends the lifespan.
-    `admit` raises RpcError for a call that is not to be answered, before its body is read.
+    `admit` raises RpcError for a call that is not to be answered, before its body is read; `admission`
+    refuses one before anything is looked at but its path.
     Errors are `{"error": {"code", "message", "details"}, "request_id"}`. An error that a servicer
     did not mean to raise is logged under its request id and tells the client nothing. A servicer
     may set `context.response_status` and `context.response_metadata`.
@@ -169,12 +171,16 @@ class AsgiApp:
         *,
         close: Callable[[], Awaitable[None]] | None = None,
         admit: Callable[[CallContext], Awaitable[None]] | None = None,
+        admission: Admission | None = None,
         limits: AsgiLimits | None = None,
         runtime: Runtime | None = None,
     ) -> None:
         self._handler = handler
         self._close = close
         self._admit = admit
+        self._admission = admission
+        exempt = frozenset() if admission is None else admission.exempt
+        self._exempt = {m.http.path for m in handler.methods.values() if m.http and m.path in exempt}
         self._limits = limits or AsgiLimits()
         self._runtime = runtime or AsyncRuntime()
         self._router = Router(m for m in handler.methods.values() if m.cardinality in _SERVED)
@@ -226,6 +232,11 @@ class AsgiApp:
     async def _answer(self, request: _Request, receive: Receive, send: Send) -> Answer | None:
         """Status, headers and body to answer with; None when it was a stream, which is answered then."""
         request.check()
+        if self._admission is not None and self._admission.full() and request.path not in self._exempt:
+            left = decode_timeout(request.text(DEADLINE_HEADER))
+            refusal = await self._admission.refusal(self._runtime, left)
+            if refusal is not None:
+                raise refusal
         route = self._router.match(request.path)
         if route is None:
             raise RpcError(StatusCode.NOT_FOUND, f"there is no {request.path[:200]}", error_code="NOT_FOUND")

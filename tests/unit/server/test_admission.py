@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
+import httpx
 import pytest
 
 from llm_cost_ops._gen.methods import GET_COST_SUMMARY, GET_HEALTH, SUBMIT_USAGE
@@ -14,6 +16,11 @@ from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.runtime import AsyncRuntime
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.server.admission import Admission
+from llm_cost_ops.server.asgi import AsgiApp
+from llm_cost_ops.service import Service
+from llm_cost_ops.service.tenancy import OPEN
+from llm_cost_ops.stores.sqlite import SqliteStore
+from llm_cost_ops.testing import AsyncVirtualRuntime
 
 
 def context(method: Any = SUBMIT_USAGE) -> CallContext:
@@ -52,6 +59,88 @@ async def test_calls_over_the_limit_are_refused_before_anything_is_done() -> Non
     assert await asyncio.gather(*calls[:3], health) == ["done"] * 4
     assert admission.in_flight == 0
     assert await admission.intercept_unary_unary(serve, 11, context()) == "done"
+
+
+async def refused(admission: Admission, runtime: Any, left: float | None = None) -> tuple[float, float]:
+    """When a refusal was told, and its hint."""
+    error = await admission.refusal(runtime, left)
+    assert error is not None
+    assert error.retry_after is not None
+    return float(runtime.monotonic()), error.retry_after
+
+
+async def test_a_storm_of_refusals_is_told_at_a_pace() -> None:
+    admission, runtime = Admission(1), AsyncVirtualRuntime()
+    admission.in_flight = 1
+    assert (await refused(admission, runtime))[0] == 0, "the first one at once"
+    told = await asyncio.gather(*(refused(admission, runtime) for _ in range(2000)))
+    moments = sorted(moment for moment, _ in told)
+    for start in range(0, 400, 50):
+        assert moments[start + 50] - moments[start] == pytest.approx(0.1), "500 in a second"
+    assert moments[-1] == 1, "and no one is held for longer than a second"
+    for moment, hint in told:
+        assert max(0.1, 0.5 - moment) - 0.001 <= hint <= max(0.1, 1 - moment) + 0.001, "the wait counts"
+    runtime.advance(5)
+    assert (await refused(admission, runtime))[0] == runtime.monotonic(), "it is over at once"
+
+
+async def test_who_has_little_time_is_told_within_half_of_it() -> None:
+    admission, runtime = Admission(1), AsyncVirtualRuntime()
+    admission.in_flight = 1
+    told = await asyncio.gather(*(refused(admission, runtime, 0.1) for _ in range(500)))
+    assert max(moment for moment, _ in told) == 0.05
+    assert (await refused(admission, runtime, -1))[0] == runtime.monotonic()
+
+
+async def test_who_is_held_is_served_when_there_is_room() -> None:
+    admission, runtime = Admission(1), AsyncVirtualRuntime()
+    admission.in_flight = 1
+
+    async def leave() -> None:
+        await runtime.sleep(0.05)
+        admission.in_flight = 0
+
+    async def serve(request: Any, context: CallContext) -> str:
+        return "done"
+
+    def call() -> Any:
+        return admission.intercept_unary_unary(serve, None, CallContext(SUBMIT_USAGE, runtime, Metadata()))
+
+    told = await asyncio.gather(leave(), *(call() for _ in range(100)), return_exceptions=True)
+    assert told.count("done") == pytest.approx(75, abs=1), "those whose turn was not before 0.05 s"
+    assert admission.in_flight == 0
+
+
+async def test_over_http_nothing_of_a_refused_call_is_looked_at_but_its_path() -> None:
+    admission = Admission(1, exempt=OPEN)
+    store = SqliteStore(None)
+    looked: list[str] = []
+
+    async def admit(context: CallContext) -> None:
+        looked.append(context.method.name)
+
+    service = Service(store, [admission])
+    app = AsgiApp(service.handler, admit=admit, admission=admission)
+
+    async def body() -> AsyncIterator[bytes]:
+        looked.append("body")
+        yield b"{"
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        admission.in_flight = 1
+        told = await client.post(
+            "/api/v1/usage", content=body(), headers={"x-request-id": "r-1", "content-type": "text/html"}
+        )
+        assert (told.status_code, told.json()["error"]["code"]) == (503, "OVERLOADED")
+        assert 1 <= int(told.headers["retry-after"]) <= 2
+        assert told.headers["x-request-id"] == "r-1"
+        assert looked == [], "neither the key nor the body"
+        assert (await client.get("/api/v1/usage")).status_code == 503
+        assert (await client.get("/health")).status_code == 200
+        assert (await client.get("/ready")).status_code == 200
+        admission.in_flight = 0
+        assert (await client.post("/api/v1/usage", content=b"{}")).status_code == 400
+    await service.aclose()
 
 
 async def test_calls_that_fail_or_are_cancelled_make_room() -> None:
