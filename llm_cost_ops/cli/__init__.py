@@ -67,6 +67,17 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "loopback may be listened on",
     )
     parser.add_argument(
+        "--tls-cert",
+        metavar="FILE",
+        help="PEM file of a certificate and its chain: HTTP and gRPC then speak TLS, Unix sockets not",
+    )
+    parser.add_argument("--tls-key", metavar="FILE", help="PEM file of the certificate's key")
+    parser.add_argument(
+        "--tls-client-ca",
+        metavar="FILE",
+        help="PEM file of authorities: only clients with a certificate of theirs are let in",
+    )
+    parser.add_argument(
         "--max-calls",
         type=_at_least_one,
         default=256,

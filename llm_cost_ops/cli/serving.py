@@ -21,6 +21,7 @@ from llm_cost_ops.server.admission import Admission
 from llm_cost_ops.server.asgi import AsgiApp
 from llm_cost_ops.server.serve import HttpServer, Server
 from llm_cost_ops.server.serve import serve as run
+from llm_cost_ops.server.tls import ServerTls
 from llm_cost_ops.service import Service
 from llm_cost_ops.service.authentication import Authentication
 from llm_cost_ops.service.tenancy import OPEN
@@ -48,9 +49,10 @@ async def _serve(options: argparse.Namespace, *, exists: bool) -> None:
     http = options.http or (None if options.grpc else "127.0.0.1:8080")
     where_http = _address("http", http) if http else None
     where_grpc = _address("grpc", options.grpc) if options.grpc else None
+    tls = _tls(options)
     required = options.require_keys or (exists and await _holds_keys(options))
     for option, where in (("http", where_http), ("grpc", where_grpc)):
-        _check_reach(option, where, required=required)
+        _check_reach(option, where, required=required, secret=tls is not None)
     print(f"llm-cost-ops: {_REQUIRED if required else _UNASKED}", flush=True)
     store = SqliteStore(options.db, durability=options.durability, group_commit=True)
     keys = Authentication(store.keys, required=required)
@@ -58,13 +60,12 @@ async def _serve(options: argparse.Namespace, *, exists: bool) -> None:
     service = Service(store, [admission, keys])
     servers: list[Server] = []
     if where_http is not None:
-        servers.append(
-            HttpServer(AsgiApp(service.handler, admit=keys.admit, admission=admission), **where_http)
-        )
+        app = AsgiApp(service.handler, admit=keys.admit, admission=admission)
+        servers.append(HttpServer(app, tls=tls, **where_http))
     if where_grpc is not None:
         from llm_cost_ops.server.grpc import GrpcServer
 
-        servers.append(GrpcServer(service.handler, ready=partial(_ready, service), **where_grpc))
+        servers.append(GrpcServer(service.handler, ready=partial(_ready, service), tls=tls, **where_grpc))
     await run(
         servers,
         on_drain=service.drain,
@@ -109,7 +110,18 @@ def _address(option: str, text: str) -> dict[str, Any]:
     return {"host": host, "port": int(port)}
 
 
-def _check_reach(option: str, where: dict[str, Any] | None, *, required: bool) -> None:
+def _tls(options: argparse.Namespace) -> ServerTls | None:
+    if options.tls_cert is None and options.tls_key is None and options.tls_client_ca is None:
+        return None
+    for option in ("tls-cert", "tls-key"):
+        if getattr(options, option.replace("-", "_")) is None:
+            raise ConfigurationError(f"TLS needs --{option}", parameter=option)
+    return ServerTls(
+        cert_file=options.tls_cert, key_file=options.tls_key, client_ca_file=options.tls_client_ca
+    )
+
+
+def _check_reach(option: str, where: dict[str, Any] | None, *, required: bool, secret: bool) -> None:
     """Without keys, whoever can connect may do everything: so only this machine may connect."""
     host = (where or {}).get("host", "localhost")
     if host in _LOOPBACK:
@@ -120,8 +132,11 @@ def _check_reach(option: str, where: dict[str, Any] | None, *, required: bool) -
             "a Unix socket); make a key with `llm-cost-ops keys create`, or start with --require-keys",
             parameter=option,
         )
+    if secret:
+        return
     print(
-        f"llm-cost-ops: --{option} {host} takes keys and data in plain text: let a proxy speak TLS to others",
+        f"llm-cost-ops: --{option} {host} takes keys and data in plain text: give --tls-cert and --tls-key, "
+        "or let a proxy speak TLS to others",
         file=sys.stderr,
         flush=True,
     )

@@ -10,6 +10,7 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
@@ -26,6 +27,7 @@ from llm_cost_ops.server.grpc_health import SERVICE as HEALTH_SERVICE
 from llm_cost_ops.server.grpc_health import HealthDoor
 from llm_cost_ops.server.grpc_reflection import SERVICES as REFLECTION_SERVICES
 from llm_cost_ops.server.grpc_reflection import DescriptorImage, ReflectionDoor
+from llm_cost_ops.server.tls import ServerTls
 from llm_cost_ops.server.unix_sockets import private_sockets, remove_socket, remove_stale_socket
 from llm_cost_ops.transports.grpc_wire import write_status
 from llm_cost_ops.transports.headers import IDEMPOTENCY_HEADER, REQUEST_ID_HEADER, is_request_id
@@ -89,8 +91,9 @@ class GrpcServer:
 
     It listens on `host` and `port`, loopback unless told otherwise; port 0 takes a free one. With
     `uds` it listens on that Unix socket instead, which only the process's user may open.
-    `credentials` turn TLS on. `ready` tells health whether the service takes traffic. An error that
-    a servicer did not mean to raise is logged under its request id and tells the client nothing.
+    `tls` turns TLS on, but not on a Unix socket. `ready` tells health whether the service takes traffic.
+    An error that a servicer did not mean to raise is logged under its request id and tells the client
+    nothing.
     """
 
     def __init__(
@@ -100,7 +103,7 @@ class GrpcServer:
         host: str = "127.0.0.1",
         port: int = 50051,
         uds: str | None = None,
-        credentials: grpc.ServerCredentials | None = None,
+        tls: ServerTls | None = None,
         ready: Callable[[], Awaitable[bool]] | None = None,
         limits: GrpcLimits | None = None,
         runtime: Runtime | None = None,
@@ -109,7 +112,7 @@ class GrpcServer:
         self._host = host
         self._port = port
         self._uds = uds
-        self._credentials = credentials
+        self._credentials = None if tls is None or uds is not None else _credentials(tls)
         self._ready = ready or _always
         self._limits = limits or GrpcLimits()
         self._runtime = runtime or AsyncRuntime()
@@ -183,6 +186,12 @@ class GrpcServer:
         self._stop_streams = [health.stop, reflection.stop]
         ours = [grpc.method_handlers_generic_handler(name, methods) for name, methods in services.items()]
         return (*ours, health.handler(), *reflection.handlers())
+
+
+def _credentials(tls: ServerTls) -> grpc.ServerCredentials:
+    key, certificate = (Path(name).read_bytes() for name in (tls.key_file, tls.cert_file))
+    authorities = None if tls.client_ca_file is None else Path(tls.client_ca_file).read_bytes()
+    return grpc.ssl_server_credentials([(key, certificate)], authorities, authorities is not None)
 
 
 class _InFlight:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ import uvicorn
 
 from llm_cost_ops.server.asgi import AsgiApp
 from llm_cost_ops.server.h11_limits import ConnectionLimits, limited_protocol
+from llm_cost_ops.server.tls import ServerTls
 from llm_cost_ops.server.unix_sockets import private_sockets, remove_socket, remove_stale_socket
 
 __all__ = ["HttpServer", "Server", "serve"]
@@ -40,7 +42,8 @@ class HttpServer:
     """The ASGI app on uvicorn, with limits of our own on what a connection may take.
 
     It listens on `host` and `port`, loopback unless told otherwise; port 0 takes a free one. With
-    `uds` it listens on that Unix socket instead, which only the process's user may open.
+    `uds` it listens on that Unix socket instead, which only the process's user may open. With `tls` it
+    speaks HTTPS, but not on a Unix socket.
     """
 
     def __init__(
@@ -51,10 +54,12 @@ class HttpServer:
         port: int = 8080,
         uds: str | None = None,
         limits: ConnectionLimits | None = None,
+        tls: ServerTls | None = None,
     ) -> None:
         self._host = host
         self._port = port
         self._uds = uds
+        self._tls = tls = tls if uds is None else None
         limits = limits or ConnectionLimits()
         self._config = uvicorn.Config(
             app,
@@ -68,6 +73,7 @@ class HttpServer:
             proxy_headers=False,
             timeout_keep_alive=max(1, round(limits.idle_timeout)),
             h11_max_incomplete_event_size=limits.max_header_bytes,
+            **({} if tls is None else _tls_settings(tls)),
         )
         self._server = _Uvicorn(self._config)
         self._task: asyncio.Task[None] | None = None
@@ -84,7 +90,10 @@ class HttpServer:
         if self._uds is not None:
             return f"unix:{self._uds}"
         host, port = listener.getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        scheme = "http"
+        if self._tls is not None:
+            scheme, host = "https", self._host  # as it stands in the certificate
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     async def stop(self, grace: float) -> None:
         """Accept no more; let calls in flight finish, for at most `grace` seconds."""
@@ -95,6 +104,16 @@ class HttpServer:
         await self._task
         if self._uds is not None:
             remove_socket(self._uds)
+
+
+def _tls_settings(tls: ServerTls) -> dict[str, Any]:
+    asked = ssl.CERT_NONE if tls.client_ca_file is None else ssl.CERT_REQUIRED
+    return {
+        "ssl_certfile": tls.cert_file,
+        "ssl_keyfile": tls.key_file,
+        "ssl_ca_certs": tls.client_ca_file,
+        "ssl_cert_reqs": asked,
+    }
 
 
 def _tcp(host: str, port: int) -> socket.socket:

@@ -6,12 +6,12 @@ import asyncio
 import subprocess
 import sys
 
-import grpc
 import pytest
 
 from llm_cost_ops import ClientConfig, ConfigurationError, CostOpsClient, NetworkError, RetryConfig
 from llm_cost_ops.config import TLSConfig
 from llm_cost_ops.server.grpc import GrpcServer
+from llm_cost_ops.server.tls import ServerTls
 from llm_cost_ops.service import open_service
 from tests.conformance.clients import COLOURS, open_client
 
@@ -30,16 +30,13 @@ def certificates(tmp_path_factory):
 
 @pytest.fixture(params=[False, True], ids=["tls", "mtls"])
 async def server(request, certificates):
-    def read(name):
-        return (certificates / name).read_bytes()
-
-    credentials = grpc.ssl_server_credentials(
-        [(read("server.key"), read("server.pem"))],
-        root_certificates=read("client.pem") if request.param else None,
-        require_client_auth=request.param,
+    tls = ServerTls(
+        cert_file=str(certificates / "server.pem"),
+        key_file=str(certificates / "server.key"),
+        client_ca_file=str(certificates / "client.pem") if request.param else None,
     )
     service = open_service(None)
-    server = GrpcServer(service.handler, host="localhost", port=0, credentials=credentials)
+    server = GrpcServer(service.handler, host="localhost", port=0, tls=tls)
     server.mutual = request.param
     server.url = await server.start()
     yield server
