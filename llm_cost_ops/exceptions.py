@@ -13,6 +13,7 @@
     +-- NetworkError                 no answer came
     |   +-- TimeoutError             the deadline passed; also the builtin TimeoutError
     +-- ConfigurationError           the client was set up wrongly
+    +-- ClientClosedError            the client was closed before the call; also a RuntimeError
 
 Which class a status gets is one table, `_BY_CODE`; an HTTP status that says more wins over it.
 """
@@ -30,6 +31,7 @@ __all__ = [
     "APIError",
     "AuthenticationError",
     "AuthorizationError",
+    "ClientClosedError",
     "ConfigurationError",
     "ConflictError",
     "CostOpsError",
@@ -172,6 +174,10 @@ class ConfigurationError(CostOpsError, ValueError):
         self.parameter = parameter
 
 
+class ClientClosedError(CostOpsError, RuntimeError):
+    """The client was closed, or the one that it was derived from: nothing was sent."""
+
+
 _BY_CODE: dict[StatusCode, tuple[type[CostOpsError], int]] = {
     StatusCode.OK: (ServerError, 500),
     StatusCode.CANCELLED: (APIError, 499),
@@ -217,6 +223,8 @@ def _kind_of(error: RpcError) -> tuple[type[CostOpsError], int | None]:
             return TimeoutError, None
         if error.code is StatusCode.UNAVAILABLE:
             return NetworkError, None
+        if error.code is StatusCode.FAILED_PRECONDITION:
+            return ClientClosedError, None
         return _BY_CODE[error.code][0], None
     kind, status = _BY_CODE[error.code]
     if error.http_status is None:

@@ -23,7 +23,7 @@ from llm_cost_ops.rpc.method import MethodDescriptor
 from llm_cost_ops.rpc.pager import AsyncPager, Pager
 from llm_cost_ops.rpc.raw import RawResponse
 from llm_cost_ops.rpc.runtime import AsyncRuntime, Runtime, SyncRuntime, drive
-from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, client_closed
 from llm_cost_ops.rpc.streams import Requests, driven
 from llm_cost_ops.wire.uuid7 import uuid7
 
@@ -85,6 +85,8 @@ class _Core:
     def begin(
         self, method: MethodDescriptor[Any, Any], timeout: Any, headers: Any, retry: Any, key: str
     ) -> CallContext:
+        if getattr(self.leaf, "closed", False):
+            raise client_closed()
         metadata = self.metadata.copy()
         if headers:
             try:

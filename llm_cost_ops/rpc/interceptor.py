@@ -39,7 +39,10 @@ class Interceptor(Protocol):
 
 
 class Leaf(Protocol):
-    """The end of a client's chain: it takes the call to a server, or answers it in the process."""
+    """The end of a client's chain: it takes the call to a server, or answers it in the process.
+
+    One with an attribute `closed` that is true is asked no more: the call raises ClientClosedError.
+    """
 
     async def unary_unary(self, request: Any, context: CallContext) -> Any:
         """Send the request, and return the response or raise RpcError."""

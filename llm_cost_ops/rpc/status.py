@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from llm_cost_ops.rpc.metadata import Metadata
 
-__all__ = ["RpcError", "StatusCode", "Violation"]
+__all__ = ["RpcError", "StatusCode", "Violation", "client_closed"]
 
 
 class StatusCode(enum.IntEnum):
@@ -85,3 +85,13 @@ class RpcError(Exception):
     def __str__(self) -> str:
         details = "; ".join(f"{v.field}: {v.description}" for v in self.violations)
         return f"{self.code.name}: {self.message}" + (f" ({details})" if details else "")
+
+
+def client_closed() -> RpcError:
+    """The error of a call on a client that was closed: it was not sent."""
+    return RpcError(
+        StatusCode.FAILED_PRECONDITION,
+        "the client is closed, or the one that it was derived from: make a new one, or close it after its "
+        "last call",
+        origin="client",
+    )

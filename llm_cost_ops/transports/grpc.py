@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.portal import SLACK, Portal
-from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.rpc.status import client_closed
 from llm_cost_ops.transports.grpc_bridge import LATE, Bridge
 from llm_cost_ops.transports.grpc_dial import proxy_of, target_of
 from llm_cost_ops.transports.grpc_exchange import GrpcExchange
@@ -67,7 +67,7 @@ class _GrpcLeaf:
         self._tls = tls
         self._proxy = proxy_of(self._target, proxy)
         self._max_response_bytes = max_response_bytes
-        self._closed = False
+        self.closed = False
 
     def _begin(self, request: Any, context: CallContext) -> GrpcExchange:
         return self._exchange(GrpcExchange, request, context)
@@ -76,8 +76,8 @@ class _GrpcLeaf:
         return self._exchange(StreamingExchange, request, context)
 
     def _exchange(self, kind: type[E], request: Any, context: CallContext) -> E:
-        if self._closed:
-            raise _closed()
+        if self.closed:
+            raise client_closed()
         scheme = "https" if self._target.tls else "http"
         return kind(
             scheme, self._target.authority, request, context, self._max_response_bytes, self._serializer
@@ -124,7 +124,7 @@ class AsyncGrpcLeaf(_GrpcLeaf):
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop."""
-        self._closed = True
+        self.closed = True
         lane = self._lanes.pop(asyncio.get_running_loop(), None)
         if lane is not None:
             await lane.aclose()
@@ -157,7 +157,7 @@ class GrpcLeaf(_GrpcLeaf):
         except TimeoutError as error:
             raise exchange.out_of_time() from error
         except RuntimeError as error:
-            raise exchange.failure(error) if not self._closed else _closed() from error
+            raise exchange.failure(error) if not self.closed else client_closed() from error
         return exchange.finish()
 
     async def unary_stream(self, request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
@@ -179,7 +179,7 @@ class GrpcLeaf(_GrpcLeaf):
         try:
             work = crossing.portal.start(partial(bridge.carry, crossing.lane.stream(exchange)))
         except RuntimeError as error:
-            raise _closed() from error
+            raise client_closed() from error
         try:
             while True:
                 left = exchange.seconds_left()
@@ -188,7 +188,7 @@ class GrpcLeaf(_GrpcLeaf):
                 except StopAsyncIteration:
                     return
                 except asyncio.CancelledError:
-                    raise _closed() from None
+                    raise client_closed() from None
                 if message is LATE:
                     raise exchange.out_of_time()
                 yield message
@@ -203,7 +203,7 @@ class GrpcLeaf(_GrpcLeaf):
 
     async def aclose(self) -> None:
         """Close the connections, and end the thread. Does not suspend."""
-        self._closed = True
+        self.closed = True
         crossing = self._crossings.pop(os.getpid(), None)
         if crossing is None:
             return
@@ -213,7 +213,3 @@ class GrpcLeaf(_GrpcLeaf):
             pass  # the thread does not answer, or was closed before
         finally:
             crossing.portal.close()
-
-
-def _closed() -> RpcError:
-    return RpcError(StatusCode.FAILED_PRECONDITION, "the client is closed", origin="client")

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from typing import Any
 from urllib.parse import SplitResult
 
-from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.rpc.status import RpcError, client_closed
 from llm_cost_ops.transports.grpc_connection import CallConnection
 from llm_cost_ops.transports.grpc_dial import Target, dial
 from llm_cost_ops.transports.grpc_exchange import GrpcExchange
@@ -154,7 +154,7 @@ class Lane:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise RpcError(StatusCode.FAILED_PRECONDITION, "the client is closed", origin="client")
+            raise client_closed()
 
     def _least_loaded(self) -> _Channel:
         channels = self._channels

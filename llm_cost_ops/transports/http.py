@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 import httpx
 
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.rpc.status import RpcError, client_closed
 from llm_cost_ops.transports.call_queue import CallQueue
 from llm_cost_ops.transports.http_exchange import Exchange, origin_of, proxy_for
 from llm_cost_ops.transports.http_pool import AsyncPoolTransport, PoolTransport
@@ -77,7 +77,7 @@ class _HttpLeaf(Generic[Client]):
         self._ssl = None if http_client is not None else self._ssl_context(verify)
         self._client = http_client
         self._max_response_bytes = max_response_bytes
-        self._closed = False
+        self.closed = False
 
     def _begin(self, request: Any, context: CallContext) -> Exchange:
         self._check_open()
@@ -96,8 +96,8 @@ class _HttpLeaf(Generic[Client]):
         return StreamExchange(self._origin, request, context, self._max_response_bytes, own=own)
 
     def _check_open(self) -> None:
-        if self._closed:
-            raise RpcError(StatusCode.FAILED_PRECONDITION, "the client is closed", origin="client")
+        if self.closed:
+            raise client_closed()
 
     def _transport(self, kind: Any) -> Any:
         return kind(
@@ -176,7 +176,7 @@ class HttpLeaf(_HttpLeaf[httpx.Client]):
 
     async def aclose(self) -> None:
         """Close the connections. Does not suspend."""
-        self._closed = True
+        self.closed = True
         lane = self._lanes.get(os.getpid())
         if lane is not None and lane.transport is not None:
             lane.transport.close()
@@ -266,7 +266,7 @@ class AsyncHttpLeaf(_HttpLeaf[httpx.AsyncClient]):
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop."""
-        self._closed = True
+        self.closed = True
         lane = self._lanes.pop(asyncio.get_running_loop(), None)
         if lane is not None and lane.transport is not None:
             await lane.transport.aclose()

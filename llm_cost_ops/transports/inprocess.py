@@ -10,7 +10,7 @@ from typing import Any
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.handler import ServiceHandler
 from llm_cost_ops.rpc.interceptor import StreamContinuation
-from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.rpc.status import RpcError, StatusCode, client_closed
 from llm_cost_ops.wire.uuid7 import uuid7
 
 __all__ = ["InProcessLeaf"]
@@ -29,6 +29,7 @@ class InProcessLeaf:
     def __init__(self, handler: ServiceHandler, close: Callable[[], Awaitable[None]] | None = None) -> None:
         self._handler = handler
         self._close = close
+        self.closed = False
 
     async def unary_unary(self, request: Any, context: CallContext) -> Any:
         """Call the servicer, and return its response or raise RpcError."""
@@ -36,8 +37,7 @@ class InProcessLeaf:
         try:
             response = await self._handler.unary_unary(request, served)
         except RpcError as error:
-            error.request_id = error.request_id or served.request_id
-            raise
+            raise self._told(error, served) from error.__cause__
         except Exception as error:
             raise _hidden(error, served) from error
         finally:
@@ -63,8 +63,7 @@ class InProcessLeaf:
                     context.response_status = served.response_status or _usual(context)
                     yield response
         except RpcError as error:
-            error.request_id = error.request_id or served.request_id
-            raise
+            raise self._told(error, served) from error.__cause__
         except Exception as error:
             if error is getattr(request, "error", None):
                 raise  # the caller's own
@@ -87,8 +86,15 @@ class InProcessLeaf:
         served.request_id = context.request_id = context.request_id or uuid7()
         return served
 
+    def _told(self, error: RpcError, served: CallContext) -> RpcError:
+        if self.closed and error.code is StatusCode.FAILED_PRECONDITION:
+            return client_closed()  # it was closed meanwhile, and the store says so
+        error.request_id = error.request_id or served.request_id
+        return error
+
     async def aclose(self) -> None:
         """Let go of what the handler holds; once."""
+        self.closed = True
         close, self._close = self._close, None
         if close is not None:
             await close()

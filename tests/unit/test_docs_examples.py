@@ -70,6 +70,7 @@ def test_there_are_examples_that_run() -> None:
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.where)
 def test_example(example: Example, capsys: pytest.CaptureFixture[str]) -> None:
     code = compile("\n" * int(example.where.rpartition(":")[2]) + example.code, example.where, "exec")
+    assert example.code.isascii(), "what is copied may end in a header, or be compared"
     if not example.runnable:
         return
     exec(code, {"__name__": "__main__"})

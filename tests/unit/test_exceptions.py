@@ -28,6 +28,7 @@ CostOpsError
         ServerError
             DeadlineError
         ValidationError
+    ClientClosedError
     ConfigurationError
     NetworkError
         TimeoutError
@@ -58,6 +59,7 @@ def test_the_tree_is_pinned() -> None:
     assert "\n" + _drawn(e.CostOpsError) == TREE
     assert issubclass(e.TimeoutError, builtins.TimeoutError)
     assert issubclass(e.ConfigurationError, ValueError)
+    assert issubclass(e.ClientClosedError, RuntimeError)
     names = {line.strip() for line in TREE.split()}
     assert names | {"error_from_rpc"} == set(e.__all__)
     assert all(name in (e.__doc__ or "") for name in names)

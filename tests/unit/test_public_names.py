@@ -14,8 +14,8 @@ from llm_cost_ops.rpc.pager import AsyncPager, Pager
 
 PUBLIC = """
 APIError AsyncCostOpsClient AuthenticationError AuthorizationError CacheConfig CircuitBreakerConfig
-ClientConfig ConfigurationError ConflictError ConnectionPoolConfig CostOpsClient CostOpsError
-LoggingConfig MetricsConfig NetworkError NotFoundError PriceQuery RateCard RateLimitConfig
+ClientClosedError ClientConfig ConfigurationError ConflictError ConnectionPoolConfig CostOpsClient
+CostOpsError LoggingConfig MetricsConfig NetworkError NotFoundError PriceQuery RateCard RateLimitConfig
 RateLimitError RetryConfig ServerError TLSConfig TimeoutError UsageRecord ValidationError __version__
 calculate_cost select_card usage_from_response
 """
@@ -24,8 +24,8 @@ CacheConfig CircuitBreakerConfig ClientConfig ConnectionPoolConfig LoggingConfig
 RateLimitConfig RetryConfig TLSConfig
 """
 EXCEPTIONS = """
-APIError AuthenticationError AuthorizationError ConfigurationError ConflictError CostOpsError
-DeadlineError NetworkError NotFoundError RateLimitError ServerError TimeoutError ValidationError
+APIError AuthenticationError AuthorizationError ClientClosedError ConfigurationError ConflictError
+CostOpsError DeadlineError NetworkError NotFoundError RateLimitError ServerError TimeoutError ValidationError
 error_from_rpc
 """
 TESTING = """
