@@ -149,6 +149,7 @@ def test_configurations_are_immutable_and_values() -> None:
     with pytest.raises(ConfigurationError, match="tiemout") as caught:
         config.replace(tiemout=1)
     assert caught.value.parameter == "tiemout"
+    assert RetryConfig().retry_on_status == {408, 429, 500, 502, 503, 504}, "as docs/interceptors.md says"
     assert RetryConfig(retry_on_status=[500, 503]).retry_on_status == frozenset({500, 503})
 
 
