@@ -48,7 +48,7 @@ async def test_calls_over_the_limit_are_refused_before_anything_is_done() -> Non
             await call
         assert caught.value.code is StatusCode.UNAVAILABLE
         assert caught.value.retry_after is not None
-        assert 0.5 <= caught.value.retry_after <= 1
+        assert 0.4 <= caught.value.retry_after <= 1, "a little less than half a second for who was held"
         assert not caught.value.maybe_applied
         hints.add(caught.value.retry_after)
     assert len(hints) > 1, "those refused do not come back together"
