@@ -140,7 +140,7 @@ class GrpcExchange:
         if key and key.isascii() and key.isprintable():
             # Never met again: kept out of HPACK's table, which is searched for every header.
             headers.append(NeverIndexedHeaderTuple(IDEMPOTENCY_HEADER, key))
-        if context.request_id:
+        if context.request_id and context.request_id != context.idempotency_key:
             headers.append(NeverIndexedHeaderTuple(REQUEST_ID_HEADER, context.request_id))
         own = {name for name, _ in headers}
         given = to_headers(context.metadata)

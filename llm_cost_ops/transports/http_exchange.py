@@ -152,7 +152,7 @@ class Exchange:
         key = context.idempotency_key
         if key and key.isascii() and key.isprintable():
             headers.append((IDEMPOTENCY_HEADER, key))
-        if context.request_id:
+        if context.request_id and context.request_id != context.idempotency_key:
             headers.append((REQUEST_ID_HEADER, context.request_id))
         own = {name for name, _ in headers}
         return headers + [pair for pair in to_headers(context.metadata) if pair[0] not in own]
