@@ -9,6 +9,7 @@ and 2.0 to decode.
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -57,6 +58,7 @@ NUMBERED = [{**row, "operation": 1} for row in ROWS]
 BATCH = BatchSubmitUsageRequest(records=[UsageRecord(**row) for row in ROWS])
 BYTES = BATCH_SUBMIT_USAGE_REQUEST.encode(BATCH)
 TEXT = BATCH_SUBMIT_USAGE_REQUEST.encode_json(BATCH)
+SPACED = json.dumps(json.loads(TEXT), sort_keys=True).encode()
 Google = google_class(NAME)
 Better = better_class(NAME)
 BetterRecord = better_class("llm_cost_ops.v1.UsageRecord")
@@ -100,6 +102,8 @@ ENCODERS: dict[str, Callable[[], object]] = {
 DECODERS: dict[str, Callable[[], object]] = {
     "ours, protobuf to structs": lambda: BATCH_SUBMIT_USAGE_REQUEST.decode(BYTES),
     "ours, REST JSON to structs": lambda: BATCH_SUBMIT_USAGE_REQUEST.decode_json(TEXT),
+    "the same, each key once": lambda: BATCH_SUBMIT_USAGE_REQUEST.decode_json(TEXT, unique=True),
+    "the same, from a client not ours": lambda: BATCH_SUBMIT_USAGE_REQUEST.decode_json(SPACED, unique=True),
     "msgspec alone, JSON to dicts": lambda: msgspec.json.decode(TEXT),
     GOOGLE: google_decode,
     "betterproto": lambda: Better().parse(BYTES),

@@ -89,7 +89,7 @@ def codec(kind: type[Any]) -> MessageCodec[Any]:
     """A codec on msgspec alone; its protobuf side is JSON too."""
     decoder = msgspec.json.Decoder(kind)
 
-    def decode(data: bytes) -> Any:
+    def decode(data: bytes, *, unique: bool = False) -> Any:
         try:
             return decoder.decode(data)
         except msgspec.ValidationError as error:

@@ -28,6 +28,7 @@ from llm_cost_ops.normalizers import PayloadError
 from llm_cost_ops.normalizers.lines import record_from_line
 from llm_cost_ops.types import SubmitResult, SubmitStatus, UsageReceipt, UsageRecord
 from llm_cost_ops.wire.errors import DecodeError
+from llm_cost_ops.wire.json_keys import REPEATED, path_text, repeated_keys
 
 __all__ = ["Import", "Line", "import_file", "read_csv", "read_jsonl"]
 
@@ -61,8 +62,12 @@ def read_jsonl(stream: BinaryIO) -> Iterator[Line]:
             continue
         try:
             fields = msgspec.json.decode(text)
+            repeated = repeated_keys(text, msgspec.json.encode(fields))
         except (ValueError, RecursionError) as error:
             yield Line(number, text, end, f"is not JSON: {error}")
+            continue
+        if repeated:
+            yield Line(number, text, end, f"{path_text(repeated[0])} {REPEATED}")
             continue
         yield Line(number, text, end, fields if isinstance(fields, dict) else "is not a JSON object")
 

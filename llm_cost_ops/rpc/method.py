@@ -43,7 +43,8 @@ class MessageCodec(Generic[M]):
     encoded or decoded, since who speaks JSON only has no use for it.
 
     Decoders raise `llm_cost_ops.wire.DecodeError` with the path of the field, encoders
-    `llm_cost_ops.wire.EncodeError`.
+    `llm_cost_ops.wire.EncodeError`. `decode_json(data, unique=True)` refuses keys that come twice in an
+    object.
     """
 
     __slots__ = ("decode", "decode_json", "encode", "encode_json", "full_name", "type", "validate")
@@ -57,7 +58,7 @@ class MessageCodec(Generic[M]):
         decode: Callable[[bytes], M] | None = None,
         protobuf: str = "",
         encode_json: Callable[[M], bytes],
-        decode_json: Callable[[bytes], M],
+        decode_json: Callable[..., M],
         validate: Callable[[M, str, list[Any]], None],
     ) -> None:
         self.type = type

@@ -18,6 +18,7 @@ from llm_cost_ops.rpc.method import HttpRule, MethodDescriptor, QueryField
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.transports.http_dialects import Dialect
 from llm_cost_ops.wire import DecodeError, EncodeError
+from llm_cost_ops.wire.json_keys import REPEATED, path_text, repeated_keys
 
 __all__ = ["Binding", "HttpRequest", "Route", "Router", "binding_of"]
 
@@ -343,14 +344,14 @@ def _value(parameter: _Parameter, pairs: list[tuple[str, str]], violations: list
         values = {}
         for key, text in pairs:
             if key in values:
-                violations.append(Violation(f"{name}[{key}]", "is given more than once"))
+                violations.append(Violation(f"{name}[{key}]", REPEATED))
             values[key] = parameter.convert(text)
         return values
     if kind == "list":
         texts = _separate(pairs[0][1]) if len(pairs) == 1 else [text for _, text in pairs]
         return [parameter.convert(text) for text in texts]
     if len(pairs) > 1:
-        violations.append(Violation(name, "is given more than once"))
+        violations.append(Violation(name, REPEATED))
     return parameter.convert(pairs[0][1])
 
 
@@ -367,14 +368,17 @@ def _without(body: bytes, names: list[str]) -> bytes:
 def _with(body: bytes, values: dict[str, Any]) -> bytes:
     try:
         fields: dict[str, Any] = dict(_OBJECT.decode(body))
+        repeated = repeated_keys(body)
     except (ValueError, RecursionError):
         return body
+    if repeated:
+        raise _invalid([Violation(path_text(repeated[0]), REPEATED)])
     return msgspec.json.encode(fields | values)
 
 
 def _decoded(codec: Any, body: bytes) -> Any:
     try:
-        return codec.decode_json(body)
+        return codec.decode_json(body, unique=True)
     except DecodeError as error:
         raise _invalid([Violation(error.path or "body", error.reason)]) from error
 

@@ -114,7 +114,7 @@ class Lines:
         if line is None:
             return self._undecoded(f"is longer than {limit} bytes")
         try:
-            message = self._request_codec.decode_json(line)
+            message = self._request_codec.decode_json(line, unique=True)
         except DecodeError as error:
             return self._undecoded(error.reason, error.path)
         return self._request(**{self._request_field: message}) if self._request_field else message

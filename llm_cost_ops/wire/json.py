@@ -14,6 +14,7 @@ import msgspec
 from llm_cost_ops.wire.coerce import to_utc
 from llm_cost_ops.wire.decimals import WireDecimal, from_json_number, from_text, plain
 from llm_cost_ops.wire.errors import DecodeError, EncodeError
+from llm_cost_ops.wire.json_keys import REPEATED, path_text, repeated_keys
 from llm_cost_ops.wire.json_types import BoolKey, IntKey, UInt64
 from llm_cost_ops.wire.unknown import Unknown
 
@@ -32,11 +33,10 @@ class JsonCodec(Generic[M]):
     """One message type as JSON.
 
     `encode` raises EncodeError and `decode` raises DecodeError. Unknown fields go to the `unknown_` slot, at
-    any depth, and come back from there. A key that comes twice in an object counts the last time, as in
-    protobuf. `settled` tells in a quick look that every time is in UTC and every oneof has at most one
-    member; `oneofs` are the JSON names of those members. The elements of the `itemized` fields, by JSON name,
-    are decoded one by one once the whole can't be: a malformed one becomes an empty message with
-    `unknown_.error`.
+    any depth, and come back from there. `settled` tells in a quick look that every time is in UTC and every
+    oneof has at most one member; `oneofs` are the JSON names of those members. The elements of the `itemized`
+    fields, by JSON name, are decoded one by one once the whole can't be: a malformed one becomes an empty
+    message with `unknown_.error`.
     """
 
     def __init__(
@@ -64,8 +64,18 @@ class JsonCodec(Generic[M]):
             pass
         return _encode_exactly(message)
 
-    def decode(self, data: bytes) -> M:
-        """The message that JSON holds."""
+    def decode(self, data: bytes, *, unique: bool = False) -> M:
+        """The message that JSON holds.
+
+        A key that comes twice in an object counts the last time; with `unique` it is an error, for which
+        every message in the type must be one that omits its defaults.
+        """
+        message = self._decode(data)
+        if unique:
+            self._check_keys(data, message)
+        return message
+
+    def _decode(self, data: bytes) -> M:
         decoder = self._decoder
         if decoder is None:
             self._decoder = decoder = _plan(self.type).decoder
@@ -80,6 +90,26 @@ class JsonCodec(Generic[M]):
             return cast("M", _graft(data, _plan(self.type), self._itemized))
         except (ValueError, RecursionError) as error:
             raise _decode_error(error) from None
+
+    def _check_keys(self, data: bytes, message: M) -> None:
+        written = None
+        try:
+            written = _encoder.encode(message)
+        except (_NeedsExact, TypeError, ValueError, RecursionError):
+            pass
+        try:
+            paths = repeated_keys(data, written)
+        except RecursionError as error:
+            raise _decode_error(error) from None
+        slots = _plan(self.type).slots
+        for path in paths:
+            at = path[1] if len(path) > 2 and path[0] in self._itemized else None
+            if not isinstance(at, int):
+                raise DecodeError(REPEATED, path_text(path))
+            slot = slots[str(path[0])]
+            items = getattr(message, slot.attribute)
+            if slot.struct is not None and not (items[at].unknown_ and items[at].unknown_.error):
+                items[at] = slot.struct(unknown_=Unknown(error=REPEATED, error_field=path_text(path[2:])))
 
 
 def several(*members: Any) -> bool:

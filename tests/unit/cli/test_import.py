@@ -202,3 +202,15 @@ def test_a_date_is_a_timestamp(tmp_path: Path) -> None:
     with CostOpsClient(base_url=f"sqlite:///{database}") as client:
         [record] = client.usage.get_history().data
     assert record.timestamp == datetime(2026, 1, 31, tzinfo=UTC)
+
+
+def test_a_key_that_comes_twice_in_a_line_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = '{"organization_id": "a", "provider": "openai", "model_id": "gpt-4o", "input_tokens": 1}'
+    path = tmp_path / "twice.jsonl"
+    path.write_text(f'{good}\n{good[:-1]}, "labels": {{"x": "1", "x": "2"}}}}\n')
+    assert main(["import", str(path), "--db", str(tmp_path / "costs.db")]) == 1
+    printed, complaints = capsys.readouterr()
+    assert "1 recorded" in printed
+    assert "line 2: labels.x is given more than once" in complaints

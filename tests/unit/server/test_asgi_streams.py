@@ -51,6 +51,38 @@ async def test_bad_lines_are_problems_of_their_own(http: httpx.AsyncClient, zipp
     assert len(lines(await http.get("/api/v1/usage/export"))) == 2
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("usage", b'{"provider":"a","provider":"b"}', "provider"),
+        ("usage", b'{"labels":{"a":"1","a":"2"}}', "labels.a"),
+        ("usage/batch", b'{"records":[],"records":[]}', "records"),
+        ("costs/estimate", b'{"input_tokens":1,"input_tokens":1}', "input_tokens"),
+        ("pricing", b'{"rates":[{"price":"1","price":"2"}]}', "rates[0].price"),
+    ],
+)
+async def test_a_key_may_come_once_in_a_body(
+    http: httpx.AsyncClient, path: str, body: bytes, field: str
+) -> None:
+    answer = await http.post(f"/api/v1/{path}", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    [violation] = answer.json()["error"]["details"]
+    assert violation == {"field": field, "description": "is given more than once"}
+
+
+async def test_a_key_that_comes_twice_harms_its_record_only(http: httpx.AsyncClient) -> None:
+    twice = RECORD.replace(b'"a"', b'"b","organization_id":"c"')
+    records = b",".join([RECORD, twice, RECORD])
+    answer = (await http.post("/api/v1/usage/batch", content=b'{"records":[%s]}' % records)).json()["data"]
+    assert (answer["created"], answer["invalid"]) == (2, 1)
+    assert "records[1].organization_id is given more than once" in answer["results"][1]["error"]["message"]
+    [answer] = lines(await http.post("/api/v1/usage/stream", content=RECORD + twice, headers=NDJSON))
+    assert answer["created"] == 1
+    assert "organization_id is given more than once" in answer["problems"][0]["error"]["message"]
+    exported = lines(await http.get("/api/v1/usage/export"))
+    assert [line["organization_id"] for line in exported] == ["a"] * 3
+
+
 async def test_what_is_refused_before_the_head(http: httpx.AsyncClient) -> None:
     wrong = await http.post("/api/v1/usage/stream", content=b"x", headers={"content-type": "text/csv"})
     assert wrong.status_code == 415

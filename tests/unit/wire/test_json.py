@@ -12,6 +12,7 @@ import pytest
 from llm_cost_ops._gen.codecs import BATCH_SUBMIT_USAGE_REQUEST, GET_HEALTH_RESPONSE, USAGE_RECORD
 from llm_cost_ops._gen.messages import GetHealthResponse, HealthStatus, UsageRecord
 from llm_cost_ops.wire.errors import DecodeError, EncodeError
+from llm_cost_ops.wire.json_keys import repeated_keys
 from llm_cost_ops.wire.unknown import Unknown
 
 TOO_LARGE = "must have at most 18 digits before and 18 after the point"
@@ -138,6 +139,49 @@ def test_the_slot_of_unknown_fields_is_not_a_field() -> None:
 
 def test_a_later_key_wins() -> None:
     assert USAGE_RECORD.decode_json(b'{"provider": "a", "provider": "b"}').provider == "b"
+
+
+@pytest.mark.parametrize(
+    ("data", "path"),
+    [
+        (b'{"provider":"a","provider":"b"}', "provider"),
+        (b'{"provider":"a","provider":""}', "provider"),
+        (b'{"provider":"a","provi\\u0064er":"b"}', "provider"),
+        (b'{"provider":"\\u003a","provider":"\\u003a"}', "provider"),
+        (b'{"labels":{"team":"a","team":"b"}}', "labels.team"),
+        (b'{"meters":{"pages":1,"pages":1}}', "meters.pages"),
+        (b'{"metadata":{"a":[{},{"b":{"c":1,"c":2}}]}}', "metadata.a[1].b.c"),
+        (b'{"new":{"a":1,"a":1}}', "new.a"),
+        (b'{"new":1,"new":2}', "new"),
+        (b'{"modality":{"input_audio_tokens":1,"new":1,"new":1}}', "modality.new"),
+        (b'{"reported_cost":1.5,"reported_cost":1.5}', "reported_cost"),
+        (b'{"timestamp":"2026-01-01T00:00:00+02:00","provider":"a","provider":"b"}', "provider"),
+        (b'{"metadata":{"%s":1,"%s":1}}' % (b"x" * 50, b"x" * 50), f"metadata.{'x' * 40}…"),
+    ],
+)
+def test_a_key_that_comes_twice_is_refused_where_that_is_asked_for(data: bytes, path: str) -> None:
+    with pytest.raises(DecodeError) as caught:
+        USAGE_RECORD.decode_json(data, unique=True)
+    assert (caught.value.path, caught.value.reason) == (path, "is given more than once")
+
+
+def test_one_record_with_a_key_twice_harms_only_itself() -> None:
+    twice = b'{"provider":"a","metadata":{"a":1,"a":2}}'
+    data = b'{"records":[{"provider":"a"},%s,{"input_tokens":"x","provider":"a","provider":"b"},%s]}'
+    records = BATCH_SUBMIT_USAGE_REQUEST.decode_json(data % (twice, twice), unique=True).records
+    assert records[0] == UsageRecord(provider="a")
+    errors = [(each.unknown_.error_field, each.unknown_.error) for each in records[1:] if each.unknown_]
+    again = ("metadata.a", "is given more than once")
+    assert errors == [again, ("input_tokens", "expected int, got str"), again]
+    for whole in (b'{"records":[],"records":[]}', b'{"records":[{}],"new":{"a":1,"a":1}}'):
+        with pytest.raises(DecodeError, match="is given more than once"):
+            BATCH_SUBMIT_USAGE_REQUEST.decode_json(whole, unique=True)
+
+
+def test_the_search_for_keys_takes_memory_in_proportion() -> None:
+    deep = b'{"a":' * 300 + b'{"b":1,"b":2,"c":[%s]}' % b",".join([b'{"d":1,"d":2}'] * 5000) + b"}" * 300
+    [path] = repeated_keys(deep)
+    assert path == ("a",) * 300 + ("b",)
 
 
 def test_a_bad_record_harms_only_itself() -> None:
