@@ -20,6 +20,7 @@ from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.service.listing import filter_of, invalid, meta_of
 from llm_cost_ops.service.summing import Total, average, currency_of, dimensions_of, key_list, summed
 from llm_cost_ops.stores import Store
+from llm_cost_ops.wire.validation import no_member
 
 __all__ = ["AnalyticsService"]
 
@@ -55,7 +56,7 @@ class AnalyticsService:
         end = where.end or datetime.fromtimestamp(context.runtime.now(), UTC)
         interval = Interval.DAY if request.interval == Interval.UNSPECIFIED else request.interval
         if interval not in (Interval.HOUR, Interval.DAY, Interval.WEEK, Interval.MONTH):
-            raise invalid("interval", f"{interval.value!r} is none of hour, day, week, month")
+            raise invalid("interval", no_member(interval.value, Interval))
         currency = currency_of(request.currency)
         buckets = buckets_between(where.start, end, interval.value, request.time_zone)
         rows, plain = await summed(self._store, where, dimensions, buckets, context)

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from llm_cost_ops._gen.messages import CostStatus, Pagination, ResponseMeta
+from llm_cost_ops._gen.messages import CostStatus, Operation, Pagination, ResponseMeta
 from llm_cost_ops.engine.ledger import Filter
 from llm_cost_ops.engine.providers import canonical_provider
 from llm_cost_ops.engine.windows import parse_interval
@@ -15,6 +15,8 @@ from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.service.tenancy import tenant_of
 from llm_cost_ops.wire.json_types import Int64
+from llm_cost_ops.wire.open_enum import OpenEnum
+from llm_cost_ops.wire.validation import no_member
 
 __all__ = ["DEFAULT_PAGE_SIZE", "Page", "filter_of", "invalid", "meta_of"]
 
@@ -33,14 +35,16 @@ def meta_of(context: CallContext) -> ResponseMeta:
     return ResponseMeta(request_id=context.request_id)
 
 
-_STATUSES = frozenset(status.value for status in CostStatus)
+def _members(field: str, enum: type[OpenEnum], texts: list[str]) -> tuple[str, ...]:
+    """The values in a filter. One that is not known would find nothing, but for a number."""
+    for text in texts:
+        if not enum(text).known and enum(text).number is None:
+            raise invalid(field, no_member(text, enum))
+    return tuple(enum(text).value for text in texts)
 
 
 def filter_of(request: Any) -> Filter:
     """The filter in a request that has the usual filter fields."""
-    for status in request.status:
-        if status not in _STATUSES:
-            raise invalid("status", f"{status[:64]!r} is none of {', '.join(sorted(_STATUSES))}")
     start, end = parse_interval(request.start_date, request.end_date, request.time_zone)
     return Filter(
         organization_ids=tuple(request.organization_id),
@@ -52,8 +56,8 @@ def filter_of(request: Any) -> Filter:
         service_tiers=tuple(request.service_tier),
         processings=tuple(request.processing),
         regions=tuple(request.region),
-        operations=tuple(request.operation),
-        statuses=tuple(request.status),
+        operations=_members("operation", Operation, request.operation),
+        statuses=_members("status", CostStatus, request.status),
         labels=dict(request.label),
         start=start,
         end=end,

@@ -67,8 +67,11 @@ def either(record: Any, fields: Any) -> Any:
 
 
 def member(enum: type[E], value: Any) -> Any:
-    """A member from its string."""
-    return enum(value) if type(value) is str else value
+    """A member from its string. One that this version does not know stays a string, as a typo is one."""
+    if type(value) is not str:
+        return value
+    found = enum(value)
+    return found if found.known else value
 
 
 def members(enum: type[E], value: Any) -> Any:

@@ -185,7 +185,7 @@ def enum_varint(enum: type[OpenEnum], value: str) -> bytes:
     """The varint of a value that the enum's table lacks: of an unknown number such as "99"."""
     number = enum(value).number
     if number is None:
-        raise EncodeError(f"{str(value)!r} has no number")
+        raise EncodeError(f"{str(value)!r} has no number in this version, without which gRPC can't carry it")
     return int32(number)
 
 

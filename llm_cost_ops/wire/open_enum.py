@@ -12,6 +12,7 @@ _MIN, _MAX = -(2**31), 2**31 - 1
 
 class _Numbered(str):  # noqa: SLOT000 - members have a __dict__ in any case
     number: int | None
+    known: bool
 
 
 class OpenEnum(_Numbered, enum.Enum):
@@ -19,14 +20,15 @@ class OpenEnum(_Numbered, enum.Enum):
 
     Members are strings: `Interval.DAY == "day"`, and hash like them. Look-up takes the value in any case,
     or the name of an alias. Any other string becomes a member that is not registered and equals the
-    string. One that is a number ("99") stands for an unknown protobuf number; one that is not has `number`
-    None, and protobuf cannot carry it.
+    string, and whose `known` is False. One that is a number ("99") stands for an unknown protobuf number; one
+    that is not has `number` None, and protobuf cannot carry it.
     """
 
     def __new__(cls, value: str, number: int | None = None) -> Self:
         member = _Numbered.__new__(cls, value)
         member._value_ = value
         member.number = number
+        member.known = True
         return member
 
     @classmethod
@@ -45,6 +47,7 @@ class OpenEnum(_Numbered, enum.Enum):
         member._name_ = value.upper()
         member._value_ = value
         member.number = number
+        member.known = False
         return member
 
     @classmethod

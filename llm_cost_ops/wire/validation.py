@@ -35,6 +35,7 @@ __all__ = [
     "check_undecoded",
     "entry",
     "missing",
+    "no_member",
     "relocate",
 ]
 
@@ -166,10 +167,23 @@ def check_enum(
 ) -> None:
     """A member of an enum, known or not."""
     if not isinstance(value, enum):
-        known = ", ".join(member.value for member in list(enum)[1:8])
-        violations.append(Violation(name, f"must be {_a(enum)} such as {known}, not {_shown(value)}"))
+        violations.append(Violation(name, no_member(value, enum)))
     elif required and value.number == 0:
         missing(name, violations)
+
+
+def no_member(value: object, enum: type[OpenEnum]) -> str:
+    """Why a value is none of an enum's, and which one may have been meant."""
+    if isinstance(value, str) and enum(value).known:
+        return f"must be {enum.__name__}.{enum(value).name}, not the text {value!r}"
+    known = [member.value for member in enum if member.number]
+    words = f"must be one of {', '.join(known)}, not {_shown(value)}"
+    if isinstance(value, str) and len(value) <= _MOST_SHOWN:
+        from difflib import get_close_matches
+
+        meant = get_close_matches(value.lower(), known, 1)
+        words += f": did you mean {meant[0]!r}?" if meant else ""
+    return words
 
 
 def check_bytes(value: Any, name: str, violations: Violations, max_length: int | None = None) -> None:

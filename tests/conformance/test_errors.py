@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 import pytest
 
 from llm_cost_ops import NotFoundError, ValidationError, exceptions
+from llm_cost_ops.types import Operation
 
 GOOD: dict[str, Any] = {"provider": "openai", "model_id": "gpt-4o", "input_tokens": 10, "output_tokens": 5}
 
@@ -67,6 +70,72 @@ async def test_bad_records(client: Any, organization: str, change: dict[str, Any
     assert all(violation.description for violation in caught.value.violations)
     assert len(str(caught.value)) < 2000
     assert (await client.costs.get(organization_id=organization)).total_requests == 0
+
+
+async def to_its_end(call: Any) -> None:
+    """Make a call; read all that it gives, where that is not one answer."""
+    answer = await call if inspect.isawaitable(call) else call
+    if hasattr(answer, "__aiter__"):
+        async for _ in answer:
+            pass
+    elif hasattr(answer, "__iter__"):
+        list(answer)
+
+
+@pytest.mark.parametrize(
+    ("resource", "method", "change", "rule"),
+    [
+        ("usage", "submit", {"operation": "chta"}, "must be one of chat, text_completion, "),
+        ("usage", "submit", {"operation": "chta"}, ", not 'chta': did you mean 'chat'?"),
+        ("usage", "submit", {"operation": "99"}, "not '99'"),
+        ("usage", "submit", {"operation": 1}, "not 1"),
+        (
+            "usage",
+            "submit",
+            {"outcome": "fialed"},
+            "must be one of succeeded, failed, cancelled, not 'fialed'",
+        ),
+        ("usage", "submit", {"quality": "x"}, "must be one of provider, estimated, unknown, not 'x'"),
+        ("usage", "list", {"operation": "chta"}, "did you mean 'chat'?"),
+        ("usage", "get_history", {"operation": ["chat", "chta"]}, "did you mean 'chat'?"),
+        ("usage", "export", {"operation": "chta"}, "did you mean 'chat'?"),
+        ("costs", "get", {"status": "pricd"}, "not 'pricd': did you mean 'priced'?"),
+        ("costs", "estimate", {"operation": "chta"}, "did you mean 'chat'?"),
+        (
+            "analytics",
+            "get",
+            {"interval": "dya"},
+            "day, week, month, not 'dya': did you mean 'day'?",
+        ),
+        ("pricing", "create", {"tier_mode": "graduatd"}, "did you mean 'graduated'?"),
+        ("pricing", "list", {"origin": "catalogue"}, "did you mean 'catalog'?"),
+    ],
+)
+async def test_a_mistyped_value_is_told_with_the_known_ones(
+    client: Any, organization: str, resource: str, method: str, change: dict[str, Any], rule: str
+) -> None:
+    given: dict[str, Any] = {
+        "submit": {"organization_id": organization, **GOOD},
+        "estimate": GOOD,
+        "create": {"provider": "p", "model_id": "m", "input_price_per_1k": 1, "effective_date": "2026-01-01"},
+    }.get(method, {})
+    if resource == "analytics":
+        given = {"start_date": "2026-01-01", "end_date": "2026-01-02"}
+    with pytest.raises(ValidationError) as caught:
+        await to_its_end(getattr(getattr(client, resource), method)(**given, **change))
+    [field] = change
+    [violation] = caught.value.violations
+    assert violation.field == field
+    assert rule in violation.description
+
+
+async def test_a_value_that_a_newer_peer_made_may_be_written_again(client: Any, organization: str) -> None:
+    for operation in (Operation("99"), Operation("chat")):
+        await client.usage.submit(organization_id=organization, **GOOD, operation=operation)
+    [record] = (await client.usage.get_history(organization_id=organization, operation="99")).data
+    assert record.operation == "99"
+    await client.usage.submit(msgspec.structs.replace(record, idempotency_key="again"))
+    assert (await client.costs.get(organization_id=organization, operation="99")).total_requests == 2
 
 
 async def test_no_such_price(client: Any) -> None:
