@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Mapping, Sequence
-from datetime import date, datetime
+from datetime import date
 from decimal import Decimal
 from typing import Any
 
@@ -445,7 +445,7 @@ class CostsResource:
         cache_write_tokens: int = 0,
         cache_write_extended_tokens: int = 0,
         reasoning_tokens: int = 0,
-        timestamp: datetime | None = None,
+        timestamp: str | date | None = None,
         service_tier: str = "",
         processing: str = "",
         region: str = "",
@@ -864,7 +864,7 @@ class AsyncCostsResource:
         cache_write_tokens: int = 0,
         cache_write_extended_tokens: int = 0,
         reasoning_tokens: int = 0,
-        timestamp: datetime | None = None,
+        timestamp: str | date | None = None,
         service_tier: str = "",
         processing: str = "",
         region: str = "",
@@ -1604,7 +1604,7 @@ class UsageResource:
         cache_write_tokens: int = 0,
         cache_write_extended_tokens: int = 0,
         reasoning_tokens: int = 0,
-        timestamp: datetime | None = None,
+        timestamp: str | date | None = None,
         service_tier: str = "",
         processing: str = "",
         region: str = "",
@@ -2040,7 +2040,7 @@ class AsyncUsageResource:
         cache_write_tokens: int = 0,
         cache_write_extended_tokens: int = 0,
         reasoning_tokens: int = 0,
-        timestamp: datetime | None = None,
+        timestamp: str | date | None = None,
         service_tier: str = "",
         processing: str = "",
         region: str = "",

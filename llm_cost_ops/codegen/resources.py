@@ -161,7 +161,7 @@ def _accepted(field: Field) -> tuple[str, str]:
         return f"{single}Sequence[{type_}]", "()"
     if field.key is not None:
         return f"Mapping[{field.key.plain}, {type_}] | None", "None"
-    if field.options.moment:
+    if field.options.moment or field.type.kind == "timestamp":
         return "str | date | None", "None"
     if field.nullable:
         return type_ if type_ == "Any" else f"{type_} | None", "None"

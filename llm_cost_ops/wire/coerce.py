@@ -4,6 +4,7 @@ it is left as it is, and the generated validator names its field.
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any, TypeVar
@@ -28,6 +29,8 @@ __all__ = [
 ]
 
 E = TypeVar("E", bound=OpenEnum)
+
+_SHORT_TIME = re.compile(r"\d{4}-\d{2}-\d{2}([Tt ]\d{2}:\d{2}([Zz]|[+-]\d{2}:\d{2})?)?", re.ASCII)
 
 
 def to_utc(value: datetime) -> datetime:
@@ -83,11 +86,12 @@ def members(enum: type[E], value: Any) -> Any:
 
 
 def instant(value: Any) -> Any:
-    """A time in UTC, also from RFC 3339 text; a date is its midnight."""
+    """A time in UTC, also from RFC 3339 text; a date is its midnight, and a time may go without seconds."""
     if isinstance(value, str):
         try:
-            value = msgspec.convert(value, datetime)
-        except msgspec.ValidationError:
+            short = _SHORT_TIME.fullmatch(value)
+            value = datetime.fromisoformat(value) if short else msgspec.convert(value, datetime)
+        except ValueError:
             return value
     elif isinstance(value, date) and not isinstance(value, datetime):
         return datetime(value.year, value.month, value.day, tzinfo=UTC)

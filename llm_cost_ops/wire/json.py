@@ -250,6 +250,8 @@ def _decode_error(error: Exception) -> DecodeError:
     located = _LOCATED.fullmatch(text)
     if located:
         text, path = f"{located[1]} as key" if located[2] else located[1], located[3]
+    if "RFC3339" in text:
+        text = "expected a time from the years 1 to 9999, such as 2026-01-31T12:00:00Z"
     words = text.replace("`", "").replace(" | ", " or ")
     return DecodeError(words[:1].lower() + words[1:] if words.startswith("Expected") else words, path)
 

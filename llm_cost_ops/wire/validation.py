@@ -197,6 +197,8 @@ def check_instance(value: Any, name: str, violations: Violations, kind: type[Any
     """An instance of a class."""
     if not isinstance(value, kind):
         words = _WORDS.get(kind) or _a(kind)
+        if kind is datetime and isinstance(value, str):
+            words += ", or in a keyword text such as 2026-01-31T12:00:00Z"
         violations.append(Violation(name, f"must be {words}, not {_shown(value)}"))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -127,6 +127,28 @@ async def test_a_mistyped_value_is_told_with_the_known_ones(
     [violation] = caught.value.violations
     assert violation.field == field
     assert rule in violation.description
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ("2026-01-01", datetime(2026, 1, 1, tzinfo=UTC)),
+        (date(2026, 1, 1), datetime(2026, 1, 1, tzinfo=UTC)),
+        ("2026-01-01T10:30", datetime(2026, 1, 1, 10, 30, tzinfo=UTC)),
+        ("2026-01-01T10:30:00.5+01:00", datetime(2026, 1, 1, 9, 30, 0, 500_000, UTC)),
+    ],
+)
+async def test_a_timestamp_may_be_text_or_a_date(
+    client: Any, organization: str, given: Any, taken: datetime
+) -> None:
+    await client.usage.submit(organization_id=organization, **GOOD, timestamp=given)
+    [record] = (await client.usage.get_history(organization_id=organization)).data
+    assert record.timestamp == taken
+
+
+async def test_a_timestamp_that_is_none_is_told_how_to_write(client: Any, organization: str) -> None:
+    with pytest.raises(ValidationError, match="text such as 2026-01-31T12:00:00Z, not 'last week'"):
+        await client.usage.submit(organization_id=organization, **GOOD, timestamp="last week")
 
 
 async def test_a_value_that_a_newer_peer_made_may_be_written_again(client: Any, organization: str) -> None:

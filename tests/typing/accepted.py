@@ -36,6 +36,8 @@ def sync(client: CostOpsClient) -> None:
         reported_cost="0.01",
         timeout=1.5,
     )
+    client.usage.submit(organization_id="org-123", timestamp="2026-01-01")
+    client.usage.submit(organization_id="org-123", timestamp=date(2026, 1, 1))
     assert_type(receipt, UsageReceipt)
     assert_type(receipt.estimated_cost, Decimal | None)
     assert_type(receipt.cost_status, CostStatus)

@@ -16,6 +16,7 @@ from llm_cost_ops.wire.json_keys import repeated_keys
 from llm_cost_ops.wire.unknown import Unknown
 
 TOO_LARGE = "must have at most 18 digits before and 18 after the point"
+NO_TIME = "expected a time from the years 1 to 9999, such as 2026-01-31T12:00:00Z"
 OUTSIDE = "is outside the years 1 to 9999 in UTC"
 GRAMMAR = "must be a plain decimal such as 0.015, with at most 18 digits before and 18 after the point"
 
@@ -48,9 +49,9 @@ GRAMMAR = "must be a plain decimal such as 0.015, with at most 18 digits before 
             "expected int, got array",
         ),
         (b'{"labels": {"a": 1}}', "labels[...]", "expected str, got int"),
-        (b'{"timestamp": "2026-01-01"}', "timestamp", "Invalid RFC3339 encoded datetime"),
+        (b'{"timestamp": "2026-01-01"}', "timestamp", NO_TIME),
         (b'{"timestamp": "0001-01-01T00:00:00+05:00"}', "timestamp", OUTSIDE),
-        (b'{"timestamp": "9999-12-31T23:59:59.9999999Z"}', "timestamp", "Invalid RFC3339 encoded datetime"),
+        (b'{"timestamp": "9999-12-31T23:59:59.9999999Z"}', "timestamp", NO_TIME),
         (b'{"reported_cost": true}', "reported_cost", "expected a decimal, as a string or a number"),
         (b'{"reported_cost": 1e999}', "reported_cost", "Number out of range"),
         (b'{"reported_cost": 1e18}', "reported_cost", TOO_LARGE),
