@@ -12,7 +12,6 @@ from zoneinfo import ZoneInfo
 
 from llm_cost_ops._gen.messages import (
     CreatePriceRequest,
-    PriceMultiplier,
     PriceTier,
     Rate,
     RateCard,
@@ -23,7 +22,7 @@ from llm_cost_ops.engine.meters import TOKEN_METERS
 from llm_cost_ops.engine.windows import parse_end, parse_start
 from llm_cost_ops.exceptions import ValidationError
 from llm_cost_ops.rpc.status import RpcError, Violation
-from llm_cost_ops.wire.validation import relocate
+from llm_cost_ops.wire.validation import check_between
 
 __all__ = ["card_error", "check_card", "check_overlaps", "clock_seconds", "overlap_of"]
 
@@ -38,36 +37,32 @@ _Found = Iterator[tuple[str, str]]
 
 def check_card(card: RateCard | CreatePriceRequest, path: str, violations: list[Violation]) -> None:
     """Add every rule between fields that the card breaks; `path` is where the card stands, "" for alone."""
-    try:
-        start = len(violations)
-        for field, rule in _broken(card):
-            violations.append(Violation(field, rule))
-        if path:
-            relocate(violations, start, path)
-    except (TypeError, AttributeError):
-        # A field of a wrong type: the rules of single fields name it.
-        return
+    groups = (_currency_rules, _name_rules, _interval_rules, _rates_rules, _windows_rules, _multiplier_rules)
+    check_between((rules(card) for rules in groups), path, violations)
 
 
-def _broken(card: RateCard | CreatePriceRequest) -> _Found:
+def _currency_rules(card: RateCard | CreatePriceRequest) -> _Found:
     if card.currency and not is_currency(card.currency):
         yield "currency", "must be a currency code of ISO 4217, such as USD"
+
+
+def _name_rules(card: RateCard | CreatePriceRequest) -> _Found:
     names = [("model_id", card.model_id), *((f"aliases[{at}]", name) for at, name in enumerate(card.aliases))]
     for field, name in names:
         if "*" in name[:-1]:
             yield field, 'may have a "*" only at its end'
-    yield from _interval_rules(card)
-    yield from _rates_rules(card)
+
+
+def _windows_rules(card: RateCard | CreatePriceRequest) -> _Found:
     for at, window in enumerate(card.windows):
         yield from _window_rules(f"windows[{at}].", window)
         if isinstance(card, CreatePriceRequest) and not window.time_zone:
             yield f"windows[{at}].time_zone", "must be given: the same hours are other times in other zones"
-    yield from _multiplier_rules(card.multipliers)
 
 
-def _multiplier_rules(multipliers: Sequence[PriceMultiplier]) -> _Found:
+def _multiplier_rules(card: RateCard | CreatePriceRequest) -> _Found:
     before = after = 0
-    for at, multiplier in enumerate(multipliers):
+    for at, multiplier in enumerate(card.multipliers):
         field = f"multipliers[{at}].value"
         if (rule := _price_rule(multiplier.value)) is not None:
             yield field, rule

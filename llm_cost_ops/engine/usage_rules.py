@@ -14,7 +14,7 @@ from llm_cost_ops.engine.currencies import is_currency
 from llm_cost_ops.engine.meters import TOKEN_METERS
 from llm_cost_ops.exceptions import ValidationError
 from llm_cost_ops.rpc.status import Violation
-from llm_cost_ops.wire.validation import entry, relocate
+from llm_cost_ops.wire.validation import check_between, entry
 
 __all__ = ["CLOCK_SKEW", "EARLIEST", "check_usage", "usage_error"]
 
@@ -58,14 +58,10 @@ def check_usage(
             and _timely(record.timestamp, now)
         ):
             return
-        start = len(violations)
-        for field, rule in _broken(record, now):
-            violations.append(Violation(field, rule))
-        if path:
-            relocate(violations, start, path)
     except (TypeError, AttributeError):
-        # A field of a wrong type: the rules of single fields name it.
-        return
+        pass
+    groups = (_token_rules, _modality_rules, _meter_rules, _text_rules, _metadata_rules)
+    check_between([_time_rules(record, now), *(rules(record) for rules in groups)], path, violations)
 
 
 def _timely(timestamp: datetime | None, now: datetime | None) -> bool:
@@ -76,30 +72,30 @@ def _timely(timestamp: datetime | None, now: datetime | None) -> bool:
     return timestamp >= EARLIEST and (now is None or timestamp - now <= CLOCK_SKEW)
 
 
-def _broken(record: UsageRecord, now: datetime | None) -> _Found:
-    yield from _token_rules(record)
-    if record.modality is not None:
-        yield from _modality_rules(record)
-    yield from _meter_rules(record)
+def _time_rules(record: UsageRecord, now: datetime | None) -> _Found:
     timestamp = record.timestamp
     if timestamp is not None and not _timely(timestamp, now):
         if _timely(timestamp, None):
             yield "timestamp", "must not be more than 5 minutes in the future"
         else:
             yield "timestamp", "must not be before the year 2000"
+
+
+def _text_rules(record: UsageRecord) -> _Found:
     if record.trace_id and not _TRACE.fullmatch(record.trace_id):
         yield "trace_id", "must be 32 hexadecimal digits"
     if record.span_id and not _SPAN.fullmatch(record.span_id):
         yield "span_id", "must be 16 hexadecimal digits"
     if record.reported_currency and not is_currency(record.reported_currency):
         yield "reported_currency", "must be a currency code of ISO 4217, such as USD"
-    if record.metadata is not None:
-        yield from _metadata_rules(record.metadata)
 
 
 def _token_rules(record: UsageRecord) -> _Found:
     read, written = record.input_tokens, record.output_tokens
     cached, stored = record.cached_tokens, record.cache_write_tokens
+    if any(type(count) is not int for count in (read, written, cached, stored)):
+        # Told already, and no measure for the others.
+        return
     if record.total_tokens is not None and record.total_tokens != read + written:
         rule = f"must be input_tokens + output_tokens ({read + written})"
         yield "total_tokens", f"{rule}; got {record.total_tokens}"
@@ -124,6 +120,8 @@ def _part(count: int, whole: str, limit: int) -> str:
 
 def _modality_rules(record: UsageRecord) -> _Found:
     counts = record.modality
+    if counts is None:
+        return
     for kind, total, field in (
         ("input", record.input_tokens, "input_tokens"),
         ("cached", record.cached_tokens, "cached_tokens"),
@@ -143,7 +141,7 @@ def _modality_rules(record: UsageRecord) -> _Found:
 
 def _meter_rules(record: UsageRecord) -> _Found:
     names: dict[str, str] = {}
-    for key in record.meters:
+    for key in record.meters.keys():  # noqa: SIM118  # what is no dict has none
         field = entry("meters", key)
         meter = "AUDIO_SECONDS" if key == "audio_ms" else key.upper()
         if not _METER.fullmatch(key):
@@ -155,7 +153,10 @@ def _meter_rules(record: UsageRecord) -> _Found:
         names[meter] = key
 
 
-def _metadata_rules(metadata: object) -> _Found:
+def _metadata_rules(record: UsageRecord) -> _Found:
+    metadata: object = record.metadata
+    if metadata is None:
+        return
     if not isinstance(metadata, dict):
         yield "metadata", "must be a JSON object"
         return

@@ -6,7 +6,7 @@ Each takes the value, the field's name and its rules, and adds to the violations
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -20,6 +20,7 @@ from llm_cost_ops.wire.open_enum import OpenEnum
 __all__ = [
     "EMPTY",
     "ZERO",
+    "check_between",
     "check_bytes",
     "check_decimal",
     "check_entries",
@@ -79,6 +80,23 @@ def relocate(violations: Violations, start: int, path: str) -> None:
         field, description = violations[index]
         dot = "." if field and not field.startswith("[") else ""
         violations[index] = Violation(f"{path}{dot}{field}", description)
+
+
+def check_between(groups: Iterable[Iterator[tuple[str, str]]], path: str, violations: Violations) -> None:
+    """Add the fields and rules that each group of rules between fields finds; `path` is before each field.
+
+    A field that is among the violations already is not named again. A group ends where it comes to a
+    value of a wrong type or range, which the rules of single fields name.
+    """
+    told = {field for field, _ in violations}
+    for group in groups:
+        try:
+            for field, rule in group:
+                at = f"{path}.{field}" if path else field
+                if at not in told:
+                    violations.append(Violation(at, rule))
+        except (TypeError, AttributeError, ValueError, ArithmeticError):
+            continue
 
 
 def missing(name: str, violations: Violations) -> None:
