@@ -59,7 +59,10 @@ def _embedded_leaf(config: ClientConfig, *, sync: bool) -> Leaf:
         )
     path = unquote(parts.path)[1:]
     service = open_service(
-        str(Path(path).expanduser()) if path else None, durability=durability, group_commit=not sync
+        str(Path(path).expanduser()) if path else None,
+        durability=durability,
+        group_commit=not sync,
+        origin="client",
     )
     return InProcessLeaf(service.handler, service.aclose)
 

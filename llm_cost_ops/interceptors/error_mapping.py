@@ -6,10 +6,10 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from llm_cost_ops.exceptions import error_from_rpc
+from llm_cost_ops.exceptions import CostOpsError, error_from_rpc
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.interceptor import StreamContinuation, UnaryContinuation
-from llm_cost_ops.rpc.status import RpcError
+from llm_cost_ops.rpc.status import RpcError, StatusCode
 
 __all__ = ["ErrorMapping"]
 
@@ -23,7 +23,7 @@ class ErrorMapping:
         try:
             return await continuation(request, context)
         except RpcError as error:
-            raise error_from_rpc(error, context.attempt, context.waited) from error.__cause__
+            raise _public(error, context) from error.__cause__
 
     async def intercept_unary_stream(
         self, continuation: StreamContinuation, request: Any, context: CallContext
@@ -33,6 +33,11 @@ class ErrorMapping:
                 async for message in messages:
                     yield message
         except RpcError as error:
-            raise error_from_rpc(error, context.attempt, context.waited) from error.__cause__
+            raise _public(error, context) from error.__cause__
 
     intercept_stream_stream = intercept_unary_stream
+
+
+def _public(error: RpcError, context: CallContext) -> CostOpsError:
+    refused = error.origin == "client" and error.code is StatusCode.INVALID_ARGUMENT
+    return error_from_rpc(error, 0 if refused else context.attempt, context.waited)

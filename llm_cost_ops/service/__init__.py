@@ -29,9 +29,13 @@ __all__ = ["Service", "open_service"]
 
 
 class Service:
-    """Every servicer over one store, behind one handler. Close it when done."""
+    """Every servicer over one store, behind one handler. Close it when done.
 
-    def __init__(self, store: Store, interceptors: Sequence[Any] = ()) -> None:
+    `origin` is who refuses a bad request: "client" where the caller is in the same process, so that its
+    error is what a client's own check raises.
+    """
+
+    def __init__(self, store: Store, interceptors: Sequence[Any] = (), *, origin: str = "server") -> None:
         self.store = store
         self.health = HealthService(store)
         self.prices = prices = Prices(store)
@@ -43,7 +47,7 @@ class Service:
                 *bind_analytics_service(AnalyticsService(store)),
                 *bind_health_service(self.health),
             ],
-            [*interceptors, Validation(CHECKS, origin="server"), Tenancy()],
+            [*interceptors, Validation(CHECKS, origin=origin), Tenancy()],
         )
 
     def drain(self) -> None:
@@ -55,9 +59,12 @@ class Service:
         await self.store.aclose()
 
 
-def open_service(path: str | None, *, durability: str = "disk", group_commit: bool = False) -> Service:
+def open_service(
+    path: str | None, *, durability: str = "disk", group_commit: bool = False, origin: str = "server"
+) -> Service:
     """The service over a SQLite file, or over memory when `path` is None.
 
-    With `group_commit`, concurrent writes share one transaction and one fsync, in a thread.
+    With `group_commit`, concurrent writes share one transaction and one fsync, in a thread. `origin` is as
+    in Service.
     """
-    return Service(SqliteStore(path, durability=durability, group_commit=group_commit))
+    return Service(SqliteStore(path, durability=durability, group_commit=group_commit), origin=origin)

@@ -109,7 +109,7 @@ class GrpcExchange:
         except EncodeError as error:
             raise RpcError(
                 StatusCode.INVALID_ARGUMENT,
-                str(error),
+                f"{error.path} {error.reason}",
                 violations=[Violation(error.path, error.reason)],
                 origin="client",
             ) from error

@@ -89,7 +89,8 @@ class InProcessLeaf:
     def _told(self, error: RpcError, served: CallContext) -> RpcError:
         if self.closed and error.code is StatusCode.FAILED_PRECONDITION:
             return client_closed()  # it was closed meanwhile, and the store says so
-        error.request_id = error.request_id or served.request_id
+        if error.origin != "client":
+            error.request_id = error.request_id or served.request_id
         return error
 
     async def aclose(self) -> None:

@@ -106,7 +106,7 @@ class Lines:
         except EncodeError as error:
             violation = Violation(error.path, error.reason)
             raise RpcError(
-                StatusCode.INVALID_ARGUMENT, str(error), violations=[violation], origin="client"
+                StatusCode.INVALID_ARGUMENT, " ".join(violation), violations=[violation], origin="client"
             ) from error
 
     def request(self, line: bytes | None, limit: int) -> Any:

@@ -160,6 +160,72 @@ async def test_a_value_that_a_newer_peer_made_may_be_written_again(client: Any, 
     assert (await client.costs.get(organization_id=organization, operation="99")).total_requests == 2
 
 
+def facts_of(error: ValidationError) -> dict[str, Any]:
+    facts = {name: value for name, value in vars(error).items() if name not in ("grpc_code", "violations")}
+    return {"type": type(error), **facts}
+
+
+@pytest.mark.parametrize(
+    ("resource", "method", "given", "message"),
+    [
+        ("usage", "submit", {"input_tokens": -5}, "input_tokens must be 0 or more, not -5"),
+        (
+            "usage",
+            "submit",
+            {"total_tokens": 1},
+            "total_tokens must be input_tokens + output_tokens (15); got 1",
+        ),
+        ("usage", "submit", {"timeout": -1}, "timeout must be a number of seconds, 0 or more, not -1"),
+        ("usage", "submit_batch", {"records": []}, "records must hold at least one record"),
+        ("usage", "get_history", {"page_size": "x"}, "page_size must be an integer, not 'x'"),
+        ("costs", "get", {"currency": 5}, "currency must be a string, not 5"),
+        ("analytics", "get", {"start_date": ""}, "start_date is required"),
+        ("pricing", "get", {"id": ""}, "id is required"),
+        ("usage", "export", {"tag": [5]}, "tag[0] must be a string, not 5"),
+    ],
+)
+async def test_what_is_refused_here_is_told_alike_everywhere(
+    client: Any, organization: str, resource: str, method: str, given: dict[str, Any], message: str
+) -> None:
+    if method == "submit":
+        given = {"organization_id": organization, **GOOD, **given}
+    with pytest.raises(ValidationError) as caught:
+        await to_its_end(getattr(getattr(client, resource), method)(**given))
+    error = caught.value
+    assert facts_of(error) == {
+        "type": ValidationError,
+        "message": message,
+        "code": "INVALID_ARGUMENT",
+        "status_code": None,
+        "request_id": "",
+        "response": None,
+        "attempts": 0,
+        "maybe_applied": False,
+        "retryable": False,
+        "retry_after": None,
+        "waited": 0.0,
+    }
+    assert [" ".join(violation) for violation in error.violations] == [message]
+
+
+async def test_what_the_service_refuses_is_told_alike_everywhere(client: Any) -> None:
+    with pytest.raises(ValidationError) as caught:
+        await client.costs.get(group_by="nothing")
+    error = caught.value
+    assert (error.code, error.status_code, error.attempts) == ("INVALID_ARGUMENT", 400, 1)
+    assert error.request_id
+    assert str(error).startswith("group_by ")
+
+
+async def test_a_value_that_no_codec_can_write_was_not_sent(way: tuple[str, str], client: Any) -> None:
+    if way[0] != "grpc":
+        pytest.skip("only protobuf wants numbers")
+    with pytest.raises(ValidationError) as caught:
+        await client.usage.submit(organization_id="a", **GOOD, operation=Operation("new"))
+    rule = "usage.operation 'new' has no number in this version, without which gRPC can't carry it"
+    assert (caught.value.message, caught.value.attempts) == (rule, 0)
+
+
 async def test_no_such_price(client: Any) -> None:
     with pytest.raises(NotFoundError) as caught:
         await client.pricing.get("no/such/../price?x=1")
