@@ -214,3 +214,43 @@ def test_a_key_that_comes_twice_in_a_line_is_refused(
     printed, complaints = capsys.readouterr()
     assert "1 recorded" in printed
     assert "line 2: labels.x is given more than once" in complaints
+
+
+def test_an_export_comes_back_as_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = tmp_path / "first.db", tmp_path / "second.db"
+    call = {"organization_id": "a", "provider": "openai", "model_id": "gpt-4o", "input_tokens": 10}
+    with CostOpsClient(base_url=f"sqlite:///{first}") as client:
+        client.usage.submit(**call)
+        client.usage.submit(**call, timestamp="2026-01-01", idempotency_key="mine", metadata={"a": 1})
+        client.usage.submit(**call, output_tokens=5, source="gateway", operation="chat")
+
+    def run(*command: str) -> str:
+        assert main(list(command)) == 0
+        return capsys.readouterr().out
+
+    def exported(database: Path) -> list[dict[str, object]]:
+        file = database.with_suffix(".jsonl")
+        run("export", "--db", str(database), "--output", str(file))
+        records = [json.loads(line) for line in file.read_text().splitlines()]
+        assert all(record.pop("ingested_at") for record in records)
+        return records
+
+    records = exported(first)
+    assert "3 recorded, 0 were" in run("import", str(tmp_path / "first.jsonl"), "--db", str(second))
+    assert exported(second) == records
+    for source in ("first", "second"):
+        for target in (first, second):
+            said = run("import", str(tmp_path / f"{source}.jsonl"), "--db", str(target))
+            assert "0 recorded, 3 were there before, 0 in conflict" in said
+
+
+def test_an_export_with_another_time_is_in_conflict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database, file = tmp_path / "costs.db", tmp_path / "export.jsonl"
+    with CostOpsClient(base_url=f"sqlite:///{database}") as client:
+        client.usage.submit(organization_id="a", provider="openai", model_id="gpt-4o", input_tokens=10)
+    assert main(["export", "--db", str(database), "--output", str(file)]) == 0
+    file.write_text(re.sub(r'"timestamp":"[^"]*"', '"timestamp":"2026-01-01T00:00:00Z"', file.read_text()))
+    assert main(["import", str(file), "--db", str(database)]) == 1
+    assert "0 were there before, 1 in conflict" in capsys.readouterr().out
