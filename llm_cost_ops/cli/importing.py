@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import json
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any
 
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from llm_cost_ops._gen.codecs import USAGE_RECORD
+from llm_cost_ops.cli.import_lines import FIELDS, Line, assignments, put, read_csv, read_jsonl, reason_of
 from llm_cost_ops.cli.reports import money
 from llm_cost_ops.cli.target import open_client
 from llm_cost_ops.client import CostOpsClient
@@ -28,141 +25,11 @@ from llm_cost_ops.normalizers import PayloadError
 from llm_cost_ops.normalizers.lines import record_from_line
 from llm_cost_ops.types import SubmitResult, SubmitStatus, UsageReceipt, UsageRecord
 from llm_cost_ops.wire.errors import DecodeError
-from llm_cost_ops.wire.json_keys import REPEATED, path_text, repeated_keys
 
-__all__ = ["Import", "Line", "import_file", "read_csv", "read_jsonl"]
+__all__ = ["Import", "import_file"]
 
-LONGEST_LINE = 16 * 1024 * 1024
 SHOWN_REJECTIONS = 100
 DEFAULT_ORGANIZATION = "default"
-
-
-class Line(NamedTuple):
-    """One line of a file: its number, the bytes that it is known by, where it ends, and its fields.
-
-    `fields` is a dict, or the text of what is wrong with the line.
-    """
-
-    number: int
-    raw: bytes
-    end: int
-    fields: dict[str, Any] | str
-
-
-def read_jsonl(stream: BinaryIO) -> Iterator[Line]:
-    """The lines of a JSONL file; empty ones are passed over."""
-    end = 0
-    for number, raw in enumerate(_lines(stream), 1):
-        end += len(raw)
-        text = raw.strip()
-        if not text:
-            continue
-        if len(raw) > LONGEST_LINE:
-            yield Line(number, raw, end, f"is longer than {LONGEST_LINE:,} bytes")
-            continue
-        try:
-            fields = msgspec.json.decode(text)
-            repeated = repeated_keys(text, msgspec.json.encode(fields))
-        except (ValueError, RecursionError) as error:
-            yield Line(number, text, end, f"is not JSON: {error}")
-            continue
-        if repeated:
-            yield Line(number, text, end, f"{path_text(repeated[0])} {REPEATED}")
-            continue
-        yield Line(number, text, end, fields if isinstance(fields, dict) else "is not a JSON object")
-
-
-def _lines(stream: BinaryIO) -> Iterator[bytes]:
-    """Lines of bounded length: the rest of one that is too long is dropped."""
-    while raw := stream.readline(LONGEST_LINE + 1):
-        if len(raw) > LONGEST_LINE and not raw.endswith(b"\n"):
-            while (rest := stream.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
-                pass
-        yield raw
-
-
-def read_csv(stream: BinaryIO, mapping: dict[str, str]) -> Iterator[Line]:
-    """The rows of a CSV file with a header; `mapping` takes fields from columns."""
-    text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
-    try:
-        yield from _rows(csv.reader(text), mapping)
-    finally:
-        # The stream belongs to the caller.
-        text.detach()
-
-
-def _rows(rows: Any, mapping: dict[str, str]) -> Iterator[Line]:
-    header: list[str] = next(rows, [])
-    for field, column in mapping.items():
-        if column not in header:
-            raise ConfigurationError(
-                f"--map {field}={column}: the file has no column {column!r}, only {', '.join(header)}",
-                parameter="map",
-            )
-    chosen = {field: header.index(column) for field, column in mapping.items()}
-    end = 0
-    while True:
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield Line(rows.line_num, b"", end, f"is not CSV: {error}")
-            continue
-        raw = "\x1f".join(row).encode("utf-8", "surrogateescape")
-        end += len(raw) + 2
-        if not row:
-            continue
-        if len(row) != len(header):
-            yield Line(rows.line_num, raw, end, f"has {len(row)} columns, the header {len(header)}")
-            continue
-        fields: dict[str, Any] = {}
-        for field, index in chosen.items():
-            if row[index] != "":
-                _put(fields, field, row[index])
-        yield Line(rows.line_num, raw, end, fields)
-
-
-# Numbers of a record: in CSV and in --set they come as text.
-_INTEGERS = {
-    field.name
-    for field in msgspec.structs.fields(UsageRecord)
-    if "tokens" in field.name or field.name in ("request_count", "latency_ms", "time_to_first_token_ms")
-}
-_DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
-_FIELDS = {field.name for field in msgspec.structs.fields(UsageRecord)} - {"unknown_"}
-
-
-def _put(fields: dict[str, Any], path: str, text: str) -> None:
-    """Set a field by its path, such as labels.team."""
-    name, _, inner = path.partition(".")
-    number = name in _INTEGERS or name in ("meters", "modality")
-    value: Any = int(text) if number and text.isascii() and text.removeprefix("-").isdigit() else text
-    if inner:
-        fields.setdefault(name, {})[inner] = value
-    elif name == "tags":
-        fields[name] = [tag for tag in text.split(",") if tag]
-    elif name == "metadata":
-        fields[name] = json.loads(text)
-    elif name == "timestamp" and _DATE.fullmatch(text):
-        fields[name] = f"{text}T00:00:00Z"
-    else:
-        fields[name] = value
-
-
-def _assignments(option: str, texts: list[str]) -> dict[str, str]:
-    found = {}
-    for text in texts:
-        field, equals, value = text.partition("=")
-        name = field.partition(".")[0]
-        if not equals or name not in _FIELDS:
-            raise ConfigurationError(
-                f"--{option} {text}: must be FIELD=…, where FIELD is one of a usage record's, "
-                f"such as input_tokens, model_id or labels.team",
-                parameter=option,
-            )
-        found[field] = value
-    return found
 
 
 class Import:
@@ -210,7 +77,7 @@ class Import:
         try:
             record = self._record(line.fields)
         except (DecodeError, PayloadError, ValueError) as error:
-            self._pending.append((line.number, str(error)))
+            self._pending.append((line.number, reason_of(error)))
             return
         if not record.idempotency_key:
             digest = blake2b(b"%d:" % line.number + line.raw, digest_size=16).hexdigest()
@@ -224,10 +91,10 @@ class Import:
     def _record(self, fields: dict[str, Any]) -> UsageRecord:
         if not self._given:
             return record_from_line(fields)
-        if "response" in fields or _FIELDS.isdisjoint(fields):
+        if "response" in fields or FIELDS.isdisjoint(fields):
             return _overlaid(record_from_line(fields), self._given)
         for path, text in self._given.items():
-            _put(fields, path, text)
+            put(fields, path, text)
         return record_from_line(fields)
 
     def _send(self) -> None:
@@ -315,7 +182,7 @@ def _reason(result: SubmitResult) -> str:
 def _overlaid(record: UsageRecord, given: dict[str, str]) -> UsageRecord:
     fields: dict[str, Any] = {}
     for path, text in given.items():
-        _put(fields, path, text)
+        put(fields, path, text)
     overlay = USAGE_RECORD.decode_json(msgspec.json.encode(fields))
     for name in fields:
         value = getattr(overlay, name)
@@ -327,8 +194,8 @@ def import_file(options: argparse.Namespace) -> int:
     """The `import` command."""
     if options.batch_size < 1:
         raise ConfigurationError("--batch-size must be 1 or more", parameter="batch_size")
-    given = _assignments("set", options.set)
-    mapping = _assignments("map", options.map)
+    given = assignments("set", options.set)
+    mapping = assignments("map", options.map)
     kind = options.format or ("csv" if options.file.lower().endswith(".csv") else "jsonl")
     if kind == "csv" and not mapping:
         raise ConfigurationError(

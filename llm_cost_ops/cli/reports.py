@@ -17,7 +17,7 @@ from llm_cost_ops.cli.target import open_client
 from llm_cost_ops.client import CostOpsClient
 from llm_cost_ops.types import CostSummary
 
-__all__ = ["cost_table", "money", "print_total", "show_costs"]
+__all__ = ["cost_table", "is_elsewhere", "money", "print_total", "show_costs"]
 
 
 def money(value: Decimal) -> str:
@@ -69,17 +69,31 @@ def _aligned(text: str, whole: int) -> str:
 
 def print_total(console: Console, summary: CostSummary) -> None:
     """The total, and what it does not cover."""
-    console.print(
-        f"[bold]{money(summary.total_cost)} {summary.currency}[/] for {summary.total_requests:,} requests "
-        f"and {summary.total_tokens:,} tokens"
-    )
+    if is_elsewhere(summary):
+        console.print(f"nothing has a cost in {summary.currency}; there is:")
+    else:
+        calls = f"{_requests(summary.total_requests)} and {summary.total_tokens:,} tokens"
+        console.print(f"[bold]{money(summary.total_cost)} {summary.currency}[/] for {calls}")
     if summary.unpriced_requests:
+        has = "has" if summary.unpriced_requests == 1 else "have"
         console.print(
-            f"[yellow]{summary.unpriced_requests:,} requests have no price: the total is a lower bound.[/] "
+            f"[yellow]{_requests(summary.unpriced_requests)} {has} no price: the total is a lower bound.[/] "
             "Add one with client.pricing.create(…)."
         )
     for other in summary.other_currencies:
-        console.print(f"and {money(other.cost)} {other.currency} for {other.requests:,} requests")
+        and_ = "    " if is_elsewhere(summary) else "and "
+        console.print(f"{and_}{money(other.cost)} {other.currency} for {_requests(other.requests)}")
+    if is_elsewhere(summary):
+        console.print(f"Ask with --currency {summary.other_currencies[0].currency}.")
+
+
+def is_elsewhere(summary: CostSummary) -> bool:
+    """Whether there are calls, but all of them cost in other currencies than the one asked for."""
+    return 0 < summary.total_requests <= sum(other.requests for other in summary.other_currencies)
+
+
+def _requests(count: int) -> str:
+    return f"{count:,} request{'s' * (count != 1)}"
 
 
 def show_costs(options: argparse.Namespace) -> int:
@@ -90,7 +104,7 @@ def show_costs(options: argparse.Namespace) -> int:
         sys.stdout.write(COST_SUMMARY.encode_json(summary).decode() + "\n")
         return 0
     console = Console()
-    if summary.breakdown:
+    if summary.breakdown and not is_elsewhere(summary):
         console.print(cost_table("What it cost", summary, console.width))
     print_total(console, summary)
     return 0

@@ -64,7 +64,7 @@ def test_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "openai" in printed
     assert "0.0000025 USD" in printed
-    assert "1 requests have no price" in printed
+    assert "1 request has no price" in printed
     assert main(["costs", "--db", database, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["total_cost"] == "0.0000025"

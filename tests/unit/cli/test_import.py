@@ -254,3 +254,59 @@ def test_an_export_with_another_time_is_in_conflict(
     file.write_text(re.sub(r'"timestamp":"[^"]*"', '"timestamp":"2026-01-01T00:00:00Z"', file.read_text()))
     assert main(["import", str(file), "--db", str(database)]) == 1
     assert "0 were there before, 1 in conflict" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("column", "field", "text", "words"),
+    [
+        ("In", "input_tokens", "abc", "input_tokens must be a whole number, not 'abc'"),
+        ("In", "input_tokens", "1.5", "input_tokens must be a whole number, not '1.5'"),
+        ("In", "input_tokens", '"1,000"', "input_tokens must be a whole number, not '1,000'"),
+        ("When", "timestamp", "01/02/2026", "timestamp must be a time such as 2026-01-31 or"),
+        ("Cost", "reported_cost", "$1", "reported_cost must be a decimal such as 0.015, not '$1'"),
+        ("About", "metadata", "{bad", "metadata must be a JSON object, not '{bad'"),
+        ("Kind", "operation", "chta", "did you mean 'chat'?"),
+        ("Pages", "meters.pages", "few", "meters.pages must be a whole number, not 'few'"),
+    ],
+)
+def test_a_bad_cell_is_told_by_line_and_column(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], column: str, field: str, text: str, words: str
+) -> None:
+    path = tmp_path / "usage.csv"
+    path.write_text(f"Out,{column}\n1,{text}\n1,\n")
+    mapping = ["--map", "output_tokens=Out", "--map", f"{field}={column}"]
+    assert main(["import", str(path), "--db", str(tmp_path / "costs.db"), *mapping, *MODEL]) == 1
+    printed, complaints = capsys.readouterr()
+    assert complaints.startswith(f"line 2: column '{column}': ")
+    assert words in complaints
+    assert "1 recorded" in printed
+    given = ["--set", f"{field}={text.strip(chr(34))}"]
+    assert main(["import", str(path), "--db", str(tmp_path / "costs.db"), *mapping[:2], *given]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('"input_tokens": "12"', "input_tokens: expected a whole number, got text"),
+        ('"input_tokens": 1.5', "input_tokens: expected a whole number, got a number with a fraction"),
+        ('"input_tokens": 1, "tags": "a"', "tags: expected a list, got text"),
+        ('"input_tokens": 1, "metadata": [1]', "metadata: expected an object or null, got a list"),
+        ('"input_tokens": 1, "timestamp": "noon"', "timestamp: expected a time from the years 1 to 9999"),
+        ('"input_tokens": ', "is not JSON: invalid character (byte 17)"),
+        ('"response": 5', "expected an object, got a whole number"),
+        (
+            '"organization_id": "a"',
+            'give "model_id" and "input_tokens", or put the response under "response"',
+        ),
+    ],
+)
+def test_a_bad_line_is_told_without_the_words_of_python(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, words: str
+) -> None:
+    path = tmp_path / "usage.jsonl"
+    path.write_text(f"\n{{{line}}}\n")
+    assert main(["import", str(path), "--db", str(tmp_path / "costs.db")]) == 1
+    complaints = capsys.readouterr().err
+    assert complaints.startswith("line 2: ")
+    assert words in complaints

@@ -250,3 +250,29 @@ def test_an_export_into_a_pipe_that_closes(database: Path) -> None:
         assert process.stderr is not None
         assert process.stderr.read() == b""
     assert process.returncode == 141
+
+
+def test_costs_in_a_currency_that_nothing_cost_tell_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = f"{tmp_path / 'costs.db'}"
+    with CostOpsClient(base_url=f"sqlite:///{database}") as client:
+        client.usage.submit(organization_id="a", provider="openai", model_id="gpt-4o", output_tokens=1000)
+    assert cli.main(["costs", "--db", database, "--currency", "EUR"]) == 0
+    printed = capsys.readouterr().out
+    assert [line.strip() for line in printed.splitlines()] == [
+        "nothing has a cost in EUR; there is:",
+        "0.01 USD for 1 request",
+        "Ask with --currency USD.",
+    ]
+    assert cli.main(["costs", "--db", database, "--currency", "EUR", "--organization", "nobody"]) == 0
+    assert "0.00 EUR for 0 requests" in capsys.readouterr().out
+    with CostOpsClient(base_url=f"sqlite:///{database}") as client:
+        client.pricing.create(
+            provider="p", model_id="m", currency="EUR", output_price_per_1k="1", effective_date="2020-01-01"
+        )
+        client.usage.submit(organization_id="a", provider="p", model_id="m", output_tokens=1000)
+    assert cli.main(["costs", "--db", database, "--currency", "EUR"]) == 0
+    printed = capsys.readouterr().out
+    assert "1.00 EUR for 2 requests" in printed
+    assert "and 0.01 USD for 1 request" in printed
