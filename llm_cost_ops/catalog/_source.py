@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC
-from decimal import Decimal
+from decimal import ROUND_HALF_EVEN, Context, Decimal
 
 import genai_prices.types as genai
 import msgspec
@@ -59,6 +59,9 @@ UNMAPPED_CONTEXTS = frozenset({"search_type"})
 _DIMENSIONS = {"service_tier": "tier", "processing": "processing", "speed": "speed", "route": "region"}
 _STANDARD_TIER = ("service_tier", "default")
 _REGIONS = {"mistral/eu": "eu"}
+
+# Of the decimal digits of a float so many are certain.
+_FLOAT_DIGITS = Context(prec=15, rounding=ROUND_HALF_EVEN)
 
 Price = Decimal | genai.TieredPrices
 Prices = dict[str, Price]
@@ -294,5 +297,7 @@ def _rates(prices: Prices) -> list[RateRow]:
 
 
 def _plain(price: Decimal) -> str:
-    text = f"{price:f}"
+    # A float on the way to the source left its own digits: 0.18000000000000002 is 0.18. A third stays one.
+    short = _FLOAT_DIGITS.plus(price).normalize()
+    text = f"{short if len(short.as_tuple().digits) <= 10 else price:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text

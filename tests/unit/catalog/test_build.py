@@ -38,6 +38,14 @@ CONTEXTS: list[dict[str, str]] = [
     {"speed": "fast"},
 ]
 
+# What floats made of five prices on their way into the source, and what the providers publish.
+ARTEFACTS = {
+    "0.18000000000000002": "0.18",
+    "0.13999999999999999": "0.14",
+    "0.27999999999999997": "0.28",
+    "1.0399999999999998": "1.04",
+}
+
 FREE: dict[str, tuple[object, ...]] = {meter: (Decimal(0), 1_000_000, []) for meter in ("INPUT", "OUTPUT")}
 
 pytestmark = pytest.mark.skipif(
@@ -56,7 +64,7 @@ def test_what_ships_is_what_a_build_writes(tmp_path: Path, capsys: pytest.Captur
     assert output.read_bytes() == _build()
     assert read_bundle(output.read_bytes())[1] == read_bundle((HERE / "prices.bin").read_bytes())[1]
     build.main(["--check"])
-    assert capsys.readouterr().out.startswith("genai-prices 0.2.3+overrides.1: 47 providers, ")
+    assert capsys.readouterr().out.startswith("genai-prices 0.2.3+overrides.2: 47 providers, ")
     output.write_bytes(_build(provider_aliases={}))
     with pytest.raises(SystemExit):
         build.main(["--check", "--output", str(output)])
@@ -181,7 +189,7 @@ def _expected(price: genai.ModelPrice) -> dict[str, tuple[object, ...]]:
     for key, value in vars(price).items():
         meter, per = MAPPED_PRICES["audio_hours" if key == "input_audio_hours" else key]
         if isinstance(value, Decimal):
-            found[meter] = (value, per, [])
+            found[meter] = (Decimal(ARTEFACTS.get(str(value), value)), per, [])
         elif value is not None:
             found[meter] = (value.base, per, [(tier.start, False, tier.price) for tier in value.tiers])
     return found
@@ -250,3 +258,21 @@ def test_names_mean_the_models_that_they_mean_in_the_source(provider: genai.Prov
         elif found is None and cards:
             # An id that its own pattern does not match is a name all the same.
             assert cards[0].model_id in {name, re.sub(r"-20260101$", "-2026-01-01", name)}
+
+
+@pytest.mark.parametrize(
+    ("price", "kept"),
+    [
+        *ARTEFACTS.items(),
+        ("0.30000000000000004", "0.3"),
+        ("0.041666666666666664", "0.041666666666666664"),
+        ("0.0833333333333333", "0.0833333333333333"),
+        ("0.844944", "0.844944"),
+        ("100", "100"),
+        ("1E+2", "100"),
+        ("0", "0"),
+    ],
+)
+def test_digits_that_a_float_left_are_dropped(price: str, kept: str) -> None:
+    draft = read_provider(_provider(_model(genai.ModelPrice(input_mtok=Decimal(price)))), {})
+    assert [rate.price for card in draft.models[0].row.cards for rate in card.rates] == [kept]
