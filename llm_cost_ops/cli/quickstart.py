@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from shutil import which
 
 from rich.console import Console
 from rich.markup import escape
@@ -46,14 +47,24 @@ def quickstart(options: argparse.Namespace) -> int:
         today = client.usage.get_history(page_size=1).data
         if today:
             record = today[0]
-            cost = "no price" if record.estimated_cost is None else f"{money(record.estimated_cost)} USD"
+            cost = (
+                "no price"
+                if record.estimated_cost is None
+                else f"{money(record.estimated_cost)} {record.currency}"
+            )
             model = escape(f"{record.provider} {record.model_id}")
             console.print(
                 f"The last call: {model}, {record.input_tokens:,} tokens in "
                 f"({record.cached_tokens:,} cached), {record.output_tokens:,} out: {cost}."
             )
-    console.print(f"Ask more: [bold]llm-cost-ops costs --db {into} --group-by project,day[/]")
+    console.print(f"Ask more: [bold]{escape(_command())} costs --db {into} --group-by project,day[/]")
     return 1 if job.rejected else 0
+
+
+def _command() -> str:
+    """What to type for this program: its name, or its path where a shell does not find it by that."""
+    run = Path(sys.argv[0])
+    return "llm-cost-ops" if run.name != "llm-cost-ops" or which(run.name) else _shown(run.absolute())
 
 
 def _shown(path: Path) -> str:

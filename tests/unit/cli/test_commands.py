@@ -42,6 +42,21 @@ def test_quickstart_counts_the_examples_once(tmp_path: Path, capsys: pytest.Capt
         )
 
 
+def test_quickstart_names_a_command_that_can_be_typed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = tmp_path / ".venv" / "bin" / "llm-cost-ops"
+    installed.parent.mkdir(parents=True)
+    installed.write_text("#!/bin/sh\n")
+    installed.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [str(installed)])
+    for path, command in (("", ".venv/bin/llm-cost-ops"), (str(installed.parent), "llm-cost-ops")):
+        monkeypatch.setenv("PATH", path)
+        assert main(["quickstart", "--db", "quickstart.db"]) == 0
+        assert f"Ask more: {command} costs --db quickstart.db" in capsys.readouterr().out
+
+
 def test_names_are_text_and_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     database = str(tmp_path / "costs.db")
     with CostOpsClient(base_url=f"sqlite:///{database}") as client:
