@@ -1274,7 +1274,7 @@ class UsageRecord(
     """
 
     id: str = ""
-    """The server's id of the record, a UUIDv7. Output only."""
+    """The id of the record, a UUID that follows from organization_id and idempotency_key. Output only."""
     idempotency_key: str = ""
     """Unique within the organization; the client makes a UUIDv7 once per logical call when not given."""
     organization_id: str = ""
