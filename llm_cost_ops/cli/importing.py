@@ -101,7 +101,7 @@ class Import:
         """Record what is pending, and tell of the lines that were not, in their order."""
         pending, self._pending = self._pending, []
         records = [record for _, record in pending if isinstance(record, UsageRecord)]
-        results = iter(self._results(records) if records else ())
+        results = iter(self._client.usage.submit_batch(records).results if records else ())
         for number, record in pending:
             if isinstance(record, str):
                 self._reject(number, record)
@@ -111,27 +111,6 @@ class Import:
                 self._reject(number, _reason(result), conflict=result.status == SubmitStatus.CONFLICT)
             else:
                 self._count(record, result.usage)
-
-    def _results(self, records: list[UsageRecord]) -> list[SubmitResult]:
-        """What became of each record.
-
-        An export tells the time of every record, also where it was the server that filled it in: such a
-        record is the one that was sent without.
-        """
-        results = self._client.usage.submit_batch(records).results
-        timed = [
-            (at, record)
-            for at, (record, result) in enumerate(zip(records, results, strict=True))
-            if result.status == SubmitStatus.CONFLICT and record.timestamp is not None
-        ]
-        if timed:
-            untimed = [msgspec.structs.replace(record, timestamp=None) for _, record in timed]
-            for (at, record), result in zip(
-                timed, self._client.usage.submit_batch(untimed).results, strict=True
-            ):
-                if result.usage is not None and result.usage.processed_at == record.timestamp:
-                    results[at] = result
-        return results
 
     def _count(self, record: UsageRecord, receipt: UsageReceipt) -> None:
         if receipt.duplicate:

@@ -17,9 +17,9 @@ class Entry(msgspec.Struct, gc=False):
 
     `record` is what the caller sent, with total_tokens filled in and the provider canonical: a store keeps
     it as it is, and tells a duplicate from a conflict by it. It has neither id nor key, and no timestamp
-    where the caller gave none: `ingested_at` takes its place. `key` is the idempotency key, "" for none.
-    `units` is the cost in 10^-12 of the currency in `by`, None when unpriced. A store keeps each card in
-    `by` once, so that receipts do not depend on the catalog.
+    where the caller gave none: `ingested_at` takes its place, and is then the same content. `key` is the
+    idempotency key, "" for none. `units` is the cost in 10^-12 of the currency in `by`, None when unpriced.
+    A store keeps each card in `by` once, so that receipts do not depend on the catalog.
     """
 
     record: UsageRecord

@@ -13,7 +13,7 @@ from llm_cost_ops.engine.windows import from_micros
 from llm_cost_ops.stores import cards
 from llm_cost_ops.stores.ids import as_text
 from llm_cost_ops.stores.rollups import fold_if_due
-from llm_cost_ops.stores.rows import Terms, prepare, units_of
+from llm_cost_ops.stores.rows import Terms, decode_usage, prepare, units_of
 
 __all__ = ["AppendMany", "AppendOne", "Interner"]
 
@@ -28,7 +28,7 @@ _INSERT_NEW = (
     "ON CONFLICT (id) DO NOTHING"
 )
 _FIND = (
-    "SELECT u.record, u.id, u.micro, u.rest, s.currency, s.status, u.ingested "
+    "SELECT u.record, u.id, u.micro, u.rest, s.currency, s.status, u.ingested, u.ts "
     "FROM usage u JOIN series s ON s.id = u.series "
     "WHERE u.id = ?1 OR u.seq = (SELECT e.usage FROM earlier e WHERE e.id = ?1)"
 )
@@ -215,13 +215,25 @@ def _created(usage_id: str, entry: Entry) -> Appended:
 
 def _first(cursor: sqlite3.Cursor, values: tuple[Any, ...]) -> Appended:
     """The answer that the first entry with the key was given."""
-    row = cursor.execute(_FIND, (values[0],)).fetchone()
-    record, usage_id, micro, rest, currency, cost_status, ingested = row
+    usage_id, _, _, ts, *_, sent = values
+    row = cursor.execute(_FIND, (usage_id,)).fetchone()
+    kept, first_id, micro, rest, currency, cost_status, ingested, first_ts = row
+    same = sent == kept or (ts == first_ts and _same_but_for_time(sent, kept))
     return Appended(
-        SubmitStatus.DUPLICATE if record == values[-1] else SubmitStatus.CONFLICT,
-        as_text(usage_id),
+        SubmitStatus.DUPLICATE if same else SubmitStatus.CONFLICT,
+        as_text(first_id),
         units_of(micro, rest),
         currency,
         CostStatus(cost_status),
         from_micros(ingested),
     )
+
+
+def _same_but_for_time(sent: bytes, kept: bytes) -> bool:
+    """Whether one record has a time and the other none, and they are alike otherwise.
+
+    So a record that was sent without a time is also the one with the time that it was given since.
+    """
+    one, other = decode_usage(sent), decode_usage(kept)
+    one.timestamp = other.timestamp = None
+    return one == other

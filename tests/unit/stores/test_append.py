@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from uuid import UUID
@@ -48,6 +48,19 @@ def test_a_key_counts_once(store: Sync) -> None:
     assert statuses(store, entry(idempotency_key=key, organization_id="other")) == [CREATED]
     assert requests(store) == 2
     assert store.count_usage(Filter()) == 2
+
+
+def test_a_time_that_the_store_filled_in_is_the_same_content(store: Sync) -> None:
+    def of(key: str, timestamp: datetime | None, **fields: object) -> Entry:
+        made = entry(TAKEN, idempotency_key=key, **fields)
+        made.record.timestamp = timestamp
+        return made
+
+    assert statuses(store, of("without", None), of("with", TAKEN)) == [CREATED] * 2
+    assert statuses(store, of("without", TAKEN), of("with", None)) == [DUPLICATE] * 2
+    later = TAKEN + timedelta(microseconds=1)
+    assert statuses(store, of("without", later), of("with", later)) == [CONFLICT] * 2
+    assert statuses(store, of("without", TAKEN, user_id="u"), of("with", None, tags=["t"])) == [CONFLICT] * 2
 
 
 def test_a_batch_is_itemised(store: Sync) -> None:
