@@ -49,7 +49,7 @@ class CallContext(msgspec.Struct):
         return self.moment
 
     def identify(self) -> str:
-        """Make an id for the call, and return it: its request id, and its key where none was given."""
+        """Make an id for the call, keep it as its request id, and return it to be its key as well."""
         self.request_id = made = uuid7()
         return made
 

@@ -81,9 +81,10 @@ class Store(Protocol):
     ) -> Awaitable[list[Appended] | None]:
         """Write usage and costs in one transaction, and tell in order what became of each entry.
 
-        An (organization, key) counts once: the same fingerprint again is a duplicate, another one a
-        conflict, and neither harms its neighbours. Counts above 10^15, or a cost above 10^9, are
-        INVALID_ARGUMENT for the whole list: validation should have caught them.
+        An (organization, key) counts once: the same record again is a duplicate, another one a conflict,
+        and neither harms its neighbours. Counts above 10^15, or a cost above 10^9, are INVALID_ARGUMENT for
+        the whole list: validation should have caught them. Sums may be brought up to date later, where no
+        query can tell.
 
         `revision` is that of the cards which priced the entries. When it is another one by the time of the
         transaction, nothing is written and the answer is None; that costs less than to ask before each call.

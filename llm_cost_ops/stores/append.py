@@ -120,7 +120,7 @@ def _id(cursor: sqlite3.Cursor, find: str, add: str, values: Sequence[Any]) -> i
 
 
 class AppendOne:
-    """Appends an entry, as a job: the same as `AppendMany` of one, in half the time.
+    """Appends an entry, as a job: what `AppendMany` of one does, in half the time.
 
     Its answer is None when the cards are of another `revision`, where one is given.
     """
@@ -135,7 +135,7 @@ class AppendOne:
 
     @property
     def is_statement(self) -> bool:
-        """Whether this is a single statement."""
+        """Whether this is a single statement, since no term has to be added."""
         return self._ids is not None
 
     def __call__(self, cursor: sqlite3.Cursor, interner: Interner) -> list[Appended] | None:
@@ -202,6 +202,7 @@ def _insert(cursor: sqlite3.Cursor, rows: list[tuple[Any, ...]], *, careful: boo
     except sqlite3.IntegrityError as error:
         if error.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_UNIQUE:
             raise
+        # Those before the one that was refused are in.
         [done] = cursor.execute("SELECT count(*) FROM usage WHERE seq >= ?", rows[0][:1]).fetchone()
         cursor.executemany(_INSERT_NEW, rows[done:])
         return False

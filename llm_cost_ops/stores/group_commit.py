@@ -180,13 +180,25 @@ class GroupCommit:
                 continue
             if len(group) > 1:
                 try:
-                    ticket.future.set_result(self._writer.transact(ticket.job))
+                    ticket.future.set_result(self._transact(ticket))
                     continue
                 except Exception as own:  # noqa: BLE001 - it is the ticket's to raise
                     error = own
             if isinstance(error, sqlite3.Error | OverflowError):
                 error = self._writer.translated(error)
             ticket.future.set_exception(error)
+
+    def _transact(self, ticket: _Ticket) -> Any:
+        """Run a job in a transaction of its own; while the file is busy, wait as long as its call may."""
+        delay = 0.001
+        while True:
+            try:
+                return self._writer.transact(ticket.job)
+            except sqlite3.Error as error:
+                if not is_busy(error) or ticket.is_late():
+                    raise
+            time.sleep(delay)
+            delay = min(delay * 2, 0.05)
 
 
 def _begin(ticket: _Ticket) -> bool:

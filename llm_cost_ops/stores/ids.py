@@ -18,8 +18,13 @@ def usage_id(organization_id: str, key: str) -> tuple[str, bytes, str | bytes | 
     """The id of the record with a key, as text and as it is stored, and the key as it is stored.
 
     The id is a UUID (RFC 9562), another one each time without a key. Of a key that begins with a UUID of
-    version 7 it keeps the time, so that ids which are made one after the other lie together in the index;
-    the rest is a hash, as is all of it for another key (version 8).
+    version 7 it keeps the first 18 characters, so that ids which are made one after the other lie together
+    in the index; the rest is a hash, as is all of it for another key (version 8). That two records get one
+    id is left to chance: 60 bits within a millisecond, 108 otherwise.
+
+        key 01a20359-ab54-7000-bc5b-ba4c242805a1    id 01a20359-ab54-7000-8…
+        key 01a20359-ab54-7000-bc5b-ba4c242805a1:7  id 01a20359-ab54-7000-9…
+        key chatcmpl-123                            id ………-…-8…-8…
     """
     if not key:
         made = uuid7()

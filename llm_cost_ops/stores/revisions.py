@@ -19,7 +19,7 @@ from llm_cost_ops.stores.append import Interner
 from llm_cost_ops.stores.cards import kept_card
 from llm_cost_ops.stores.ids import as_key
 from llm_cost_ops.stores.newest import newest
-from llm_cost_ops.stores.rollups import Place, add, fold, places
+from llm_cost_ops.stores.rollups import Place, add, places
 from llm_cost_ops.stores.rows import (
     RECORD_COLUMNS,
     Terms,
@@ -137,8 +137,7 @@ def reprice(
     cursor: sqlite3.Cursor, interner: Interner, seqs: Sequence[int], price: Price, now: datetime
 ) -> list[Change]:
     """Add a revision to each of the records whose status, currency or cost is not what `price` says."""
-    # So that the sums hold the costs that are replaced.
-    fold(cursor)
+    # What is added is after - before, whether the cost before is in the sums already or in the tail.
     sums: dict[Place, list[int]] = {}
     revisions = []
     found = _find(cursor.connection, seqs, price)

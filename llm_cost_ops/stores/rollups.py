@@ -2,7 +2,10 @@
 
 They are behind the rows by a tail of fewer than FOLD_EVERY records, which queries add up themselves:
 `folded` says up to which row the sums go, and moves with them in one transaction. So a write costs a row,
-and sums and rows never disagree.
+and sums and rows never disagree: they need no transaction in common, since whatever the sums lack is tail.
+
+A sum that would leave 64 bits goes on in another part: `folded` names the part that is added to, and
+queries add up all of them.
 """
 
 from __future__ import annotations

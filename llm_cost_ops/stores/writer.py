@@ -18,7 +18,7 @@ __all__ = ["Job", "Writer", "closed_error"]
 T = TypeVar("T")
 
 Job = Callable[[sqlite3.Cursor, Interner], T]
-"""What happens in one transaction. It is run again when the transaction could not be had or kept."""
+"""What is committed together. It is run again when the transaction could not be had or kept."""
 
 
 def closed_error() -> RpcError:
@@ -42,7 +42,8 @@ class Writer:
     async def run(self, job: Job[T], context: CallContext, *, statement: bool = False) -> T:
         """Run a job and commit it; while the file is busy, wait as long as the call may.
 
-        One that is a single `statement` is a transaction by itself.
+        One that is a single `statement` runs without BEGIN and COMMIT: SQLite commits each statement by
+        itself.
         """
         turn = self.turn
         patience: Patience | None = None

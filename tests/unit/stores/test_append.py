@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -61,6 +62,56 @@ def test_a_time_that_the_store_filled_in_is_the_same_content(store: Sync) -> Non
     later = TAKEN + timedelta(microseconds=1)
     assert statuses(store, of("without", later), of("with", later)) == [CONFLICT] * 2
     assert statuses(store, of("without", TAKEN, user_id="u"), of("with", None, tags=["t"])) == [CONFLICT] * 2
+    records, _ = store.list_usage(Filter(), "ingested_at", False, 10, None, None)
+    assert [record.timestamp for record in records] == [TAKEN] * 2
+
+
+def folded(store: Sync) -> int:
+    return store.store._writer.open().execute("SELECT seq FROM folded").fetchone()[0]
+
+
+def test_sums_are_brought_up_to_date_every_128_rows(store: Sync) -> None:
+    for n in range(300):
+        store.append([entry(n)])
+        assert folded(store) == (n + 1) // 128 * 128
+    store.append([entry() for _ in range(80)])
+    assert folded(store) == 256
+    store.append([entry() for _ in range(10)])
+    assert folded(store) == requests(store) == 390
+
+
+@pytest.mark.parametrize("fault", ["BEGIN IMMEDIATE", "COMMIT"])
+def test_a_record_is_acknowledged_though_its_sums_have_to_wait(fault: str) -> None:
+    class Busy(sqlite3.Cursor):
+        def execute(self, sql: str, *values: object) -> sqlite3.Cursor:
+            if sql == fault:
+                error = sqlite3.OperationalError("database is locked")
+                error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+                raise error
+            return super().execute(sql, *values)
+
+    with Sync() as store:
+        store.append([entry() for _ in range(127)])
+        writer = store.store._writer
+        plain, writer._cursor = writer._cursor, writer._connection.cursor(Busy)
+        assert statuses(store, entry(idempotency_key="k")) == [CREATED]
+        writer._cursor = plain
+        assert (folded(store), requests(store)) == (0, 128)
+        assert statuses(store, entry(idempotency_key="k")) == [DUPLICATE]
+        store.append([entry() for _ in range(128)])
+        assert folded(store) == requests(store) == 256
+
+
+def test_the_order_of_maps_and_repeated_tags_are_no_content(store: Sync) -> None:
+    one = {"labels": {"a": "1", "b": "2"}, "meters": {"x": 1, "y": 2}, "metadata": {"p": {"q": 1, "r": 2}}}
+    other = {"labels": {"b": "2", "a": "1"}, "meters": {"y": 2, "x": 1}, "metadata": {"p": {"r": 2, "q": 1}}}
+    for seconds, fields, expected in ((0, one, CREATED), (1, other, DUPLICATE)):
+        sent = entry(idempotency_key="k", tags=["t", "t"], **fields)
+        sent.record.timestamp = None
+        sent.ingested_at += timedelta(seconds=seconds)
+        assert statuses(store, sent) == [expected]
+    [(keys, _, sums)] = store.summarize(Filter(), ("tag",), None)
+    assert (keys, sums.requests) == (("t",), 1)
 
 
 def test_a_batch_is_itemised(store: Sync) -> None:

@@ -10,17 +10,20 @@ import sqlite3
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
-from llm_cost_ops._gen.messages import SubmitStatus
+from llm_cost_ops._gen.messages import SubmitStatus, UsageRecord
 from llm_cost_ops.engine.ledger import Filter
+from llm_cost_ops.engine.windows import QUARTER, QUARTERS_A_DAY, to_micros
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.stores import schema
 from llm_cost_ops.stores.database import Database
-from tests.unit.stores.making import START, Sync, entry
+from llm_cost_ops.stores.rows import encode_struct
+from tests.unit.stores.making import START, TAKEN, Sync, entry
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -152,6 +155,58 @@ def test_a_file_of_version_1_opens(tmp_path: Path) -> None:
         [card] = store.all_cards()
         assert (card.id, card.version, card.rates[0].price) == ("card-golden", 1, Decimal("2.5"))
         assert [done.status for done in store.append([entry()])] == [SubmitStatus.CREATED]
+
+
+def test_what_version_3_kept_is_the_same_in_version_4(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "v3.db"
+    monkeypatch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:3])
+    monkeypatch.setattr(schema, "VERSION", 3)
+    connection = sqlite3.connect(path, isolation_level=None)
+    schema.migrate(connection, "the file")
+    connection.execute("INSERT INTO organization VALUES (1, 'acme')")
+    series = ("openai", "gpt-4o", "", "unspecified", "", "", "", "USD", "priced")
+    connection.execute(f"INSERT INTO series VALUES (1, 1, {', '.join('?' * 9)})", series)
+    connection.execute("INSERT INTO pricing VALUES (1, 'card-1', 1, 'test 1', 'region', x'')")
+    early = datetime(1969, 12, 31, 23, 59, tzinfo=UTC)
+    # A time that was left out, one that was given, and one before 1970.
+    rows = [("out", "ada", TAKEN, 1), ("given", None, START, 2), ("early", "bo", early, 4)]
+    for n, (key, user, moment, units) in enumerate(rows):
+        record = UsageRecord(
+            id=f"id-{n}", idempotency_key=key, organization_id="acme", provider="openai", model_id="gpt-4o",
+            input_tokens=100, total_tokens=100, timestamp=moment, user_id=user or "", ingested_at=TAKEN,
+        )  # fmt: skip
+        values = (1, 1, 1, f"id-{n}", key, b"", to_micros(moment), 1, 100, 0, 0, 0, units, user, None, None)
+        marks = ", ".join("?" * 18)
+        connection.execute(f"INSERT INTO usage VALUES ({marks})", (n + 1, *values, encode_struct(record)))
+        quarter = to_micros(moment) // QUARTER
+        for level, bucket in ((0, quarter), (1, quarter // QUARTERS_A_DAY)):
+            sums = (1, level, bucket, 1, 1, 100, 0, 0, 0, 0, units)
+            connection.execute(f"INSERT INTO rollup VALUES ({', '.join('?' * 11)})", sums)
+    connection.close()
+    monkeypatch.undo()
+    with Sync(path) as store:
+        for where, expected in (
+            (Filter(), [("", 2), ("ada", 1), ("bo", 4)]),
+            (
+                Filter(start=early - timedelta(days=2), end=early.replace(hour=0) + timedelta(days=1)),
+                [("bo", 4)],
+            ),
+        ):
+            found = store.summarize(where, ("user",), None)
+            assert [(keys[0], s.units) for keys, _, s in found] == expected
+            total = sum(units for _, units in expected)
+            for group_by in ((), ("label:x",)):
+                assert [s.units for _, _, s in store.summarize(where, group_by, None)] == [total]
+        for n, (key, user, moment, _) in enumerate(rows):
+            again = entry(moment, idempotency_key=key, user_id=user or "")
+            if key == "out":
+                again.record.timestamp = None
+            [done] = store.append([again])
+            assert (done.status, done.usage_id) == (SubmitStatus.DUPLICATE, f"id-{n}")
+            record = store.get_cost(f"id-{n}").record
+            assert (record.timestamp, record.idempotency_key) == (moment, key)
 
 
 def test_a_file_of_version_4_opens(tmp_path: Path) -> None:

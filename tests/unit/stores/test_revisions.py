@@ -55,6 +55,7 @@ class RepricedBesideModel(StoreBesideModel):
     @rule(where=filters, salt=st.integers(0, 3), dry_run=st.booleans())
     def reprice(self, where: Filter, salt: int, dry_run: bool) -> None:
         def price(record: UsageRecord) -> Priced:
+            assert record.timestamp is not None
             kind = (len(record.model_id) + record.input_tokens + salt) % 4
             units = None if kind == 3 else record.input_tokens * 10**6 * kind + record.output_tokens
             status = CostStatus.UNPRICED if kind == 3 else CostStatus.ESTIMATED
@@ -168,6 +169,11 @@ def test_each_card_is_kept_once() -> None:
 
 
 def test_cards_that_are_new_are_noticed_inside_the_transaction(tmp_path: Path) -> None:
+    with Sync() as store:
+        revision = store.cards_revision()
+        store.add_card(CARD, "", b"1" * 16)
+        for count in (1, 2):
+            assert drive(store.store.append([entry() for _ in range(count)], context(), revision)) is None
     for group in (False, True):
         path = tmp_path / f"{group}.db"
         with Sync(path, group_commit=group) as store, Sync(path) as other:

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -22,6 +23,7 @@ from llm_cost_ops._gen.messages import SubmitStatus
 from llm_cost_ops.engine.ledger import Filter
 from llm_cost_ops.rpc.runtime import AsyncRuntime, SyncRuntime, drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.stores.append import AppendOne
 from llm_cost_ops.stores.sqlite import SqliteStore
 from llm_cost_ops.stores.turns import Turn
 from tests.unit.stores.making import Sync, context, entry
@@ -195,6 +197,38 @@ def test_group_commit_shares_transactions(tmp_path: Path) -> None:
             found = list(pool.map(lambda n: store.append([entry(n)])[0].status, range(160)))
         assert found == [CREATED] * 160
         assert commits < 60
+
+
+def test_in_a_group_that_failed_each_waits_for_a_busy_file(tmp_path: Path) -> None:
+    with Sync(tmp_path / "costs.db", group_commit=True) as store:
+        store.append([entry()])
+        group, writer = store.store._group, store.store._writer
+        transact, busy = writer.transact, [3]
+
+        def sometimes(job: object, **options: object) -> object:
+            if busy[0] and isinstance(job, AppendOne):
+                busy[0] -= 1
+                error = sqlite3.OperationalError("database is locked")
+                error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+                raise error
+            return transact(job, **options)
+
+        def fail(*_: object) -> None:
+            raise OverflowError("too large")
+
+        gate = threading.Event()
+        with ThreadPoolExecutor(4) as pool, patch.object(writer, "transact", sometimes):
+            blocked = pool.submit(drive, group.run(lambda *_: gate.wait(5), 1, context()))
+            time.sleep(0.05)
+            good = pool.submit(lambda: store.append([entry(1)])[0].status)
+            bad = pool.submit(drive, group.run(fail, 1, context()))
+            time.sleep(0.05)
+            gate.set()
+            assert blocked.result() is True
+            assert good.result() == CREATED
+            with pytest.raises(RpcError, match="too large to be summed"):
+                bad.result()
+        assert busy == [0]
 
 
 def test_in_a_group_a_failure_is_its_own(tmp_path: Path) -> None:
