@@ -4,6 +4,7 @@ Our three transports beside plain httpx, grpcio and connectrpc: the same SubmitU
 against one server process, in one run, taking turns. Each client is a process of its own, so that its CPU
 is counted alone; the embedded engine's includes the engine and the file, which the others leave to the
 server. Figures are medians over the rounds. "bare" is the library alone: ready bytes in, answers unread.
+Bare grpclib sends the deadline and the idempotency key that ours sends, so that the server does the same.
 The targets: at most 15 % over it, and 35 % where the sync client crosses to a thread for gRPC.
 Run: python benchmarks/bench_transports.py [--quick]
 """

@@ -14,6 +14,7 @@ from rounds import QUERY, RECORD, AsyncCalls, SyncCalls, answer, new_key
 Openers = tuple[SyncCalls, Callable[[], Awaitable[AsyncCalls]]]
 
 KEY = "0" * 36
+TIMEOUT = 30.0  # what our client has without being told
 
 
 def ours(url: str) -> Openers:
@@ -93,7 +94,7 @@ def httpx_bare(url: str) -> Openers:
 
 
 def grpclib_bare(url: str) -> Openers:
-    """The library alone: ready bytes both ways. It has no sync client."""
+    """The library alone: ready bytes both ways, beside what ours sends too. It has no sync client."""
     from grpclib.client import Channel, UnaryUnaryMethod
     from grpclib.encoding.base import CodecBase
 
@@ -111,8 +112,8 @@ def grpclib_bare(url: str) -> Openers:
             return data
 
     record: dict[str, Any] = {**RECORD, "idempotency_key": KEY}
-    submit = SUBMIT_USAGE.request.encode(SubmitUsageRequest(usage=UsageRecord(**record)))
-    before, after = submit.split(KEY.encode())
+    whole = SUBMIT_USAGE.request.encode(SubmitUsageRequest(usage=UsageRecord(**record)))
+    before, after = whole.split(KEY.encode())
     query = GetCostSummaryRequest(organization_id=["bench"], group_by=["provider"])
     question = GET_COST_SUMMARY.request.encode(query)
 
@@ -121,10 +122,13 @@ def grpclib_bare(url: str) -> Openers:
         channel = Channel(host, int(port), codec=Raw())
         send = UnaryUnaryMethod[bytes, bytes](channel, SUBMIT_USAGE.path, bytes, bytes)
         ask = UnaryUnaryMethod[bytes, bytes](channel, GET_COST_SUMMARY.path, bytes, bytes)
-        return {
-            "SubmitUsage": lambda: send(before + new_key().encode() + after),
-            "GetCostSummary": lambda: ask(question),
-        }
+
+        def submit() -> Awaitable[bytes]:
+            key = new_key()
+            headers = {"idempotency-key": key}
+            return send(before + key.encode() + after, timeout=TIMEOUT, metadata=headers)
+
+        return {"SubmitUsage": submit, "GetCostSummary": lambda: ask(question, timeout=TIMEOUT)}
 
     return {}, open_async
 
