@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Generic, TypeVar
 
 __all__ = ["Patience", "batches_in_asyncio", "batches_inline"]
 
 T = TypeVar("T")
 
 Patience = Callable[[], float | None]
-
-_END: Any = object()
 
 
 async def batches_inline(
@@ -37,39 +35,61 @@ async def batches_in_asyncio(
     items: AsyncIterator[T], most: int, seconds: float, patience: Patience
 ) -> AsyncGenerator[list[T], None]:
     """Batches of what comes in asyncio; see Runtime.batches."""
-    queue: asyncio.Queue[Any] = asyncio.Queue(most)
-    failure: list[Exception] = []
-
-    async def fill() -> None:
-        try:
-            async for item in items:
-                await queue.put(item)
-        except Exception as error:  # noqa: BLE001  # raised again by who takes the batches
-            failure.append(error)
-        await queue.put(_END)
-
-    filling = asyncio.create_task(fill())
+    basket: _Basket[T] = _Basket(most)
+    filling = asyncio.create_task(basket.fill(items))
     try:
-        ended = False
-        while not ended:
-            batch = await _batch(queue, most, seconds, patience())
-            ended = batch[-1] is _END
-            if ended:
-                batch.pop()
+        while True:
+            async with asyncio.timeout(patience()):
+                await basket.holds(1)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await basket.holds(most)
+            batch = basket.emptied()
             if batch:
                 yield batch
-        if failure:
-            raise failure[0]
+            elif basket.ended:
+                break
+        if basket.failure is not None:
+            raise basket.failure
     finally:
         filling.cancel()
         await asyncio.wait([filling])
 
 
-async def _batch(queue: asyncio.Queue[Any], most: int, seconds: float, patience: float | None) -> list[Any]:
-    async with asyncio.timeout(patience):
-        batch = [await queue.get()]
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            while len(batch) < most and batch[-1] is not _END:
-                batch.append(queue.get_nowait() if queue.qsize() else await queue.get())
-    return batch
+class _Basket(Generic[T]):
+    """Items between two tasks, at most `most` of them. Who takes them is woken for a whole batch."""
+
+    def __init__(self, most: int) -> None:
+        self.ended = False
+        self.failure: Exception | None = None
+        self._most = most
+        self._items: list[T] = []
+        self._wanted = 0
+        self._enough = asyncio.Event()
+        self._room = asyncio.Event()
+
+    async def fill(self, items: AsyncIterator[T]) -> None:
+        try:
+            async for item in items:
+                self._items.append(item)
+                if len(self._items) >= self._wanted:
+                    self._enough.set()
+                while len(self._items) >= self._most:
+                    self._room.clear()
+                    await self._room.wait()
+        except Exception as error:  # noqa: BLE001  # raised again by who takes the batches
+            self.failure = error
+        self.ended = True
+        self._enough.set()
+
+    async def holds(self, count: int) -> None:
+        """Wait until there are so many items, or no more to come."""
+        self._wanted = count
+        while len(self._items) < count and not self.ended:
+            self._enough.clear()
+            await self._enough.wait()
+
+    def emptied(self) -> list[T]:
+        items, self._items = self._items, []
+        self._room.set()
+        return items
