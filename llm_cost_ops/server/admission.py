@@ -11,7 +11,7 @@ from llm_cost_ops.rpc.interceptor import UnaryContinuation
 from llm_cost_ops.rpc.runtime import Runtime
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 
-__all__ = ["Admission"]
+__all__ = ["Admission", "overloaded"]
 
 _RETRY_AFTER = 0.5
 
@@ -82,16 +82,21 @@ class Admission:
             await runtime.sleep(held)
             if not self.full():
                 return None
-        hint = max(_RETRY_AFTER * (1 + runtime.random()) - held, 0.1)
-        return RpcError(
-            StatusCode.UNAVAILABLE,
-            "the server has as many calls in flight as it takes",
-            retry_after=round(hint, 3),
-            error_code="OVERLOADED",
-        )
+        return overloaded(runtime, held)
 
     async def _enter(self, context: CallContext) -> None:
         refusal = await self.refusal(context.runtime, context.remaining())
         if refusal is not None:
             raise refusal
         self.in_flight += 1
+
+
+def overloaded(runtime: Runtime, held: float = 0.0) -> RpcError:
+    """The error for a call that is one too many, and was held for so many seconds before it is told."""
+    hint = max(_RETRY_AFTER * (1 + runtime.random()) - held, 0.1)
+    return RpcError(
+        StatusCode.UNAVAILABLE,
+        "the server has as many calls in flight as it takes",
+        retry_after=round(hint, 3),
+        error_code="OVERLOADED",
+    )

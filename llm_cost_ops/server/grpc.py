@@ -23,6 +23,7 @@ from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.method import Cardinality, MethodDescriptor
 from llm_cost_ops.rpc.runtime import AsyncRuntime, Runtime
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.server.admission import overloaded
 from llm_cost_ops.server.grpc_health import SERVICE as HEALTH_SERVICE
 from llm_cost_ops.server.grpc_health import HealthDoor
 from llm_cost_ops.server.grpc_reflection import SERVICES as REFLECTION_SERVICES
@@ -43,6 +44,9 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _LONGEST_MESSAGE = 1000
 _COMPRESSED_FROM = 1024
 
+# Calls that grpcio takes in at a time, as a multiple of those that are served.
+_BACKLOG = 4
+
 # A call that was accepted has begun within so many seconds.
 _SETTLING = 0.1
 
@@ -52,10 +56,10 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 class GrpcLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What the server takes and sends: bytes of a message (also after decompression), calls, seconds.
 
-    `call_timeout` is for a call whose client sets no deadline or a later one, `stream_timeout` for one with
-    a stream. Clients may ping every
-    `min_ping_interval` seconds; the server pings a silent connection after `keepalive_time` and
-    closes it when no answer comes within `keepalive_timeout`.
+    More than `max_concurrent_calls` at a time are refused, with a hint when to come again. `call_timeout` is
+    for a call whose client sets no deadline or a later one, `stream_timeout` for one with a stream. Clients
+    may ping every `min_ping_interval` seconds; the server pings a silent connection after `keepalive_time`
+    and closes it when no answer comes within `keepalive_timeout`.
     """
 
     max_receive_bytes: int = 16 * 1024 * 1024
@@ -123,9 +127,9 @@ class GrpcServer:
     async def start(self) -> str:
         """Bind and accept; the address really bound. Raises OSError when that can't be."""
         limits = self._limits
-        server = grpc.aio.server(
-            options=limits.options(), maximum_concurrent_rpcs=limits.max_concurrent_calls
-        )
+        # Over our own limit a call is told when to come again; over this, grpcio cuts it off.
+        most = _BACKLOG * limits.max_concurrent_calls
+        server = grpc.aio.server(options=limits.options(), maximum_concurrent_rpcs=most)
         server.add_generic_rpc_handlers(self._doors())
         address = self._bind(server)
         self._server = server
@@ -254,6 +258,8 @@ class _Method:
         context: CallContext | None = None
         self._in_flight.calls += 1
         try:
+            if self._in_flight.calls > self._limits.max_concurrent_calls:
+                raise overloaded(self._runtime)
             context = self._context(received, str(request_id), grpc_context)
             answered = await answer(context)
         except RpcError as error:

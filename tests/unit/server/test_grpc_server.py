@@ -233,8 +233,12 @@ async def test_too_many_calls_at_once_are_refused(start):
     async with grpc.aio.insecure_channel(address) as channel:
         calls = [channel.unary_unary(PATH)(note("sleep:0.3")) for _ in range(5)]
         results = await asyncio.gather(*calls, return_exceptions=True)
-    refused = [result.code() for result in results if isinstance(result, grpc.aio.AioRpcError)]
-    assert refused == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 3
+    refused = [result for result in results if isinstance(result, grpc.aio.AioRpcError)]
+    assert [error.code() for error in refused] == [grpc.StatusCode.UNAVAILABLE] * 3
+    for error in refused:
+        details = read_status(dict(error.trailing_metadata())["grpc-status-details-bin"])
+        assert details.error_code == "OVERLOADED"
+        assert 0.5 <= details.retry_after <= 1
 
 
 async def test_stopping_lets_calls_finish_and_takes_no_more(start, notes):
