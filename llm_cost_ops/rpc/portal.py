@@ -6,8 +6,9 @@ import asyncio
 import concurrent.futures
 import contextlib
 import threading
+from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 __all__ = ["Portal"]
 
@@ -30,6 +31,7 @@ class Portal:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._calls: deque[_Call[Any]] = deque()
 
     def run(self, work: Callable[[], Coroutine[Any, Any, T]], timeout: float | None = None) -> T:
         """Wait until `work()` is done in the loop's thread, and return or raise what it did.
@@ -38,14 +40,19 @@ class Portal:
         moment later, it is cancelled, and builtin TimeoutError raised. Raises RuntimeError once the
         portal is closed.
         """
-        future = self.start(work)
+        call = _Call(work)
+        with self._lock:
+            loop = self._running()
+            self._calls.append(call)
+            if len(self._calls) == 1:  # else the loop is already being woken, and takes all of them
+                loop.call_soon_threadsafe(self._begin_calls)
         try:
-            return future.result(None if timeout is None else timeout + SLACK)
-        except concurrent.futures.CancelledError:
-            raise RuntimeError("the portal was closed") from None
+            return call.wait(None if timeout is None else timeout + SLACK)
         except BaseException:
             # Also a KeyboardInterrupt: nobody waits any more.
-            future.cancel()
+            if not call.done:
+                with contextlib.suppress(RuntimeError):
+                    loop.call_soon_threadsafe(call.cancel)
             raise
 
     def close(self, timeout: float = 2.0) -> None:
@@ -63,28 +70,91 @@ class Portal:
     def start(self, work: Callable[[], Coroutine[Any, Any, T]]) -> concurrent.futures.Future[T]:
         """Begin `work()` in the loop's thread; cancelling the future cancels it. RuntimeError when closed."""
         with self._lock:
-            if self._closed:
-                raise RuntimeError("the portal is closed")
-            loop = self._loop or self._start()
-            return asyncio.run_coroutine_threadsafe(work(), loop)
+            return asyncio.run_coroutine_threadsafe(work(), self._running())
 
-    def _start(self) -> asyncio.AbstractEventLoop:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=_serve, args=(self._loop,), name=self._name, daemon=True)
-        self._thread.start()
+    def _running(self) -> asyncio.AbstractEventLoop:
+        if self._closed:
+            raise RuntimeError("the portal is closed")
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(
+                target=self._serve, args=(self._loop,), name=self._name, daemon=True
+            )
+            self._thread.start()
         return self._loop
 
+    def _begin_calls(self) -> None:
+        with self._lock:
+            calls, self._calls = self._calls, deque()
+        for call in calls:
+            call.begin()
 
-def _serve(loop: asyncio.AbstractEventLoop) -> None:
-    asyncio.set_event_loop(loop)
-    try:
-        loop.run_forever()
-        tasks = asyncio.all_tasks(loop)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            # A task that does not end when it is cancelled is left behind.
-            loop.run_until_complete(asyncio.wait(tasks, timeout=1.0))
-        loop.run_until_complete(loop.shutdown_asyncgens())
-    finally:
-        loop.close()
+    def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_forever()
+            self._begin_calls()
+            tasks = asyncio.all_tasks(loop)
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                # A task that does not end when it is cancelled is left behind.
+                loop.run_until_complete(asyncio.wait(tasks, timeout=1.0))
+            loop.run_until_complete(loop.shutdown_asyncgens())
+        finally:
+            loop.close()
+
+
+class _Call(Generic[T]):
+    """What a thread waits for: a plain lock, since a Future's condition takes several times as long."""
+
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        self.done = False
+        self._work = work
+        self._answered = threading.Lock()
+        self._answered.acquire()
+        self._task: asyncio.Task[None] | None = None
+        self._result: Any = None
+        self._error: BaseException | None = None
+
+    def wait(self, seconds: float | None) -> T:
+        if not self._answered.acquire(timeout=-1 if seconds is None else min(seconds, threading.TIMEOUT_MAX)):
+            raise TimeoutError
+        if isinstance(self._error, asyncio.CancelledError):
+            raise RuntimeError("the portal was closed")
+        if self._error is not None:
+            try:
+                raise self._error
+            finally:
+                self._error = None  # it refers to this frame
+        result: T = self._result
+        return result
+
+    # In the loop's thread.
+
+    def begin(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._task.add_done_callback(self._ended)
+
+    def cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        try:
+            self._result = await self._work()
+        except BaseException as error:
+            self._error = error
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            self._answer()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not self.done:  # it was cancelled before it began
+            self._error = asyncio.CancelledError()
+            self._answer()
+
+    def _answer(self) -> None:
+        self.done = True
+        self._answered.release()
