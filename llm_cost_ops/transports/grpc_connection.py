@@ -8,13 +8,14 @@ and only new ones need another connection. So it is here.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
 
 from grpclib.config import Configuration
-from grpclib.protocol import AbstractHandler, Connection, EventsProcessor, H2Protocol
+from grpclib.protocol import AbstractHandler, EventsProcessor, H2Protocol
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
@@ -22,12 +23,16 @@ from h2.events import ConnectionTerminated, Event, RemoteSettingsChanged, Stream
 from h2.exceptions import NoAvailableStreamIDError
 from h2.settings import SettingCodes, Settings
 
-from llm_cost_ops.transports.grpc_stream import CallStream, StreamFailedError
+from llm_cost_ops.transports.grpc_head import HeadEncoder
+from llm_cost_ops.transports.grpc_stream import CallStream, FrameWriter, StreamFailedError
 
 __all__ = ["CallConnection"]
 
 WINDOW = 4 * 1024 * 1024
 MOST_HEADER_BYTES = 64 * 1024
+
+# Of answers that were read, or will not be, the peer is told after so many bytes.
+MOST_UNTOLD = WINDOW // 8
 
 # A ping after so many seconds of silence while a call is open, and an answer to it within so many.
 # No more than two in a row: servers hang up on clients that ping for longer.
@@ -44,8 +49,9 @@ KEEPALIVE = Configuration(
 # A connection that has been idle for longer may be gone without a sign: a gateway forgot it.
 LONGEST_IDLE = 240.0
 
-# The type of the frame that a server begins with; it stands in the fourth byte.
+# The type of the frame that a server begins with, and where in the frame it stands.
 _SETTINGS = b"\x04"
+_TYPE_AT = 3
 
 _H2 = H2Configuration(
     client_side=True,
@@ -60,6 +66,10 @@ _H2 = H2Configuration(
 class _Http2(H2Connection):
     """h2 takes a GOAWAY for the end of the whole connection, and would refuse the frames after it."""
 
+    def __init__(self, config: H2Configuration) -> None:
+        super().__init__(config)
+        self.encoder = HeadEncoder()
+
     def _receive_goaway_frame(self, frame: Any) -> tuple[list[Any], list[Event]]:
         event = ConnectionTerminated()
         event.error_code = frame.error_code
@@ -67,28 +77,10 @@ class _Http2(H2Connection):
         return [], [event]
 
 
-class _Connection(Connection):
-    def close(self) -> None:
-        transport = getattr(self, "_transport", None)
-        super().close()
-        if transport is not None:
-            # Closing alone waits for a peer to take what is buffered, or to end TLS: for ever, perhaps.
-            transport.abort()
-        self.write_ready.set()
-
-    def flush(self) -> None:
-        if not self.is_closing():
-            super().flush()
-
-    def ack(self, stream_id: int, size: int) -> None:
-        if size and not self.is_closing():
-            super().ack(stream_id, size)
-
-
 class _Events(EventsProcessor):
     """Events of h2 for streams of ours; what a client has no use for is passed by."""
 
-    def __init__(self, owner: CallConnection, connection: Connection) -> None:
+    def __init__(self, owner: CallConnection, connection: FrameWriter) -> None:
         super().__init__(owner, connection)
         self._owner = owner
 
@@ -137,14 +129,20 @@ class CallConnection(H2Protocol, AbstractHandler):
     it go on to their end, and with the last one it closes itself. `on_lost` is told when it is gone.
     """
 
+    connection: FrameWriter
+    processor: _Events
+
     def __init__(self, on_lost: Callable[[CallConnection], None]) -> None:
         super().__init__(self, KEEPALIVE, _H2)
         self._on_lost = on_lost
         self._draining = False
-        self._greeted = False
+        self._opening = b""
+        self._read = 0
         self._in_flight = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._idle_since = time.monotonic()
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = math.inf
         self.gone = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -159,17 +157,17 @@ class CallConnection(H2Protocol, AbstractHandler):
         )
         self.http2.initiate_connection()
         self.http2.increment_flow_control_window(WINDOW - 65535)
-        self.connection = _Connection(self.http2, cast("asyncio.Transport", transport), config=KEEPALIVE)
-        self.connection.flush()
+        self.connection = FrameWriter(self.http2, cast("asyncio.Transport", transport), config=KEEPALIVE)
+        self.connection.flush_now()
         self.connection.initialize()
         self.processor = _Events(self, self.connection)
 
     def data_received(self, data: bytes) -> None:
         if self.connection.is_closing():
             return
-        if not self._greeted:
-            self._greeted = True
-            if data[3:4] not in {_SETTINGS, b""}:
+        if len(self._opening) <= _TYPE_AT:
+            self._opening += data[: _TYPE_AT + 1 - len(self._opening)]
+            if self._opening[_TYPE_AT:] not in {_SETTINGS, b""}:
                 # h2 would wait for all of what it takes for a large frame.
                 self.processor.close("the peer does not speak HTTP/2")
                 return
@@ -178,7 +176,13 @@ class CallConnection(H2Protocol, AbstractHandler):
                 self.processor.process(event)
         except Exception as error:  # noqa: BLE001  # h2's errors, and what bytes of a peer make it trip over
             self.processor.close(f"the peer broke HTTP/2: {error}")
-        self.connection.flush()
+        self.connection.flush_now()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        for stream in self.processor.calls.values():
+            stream.window_updated.set()
+        self.admit()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self.processor.close("the connection was lost" + (f": {exc}" if exc is not None else ""))
@@ -200,10 +204,16 @@ class CallConnection(H2Protocol, AbstractHandler):
         """How many calls use it or wait for it."""
         return self._in_flight + len(self._waiting)
 
+    def enter_now(self) -> bool:
+        """Enter, if the server takes one more stream, the socket takes its headers, and nobody waits."""
+        if self._waiting or not self._has_room():
+            return False
+        self._in_flight += 1
+        return True
+
     async def enter(self) -> None:
-        """Wait until the server takes one more stream, first come, first served."""
-        if self._in_flight < self._limit() and not self._waiting:
-            self._in_flight += 1
+        """Wait until `enter_now` is possible, first come, first served."""
+        if self.enter_now():
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
@@ -226,18 +236,21 @@ class CallConnection(H2Protocol, AbstractHandler):
 
     def admit(self) -> None:
         """Let in who waits, up to the server's limit."""
-        while self._waiting and self._in_flight < self._limit():
+        while self._waiting and self._has_room():
             turn = self._waiting.popleft()
             if not turn.done():
                 self._in_flight += 1
                 turn.set_result(None)
 
-    def _limit(self) -> int:
-        return self.http2.remote_settings.max_concurrent_streams
+    def _has_room(self) -> bool:
+        most = self.http2.remote_settings.max_concurrent_streams
+        return self._in_flight < most and self.connection.write_ready.is_set()
 
-    async def open(self, headers: list[tuple[str, str]]) -> CallStream:
-        """A stream whose request has begun. Its headers leave with what is sent next."""
-        await self.connection.write_ready.wait()
+    def open(self, headers: list[tuple[bytes, bytes]], deadline: float = math.inf) -> CallStream:
+        """A stream whose request has begun; it fails once `deadline` passed, a time of time.monotonic().
+
+        Its headers leave with what is sent next. Raises StreamFailedError.
+        """
         if not self.usable:
             raise StreamFailedError("the connection is closing", processed=False)
         stream = CallStream(self.connection, self.http2, self.connection._transport)  # noqa: SLF001  # as grpclib's
@@ -248,6 +261,9 @@ class CallConnection(H2Protocol, AbstractHandler):
             raise StreamFailedError("the connection has no more streams", processed=False) from error
         self.http2.send_headers(number, headers)
         stream.init_stream(number, self.connection)
+        stream.deadline = deadline
+        if deadline < self._alarm_at:
+            self._set_alarm(deadline)
         self.processor.streams[number] = stream
         self.connection.headers_send_process()
         return stream
@@ -256,7 +272,10 @@ class CallConnection(H2Protocol, AbstractHandler):
         """Forget a stream; what it did not read makes room for others."""
         stream.abandon()
         if stream.id is not None and self.processor.streams.pop(stream.id, None) is not None:
-            self.connection.ack(stream.id, stream.buffer.unacked_size())
+            self._read += stream.buffer.unacked_size()
+            if self._read >= MOST_UNTOLD:
+                self.connection.ack(stream.id, self._read)
+                self._read = 0
 
     def drain(self) -> None:
         """Take no more calls; close with the last one."""
@@ -270,7 +289,7 @@ class CallConnection(H2Protocol, AbstractHandler):
         self._draining = True
         if not self.connection.is_closing():
             self.http2.close_connection()
-            self.connection.flush()
+            self.connection.flush_now()
         self.processor.close("the client was closed")
 
     def accept(self, stream: Any, headers: Any, release_stream: Any) -> None:
@@ -281,6 +300,8 @@ class CallConnection(H2Protocol, AbstractHandler):
 
     def close(self) -> None:
         """Nobody waits for a closed connection."""
+        if self._alarm is not None:
+            self._alarm.cancel()
         self._refuse("the connection was lost")
 
     def _refuse(self, reason: str) -> None:
@@ -288,3 +309,20 @@ class CallConnection(H2Protocol, AbstractHandler):
             turn = self._waiting.popleft()
             if not turn.done():
                 turn.set_exception(StreamFailedError(reason, processed=False))
+
+    def _set_alarm(self, deadline: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_at = deadline
+        self._alarm = asyncio.get_running_loop().call_later(max(0.0, deadline - time.monotonic()), self._ring)
+
+    def _ring(self) -> None:
+        """End the calls that are out of time. One timer is enough for all."""
+        now = time.monotonic()
+        self._alarm, self._alarm_at = None, math.inf
+        for stream in list(self.processor.calls.values()):
+            if stream.deadline <= now:
+                stream.abandon()
+                stream.fail(StreamFailedError("the deadline passed"))
+            elif stream.deadline < self._alarm_at:
+                self._set_alarm(stream.deadline)

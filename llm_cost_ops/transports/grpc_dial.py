@@ -134,6 +134,9 @@ async def _begin(
 
 async def _connect(family: int, address: Any) -> socket.socket:
     made = socket.socket(family, socket.SOCK_STREAM)
+    if family != socket.AF_UNIX:
+        # asyncio does so only where the protocol is named. No frame waits until others are acknowledged.
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         made.setblocking(False)
         await asyncio.get_running_loop().sock_connect(made, address)

@@ -6,7 +6,6 @@ import base64
 import binascii
 import math
 import time
-from collections.abc import Iterable
 from typing import Any
 from urllib.parse import unquote
 
@@ -64,6 +63,8 @@ _UNSURE = frozenset(
 
 Headers = list[tuple[bytes, bytes]]
 
+_KEY, _ID = IDEMPOTENCY_HEADER.encode(), REQUEST_ID_HEADER.encode()
+
 
 class GrpcExchange:
     """A call as one HTTP/2 stream, or as several where the server did not touch the first ones.
@@ -89,7 +90,7 @@ class GrpcExchange:
         self._context = context
         self._limit = limit
         self._safe = context.method.idempotency is Idempotency.NO_SIDE_EFFECTS
-        self._scheme = scheme
+        self._scheme = scheme.encode()
         self._authority = authority
         self._sent = False
         self._deadline = None if context.deadline is None else time.monotonic() + (context.remaining() or 0.0)
@@ -119,32 +120,37 @@ class GrpcExchange:
         """What is left until the deadline, never negative."""
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
-    def headers(self) -> list[tuple[str, str]]:
-        """The head of the request, with the time that is left now."""
+    @property
+    def deadline(self) -> float:
+        """When the call is over, as time.monotonic() has it; infinite without a deadline."""
+        return math.inf if self._deadline is None else self._deadline
+
+    def headers(self) -> Headers:
+        """The head of the request: what other calls have too, then what is this one's own."""
         context = self._context
-        headers: list[Any] = [
-            (":method", "POST"),
-            (":scheme", self._scheme),
-            (":path", context.method.path),
-            (":authority", self._authority),
-            ("te", "trailers"),
-            ("content-type", self._kinds[0]),
-            ("user-agent", context.metadata.get("user-agent") or USER_AGENT),
+        lasting = [
+            (b":method", b"POST"),
+            (b":scheme", self._scheme),
+            (b":path", context.method.path.encode()),
+            (b":authority", self._authority.encode()),
+            (b"te", b"trailers"),
+            (b"content-type", self._kinds[0].encode()),
+            (b"user-agent", (context.metadata.get("user-agent") or USER_AGENT).encode()),
         ]
+        passing: Headers = []
         left = self.seconds_left()
         if left is not None:
-            # To the millisecond, so that HPACK meets it again.
-            left = math.floor(left * 1000) / 1000 if left > 1 else max(left, 1e-9)
-            headers.append(("grpc-timeout", encode_timeout(left)))
+            passing.append(NeverIndexedHeaderTuple(b"grpc-timeout", encode_timeout(max(left, 1e-9)).encode()))
         key = context.idempotency_key
         if key and key.isascii() and key.isprintable():
-            # Never met again: kept out of HPACK's table, which is searched for every header.
-            headers.append(NeverIndexedHeaderTuple(IDEMPOTENCY_HEADER, key))
-        if context.request_id and context.request_id != context.idempotency_key:
-            headers.append(NeverIndexedHeaderTuple(REQUEST_ID_HEADER, context.request_id))
-        own = {name for name, _ in headers}
-        given = to_headers(context.metadata)
-        return headers + [pair for pair in given if pair[0] not in own and not pair[0].startswith("grpc-")]
+            passing.append(NeverIndexedHeaderTuple(_KEY, key.encode()))
+        if context.request_id and context.request_id != key:
+            passing.append(NeverIndexedHeaderTuple(_ID, context.request_id.encode()))
+        if len(context.metadata):
+            own = {name for name, _ in lasting} | {name for name, _ in passing}
+            given = [(name.encode(), value.encode()) for name, value in to_headers(context.metadata)]
+            lasting += [pair for pair in given if pair[0] not in own and not pair[0].startswith(b"grpc-")]
+        return lasting + passing
 
     async def run(self, stream: CallStream) -> None:
         """Send the request and read the answer. Raises StreamFailedError, or RpcError for no gRPC."""
@@ -171,12 +177,11 @@ class GrpcExchange:
 
     async def _begin(self, stream: CallStream) -> str | None:
         """Read the head of the answer: how its messages are compressed, or None when it is its end too."""
-        head = await stream.read_headers()
-        self._take(head)
-        self._check_head(dict(head))
+        head = self._take(await stream.read_headers())
+        self._check_head(head)
         if self._status:
             return None
-        return dict(head).get(b"grpc-encoding", b"identity").decode("latin-1")
+        return head.get(b"grpc-encoding", b"identity").decode("latin-1")
 
     def _check_head(self, head: dict[bytes, bytes]) -> None:
         status = head.get(b":status", b"").decode("latin-1")
@@ -216,20 +221,23 @@ class GrpcExchange:
         except ValueError as error:
             raise self._malformed(str(error)) from error
 
-    def _take(self, headers: Headers) -> None:
+    def _take(self, headers: Headers) -> dict[bytes, bytes]:
         """Keep what a block of headers says: the status, and the metadata of the application."""
         told = dict(headers)
         self._status = told.get(b"grpc-status", b"").decode("latin-1")
-        self._words = unquote(told.get(b"grpc-message", b"").decode("latin-1"), errors="replace")
+        words = told.get(b"grpc-message")
+        self._words = "" if words is None else unquote(words.decode("latin-1"), errors="replace")
         self._details = told.get(b"grpc-status-details-bin", b"")
         pushback = told.get(b"grpc-retry-pushback-ms")
         self._pushback = None if pushback is None else _milliseconds(pushback)
-        for name, value in from_headers(_application(headers)):
-            try:
-                self._metadata.add(name, value)
-            except ValueError:
-                break  # more than metadata may hold
+        if given := _application(headers):
+            for name, value in from_headers(given):
+                try:
+                    self._metadata.add(name, value)
+                except ValueError:
+                    break  # more than metadata may hold
         self._context.response_metadata = self._metadata
+        return told
 
     def finish(self) -> Any:
         """The response message. RpcError when the server told an error, or nothing that can be understood."""
@@ -316,7 +324,7 @@ class GrpcExchange:
         )
 
 
-def _application(headers: Headers) -> Iterable[tuple[bytes, bytes]]:
+def _application(headers: Headers) -> Headers:
     return [pair for pair in headers if not pair[0].startswith((b":", b"grpc-"))]
 
 

@@ -40,12 +40,16 @@ class _Channel:
         used = self._connection.load if self._connection is not None and self._connection.usable else 0
         return used + self._waiters
 
-    async def get(self) -> CallConnection:
+    def ready(self) -> CallConnection | None:
         connection = self._connection
-        if connection is not None and connection.usable:
-            if not connection.stale:
-                return connection
+        if connection is None or not connection.usable:
+            return None
+        if connection.stale:
             connection.drain()
+            return None
+        return connection
+
+    async def get(self) -> CallConnection:
         task = self._connecting or self._connect()
         self._waiters += 1
         try:
@@ -95,25 +99,20 @@ class Lane:
     async def run(self, exchange: GrpcExchange) -> None:
         """Carry a call to the server and its answer back, by the deadline. Raises RpcError."""
         try:
-            async with asyncio.timeout(exchange.seconds_left()):
-                await self._run(exchange)
+            for resend in range(MOST_RESENDS + 1):
+                self._check_open()
+                try:
+                    return await self._attempt(exchange)
+                except StreamFailedError as error:
+                    if error.processed or resend == MOST_RESENDS:
+                        raise
+                if resend:
+                    async with asyncio.timeout(exchange.seconds_left()):
+                        await asyncio.sleep(PAUSE * 2**resend)
         except RpcError:
             raise
         except Exception as error:
             raise exchange.failure(error) from error
-
-    async def _run(self, exchange: GrpcExchange) -> None:
-        for resend in range(MOST_RESENDS + 1):
-            self._check_open()
-            try:
-                await self._attempt(exchange)
-            except StreamFailedError as error:
-                if error.processed or resend == MOST_RESENDS:
-                    raise
-            else:
-                return
-            if resend:
-                await asyncio.sleep(PAUSE * 2**resend)
 
     async def stream(self, exchange: StreamingExchange) -> AsyncGenerator[Any, None]:
         """Carry a call with streams; yield the answers as they come, by the deadline. Raises RpcError."""
@@ -130,7 +129,8 @@ class Lane:
                 else:
                     return
                 if resend:
-                    await exchange.within(asyncio.sleep(PAUSE * 2**resend))
+                    async with asyncio.timeout(exchange.seconds_left()):
+                        await asyncio.sleep(PAUSE * 2**resend)
         except RpcError:
             raise
         except Exception as error:
@@ -139,10 +139,9 @@ class Lane:
             raise exchange.failure(error) from error
 
     async def _streamed(self, exchange: StreamingExchange) -> AsyncGenerator[Any, None]:
-        connection = await exchange.within(self._least_loaded().get())
-        await exchange.within(connection.enter())
+        connection = await self._entered(exchange)
         try:
-            stream = await exchange.within(connection.open(exchange.headers()))
+            stream = connection.open(exchange.headers(), exchange.deadline)
             try:
                 async with aclosing(exchange.messages(stream)) as messages:
                     async for message in messages:
@@ -160,11 +159,21 @@ class Lane:
         channels = self._channels
         return channels[0] if len(channels) == 1 else min(channels, key=lambda one: one.load)
 
+    async def _entered(self, exchange: GrpcExchange) -> CallConnection:
+        """A connection that has room for the call: from there on its stream keeps the deadline."""
+        channel = self._least_loaded()
+        connection = channel.ready()
+        if connection is not None and connection.enter_now():
+            return connection
+        async with asyncio.timeout(exchange.seconds_left()):
+            connection = connection or await channel.get()
+            await connection.enter()
+        return connection
+
     async def _attempt(self, exchange: GrpcExchange) -> None:
-        connection = await self._least_loaded().get()
-        await connection.enter()
+        connection = await self._entered(exchange)
         try:
-            stream = await connection.open(exchange.headers())
+            stream = connection.open(exchange.headers(), exchange.deadline)
             try:
                 await exchange.run(stream)
             finally:

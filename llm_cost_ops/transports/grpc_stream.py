@@ -8,6 +8,7 @@ woken instead and looks for the failure.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from grpclib.protocol import Buffer, Connection, Stream
 from h2.errors import ErrorCodes
 
-__all__ = ["CallStream", "StreamFailedError"]
+__all__ = ["CallStream", "FrameWriter", "StreamFailedError"]
 
 
 class StreamFailedError(Exception):
@@ -65,11 +66,43 @@ class Inbox(Buffer):
         return size
 
 
+class FrameWriter(Connection):
+    """grpclib's connection; frames of one turn of the loop leave together."""
+
+    _flushing = False
+
+    def close(self) -> None:
+        transport = getattr(self, "_transport", None)
+        super().close()
+        if transport is not None:
+            # Closing alone waits for a peer to take what is buffered, or to end TLS: for ever, perhaps.
+            transport.abort()
+        self.write_ready.set()
+
+    def flush(self) -> None:
+        """Let frames leave at the end of this turn."""
+        if not self._flushing:
+            self._flushing = True
+            asyncio.get_running_loop().call_soon(self.flush_now)
+
+    def flush_now(self) -> None:
+        """Let frames leave at once."""
+        self._flushing = False
+        if not self.is_closing():
+            super().flush()
+
+    def ack(self, stream_id: int, size: int) -> None:
+        if size and not self.is_closing():
+            super().ack(stream_id, size)
+
+
 class CallStream(Stream):
     """A stream of our connection; `failure` is set once it failed, `request_sent` once all left."""
 
+    connection: FrameWriter
     failure: StreamFailedError | None = None
     request_sent = False
+    deadline = math.inf
     _ended = False
 
     def init_stream(self, stream_id: int, connection: Connection) -> None:
@@ -102,12 +135,11 @@ class CallStream(Stream):
         assert self.id is not None
         http2, at = self._h2_connection, 0
         while True:
-            await self.connection.write_ready.wait()
             if self._ended:
                 raise self.failure or StreamFailedError("the answer came before the request was sent")
             room = min(http2.local_flow_control_window(self.id), http2.max_outbound_frame_size)
-            if room <= 0 < len(data):
-                self.connection.flush()
+            if room <= 0 < len(data) or not self.connection.write_ready.is_set():
+                self.connection.flush_now()
                 self.window_updated.clear()
                 await self.window_updated.wait()
                 continue
@@ -117,10 +149,11 @@ class CallStream(Stream):
             # From here on the peer may have it all, whatever becomes of the connection.
             self.request_sent = self.request_sent or (last and end)
             http2.send_data(self.id, chunk, end_stream=last and end)
-            self.connection.flush()
             self.connection.data_send_process()
             if last:
+                self.connection.flush()
                 return
+            self.connection.flush_now()
 
     async def read_headers(self) -> list[tuple[bytes, bytes]]:
         """The head of the answer. Raises StreamFailedError."""

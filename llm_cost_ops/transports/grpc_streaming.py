@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
-from typing import Any, TypeVar
+from typing import Any
 
 from llm_cost_ops.rpc.batches import batches_in_asyncio
 from llm_cost_ops.rpc.context import CallContext
@@ -16,8 +16,6 @@ from llm_cost_ops.transports.headers import REQUEST_ID_HEADER
 from llm_cost_ops.transports.serializer import Serializer
 
 __all__ = ["StreamingExchange"]
-
-T = TypeVar("T")
 
 # Requests that are there at the same time leave in one frame of HTTP/2.
 _TOGETHER = 64
@@ -48,11 +46,6 @@ class StreamingExchange(GrpcExchange):
     def _framed(self, request: Any) -> bytes:
         return b"" if request is self.requests and self._streams_in else super()._framed(request)
 
-    async def within(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do a step, by the deadline. No timeout is open while the caller has the word."""
-        async with asyncio.timeout(self.seconds_left()):
-            return await work
-
     async def messages(self, stream: CallStream) -> AsyncGenerator[Any, None]:
         """Send the requests, and yield the responses. Raises StreamFailedError, or RpcError."""
         self._sent = False
@@ -60,14 +53,14 @@ class StreamingExchange(GrpcExchange):
         if self._streams_in:
             sending = asyncio.create_task(self._send_all(stream))
         else:
-            await self.within(self._send(stream))
+            await self._send(stream)
         try:
-            encoding = await self.within(self._begin(stream))
+            encoding = await self._begin(stream)
             self._answered()
             while encoding is not None:
-                message = await self.within(self._read_message(stream, encoding))
+                message = await self._read_message(stream, encoding)
                 if message is None:
-                    self._take(await self.within(stream.read_trailers()))
+                    self._take(await stream.read_trailers())
                     break
                 self.begun = True
                 yield self._decoded(message)

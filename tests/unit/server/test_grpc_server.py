@@ -212,9 +212,7 @@ async def test_gzip_both_ways(start):
     await connection.enter()
     headers = leaf._begin(PUT, context(PUT_NOTE, 5.0)).headers()
     for accept, flag, size in [("gzip", 1, 100_000), ("identity", 0, 100_000), ("gzip", 0, 10)]:
-        stream = await connection.open(
-            [*headers, ("grpc-accept-encoding", accept), ("grpc-encoding", "gzip")]
-        )
+        stream = connection.open([(b"grpc-accept-encoding", accept), (b"grpc-encoding", b"gzip"), *headers])
         packed = gzip.compress(note(f"big:{size}"))
         await stream.send(b"\x01" + len(packed).to_bytes(4, "big") + packed, end=True)
         head = dict(await stream.read_headers())

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
 
 import pytest
+from h2.events import StreamReset
 
 from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
@@ -18,7 +20,7 @@ from llm_cost_ops.transports.grpc import AsyncGrpcLeaf, GrpcLeaf
 from tests.faulty_grpc_peers import ANSWER, BEHAVIOURS, Http2, answering
 from tests.faulty_peers import FaultyPeer
 from tests.grpc_calls import PUT, call, url_of
-from tests.tiny_service import PUT_NOTE, context
+from tests.tiny_service import PUT_NOTE, Note, PutNoteRequest, context
 
 
 @pytest.fixture(params=["sync", "async"])
@@ -98,6 +100,36 @@ async def test_calls_wait_for_the_streams_that_the_server_allows():
         await leaf.aclose()
 
 
+async def test_calls_wait_while_the_peer_does_not_read():
+    done = threading.Event()
+
+    def behave(connection):
+        peer = Http2(connection, initial_window_size=1 << 30)
+        peer.http2.increment_flow_control_window(1 << 30)
+        peer.flush()
+        done.wait(10)
+
+    large = PutNoteRequest(note=Note(text="a" * (32 << 20)))
+    with FaultyPeer(behave) as peer:
+        leaf = AsyncGrpcLeaf(url_of(peer))
+        first = asyncio.ensure_future(leaf.unary_unary(large, context(PUT_NOTE, 1.0, asynchronous=True)))
+        await asyncio.sleep(0.3)
+        [connection] = leaf._lanes[asyncio.get_running_loop()]._open
+        transport = connection.connection._transport
+        assert not connection.connection.write_ready.is_set()
+        kept = transport.get_write_buffer_size()
+        calls = [leaf.unary_unary(PUT, context(PUT_NOTE, 0.2, asynchronous=True)) for _ in range(50)]
+        for error in await asyncio.gather(*calls, return_exceptions=True):
+            assert (error.code, error.maybe_applied) == (StatusCode.DEADLINE_EXCEEDED, False)
+        assert transport.get_write_buffer_size() <= kept
+        assert connection.load == 1
+        with pytest.raises(RpcError) as raised:
+            await first
+        assert (raised.value.code, connection.load) == (StatusCode.DEADLINE_EXCEEDED, 0)
+        done.set()
+        await leaf.aclose()
+
+
 async def test_waiting_for_a_stream_ends_at_the_deadline_and_was_not_applied():
     def behave(connection):
         Http2(connection, max_concurrent_streams=1).wait()
@@ -134,6 +166,44 @@ async def test_cancelled_calls_leave_nothing_behind():
             assert (connection.load, len(connection.processor.streams)) == (0, 0)
         await leaf.aclose()
         assert len(asyncio.all_tasks()) == 1
+
+
+async def test_each_call_has_its_own_deadline_on_a_shared_connection():
+    cancelled = []
+
+    def behave(connection):
+        peer = Http2(connection)
+        while True:
+            events = peer.receive()
+            cancelled.extend(event.stream_id for event in events if isinstance(event, StreamReset))
+
+    with FaultyPeer(behave) as peer:
+        leaf = AsyncGrpcLeaf(url_of(peer))
+        over = []
+
+        async def run(seconds):
+            with pytest.raises(RpcError) as raised:
+                await leaf.unary_unary(PUT, context(PUT_NOTE, seconds, asynchronous=True))
+            assert raised.value.code is StatusCode.DEADLINE_EXCEEDED
+            over.append(seconds)
+
+        await asyncio.gather(*map(run, (0.6, 0.2, 0.8, 0.2, 0.4)))
+        assert over == [0.2, 0.2, 0.4, 0.6, 0.8]
+        await asyncio.sleep(0.05)
+        assert sorted(cancelled) == [1, 3, 5, 7, 9]
+        [connection] = leaf._lanes[asyncio.get_running_loop()]._open
+        assert (connection.load, len(connection.processor.streams)) == (0, 0)
+        await leaf.aclose()
+
+
+async def test_frames_leave_at_once():
+    with FaultyPeer(answering(ANSWER)) as peer:
+        leaf = AsyncGrpcLeaf(url_of(peer))
+        await leaf.unary_unary(PUT, context(PUT_NOTE, 5.0, asynchronous=True))
+        [connection] = leaf._lanes[asyncio.get_running_loop()]._open
+        connected = connection.connection._transport.get_extra_info("socket")
+        assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        await leaf.aclose()
 
 
 async def test_an_enclosing_timeout_still_works_after_a_failed_call():
