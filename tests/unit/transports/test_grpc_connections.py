@@ -118,6 +118,7 @@ async def test_calls_wait_while_the_peer_does_not_read():
         transport = connection.connection._transport
         assert not connection.connection.write_ready.is_set()
         kept = transport.get_write_buffer_size()
+        assert kept < 1 << 20
         calls = [leaf.unary_unary(PUT, context(PUT_NOTE, 0.2, asynchronous=True)) for _ in range(50)]
         for error in await asyncio.gather(*calls, return_exceptions=True):
             assert (error.code, error.maybe_applied) == (StatusCode.DEADLINE_EXCEEDED, False)
