@@ -44,6 +44,10 @@ class _Unset:
 UNSET: Any = _Unset()
 
 
+class _Open:
+    closed = False
+
+
 class _Core:
     """A leaf under a chain of interceptors, and the defaults of its calls."""
 
@@ -58,6 +62,7 @@ class _Core:
         public_error: Callable[[RpcError], Exception] | None,
     ) -> None:
         self.leaf = leaf
+        self._closable: Any = leaf if hasattr(leaf, "closed") else _Open
         self.runtime = runtime
         self.raw = False
         self.interceptors = tuple(interceptors)
@@ -85,7 +90,7 @@ class _Core:
     def begin(
         self, method: MethodDescriptor[Any, Any], timeout: Any, headers: Any, retry: Any, key: str
     ) -> CallContext:
-        if getattr(self.leaf, "closed", False):
+        if self._closable.closed:
             raise client_closed()
         metadata = self.metadata.copy()
         if headers:

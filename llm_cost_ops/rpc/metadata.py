@@ -15,6 +15,7 @@ MetadataLike = "Mapping[str, str | bytes] | Iterable[tuple[str, str | bytes]]"
 MAX_PAIRS = 64
 MAX_BYTES = 16 * 1024
 
+_new = object.__new__
 _KEY = re.compile(r"[0-9a-z_.-]+")
 _VALUE = re.compile(r"[\x20-\x7e]*")
 _SECRET = re.compile(r"authorization|api[-_]?key|cookie|token|secret|password")
@@ -99,7 +100,7 @@ class Metadata:
 
     def copy(self) -> Metadata:
         """The same pairs, apart from this object."""
-        made = Metadata.__new__(Metadata)
+        made = _new(Metadata)
         made._pairs = self._pairs.copy()
         return made
 

@@ -10,9 +10,8 @@ from llm_cost_ops._gen.messages import CostStatus, SubmitStatus
 from llm_cost_ops.engine.ledger import Appended, Entry
 from llm_cost_ops.engine.pricebook import Pricing
 from llm_cost_ops.engine.windows import from_micros
-from llm_cost_ops.stores import cards
+from llm_cost_ops.stores import cards, rollups
 from llm_cost_ops.stores.ids import as_text
-from llm_cost_ops.stores.rollups import fold_if_due
 from llm_cost_ops.stores.rows import Terms, decode_usage, prepare, units_of
 
 __all__ = ["AppendMany", "AppendOne", "Interner"]
@@ -56,13 +55,13 @@ class Interner:
     Rows of these tables are never changed, so what one process knows stays true whatever others write.
     """
 
-    __slots__ = ("_fresh", "_has_earlier", "_known", "_most")
+    __slots__ = ("_fresh", "_known", "_most", "earlier")
 
     def __init__(self, most: int = 20_000) -> None:
         self._known: dict[Terms, Ids] = {}
         self._fresh: dict[Terms, Ids] = {}
         self._most = most
-        self._has_earlier: bool | None = None
+        self.earlier: bool | None = None
 
     def ids(self, cursor: sqlite3.Cursor, terms: Terms) -> Ids:
         """The ids of organization, series and pricing, which are added where they are new.
@@ -75,12 +74,11 @@ class Interner:
         """The ids, if nothing has to be added for them."""
         return self._known.get(terms)
 
-    def has_earlier(self, cursor: sqlite3.Cursor) -> bool:
-        """Whether there are keys in `earlier`, to which none is ever added."""
-        if self._has_earlier is None:
-            [found] = cursor.execute("SELECT EXISTS (SELECT 1 FROM earlier)").fetchone()
-            self._has_earlier = bool(found)
-        return self._has_earlier
+    def look_for_earlier(self, cursor: sqlite3.Cursor) -> bool:
+        """Whether there are keys in `earlier`, to which none is ever added; `earlier` knows from then on."""
+        [found] = cursor.execute("SELECT EXISTS (SELECT 1 FROM earlier)").fetchone()
+        self.earlier = bool(found)
+        return self.earlier
 
     def keep(self) -> None:
         """The transaction was committed."""
@@ -125,23 +123,21 @@ class AppendOne:
     Its answer is None when the cards are of another `revision`, where one is given.
     """
 
-    __slots__ = ("_entry", "_ids", "_made", "_revision", "_terms", "_values")
+    __slots__ = ("_entry", "_ids", "_made", "_revision", "_terms", "_values", "is_statement")
 
     def __init__(self, entry: Entry, revision: int | None, interner: Interner) -> None:
         self._entry = entry
         self._revision = revision
         self._terms, self._values, self._made = prepare(entry)
         self._ids = interner.known(self._terms)
-
-    @property
-    def is_statement(self) -> bool:
+        self.is_statement = self._ids is not None
         """Whether this is a single statement, since no term has to be added."""
-        return self._ids is not None
 
     def __call__(self, cursor: sqlite3.Cursor, interner: Interner) -> list[Appended] | None:
         """Append the entry."""
         values = self._values
-        if interner.has_earlier(cursor) and cursor.execute(_IS_EARLIER, values[:1]).fetchone():
+        earlier = interner.look_for_earlier(cursor) if interner.earlier is None else interner.earlier
+        if earlier and cursor.execute(_IS_EARLIER, values[:1]).fetchone():
             return [_first(cursor, values)]
         row = (None, *(self._ids or interner.ids(cursor, self._terms)), *values)
         try:
@@ -156,7 +152,8 @@ class AppendOne:
         if cursor.rowcount != 1:
             return None
         seq = cursor.lastrowid or 0
-        fold_if_due(cursor, seq, seq)
+        if not seq % rollups.FOLD_EVERY:
+            rollups.fold_if_due(cursor, seq, seq)
         return [_created(self._made, self._entry)]
 
 
@@ -182,8 +179,9 @@ class AppendMany:
             (seq, *interner.ids(cursor, terms), *values)
             for seq, (terms, values, _) in enumerate(self._prepared, first)
         ]
-        complete = _insert(cursor, rows, careful=interner.has_earlier(cursor))
-        fold_if_due(cursor, first, first + len(rows) - 1)
+        earlier = interner.look_for_earlier(cursor) if interner.earlier is None else interner.earlier
+        complete = _insert(cursor, rows, careful=earlier)
+        rollups.fold_if_due(cursor, first, first + len(rows) - 1)
         answers = zip(self._prepared, self._entries, strict=True)
         if complete:
             return [_created(made, entry) for (_, _, made), entry in answers]

@@ -73,11 +73,11 @@ class Writer:
             if not statement:
                 self._committing = True
                 execute("COMMIT")
+                self.interner.keep()
         except BaseException as error:
             self._roll_back(error)
             raise
         self._committing = False
-        self.interner.keep()
         return result
 
     def open(self) -> sqlite3.Connection:
