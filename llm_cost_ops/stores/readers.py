@@ -47,7 +47,7 @@ class Readers:
             await patience.pause()
 
     async def glance(self, query: Query[T], context: CallContext) -> T:
-        """Run a query of one statement that reads an index, inline and without a look at the deadline."""
+        """Run a query of one statement that reads an index: inline where nothing has to be waited for."""
         if self._is_free():
             try:
                 return self._run(query, None)
@@ -68,10 +68,10 @@ class Readers:
         return self._writer.closed
 
     def _is_free(self) -> bool:
-        """Whether a query would not have to wait for its turn."""
+        """Whether a query would have to wait neither for its turn nor for a file to be opened."""
         turn = self._writer.turn
         if self._database.path is not None:
-            return True
+            return bool(self._idle)
         if turn.try_take():
             turn.give_back()
             return True

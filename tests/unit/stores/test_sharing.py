@@ -153,6 +153,27 @@ async def test_a_busy_file_holds_up_no_loop(
     await store.aclose()
 
 
+async def test_no_loop_waits_while_a_reader_opens_the_file(tmp_path: Path) -> None:
+    with Sync(tmp_path / "costs.db") as made:
+        made.append([entry()])
+    store = SqliteStore(str(tmp_path / "costs.db"), group_commit=True)
+    connect, threads = store._database.connect, []
+
+    def opened() -> sqlite3.Connection:
+        threads.append(threading.current_thread())
+        return connect()
+
+    with patch.object(store._database, "connect", opened):
+        for _ in range(2):
+            asked = context(runtime=AsyncRuntime())
+            records, _ = await store.list_usage(Filter(), "timestamp", True, 5, None, None, asked)
+            assert len(records) == 1
+            assert await store.cards_revision(context(runtime=AsyncRuntime())) == 0
+    assert len(threads) == 1
+    assert threads[0] is not threading.main_thread()
+    await store.aclose()
+
+
 def test_a_deadline_that_has_passed_writes_nothing(tmp_path: Path, other_writer: sqlite3.Connection) -> None:
     for group in (False, True):
         with Sync(tmp_path / "costs.db", timeout=-1.0, group_commit=group) as store:
