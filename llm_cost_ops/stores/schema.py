@@ -156,8 +156,7 @@ def identify(connection: sqlite3.Connection, name: str) -> int:
 
     Raises FAILED_PRECONDITION for a newer schema, and for a database that is somebody else's.
     """
-    [application] = connection.execute("PRAGMA application_id").fetchone()
-    [version] = connection.execute("PRAGMA user_version").fetchone()
+    application, version, tables = _marks(connection)
     if application == APPLICATION_ID:
         if version > VERSION:
             raise RpcError(
@@ -166,9 +165,24 @@ def identify(connection: sqlite3.Connection, name: str) -> int:
                 f"knows up to {VERSION}. Upgrade llm-cost-ops to open it.",
             )
         return int(version)
-    if application or version or connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone():
+    if application or version or tables:
         raise RpcError(StatusCode.FAILED_PRECONDITION, f"{name} is the database of another application")
     return 0
+
+
+def _marks(connection: sqlite3.Connection) -> tuple[int, int, int]:
+    """Whose file it is, of what version, and how many tables it has: all of one moment."""
+    apart = not connection.in_transaction
+    if apart:
+        # Else another process may make the tables in between.
+        connection.execute("BEGIN")
+    try:
+        asked = ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_schema")
+        application, version, tables = (connection.execute(sql).fetchone()[0] for sql in asked)
+    finally:
+        if apart:
+            connection.execute("ROLLBACK")
+    return application, version, tables
 
 
 def migrate(connection: sqlite3.Connection, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 import shutil
@@ -85,6 +86,25 @@ def test_somebody_elses_database_is_refused_and_left_alone(tmp_path: Path) -> No
     before = path.read_bytes()
     assert "is the database of another application" in refusal(path).message
     assert path.read_bytes() == before
+
+
+def test_a_file_that_another_process_makes_meanwhile_is_no_stranger(tmp_path: Path) -> None:
+    path = tmp_path / "costs.db"
+
+    class Interrupted(sqlite3.Connection):
+        def execute(self, sql: str, *values: object) -> sqlite3.Cursor:
+            if sql == "PRAGMA user_version":
+                other = sqlite3.connect(path, timeout=0, isolation_level=None)
+                with contextlib.suppress(sqlite3.OperationalError):  # it may have to wait for us
+                    schema.migrate(other, "the file")
+                other.close()
+            return super().execute(sql, *values)
+
+    connection = sqlite3.connect(path, isolation_level=None, factory=Interrupted)
+    assert schema.identify(connection, "the file") in (0, schema.VERSION)
+    connection.close()
+    with Sync(path) as store:
+        assert store.count_usage(Filter()) == 0
 
 
 @pytest.mark.parametrize("content", [b"date,tokens\n" * 100, b"SQLite format 3\0" + b"\xff" * 4096])
