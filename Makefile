@@ -20,20 +20,20 @@ test: $(VENV)/.with-dev ## run the whole test suite (PYTEST_ARGS="-k text" for a
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 generate: $(VENV)/.with-dev ## write llm_cost_ops/_gen from proto/
-	$(BIN)/python proto/tasks.py generate
+	$(BIN)/python -m tools.proto generate
 
 checkgenerate: $(VENV)/.with-dev ## fail when llm_cost_ops/_gen is not what proto/ generates
-	$(BIN)/python proto/tasks.py checkgenerate
+	$(BIN)/python -m tools.proto checkgenerate
 
 lint: $(VENV)/.with-dev ## ruff, and buf's lint, format and breaking checks
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/python proto/tasks.py lint
+	$(BIN)/python -m tools.proto lint
 
 format: $(VENV)/.with-dev ## format Python and proto files in place
 	$(BIN)/ruff check --fix --quiet || true
 	$(BIN)/ruff format
-	$(BIN)/python proto/tasks.py format
+	$(BIN)/python -m tools.proto format
 
 typecheck: $(VENV)/.with-dev ## mypy --strict
 	$(BIN)/mypy
@@ -49,7 +49,7 @@ docs: $(VENV)/.with-docs ## build docs/ into build/docs, warnings are errors
 	@echo "build/docs/index.html"
 
 release-image: $(VENV)/.with-dev ## make today's protocol the one that breaking changes are measured against
-	$(BIN)/python proto/tasks.py release-image
+	$(BIN)/python -m tools.proto release-image
 
 clean: ## remove what make made, but not .venv
 	rm -rf build dist htmlcov .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -16,15 +16,15 @@ from typing import Any
 
 from llm_cost_ops import ClientConfig, CostOpsClient
 from llm_cost_ops._gen.messages import CostStatus, UsageRecord
-from llm_cost_ops.engine.ledger import Entry
-from llm_cost_ops.engine.pricebook import Pricing
+from llm_cost_ops.ledger.sqlite.connection import Database
+from llm_cost_ops.ledger.sqlite.rows import prepare
+from llm_cost_ops.ledger.sqlite.store import SqliteStore
+from llm_cost_ops.ledger.types import Entry
+from llm_cost_ops.pricing.pricebook import Pricing
 from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.ids import uuid7
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.runtime import SyncRuntime, drive
-from llm_cost_ops.stores.database import Database
-from llm_cost_ops.stores.rows import prepare
-from llm_cost_ops.stores.sqlite import SqliteStore
-from llm_cost_ops.wire.uuid7 import uuid7
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 MODELS = ["gpt-4o", "gpt-4o-mini", "claude-sonnet-4", "gemini-2.5-pro"]

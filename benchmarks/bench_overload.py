@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from llm_cost_ops.wire.uuid7 import uuid7
+from llm_cost_ops.rpc.ids import uuid7
 
 
 class Told(NamedTuple):

@@ -17,10 +17,10 @@ from datetime import UTC, datetime
 from decimal import Decimal
 
 from llm_cost_ops._gen.messages import PriceTier, Rate, RateCard, UsageRecord
-from llm_cost_ops.engine.calculator import calculate_cost, cost_of
-from llm_cost_ops.engine.compiled import compile_card
-from llm_cost_ops.engine.pricebook import PriceBook
-from llm_cost_ops.engine.usage_rules import check_usage
+from llm_cost_ops.pricing.calculator import calculate_cost, cost_of
+from llm_cost_ops.pricing.compiled import compile_card
+from llm_cost_ops.pricing.pricebook import PriceBook
+from llm_cost_ops.rules.usage import check_usage
 
 AT = datetime(2026, 5, 1, 12, tzinfo=UTC)
 MODEL = "claude-sonnet-4-5"

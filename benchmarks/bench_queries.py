@@ -13,13 +13,13 @@ import time
 from datetime import UTC, datetime, timedelta
 
 from llm_cost_ops._gen.messages import CostStatus, UsageRecord
-from llm_cost_ops.engine.ledger import Entry, Filter
-from llm_cost_ops.engine.pricebook import Pricing
-from llm_cost_ops.engine.windows import buckets_between, parse_interval
+from llm_cost_ops.ledger.sqlite.store import SqliteStore
+from llm_cost_ops.ledger.types import Entry, Filter
+from llm_cost_ops.pricing.pricebook import Pricing
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.runtime import SyncRuntime, drive
-from llm_cost_ops.stores.sqlite import SqliteStore
+from llm_cost_ops.rules.times import buckets_between, parse_interval
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 DAYS = 30

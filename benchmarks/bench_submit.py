@@ -30,13 +30,13 @@ from llm_cost_ops.config import RetryConfig
 from llm_cost_ops.interceptors.error_mapping import ErrorMapping
 from llm_cost_ops.interceptors.retry import Retry
 from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.ids import uuid7
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.runtime import SyncRuntime, drive
+from llm_cost_ops.rules.requests import CHECKS
 from llm_cost_ops.service import open_service
-from llm_cost_ops.service.checks import CHECKS
 from llm_cost_ops.service.prices import Prices
 from llm_cost_ops.service.usage import UsageService
-from llm_cost_ops.wire.uuid7 import uuid7
 
 SUBMITS = int(sys.argv[1]) if len(sys.argv) > 1 else 5000
 WARM_UP = 500

@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llm_cost_ops.client import AsyncCostOpsClient, CostOpsClient
+    from llm_cost_ops.client.clients import AsyncCostOpsClient, CostOpsClient
     from llm_cost_ops.config import (
         CacheConfig,
         CircuitBreakerConfig,
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
         RetryConfig,
         TLSConfig,
     )
-    from llm_cost_ops.engine.calculator import calculate_cost
-    from llm_cost_ops.engine.selection import PriceQuery, select_card
     from llm_cost_ops.exceptions import (
         APIError,
         AuthenticationError,
@@ -45,6 +43,8 @@ if TYPE_CHECKING:
         ValidationError,
     )
     from llm_cost_ops.normalizers import usage_from_response
+    from llm_cost_ops.pricing.calculator import calculate_cost
+    from llm_cost_ops.pricing.selection import PriceQuery, select_card
     from llm_cost_ops.types import RateCard, UsageRecord
 
 __version__ = "0.1.0"
@@ -67,7 +67,7 @@ _HOMES = {
     "MetricsConfig": "config",
     "NetworkError": "exceptions",
     "NotFoundError": "exceptions",
-    "PriceQuery": "engine.selection",
+    "PriceQuery": "pricing.selection",
     "RateCard": "types",
     "RateLimitConfig": "config",
     "RateLimitError": "exceptions",
@@ -77,8 +77,8 @@ _HOMES = {
     "TimeoutError": "exceptions",
     "UsageRecord": "types",
     "ValidationError": "exceptions",
-    "calculate_cost": "engine.calculator",
-    "select_card": "engine.selection",
+    "calculate_cost": "pricing.calculator",
+    "select_card": "pricing.selection",
     "usage_from_response": "normalizers",
 }
 

@@ -13,7 +13,7 @@ import grpc_tools
 from betterproto.lib.google.protobuf import FileDescriptorSet
 from grpc_tools import protoc
 
-from llm_cost_ops.codegen.__main__ import generate
+from tools.codegen.__main__ import generate
 
 __all__ = ["GOLDEN", "ROOT", "descriptors", "generated", "image"]
 

@@ -7,7 +7,7 @@ import time
 
 from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.rpc.status import RpcError
-from llm_cost_ops.transports.grpc import AsyncGrpcLeaf, GrpcLeaf
+from llm_cost_ops.transports.grpc.client import AsyncGrpcLeaf, GrpcLeaf
 from tests.tiny_service import PUT_NOTE, Note, PutNoteRequest, context
 
 __all__ = ["PUT", "TIMEOUT", "call", "url_of"]

@@ -26,7 +26,7 @@ from llm_cost_ops.catalog.bundle import (
 from llm_cost_ops.catalog.cards import materialise
 from llm_cost_ops.catalog.errors import CatalogError
 from llm_cost_ops.catalog.names import NameTable
-from llm_cost_ops.engine.providers import canonical_provider
+from llm_cost_ops.rules.providers import canonical_provider
 
 __all__ = ["Catalog", "CatalogModel", "load_catalog", "read_catalog", "use_catalog", "user_catalog_path"]
 

@@ -18,11 +18,11 @@ from llm_cost_ops._gen.codecs import USAGE_RECORD
 from llm_cost_ops.cli.import_lines import FIELDS, Line, assignments, put, read_csv, read_jsonl, reason_of
 from llm_cost_ops.cli.reports import money
 from llm_cost_ops.cli.target import open_client
-from llm_cost_ops.client import CostOpsClient
-from llm_cost_ops.engine.money import from_units, to_units
+from llm_cost_ops.client.clients import CostOpsClient
 from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.normalizers import PayloadError
 from llm_cost_ops.normalizers.lines import record_from_line
+from llm_cost_ops.pricing.money import from_units, to_units
 from llm_cost_ops.types import SubmitResult, SubmitStatus, UsageReceipt, UsageRecord
 from llm_cost_ops.wire.errors import DecodeError
 

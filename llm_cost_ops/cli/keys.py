@@ -16,15 +16,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from llm_cost_ops._gen.methods import GET_HEALTH
-from llm_cost_ops.engine.windows import parse_end
 from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
+from llm_cost_ops.ledger import ApiKey, KeyStore
+from llm_cost_ops.ledger.sqlite.store import SqliteStore
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.runtime import SyncRuntime, drive
 from llm_cost_ops.rpc.status import RpcError
-from llm_cost_ops.service.keys import create_key, revoke_key
-from llm_cost_ops.stores import ApiKey, KeyStore
-from llm_cost_ops.stores.sqlite import SqliteStore
+from llm_cost_ops.rules.times import parse_end
+from llm_cost_ops.service.access.keys import create_key, revoke_key
 
 __all__ = ["keys"]
 

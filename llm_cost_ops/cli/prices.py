@@ -22,7 +22,7 @@ from llm_cost_ops.catalog import (
     update_catalog,
 )
 from llm_cost_ops.cli.reports import money
-from llm_cost_ops.engine.selection import PriceQuery, select_card
+from llm_cost_ops.pricing.selection import PriceQuery, select_card
 from llm_cost_ops.types import Rate, RateCard
 
 __all__ = ["prices"]

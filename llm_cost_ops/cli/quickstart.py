@@ -13,7 +13,7 @@ from rich.markup import escape
 from llm_cost_ops.cli.import_lines import read_jsonl
 from llm_cost_ops.cli.importing import Import
 from llm_cost_ops.cli.reports import cost_table, money, print_total
-from llm_cost_ops.client import CostOpsClient
+from llm_cost_ops.client.clients import CostOpsClient
 
 __all__ = ["quickstart"]
 

@@ -13,9 +13,9 @@ from rich.table import Table
 from llm_cost_ops.cli.options import filters_of, pairs
 from llm_cost_ops.cli.reports import money
 from llm_cost_ops.cli.target import open_client
-from llm_cost_ops.engine.windows import parse_start
 from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
 from llm_cost_ops.rpc.status import RpcError
+from llm_cost_ops.rules.times import parse_start
 from llm_cost_ops.types import CostRecord
 
 __all__ = ["estimate", "reprice"]

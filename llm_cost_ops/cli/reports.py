@@ -14,7 +14,7 @@ from rich.table import Table
 from llm_cost_ops._gen.codecs import COST_SUMMARY
 from llm_cost_ops.cli.options import filters_of
 from llm_cost_ops.cli.target import open_client
-from llm_cost_ops.client import CostOpsClient
+from llm_cost_ops.client.clients import CostOpsClient
 from llm_cost_ops.types import CostSummary
 
 __all__ = ["cost_table", "is_elsewhere", "money", "print_total", "show_costs"]

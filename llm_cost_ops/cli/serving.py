@@ -12,20 +12,19 @@ from typing import Any
 from llm_cost_ops._gen.messages import GetReadinessRequest
 from llm_cost_ops._gen.methods import GET_HEALTH, GET_READINESS
 from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
+from llm_cost_ops.ledger.sqlite.store import SqliteStore
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.method import MethodDescriptor
 from llm_cost_ops.rpc.runtime import AsyncRuntime
 from llm_cost_ops.rpc.status import RpcError
 from llm_cost_ops.server.admission import Admission
-from llm_cost_ops.server.asgi import AsgiApp
-from llm_cost_ops.server.serve import HttpServer, Server
-from llm_cost_ops.server.serve import serve as run
-from llm_cost_ops.server.tls import ServerTls
+from llm_cost_ops.server.app import HttpServer, Server, ServerTls
+from llm_cost_ops.server.app import serve as run
+from llm_cost_ops.server.http import AsgiApp
 from llm_cost_ops.service import Service
-from llm_cost_ops.service.authentication import Authentication
-from llm_cost_ops.service.tenancy import OPEN
-from llm_cost_ops.stores.sqlite import SqliteStore
+from llm_cost_ops.service.access.authentication import Authentication
+from llm_cost_ops.service.access.tenancy import OPEN
 
 __all__ = ["serve"]
 

@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from llm_cost_ops.client import CostOpsClient
+from llm_cost_ops.client.clients import CostOpsClient
 from llm_cost_ops.config import ClientConfig, RetryConfig
 from llm_cost_ops.exceptions import ConfigurationError
 

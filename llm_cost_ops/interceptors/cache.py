@@ -10,9 +10,9 @@ from contextlib import aclosing
 from typing import Any
 
 from llm_cost_ops.config import CacheConfig
-from llm_cost_ops.interceptors.forks import forget_in_children
 from llm_cost_ops.interceptors.waiting import outcome_of
 from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.forks import forget_in_children
 from llm_cost_ops.rpc.interceptor import StreamContinuation, UnaryContinuation
 from llm_cost_ops.rpc.method import Idempotency
 from llm_cost_ops.wire.errors import EncodeError

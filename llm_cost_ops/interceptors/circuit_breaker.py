@@ -8,8 +8,8 @@ from typing import Any
 
 from llm_cost_ops.config import CircuitBreakerConfig
 from llm_cost_ops.exceptions import CostOpsError, NetworkError, ServerError
-from llm_cost_ops.interceptors.forks import forget_in_children
 from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.forks import forget_in_children
 from llm_cost_ops.rpc.interceptor import UnaryContinuation
 from llm_cost_ops.rpc.status import StatusCode
 from llm_cost_ops.rpc.streams import AroundStart

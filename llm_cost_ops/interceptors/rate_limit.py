@@ -9,8 +9,8 @@ from typing import Any
 
 from llm_cost_ops.config import RateLimitConfig
 from llm_cost_ops.exceptions import CostOpsError, RateLimitError
-from llm_cost_ops.interceptors.forks import forget_in_children
 from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.forks import forget_in_children
 from llm_cost_ops.rpc.interceptor import UnaryContinuation
 from llm_cost_ops.rpc.streams import AroundStart
 

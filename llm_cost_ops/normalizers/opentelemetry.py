@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llm_cost_ops._gen.messages import Operation
-from llm_cost_ops.engine.providers import canonical_provider
 from llm_cost_ops.normalizers.checks import check_record, check_total
 from llm_cost_ops.normalizers.errors import PayloadError
 from llm_cost_ops.normalizers.filling import set_key, set_model, set_tier, set_tokens, set_unknown
 from llm_cost_ops.normalizers.reading import count, moment, section, text
+from llm_cost_ops.rules.providers import canonical_provider
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import UsageRecord

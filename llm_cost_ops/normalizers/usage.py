@@ -7,7 +7,6 @@ from enum import Enum
 from typing import Any
 
 from llm_cost_ops._gen.messages import Operation, Outcome, UsageQuality, UsageRecord
-from llm_cost_ops.engine.providers import canonical_provider
 from llm_cost_ops.normalizers import chat, dialects, media, mistral
 from llm_cost_ops.normalizers.anthropic import read_messages
 from llm_cost_ops.normalizers.bedrock import read_converse
@@ -22,6 +21,7 @@ from llm_cost_ops.normalizers.reading import as_mapping, moment, money
 from llm_cost_ops.normalizers.responses import read_responses
 from llm_cost_ops.normalizers.streams import fold, is_stream
 from llm_cost_ops.normalizers.wrappers import unwrap
+from llm_cost_ops.rules.providers import canonical_provider
 
 __all__ = ["APIS", "usage_from_response"]
 

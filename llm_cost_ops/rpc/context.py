@@ -7,11 +7,11 @@ from typing import Any
 
 import msgspec
 
+from llm_cost_ops.rpc.ids import uuid7
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.method import MethodDescriptor
 from llm_cost_ops.rpc.runtime import Runtime
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from llm_cost_ops.wire.uuid7 import uuid7
 
 __all__ = ["CallContext"]
 

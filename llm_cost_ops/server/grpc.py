@@ -7,6 +7,7 @@ import contextlib
 import errno
 import logging
 import os
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from importlib.resources import files
@@ -19,24 +20,22 @@ import msgspec
 
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.handler import ServiceHandler
+from llm_cost_ops.rpc.ids import uuid7
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.method import Cardinality, MethodDescriptor
 from llm_cost_ops.rpc.runtime import AsyncRuntime, Runtime
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.server.admission import overloaded
-from llm_cost_ops.server.grpc_health import SERVICE as HEALTH_SERVICE
-from llm_cost_ops.server.grpc_health import HealthDoor
-from llm_cost_ops.server.grpc_reflection import SERVICES as REFLECTION_SERVICES
-from llm_cost_ops.server.grpc_reflection import DescriptorImage, ReflectionDoor
-from llm_cost_ops.server.tls import ServerTls
-from llm_cost_ops.server.unix_sockets import private_sockets, remove_socket, remove_stale_socket
-from llm_cost_ops.transports.grpc_wire import write_status
-from llm_cost_ops.transports.headers import IDEMPOTENCY_HEADER, REQUEST_ID_HEADER, is_request_id
+from llm_cost_ops.server.app import ServerTls, private_sockets, remove_socket, remove_stale_socket
+from llm_cost_ops.server.reflection import SERVICES as REFLECTION_SERVICES
+from llm_cost_ops.server.reflection import DescriptorImage, ReflectionDoor
+from llm_cost_ops.transports.grpc.status import fields_of, number, write_status
+from llm_cost_ops.transports.net.headers import IDEMPOTENCY_HEADER, REQUEST_ID_HEADER, is_request_id
 from llm_cost_ops.wire import DecodeError
 from llm_cost_ops.wire.unknown import Unknown
-from llm_cost_ops.wire.uuid7 import uuid7
 
-__all__ = ["GrpcLimits", "GrpcServer"]
+__all__ = ["GrpcLimits", "GrpcServer", "HealthDoor"]
+
 
 _log = logging.getLogger("llm_cost_ops.server")
 
@@ -186,7 +185,7 @@ class GrpcServer:
                 handlers[method.name] = grpc.stream_stream_rpc_method_handler(call.stream)
         health = HealthDoor(services, self._ready)
         image = DescriptorImage(files("llm_cost_ops._gen").joinpath("descriptors.binpb").read_bytes())
-        reflection = ReflectionDoor([*services, HEALTH_SERVICE, *REFLECTION_SERVICES], image)
+        reflection = ReflectionDoor([*services, SERVICE, *REFLECTION_SERVICES], image)
         self._stop_streams = [health.stop, reflection.stop]
         ours = [grpc.method_handlers_generic_handler(name, methods) for name, methods in services.items()]
         return (*ours, health.handler(), *reflection.handlers())
@@ -355,3 +354,82 @@ async def _abort(
     details = write_status(error, message, request_id)
     await grpc_context.abort(_CODES[int(error.code)], message, (*told, ("grpc-status-details-bin", details)))
     raise AssertionError("abort raises")
+
+
+SERVICE = "grpc.health.v1.Health"
+SERVING, NOT_SERVING, SERVICE_UNKNOWN = 1, 2, 3
+
+# Asking the store costs a write, so an answer counts for so many seconds.
+FRESH = 0.2
+
+
+class HealthDoor:
+    """Check and Watch for the server as a whole ("") and each of `services`.
+
+    `ready()` tells whether the service takes traffic. `stop` ends the watches: an open one would
+    hold up a server that drains.
+    """
+
+    def __init__(self, services: Iterable[str], ready: Callable[[], Awaitable[bool]]) -> None:
+        self._services = {"", SERVICE, *services}
+        self._ready = ready
+        self._status = NOT_SERVING
+        self._asked = float("-inf")
+        self._stopped = asyncio.Event()
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """What grpcio calls."""
+        methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+            "Check": grpc.unary_unary_rpc_method_handler(self.check),
+            "Watch": grpc.unary_stream_rpc_method_handler(self.watch),
+        }
+        return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+    async def check(self, request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+        """The status of a service now; NOT_FOUND for one that is not here."""
+        status = await self._status_of(await _service(request, context))
+        if status == SERVICE_UNKNOWN:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service")
+        return number(1, status)
+
+    async def watch(
+        self, request: bytes, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[bytes]:
+        """The status of a service now, and whenever it changes."""
+        service = await _service(request, context)
+        told = 0
+        while True:
+            status = await self._status_of(service)
+            if status != told:
+                told = status
+                yield number(1, status)
+            if self._stopped.is_set():
+                return
+            try:
+                async with asyncio.timeout(FRESH):
+                    await self._stopped.wait()
+            except TimeoutError:
+                pass
+
+    def stop(self) -> None:
+        """Say NOT_SERVING to everybody, and end the watches."""
+        self._stopped.set()
+
+    async def _status_of(self, service: str) -> int:
+        if service not in self._services:
+            return SERVICE_UNKNOWN
+        if self._stopped.is_set():
+            return NOT_SERVING
+        now = time.monotonic()
+        if now - self._asked >= FRESH:
+            self._asked = now
+            self._status = SERVING if await self._ready() else NOT_SERVING
+        return self._status
+
+
+async def _service(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    try:
+        return str(dict(fields_of(request)).get(1, b""), "utf-8")
+    except (DecodeError, UnicodeDecodeError, TypeError) as error:
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"HealthCheckRequest: {error}")
+        raise

@@ -13,17 +13,17 @@ from llm_cost_ops._gen.servicers import (
     bind_usage_service,
 )
 from llm_cost_ops.interceptors.validation import Validation
+from llm_cost_ops.ledger import Store
+from llm_cost_ops.ledger.sqlite.store import SqliteStore
 from llm_cost_ops.rpc.handler import ServiceHandler
+from llm_cost_ops.rules.requests import CHECKS
+from llm_cost_ops.service.access.tenancy import Tenancy
 from llm_cost_ops.service.analytics import AnalyticsService
-from llm_cost_ops.service.checks import CHECKS
 from llm_cost_ops.service.costs import CostService
 from llm_cost_ops.service.health import HealthService
 from llm_cost_ops.service.prices import Prices
 from llm_cost_ops.service.pricing import PricingService
-from llm_cost_ops.service.tenancy import Tenancy
 from llm_cost_ops.service.usage import UsageService
-from llm_cost_ops.stores import Store
-from llm_cost_ops.stores.sqlite import SqliteStore
 
 __all__ = ["Service", "open_service"]
 

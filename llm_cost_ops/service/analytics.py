@@ -15,11 +15,11 @@ from llm_cost_ops._gen.messages import (
     MetricValues,
     TimeSeriesPoint,
 )
-from llm_cost_ops.engine.windows import buckets_between
+from llm_cost_ops.ledger import Store
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.service.listing import filter_of, invalid, meta_of
-from llm_cost_ops.service.summing import Total, average, currency_of, dimensions_of, key_list, summed
-from llm_cost_ops.stores import Store
+from llm_cost_ops.rules.times import buckets_between
+from llm_cost_ops.service.pages import filter_of, invalid, meta_of
+from llm_cost_ops.service.sums import Total, average, currency_of, dimensions_of, key_list, summed
 from llm_cost_ops.wire.validation import no_member
 
 __all__ = ["AnalyticsService"]

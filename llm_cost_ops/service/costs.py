@@ -7,26 +7,38 @@ from datetime import UTC, datetime
 
 from llm_cost_ops._gen.messages import (
     CostGroup,
+    CostRecord,
+    CostStatus,
     CostSummary,
+    CostVerification,
     EstimateCostRequest,
     EstimateCostResponse,
     GetCostRequest,
     GetCostResponse,
     GetCostSummaryRequest,
     GetCostSummaryResponse,
+    RateCard,
+    RepriceDifference,
+    RepriceReport,
     RepriceUsageRequest,
     RepriceUsageResponse,
     VerifyCostRequest,
     VerifyCostResponse,
 )
-from llm_cost_ops.engine.money import to_units
-from llm_cost_ops.engine.windows import bucket_label, buckets_between
+from llm_cost_ops.catalog import load_catalog
+from llm_cost_ops.exceptions import ValidationError
+from llm_cost_ops.ledger import Store
+from llm_cost_ops.ledger.types import Change, Recorded
+from llm_cost_ops.pricing.calculator import CALCULATOR_VERSION, calculate_cost
+from llm_cost_ops.pricing.cards import card_digest
+from llm_cost_ops.pricing.money import from_units, to_units
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.service.listing import filter_of, meta_of
-from llm_cost_ops.service.prices import Prices
-from llm_cost_ops.service.receipts import verify
-from llm_cost_ops.service.repricing import reprice
-from llm_cost_ops.service.summing import (
+from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.rules.times import bucket_label, buckets_between, parse_end
+from llm_cost_ops.service.access.tenancy import admits
+from llm_cost_ops.service.pages import filter_of, meta_of
+from llm_cost_ops.service.prices import Prices, catalog_card
+from llm_cost_ops.service.sums import (
     Total,
     currency_of,
     dimensions_of,
@@ -36,9 +48,8 @@ from llm_cost_ops.service.summing import (
     summed,
 )
 from llm_cost_ops.service.usage import check_dearest, in_utc
-from llm_cost_ops.stores import Store
 
-__all__ = ["CostService"]
+__all__ = ["CostService", "reprice", "verify"]
 
 
 class CostService:
@@ -137,3 +148,179 @@ def _breakdown(
         )
         for values, total in ordered
     ]
+
+
+async def verify(store: Store, usage_id: str, context: CallContext) -> CostVerification:
+    """What was recorded, with the lines where they explain it, and what was calculated anew.
+
+    The card is the one that the store kept with the cost; for costs older than that, the card of the
+    same id, version and origin that the store or the catalog has. NOT_FOUND without such a record.
+    """
+    found = await store.get_cost(usage_id, context)
+    if found is None or not admits(context, found.record.organization_id):
+        raise RpcError(StatusCode.NOT_FOUND, f"there is no usage record {usage_id!r}")
+    recorded = _stored(found)
+    card = found.card
+    if card is None and found.card_id:
+        card = await _look_up(store, found, context)
+    recomputed, reason = _recomputed(found, card)
+    if recomputed is not None:
+        for name in ("id", "usage_id", "revision", "calculated_at"):
+            setattr(recomputed, name, getattr(recorded, name))
+        reason = reason or _difference(recorded, recomputed)
+        if not reason:
+            recorded = recomputed
+    return CostVerification(matches=not reason, recorded=recorded, recomputed=recomputed, reason=reason)
+
+
+def _stored(found: Recorded) -> CostRecord:
+    return CostRecord(
+        id=f"{found.record.id}.{found.revision}",
+        usage_id=found.record.id,
+        revision=found.revision,
+        status=found.status,
+        currency=found.currency,
+        total_cost=None if found.units is None else from_units(found.units),
+        rate_card_id=found.card_id,
+        rate_card_version=found.card_version,
+        fallback_dimensions=list(found.fallbacks),
+        calculator_version=CALCULATOR_VERSION,
+        calculated_at=found.calculated_at,
+        origin_version=found.origin_version,
+    )
+
+
+async def _look_up(store: Store, found: Recorded, context: CallContext) -> RateCard | None:
+    card = await store.get_card(found.card_id, context)
+    if card is not None and card.version == found.card_version:
+        return card
+    return catalog_card(found.card_id, found.card_version, found.origin_version)
+
+
+def _recomputed(found: Recorded, card: RateCard | None) -> tuple[CostRecord | None, str]:
+    """The cost by the card, or why there is none."""
+    record = found.record
+    if found.status == CostStatus.REPORTED:
+        return calculate_cost(record, None, reported_providers={record.provider}), ""
+    if not found.card_id:
+        cost = calculate_cost(record, None)
+        cost.currency = found.currency
+        return cost, ""
+    if card is None:
+        origin = f", {found.origin_version}" if found.origin_version else ""
+        return None, (
+            f"the price card {found.card_id} (version {found.card_version}{origin}) is not known any more; "
+            f"the catalog in force is {load_catalog().version}"
+        )
+    if found.digest and card_digest(card) != found.digest:
+        return None, f"the price card {found.card_id} that was kept is not the one that priced the record"
+    try:
+        return calculate_cost(record, card, fallbacks=found.fallbacks), ""
+    except ValidationError as error:
+        return None, f"the cost can't be calculated: {error}"
+
+
+def _difference(recorded: CostRecord, recomputed: CostRecord) -> str:
+    differences = [
+        f"{name} was recorded as {_shown(was)} and is {_shown(now)}"
+        for name in ("status", "currency", "total_cost")
+        if (was := getattr(recorded, name)) != (now := getattr(recomputed, name))
+    ]
+    return "; ".join(differences)
+
+
+def _shown(value: object) -> str:
+    return str(getattr(value, "value", value))
+
+
+CHUNK = 250
+"""Records of one transaction: other writers wait for one at most some milliseconds."""
+
+
+async def reprice(
+    store: Store, prices: Prices, request: RepriceUsageRequest, context: CallContext
+) -> RepriceReport:
+    """Go through the records in the order in which they came, and report what changed.
+
+    A record that changes while this runs is seen as it is when its turn comes. DEADLINE_EXCEEDED says
+    what was done: that stays.
+    """
+    where = filter_of(request)
+    moment = parse_end(request.as_of, request.time_zone, field="as_of") if request.as_of else None
+    book = await prices.book_as_of(moment, context)
+    tally = _Tally(dry_run=request.dry_run)
+    after = 0
+    try:
+        while seqs := await store.matching(where, after, CHUNK, context):
+            tally.add(len(seqs), await store.reprice(seqs, book.price, context, dry_run=request.dry_run))
+            after = seqs[-1]
+            context.check_deadline()
+    except RpcError as error:
+        if error.code is not StatusCode.DEADLINE_EXCEEDED or request.dry_run:
+            raise
+        done = f"{tally.changed:,} of {tally.examined:,} records were repriced and stay so"
+        raise RpcError(
+            error.code, f"{error.message}; {done}: the same call again goes on", maybe_applied=True
+        ) from error
+    return tally.report()
+
+
+class _Sum:
+    __slots__ = ("after", "before", "records", "unpriced_after", "unpriced_before")
+
+    def __init__(self) -> None:
+        self.records = self.before = self.after = self.unpriced_before = self.unpriced_after = 0
+
+
+class _Tally:
+    def __init__(self, *, dry_run: bool) -> None:
+        self.dry_run = dry_run
+        self.examined = 0
+        self.changed = 0
+        self._sums: dict[tuple[str, str, str], _Sum] = {}
+
+    def add(self, examined: int, changes: list[Change]) -> None:
+        self.examined += examined
+        self.changed += len(changes)
+        for change in changes:
+            self._add(change)
+
+    def _add(self, change: Change) -> None:
+        before, after = change.units_before, change.units_after
+        # A record without a price stands in the currency of its other cost, if that has one.
+        old, new = change.currency_before, change.currency_after
+        old = new if before is None and after is not None else old
+        new = old if after is None else new
+        for currency in dict.fromkeys((old, new)):
+            self._sum(change, currency).records += 1
+        first, second = self._sum(change, old), self._sum(change, new)
+        first.before += before or 0
+        first.unpriced_before += before is None
+        second.after += after or 0
+        second.unpriced_after += after is None
+
+    def _sum(self, change: Change, currency: str) -> _Sum:
+        return self._sums.setdefault((change.provider, change.model_id, currency), _Sum())
+
+    def report(self) -> RepriceReport:
+        return RepriceReport(
+            dry_run=self.dry_run,
+            examined=self.examined,
+            changed=self.changed,
+            differences=[
+                RepriceDifference(
+                    provider=provider,
+                    model_id=model_id,
+                    currency=currency,
+                    records=found.records,
+                    before=from_units(found.before),
+                    after=from_units(found.after),
+                    difference=from_units(found.after - found.before),
+                    unpriced_before=found.unpriced_before,
+                    unpriced_after=found.unpriced_after,
+                )
+                for (provider, model_id, currency), found in sorted(
+                    self._sums.items(), key=lambda item: item[0]
+                )
+            ],
+        )

@@ -11,9 +11,9 @@ from llm_cost_ops._gen.messages import (
     GetReadinessResponse,
     HealthStatus,
 )
+from llm_cost_ops.ledger import Store
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from llm_cost_ops.stores import Store
 
 __all__ = ["HealthService"]
 

@@ -7,9 +7,9 @@ from datetime import datetime
 
 from llm_cost_ops._gen.messages import RateCard
 from llm_cost_ops.catalog import load_catalog
-from llm_cost_ops.engine.pricebook import PriceBook
+from llm_cost_ops.ledger import Store
+from llm_cost_ops.pricing.pricebook import PriceBook
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.stores import Store
 
 __all__ = ["Prices", "catalog_card"]
 

@@ -6,6 +6,9 @@ import copy
 from datetime import UTC, datetime
 from decimal import Context, Decimal
 from hashlib import blake2b
+from typing import Any
+
+import msgspec
 
 from llm_cost_ops._gen.messages import (
     CreatePriceRequest,
@@ -19,20 +22,21 @@ from llm_cost_ops._gen.messages import (
     RateCard,
     SubmitStatus,
 )
-from llm_cost_ops.engine.money import plain
-from llm_cost_ops.engine.providers import canonical_provider
-from llm_cost_ops.engine.windows import parse_end, parse_start
+from llm_cost_ops.ledger import Store
+from llm_cost_ops.pricing.money import plain
 from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.ids import uuid7
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
-from llm_cost_ops.service.content import content_of
-from llm_cost_ops.service.listing import Page, meta_of
+from llm_cost_ops.rules.providers import canonical_provider
+from llm_cost_ops.rules.times import parse_end, parse_start
+from llm_cost_ops.service.access.tenancy import admits, own
+from llm_cost_ops.service.pages import Page, meta_of
 from llm_cost_ops.service.prices import Prices
-from llm_cost_ops.service.tenancy import admits, own
-from llm_cost_ops.stores import Store
 from llm_cost_ops.wire.decimals import from_text
-from llm_cost_ops.wire.uuid7 import uuid7
+from llm_cost_ops.wire.unknown import Unknown
 
-__all__ = ["PricingService"]
+__all__ = ["PricingService", "content_of"]
+
 
 # Wide enough for any price that the rules admit; never the caller's context.
 _EXACT = Context(prec=60)
@@ -158,3 +162,14 @@ def _per_thousand(rate: Rate | None) -> Decimal | None:
     except ValueError:
         return None
     return price if exact else None
+
+
+def _unknown(value: Any) -> Any:
+    if type(value) is Unknown:
+        return {"binary": value.binary, "json": value.json}
+    raise TypeError(f"a {type(value).__name__} is no part of a message")
+
+
+# Maps are sorted, so that their order is no part of the content.
+content_of = msgspec.json.Encoder(enc_hook=_unknown, order="deterministic").encode
+"""The content of a message, fields that this version does not know included."""

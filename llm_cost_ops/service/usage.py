@@ -29,21 +29,21 @@ from llm_cost_ops._gen.messages import (
     UsageReceipt,
     UsageRecord,
 )
-from llm_cost_ops.engine.ledger import Appended, Entry
-from llm_cost_ops.engine.money import UNITS, from_units
-from llm_cost_ops.engine.pricebook import PriceBook
-from llm_cost_ops.engine.providers import canonical_provider
+from llm_cost_ops.ledger import Position, Store
+from llm_cost_ops.ledger.types import Appended, Entry
+from llm_cost_ops.pricing.money import UNITS, from_units
+from llm_cost_ops.pricing.pricebook import PriceBook
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
-from llm_cost_ops.service.batches import counted, refused
-from llm_cost_ops.service.checks import check_record
-from llm_cost_ops.service.export import export
-from llm_cost_ops.service.listing import Page, filter_of, invalid, meta_of
+from llm_cost_ops.rules.batches import counted, refused
+from llm_cost_ops.rules.providers import canonical_provider
+from llm_cost_ops.rules.requests import check_record
+from llm_cost_ops.service.access.tenancy import FOREIGN, admits
+from llm_cost_ops.service.pages import Page, filter_of, invalid, meta_of
 from llm_cost_ops.service.prices import Prices
-from llm_cost_ops.service.tenancy import FOREIGN, admits
-from llm_cost_ops.stores import Store
 
-__all__ = ["DEAREST", "UsageService", "check_dearest", "in_utc"]
+__all__ = ["DEAREST", "UsageService", "check_dearest", "export", "in_utc"]
+
 
 DEAREST = 10**9
 """The most that one record may cost, in its currency; more is a mistake in the counts or the price."""
@@ -267,3 +267,30 @@ def _result(entry: Entry, done: Appended) -> SubmitResult:
         error = RecordError(code="ALREADY_EXISTS", message=_CONFLICT, violations=[violation])
         return SubmitResult(status=done.status, error=error)
     return SubmitResult(status=done.status, usage=_receipt(done, entry.record.organization_id))
+
+
+_PAGE = 500
+
+
+async def export(
+    store: Store, request: ExportUsageRequest, context: CallContext
+) -> AsyncGenerator[ExportUsageResponse, None]:
+    """Give the records by timestamp, a page in memory at a time.
+
+    A page begins behind the last record of the page before, whatever was added meanwhile; so the
+    position is the only thing that an export keeps, and no transaction is open between pages.
+    """
+    order = request.order or "asc"
+    if order not in ("asc", "desc"):
+        raise invalid("order", f"must be asc or desc, not {order[:64]!r}")
+    where = filter_of(request)
+    after: Position | None = None
+    while True:
+        records, after = await store.list_usage(
+            where, "timestamp", order == "desc", _PAGE, after, None, context
+        )
+        for record in records:
+            yield ExportUsageResponse(usage=record)
+        if after is None:
+            return
+        context.check_deadline()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm_cost_ops.client import AsyncCostOpsClient, CostOpsClient
+from llm_cost_ops.client.clients import AsyncCostOpsClient, CostOpsClient
 
 __all__ = ["async_memory_client", "memory_client"]
 

@@ -11,7 +11,7 @@ import msgspec
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from llm_cost_ops.transports.http_errors import code_of_status
+from llm_cost_ops.transports.http.errors import code_of_status
 
 __all__ = ["Delay", "Fault", "Received", "ScriptedLeaf"]
 

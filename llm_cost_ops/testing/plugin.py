@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from llm_cost_ops.client import AsyncCostOpsClient, CostOpsClient
+    from llm_cost_ops.client.clients import AsyncCostOpsClient, CostOpsClient
 
 __all__ = ["async_costops", "costops"]
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.handler import ServiceHandler
+from llm_cost_ops.rpc.ids import uuid7
 from llm_cost_ops.rpc.interceptor import StreamContinuation
 from llm_cost_ops.rpc.status import RpcError, StatusCode, client_closed
-from llm_cost_ops.wire.uuid7 import uuid7
 
 __all__ = ["InProcessLeaf"]
 

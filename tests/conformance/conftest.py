@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llm_cost_ops.wire.uuid7 import uuid7
+from llm_cost_ops.rpc.ids import uuid7
 from tests.conformance.clients import COLOURS, TRANSPORTS, open_client, running_server
 
 

@@ -15,14 +15,14 @@ from prometheus_client import CollectorRegistry, generate_latest
 from llm_cost_ops import AsyncCostOpsClient, ClientConfig, CostOpsError, LoggingConfig, RetryConfig
 from llm_cost_ops.cli import main
 from llm_cost_ops.interceptors.metrics import CallMetrics, PrometheusExporter
+from llm_cost_ops.ledger.sqlite.store import SqliteStore
 from llm_cost_ops.server.admission import Admission
-from llm_cost_ops.server.asgi import AsgiApp
+from llm_cost_ops.server.app import HttpServer
 from llm_cost_ops.server.grpc import GrpcServer
-from llm_cost_ops.server.serve import HttpServer
+from llm_cost_ops.server.http import AsgiApp
 from llm_cost_ops.service import Service
-from llm_cost_ops.service.authentication import Authentication
-from llm_cost_ops.service.tenancy import OPEN
-from llm_cost_ops.stores.sqlite import SqliteStore
+from llm_cost_ops.service.access.authentication import Authentication
+from llm_cost_ops.service.access.tenancy import OPEN
 from tests.conformance.keyed import make_key, revoke
 
 CALL: dict[str, Any] = {"provider": "openai", "model_id": "gpt-4o", "input_tokens": 1000}

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from llm_cost_ops import ClientConfig, RetryConfig, UsageRecord
-from llm_cost_ops.streams import StreamReceipt
+from llm_cost_ops.client.uploads import StreamReceipt
 from tests.conformance.clients import COLOURS, open_client
 from tests.faulty_proxy import FaultyProxy
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from llm_cost_ops import AsyncCostOpsClient, ClientConfig, CostOpsClient, CostOpsError, RetryConfig
-from llm_cost_ops.wire.uuid7 import uuid7
+from llm_cost_ops.rpc.ids import uuid7
 from tests.faults.lossy import DELAY, LossyGrpc, LossyHttp, Served
 from tests.faulty_peers import FaultyPeer
 

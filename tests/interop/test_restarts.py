@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from llm_cost_ops import AsyncCostOpsClient, ClientConfig, CostOpsClient, CostOpsError, RetryConfig
-from llm_cost_ops.wire.uuid7 import uuid7
+from llm_cost_ops.rpc.ids import uuid7
 
 
 class Restarted:

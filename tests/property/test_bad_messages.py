@@ -21,7 +21,7 @@ from llm_cost_ops._gen.messages import (
 )
 from llm_cost_ops._gen.methods import CREATE_PRICE
 from llm_cost_ops.rpc.status import Violation
-from llm_cost_ops.service.checks import CHECKS, check_record
+from llm_cost_ops.rules.requests import CHECKS, check_record
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 RECORD = UsageRecord(

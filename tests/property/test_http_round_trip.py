@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llm_cost_ops._gen import methods
 from llm_cost_ops.rpc.method import Cardinality, MethodDescriptor
-from llm_cost_ops.transports.http_binding import Router, binding_of
+from llm_cost_ops.transports.http.binding import Router, binding_of
 from tests.property.message_strategies import messages
 
 METHODS = [

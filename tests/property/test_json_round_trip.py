@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import llm_cost_ops._gen.codecs
-from llm_cost_ops.codegen.kinds import KINDS, RANGES
-from llm_cost_ops.codegen.model import read_package
-from llm_cost_ops.codegen.nodes import Field, Message, Package, Type
 from llm_cost_ops.wire.decimals import from_json_number, from_text, plain
 from llm_cost_ops.wire.errors import DecodeError
 from tests.generated import descriptors, generated
+from tools.codegen.kinds import KINDS, RANGES
+from tools.codegen.model import read_package
+from tools.codegen.nodes import Field, Message, Package, Type
 
 OURS = [f"llm_cost_ops/v1/{name}.proto" for name in ("usage", "pricing", "analytics", "health")]
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8)

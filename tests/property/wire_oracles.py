@@ -22,9 +22,9 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from grpc_tools import protoc
 
-from llm_cost_ops.codegen.model import read_package
-from llm_cost_ops.codegen.protobuf import emit_protobuf
-from llm_cost_ops.codegen.structs import emit_messages
+from tools.codegen.model import read_package
+from tools.codegen.protobuf import emit_protobuf
+from tools.codegen.structs import emit_messages
 
 __all__ = ["EVERYTHING", "OURS", "Codec", "better_class", "codecs", "google_class", "plain_codecs"]
 

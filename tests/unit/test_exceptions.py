@@ -14,7 +14,7 @@ from llm_cost_ops.exceptions import error_from_rpc
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.testing import Fault
-from llm_cost_ops.transports.http_errors import error_from_response
+from llm_cost_ops.transports.http.errors import error_from_response
 from tests.calls import put, sync_channel
 
 TREE = """

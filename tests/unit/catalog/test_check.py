@@ -20,8 +20,8 @@ from llm_cost_ops.catalog.bundle import (
     read_bundle,
 )
 from llm_cost_ops.catalog.check import check_payload
-from llm_cost_ops.engine.card_rules import check_card, check_overlaps
 from llm_cost_ops.rpc.status import Violation
+from llm_cost_ops.rules.cards import check_card, check_overlaps
 
 Bundle = Callable[..., bytes]
 RATES = [RateRow("INPUT", "1")]

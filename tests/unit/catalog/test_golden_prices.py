@@ -12,8 +12,8 @@ import pytest
 
 from llm_cost_ops._gen.messages import PriceOrigin, RateCard, UsageRecord
 from llm_cost_ops.catalog import load_catalog
-from llm_cost_ops.engine.pricebook import PriceBook
-from llm_cost_ops.engine.selection import PriceQuery, select_card
+from llm_cost_ops.pricing.pricebook import PriceBook
+from llm_cost_ops.pricing.selection import PriceQuery, select_card
 
 CASES: list[dict[str, Any]] = json.loads(
     (Path(__file__).parents[2] / "golden" / "catalog_prices.json").read_text(encoding="utf-8")

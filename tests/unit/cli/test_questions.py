@@ -17,7 +17,7 @@ import pytest
 from llm_cost_ops import CostOpsClient, UsageRecord, cli
 from llm_cost_ops.catalog import load, use_catalog
 from llm_cost_ops.cli.export import csv_lines, jsonl_lines
-from llm_cost_ops.engine.money import plain
+from llm_cost_ops.pricing.money import plain
 from tests.conformance.clients import running_server
 
 AT = datetime(2026, 11, 20, 15, tzinfo=UTC)

@@ -14,7 +14,7 @@ from llm_cost_ops.exceptions import DeadlineError
 from llm_cost_ops.interceptors.retry import Retry, RetryBudget, RetryPolicy
 from llm_cost_ops.rpc.status import StatusCode
 from llm_cost_ops.testing import Delay, Fault
-from llm_cost_ops.transports.headers import retry_after
+from llm_cost_ops.transports.net.headers import retry_after
 from tests.calls import DONE, PUT, PUT_KEYED, async_channel, context_of, put, sync_channel
 from tests.tiny_service import GET_NOTE, GetNoteRequest
 

@@ -11,15 +11,15 @@ import httpx
 import pytest
 
 from llm_cost_ops._gen.methods import GET_COST_SUMMARY, GET_HEALTH, SUBMIT_USAGE
+from llm_cost_ops.ledger.sqlite.store import SqliteStore
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.runtime import AsyncRuntime
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.server.admission import Admission
-from llm_cost_ops.server.asgi import AsgiApp
+from llm_cost_ops.server.http import AsgiApp
 from llm_cost_ops.service import Service
-from llm_cost_ops.service.tenancy import OPEN
-from llm_cost_ops.stores.sqlite import SqliteStore
+from llm_cost_ops.service.access.tenancy import OPEN
 from llm_cost_ops.testing import AsyncVirtualRuntime
 
 

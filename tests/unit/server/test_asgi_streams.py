@@ -17,7 +17,7 @@ from llm_cost_ops._gen.methods import EXPORT_USAGE
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.handler import ServiceHandler
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from llm_cost_ops.server.asgi import AsgiApp, AsgiLimits
+from llm_cost_ops.server.http import AsgiApp, AsgiLimits
 from llm_cost_ops.service import open_service
 
 RECORD = b'{"organization_id":"a","provider":"openai","model_id":"gpt-4o","input_tokens":5}\n'

@@ -17,8 +17,8 @@ from llm_cost_ops.rpc.handler import ServiceHandler
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.server.grpc import GrpcLimits, GrpcServer
-from llm_cost_ops.transports.grpc import AsyncGrpcLeaf
-from llm_cost_ops.transports.grpc_wire import read_status
+from llm_cost_ops.transports.grpc.client import AsyncGrpcLeaf
+from llm_cost_ops.transports.grpc.status import read_status
 from tests.tiny_service import (
     GET_NOTE,
     PUT_NOTE,

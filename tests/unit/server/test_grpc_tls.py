@@ -10,8 +10,8 @@ import pytest
 
 from llm_cost_ops import ClientConfig, ConfigurationError, CostOpsClient, NetworkError, RetryConfig
 from llm_cost_ops.config import TLSConfig
+from llm_cost_ops.server.app import ServerTls
 from llm_cost_ops.server.grpc import GrpcServer
-from llm_cost_ops.server.tls import ServerTls
 from llm_cost_ops.service import open_service
 from tests.conformance.clients import COLOURS, open_client
 

@@ -16,9 +16,9 @@ import httpx
 import pytest
 
 from llm_cost_ops.rpc.runtime import drive
-from llm_cost_ops.server.asgi import AsgiLimits
 from llm_cost_ops.server.h11_limits import ConnectionLimits
-from llm_cost_ops.transports.http import AsyncHttpLeaf, HttpLeaf
+from llm_cost_ops.server.http import AsgiLimits
+from llm_cost_ops.transports.http.client import AsyncHttpLeaf, HttpLeaf
 from tests.tiny_service import PUT_NOTE, Note, PutNoteRequest, context
 from tests.unit.server.note_servicer import running
 
@@ -221,8 +221,8 @@ def test_a_socket_left_behind_is_taken_over(tmp_path):
 
 PROGRAM = """
 import asyncio
-from llm_cost_ops.server.asgi import AsgiApp
-from llm_cost_ops.server.serve import HttpServer, serve
+from llm_cost_ops.server.http import AsgiApp
+from llm_cost_ops.server.app import HttpServer, serve
 from tests.unit.server.note_servicer import NoteServicer
 
 async def close():
@@ -247,8 +247,8 @@ def test_a_signal_stops_the_process_in_order(number):
 
 def test_a_taken_port_is_an_error(server):
     from llm_cost_ops.rpc.handler import ServiceHandler
-    from llm_cost_ops.server.asgi import AsgiApp
-    from llm_cost_ops.server.serve import HttpServer
+    from llm_cost_ops.server.app import HttpServer
+    from llm_cost_ops.server.http import AsgiApp
 
     async def run():
         with pytest.raises(OSError, match="in use"):

@@ -12,10 +12,9 @@ from llm_cost_ops import AsyncCostOpsClient, ClientConfig, ConfigurationError, N
 from llm_cost_ops.cli import main
 from llm_cost_ops.cli.serving import _check_reach
 from llm_cost_ops.config import TLSConfig
-from llm_cost_ops.server.asgi import AsgiApp
+from llm_cost_ops.server.app import HttpServer, ServerTls
 from llm_cost_ops.server.grpc import GrpcServer
-from llm_cost_ops.server.serve import HttpServer
-from llm_cost_ops.server.tls import ServerTls
+from llm_cost_ops.server.http import AsgiApp
 from llm_cost_ops.service import open_service
 from tests.conformance.clients import COLOURS, open_client, running_server
 

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from llm_cost_ops._gen.methods import EXPORT_USAGE, GET_HEALTH, GET_READINESS
+from llm_cost_ops.ledger.sqlite.store import SqliteStore
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.runtime import SyncRuntime, drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from llm_cost_ops.service.authentication import Authentication
-from llm_cost_ops.service.keys import create_key, revoke_key
-from llm_cost_ops.service.tenancy import Principal, Role, Tenancy
-from llm_cost_ops.stores.sqlite import SqliteStore
+from llm_cost_ops.service.access.authentication import Authentication
+from llm_cost_ops.service.access.keys import create_key, revoke_key
+from llm_cost_ops.service.access.tenancy import Principal, Role, Tenancy
 from llm_cost_ops.testing import VirtualRuntime
 
 
@@ -97,7 +97,7 @@ async def test_a_stream_needs_a_key_before_its_first_message(store: SqliteStore)
 
 
 def test_a_method_without_a_rule_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm_cost_ops.service.tenancy.RULES", {})
+    monkeypatch.setattr("llm_cost_ops.service.access.tenancy.RULES", {})
     call = context(EXPORT_USAGE)
     call.principal = Principal(key_id="a", role=Role.ADMIN, organizations=None)
     with pytest.raises(RpcError, match="no API key may call ExportUsage") as caught:

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from llm_cost_ops._gen.methods import GET_HEALTH
+from llm_cost_ops.ledger.sqlite.store import SqliteStore
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.runtime import SyncRuntime, drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from llm_cost_ops.service import keys
-from llm_cost_ops.service.keys import create_key, key_id_of, principal_of, revoke_key
-from llm_cost_ops.service.tenancy import Role
-from llm_cost_ops.stores.sqlite import SqliteStore
+from llm_cost_ops.service.access import keys
+from llm_cost_ops.service.access.keys import create_key, key_id_of, principal_of, revoke_key
+from llm_cost_ops.service.access.tenancy import Role
 
 
 class Clock(SyncRuntime):

@@ -16,7 +16,7 @@ import pytest
 from llm_cost_ops import CostOpsClient, UsageRecord, exceptions
 from llm_cost_ops.catalog import Catalog, load_catalog, use_catalog
 from llm_cost_ops.catalog.bundle import read_bundle
-from llm_cost_ops.service import repricing
+from llm_cost_ops.service import costs as repricing
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 CALL: dict[str, Any] = {

@@ -10,8 +10,7 @@ from hpack import Decoder, NeverIndexedHeaderTuple
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llm_cost_ops.transports.grpc_connection import MOST_UNTOLD, CallConnection
-from llm_cost_ops.transports.grpc_head import HeadEncoder
+from llm_cost_ops.transports.grpc.connection import MOST_UNTOLD, CallConnection, HeadEncoder
 
 NAMES = st.text("abcxyz-", min_size=1, max_size=20).map(str.encode)
 VALUES = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=200).map(str.encode)

@@ -16,7 +16,7 @@ from h2.events import StreamReset
 
 from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from llm_cost_ops.transports.grpc import AsyncGrpcLeaf, GrpcLeaf
+from llm_cost_ops.transports.grpc.client import AsyncGrpcLeaf, GrpcLeaf
 from tests.faulty_grpc_peers import ANSWER, BEHAVIOURS, Http2, answering
 from tests.faulty_peers import FaultyPeer
 from tests.grpc_calls import PUT, call, url_of
@@ -317,7 +317,7 @@ def test_an_interpreter_that_forgets_to_close_ends_at_once_and_quietly():
     with FaultyPeer(answering(ANSWER)) as peer:
         code = f"""
 import sys; sys.path.insert(0, ".")
-from llm_cost_ops.transports.grpc import GrpcLeaf
+from llm_cost_ops.transports.grpc.client import GrpcLeaf
 from llm_cost_ops.rpc.runtime import drive
 from tests.tiny_service import *
 leaf = GrpcLeaf("grpc://127.0.0.1:{peer.port}")

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
-from llm_cost_ops.transports.grpc import GrpcLeaf
-from llm_cost_ops.transports.grpc_wire import block, number, read_status, write_status
+from llm_cost_ops.transports.grpc.client import GrpcLeaf
+from llm_cost_ops.transports.grpc.status import block, number, read_status, write_status
 from tests.faulty_grpc_peers import DONE, GOOD, GZIP, HEAD, Http2, answering, frame
 from tests.faulty_peers import FaultyPeer
 from tests.tiny_service import GET_NOTE, PUT_NOTE, GetNoteRequest, Note, PutNoteRequest, context

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from llm_cost_ops.transports.grpc import GrpcLeaf
+from llm_cost_ops.transports.grpc.client import GrpcLeaf
 from tests.faulty_grpc_peers import ANSWER, BEHAVIOURS, DONE, GOOD, HEAD, Http2, answering, frame
 from tests.faulty_peers import FaultyPeer, full_backlog
 from tests.grpc_calls import PUT, TIMEOUT, call, url_of
@@ -192,7 +192,7 @@ def test_wrong_base_urls(url):
 def test_a_dead_connection_is_found_by_pings(monkeypatch):
     from dataclasses import replace
 
-    from llm_cost_ops.transports import grpc_connection
+    from llm_cost_ops.transports.grpc import connection as grpc_connection
 
     fast = replace(
         grpc_connection.KEEPALIVE,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from llm_cost_ops.transports.http_binding import Router, binding_of
+from llm_cost_ops.transports.http.binding import Router, binding_of
 from llm_cost_ops.wire import DecodeError
 from tests.tiny_service import (
     COPY_NOTE,

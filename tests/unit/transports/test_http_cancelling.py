@@ -12,7 +12,7 @@ import httpcore
 import pytest
 
 from llm_cost_ops import AsyncCostOpsClient, CostOpsError
-from llm_cost_ops.transports.http_asyncio import AsyncioBackend
+from llm_cost_ops.transports.http.sockets import AsyncioBackend
 from tests.faulty_peers import FaultyPeer, answer, reset
 
 GOOD = answer("201 Created", b'{"data": {"usage_id": "u"}}')

@@ -33,15 +33,15 @@ from llm_cost_ops._gen.methods import (
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
-from llm_cost_ops.transports.headers import (
+from llm_cost_ops.transports.http.client import AsyncHttpLeaf, HttpLeaf
+from llm_cost_ops.transports.http.errors import HTTP_STATUS, error_from_response, error_to_response
+from llm_cost_ops.transports.net.headers import (
     decode_timeout,
     encode_timeout,
     from_headers,
     retry_after,
     to_headers,
 )
-from llm_cost_ops.transports.http import AsyncHttpLeaf, HttpLeaf
-from llm_cost_ops.transports.http_errors import HTTP_STATUS, error_from_response, error_to_response
 from tests.tiny_service import context
 
 BASE = "https://costs.example/prefix"

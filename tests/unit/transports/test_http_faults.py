@@ -16,7 +16,7 @@ import pytest
 
 from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from llm_cost_ops.transports.http import AsyncHttpLeaf, HttpLeaf
+from llm_cost_ops.transports.http.client import AsyncHttpLeaf, HttpLeaf
 from tests.faulty_peers import BEHAVIOURS, FaultyPeer, answer, answering, full_backlog, never_reads, silent
 from tests.tiny_service import (
     GET_NOTE,

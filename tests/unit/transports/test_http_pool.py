@@ -7,10 +7,9 @@ import time
 
 import pytest
 
+from llm_cost_ops.rpc.fifo import CallQueue
 from llm_cost_ops.rpc.runtime import drive
-from llm_cost_ops.transports.call_queue import CallQueue
-from llm_cost_ops.transports.http import HttpLeaf
-from llm_cost_ops.transports.http_pool import IdleConnections
+from llm_cost_ops.transports.http.client import HttpLeaf, IdleConnections
 from tests.faulty_peers import FaultyPeer, answer, answering
 from tests.tiny_service import GET_NOTE, GetNoteRequest, context
 

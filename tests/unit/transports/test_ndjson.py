@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_cost_ops._gen.methods import EXPORT_USAGE, STREAM_USAGE
-from llm_cost_ops.transports.ndjson import Lines, LineSplitter
+from llm_cost_ops.transports.http.ndjson import Lines, LineSplitter
 
 
 def split(body: bytes, cuts: list[int], limit: int = 1000, encoding: str = "") -> list[bytes | None]:

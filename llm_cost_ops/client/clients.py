@@ -1,0 +1,362 @@
+"""The clients, sync and async: configuration -> leaf -> interceptors -> channel -> resources.
+
+This is the composition root: nothing else knows which parts a client is made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import parse_qs, unquote
+
+from llm_cost_ops._gen import resources
+from llm_cost_ops.client.options import chain_of
+from llm_cost_ops.client.uploads import AsyncStreamingUsageResource, StreamingUsageResource
+from llm_cost_ops.config import ClientConfig, RetryConfig, split_base_url
+from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
+from llm_cost_ops.interceptors.validation import Validation
+from llm_cost_ops.rpc.channel import UNSET, AsyncChannel, Channel
+from llm_cost_ops.rpc.interceptor import Leaf
+from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.runtime import Runtime
+
+if TYPE_CHECKING:
+    from llm_cost_ops._gen.messages import GetHealthResponse, GetReadinessResponse
+    from llm_cost_ops.transports.serializer import Serializer
+
+__all__ = ["AsyncCostOpsClient", "CostOpsClient"]
+
+
+def _configured(
+    config: ClientConfig | None, api_key: Any, base_url: str | None, timeout: Any
+) -> ClientConfig:
+    explicit = {"api_key": api_key, "base_url": base_url}
+    given = {name: value for name, value in explicit.items() if value is not None}
+    if timeout is not UNSET:
+        given["timeout"] = timeout
+    if config is None:
+        return ClientConfig.from_env(**given)
+    if not isinstance(config, ClientConfig):
+        raise ConfigurationError("config must be a ClientConfig", parameter="config")
+    return config.replace(**given) if given else config
+
+
+def _embedded_leaf(config: ClientConfig, *, sync: bool) -> Leaf:
+    from llm_cost_ops.service import open_service
+    from llm_cost_ops.transports.inprocess import InProcessLeaf
+
+    parts = split_base_url(config.base_url)
+    options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+    durability = options.pop("durability", config.durability)
+    if options:
+        raise ConfigurationError(f"base_url: unknown option {min(options)!r}", parameter="base_url")
+    if durability not in ("disk", "process"):
+        raise ConfigurationError(
+            f"base_url: durability must be 'disk' or 'process', not {durability!r}", parameter="base_url"
+        )
+    path = unquote(parts.path)[1:]
+    service = open_service(
+        str(Path(path).expanduser()) if path else None,
+        durability=durability,
+        group_commit=not sync,
+        origin="client",
+    )
+    return InProcessLeaf(service.handler, service.aclose)
+
+
+def _http_leaf(config: ClientConfig, http_client: Any, serializer: Any, *, sync: bool) -> Leaf:
+    from llm_cost_ops.transports.http.client import AsyncHttpLeaf, HttpLeaf
+
+    kind: Any = HttpLeaf if sync else AsyncHttpLeaf
+    pool = config.connection_pool
+    verify: Any = config.verify_ssl
+    if config.tls is not None:
+        from llm_cost_ops.transports.net.tls import ssl_context
+
+        verify = ssl_context(config.tls, verify=config.verify_ssl)
+    leaf: Leaf = kind(
+        config.base_url,
+        max_connections=pool.max_connections,
+        max_keepalive_connections=pool.max_keepalive_connections,
+        keepalive_expiry=pool.keepalive_expiry,
+        verify=verify,
+        proxy=config.proxy,
+        http_client=http_client,
+        serializer=serializer,
+    )
+    return leaf
+
+
+def _grpc_leaf(config: ClientConfig, serializer: Any, *, sync: bool) -> Leaf:
+    try:
+        from llm_cost_ops.transports.grpc.client import AsyncGrpcLeaf, GrpcLeaf
+    except ImportError as error:
+        raise ConfigurationError(
+            f"gRPC needs a library that is not installed ({error.name}): pip install 'llm-cost-ops[grpc]'",
+            parameter="base_url",
+        ) from None
+
+    tls = None
+    if split_base_url(config.base_url).scheme == "grpcs":
+        from llm_cost_ops.transports.net.tls import ssl_context
+
+        tls = ssl_context(config.tls, verify=config.verify_ssl, alpn=("h2",))
+    kind: Any = GrpcLeaf if sync else AsyncGrpcLeaf
+    try:
+        leaf: Leaf = kind(
+            config.base_url,
+            channels=config.connection_pool.grpc_channels,
+            tls=tls,
+            proxy=config.proxy,
+            serializer=serializer,
+        )
+    except ValueError as error:
+        parameter = "proxy" if str(error).startswith("proxy") else "base_url"
+        raise ConfigurationError(str(error), parameter=parameter) from None
+    return leaf
+
+
+def _open_leaf(config: ClientConfig, http_client: Any, serializer: Any, *, sync: bool) -> Leaf:
+    scheme = split_base_url(config.base_url).scheme
+    if http_client is not None and scheme not in ("http", "https"):
+        raise ConfigurationError(
+            f"http_client goes with an http(s) base_url, not with {scheme}", parameter="http_client"
+        )
+    if serializer is not None:
+        from llm_cost_ops.transports.serializer import check_serializer
+
+        check_serializer(serializer, scheme)
+    if scheme == "sqlite":
+        return _embedded_leaf(config, sync=sync)
+    if scheme in ("grpc", "grpcs"):
+        return _grpc_leaf(config, serializer, sync=sync)
+    return _http_leaf(config, http_client, serializer, sync=sync)
+
+
+# Errors from before the chain: nothing was sent.
+_outside_the_chain = partial(error_from_rpc, attempts=0)
+
+
+class _Client:
+    """What both clients do alike: be set up, and derive others."""
+
+    config: ClientConfig
+    _channel: Any
+
+    def __init__(
+        self,
+        api_key: Any = None,
+        base_url: str | None = None,
+        config: ClientConfig | None = None,
+        *,
+        timeout: Any = UNSET,
+        http_client: Any = None,
+        serializer: Serializer | None = None,
+        interceptors: Sequence[Any] = (),
+        leaf: Leaf | None = None,
+        runtime: Runtime | None = None,
+    ) -> None:
+        self.config = config = _configured(config, api_key, base_url, timeout)
+        if leaf is not None and (http_client is not None or serializer is not None):
+            parameter = "serializer" if http_client is None else "http_client"
+            raise ConfigurationError(f"{parameter} can't go with a leaf of your own", parameter=parameter)
+        self._interceptors = tuple(interceptors)
+        self._embedded = leaf is None and split_base_url(config.base_url).scheme == "sqlite"
+        headers = dict(config.headers)
+        if config.user_agent:
+            headers["user-agent"] = config.user_agent
+        chain = self._chain(config)
+        sync = isinstance(self, CostOpsClient)
+        kind: Any = Channel if sync else AsyncChannel
+        self._channel = kind(
+            leaf or _open_leaf(config, http_client, serializer, sync=sync),
+            chain,
+            runtime=runtime,
+            timeout=config.timeout,
+            metadata=Metadata(headers),
+            public_error=_outside_the_chain,
+        )
+
+    def _chain(self, config: ClientConfig, parent: Sequence[Any] = (), same_key: bool = False) -> list[Any]:
+        checking: list[Any] = []
+        if not self._embedded:
+            from llm_cost_ops.rules.batches import BatchCheck
+            from llm_cost_ops.rules.requests import CHECKS
+
+            validation = Validation(CHECKS, origin="client", public_error=_outside_the_chain)
+            checking = [validation, BatchCheck()]
+        return chain_of(
+            config, self._interceptors, checking, embedded=self._embedded, parent=parent, same_key=same_key
+        )
+
+    def with_options(
+        self,
+        *,
+        timeout: float | None = UNSET,
+        retry: RetryConfig | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        api_key: Any = UNSET,
+    ) -> Self:
+        """A client on the same connections or the same engine, with some settings changed.
+
+        It shares the rate limit, the circuit breaker, the retry budget and what is registered for
+        logging and metrics with this one, and the cache unless `api_key` changes. `retry=None`
+        means no retries; `headers` are added to those of this client. Closing it closes nothing:
+        close the client that was made first.
+        """
+        changes: dict[str, Any] = {}
+        if timeout is not UNSET:
+            changes["timeout"] = timeout
+        if retry is not UNSET:
+            changes["retry"] = retry or self.config.retry.replace(max_retries=0)
+        if headers:
+            changes["default_headers"] = {**self.config.default_headers, **headers}
+        if api_key is not UNSET:
+            changes["api_key"] = api_key
+        config = self.config.replace(**changes)
+        chain = self._chain(config, self._channel.core.interceptors, config.api_key == self.config.api_key)
+        return self._derived(config, interceptors=chain, timeout=config.timeout, headers=headers)
+
+    @property
+    def with_raw_response(self) -> Any:
+        """This client with methods that return RawResponse objects: status, headers, attempts and all.
+
+            answer = client.with_raw_response.usage.submit(...)
+            print(answer.status, answer.request_id, answer.parsed.estimated_cost)
+
+        Lists return the raw response of one page.
+        """
+        return self._derived(self.config, raw=True)
+
+    def _derived(self, config: ClientConfig, **changes: Any) -> Self:
+        made = object.__new__(type(self))
+        kept = {name: value for name, value in vars(self).items() if name not in _RESOURCES}
+        channel = self._channel.derived(**changes)
+        vars(made).update({**kept, "config": config, "_channel": channel})
+        return made
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(base_url={self.config.base_url!r})"
+
+
+_RESOURCES = frozenset({"_health", "analytics", "costs", "pricing", "usage"})
+
+
+class CostOpsClient(_Client):
+    """The sync client. Safe to share between threads; close it, or use it as a context manager.
+
+    `base_url` chooses the transport (see ClientConfig) and defaults to LLM_COST_OPS_BASE_URL, then
+    to an embedded database in the working directory; `api_key` defaults to LLM_COST_OPS_API_KEY,
+    and the embedded engine needs none. What is given here wins over `config`, and `config` over
+    the environment. `http_client` is an httpx client to send HTTP calls with, `serializer` writes
+    messages in another form than JSON or protobuf (see transports.serializer.Serializer), and `leaf`
+    replaces the transport. Nothing is opened or sent before the first call.
+
+    Raises ConfigurationError for a wrong parameter.
+
+        with CostOpsClient(base_url="sqlite:///costs.db") as client:
+            receipt = client.usage.submit(
+                organization_id="acme", provider="openai", model_id="gpt-4o",
+                input_tokens=1000, output_tokens=500,
+            )
+            print(receipt.estimated_cost)
+    """
+
+    _channel: Channel
+
+    @cached_property
+    def usage(self) -> StreamingUsageResource:
+        """Records usage and reads it back."""
+        return StreamingUsageResource(self._channel)
+
+    @cached_property
+    def costs(self) -> resources.CostsResource:
+        """Answers what usage cost."""
+        return resources.CostsResource(self._channel)
+
+    @cached_property
+    def pricing(self) -> resources.PricingResource:
+        """Keeps prices."""
+        return resources.PricingResource(self._channel)
+
+    @cached_property
+    def analytics(self) -> resources.AnalyticsResource:
+        """Answers how usage and cost move over time."""
+        return resources.AnalyticsResource(self._channel)
+
+    @cached_property
+    def _health(self) -> resources.HealthResource:
+        return resources.HealthResource(self._channel)
+
+    def health(self, **options: Any) -> GetHealthResponse:
+        """How the service and its parts are. Takes `timeout` and `headers`."""
+        return self._health.get(**options)
+
+    def ready(self, **options: Any) -> GetReadinessResponse:
+        """Whether the service takes traffic; raises ServerError when not."""
+        return self._health.ready(**options)
+
+    def close(self) -> None:
+        """Let go of connections, files and threads. May be called twice."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncCostOpsClient(_Client):
+    """The async client: the same as CostOpsClient but for `await`."""
+
+    _channel: AsyncChannel
+
+    @cached_property
+    def usage(self) -> AsyncStreamingUsageResource:
+        """Records usage and reads it back."""
+        return AsyncStreamingUsageResource(self._channel)
+
+    @cached_property
+    def costs(self) -> resources.AsyncCostsResource:
+        """Answers what usage cost."""
+        return resources.AsyncCostsResource(self._channel)
+
+    @cached_property
+    def pricing(self) -> resources.AsyncPricingResource:
+        """Keeps prices."""
+        return resources.AsyncPricingResource(self._channel)
+
+    @cached_property
+    def analytics(self) -> resources.AsyncAnalyticsResource:
+        """Answers how usage and cost move over time."""
+        return resources.AsyncAnalyticsResource(self._channel)
+
+    @cached_property
+    def _health(self) -> resources.AsyncHealthResource:
+        return resources.AsyncHealthResource(self._channel)
+
+    async def health(self, **options: Any) -> GetHealthResponse:
+        """How the service and its parts are. Takes `timeout` and `headers`."""
+        return await self._health.get(**options)
+
+    async def ready(self, **options: Any) -> GetReadinessResponse:
+        """Whether the service takes traffic; raises ServerError when not."""
+        return await self._health.ready(**options)
+
+    async def close(self) -> None:
+        """Let go of connections, files and threads. May be called twice."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

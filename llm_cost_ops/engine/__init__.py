@@ -1,1 +1,0 @@
-"""The pure domain: what usage costs. Structs in, structs out; no I/O and no clock."""

@@ -1,0 +1,64 @@
+"""The ids of usage records, which follow from their keys, and the form in which ids and keys are stored.
+
+So one index finds a record by its id, and tells whether a key was used before.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+from llm_cost_ops.rpc.ids import uuid7
+
+__all__ = ["as_key", "as_text", "usage_id"]
+
+_LENGTH = 36
+
+
+def usage_id(organization_id: str, key: str) -> tuple[str, bytes, str | bytes | None]:
+    """The id of the record with a key, as text and as it is stored, and the key as it is stored.
+
+    The id is a UUID (RFC 9562), another one each time without a key. Of a key that begins with a UUID of
+    version 7 it keeps the first 18 characters, so that ids which are made one after the other lie together
+    in the index; the rest is a hash, as is all of it for another key (version 8). That two records get one
+    id is left to chance: 60 bits within a millisecond, 108 otherwise.
+
+        key 01a20359-ab54-7000-bc5b-ba4c242805a1    id 01a20359-ab54-7000-8…
+        key 01a20359-ab54-7000-bc5b-ba4c242805a1:7  id 01a20359-ab54-7000-9…
+        key chatcmpl-123                            id ………-…-8…-8…
+    """
+    if not key:
+        made = uuid7()
+        return made, bytes.fromhex(made.replace("-", "")), None
+    stored = as_key(key)
+    if type(stored) is bytes and key[14] == "7":
+        h = sha256(stored + organization_id.encode()).hexdigest()
+        made = f"{key[:18]}-8{h[:3]}-{h[3:15]}"
+    else:
+        h = sha256(f"{len(organization_id)} {organization_id} {key}".encode()).hexdigest()
+        # As the keys in a batch: those of a call, and a number behind.
+        if len(key) > _LENGTH and key[14] == "7" and type(as_key(key[:_LENGTH])) is bytes:
+            made = f"{key[:18]}-9{h[:3]}-{h[3:15]}"
+        else:
+            made = f"{h[:8]}-{h[8:12]}-8{h[12:15]}-8{h[15:18]}-{h[18:30]}"
+    return made, bytes.fromhex(made.replace("-", "")), stored
+
+
+def as_key(text: str) -> str | bytes:
+    """What an id or a key is stored as: 16 bytes where it is a UUID in its canonical form."""
+    if len(text) == _LENGTH and text[8:24:5] == "----":
+        try:
+            key = bytes.fromhex(text.replace("-", ""))
+        except ValueError:
+            return text
+        # Shorter where there were spaces, which fromhex passes over, or more hyphens.
+        if len(key) == 16 and text == text.lower():
+            return key
+    return text
+
+
+def as_text(key: str | bytes) -> str:
+    """The text that `as_key` was given."""
+    if isinstance(key, str):
+        return key
+    h = key.hex()
+    return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"

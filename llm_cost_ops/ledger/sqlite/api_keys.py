@@ -1,0 +1,132 @@
+"""API keys in SQLite: what is kept of them, and the secret that their hashes are keyed with."""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from llm_cost_ops.ledger import ApiKey
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.rules.times import from_micros, to_micros
+
+__all__ = ["SqliteKeys"]
+
+_SECRET_BYTES = 32
+_COLUMNS = "id, hash, name, role, organizations, created, expires, revoked"
+
+_organizations = msgspec.json.Decoder(tuple[str, ...])
+
+
+class SqliteKeys:
+    """The KeyStore of a SqliteStore: `glance` reads on one of its connections, `write` in a transaction.
+
+    No key is remembered between calls, so that what another process revoked is revoked here. The secret
+    is: once made, it never changes.
+    """
+
+    def __init__(self, glance: Callable[..., Awaitable[Any]], write: Callable[..., Awaitable[Any]]) -> None:
+        self._glance = glance
+        self._write = write
+        self._known: bytes | None = None
+
+    async def any(self, context: CallContext) -> bool:
+        """Whether there is or was a key; see KeyStore."""
+        found: bool = await self._glance(_any, context)
+        return found
+
+    async def find(self, key_id: str, context: CallContext) -> ApiKey | None:
+        """The key with an id; see KeyStore."""
+        found: ApiKey | None = await self._glance(partial(_find, key_id=key_id), context)
+        return found
+
+    async def all(self, context: CallContext) -> list[ApiKey]:
+        """Every key; see KeyStore."""
+        found: list[ApiKey] = await self._glance(_all, context)
+        return found
+
+    async def secret(self, context: CallContext) -> bytes:
+        """The secret of this database; see KeyStore."""
+        if self._known is None:
+            self._known = await self._glance(_secret, context) or await self._write(_make_secret, context)
+        return self._known
+
+    async def add(self, key: ApiKey, context: CallContext) -> None:
+        """Keep a key; see KeyStore."""
+
+        def job(cursor: sqlite3.Cursor, _: Any) -> None:
+            if _find(cursor, key.id) is not None:
+                raise RpcError(StatusCode.ALREADY_EXISTS, f"there is a key {key.id!r} already")
+            cursor.execute(f"INSERT INTO api_key ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", _row(key))
+
+        await self._write(job, context)
+
+    async def revoke(self, key_id: str, at: datetime, context: CallContext) -> ApiKey | None:
+        """Revoke a key; see KeyStore."""
+
+        def job(cursor: sqlite3.Cursor, _: Any) -> ApiKey | None:
+            cursor.execute(
+                "UPDATE api_key SET revoked = ? WHERE id = ? AND revoked IS NULL", (to_micros(at), key_id)
+            )
+            return _find(cursor, key_id)
+
+        revoked: ApiKey | None = await self._write(job, context)
+        return revoked
+
+
+def _any(connection: sqlite3.Connection) -> bool:
+    return connection.execute("SELECT 1 FROM api_key LIMIT 1").fetchone() is not None
+
+
+def _find(connection: sqlite3.Connection | sqlite3.Cursor, key_id: str) -> ApiKey | None:
+    row = connection.execute(f"SELECT {_COLUMNS} FROM api_key WHERE id = ?", (key_id,)).fetchone()
+    return None if row is None else _key(row)
+
+
+def _all(connection: sqlite3.Connection) -> list[ApiKey]:
+    return [_key(row) for row in connection.execute(f"SELECT {_COLUMNS} FROM api_key ORDER BY created, id")]
+
+
+def _secret(connection: sqlite3.Connection | sqlite3.Cursor) -> bytes | None:
+    row = connection.execute("SELECT value FROM secret WHERE name = 'api_key'").fetchone()
+    return None if row is None else bytes(row[0])
+
+
+def _make_secret(cursor: sqlite3.Cursor, _: Any) -> bytes:
+    made = secrets.token_bytes(_SECRET_BYTES)
+    # Another process may have made one in between.
+    cursor.execute("INSERT OR IGNORE INTO secret VALUES ('api_key', ?)", (made,))
+    return _secret(cursor) or made
+
+
+def _row(key: ApiKey) -> tuple[Any, ...]:
+    return (
+        key.id,
+        key.hash,
+        key.name,
+        key.role,
+        None if key.organizations is None else msgspec.json.encode(key.organizations).decode(),
+        to_micros(key.created_at),
+        None if key.expires_at is None else to_micros(key.expires_at),
+        None if key.revoked_at is None else to_micros(key.revoked_at),
+    )
+
+
+def _key(row: tuple[Any, ...]) -> ApiKey:
+    key_id, digest, name, role, organizations, created, expires, revoked = row
+    return ApiKey(
+        id=key_id,
+        hash=digest,
+        name=name,
+        role=role,
+        organizations=None if organizations is None else _organizations.decode(organizations),
+        created_at=from_micros(created),
+        expires_at=None if expires is None else from_micros(expires),
+        revoked_at=None if revoked is None else from_micros(revoked),
+    )

@@ -1,0 +1,211 @@
+"""Group commit: jobs that come while a commit waits for the disk share the next one."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import sqlite3
+import threading
+import time
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from llm_cost_ops.ledger.sqlite.append import Interner
+from llm_cost_ops.ledger.sqlite.connection import Job, Patience, Writer, busy_error, closed_error, is_busy
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.status import RpcError, StatusCode
+
+__all__ = ["GroupCommit"]
+
+T = TypeVar("T")
+
+_MOST_ROWS = 20_000
+_MOST_WAITING = 10_000
+_STOP = None
+
+
+class _Ticket:
+    __slots__ = ("context", "future", "job", "until", "weight")
+
+    def __init__(self, job: Job[Any], weight: int, context: CallContext, until: float) -> None:
+        self.job = job
+        self.weight = weight
+        self.context = context
+        self.until = until
+        self.future: Future[Any] = Future()
+
+    def is_late(self) -> bool:
+        return self.context.runtime.monotonic() >= self.until
+
+
+class GroupCommit:
+    """A thread that runs the jobs of many calls in one transaction, and acknowledges them after its commit.
+
+    A job that fails is rolled back alone: the others of its group are run again without it.
+    """
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+        self._queue: queue.SimpleQueue[_Ticket | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+        self._closing = False
+
+    async def run(self, job: Job[T], weight: int, context: CallContext) -> T:
+        """Have a job committed; `weight` is the number of its rows.
+
+        UNAVAILABLE when it was not begun until just before the deadline; DEADLINE_EXCEEDED with
+        `maybe_applied` when it was begun and had not ended.
+        """
+        if self._queue.qsize() > _MOST_WAITING:
+            raise busy_error(self._writer.database.name)
+        left = Patience(context, self._writer.database.name).left()
+        ticket = _Ticket(job, weight, context, context.runtime.monotonic() + left)
+        self._start()
+        self._queue.put(ticket)
+        try:
+            result: T = await context.runtime.wait(ticket.future, left)
+        except TimeoutError:
+            if ticket.future.cancel():
+                raise busy_error(self._writer.database.name) from None
+            raise RpcError(
+                StatusCode.DEADLINE_EXCEEDED, "the deadline passed during the commit", maybe_applied=True
+            ) from None
+        except BaseException:
+            ticket.future.cancel()
+            raise
+        return result
+
+    def close(self) -> None:
+        """Commit what is queued and end the thread."""
+        with self._starting:
+            thread, self._thread = self._thread, None
+            self._closing = True
+        if thread is not None:
+            self._queue.put(_STOP)
+            thread.join()
+
+    def _start(self) -> None:
+        if self._thread is None:
+            with self._starting:
+                if self._closing:
+                    raise closed_error()
+                if self._thread is None:
+                    self._thread = threading.Thread(
+                        target=self._work, name="llm-cost-ops-commit", daemon=True
+                    )
+                    self._thread.start()
+
+    def _work(self) -> None:
+        stopping = False
+        while not stopping:
+            group, stopping = self._next_group()
+            try:
+                self._commit(group)
+            except BaseException as error:  # noqa: BLE001 - whatever it was, nobody may wait for ever
+                for ticket in group:
+                    _fail(ticket, RpcError(StatusCode.INTERNAL, f"the commit failed: {error!r}"))
+            # Not kept alive while waiting for the next.
+            del group
+        self._refuse_rest()
+
+    def _next_group(self) -> tuple[list[_Ticket], bool]:
+        """Wait for a ticket, and take those that are behind it too."""
+        ticket = self._queue.get()
+        group: list[_Ticket] = []
+        rows = 0
+        while ticket is not _STOP:
+            group.append(ticket)
+            rows += ticket.weight
+            if rows >= _MOST_ROWS:
+                return group, False
+            try:
+                ticket = self._queue.get_nowait()
+            except queue.Empty:
+                return group, False
+        return group, True
+
+    def _refuse_rest(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                ticket = self._queue.get_nowait()
+                if ticket is not None:
+                    _fail(ticket, closed_error())
+
+    def _commit(self, group: list[_Ticket]) -> None:
+        """Commit a group, waiting while the file is busy; what waits too long drops out."""
+        delay = 0.001
+        while group:
+            group = [ticket for ticket in group if not self._drops_out(ticket)]
+            try:
+                self._commit_once(group)
+            except (sqlite3.Error, OverflowError) as error:
+                if not is_busy(error):
+                    raise
+            else:
+                return
+            time.sleep(delay)
+            delay = min(delay * 2, 0.05)
+
+    def _drops_out(self, ticket: _Ticket) -> bool:
+        if ticket.is_late():
+            _fail(ticket, busy_error(self._writer.database.name))
+        return ticket.future.done()
+
+    def _commit_once(self, group: list[_Ticket]) -> None:
+        """Run the jobs in one transaction; when that fails, each in one of its own."""
+        if not group:
+            return
+
+        def jobs(cursor: sqlite3.Cursor, interner: Interner) -> list[tuple[_Ticket, Any]]:
+            # From here on nobody can cancel: the transaction has begun.
+            begun = [ticket for ticket in group if _begin(ticket)]
+            return [(ticket, ticket.job(cursor, interner)) for ticket in begun]
+
+        try:
+            results = self._writer.transact(jobs)
+        except Exception as error:
+            if is_busy(error):
+                raise
+            self._commit_singly(group, error)
+        else:
+            for ticket, result in results:
+                ticket.future.set_result(result)
+
+    def _commit_singly(self, group: list[_Ticket], error: Exception) -> None:
+        for ticket in group:
+            if not _begin(ticket):
+                continue
+            if len(group) > 1:
+                try:
+                    ticket.future.set_result(self._transact(ticket))
+                    continue
+                except Exception as own:  # noqa: BLE001 - it is the ticket's to raise
+                    error = own
+            if isinstance(error, sqlite3.Error | OverflowError):
+                error = self._writer.translated(error)
+            ticket.future.set_exception(error)
+
+    def _transact(self, ticket: _Ticket) -> Any:
+        """Run a job in a transaction of its own; while the file is busy, wait as long as its call may."""
+        delay = 0.001
+        while True:
+            try:
+                return self._writer.transact(ticket.job)
+            except sqlite3.Error as error:
+                if not is_busy(error) or ticket.is_late():
+                    raise
+            time.sleep(delay)
+            delay = min(delay * 2, 0.05)
+
+
+def _begin(ticket: _Ticket) -> bool:
+    future = ticket.future
+    return future.running() or (not future.done() and future.set_running_or_notify_cancel())
+
+
+def _fail(ticket: _Ticket, error: RpcError) -> None:
+    # Cancelled by its caller in the meantime, perhaps.
+    with contextlib.suppress(Exception):
+        if not ticket.future.done():
+            ticket.future.set_exception(error)

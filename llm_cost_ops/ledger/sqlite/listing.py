@@ -1,0 +1,158 @@
+"""Reading records back: pages of them, and the time that they span."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from msgspec import structs
+
+from llm_cost_ops._gen.messages import UsageRecord
+from llm_cost_ops.ledger.sqlite.rows import RECORD_COLUMNS, decode_record
+from llm_cost_ops.ledger.sqlite.sums import Newest, newest, per_record_conditions, series_conditions
+from llm_cost_ops.ledger.types import Filter
+from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.rules.times import from_micros, to_micros
+
+__all__ = ["is_quick", "list_usage", "span"]
+
+_SORTS = {"timestamp": "ts", "ingested_at": "seq"}
+_QUICK_LIMIT = 100
+_FIRST_AND_LAST = (
+    "SELECT (SELECT u.ts FROM usage u WHERE u.org = o.id ORDER BY u.ts LIMIT 1), "
+    "(SELECT u.ts FROM usage u WHERE u.org = o.id ORDER BY u.ts DESC LIMIT 1) FROM organization o"
+)
+
+
+def is_quick(where: Filter, sort: str, limit: int, offset: int | None) -> bool:
+    """Whether a page is read straight from an index, whatever the number of records."""
+    wide = Filter(organization_ids=where.organization_ids, start=where.start, end=where.end)
+    return where == wide and sort == "timestamp" and not offset and limit <= _QUICK_LIMIT
+
+
+def list_usage(
+    connection: sqlite3.Connection,
+    where: Filter,
+    sort: str,
+    descending: bool,
+    limit: int,
+    after: tuple[int, int] | None,
+    offset: int | None,
+) -> tuple[list[UsageRecord], tuple[int, int] | None]:
+    """A page, and the position to go on after. The order is by moment, then by number, or by number alone."""
+    if sort not in _SORTS:
+        raise _invalid("sort", f"must be one of {', '.join(_SORTS)}, not {sort[:64]!r}")
+    if after is not None:
+        _check_position(connection, after)
+    column = _SORTS[sort]
+    cost = newest(connection)
+    conditions, parameters = _conditions(where, cost)
+    hint = " NOT INDEXED" if column == "seq" else ""
+    direction = "DESC" if descending else "ASC"
+    more = "".join(f" AND {condition}" for condition in conditions)
+    first = offset or 0
+    found: list[tuple[int, int]] = []
+    lists = _lists(_organizations(connection, where.organization_ids), column, descending, after)
+    for ranges in lists:
+        wanted = first + limit + 1
+        for within, values in ranges:
+            query = (
+                f"SELECT u.{column}, u.seq FROM usage u{hint}{cost.join} WHERE {within}{more} "
+                f"ORDER BY u.{column} {direction}, u.seq {direction} LIMIT ?"
+            )
+            rows = connection.execute(query, (*values, *parameters, wanted)).fetchall()
+            found += rows
+            wanted -= len(rows)
+            if not wanted:
+                break
+    if len(lists) > 1:
+        found.sort(reverse=descending)
+    page = [seq for _, seq in found[first : first + limit]]
+    records = _records(connection, page, cost)
+    more_follow = len(found) > first + limit and bool(page)
+    return [record for _, record in records], (records[-1][0], page[-1]) if more_follow else None
+
+
+_Range = tuple[str, tuple[int, ...]]
+
+
+def _lists(
+    orgs: Sequence[int], column: str, descending: bool, after: tuple[int, int] | None
+) -> list[list[_Range]]:
+    """What to read, each part of it in order: the table itself, or an index for each organization.
+
+    What lies behind a position in an index are two ranges: the rest that equals it, and what does not. For
+    one condition on both columns SQLite would read all that equals it.
+    """
+    sign = "<" if descending else ">"
+    if column == "seq":
+        within = f"u.org IN ({', '.join(map(str, orgs))})"
+        return [[(within, ()) if after is None else (f"{within} AND u.seq {sign} ?", after[1:])]]
+    if after is None:
+        return [[("u.org = ?", (org,))] for org in orgs]
+    equal, other = f"u.org = ? AND u.ts = ? AND u.seq {sign} ?", f"u.org = ? AND u.ts {sign} ?"
+    return [[(equal, (org, *after)), (other, (org, after[0]))] for org in orgs]
+
+
+def _organizations(connection: sqlite3.Connection, names: Sequence[str]) -> list[int]:
+    query = "SELECT id FROM organization"
+    if names:
+        query += f" WHERE name IN ({', '.join('?' * len(names))})"
+    return [org for (org,) in connection.execute(query, names)]
+
+
+def _conditions(where: Filter, cost: Newest) -> tuple[list[str], list[Any]]:
+    conditions, parameters = per_record_conditions(where)
+    wanted, values = series_conditions(structs.replace(where, organization_ids=()))
+    if wanted:
+        series = f"SELECT s.id FROM series s{wanted}"
+        conditions.append(f"{cost.series} IN ({series})")
+        parameters += values
+    if where.start is not None:
+        conditions.append("u.ts >= ?")
+        parameters.append(to_micros(where.start))
+    if where.end is not None:
+        conditions.append("u.ts < ?")
+        parameters.append(to_micros(where.end))
+    return conditions, parameters
+
+
+def _check_position(connection: sqlite3.Connection, after: tuple[int, int]) -> None:
+    if len(after) == 2 and all(isinstance(part, int) and abs(part) < 2**63 for part in after):
+        row = connection.execute("SELECT ts FROM usage WHERE seq = ?", after[1:]).fetchone()
+        if row is not None and row[0] == after[0]:
+            return
+    raise _invalid("cursor", "is not one that this store gave")
+
+
+def _records(
+    connection: sqlite3.Connection, seqs: Sequence[int], cost: Newest
+) -> list[tuple[int, UsageRecord]]:
+    """The moments and records with these numbers, in this order."""
+    query = (
+        f"SELECT u.seq, {RECORD_COLUMNS}, {cost.micro}, {cost.rest}, s.currency, s.status FROM usage u"
+        f"{cost.join} JOIN series s ON s.id = {cost.series} WHERE u.seq IN ({', '.join('?' * len(seqs))})"
+    )
+    rows = {row[0]: (row[4], decode_record(row[1:8], *row[8:])) for row in connection.execute(query, seqs)}
+    return [rows[seq] for seq in seqs]
+
+
+def _invalid(field: str, rule: str) -> RpcError:
+    return RpcError(StatusCode.INVALID_ARGUMENT, f"{field} {rule}", violations=[Violation(field, rule)])
+
+
+def span(connection: sqlite3.Connection, where: Filter) -> tuple[datetime, datetime] | None:
+    """The filter's interval; an open end is at the first, or behind the last, record of its organizations."""
+    start, end = where.start, where.end
+    if start is None or end is None:
+        conditions, parameters = series_conditions(Filter(organization_ids=where.organization_ids))
+        rows = connection.execute(_FIRST_AND_LAST + conditions, parameters).fetchall()
+        firsts = [first for first, _ in rows if first is not None]
+        lasts = [last for _, last in rows if last is not None]
+        if not firsts:
+            return None
+        start = from_micros(min(firsts)) if start is None else start
+        end = from_micros(max(lasts)) + timedelta(microseconds=1) if end is None else end
+    return (start, end) if start < end else None

@@ -1,0 +1,157 @@
+"""Sums by meter: of every record the lines are calculated again, since no table holds them."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from itertools import product
+
+from llm_cost_ops._gen.messages import RateCard, UsageRecord
+from llm_cost_ops.ledger import CardOf
+from llm_cost_ops.ledger.sqlite.cards import get_card, kept_card
+from llm_cost_ops.ledger.sqlite.rows import decode_usage, units_of
+from llm_cost_ops.ledger.sqlite.sums import (
+    SERIES_PLACES,
+    Keys,
+    lay_out,
+    newest,
+    per_record_conditions,
+    pick_series,
+    pieces_of,
+)
+from llm_cost_ops.ledger.types import Filter, Sums
+from llm_cost_ops.pricing.compiled import CompiledCard, compile_card, meter_costs, meters_used
+from llm_cost_ops.rules.meters import INPUT_METERS, OUTPUT_METERS
+
+__all__ = ["summarize_meters"]
+
+_INPUT = frozenset(INPUT_METERS)
+_OUTPUT = frozenset(OUTPUT_METERS)
+
+
+def summarize_meters(
+    connection: sqlite3.Connection,
+    where: Filter,
+    group_by: tuple[str, ...],
+    buckets: Sequence[tuple[datetime, datetime]] | None,
+    card_of: CardOf,
+) -> list[tuple[Keys, int, Sums]]:
+    """The sums of each group, bucket and currency that has any, by bucket and keys."""
+    series = pick_series(connection, where)
+    pieces = list(pieces_of(where, buckets))
+    if not series or not pieces:
+        return []
+    lay_out(connection, pieces)
+    cards = _Cards(connection, card_of)
+    totals: dict[tuple[int, Keys, str], Sums] = {}
+    for of_series, bucket, pricing, units, data in _rows(connection, where):
+        record: UsageRecord = decode_usage(data)
+        dimensions = series[of_series]
+        currency = dimensions[-1]
+        shares = _shares(record, cards.compiled(pricing), units)
+        for keys in product(*_values(group_by, record, dimensions, shares)):
+            share = shares[keys[group_by.index("meter")]]
+            place = (bucket, keys, currency)
+            sums = totals.get(place)
+            if sums is None:
+                sums = totals[place] = Sums(currency=currency)
+            _add(sums, share, record.request_count or 1)
+    return [(keys, bucket, totals[bucket, keys, currency]) for bucket, keys, currency in sorted(totals)]
+
+
+def _rows(connection: sqlite3.Connection, where: Filter) -> Iterator[tuple[int, int, int, int | None, bytes]]:
+    cost = newest(connection)
+    conditions, parameters = per_record_conditions(where)
+    more = "".join(f" AND {condition}" for condition in conditions)
+    rows = connection.execute(
+        f"SELECT {cost.series}, g.bucket, {cost.pricing}, {cost.micro}, {cost.rest}, u.record "
+        f"FROM temp.piece g CROSS JOIN usage u{cost.join} "
+        "WHERE u.org IN (SELECT org FROM temp.picked) AND u.ts >= g.low AND u.ts < g.high "
+        f"AND {cost.series} IN (SELECT id FROM temp.picked){more}",
+        parameters,
+    )
+    for of_series, bucket, pricing, micro, rest, data in rows:
+        yield of_series, bucket, pricing, units_of(micro, rest), data
+
+
+class _Cards:
+    """The cards that priced what a query reads, each looked up once."""
+
+    def __init__(self, connection: sqlite3.Connection, card_of: CardOf) -> None:
+        self._connection = connection
+        self._card_of = card_of
+        self._found: dict[int, CompiledCard | None] = {}
+
+    def compiled(self, pricing: int) -> CompiledCard | None:
+        if pricing not in self._found:
+            card = self._look_up(pricing)
+            self._found[pricing] = None if card is None else compile_card(card)
+        return self._found[pricing]
+
+    def _look_up(self, pricing: int) -> RateCard | None:
+        query = "SELECT card_id, card_version, origin_version, digest FROM pricing WHERE id = ?"
+        card_id, version, origin, digest = self._connection.execute(query, (pricing,)).fetchone()
+        if not card_id:
+            return None
+        if digest and (kept := kept_card(self._connection, digest)) is not None:
+            return kept
+        manual = get_card(self._connection, card_id)
+        return manual if manual is not None else self._card_of(card_id, version, origin)
+
+
+# Of a meter: input, output and cached tokens, the cost, and whether it has none.
+_Share = tuple[int, int, int, int, bool]
+
+
+def _shares(record: UsageRecord, compiled: CompiledCard | None, units: int | None) -> dict[str, _Share]:
+    """A record's tokens and cost by meter; they add up to the record's."""
+    used = meters_used(record)
+    costs: dict[str, int | None] = {}
+    if compiled is not None and units is not None:
+        costs = meter_costs(compiled, record)
+        if sum(cost or 0 for cost in costs.values()) != units:
+            # Not what was recorded, and that is what counts.
+            costs = {}
+    unexplained = units is not None and not costs and units != 0
+    shares: dict[str, _Share] = {}
+    for meter in (*used, *(costs.keys() - used.keys())):
+        tokens = used.get(meter, 0)
+        cost = costs.get(meter)
+        shares[meter] = (
+            tokens if meter in _INPUT else 0,
+            tokens if meter in _OUTPUT else 0,
+            tokens if meter.startswith("CACHE_READ") else 0,
+            cost or 0,
+            cost is None and (units is None or meter in costs),
+        )
+    if unexplained or not shares:
+        shares[""] = (0, 0, 0, (units or 0) if not costs else 0, units is None)
+    return shares
+
+
+def _values(
+    group_by: tuple[str, ...], record: UsageRecord, dimensions: tuple[str, ...], shares: Iterable[str]
+) -> Iterator[Iterable[str]]:
+    for name in group_by:
+        if name in SERIES_PLACES:
+            yield (dimensions[SERIES_PLACES[name]],)
+        elif name == "meter":
+            yield shares
+        elif name == "user":
+            yield (record.user_id,)
+        elif name == "tag":
+            yield dict.fromkeys(record.tags) or ("",)
+        else:
+            yield (record.labels.get(name.removeprefix("label:"), ""),)
+
+
+def _add(sums: Sums, share: _Share, requests: int) -> None:
+    put_in, put_out, cached, units, unpriced = share
+    sums.requests += requests
+    sums.input_tokens += put_in
+    sums.output_tokens += put_out
+    sums.cached_tokens += cached
+    sums.units += units
+    if unpriced:
+        sums.unpriced_requests += requests

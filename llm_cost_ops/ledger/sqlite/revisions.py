@@ -1,0 +1,153 @@
+"""Costs after the first: one record's cost with what priced it, and repricing.
+
+The usage row keeps the first cost for ever. A revision is a row beside it; the sums move from the cost
+before to the cost after in the same transaction.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from llm_cost_ops._gen.messages import CostStatus
+from llm_cost_ops.ledger import Price
+from llm_cost_ops.ledger.ids import as_key
+from llm_cost_ops.ledger.sqlite.append import Interner
+from llm_cost_ops.ledger.sqlite.cards import kept_card
+from llm_cost_ops.ledger.sqlite.rows import (
+    RECORD_COLUMNS,
+    Terms,
+    columns_of,
+    decode_record,
+    decode_usage,
+    terms_of,
+    units_of,
+)
+from llm_cost_ops.ledger.sqlite.sums import Place, add, newest, per_record_conditions, pick_series, places
+from llm_cost_ops.ledger.types import Change, Filter, Recorded
+from llm_cost_ops.rules.times import from_micros, to_micros
+
+__all__ = ["find_changes", "get_cost", "matching", "reprice"]
+
+_ADD_REVISION = (
+    "INSERT INTO revision (usage, number, series, pricing, micro, rest, made) VALUES (?, ?, ?, ?, ?, ?, ?)"
+)
+
+
+def get_cost(connection: sqlite3.Connection, usage_id: str) -> Recorded | None:
+    """A record and the revision of its cost that is in force; None when there is no such record."""
+    cost = newest(connection)
+    made = "v.made" if cost.join else "NULL"
+    row = connection.execute(
+        f"SELECT {RECORD_COLUMNS}, {cost.micro}, {cost.rest}, s.currency, s.status, {cost.number}, {made}, "
+        f"p.card_id, p.card_version, p.origin_version, p.fallbacks, p.digest FROM usage u{cost.join} "
+        f"JOIN series s ON s.id = {cost.series} JOIN pricing p ON p.id = {cost.pricing} WHERE u.id = ?",
+        (as_key(usage_id),),
+    ).fetchone()
+    if row is None:
+        return None
+    micro, rest, currency, status, number, at, card_id, version, origin, fallbacks, digest = row[5:]
+    record = decode_record(row[:7], currency, status)
+    taken = record.ingested_at
+    assert taken is not None
+    return Recorded(
+        record=record,
+        revision=number,
+        status=CostStatus(status),
+        currency=currency,
+        units=units_of(micro, rest),
+        card_id=card_id,
+        card_version=version,
+        origin_version=origin,
+        fallbacks=tuple(filter(None, fallbacks.split(","))),
+        card=kept_card(connection, digest) if digest else None,
+        digest=digest,
+        calculated_at=taken if at is None else from_micros(at),
+    )
+
+
+def matching(connection: sqlite3.Connection, where: Filter, after: int, limit: int) -> list[int]:
+    """The numbers of the first records after a number that the filter lets through, ascending."""
+    if not pick_series(connection, where):
+        return []
+    cost = newest(connection)
+    conditions, parameters = per_record_conditions(where)
+    for moment, comparison in ((where.start, ">="), (where.end, "<")):
+        if moment is not None:
+            conditions.append(f"u.ts {comparison} ?")
+            parameters.append(to_micros(moment))
+    more = "".join(f" AND {condition}" for condition in conditions)
+    # In the order of the table, so that pages of it read it once in all.
+    rows = connection.execute(
+        f"SELECT u.seq FROM usage u NOT INDEXED{cost.join} WHERE u.seq > ? "
+        f"AND {cost.series} IN (SELECT id FROM temp.picked){more} ORDER BY u.seq LIMIT ?",
+        (after, *parameters, limit),
+    )
+    return [seq for (seq,) in rows]
+
+
+class _Found(NamedTuple):
+    """A record whose cost is not what it would be today: its row, and what is to be written."""
+
+    row: tuple[Any, ...]
+    terms: Terms
+    cost: tuple[int | None, int | None]
+    change: Change
+
+
+def _find(connection: sqlite3.Connection, seqs: Sequence[int], price: Price) -> list[_Found]:
+    cost = newest(connection)
+    rows = connection.execute(
+        f"SELECT u.ts, u.record, {cost.micro}, {cost.rest}, s.currency, s.status, u.seq, {cost.number}, "
+        f"s.id, ifnull(u.user, ''), u.requests, u.input, u.output, u.cached FROM usage u{cost.join} "
+        f"JOIN series s ON s.id = {cost.series} WHERE u.seq IN ({', '.join('?' * len(seqs))})",
+        tuple(seqs),
+    ).fetchall()
+    found = []
+    for ts, data, micro, rest, currency, status, *row in rows:
+        record = decode_usage(data)
+        record.timestamp = from_micros(ts)
+        priced = price(record)
+        by, units = priced.by, units_of(micro, rest)
+        if (by.status, by.currency, priced.units) == (status, currency, units):
+            continue
+        change = Change(
+            provider=record.provider,
+            model_id=record.model_id,
+            units_before=units,
+            currency_before=currency,
+            units_after=priced.units,
+            currency_after=by.currency,
+        )
+        cost_after = columns_of(priced.units, by)
+        found.append(_Found((*row, ts), terms_of(record, by), cost_after, change))
+    return found
+
+
+def find_changes(connection: sqlite3.Connection, seqs: Sequence[int], price: Price) -> list[Change]:
+    """What `reprice` would do, without doing it."""
+    return [found.change for found in _find(connection, seqs, price)]
+
+
+def reprice(
+    cursor: sqlite3.Cursor, interner: Interner, seqs: Sequence[int], price: Price, now: datetime
+) -> list[Change]:
+    """Add a revision to each of the records whose status, currency or cost is not what `price` says."""
+    # What is added is after - before, whether the cost before is in the sums already or in the tail.
+    sums: dict[Place, list[int]] = {}
+    revisions = []
+    found = _find(cursor.connection, seqs, price)
+    for (seq, number, before, user, *counts, ts), terms, cost, change in found:
+        _, after, pricing = interner.ids(cursor, terms)
+        revisions.append((seq, number + 1, after, pricing, *cost, to_micros(now)))
+        for series, sign, units in ((before, -1, change.units_before), (after, 1, change.units_after)):
+            amounts = [1, *counts, counts[0] if units is None else 0, units or 0]
+            for place in places(series, ts, user):
+                totals = sums.setdefault(place, [0] * 7)
+                for at, amount in enumerate(amounts):
+                    totals[at] += sign * amount
+    cursor.executemany(_ADD_REVISION, revisions)
+    add(cursor, {place: amounts for place, amounts in sums.items() if any(amounts)})
+    return [change for _, _, _, change in found]

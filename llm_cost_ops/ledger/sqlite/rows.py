@@ -1,0 +1,196 @@
+"""Between entries and rows: what is stored of a record, and the record made of it again.
+
+A row holds the record as the caller sent it, and beside it what the service added: id, times and cost.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+
+from llm_cost_ops._gen.messages import CostStatus, UsageRecord
+from llm_cost_ops.ledger.ids import as_text, usage_id
+from llm_cost_ops.ledger.types import Entry
+from llm_cost_ops.pricing.money import from_units
+from llm_cost_ops.pricing.pricebook import Pricing
+from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.rules.times import from_micros, to_micros
+from llm_cost_ops.wire.decimals import WireDecimal
+from llm_cost_ops.wire.unknown import Unknown
+
+__all__ = [
+    "LARGEST_COST",
+    "LARGEST_COUNT",
+    "RECORD_COLUMNS",
+    "Prepared",
+    "Terms",
+    "columns_of",
+    "decode_record",
+    "decode_usage",
+    "encode_struct",
+    "prepare",
+    "struct_decoder",
+    "terms_of",
+    "units_of",
+]
+
+LARGEST_COUNT = 10**15
+"""The most tokens of one record: 9,000 such records still have a sum of 64 bits."""
+
+LARGEST_COST = 10**9 * 10**12
+"""The most that one record may cost, in 10^-12 of its currency."""
+
+Terms = tuple[Any, ...]
+"""What is interned of an entry: the organization, seven more columns of series, and the Pricing."""
+
+Prepared = tuple[Terms, tuple[Any, ...], str]
+"""Of an entry its terms, its columns of usage from `id` on, and its id as text."""
+
+RECORD_COLUMNS = "u.id, u.key, u.ingested, u.ts, u.record"
+"""Of `usage u`, what `decode_record` needs first."""
+
+_MICRO = 1_000_000
+
+
+def _write(value: Any) -> Any:
+    # Unknown JSON is kept as text: decoded and encoded again it might not be the same.
+    if type(value) is Unknown:
+        texts = {name: bytes(raw).decode() for name, raw in value.json.items()}
+        return {"binary": bytes(value.binary), "json": texts}
+    raise TypeError(f"can't store a {type(value).__name__}")
+
+
+def _read(kind: Any, value: Any) -> Any:
+    if kind is WireDecimal:
+        return Decimal(value)
+    if kind is Unknown:
+        texts = {name: msgspec.Raw(text.encode()) for name, text in value["json"].items()}
+        return Unknown(b64decode(value["binary"]), texts)
+    raise TypeError(f"can't read a {kind}")
+
+
+def struct_decoder(kind: type[Any]) -> msgspec.json.Decoder[Any]:
+    """Reads structs of a type from what `encode_struct` made of them."""
+    return msgspec.json.Decoder(kind, dec_hook=_read)
+
+
+# Maps are sorted, so that their order makes no other content.
+encode_struct = msgspec.json.Encoder(enc_hook=_write, order="deterministic").encode
+_records = struct_decoder(UsageRecord)
+
+
+def terms_of(record: UsageRecord, by: Pricing) -> Terms:
+    """What a record shares with others."""
+    return (
+        record.organization_id,
+        record.provider,
+        record.model_id,
+        record.project_id,
+        record.operation,
+        record.service_tier,
+        record.processing,
+        record.region,
+        by,
+    )
+
+
+def prepare(entry: Entry) -> Prepared:
+    """What the transaction needs of an entry; everything that can be done before it."""
+    record, units = entry.record, entry.units
+    if record.input_tokens > LARGEST_COUNT or record.output_tokens > LARGEST_COUNT:
+        raise _too_many(record)
+    made, stored, stored_key = usage_id(record.organization_id, entry.key)
+    ingested = to_micros(entry.ingested_at)
+    tags, labels, moment = record.tags, record.labels, record.timestamp
+    return (
+        terms_of(record, entry.by),
+        (
+            stored,
+            stored_key,
+            ingested,
+            ingested if moment is None else to_micros(moment),
+            record.request_count or 1,
+            record.input_tokens,
+            record.output_tokens,
+            record.cached_tokens,
+            *columns_of(units, entry.by),
+            record.user_id or None,
+            # A tag counts a record once, however often it has it.
+            _json(list(dict.fromkeys(tags))) if tags else None,
+            _json(labels) if labels else None,
+            _encoded(record),
+        ),
+        made,
+    )
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _encoded(record: UsageRecord) -> bytes:
+    try:
+        return encode_struct(record)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise RpcError(StatusCode.INVALID_ARGUMENT, f"a record can't be stored: {error}") from error
+
+
+def _too_many(record: UsageRecord) -> RpcError:
+    return _refused(
+        [
+            Violation(field, f"must be at most {LARGEST_COUNT:,}")
+            for field in ("input_tokens", "output_tokens")
+            if getattr(record, field) > LARGEST_COUNT
+        ]
+    )
+
+
+def _refused(violations: list[Violation]) -> RpcError:
+    message = "; ".join(f"{field} {rule}".strip() for field, rule in violations)
+    return RpcError(StatusCode.INVALID_ARGUMENT, message, violations=violations)
+
+
+def columns_of(units: int | None, by: Pricing) -> tuple[int | None, int | None]:
+    """The two columns of a cost in 10^-12; INVALID_ARGUMENT when it is larger than LARGEST_COST."""
+    if units is None:
+        return None, None
+    if not -LARGEST_COST <= units <= LARGEST_COST:
+        raise _refused([Violation("", f"must cost at most {LARGEST_COST // 10**12:,} {by.currency}")])
+    return divmod(units, _MICRO)
+
+
+def units_of(micro: int | None, rest: int | None) -> int | None:
+    """The cost in 10^-12 that two columns hold."""
+    return None if micro is None or rest is None else micro * _MICRO + rest
+
+
+def decode_record(row: tuple[Any, ...], currency: str, status: str) -> UsageRecord:
+    """The record with all that the service knows of it; `row` holds RECORD_COLUMNS, then the cost."""
+    usage_id, key, ingested, ts, data, micro, rest = row
+    record = decode_usage(data)
+    record.id = as_text(usage_id)
+    record.idempotency_key = "" if key is None else as_text(key)
+    record.ingested_at = from_micros(ingested)
+    record.timestamp = from_micros(ts)
+    units = units_of(micro, rest)
+    record.estimated_cost = None if units is None else from_units(units)
+    record.currency = currency
+    record.cost_status = CostStatus(status)
+    return record
+
+
+def decode_usage(data: bytes) -> UsageRecord:
+    """The record as the caller sent it."""
+    try:
+        record: UsageRecord = _records.decode(data)
+    except msgspec.ValidationError:
+        # A newer version wrote fields that this one does not know: they stay with the record.
+        fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+        known = {info.encode_name for info in msgspec.structs.fields(UsageRecord)}
+        unknown = {name: msgspec.Raw(bytes(fields.pop(name))) for name in fields.keys() - known}
+        record = _records.decode(msgspec.json.encode(fields))
+        record.unknown_ = Unknown(json=unknown)
+    return record

@@ -1,0 +1,240 @@
+"""The store on SQLite: one file that several processes may open, or private memory."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import weakref
+from collections.abc import Awaitable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, TypeVar
+
+from llm_cost_ops._gen.messages import RateCard, SubmitStatus, UsageRecord
+from llm_cost_ops.ledger import CardOf, Position, Price
+from llm_cost_ops.ledger.sqlite import cards, revisions
+from llm_cost_ops.ledger.sqlite import listing as history
+from llm_cost_ops.ledger.sqlite import meter_sums as metering
+from llm_cost_ops.ledger.sqlite import sums as summing
+from llm_cost_ops.ledger.sqlite.api_keys import SqliteKeys
+from llm_cost_ops.ledger.sqlite.append import AppendMany, AppendOne, Interner
+from llm_cost_ops.ledger.sqlite.connection import Database, Job, Query, Readers, Writer, closed_error
+from llm_cost_ops.ledger.sqlite.group_commit import GroupCommit
+from llm_cost_ops.ledger.types import Appended, Change, Entry, Filter, Recorded, Sums
+from llm_cost_ops.rpc.context import CallContext
+
+__all__ = ["SqliteStore"]
+
+T = TypeVar("T")
+
+_CLOSING = 30.0
+
+
+class SqliteStore:
+    """A Store in a SQLite file, or in memory that only this object sees when `path` is None, "" or
+    ":memory:".
+
+    The file is opened, and created or migrated, by the first call. It is in WAL mode: readers do not wait
+    for writers, and several processes may use it.
+
+    `durability` "disk" means that a commit is on disk when it is acknowledged; "process" is faster, and
+    survives the end of the process but not always a loss of power. With `group_commit` a thread commits
+    to disk for all that call at the same time, as servers and asyncio need it; where no commit waits for a
+    disk it does nothing. After a fork the child opens the file anew; memory stays with the parent.
+
+    Raises ValueError for another durability.
+    """
+
+    def __init__(
+        self, path: str | None = None, *, durability: str = "disk", group_commit: bool = False
+    ) -> None:
+        self._database = Database(None if path in ("", ":memory:") else path, durability)
+        self._grouped = group_commit and self._database.path is not None and durability == "disk"
+        self._closed = False
+        self._parts: tuple[Any, ...] = ()
+        self.begin_anew()
+        _stores.add(self)
+
+    def begin_anew(self) -> tuple[Any, ...]:
+        """Forget every connection and thread without ending them, and return the parts that have them."""
+        inherited = self._parts
+        self._writer = Writer(self._database)
+        self._readers = Readers(self._database, self._writer)
+        self._group = GroupCommit(self._writer) if self._grouped else None
+        self._added_cards = 0
+        self._parts = (self._writer, self._readers, self._group)
+        return inherited
+
+    def append(
+        self, entries: Sequence[Entry], context: CallContext, revision: int | None = None
+    ) -> Awaitable[list[Appended] | None]:
+        """Write usage and costs in one transaction; see Store."""
+        if not entries:
+            return _nothing([])
+        if revision is not None and self._database.path is None:
+            # In private memory nobody else adds any.
+            if revision != self._added_cards:
+                return _nothing(None)
+            revision = None
+        if len(entries) == 1:
+            job = AppendOne(entries[0], revision, self._writer.interner)
+            if self._group is None and not self._closed:
+                return self._writer.run(job, context, statement=job.is_statement)
+            return self._write(job, context)
+        return self._write(AppendMany(entries, revision), context, len(entries))
+
+    async def summarize(
+        self,
+        where: Filter,
+        group_by: tuple[str, ...],
+        buckets: Sequence[tuple[datetime, datetime]] | None,
+        context: CallContext,
+    ) -> list[tuple[tuple[str, ...], int, Sums]]:
+        """Exact sums per group, bucket and currency; see Store."""
+        query = partial(summing.summarize, where=where, group_by=group_by, buckets=buckets)
+        return await self._readers.read(query, context)
+
+    async def summarize_meters(
+        self,
+        where: Filter,
+        group_by: tuple[str, ...],
+        buckets: Sequence[tuple[datetime, datetime]] | None,
+        card_of: CardOf,
+        context: CallContext,
+    ) -> list[tuple[tuple[str, ...], int, Sums]]:
+        """Exact sums by meter, bucket and currency; see Store."""
+        query = partial(
+            metering.summarize_meters, where=where, group_by=group_by, buckets=buckets, card_of=card_of
+        )
+        return await self._readers.read(query, context)
+
+    async def span(self, where: Filter, context: CallContext) -> tuple[datetime, datetime] | None:
+        """The filter's interval, closed where it is open; see Store."""
+        return await self._readers.read(partial(history.span, where=where), context)
+
+    async def list_usage(
+        self,
+        where: Filter,
+        sort: str,
+        descending: bool,
+        limit: int,
+        after: Position | None,
+        offset: int | None,
+        context: CallContext,
+    ) -> tuple[list[UsageRecord], Position | None]:
+        """A page of records and the position to go on after; see Store."""
+        query: Query[tuple[list[UsageRecord], Position | None]] = partial(
+            history.list_usage,
+            where=where,
+            sort=sort,
+            descending=descending,
+            limit=limit,
+            after=after,
+            offset=offset,
+        )
+        return await self._readers.read(query, context, quick=history.is_quick(where, sort, limit, offset))
+
+    async def count_usage(self, where: Filter, context: CallContext) -> int:
+        """How many records the filter lets through; see Store."""
+        return await self._readers.read(partial(summing.count_usage, where=where), context)
+
+    async def get_cost(self, usage_id: str, context: CallContext) -> Recorded | None:
+        """A record and its cost in force; see Store."""
+        return await self._readers.read(partial(revisions.get_cost, usage_id=usage_id), context, quick=True)
+
+    async def matching(self, where: Filter, after: int, limit: int, context: CallContext) -> list[int]:
+        """The numbers of the first records after a number; see Store."""
+        query = partial(revisions.matching, where=where, after=after, limit=limit)
+        return await self._readers.read(query, context)
+
+    async def reprice(
+        self, seqs: Sequence[int], price: Price, context: CallContext, *, dry_run: bool
+    ) -> list[Change]:
+        """Add revisions where the cost is another one; see Store."""
+        if dry_run:
+            return await self._readers.read(partial(revisions.find_changes, seqs=seqs, price=price), context)
+        now = datetime.fromtimestamp(context.runtime.now(), UTC)
+        job = partial(revisions.reprice, seqs=seqs, price=price, now=now)
+        return await self._write(job, context, len(seqs))
+
+    async def add_card(
+        self, card: RateCard, key: str, fingerprint: bytes, context: CallContext
+    ) -> tuple[RateCard, SubmitStatus]:
+        """Keep a card under its next version; see Store."""
+
+        def job(cursor: sqlite3.Cursor, _: Interner) -> tuple[RateCard, SubmitStatus]:
+            return cards.add_card(cursor, card, key, fingerprint)
+
+        added = await self._write(job, context)
+        self._added_cards += 1
+        return added
+
+    async def get_card(self, card_id: str, context: CallContext) -> RateCard | None:
+        """The card with an id, or None."""
+        return await self._readers.glance(partial(cards.get_card, card_id=card_id), context)
+
+    async def all_cards(self, context: CallContext) -> list[RateCard]:
+        """Every card, by provider, model, date and version."""
+        return await self._readers.read(cards.all_cards, context)
+
+    async def cards_revision(self, context: CallContext) -> int:
+        """A number that grows when a card is added, by any process."""
+        if self._database.path is None:
+            # In private memory nobody else adds any.
+            return self._added_cards
+        return await self._readers.glance(cards.revision, context)
+
+    @property
+    def keys(self) -> SqliteKeys:
+        """The API keys of whoever may call the server over this store."""
+        return SqliteKeys(self._glance, self._write)
+
+    async def check(self, context: CallContext) -> None:
+        """Write and commit a mark."""
+
+        def job(cursor: sqlite3.Cursor, _: Interner) -> None:
+            cursor.execute("UPDATE health SET checks = checks + 1")
+
+        await self._write(job, context)
+
+    async def aclose(self) -> None:
+        """Finish what was begun and let go of files and threads. May be called twice."""
+        self._closed = True
+        if self._group is not None:
+            self._group.close()
+        writer = self._writer
+        if not writer.closed:
+            if not writer.turn.try_take():
+                writer.turn.take_blocking(_CLOSING, self._database.name)
+            writer.close()
+            writer.turn.give_back()
+        self._readers.close()
+
+    async def _glance(self, query: Query[T], context: CallContext) -> T:
+        return await self._readers.glance(query, context)
+
+    async def _write(self, job: Job[T], context: CallContext, weight: int = 1) -> T:
+        if self._closed:
+            raise closed_error()
+        if self._group is not None:
+            return await self._group.run(job, weight, context)
+        return await self._writer.run(job, context)
+
+    def __repr__(self) -> str:
+        return f"SqliteStore({self._database.path!r}, durability={self._database.durability!r})"
+
+
+async def _nothing(answer: list[Appended] | None) -> list[Appended] | None:
+    return answer
+
+
+_stores: weakref.WeakSet[SqliteStore] = weakref.WeakSet()
+# A child must neither use nor close the connections that it inherits: both would go to the parent's locks.
+_inherited: list[Any] = []
+
+
+def _after_fork_in_child() -> None:
+    _inherited.extend([store.begin_anew() for store in _stores])
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

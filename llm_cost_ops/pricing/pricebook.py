@@ -1,0 +1,272 @@
+"""Prices records by the cards of several sources, and remembers which card holds for what."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
+from typing import Protocol
+
+import msgspec
+
+from llm_cost_ops._gen.messages import CostRecord, CostStatus, RateCard, UsageRecord
+from llm_cost_ops.pricing.calculator import DEFAULT_CURRENCY, calculate_cost, cost_of, is_reported
+from llm_cost_ops.pricing.cards import card_digest
+from llm_cost_ops.pricing.compiled import CompiledCard, compile_card
+from llm_cost_ops.pricing.money import to_units
+from llm_cost_ops.pricing.selection import Candidate, PriceQuery, Selection, candidates
+from llm_cost_ops.rules.providers import PROVIDER_FALLBACKS, canonical_provider
+from llm_cost_ops.rules.times import instant
+
+__all__ = ["CardSource", "PriceBook", "Priced", "Pricing"]
+
+_PRICED = CostStatus.PRICED
+_ESTIMATED = CostStatus.ESTIMATED
+_PROVIDER = "provider"
+
+
+class CardSource(Protocol):
+    """Where cards come from, such as a catalog."""
+
+    def cards(self, provider: str, model_id: str) -> Sequence[RateCard]:
+        """Every card of the model, whatever its dates and dimensions; the provider is canonical."""
+
+
+class Pricing(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """How records were priced: the status, and the card that did it with its digest, if one did.
+
+    All the records that a book prices alike share one object, which is compared by identity.
+    """
+
+    status: CostStatus
+    currency: str
+    card_id: str = ""
+    card_version: int = 0
+    fallbacks: tuple[str, ...] = ()
+    origin_version: str = ""
+    card: RateCard | None = None
+    digest: bytes = b""
+
+
+class Priced(msgspec.Struct, gc=False):
+    """What a record costs, in 10^-12 of the currency that `by` names; None when unpriced."""
+
+    units: int | None
+    by: Pricing
+
+
+_UNPRICED = Pricing(CostStatus.UNPRICED, DEFAULT_CURRENCY)
+
+
+class _Choice:
+    __slots__ = (
+        "_pricings",
+        "candidate",
+        "card",
+        "compiled",
+        "fallbacks",
+        "since",
+        "until",
+        "windowed",
+    )
+
+    def __init__(self, candidate: Candidate, fallbacks: tuple[str, ...]) -> None:
+        self.candidate = candidate
+        self.card = candidate.card
+        self.fallbacks = candidate.fallbacks + fallbacks
+        self.since = candidate.since
+        self.until = candidate.until
+        self.windowed = bool(candidate.windows)
+        self.compiled: CompiledCard | None = None
+        self._pricings: dict[tuple[CostStatus, bool], Pricing] = {}
+
+    def pricing(self, status: CostStatus, unpriced: bool) -> Pricing:
+        """How a record was priced for which the compiled card gave a status, and a cost or none."""
+        return self._pricings.get((status, unpriced)) or self._made(status, unpriced)
+
+    def _made(self, status: CostStatus, unpriced: bool) -> Pricing:
+        card = self.card
+        made = Pricing(
+            _ESTIMATED if self.fallbacks and status is _PRICED else status, card.currency or DEFAULT_CURRENCY
+        )
+        if not unpriced:
+            made = msgspec.structs.replace(
+                made,
+                card_id=card.id,
+                card_version=card.version,
+                fallbacks=self.fallbacks,
+                origin_version=card.origin_version,
+                card=card,
+                digest=card_digest(card),
+            )
+        return self._pricings.setdefault((status, unpriced), made)
+
+
+_Key = tuple[str, str, str, str, str, str, str]
+
+
+class _Edition:
+    """The cards of one moment with all that was derived from them: replaced as a whole."""
+
+    __slots__ = ("_compiled", "_lock", "_manual", "capacity", "cards", "fallbacks", "plans", "sources")
+
+    def __init__(
+        self,
+        sources: Sequence[CardSource],
+        cards: Iterable[RateCard],
+        fallbacks: Mapping[str, Sequence[str]],
+        capacity: int,
+    ) -> None:
+        self.sources = tuple(sources)
+        self.cards = tuple(cards)
+        self.fallbacks = fallbacks
+        self.capacity = capacity
+        self.plans: dict[_Key, tuple[_Choice, ...]] = {}
+        self._compiled: dict[int, CompiledCard] = {}
+        self._lock = threading.Lock()
+        self._manual: dict[str, list[RateCard]] = {}
+        for card in self.cards:
+            self._manual.setdefault(canonical_provider(card.provider), []).append(card)
+
+    def plan(self, key: _Key) -> tuple[_Choice, ...]:
+        """What may price such records, the best first; an empty one is remembered as well."""
+        provider = canonical_provider(key[0])
+        plan = [_Choice(candidate, ()) for candidate in self._candidates(provider, key)]
+        for other in self.fallbacks.get(provider, ()):
+            plan += [_Choice(candidate, (_PROVIDER,)) for candidate in self._candidates(other, key)]
+        found = tuple(plan)
+        with self._lock:
+            while len(self.plans) >= self.capacity:
+                del self.plans[next(iter(self.plans))]
+            self.plans[key] = found
+        return found
+
+    def _candidates(self, provider: str, key: _Key) -> list[Candidate]:
+        query = PriceQuery(
+            provider=provider,
+            model_id=key[1],
+            at=datetime.min,  # noqa: DTZ901 - candidates fit at any time
+            organization_id=key[2],
+            service_tier=key[3],
+            processing=key[4],
+            region=key[5],
+            speed=key[6],
+        )
+        found = candidates(self._manual.get(provider, ()), query)
+        for source in self.sources:
+            found += candidates(source.cards(provider, key[1]), query, resolved=True)
+        found.sort(key=lambda candidate: candidate.rank, reverse=True)
+        return found
+
+    def compiled(self, choice: _Choice) -> CompiledCard:
+        if choice.compiled is None:
+            with self._lock:
+                known = self._compiled.get(id(choice.card))
+                if known is None or known.card is not choice.card:
+                    known = compile_card(choice.card)
+                    while len(self._compiled) >= self.capacity:
+                        del self._compiled[next(iter(self._compiled))]
+                    self._compiled[id(choice.card)] = known
+                choice.compiled = known
+        return choice.compiled
+
+
+class PriceBook:
+    """Prices records. It may be used by many threads, and its cards replaced while it is.
+
+    `sources` are asked for the cards of a model; `cards` are further ones, such as those that users
+    created. For a provider in `reported_providers` a record's own reported_cost is taken.
+    `provider_fallbacks` names, by provider, those whose cards price the models that it has none
+    for; such a cost is ESTIMATED, with the fallback "provider". Choices are remembered for at most
+    `capacity` combinations of provider, model, organization and dimensions, misses included. Cards
+    must not be changed once they are in the book.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[CardSource] = (),
+        *,
+        cards: Iterable[RateCard] = (),
+        reported_providers: Collection[str] = (),
+        provider_fallbacks: Mapping[str, Sequence[str]] = PROVIDER_FALLBACKS,
+        capacity: int = 4096,
+    ) -> None:
+        if capacity < 1:
+            raise ValueError("the capacity must be at least 1")
+        self._reported = frozenset(map(canonical_provider, reported_providers))
+        self._edition = _Edition(sources, cards, provider_fallbacks, capacity)
+
+    def replace_manual(self, cards: Iterable[RateCard]) -> None:
+        """Take these cards beside the sources from now on, in place of those given before."""
+        old = self._edition
+        self._edition = _Edition(old.sources, cards, old.fallbacks, old.capacity)
+
+    def replace_sources(self, sources: Sequence[CardSource]) -> None:
+        """Ask these sources from now on, in place of those given before."""
+        old = self._edition
+        self._edition = _Edition(sources, old.cards, old.fallbacks, old.capacity)
+
+    def price(self, record: UsageRecord, *, at: datetime | None = None) -> Priced:
+        """What the record costs by the card that holds at its timestamp, or at `at` where given.
+
+        ValidationError when its counts contradict each other; ValueError without any time.
+        """
+        if self._reported and is_reported(record, self._reported):
+            return _reported(record)
+        found = self._choose(record, at)
+        if found is None:
+            return Priced(None, _UNPRICED)
+        choice, compiled = found
+        units, status = compiled.total(record)
+        return Priced(units, choice.pricing(status, units is None))
+
+    def cost(self, record: UsageRecord, *, at: datetime | None = None) -> CostRecord:
+        """As `price`, with the lines of the receipt."""
+        if self._reported and is_reported(record, self._reported):
+            return calculate_cost(record, None, reported_providers=self._reported)
+        found = self._choose(record, at)
+        if found is None:
+            return calculate_cost(record, None)
+        return cost_of(found[1], record, found[0].fallbacks)
+
+    def select(self, record: UsageRecord, *, at: datetime | None = None) -> Selection | None:
+        """The card that prices the record, or None."""
+        found = self._choose(record, at)
+        return None if found is None else Selection(found[0].card, found[0].fallbacks)
+
+    def _choose(self, record: UsageRecord, at: datetime | None) -> tuple[_Choice, CompiledCard] | None:
+        if at is None:
+            at = record.timestamp
+            if at is None:
+                raise ValueError("the record has no timestamp, and none was given")
+        if at.tzinfo is None:
+            at = instant(at)
+        edition = self._edition
+        key = (
+            record.provider,
+            record.model_id,
+            record.organization_id,
+            record.service_tier,
+            record.processing,
+            record.region,
+            record.speed,
+        )
+        plan = edition.plans.get(key)
+        if plan is None:
+            plan = edition.plan(key)
+        for choice in plan:
+            if choice.since <= at < choice.until and (not choice.windowed or choice.candidate.holds(at)):
+                return choice, choice.compiled or edition.compiled(choice)
+        return None
+
+
+def _reported(record: UsageRecord) -> Priced:
+    cost = record.reported_cost
+    by = _reported_in(record.reported_currency or DEFAULT_CURRENCY)
+    return Priced(None if cost is None else to_units(cost), by)
+
+
+@lru_cache(maxsize=256)
+def _reported_in(currency: str) -> Pricing:
+    return Pricing(CostStatus.REPORTED, currency)

@@ -1,0 +1,98 @@
+"""The results of a batch: what the service answers, and what the client can answer before it sends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from llm_cost_ops._gen.messages import (
+    BatchReceipt,
+    BatchSubmitUsageRequest,
+    BatchSubmitUsageResponse,
+    FieldViolation,
+    RecordError,
+    SubmitResult,
+    SubmitStatus,
+)
+from llm_cost_ops._gen.methods import BATCH_SUBMIT_USAGE
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.interceptor import UnaryContinuation
+from llm_cost_ops.rpc.status import StatusCode, Violation
+from llm_cost_ops.rules.requests import check_record
+
+__all__ = ["BatchCheck", "counted", "refused"]
+
+
+class BatchCheck:
+    """Answers the bad records of a batch in the client, so that no codec meets them.
+
+    The good ones are sent, and the results are those of the whole batch, in its order. Keys are made
+    before, so that a record keeps its own whatever happens to its neighbours.
+    """
+
+    async def intercept_unary_unary(
+        self, continuation: UnaryContinuation, request: Any, context: CallContext
+    ) -> Any:
+        if context.method.path != BATCH_SUBMIT_USAGE.path:
+            return await continuation(request, context)
+        bad = _bad(request, datetime.fromtimestamp(context.runtime.now(), UTC))
+        if not bad:
+            return await continuation(request, context)
+        places = [place for place in range(len(request.records)) if place not in bad]
+        response = BatchSubmitUsageResponse(data=BatchReceipt())
+        if places:
+            sent = BatchSubmitUsageRequest(records=[request.records[place] for place in places])
+            response = await continuation(sent, context)
+        answered = response.data.results if response.data is not None else []
+        for short, (place, result) in enumerate(zip(places, answered, strict=False)):
+            bad[place] = _moved(result, f"records[{short}]", f"records[{place}]")
+        response.data = counted([bad[place] for place in sorted(bad)])
+        return response
+
+
+def _bad(request: BatchSubmitUsageRequest, now: datetime) -> dict[int, SubmitResult]:
+    found: dict[int, SubmitResult] = {}
+    for place, record in enumerate(request.records):
+        violations: list[Violation] = []
+        check_record(record, f"records[{place}]", now, violations)
+        if violations:
+            found[place] = refused(violations)
+    return found
+
+
+def _moved(result: SubmitResult, short: str, path: str) -> SubmitResult:
+    """The result with the record's place in the batch that the caller knows."""
+    if result.error is not None:
+        result.error.message = result.error.message.replace(short, path)
+        for violation in result.error.violations:
+            if violation.field.startswith(short):
+                violation.field = path + violation.field[len(short) :]
+    return result
+
+
+def refused(violations: Iterable[Violation], code: StatusCode = StatusCode.INVALID_ARGUMENT) -> SubmitResult:
+    """The result of a record that broke rules."""
+    broken = list(violations)
+    return SubmitResult(
+        status=SubmitStatus.INVALID,
+        error=RecordError(
+            code=code.name,
+            message="; ".join(f"{field} {rule}".lstrip() for field, rule in broken[:20]),
+            violations=[FieldViolation(field=field, description=rule) for field, rule in broken],
+        ),
+    )
+
+
+def counted(results: list[SubmitResult]) -> BatchReceipt:
+    """The receipt of a batch with these results."""
+    counts: dict[Any, int] = {}
+    for result in results:
+        counts[result.status] = counts.get(result.status, 0) + 1
+    return BatchReceipt(
+        results=results,
+        created=counts.get(SubmitStatus.CREATED, 0),
+        duplicates=counts.get(SubmitStatus.DUPLICATE, 0),
+        conflicts=counts.get(SubmitStatus.CONFLICT, 0),
+        invalid=counts.get(SubmitStatus.INVALID, 0),
+    )

@@ -1,0 +1,96 @@
+"""What requests must satisfy: the generated rules of each field, and the rules between fields.
+
+The client runs the same checks before it sends, so that a bad request costs no round trip.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from llm_cost_ops._gen.codecs import CREATE_PRICE_REQUEST, USAGE_RECORD
+from llm_cost_ops._gen.messages import (
+    BatchSubmitUsageRequest,
+    CreatePriceRequest,
+    EstimateCostRequest,
+    SubmitUsageRequest,
+    UsageRecord,
+)
+from llm_cost_ops._gen.methods import BATCH_SUBMIT_USAGE, CREATE_PRICE, ESTIMATE_COST, SUBMIT_USAGE
+from llm_cost_ops.interceptors.validation import Check
+from llm_cost_ops.rpc.status import Violation
+from llm_cost_ops.rules.cards import check_card
+from llm_cost_ops.rules.times import instant
+from llm_cost_ops.rules.usage import check_usage
+
+__all__ = ["CHECKS", "check_record"]
+
+LARGEST_BATCH = 10_000
+
+
+def check_record(record: UsageRecord, path: str, now: datetime, violations: list[Violation]) -> None:
+    """Add every rule that a record breaks; `path` is where it stands in the request."""
+    unknown = record.unknown_
+    if unknown and unknown.error:
+        field = ".".join(part for part in (path, unknown.error_field) if part)
+        violations.append(Violation(field, unknown.error))
+        return
+    USAGE_RECORD.validate(record, path, violations)
+    check_usage(record, path, violations, now=now)
+
+
+def _submit(request: SubmitUsageRequest, now: datetime, violations: list[Violation]) -> None:
+    # The record is the body in REST and the parameters in Python: its fields need no prefix.
+    if type(request.usage) is UsageRecord:
+        check_record(request.usage, "", now, violations)
+    else:
+        violations.append(Violation("usage", "must be a UsageRecord"))
+
+
+def _batch(request: BatchSubmitUsageRequest, _now: datetime, violations: list[Violation]) -> None:
+    """The batch itself; its records are answered one by one."""
+    records: Any = request.records
+    if not isinstance(records, list):
+        violations.append(Violation("records", "must be a list of UsageRecord"))
+        return
+    if not records:
+        violations.append(Violation("records", "must hold at least one record"))
+    elif len(records) > LARGEST_BATCH:
+        violations.append(
+            Violation("records", f"must hold at most {LARGEST_BATCH:,} records, not {len(records):,}")
+        )
+    for index, record in enumerate(records):
+        if not isinstance(record, UsageRecord):
+            violations.append(Violation(f"records[{index}]", "must be a UsageRecord"))
+
+
+def _create_price(request: CreatePriceRequest, _now: datetime, violations: list[Violation]) -> None:
+    CREATE_PRICE_REQUEST.validate(request, "", violations)
+    if not request.rates and request.input_price_per_1k is None and request.output_price_per_1k is None:
+        violations.append(
+            Violation("rates", "must hold a price, unless input_price_per_1k or output_price_per_1k is given")
+        )
+    check_card(request, "", violations)
+
+
+def _estimate(request: EstimateCostRequest, now: datetime, violations: list[Violation]) -> None:
+    record: Any = request.usage
+    if type(record) is not UsageRecord:
+        violations.append(Violation("usage", "must be a UsageRecord"))
+        return
+    # Nobody pays yet; and a call may be meant for a time when another price holds.
+    moment = record.timestamp
+    latest = max(now, instant(moment)) if isinstance(moment, datetime) else now
+    if record.organization_id == "":
+        record = msgspec.structs.replace(record, organization_id="nobody")
+    check_record(record, "", latest, violations)
+
+
+CHECKS: dict[str, Check] = {
+    SUBMIT_USAGE.path: _submit,
+    BATCH_SUBMIT_USAGE.path: _batch,
+    CREATE_PRICE.path: _create_price,
+    ESTIMATE_COST.path: _estimate,
+}

@@ -1,0 +1,458 @@
+"""The service as an ASGI app, for any ASGI server; its routes come from the method descriptors."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
+from contextlib import aclosing
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.handler import ServiceHandler
+from llm_cost_ops.rpc.ids import uuid7
+from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.method import Cardinality, MethodDescriptor
+from llm_cost_ops.rpc.runtime import AsyncRuntime, Runtime
+from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.server.admission import Admission
+from llm_cost_ops.transports.http.binding import Binding, Router
+from llm_cost_ops.transports.http.errors import error_to_response
+from llm_cost_ops.transports.http.ndjson import MEDIA_TYPE, Lines, LineSplitter
+from llm_cost_ops.transports.net.bodies import BodyTooLargeError, BoundedBody
+from llm_cost_ops.transports.net.headers import (
+    DEADLINE_HEADER,
+    IDEMPOTENCY_HEADER,
+    REQUEST_ID_HEADER,
+    decode_timeout,
+    from_headers,
+    is_request_id,
+    to_headers,
+)
+
+__all__ = [
+    "LINE_TYPES",
+    "AsgiApp",
+    "AsgiLimits",
+    "DisconnectedError",
+    "Receive",
+    "Send",
+    "StreamAnswer",
+    "messages_of",
+    "metadata_headers",
+]
+
+
+_log = logging.getLogger("llm_cost_ops.server")
+
+Answer = tuple[int, list[tuple[str, str]], bytes]
+
+_SERVED = {Cardinality.UNARY_UNARY, Cardinality.UNARY_STREAM, Cardinality.STREAM_STREAM}
+
+
+class AsgiLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What the app takes: bytes of a body (also after decompression) and of headers, and seconds.
+
+    `body_timeout` is for the whole body, `call_timeout` for the call itself, where the client sets
+    no deadline or a later one; a stream has `stream_timeout` in place of both, and its bodies may be of
+    any size, a line of it not.
+    """
+
+    max_body_bytes: int = 16 * 1024 * 1024
+    max_header_bytes: int = 32 * 1024
+    body_timeout: float = 30.0
+    call_timeout: float = 60.0
+    stream_timeout: float = 3600.0
+    max_line_bytes: int = 1024 * 1024
+
+
+class _Request:
+    """One request's head, checked."""
+
+    def __init__(self, scope: MutableMapping[str, Any], limits: AsgiLimits) -> None:
+        self.headers: dict[bytes, bytes] = {}
+        self.raw_headers: list[tuple[bytes, bytes]] = list(scope["headers"])
+        for name, value in self.raw_headers:
+            self.headers.setdefault(name.lower(), value)
+        given = self.text(REQUEST_ID_HEADER)
+        self.id = given if is_request_id(given) else uuid7()
+        self.verb: str = scope["method"]
+        raw = scope.get("raw_path")
+        path: str = raw.decode("latin-1") if raw else quote(scope["path"])
+        # The app may be mounted below a prefix of a bigger one.
+        self.path = path.removeprefix(quote(scope.get("root_path", "")))
+        self.query: str = scope.get("query_string", b"").decode("latin-1")
+        self.limits = limits
+
+    def text(self, name: str) -> str:
+        return self.headers.get(name.encode(), b"").decode("latin-1").strip()
+
+    def check(self) -> None:
+        if sum(len(name) + len(value) for name, value in self.raw_headers) > self.limits.max_header_bytes:
+            raise _refused(431, f"the headers are larger than {self.limits.max_header_bytes} bytes")
+        if b"transfer-encoding" in self.headers and b"content-length" in self.headers:
+            # Two lengths are how requests are smuggled past a proxy.
+            raise _refused(400, "a request has either Content-Length or Transfer-Encoding")
+
+    async def body(self, receive: Receive) -> bytes:
+        """The whole body, decompressed."""
+        limit = self.limits.max_body_bytes
+        length = self.text("content-length")
+        too_large = _refused(413, f"the body may have at most {limit} bytes")
+        if length.isdecimal() and int(length[:20]) > limit:
+            raise too_large
+        kind = self.kind()
+        if kind not in {"", "application/json"} and not (
+            kind.startswith("application/") and kind.endswith("+json")
+        ):
+            raise _refused(415, "the content type must be application/json")
+        try:
+            body = BoundedBody(limit, self.text("content-encoding"))
+        except ValueError as error:
+            raise _refused(415, str(error)) from error
+        try:
+            async with asyncio.timeout(self.limits.body_timeout):
+                await _feed(body, receive)
+            return body.whole()
+        except BodyTooLargeError as error:
+            raise too_large from error
+        except TimeoutError as error:
+            raise _refused(408, f"the body took more than {self.limits.body_timeout:g} s") from error
+        except ValueError as error:
+            raise _refused(400, str(error)) from error
+
+    def kind(self) -> str:
+        return self.text("content-type").partition(";")[0].strip().lower()
+
+    def lines(self) -> LineSplitter:
+        """What cuts the body of a stream into lines."""
+        if self.kind() not in LINE_TYPES:
+            raise _refused(415, f"the content type must be {MEDIA_TYPE}")
+        try:
+            return LineSplitter(self.limits.max_line_bytes, self.text("content-encoding"))
+        except ValueError as error:
+            raise _refused(415, str(error)) from error
+
+    def context(self, binding: Binding, runtime: Runtime) -> CallContext:
+        try:
+            metadata = from_headers(self.raw_headers, strict=True)
+        except ValueError as error:
+            raise _refused(400, str(error)) from error
+        unary = binding.method.cardinality is Cardinality.UNARY_UNARY
+        seconds = self.limits.call_timeout if unary else self.limits.stream_timeout
+        asked = self.text(DEADLINE_HEADER)
+        if asked:
+            told = decode_timeout(asked)
+            if told is None:
+                raise _refused(400, f"{DEADLINE_HEADER} must be digits and a unit, such as 1500m")
+            seconds = min(seconds, told)
+        return CallContext(
+            binding.method,
+            runtime,
+            metadata,
+            runtime.monotonic() + seconds,
+            metadata.get(IDEMPOTENCY_HEADER),
+            request_id=self.id,
+        )
+
+
+class AsgiApp:
+    """An ASGI app over a ServiceHandler.
+
+    `close` lets go of what the handler holds; it is awaited when the ASGI server ends the lifespan.
+    `admit` raises RpcError for a call that is not to be answered, before its body is read; `admission`
+    refuses one before anything is looked at but its path.
+    Errors are `{"error": {"code", "message", "details"}, "request_id"}`. An error that a servicer
+    did not mean to raise is logged under its request id and tells the client nothing. A servicer
+    may set `context.response_status` and `context.response_metadata`.
+    """
+
+    def __init__(
+        self,
+        handler: ServiceHandler,
+        *,
+        close: Callable[[], Awaitable[None]] | None = None,
+        admit: Callable[[CallContext], Awaitable[None]] | None = None,
+        admission: Admission | None = None,
+        limits: AsgiLimits | None = None,
+        runtime: Runtime | None = None,
+    ) -> None:
+        self._handler = handler
+        self._close = close
+        self._admit = admit
+        self._admission = admission
+        exempt = frozenset() if admission is None else admission.exempt
+        self._exempt = {m.http.path for m in handler.methods.values() if m.http and m.path in exempt}
+        self._limits = limits or AsgiLimits()
+        self._runtime = runtime or AsyncRuntime()
+        self._router = Router(m for m in handler.methods.values() if m.cardinality in _SERVED)
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        else:
+            raise NotImplementedError(f"no {scope['type']} here")
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        if self._close is not None:
+            await self._close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _http(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        request = _Request(scope, self._limits)
+        try:
+            answer = await self._answer(request, receive, send)
+            if answer is None:
+                return
+            status, headers, body = answer
+        except DisconnectedError:
+            return
+        except RpcError as error:
+            status, headers, body = _error(error, request.id)
+        except asyncio.CancelledError:
+            # The server stops and waits no longer: the client is told, and the task ends here.
+            status, headers, body = _error(
+                RpcError(StatusCode.UNAVAILABLE, "the server is stopping"), request.id
+            )
+        except Exception:  # noqa: BLE001  # logged, and hidden from the client
+            _log.exception("%s %s failed, request %s", request.verb, request.path, request.id)
+            status, headers, body = _error(RpcError(StatusCode.INTERNAL, "internal error"), request.id)
+        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+        if body:
+            raw.append((b"content-type", b"application/json"))
+        if status != 204:
+            raw.append((b"content-length", str(len(body)).encode()))
+        raw.append((REQUEST_ID_HEADER.encode(), request.id.encode()))
+        await send({"type": "http.response.start", "status": status, "headers": raw})
+        await send({"type": "http.response.body", "body": b"" if request.verb == "HEAD" else body})
+
+    async def _answer(self, request: _Request, receive: Receive, send: Send) -> Answer | None:
+        """Status, headers and body to answer with; None when it was a stream, which is answered then."""
+        request.check()
+        if self._admission is not None and self._admission.full() and request.path not in self._exempt:
+            left = decode_timeout(request.text(DEADLINE_HEADER))
+            refusal = await self._admission.refusal(self._runtime, left)
+            if refusal is not None:
+                raise refusal
+        route = self._router.match(request.path)
+        if route is None:
+            raise RpcError(StatusCode.NOT_FOUND, f"there is no {request.path[:200]}", error_code="NOT_FOUND")
+        verb = "GET" if request.verb == "HEAD" else request.verb
+        binding = route.bindings.get(verb)
+        if binding is None:
+            allowed = sorted({*route.bindings, "OPTIONS", *(["HEAD"] if "GET" in route.bindings else [])})
+            allow = [("allow", ", ".join(allowed))]
+            if verb == "OPTIONS":
+                return 204, allow, b""
+            status, headers, body = _error(_refused(405, f"{verb} is not allowed here"), request.id)
+            return status, headers + allow, body
+        if binding.method.cardinality is not Cardinality.UNARY_UNARY:
+            return await self._stream(binding, route.variables, request, receive, send)
+        context = request.context(binding, self._runtime)
+        body = await self._body(binding, request, context, receive)
+        return await self._call(binding, binding.decode(route.variables, request.query, body), context)
+
+    async def _body(
+        self, binding: Binding, request: _Request, context: CallContext, receive: Receive
+    ) -> bytes:
+        if binding.rule.body is None:
+            return b""
+        if self._admit is not None:
+            await self._admit(context)
+        return await request.body(receive)
+
+    async def _stream(
+        self, binding: Binding, variables: list[str], request: _Request, receive: Receive, send: Send
+    ) -> Answer | None:
+        context = request.context(binding, self._runtime)
+        context.check_deadline()
+        if request.verb == "HEAD":
+            return binding.rule.status, [("content-type", MEDIA_TYPE)], b""
+        if binding.method.cardinality is Cardinality.STREAM_STREAM:
+            incoming = messages_of(receive, request.lines(), binding.method, self._limits.max_line_bytes)
+            stream = self._handler.stream_stream(incoming, context)
+            await StreamAnswer(binding, context, send).run(stream)
+            return None
+        body = await self._body(binding, request, context, receive)
+        stream = self._handler.unary_stream(binding.decode(variables, request.query, body), context)
+        await StreamAnswer(binding, context, send).run(stream, receive)
+        return None
+
+    async def _call(self, binding: Binding, message: Any, context: CallContext) -> Answer:
+        context.check_deadline()
+        try:
+            async with asyncio.timeout(context.remaining()):
+                response = await self._handler.unary_unary(message, context)
+        except RpcError as error:
+            status, headers, body = _error(error, context.request_id)
+            return status, headers + metadata_headers(context.response_metadata), body
+        except TimeoutError as error:
+            context.check_deadline(maybe_applied=True)
+            raise RpcError(StatusCode.INTERNAL, "internal error") from error
+        status = context.response_status or binding.rule.status
+        return status, metadata_headers(context.response_metadata), binding.encode_response(response)
+
+
+def _error(error: RpcError, request_id: str) -> Answer:
+    status, headers, body = error_to_response(error, request_id)
+    if status in {400, 408, 431} and error.http_status is not None:
+        # The rest of the request can't be told from the next one, or is not worth waiting for.
+        headers.append(("connection", "close"))
+    return status, headers + metadata_headers(error.metadata), body
+
+
+def _refused(status: int, message: str) -> RpcError:
+    code = StatusCode.DEADLINE_EXCEEDED if status == 408 else StatusCode.INVALID_ARGUMENT
+    code = StatusCode.UNIMPLEMENTED if status == 405 else code
+    return RpcError(code, message, http_status=status)
+
+
+async def _feed(body: BoundedBody, receive: Receive) -> None:
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise DisconnectedError
+        body.feed(message.get("body", b""))
+        if not message.get("more_body", False):
+            return
+
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+LINE_TYPES = frozenset(("", MEDIA_TYPE, "application/ndjson", "application/jsonl", "application/json"))
+
+# Lines of an export are sent in pieces of so many bytes.
+_PIECE = 32 * 1024
+
+
+class DisconnectedError(Exception):
+    """The client went away."""
+
+
+def metadata_headers(metadata: Metadata | None) -> list[tuple[str, str]]:
+    """What a servicer tells beside its answer, as headers."""
+    if metadata is None:
+        return []
+    return [pair for pair in to_headers(metadata) if pair[0] != REQUEST_ID_HEADER]
+
+
+async def messages_of(
+    receive: Receive, splitter: LineSplitter, method: MethodDescriptor[Any, Any], limit: int
+) -> AsyncGenerator[Any, None]:
+    """The messages in the lines of a body, read as they are asked for."""
+    lines = Lines(method)
+    more = True
+    try:
+        while more:
+            part = await receive()
+            if part["type"] == "http.disconnect":
+                raise DisconnectedError
+            more = part.get("more_body", False)
+            for line in splitter.feed(part.get("body", b"")):
+                yield lines.request(line, limit)
+        for line in splitter.end():
+            yield lines.request(line, limit)
+    except ValueError as error:
+        violations = [Violation("body", str(error))]
+        raise RpcError(StatusCode.INVALID_ARGUMENT, str(error), violations=violations) from error
+
+
+class StreamAnswer:
+    """One answer that is a stream: its head goes out with the first message.
+
+    An error before that is raised, for a plain error response. After it the last line tells the error:
+    `{"error": {"status", "code", "message", "details"}, "request_id"}`.
+    """
+
+    def __init__(self, binding: Binding, context: CallContext, send: Send) -> None:
+        self._binding = binding
+        self._context = context
+        self._send = send
+        self._lines = Lines(binding.method)
+        # An acknowledgement goes out at once.
+        self._piece = 0 if binding.method.cardinality is Cardinality.STREAM_STREAM else _PIECE
+        self._begun = False
+
+    async def run(self, stream: AsyncGenerator[Any, None], receive: Receive | None = None) -> None:
+        """Send all that a stream yields, by the deadline.
+
+        With `receive`, for a request that has been read to its end, it ends when the client goes away.
+        """
+        gone = None if receive is None else asyncio.create_task(_disconnected(receive))
+        try:
+            tail = await self._messages(stream, gone)
+        except Exception as error:
+            if not self._begun or isinstance(error, DisconnectedError):
+                raise
+            tail = self._last_line(error)
+        except asyncio.CancelledError:
+            if not self._begun:
+                raise
+            tail = self._last_line(RpcError(StatusCode.UNAVAILABLE, "the server is stopping"))
+        finally:
+            if gone is not None:
+                gone.cancel()
+        await self._write(tail, more=False)
+
+    async def _messages(self, stream: AsyncGenerator[Any, None], gone: asyncio.Task[None] | None) -> bytes:
+        """Send the messages, and return the bytes that are left for the end."""
+        data = bytearray()
+        try:
+            async with asyncio.timeout(self._context.remaining()), aclosing(stream):
+                async for message in stream:
+                    data += self._lines.response_line(message)
+                    if len(data) >= self._piece:
+                        if gone is not None and gone.done():
+                            raise DisconnectedError
+                        await self._write(bytes(data), more=True)
+                        data.clear()
+        except TimeoutError as error:
+            self._context.check_deadline(maybe_applied=True)
+            raise RpcError(StatusCode.INTERNAL, "internal error") from error
+        except Exception as error:
+            if not self._begun and not data:
+                raise
+            return bytes(data) + self._last_line(error)
+        return bytes(data)
+
+    async def _write(self, data: bytes, *, more: bool) -> None:
+        if not self._begun:
+            self._begun = True
+            context = self._context
+            headers = [
+                ("content-type", MEDIA_TYPE),
+                *metadata_headers(context.response_metadata),
+                (REQUEST_ID_HEADER, context.request_id),
+            ]
+            raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+            status = context.response_status or self._binding.rule.status
+            await self._send({"type": "http.response.start", "status": status, "headers": raw})
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    def _last_line(self, error: Exception) -> bytes:
+        context = self._context
+        if isinstance(error, DisconnectedError):
+            raise error
+        if not isinstance(error, RpcError):
+            _log.error("%s failed, request %s", context.method.name, context.request_id, exc_info=error)
+            error = RpcError(StatusCode.INTERNAL, "internal error")
+        status, _, body = error_to_response(error, context.request_id)
+        told: dict[str, Any] = msgspec.json.decode(body)
+        told["error"]["status"] = status
+        if error.retry_after is not None:
+            told["error"]["retry_after"] = error.retry_after
+        return msgspec.json.encode(told) + b"\n"
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

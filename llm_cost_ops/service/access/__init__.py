@@ -1,0 +1,1 @@
+"""Who may call, and whose records they see and write."""

@@ -1,0 +1,79 @@
+"""Whose call it is: from the key in a call's metadata to its principal."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Any
+
+from llm_cost_ops.ledger import KeyStore
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.interceptor import UnaryContinuation
+from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.service.access.keys import principal_of
+from llm_cost_ops.service.access.tenancy import OPEN
+
+__all__ = ["Authentication"]
+
+Streaming = Callable[[Any, CallContext], AsyncGenerator[Any, None]]
+
+_FRESH = 1.0
+
+
+class Authentication:
+    """Asks every call but those of health for `authorization: Bearer <key>`, and sets the principal.
+
+    Without `required` the calls of a store that never held a key pass, and from its first key on they do
+    not; a revoked key counts. Keys are looked up for each call, so that a key that is revoked, by whichever
+    process, is refused from then on; a stream ends at its next message, at most a second later. A missing,
+    unknown, revoked or expired key: UNAUTHENTICATED, in the same words.
+    """
+
+    def __init__(self, keys: KeyStore, *, required: bool) -> None:
+        self._keys = keys
+        self._required = required
+
+    async def intercept_unary_unary(
+        self, continuation: UnaryContinuation, request: Any, context: CallContext
+    ) -> Any:
+        if context.principal is None:
+            await self.admit(context)
+        return await continuation(request, context)
+
+    async def intercept_unary_stream(
+        self, continuation: Streaming, request: Any, context: CallContext
+    ) -> AsyncGenerator[Any, None]:
+        await self.admit(context)
+        looked = context.runtime.monotonic()
+        async with aclosing(continuation(request, context)) as messages:
+            async for message in messages:
+                yield message
+                # A stream may live long, and its key may be revoked meanwhile.
+                if context.runtime.monotonic() - looked >= _FRESH:
+                    await self.admit(context)
+                    looked = context.runtime.monotonic()
+
+    intercept_stream_stream = intercept_unary_stream
+
+    async def admit(self, context: CallContext) -> None:
+        """Set the principal, or raise UNAUTHENTICATED. A server may ask before it reads the request."""
+        if context.method.path in OPEN:
+            return
+        key = _bearer(context.metadata)
+        if key:
+            context.principal = await principal_of(self._keys, key, context)
+            if context.principal is not None:
+                return
+        if self._required or await self._keys.any(context):
+            raise RpcError(
+                StatusCode.UNAUTHENTICATED, "a valid API key is needed, as `Authorization: Bearer lco_...`"
+            )
+
+
+def _bearer(metadata: Metadata) -> str:
+    sent = metadata.get_all("authorization")
+    if len(sent) != 1 or not isinstance(sent[0], str):
+        return ""
+    scheme, _, key = sent[0].partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""

@@ -1,0 +1,124 @@
+"""What every list and query shares: filters, pages, cursors, and a response's words about itself."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import msgspec
+
+from llm_cost_ops._gen.messages import CostStatus, Operation, Pagination, ResponseMeta
+from llm_cost_ops.ledger.types import Filter
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.rules.providers import canonical_provider
+from llm_cost_ops.rules.times import parse_interval
+from llm_cost_ops.service.access.tenancy import tenant_of
+from llm_cost_ops.wire.json_types import Int64
+from llm_cost_ops.wire.open_enum import OpenEnum
+from llm_cost_ops.wire.validation import no_member
+
+__all__ = ["DEFAULT_PAGE_SIZE", "Page", "filter_of", "invalid", "meta_of"]
+
+DEFAULT_PAGE_SIZE = 20
+
+
+def invalid(field: str, description: str) -> RpcError:
+    """The error for one field that breaks one rule."""
+    return RpcError(
+        StatusCode.INVALID_ARGUMENT, f"{field} {description}", violations=[Violation(field, description)]
+    )
+
+
+def meta_of(context: CallContext) -> ResponseMeta:
+    """What the response says about itself."""
+    return ResponseMeta(request_id=context.request_id)
+
+
+def _members(field: str, enum: type[OpenEnum], texts: list[str]) -> tuple[str, ...]:
+    """The values in a filter. One that is not known would find nothing, but for a number."""
+    for text in texts:
+        if not enum(text).known and enum(text).number is None:
+            raise invalid(field, no_member(text, enum))
+    return tuple(enum(text).value for text in texts)
+
+
+def filter_of(request: Any) -> Filter:
+    """The filter in a request that has the usual filter fields."""
+    start, end = parse_interval(request.start_date, request.end_date, request.time_zone)
+    return Filter(
+        organization_ids=tuple(request.organization_id),
+        providers=tuple(canonical_provider(provider) for provider in request.provider),
+        model_ids=tuple(request.model_id),
+        project_ids=tuple(request.project_id),
+        user_ids=tuple(request.user_id),
+        tags=tuple(request.tag),
+        service_tiers=tuple(request.service_tier),
+        processings=tuple(request.processing),
+        regions=tuple(request.region),
+        operations=_members("operation", Operation, request.operation),
+        statuses=_members("status", CostStatus, request.status),
+        labels=dict(request.label),
+        start=start,
+        end=end,
+    )
+
+
+class Page:
+    """Which part of a list was asked for: a numbered page, or what follows a cursor.
+
+    A cursor is opaque to the caller. It names the list that it was cut from, and the organizations
+    of who asked for it, so that it can't be used on another list or by somebody else.
+    """
+
+    __slots__ = ("after", "number", "offset", "scope", "size")
+
+    def __init__(self, number: int, size: int, after: tuple[int, int] | None, scope: str) -> None:
+        self.number = number
+        self.size = size
+        self.after = after
+        self.scope = scope
+        self.offset = (number - 1) * size if number else None
+
+    @classmethod
+    def of(cls, request: Any, scope: str, context: CallContext) -> Page:
+        """The page that a request with page, page_size and cursor asks for."""
+        tenant = tenant_of(context)
+        scope = f"{scope}:{tenant}" if tenant else scope
+        if request.cursor and request.page:
+            raise invalid("cursor", "can't go with page")
+        after = _position(request.cursor, scope) if request.cursor else None
+        number = 0 if request.cursor else request.page or 1
+        return cls(number, request.page_size or DEFAULT_PAGE_SIZE, after, scope)
+
+    def described(self, following: tuple[int, int] | None, total: int | None) -> Pagination:
+        """Where the page stands; `following` is the position of what comes after it, None at the end."""
+        pages = None if total is None else -(-total // self.size)
+        cursor = ""
+        if following is not None:
+            cursor = (
+                base64.urlsafe_b64encode(msgspec.json.encode([self.scope, *following])).decode().rstrip("=")
+            )
+        return Pagination(
+            page=self.number,
+            page_size=self.size,
+            per_page=self.size,
+            total_items=total,
+            total_pages=pages,
+            has_next=following is not None,
+            has_prev=self.number > 1 or self.after is not None,
+            next_cursor=cursor,
+        )
+
+
+def _position(cursor: str, scope: str) -> tuple[int, int]:
+    try:
+        padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
+        found, *position = msgspec.json.decode(
+            base64.urlsafe_b64decode(padded), type=tuple[str, Int64, Int64]
+        )
+    except (ValueError, msgspec.DecodeError):
+        raise invalid("cursor", "is not one that this service gave") from None
+    if found != scope:
+        raise invalid("cursor", "belongs to another list, another order or another API key")
+    return position[0], position[1]

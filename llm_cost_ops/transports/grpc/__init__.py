@@ -1,0 +1,1 @@
+"""gRPC on grpclib's HTTP/2."""

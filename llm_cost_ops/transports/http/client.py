@@ -1,0 +1,479 @@
+"""The HTTP/JSON leaves, on httpx. They talk to any server that keeps the documented REST shapes.
+
+A call ends by its deadline whatever the server does. In the sync leaf every step on the socket is
+cut there by the transport of `http_pool`, in the async one the whole exchange by asyncio. With a
+client of the user's own, the sync deadline is best effort: each step of it gets what is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+import threading
+import warnings
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from functools import partial
+from typing import Any, Generic, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
+
+import httpcore
+import httpx
+
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.fifo import CallQueue
+from llm_cost_ops.rpc.status import RpcError, client_closed
+from llm_cost_ops.transports.http.exchange import Exchange, origin_of, proxy_for
+from llm_cost_ops.transports.http.sockets import AsyncioBackend, DeadlineBackend
+from llm_cost_ops.transports.http.streaming import StreamExchange
+from llm_cost_ops.transports.serializer import Serializer
+
+__all__ = ["AsyncHttpLeaf", "AsyncPoolTransport", "HttpLeaf", "PoolTransport"]
+
+
+Client = TypeVar("Client")
+
+
+class _Lane(NamedTuple):
+    """Connections of one process and event loop, and the queue in front of them."""
+
+    send: Any
+    queue: CallQueue
+    transport: Any
+
+
+class _HttpLeaf(Generic[Client]):
+    """Where calls go, and with what settings.
+
+    `base_url` is http:// or https://, with a path or without. At most `max_connections` calls are
+    in flight; the others queue. At most `max_keepalive_connections` idle connections are kept, and
+    those for `keepalive_expiry` seconds. `verify` is True, False (which
+    warns), or an ssl.SSLContext with a CA bundle or a client certificate. `proxy` is the URL of a
+    proxy; without one HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY are heeded, as are
+    SSL_CERT_FILE and SSL_CERT_DIR. With `http_client` these settings are that client's own, and
+    closing it is up to its owner. Answers of more than `max_response_bytes` are errors. With a
+    `serializer` bodies are not JSON, but for streams. Raises ValueError for a wrong `base_url`.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        max_connections: int = 100,
+        max_keepalive_connections: int = 20,
+        keepalive_expiry: float | None = 5.0,
+        verify: bool | ssl.SSLContext = True,
+        proxy: str | None = None,
+        http_client: Client | None = None,
+        max_response_bytes: int = 64 * 1024 * 1024,
+        serializer: Serializer | None = None,
+    ) -> None:
+        self._origin = origin_of(base_url)
+        self._serializer = serializer
+        if verify is False and http_client is None and self._origin.startswith("https:"):
+            warnings.warn(f"TLS certificates of {self._origin} are not verified", stacklevel=3)
+        self._in_flight = max_connections
+        self._max_idle = max_keepalive_connections
+        self._keepalive_expiry = keepalive_expiry
+        self._proxy = None if http_client is not None else proxy_for(self._origin, proxy)
+        # Here and not at the first call, whose deadline reading a CA bundle could pass.
+        self._ssl = None if http_client is not None else self._ssl_context(verify)
+        self._client = http_client
+        self._max_response_bytes = max_response_bytes
+        self.closed = False
+
+    def _begin(self, request: Any, context: CallContext) -> Exchange:
+        self._check_open()
+        return Exchange(
+            self._origin,
+            request,
+            context,
+            self._max_response_bytes,
+            own=self._client is None,
+            serializer=self._serializer,
+        )
+
+    def _begin_stream(self, request: Any, context: CallContext) -> StreamExchange:
+        self._check_open()
+        own = self._client is None
+        return StreamExchange(self._origin, request, context, self._max_response_bytes, own=own)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise client_closed()
+
+    def _transport(self, kind: Any) -> Any:
+        return kind(
+            verify=self._ssl,
+            proxy=self._proxy,
+            max_idle=self._max_idle,
+            keepalive_expiry=self._keepalive_expiry,
+        )
+
+    def _ssl_context(self, verify: bool | ssl.SSLContext) -> ssl.SSLContext:
+        if isinstance(verify, ssl.SSLContext):
+            return verify
+        if self._origin.startswith("http:") and (self._proxy is None or self._proxy.url.scheme != "https"):
+            # Reading the CA bundle takes longer than a call.
+            return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        return httpx.create_ssl_context(verify=verify)
+
+
+class HttpLeaf(_HttpLeaf[httpx.Client]):
+    """The sync leaf: it never suspends. Threads may share it; a forked child gets its own connections."""
+
+    def __init__(self, base_url: str, **settings: Any) -> None:
+        super().__init__(base_url, **settings)
+        # By process: what a parent left is neither used nor closed, only kept from collection.
+        self._lanes: dict[int, _Lane] = {}
+
+    async def unary_unary(self, request: Any, context: CallContext) -> Any:
+        """Send the request, and return the response or raise RpcError."""
+        exchange = self._begin(request, context)
+        lane = self._lane()
+        if not lane.queue.enter(exchange.seconds_left()):
+            raise exchange.out_of_time()
+        try:
+            response = lane.send(exchange.http_request())
+            try:
+                exchange.start(response)
+                for chunk in response.iter_raw() if not response.is_stream_consumed else (response.content,):
+                    exchange.feed(chunk)
+            finally:
+                response.close()
+        except RpcError:
+            raise
+        except Exception as error:
+            raise exchange.failure(error) from error
+        finally:
+            lane.queue.leave()
+        return exchange.finish()
+
+    async def unary_stream(self, request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
+        """Send the request, and yield the responses as they come, or raise RpcError."""
+        exchange = self._begin_stream(request, context)
+        lane = self._lane()
+        if not lane.queue.enter(exchange.seconds_left()):
+            raise exchange.out_of_time()
+        try:
+            response = lane.send(exchange.http_request())
+            try:
+                exchange.start(response)
+                for chunk in response.iter_raw() if not response.is_stream_consumed else (response.content,):
+                    for message in exchange.messages(chunk):
+                        yield message
+            finally:
+                response.close()
+            for message in exchange.rest():
+                yield message
+        except RpcError:
+            raise
+        except Exception as error:
+            if exchange.broken is not None:
+                raise exchange.broken from exchange.broken.__cause__  # the caller's own
+            raise exchange.failure(error) from error
+        finally:
+            lane.queue.leave()
+
+    stream_stream = unary_stream
+
+    async def aclose(self) -> None:
+        """Close the connections. Does not suspend."""
+        self.closed = True
+        lane = self._lanes.get(os.getpid())
+        if lane is not None and lane.transport is not None:
+            lane.transport.close()
+
+    def _lane(self) -> _Lane:
+        return self._lanes.get(os.getpid()) or self._lanes.setdefault(os.getpid(), self._open())
+
+    def _open(self) -> _Lane:
+        queue = CallQueue(self._in_flight)
+        if self._client is not None:
+            return _Lane(partial(self._client.send, stream=True, follow_redirects=False), queue, None)
+        transport = self._transport(PoolTransport)
+        return _Lane(transport.handle_request, queue, transport)
+
+
+class AsyncHttpLeaf(_HttpLeaf[httpx.AsyncClient]):
+    """The async leaf, for asyncio. Each event loop that uses it has its own connections."""
+
+    def __init__(self, base_url: str, **settings: Any) -> None:
+        super().__init__(base_url, **settings)
+        self._lanes: MutableMapping[asyncio.AbstractEventLoop, _Lane] = WeakKeyDictionary()
+
+    async def unary_unary(self, request: Any, context: CallContext) -> Any:
+        """Send the request, and return the response or raise RpcError."""
+        exchange = self._begin(request, context)
+        lane = self._lane()
+        try:
+            async with asyncio.timeout(exchange.seconds_left()):
+                await lane.queue.enter_async()
+                try:
+                    await self._exchange(lane, exchange)
+                finally:
+                    lane.queue.leave()
+        except RpcError:
+            raise
+        except Exception as error:
+            raise exchange.failure(error) from error
+        return exchange.finish()
+
+    async def _exchange(self, lane: _Lane, exchange: Exchange) -> None:
+        response = await lane.send(exchange.async_http_request())
+        try:
+            exchange.start(response)
+            if response.is_stream_consumed:
+                exchange.feed(response.content)
+            else:
+                async for chunk in response.aiter_raw():
+                    exchange.feed(chunk)
+        finally:
+            await response.aclose()
+
+    async def unary_stream(self, request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
+        """Send the request, and yield the responses as they come, or raise RpcError."""
+        exchange = self._begin_stream(request, context)
+        lane = self._lane()
+        try:
+            # Each step has a timeout of its own: none may be open while the caller has the word.
+            async with asyncio.timeout(exchange.seconds_left()):
+                await lane.queue.enter_async()
+            try:
+                async with asyncio.timeout(exchange.seconds_left()):
+                    response = await lane.send(exchange.async_http_request())
+                try:
+                    exchange.start(response)
+                    chunks = _chunks(response)
+                    while True:
+                        async with asyncio.timeout(exchange.seconds_left()):
+                            chunk = await anext(chunks, None)
+                        if chunk is None:
+                            break
+                        for message in exchange.messages(chunk):
+                            yield message
+                finally:
+                    await response.aclose()
+                for message in exchange.rest():
+                    yield message
+            finally:
+                lane.queue.leave()
+        except RpcError:
+            raise
+        except Exception as error:
+            if exchange.broken is not None:
+                raise exchange.broken from exchange.broken.__cause__  # the caller's own
+            raise exchange.failure(error) from error
+
+    stream_stream = unary_stream
+
+    async def aclose(self) -> None:
+        """Close the connections of the running event loop."""
+        self.closed = True
+        lane = self._lanes.pop(asyncio.get_running_loop(), None)
+        if lane is not None and lane.transport is not None:
+            await lane.transport.aclose()
+
+    def _lane(self) -> _Lane:
+        loop = asyncio.get_running_loop()
+        return self._lanes.get(loop) or self._lanes.setdefault(loop, self._open())
+
+    def _open(self) -> _Lane:
+        queue = CallQueue(self._in_flight)
+        if self._client is not None:
+            return _Lane(partial(self._client.send, stream=True, follow_redirects=False), queue, None)
+        transport = self._transport(AsyncPoolTransport)
+        return _Lane(transport.handle_async_request, queue, transport)
+
+
+async def _chunks(response: httpx.Response) -> AsyncGenerator[bytes, None]:
+    if response.is_stream_consumed:
+        yield response.content
+        return
+    async for chunk in response.aiter_raw():
+        yield chunk
+
+
+class IdleConnections:
+    """Connections that wait for their next request; the one used last is the next one used.
+
+    Each method returns connections to close: it does no I/O of its own.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._lock = threading.Lock()
+        self._limit = limit
+        self._idle: list[Any] = []
+
+    def take(self) -> tuple[Any, list[Any]]:
+        """A connection that is alive, or None; and those found dead."""
+        dead: list[Any] = []
+        with self._lock:
+            while self._idle:
+                connection = self._idle.pop()
+                if not connection.has_expired() and connection.is_available():
+                    return connection, dead
+                dead.append(connection)
+        return None, dead
+
+    def give(self, connection: Any) -> list[Any]:
+        """Take back a connection after a response, or after a failure."""
+        if not connection.is_available():
+            return [] if connection.is_closed() else [connection]
+        with self._lock:
+            self._idle.append(connection)
+            oldest = self._idle[0]
+            if len(self._idle) > self._limit or (oldest is not connection and oldest.has_expired()):
+                return [self._idle.pop(0)]
+        return []
+
+    def end(self) -> list[Any]:
+        """Keep none from now on."""
+        with self._lock:
+            self._limit = 0
+            idle, self._idle = self._idle, []
+        return idle
+
+
+class _Body(httpx.SyncByteStream):
+    def __init__(self, stream: Any, done: Callable[[], None]) -> None:
+        self._stream = stream
+        self._done = done
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._stream
+
+    def close(self) -> None:
+        try:
+            if hasattr(self._stream, "close"):
+                self._stream.close()
+        finally:
+            self._done()
+
+
+class _AsyncBody(httpx.AsyncByteStream):
+    def __init__(self, stream: Any, done: Callable[[], Awaitable[None]]) -> None:
+        self._stream = stream
+        self._done = done
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._stream:
+            yield chunk
+
+    async def aclose(self) -> None:
+        try:
+            if hasattr(self._stream, "aclose"):
+                await self._stream.aclose()
+        finally:  # also where it is cancelled
+            await self._done()
+
+
+class PoolTransport(httpx.BaseTransport):
+    """A pool for threads. A request's timeouts are points in time on `time.monotonic`."""
+
+    def __init__(
+        self,
+        *,
+        verify: ssl.SSLContext,
+        proxy: httpx.Proxy | None,
+        max_idle: int,
+        keepalive_expiry: float | None,
+    ) -> None:
+        self._maker = httpcore.ConnectionPool(
+            ssl_context=verify,
+            proxy=_proxy(proxy),
+            keepalive_expiry=keepalive_expiry,
+            network_backend=DeadlineBackend(),
+        )
+        self._idle = IdleConnections(max_idle)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        sent = _request(request)
+        connection, dead = self._idle.take()
+        self._close(dead)
+        if connection is None:
+            connection = self._maker.create_connection(sent.url.origin)
+
+        def done() -> None:
+            self._close(self._idle.give(connection))
+
+        try:
+            response = connection.handle_request(sent)
+        except BaseException:
+            done()
+            raise
+        return httpx.Response(response.status, headers=response.headers, stream=_Body(response.stream, done))
+
+    def close(self) -> None:
+        self._close(self._idle.end())
+
+    def _close(self, connections: list[Any]) -> None:
+        for connection in connections:
+            connection.close()
+
+
+class AsyncPoolTransport(httpx.AsyncBaseTransport):
+    """A pool for asyncio. A call may be cancelled at any point."""
+
+    def __init__(
+        self,
+        *,
+        verify: ssl.SSLContext,
+        proxy: httpx.Proxy | None,
+        max_idle: int,
+        keepalive_expiry: float | None,
+    ) -> None:
+        self._maker = httpcore.AsyncConnectionPool(
+            ssl_context=verify,
+            proxy=_proxy(proxy),
+            keepalive_expiry=keepalive_expiry,
+            network_backend=AsyncioBackend(),
+        )
+        self._idle = IdleConnections(max_idle)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        sent = _request(request)
+        connection, dead = self._idle.take()
+        await self._close(dead)
+        if connection is None:
+            connection = self._maker.create_connection(sent.url.origin)
+
+        async def done() -> None:
+            await self._close(self._idle.give(connection))
+
+        try:
+            response = await connection.handle_async_request(sent)
+        except BaseException:
+            await done()
+            raise
+        stream = _AsyncBody(response.stream, done)
+        return httpx.Response(response.status, headers=response.headers, stream=stream)
+
+    async def aclose(self) -> None:
+        await self._close(self._idle.end())
+
+    async def _close(self, connections: list[Any]) -> None:
+        for connection in connections:
+            await connection.aclose()
+
+
+def _proxy(proxy: httpx.Proxy | None) -> httpcore.Proxy | None:
+    if proxy is None:
+        return None
+    return httpcore.Proxy(
+        _url(proxy.url), auth=proxy.raw_auth, headers=proxy.headers.raw, ssl_context=proxy.ssl_context
+    )
+
+
+def _request(request: httpx.Request) -> httpcore.Request:
+    return httpcore.Request(
+        request.method,
+        _url(request.url),
+        headers=request.headers.raw,
+        content=request.stream,
+        extensions=request.extensions,
+    )
+
+
+def _url(url: httpx.URL) -> httpcore.URL:
+    return httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)

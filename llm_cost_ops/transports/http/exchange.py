@@ -1,0 +1,277 @@
+"""One HTTP exchange without its I/O: what both leaves share."""
+
+from __future__ import annotations
+
+import time
+import urllib.request
+from contextlib import suppress
+from typing import Any
+
+import httpx
+
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.method import Idempotency
+from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.transports.http.binding import HttpRequest, binding_of
+from llm_cost_ops.transports.http.errors import error_from_response
+from llm_cost_ops.transports.net.bodies import BoundedBody
+from llm_cost_ops.transports.net.headers import (
+    DEADLINE_HEADER,
+    IDEMPOTENCY_HEADER,
+    REQUEST_ID_HEADER,
+    encode_timeout,
+    from_headers,
+    to_headers,
+)
+from llm_cost_ops.transports.serializer import Serializer, from_wire, to_wire
+from llm_cost_ops.wire import DecodeError
+
+__all__ = ["Exchange", "origin_of", "proxy_for"]
+
+USER_AGENT = "llm-cost-ops"
+
+# Exceptions of httpx and httpcore by name, which they share, from before a request leaves.
+_NOT_SENT = frozenset(
+    (
+        "ConnectError",
+        "ConnectTimeout",
+        "LocalProtocolError",
+        "PoolTimeout",
+        "ProxyError",
+        "UnsupportedProtocol",
+    )
+)
+
+
+def origin_of(base_url: str) -> str:
+    """A base URL without a slash at its end. Raises ValueError when it can't be one."""
+    try:
+        url = httpx.URL(base_url)
+    except (httpx.InvalidURL, TypeError) as error:
+        raise ValueError(f"base_url is not a URL: {error}") from None
+    if url.scheme not in {"http", "https"} or not url.host:
+        raise ValueError("base_url must begin with http:// or https:// and a host")
+    if url.userinfo or url.query or url.fragment:
+        raise ValueError("base_url may not have credentials, a query or a fragment")
+    return str(url).rstrip("/")
+
+
+def proxy_for(origin: str, proxy: str | None) -> httpx.Proxy | None:
+    """The proxy to an origin: the one given, else what the environment says."""
+    url = httpx.URL(origin)
+    if proxy is None:
+        if urllib.request.proxy_bypass(url.host):
+            return None
+        known = urllib.request.getproxies()
+        proxy = known.get(url.scheme) or known.get("all")
+    if not proxy:
+        return None
+    return httpx.Proxy(proxy if "://" in proxy else f"http://{proxy}")
+
+
+class Exchange:
+    """One call as one HTTP request and its response; the leaf moves the bytes.
+
+    `limit` bounds the decompressed response. `own` says that the connections are ours: then it is
+    known when the request begins to leave, because they report each step. Without a `serializer` bodies
+    are JSON.
+    """
+
+    def __init__(
+        self,
+        origin: str,
+        request: Any,
+        context: CallContext,
+        limit: int,
+        *,
+        own: bool,
+        serializer: Serializer | None = None,
+    ) -> None:
+        context.check_deadline()
+        self._serializer = serializer
+        self._kind = "application/json" if serializer is None else serializer.content_type
+        self._answered_so = False
+        self._context = context
+        self._binding = binding_of(context.method)
+        self._safe = context.method.idempotency is Idempotency.NO_SIDE_EFFECTS
+        self._own = own
+        self._reported = self._sent = False
+        self._limit = limit
+        self._body = BoundedBody(limit)
+        self._status = 0
+        self._metadata = Metadata()
+        self._deadline = None if context.deadline is None else time.monotonic() + (context.remaining() or 0.0)
+        self._http = self._encoded(request)
+        self._origin = origin
+
+    def _encoded(self, request: Any) -> HttpRequest:
+        http = self._binding.encode(request)
+        if self._serializer is None or http.body is None:
+            return http
+        return http._replace(body=to_wire(self._serializer, http.body))
+
+    def seconds_left(self) -> float | None:
+        """What is left until the deadline, never negative."""
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    def http_request(self) -> httpx.Request:
+        """The request for a sync httpx client, or for our own transport, which takes points in time."""
+        left = self.seconds_left()
+        content = self._content(asynchronous=False)
+        return self._request(left, self._deadline if self._own else left, self._trace, content)
+
+    def async_http_request(self) -> httpx.Request:
+        """The request for an async httpx client or transport."""
+        left = self.seconds_left()
+        return self._request(left, left, self._trace_async, self._content(asynchronous=True))
+
+    def _content(self, *, asynchronous: bool) -> Any:  # it matters to streams
+        return self._http.body
+
+    def _request(self, left: float | None, step: float | None, trace: Any, content: Any) -> httpx.Request:
+        timeout = {"connect": step, "read": step, "write": step, "pool": left}
+        return httpx.Request(
+            self._http.verb,
+            self._origin + self._http.target,
+            headers=self._headers(left),
+            content=content,
+            extensions={"timeout": timeout, "trace": trace},
+        )
+
+    def _headers(self, left: float | None) -> list[tuple[str, str]]:
+        context = self._context
+        accept = self._kind if self._serializer is None else f"{self._kind}, application/json;q=0.5"
+        headers = [("accept", accept), ("accept-encoding", "gzip")]
+        if self._http.body is not None:
+            headers.append(("content-type", self._kind))
+        if "user-agent" not in context.metadata:
+            headers.append(("user-agent", USER_AGENT))
+        if left is not None:
+            headers.append((DEADLINE_HEADER, encode_timeout(left)))
+        key = context.idempotency_key
+        if key and key.isascii() and key.isprintable():
+            headers.append((IDEMPOTENCY_HEADER, key))
+        if context.request_id and context.request_id != context.idempotency_key:
+            headers.append((REQUEST_ID_HEADER, context.request_id))
+        own = {name for name, _ in headers}
+        return headers + [pair for pair in to_headers(context.metadata) if pair[0] not in own]
+
+    def _trace(self, event: str, info: Any) -> None:
+        self._reported = True
+        if event.endswith("send_request_headers.started"):
+            # A tunnel's CONNECT tells the server nothing.
+            self._sent = self._sent or getattr(info.get("request"), "method", b"") != b"CONNECT"
+
+    async def _trace_async(self, event: str, info: Any) -> None:
+        self._trace(event, info)
+
+    def start(self, response: httpx.Response) -> None:
+        """Take the status and the headers."""
+        self._sent = True
+        self._status = response.status_code
+        self._metadata = from_headers(response.headers.raw)
+        if self._serializer is not None:
+            kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+            self._answered_so = kind == self._kind
+        encoding = "" if response.is_stream_consumed else response.headers.get("content-encoding", "")
+        try:
+            self._body = BoundedBody(self._limit, encoding)
+        except ValueError as error:
+            raise self._malformed(str(error)) from error
+
+    def feed(self, chunk: bytes) -> None:
+        """Take a part of the body."""
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            raise self.out_of_time()
+        try:
+            self._body.feed(chunk)
+        except ValueError as error:
+            raise self._malformed(str(error)) from error
+
+    def finish(self) -> Any:
+        """The response message. RpcError when the server told an error, or nothing that can be understood."""
+        context = self._context
+        context.response_metadata = self._metadata
+        context.response_status = self._status
+        try:
+            body = self._body.whole()
+        except ValueError as error:
+            raise self._malformed(str(error)) from error
+        if not 200 <= self._status < 300:
+            with suppress(DecodeError):
+                body = self._json(body)
+            raise self._refused(body)
+        context.request_id = self._metadata.get(REQUEST_ID_HEADER) or context.request_id
+        try:
+            return self._binding.decode_response(self._json(body) if body or self._status != 204 else b"{}")
+        except DecodeError as error:
+            raise self._malformed(f"the response {error}", body) from error
+
+    def _json(self, body: bytes) -> bytes:
+        return from_wire(self._serializer, body) if self._serializer and self._answered_so else body
+
+    def out_of_time(self, error: Exception | None = None) -> RpcError:
+        """The deadline passed, or a client of the user's own did not wait that long."""
+        passed = self._deadline is not None and time.monotonic() >= self._deadline - 0.001
+        name = self._context.method.name
+        return RpcError(
+            StatusCode.DEADLINE_EXCEEDED,
+            f"the deadline of {name} passed" if passed else f"{name} timed out",
+            origin="client" if passed else "network",
+            maybe_applied=self._maybe_applied(error),
+            request_id=self._context.request_id,
+        )
+
+    def failure(self, error: Exception) -> RpcError:
+        """What an exception of httpx, httpcore, ssl, asyncio or the socket means."""
+        name = type(error).__name__
+        if isinstance(error, TimeoutError) or name.endswith("Timeout") or name == "TimeoutException":
+            return self.out_of_time(error)
+        return RpcError(
+            StatusCode.UNAVAILABLE,
+            f"no answer from {self._origin}: {name}: {_reason(error)}",
+            origin="network",
+            maybe_applied=self._maybe_applied(error),
+            request_id=self._context.request_id,
+        )
+
+    def _maybe_applied(self, error: Exception | None) -> bool:
+        if self._safe or self._sent:
+            return not self._safe
+        if self._own and (error is None or isinstance(error, TimeoutError)):
+            return False
+        if error is None:
+            return not self._reported
+        return type(error).__name__ not in _NOT_SENT
+
+    def _refused(self, body: bytes) -> RpcError:
+        context = self._context
+        refusal = error_from_response(
+            self._status, self._metadata, body, safe=self._safe, now=context.runtime.now()
+        )
+        refusal.request_id = refusal.request_id or context.request_id
+        return refusal
+
+    def _malformed(self, reason: str, body: bytes = b"") -> RpcError:
+        status = self._status
+        if not 200 <= status < 300:
+            return self._refused(b"")
+        return RpcError(
+            StatusCode.INTERNAL,
+            f"the answer (HTTP {status}) can't be understood: {reason}",
+            maybe_applied=not self._safe,
+            request_id=self._metadata.get(REQUEST_ID_HEADER) or self._context.request_id,
+            metadata=self._metadata,
+            body=body[:1024],
+        )
+
+
+def _reason(error: BaseException) -> str:
+    """The first exception of a chain that says something, says it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if str(seen):
+            return str(seen)
+        seen = seen.__cause__ or seen.__context__
+    return "no reason given"

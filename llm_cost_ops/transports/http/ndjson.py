@@ -1,0 +1,134 @@
+"""NDJSON: streams over HTTP, a message a line."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+from llm_cost_ops.rpc.method import HttpRule, MethodDescriptor
+from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.transports.net.bodies import PIECE
+from llm_cost_ops.wire import DecodeError, EncodeError
+from llm_cost_ops.wire.unknown import Unknown
+
+__all__ = ["ERROR_LINE", "MEDIA_TYPE", "LineSplitter", "Lines"]
+
+MEDIA_TYPE = "application/x-ndjson"
+
+# How the line begins that tells of an error after the head of an answer; no message begins so.
+ERROR_LINE = b'{"error":'
+
+
+class LineSplitter:
+    """Cuts a body into lines as it comes; blank ones are left out.
+
+    `encoding` is the Content-Encoding, as BoundedBody takes it: another raises ValueError, as do bytes
+    that are not of the encoding. Of a line of more than `limit` bytes None is given in place of the line.
+    """
+
+    def __init__(self, limit: int, encoding: str = "") -> None:
+        encoding = encoding.strip().lower()
+        if encoding not in {"", "identity", "gzip", "x-gzip", "deflate"}:
+            raise ValueError(f"the content encoding {encoding[:40]!r} is not supported")
+        self._inflate = None if encoding in {"", "identity"} else zlib.decompressobj(zlib.MAX_WBITS | 32)
+        self._limit = limit
+        self._rest = bytearray()
+        self._skipping = False
+        self._fed = False
+
+    def feed(self, chunk: bytes) -> Iterator[bytes | None]:
+        """The lines that a part of the body ends. Raises ValueError for broken compression."""
+        self._fed = self._fed or bool(chunk)
+        if self._inflate is None:
+            yield from self._split(chunk)
+            return
+        try:
+            while chunk and not self._inflate.eof:
+                yield from self._split(self._inflate.decompress(chunk, PIECE))
+                chunk = self._inflate.unconsumed_tail
+        except zlib.error as error:
+            raise ValueError(f"the body is not what its content encoding says: {error}") from None
+        if self._inflate.eof and (chunk or self._inflate.unused_data):
+            raise ValueError("the compressed body has more bytes than it should")
+
+    def end(self) -> Iterator[bytes | None]:
+        """The last line, where no line break ended it. Raises ValueError for truncated compression."""
+        if self._inflate is not None:
+            yield from self._split(self._inflate.flush())
+            if self._fed and not self._inflate.eof:
+                raise ValueError("the compressed body is truncated")
+        if self._skipping:
+            yield None
+        elif self._rest.strip():
+            yield bytes(self._rest)
+        self._rest.clear()
+
+    def _split(self, data: bytes) -> Iterator[bytes | None]:
+        *ended, rest = data.split(b"\n")
+        for part in ended:
+            if self._skipping:
+                self._skipping = False
+                yield None
+                continue
+            line = bytes(self._rest) + part if self._rest else part
+            self._rest.clear()
+            if len(line) > self._limit:
+                yield None
+            elif line.strip():
+                yield line
+        if not self._skipping:
+            self._rest += rest
+            if len(self._rest) > self._limit:
+                self._rest.clear()
+                self._skipping = True
+
+
+class Lines:
+    """How one method's messages are lines: the whole message, or the field that its rule calls the body."""
+
+    def __init__(self, method: MethodDescriptor[Any, Any]) -> None:
+        if method.http is None:
+            raise ValueError(f"{method.full_name} has no HTTP rule")
+        rule: HttpRule = method.http
+        self._request = method.request.type
+        self._response = method.response.type
+        self._request_field = "" if rule.body in {None, "*"} else rule.body or ""
+        self._response_field = rule.response_body or ""
+        self._request_codec: Any = rule.body_codec if self._request_field else method.request
+        self._response_codec: Any = rule.response_codec if self._response_field else method.response
+
+    def request_line(self, request: Any) -> bytes:
+        """The line of a request, with its line break. RpcError INVALID_ARGUMENT when it can't be one."""
+        try:
+            part = getattr(request, self._request_field) if self._request_field else request
+            return b"{}\n" if part is None else bytes(self._request_codec.encode_json(part)) + b"\n"
+        except EncodeError as error:
+            violation = Violation(error.path, error.reason)
+            raise RpcError(
+                StatusCode.INVALID_ARGUMENT, " ".join(violation), violations=[violation], origin="client"
+            ) from error
+
+    def request(self, line: bytes | None, limit: int) -> Any:
+        """The request in a line; one that can't be decoded says why in its `unknown_`."""
+        if line is None:
+            return self._undecoded(f"is longer than {limit} bytes")
+        try:
+            message = self._request_codec.decode_json(line, unique=True)
+        except DecodeError as error:
+            return self._undecoded(error.reason, error.path)
+        return self._request(**{self._request_field: message}) if self._request_field else message
+
+    def _undecoded(self, reason: str, path: str = "") -> Any:
+        return self._request(unknown_=Unknown(error=reason, error_field=path))
+
+    def response_line(self, response: Any) -> bytes:
+        """The line of a response, with its line break."""
+        part = getattr(response, self._response_field) if self._response_field else response
+        line: bytes = self._response_codec.encode_json(part)
+        return line + b"\n"
+
+    def response(self, line: bytes) -> Any:
+        """The response in a line. DecodeError when there is none."""
+        message = self._response_codec.decode_json(line)
+        return self._response(**{self._response_field: message}) if self._response_field else message

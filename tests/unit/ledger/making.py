@@ -1,0 +1,82 @@
+"""Entries, contexts and a store run to the end of each call."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any, Self
+
+from llm_cost_ops._gen.messages import CostStatus, UsageRecord
+from llm_cost_ops.ledger.sqlite.store import SqliteStore
+from llm_cost_ops.ledger.types import Entry
+from llm_cost_ops.pricing.pricebook import Pricing
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.method import Cardinality, Idempotency, MethodDescriptor
+from llm_cost_ops.rpc.runtime import Runtime, SyncRuntime, drive
+
+__all__ = ["START", "TAKEN", "Sync", "context", "entry", "pricing"]
+
+START = datetime(2026, 1, 5, tzinfo=UTC)
+
+_METHOD: MethodDescriptor[Any, Any] = MethodDescriptor(
+    "test.Service",
+    "Call",
+    cardinality=Cardinality.UNARY_UNARY,
+    idempotency=Idempotency.UNKNOWN,
+    request=None,
+    response=None,
+)
+
+
+def context(timeout: float | None = 20.0, runtime: Runtime | None = None) -> CallContext:
+    runtime = runtime or SyncRuntime()
+    deadline = None if timeout is None else runtime.monotonic() + timeout
+    return CallContext(method=_METHOD, runtime=runtime, metadata=Metadata(), deadline=deadline)
+
+
+TAKEN = datetime(2026, 2, 1, 12, 30, 0, 5, tzinfo=UTC)
+
+
+@lru_cache
+def pricing(status: CostStatus = CostStatus.PRICED, currency: str = "USD") -> Pricing:
+    """How an entry was priced; the same object for the same arguments."""
+    return Pricing(status, currency, "card-1", 1, ("region",), "test 1")
+
+
+def entry(
+    at: datetime | float = 0.0, *, units: int | None = 1_500_000_000, currency: str = "USD", **fields: Any
+) -> Entry:
+    """An entry at a moment, or so many seconds after START."""
+    moment = at if isinstance(at, datetime) else START + timedelta(seconds=at)
+    fields = {
+        "organization_id": "acme",
+        "provider": "openai",
+        "model_id": "gpt-4o",
+        "input_tokens": 100,
+    } | fields
+    key = fields.pop("idempotency_key", "")
+    record = UsageRecord(timestamp=moment, **fields)
+    record.total_tokens = record.input_tokens + record.output_tokens
+    by = pricing(CostStatus.UNPRICED if units is None else CostStatus.PRICED, currency)
+    return Entry(record, key, TAKEN, units, by)
+
+
+class Sync:
+    """A store whose methods are run to their end: `store.append(...)` without a context or an await."""
+
+    def __init__(self, path: Any = None, *, timeout: float | None = 20.0, **options: Any) -> None:
+        self.store = SqliteStore(None if path is None else str(path), **options)
+        self.timeout = timeout
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.store, name)
+        if name == "aclose":
+            return lambda: drive(method())
+        return lambda *args: drive(method(*args, context(self.timeout)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.aclose()

@@ -1,0 +1,277 @@
+"""Repricing in the store: revisions beside first costs, and sums that follow them."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import sqlite3
+import threading
+import time
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import rule
+from msgspec import structs
+
+from llm_cost_ops._gen.messages import CostStatus, Rate, RateCard, SubmitStatus, UsageRecord
+from llm_cost_ops.ledger.sqlite import schema
+from llm_cost_ops.ledger.sqlite.store import SqliteStore
+from llm_cost_ops.ledger.types import Filter
+from llm_cost_ops.pricing.cards import card_digest
+from llm_cost_ops.pricing.pricebook import Priced, Pricing
+from llm_cost_ops.rpc.runtime import drive
+from tests.unit.ledger.making import START, Sync, context, entry
+from tests.unit.ledger.test_model import StoreBesideModel, filters, passes
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+CARD = RateCard(
+    id="card-2",
+    provider="openai",
+    model_id="gpt-4o",
+    currency="USD",
+    rates=[Rate(meter="INPUT", price=Decimal(2), per=1)],
+    version=3,
+)
+
+
+def reprice(store: Sync, price: Any, where: Filter | None = None, *, dry_run: bool = False) -> list[Any]:
+    seqs = store.matching(where or Filter(), 0, 1000)
+    return drive(store.store.reprice(seqs, price, context(), dry_run=dry_run))
+
+
+def at(units: int | None, currency: str = "USD", status: CostStatus | None = None, **fields: Any) -> Any:
+    status = status or (CostStatus.UNPRICED if units is None else CostStatus.PRICED)
+    by = Pricing(status, currency, **fields)
+    return lambda _record: Priced(units, by)
+
+
+class RepricedBesideModel(StoreBesideModel):
+    """The model is told what repricing makes of each record; every other rule then holds as before."""
+
+    @rule(where=filters, salt=st.integers(0, 3), dry_run=st.booleans())
+    def reprice(self, where: Filter, salt: int, dry_run: bool) -> None:
+        def price(record: UsageRecord) -> Priced:
+            assert record.timestamp is not None
+            kind = (len(record.model_id) + record.input_tokens + salt) % 4
+            units = None if kind == 3 else record.input_tokens * 10**6 * kind + record.output_tokens
+            status = CostStatus.UNPRICED if kind == 3 else CostStatus.ESTIMATED
+            return Priced(units, Pricing(status, "EUR" if kind == 2 else "USD", card_id=f"card-{kind}"))
+
+        changes = reprice(self.store, price, where, dry_run=dry_run)
+        changed = 0
+        for index, item in enumerate(self.kept):
+            new = price(item.record)
+            told = (item.by.status, item.by.currency, item.units)
+            same = (new.by.status, new.by.currency, new.units) == told
+            if not passes(item.record, where) or same:
+                continue
+            changed += 1
+            if not dry_run:
+                self.kept[index] = item._replace(units=new.units, by=new.by)
+        assert len(changes) == changed
+        if not dry_run:
+            assert reprice(self.store, price, where) == []
+
+    @rule(status=st.sampled_from(list(CostStatus)))
+    def by_status(self, status: CostStatus) -> None:
+        where = Filter(statuses=(status.value,))
+        wanted = [item.id for item in self.kept if item.by.status == status]
+        assert self.store.count_usage(where) == len(wanted)
+        found, _ = self.store.list_usage(where, "ingested_at", False, 1000, None, None)
+        assert sorted(record.id for record in found) == sorted(wanted)
+
+    @rule()
+    def every_cost(self) -> None:
+        for item in self.kept[:10]:
+            found = self.store.get_cost(item.id)
+            expected = (item.by.status, item.by.currency, item.units)
+            assert (found.status, found.currency, found.units) == expected
+
+
+class RepricedFileBesideModel(RepricedBesideModel):
+    on_file = True
+
+
+RepricedBesideModel.TestCase.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)
+RepricedFileBesideModel.TestCase.settings = settings(max_examples=8, stateful_step_count=20, deadline=None)
+TestRepricedBesideModel = RepricedBesideModel.TestCase
+TestRepricedFileBesideModel = RepricedFileBesideModel.TestCase
+
+
+def test_the_first_cost_stays_and_is_the_answer_to_its_key() -> None:
+    with Sync() as store:
+        [first] = store.append([entry(units=5, idempotency_key="k")])
+        for units, number in ((7, 2), (None, 3), (9, 4)):
+            assert len(reprice(store, at(units))) == 1
+            found = store.get_cost(first.usage_id)
+            assert (found.units, found.revision) == (units, number)
+        connection = store.store._writer.open()
+        assert connection.execute("SELECT micro, rest FROM usage").fetchall() == [(0, 5)]
+        rows = connection.execute("SELECT number, micro, rest FROM revision ORDER BY number").fetchall()
+        assert rows == [(2, 0, 7), (3, None, None), (4, 0, 9)]
+        [again] = store.append([entry(units=5, idempotency_key="k")])
+        assert (again.status, again.units) == (SubmitStatus.DUPLICATE, 5)
+
+
+def test_a_repricing_is_whole_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Sync() as store:
+        store.append([entry(n, units=5) for n in range(10)])
+        monkeypatch.setattr("llm_cost_ops.ledger.sqlite.sums._ADD", "this is no SQL")
+        with pytest.raises(Exception, match="syntax"):
+            reprice(store, at(7))
+        monkeypatch.undo()
+        assert (
+            store.get_cost(store.list_usage(Filter(), "timestamp", True, 1, None, None)[0][0].id).units == 5
+        )
+        assert [s.units for _, _, s in store.summarize(Filter(), ("user",), None)] == [50]
+        assert len(reprice(store, at(7))) == 10
+        for group_by in ((), ("user",), ("provider",), ("label:x",)):
+            assert [s.units for _, _, s in store.summarize(Filter(), group_by, None)] == [70]
+
+
+def test_sums_of_nothing_are_left_out() -> None:
+    with Sync() as store:
+        store.append([entry(units=5)])
+        reprice(store, at(7, "EUR"))
+        for group_by in ((), ("status",), ("provider",)):
+            assert [s.currency for _, _, s in store.summarize(Filter(), group_by, None)] == ["EUR"]
+
+
+def test_what_costs_too_much_is_refused_and_a_dry_run_says_so_too() -> None:
+    with Sync() as store:
+        store.append([entry(units=5)])
+        for dry_run in (True, False):
+            with pytest.raises(Exception, match="must cost at most"):
+                reprice(store, at(10**22), dry_run=dry_run)
+        assert (
+            store.get_cost(store.list_usage(Filter(), "timestamp", True, 1, None, None)[0][0].id).units == 5
+        )
+
+
+def test_each_card_is_kept_once() -> None:
+    catalog = structs.replace(CARD, origin="catalog", aliases=["a"])
+    assert card_digest(catalog) == card_digest(structs.replace(catalog, aliases=["b"]))
+    assert card_digest(CARD) != card_digest(structs.replace(CARD, version=4))
+    assert card_digest(CARD) != card_digest(structs.replace(CARD, aliases=["other"]))
+    with Sync() as store:
+        for n in range(4):
+            by = Pricing(CostStatus.PRICED, "USD", "card-2", 3, card=CARD, digest=card_digest(CARD))
+            [done] = store.append([structs.replace(entry(n), by=by)])
+        found = store.get_cost(done.usage_id)
+        assert (found.card, found.digest, found.card_id) == (CARD, card_digest(CARD), "card-2")
+        assert card_digest(found.card) == found.digest
+        connection = store.store._writer.open()
+        assert connection.execute("SELECT count(*) FROM kept_card").fetchone() == (1,)
+
+
+def test_cards_that_are_new_are_noticed_inside_the_transaction(tmp_path: Path) -> None:
+    with Sync() as store:
+        revision = store.cards_revision()
+        store.add_card(CARD, "", b"1" * 16)
+        for count in (1, 2):
+            assert drive(store.store.append([entry() for _ in range(count)], context(), revision)) is None
+    for group in (False, True):
+        path = tmp_path / f"{group}.db"
+        with Sync(path, group_commit=group) as store, Sync(path) as other:
+            revision = store.cards_revision()
+            append = store.store.append
+            assert len(drive(append([entry()], context(), revision))) == 1
+            other.add_card(CARD, "", b"1" * 16)
+            for count in (1, 2):
+                assert drive(append([entry() for _ in range(count)], context(), revision)) is None
+            assert store.count_usage(Filter()) == 1
+            assert len(drive(append([entry()], context(), store.cards_revision()))) == 1
+
+
+@pytest.mark.parametrize("by_way_of", [1, 2])
+def test_an_older_file_is_repriced(tmp_path: Path, by_way_of: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "v1.db"
+    with gzip.open(GOLDEN / "store-v1.db.gz") as packed, path.open("wb") as file:
+        shutil.copyfileobj(packed, file)
+    monkeypatch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:by_way_of])
+    monkeypatch.setattr(schema, "VERSION", by_way_of)
+    with sqlite3.connect(path, isolation_level=None) as connection:
+        schema.migrate(connection, "the file")
+        assert connection.execute("PRAGMA user_version").fetchone() == (by_way_of,)
+    connection.close()
+    monkeypatch.undo()
+    with Sync(path) as store:
+        records, _ = store.list_usage(Filter(), "timestamp", False, 10, None, None)
+        before = [store.get_cost(record.id) for record in records]
+        assert [(found.revision, found.card, found.digest) for found in before] == [(1, None, b"")] * 2
+        assert len(reprice(store, at(7), Filter(statuses=("unpriced",)))) == 1
+        assert sum(s.units for _, _, s in store.summarize(Filter(), ("user",), None)) == 1_500_000_008
+        assert sum(s.units for _, _, s in store.summarize(Filter(), (), None)) == 1_500_000_008
+    connection = sqlite3.connect(path)
+    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    connection.close()
+
+
+@pytest.mark.parametrize("group", [False, True])
+def test_writers_wait_for_a_chunk_at_most(tmp_path: Path, group: bool) -> None:
+    path = str(tmp_path / "costs.db")
+    with Sync(path, durability="process", group_commit=group) as store:
+        for n in range(8):
+            store.append([entry(n * 1000 + i, units=5) for i in range(1000)])
+        waits: list[float] = []
+        done = threading.Event()
+
+        def write() -> None:
+            while not done.is_set():
+                started = time.monotonic()
+                drive(store.store.append([entry(units=5)], context()))
+                waits.append(time.monotonic() - started)
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        after = changed = 0
+        while seqs := store.matching(Filter(end=START.replace(year=2027)), after, 250):
+            changed += len(drive(store.store.reprice(seqs, at(7), context(), dry_run=False)))
+            after = seqs[-1]
+            if changed >= 8000:
+                break
+        done.set()
+        thread.join()
+        assert changed >= 8000
+        assert len(waits) > 10
+        assert max(waits) < 1.0
+        reprice_rest = store.matching(Filter(), 0, 100_000)
+        drive(store.store.reprice(reprice_rest, at(7), context(), dry_run=False))
+        count = store.count_usage(Filter())
+        for group_by in ((), ("user",), ("label:x",)):
+            [(_, _, sums)] = store.summarize(Filter(), group_by, None)
+            assert (sums.units, sums.requests) == (7 * count, count)
+
+
+def test_two_processes_reprice_the_same(tmp_path: Path) -> None:
+    path = str(tmp_path / "costs.db")
+    with Sync(path) as one, Sync(path) as two:
+        one.append([entry(n, units=5) for n in range(500)])
+        stores: list[SqliteStore] = [one.store, two.store]
+        seqs = one.matching(Filter(), 0, 1000)
+        found: list[int] = []
+
+        def work(store: SqliteStore) -> None:
+            for low in range(0, 500, 50):
+                changes = drive(store.reprice(seqs[low : low + 50], at(7), context(), dry_run=False))
+                found.append(len(changes))
+
+        threads = [threading.Thread(target=work, args=(store,)) for store in stores]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sum(found) == 500, "each record changed once"
+        assert [s.units for _, _, s in one.summarize(Filter(), (), None)] == [3500]
+
+
+def test_an_entry_without_a_card_keeps_none() -> None:
+    with Sync() as store:
+        [done] = store.append([entry(units=None)])
+        found = store.get_cost(done.usage_id)
+        assert (found.card, found.units, found.fallbacks) == (None, None, ("region",))
+        assert store.get_cost("no-such-id") is None

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from datetime import timedelta
+from decimal import Decimal
+
+import pytest
+
+from llm_cost_ops._gen.messages import PriceOrigin, RateCard, UsageQuality
+from llm_cost_ops.pricing.calculator import calculate_cost
+from llm_cost_ops.pricing.money import from_units
+from llm_cost_ops.pricing.pricebook import PriceBook
+from tests.unit.pricing.cards import NOON, make_card, make_rate, make_usage
+
+
+class _Source:
+    def __init__(self, *cards: RateCard) -> None:
+        self.list = list(cards)
+        self.asked: list[tuple[str, str]] = []
+
+    def cards(self, provider: str, model_id: str) -> Sequence[RateCard]:
+        self.asked.append((provider, model_id))
+        return [card for card in self.list if card.provider == provider]
+
+
+def test_a_price_is_that_of_the_full_calculation() -> None:
+    card = make_card({"INPUT": "3", "OUTPUT": "15"}, id="c", version=2, currency="EUR", origin_version="v")
+    book = PriceBook([_Source(card)])
+    record = make_usage(input_tokens=7, output_tokens=3)
+    priced = book.price(record)
+    assert (priced.by.status, priced.by.currency, priced.units) == ("priced", "EUR", 66_000_000)
+    assert (priced.by.card_id, priced.by.card_version, priced.by.origin_version) == ("c", 2, "v")
+    assert book.cost(record) == calculate_cost(record, card)
+    selection = book.select(record)
+    assert selection is not None
+    assert selection.card is card
+
+
+def test_what_is_not_known_is_unpriced_and_asked_for_once() -> None:
+    source = _Source()
+    book = PriceBook([source])
+    for _ in range(3):
+        priced = book.price(make_usage(input_tokens=7))
+        assert (priced.by.status, priced.units, priced.by.currency, priced.by.card_id) == (
+            "unpriced",
+            None,
+            "USD",
+            "",
+        )
+    assert source.asked == [("openai", "gpt-x")]
+    assert book.cost(make_usage()).status == "unpriced"
+    assert book.select(make_usage()) is None
+
+
+def test_unknown_counts_are_unpriced() -> None:
+    book = PriceBook(cards=[make_card({"INPUT": "3"})])
+    assert book.price(make_usage(quality=UsageQuality.UNKNOWN)).units is None
+
+
+def test_the_time_of_each_record_counts_although_choices_are_remembered() -> None:
+    old = make_card({"INPUT": "1"}, id="old", effective_until=NOON)
+    new = make_card({"INPUT": "2"}, id="new", effective_from=NOON)
+    book = PriceBook([_Source(old, new)])
+    before, after = make_usage(timestamp=NOON - timedelta(microseconds=1)), make_usage()
+    assert [book.price(record).by.card_id for record in (before, after, before)] == ["old", "new", "old"]
+    assert book.price(after, at=NOON - timedelta(days=1)).by.card_id == "old"
+    after.timestamp = None
+    with pytest.raises(ValueError, match="timestamp"):
+        book.price(after)
+
+
+def test_manual_cards_come_before_a_source_and_can_be_replaced() -> None:
+    source = _Source(make_card({"INPUT": "1"}, id="list"))
+    own = make_card({"INPUT": "2"}, id="own", origin=PriceOrigin.MANUAL, organization_id="org-1")
+    book = PriceBook([source], cards=[own])
+    assert book.price(make_usage()).by.card_id == "own"
+    assert book.price(make_usage(organization_id="org-2")).by.card_id == "list"
+    book.replace_manual([])
+    assert book.price(make_usage()).by.card_id == "list"
+    book.replace_sources([])
+    assert book.price(make_usage()).by.status == "unpriced"
+
+
+def test_a_source_may_know_a_model_by_names_of_its_own() -> None:
+    source = _Source(make_card({"INPUT": "1"}, id="family", model_id="gpt-4o"))
+    assert PriceBook([source]).price(make_usage(model_id="openai/gpt-4o:latest")).by.card_id == "family"
+
+
+def test_a_reseller_without_a_card_takes_the_makers_and_says_so() -> None:
+    source = _Source(make_card({"INPUT": "1"}, id="openai"))
+    book = PriceBook([source])
+    record = make_usage(provider="azure_openai", input_tokens=1)
+    priced = book.price(record)
+    assert (priced.by.status, priced.by.card_id, priced.by.fallbacks) == (
+        "estimated",
+        "openai",
+        ("provider",),
+    )
+    assert book.cost(record).fallback_dimensions == ["provider"]
+    source.list.append(make_card({"INPUT": "1"}, id="azure", provider="azure"))
+    book.replace_sources([source])
+    assert (book.price(record).by.status, book.price(record).by.card_id) == ("priced", "azure")
+    assert PriceBook([_Source(source.list[0])], provider_fallbacks={}).price(record).by.status == "unpriced"
+
+
+def test_fallbacks_make_an_estimate() -> None:
+    book = PriceBook(cards=[make_card({"INPUT": "1"})])
+    priced = book.price(make_usage(input_tokens=1, service_tier="priority"))
+    assert (priced.by.status, priced.by.fallbacks) == ("estimated", ("service_tier",))
+
+
+def test_reported_costs() -> None:
+    book = PriceBook(cards=[make_card({"INPUT": "1"}, provider="x-ai")], reported_providers=["xai"])
+    record = make_usage(provider="xai", reported_cost=Decimal("0.5"), reported_currency="EUR")
+    priced = book.price(record)
+    assert (priced.by.status, priced.units, priced.by.currency) == ("reported", 5 * 10**11, "EUR")
+    assert book.cost(record).total_cost == Decimal("0.5")
+    record.reported_cost = None
+    assert book.price(record).by.status == "priced"
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    source = _Source(make_card({"INPUT": "1"}))
+    book = PriceBook([source], capacity=10)
+    for number in range(100):
+        book.price(make_usage(model_id=f"m-{number}"))
+    assert len(book._edition.plans) == 10
+    with pytest.raises(ValueError, match="capacity"):
+        PriceBook(capacity=0)
+
+
+def test_every_record_is_priced_by_one_edition_while_cards_are_replaced() -> None:
+    def edition(price: int) -> list[RateCard]:
+        rates = [make_rate("INPUT", str(price), 1), make_rate("OUTPUT", str(price), 1)]
+        return [make_card(rates, id=str(price), model_id="gpt-*")]
+
+    book = PriceBook(cards=edition(1), capacity=4)
+    wrong: list[object] = []
+    done = threading.Event()
+
+    def read(start: int) -> None:
+        number = start
+        while not done.is_set():
+            number += 1
+            priced = book.price(make_usage(model_id=f"gpt-{number % 9}", input_tokens=1, output_tokens=1))
+            if priced.units is None or from_units(priced.units) != 2 * int(priced.by.card_id):
+                wrong.append(priced)
+
+    threads = [threading.Thread(target=read, args=(start,)) for start in range(4)]
+    for thread in threads:
+        thread.start()
+    for price in range(2, 200):
+        book.replace_manual(edition(price))
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert wrong == []

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from llm_cost_ops._gen.messages import CreatePriceRequest, PriceMultiplier, RateCard, TimeWindow
+from llm_cost_ops.rpc.status import Violation
+from llm_cost_ops.rules.cards import card_error, check_card, check_overlaps
+from llm_cost_ops.rules.currencies import CURRENCIES
+from tests.unit.pricing.cards import NOON, make_card, make_rate
+
+RATE = {"rates": [make_rate("INPUT", "3")]}
+
+
+def _broken(card: RateCard | CreatePriceRequest, path: str = "") -> list[Violation]:
+    violations: list[Violation] = []
+    check_card(card, path, violations)
+    return violations
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"currency": ""},
+        {"currency": "JPY"},
+        {"model_id": "gpt-*", "aliases": ["other*", "gpt"]},
+        {"effective_from": NOON, "effective_until": NOON + timedelta(microseconds=1)},
+        {"windows": [TimeWindow(start="22:00", end="06:00:30", time_zone="Asia/Kathmandu", weekdays=[7, 1])]},
+        {"windows": [TimeWindow(start="00:00", end="24:00")]},
+        {"multipliers": [PriceMultiplier(kind="x", value=Decimal("0.001"))]},
+        {"rates": [make_rate("INPUT", "0." + "1" * 18, 0)]},
+        {
+            "rates": [
+                make_rate(
+                    "INPUT",
+                    "1",
+                    tiers=[{"above": 1, "inclusive": True, "price": "1"}, {"above": 1, "price": "2"}],
+                )
+            ]
+        },
+    ],
+)
+def test_valid(fields: dict[str, Any]) -> None:
+    assert _broken(make_card(fields.pop("rates", RATE["rates"]), **fields)) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "rule"),
+    [
+        ({"currency": "usd"}, "currency", "ISO 4217"),
+        ({"currency": "ABC"}, "currency", "ISO 4217"),
+        ({"model_id": "gpt-*-mini"}, "model_id", "only at its end"),
+        ({"aliases": ["a", "*b"]}, "aliases[1]", "only at its end"),
+        (
+            {"effective_from": NOON, "effective_until": NOON},
+            "effective_until",
+            "must be after effective_from",
+        ),
+        ({"rates": []}, "rates", "at least one"),
+        ({"rates": [make_rate("INPUT", "1"), make_rate("input", "1")]}, "rates[1].meter", "must not repeat"),
+        ({"rates": [make_rate("IN PUT", "1")]}, "rates[0].meter", "must be a letter"),
+        ({"rates": [make_rate("INPUT", "0." + "1" * 19)]}, "rates[0].price", "at most 18 digits"),
+        ({"rates": [make_rate("INPUT", "1" * 19)]}, "rates[0].price", "at most 18 digits"),
+        ({"rates": [make_rate("INPUT", "1" * 30)]}, "rates[0].price", "at most 18 digits"),
+        ({"rates": [make_rate("INPUT", "NaN")]}, "rates[0].price", "finite"),
+        ({"rates": [make_rate("INPUT", "-1")]}, "rates[0].price", "0 or more"),
+        ({"rates": [make_rate("PAGES", "1", 0)]}, "rates[0].per", "how many units"),
+        (
+            {
+                "rates": [
+                    make_rate("INPUT", "1", tiers=[{"above": 2, "price": "1"}, {"above": 1, "price": "1"}])
+                ]
+            },
+            "rates[0].tiers[1].above",
+            "greater than the bound",
+        ),
+        (
+            {
+                "rates": [
+                    make_rate("INPUT", "1", tiers=[{"above": 2, "price": "1"}, {"above": 2, "price": "1"}])
+                ]
+            },
+            "rates[0].tiers[1].above",
+            "greater than the bound",
+        ),
+        (
+            {"rates": [make_rate("INPUT", "1", tiers=[{"above": 2, "price": "Infinity"}])]},
+            "rates[0].tiers[0].price",
+            "finite",
+        ),
+        ({"windows": [TimeWindow(start="24:00", end="01:00")]}, "windows[0].start", "a time of day"),
+        ({"windows": [TimeWindow(start="9:00", end="10:00")]}, "windows[0].start", "a time of day"),
+        ({"windows": [TimeWindow(start="09:00", end="24:01")]}, "windows[0].end", "a time of day"),
+        (
+            {"windows": [TimeWindow(start="09:00", end="10:00", time_zone="Mars/Base")]},
+            "windows[0].time_zone",
+            "IANA database",
+        ),
+        (
+            {"windows": [TimeWindow(start="09:00", end="10:00", time_zone="../etc/passwd")]},
+            "windows[0].time_zone",
+            "IANA database",
+        ),
+        (
+            {"windows": [TimeWindow(start="09:00", end="10:00", weekdays=[0])]},
+            "windows[0].weekdays",
+            "1 (Monday)",
+        ),
+        (
+            {"windows": [TimeWindow(start="09:00", end="10:00", weekdays=[1, 1])]},
+            "windows[0].weekdays",
+            "repeat",
+        ),
+        ({"multipliers": [PriceMultiplier(kind="x", value=Decimal(0))]}, "multipliers[0].value", "above 0"),
+        (
+            {"multipliers": [PriceMultiplier(kind="x", value=Decimal(-1))]},
+            "multipliers[0].value",
+            "0 or more",
+        ),
+    ],
+)
+def test_broken(fields: dict[str, Any], field: str, rule: str) -> None:
+    [violation] = _broken(make_card(fields.pop("rates", RATE["rates"]), **fields))
+    assert violation.field == field
+    assert rule in violation.description
+
+
+def test_requests_to_create_a_price() -> None:
+    def request(**fields: Any) -> list[Violation]:
+        return _broken(CreatePriceRequest(provider="openai", model_id="gpt-x", **fields))
+
+    price = {"input_price_per_1k": Decimal("0.01")}
+    assert request(**price) == []
+    assert request(**price, effective_date="2026-01-01", end_date="2026-01-01") == []
+    assert [v.field for v in request(**price, effective_date="2026-01-02", end_date="2026-01-01")] == [
+        "end_date"
+    ]
+    assert [v.field for v in request(**price, effective_date="never", end_date="2026-01-01")] == []
+    assert [v.field for v in request(**price, **RATE)] == ["input_price_per_1k"]
+    assert [v.field for v in request(output_price_per_1k=Decimal("1e-19"))] == ["output_price_per_1k"]
+
+
+def test_all_broken_rules_are_named_at_once_under_their_path() -> None:
+    card = make_card({"INPUT": "-1"}, currency="?", model_id="*x")
+    assert [v.field for v in _broken(card, "cards[2]")] == [
+        "cards[2].currency",
+        "cards[2].model_id",
+        "cards[2].rates[0].price",
+    ]
+    assert len(card_error(card).violations) == 3
+
+
+@pytest.mark.parametrize(
+    ("second", "overlaps"),
+    [
+        ({"effective_from": NOON + timedelta(days=1)}, False),
+        ({"effective_from": NOON + timedelta(hours=1)}, True),
+        ({"effective_from": NOON}, True),
+        ({"effective_from": NOON, "region": "eu"}, False),
+        ({"effective_from": NOON, "windows": [TimeWindow(start="01:00", end="02:00")]}, False),
+        ({"effective_from": NOON, "id": "a", "version": 2}, False),
+    ],
+)
+def test_overlapping_intervals(second: dict[str, Any], overlaps: bool) -> None:
+    first = make_card({"INPUT": "1"}, id="a", effective_from=NOON, effective_until=NOON + timedelta(days=1))
+    violations: list[Violation] = []
+    check_overlaps([first, make_card({"INPUT": "1"}, **{"id": "b", **second})], "cards", violations)
+    assert [violation.field for violation in violations] == (["cards[1]"] if overlaps else [])
+
+
+def test_an_open_card_gives_way_to_the_next() -> None:
+    first = make_card({"INPUT": "1"}, id="a", effective_from=NOON)
+    second = make_card({"INPUT": "1"}, id="b", effective_from=NOON + timedelta(days=1))
+    violations: list[Violation] = []
+    check_overlaps([second, first], "cards", violations)
+    assert violations == []
+
+
+def test_currencies() -> None:
+    assert {"USD", "EUR", "JPY", "CNY", "BHD"} <= CURRENCIES
+    assert not {"XXX", "XTS", "DEM", "usd", ""} & CURRENCIES

@@ -1,0 +1,1 @@
+"""What makes files of this repository: generated code and the bundled prices. Not shipped."""

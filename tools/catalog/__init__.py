@@ -1,0 +1,1 @@
+"""Builds the bundled catalog from public price lists and our own corrections."""

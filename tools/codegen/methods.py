@@ -1,0 +1,120 @@
+"""Emits methods.py (descriptors) and servicers.py (what a server implements)."""
+
+from __future__ import annotations
+
+import re
+
+from tools.codegen.nodes import Field, Method, Package, Service
+from tools.codegen.text import docstring, fill, indented, module, strings, wrapped
+
+__all__ = ["emit_methods", "emit_servicers"]
+
+_METHODS_IMPORTS = """\
+$package.codecs *
+$package.messages *
+llm_cost_ops.rpc.method Cardinality HttpRule Idempotency MethodDescriptor QueryField
+llm_cost_ops.wire.keys keyed
+"""
+_DESCRIPTOR = """
+${rpc.constant}: MethodDescriptor[${rpc.request.name}, ${rpc.response.name}] = MethodDescriptor(
+    "${rpc.service.full_name}",
+    "${rpc.name}",
+    cardinality=Cardinality.$cardinality,
+    idempotency=Idempotency.${rpc.idempotency},
+    request=${rpc.request.constant},
+    response=${rpc.response.constant},
+    $options
+)
+$docstring
+"""
+_SERVICERS_IMPORTS = """\
+collections.abc AsyncGenerator AsyncIterator
+typing Any Protocol
+$package.messages *
+$package.methods *
+llm_cost_ops.rpc.context CallContext
+llm_cost_ops.rpc.method MethodDescriptor
+"""
+_BIND = '''
+
+$head
+    """Pair the methods of $service with those of a servicer."""
+    return [
+        $pairs
+    ]
+'''
+
+
+def emit_methods(package: Package) -> str:
+    """The text of methods.py."""
+    body = "".join(["\n", *map(_descriptor, package.methods)])
+    names = [method.constant for method in package.methods]
+    return module(package, "The descriptors of the methods.", _METHODS_IMPORTS, names, body)
+
+
+def _descriptor(method: Method) -> str:
+    options = _http(method) if method.verb else ""
+    if method.key_path:
+        options += "keyed=keyed({}),\n".format(", ".join(f'"{field.attribute}"' for field in method.key_path))
+    if method.returned is not None:
+        options += f'unwrap="{method.returned.attribute}",\n'
+    holes = {"cardinality": method.cardinality.upper(), "docstring": docstring(method.comment)}
+    return fill(_DESCRIPTOR, rpc=method, options=options, **holes)
+
+
+def _http(method: Method) -> str:
+    rule = method.options.http
+    body = method.request if rule.body == "*" else method.body and method.body.type.message
+    in_path = re.findall(r"{(\w+)[^}]*}", method.path)
+    fields = []
+    for field in method.request.fields:
+        in_query = rule.body not in ("*", field.name) and (field.key is not None or not field.type.is_message)
+        if field.name in in_path or in_query:
+            fields.append(_query_field(field))
+    arguments = [f'"{method.verb}"', f'"{method.path}"', f'"{rule.body}"' if rule.body else "None"]
+    rows = "".join(f"    {field},\n" for field in fields)
+    rows = f"({fields[0]},)" if len(fields) == 1 else f"(\n{rows})"
+    arguments += [str(method.options.http_status or 200), rows if fields else "()"]
+    arguments.append(body.constant if body else "None")
+    if rule.response_body:
+        answer = method.response.field(rule.response_body).type.message
+        arguments += [f'"{rule.response_body}"', answer.constant if answer else "None"]
+    if not fields:
+        return wrapped("http=HttpRule(", arguments, ")")[:-1] + ",\n"
+    return "http=HttpRule(\n" + indented("".join(f"{argument},\n" for argument in arguments)) + "),\n"
+
+
+def _query_field(field: Field) -> str:
+    kind = {"repeated": "list", "map": "map"}.get(field.cardinality, "scalar")
+    aliases = f", {strings(field.options.rest_alias)}" if field.options.rest_alias else ""
+    return f'QueryField("{field.rest_name}", "{field.attribute}", "{kind}"{aliases})'
+
+
+def emit_servicers(package: Package) -> str:
+    """The text of servicers.py."""
+    body = "".join(_servicer(service) + _bind(service) for service in package.services)
+    names = [name for s in package.services for name in (f"{s.name}r", f"bind_{s.snake}")]
+    title = "What a server implements, one protocol per service."
+    return module(package, title, _SERVICERS_IMPORTS, names, body)
+
+
+def _servicer(service: Service) -> str:
+    text = f"\n\nclass {service.name}r(Protocol):\n" + indented(docstring(service.comment))
+    for method in service.methods:
+        asked, result = f"request: {method.request.name}", method.response.name
+        if method.cardinality.startswith("stream"):
+            asked = f"requests: AsyncIterator[{method.request.name}]"
+        define = "async def"
+        if method.cardinality.endswith("stream"):
+            define, result = "def", f"AsyncGenerator[{result}, None]"
+        arguments = ["self", asked, "context: CallContext"]
+        head = wrapped(f"{define} {method.attribute}(", arguments, f") -> {result}:", depth=4)
+        text += "\n" + indented(head + indented(docstring(method.comment) or "...\n"))
+    return text
+
+
+def _bind(service: Service) -> str:
+    result = ") -> list[tuple[MethodDescriptor[Any, Any], Any]]:"
+    head = wrapped(f"def bind_{service.snake}(", [f"servicer: {service.name}r"], result)
+    pairs = "".join(f"({method.constant}, servicer.{method.attribute}),\n" for method in service.methods)
+    return fill(_BIND, head=head, service=service.name, pairs=pairs)

@@ -1,0 +1,221 @@
+"""Emits resources.py: a sync and an async class per service, from one template."""
+
+from __future__ import annotations
+
+import textwrap
+
+from tools.codegen.nodes import Field, Message, Method, Package, Service
+from tools.codegen.text import docstring, fill, module, wrapped
+
+__all__ = ["emit_resources"]
+
+# What the methods call by these names, so that no parameter may have them.
+_RESERVED = frozenset(
+    "coerce fields headers idempotency_key methods record request requests response retry timeout".split()
+)
+_IMPORTS = """\
+collections.abc AsyncGenerator AsyncIterable Generator Iterable Mapping Sequence
+datetime date datetime timedelta
+decimal Decimal
+typing Any
+$package methods
+$package.messages *
+llm_cost_ops.config RetryConfig
+llm_cost_ops.rpc.channel UNSET AsyncChannel Channel
+llm_cost_ops.rpc.pager AsyncPager Pager
+llm_cost_ops.wire coerce
+llm_cost_ops.wire.validation EMPTY ZERO
+"""
+_RESOURCE = '''
+
+class $name:
+    """$comment"""
+
+    __slots__ = ("_channel",)
+
+    def __init__(self, channel: ${prefix}Channel) -> None:
+        self._channel = channel
+    $methods
+'''
+_METHOD = """
+${define}def $name(
+    self,
+    $parameters
+    timeout: float | None = UNSET,
+    headers: Mapping[str, str] | None = None,
+    retry: RetryConfig | None = UNSET,
+    $key
+) -> $result:
+    $docstring
+    $request
+    $sent
+    return response
+"""
+_EVERY_CALL = """\
+    timeout: seconds for the whole {}, retries included; None for no limit.
+    headers: metadata to send beside that of the client.
+    retry: how to retry this call, instead of as the client does; None for not at all.
+"""
+_KEY = "    idempotency_key: makes a repeated call count once; made when not given.\n"
+
+
+def emit_resources(package: Package) -> str:
+    """The text of resources.py."""
+    both = [(service, prefix) for service in package.services for prefix in ("", "Async")]
+    names = [f"{prefix}{_title(service)}Resource" for service, prefix in both]
+    body = "".join(_resource(service, prefix) for service, prefix in both)
+    return module(package, "The methods of the client, a class per service.", _IMPORTS, names, body)
+
+
+def _title(service: Service) -> str:
+    return "".join(part.capitalize() for part in service.resource.split("_"))
+
+
+def _resource(service: Service, prefix: str) -> str:
+    methods = "".join(_method(method, prefix) for method in service.methods)
+    paged = [method.python_name for method in service.methods if _item(method)]
+    if len(paged) == 1 and "list" not in [method.python_name for method in service.methods]:
+        methods += f"\nlist = {paged[0]}\n"
+    name = f"{prefix}{_title(service)}Resource"
+    comment = service.comment.partition("\n")[0] or f"The methods of {service.name}."
+    return fill(_RESOURCE, name=name, comment=comment, prefix=prefix, methods=methods)
+
+
+def _method(method: Method, prefix: str) -> str:
+    keyed, item = bool(method.key_path), _item(method)
+    streams_in, streams_out = method.cardinality.startswith("stream"), method.cardinality.endswith("stream")
+    fields = [] if streams_in else _fields(method)
+    returned = method.returned.type.annotation if method.returned else method.response.name
+    call, result = method.cardinality, returned
+    if streams_out:
+        result = f"AsyncGenerator[{returned}, None]" if prefix else f"Generator[{returned}, None, None]"
+    elif item:
+        call, result = "pages", f"{prefix}Pager[{returned}, {item}]"
+    waits = bool(prefix) and not streams_out and not item
+    arguments = [f"methods.{method.constant}", "requests" if streams_in else "request"]
+    arguments += ["timeout", "headers", "retry", *["idempotency_key"] * keyed]
+    start = f"response: {result} = {'await ' if waits else ''}self._channel.{call}("
+    return fill(
+        _METHOD,
+        define="async " if waits else "",
+        name=method.python_name,
+        parameters="".join(f"{each},\n" for each in _parameters(method, fields, prefix)),
+        key='idempotency_key: str = "",\n' if keyed else "",
+        result=result,
+        docstring=_docstring(method, fields),
+        request="" if streams_in else _request(method, fields),
+        sent=wrapped(start, arguments, ")", depth=8),
+    )
+
+
+def _item(method: Method) -> str:
+    """What a method lists page by page; empty when it does not."""
+    data = [f for f in method.response.fields if f.name == "data" and f.cardinality == "repeated"]
+    answer = {field.name for field in method.response.fields}
+    asked = {field.name for field in method.request.fields}
+    paged = "pagination" in answer and {"cursor", "page"} <= asked and method.cardinality == "unary_unary"
+    return data[0].type.message.name if paged and data and data[0].type.message else ""
+
+
+def _made(method: Method) -> Message:
+    """The message whose fields are the parameters: REST's body, or the request."""
+    return (method.body and method.body.type.message) or method.request
+
+
+def _fields(method: Method) -> list[Field]:
+    fields = [f for f in _made(method).fields if "Output only." not in f.comment]
+    if method.key_path:
+        return [field for field in fields if field is not method.key_path[-1]]
+    # A record that is not written has no use for its key.
+    return [field for field in fields if method.body is None or field.attribute != "idempotency_key"]
+
+
+def _parameters(method: Method, fields: list[Field], prefix: str) -> list[str]:
+    if method.cardinality.startswith("stream"):
+        return [f"requests: {prefix}Iterable[{method.request.name}]", "*"]
+    if method.body is not None:
+        return [f"record: {_made(method).name} | None = None", "/", "*", *map(_optional, fields)]
+    first = [f"{_name(field)}: {_accepted(field)[0]}" for field in fields if field.options.rules.required]
+    rest = [_optional(field) for field in fields if not field.options.rules.required]
+    return [*first, "*", *rest] if len(first) == 1 else ["*", *first, *rest]
+
+
+def _optional(field: Field) -> str:
+    return f"{_name(field)}: {' = '.join(_accepted(field))}"
+
+
+def _name(field: Field) -> str:
+    return f"{field.attribute}_" if field.attribute in _RESERVED else field.attribute
+
+
+def _accepted(field: Field) -> tuple[str, str]:
+    """The annotation of a parameter, and its default."""
+    type_, default = field.type.plain, field.type.default
+    if field.type.kind == "decimal":
+        type_, default = "Decimal | str | int", "0"
+    elif field.type.enum is not None:
+        # Not the member: Python looks that up slowly, and each call would do it.
+        type_, default = f"{type_} | str", '""'
+    if field.cardinality == "repeated":
+        single = "str | " if field.type.annotation == "str" or field.type.enum is not None else ""
+        return f"{single}Sequence[{type_}]", "()"
+    if field.key is not None:
+        return f"Mapping[{field.key.plain}, {type_}] | None", "None"
+    if field.options.moment or field.type.kind == "timestamp":
+        return "str | date | None", "None"
+    if field.nullable:
+        return type_ if type_ == "Any" else f"{type_} | None", "None"
+    return type_, default
+
+
+def _request(method: Method, fields: list[Field]) -> str:
+    """Statements that make the request."""
+    body, made = method.body, _made(method)
+    target = "request" if body is None else "fields"
+    required = [field for field in fields if body is None and field.options.rules.required]
+    given = [f"{field.attribute}={_coerced(field)}" for field in required]
+    text = wrapped(f"{target} = {made.name}(", given, ")", depth=4)
+    for field in fields:
+        if field not in required:
+            # Most arguments are left out: setting the others costs less than passing them all.
+            text += f"if {_given(field)}:\n    {target}.{field.attribute} = {_coerced(field)}\n"
+    if body is not None:
+        text += f"request = {method.request.name}({body.attribute}=coerce.either(record, fields))\n"
+    return text
+
+
+def _given(field: Field) -> str:
+    """Whether an argument is another than the default."""
+    name, default = _name(field), _accepted(field)[1]
+    if field.many:
+        return name
+    if default in ("0.0", 'b""'):
+        return f"{name} != {default}"
+    constant = {'""': "EMPTY", "0": "ZERO"}.get(default, default)
+    return f"{name} is not {constant}"
+
+
+def _coerced(field: Field) -> str:
+    name, kind = _name(field), field.type.kind
+    enum = field.type.enum.name if field.type.enum is not None else ""
+    if field.key is not None:
+        return f"coerce.mapping({name})"
+    if field.cardinality == "repeated":
+        one = {"string": "texts", "decimal": "decimals"}.get(kind, "listed")
+        return f"coerce.members({enum}, {name})" if enum else f"coerce.{one}({name})"
+    if enum:
+        return f"coerce.member({enum}, {name})"
+    coercer = "moment" if field.options.moment else {"decimal": "decimal", "timestamp": "instant"}.get(kind)
+    return f"coerce.{coercer}({name})" if coercer else name
+
+
+def _docstring(method: Method, fields: list[Field]) -> str:
+    text = f"{method.comment or f'Call {method.service.name}.{method.name}.'}\n\nArgs:\n"
+    if method.body is not None and not method.cardinality.startswith("stream"):
+        text += f"    record: a ready {_made(method).name}, in place of its fields.\n"
+    for field in fields:
+        example = f' Example: "{field.options.example}".' if field.options.example else ""
+        about = f"{_name(field)}: {' '.join(field.comment.split())}{example}"
+        text += textwrap.fill(about, 94, initial_indent="    ", subsequent_indent="        ") + "\n"
+    text += _EVERY_CALL.format("stream" if "stream" in method.cardinality else "call")
+    return docstring(text + _KEY * bool(method.key_path))

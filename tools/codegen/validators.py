@@ -1,0 +1,137 @@
+"""Emits validators: a quick look at every field in line, and a call for what it did not pass."""
+
+from __future__ import annotations
+
+from tools.codegen.kinds import RANGES
+from tools.codegen.nodes import Field, Message, Package, Type
+from tools.codegen.options import Rules
+from tools.codegen.text import fill, indented, module, wrapped
+
+__all__ = ["emit_validators"]
+
+_IMPORTS = """\
+datetime datetime timedelta
+typing Any
+$package.messages *
+llm_cost_ops.rpc.status Violation
+llm_cost_ops.wire.validation EMPTY ZERO check_bytes check_decimal check_entries check_enum check_float \
+ check_instance check_int check_items check_json check_messages check_one_of check_text check_undecoded \
+ entry missing relocate
+"""
+_VALIDATOR = '''
+
+$head
+    """Check a ${message.name}."""
+    $undecoded
+    $checks
+'''
+_UNDECODED = "if m.unknown_ and check_undecoded(m.unknown_, path, violations):\n    return\n"
+_CHECKS = """\
+start = len(violations)
+v: Any
+$checks
+if path and len(violations) != start:
+    relocate(violations, start, path)
+"""
+
+
+def emit_validators(package: Package) -> str:
+    """The text of validators.py: `validate_<message>(message, path, violations)` for each message."""
+    itemized = {f.type.annotation for m in package.messages for f in m.fields if f.options.itemized}
+    body = "".join(_validator(message, message.name in itemized) for message in package.messages)
+    names = [f"validate_{message.snake}" for message in package.messages]
+    return module(package, "What the fields of the messages must satisfy.", _IMPORTS, names, body)
+
+
+def _validator(message: Message, itemized: bool) -> str:
+    arguments = [f"m: {message.name}", "path: str", "violations: list[Violation]"]
+    checks = "".join(map(_field, message.fields))
+    for members in message.oneofs.values():
+        given = [f'"{f.rest_name}": m.{f.attribute}' for f in members]
+        checks += wrapped("check_one_of(violations, {", given, "})")
+    return fill(
+        _VALIDATOR,
+        head=wrapped(f"def validate_{message.snake}(", arguments, ") -> None:"),
+        message=message,
+        undecoded=_UNDECODED if itemized else "",
+        checks=fill(_CHECKS, checks=checks) if checks else "",
+    )
+
+
+def _field(field: Field) -> str:
+    name, rules, load = f'"{field.rest_name}"', field.options.rules, f"v = m.{field.attribute}\n"
+    if field.many:
+        return load + _many(field)
+    if field.type.kind == "value":
+        return ""
+    quick, slow = _check(field.type, rules, name, required=rules.required)
+    if field.nullable:
+        quick = f"({quick})" if " or " in quick else quick
+        text = load + _when(" and ".join(filter(None, ["v is not None", quick])), slow)
+        return text + _when("v is None", f"missing({name}, violations)\n") * rules.required
+    if rules.required and field.type.enum is None:
+        quick = quick and f"not v or {quick}"
+    elif field.type.default in ('""', "0"):
+        quick = f"v is not {'ZERO' if field.type.default == '0' else 'EMPTY'} and ({quick})"
+    return load + _when(quick, slow)
+
+
+def _when(condition: str, text: str) -> str:
+    return f"if {condition}:\n{indented(text)}" if condition else text
+
+
+def _check(type_: Type, rules: Rules, name: str, v: str = "v", required: bool = False) -> tuple[str, str]:
+    """The condition under which a value needs the call, "" for always, and the call."""
+    kind, annotation = type_.scalar, type_.annotation
+    bounds = [f"{key}={x}" for key, x in (("low", rules.minimum), ("high", rules.maximum)) if x is not None]
+    needed = ["required=True"] * required
+    length = [str(rules.max_length)] * (rules.max_length is not None)
+    quick, check, extra = f"type({v}) is not {annotation}", "instance", [annotation]
+    if type_.enum is not None:
+        quick += f" or not {v}.number" * required
+        check, extra = "enum", [annotation, *needed]
+    elif kind == "string":
+        quick += "".join(f" or len({v}) > {most}" for most in length) + f" or not {v}.isprintable()"
+        check, extra = "text", [*length, *needed, *["multiline=True"] * rules.multiline]
+    elif annotation in RANGES:
+        low, high = RANGES[annotation]
+        low = low if rules.minimum is None else max(low, rules.minimum)
+        high = high if rules.maximum is None else min(high, rules.maximum)
+        quick = f"type({v}) is not int or not {low} <= {v} <= {high}"
+        check, extra = "int", [str(low), str(high), *needed]
+    elif annotation == "float":
+        quick, check, extra = "" if bounds else quick, "float", bounds
+    elif kind == "decimal":
+        quick, check, extra = "", "decimal", [*bounds, *needed]
+    elif kind == "bytes":
+        quick, check, extra = "" if length else quick, "bytes", length
+    elif kind in ("struct", "list_value", "raw_json"):
+        quick, check, extra = "", "json", ["list"] * (kind == "list_value")
+    elif kind == "value":
+        return "", ""
+    call = f"check_{check}({', '.join([v, name, 'violations', *extra])})\n"
+    if type_.message is not None:
+        validate = f"validate_{type_.message.snake}({v}, {name}, violations)"
+        return "", f"{validate} if type({v}) is {annotation} else {call}"
+    return quick, call
+
+
+def _many(field: Field) -> str:
+    type_, rules, name = field.type, field.options.rules, f'"{field.rest_name}"'
+    arguments = ["v", name, "violations"]
+    arguments += [f"max_items={rules.max_items}"] * (rules.max_items is not None)
+    arguments += ["required=True"] * rules.required
+    if field.key is not None:
+        at, kind, check = f"entry({name}, k)", "dict", "check_entries"
+        each = _when(*_check(field.key, Rules(max_length=rules.max_length), at, "k"))
+        each = "for k, e in v.items():\n" + indented(each + _when(*_check(type_, rules, at, "e")))
+    else:
+        at, kind, check = f'f"{field.rest_name}[{{i}}]"', "list", "check_items"
+        each = "for i, e in enumerate(v):\n" + indented(_when(*_check(type_, rules, at, "e")))
+        if type_.message is not None:
+            cls, validate = type_.annotation, f"validate_{type_.message.snake}"
+            each = f"check_messages(v, {name}, violations, {cls}, {validate})\n"
+        elif type_.kind == "value":
+            each = "pass\n"
+    some = "" if rules.required else f"(v or type(v) is not {kind}) and "
+    return _when(f"{some}{check}({', '.join(arguments)})", each)
