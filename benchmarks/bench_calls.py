@@ -1,6 +1,6 @@
-"""What does a call cost above its leaf, through three interceptors, sync and async?
+"""What does a call cost above its transport, through three interceptors, sync and async?
 
-Bare leaf calls and whole calls take turns in one run; each figure is the least of its rounds. The
+Bare transport calls and whole calls take turns in one run; each figure is the least of its rounds. The
 three interceptors are those that every client has over a network: validation, retry and error
 mapping. Run: python benchmarks/bench_calls.py [rounds]
 """
@@ -39,7 +39,7 @@ REQUEST = GetPriceRequest(id="p")
 RESPONSE = GetPriceResponse(data=RateCard(id="p"))
 
 
-class Leaf:
+class Transport:
     """Answers at once."""
 
     async def unary_unary(self, request: Any, context: Any) -> Any:
@@ -56,7 +56,7 @@ class Passing:
         return await continuation(request, context)
 
 
-LEAF = Leaf()
+LEAF = Transport()
 CHAINS: dict[str, list[Any]] = {
     "no interceptor": [],
     "three that pass": [Passing(), Passing(), Passing()],
@@ -102,7 +102,7 @@ def least(
 
 def sync_calls(chains: dict[str, list[Any]]) -> dict[str, Callable[[], Any]]:
     context = CallContext(GET_PRICE, SyncRuntime(), Metadata())
-    calls: dict[str, Callable[[], Any]] = {"leaf": lambda: drive(LEAF.unary_unary(REQUEST, context))}
+    calls: dict[str, Callable[[], Any]] = {"transport": lambda: drive(LEAF.unary_unary(REQUEST, context))}
     for name, chain in chains.items():
         channel = Channel(LEAF, chain, timeout=30.0)
         calls[name] = lambda channel=channel: channel.unary_unary(GET_PRICE, REQUEST)
@@ -111,7 +111,7 @@ def sync_calls(chains: dict[str, list[Any]]) -> dict[str, Callable[[], Any]]:
 
 def async_calls(chains: dict[str, list[Any]]) -> dict[str, Callable[[], Any]]:
     context = CallContext(GET_PRICE, AsyncRuntime(), Metadata())
-    calls: dict[str, Callable[[], Any]] = {"leaf": lambda: LEAF.unary_unary(REQUEST, context)}
+    calls: dict[str, Callable[[], Any]] = {"transport": lambda: LEAF.unary_unary(REQUEST, context)}
     for name, chain in chains.items():
         channel = AsyncChannel(LEAF, chain, timeout=30.0)
         calls[name] = lambda channel=channel: channel.unary_unary(GET_PRICE, REQUEST)
@@ -119,10 +119,10 @@ def async_calls(chains: dict[str, list[Any]]) -> dict[str, Callable[[], Any]]:
 
 
 def show(title: str, found: dict[str, float]) -> None:
-    leaf = found.pop("leaf")
-    print(f"\n{title:<28}{'µs':>8}{'above':>8}{'ratio':>8}\n{'bare leaf':<28}{leaf:>8.2f}")
+    transport = found.pop("transport")
+    print(f"\n{title:<28}{'µs':>8}{'above':>8}{'ratio':>8}\n{'bare transport':<28}{transport:>8.2f}")
     for name, micros in found.items():
-        print(f"{name:<28}{micros:>8.2f}{micros - leaf:>8.2f}{micros / leaf:>7.1f}x")
+        print(f"{name:<28}{micros:>8.2f}{micros - transport:>8.2f}{micros / transport:>7.1f}x")
 
 
 def main() -> None:
@@ -132,7 +132,7 @@ def main() -> None:
         return loop.run_until_complete(async_round(call))
 
     print(f"Least of {ROUNDS} rounds of {CALLS} calls, taking turns.")
-    print("Target: a call through three interceptors costs <= 2.5 µs above its leaf.")
+    print("Target: a call through three interceptors costs <= 2.5 µs above its transport.")
     show("sync", least(sync_calls(CHAINS), sync_round))
     show("async", least(async_calls(CHAINS), measure_async))
     show("one interceptor, sync", least(sync_calls({n: [i] for n, i in ALONE.items()}), sync_round))

@@ -21,7 +21,7 @@ from llm_cost_ops._gen.messages import CostStatus
 from llm_cost_ops.config import ClientConfig
 from llm_cost_ops.pricing.pricebook import Priced, Pricing
 from llm_cost_ops.service import open_service
-from llm_cost_ops.transports.inprocess import InProcessLeaf
+from llm_cost_ops.transports.inprocess import InProcessTransport
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 MODELS = ("gpt-4o", "gpt-4o-mini", "gpt-4.1", "o3")
@@ -42,8 +42,8 @@ def open_client(path: Path, durability: str, *, priced: bool) -> CostOpsClient:
     if not priced:
         prices: Any = service.prices
         prices.in_force = None, NoPrices()
-    leaf = InProcessLeaf(service.handler, service.aclose)
-    return CostOpsClient(config=ClientConfig(base_url="sqlite://"), leaf=leaf)
+    transport = InProcessTransport(service.handler, service.aclose)
+    return CostOpsClient(config=ClientConfig(base_url="sqlite://"), transport=transport)
 
 
 def block(client: CostOpsClient, first: int) -> list[float]:

@@ -39,9 +39,11 @@ def records(organization: str, count: int) -> Iterator[UsageRecord]:
 @contextmanager
 def server(folder: Path) -> Iterator[dict[str, str]]:
     command = [sys.executable, "-m", "llm_cost_ops.cli", "serve", "--db", str(folder / "server.db")]
-    doors = ["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
+    listeners = ["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen([*command, *doors], stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(
+        [*command, *listeners], stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
         assert process.stdout is not None
         urls: dict[str, str] = {}
         for line in process.stdout:

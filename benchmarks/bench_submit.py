@@ -95,7 +95,7 @@ async def async_submit(config: ClientConfig) -> tuple[float, float, float]:
 
 
 class Answering:
-    """A leaf that answers at once."""
+    """A transport that answers at once."""
 
     def __init__(self) -> None:
         self.response = SUBMIT_USAGE.response.type(data=UsageReceipt())
@@ -140,7 +140,7 @@ def breakdown() -> dict[str, float]:
     """The parts of a submit on memory: medians, in microseconds."""
     nowhere = UsageResource(Nowhere())
     resource, *_ = median(lambda: submit_to(nowhere))
-    answering = CostOpsClient(base_url="sqlite://", leaf=Answering())
+    answering = CostOpsClient(base_url="sqlite://", transport=Answering())
     answering._channel = answering._channel.derived(interceptors=[Retry(RetryConfig()), ErrorMapping()])
     through, *_ = median(lambda: submit_to(answering.usage))
 

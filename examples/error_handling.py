@@ -12,7 +12,7 @@ from llm_cost_ops import (
     RetryConfig,
     ValidationError,
 )
-from llm_cost_ops.testing import Fault, ScriptedLeaf, VirtualRuntime
+from llm_cost_ops.testing import Fault, ScriptedTransport, VirtualRuntime
 from llm_cost_ops.types import UsageReceipt
 
 CALL = {"organization_id": "acme", "provider": "openai", "model_id": "gpt-4o", "input_tokens": 10}
@@ -37,7 +37,7 @@ def submit(client: CostOpsClient) -> None:
 def client_of(*script: object) -> CostOpsClient:
     """A client of a server that answers by a script, and whose back-off takes no time."""
     return CostOpsClient(
-        "a-key", "https://costs.example.com", leaf=ScriptedLeaf(script), runtime=VirtualRuntime()
+        "a-key", "https://costs.example.com", transport=ScriptedTransport(script), runtime=VirtualRuntime()
     )
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 
 from llm_cost_ops import CostOpsClient, CostOpsError
-from llm_cost_ops.testing import Fault, ScriptedLeaf, VirtualRuntime, memory_client
+from llm_cost_ops.testing import Fault, ScriptedTransport, VirtualRuntime, memory_client
 from llm_cost_ops.types import UsageReceipt
 
 
@@ -42,20 +42,20 @@ def test_it_records_what_it_used() -> None:
 
 
 def test_it_survives_an_outage_of_minutes() -> None:
-    leaf = ScriptedLeaf([Fault(503, times=2, retry_after=45.0), UsageReceipt(usage_id="u-1")])
+    transport = ScriptedTransport([Fault(503, times=2, retry_after=45.0), UsageReceipt(usage_id="u-1")])
     clock = VirtualRuntime()
     started = time.monotonic()
-    client = CostOpsClient(base_url="https://costs.test", timeout=300, leaf=leaf, runtime=clock)
+    client = CostOpsClient(base_url="https://costs.test", timeout=300, transport=transport, runtime=clock)
     assert answer("hello", client) == "HELLO"
-    assert [call.attempt for call in leaf.calls] == [1, 2, 3]
+    assert [call.attempt for call in transport.calls] == [1, 2, 3]
     assert clock.monotonic() == 90.0, "two waits, as long as the server said"
     assert time.monotonic() - started < 10, "and none of them real"
-    assert len({call.idempotency_key for call in leaf.calls}) == 1
+    assert len({call.idempotency_key for call in transport.calls}) == 1
 
 
 def test_it_answers_without_a_server_too() -> None:
-    leaf = ScriptedLeaf([Fault("network")], forever=True)
-    client = CostOpsClient(base_url="https://costs.test", leaf=leaf, runtime=VirtualRuntime())
+    transport = ScriptedTransport([Fault("network")], forever=True)
+    client = CostOpsClient(base_url="https://costs.test", transport=transport, runtime=VirtualRuntime())
     assert answer("hello", client) == "HELLO"
 
 

@@ -273,8 +273,8 @@ def _parsed(body: bytes) -> Any:
 
 
 def _limit_of(error: RpcError) -> int | None:
-    told = error.metadata.get("x-ratelimit-limit") if error.metadata is not None else ""
-    if not told:
+    limit = error.metadata.get("x-ratelimit-limit") if error.metadata is not None else ""
+    if not limit:
         parsed = _parsed(error.body)
-        told = str(parsed.get("limit", "")) if isinstance(parsed, Mapping) else ""
-    return int(told) if told.isascii() and told.isdigit() and len(told) < 19 else None
+        limit = str(parsed.get("limit", "")) if isinstance(parsed, Mapping) else ""
+    return int(limit) if limit.isascii() and limit.isdigit() and len(limit) < 19 else None

@@ -1,4 +1,4 @@
-"""Channels over a scripted leaf, with the tiny service's methods and virtual time."""
+"""Channels over a scripted transport, with the tiny service's methods and virtual time."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from llm_cost_ops.rpc.channel import AsyncChannel, Channel
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.method import Cardinality, Idempotency, MethodDescriptor
-from llm_cost_ops.testing import AsyncVirtualRuntime, ScriptedLeaf, VirtualRuntime
+from llm_cost_ops.testing import AsyncVirtualRuntime, ScriptedTransport, VirtualRuntime
 from tests.tiny_service import PUT_NOTE, Note, PutNoteRequest, PutNoteResponse, codec
 
 PUT = PutNoteRequest(note=Note(id="n"))
 DONE = Note(id="n", text="done")
 
 
-def keyed(request: Any, key: str, make: Callable[[], str]) -> tuple[Any, str]:
+def fill_key(request: Any, key: str, make: Callable[[], str]) -> tuple[Any, str]:
     return request, key or make()
 
 
@@ -29,24 +29,24 @@ PUT_KEYED: MethodDescriptor[Any, Any] = MethodDescriptor(
     idempotency=Idempotency.UNKNOWN,
     request=codec(PutNoteRequest),
     response=codec(PutNoteResponse),
-    keyed=keyed,
+    fill_key=fill_key,
     unwrap="data",
 )
 
 
 def sync_channel(script: Any, *interceptors: Any, seed: int = 0, **options: Any) -> Channel:
-    leaf = script if hasattr(script, "unary_unary") else ScriptedLeaf(script)
+    transport = script if hasattr(script, "unary_unary") else ScriptedTransport(script)
     return Channel(
-        leaf,
+        transport,
         [*interceptors, ErrorMapping()],
         **{"runtime": VirtualRuntime(seed), "public_error": error_from_rpc, **options},
     )
 
 
 def async_channel(script: Any, *interceptors: Any, seed: int = 0, **options: Any) -> AsyncChannel:
-    leaf = script if hasattr(script, "unary_unary") else ScriptedLeaf(script)
+    transport = script if hasattr(script, "unary_unary") else ScriptedTransport(script)
     return AsyncChannel(
-        leaf,
+        transport,
         [*interceptors, ErrorMapping()],
         **{"runtime": AsyncVirtualRuntime(seed), "public_error": error_from_rpc, **options},
     )
@@ -58,8 +58,8 @@ def put(channel: Any, **options: Any) -> Any:
 
 def context_of(channel: Any) -> CallContext:
     """The context of the channel's last call."""
-    leaf: ScriptedLeaf = channel.core.leaf
-    return leaf.calls[-1].context
+    transport: ScriptedTransport = channel.core.transport
+    return transport.calls[-1].context
 
 
 def new_context(runtime: Any, method: Any = PUT_NOTE) -> CallContext:

@@ -1,4 +1,4 @@
-"""Behaviours for `FaultyPeer` that speak HTTP/2, rightly or wrongly, for the tests of the gRPC leaves."""
+"""Behaviours for `FaultyPeer` that speak HTTP/2, rightly or wrongly, for the tests of the gRPC transports."""
 
 from __future__ import annotations
 

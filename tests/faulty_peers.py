@@ -1,4 +1,4 @@
-"""Peers on loopback that misbehave on the socket, for the tests of every network leaf.
+"""Peers on loopback that misbehave on the socket, for the tests of every network transport.
 
 A behaviour is a function of a connected socket. `FaultyPeer` runs one in a thread per connection.
 """

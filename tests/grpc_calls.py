@@ -1,4 +1,4 @@
-"""One call of a gRPC leaf in either colour, for the tests of both."""
+"""One call of a gRPC transport in either colour, for the tests of both."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 
 from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.rpc.status import RpcError
-from llm_cost_ops.transports.grpc.client import AsyncGrpcLeaf, GrpcLeaf
+from llm_cost_ops.transports.grpc.client import AsyncGrpcTransport, GrpcTransport
 from tests.tiny_service import PUT_NOTE, Note, PutNoteRequest, context
 
 __all__ = ["PUT", "TIMEOUT", "call", "url_of"]
@@ -23,27 +23,27 @@ def url_of(peer):
 def call(colour, url, method=PUT_NOTE, request=PUT, timeout=TIMEOUT, ctx=None, **settings):
     """One call in one colour; the response or the error."""
 
-    async def run(leaf, asynchronous):
+    async def run(transport, asynchronous):
         made = ctx or context(method, timeout, asynchronous=asynchronous)
         try:
-            return await leaf.unary_unary(request, made)
+            return await transport.unary_unary(request, made)
         except RpcError as error:
             return error
 
     async def run_async():
-        leaf = AsyncGrpcLeaf(url, **settings)
+        transport = AsyncGrpcTransport(url, **settings)
         started = time.monotonic()
-        result = await run(leaf, asynchronous=True)
+        result = await run(transport, asynchronous=True)
         taken = time.monotonic() - started
-        await leaf.aclose()
+        await transport.aclose()
         return result, taken
 
     if colour == "sync":
-        leaf = GrpcLeaf(url, **settings)
+        transport = GrpcTransport(url, **settings)
         started = time.monotonic()
-        result = drive(run(leaf, asynchronous=False))
+        result = drive(run(transport, asynchronous=False))
         taken = time.monotonic() - started
-        drive(leaf.aclose())
+        drive(transport.aclose())
     else:
         result, taken = asyncio.run(run_async())
     if timeout is not None:

@@ -1283,12 +1283,14 @@ class UsageRecord(
     """The provider that served the call: an open set, lower case; known aliases are folded."""
     model_id: str = ""
     """The model that served the call."""
-    input_tokens: Int64 = 0
-    """Everything that went in: uncached, cached, cache-written, every modality, tool prompts."""
-    output_tokens: Int64 = 0
-    """Everything that came out: visible, reasoning, every modality."""
+    input_tokens: Int64 | None = None
+    """Everything that went in: uncached, cached, cache-written, every modality, tool prompts. Unset when
+    not known: a record that states no count of any kind is unpriced, where a stated 0 is 0.
+    """
+    output_tokens: Int64 | None = None
+    """Everything that came out: visible, reasoning, every modality. Unset when not known."""
     total_tokens: Int64 | None = None
-    """input_tokens + output_tokens; checked when sent, always present in answers."""
+    """input_tokens + output_tokens; checked when sent, present in answers where one of them is."""
     cached_tokens: Int64 = 0
     """Cache reads, a subset of input_tokens."""
     cache_write_tokens: Int64 = 0
@@ -1357,6 +1359,11 @@ class UsageRecord(
     """The currency of estimated_cost, ISO 4217. Output only."""
     cost_status: CostStatus = CostStatus.UNSPECIFIED
     """How sure the cost is. Output only."""
+    observation: bool = False
+    """Whether it was seen by an instrument beside the call (an SDK's hook, a proxy, a span), and another one may
+    have seen the same call: whoever comes first counts, and its key with equal counts is a duplicate whatever
+    the labels.
+    """
     unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 

@@ -74,7 +74,7 @@ from llm_cost_ops._gen.messages import (
     VerifyCostResponse,
 )
 from llm_cost_ops.rpc.method import Cardinality, HttpRule, Idempotency, MethodDescriptor, QueryField
-from llm_cost_ops.wire.keys import keyed
+from llm_cost_ops.wire.keys import fill_idempotency_key
 
 __all__ = [
     "BATCH_SUBMIT_USAGE",
@@ -273,7 +273,7 @@ CREATE_PRICE: MethodDescriptor[CreatePriceRequest, CreatePriceResponse] = Method
     request=CREATE_PRICE_REQUEST,
     response=CREATE_PRICE_RESPONSE,
     http=HttpRule("POST", "/api/v1/pricing", "*", 201, (), CREATE_PRICE_REQUEST),
-    keyed=keyed("idempotency_key"),
+    fill_key=fill_idempotency_key("idempotency_key"),
     unwrap="data",
 )
 """Adds a price card. It takes precedence over the bundled catalog from its date on; what is
@@ -335,7 +335,7 @@ SUBMIT_USAGE: MethodDescriptor[SubmitUsageRequest, SubmitUsageResponse] = Method
     request=SUBMIT_USAGE_REQUEST,
     response=SUBMIT_USAGE_RESPONSE,
     http=HttpRule("POST", "/api/v1/usage", "usage", 201, (), USAGE_RECORD),
-    keyed=keyed("usage", "idempotency_key"),
+    fill_key=fill_idempotency_key("usage", "idempotency_key"),
     unwrap="data",
 )
 """Records one LLM call. The answer comes when the record is as durable as the store promises.
@@ -352,7 +352,7 @@ BATCH_SUBMIT_USAGE: MethodDescriptor[BatchSubmitUsageRequest, BatchSubmitUsageRe
     request=BATCH_SUBMIT_USAGE_REQUEST,
     response=BATCH_SUBMIT_USAGE_RESPONSE,
     http=HttpRule("POST", "/api/v1/usage/batch", "*", 200, (), BATCH_SUBMIT_USAGE_REQUEST),
-    keyed=keyed("records", "idempotency_key"),
+    fill_key=fill_idempotency_key("records", "idempotency_key"),
     unwrap="data",
 )
 """Records many LLM calls in one transaction. A bad record harms only itself: results are per
@@ -406,7 +406,7 @@ STREAM_USAGE: MethodDescriptor[StreamUsageRequest, StreamUsageResponse] = Method
     request=STREAM_USAGE_REQUEST,
     response=STREAM_USAGE_RESPONSE,
     http=HttpRule("POST", "/api/v1/usage/stream", "usage", 200, (), USAGE_RECORD),
-    keyed=keyed("usage", "idempotency_key"),
+    fill_key=fill_idempotency_key("usage", "idempotency_key"),
 )
 """Records LLM calls as they come, and acknowledges them as they become durable. Records are written
 in batches; a bad record, even one that can't be decoded, harms only itself. While a batch is

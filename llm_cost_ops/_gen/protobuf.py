@@ -87,10 +87,10 @@ from llm_cost_ops.wire.fields import (
     keep_unknown,
     read_entry,
     read_enum,
-    respell,
+    canonicalize_tags,
     skip_field,
-    unreadable,
-    unwritable,
+    decode_error,
+    encode_error,
 )
 from llm_cost_ops.wire.structs import read_raw_json, write_raw_json
 from llm_cost_ops.wire.timestamps import read_timestamp, write_timestamp
@@ -459,7 +459,7 @@ def encode_get_analytics_request(m: GetAnalyticsRequest) -> bytes:
             i = -1
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -737,14 +737,14 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
             if t in _GET_ANALYTICS_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _GET_ANALYTICS_REQUEST_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _GET_ANALYTICS_REQUEST_TAGS)
+                data = canonicalize_tags(data, pos, end, _GET_ANALYTICS_REQUEST_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _GET_ANALYTICS_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _GET_ANALYTICS_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -803,7 +803,7 @@ def encode_metric_values(m: MetricValues) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -921,14 +921,14 @@ def _read_metric_values(data: bytes, pos: int, end: int, depth: int, m: MetricVa
             if t in _METRIC_VALUES_NAMES: continue
             s = skip_field(data, pos, end, _METRIC_VALUES_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _METRIC_VALUES_TAGS)
+                data = canonicalize_tags(data, pos, end, _METRIC_VALUES_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _METRIC_VALUES_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _METRIC_VALUES_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -967,7 +967,7 @@ def encode_time_series_point(m: TimeSeriesPoint) -> bytes:
             i = -1
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -1025,14 +1025,14 @@ def _read_time_series_point(data: bytes, pos: int, end: int, depth: int, m: Time
             if t in _TIME_SERIES_POINT_NAMES: continue
             s = skip_field(data, pos, end, _TIME_SERIES_POINT_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _TIME_SERIES_POINT_TAGS)
+                data = canonicalize_tags(data, pos, end, _TIME_SERIES_POINT_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _TIME_SERIES_POINT_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _TIME_SERIES_POINT_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -1085,7 +1085,7 @@ def encode_analytics_summary(m: AnalyticsSummary) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -1181,14 +1181,14 @@ def _read_analytics_summary(data: bytes, pos: int, end: int, depth: int, m: Anal
             if t in _ANALYTICS_SUMMARY_NAMES: continue
             s = skip_field(data, pos, end, _ANALYTICS_SUMMARY_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _ANALYTICS_SUMMARY_TAGS)
+                data = canonicalize_tags(data, pos, end, _ANALYTICS_SUMMARY_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _ANALYTICS_SUMMARY_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _ANALYTICS_SUMMARY_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -1237,7 +1237,7 @@ def encode_analytics(m: Analytics) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -1317,14 +1317,14 @@ def _read_analytics(data: bytes, pos: int, end: int, depth: int, m: Analytics | 
             if t in _ANALYTICS_NAMES: continue
             s = skip_field(data, pos, end, _ANALYTICS_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _ANALYTICS_TAGS)
+                data = canonicalize_tags(data, pos, end, _ANALYTICS_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _ANALYTICS_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _ANALYTICS_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -1355,7 +1355,7 @@ def encode_get_analytics_response(m: GetAnalyticsResponse) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -1398,14 +1398,14 @@ def _read_get_analytics_response(data: bytes, pos: int, end: int, depth: int, m:
             if t in _GET_ANALYTICS_RESPONSE_NAMES: continue
             s = skip_field(data, pos, end, _GET_ANALYTICS_RESPONSE_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _GET_ANALYTICS_RESPONSE_TAGS)
+                data = canonicalize_tags(data, pos, end, _GET_ANALYTICS_RESPONSE_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _GET_ANALYTICS_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _GET_ANALYTICS_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -1465,7 +1465,7 @@ def encode_cost_line(m: CostLine) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -1571,14 +1571,14 @@ def _read_cost_line(data: bytes, pos: int, end: int, depth: int, m: CostLine | N
             if t in _COST_LINE_NAMES: continue
             s = skip_field(data, pos, end, _COST_LINE_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _COST_LINE_TAGS)
+                data = canonicalize_tags(data, pos, end, _COST_LINE_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _COST_LINE_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _COST_LINE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -1696,7 +1696,7 @@ def encode_cost_record(m: CostRecord) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -1912,14 +1912,14 @@ def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord
             if t in _COST_RECORD_NAMES: continue
             s = skip_field(data, pos, end, _COST_RECORD_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _COST_RECORD_TAGS)
+                data = canonicalize_tags(data, pos, end, _COST_RECORD_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _COST_RECORD_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _COST_RECORD_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -1948,7 +1948,7 @@ def encode_group_key(m: GroupKey) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -1989,14 +1989,14 @@ def _read_group_key(data: bytes, pos: int, end: int, depth: int, m: GroupKey | N
             if t in _GROUP_KEY_NAMES: continue
             s = skip_field(data, pos, end, _GROUP_KEY_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _GROUP_KEY_TAGS)
+                data = canonicalize_tags(data, pos, end, _GROUP_KEY_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _GROUP_KEY_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _GROUP_KEY_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -2146,7 +2146,7 @@ def encode_get_cost_summary_request(m: GetCostSummaryRequest) -> bytes:
             i = -1
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -2398,14 +2398,14 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
             if t in _GET_COST_SUMMARY_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _GET_COST_SUMMARY_REQUEST_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _GET_COST_SUMMARY_REQUEST_TAGS)
+                data = canonicalize_tags(data, pos, end, _GET_COST_SUMMARY_REQUEST_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _GET_COST_SUMMARY_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _GET_COST_SUMMARY_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -2473,7 +2473,7 @@ def encode_cost_group(m: CostGroup) -> bytes:
             w(SHORT[v10] if 0 <= v10 < 16384 else int64(v10))
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -2606,14 +2606,14 @@ def _read_cost_group(data: bytes, pos: int, end: int, depth: int, m: CostGroup |
             if t in _COST_GROUP_NAMES: continue
             s = skip_field(data, pos, end, _COST_GROUP_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _COST_GROUP_TAGS)
+                data = canonicalize_tags(data, pos, end, _COST_GROUP_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _COST_GROUP_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _COST_GROUP_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -2646,7 +2646,7 @@ def encode_currency_total(m: CurrencyTotal) -> bytes:
             w(SHORT[v3] if 0 <= v3 < 16384 else int64(v3))
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -2698,14 +2698,14 @@ def _read_currency_total(data: bytes, pos: int, end: int, depth: int, m: Currenc
             if t in _CURRENCY_TOTAL_NAMES: continue
             s = skip_field(data, pos, end, _CURRENCY_TOTAL_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _CURRENCY_TOTAL_TAGS)
+                data = canonicalize_tags(data, pos, end, _CURRENCY_TOTAL_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _CURRENCY_TOTAL_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _CURRENCY_TOTAL_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -2785,7 +2785,7 @@ def encode_cost_summary(m: CostSummary) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -2934,14 +2934,14 @@ def _read_cost_summary(data: bytes, pos: int, end: int, depth: int, m: CostSumma
             if t in _COST_SUMMARY_NAMES: continue
             s = skip_field(data, pos, end, _COST_SUMMARY_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _COST_SUMMARY_TAGS)
+                data = canonicalize_tags(data, pos, end, _COST_SUMMARY_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _COST_SUMMARY_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _COST_SUMMARY_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -2972,7 +2972,7 @@ def encode_get_cost_summary_response(m: GetCostSummaryResponse) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -3015,14 +3015,14 @@ def _read_get_cost_summary_response(data: bytes, pos: int, end: int, depth: int,
             if t in _GET_COST_SUMMARY_RESPONSE_NAMES: continue
             s = skip_field(data, pos, end, _GET_COST_SUMMARY_RESPONSE_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _GET_COST_SUMMARY_RESPONSE_TAGS)
+                data = canonicalize_tags(data, pos, end, _GET_COST_SUMMARY_RESPONSE_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _GET_COST_SUMMARY_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _GET_COST_SUMMARY_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -3045,7 +3045,7 @@ def encode_get_cost_request(m: GetCostRequest) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -3075,14 +3075,14 @@ def _read_get_cost_request(data: bytes, pos: int, end: int, depth: int, m: GetCo
             if t in _GET_COST_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _GET_COST_REQUEST_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _GET_COST_REQUEST_TAGS)
+                data = canonicalize_tags(data, pos, end, _GET_COST_REQUEST_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _GET_COST_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _GET_COST_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -3113,7 +3113,7 @@ def encode_get_cost_response(m: GetCostResponse) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -3156,14 +3156,14 @@ def _read_get_cost_response(data: bytes, pos: int, end: int, depth: int, m: GetC
             if t in _GET_COST_RESPONSE_NAMES: continue
             s = skip_field(data, pos, end, _GET_COST_RESPONSE_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _GET_COST_RESPONSE_TAGS)
+                data = canonicalize_tags(data, pos, end, _GET_COST_RESPONSE_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _GET_COST_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _GET_COST_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -3186,7 +3186,7 @@ def encode_verify_cost_request(m: VerifyCostRequest) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -3216,14 +3216,14 @@ def _read_verify_cost_request(data: bytes, pos: int, end: int, depth: int, m: Ve
             if t in _VERIFY_COST_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _VERIFY_COST_REQUEST_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _VERIFY_COST_REQUEST_TAGS)
+                data = canonicalize_tags(data, pos, end, _VERIFY_COST_REQUEST_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _VERIFY_COST_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _VERIFY_COST_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -3263,7 +3263,7 @@ def encode_cost_verification(m: CostVerification) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -3327,14 +3327,14 @@ def _read_cost_verification(data: bytes, pos: int, end: int, depth: int, m: Cost
             if t in _COST_VERIFICATION_NAMES: continue
             s = skip_field(data, pos, end, _COST_VERIFICATION_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _COST_VERIFICATION_TAGS)
+                data = canonicalize_tags(data, pos, end, _COST_VERIFICATION_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _COST_VERIFICATION_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _COST_VERIFICATION_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -3365,7 +3365,7 @@ def encode_verify_cost_response(m: VerifyCostResponse) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -3408,14 +3408,14 @@ def _read_verify_cost_response(data: bytes, pos: int, end: int, depth: int, m: V
             if t in _VERIFY_COST_RESPONSE_NAMES: continue
             s = skip_field(data, pos, end, _VERIFY_COST_RESPONSE_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _VERIFY_COST_RESPONSE_TAGS)
+                data = canonicalize_tags(data, pos, end, _VERIFY_COST_RESPONSE_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _VERIFY_COST_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _VERIFY_COST_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -3439,7 +3439,7 @@ def encode_estimate_cost_request(m: EstimateCostRequest) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -3470,14 +3470,14 @@ def _read_estimate_cost_request(data: bytes, pos: int, end: int, depth: int, m: 
             if t in _ESTIMATE_COST_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _ESTIMATE_COST_REQUEST_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _ESTIMATE_COST_REQUEST_TAGS)
+                data = canonicalize_tags(data, pos, end, _ESTIMATE_COST_REQUEST_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _ESTIMATE_COST_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _ESTIMATE_COST_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -3508,7 +3508,7 @@ def encode_estimate_cost_response(m: EstimateCostResponse) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -3551,14 +3551,14 @@ def _read_estimate_cost_response(data: bytes, pos: int, end: int, depth: int, m:
             if t in _ESTIMATE_COST_RESPONSE_NAMES: continue
             s = skip_field(data, pos, end, _ESTIMATE_COST_RESPONSE_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _ESTIMATE_COST_RESPONSE_TAGS)
+                data = canonicalize_tags(data, pos, end, _ESTIMATE_COST_RESPONSE_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _ESTIMATE_COST_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _ESTIMATE_COST_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -3703,7 +3703,7 @@ def encode_reprice_usage_request(m: RepriceUsageRequest) -> bytes:
             i = -1
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -3951,14 +3951,14 @@ def _read_reprice_usage_request(data: bytes, pos: int, end: int, depth: int, m: 
             if t in _REPRICE_USAGE_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _REPRICE_USAGE_REQUEST_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _REPRICE_USAGE_REQUEST_TAGS)
+                data = canonicalize_tags(data, pos, end, _REPRICE_USAGE_REQUEST_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _REPRICE_USAGE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _REPRICE_USAGE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -4023,7 +4023,7 @@ def encode_reprice_difference(m: RepriceDifference) -> bytes:
             w(SHORT[v9] if 0 <= v9 < 16384 else int64(v9))
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -4141,14 +4141,14 @@ def _read_reprice_difference(data: bytes, pos: int, end: int, depth: int, m: Rep
             if t in _REPRICE_DIFFERENCE_NAMES: continue
             s = skip_field(data, pos, end, _REPRICE_DIFFERENCE_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _REPRICE_DIFFERENCE_TAGS)
+                data = canonicalize_tags(data, pos, end, _REPRICE_DIFFERENCE_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _REPRICE_DIFFERENCE_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _REPRICE_DIFFERENCE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -4185,7 +4185,7 @@ def encode_reprice_report(m: RepriceReport) -> bytes:
             i = -1
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -4251,14 +4251,14 @@ def _read_reprice_report(data: bytes, pos: int, end: int, depth: int, m: Reprice
             if t in _REPRICE_REPORT_NAMES: continue
             s = skip_field(data, pos, end, _REPRICE_REPORT_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _REPRICE_REPORT_TAGS)
+                data = canonicalize_tags(data, pos, end, _REPRICE_REPORT_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _REPRICE_REPORT_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _REPRICE_REPORT_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -4289,7 +4289,7 @@ def encode_reprice_usage_response(m: RepriceUsageResponse) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -4332,14 +4332,14 @@ def _read_reprice_usage_response(data: bytes, pos: int, end: int, depth: int, m:
             if t in _REPRICE_USAGE_RESPONSE_NAMES: continue
             s = skip_field(data, pos, end, _REPRICE_USAGE_RESPONSE_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _REPRICE_USAGE_RESPONSE_TAGS)
+                data = canonicalize_tags(data, pos, end, _REPRICE_USAGE_RESPONSE_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _REPRICE_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _REPRICE_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -4372,7 +4372,7 @@ def encode_component_health(m: ComponentHealth) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -4423,14 +4423,14 @@ def _read_component_health(data: bytes, pos: int, end: int, depth: int, m: Compo
             if t in _COMPONENT_HEALTH_NAMES: continue
             s = skip_field(data, pos, end, _COMPONENT_HEALTH_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _COMPONENT_HEALTH_TAGS)
+                data = canonicalize_tags(data, pos, end, _COMPONENT_HEALTH_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _COMPONENT_HEALTH_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _COMPONENT_HEALTH_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -4447,7 +4447,7 @@ def encode_get_health_request(m: GetHealthRequest) -> bytes:
     try:
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -4466,14 +4466,14 @@ def _read_get_health_request(data: bytes, pos: int, end: int, depth: int, m: Get
             if t in _GET_HEALTH_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _GET_HEALTH_REQUEST_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _GET_HEALTH_REQUEST_TAGS)
+                data = canonicalize_tags(data, pos, end, _GET_HEALTH_REQUEST_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _GET_HEALTH_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _GET_HEALTH_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -4513,7 +4513,7 @@ def encode_get_health_response(m: GetHealthResponse) -> bytes:
             i = -1
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -4573,14 +4573,14 @@ def _read_get_health_response(data: bytes, pos: int, end: int, depth: int, m: Ge
             if t in _GET_HEALTH_RESPONSE_NAMES: continue
             s = skip_field(data, pos, end, _GET_HEALTH_RESPONSE_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _GET_HEALTH_RESPONSE_TAGS)
+                data = canonicalize_tags(data, pos, end, _GET_HEALTH_RESPONSE_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _GET_HEALTH_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _GET_HEALTH_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -4597,7 +4597,7 @@ def encode_get_readiness_request(m: GetReadinessRequest) -> bytes:
     try:
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -4616,14 +4616,14 @@ def _read_get_readiness_request(data: bytes, pos: int, end: int, depth: int, m: 
             if t in _GET_READINESS_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _GET_READINESS_REQUEST_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _GET_READINESS_REQUEST_TAGS)
+                data = canonicalize_tags(data, pos, end, _GET_READINESS_REQUEST_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _GET_READINESS_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _GET_READINESS_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -4663,7 +4663,7 @@ def encode_get_readiness_response(m: GetReadinessResponse) -> bytes:
             i = -1
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -4723,14 +4723,14 @@ def _read_get_readiness_response(data: bytes, pos: int, end: int, depth: int, m:
             if t in _GET_READINESS_RESPONSE_NAMES: continue
             s = skip_field(data, pos, end, _GET_READINESS_RESPONSE_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _GET_READINESS_RESPONSE_TAGS)
+                data = canonicalize_tags(data, pos, end, _GET_READINESS_RESPONSE_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _GET_READINESS_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _GET_READINESS_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -4779,7 +4779,7 @@ def encode_pagination(m: Pagination) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -4884,14 +4884,14 @@ def _read_pagination(data: bytes, pos: int, end: int, depth: int, m: Pagination 
             if t in _PAGINATION_NAMES: continue
             s = skip_field(data, pos, end, _PAGINATION_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _PAGINATION_TAGS)
+                data = canonicalize_tags(data, pos, end, _PAGINATION_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _PAGINATION_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _PAGINATION_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -4914,7 +4914,7 @@ def encode_response_meta(m: ResponseMeta) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -4944,14 +4944,14 @@ def _read_response_meta(data: bytes, pos: int, end: int, depth: int, m: Response
             if t in _RESPONSE_META_NAMES: continue
             s = skip_field(data, pos, end, _RESPONSE_META_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _RESPONSE_META_TAGS)
+                data = canonicalize_tags(data, pos, end, _RESPONSE_META_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _RESPONSE_META_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _RESPONSE_META_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -4980,7 +4980,7 @@ def encode_field_violation(m: FieldViolation) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -5021,14 +5021,14 @@ def _read_field_violation(data: bytes, pos: int, end: int, depth: int, m: FieldV
             if t in _FIELD_VIOLATION_NAMES: continue
             s = skip_field(data, pos, end, _FIELD_VIOLATION_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _FIELD_VIOLATION_TAGS)
+                data = canonicalize_tags(data, pos, end, _FIELD_VIOLATION_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _FIELD_VIOLATION_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _FIELD_VIOLATION_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -5058,7 +5058,7 @@ def encode_price_tier(m: PriceTier) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -5109,14 +5109,14 @@ def _read_price_tier(data: bytes, pos: int, end: int, depth: int, m: PriceTier |
             if t in _PRICE_TIER_NAMES: continue
             s = skip_field(data, pos, end, _PRICE_TIER_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _PRICE_TIER_TAGS)
+                data = canonicalize_tags(data, pos, end, _PRICE_TIER_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _PRICE_TIER_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _PRICE_TIER_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -5166,7 +5166,7 @@ def encode_rate(m: Rate) -> bytes:
             w(SHORT[v6] if 0 <= v6 < 16384 else int64(v6))
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -5255,14 +5255,14 @@ def _read_rate(data: bytes, pos: int, end: int, depth: int, m: Rate | None) -> R
             if t in _RATE_NAMES: continue
             s = skip_field(data, pos, end, _RATE_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _RATE_TAGS)
+                data = canonicalize_tags(data, pos, end, _RATE_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _RATE_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _RATE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -5303,7 +5303,7 @@ def encode_time_window(m: TimeWindow) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -5384,14 +5384,14 @@ def _read_time_window(data: bytes, pos: int, end: int, depth: int, m: TimeWindow
             if t in _TIME_WINDOW_NAMES: continue
             s = skip_field(data, pos, end, _TIME_WINDOW_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _TIME_WINDOW_TAGS)
+                data = canonicalize_tags(data, pos, end, _TIME_WINDOW_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _TIME_WINDOW_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _TIME_WINDOW_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -5423,7 +5423,7 @@ def encode_price_multiplier(m: PriceMultiplier) -> bytes:
             w(b"\x18\x01" if v3 else b"\x18\x00")
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -5474,14 +5474,14 @@ def _read_price_multiplier(data: bytes, pos: int, end: int, depth: int, m: Price
             if t in _PRICE_MULTIPLIER_NAMES: continue
             s = skip_field(data, pos, end, _PRICE_MULTIPLIER_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _PRICE_MULTIPLIER_TAGS)
+                data = canonicalize_tags(data, pos, end, _PRICE_MULTIPLIER_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _PRICE_MULTIPLIER_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _PRICE_MULTIPLIER_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -5651,7 +5651,7 @@ def encode_rate_card(m: RateCard) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -5972,14 +5972,14 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
             if t in _RATE_CARD_NAMES: continue
             s = skip_field(data, pos, end, _RATE_CARD_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _RATE_CARD_TAGS)
+                data = canonicalize_tags(data, pos, end, _RATE_CARD_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _RATE_CARD_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _RATE_CARD_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -6123,7 +6123,7 @@ def encode_create_price_request(m: CreatePriceRequest) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -6381,14 +6381,14 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
             if t in _CREATE_PRICE_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _CREATE_PRICE_REQUEST_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _CREATE_PRICE_REQUEST_TAGS)
+                data = canonicalize_tags(data, pos, end, _CREATE_PRICE_REQUEST_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _CREATE_PRICE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _CREATE_PRICE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -6419,7 +6419,7 @@ def encode_create_price_response(m: CreatePriceResponse) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -6462,14 +6462,14 @@ def _read_create_price_response(data: bytes, pos: int, end: int, depth: int, m: 
             if t in _CREATE_PRICE_RESPONSE_NAMES: continue
             s = skip_field(data, pos, end, _CREATE_PRICE_RESPONSE_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _CREATE_PRICE_RESPONSE_TAGS)
+                data = canonicalize_tags(data, pos, end, _CREATE_PRICE_RESPONSE_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _CREATE_PRICE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _CREATE_PRICE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -6492,7 +6492,7 @@ def encode_get_price_request(m: GetPriceRequest) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -6522,14 +6522,14 @@ def _read_get_price_request(data: bytes, pos: int, end: int, depth: int, m: GetP
             if t in _GET_PRICE_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _GET_PRICE_REQUEST_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _GET_PRICE_REQUEST_TAGS)
+                data = canonicalize_tags(data, pos, end, _GET_PRICE_REQUEST_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _GET_PRICE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _GET_PRICE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -6560,7 +6560,7 @@ def encode_get_price_response(m: GetPriceResponse) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -6603,14 +6603,14 @@ def _read_get_price_response(data: bytes, pos: int, end: int, depth: int, m: Get
             if t in _GET_PRICE_RESPONSE_NAMES: continue
             s = skip_field(data, pos, end, _GET_PRICE_RESPONSE_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _GET_PRICE_RESPONSE_TAGS)
+                data = canonicalize_tags(data, pos, end, _GET_PRICE_RESPONSE_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _GET_PRICE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _GET_PRICE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -6679,7 +6679,7 @@ def encode_list_prices_request(m: ListPricesRequest) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -6802,14 +6802,14 @@ def _read_list_prices_request(data: bytes, pos: int, end: int, depth: int, m: Li
             if t in _LIST_PRICES_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _LIST_PRICES_REQUEST_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _LIST_PRICES_REQUEST_TAGS)
+                data = canonicalize_tags(data, pos, end, _LIST_PRICES_REQUEST_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _LIST_PRICES_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _LIST_PRICES_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -6849,7 +6849,7 @@ def encode_list_prices_response(m: ListPricesResponse) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -6907,14 +6907,14 @@ def _read_list_prices_response(data: bytes, pos: int, end: int, depth: int, m: L
             if t in _LIST_PRICES_RESPONSE_NAMES: continue
             s = skip_field(data, pos, end, _LIST_PRICES_RESPONSE_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _LIST_PRICES_RESPONSE_TAGS)
+                data = canonicalize_tags(data, pos, end, _LIST_PRICES_RESPONSE_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _LIST_PRICES_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _LIST_PRICES_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -6967,7 +6967,7 @@ def encode_modality_tokens(m: ModalityTokens) -> bytes:
             w(SHORT[v9] if 0 <= v9 < 16384 else int64(v9))
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -7085,19 +7085,19 @@ def _read_modality_tokens(data: bytes, pos: int, end: int, depth: int, m: Modali
             if t in _MODALITY_TOKENS_NAMES: continue
             s = skip_field(data, pos, end, _MODALITY_TOKENS_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _MODALITY_TOKENS_TAGS)
+                data = canonicalize_tags(data, pos, end, _MODALITY_TOKENS_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _MODALITY_TOKENS_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _MODALITY_TOKENS_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_USAGE_RECORD_NAMES: dict[int, tuple[str, str]] = {10: ("id", ""), 18: ("idempotency_key", ""), 26: ("organization_id", ""), 34: ("provider", ""), 42: ("model_id", ""), 48: ("input_tokens", ""), 56: ("output_tokens", ""), 64: ("total_tokens", ""), 72: ("cached_tokens", ""), 80: ("cache_write_tokens", ""), 88: ("cache_write_extended_tokens", ""), 96: ("reasoning_tokens", ""), 106: ("timestamp", ""), 114: ("service_tier", ""), 122: ("processing", ""), 258: ("region", ""), 266: ("speed", ""), 274: ("modality", ""), 282: ("meters", ""), 288: ("request_count", ""), 296: ("operation", ""), 304: ("outcome", ""), 312: ("quality", ""), 322: ("requested_model_id", ""), 330: ("project_id", ""), 338: ("user_id", ""), 346: ("tags", "tags"), 354: ("labels", ""), 362: ("session_id", ""), 370: ("trace_id", ""), 378: ("span_id", ""), 386: ("retry_of_id", ""), 392: ("latency_ms", ""), 400: ("time_to_first_token_ms", ""), 410: ("reported_cost", ""), 418: ("reported_currency", ""), 426: ("metadata", ""), 434: ("source", ""), 442: ("ingested_at", ""), 450: ("estimated_cost", ""), 458: ("currency", ""), 464: ("cost_status", "")}
-_USAGE_RECORD_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 48, 56, 64, 72, 80, 88, 96, 106, 114, 122, 130, 138, 146, 154, 160, 168, 176, 184, 194, 202, 210, 218, 226, 234, 242, 250, 258, 264, 272, 282, 290, 298, 306, 314, 322, 330, 336])
+_USAGE_RECORD_NAMES: dict[int, tuple[str, str]] = {10: ("id", ""), 18: ("idempotency_key", ""), 26: ("organization_id", ""), 34: ("provider", ""), 42: ("model_id", ""), 48: ("input_tokens", ""), 56: ("output_tokens", ""), 64: ("total_tokens", ""), 72: ("cached_tokens", ""), 80: ("cache_write_tokens", ""), 88: ("cache_write_extended_tokens", ""), 96: ("reasoning_tokens", ""), 106: ("timestamp", ""), 114: ("service_tier", ""), 122: ("processing", ""), 258: ("region", ""), 266: ("speed", ""), 274: ("modality", ""), 282: ("meters", ""), 288: ("request_count", ""), 296: ("operation", ""), 304: ("outcome", ""), 312: ("quality", ""), 322: ("requested_model_id", ""), 330: ("project_id", ""), 338: ("user_id", ""), 346: ("tags", "tags"), 354: ("labels", ""), 362: ("session_id", ""), 370: ("trace_id", ""), 378: ("span_id", ""), 386: ("retry_of_id", ""), 392: ("latency_ms", ""), 400: ("time_to_first_token_ms", ""), 410: ("reported_cost", ""), 418: ("reported_currency", ""), 426: ("metadata", ""), 434: ("source", ""), 442: ("ingested_at", ""), 450: ("estimated_cost", ""), 458: ("currency", ""), 464: ("cost_status", ""), 472: ("observation", "")}
+_USAGE_RECORD_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 48, 56, 64, 72, 80, 88, 96, 106, 114, 122, 130, 138, 146, 154, 160, 168, 176, 184, 194, 202, 210, 218, 226, 234, 242, 250, 258, 264, 272, 282, 290, 298, 306, 314, 322, 330, 336, 344])
 
 
 def encode_usage_record(m: UsageRecord) -> bytes:
@@ -7137,11 +7137,11 @@ def encode_usage_record(m: UsageRecord) -> bytes:
             n = len(b)
             w(_T2A[n] if n < 128 else b"\x2a" + varint(n))
             w(b)
-        if v6 := m.input_tokens:
+        if (v6 := m.input_tokens) is not None:
             at = "input_tokens"
             w(b"\x30")
             w(SHORT[v6] if 0 <= v6 < 16384 else int64(v6))
-        if v7 := m.output_tokens:
+        if (v7 := m.output_tokens) is not None:
             at = "output_tokens"
             w(b"\x38")
             w(SHORT[v7] if 0 <= v7 < 16384 else int64(v7))
@@ -7346,9 +7346,12 @@ def encode_usage_record(m: UsageRecord) -> bytes:
             at = "cost_status"
             w(b"\xd0\x02")
             w(_COST_STATUS_VARINTS.get(v42) or enum_varint(CostStatus, v42))
+        if v43 := m.observation:
+            at = "observation"
+            w(b"\xd8\x02\x01" if v43 else b"\xd8\x02\x00")
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -7872,17 +7875,28 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 if pos >= end: break
                 t = data[pos]
                 if t > 127: t += data[pos + 1] << 7
+            if t == 472:
+                n = data[pos + 2]
+                if n < 128: pos = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; pos = pos + 4
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                m.observation = n != 0
+                if pos >= end: break
+                t = data[pos]
+                if t > 127: t += data[pos + 1] << 7
             if t in _USAGE_RECORD_NAMES: continue
             s = skip_field(data, pos, end, _USAGE_RECORD_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _USAGE_RECORD_TAGS)
+                data = canonicalize_tags(data, pos, end, _USAGE_RECORD_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _USAGE_RECORD_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _USAGE_RECORD_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -7906,7 +7920,7 @@ def encode_submit_usage_request(m: SubmitUsageRequest) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -7937,14 +7951,14 @@ def _read_submit_usage_request(data: bytes, pos: int, end: int, depth: int, m: S
             if t in _SUBMIT_USAGE_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _SUBMIT_USAGE_REQUEST_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _SUBMIT_USAGE_REQUEST_TAGS)
+                data = canonicalize_tags(data, pos, end, _SUBMIT_USAGE_REQUEST_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _SUBMIT_USAGE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _SUBMIT_USAGE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -7998,7 +8012,7 @@ def encode_usage_receipt(m: UsageReceipt) -> bytes:
             w(b"\x38\x01" if v7 else b"\x38\x00")
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -8093,14 +8107,14 @@ def _read_usage_receipt(data: bytes, pos: int, end: int, depth: int, m: UsageRec
             if t in _USAGE_RECEIPT_NAMES: continue
             s = skip_field(data, pos, end, _USAGE_RECEIPT_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _USAGE_RECEIPT_TAGS)
+                data = canonicalize_tags(data, pos, end, _USAGE_RECEIPT_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _USAGE_RECEIPT_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _USAGE_RECEIPT_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -8131,7 +8145,7 @@ def encode_submit_usage_response(m: SubmitUsageResponse) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -8174,14 +8188,14 @@ def _read_submit_usage_response(data: bytes, pos: int, end: int, depth: int, m: 
             if t in _SUBMIT_USAGE_RESPONSE_NAMES: continue
             s = skip_field(data, pos, end, _SUBMIT_USAGE_RESPONSE_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _SUBMIT_USAGE_RESPONSE_TAGS)
+                data = canonicalize_tags(data, pos, end, _SUBMIT_USAGE_RESPONSE_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _SUBMIT_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _SUBMIT_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -8207,7 +8221,7 @@ def encode_batch_submit_usage_request(m: BatchSubmitUsageRequest) -> bytes:
             i = -1
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -8241,14 +8255,14 @@ def _read_batch_submit_usage_request(data: bytes, pos: int, end: int, depth: int
             if t in _BATCH_SUBMIT_USAGE_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _BATCH_SUBMIT_USAGE_REQUEST_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _BATCH_SUBMIT_USAGE_REQUEST_TAGS)
+                data = canonicalize_tags(data, pos, end, _BATCH_SUBMIT_USAGE_REQUEST_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _BATCH_SUBMIT_USAGE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _BATCH_SUBMIT_USAGE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -8286,7 +8300,7 @@ def encode_record_error(m: RecordError) -> bytes:
             i = -1
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -8342,14 +8356,14 @@ def _read_record_error(data: bytes, pos: int, end: int, depth: int, m: RecordErr
             if t in _RECORD_ERROR_NAMES: continue
             s = skip_field(data, pos, end, _RECORD_ERROR_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _RECORD_ERROR_TAGS)
+                data = canonicalize_tags(data, pos, end, _RECORD_ERROR_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _RECORD_ERROR_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _RECORD_ERROR_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -8384,7 +8398,7 @@ def encode_submit_result(m: SubmitResult) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -8437,14 +8451,14 @@ def _read_submit_result(data: bytes, pos: int, end: int, depth: int, m: SubmitRe
             if t in _SUBMIT_RESULT_NAMES: continue
             s = skip_field(data, pos, end, _SUBMIT_RESULT_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _SUBMIT_RESULT_TAGS)
+                data = canonicalize_tags(data, pos, end, _SUBMIT_RESULT_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _SUBMIT_RESULT_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _SUBMIT_RESULT_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -8486,7 +8500,7 @@ def encode_batch_receipt(m: BatchReceipt) -> bytes:
             w(SHORT[v5] if 0 <= v5 < 16384 else int32(v5))
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -8564,14 +8578,14 @@ def _read_batch_receipt(data: bytes, pos: int, end: int, depth: int, m: BatchRec
             if t in _BATCH_RECEIPT_NAMES: continue
             s = skip_field(data, pos, end, _BATCH_RECEIPT_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _BATCH_RECEIPT_TAGS)
+                data = canonicalize_tags(data, pos, end, _BATCH_RECEIPT_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _BATCH_RECEIPT_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _BATCH_RECEIPT_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -8602,7 +8616,7 @@ def encode_batch_submit_usage_response(m: BatchSubmitUsageResponse) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -8645,14 +8659,14 @@ def _read_batch_submit_usage_response(data: bytes, pos: int, end: int, depth: in
             if t in _BATCH_SUBMIT_USAGE_RESPONSE_NAMES: continue
             s = skip_field(data, pos, end, _BATCH_SUBMIT_USAGE_RESPONSE_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _BATCH_SUBMIT_USAGE_RESPONSE_TAGS)
+                data = canonicalize_tags(data, pos, end, _BATCH_SUBMIT_USAGE_RESPONSE_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _BATCH_SUBMIT_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _BATCH_SUBMIT_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -8814,7 +8828,7 @@ def encode_list_usage_request(m: ListUsageRequest) -> bytes:
             i = -1
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -9099,14 +9113,14 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
             if t in _LIST_USAGE_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _LIST_USAGE_REQUEST_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _LIST_USAGE_REQUEST_TAGS)
+                data = canonicalize_tags(data, pos, end, _LIST_USAGE_REQUEST_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _LIST_USAGE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _LIST_USAGE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -9146,7 +9160,7 @@ def encode_list_usage_response(m: ListUsageResponse) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -9204,14 +9218,14 @@ def _read_list_usage_response(data: bytes, pos: int, end: int, depth: int, m: Li
             if t in _LIST_USAGE_RESPONSE_NAMES: continue
             s = skip_field(data, pos, end, _LIST_USAGE_RESPONSE_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _LIST_USAGE_RESPONSE_TAGS)
+                data = canonicalize_tags(data, pos, end, _LIST_USAGE_RESPONSE_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _LIST_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _LIST_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -9235,7 +9249,7 @@ def encode_stream_usage_request(m: StreamUsageRequest) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -9266,14 +9280,14 @@ def _read_stream_usage_request(data: bytes, pos: int, end: int, depth: int, m: S
             if t in _STREAM_USAGE_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _STREAM_USAGE_REQUEST_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _STREAM_USAGE_REQUEST_TAGS)
+                data = canonicalize_tags(data, pos, end, _STREAM_USAGE_REQUEST_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _STREAM_USAGE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _STREAM_USAGE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -9305,7 +9319,7 @@ def encode_stream_problem(m: StreamProblem) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -9357,14 +9371,14 @@ def _read_stream_problem(data: bytes, pos: int, end: int, depth: int, m: StreamP
             if t in _STREAM_PROBLEM_NAMES: continue
             s = skip_field(data, pos, end, _STREAM_PROBLEM_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _STREAM_PROBLEM_TAGS)
+                data = canonicalize_tags(data, pos, end, _STREAM_PROBLEM_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _STREAM_PROBLEM_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _STREAM_PROBLEM_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -9402,7 +9416,7 @@ def encode_stream_usage_response(m: StreamUsageResponse) -> bytes:
             i = -1
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -9469,14 +9483,14 @@ def _read_stream_usage_response(data: bytes, pos: int, end: int, depth: int, m: 
             if t in _STREAM_USAGE_RESPONSE_NAMES: continue
             s = skip_field(data, pos, end, _STREAM_USAGE_RESPONSE_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _STREAM_USAGE_RESPONSE_TAGS)
+                data = canonicalize_tags(data, pos, end, _STREAM_USAGE_RESPONSE_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _STREAM_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _STREAM_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -9618,7 +9632,7 @@ def encode_export_usage_request(m: ExportUsageRequest) -> bytes:
             i = -1
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -9855,14 +9869,14 @@ def _read_export_usage_request(data: bytes, pos: int, end: int, depth: int, m: E
             if t in _EXPORT_USAGE_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _EXPORT_USAGE_REQUEST_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _EXPORT_USAGE_REQUEST_TAGS)
+                data = canonicalize_tags(data, pos, end, _EXPORT_USAGE_REQUEST_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _EXPORT_USAGE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _EXPORT_USAGE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -9886,7 +9900,7 @@ def encode_export_usage_response(m: ExportUsageResponse) -> bytes:
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -9917,13 +9931,13 @@ def _read_export_usage_response(data: bytes, pos: int, end: int, depth: int, m: 
             if t in _EXPORT_USAGE_RESPONSE_NAMES: continue
             s = skip_field(data, pos, end, _EXPORT_USAGE_RESPONSE_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _EXPORT_USAGE_RESPONSE_TAGS)
+                data = canonicalize_tags(data, pos, end, _EXPORT_USAGE_RESPONSE_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _EXPORT_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _EXPORT_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m

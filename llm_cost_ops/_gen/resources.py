@@ -438,8 +438,8 @@ class CostsResource:
         organization_id: str = "",
         provider: str = "",
         model_id: str = "",
-        input_tokens: int = 0,
-        output_tokens: int = 0,
+        input_tokens: int | None = None,
+        output_tokens: int | None = None,
         total_tokens: int | None = None,
         cached_tokens: int = 0,
         cache_write_tokens: int = 0,
@@ -471,6 +471,7 @@ class CostsResource:
         reported_currency: str = "",
         metadata: dict[str, Any] | None = None,
         source: str = "",
+        observation: bool = False,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -485,9 +486,12 @@ class CostsResource:
                 folded. Example: "openai".
             model_id: The model that served the call. Example: "gpt-4o".
             input_tokens: Everything that went in: uncached, cached, cache-written, every modality,
-                tool prompts.
-            output_tokens: Everything that came out: visible, reasoning, every modality.
-            total_tokens: input_tokens + output_tokens; checked when sent, always present in answers.
+                tool prompts. Unset when not known: a record that states no count of any kind is
+                unpriced, where a stated 0 is 0.
+            output_tokens: Everything that came out: visible, reasoning, every modality. Unset when
+                not known.
+            total_tokens: input_tokens + output_tokens; checked when sent, present in answers where
+                one of them is.
             cached_tokens: Cache reads, a subset of input_tokens.
             cache_write_tokens: Cache writes, a subset of input_tokens.
             cache_write_extended_tokens: Cache writes with the long time to live, a subset of
@@ -523,6 +527,9 @@ class CostsResource:
             reported_currency: The currency of reported_cost, USD when not given.
             metadata: A free JSON object of at most 16 KiB, not indexed.
             source: What sent it: "api", "webhook", "file", "stream", or an adapter and its version.
+            observation: Whether it was seen by an instrument beside the call (an SDK's hook, a proxy,
+                a span), and another one may have seen the same call: whoever comes first counts, and
+                its key with equal counts is a duplicate whatever the labels.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
@@ -534,9 +541,9 @@ class CostsResource:
             fields.provider = provider
         if model_id is not EMPTY:
             fields.model_id = model_id
-        if input_tokens is not ZERO:
+        if input_tokens is not None:
             fields.input_tokens = input_tokens
-        if output_tokens is not ZERO:
+        if output_tokens is not None:
             fields.output_tokens = output_tokens
         if total_tokens is not None:
             fields.total_tokens = total_tokens
@@ -600,6 +607,8 @@ class CostsResource:
             fields.metadata = metadata
         if source is not EMPTY:
             fields.source = source
+        if observation is not False:
+            fields.observation = observation
         request = EstimateCostRequest(usage=coerce.either(record, fields))
         response: CostRecord = self._channel.unary_unary(
             methods.ESTIMATE_COST, request, timeout, headers, retry
@@ -857,8 +866,8 @@ class AsyncCostsResource:
         organization_id: str = "",
         provider: str = "",
         model_id: str = "",
-        input_tokens: int = 0,
-        output_tokens: int = 0,
+        input_tokens: int | None = None,
+        output_tokens: int | None = None,
         total_tokens: int | None = None,
         cached_tokens: int = 0,
         cache_write_tokens: int = 0,
@@ -890,6 +899,7 @@ class AsyncCostsResource:
         reported_currency: str = "",
         metadata: dict[str, Any] | None = None,
         source: str = "",
+        observation: bool = False,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -904,9 +914,12 @@ class AsyncCostsResource:
                 folded. Example: "openai".
             model_id: The model that served the call. Example: "gpt-4o".
             input_tokens: Everything that went in: uncached, cached, cache-written, every modality,
-                tool prompts.
-            output_tokens: Everything that came out: visible, reasoning, every modality.
-            total_tokens: input_tokens + output_tokens; checked when sent, always present in answers.
+                tool prompts. Unset when not known: a record that states no count of any kind is
+                unpriced, where a stated 0 is 0.
+            output_tokens: Everything that came out: visible, reasoning, every modality. Unset when
+                not known.
+            total_tokens: input_tokens + output_tokens; checked when sent, present in answers where
+                one of them is.
             cached_tokens: Cache reads, a subset of input_tokens.
             cache_write_tokens: Cache writes, a subset of input_tokens.
             cache_write_extended_tokens: Cache writes with the long time to live, a subset of
@@ -942,6 +955,9 @@ class AsyncCostsResource:
             reported_currency: The currency of reported_cost, USD when not given.
             metadata: A free JSON object of at most 16 KiB, not indexed.
             source: What sent it: "api", "webhook", "file", "stream", or an adapter and its version.
+            observation: Whether it was seen by an instrument beside the call (an SDK's hook, a proxy,
+                a span), and another one may have seen the same call: whoever comes first counts, and
+                its key with equal counts is a duplicate whatever the labels.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
@@ -953,9 +969,9 @@ class AsyncCostsResource:
             fields.provider = provider
         if model_id is not EMPTY:
             fields.model_id = model_id
-        if input_tokens is not ZERO:
+        if input_tokens is not None:
             fields.input_tokens = input_tokens
-        if output_tokens is not ZERO:
+        if output_tokens is not None:
             fields.output_tokens = output_tokens
         if total_tokens is not None:
             fields.total_tokens = total_tokens
@@ -1019,6 +1035,8 @@ class AsyncCostsResource:
             fields.metadata = metadata
         if source is not EMPTY:
             fields.source = source
+        if observation is not False:
+            fields.observation = observation
         request = EstimateCostRequest(usage=coerce.either(record, fields))
         response: CostRecord = await self._channel.unary_unary(
             methods.ESTIMATE_COST, request, timeout, headers, retry
@@ -1597,8 +1615,8 @@ class UsageResource:
         organization_id: str = "",
         provider: str = "",
         model_id: str = "",
-        input_tokens: int = 0,
-        output_tokens: int = 0,
+        input_tokens: int | None = None,
+        output_tokens: int | None = None,
         total_tokens: int | None = None,
         cached_tokens: int = 0,
         cache_write_tokens: int = 0,
@@ -1630,6 +1648,7 @@ class UsageResource:
         reported_currency: str = "",
         metadata: dict[str, Any] | None = None,
         source: str = "",
+        observation: bool = False,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -1647,9 +1666,12 @@ class UsageResource:
                 folded. Example: "openai".
             model_id: The model that served the call. Example: "gpt-4o".
             input_tokens: Everything that went in: uncached, cached, cache-written, every modality,
-                tool prompts.
-            output_tokens: Everything that came out: visible, reasoning, every modality.
-            total_tokens: input_tokens + output_tokens; checked when sent, always present in answers.
+                tool prompts. Unset when not known: a record that states no count of any kind is
+                unpriced, where a stated 0 is 0.
+            output_tokens: Everything that came out: visible, reasoning, every modality. Unset when
+                not known.
+            total_tokens: input_tokens + output_tokens; checked when sent, present in answers where
+                one of them is.
             cached_tokens: Cache reads, a subset of input_tokens.
             cache_write_tokens: Cache writes, a subset of input_tokens.
             cache_write_extended_tokens: Cache writes with the long time to live, a subset of
@@ -1685,6 +1707,9 @@ class UsageResource:
             reported_currency: The currency of reported_cost, USD when not given.
             metadata: A free JSON object of at most 16 KiB, not indexed.
             source: What sent it: "api", "webhook", "file", "stream", or an adapter and its version.
+            observation: Whether it was seen by an instrument beside the call (an SDK's hook, a proxy,
+                a span), and another one may have seen the same call: whoever comes first counts, and
+                its key with equal counts is a duplicate whatever the labels.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
@@ -1697,9 +1722,9 @@ class UsageResource:
             fields.provider = provider
         if model_id is not EMPTY:
             fields.model_id = model_id
-        if input_tokens is not ZERO:
+        if input_tokens is not None:
             fields.input_tokens = input_tokens
-        if output_tokens is not ZERO:
+        if output_tokens is not None:
             fields.output_tokens = output_tokens
         if total_tokens is not None:
             fields.total_tokens = total_tokens
@@ -1763,6 +1788,8 @@ class UsageResource:
             fields.metadata = metadata
         if source is not EMPTY:
             fields.source = source
+        if observation is not False:
+            fields.observation = observation
         request = SubmitUsageRequest(usage=coerce.either(record, fields))
         response: UsageReceipt = self._channel.unary_unary(
             methods.SUBMIT_USAGE, request, timeout, headers, retry, idempotency_key
@@ -2033,8 +2060,8 @@ class AsyncUsageResource:
         organization_id: str = "",
         provider: str = "",
         model_id: str = "",
-        input_tokens: int = 0,
-        output_tokens: int = 0,
+        input_tokens: int | None = None,
+        output_tokens: int | None = None,
         total_tokens: int | None = None,
         cached_tokens: int = 0,
         cache_write_tokens: int = 0,
@@ -2066,6 +2093,7 @@ class AsyncUsageResource:
         reported_currency: str = "",
         metadata: dict[str, Any] | None = None,
         source: str = "",
+        observation: bool = False,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -2083,9 +2111,12 @@ class AsyncUsageResource:
                 folded. Example: "openai".
             model_id: The model that served the call. Example: "gpt-4o".
             input_tokens: Everything that went in: uncached, cached, cache-written, every modality,
-                tool prompts.
-            output_tokens: Everything that came out: visible, reasoning, every modality.
-            total_tokens: input_tokens + output_tokens; checked when sent, always present in answers.
+                tool prompts. Unset when not known: a record that states no count of any kind is
+                unpriced, where a stated 0 is 0.
+            output_tokens: Everything that came out: visible, reasoning, every modality. Unset when
+                not known.
+            total_tokens: input_tokens + output_tokens; checked when sent, present in answers where
+                one of them is.
             cached_tokens: Cache reads, a subset of input_tokens.
             cache_write_tokens: Cache writes, a subset of input_tokens.
             cache_write_extended_tokens: Cache writes with the long time to live, a subset of
@@ -2121,6 +2152,9 @@ class AsyncUsageResource:
             reported_currency: The currency of reported_cost, USD when not given.
             metadata: A free JSON object of at most 16 KiB, not indexed.
             source: What sent it: "api", "webhook", "file", "stream", or an adapter and its version.
+            observation: Whether it was seen by an instrument beside the call (an SDK's hook, a proxy,
+                a span), and another one may have seen the same call: whoever comes first counts, and
+                its key with equal counts is a duplicate whatever the labels.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
@@ -2133,9 +2167,9 @@ class AsyncUsageResource:
             fields.provider = provider
         if model_id is not EMPTY:
             fields.model_id = model_id
-        if input_tokens is not ZERO:
+        if input_tokens is not None:
             fields.input_tokens = input_tokens
-        if output_tokens is not ZERO:
+        if output_tokens is not None:
             fields.output_tokens = output_tokens
         if total_tokens is not None:
             fields.total_tokens = total_tokens
@@ -2199,6 +2233,8 @@ class AsyncUsageResource:
             fields.metadata = metadata
         if source is not EMPTY:
             fields.source = source
+        if observation is not False:
+            fields.observation = observation
         request = SubmitUsageRequest(usage=coerce.either(record, fields))
         response: UsageReceipt = await self._channel.unary_unary(
             methods.SUBMIT_USAGE, request, timeout, headers, retry, idempotency_key

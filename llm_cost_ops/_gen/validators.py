@@ -1435,10 +1435,10 @@ def validate_usage_record(m: UsageRecord, path: str, violations: list[Violation]
     if not v or type(v) is not str or len(v) > 255 or not v.isprintable():
         check_text(v, "model_id", violations, 255, required=True)
     v = m.input_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
+    if v is not None and (type(v) is not int or not 0 <= v <= 1000000000000000):
         check_int(v, "input_tokens", violations, 0, 1000000000000000)
     v = m.output_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
+    if v is not None and (type(v) is not int or not 0 <= v <= 1000000000000000):
         check_int(v, "output_tokens", violations, 0, 1000000000000000)
     v = m.total_tokens
     if v is not None and (type(v) is not int or not 0 <= v <= 1000000000000000):
@@ -1555,6 +1555,9 @@ def validate_usage_record(m: UsageRecord, path: str, violations: list[Violation]
     v = m.cost_status
     if type(v) is not CostStatus:
         check_enum(v, "cost_status", violations, CostStatus)
+    v = m.observation
+    if type(v) is not bool:
+        check_instance(v, "observation", violations, bool)
     if path and len(violations) != start:
         relocate(violations, start, path)
 

@@ -21,7 +21,7 @@ from llm_cost_ops.wire.validation import no_member
 
 __all__ = ["FIELDS", "Line", "assignments", "put", "read_csv", "read_jsonl", "reason_of"]
 
-LONGEST_LINE = 16 * 1024 * 1024
+MAX_LINE = 16 * 1024 * 1024
 
 # What JSON's types are called by those who write files.
 _WORDS = {
@@ -55,8 +55,8 @@ def read_jsonl(stream: BinaryIO) -> Iterator[Line]:
         text = raw.strip()
         if not text:
             continue
-        if len(raw) > LONGEST_LINE:
-            yield Line(number, raw, end, f"is longer than {LONGEST_LINE:,} bytes")
+        if len(raw) > MAX_LINE:
+            yield Line(number, raw, end, f"is longer than {MAX_LINE:,} bytes")
             continue
         try:
             fields = msgspec.json.decode(text)
@@ -74,9 +74,9 @@ def read_jsonl(stream: BinaryIO) -> Iterator[Line]:
 
 def _lines(stream: BinaryIO) -> Iterator[bytes]:
     """Lines of bounded length: the rest of one that is too long is dropped."""
-    while raw := stream.readline(LONGEST_LINE + 1):
-        if len(raw) > LONGEST_LINE and not raw.endswith(b"\n"):
-            while (rest := stream.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
+    while raw := stream.readline(MAX_LINE + 1):
+        if len(raw) > MAX_LINE and not raw.endswith(b"\n"):
+            while (rest := stream.readline(MAX_LINE)) and not rest.endswith(b"\n"):
                 pass
         yield raw
 

@@ -23,6 +23,7 @@ from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.normalizers import PayloadError
 from llm_cost_ops.normalizers.lines import record_from_line
 from llm_cost_ops.pricing.money import from_units, to_units
+from llm_cost_ops.rules.usage import total_tokens
 from llm_cost_ops.types import SubmitResult, SubmitStatus, UsageReceipt, UsageRecord
 from llm_cost_ops.wire.errors import DecodeError
 
@@ -117,7 +118,7 @@ class Import:
             self.duplicates += 1
         else:
             self.created += 1
-        self.tokens += record.input_tokens + record.output_tokens
+        self.tokens += total_tokens(record)
         if receipt.estimated_cost is None:
             self.unpriced += 1
         else:

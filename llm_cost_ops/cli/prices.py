@@ -28,7 +28,7 @@ from llm_cost_ops.types import Rate, RateCard
 __all__ = ["prices"]
 
 _SHOWN_METERS = ("INPUT", "CACHE_READ", "OUTPUT")
-_MOST_CHANGES = 200
+_MAX_CHANGES = 200
 
 
 def prices(options: argparse.Namespace) -> int:
@@ -129,12 +129,12 @@ def _print_changes(console: Console, changes: list[PriceChange]) -> None:
     table = Table(box=SIMPLE_HEAD)
     for name in ("", "card", "what", "old", "new"):
         table.add_column(name, overflow="fold")
-    for change in changes[:_MOST_CHANGES]:
+    for change in changes[:_MAX_CHANGES]:
         texts = (change.kind, change.card_id, change.field, change.old, change.new)
         table.add_row(*map(escape, texts))
     console.print(table)
-    if len(changes) > _MOST_CHANGES:
-        console.print(f"… and {len(changes) - _MOST_CHANGES:,} more")
+    if len(changes) > _MAX_CHANGES:
+        console.print(f"… and {len(changes) - _MAX_CHANGES:,} more")
     console.print(", ".join(_counts(changes)))
 
 

@@ -1,4 +1,4 @@
-"""The clients, sync and async: configuration -> leaf -> interceptors -> channel -> resources.
+"""The clients, sync and async: configuration -> transport -> interceptors -> channel -> resources.
 
 This is the composition root: nothing else knows which parts a client is made of.
 """
@@ -19,7 +19,7 @@ from llm_cost_ops.config import ClientConfig, RetryConfig, split_base_url
 from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
 from llm_cost_ops.interceptors.validation import Validation
 from llm_cost_ops.rpc.channel import UNSET, AsyncChannel, Channel
-from llm_cost_ops.rpc.interceptor import Leaf
+from llm_cost_ops.rpc.interceptor import Transport
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.runtime import Runtime
 
@@ -44,9 +44,9 @@ def _configured(
     return config.replace(**given) if given else config
 
 
-def _embedded_leaf(config: ClientConfig, *, sync: bool) -> Leaf:
+def _embedded_transport(config: ClientConfig, *, sync: bool) -> Transport:
     from llm_cost_ops.service import open_service
-    from llm_cost_ops.transports.inprocess import InProcessLeaf
+    from llm_cost_ops.transports.inprocess import InProcessTransport
 
     parts = split_base_url(config.base_url)
     options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
@@ -64,20 +64,20 @@ def _embedded_leaf(config: ClientConfig, *, sync: bool) -> Leaf:
         group_commit=not sync,
         origin="client",
     )
-    return InProcessLeaf(service.handler, service.aclose)
+    return InProcessTransport(service.handler, service.aclose)
 
 
-def _http_leaf(config: ClientConfig, http_client: Any, serializer: Any, *, sync: bool) -> Leaf:
-    from llm_cost_ops.transports.http.client import AsyncHttpLeaf, HttpLeaf
+def _http_transport(config: ClientConfig, http_client: Any, serializer: Any, *, sync: bool) -> Transport:
+    from llm_cost_ops.transports.http.client import AsyncHttpTransport, HttpTransport
 
-    kind: Any = HttpLeaf if sync else AsyncHttpLeaf
+    kind: Any = HttpTransport if sync else AsyncHttpTransport
     pool = config.connection_pool
     verify: Any = config.verify_ssl
     if config.tls is not None:
         from llm_cost_ops.transports.net.tls import ssl_context
 
         verify = ssl_context(config.tls, verify=config.verify_ssl)
-    leaf: Leaf = kind(
+    transport: Transport = kind(
         config.base_url,
         max_connections=pool.max_connections,
         max_keepalive_connections=pool.max_keepalive_connections,
@@ -87,12 +87,12 @@ def _http_leaf(config: ClientConfig, http_client: Any, serializer: Any, *, sync:
         http_client=http_client,
         serializer=serializer,
     )
-    return leaf
+    return transport
 
 
-def _grpc_leaf(config: ClientConfig, serializer: Any, *, sync: bool) -> Leaf:
+def _grpc_transport(config: ClientConfig, serializer: Any, *, sync: bool) -> Transport:
     try:
-        from llm_cost_ops.transports.grpc.client import AsyncGrpcLeaf, GrpcLeaf
+        from llm_cost_ops.transports.grpc.client import AsyncGrpcTransport, GrpcTransport
     except ImportError as error:
         raise ConfigurationError(
             f"gRPC needs a library that is not installed ({error.name}): pip install 'llm-cost-ops[grpc]'",
@@ -104,9 +104,9 @@ def _grpc_leaf(config: ClientConfig, serializer: Any, *, sync: bool) -> Leaf:
         from llm_cost_ops.transports.net.tls import ssl_context
 
         tls = ssl_context(config.tls, verify=config.verify_ssl, alpn=("h2",))
-    kind: Any = GrpcLeaf if sync else AsyncGrpcLeaf
+    kind: Any = GrpcTransport if sync else AsyncGrpcTransport
     try:
-        leaf: Leaf = kind(
+        transport: Transport = kind(
             config.base_url,
             channels=config.connection_pool.grpc_channels,
             tls=tls,
@@ -116,10 +116,10 @@ def _grpc_leaf(config: ClientConfig, serializer: Any, *, sync: bool) -> Leaf:
     except ValueError as error:
         parameter = "proxy" if str(error).startswith("proxy") else "base_url"
         raise ConfigurationError(str(error), parameter=parameter) from None
-    return leaf
+    return transport
 
 
-def _open_leaf(config: ClientConfig, http_client: Any, serializer: Any, *, sync: bool) -> Leaf:
+def _open_transport(config: ClientConfig, http_client: Any, serializer: Any, *, sync: bool) -> Transport:
     scheme = split_base_url(config.base_url).scheme
     if http_client is not None and scheme not in ("http", "https"):
         raise ConfigurationError(
@@ -130,10 +130,10 @@ def _open_leaf(config: ClientConfig, http_client: Any, serializer: Any, *, sync:
 
         check_serializer(serializer, scheme)
     if scheme == "sqlite":
-        return _embedded_leaf(config, sync=sync)
+        return _embedded_transport(config, sync=sync)
     if scheme in ("grpc", "grpcs"):
-        return _grpc_leaf(config, serializer, sync=sync)
-    return _http_leaf(config, http_client, serializer, sync=sync)
+        return _grpc_transport(config, serializer, sync=sync)
+    return _http_transport(config, http_client, serializer, sync=sync)
 
 
 # Errors from before the chain: nothing was sent.
@@ -156,15 +156,17 @@ class _Client:
         http_client: Any = None,
         serializer: Serializer | None = None,
         interceptors: Sequence[Any] = (),
-        leaf: Leaf | None = None,
+        transport: Transport | None = None,
         runtime: Runtime | None = None,
     ) -> None:
         self.config = config = _configured(config, api_key, base_url, timeout)
-        if leaf is not None and (http_client is not None or serializer is not None):
+        if transport is not None and (http_client is not None or serializer is not None):
             parameter = "serializer" if http_client is None else "http_client"
-            raise ConfigurationError(f"{parameter} can't go with a leaf of your own", parameter=parameter)
+            raise ConfigurationError(
+                f"{parameter} can't go with a transport of your own", parameter=parameter
+            )
         self._interceptors = tuple(interceptors)
-        self._embedded = leaf is None and split_base_url(config.base_url).scheme == "sqlite"
+        self._embedded = transport is None and split_base_url(config.base_url).scheme == "sqlite"
         headers = dict(config.headers)
         if config.user_agent:
             headers["user-agent"] = config.user_agent
@@ -172,7 +174,7 @@ class _Client:
         sync = isinstance(self, CostOpsClient)
         kind: Any = Channel if sync else AsyncChannel
         self._channel = kind(
-            leaf or _open_leaf(config, http_client, serializer, sync=sync),
+            transport or _open_transport(config, http_client, serializer, sync=sync),
             chain,
             runtime=runtime,
             timeout=config.timeout,
@@ -252,7 +254,7 @@ class CostOpsClient(_Client):
     to an embedded database in the working directory; `api_key` defaults to LLM_COST_OPS_API_KEY,
     and the embedded engine needs none. What is given here wins over `config`, and `config` over
     the environment. `http_client` is an httpx client to send HTTP calls with, `serializer` writes
-    messages in another form than JSON or protobuf (see transports.serializer.Serializer), and `leaf`
+    messages in another form than JSON or protobuf (see transports.serializer.Serializer), and `transport`
     replaces the transport. Nothing is opened or sent before the first call.
 
     Raises ConfigurationError for a wrong parameter.

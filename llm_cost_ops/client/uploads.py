@@ -47,7 +47,7 @@ __all__ = [
 SEGMENT = 500
 
 # A receipt keeps so many problems; the counts are complete.
-MOST_PROBLEMS = 1000
+MAX_PROBLEMS = 1000
 
 
 class StreamProgress(msgspec.Struct, kw_only=True):
@@ -195,7 +195,7 @@ class _Sender:
                     async for answer in answers:
                         if segment.acknowledge(answer, self._progress):
                             context.attempt = 1
-                            yield self._told()
+                            yield self._reported()
                 if segment.left:
                     raise NetworkError(
                         "the stream ended before all of it was acknowledged", maybe_applied=True
@@ -208,7 +208,7 @@ class _Sender:
                 await context.runtime.sleep(delay)
                 context.attempt += 1
         if self._progress.problems:
-            yield self._told()
+            yield self._reported()
 
     def _call(self, segment: Segment, context: CallContext) -> AsyncGenerator[StreamUsageResponse, None]:
         left = context.remaining()
@@ -219,10 +219,10 @@ class _Sender:
         )
         return call
 
-    def _told(self) -> StreamProgress:
-        told = copy.copy(self._progress)
+    def _reported(self) -> StreamProgress:
+        progress = copy.copy(self._progress)
         self._progress.problems = []
-        return told
+        return progress
 
 
 async def _receipt(
@@ -231,7 +231,7 @@ async def _receipt(
     receipt = StreamReceipt()
     async with aclosing(stream):
         async for progress in stream:
-            kept = [*receipt.problems, *progress.problems][:MOST_PROBLEMS]
+            kept = [*receipt.problems, *progress.problems][:MAX_PROBLEMS]
             receipt = StreamReceipt(**{**msgspec.structs.asdict(progress), "problems": kept})
             if on_progress is not None:
                 on_progress(progress)

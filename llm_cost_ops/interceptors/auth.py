@@ -20,7 +20,7 @@ from llm_cost_ops.rpc.streams import AroundStart
 __all__ = ["Auth", "KeySource", "redacted"]
 
 # A shorter key may be a part of any text.
-_SHORTEST = 8
+_MIN_LENGTH = 8
 
 KeySource = str | Callable[[], str | Awaitable[str]]
 
@@ -138,7 +138,7 @@ def redacted(value: Any, secret: str) -> Any:
 
 
 def _clean(error: CostOpsError, key: str) -> None:
-    if len(key) < _SHORTEST or not (key in error.message or key in repr(error.__dict__)):
+    if len(key) < _MIN_LENGTH or not (key in error.message or key in repr(error.__dict__)):
         return
     error.message = redacted(error.message, key)
     error.response = redacted(error.response, key)

@@ -15,7 +15,7 @@ __all__ = ["ErrorMapping"]
 
 
 class ErrorMapping:
-    """Maps what the leaf raised, with the attempts and the seconds waited, and the cause chained."""
+    """Maps what the transport raised, with the attempts and the seconds waited, and the cause chained."""
 
     async def intercept_unary_unary(
         self, continuation: UnaryContinuation, request: Any, context: CallContext

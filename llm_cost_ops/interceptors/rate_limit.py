@@ -71,7 +71,7 @@ class RateLimit(AroundStart):
     """
 
     # The longest pause that a server's hint can cause, in seconds.
-    LONGEST_PAUSE = 300.0
+    MAX_PAUSE = 300.0
 
     def __init__(self, config: RateLimitConfig) -> None:
         self._config = config
@@ -159,9 +159,9 @@ class RateLimit(AroundStart):
             if isinstance(error, RateLimitError) and error.retry_after:
                 self._pause(error.retry_after, context)
             raise
-        told = context.response_metadata
-        if told is not None and told.get("x-ratelimit-remaining") == "0":
-            reset = _seconds(told.get("x-ratelimit-reset"), context.runtime.now())
+        answered = context.response_metadata
+        if answered is not None and answered.get("x-ratelimit-remaining") == "0":
+            reset = _seconds(answered.get("x-ratelimit-reset"), context.runtime.now())
             if reset is not None:
                 self._pause(reset, context)
         return response
@@ -170,7 +170,7 @@ class RateLimit(AroundStart):
         if seconds > 0:
             with self._lock:
                 assert self._bucket is not None
-                self._bucket.pause(context.runtime.monotonic(), min(seconds, self.LONGEST_PAUSE))
+                self._bucket.pause(context.runtime.monotonic(), min(seconds, self.MAX_PAUSE))
 
     def forget(self) -> None:
         """In a forked child: those in line are the parent's."""

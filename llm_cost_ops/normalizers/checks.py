@@ -32,9 +32,9 @@ def check_record(record: UsageRecord, names: Mapping[str, str]) -> None:
     written = record.cache_write_tokens
     if (
         (record.modality is None or _fits(record, record.modality))
-        and record.cached_tokens + written <= record.input_tokens
+        and record.cached_tokens + written <= (record.input_tokens or 0)
         and record.cache_write_extended_tokens <= written
-        and record.reasoning_tokens <= record.output_tokens
+        and record.reasoning_tokens <= (record.output_tokens or 0)
     ):
         return
     for field, total in (
@@ -43,8 +43,8 @@ def check_record(record: UsageRecord, names: Mapping[str, str]) -> None:
         ("cache_write_extended_tokens", "cache_write_tokens"),
         ("reasoning_tokens", "output_tokens"),
     ):
-        _within(names, field, getattr(record, field), total, getattr(record, total))
-    if record.cached_tokens + written > record.input_tokens:
+        _within(names, field, getattr(record, field), total, getattr(record, total) or 0)
+    if record.cached_tokens + written > (record.input_tokens or 0):
         raise PayloadError(
             names.get("cached_tokens", "cached_tokens"),
             f"cache reads ({record.cached_tokens}) and cache writes ({written}) together exceed "
@@ -61,9 +61,9 @@ def _fits(record: UsageRecord, m: ModalityTokens) -> bool:
         m.cached_audio_tokens <= m.input_audio_tokens
         and m.cached_image_tokens <= m.input_image_tokens
         and m.cached_video_tokens <= m.input_video_tokens
-        and m.input_audio_tokens + m.input_image_tokens + m.input_video_tokens <= record.input_tokens
+        and m.input_audio_tokens + m.input_image_tokens + m.input_video_tokens <= (record.input_tokens or 0)
         and m.cached_audio_tokens + m.cached_image_tokens + m.cached_video_tokens <= record.cached_tokens
-        and record.reasoning_tokens + spoken <= record.output_tokens
+        and record.reasoning_tokens + spoken <= (record.output_tokens or 0)
     )
 
 
@@ -79,13 +79,13 @@ def _check_modality(record: UsageRecord, modality: ModalityTokens, names: Mappin
         _within(names, field, getattr(modality, field), whole, getattr(modality, whole))
     for fields, total in ((_INPUT, "input_tokens"), (_CACHED, "cached_tokens"), (_OUTPUT, "output_tokens")):
         parts = sum(getattr(modality, field) for field in fields)
-        if parts > getattr(record, total):
+        if parts > (getattr(record, total) or 0):
             raise PayloadError(
                 names.get(total, total),
                 f"is {getattr(record, total)}, less than the sum of its modalities ({parts})",
             )
     spent = record.reasoning_tokens + sum(getattr(modality, field) for field in _OUTPUT)
-    if spent > record.output_tokens:
+    if spent > (record.output_tokens or 0):
         raise PayloadError(
             names.get("output_tokens", "output_tokens"),
             f"is {record.output_tokens}, less than reasoning and modalities together ({spent})",

@@ -36,12 +36,13 @@ def read_cohere(payload: dict[str, Any], record: UsageRecord) -> None:
         set_unknown(record)
         return
     path = f"{root}.billed_units"
-    set_tokens(record, count(billed, "input_tokens", path), count(billed, "output_tokens", path))
+    given, returned = count(billed, "input_tokens", path), count(billed, "output_tokens", path)
+    set_tokens(record, given, returned)
     for meter in _METERS:
         set_meter(record, meter, count(billed, meter, path))
     image_tokens = count(billed, "image_tokens", path)
     if image_tokens:
-        set_tokens(record, record.input_tokens + image_tokens, record.output_tokens)
+        set_tokens(record, given + image_tokens, returned)
         set_modality(record, input_image_tokens=image_tokens)
     _read_cached(usage, root, record)
 
@@ -50,10 +51,11 @@ def _read_cached(usage: dict[str, Any], root: str, record: UsageRecord) -> None:
     """Cache reads are counted in `tokens`, which has more of them than are billed."""
     cached = count(usage, "cached_tokens", root)
     tokens = section(usage, "tokens", f"{root}.tokens") or {}
-    seen = max(count(tokens, "input_tokens", f"{root}.tokens"), record.input_tokens)
+    billed = record.input_tokens or 0
+    seen = max(count(tokens, "input_tokens", f"{root}.tokens"), billed)
     if cached > seen:
         raise PayloadError(f"{root}.cached_tokens", f"is {cached}, more than the input tokens ({seen})")
-    record.cached_tokens = min(cached, record.input_tokens)
+    record.cached_tokens = min(cached, billed)
 
 
 def _operation(payload: dict[str, Any], billed: dict[str, Any]) -> Operation:

@@ -23,7 +23,7 @@ __all__ = [
     "set_unknown",
 ]
 
-_LONGEST_KEY = 255
+_MAX_KEY = 255
 # The names by which providers call the tier that costs the list price.
 _STANDARD = frozenset({"", "default", "standard", "auto", "on_demand", "standard_only", "unspecified"})
 
@@ -35,7 +35,7 @@ def set_key(record: UsageRecord, response_id: str) -> None:
     """
     if response_id:
         key = f"{record.provider}:{response_id}" if record.provider else response_id
-        if len(key) > _LONGEST_KEY:
+        if len(key) > _MAX_KEY:
             key = f"{record.provider[:100]}:{blake2b(response_id.encode(), digest_size=32).hexdigest()}"
         record.idempotency_key = key
 

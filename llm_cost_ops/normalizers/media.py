@@ -77,7 +77,7 @@ def read_speech(payload: dict[str, Any], record: UsageRecord) -> None:
     if usage is not None and usage.get("characters") is not None:
         set_meter(record, "characters", count(usage, "characters", "usage"))
     elif _read_tokens(usage, record):
-        set_modality(record, output_audio_tokens=record.output_tokens)
+        set_modality(record, output_audio_tokens=record.output_tokens or 0)
 
 
 def read_images(payload: dict[str, Any], record: UsageRecord) -> None:
@@ -92,7 +92,7 @@ def read_images(payload: dict[str, Any], record: UsageRecord) -> None:
     if usage is None and isinstance(data, (list, tuple)):
         set_meter(record, "images", len(data))
     elif _read_tokens(usage, record) and usage is not None:
-        images = record.output_tokens - record.reasoning_tokens
+        images = (record.output_tokens or 0) - record.reasoning_tokens
         details = section(usage, "output_tokens_details", "usage.output_tokens_details")
         if details is not None and details.get("image_tokens") is not None:
             images = count(details, "image_tokens", "usage.output_tokens_details")

@@ -13,6 +13,7 @@ from llm_cost_ops.normalizers.errors import PayloadError
 from llm_cost_ops.normalizers.filling import set_key, set_model, set_tier, set_tokens, set_unknown
 from llm_cost_ops.normalizers.reading import count, moment, section, text
 from llm_cost_ops.rules.providers import canonical_provider
+from llm_cost_ops.rules.usage import total_tokens
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import UsageRecord
@@ -92,7 +93,7 @@ def _read_counts(attributes: dict[str, Any], record: UsageRecord) -> None:
     record.reasoning_tokens = _one_of(attributes, _REASONING) or 0
     if attributes.get(_USAGE + "total_tokens") is not None:
         stated = count(attributes, _USAGE + "total_tokens", "attributes")
-        expected = record.input_tokens + record.output_tokens
+        expected = total_tokens(record)
         check_total(_USAGE + "total_tokens", stated, expected, "input_tokens + output_tokens")
     check_record(record, _NAMES)
 

@@ -35,7 +35,7 @@ LARGEST = 2**63 - 1
 # What SDKs put where a field was not sent: openai's NotGiven and Omit, mistralai's Unset.
 _NOT_SENT = frozenset({"NotGiven", "Omit", "Unset", "UnsetType"})
 _DECIMAL_PLACES = Decimal("1e-18")
-_LARGEST_MONEY = Decimal(10**18)
+_MAX_MONEY = Decimal(10**18)
 # Never the caller's decimal context.
 _WIDE = Context(prec=80)
 # The widest exponent of a number that is read; 10^-400 is below any amount.
@@ -170,7 +170,7 @@ def money(value: Any, path: str) -> Decimal | None:
     amount = _decimal(value, path)
     if amount is None:
         return None
-    if amount >= _LARGEST_MONEY:
+    if amount >= _MAX_MONEY:
         raise PayloadError(path, f"an amount cannot reach 10^18, got {value!r:.40}")
     exponent = amount.as_tuple().exponent
     if isinstance(exponent, int) and exponent < -18:

@@ -22,6 +22,7 @@ from llm_cost_ops.normalizers.responses import read_responses
 from llm_cost_ops.normalizers.streams import fold, is_stream
 from llm_cost_ops.normalizers.wrappers import unwrap
 from llm_cost_ops.rules.providers import canonical_provider
+from llm_cost_ops.rules.usage import total_tokens
 
 __all__ = ["APIS", "usage_from_response"]
 
@@ -152,4 +153,4 @@ def _set_fields(record: UsageRecord, fields: dict[str, Any]) -> None:
             value = money(value, name)
         setattr(record, name, value)
     if ("input_tokens" in fields or "output_tokens" in fields) and "total_tokens" not in fields:
-        record.total_tokens = record.input_tokens + record.output_tokens
+        record.total_tokens = total_tokens(record)

@@ -15,14 +15,20 @@ from llm_cost_ops._gen.messages import (
     RateCard,
     TierBasis,
     TierMode,
-    UsageQuality,
     UsageRecord,
 )
-from llm_cost_ops.pricing.compiled import CompiledCard, CompiledRate, compile_card, is_aggregate, status_of
+from llm_cost_ops.pricing.compiled import (
+    CompiledCard,
+    CompiledRate,
+    compile_card,
+    is_aggregate,
+    is_uncounted,
+    status_of,
+)
 from llm_cost_ops.pricing.money import from_units, thousandths, to_units, whole
 from llm_cost_ops.rules.meters import INPUT_METERS, OUTPUT_METERS
 from llm_cost_ops.rules.providers import canonical_provider
-from llm_cost_ops.rules.usage import usage_error
+from llm_cost_ops.rules.usage import total_tokens, usage_error
 
 __all__ = ["CALCULATOR_VERSION", "calculate_cost", "cost_of", "is_reported"]
 
@@ -44,7 +50,6 @@ _PARTS = {
     **dict.fromkeys(_UNCACHED, _CACHED),
 }
 _ZERO = Decimal(0)
-_UNKNOWN = UsageQuality.UNKNOWN
 
 
 def calculate_cost(
@@ -97,11 +102,11 @@ def _unpriced(record: UsageRecord, currency: str) -> CostRecord:
 def cost_of(compiled: CompiledCard, record: UsageRecord, fallbacks: Sequence[str] = ()) -> CostRecord:
     """As `calculate_cost`, with a card that was compiled before."""
     total = record.total_tokens
-    if total is not None and total != record.input_tokens + record.output_tokens:
+    if total is not None and total != total_tokens(record):
         raise usage_error(record)
     card = compiled.card
     currency = card.currency or DEFAULT_CURRENCY
-    if record.quality == _UNKNOWN:
+    if is_uncounted(record):
         return _unpriced(record, currency)
     try:
         return _receipt(compiled, record, currency, fallbacks)

@@ -19,7 +19,7 @@ from llm_cost_ops.pricing.meters import RATE_FALLBACKS, plain_counts, split_toke
 from llm_cost_ops.pricing.money import UNITS, divide_half_even, plain, product, ratio_of
 from llm_cost_ops.rules.cards import card_error
 from llm_cost_ops.rules.meters import PLAIN_METERS, TOKEN_METERS
-from llm_cost_ops.rules.usage import usage_error
+from llm_cost_ops.rules.usage import states_no_count, total_tokens, usage_error
 
 __all__ = [
     "Charge",
@@ -195,6 +195,10 @@ class CompiledCard:
             calls = record.request_count
             read = record.input_tokens
             written = record.output_tokens
+            if read is None or written is None:
+                if states_no_count(record):
+                    return None, _UNPRICED
+                read, written = read or 0, written or 0
             cached = record.cached_tokens
             stored = record.cache_write_tokens
             extended = record.cache_write_extended_tokens
@@ -242,7 +246,7 @@ class CompiledCard:
         return total
 
     def _exact_total(self, record: UsageRecord) -> tuple[int | None, CostStatus]:
-        if record.quality == _UNKNOWN:
+        if is_uncounted(record):
             return None, _UNPRICED
         charges = self.charges(record)
         basis = self.basis(record)
@@ -266,7 +270,7 @@ class CompiledCard:
 
     def basis(self, record: UsageRecord) -> int:
         """What is held against a whole-request tier's bound."""
-        return record.input_tokens + record.output_tokens if self.by_total else record.input_tokens
+        return total_tokens(record) if self.by_total else record.input_tokens or 0
 
     def charges(self, record: UsageRecord) -> list[Charge]:
         """Every meter that the record used, with its count and rate. ValidationError as `total`."""
@@ -287,8 +291,8 @@ class CompiledCard:
                 found += self._unit_charges(record)
         except TypeError:
             raise usage_error(record) from None
-        if total_rate is not None and record.input_tokens + record.output_tokens:
-            found.append(("TOTAL_TOKENS", total_rate, record.input_tokens + record.output_tokens))
+        if total_rate is not None and (total := total_tokens(record)):
+            found.append(("TOTAL_TOKENS", total_rate, total))
         return found
 
     def _plain_charges(self, record: UsageRecord) -> list[Charge]:
@@ -347,6 +351,11 @@ def _resolve(card: RateCard) -> dict[str, CompiledRate]:
         if meter not in own and (found := next((other for other in others if other in own), None)):
             rates[meter] = rates[found]
     return rates
+
+
+def is_uncounted(record: UsageRecord) -> bool:
+    """Whether nothing says how much was used: such a record is unpriced, never free."""
+    return record.quality == _UNKNOWN or states_no_count(record)
 
 
 def is_aggregate(record: UsageRecord) -> bool:

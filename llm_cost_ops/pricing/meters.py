@@ -41,8 +41,8 @@ def plain_counts(record: UsageRecord) -> tuple[int, int, int, int, int, int]:
     written = record.cache_write_tokens
     extended = record.cache_write_extended_tokens
     reasoning = record.reasoning_tokens
-    text = record.input_tokens - cached - written
-    return text, cached, written - extended, extended, record.output_tokens - reasoning, reasoning
+    text = (record.input_tokens or 0) - cached - written
+    return text, cached, written - extended, extended, (record.output_tokens or 0) - reasoning, reasoning
 
 
 def split_tokens(record: UsageRecord) -> tuple[tuple[str, int], ...]:
@@ -59,7 +59,7 @@ def split_tokens(record: UsageRecord) -> tuple[tuple[str, int], ...]:
     others = m.output_audio_tokens + m.output_image_tokens + m.output_video_tokens
     return (
         *_split_input(record, m),
-        ("OUTPUT", record.output_tokens - reasoning - others),
+        ("OUTPUT", (record.output_tokens or 0) - reasoning - others),
         ("REASONING", reasoning),
         ("OUTPUT_AUDIO", m.output_audio_tokens),
         ("OUTPUT_IMAGE", m.output_image_tokens),
@@ -72,7 +72,7 @@ def _split_input(record: UsageRecord, m: ModalityTokens) -> tuple[tuple[str, int
     cached_audio = m.cached_audio_tokens
     cached_image = m.cached_image_tokens
     cached_video = m.cached_video_tokens
-    text = record.input_tokens - m.input_audio_tokens - m.input_image_tokens - m.input_video_tokens
+    text = (record.input_tokens or 0) - m.input_audio_tokens - m.input_image_tokens - m.input_video_tokens
     audio = m.input_audio_tokens - cached_audio
     image = m.input_image_tokens - cached_image
     video = m.input_video_tokens - cached_video

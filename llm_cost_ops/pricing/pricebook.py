@@ -106,7 +106,7 @@ class _Choice:
 _Key = tuple[str, str, str, str, str, str, str]
 
 
-class _Edition:
+class _Snapshot:
     """The cards of one moment with all that was derived from them: replaced as a whole."""
 
     __slots__ = ("_compiled", "_lock", "_manual", "capacity", "cards", "fallbacks", "plans", "sources")
@@ -195,17 +195,17 @@ class PriceBook:
         if capacity < 1:
             raise ValueError("the capacity must be at least 1")
         self._reported = frozenset(map(canonical_provider, reported_providers))
-        self._edition = _Edition(sources, cards, provider_fallbacks, capacity)
+        self._edition = _Snapshot(sources, cards, provider_fallbacks, capacity)
 
     def replace_manual(self, cards: Iterable[RateCard]) -> None:
         """Take these cards beside the sources from now on, in place of those given before."""
         old = self._edition
-        self._edition = _Edition(old.sources, cards, old.fallbacks, old.capacity)
+        self._edition = _Snapshot(old.sources, cards, old.fallbacks, old.capacity)
 
     def replace_sources(self, sources: Sequence[CardSource]) -> None:
         """Ask these sources from now on, in place of those given before."""
         old = self._edition
-        self._edition = _Edition(sources, old.cards, old.fallbacks, old.capacity)
+        self._edition = _Snapshot(sources, old.cards, old.fallbacks, old.capacity)
 
     def price(self, record: UsageRecord, *, at: datetime | None = None) -> Priced:
         """What the record costs by the card that holds at its timestamp, or at `at` where given.

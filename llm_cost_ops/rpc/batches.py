@@ -7,11 +7,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import suppress
 from typing import Generic, TypeVar
 
-__all__ = ["Patience", "batches_in_asyncio", "batches_inline"]
+__all__ = ["IdleTimeout", "batches_in_asyncio", "batches_inline"]
 
 T = TypeVar("T")
 
-Patience = Callable[[], float | None]
+IdleTimeout = Callable[[], float | None]
 
 
 async def batches_inline(
@@ -32,14 +32,14 @@ async def batches_inline(
 
 
 async def batches_in_asyncio(
-    items: AsyncIterator[T], most: int, seconds: float, patience: Patience
+    items: AsyncIterator[T], most: int, seconds: float, idle_timeout: IdleTimeout
 ) -> AsyncGenerator[list[T], None]:
     """Batches of what comes in asyncio; see Runtime.batches."""
     basket: _Basket[T] = _Basket(most)
     filling = asyncio.create_task(basket.fill(items))
     try:
         while True:
-            async with asyncio.timeout(patience()):
+            async with asyncio.timeout(idle_timeout()):
                 await basket.holds(1)
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):

@@ -18,7 +18,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.ids import uuid7
-from llm_cost_ops.rpc.interceptor import Leaf, StreamContinuation, compose
+from llm_cost_ops.rpc.interceptor import StreamContinuation, Transport, compose
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.method import MethodDescriptor
 from llm_cost_ops.rpc.pager import AsyncPager, Pager
@@ -49,11 +49,11 @@ class _Open:
 
 
 class _Core:
-    """A leaf under a chain of interceptors, and the defaults of its calls."""
+    """A transport under a chain of interceptors, and the defaults of its calls."""
 
     def __init__(
         self,
-        leaf: Leaf,
+        transport: Transport,
         interceptors: Sequence[Any],
         runtime: Runtime,
         *,
@@ -61,8 +61,8 @@ class _Core:
         metadata: Metadata | None,
         public_error: Callable[[RpcError], Exception] | None,
     ) -> None:
-        self.leaf = leaf
-        self._closable: Any = leaf if hasattr(leaf, "closed") else _Open
+        self.transport = transport
+        self._closable: Any = transport if hasattr(transport, "closed") else _Open
         self.runtime = runtime
         self.raw = False
         self.interceptors = tuple(interceptors)
@@ -70,16 +70,16 @@ class _Core:
         self.public_error = public_error or _same
         self.timeout = timeout
         self._seconds = _seconds(timeout)
-        self._unary_unary = compose(interceptors, leaf.unary_unary)
+        self._unary_unary = compose(interceptors, transport.unary_unary)
         self._streams = {
-            name: compose(interceptors, _until_the_deadline(leaf, name), f"intercept_{name}")
+            name: compose(interceptors, _until_the_deadline(transport, name), f"intercept_{name}")
             for name in ("unary_stream", "stream_stream")
         }
 
     def changed(self, interceptors: Sequence[Any], timeout: float | None, metadata: Metadata) -> _Core:
-        """The same leaf under another chain, with other defaults."""
+        """The same transport under another chain, with other defaults."""
         return _Core(
-            self.leaf,
+            self.transport,
             interceptors,
             self.runtime,
             timeout=timeout,
@@ -119,8 +119,8 @@ class _Core:
     ) -> Any:
         try:
             context = self.begin(method, timeout, headers, retry, idempotency_key)
-            if method.keyed is not None:
-                request, context.idempotency_key = method.keyed(request, idempotency_key, context.identify)
+            if method.fill_key is not None:
+                request, context.idempotency_key = method.fill_key(request, idempotency_key, context.identify)
             response = await self._unary_unary(request, context)
         except RpcError as error:
             raise self.public_error(error) from error.__cause__
@@ -150,13 +150,13 @@ class _Core:
         def prepare(request: Req, index: int) -> Req:
             if not isinstance(request, method.request.type):
                 raise _invalid(f"requests[{index}]", f"must be a {method.request.type.__name__}")
-            if method.keyed is None:
+            if method.fill_key is None:
                 return request
-            return method.keyed(request, "", lambda: f"{key}:{index}")[0]
+            return method.fill_key(request, "", lambda: f"{key}:{index}")[0]
 
         try:
             key = idempotency_key or uuid7()
-            context = self.begin(method, timeout, headers, retry, key if method.keyed is not None else "")
+            context = self.begin(method, timeout, headers, retry, key if method.fill_key is not None else "")
             if not hasattr(requests, "__iter__") and not hasattr(requests, "__aiter__"):
                 raise _invalid("requests", "must be an iterable")
             taken = Requests(requests, prepare)
@@ -168,9 +168,9 @@ class _Core:
             raise self.public_error(error) from error.__cause__
 
 
-def _until_the_deadline(leaf: Any, name: str) -> StreamContinuation:
-    """The leaf's stream, which ends with an error where its reader takes longer than the deadline."""
-    begin = getattr(leaf, name, None)
+def _until_the_deadline(transport: Any, name: str) -> StreamContinuation:
+    """The transport's stream, which ends with an error where its reader takes longer than the deadline."""
+    begin = getattr(transport, name, None)
 
     async def stream(request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
         if begin is None:
@@ -208,7 +208,7 @@ def _invalid(field: str, description: str) -> RpcError:
 class _Channel:
     def __init__(
         self,
-        leaf: Leaf,
+        transport: Transport,
         interceptors: Sequence[Any] = (),
         *,
         runtime: Runtime | None = None,
@@ -218,7 +218,7 @@ class _Channel:
     ) -> None:
         runtime = runtime or self._runtime()
         self.core = _Core(
-            leaf, interceptors, runtime, timeout=timeout, metadata=metadata, public_error=public_error
+            transport, interceptors, runtime, timeout=timeout, metadata=metadata, public_error=public_error
         )
         self._owner = True
 
@@ -234,7 +234,7 @@ class _Channel:
         headers: Mapping[str, str] | None = None,
         raw: bool | None = None,
     ) -> Self:
-        """A channel on the same leaf, which it does not close, with some things changed.
+        """A channel on the same transport, which it does not close, with some things changed.
 
         With `raw`, its calls return RawResponse objects. Raises ValueError for a wrong header.
         """
@@ -324,9 +324,9 @@ class Channel(_Channel):
         return driven(stream)
 
     def close(self) -> None:
-        """Let go of the leaf's connections and threads, if this channel opened them."""
+        """Let go of the transport's connections and threads, if this channel opened them."""
         if self._owner:
-            drive(_close(self.core.leaf))
+            drive(_close(self.core.transport))
 
 
 class AsyncChannel(_Channel):
@@ -387,13 +387,13 @@ class AsyncChannel(_Channel):
         return self.core.stream_stream(method, requests, timeout, headers, retry, idempotency_key)
 
     async def close(self) -> None:
-        """Let go of the leaf's connections and threads, if this channel opened them."""
+        """Let go of the transport's connections and threads, if this channel opened them."""
         if self._owner:
-            await self.core.leaf.aclose()
+            await self.core.transport.aclose()
 
 
-async def _close(leaf: Leaf) -> None:
-    await leaf.aclose()
+async def _close(transport: Transport) -> None:
+    await transport.aclose()
 
 
 T = TypeVar("T")

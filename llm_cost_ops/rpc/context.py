@@ -17,10 +17,10 @@ __all__ = ["CallContext"]
 
 
 class CallContext(msgspec.Struct):
-    """One logical call, from the resource to the leaf, or from the server's door to the servicer.
+    """One logical call, from the resource to the transport, or from the server's listener to the servicer.
 
     `deadline` is a point on `runtime.monotonic()` that queueing, waits, back-off and every attempt
-    share; None means none. `attempt` counts from 1. The leaf leaves what the peer sent beside its
+    share; None means none. `attempt` counts from 1. The transport leaves what the peer sent beside its
     answer in `response_metadata` and `response_status`. `principal` is who calls, on a server.
     `waited` adds up the seconds spent in the rate limit and before retries; `retry` is a RetryConfig
     for this call alone, False for no retries, None for what the client does; `authorized` says that

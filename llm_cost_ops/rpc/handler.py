@@ -14,7 +14,7 @@ __all__ = ["ServiceHandler"]
 
 
 class ServiceHandler:
-    """Routes calls to servicers. The in-process leaf and both servers share it.
+    """Routes calls to servicers. The in-process transport and both servers share it.
 
     `bindings` pairs each method descriptor with the servicer's bound coroutine function
     `(request, context) -> response`, or async generator function for a stream of responses; generated

@@ -8,7 +8,14 @@ from typing import Any, Protocol
 
 from llm_cost_ops.rpc.context import CallContext
 
-__all__ = ["Interceptor", "Leaf", "StreamContinuation", "StreamingLeaf", "UnaryContinuation", "compose"]
+__all__ = [
+    "Interceptor",
+    "StreamContinuation",
+    "StreamingTransport",
+    "Transport",
+    "UnaryContinuation",
+    "compose",
+]
 
 UnaryContinuation = Callable[[Any, CallContext], Awaitable[Any]]
 StreamContinuation = Callable[[Any, CallContext], AsyncGenerator[Any, None]]
@@ -38,7 +45,7 @@ class Interceptor(Protocol):
         """Do what is to be done before and after `await continuation(request, context)`."""
 
 
-class Leaf(Protocol):
+class Transport(Protocol):
     """The end of a client's chain: it takes the call to a server, or answers it in the process.
 
     One with an attribute `closed` that is true is asked no more: the call raises ClientClosedError.
@@ -48,11 +55,11 @@ class Leaf(Protocol):
         """Send the request, and return the response or raise RpcError."""
 
     async def aclose(self) -> None:
-        """Let go of connections and threads. Does not suspend in a sync leaf; may be called twice."""
+        """Let go of connections and threads. Does not suspend in a sync transport; may be called twice."""
 
 
-class StreamingLeaf(Leaf, Protocol):
-    """A leaf that also carries streams. What it opens it lets go of when the generator is closed."""
+class StreamingTransport(Transport, Protocol):
+    """A transport that also carries streams. What it opens it lets go of when the generator is closed."""
 
     def unary_stream(self, request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
         """Send the request, and yield the responses as they come, or raise RpcError."""

@@ -111,7 +111,7 @@ class HttpRule(NamedTuple):
 class MethodDescriptor(Generic[Req, Res]):
     """One method of one service.
 
-    `keyed(request, key, make)` returns the request, copied where it had to be changed, with its
+    `fill_key(request, key, make)` returns the request, copied where it had to be changed, with its
     idempotency key filled: from `key` when that is not empty, else from `make()`; and the key. It
     is None for methods that carry none. `unwrap` names the response field that the Python method
     returns, if not the whole response.
@@ -119,10 +119,10 @@ class MethodDescriptor(Generic[Req, Res]):
 
     __slots__ = (
         "cardinality",
+        "fill_key",
         "full_name",
         "http",
         "idempotency",
-        "keyed",
         "name",
         "path",
         "request",
@@ -141,7 +141,7 @@ class MethodDescriptor(Generic[Req, Res]):
         request: MessageCodec[Req],
         response: MessageCodec[Res],
         http: HttpRule | None = None,
-        keyed: Callable[[Req, str, Callable[[], str]], tuple[Req, str]] | None = None,
+        fill_key: Callable[[Req, str, Callable[[], str]], tuple[Req, str]] | None = None,
         unwrap: str | None = None,
     ) -> None:
         self.service = service
@@ -153,7 +153,7 @@ class MethodDescriptor(Generic[Req, Res]):
         self.request = request
         self.response = response
         self.http = http
-        self.keyed = keyed
+        self.fill_key = fill_key
         self.unwrap = unwrap
 
     def __repr__(self) -> str:

@@ -55,17 +55,17 @@ class _Pages(Generic[Res, Item]):
 
     def _following(self, request: Any, page: Any) -> Any:
         """The request for the page after one, or None after the last."""
-        told = page.pagination
-        if told is None or not (told.next_cursor or (told.has_next and told.page)):
+        pagination = page.pagination
+        if pagination is None or not (pagination.next_cursor or (pagination.has_next and pagination.page)):
             return None
         following = copy.copy(request)
-        if told.next_cursor:
-            if told.next_cursor == request.cursor:
+        if pagination.next_cursor:
+            if pagination.next_cursor == request.cursor:
                 error = RpcError(StatusCode.INTERNAL, "the server repeats a cursor: the list has no end")
                 raise self._public_error(error)
-            following.cursor, following.page = told.next_cursor, 0
+            following.cursor, following.page = pagination.next_cursor, 0
         else:
-            following.page = told.page + 1
+            following.page = pagination.page + 1
         return following
 
     def __repr__(self) -> str:

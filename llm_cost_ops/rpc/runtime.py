@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
-from llm_cost_ops.rpc.batches import Patience, batches_in_asyncio, batches_inline
+from llm_cost_ops.rpc.batches import IdleTimeout, batches_in_asyncio, batches_inline
 
 __all__ = ["AsyncRuntime", "ForeignAwaitError", "Runtime", "SyncRuntime", "drive", "foreign_await"]
 
@@ -48,7 +48,7 @@ class Runtime(Protocol):
         """Run what takes long where it holds nobody up: inline when sync, in a thread under asyncio."""
 
     def batches(
-        self, items: AsyncIterator[T], most: int, seconds: float, patience: Patience
+        self, items: AsyncIterator[T], most: int, seconds: float, idle_timeout: IdleTimeout
     ) -> AsyncGenerator[list[T], None]:
         """Items in lists of up to `most`; a list goes out at the latest `seconds` after its first item.
 
@@ -85,7 +85,7 @@ class SyncRuntime(_Clock):
         return function(*args)
 
     def batches(
-        self, items: AsyncIterator[T], most: int, seconds: float, patience: Patience
+        self, items: AsyncIterator[T], most: int, seconds: float, idle_timeout: IdleTimeout
     ) -> AsyncGenerator[list[T], None]:
         return batches_inline(items, most, seconds, self.monotonic)
 
@@ -111,9 +111,9 @@ class AsyncRuntime(_Clock):
         return await asyncio.to_thread(function, *args)
 
     def batches(
-        self, items: AsyncIterator[T], most: int, seconds: float, patience: Patience
+        self, items: AsyncIterator[T], most: int, seconds: float, idle_timeout: IdleTimeout
     ) -> AsyncGenerator[list[T], None]:
-        return batches_in_asyncio(items, most, seconds, patience)
+        return batches_in_asyncio(items, most, seconds, idle_timeout)
 
 
 class ForeignAwaitError(RuntimeError):

@@ -1,6 +1,6 @@
 """What a call ended with: gRPC's status codes, and the error that carries one between the rooms.
 
-`RpcError` is the internal error. Servicers and transport leaves raise it; the error mapping
+`RpcError` is the internal error. Servicers and transports raise it; the error mapping
 interceptor turns it into the public tree of `llm_cost_ops.exceptions`.
 """
 

@@ -1,6 +1,6 @@
 """Streams of messages: taking them from a caller, driving them inline, taking them through interceptors.
 
-A stream of answers is an async generator all the way from the leaf to the channel. Whoever opens one
+A stream of answers is an async generator all the way from the transport to the channel. Whoever opens one
 closes it, with `contextlib.aclosing`, so that ending early reaches the socket at once.
 """
 

@@ -27,7 +27,7 @@ from llm_cost_ops.rules.usage import check_usage
 
 __all__ = ["CHECKS", "check_record"]
 
-LARGEST_BATCH = 10_000
+MAX_BATCH = 10_000
 
 
 def check_record(record: UsageRecord, path: str, now: datetime, violations: list[Violation]) -> None:
@@ -57,9 +57,9 @@ def _batch(request: BatchSubmitUsageRequest, _now: datetime, violations: list[Vi
         return
     if not records:
         violations.append(Violation("records", "must hold at least one record"))
-    elif len(records) > LARGEST_BATCH:
+    elif len(records) > MAX_BATCH:
         violations.append(
-            Violation("records", f"must hold at most {LARGEST_BATCH:,} records, not {len(records):,}")
+            Violation("records", f"must hold at most {MAX_BATCH:,} records, not {len(records):,}")
         )
     for index, record in enumerate(records):
         if not isinstance(record, UsageRecord):

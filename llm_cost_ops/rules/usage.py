@@ -16,7 +16,7 @@ from llm_cost_ops.rules.currencies import is_currency
 from llm_cost_ops.rules.meters import METER_NAME, TOKEN_METERS
 from llm_cost_ops.wire.validation import check_between, entry
 
-__all__ = ["CLOCK_SKEW", "EARLIEST", "check_usage", "usage_error"]
+__all__ = ["CLOCK_SKEW", "EARLIEST", "check_usage", "states_no_count", "total_tokens", "usage_error"]
 
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 CLOCK_SKEW = timedelta(minutes=5)
@@ -36,11 +36,11 @@ def check_usage(
 ) -> None:
     """Add every rule between fields that the record breaks; `path` is where the record stands, "" for alone.
 
-    `now` is the time that a timestamp may exceed by at most CLOCK_SKEW; None leaves that unchecked.
+    `now` is the time that a timestamp may exceed by at most CLOCK_SKEW; None transports that unchecked.
     """
     try:
-        read = record.input_tokens
-        written = record.output_tokens
+        read = record.input_tokens or 0
+        written = record.output_tokens or 0
         stored = record.cache_write_tokens
         total = record.total_tokens
         if (
@@ -90,7 +90,7 @@ def _text_rules(record: UsageRecord) -> _Found:
 
 
 def _token_rules(record: UsageRecord) -> _Found:
-    read, written = record.input_tokens, record.output_tokens
+    read, written = record.input_tokens or 0, record.output_tokens or 0
     cached, stored = record.cached_tokens, record.cache_write_tokens
     if any(type(count) is not int for count in (read, written, cached, stored)):
         # Told already, and no measure for the others.
@@ -122,9 +122,9 @@ def _modality_rules(record: UsageRecord) -> _Found:
     if counts is None:
         return
     for kind, total, field in (
-        ("input", record.input_tokens, "input_tokens"),
+        ("input", record.input_tokens or 0, "input_tokens"),
         ("cached", record.cached_tokens, "cached_tokens"),
-        ("output", record.output_tokens, "output_tokens"),
+        ("output", record.output_tokens or 0, "output_tokens"),
     ):
         parts = sum(getattr(counts, f"{kind}_{form}_tokens") for form in ("audio", "image", "video"))
         if parts > total:
@@ -185,6 +185,21 @@ def _finite(metadata: object) -> bool:
         elif isinstance(value, float) and not isfinite(value):
             return False
     return True
+
+
+def states_no_count(record: UsageRecord) -> bool:
+    """Whether a record says nothing about how much was used; a stated 0 is a count."""
+    return (
+        record.input_tokens is None
+        and record.output_tokens is None
+        and record.total_tokens is None
+        and not record.meters
+    )
+
+
+def total_tokens(record: UsageRecord) -> int:
+    """input_tokens + output_tokens, where one that is not stated adds nothing."""
+    return (record.input_tokens or 0) + (record.output_tokens or 0)
 
 
 def usage_error(record: UsageRecord) -> ValidationError:

@@ -1,1 +1,1 @@
-"""The service's doors: the ASGI app, and the process that serves it."""
+"""The service's listeners: the ASGI app, and the process that serves it."""

@@ -15,9 +15,9 @@ __all__ = ["Admission", "overloaded"]
 
 _RETRY_AFTER = 0.5
 
-# So many refusals a second are told at once; what is over that waits, for at most _LONGEST_HOLD seconds.
+# So many refusals a second are told at once; what is over that waits, for at most _MAX_HOLD seconds.
 _REFUSALS = 500.0
-_LONGEST_HOLD = 1.0
+_MAX_HOLD = 1.0
 
 
 class Admission:
@@ -74,7 +74,7 @@ class Admission:
         if not self.full():
             return None
         now = runtime.monotonic()
-        held = min(max(0.0, self._next_refusal - now), _LONGEST_HOLD)
+        held = min(max(0.0, self._next_refusal - now), _MAX_HOLD)
         self._next_refusal = now + held + 1 / _REFUSALS
         if left is not None:
             held = min(held, max(0.0, left / 2))

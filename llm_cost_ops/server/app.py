@@ -32,7 +32,7 @@ __all__ = [
 
 
 class Server(Protocol):
-    """One door of the service. `serve` runs any number of them in one process."""
+    """One listener of the service. `serve` runs any number of them in one process."""
 
     async def start(self) -> str:
         """Bind and accept; the address really bound, such as "http://127.0.0.1:8080"."""

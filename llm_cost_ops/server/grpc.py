@@ -28,19 +28,19 @@ from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.server.admission import overloaded
 from llm_cost_ops.server.app import ServerTls, private_sockets, remove_socket, remove_stale_socket
 from llm_cost_ops.server.reflection import SERVICES as REFLECTION_SERVICES
-from llm_cost_ops.server.reflection import DescriptorImage, ReflectionDoor
+from llm_cost_ops.server.reflection import DescriptorImage, ReflectionHandler
 from llm_cost_ops.transports.grpc.status import fields_of, number, write_status
 from llm_cost_ops.transports.net.headers import IDEMPOTENCY_HEADER, REQUEST_ID_HEADER, is_request_id
 from llm_cost_ops.wire import DecodeError
 from llm_cost_ops.wire.unknown import Unknown
 
-__all__ = ["GrpcLimits", "GrpcServer", "HealthDoor"]
+__all__ = ["GrpcLimits", "GrpcServer", "HealthHandler"]
 
 
 _log = logging.getLogger("llm_cost_ops.server")
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
-_LONGEST_MESSAGE = 1000
+_MAX_MESSAGE = 1000
 _COMPRESSED_FROM = 1024
 
 # Calls that grpcio takes in at a time, as a multiple of those that are served.
@@ -90,7 +90,7 @@ class GrpcLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GrpcServer:
-    """A door over a ServiceHandler, with grpc.health.v1 and reflection beside it.
+    """A listener over a ServiceHandler, with grpc.health.v1 and reflection beside it.
 
     It listens on `host` and `port`, loopback unless told otherwise; port 0 takes a free one. With
     `uds` it listens on that Unix socket instead, which only the process's user may open.
@@ -129,7 +129,7 @@ class GrpcServer:
         # Over our own limit a call is told when to come again; over this, grpcio cuts it off.
         most = _BACKLOG * limits.max_concurrent_calls
         server = grpc.aio.server(options=limits.options(), maximum_concurrent_rpcs=most)
-        server.add_generic_rpc_handlers(self._doors())
+        server.add_generic_rpc_handlers(self._listeners())
         address = self._bind(server)
         self._server = server
         await server.start()
@@ -172,7 +172,7 @@ class GrpcServer:
         except RuntimeError as error:
             raise OSError(errno.EADDRINUSE, f"can't listen there: {error}", address) from None
 
-    def _doors(self) -> tuple[grpc.GenericRpcHandler, ...]:
+    def _listeners(self) -> tuple[grpc.GenericRpcHandler, ...]:
         services: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
         for method in self._handler.methods.values():
             handlers = services.setdefault(method.service, {})
@@ -183,9 +183,9 @@ class GrpcServer:
                 handlers[method.name] = grpc.unary_stream_rpc_method_handler(call.stream)
             elif method.cardinality is Cardinality.STREAM_STREAM:
                 handlers[method.name] = grpc.stream_stream_rpc_method_handler(call.stream)
-        health = HealthDoor(services, self._ready)
+        health = HealthHandler(services, self._ready)
         image = DescriptorImage(files("llm_cost_ops._gen").joinpath("descriptors.binpb").read_bytes())
-        reflection = ReflectionDoor([*services, SERVICE, *REFLECTION_SERVICES], image)
+        reflection = ReflectionHandler([*services, SERVICE, *REFLECTION_SERVICES], image)
         self._stop_streams = [health.stop, reflection.stop]
         ours = [grpc.method_handlers_generic_handler(name, methods) for name, methods in services.items()]
         return (*ours, health.handler(), *reflection.handlers())
@@ -269,7 +269,7 @@ class _Method:
             await _abort(grpc_context, hidden, context, str(request_id))
         finally:
             self._in_flight.calls -= 1
-        grpc_context.set_trailing_metadata(_told(str(request_id), context.response_metadata))
+        grpc_context.set_trailing_metadata(_trailers(str(request_id), context.response_metadata))
         return answered
 
     def _request(self, data: bytes) -> Any:
@@ -340,7 +340,7 @@ def _received(context: Context) -> list[tuple[str, str | bytes]]:
     return [(key, value) for key, value in pairs if not key.startswith((":", "grpc-"))]
 
 
-def _told(request_id: str, *told: Metadata | None) -> tuple[tuple[str, str | bytes], ...]:
+def _trailers(request_id: str, *told: Metadata | None) -> tuple[tuple[str, str | bytes], ...]:
     pairs = [pair for metadata in told if metadata is not None for pair in metadata]
     kept = [pair for pair in pairs if pair[0] != REQUEST_ID_HEADER and not pair[0].startswith("grpc-")]
     return (*kept, (REQUEST_ID_HEADER, request_id))
@@ -349,8 +349,8 @@ def _told(request_id: str, *told: Metadata | None) -> tuple[tuple[str, str | byt
 async def _abort(
     grpc_context: Context, error: RpcError, context: CallContext | None, request_id: str
 ) -> NoReturn:
-    message = error.message[:_LONGEST_MESSAGE]
-    told = _told(request_id, error.metadata, None if context is None else context.response_metadata)
+    message = error.message[:_MAX_MESSAGE]
+    told = _trailers(request_id, error.metadata, None if context is None else context.response_metadata)
     details = write_status(error, message, request_id)
     await grpc_context.abort(_CODES[int(error.code)], message, (*told, ("grpc-status-details-bin", details)))
     raise AssertionError("abort raises")
@@ -363,7 +363,7 @@ SERVING, NOT_SERVING, SERVICE_UNKNOWN = 1, 2, 3
 FRESH = 0.2
 
 
-class HealthDoor:
+class HealthHandler:
     """Check and Watch for the server as a whole ("") and each of `services`.
 
     `ready()` tells whether the service takes traffic. `stop` ends the watches: an open one would

@@ -145,10 +145,10 @@ class _Request:
         seconds = self.limits.call_timeout if unary else self.limits.stream_timeout
         asked = self.text(DEADLINE_HEADER)
         if asked:
-            told = decode_timeout(asked)
-            if told is None:
+            asked_seconds = decode_timeout(asked)
+            if asked_seconds is None:
                 raise _refused(400, f"{DEADLINE_HEADER} must be digits and a unit, such as 1500m")
-            seconds = min(seconds, told)
+            seconds = min(seconds, asked_seconds)
         return CallContext(
             binding.method,
             runtime,
@@ -446,11 +446,11 @@ class StreamAnswer:
             _log.error("%s failed, request %s", context.method.name, context.request_id, exc_info=error)
             error = RpcError(StatusCode.INTERNAL, "internal error")
         status, _, body = error_to_response(error, context.request_id)
-        told: dict[str, Any] = msgspec.json.decode(body)
-        told["error"]["status"] = status
+        asked_seconds: dict[str, Any] = msgspec.json.decode(body)
+        asked_seconds["error"]["status"] = status
         if error.retry_after is not None:
-            told["error"]["retry_after"] = error.retry_after
-        return msgspec.json.encode(told) + b"\n"
+            asked_seconds["error"]["retry_after"] = error.retry_after
+        return msgspec.json.encode(asked_seconds) + b"\n"
 
 
 async def _disconnected(receive: Receive) -> None:

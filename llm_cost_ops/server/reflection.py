@@ -15,7 +15,7 @@ import grpc
 from llm_cost_ops.transports.grpc.status import block, fields_of, number
 from llm_cost_ops.wire import DecodeError
 
-__all__ = ["DescriptorImage", "ReflectionDoor"]
+__all__ = ["DescriptorImage", "ReflectionHandler"]
 
 SERVICES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 
@@ -80,7 +80,7 @@ def _text(fields: list[tuple[int, Any]], number: int) -> str:
     return next((str(value, "utf-8") for field, value in fields if field == number), "")
 
 
-class ReflectionDoor:
+class ReflectionHandler:
     """Answers ServerReflectionInfo, in both versions of the protocol."""
 
     def __init__(self, services: Iterable[str], image: DescriptorImage) -> None:

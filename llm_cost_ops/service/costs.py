@@ -35,7 +35,7 @@ from llm_cost_ops.pricing.money import from_units, to_units
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.rules.times import bucket_label, buckets_between, parse_end
-from llm_cost_ops.service.access.tenancy import admits
+from llm_cost_ops.service.access.tenancy import may_access
 from llm_cost_ops.service.pages import filter_of, meta_of
 from llm_cost_ops.service.prices import Prices, catalog_card
 from llm_cost_ops.service.sums import (
@@ -47,7 +47,7 @@ from llm_cost_ops.service.sums import (
     other_currencies,
     summed,
 )
-from llm_cost_ops.service.usage import check_dearest, in_utc
+from llm_cost_ops.service.usage import check_record_cost, in_utc
 
 __all__ = ["CostService", "reprice", "verify"]
 
@@ -78,7 +78,7 @@ class CostService:
         record.timestamp = now if record.timestamp is None else in_utc(record.timestamp)
         cost = book.cost(record)
         if cost.total_cost is not None:
-            check_dearest(to_units(cost.total_cost), cost.currency)
+            check_record_cost(to_units(cost.total_cost), cost.currency)
         cost.usage_id = ""
         cost.calculated_at = now
         return EstimateCostResponse(data=cost, meta=meta_of(context))
@@ -157,7 +157,7 @@ async def verify(store: Store, usage_id: str, context: CallContext) -> CostVerif
     same id, version and origin that the store or the catalog has. NOT_FOUND without such a record.
     """
     found = await store.get_cost(usage_id, context)
-    if found is None or not admits(context, found.record.organization_id):
+    if found is None or not may_access(context, found.record.organization_id):
         raise RpcError(StatusCode.NOT_FOUND, f"there is no usage record {usage_id!r}")
     recorded = _stored(found)
     card = found.card

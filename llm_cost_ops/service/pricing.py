@@ -29,13 +29,13 @@ from llm_cost_ops.rpc.ids import uuid7
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.rules.times import parse_end, parse_start
-from llm_cost_ops.service.access.tenancy import admits, own
+from llm_cost_ops.service.access.tenancy import allowed_organizations, may_access
 from llm_cost_ops.service.pages import Page, meta_of
 from llm_cost_ops.service.prices import Prices
 from llm_cost_ops.wire.decimals import from_text
 from llm_cost_ops.wire.unknown import Unknown
 
-__all__ = ["PricingService", "content_of"]
+__all__ = ["PricingService", "canonical_json"]
 
 
 # Wide enough for any price that the rules admit; never the caller's context.
@@ -54,7 +54,7 @@ class PricingService:
         now = datetime.fromtimestamp(context.runtime.now(), UTC)
         content = copy.copy(request)
         content.idempotency_key = ""
-        fingerprint = blake2b(content_of(content), digest_size=16).digest()
+        fingerprint = blake2b(canonical_json(content), digest_size=16).digest()
         key = request.idempotency_key or context.idempotency_key
         card, status = await self._store.add_card(_card(request, now), key, fingerprint, context)
         if status == SubmitStatus.CONFLICT:
@@ -71,7 +71,7 @@ class PricingService:
     async def get_price(self, request: GetPriceRequest, context: CallContext) -> GetPriceResponse:
         """Get a card by its id."""
         card = await self._store.get_card(request.id, context) or self._prices.catalog_card(request.id)
-        if card is None or not admits(context, card.organization_id):
+        if card is None or not may_access(context, card.organization_id):
             raise RpcError(StatusCode.NOT_FOUND, f"there is no price card {request.id!r}")
         return GetPriceResponse(data=card, meta=meta_of(context))
 
@@ -91,8 +91,12 @@ class PricingService:
         at = parse_start(request.active_at, field="active_at") if request.active_at else None
         organizations = {"", request.organization_id}
         if not request.organization_id:
-            organizations.update(own(context) or ())
-        everyones = context.principal is not None and own(context) is None and not request.organization_id
+            organizations.update(allowed_organizations(context) or ())
+        everyones = (
+            context.principal is not None
+            and allowed_organizations(context) is None
+            and not request.organization_id
+        )
         cards: list[RateCard] = []
         if request.origin != PriceOrigin.CATALOG:
             cards += await self._store.all_cards(context)
@@ -171,5 +175,5 @@ def _unknown(value: Any) -> Any:
 
 
 # Maps are sorted, so that their order is no part of the content.
-content_of = msgspec.json.Encoder(enc_hook=_unknown, order="deterministic").encode
+canonical_json = msgspec.json.Encoder(enc_hook=_unknown, order="deterministic").encode
 """The content of a message, fields that this version does not know included."""

@@ -26,6 +26,7 @@ from llm_cost_ops._gen.messages import (
     SubmitStatus,
     SubmitUsageRequest,
     SubmitUsageResponse,
+    UsageQuality,
     UsageReceipt,
     UsageRecord,
 )
@@ -38,17 +39,18 @@ from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.rules.batches import counted, refused
 from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.rules.requests import check_record
-from llm_cost_ops.service.access.tenancy import FOREIGN, admits
+from llm_cost_ops.rules.usage import total_tokens
+from llm_cost_ops.service.access.tenancy import OTHER_ORGANIZATION, may_access
 from llm_cost_ops.service.pages import Page, filter_of, invalid, meta_of
 from llm_cost_ops.service.prices import Prices
 
-__all__ = ["DEAREST", "UsageService", "check_dearest", "export", "in_utc"]
+__all__ = ["MAX_RECORD_COST", "UsageService", "check_record_cost", "export", "in_utc"]
 
 
-DEAREST = 10**9
+MAX_RECORD_COST = 10**9
 """The most that one record may cost, in its currency; more is a mistake in the counts or the price."""
 
-MOST_UNITS = DEAREST * UNITS
+MAX_RECORD_COST_UNITS = MAX_RECORD_COST * UNITS
 
 # Records of a stream go into one transaction: so many, or those that came in so many seconds.
 BATCH_RECORDS = 1000
@@ -154,8 +156,8 @@ class UsageService:
             check_record(record, path, now, violations)
             if violations:
                 checked.append(refused(violations))
-            elif not admits(context, record.organization_id):
-                foreign = [Violation(f"{path}.organization_id".lstrip("."), FOREIGN)]
+            elif not may_access(context, record.organization_id):
+                foreign = [Violation(f"{path}.organization_id".lstrip("."), OTHER_ORGANIZATION)]
                 checked.append(refused(foreign, StatusCode.PERMISSION_DENIED))
             else:
                 key = f"{context.idempotency_key}:{index}" if context.idempotency_key else ""
@@ -194,12 +196,14 @@ def _entry(sent: UsageRecord, key: str, now: datetime, book: PriceBook) -> Entry
     if moment is not None:
         moment = in_utc(moment)
     # What the caller put into fields that are for output only is dropped.
+    uncounted = sent.input_tokens is None and sent.output_tokens is None
     record = replace(
         sent,
         id="",
         idempotency_key="",
         provider=canonical_provider(sent.provider),
-        total_tokens=sent.input_tokens + sent.output_tokens,
+        total_tokens=None if uncounted else total_tokens(sent),
+        quality=UsageQuality.UNKNOWN if uncounted and not sent.meters else sent.quality,
         timestamp=moment,
         ingested_at=None,
         estimated_cost=None,
@@ -207,14 +211,14 @@ def _entry(sent: UsageRecord, key: str, now: datetime, book: PriceBook) -> Entry
         cost_status=CostStatus.UNSPECIFIED,
     )
     price = book.price(record, at=moment or now)
-    check_dearest(price.units, price.by.currency)
+    check_record_cost(price.units, price.by.currency)
     return Entry(record, sent.idempotency_key or key, now, price.units, price.by)
 
 
-def check_dearest(units: int | None, currency: str) -> None:
-    """Refuse a cost in 10^-12 of a currency that is above DEAREST: INVALID_ARGUMENT."""
-    if units is not None and units > MOST_UNITS:
-        rule = f"and the other counts come to more than {DEAREST:,} {currency}"
+def check_record_cost(units: int | None, currency: str) -> None:
+    """Refuse a cost in 10^-12 of a currency that is above MAX_RECORD_COST: INVALID_ARGUMENT."""
+    if units is not None and units > MAX_RECORD_COST_UNITS:
+        rule = f"and the other counts come to more than {MAX_RECORD_COST:,} {currency}"
         raise invalid("input_tokens", rule)
 
 

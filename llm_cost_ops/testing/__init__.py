@@ -1,12 +1,12 @@
 """What to test with, in your own suite: no server, no network, no real waiting.
 
-    from llm_cost_ops.testing import Fault, ScriptedLeaf, VirtualRuntime, memory_client
+    from llm_cost_ops.testing import Fault, ScriptedTransport, VirtualRuntime, memory_client
 
     with memory_client() as client:                      # the whole engine, in memory
         client.usage.submit(...)
 
-    leaf = ScriptedLeaf([Fault(503), Fault(503), receipt])     # fail twice, then answer
-    client = CostOpsClient(base_url="http://test", leaf=leaf, runtime=VirtualRuntime())
+    transport = ScriptedTransport([Fault(503), Fault(503), receipt])     # fail twice, then answer
+    client = CostOpsClient(base_url="http://test", transport=transport, runtime=VirtualRuntime())
 
 pytest finds the fixtures `costops` and `async_costops` by itself once the package is installed.
 """
@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llm_cost_ops.testing.clients import async_memory_client, memory_client
     from llm_cost_ops.testing.interceptor_check import InterceptorCheckError, check_interceptor
-    from llm_cost_ops.testing.leaf import Delay, Fault, Received, ScriptedLeaf
+    from llm_cost_ops.testing.scripted import Delay, Fault, Received, ScriptedTransport
     from llm_cost_ops.testing.virtual_time import AsyncVirtualRuntime, VirtualRuntime
 
 _HOMES = {
     "AsyncVirtualRuntime": "virtual_time",
-    "Delay": "leaf",
-    "Fault": "leaf",
+    "Delay": "scripted",
+    "Fault": "scripted",
     "InterceptorCheckError": "interceptor_check",
-    "Received": "leaf",
-    "ScriptedLeaf": "leaf",
+    "Received": "scripted",
+    "ScriptedTransport": "scripted",
     "VirtualRuntime": "virtual_time",
     "async_memory_client": "clients",
     "check_interceptor": "interceptor_check",
@@ -41,7 +41,7 @@ __all__ = [
     "Fault",
     "InterceptorCheckError",
     "Received",
-    "ScriptedLeaf",
+    "ScriptedTransport",
     "VirtualRuntime",
     "async_memory_client",
     "check_interceptor",

@@ -15,9 +15,9 @@ from llm_cost_ops.exceptions import CostOpsError, ServerError
 from llm_cost_ops.interceptors.error_mapping import ErrorMapping
 from llm_cost_ops.rpc.channel import AsyncChannel, Channel
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.interceptor import Leaf
+from llm_cost_ops.rpc.interceptor import Transport
 from llm_cost_ops.rpc.runtime import ForeignAwaitError, drive
-from llm_cost_ops.testing.leaf import Fault, ScriptedLeaf
+from llm_cost_ops.testing.scripted import Fault, ScriptedTransport
 from llm_cost_ops.testing.stream_check import check_streams
 from llm_cost_ops.testing.virtual_time import AsyncVirtualRuntime, VirtualRuntime
 
@@ -32,7 +32,7 @@ class InterceptorCheckError(AssertionError):
     """An interceptor breaks a rule; the message says which, and how to keep it."""
 
 
-def check_interceptor(interceptor: Any, *, concurrent_calls: int = 8, patience: float = 5.0) -> None:
+def check_interceptor(interceptor: Any, *, concurrent_calls: int = 8, timeout: float = 5.0) -> None:
     """Raise InterceptorCheckError unless an interceptor keeps the rules.
 
     It may be an interceptor, or a class or function that makes one, which gives each check a new
@@ -42,18 +42,18 @@ def check_interceptor(interceptor: Any, *, concurrent_calls: int = 8, patience: 
     prevent; and a cancelled call ends cancelled, without keeping the next from going through. Of its
     stream methods also that a stream which is left early is closed below.
     An interceptor that bounds calls in flight is checked with as many `concurrent_calls` as it
-    admits. `patience` is the real seconds after which calls count as stuck.
+    admits. `timeout` is the real seconds after which calls count as stuck.
     """
     made = not isinstance(interceptor, type) and any(hasattr(interceptor, name) for name in _METHODS)
     make: Callable[[], Any] = (lambda: interceptor) if made or not callable(interceptor) else interceptor
     _check_shape(make())
-    _within(patience, "a sync call", lambda: _check_sync(make()))
-    _within(patience, "an async call", lambda: asyncio.run(_check_async(make())))
-    _within(patience, "a thread", lambda: _check_threads(make(), concurrent_calls, patience))
-    _within(patience, "a task", lambda: asyncio.run(_check_tasks(make(), concurrent_calls)))
-    _within(patience, "a cancelled call", lambda: asyncio.run(_check_cancelling(make())))
-    _within(patience, "a sync stream", lambda: _check_sync_streams(make(), concurrent_calls))
-    _within(patience, "an async stream", lambda: asyncio.run(_check_async_streams(make(), concurrent_calls)))
+    _within(timeout, "a sync call", lambda: _check_sync(make()))
+    _within(timeout, "an async call", lambda: asyncio.run(_check_async(make())))
+    _within(timeout, "a thread", lambda: _check_threads(make(), concurrent_calls, timeout))
+    _within(timeout, "a task", lambda: asyncio.run(_check_tasks(make(), concurrent_calls)))
+    _within(timeout, "a cancelled call", lambda: asyncio.run(_check_cancelling(make())))
+    _within(timeout, "a sync stream", lambda: _check_sync_streams(make(), concurrent_calls))
+    _within(timeout, "an async stream", lambda: asyncio.run(_check_async_streams(make(), concurrent_calls)))
 
 
 def _check_shape(interceptor: Any) -> None:
@@ -74,18 +74,20 @@ def _response() -> SubmitUsageResponse:
     return SubmitUsageResponse(data=UsageReceipt(usage_id="check"))
 
 
-def _sync(interceptor: Any, leaf: Leaf) -> Channel:
-    return Channel(leaf, [interceptor, ErrorMapping()], runtime=VirtualRuntime(), timeout=3600)
+def _sync(interceptor: Any, transport: Transport) -> Channel:
+    return Channel(transport, [interceptor, ErrorMapping()], runtime=VirtualRuntime(), timeout=3600)
 
 
-def _async(interceptor: Any, leaf: Leaf) -> AsyncChannel:
-    return AsyncChannel(leaf, [interceptor, ErrorMapping()], runtime=AsyncVirtualRuntime(), timeout=3600)
+def _async(interceptor: Any, transport: Transport) -> AsyncChannel:
+    return AsyncChannel(transport, [interceptor, ErrorMapping()], runtime=AsyncVirtualRuntime(), timeout=3600)
 
 
 def _check_sync(interceptor: Any) -> None:
     try:
-        _sync(interceptor, ScriptedLeaf([_response()], forever=True)).unary_unary(SUBMIT_USAGE, _request())
-        failing = _sync(interceptor, ScriptedLeaf([Fault(500)], forever=True))
+        _sync(interceptor, ScriptedTransport([_response()], forever=True)).unary_unary(
+            SUBMIT_USAGE, _request()
+        )
+        failing = _sync(interceptor, ScriptedTransport([Fault(500)], forever=True))
         try:
             failing.unary_unary(SUBMIT_USAGE, _request())
         except CostOpsError:
@@ -95,8 +97,10 @@ def _check_sync(interceptor: Any) -> None:
 
 
 async def _check_async(interceptor: Any) -> None:
-    await _async(interceptor, ScriptedLeaf([_response()], forever=True)).unary_unary(SUBMIT_USAGE, _request())
-    failing = _async(interceptor, ScriptedLeaf([Fault(500)], forever=True))
+    await _async(interceptor, ScriptedTransport([_response()], forever=True)).unary_unary(
+        SUBMIT_USAGE, _request()
+    )
+    failing = _async(interceptor, ScriptedTransport([Fault(500)], forever=True))
     try:
         await failing.unary_unary(SUBMIT_USAGE, _request())
     except CostOpsError as error:
@@ -104,14 +108,14 @@ async def _check_async(interceptor: Any) -> None:
             raise InterceptorCheckError(f"a failed server came out as {type(error).__name__}") from error
 
 
-def _check_threads(interceptor: Any, calls: int, patience: float) -> None:
+def _check_threads(interceptor: Any, calls: int, timeout: float) -> None:
     together = threading.Barrier(calls)
 
     def meet(_asked: Any, _context: CallContext) -> SubmitUsageResponse:
-        together.wait(patience / 2)
+        together.wait(timeout / 2)
         return _response()
 
-    channel = _sync(interceptor, ScriptedLeaf([meet], forever=True))
+    channel = _sync(interceptor, ScriptedTransport([meet], forever=True))
     failures: list[BaseException] = []
 
     def call(number: int) -> None:
@@ -124,7 +128,7 @@ def _check_threads(interceptor: Any, calls: int, patience: float) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(patience)
+        thread.join(timeout)
     if any(isinstance(error, threading.BrokenBarrierError) for error in failures):
         raise InterceptorCheckError(
             f"{calls} threads were not all under way at once: is a lock held across an await?"
@@ -145,7 +149,7 @@ async def _check_tasks(interceptor: Any, calls: int) -> None:
         await together.wait()
         return _response()
 
-    channel = _async(interceptor, ScriptedLeaf([meet], forever=True))
+    channel = _async(interceptor, ScriptedTransport([meet], forever=True))
     await asyncio.gather(*(channel.unary_unary(SUBMIT_USAGE, _request(n)) for n in range(calls)))
 
 
@@ -157,7 +161,7 @@ async def _check_cancelling(interceptor: Any) -> None:
         await asyncio.Event().wait()
         return _response()
 
-    channel = _async(interceptor, ScriptedLeaf([hang, _response()], forever=True))
+    channel = _async(interceptor, ScriptedTransport([hang, _response()], forever=True))
     call = asyncio.ensure_future(channel.unary_unary(SUBMIT_USAGE, _request()))
     await started.wait()
     call.cancel()
@@ -178,7 +182,7 @@ async def _check_async_streams(interceptor: Any, calls: int) -> None:
     await check_streams(interceptor, partial(_async, interceptor), InterceptorCheckError, calls)
 
 
-def _within(patience: float, what: str, check: Callable[[], Any]) -> None:
+def _within(timeout: float, what: str, check: Callable[[], Any]) -> None:
     """Run a check in a thread that can be left behind, because a stuck loop can't be interrupted."""
     failures: list[BaseException] = []
 
@@ -190,7 +194,7 @@ def _within(patience: float, what: str, check: Callable[[], Any]) -> None:
 
     thread = threading.Thread(target=run, daemon=True, name="check-interceptor")
     thread.start()
-    thread.join(patience)
+    thread.join(timeout)
     if thread.is_alive():
         raise InterceptorCheckError(f"{what} got stuck: is a lock held across an await?")
     if failures:

@@ -17,14 +17,14 @@ from llm_cost_ops._gen.messages import (
 from llm_cost_ops._gen.methods import EXPORT_USAGE, STREAM_USAGE
 from llm_cost_ops.exceptions import CostOpsError, ServerError
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.testing.leaf import Fault, ScriptedLeaf
+from llm_cost_ops.testing.scripted import Fault, ScriptedTransport
 
 __all__ = ["check_streams"]
 
 _RECORD = UsageRecord(organization_id="check", provider="openai", model_id="gpt-4o", input_tokens=1)
 
 
-class _OpenStreams(ScriptedLeaf):
+class _OpenStreams(ScriptedTransport):
     """Counts the streams that are open."""
 
     def __init__(self, *script: Any) -> None:
@@ -52,7 +52,7 @@ class _OpenStreams(ScriptedLeaf):
 
 
 class _Calls:
-    """The calls of one stream method over a scripted leaf, through a channel of either client."""
+    """The calls of one stream method over a scripted transport, through a channel of either client."""
 
     def __init__(self, name: str, channel_of: Callable[[Any], Any], fail: Callable[[str], Exception]) -> None:
         self._name = name
@@ -62,14 +62,14 @@ class _Calls:
         answer = StreamUsageResponse() if self._both_ways else ExportUsageResponse(usage=_RECORD)
         self._answers = [answer] * 3
 
-    def _begin(self, leaf: ScriptedLeaf) -> Any:
-        channel = self._channel_of(leaf)
+    def _begin(self, transport: ScriptedTransport) -> Any:
+        channel = self._channel_of(transport)
         if self._both_ways:
             return channel.stream_stream(STREAM_USAGE, [StreamUsageRequest(usage=_RECORD)] * 2)
         return channel.unary_stream(EXPORT_USAGE, ExportUsageRequest())
 
-    async def _received(self, leaf: ScriptedLeaf) -> int:
-        stream, count = self._begin(leaf), 0
+    async def _received(self, transport: ScriptedTransport) -> int:
+        stream, count = self._begin(transport), 0
         try:
             while await _next(stream) is not None:
                 count += 1
@@ -92,13 +92,13 @@ class _Calls:
         raise self._fail(f"{self._name}: a failure after {after} messages did not come through")
 
     async def check_leaving(self, calls: int) -> None:
-        leaf = _OpenStreams(self._answers)
-        streams = [self._begin(leaf) for _ in range(calls)]
+        transport = _OpenStreams(self._answers)
+        streams = [self._begin(transport) for _ in range(calls)]
         for stream in streams:
             await _next(stream)
         for stream in streams:
             await _close(stream)
-        if leaf.open:
+        if transport.open:
             raise self._fail(
                 f"{self._name}: a stream that was left early is still open below: "
                 "use `async with aclosing(continuation(request, context))`"

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from itertools import count
 from typing import Any, TypeVar
 
-from llm_cost_ops.rpc.batches import Patience, batches_in_asyncio, batches_inline
+from llm_cost_ops.rpc.batches import IdleTimeout, batches_in_asyncio, batches_inline
 
 __all__ = ["AsyncVirtualRuntime", "VirtualRuntime"]
 
@@ -57,13 +57,13 @@ class _VirtualClock:
 class VirtualRuntime(_VirtualClock):
     """A virtual clock for the sync client. Whoever sleeps moves the clock, for all threads.
 
-    Waiting for another thread's result is real, since that thread is: for at most `patience`
+    Waiting for another thread's result is real, since that thread is: for at most `real_timeout`
     seconds of real time, after which the virtual timeout counts as passed.
     """
 
-    def __init__(self, seed: int = 0, *, now: float = 1_767_225_600.0, patience: float = 5.0) -> None:
+    def __init__(self, seed: int = 0, *, now: float = 1_767_225_600.0, real_timeout: float = 5.0) -> None:
         super().__init__(seed, now=now)
-        self._patience = patience
+        self._real_timeout = real_timeout
 
     async def sleep(self, seconds: float) -> None:
         """Move the clock."""
@@ -75,7 +75,7 @@ class VirtualRuntime(_VirtualClock):
         if timeout is not None and timeout <= 0 and not future.done():
             raise TimeoutError
         try:
-            return future.result(self._patience)
+            return future.result(self._real_timeout)
         except concurrent.futures.TimeoutError:
             if not future.done():
                 self.advance(timeout or 0.0)
@@ -90,7 +90,7 @@ class VirtualRuntime(_VirtualClock):
         return function(*args)
 
     def batches(
-        self, items: AsyncIterator[T], most: int, seconds: float, patience: Patience
+        self, items: AsyncIterator[T], most: int, seconds: float, idle_timeout: IdleTimeout
     ) -> AsyncGenerator[list[T], None]:
         """Items in lists, by the virtual clock."""
         return batches_inline(items, most, seconds, self.monotonic)
@@ -159,10 +159,10 @@ class AsyncVirtualRuntime(_VirtualClock):
         return function(*args)
 
     def batches(
-        self, items: AsyncIterator[T], most: int, seconds: float, patience: Patience
+        self, items: AsyncIterator[T], most: int, seconds: float, idle_timeout: IdleTimeout
     ) -> AsyncGenerator[list[T], None]:
         """Items in lists; how long a list may wait is counted in real seconds."""
-        return batches_in_asyncio(items, most, seconds, patience)
+        return batches_in_asyncio(items, most, seconds, idle_timeout)
 
     async def _until(self, moment: float) -> None:
         loop = asyncio.get_running_loop()

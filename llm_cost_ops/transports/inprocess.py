@@ -1,4 +1,4 @@
-"""The in-process leaf: a call goes straight to the servicers, with nothing serialised."""
+"""The in-process transport: a call goes straight to the servicers, with nothing serialised."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from llm_cost_ops.rpc.ids import uuid7
 from llm_cost_ops.rpc.interceptor import StreamContinuation
 from llm_cost_ops.rpc.status import RpcError, StatusCode, client_closed
 
-__all__ = ["InProcessLeaf"]
+__all__ = ["InProcessTransport"]
 
 _log = logging.getLogger("llm_cost_ops.server")
 
 
-class InProcessLeaf:
+class InProcessTransport:
     """Answers calls in the process, sync or async: it awaits what the handler awaits.
 
     The server's side gets a context of its own, with a copy of the metadata, and the deadline. The
@@ -37,7 +37,7 @@ class InProcessLeaf:
         try:
             response = await self._handler.unary_unary(request, served)
         except RpcError as error:
-            raise self._told(error, served) from error.__cause__
+            raise self._with_request_id(error, served) from error.__cause__
         except Exception as error:
             raise _hidden(error, served) from error
         finally:
@@ -63,7 +63,7 @@ class InProcessLeaf:
                     context.response_status = served.response_status or _usual(context)
                     yield response
         except RpcError as error:
-            raise self._told(error, served) from error.__cause__
+            raise self._with_request_id(error, served) from error.__cause__
         except Exception as error:
             if error is getattr(request, "error", None):
                 raise  # the caller's own
@@ -86,7 +86,7 @@ class InProcessLeaf:
         served.request_id = context.request_id = context.request_id or uuid7()
         return served
 
-    def _told(self, error: RpcError, served: CallContext) -> RpcError:
+    def _with_request_id(self, error: RpcError, served: CallContext) -> RpcError:
         if self.closed and error.code is StatusCode.FAILED_PRECONDITION:
             return client_closed()  # it was closed meanwhile, and the store says so
         if error.origin != "client":

@@ -10,7 +10,7 @@ __all__ = ["WireDecimal", "from_json_number", "from_text", "plain"]
 
 _GRAMMAR = re.compile(r"-?(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,18})?")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3})?")
-_MOST_TEXT = 100
+_MAX_TEXT = 100
 
 if TYPE_CHECKING:
     WireDecimal = Decimal
@@ -42,7 +42,7 @@ def from_json_number(text: str) -> Decimal:
 
     Raises ValueError when the plain form would leave the grammar.
     """
-    if len(text) > _MOST_TEXT or _NUMBER.fullmatch(text) is None:
+    if len(text) > _MAX_TEXT or _NUMBER.fullmatch(text) is None:
         raise ValueError("must be a plain decimal number")
     return from_text(plain(Decimal(text)))
 
@@ -56,7 +56,7 @@ def plain(value: Decimal) -> str:
     exponent = value.as_tuple().exponent
     if isinstance(exponent, str):
         raise ValueError("must be a finite number")
-    if (value and not -18 <= value.adjusted() < 18) or exponent < -_MOST_TEXT:
+    if (value and not -18 <= value.adjusted() < 18) or exponent < -_MAX_TEXT:
         raise ValueError("must have at most 18 digits before and 18 after the point")
     if not value and exponent > 0:
         return "0"

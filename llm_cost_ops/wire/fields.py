@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 __all__ = [
     "DECODE_FAULTS",
     "ENCODE_FAULTS",
-    "MOST_NESTED",
+    "MAX_NESTED",
+    "canonicalize_tags",
+    "decode_error",
+    "encode_error",
     "enum_members",
     "enum_varint",
     "enum_varints",
@@ -26,16 +29,13 @@ __all__ = [
     "one_of",
     "read_entry",
     "read_enum",
-    "respell",
     "skip_field",
-    "unreadable",
-    "unwritable",
     "walk",
 ]
 
 E = TypeVar("E", bound="OpenEnum")
 
-MOST_NESTED = 100
+MAX_NESTED = 100
 """How deep messages and groups may lie in each other: what all protobuf libraries take."""
 
 # What a straight line of indexing, slicing and unpacking raises on bytes, or values, of another kind.
@@ -57,7 +57,7 @@ def skip_field(data: bytes, pos: int, end: int, known: Collection[int]) -> int:
     return at
 
 
-def respell(data: bytes, pos: int, end: int, known: Collection[int]) -> bytes:
+def canonicalize_tags(data: bytes, pos: int, end: int, known: Collection[int]) -> bytes:
     """The data from `pos` to `end`, with the tags among `known` in their shortest form."""
     pieces: list[bytes] = []
     for tag, start, stop in walk(data, pos, end):
@@ -118,8 +118,8 @@ def _skip_group(data: bytes, pos: int, end: int, tag: int) -> int:
         tag, pos = _read_tag(data, pos)
         if tag & 7 == 3:
             opened.append(tag)
-            if len(opened) > MOST_NESTED:
-                raise DecodeError(f"groups lie more than {MOST_NESTED} deep")
+            if len(opened) > MAX_NESTED:
+                raise DecodeError(f"groups lie more than {MAX_NESTED} deep")
         elif tag & 7 == 4:
             if opened.pop() != tag - 1:
                 raise DecodeError("a group ends with the number of another")
@@ -195,7 +195,7 @@ def read_enum(enum: type[E], members: dict[int, E], n: int) -> E:
     return members.get(number) or enum(str(number))
 
 
-def unreadable(error: Exception, message: Any, name: tuple[str, str], truncated: bool) -> DecodeError:
+def decode_error(error: Exception, message: Any, name: tuple[str, str], truncated: bool) -> DecodeError:
     """The DecodeError to raise when a field could not be read.
 
     `name` is the field's path and, if it is a list, the attribute that holds what was read before. A field
@@ -215,7 +215,7 @@ def unreadable(error: Exception, message: Any, name: tuple[str, str], truncated:
     return DecodeError(str(error), path)
 
 
-def unwritable(error: Exception, path: str, index: int) -> EncodeError:
+def encode_error(error: Exception, path: str, index: int) -> EncodeError:
     """The EncodeError to raise when a field could not be written; an index of -1 means no list's."""
     if index >= 0:
         path = f"{path}[{index}]"

@@ -246,7 +246,8 @@ def _decode_error(error: Exception) -> DecodeError:
         return DecodeError("is nested too deep")
     if isinstance(error, UnicodeDecodeError):
         return DecodeError("is not valid UTF-8")
-    text, path = str(error), ""
+    # A count that may be left out is still a count: "or null" would only lengthen what is said of it.
+    text, path = str(error).replace(" | null", ""), ""
     located = _LOCATED.fullmatch(text)
     if located:
         text, path = f"{located[1]} as key" if located[2] else located[1], located[3]

@@ -11,7 +11,7 @@ __all__ = ["REPEATED", "Path", "path_text", "repeated_keys"]
 Path = tuple[str | int, ...]
 
 REPEATED = "is given more than once"
-_MOST_SHOWN = 40
+_MAX_SHOWN = 40
 
 
 class _Twice(list[tuple[str, Any]]):
@@ -46,7 +46,7 @@ def repeated_keys(data: bytes, written: bytes | None = None) -> list[Path]:
 
 
 def _paths(tree: Any) -> Iterator[Path]:
-    told: set[Path] = set()
+    reported: set[Path] = set()
     path: list[str | int] = []
     left = [_steps(tree)]
     while left:
@@ -57,8 +57,8 @@ def _paths(tree: Any) -> Iterator[Path]:
             continue
         step, value, again = found
         path.append(step)
-        if again and tuple(path[:2]) not in told:
-            told.add(tuple(path[:2]))
+        if again and tuple(path[:2]) not in reported:
+            reported.add(tuple(path[:2]))
             yield tuple(path)
         left.append(_steps(value))
 
@@ -82,6 +82,6 @@ def path_text(path: Path) -> str:
         if isinstance(step, int):
             text += f"[{step}]"
         else:
-            name = step if len(step) <= _MOST_SHOWN else step[:_MOST_SHOWN] + "…"
+            name = step if len(step) <= _MAX_SHOWN else step[:_MAX_SHOWN] + "…"
             text += f".{name}" if text else name
     return text

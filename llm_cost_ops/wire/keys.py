@@ -9,11 +9,11 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["keyed"]
+__all__ = ["fill_idempotency_key"]
 
 
-def keyed(*path: str) -> Callable[[Any, str, Callable[[], str]], tuple[Any, str]]:
-    """The `keyed` function of a MethodDescriptor, for the attributes that lead to the key.
+def fill_idempotency_key(*path: str) -> Callable[[Any, str, Callable[[], str]], tuple[Any, str]]:
+    """The `fill_key` function of a MethodDescriptor, for the attributes that lead to the key.
 
     A key that is given wins over the request's own; without either one is made. Where the path crosses a
     list, element i gets "<key>:i", unless it has a key of its own. What has to be changed is copied.

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from llm_cost_ops.wire.errors import DecodeError, EncodeError
-from llm_cost_ops.wire.fields import MOST_NESTED, walk
+from llm_cost_ops.wire.fields import MAX_NESTED, walk
 from llm_cost_ops.wire.varint import DOUBLE, read_varint, varint
 
 __all__ = [
@@ -131,6 +131,6 @@ def read_value(data: bytes, pos: int, end: int, depth: int, earlier: Any) -> Any
 
 
 def _fields(data: bytes, pos: int, end: int, depth: int) -> Iterator[tuple[int, int, int]]:
-    if depth > MOST_NESTED:
-        raise DecodeError(f"messages lie more than {MOST_NESTED} deep")
+    if depth > MAX_NESTED:
+        raise DecodeError(f"messages lie more than {MAX_NESTED} deep")
     return walk(data, pos, end)

@@ -12,7 +12,7 @@ from struct import Struct
 import msgspec
 
 from llm_cost_ops.wire.errors import DecodeError, EncodeError
-from llm_cost_ops.wire.fields import respell, skip_field
+from llm_cost_ops.wire.fields import canonicalize_tags, skip_field
 from llm_cost_ops.wire.varint import read_more, read_varint, to_int32, varint
 
 __all__ = ["ZERO_MOMENT", "read_duration", "read_timestamp", "write_duration", "write_timestamp"]
@@ -141,7 +141,7 @@ def _read_pair(data: bytes, pos: int, end: int, seconds: int, nanos: int) -> tup
             continue
         after = skip_field(data, pos, end, (8, 16))
         if after < 0:
-            data = respell(data, pos, end, (8, 16))
+            data = canonicalize_tags(data, pos, end, (8, 16))
             after, end = 0, len(data)
         pos = after
     if pos != end:

@@ -46,7 +46,7 @@ ZERO = 0
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_MOST_SHOWN = 40
+_MAX_SHOWN = 40
 _WORDS = {
     datetime: "a datetime",
     timedelta: "a timedelta",
@@ -63,10 +63,10 @@ def _shown(value: object) -> str:
     if isinstance(value, int) and value.bit_length() > 200:
         return f"a number of {value.bit_length()} bits"
     if isinstance(value, str):
-        return repr(value) if len(value) <= _MOST_SHOWN else repr(value[:_MOST_SHOWN] + "…")
+        return repr(value) if len(value) <= _MAX_SHOWN else repr(value[:_MAX_SHOWN] + "…")
     if value is None or isinstance(value, int | float | Decimal | datetime):
         text = str(value)
-        return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
+        return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
     return f"of type {type(value).__name__}"
 
 
@@ -88,12 +88,12 @@ def check_between(groups: Iterable[Iterator[tuple[str, str]]], path: str, violat
     A field that is among the violations already is not named again. A group ends where it comes to a
     value of a wrong type or range, which the rules of single fields name.
     """
-    told = {field for field, _ in violations}
+    reported = {field for field, _ in violations}
     for group in groups:
         try:
             for field, rule in group:
                 at = f"{path}.{field}" if path else field
-                if at not in told:
+                if at not in reported:
                     violations.append(Violation(at, rule))
         except (TypeError, AttributeError, ValueError, ArithmeticError):
             continue
@@ -196,7 +196,7 @@ def no_member(value: object, enum: type[OpenEnum]) -> str:
         return f"must be {enum.__name__}.{enum(value).name}, not the text {value!r}"
     known = [member.value for member in enum if member.number]
     words = f"must be one of {', '.join(known)}, not {_shown(value)}"
-    if isinstance(value, str) and len(value) <= _MOST_SHOWN:
+    if isinstance(value, str) and len(value) <= _MAX_SHOWN:
         from difflib import get_close_matches
 
         meant = get_close_matches(value.lower(), known, 1)
@@ -301,4 +301,4 @@ def check_undecoded(unknown: Any, path: str, violations: Violations) -> bool:
 def entry(name: str, key: Any) -> str:
     """The path of a map's entry."""
     text = str(key)
-    return f"{name}[{text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + '…'}]"
+    return f"{name}[{text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + '…'}]"

@@ -13,8 +13,8 @@ from tests.conformance.clients import COLOURS, TRANSPORTS, open_client, running_
 
 @pytest.fixture(scope="session")
 def server_urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    doors = ("--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0")
-    with running_server(tmp_path_factory.mktemp("server"), *doors, "--durability", "process") as urls:
+    listeners = ("--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0")
+    with running_server(tmp_path_factory.mktemp("server"), *listeners, "--durability", "process") as urls:
         yield urls
 
 

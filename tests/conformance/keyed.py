@@ -71,8 +71,8 @@ class KeyedServer:
 @contextlib.contextmanager
 def keyed_server(folder: Path, *arguments: str) -> Iterator[KeyedServer]:
     keys = {name: make_key(folder / "server.db", *who) for name, who in WHO.items()}
-    doors = ("--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0")
-    with running_server(folder, *doors, "--durability", "process", *arguments) as urls:
+    listeners = ("--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0")
+    with running_server(folder, *listeners, "--durability", "process", *arguments) as urls:
         yield KeyedServer(folder, urls, keys)
 
 

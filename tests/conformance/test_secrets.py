@@ -1,4 +1,4 @@
-"""A real key, used through clients, both doors of a server and the command line: it is shown nowhere."""
+"""A real key, used through clients, both listeners of a server and the command line: it is shown nowhere."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Breaking:
 
 
 class Doors:
-    """Both doors over one database, in this process, where all that they log is seen."""
+    """Both listeners over one database, in this process, where all that they log is seen."""
 
     def __init__(self, database: Path) -> None:
         store = SqliteStore(str(database), group_commit=True)
@@ -61,7 +61,7 @@ class Doors:
 
 
 @pytest.fixture
-async def doors(tmp_path: Path) -> AsyncIterator[Doors]:
+async def listeners(tmp_path: Path) -> AsyncIterator[Doors]:
     made = Doors(tmp_path / "server.db")
     await made.start()
     yield made
@@ -81,16 +81,16 @@ def held_in(folder: Path) -> str:
     return "".join(path.read_bytes().decode("latin-1") for path in folder.iterdir())
 
 
-async def use(client: Any, doors: Doors) -> str:
+async def use(client: Any, listeners: Doors) -> str:
     """Calls of every outcome; all that they show."""
     shown = repr(client) + repr(client.config)
     receipt = await client.with_raw_response.usage.submit(organization_id="acme", **CALL)
     shown += f"{receipt!r} {receipt.headers!r} {receipt.parsed!r}"
     shown += repr(await client.usage.get_history())
-    doors.admission.in_flight = 1
+    listeners.admission.in_flight = 1
     with pytest.raises(CostOpsError, match="in flight") as overloaded:
         await client.costs.get()
-    doors.admission.in_flight = 0
+    listeners.admission.in_flight = 0
     shown += everything_about(overloaded.value)
     for failing in (
         client.usage.submit(organization_id="globex", **CALL),
@@ -108,13 +108,13 @@ async def use(client: Any, doors: Doors) -> str:
 
 
 async def test_a_key_is_shown_nowhere(
-    doors: Doors, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    listeners: Doors, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level(logging.DEBUG)
     database = tmp_path / "server.db"
     key = make_key(database, ["acme"])
     shown = ""
-    for url in doors.urls:
+    for url in listeners.urls:
         registry = CollectorRegistry()
         config = ClientConfig(
             api_key=key,
@@ -124,9 +124,9 @@ async def test_a_key_is_shown_nowhere(
         )
         metrics = CallMetrics([PrometheusExporter("tests", registry)])
         async with AsyncCostOpsClient(config=config, interceptors=[metrics]) as client:
-            shown += await use(client, doors) + generate_latest(registry).decode()
+            shown += await use(client, listeners) + generate_latest(registry).decode()
     revoke(database, key)
-    for url in doors.urls:
+    for url in listeners.urls:
         async with AsyncCostOpsClient(api_key=key, base_url=url) as client:
             with pytest.raises(CostOpsError) as caught:
                 await client.costs.get()

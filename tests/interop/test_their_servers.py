@@ -126,8 +126,8 @@ def test_a_server_that_goes_away_time_and_again_costs_no_call(peer: Peer) -> Non
                     while time.monotonic() < until:
                         await client.usage.submit(**RECORD, headers={"x-act": "sleep:0.01"})
                         done += 1
-                        lane = next(iter(client._channel.core.leaf._lanes.values()))
-                        connections.update(map(id, lane._open))
+                        pool = next(iter(client._channel.core.transport._pools.values()))
+                        connections.update(map(id, pool._open))
 
                 await asyncio.gather(*(caller() for _ in range(16)))
             return done, len(connections)

@@ -136,7 +136,7 @@ def _charges(card: RateCard, record: UsageRecord) -> list[tuple[str, Fraction, R
         if rate is None and "TOTAL_TOKENS" in by_meter and meter in TOKEN_METERS:
             continue
         found.append((meter, quantity, rate))
-    tokens = record.input_tokens + record.output_tokens
+    tokens = (record.input_tokens or 0) + (record.output_tokens or 0)
     if "TOTAL_TOKENS" in by_meter and tokens:
         found.append(("TOTAL_TOKENS", Fraction(tokens), by_meter["TOTAL_TOKENS"]))
     return found

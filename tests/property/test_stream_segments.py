@@ -80,7 +80,7 @@ faults = st.tuples(
 def test_each_record_is_written_once(count: int, segment: int, script: list[tuple[int, int, str]]) -> None:
     model = Model(list(script))
     config = ClientConfig(retry=RetryConfig(max_retries=20, max_backoff=1.0, budget=1000.0))
-    client = CostOpsClient(base_url="http://model", config=config, leaf=model, runtime=VirtualRuntime())
+    client = CostOpsClient(base_url="http://model", config=config, transport=model, runtime=VirtualRuntime())
     records = [
         UsageRecord(organization_id="o", provider="p", model_id="m", input_tokens=n) for n in range(count)
     ]

@@ -29,7 +29,7 @@ CostOpsError DeadlineError NetworkError NotFoundError RateLimitError ServerError
 error_from_rpc
 """
 TESTING = """
-AsyncVirtualRuntime Delay Fault InterceptorCheckError Received ScriptedLeaf VirtualRuntime
+AsyncVirtualRuntime Delay Fault InterceptorCheckError Received ScriptedTransport VirtualRuntime
 async_memory_client check_interceptor memory_client
 """
 CLIENT = """

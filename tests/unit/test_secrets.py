@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from llm_cost_ops import CacheConfig, ClientConfig, CostOpsClient, CostOpsError, LoggingConfig
 from llm_cost_ops.interceptors.metrics import CallMetrics, PrometheusExporter
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from llm_cost_ops.testing import Fault, ScriptedLeaf, VirtualRuntime
+from llm_cost_ops.testing import Fault, ScriptedTransport, VirtualRuntime
 from llm_cost_ops.types import UsageReceipt
 
 CANARY = "canary-4d1f0c7b9a8e"
@@ -56,15 +56,19 @@ def test_the_key_is_shown_nowhere(
         default_headers={"x-api-key": CANARY},
     )
     metrics = CallMetrics([PrometheusExporter("tests", registry)])
-    leaf = ScriptedLeaf(script, forever=True)
-    client = CostOpsClient(config=config, leaf=leaf, interceptors=[metrics], runtime=VirtualRuntime())
+    transport = ScriptedTransport(script, forever=True)
+    client = CostOpsClient(
+        config=config, transport=transport, interceptors=[metrics], runtime=VirtualRuntime()
+    )
     shown = f"{client!r} {client} {config!r} {config} {client.with_options(timeout=1)!r}"
     try:
         shown += repr(client.with_raw_response.usage.submit(**CALL, headers={"x-auth-token": CANARY}))
     except CostOpsError as error:
         shown += _everything_about(error)
     shown += "".join(f"{record.getMessage()} {vars(record)}" for record in caplog.records)
-    shown += generate_latest(registry).decode() + repr(leaf.calls[-1].context) + repr(leaf.calls[-1])
+    shown += (
+        generate_latest(registry).decode() + repr(transport.calls[-1].context) + repr(transport.calls[-1])
+    )
     shown += "".join(map(repr, client._channel.core.interceptors)) + "".join(capsys.readouterr())
     assert CANARY not in shown
     assert caplog.records, "something was logged"
@@ -87,7 +91,7 @@ def test_a_wrong_setting_does_not_show_it_either(wrong: dict[str, Any]) -> None:
 
 
 def test_a_wrong_header_of_a_call_does_not_show_it() -> None:
-    client = CostOpsClient(base_url="http://test", leaf=ScriptedLeaf(), runtime=VirtualRuntime())
+    client = CostOpsClient(base_url="http://test", transport=ScriptedTransport(), runtime=VirtualRuntime())
     with pytest.raises(CostOpsError) as caught:
         client.usage.submit(**CALL, headers={"authorization": f"Bearer {CANARY}\r\nx: y"})
     assert CANARY not in str(caught.value) + repr(caught.value)

@@ -13,7 +13,7 @@ _METHODS_IMPORTS = """\
 $package.codecs *
 $package.messages *
 llm_cost_ops.rpc.method Cardinality HttpRule Idempotency MethodDescriptor QueryField
-llm_cost_ops.wire.keys keyed
+llm_cost_ops.wire.keys fill_idempotency_key
 """
 _DESCRIPTOR = """
 ${rpc.constant}: MethodDescriptor[${rpc.request.name}, ${rpc.response.name}] = MethodDescriptor(
@@ -55,7 +55,9 @@ def emit_methods(package: Package) -> str:
 def _descriptor(method: Method) -> str:
     options = _http(method) if method.verb else ""
     if method.key_path:
-        options += "keyed=keyed({}),\n".format(", ".join(f'"{field.attribute}"' for field in method.key_path))
+        options += "fill_key=fill_idempotency_key({}),\n".format(
+            ", ".join(f'"{field.attribute}"' for field in method.key_path)
+        )
     if method.returned is not None:
         options += f'unwrap="{method.returned.attribute}",\n'
     holes = {"cardinality": method.cardinality.upper(), "docstring": docstring(method.comment)}

@@ -30,8 +30,8 @@ typing Any
 $package.messages *
 llm_cost_ops.wire.decimals from_text plain
 llm_cost_ops.wire.errors DecodeError EncodeError
-llm_cost_ops.wire.fields DECODE_FAULTS ENCODE_FAULTS MOST_NESTED enum_members enum_varint enum_varints \
- keep_unknown one_of read_entry read_enum respell skip_field unreadable unwritable
+llm_cost_ops.wire.fields DECODE_FAULTS ENCODE_FAULTS MAX_NESTED enum_members enum_varint enum_varints \
+ keep_unknown one_of read_entry read_enum canonicalize_tags skip_field decode_error encode_error
 llm_cost_ops.wire.structs read_list_value read_raw_json read_struct read_value write_list_value \
  write_raw_json write_struct write_value
 llm_cost_ops.wire.timestamps ZERO_MOMENT read_duration read_timestamp write_duration write_timestamp
@@ -59,7 +59,7 @@ def encode_${type.snake}(m: ${type.name}) -> bytes:
         $encoding
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
-        raise unwritable(error, at, i) from None
+        raise encode_error(error, at, i) from None
     return b"".join(out)
 
 
@@ -80,18 +80,18 @@ def _read_${type.snake}(data: bytes, pos: int, end: int, depth: int, m: ${type.n
             if t in _${type.constant}_NAMES: continue
             s = skip_field(data, pos, end, _${type.constant}_TAGS)
             if s < 0:
-                data = respell(data, pos, end, _${type.constant}_TAGS)
+                data = canonicalize_tags(data, pos, end, _${type.constant}_TAGS)
                 s, end = 0, len(data)
             else:
                 kept.append(data[pos:s])
             pos = s
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
-        raise unreadable(error, m, _${type.constant}_NAMES.get(t, ("", "")), pos > end) from None
+        raise decode_error(error, m, _${type.constant}_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 '''
-_TOO_DEEP = 'if depth > MOST_NESTED: raise DecodeError(f"messages lie more than {MOST_NESTED} deep")\n'
+_TOO_DEEP = 'if depth > MAX_NESTED: raise DecodeError(f"messages lie more than {MAX_NESTED} deep")\n'
 _WRITE_ENTRIES = """\
 for k$number, x$number in v$number.items():
     $key

@@ -31,30 +31,30 @@ class SqliteKeys:
     is: once made, it never changes.
     """
 
-    def __init__(self, glance: Callable[..., Awaitable[Any]], write: Callable[..., Awaitable[Any]]) -> None:
-        self._glance = glance
+    def __init__(self, read_now: Callable[..., Awaitable[Any]], write: Callable[..., Awaitable[Any]]) -> None:
+        self._read_now = read_now
         self._write = write
         self._known: bytes | None = None
 
     async def any(self, context: CallContext) -> bool:
         """Whether there is or was a key; see KeyStore."""
-        found: bool = await self._glance(_any, context)
+        found: bool = await self._read_now(_any, context)
         return found
 
     async def find(self, key_id: str, context: CallContext) -> ApiKey | None:
         """The key with an id; see KeyStore."""
-        found: ApiKey | None = await self._glance(partial(_find, key_id=key_id), context)
+        found: ApiKey | None = await self._read_now(partial(_find, key_id=key_id), context)
         return found
 
     async def all(self, context: CallContext) -> list[ApiKey]:
         """Every key; see KeyStore."""
-        found: list[ApiKey] = await self._glance(_all, context)
+        found: list[ApiKey] = await self._read_now(_all, context)
         return found
 
     async def secret(self, context: CallContext) -> bytes:
         """The secret of this database; see KeyStore."""
         if self._known is None:
-            self._known = await self._glance(_secret, context) or await self._write(_make_secret, context)
+            self._known = await self._read_now(_secret, context) or await self._write(_make_secret, context)
         return self._known
 
     async def add(self, key: ApiKey, context: CallContext) -> None:

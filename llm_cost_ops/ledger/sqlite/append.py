@@ -10,7 +10,7 @@ from llm_cost_ops._gen.messages import CostStatus, SubmitStatus
 from llm_cost_ops.ledger.ids import as_text
 from llm_cost_ops.ledger.sqlite import cards
 from llm_cost_ops.ledger.sqlite import sums as rollups
-from llm_cost_ops.ledger.sqlite.rows import Terms, decode_usage, prepare, units_of
+from llm_cost_ops.ledger.sqlite.rows import SeriesKey, decode_usage, prepare, units_of
 from llm_cost_ops.ledger.types import Appended, Entry
 from llm_cost_ops.pricing.pricebook import Pricing
 from llm_cost_ops.rules.times import from_micros
@@ -59,19 +59,19 @@ class Interner:
     __slots__ = ("_fresh", "_known", "_most", "earlier")
 
     def __init__(self, most: int = 20_000) -> None:
-        self._known: dict[Terms, Ids] = {}
-        self._fresh: dict[Terms, Ids] = {}
+        self._known: dict[SeriesKey, Ids] = {}
+        self._fresh: dict[SeriesKey, Ids] = {}
         self._most = most
         self.earlier: bool | None = None
 
-    def ids(self, cursor: sqlite3.Cursor, terms: Terms) -> Ids:
+    def ids(self, cursor: sqlite3.Cursor, terms: SeriesKey) -> Ids:
         """The ids of organization, series and pricing, which are added where they are new.
 
         With a new pricing its card is kept.
         """
         return self._known.get(terms) or self._fresh.get(terms) or self._intern(cursor, terms)
 
-    def known(self, terms: Terms) -> Ids | None:
+    def known(self, terms: SeriesKey) -> Ids | None:
         """The ids, if nothing has to be added for them."""
         return self._known.get(terms)
 
@@ -93,7 +93,7 @@ class Interner:
         """The transaction was rolled back."""
         self._fresh.clear()
 
-    def _intern(self, cursor: sqlite3.Cursor, terms: Terms) -> Ids:
+    def _intern(self, cursor: sqlite3.Cursor, terms: SeriesKey) -> Ids:
         by: Pricing = terms[8]
         organization, *series = (str(term) for term in (*terms[:8], by.currency, by.status))
         find, add = "SELECT id FROM organization WHERE name = ?", "INSERT INTO organization (name) VALUES (?)"

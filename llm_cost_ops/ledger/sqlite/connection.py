@@ -23,12 +23,12 @@ from llm_cost_ops.rpc.context import CallContext
 
 __all__ = [
     "DURABILITIES",
+    "BusyRetry",
     "Database",
+    "FifoLock",
     "Job",
-    "Patience",
     "Query",
     "Readers",
-    "Turn",
     "Writer",
     "busy_error",
     "closed_error",
@@ -40,7 +40,7 @@ __all__ = [
 DURABILITIES = {"disk": "FULL", "process": "NORMAL"}
 
 # The first with STRICT tables.
-_OLDEST = (3, 37)
+_MIN_VERSION = (3, 37)
 
 # Of a query: the series that its filter lets through, the pieces of time it sums, and the sums of the rows
 # that are not in rollup yet.
@@ -78,8 +78,8 @@ class Database:
         Never waits inside SQLite: sqlite3.OperationalError when the file is busy. RpcError as `identify`, and
         for a SQLite that is too old.
         """
-        if sqlite3.sqlite_version_info < _OLDEST:
-            needed = ".".join(map(str, _OLDEST))
+        if sqlite3.sqlite_version_info < _MIN_VERSION:
+            needed = ".".join(map(str, _MIN_VERSION))
             raise RpcError(
                 StatusCode.FAILED_PRECONDITION,
                 f"this Python has SQLite {sqlite3.sqlite_version}, and the store needs {needed} or newer",
@@ -169,7 +169,7 @@ _LONGEST = 30.0
 _MARGIN = 0.01
 
 
-class Patience:
+class BusyRetry:
     """How long a call may wait for the file: until just before its deadline, or 30 seconds without one."""
 
     __slots__ = ("_context", "_delay", "_name", "_until")
@@ -202,30 +202,30 @@ class Patience:
         self._delay = min(self._delay * 2, 0.05)
 
 
-class Turn:
+class FifoLock:
     """A lock that threads and tasks queue for, first come, first served, each within its patience."""
 
-    __slots__ = ("_held", "_waiting", "try_take")
+    __slots__ = ("_held", "_waiting", "try_acquire")
 
     def __init__(self) -> None:
         self._held = threading.Lock()
         self._waiting: deque[Future[None]] = deque()
-        self.try_take: Callable[[], bool] = partial(self._held.acquire, False)
+        self.try_acquire: Callable[[], bool] = partial(self._held.acquire, False)
         """Take the turn if it is free."""
 
-    async def take(self, context: CallContext, name: str) -> None:
+    async def acquire(self, context: CallContext, name: str) -> None:
         """Wait for the turn as the runtime waits; UNAVAILABLE just before the deadline."""
         place = self._queue()
         if place is None:
             return
         try:
-            await context.runtime.wait(place, Patience(context, name).left())
+            await context.runtime.wait(place, BusyRetry(context, name).left())
         except TimeoutError:
             if place.cancel():
                 raise busy_error(name) from None
         except BaseException:
             if not place.cancel():
-                self.give_back()
+                self.release()
             raise
 
     def take_blocking(self, timeout: float, name: str) -> None:
@@ -240,15 +240,15 @@ class Turn:
                 raise busy_error(name) from None
         except BaseException:
             if not place.cancel():
-                self.give_back()
+                self.release()
             raise
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """Hand the turn to whoever has waited longest."""
         if not self._waiting:
             self._held.release()
             # Somebody may have queued between the look and the release.
-            if not self._waiting or not self.try_take():
+            if not self._waiting or not self.try_acquire():
                 return
         while True:
             while self._waiting:
@@ -257,13 +257,13 @@ class Turn:
                     place.set_result(None)
                     return
             self._held.release()
-            if not self._waiting or not self.try_take():
+            if not self._waiting or not self.try_acquire():
                 return
 
     def _queue(self) -> Future[None] | None:
         place: Future[None] = Future()
         self._waiting.append(place)
-        if self.try_take():
+        if self.try_acquire():
             place.cancel()
             return None
         return place
@@ -285,7 +285,7 @@ class Writer:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self.turn = Turn()
+        self.turn = FifoLock()
         self.closed = False
         self._connection: sqlite3.Connection | None = None
         self._cursor: sqlite3.Cursor | None = None
@@ -300,19 +300,19 @@ class Writer:
         itself.
         """
         turn = self.turn
-        patience: Patience | None = None
+        busy_retry: BusyRetry | None = None
         while True:
-            if not turn.try_take():
-                await turn.take(context, self.database.name)
+            if not turn.try_acquire():
+                await turn.acquire(context, self.database.name)
             try:
                 return self.transact(job, statement=statement)
             except (sqlite3.Error, OverflowError) as error:
                 if not is_busy(error):
                     raise self.translated(error) from error
             finally:
-                turn.give_back()
-            patience = patience or Patience(context, self.database.name)
-            await patience.pause()
+                turn.release()
+            busy_retry = busy_retry or BusyRetry(context, self.database.name)
+            await busy_retry.pause()
 
     def transact(self, job: Job[T], *, statement: bool = False) -> T:
         """Run a job in a transaction of its own. Only for who has the turn."""
@@ -378,7 +378,7 @@ class Writer:
 
 Query = Callable[[sqlite3.Connection], T]
 
-_MOST_IDLE = 4
+_MAX_IDLE = 4
 _STEPS_BETWEEN_LOOKS = 10_000
 
 
@@ -393,7 +393,7 @@ class Readers:
 
     async def read(self, query: Query[T], context: CallContext, *, quick: bool = False) -> T:
         """Run a query: inline when it is `quick`, else where it holds nobody up, until the deadline."""
-        patience: Patience | None = None
+        busy_retry: BusyRetry | None = None
         while True:
             try:
                 if quick and self._is_free():
@@ -402,10 +402,10 @@ class Readers:
             except sqlite3.Error as error:
                 if not is_busy(error):
                     raise rpc_error(error, self._database.name) from error
-            patience = patience or Patience(context, self._database.name)
-            await patience.pause()
+            busy_retry = busy_retry or BusyRetry(context, self._database.name)
+            await busy_retry.pause()
 
-    async def glance(self, query: Query[T], context: CallContext) -> T:
+    async def read_now(self, query: Query[T], context: CallContext) -> T:
         """Run a query of one statement that reads an index: inline where nothing has to be waited for."""
         if self._is_free():
             try:
@@ -431,8 +431,8 @@ class Readers:
         turn = self._writer.turn
         if self._database.path is not None:
             return bool(self._idle)
-        if turn.try_take():
-            turn.give_back()
+        if turn.try_acquire():
+            turn.release()
             return True
         return False
 
@@ -449,7 +449,7 @@ class Readers:
             # What state it is in is not worth finding out.
             connection.close()
             raise
-        if len(self._idle) < _MOST_IDLE:
+        if len(self._idle) < _MAX_IDLE:
             self._idle.append(connection)
             # The store may have been closed since.
             if self._is_closed():
@@ -460,12 +460,12 @@ class Readers:
 
     def _run_in_memory(self, query: Query[T], context: CallContext | None) -> T:
         turn = self._writer.turn
-        if not turn.try_take():
-            turn.take_blocking(Patience.allowed(context), self._database.name)
+        if not turn.try_acquire():
+            turn.take_blocking(BusyRetry.allowed(context), self._database.name)
         try:
             return _ask(self._writer.open(), query, context)
         finally:
-            turn.give_back()
+            turn.release()
 
 
 def _ask(connection: sqlite3.Connection, query: Query[T], context: CallContext | None) -> T:

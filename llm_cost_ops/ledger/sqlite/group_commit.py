@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from llm_cost_ops.ledger.sqlite.append import Interner
-from llm_cost_ops.ledger.sqlite.connection import Job, Patience, Writer, busy_error, closed_error, is_busy
+from llm_cost_ops.ledger.sqlite.connection import BusyRetry, Job, Writer, busy_error, closed_error, is_busy
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 
@@ -19,8 +19,8 @@ __all__ = ["GroupCommit"]
 
 T = TypeVar("T")
 
-_MOST_ROWS = 20_000
-_MOST_WAITING = 10_000
+_MAX_ROWS = 20_000
+_MAX_WAITING = 10_000
 _STOP = None
 
 
@@ -57,9 +57,9 @@ class GroupCommit:
         UNAVAILABLE when it was not begun until just before the deadline; DEADLINE_EXCEEDED with
         `maybe_applied` when it was begun and had not ended.
         """
-        if self._queue.qsize() > _MOST_WAITING:
+        if self._queue.qsize() > _MAX_WAITING:
             raise busy_error(self._writer.database.name)
-        left = Patience(context, self._writer.database.name).left()
+        left = BusyRetry(context, self._writer.database.name).left()
         ticket = _Ticket(job, weight, context, context.runtime.monotonic() + left)
         self._start()
         self._queue.put(ticket)
@@ -117,7 +117,7 @@ class GroupCommit:
         while ticket is not _STOP:
             group.append(ticket)
             rows += ticket.weight
-            if rows >= _MOST_ROWS:
+            if rows >= _MAX_ROWS:
                 return group, False
             try:
                 ticket = self._queue.get_nowait()

@@ -14,7 +14,7 @@ from llm_cost_ops.ledger.sqlite.rows import decode_usage, units_of
 from llm_cost_ops.ledger.sqlite.sums import (
     SERIES_PLACES,
     Keys,
-    lay_out,
+    load_intervals,
     newest,
     per_record_conditions,
     pick_series,
@@ -42,7 +42,7 @@ def summarize_meters(
     pieces = list(pieces_of(where, buckets))
     if not series or not pieces:
         return []
-    lay_out(connection, pieces)
+    load_intervals(connection, pieces)
     cards = _Cards(connection, card_of)
     totals: dict[tuple[int, Keys, str], Sums] = {}
     for of_series, bucket, pricing, units, data in _rows(connection, where):

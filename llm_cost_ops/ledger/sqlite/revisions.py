@@ -18,11 +18,11 @@ from llm_cost_ops.ledger.sqlite.append import Interner
 from llm_cost_ops.ledger.sqlite.cards import kept_card
 from llm_cost_ops.ledger.sqlite.rows import (
     RECORD_COLUMNS,
-    Terms,
+    SeriesKey,
     columns_of,
     decode_record,
     decode_usage,
-    terms_of,
+    series_key_of,
     units_of,
 )
 from llm_cost_ops.ledger.sqlite.sums import Place, add, newest, per_record_conditions, pick_series, places
@@ -92,7 +92,7 @@ class _Found(NamedTuple):
     """A record whose cost is not what it would be today: its row, and what is to be written."""
 
     row: tuple[Any, ...]
-    terms: Terms
+    terms: SeriesKey
     cost: tuple[int | None, int | None]
     change: Change
 
@@ -122,7 +122,7 @@ def _find(connection: sqlite3.Connection, seqs: Sequence[int], price: Price) -> 
             currency_after=by.currency,
         )
         cost_after = columns_of(priced.units, by)
-        found.append(_Found((*row, ts), terms_of(record, by), cost_after, change))
+        found.append(_Found((*row, ts), series_key_of(record, by), cost_after, change))
     return found
 
 

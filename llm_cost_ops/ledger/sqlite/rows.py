@@ -22,31 +22,31 @@ from llm_cost_ops.wire.decimals import WireDecimal
 from llm_cost_ops.wire.unknown import Unknown
 
 __all__ = [
-    "LARGEST_COST",
-    "LARGEST_COUNT",
+    "MAX_COST_UNITS",
+    "MAX_COUNT",
     "RECORD_COLUMNS",
     "Prepared",
-    "Terms",
+    "SeriesKey",
     "columns_of",
     "decode_record",
     "decode_usage",
     "encode_struct",
     "prepare",
+    "series_key_of",
     "struct_decoder",
-    "terms_of",
     "units_of",
 ]
 
-LARGEST_COUNT = 10**15
+MAX_COUNT = 10**15
 """The most tokens of one record: 9,000 such records still have a sum of 64 bits."""
 
-LARGEST_COST = 10**9 * 10**12
+MAX_COST_UNITS = 10**9 * 10**12
 """The most that one record may cost, in 10^-12 of its currency."""
 
-Terms = tuple[Any, ...]
+SeriesKey = tuple[Any, ...]
 """What is interned of an entry: the organization, seven more columns of series, and the Pricing."""
 
-Prepared = tuple[Terms, tuple[Any, ...], str]
+Prepared = tuple[SeriesKey, tuple[Any, ...], str]
 """Of an entry its terms, its columns of usage from `id` on, and its id as text."""
 
 RECORD_COLUMNS = "u.id, u.key, u.ingested, u.ts, u.record"
@@ -82,7 +82,7 @@ encode_struct = msgspec.json.Encoder(enc_hook=_write, order="deterministic").enc
 _records = struct_decoder(UsageRecord)
 
 
-def terms_of(record: UsageRecord, by: Pricing) -> Terms:
+def series_key_of(record: UsageRecord, by: Pricing) -> SeriesKey:
     """What a record shares with others."""
     return (
         record.organization_id,
@@ -100,21 +100,22 @@ def terms_of(record: UsageRecord, by: Pricing) -> Terms:
 def prepare(entry: Entry) -> Prepared:
     """What the transaction needs of an entry; everything that can be done before it."""
     record, units = entry.record, entry.units
-    if record.input_tokens > LARGEST_COUNT or record.output_tokens > LARGEST_COUNT:
+    input_tokens, output_tokens = record.input_tokens or 0, record.output_tokens or 0
+    if input_tokens > MAX_COUNT or output_tokens > MAX_COUNT:
         raise _too_many(record)
     made, stored, stored_key = usage_id(record.organization_id, entry.key)
     ingested = to_micros(entry.ingested_at)
     tags, labels, moment = record.tags, record.labels, record.timestamp
     return (
-        terms_of(record, entry.by),
+        series_key_of(record, entry.by),
         (
             stored,
             stored_key,
             ingested,
             ingested if moment is None else to_micros(moment),
             record.request_count or 1,
-            record.input_tokens,
-            record.output_tokens,
+            input_tokens,
+            output_tokens,
             record.cached_tokens,
             *columns_of(units, entry.by),
             record.user_id or None,
@@ -141,9 +142,9 @@ def _encoded(record: UsageRecord) -> bytes:
 def _too_many(record: UsageRecord) -> RpcError:
     return _refused(
         [
-            Violation(field, f"must be at most {LARGEST_COUNT:,}")
+            Violation(field, f"must be at most {MAX_COUNT:,}")
             for field in ("input_tokens", "output_tokens")
-            if getattr(record, field) > LARGEST_COUNT
+            if (getattr(record, field) or 0) > MAX_COUNT
         ]
     )
 
@@ -154,11 +155,11 @@ def _refused(violations: list[Violation]) -> RpcError:
 
 
 def columns_of(units: int | None, by: Pricing) -> tuple[int | None, int | None]:
-    """The two columns of a cost in 10^-12; INVALID_ARGUMENT when it is larger than LARGEST_COST."""
+    """The two columns of a cost in 10^-12; INVALID_ARGUMENT when it is larger than MAX_COST_UNITS."""
     if units is None:
         return None, None
-    if not -LARGEST_COST <= units <= LARGEST_COST:
-        raise _refused([Violation("", f"must cost at most {LARGEST_COST // 10**12:,} {by.currency}")])
+    if not -MAX_COST_UNITS <= units <= MAX_COST_UNITS:
+        raise _refused([Violation("", f"must cost at most {MAX_COST_UNITS // 10**12:,} {by.currency}")])
     return divmod(units, _MICRO)
 
 

@@ -171,7 +171,7 @@ class SqliteStore:
 
     async def get_card(self, card_id: str, context: CallContext) -> RateCard | None:
         """The card with an id, or None."""
-        return await self._readers.glance(partial(cards.get_card, card_id=card_id), context)
+        return await self._readers.read_now(partial(cards.get_card, card_id=card_id), context)
 
     async def all_cards(self, context: CallContext) -> list[RateCard]:
         """Every card, by provider, model, date and version."""
@@ -182,12 +182,12 @@ class SqliteStore:
         if self._database.path is None:
             # In private memory nobody else adds any.
             return self._added_cards
-        return await self._readers.glance(cards.revision, context)
+        return await self._readers.read_now(cards.revision, context)
 
     @property
     def keys(self) -> SqliteKeys:
         """The API keys of whoever may call the server over this store."""
-        return SqliteKeys(self._glance, self._write)
+        return SqliteKeys(self._read_now, self._write)
 
     async def check(self, context: CallContext) -> None:
         """Write and commit a mark."""
@@ -204,14 +204,14 @@ class SqliteStore:
             self._group.close()
         writer = self._writer
         if not writer.closed:
-            if not writer.turn.try_take():
+            if not writer.turn.try_acquire():
                 writer.turn.take_blocking(_CLOSING, self._database.name)
             writer.close()
-            writer.turn.give_back()
+            writer.turn.release()
         self._readers.close()
 
-    async def _glance(self, query: Query[T], context: CallContext) -> T:
-        return await self._readers.glance(query, context)
+    async def _read_now(self, query: Query[T], context: CallContext) -> T:
+        return await self._readers.read_now(query, context)
 
     async def _write(self, job: Job[T], context: CallContext, weight: int = 1) -> T:
         if self._closed:

@@ -24,8 +24,8 @@ __all__ = [
     "count_usage",
     "fold",
     "fold_if_due",
-    "lay_out",
-    "lay_out_tail",
+    "load_intervals",
+    "load_tail",
     "newest",
     "per_record_conditions",
     "pick_series",
@@ -171,7 +171,7 @@ def _add(cursor: sqlite3.Cursor, statement: str, rows: Sequence[tuple[Any, ...]]
     cursor.execute("RELEASE sums")
 
 
-def lay_out_tail(connection: sqlite3.Connection) -> bool:
+def load_tail(connection: sqlite3.Connection) -> bool:
     """Put the sums of the rows that are not in the sums yet into temp.tail; whether there are any."""
     connection.execute("DELETE FROM temp.tail")
     [done] = connection.execute("SELECT seq FROM folded").fetchone()
@@ -298,7 +298,7 @@ def _totals(
     totals: Totals = {}
     if not series or not pieces:
         return totals
-    question = _Question(connection, where, group_by, series, totals)
+    question = SumQuery(connection, where, group_by, series, totals)
     if question.needs_rows:
         question.add_rows(pieces)
         return totals
@@ -313,7 +313,7 @@ def _totals(
         else:
             levels[QUARTERS].extend((bucket, *part) for part in parts.quarters)
     if any(levels.values()):
-        tables = ("rollup", "temp.tail") if lay_out_tail(connection) else ("rollup",)
+        tables = ("rollup", "temp.tail") if load_tail(connection) else ("rollup",)
         for table in tables:
             for level, found in levels.items():
                 question.add_rollups(table, level, found)
@@ -353,7 +353,7 @@ def pieces_of(where: Filter, buckets: Sequence[tuple[datetime, datetime]] | None
             yield index, first, last
 
 
-def lay_out(connection: sqlite3.Connection, pieces: Iterable[Piece]) -> None:
+def load_intervals(connection: sqlite3.Connection, pieces: Iterable[Piece]) -> None:
     """Put pieces of time into temp.piece, in place of what was there."""
     connection.execute("DELETE FROM temp.piece")
     connection.executemany(
@@ -370,7 +370,7 @@ def _row_amounts(cost: Newest) -> tuple[str, ...]:
     return ("1", "u.requests", "u.input", "u.output", "u.cached", unpriced, cost.micro, cost.rest)
 
 
-class _Question:
+class SumQuery:
     """A query while it is answered; what it finds is added to `totals`."""
 
     def __init__(
@@ -416,7 +416,7 @@ class _Question:
         """Add what a table holds of whole quarters of an hour or whole days."""
         if not pieces:
             return
-        lay_out(self._connection, pieces)
+        load_intervals(self._connection, pieces)
         user = ", r.user" * len(self._columns)
         users = self._where.user_ids
         # CROSS JOIN fixes the order of the loops, in which the groups come out sorted.
@@ -432,7 +432,7 @@ class _Question:
         """Add what rows hold, one by one."""
         if not pieces:
             return
-        lay_out(self._connection, pieces)
+        load_intervals(self._connection, pieces)
         cost = newest(self._connection)
         conditions, parameters = per_record_conditions(self._where)
         more = "".join(f" AND {condition}" for condition in conditions)

@@ -30,7 +30,7 @@ EVERY_ORGANIZATION = "*"
 
 _FORM = re.compile(r"lco_([a-z2-7]{8})_([a-z2-7]{52})")
 _ID = re.compile(r"(?:lco_)?([a-z2-7]{8})(?:_.*)?", re.DOTALL)
-_LONGEST_NAME = 100
+_MAX_NAME = 100
 # Compared with where there is no key, so that an unknown id takes as long as a wrong secret.
 _NOBODY = bytes(32)
 
@@ -114,8 +114,8 @@ def _check(organizations: Sequence[str], role: str, name: str) -> None:
             raise invalid("organization", "must have 1 to 100 printable characters")
     if role.upper() not in Role.__members__:
         raise invalid("role", f"must be reader, writer or admin, not {role[:32]!r}")
-    if len(name) > _LONGEST_NAME or not name.isprintable():
-        raise invalid("name", f"must have at most {_LONGEST_NAME} printable characters")
+    if len(name) > _MAX_NAME or not name.isprintable():
+        raise invalid("name", f"must have at most {_MAX_NAME} printable characters")
 
 
 def _random_text(size: int) -> str:

@@ -40,9 +40,20 @@ from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.interceptor import UnaryContinuation
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 
-__all__ = ["FOREIGN", "OPEN", "RULES", "Principal", "Role", "Rule", "Tenancy", "admits", "own", "tenant_of"]
+__all__ = [
+    "OPEN",
+    "OTHER_ORGANIZATION",
+    "RULES",
+    "Principal",
+    "Role",
+    "Rule",
+    "Tenancy",
+    "allowed_organizations",
+    "may_access",
+    "tenant_of",
+]
 
-FOREIGN = "is none that this API key may use"
+OTHER_ORGANIZATION = "is none that this API key may use"
 
 
 class Role(enum.IntEnum):
@@ -76,7 +87,7 @@ class Rule(NamedTuple):
     scoped: Callable[[Any, frozenset[str]], Any]
 
 
-def admits(context: CallContext, organization_id: str) -> bool:
+def may_access(context: CallContext, organization_id: str) -> bool:
     """Whether the caller may see and write what belongs to an organization, or to everybody when ""."""
     principal: Principal | None = context.principal
     if principal is None or principal.organizations is None or not organization_id:
@@ -84,7 +95,7 @@ def admits(context: CallContext, organization_id: str) -> bool:
     return organization_id in principal.organizations
 
 
-def own(context: CallContext) -> frozenset[str] | None:
+def allowed_organizations(context: CallContext) -> frozenset[str] | None:
     """The caller's organizations; None for all of them."""
     principal: Principal | None = context.principal
     return None if principal is None else principal.organizations
@@ -92,13 +103,13 @@ def own(context: CallContext) -> frozenset[str] | None:
 
 def tenant_of(context: CallContext) -> str:
     """A short text that is the same for the same organizations; "" for all. Cursors carry it."""
-    organizations = own(context)
+    organizations = allowed_organizations(context)
     if organizations is None:
         return ""
     return blake2b(msgspec.json.encode(sorted(organizations)), digest_size=8).hexdigest()
 
 
-def _denied(field: str, rule: str = FOREIGN) -> RpcError:
+def _denied(field: str, rule: str = OTHER_ORGANIZATION) -> RpcError:
     return RpcError(StatusCode.PERMISSION_DENIED, f"{field} {rule}", violations=[Violation(field, rule)])
 
 

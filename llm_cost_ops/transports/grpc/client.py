@@ -1,4 +1,4 @@
-"""The gRPC leaves, on grpclib's HTTP/2.
+"""The gRPC transports, on grpclib's HTTP/2.
 
 The call itself is ours: grpclib's client loses calls at a graceful GOAWAY, can't tell whether a
 request may have been applied, and ends calls in a way that breaks an enclosing asyncio.timeout.
@@ -30,13 +30,13 @@ from llm_cost_ops.transports.grpc.streaming import StreamingExchange
 from llm_cost_ops.transports.net.tls import ssl_context
 from llm_cost_ops.transports.serializer import Serializer
 
-__all__ = ["LATE", "AsyncGrpcLeaf", "Bridge", "GrpcLeaf", "Lane"]
+__all__ = ["LATE", "AsyncGrpcTransport", "Bridge", "ConnectionPool", "GrpcTransport"]
 
 
 E = TypeVar("E", bound=GrpcExchange)
 
 # A stream that is closed early is over within so many seconds, or left to the loop.
-LONGEST_END = 1.0
+MAX_END = 1.0
 
 # At DEBUG these show every header that is sent, credentials included. Who sets their levels gets that.
 for _logger in map(logging.getLogger, ("hpack.hpack", "hpack.table")):
@@ -44,7 +44,7 @@ for _logger in map(logging.getLogger, ("hpack.hpack", "hpack.table")):
         _logger.setLevel(logging.INFO)
 
 
-class _GrpcLeaf:
+class _GrpcTransport:
     """Where calls go, and with what settings.
 
     `base_url` is grpc://host:port, grpcs://host (port 443 unless it names another) or
@@ -88,23 +88,25 @@ class _GrpcLeaf:
             scheme, self._target.authority, request, context, self._max_response_bytes, self._serializer
         )
 
-    def _open(self) -> Lane:
+    def _open(self) -> ConnectionPool:
         if self._target.tls and self._tls is None:
             self._tls = ssl_context(None, verify=True, alpn=("h2",))
-        return Lane(self._target, self._tls if self._target.tls else None, self._proxy, self._channels)
+        return ConnectionPool(
+            self._target, self._tls if self._target.tls else None, self._proxy, self._channels
+        )
 
 
-class AsyncGrpcLeaf(_GrpcLeaf):
-    """The async leaf, for asyncio. Each event loop that uses it has its own connections."""
+class AsyncGrpcTransport(_GrpcTransport):
+    """The async transport, for asyncio. Each event loop that uses it has its own connections."""
 
     def __init__(self, base_url: str, **settings: Any) -> None:
         super().__init__(base_url, **settings)
-        self._lanes: dict[asyncio.AbstractEventLoop, Lane] = {}
+        self._pools: dict[asyncio.AbstractEventLoop, ConnectionPool] = {}
 
     async def unary_unary(self, request: Any, context: CallContext) -> Any:
         """Send the request, and return the response or raise RpcError."""
         exchange = self._begin(request, context)
-        await self._lane().run(exchange)
+        await self._pool().run(exchange)
         return exchange.finish()
 
     async def unary_stream(self, request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
@@ -112,38 +114,38 @@ class AsyncGrpcLeaf(_GrpcLeaf):
 
         The requests of a stream leave as they come, whether or not somebody waits for a response.
         """
-        async with aclosing(self._lane().stream(self._begin_stream(request, context))) as messages:
+        async with aclosing(self._pool().stream(self._begin_stream(request, context))) as messages:
             async for message in messages:
                 yield message
 
     stream_stream = unary_stream
 
-    def _lane(self) -> Lane:
+    def _pool(self) -> ConnectionPool:
         loop = asyncio.get_running_loop()
-        lane = self._lanes.get(loop)
-        if lane is None:
-            for gone in [known for known in self._lanes if known.is_closed()]:
-                del self._lanes[gone]
-            lane = self._lanes[loop] = self._open()
-        return lane
+        pool = self._pools.get(loop)
+        if pool is None:
+            for gone in [known for known in self._pools if known.is_closed()]:
+                del self._pools[gone]
+            pool = self._pools[loop] = self._open()
+        return pool
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop."""
         self.closed = True
-        lane = self._lanes.pop(asyncio.get_running_loop(), None)
-        if lane is not None:
-            await lane.aclose()
+        pool = self._pools.pop(asyncio.get_running_loop(), None)
+        if pool is not None:
+            await pool.aclose()
 
 
 class _Crossing(NamedTuple):
-    """A lane in the thread of a portal."""
+    """A pool in the thread of a portal."""
 
     portal: Portal
-    lane: Lane
+    pool: ConnectionPool
 
 
-class GrpcLeaf(_GrpcLeaf):
-    """The sync leaf: it never suspends, and crosses to a thread with an event loop for its sockets.
+class GrpcTransport(_GrpcTransport):
+    """The sync transport: it never suspends, and crosses to a thread with an event loop for its sockets.
 
     Threads may share it; a forked child gets its own thread and connections.
     """
@@ -158,7 +160,7 @@ class GrpcLeaf(_GrpcLeaf):
         exchange = self._begin(request, context)
         crossing = self._crossing()
         try:
-            crossing.portal.run(partial(crossing.lane.run, exchange), exchange.seconds_left())
+            crossing.portal.run(partial(crossing.pool.run, exchange), exchange.seconds_left())
         except TimeoutError as error:
             raise exchange.out_of_time() from error
         except RuntimeError as error:
@@ -182,7 +184,7 @@ class GrpcLeaf(_GrpcLeaf):
     async def _stream(self, exchange: StreamingExchange, bridge: Bridge) -> AsyncGenerator[Any, None]:
         crossing = self._crossing()
         try:
-            work = crossing.portal.start(partial(bridge.carry, crossing.lane.stream(exchange)))
+            work = crossing.portal.start(partial(bridge.carry, crossing.pool.stream(exchange)))
         except RuntimeError as error:
             raise client_closed() from error
         try:
@@ -199,7 +201,7 @@ class GrpcLeaf(_GrpcLeaf):
                 yield message
         finally:
             work.cancel()
-            bridge.wait_for_end(LONGEST_END)
+            bridge.wait_for_end(MAX_END)
 
     def _crossing(self) -> _Crossing:
         return self._crossings.get(os.getpid()) or self._crossings.setdefault(
@@ -213,7 +215,7 @@ class GrpcLeaf(_GrpcLeaf):
         if crossing is None:
             return
         try:
-            crossing.portal.run(crossing.lane.aclose, 1.0)
+            crossing.portal.run(crossing.pool.aclose, 1.0)
         except (TimeoutError, RuntimeError):
             pass  # the thread does not answer, or was closed before
         finally:
@@ -339,18 +341,18 @@ class Bridge:
 
 
 # How often a call is sent again that the server did not touch, and the first wait before the second time.
-MOST_RESENDS = 5
+MAX_RESENDS = 5
 PAUSE = 0.01
 
 # A connection that is closed says so to the loop within so many seconds, or is left to it.
-LONGEST_CLOSE = 1.0
+MAX_CLOSE = 1.0
 
 
 class _Channel:
     """A place for one connection. Callers share one connect; it ends when none of them waits."""
 
-    def __init__(self, lane: Lane) -> None:
-        self._lane = lane
+    def __init__(self, pool: ConnectionPool) -> None:
+        self._pool = pool
         self._connection: CallConnection | None = None
         self._connecting: asyncio.Task[CallConnection] | None = None
         self._waiters = 0
@@ -385,7 +387,7 @@ class _Channel:
             task.cancel()
 
     def _connect(self) -> asyncio.Task[CallConnection]:
-        self._connecting = asyncio.create_task(self._lane.dial())
+        self._connecting = asyncio.create_task(self._pool.dial())
         self._connecting.add_done_callback(self._connected)
         return self._connecting
 
@@ -396,7 +398,7 @@ class _Channel:
             self._connection = task.result()
 
 
-class Lane:
+class ConnectionPool:
     """Up to `size` connections. A call takes the one with the fewest calls on it."""
 
     def __init__(
@@ -410,7 +412,7 @@ class Lane:
         self._closed = False
 
     async def dial(self) -> CallConnection:
-        """A new connection, known to the lane until it is gone."""
+        """A new connection, known to the pool until it is gone."""
         connection = await dial(self._target, self._tls, self._proxy, self._open.discard)
         if not connection.gone.is_set():
             self._open.add(connection)
@@ -419,12 +421,12 @@ class Lane:
     async def run(self, exchange: GrpcExchange) -> None:
         """Carry a call to the server and its answer back, by the deadline. Raises RpcError."""
         try:
-            for resend in range(MOST_RESENDS + 1):
+            for resend in range(MAX_RESENDS + 1):
                 self._check_open()
                 try:
                     return await self._attempt(exchange)
                 except StreamFailedError as error:
-                    if error.processed or resend == MOST_RESENDS:
+                    if error.processed or resend == MAX_RESENDS:
                         raise
                 if resend:
                     async with asyncio.timeout(exchange.seconds_left()):
@@ -437,14 +439,14 @@ class Lane:
     async def stream(self, exchange: StreamingExchange) -> AsyncGenerator[Any, None]:
         """Carry a call with streams; yield the answers as they come, by the deadline. Raises RpcError."""
         try:
-            for resend in range(MOST_RESENDS + 1):
+            for resend in range(MAX_RESENDS + 1):
                 self._check_open()
                 try:
                     async with aclosing(self._streamed(exchange)) as messages:
                         async for message in messages:
                             yield message
                 except StreamFailedError as error:
-                    if error.processed or exchange.begun or resend == MOST_RESENDS:
+                    if error.processed or exchange.begun or resend == MAX_RESENDS:
                         raise
                 else:
                     return
@@ -511,6 +513,6 @@ class Lane:
             connection.shut()
         if connections:
             waits = [asyncio.ensure_future(connection.gone.wait()) for connection in connections]
-            _, late = await asyncio.wait(waits, timeout=LONGEST_CLOSE)
+            _, late = await asyncio.wait(waits, timeout=MAX_CLOSE)
             for wait in late:
                 wait.cancel()

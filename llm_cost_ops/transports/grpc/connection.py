@@ -29,10 +29,10 @@ __all__ = ["CallConnection", "CallStream", "FrameWriter", "HeadEncoder", "Stream
 
 
 WINDOW = 4 * 1024 * 1024
-MOST_HEADER_BYTES = 64 * 1024
+MAX_HEADER_BYTES = 64 * 1024
 
 # Of answers that were read, or will not be, the peer is told after so many bytes.
-MOST_UNTOLD = WINDOW // 8
+MAX_UNACKNOWLEDGED = WINDOW // 8
 
 # A ping after so many seconds of silence while a call is open, and an answer to it within so many.
 # No more than two in a row: servers hang up on clients that ping for longer.
@@ -47,7 +47,7 @@ KEEPALIVE = Configuration(
 ).__for_client__()
 
 # A connection that has been idle for longer may be gone without a sign: a gateway forgot it.
-LONGEST_IDLE = 240.0
+MAX_IDLE = 240.0
 
 # The type of the frame that a server begins with, and where in the frame it stands.
 _SETTINGS = b"\x04"
@@ -152,7 +152,7 @@ class CallConnection(H2Protocol, AbstractHandler):
             initial_values={
                 SettingCodes.ENABLE_PUSH: 0,
                 SettingCodes.INITIAL_WINDOW_SIZE: WINDOW,
-                SettingCodes.MAX_HEADER_LIST_SIZE: MOST_HEADER_BYTES,
+                SettingCodes.MAX_HEADER_LIST_SIZE: MAX_HEADER_BYTES,
             },
         )
         self.http2.initiate_connection()
@@ -197,7 +197,7 @@ class CallConnection(H2Protocol, AbstractHandler):
     @property
     def stale(self) -> bool:
         """Whether it has been idle for so long that nobody can tell whether it still works."""
-        return self._in_flight == 0 and time.monotonic() - self._idle_since > LONGEST_IDLE
+        return self._in_flight == 0 and time.monotonic() - self._idle_since > MAX_IDLE
 
     @property
     def load(self) -> int:
@@ -273,7 +273,7 @@ class CallConnection(H2Protocol, AbstractHandler):
         stream.abandon()
         if stream.id is not None and self.processor.streams.pop(stream.id, None) is not None:
             self._read += stream.buffer.unacked_size()
-            if self._read >= MOST_UNTOLD:
+            if self._read >= MAX_UNACKNOWLEDGED:
                 self.connection.ack(stream.id, self._read)
                 self._read = 0
 
@@ -328,7 +328,7 @@ class CallConnection(H2Protocol, AbstractHandler):
                 self._set_alarm(stream.deadline)
 
 
-_MOST_BLOCKS = 64
+_MAX_BLOCKS = 64
 
 
 class HeadEncoder(Encoder):
@@ -349,7 +349,7 @@ class HeadEncoder(Encoder):
         block = None if self.header_table.resized else self._blocks.get(lasting)
         if block is None:
             block = super().encode(lasting, huffman=False)
-            if len(block) != len(lasting) or len(self._blocks) >= _MOST_BLOCKS:
+            if len(block) != len(lasting) or len(self._blocks) >= _MAX_BLOCKS:
                 self._blocks.clear()
             if len(block) == len(lasting):  # a byte for each: the table held them, and is as it was
                 self._blocks[lasting] = block
@@ -495,12 +495,12 @@ class CallStream(Stream):
     async def read_headers(self) -> list[tuple[bytes, bytes]]:
         """The head of the answer. Raises StreamFailedError."""
         await self.headers_received.wait()
-        return self._told(self.headers)
+        return self._pairs(self.headers)
 
     async def read_trailers(self) -> list[tuple[bytes, bytes]]:
         """What follows the answer. Raises StreamFailedError."""
         await self.trailers_received.wait()
-        return self._told(self.trailers)
+        return self._pairs(self.trailers)
 
     async def read(self, size: int) -> bytes:
         """`size` bytes, fewer where the answer ends. Raises StreamFailedError where it was cut off."""
@@ -515,7 +515,7 @@ class CallStream(Stream):
             self._h2_connection.reset_stream(self.id, error_code=ErrorCodes.CANCEL)
             self.connection.flush()
 
-    def _told(self, headers: Any) -> list[tuple[bytes, bytes]]:
+    def _pairs(self, headers: Any) -> list[tuple[bytes, bytes]]:
         if headers is None:
             raise self.failure or StreamFailedError("the stream ended without a status")
         found: list[tuple[bytes, bytes]] = headers

@@ -19,12 +19,12 @@ from llm_cost_ops.transports.grpc.connection import CallConnection
 __all__ = ["Target", "dial", "proxy_of", "target_of"]
 
 # Seconds for a connect with all its addresses, and TLS, where no call's deadline is sooner.
-LONGEST_DIAL = 20.0
+MAX_DIAL = 20.0
 
 # The next address is tried beside one that has not answered for so many seconds.
 NEXT_ADDRESS = 0.25
 
-LONGEST_PROXY_ANSWER = 8192
+MAX_PROXY_ANSWER = 8192
 
 
 class Target(NamedTuple):
@@ -94,7 +94,7 @@ async def dial(
     on_lost: Callable[[CallConnection], None],
 ) -> CallConnection:
     """Connect. Raises OSError, or one of its kinds: ssl.SSLError, socket.gaierror, TimeoutError."""
-    async with asyncio.timeout(LONGEST_DIAL):
+    async with asyncio.timeout(MAX_DIAL):
         if target.path:
             connected = await _connect(socket.AF_UNIX, target.path)
         elif proxy is not None:
@@ -230,7 +230,7 @@ async def _tunnel(connected: socket.socket, target: Target, proxy: SplitResult) 
     while not answer.endswith(b"\r\n\r\n"):
         byte = await loop.sock_recv(connected, 1)
         answer += byte
-        if not byte or len(answer) > LONGEST_PROXY_ANSWER:
+        if not byte or len(answer) > MAX_PROXY_ANSWER:
             raise ConnectionError("the proxy hung up instead of making a tunnel")
     status = answer.split(b"\r\n", 1)[0].decode("latin-1")
     if not status.startswith("HTTP/1.") or status.split(" ")[1:2] != ["200"]:

@@ -1,4 +1,4 @@
-"""One gRPC call: its headers and frames, and what its answer means. The lane gives it a connection."""
+"""One gRPC call: its headers and frames, and what its answer means. The pool gives it a connection."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.method import Idempotency
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.transports.grpc.connection import CallStream, StreamFailedError
-from llm_cost_ops.transports.grpc.status import LONGEST_RETRY_DELAY, StatusDetails, read_status
+from llm_cost_ops.transports.grpc.status import MAX_RETRY_DELAY, StatusDetails, read_status
 from llm_cost_ops.transports.net.bodies import BoundedBody
 from llm_cost_ops.transports.net.headers import (
     IDEMPOTENCY_HEADER,
@@ -32,7 +32,7 @@ from llm_cost_ops.wire import DecodeError, EncodeError
 __all__ = ["GrpcExchange"]
 
 USER_AGENT = "llm-cost-ops"
-LONGEST_MESSAGE = 2000
+MAX_MESSAGE = 2000
 
 # The content types of an answer; the first is that of a request.
 _PROTOBUF = ("application/grpc", "application/grpc+proto")
@@ -223,12 +223,12 @@ class GrpcExchange:
 
     def _take(self, headers: Headers) -> dict[bytes, bytes]:
         """Keep what a block of headers says: the status, and the metadata of the application."""
-        told = dict(headers)
-        self._status = told.get(b"grpc-status", b"").decode("latin-1")
-        words = told.get(b"grpc-message")
+        received = dict(headers)
+        self._status = received.get(b"grpc-status", b"").decode("latin-1")
+        words = received.get(b"grpc-message")
         self._words = "" if words is None else unquote(words.decode("latin-1"), errors="replace")
-        self._details = told.get(b"grpc-status-details-bin", b"")
-        pushback = told.get(b"grpc-retry-pushback-ms")
+        self._details = received.get(b"grpc-status-details-bin", b"")
+        pushback = received.get(b"grpc-retry-pushback-ms")
         self._pushback = None if pushback is None else _milliseconds(pushback)
         if given := _application(headers):
             for name, value in from_headers(given):
@@ -237,7 +237,7 @@ class GrpcExchange:
                 except ValueError:
                     break  # more than metadata may hold
         self._context.response_metadata = self._metadata
-        return told
+        return received
 
     def finish(self) -> Any:
         """The response message. RpcError when the server told an error, or nothing that can be understood."""
@@ -277,7 +277,7 @@ class GrpcExchange:
             hint = retry_after(self._metadata.get("retry-after"), self._context.runtime.now())
         return RpcError(
             code,
-            message[:LONGEST_MESSAGE] or f"the server answered with {code.name}",
+            message[:MAX_MESSAGE] or f"the server answered with {code.name}",
             violations=details.violations,
             retry_after=hint,
             maybe_applied=not self._safe and code in _UNSURE,
@@ -295,8 +295,8 @@ class GrpcExchange:
             metadata=self._metadata,
         )
 
-    def _request_id(self, told: str = "") -> str:
-        return told or self._metadata.get(REQUEST_ID_HEADER) or self._context.request_id
+    def _request_id(self, received: str = "") -> str:
+        return received or self._metadata.get(REQUEST_ID_HEADER) or self._context.request_id
 
     def out_of_time(self) -> RpcError:
         """The deadline passed."""
@@ -339,4 +339,4 @@ def _milliseconds(text: bytes) -> float:
     """A pushback in seconds; -1, which forbids a retry, where it is negative or nothing."""
     if not text.isdigit() or len(text) > 15:
         return -1.0
-    return min(int(text) / 1000, LONGEST_RETRY_DELAY)
+    return min(int(text) / 1000, MAX_RETRY_DELAY)

@@ -21,9 +21,9 @@ from llm_cost_ops.wire.varint import read_varint, varint
 __all__ = ["StatusDetails", "block", "fields_of", "number", "read_status", "write_status"]
 
 # Clients and proxies take 8 KiB of trailers; base64 makes four bytes of three.
-MOST_DETAIL_BYTES = 4096
-MOST_VIOLATIONS = 1000
-LONGEST_RETRY_DELAY = 24 * 3600.0
+MAX_DETAIL_BYTES = 4096
+MAX_VIOLATIONS = 1000
+MAX_RETRY_DELAY = 24 * 3600.0
 
 _PREFIX = "type.googleapis.com/google.rpc."
 _DOMAIN = "llm-cost-ops"
@@ -76,7 +76,7 @@ def write_status(error: RpcError, message: str, request_id: str) -> bytes:
     if request_id:
         out += _any("RequestInfo", block(1, request_id))
     if error.violations:
-        out += _any("BadRequest", _bad_request(error.violations, MOST_DETAIL_BYTES - len(out)))
+        out += _any("BadRequest", _bad_request(error.violations, MAX_DETAIL_BYTES - len(out)))
     return out
 
 
@@ -110,7 +110,7 @@ def _read_detail(kind: str, content: bytes, details: StatusDetails) -> None:
     if kind == "google.rpc.BadRequest":
         found = [dict(_lenient(value)) for field, value in _lenient(content) if field == 1]
         details.violations += [Violation(_text(one.get(1)), _text(one.get(2))) for one in found]
-        del details.violations[MOST_VIOLATIONS:]
+        del details.violations[MAX_VIOLATIONS:]
         return
     fields = dict(_lenient(content))
     if kind == "google.rpc.RetryInfo" and isinstance(fields.get(1), bytes):
@@ -141,4 +141,4 @@ def _seconds(duration: dict[int, Any]) -> float | None:
         return None
     if seconds >= 2**63 or nanos >= 10**9:
         return 0.0  # negative, or no duration
-    return min(seconds + nanos / 1e9, LONGEST_RETRY_DELAY)
+    return min(seconds + nanos / 1e9, MAX_RETRY_DELAY)

@@ -1,6 +1,6 @@
 """HTTP bindings: from a message to an HTTP request and back, by a method's google.api.http rule.
 
-Pure, and shared: the client's leaf and the server's router derive all they know of paths and query
+Pure, and shared: the client's transport and the server's router derive all they know of paths and query
 strings from the descriptors.
 """
 
@@ -22,7 +22,7 @@ from llm_cost_ops.wire.json_keys import REPEATED, path_text, repeated_keys
 __all__ = ["Binding", "Dialect", "HttpRequest", "Route", "Router", "binding_of"]
 
 
-MOST_PARAMETERS = 1000
+MAX_PARAMETERS = 1000
 
 _VARIABLE = re.compile(r"\{(\w+)\}")
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,19})")
@@ -302,9 +302,9 @@ def _pairs(parameter: _Parameter, value: Any) -> Iterator[str]:
 def _split_query(query: str, violations: list[Violation]) -> Iterator[tuple[str, str]]:
     if not query:
         return
-    pairs = query.split("&", MOST_PARAMETERS + 1)
-    if len(pairs) > MOST_PARAMETERS:
-        violations.append(Violation("query", f"may have at most {MOST_PARAMETERS} parameters"))
+    pairs = query.split("&", MAX_PARAMETERS + 1)
+    if len(pairs) > MAX_PARAMETERS:
+        violations.append(Violation("query", f"may have at most {MAX_PARAMETERS} parameters"))
         return
     for pair in pairs:
         if not pair:
@@ -400,7 +400,7 @@ _ALIASES = {
     "next": "next_cursor",
     "current_page": "page",
 }
-_FOREIGN = _ALIASES.keys() - {"per_page"}
+_OTHER_SPELLINGS = _ALIASES.keys() - {"per_page"}
 _OURS = {"page", "page_size", "per_page", "has_next", "has_prev", "next_cursor"}
 _NAMES = frozenset(("page", "page_size", "total_items", "total_pages", "has_next", "has_prev", "next_cursor"))
 
@@ -437,22 +437,26 @@ class Dialect:
 def _page(body: bytes) -> bytes:
     envelope = _RAW.decode(body)
     raw = envelope.get("pagination")
-    told = {} if raw is None or bytes(raw) == b"null" else _ANY.decode(raw)
-    if told.keys() >= _OURS and not told.keys() & _FOREIGN and None not in map(told.get, _OURS):
+    pagination = {} if raw is None or bytes(raw) == b"null" else _ANY.decode(raw)
+    if (
+        pagination.keys() >= _OURS
+        and not pagination.keys() & _OTHER_SPELLINGS
+        and None not in map(pagination.get, _OURS)
+    ):
         return body
-    if not told:
+    if not pagination:
         beside = [name for name in envelope if name in _NAMES or name in _ALIASES]
-        told = {name: msgspec.json.decode(envelope.pop(name)) for name in beside}
-        if not told:
+        pagination = {name: msgspec.json.decode(envelope.pop(name)) for name in beside}
+        if not pagination:
             return body
-    envelope["pagination"] = msgspec.Raw(msgspec.json.encode(_completed(told)))
+    envelope["pagination"] = msgspec.Raw(msgspec.json.encode(_completed(pagination)))
     return msgspec.json.encode(envelope)
 
 
-def _completed(told: dict[str, Any]) -> dict[str, Any]:
-    page = {name: value for name, value in told.items() if value is not None and name not in _ALIASES}
+def _completed(pagination: dict[str, Any]) -> dict[str, Any]:
+    page = {name: value for name, value in pagination.items() if value is not None and name not in _ALIASES}
     for alias, name in _ALIASES.items():
-        value = told.get(alias)
+        value = pagination.get(alias)
         if value is not None:
             page.setdefault(name, value)
     size, number, items = (_count(page.get(name)) for name in ("page_size", "page", "total_items"))

@@ -1,6 +1,6 @@
 """The HTTP/JSON leaves, on httpx. They talk to any server that keeps the documented REST shapes.
 
-A call ends by its deadline whatever the server does. In the sync leaf every step on the socket is
+A call ends by its deadline whatever the server does. In the sync transport every step on the socket is
 cut there by the transport of `http_pool`, in the async one the whole exchange by asyncio. With a
 client of the user's own, the sync deadline is best effort: each step of it gets what is left.
 """
@@ -28,13 +28,13 @@ from llm_cost_ops.transports.http.sockets import AsyncioBackend, DeadlineBackend
 from llm_cost_ops.transports.http.streaming import StreamExchange
 from llm_cost_ops.transports.serializer import Serializer
 
-__all__ = ["AsyncHttpLeaf", "AsyncPoolTransport", "HttpLeaf", "PoolTransport"]
+__all__ = ["AsyncHttpTransport", "AsyncPoolTransport", "HttpTransport", "PoolTransport"]
 
 
 Client = TypeVar("Client")
 
 
-class _Lane(NamedTuple):
+class _Pool(NamedTuple):
     """Connections of one process and event loop, and the queue in front of them."""
 
     send: Any
@@ -42,7 +42,7 @@ class _Lane(NamedTuple):
     transport: Any
 
 
-class _HttpLeaf(Generic[Client]):
+class _HttpTransport(Generic[Client]):
     """Where calls go, and with what settings.
 
     `base_url` is http:// or https://, with a path or without. At most `max_connections` calls are
@@ -119,22 +119,22 @@ class _HttpLeaf(Generic[Client]):
         return httpx.create_ssl_context(verify=verify)
 
 
-class HttpLeaf(_HttpLeaf[httpx.Client]):
-    """The sync leaf: it never suspends. Threads may share it; a forked child gets its own connections."""
+class HttpTransport(_HttpTransport[httpx.Client]):
+    """The sync transport: it never suspends. Threads may share it; a forked child has its own connections."""
 
     def __init__(self, base_url: str, **settings: Any) -> None:
         super().__init__(base_url, **settings)
         # By process: what a parent left is neither used nor closed, only kept from collection.
-        self._lanes: dict[int, _Lane] = {}
+        self._pools: dict[int, _Pool] = {}
 
     async def unary_unary(self, request: Any, context: CallContext) -> Any:
         """Send the request, and return the response or raise RpcError."""
         exchange = self._begin(request, context)
-        lane = self._lane()
-        if not lane.queue.enter(exchange.seconds_left()):
+        pool = self._pool()
+        if not pool.queue.enter(exchange.seconds_left()):
             raise exchange.out_of_time()
         try:
-            response = lane.send(exchange.http_request())
+            response = pool.send(exchange.http_request())
             try:
                 exchange.start(response)
                 for chunk in response.iter_raw() if not response.is_stream_consumed else (response.content,):
@@ -146,17 +146,17 @@ class HttpLeaf(_HttpLeaf[httpx.Client]):
         except Exception as error:
             raise exchange.failure(error) from error
         finally:
-            lane.queue.leave()
+            pool.queue.leave()
         return exchange.finish()
 
     async def unary_stream(self, request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
         """Send the request, and yield the responses as they come, or raise RpcError."""
         exchange = self._begin_stream(request, context)
-        lane = self._lane()
-        if not lane.queue.enter(exchange.seconds_left()):
+        pool = self._pool()
+        if not pool.queue.enter(exchange.seconds_left()):
             raise exchange.out_of_time()
         try:
-            response = lane.send(exchange.http_request())
+            response = pool.send(exchange.http_request())
             try:
                 exchange.start(response)
                 for chunk in response.iter_raw() if not response.is_stream_consumed else (response.content,):
@@ -173,54 +173,54 @@ class HttpLeaf(_HttpLeaf[httpx.Client]):
                 raise exchange.broken from exchange.broken.__cause__  # the caller's own
             raise exchange.failure(error) from error
         finally:
-            lane.queue.leave()
+            pool.queue.leave()
 
     stream_stream = unary_stream
 
     async def aclose(self) -> None:
         """Close the connections. Does not suspend."""
         self.closed = True
-        lane = self._lanes.get(os.getpid())
-        if lane is not None and lane.transport is not None:
-            lane.transport.close()
+        pool = self._pools.get(os.getpid())
+        if pool is not None and pool.transport is not None:
+            pool.transport.close()
 
-    def _lane(self) -> _Lane:
-        return self._lanes.get(os.getpid()) or self._lanes.setdefault(os.getpid(), self._open())
+    def _pool(self) -> _Pool:
+        return self._pools.get(os.getpid()) or self._pools.setdefault(os.getpid(), self._open())
 
-    def _open(self) -> _Lane:
+    def _open(self) -> _Pool:
         queue = CallQueue(self._in_flight)
         if self._client is not None:
-            return _Lane(partial(self._client.send, stream=True, follow_redirects=False), queue, None)
+            return _Pool(partial(self._client.send, stream=True, follow_redirects=False), queue, None)
         transport = self._transport(PoolTransport)
-        return _Lane(transport.handle_request, queue, transport)
+        return _Pool(transport.handle_request, queue, transport)
 
 
-class AsyncHttpLeaf(_HttpLeaf[httpx.AsyncClient]):
-    """The async leaf, for asyncio. Each event loop that uses it has its own connections."""
+class AsyncHttpTransport(_HttpTransport[httpx.AsyncClient]):
+    """The async transport, for asyncio. Each event loop that uses it has its own connections."""
 
     def __init__(self, base_url: str, **settings: Any) -> None:
         super().__init__(base_url, **settings)
-        self._lanes: MutableMapping[asyncio.AbstractEventLoop, _Lane] = WeakKeyDictionary()
+        self._pools: MutableMapping[asyncio.AbstractEventLoop, _Pool] = WeakKeyDictionary()
 
     async def unary_unary(self, request: Any, context: CallContext) -> Any:
         """Send the request, and return the response or raise RpcError."""
         exchange = self._begin(request, context)
-        lane = self._lane()
+        pool = self._pool()
         try:
             async with asyncio.timeout(exchange.seconds_left()):
-                await lane.queue.enter_async()
+                await pool.queue.enter_async()
                 try:
-                    await self._exchange(lane, exchange)
+                    await self._exchange(pool, exchange)
                 finally:
-                    lane.queue.leave()
+                    pool.queue.leave()
         except RpcError:
             raise
         except Exception as error:
             raise exchange.failure(error) from error
         return exchange.finish()
 
-    async def _exchange(self, lane: _Lane, exchange: Exchange) -> None:
-        response = await lane.send(exchange.async_http_request())
+    async def _exchange(self, pool: _Pool, exchange: Exchange) -> None:
+        response = await pool.send(exchange.async_http_request())
         try:
             exchange.start(response)
             if response.is_stream_consumed:
@@ -234,14 +234,14 @@ class AsyncHttpLeaf(_HttpLeaf[httpx.AsyncClient]):
     async def unary_stream(self, request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
         """Send the request, and yield the responses as they come, or raise RpcError."""
         exchange = self._begin_stream(request, context)
-        lane = self._lane()
+        pool = self._pool()
         try:
             # Each step has a timeout of its own: none may be open while the caller has the word.
             async with asyncio.timeout(exchange.seconds_left()):
-                await lane.queue.enter_async()
+                await pool.queue.enter_async()
             try:
                 async with asyncio.timeout(exchange.seconds_left()):
-                    response = await lane.send(exchange.async_http_request())
+                    response = await pool.send(exchange.async_http_request())
                 try:
                     exchange.start(response)
                     chunks = _chunks(response)
@@ -257,7 +257,7 @@ class AsyncHttpLeaf(_HttpLeaf[httpx.AsyncClient]):
                 for message in exchange.rest():
                     yield message
             finally:
-                lane.queue.leave()
+                pool.queue.leave()
         except RpcError:
             raise
         except Exception as error:
@@ -270,20 +270,20 @@ class AsyncHttpLeaf(_HttpLeaf[httpx.AsyncClient]):
     async def aclose(self) -> None:
         """Close the connections of the running event loop."""
         self.closed = True
-        lane = self._lanes.pop(asyncio.get_running_loop(), None)
-        if lane is not None and lane.transport is not None:
-            await lane.transport.aclose()
+        pool = self._pools.pop(asyncio.get_running_loop(), None)
+        if pool is not None and pool.transport is not None:
+            await pool.transport.aclose()
 
-    def _lane(self) -> _Lane:
+    def _pool(self) -> _Pool:
         loop = asyncio.get_running_loop()
-        return self._lanes.get(loop) or self._lanes.setdefault(loop, self._open())
+        return self._pools.get(loop) or self._pools.setdefault(loop, self._open())
 
-    def _open(self) -> _Lane:
+    def _open(self) -> _Pool:
         queue = CallQueue(self._in_flight)
         if self._client is not None:
-            return _Lane(partial(self._client.send, stream=True, follow_redirects=False), queue, None)
+            return _Pool(partial(self._client.send, stream=True, follow_redirects=False), queue, None)
         transport = self._transport(AsyncPoolTransport)
-        return _Lane(transport.handle_async_request, queue, transport)
+        return _Pool(transport.handle_async_request, queue, transport)
 
 
 async def _chunks(response: httpx.Response) -> AsyncGenerator[bytes, None]:

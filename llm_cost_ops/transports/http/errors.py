@@ -54,8 +54,8 @@ _CODE: dict[int, StatusCode] = {
 }
 
 _KEPT_BODY = 64 * 1024
-_LONGEST_MESSAGE = 2000
-_MOST_VIOLATIONS = 1000
+_MAX_MESSAGE = 2000
+_MAX_VIOLATIONS = 1000
 
 
 def code_of_status(status: int, error_code: str = "") -> StatusCode:
@@ -98,27 +98,27 @@ def error_from_response(status: int, metadata: Metadata, body: bytes, *, safe: b
 
     `safe` says that the method has no side effects; `now` is in seconds since 1970.
     """
-    told = _told(body)
-    inner = told.get("error")
-    facts: Mapping[str, Any] = inner if isinstance(inner, Mapping) else told
-    error_code = _text(facts.get("code")) or _text(told.get("code"))
+    decoded = _decoded_body(body)
+    inner = decoded.get("error")
+    facts: Mapping[str, Any] = inner if isinstance(inner, Mapping) else decoded
+    error_code = _text(facts.get("code")) or _text(decoded.get("code"))
     code = code_of_status(status, error_code)
     message = inner if isinstance(inner, str) else ""
     message = message or _text(facts.get("message")) or _text(facts.get("detail"))
     violations = _violations(facts.get("details"))
-    violations += _violations(told.get("errors"))
-    if facts is not told:
+    violations += _violations(decoded.get("errors"))
+    if facts is not decoded:
         violations += _violations(facts.get("errors"))
     return RpcError(
         code,
-        message[:_LONGEST_MESSAGE] or _silent(status, metadata),
-        violations=violations[:_MOST_VIOLATIONS],
-        retry_after=_hint(metadata, facts, told, now),
+        message[:_MAX_MESSAGE] or _silent(status, metadata),
+        violations=violations[:_MAX_VIOLATIONS],
+        retry_after=_hint(metadata, facts, decoded, now),
         # A server that failed may have got far enough.
         maybe_applied=not safe and (status == 499 or (status >= 500 and status != 501)),
         http_status=status,
         error_code="" if error_code.upper() == code.name else error_code,
-        request_id=_text(told.get("request_id")) or metadata.get(REQUEST_ID_HEADER),
+        request_id=_text(decoded.get("request_id")) or metadata.get(REQUEST_ID_HEADER),
         metadata=metadata,
         body=body[:_KEPT_BODY],
     )
@@ -130,12 +130,12 @@ def _silent(status: int, metadata: Metadata) -> str:
     return f"the server answered with HTTP {status}"
 
 
-def _told(body: bytes) -> Mapping[str, Any]:
+def _decoded_body(body: bytes) -> Mapping[str, Any]:
     try:
-        told = msgspec.json.decode(body)
+        decoded = msgspec.json.decode(body)
     except (ValueError, RecursionError):
         return {}
-    return told if isinstance(told, Mapping) else {}
+    return decoded if isinstance(decoded, Mapping) else {}
 
 
 def _text(value: Any) -> str:
@@ -144,15 +144,15 @@ def _text(value: Any) -> str:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else ""
 
 
-def _violations(told: Any) -> list[Violation]:
-    if isinstance(told, Mapping):
-        if isinstance(told.get("field"), str):
-            told = [told]
+def _violations(decoded: Any) -> list[Violation]:
+    if isinstance(decoded, Mapping):
+        if isinstance(decoded.get("field"), str):
+            decoded = [decoded]
         else:
-            return [Violation(str(f), text) for f, rule in told.items() for text in _rules(rule)]
-    if not isinstance(told, Sequence) or isinstance(told, str):
+            return [Violation(str(f), text) for f, rule in decoded.items() for text in _rules(rule)]
+    if not isinstance(decoded, Sequence) or isinstance(decoded, str):
         return []
-    return [violation for item in told if (violation := _violation(item)) is not None]
+    return [violation for item in decoded if (violation := _violation(item)) is not None]
 
 
 def _rules(rule: Any) -> list[str]:
@@ -173,14 +173,16 @@ def _violation(item: Any) -> Violation | None:
     return Violation(_text(field), words) if field or words else None
 
 
-def _hint(metadata: Metadata, facts: Mapping[str, Any], told: Mapping[str, Any], now: float) -> float | None:
+def _hint(
+    metadata: Metadata, facts: Mapping[str, Any], decoded: Mapping[str, Any], now: float
+) -> float | None:
     milliseconds = retry_after(metadata.get("retry-after-ms"), now)
     if milliseconds is not None:
         return milliseconds / 1000
     hint = retry_after(metadata.get("retry-after"), now)
     if hint is not None:
         return hint
-    for source in (facts, told):
+    for source in (facts, decoded):
         value = source.get("retry_after")
         if isinstance(value, int | float | str) and not isinstance(value, bool):
             hint = retry_after(str(value), now)

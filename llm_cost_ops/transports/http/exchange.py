@@ -71,7 +71,7 @@ def proxy_for(origin: str, proxy: str | None) -> httpx.Proxy | None:
 
 
 class Exchange:
-    """One call as one HTTP request and its response; the leaf moves the bytes.
+    """One call as one HTTP request and its response; the transport moves the bytes.
 
     `limit` bounds the decompressed response. `own` says that the connections are ours: then it is
     known when the request begins to leave, because they report each step. Without a `serializer` bodies

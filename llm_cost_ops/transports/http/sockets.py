@@ -142,7 +142,7 @@ class DeadlineStream(httpcore.NetworkStream):
 
 
 # More than this is not read ahead.
-MOST_UNREAD = 256 * 1024
+MAX_UNREAD = 256 * 1024
 
 Address = tuple[socket.AddressFamily, Any]
 
@@ -249,7 +249,7 @@ class _Bytes(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.unread += data
-        if len(self.unread) > MOST_UNREAD and not self._paused:
+        if len(self.unread) > MAX_UNREAD and not self._paused:
             self._paused = True
             self.transport.pause_reading()
         self._wake()

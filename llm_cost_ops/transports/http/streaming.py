@@ -24,7 +24,7 @@ __all__ = ["StreamExchange"]
 
 # Requests are sent in chunks of so many bytes, or after so many seconds, whatever comes first.
 _CHUNK = 64 * 1024
-_LONGEST_WAIT = 0.02
+_MAX_WAIT = 0.02
 
 _ERROR = msgspec.json.Decoder(dict[str, Any])
 
@@ -129,14 +129,14 @@ class StreamExchange(Exchange):
                 if line is None:
                     raise self._malformed(f"a line is longer than {self._limit} bytes")
                 if line.startswith(ERROR_LINE):
-                    raise self._told(line)
+                    raise self._decoded_error(line)
                 yield self._lines.response(line)
         except DecodeError as error:
             raise self._malformed(f"a line {error}") from error
         except ValueError as error:
             raise self._malformed(str(error)) from error
 
-    def _told(self, line: bytes) -> RpcError:
+    def _decoded_error(self, line: bytes) -> RpcError:
         """The error that a last line tells: what an error response would have told before the first."""
         try:
             status = _ERROR.decode(line)["error"]["status"]
@@ -165,7 +165,7 @@ class _Chunk:
         if not self.data:
             self._since = now
         self.data += line
-        return len(self.data) >= _CHUNK or now - self._since >= _LONGEST_WAIT
+        return len(self.data) >= _CHUNK or now - self._since >= _MAX_WAIT
 
     def take(self) -> bytes:
         """All that was added."""

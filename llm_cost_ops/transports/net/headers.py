@@ -28,9 +28,9 @@ DEADLINE_HEADER = "grpc-timeout"
 IDEMPOTENCY_HEADER = "idempotency-key"
 REQUEST_ID_HEADER = "x-request-id"
 
-LONGEST_RETRY_AFTER = 24 * 3600.0
+MAX_RETRY_AFTER = 24 * 3600.0
 
-# Of one connection, of the body, or of the leaf: never copied to or from metadata.
+# Of one connection, of the body, or of the transport: never copied to or from metadata.
 _NOT_METADATA = frozenset(
     (
         "accept",
@@ -129,11 +129,11 @@ def retry_after(text: str, now: float) -> float | None:
     if not text:
         return None
     if _SECONDS.fullmatch(text):
-        return min(float(text), LONGEST_RETRY_AFTER)
+        return min(float(text), MAX_RETRY_AFTER)
     if len(text) > 64:
         return None
     try:
         moment = parsedate_to_datetime(text.strip()).timestamp()
     except (TypeError, ValueError, OverflowError, IndexError):
         return None
-    return min(max(0.0, moment - now), LONGEST_RETRY_AFTER)
+    return min(max(0.0, moment - now), MAX_RETRY_AFTER)

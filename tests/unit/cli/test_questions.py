@@ -116,8 +116,8 @@ def test_an_export_takes_no_more_memory_for_more_records() -> None:
 
 
 def test_an_export_over_the_network(tmp_path: Path) -> None:
-    doors = ("--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0")
-    with running_server(tmp_path, *doors, "--durability", "process") as urls:
+    listeners = ("--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0")
+    with running_server(tmp_path, *listeners, "--durability", "process") as urls:
         with CostOpsClient(base_url=urls["http"]) as client:
             many = [
                 UsageRecord(organization_id="o", provider="openai", model_id="gpt-4o", input_tokens=n)

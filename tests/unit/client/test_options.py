@@ -18,40 +18,40 @@ from llm_cost_ops import (
     RetryConfig,
     ServerError,
 )
-from llm_cost_ops.testing import Fault, ScriptedLeaf, VirtualRuntime, async_memory_client, memory_client
+from llm_cost_ops.testing import Fault, ScriptedTransport, VirtualRuntime, async_memory_client, memory_client
 from llm_cost_ops.types import CostSummary, GetHealthResponse, UsageReceipt
 
 CALL: dict[str, Any] = {"organization_id": "acme", "provider": "openai", "model_id": "gpt-4o"}
 RECEIPT = UsageReceipt(usage_id="u-1")
 
 
-def scripted(*script: Any, forever: bool = False, **options: Any) -> tuple[CostOpsClient, ScriptedLeaf]:
-    leaf = ScriptedLeaf(script, forever=forever)
+def scripted(*script: Any, forever: bool = False, **options: Any) -> tuple[CostOpsClient, ScriptedTransport]:
+    transport = ScriptedTransport(script, forever=forever)
     config = ClientConfig(base_url="http://test", **options)
-    return CostOpsClient(config=config, leaf=leaf, runtime=VirtualRuntime()), leaf
+    return CostOpsClient(config=config, transport=transport, runtime=VirtualRuntime()), transport
 
 
 def test_a_call_may_switch_retries_off_or_on() -> None:
-    client, leaf = scripted(Fault(503), RECEIPT, Fault(503), Fault(503), RECEIPT)
+    client, transport = scripted(Fault(503), RECEIPT, Fault(503), Fault(503), RECEIPT)
     assert client.usage.submit(**CALL) is RECEIPT
     with pytest.raises(ServerError):
         client.usage.submit(**CALL, retry=None)
     quiet = client.with_options(retry=None)
     assert quiet.config.retry.max_retries == 0
     assert quiet.usage.submit(**CALL, retry=RetryConfig(max_retries=1)) is RECEIPT
-    assert len(leaf.calls) == 5
+    assert len(transport.calls) == 5
 
 
 def test_the_key_of_a_call_travels() -> None:
-    client, leaf = scripted(RECEIPT, RECEIPT)
+    client, transport = scripted(RECEIPT, RECEIPT)
     client.usage.submit(**CALL, idempotency_key="k-1", headers={"x-team": "a"}, metadata={"x": 1})
-    assert leaf.calls[0].idempotency_key == "k-1"
-    assert leaf.calls[0].headers.get("x-team") == "a"
-    assert leaf.requests[0].usage.metadata == {"x": 1}
+    assert transport.calls[0].idempotency_key == "k-1"
+    assert transport.calls[0].headers.get("x-team") == "a"
+    assert transport.requests[0].usage.metadata == {"x": 1}
 
 
 def test_a_derived_client_shares_and_changes() -> None:
-    client, leaf = scripted(RECEIPT, forever=True, api_key="key-one-1", default_headers={"x-a": "a"})
+    client, transport = scripted(RECEIPT, forever=True, api_key="key-one-1", default_headers={"x-a": "a"})
     client.usage.submit(**CALL)
     derived = client.with_options(timeout=5, headers={"x-b": "b"}, api_key="key-two-2")
     derived.usage.submit(**CALL)
@@ -59,27 +59,31 @@ def test_a_derived_client_shares_and_changes() -> None:
     assert type(derived) is CostOpsClient
     assert derived.config.timeout == 5
     assert derived.config.headers == {"x-a": "a", "x-b": "b"}
-    seen = [(c.headers.get("authorization"), c.headers.get("x-b"), c.context.deadline) for c in leaf.calls]
+    seen = [
+        (c.headers.get("authorization"), c.headers.get("x-b"), c.context.deadline) for c in transport.calls
+    ]
     assert seen == [
         ("Bearer key-one-1", "", 30.0),
         ("Bearer key-two-2", "b", 5.0),
         ("Bearer key-one-1", "", 30.0),
     ]
     derived.close()
-    assert leaf.closed == 0
+    assert transport.closed == 0
     with derived.with_options(timeout=None) as third:
         third.usage.submit(**CALL)
-    assert leaf.closed == 0
+    assert transport.closed == 0
     client.close()
-    assert leaf.closed == 1
+    assert transport.closed == 1
 
 
 def test_a_derived_client_counts_with_its_parent() -> None:
-    client, leaf = scripted(RECEIPT, forever=True, rate_limit=RateLimitConfig(max_requests=1, time_window=10))
+    client, transport = scripted(
+        RECEIPT, forever=True, rate_limit=RateLimitConfig(max_requests=1, time_window=10)
+    )
     client.usage.submit(**CALL)
     client.with_options(timeout=60).usage.submit(**CALL)
     assert client._channel.core.runtime.monotonic() == pytest.approx(10)
-    client, leaf = scripted(
+    client, transport = scripted(
         Fault(503), forever=True, circuit_breaker=CircuitBreakerConfig(failure_threshold=2)
     )
     derived = client.with_options(retry=None)
@@ -88,22 +92,22 @@ def test_a_derived_client_counts_with_its_parent() -> None:
             derived.usage.submit(**CALL)
     with pytest.raises(ServerError, match="circuit breaker"):
         client.usage.submit(**CALL)
-    assert len(leaf.calls) == 2
-    client, leaf = scripted(Fault(429), forever=True, retry=RetryConfig(budget=1))
+    assert len(transport.calls) == 2
+    client, transport = scripted(Fault(429), forever=True, retry=RetryConfig(budget=1))
     for each in (client, client.with_options(timeout=None), client.with_options(api_key="other-key")):
         with pytest.raises(Exception, match="scripted"):
             each.usage.submit(**CALL)
-    assert len(leaf.calls) == 4, "one budget for all"
+    assert len(transport.calls) == 4, "one budget for all"
 
 
 def test_the_cache_is_shared_by_those_with_the_same_key_only() -> None:
-    client, leaf = scripted(CostSummary(), forever=True, cache=CacheConfig(), api_key="key-one-1")
+    client, transport = scripted(CostSummary(), forever=True, cache=CacheConfig(), api_key="key-one-1")
     client.costs.get()
     client.with_options(timeout=9).costs.get()
-    assert len(leaf.calls) == 1
+    assert len(transport.calls) == 1
     client.with_options(api_key="key-two-2").costs.get()
     client.with_options(headers={"x-tenant": "b"}).costs.get()
-    assert len(leaf.calls) == 3
+    assert len(transport.calls) == 3
 
 
 @pytest.mark.parametrize(
@@ -175,9 +179,9 @@ def test_a_user_interceptor_sees_the_call_as_its_caller_does() -> None:
             seen.append((context.method.name, context.attempt, "authorization" in context.metadata))
             return response
 
-    leaf = ScriptedLeaf([Fault(503), RECEIPT])
+    transport = ScriptedTransport([Fault(503), RECEIPT])
     client = CostOpsClient(
-        "a-key", "http://test", interceptors=[Watching()], leaf=leaf, runtime=VirtualRuntime()
+        "a-key", "http://test", interceptors=[Watching()], transport=transport, runtime=VirtualRuntime()
     )
     client.usage.submit(**CALL)
     assert seen == [("SubmitUsage", 2, True)]

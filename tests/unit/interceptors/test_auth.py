@@ -12,14 +12,14 @@ from llm_cost_ops.interceptors.auth import Auth, redacted
 from llm_cost_ops.interceptors.retry import Retry
 from llm_cost_ops.rpc.runtime import AsyncRuntime, ForeignAwaitError, SyncRuntime
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from llm_cost_ops.testing import AsyncVirtualRuntime, Delay, Fault, ScriptedLeaf, VirtualRuntime
+from llm_cost_ops.testing import AsyncVirtualRuntime, Delay, Fault, ScriptedTransport, VirtualRuntime
 from tests.calls import DONE, async_channel, put, sync_channel
 
 CANARY = "canary-key-0123456789"
 
 
 def sent(channel: Any) -> list[str]:
-    return [call.headers.get("authorization") for call in channel.core.leaf.calls]
+    return [call.headers.get("authorization") for call in channel.core.transport.calls]
 
 
 class Issuer:
@@ -74,12 +74,12 @@ def test_a_callable_is_asked_once_and_again_after_a_401() -> None:
         put(channel)
     assert sent(channel) == ["Bearer key-1"] * 3 + ["Bearer key-2"] * 2
     assert issuer.asked == 2
-    assert channel.core.leaf.calls[3].attempt == 2, "the second sending counts"
+    assert channel.core.transport.calls[3].attempt == 2, "the second sending counts"
 
 
 def test_a_new_key_that_is_refused_too_ends_the_call() -> None:
     issuer = Issuer()
-    channel = sync_channel(ScriptedLeaf([Fault(401)], forever=True), Auth(issuer))
+    channel = sync_channel(ScriptedTransport([Fault(401)], forever=True), Auth(issuer))
     with pytest.raises(AuthenticationError) as caught:
         put(channel)
     assert issuer.asked == 2
@@ -95,7 +95,7 @@ def test_what_is_no_key_is_a_configuration_error(answer: Any) -> None:
 
 async def test_an_async_callable() -> None:
     issuer = Issuer()
-    channel = async_channel(ScriptedLeaf([accepting("key-2")], forever=True), Auth(issuer.later))
+    channel = async_channel(ScriptedTransport([accepting("key-2")], forever=True), Auth(issuer.later))
     assert await put(channel) is DONE
     assert issuer.asked == 2
 
@@ -107,8 +107,8 @@ def test_an_async_callable_in_the_sync_client_is_a_clear_error() -> None:
 
 async def test_many_tasks_share_one_question_and_one_refresh() -> None:
     issuer = Issuer()
-    leaf = ScriptedLeaf([lambda r, c: Delay(1, accepting("key-2"))], forever=True)
-    channel = async_channel(leaf, Auth(issuer.later))
+    transport = ScriptedTransport([lambda r, c: Delay(1, accepting("key-2"))], forever=True)
+    channel = async_channel(transport, Auth(issuer.later))
     assert await asyncio.gather(*(put(channel) for _ in range(50))) == [DONE] * 50
     assert issuer.asked == 2
     assert sorted(sent(channel)) == ["Bearer key-1"] * 50 + ["Bearer key-2"] * 50
@@ -124,7 +124,7 @@ def test_many_threads_share_one_refresh() -> None:
             together.wait(5)
         return refuse(request, context)
 
-    channel = sync_channel(ScriptedLeaf([answer], forever=True), Auth(issuer))
+    channel = sync_channel(ScriptedTransport([answer], forever=True), Auth(issuer))
     done: list[Any] = []
     threads = [threading.Thread(target=lambda: done.append(put(channel))) for _ in range(10)]
     for thread in threads:
@@ -293,7 +293,7 @@ def test_a_key_that_the_server_repeats_is_taken_out(source: Any, status: int) ->
         return RpcError(code, f"no: {CANARY}", http_status=status, body=body)
 
     with pytest.raises((AuthenticationError, ServerError)) as caught:
-        put(sync_channel(ScriptedLeaf([echo], forever=True), Auth(source)))
+        put(sync_channel(ScriptedTransport([echo], forever=True), Auth(source)))
     assert CANARY not in repr(vars(caught.value)) + str(caught.value) + repr(caught.value)
     assert caught.value.response == {"error": {"message": "bad ***", "seen": ["***"]}}
 

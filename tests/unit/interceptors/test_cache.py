@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from llm_cost_ops import CacheConfig, ServerError, exceptions
 from llm_cost_ops.interceptors.cache import Cache, ExpiringEntries
-from llm_cost_ops.testing import Delay, Fault, ScriptedLeaf
+from llm_cost_ops.testing import Delay, Fault, ScriptedTransport
 from tests.calls import DONE, async_channel, context_of, put, sync_channel
 from tests.tiny_service import GET_NOTE, GetNoteRequest, Note
 
@@ -28,11 +28,11 @@ def numbering() -> Any:
 
 
 def cached(script: Any = None, config: CacheConfig | None = None, colour: Any = sync_channel) -> Any:
-    return colour(ScriptedLeaf(script or [numbering()], forever=True), Cache(config or CacheConfig()))
+    return colour(ScriptedTransport(script or [numbering()], forever=True), Cache(config or CacheConfig()))
 
 
 def asked(channel: Any) -> int:
-    return len(channel.core.leaf.calls)
+    return len(channel.core.transport.calls)
 
 
 def test_an_answer_is_kept_for_its_time() -> None:

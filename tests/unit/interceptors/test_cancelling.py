@@ -13,7 +13,7 @@ from llm_cost_ops.interceptors.cache import Cache
 from llm_cost_ops.interceptors.circuit_breaker import BreakerState, CircuitBreaker
 from llm_cost_ops.interceptors.rate_limit import RateLimit
 from llm_cost_ops.interceptors.retry import Retry
-from llm_cost_ops.testing import Delay, Fault, ScriptedLeaf
+from llm_cost_ops.testing import Delay, Fault, ScriptedTransport
 from tests.calls import async_channel
 from tests.tiny_service import GET_NOTE, GetNoteRequest, Note
 
@@ -44,7 +44,7 @@ async def cancelled_after(turns: int, others: int) -> bool:
     cache, auth = Cache(CacheConfig()), Auth(key)
     breaker = CircuitBreaker(CircuitBreakerConfig(failure_threshold=1, recovery_time=0.25))
     script = [Delay(1, Fault(503)), Delay(1, Fault(401)), Delay(1, Fault("network")), Delay(1, Note())]
-    channel = async_channel(ScriptedLeaf(script, forever=True), cache, retry, breaker, limit, auth)
+    channel = async_channel(ScriptedTransport(script, forever=True), cache, retry, breaker, limit, auth)
 
     def call(name: str) -> Any:
         return asyncio.ensure_future(channel.unary_unary(GET_NOTE, GetNoteRequest(id=name)))

@@ -22,7 +22,7 @@ from llm_cost_ops import (
 )
 from llm_cost_ops.interceptors.circuit_breaker import Breaker, BreakerState, CircuitBreaker
 from llm_cost_ops.interceptors.rate_limit import RateLimit
-from llm_cost_ops.testing import Fault, ScriptedLeaf
+from llm_cost_ops.testing import Fault, ScriptedTransport
 from tests.calls import DONE, async_channel, put, sync_channel
 
 CONFIG = CircuitBreakerConfig(failure_threshold=3, recovery_time=30)
@@ -38,7 +38,7 @@ class Model:
         self.probe: int | None = None
         self.current: set[int] = set()
 
-    def admits(self, now: float) -> bool:
+    def may_access(self, now: float) -> bool:
         return self.opened is None or (self.probe is None and now >= self.opened + RECOVERY)
 
     def begins(self, call: int) -> None:
@@ -73,7 +73,7 @@ class BreakerMachine(RuleBasedStateMachine):
 
     @rule()
     def begin(self) -> None:
-        expected = self.model.admits(self.now)
+        expected = self.model.may_access(self.now)
         ticket = self.breaker.admit(self.now)
         assert (ticket is not None) == expected
         if ticket is None:
@@ -129,7 +129,7 @@ def test_it_opens_after_failures_in_a_row_and_probes_with_one_call() -> None:
     runtime.advance(30)
     assert put(channel) is DONE
     assert breaker.breaker.state is BreakerState.CLOSED
-    assert len(channel.core.leaf.calls) == 6
+    assert len(channel.core.transport.calls) == 6
 
 
 def test_refusals_of_the_server_show_that_it_works() -> None:
@@ -160,7 +160,7 @@ def test_what_the_client_refuses_itself_tells_nothing() -> None:
 
 
 def _context(channel: Any) -> Any:
-    return channel.core.leaf.calls[0].context
+    return channel.core.transport.calls[0].context
 
 
 def test_a_deadline_that_has_passed_before_the_call_tells_nothing() -> None:
@@ -180,7 +180,7 @@ async def test_one_probe_at_a_time_released_when_cancelled() -> None:
         hanging.set()
         await asyncio.Event().wait()
 
-    channel = async_channel(ScriptedLeaf([Fault(503), hang, DONE]), breaker)
+    channel = async_channel(ScriptedTransport([Fault(503), hang, DONE]), breaker)
     with pytest.raises(ServerError):
         await put(channel)
     channel.core.runtime.advance(1)

@@ -106,10 +106,10 @@ async def test_a_cancelled_call_is_told_without_alarm(caplog: pytest.LogCaptureF
 
 def test_a_request_that_is_not_sent_is_a_warning_with_its_code(caplog: pytest.LogCaptureFixture) -> None:
     from llm_cost_ops import ClientConfig
-    from llm_cost_ops.testing import ScriptedLeaf
+    from llm_cost_ops.testing import ScriptedTransport
 
     config = ClientConfig(base_url="http://test", logging=LoggingConfig(enabled=True, logger_name=LOGGER))
-    client = CostOpsClient(config=config, leaf=ScriptedLeaf(), runtime=VirtualRuntime())
+    client = CostOpsClient(config=config, transport=ScriptedTransport(), runtime=VirtualRuntime())
     with pytest.raises(ValidationError):
         client.usage.submit(organization_id="", provider="p", model_id="m")
     [record] = caplog.records

@@ -149,7 +149,7 @@ def test_opentelemetry(telemetry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert inner.parent.span_id == failed.parent.span_id == outer.context.span_id
     assert inner.attributes["rpc.method"] == "PutNote"
     assert failed.status.status_code is StatusCode.ERROR
-    sent = channel.core.leaf.calls[0].headers.get("traceparent")
+    sent = channel.core.transport.calls[0].headers.get("traceparent")
     assert sent.startswith(f"00-{inner.context.trace_id:032x}-{inner.context.span_id:016x}-")
     data = reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics
     names = {metric.name: metric for metric in data}
@@ -166,7 +166,7 @@ def test_a_trace_that_is_no_metadata_stays_behind(
     monkeypatch.setattr(propagate, "inject", lambda carrier: carrier.update(baggage="ü", traceparent="00-1"))
     channel = sync_channel([DONE], CallMetrics([], telemetry[2]))
     put(channel)
-    assert channel.core.leaf.calls[0].headers.get("traceparent") == "00-1"
+    assert channel.core.transport.calls[0].headers.get("traceparent") == "00-1"
     assert "baggage" in caplog.text
 
 

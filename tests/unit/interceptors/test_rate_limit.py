@@ -175,7 +175,7 @@ def test_threads_take_turns_and_all_get_through() -> None:
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert len(channel.core.leaf.calls) == 40
+    assert len(channel.core.transport.calls) == 40
     assert time.monotonic() - begun >= 0.3, "40 calls: 10 at once, 30 more at 100 a second"
     assert not limit._line
 

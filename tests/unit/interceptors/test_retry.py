@@ -171,7 +171,7 @@ def test_fifty_threads_that_all_fail_do_not_storm() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    attempts = len(channel.core.leaf.calls)
+    attempts = len(channel.core.transport.calls)
     assert attempts / calls <= 1.10
     assert attempts == calls + 10, "the budget is spent, no more"
 

@@ -57,7 +57,7 @@ def entry(
     } | fields
     key = fields.pop("idempotency_key", "")
     record = UsageRecord(timestamp=moment, **fields)
-    record.total_tokens = record.input_tokens + record.output_tokens
+    record.total_tokens = (record.input_tokens or 0) + (record.output_tokens or 0)
     by = pricing(CostStatus.UNPRICED if units is None else CostStatus.PRICED, currency)
     return Entry(record, key, TAKEN, units, by)
 

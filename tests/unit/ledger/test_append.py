@@ -12,7 +12,7 @@ import pytest
 
 from llm_cost_ops._gen.messages import CostStatus, ModalityTokens, Operation, SubmitStatus
 from llm_cost_ops.ledger.ids import as_key, as_text, usage_id
-from llm_cost_ops.ledger.sqlite.rows import LARGEST_COST, LARGEST_COUNT
+from llm_cost_ops.ledger.sqlite.rows import MAX_COST_UNITS, MAX_COUNT
 from llm_cost_ops.ledger.types import Entry, Filter
 from llm_cost_ops.rpc.ids import uuid7
 from llm_cost_ops.rpc.status import RpcError, StatusCode
@@ -229,24 +229,24 @@ def test_an_unpriced_record_has_no_cost(store: Sync) -> None:
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_what_is_too_large_is_refused_whole(store: Sync, size: int) -> None:
-    for bad in (entry(input_tokens=LARGEST_COUNT + 1), entry(units=LARGEST_COST + 1)):
+    for bad in (entry(input_tokens=MAX_COUNT + 1), entry(units=MAX_COST_UNITS + 1)):
         with pytest.raises(RpcError) as caught:
             store.append([entry() for _ in range(size - 1)] + [bad])
         assert caught.value.code is StatusCode.INVALID_ARGUMENT
     assert store.count_usage(Filter()) == 0
-    assert statuses(store, entry(input_tokens=LARGEST_COUNT, units=LARGEST_COST)) == [CREATED]
+    assert statuses(store, entry(input_tokens=MAX_COUNT, units=MAX_COST_UNITS)) == [CREATED]
 
 
 def test_sums_that_leave_64_bits_are_exact(store: Sync) -> None:
     # In the sums of an hour, of the rows that are not in them yet, and in those of a query.
     for size, count in ((10_000, 4), (1, 20)):
         for _ in range(count):
-            store.append([entry(input_tokens=LARGEST_COUNT, units=LARGEST_COST) for _ in range(size)])
+            store.append([entry(input_tokens=MAX_COUNT, units=MAX_COST_UNITS) for _ in range(size)])
     records = 40_020
     for group_by in ((), ("user",), ("provider", "tag"), ("label:x",)):
         [(_, _, sums)] = store.summarize(Filter(), group_by, None)
-        assert (sums.requests, sums.input_tokens) == (records, records * LARGEST_COUNT)
-        assert sums.units == records * LARGEST_COST
+        assert (sums.requests, sums.input_tokens) == (records, records * MAX_COUNT)
+        assert sums.units == records * MAX_COST_UNITS
 
 
 def test_ids_follow_from_organization_and_key() -> None:

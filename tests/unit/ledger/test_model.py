@@ -186,8 +186,8 @@ class StoreBesideModel(RuleBasedStateMachine):
             count = record.request_count or 1
             amounts = (
                 count,
-                record.input_tokens,
-                record.output_tokens,
+                (record.input_tokens or 0),
+                (record.output_tokens or 0),
                 count if item.units is None else 0,
                 item.units or 0,
             )

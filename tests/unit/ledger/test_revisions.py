@@ -56,8 +56,10 @@ class RepricedBesideModel(StoreBesideModel):
     def reprice(self, where: Filter, salt: int, dry_run: bool) -> None:
         def price(record: UsageRecord) -> Priced:
             assert record.timestamp is not None
-            kind = (len(record.model_id) + record.input_tokens + salt) % 4
-            units = None if kind == 3 else record.input_tokens * 10**6 * kind + record.output_tokens
+            kind = (len(record.model_id) + (record.input_tokens or 0) + salt) % 4
+            units = (
+                None if kind == 3 else (record.input_tokens or 0) * 10**6 * kind + (record.output_tokens or 0)
+            )
             status = CostStatus.UNPRICED if kind == 3 else CostStatus.ESTIMATED
             return Priced(units, Pricing(status, "EUR" if kind == 2 else "USD", card_id=f"card-{kind}"))
 

@@ -21,7 +21,7 @@ import pytest
 
 from llm_cost_ops._gen.messages import SubmitStatus
 from llm_cost_ops.ledger.sqlite.append import AppendOne
-from llm_cost_ops.ledger.sqlite.connection import Turn
+from llm_cost_ops.ledger.sqlite.connection import FifoLock
 from llm_cost_ops.ledger.sqlite.store import SqliteStore
 from llm_cost_ops.ledger.types import Filter
 from llm_cost_ops.rpc.runtime import AsyncRuntime, SyncRuntime, drive
@@ -335,16 +335,16 @@ def test_a_child_opens_the_file_anew(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_turn_goes_round_in_order() -> None:
-    turn, order = Turn(), []
-    assert turn.try_take()
-    assert not turn.try_take()
+    turn, order = FifoLock(), []
+    assert turn.try_acquire()
+    assert not turn.try_acquire()
     began = []
 
     def wait(n: int) -> None:
         began.append(n)
         turn.take_blocking(5, "it")
         order.append(n)
-        turn.give_back()
+        turn.release()
 
     threads = []
     for n in range(5):
@@ -354,30 +354,30 @@ def test_a_turn_goes_round_in_order() -> None:
             time.sleep(0.001)
     with pytest.raises(RpcError, match="busy"):
         turn.take_blocking(0.01, "it")
-    turn.give_back()
+    turn.release()
     for thread in threads:
         thread.join()
     assert order == list(range(5))
-    assert turn.try_take()
+    assert turn.try_acquire()
 
 
 async def test_who_gives_up_loses_no_turn() -> None:
-    turn, runtime = Turn(), AsyncRuntime()
+    turn, runtime = FifoLock(), AsyncRuntime()
     for _ in range(50):
-        assert turn.try_take()
-        waiting = [asyncio.create_task(turn.take(context(5, runtime), "it")) for _ in range(3)]
+        assert turn.try_acquire()
+        waiting = [asyncio.create_task(turn.acquire(context(5, runtime), "it")) for _ in range(3)]
         await asyncio.sleep(0)
         waiting[1].cancel()
-        turn.give_back()
+        turn.release()
         waiting[0].cancel()  # after it was handed the turn, perhaps
         await asyncio.gather(*waiting[:2], return_exceptions=True)
         if not waiting[0].cancelled():
-            turn.give_back()
+            turn.release()
         await waiting[2]
-        turn.give_back()
-    assert turn.try_take()
+        turn.release()
+    assert turn.try_acquire()
     with pytest.raises(RpcError, match="busy"):
-        await turn.take(context(0.02, runtime), "it")
+        await turn.acquire(context(0.02, runtime), "it")
 
 
 @pytest.mark.filterwarnings("error")

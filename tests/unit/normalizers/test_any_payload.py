@@ -52,11 +52,12 @@ VALUES = st.recursive(
 
 
 def fits(record):
-    assert 0 <= record.cached_tokens + record.cache_write_tokens <= record.input_tokens
+    given, returned = record.input_tokens or 0, record.output_tokens or 0
+    assert 0 <= record.cached_tokens + record.cache_write_tokens <= given
     assert 0 <= record.cache_write_extended_tokens <= record.cache_write_tokens
-    assert 0 <= record.reasoning_tokens <= record.output_tokens
+    assert 0 <= record.reasoning_tokens <= returned
     assert all(type(count) is int and count > 0 for count in record.meters.values())
-    assert record.total_tokens in (None, record.input_tokens + record.output_tokens)
+    assert record.total_tokens in (None, given + returned)
     assert len(record.idempotency_key) <= 255
 
 

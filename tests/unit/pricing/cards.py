@@ -51,6 +51,7 @@ def make_usage(**fields: Any) -> UsageRecord:
     fields.setdefault("provider", "openai")
     fields.setdefault("model_id", "gpt-x")
     fields.setdefault("timestamp", NOON)
+    fields.setdefault("input_tokens", 0)
     return UsageRecord(**fields)
 
 

@@ -12,7 +12,7 @@ from llm_cost_ops import RetryConfig, ValidationError, exceptions
 from llm_cost_ops.rpc.channel import Channel, RawResponse
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.runtime import AsyncRuntime, ForeignAwaitError, SyncRuntime, drive
-from llm_cost_ops.testing import Delay, Fault, ScriptedLeaf
+from llm_cost_ops.testing import Delay, Fault, ScriptedTransport
 from tests.calls import DONE, PUT_KEYED, async_channel, context_of, put, sync_channel
 from tests.tiny_service import PUT_NOTE, PutNoteRequest
 
@@ -140,18 +140,18 @@ async def test_a_slow_answer_ends_at_the_deadline() -> None:
     ],
 )
 def test_wrong_options_are_named_before_anything_is_sent(options: dict[str, Any], field: str) -> None:
-    leaf = ScriptedLeaf([DONE])
+    transport = ScriptedTransport([DONE])
     with pytest.raises(ValidationError) as caught:
-        put(sync_channel(leaf), **options)
+        put(sync_channel(transport), **options)
     assert [violation.field for violation in caught.value.violations] == [field]
-    assert leaf.calls == []
+    assert transport.calls == []
 
 
 def test_headers_add_to_those_of_the_channel_and_win_over_them() -> None:
     channel = sync_channel([DONE, DONE], metadata=Metadata({"x-team": "a", "x-env": "test"}))
     put(channel, headers={"X-Team": "b"})
     put(channel)
-    first, second = channel.core.leaf.calls
+    first, second = channel.core.transport.calls
     assert (first.headers.get("x-team"), first.headers.get("x-env")) == ("b", "test")
     assert second.headers.get("x-team") == "a"
 
@@ -162,11 +162,11 @@ def test_the_key_is_made_once_and_an_explicit_one_wins() -> None:
     channel = sync_channel([Fault("network", times=2), DONE, DONE], Retry(RetryConfig()))
     channel.unary_unary(PUT_KEYED, PutNoteRequest())
     channel.unary_unary(PUT_KEYED, PutNoteRequest(), idempotency_key="mine")
-    keys = [call.idempotency_key for call in channel.core.leaf.calls]
+    keys = [call.idempotency_key for call in channel.core.transport.calls]
     assert len(set(keys[:3])) == 1
     assert len(keys[0]) == 36
     assert keys[3] == "mine"
-    assert [call.attempt for call in channel.core.leaf.calls] == [1, 2, 3, 1]
+    assert [call.attempt for call in channel.core.transport.calls] == [1, 2, 3, 1]
 
 
 def test_a_raw_answer_has_all_that_came_with_it() -> None:
@@ -188,15 +188,15 @@ def test_a_raw_answer_has_all_that_came_with_it() -> None:
 
 
 def test_a_derived_channel_closes_nothing() -> None:
-    leaf = ScriptedLeaf([DONE])
-    channel = Channel(leaf, timeout=5)
+    transport = ScriptedTransport([DONE])
+    channel = Channel(transport, timeout=5)
     derived = channel.derived(timeout=7, headers={"a": "b"})
     assert derived.unary_unary(PUT_NOTE, PutNoteRequest()) is DONE
-    assert leaf.calls[0].headers.get("a") == "b"
+    assert transport.calls[0].headers.get("a") == "b"
     derived.close()
-    assert leaf.closed == 0
+    assert transport.closed == 0
     channel.close()
-    assert leaf.closed == 1
+    assert transport.closed == 1
 
 
 @given(st.lists(st.tuples(st.text(max_size=5), st.one_of(st.text(max_size=5), st.binary(max_size=5)))))

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from llm_cost_ops import CostOpsClient, RetryConfig, ServerError
-from llm_cost_ops.testing import Fault, ScriptedLeaf, VirtualRuntime, async_memory_client, memory_client
+from llm_cost_ops.testing import Fault, ScriptedTransport, VirtualRuntime, async_memory_client, memory_client
 from llm_cost_ops.types import ListUsageResponse, Pagination, RateCard, UsageRecord
 
 ORGANIZATION = {"organization_id": "acme"}
@@ -23,9 +23,9 @@ def page(numbers: range, **pagination: Any) -> ListUsageResponse:
     return ListUsageResponse(data=data, pagination=Pagination(**pagination))
 
 
-def scripted(*script: Any) -> tuple[CostOpsClient, ScriptedLeaf]:
-    leaf = ScriptedLeaf(script)
-    return CostOpsClient(base_url="http://test", leaf=leaf, runtime=VirtualRuntime()), leaf
+def scripted(*script: Any) -> tuple[CostOpsClient, ScriptedTransport]:
+    transport = ScriptedTransport(script)
+    return CostOpsClient(base_url="http://test", transport=transport, runtime=VirtualRuntime()), transport
 
 
 def test_a_loop_sees_every_record_once() -> None:
@@ -74,20 +74,20 @@ def test_prices_go_on_too() -> None:
 
 
 def test_numbered_pages_of_other_servers_are_followed() -> None:
-    client, leaf = scripted(
+    client, transport = scripted(
         page(range(3), page=1, has_next=True),
         page(range(3, 6), page=2, has_next=True),
         page(range(6, 7), page=3, has_next=False),
     )
     assert [record.input_tokens for record in client.usage.list(page_size=3)] == list(range(7))
-    assert [(request.page, request.cursor) for request in leaf.requests] == [(0, ""), (2, ""), (3, "")]
+    assert [(request.page, request.cursor) for request in transport.requests] == [(0, ""), (2, ""), (3, "")]
 
 
 def test_a_page_without_pagination_is_the_last() -> None:
-    client, leaf = scripted(ListUsageResponse(data=[UsageRecord()]), page(range(1), has_next=True))
+    client, transport = scripted(ListUsageResponse(data=[UsageRecord()]), page(range(1), has_next=True))
     assert len(list(client.usage.list())) == 1
     assert len(list(client.usage.list())) == 1, "has_next alone leads nowhere"
-    assert len(leaf.calls) == 2
+    assert len(transport.calls) == 2
 
 
 def test_a_repeated_cursor_is_no_endless_loop() -> None:
@@ -97,11 +97,11 @@ def test_a_repeated_cursor_is_no_endless_loop() -> None:
 
 
 def test_each_page_is_a_call_with_its_options() -> None:
-    client, leaf = scripted(page(range(1), next_cursor="c"), Fault(503), page(range(1)))
+    client, transport = scripted(page(range(1), next_cursor="c"), Fault(503), page(range(1)))
     looped = client.usage.list(headers={"x-a": "b"}, retry=RetryConfig(max_retries=1), timeout=9)
     assert len(list(looped)) == 2
-    assert [call.headers.get("x-a") for call in leaf.calls] == ["b"] * 3
-    assert [call.attempt for call in leaf.calls] == [1, 1, 2]
+    assert [call.headers.get("x-a") for call in transport.calls] == ["b"] * 3
+    assert [call.attempt for call in transport.calls] == [1, 1, 2]
     client, _ = scripted(page(range(1), next_cursor="c"), Fault(503), page(range(1)))
     with pytest.raises(ServerError):
         list(client.usage.list(retry=None))

@@ -86,38 +86,38 @@ def fault() -> RpcError:
 
 
 def test_a_stream_is_a_plain_generator() -> None:
-    leaf, passing = CountingLeaf(), Passing()
-    assert list(Channel(leaf, [passing]).unary_stream(FIND_NOTES, None)) == [0, 1, 2, 3, 4]
-    assert (leaf.closed, passing.ended) == (1, [""])
+    transport, passing = CountingLeaf(), Passing()
+    assert list(Channel(transport, [passing]).unary_stream(FIND_NOTES, None)) == [0, 1, 2, 3, 4]
+    assert (transport.closed, passing.ended) == (1, [""])
 
 
 def test_closing_early_closes_all_the_way_down() -> None:
-    leaf, passing = CountingLeaf(), Passing()
-    with closing(Channel(leaf, [passing]).unary_stream(FIND_NOTES, None)) as stream:
+    transport, passing = CountingLeaf(), Passing()
+    with closing(Channel(transport, [passing]).unary_stream(FIND_NOTES, None)) as stream:
         assert next(stream) == 0
-        assert leaf.closed == 0
-    assert (leaf.closed, passing.ended) == (1, ["GeneratorExit"])
+        assert transport.closed == 0
+    assert (transport.closed, passing.ended) == (1, ["GeneratorExit"])
 
 
 def test_a_stream_that_is_dropped_is_closed() -> None:
-    leaf = CountingLeaf()
-    stream = Channel(leaf, [Passing()]).unary_stream(FIND_NOTES, None)
+    transport = CountingLeaf()
+    stream = Channel(transport, [Passing()]).unary_stream(FIND_NOTES, None)
     next(stream)
     del stream
-    assert leaf.closed == 1
+    assert transport.closed == 1
 
 
 async def test_closing_early_in_asyncio() -> None:
-    leaf, passing = CountingLeaf(), Passing()
-    async with aclosing(AsyncChannel(leaf, [passing]).unary_stream(FIND_NOTES, None)) as stream:
+    transport, passing = CountingLeaf(), Passing()
+    async with aclosing(AsyncChannel(transport, [passing]).unary_stream(FIND_NOTES, None)) as stream:
         assert await anext(stream) == 0
-    assert (leaf.closed, passing.ended) == (1, ["GeneratorExit"])
+    assert (transport.closed, passing.ended) == (1, ["GeneratorExit"])
 
 
 def test_a_stream_that_was_never_begun_sends_nothing() -> None:
-    leaf = CountingLeaf()
-    Channel(leaf).unary_stream(FIND_NOTES, None).close()
-    assert leaf.calls == 0
+    transport = CountingLeaf()
+    Channel(transport).unary_stream(FIND_NOTES, None).close()
+    assert transport.calls == 0
 
 
 @pytest.mark.parametrize("wait", [asyncio.sleep, lambda _: asyncio.get_running_loop().create_future()])
@@ -156,9 +156,9 @@ def test_the_deadline_covers_what_the_reader_does() -> None:
 
 
 def test_a_stream_is_tried_again_until_its_first_message() -> None:
-    leaf = CountingLeaf(fault())
-    assert list(Channel(leaf, [Twice()]).unary_stream(FIND_NOTES, None)) == [0, 1, 2, 3, 4]
-    assert (leaf.calls, leaf.closed) == (2, 2)
+    transport = CountingLeaf(fault())
+    assert list(Channel(transport, [Twice()]).unary_stream(FIND_NOTES, None)) == [0, 1, 2, 3, 4]
+    assert (transport.calls, transport.closed) == (2, 2)
 
 
 def test_not_after_it() -> None:
@@ -168,23 +168,23 @@ def test_not_after_it() -> None:
             yield 1
             raise fault()
 
-    leaf = Breaking()
-    stream = Channel(leaf, [Twice()]).unary_stream(FIND_NOTES, None)
+    transport = Breaking()
+    stream = Channel(transport, [Twice()]).unary_stream(FIND_NOTES, None)
     assert next(stream) == 1
     with pytest.raises(RpcError, match="not now"):
         next(stream)
-    assert leaf.calls == 1
+    assert transport.calls == 1
 
 
 def test_requests_of_a_list_are_sent_again_and_others_are_not() -> None:
     requests = [PutNoteRequest(owner=str(n)) for n in range(3)]
-    leaf = CountingLeaf(fault())
-    assert len(list(Channel(leaf, [Twice()]).stream_stream(PUT_NOTE, requests))) == 3
-    assert [request.owner for request in leaf.taken] == ["0", "0", "1", "2"]
-    leaf = CountingLeaf(fault())
+    transport = CountingLeaf(fault())
+    assert len(list(Channel(transport, [Twice()]).stream_stream(PUT_NOTE, requests))) == 3
+    assert [request.owner for request in transport.taken] == ["0", "0", "1", "2"]
+    transport = CountingLeaf(fault())
     with pytest.raises(RpcError, match="not now"):
-        list(Channel(leaf, [Twice()]).stream_stream(PUT_NOTE, iter(requests)))
-    assert [request.owner for request in leaf.taken] == ["0"]
+        list(Channel(transport, [Twice()]).stream_stream(PUT_NOTE, iter(requests)))
+    assert [request.owner for request in transport.taken] == ["0"]
 
 
 def test_requests_are_looked_at() -> None:

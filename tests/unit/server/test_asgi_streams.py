@@ -1,4 +1,4 @@
-"""NDJSON at the HTTP door: bad lines, limits, errors after the head, clients that go away."""
+"""NDJSON at the HTTP listener: bad lines, limits, errors after the head, clients that go away."""
 
 from __future__ import annotations
 

@@ -38,13 +38,13 @@ class Door:
 
 
 @pytest.fixture
-def door():
+def listener():
     return Door()
 
 
 @pytest.fixture
-async def server(door):
-    server = GrpcServer(ServiceHandler([(SUBMIT_USAGE, never)]), port=0, ready=door.ready)
+async def server(listener):
+    server = GrpcServer(ServiceHandler([(SUBMIT_USAGE, never)]), port=0, ready=listener.ready)
     server.address = (await server.start()).removeprefix("grpc://")
     yield server
     await server.stop(0)
@@ -57,9 +57,9 @@ async def channel(server):
 
 
 @pytest.mark.parametrize("service", ["", SERVICE, "grpc.health.v1.Health"])
-async def test_check(channel, door, service):
+async def test_check(channel, listener, service):
     assert await channel.unary_unary(CHECK)(asking(service)) == SERVING
-    door.healthy = False
+    listener.healthy = False
     await asyncio.sleep(0.25)
     assert await channel.unary_unary(CHECK)(asking(service)) == NOT_SERVING
 
@@ -73,19 +73,19 @@ async def test_check_of_what_is_not_there(channel):
     assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-async def test_many_checks_ask_the_store_once(channel, door):
+async def test_many_checks_ask_the_store_once(channel, listener):
     await asyncio.gather(*(channel.unary_unary(CHECK)(b"") for _ in range(50)))
-    assert door.asked <= 3
+    assert listener.asked <= 3
 
 
-async def test_watch_tells_changes_and_does_not_hold_up_a_server_that_stops(server, channel, door):
+async def test_watch_tells_changes_and_does_not_hold_up_a_server_that_stops(server, channel, listener):
     call = channel.unary_stream(WATCH)(asking(SERVICE))
     unknown = channel.unary_stream(WATCH)(asking("no.Such"))
     assert await call.read() == SERVING
     assert await unknown.read() == UNKNOWN
-    door.healthy = False
+    listener.healthy = False
     assert await call.read() == NOT_SERVING
-    door.healthy = True
+    listener.healthy = True
     assert await call.read() == SERVING
     started = time.monotonic()
     stopping = asyncio.ensure_future(server.stop(10))

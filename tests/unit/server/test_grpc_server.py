@@ -1,4 +1,4 @@
-"""The gRPC server, asked by grpcio's own client with raw bytes, and by our leaf."""
+"""The gRPC server, asked by grpcio's own client with raw bytes, and by our transport."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llm_cost_ops.rpc.handler import ServiceHandler
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.server.grpc import GrpcLimits, GrpcServer
-from llm_cost_ops.transports.grpc.client import AsyncGrpcLeaf
+from llm_cost_ops.transports.grpc.client import AsyncGrpcTransport
 from llm_cost_ops.transports.grpc.status import read_status
 from tests.tiny_service import (
     GET_NOTE,
@@ -206,11 +206,11 @@ async def test_gzip_both_ways(start):
     _, address = await start()
     async with grpc.aio.insecure_channel(address, compression=grpc.Compression.Gzip) as channel:
         assert len(await channel.unary_unary(PATH)(note("big:100000"))) > 100_000
-    leaf = AsyncGrpcLeaf(f"grpc://{address}")
-    lane = leaf._open()
-    connection = await lane._channels[0].get()
+    transport = AsyncGrpcTransport(f"grpc://{address}")
+    pool = transport._open()
+    connection = await pool._channels[0].get()
     await connection.enter()
-    headers = leaf._begin(PUT, context(PUT_NOTE, 5.0)).headers()
+    headers = transport._begin(PUT, context(PUT_NOTE, 5.0)).headers()
     for accept, flag, size in [("gzip", 1, 100_000), ("identity", 0, 100_000), ("gzip", 0, 10)]:
         stream = connection.open([(b"grpc-accept-encoding", accept), (b"grpc-encoding", b"gzip"), *headers])
         packed = gzip.compress(note(f"big:{size}"))
@@ -223,7 +223,7 @@ async def test_gzip_both_ways(start):
         assert len(PUT_NOTE.response.decode(gzip.decompress(body) if flag else body).data.text) == size
         connection.release(stream)
     connection.leave()
-    await lane.aclose()
+    await pool.aclose()
 
 
 async def test_too_many_calls_at_once_are_refused(start):
@@ -241,20 +241,20 @@ async def test_too_many_calls_at_once_are_refused(start):
 
 async def test_stopping_lets_calls_finish_and_takes_no_more(start, notes):
     server, address = await start()
-    leaf = AsyncGrpcLeaf(f"grpc://{address}")
+    transport = AsyncGrpcTransport(f"grpc://{address}")
     slow = PutNoteRequest(note=Note(id="n", text="sleep:0.5"))
-    call = asyncio.ensure_future(leaf.unary_unary(slow, context(PUT_NOTE, 5.0, asynchronous=True)))
+    call = asyncio.ensure_future(transport.unary_unary(slow, context(PUT_NOTE, 5.0, asynchronous=True)))
     await asyncio.sleep(0.2)
     stopping = asyncio.ensure_future(server.stop(5))
     await asyncio.sleep(0.1)
     with pytest.raises(RpcError) as raised:
-        await leaf.unary_unary(PUT, context(PUT_NOTE, 5.0, asynchronous=True))
+        await transport.unary_unary(PUT, context(PUT_NOTE, 5.0, asynchronous=True))
     assert (raised.value.code, raised.value.maybe_applied) == (StatusCode.UNAVAILABLE, False)
     assert (await call).data.id == "n"
     started = time.monotonic()
     await stopping
     assert time.monotonic() - started < 1
-    await leaf.aclose()
+    await transport.aclose()
 
 
 async def test_stopping_with_calls_that_do_not_finish(start, notes):
@@ -277,12 +277,12 @@ async def test_unix_sockets(start, tmp_path):
     server, address = await start(uds=path)
     assert address == f"unix:{path}"
     assert stat.S_IMODE((await asyncio.to_thread(Path(path).stat)).st_mode) == 0o600
-    leaf = AsyncGrpcLeaf(f"grpc://{path}")
-    assert (await leaf.unary_unary(PUT, context(PUT_NOTE, 5.0, asynchronous=True))).data.id == "n"
+    transport = AsyncGrpcTransport(f"grpc://{path}")
+    assert (await transport.unary_unary(PUT, context(PUT_NOTE, 5.0, asynchronous=True))).data.id == "n"
     with pytest.raises(OSError, match=r"in use|s\.sock"):
         await start(uds=path)
-    assert (await leaf.unary_unary(PUT, context(PUT_NOTE, 5.0, asynchronous=True))).data.id == "n"
-    await leaf.aclose()
+    assert (await transport.unary_unary(PUT, context(PUT_NOTE, 5.0, asynchronous=True))).data.id == "n"
+    await transport.aclose()
     await server.stop(1)
     assert not await asyncio.to_thread(Path(path).exists)
 
@@ -295,8 +295,8 @@ async def test_a_port_that_is_taken(start):
 
 async def test_two_addresses_and_ipv6(start):
     _, address = await start(host="::1")
-    leaf = AsyncGrpcLeaf(f"grpc://{address}")
+    transport = AsyncGrpcTransport(f"grpc://{address}")
     assert (
-        await leaf.unary_unary(GetNoteRequest(id="x"), context(GET_NOTE, 5.0, asynchronous=True))
+        await transport.unary_unary(GetNoteRequest(id="x"), context(GET_NOTE, 5.0, asynchronous=True))
     ).data.id == "x"
-    await leaf.aclose()
+    await transport.aclose()

@@ -18,7 +18,7 @@ import pytest
 from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.server.h11_limits import ConnectionLimits
 from llm_cost_ops.server.http import AsgiLimits
-from llm_cost_ops.transports.http.client import AsyncHttpLeaf, HttpLeaf
+from llm_cost_ops.transports.http.client import AsyncHttpTransport, HttpTransport
 from tests.tiny_service import PUT_NOTE, Note, PutNoteRequest, context
 from tests.unit.server.note_servicer import running
 
@@ -138,18 +138,18 @@ def test_a_client_that_does_not_read_is_cut_off(server):
 @pytest.mark.parametrize("key", ["one", "two"])
 def test_both_leaves_call_it(server, key):
     request = PutNoteRequest(note=Note(id=key, text="é"), owner="a,b")
-    leaf = HttpLeaf(server.address)
+    transport = HttpTransport(server.address)
     ctx = context(PUT_NOTE, 5.0, key=key)
-    assert drive(leaf.unary_unary(request, ctx)).data == request.note
+    assert drive(transport.unary_unary(request, ctx)).data == request.note
     assert ctx.request_id == server.servicer.calls[-1][1].request_id
-    drive(leaf.aclose())
+    drive(transport.aclose())
 
     async def run():
-        leaf = AsyncHttpLeaf(server.address)
+        transport = AsyncHttpTransport(server.address)
         answers = await asyncio.gather(
-            *(leaf.unary_unary(request, context(PUT_NOTE, 5.0, asynchronous=True)) for _ in range(20))
+            *(transport.unary_unary(request, context(PUT_NOTE, 5.0, asynchronous=True)) for _ in range(20))
         )
-        await leaf.aclose()
+        await transport.aclose()
         return answers
 
     assert {answer.data.id for answer in asyncio.run(run())} == {key}
@@ -203,9 +203,11 @@ def test_a_unix_socket_is_its_users_own(tmp_path):
         assert stat.S_IMODE(Path(path).stat().st_mode) == 0o600
         with httpx.Client(transport=httpx.HTTPTransport(uds=path)) as client:
             assert client.get("http://x/api/v1/notes/n").status_code == 200
-            leaf = HttpLeaf("http://x", http_client=client)
+            transport = HttpTransport("http://x", http_client=client)
             assert (
-                drive(leaf.unary_unary(PutNoteRequest(note=Note(id="u")), context(PUT_NOTE, 5.0))).data.id
+                drive(
+                    transport.unary_unary(PutNoteRequest(note=Note(id="u")), context(PUT_NOTE, 5.0))
+                ).data.id
                 == "u"
             )
     assert not Path(path).exists()

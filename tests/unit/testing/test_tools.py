@@ -39,7 +39,7 @@ from llm_cost_ops.testing import (
     Delay,
     Fault,
     InterceptorCheckError,
-    ScriptedLeaf,
+    ScriptedTransport,
     VirtualRuntime,
     check_interceptor,
 )
@@ -55,8 +55,8 @@ def test_a_script_answers_step_by_step() -> None:
 
     whole = PutNoteResponse(data=DONE)
     script = [DONE, whole, lambda request, context: DONE, later, KeyError("x"), lambda r, c: None]
-    leaf = ScriptedLeaf(script)
-    channel = sync_channel(leaf)
+    transport = ScriptedTransport(script)
+    channel = sync_channel(transport)
     assert [put(channel) for _ in range(4)] == [DONE] * 4
     assert channel.core.runtime.monotonic() == 3
     with pytest.raises(KeyError):
@@ -64,12 +64,12 @@ def test_a_script_answers_step_by_step() -> None:
     assert put(channel) is None
     with pytest.raises(AssertionError, match="call 7, PutNote, is not in the script"):
         put(channel)
-    assert leaf.requests == [PUT] * 7
-    assert leaf.calls[0].method == "PutNote"
+    assert transport.requests == [PUT] * 7
+    assert transport.calls[0].method == "PutNote"
 
 
 def test_the_last_step_may_go_on_for_ever() -> None:
-    channel = sync_channel(ScriptedLeaf([Fault(503, times=2), DONE], forever=True))
+    channel = sync_channel(ScriptedTransport([Fault(503, times=2), DONE], forever=True))
     for _ in range(2):
         with pytest.raises(ServerError):
             put(channel)
@@ -251,7 +251,7 @@ class DisguisingStreams:
 )
 def test_the_check_finds(wrong: Any, message: str) -> None:
     with pytest.raises(InterceptorCheckError, match=message):
-        check_interceptor(wrong, patience=1.0)
+        check_interceptor(wrong, timeout=1.0)
 
 
 def _config(kind: Any, *settings: Any) -> Any:
@@ -286,8 +286,8 @@ def test_an_interceptor_may_be_given_itself() -> None:
 RECORDS = [UsageRecord(organization_id="a", provider="openai", model_id=f"m-{n}") for n in range(3)]
 
 
-def _client(colour: str, leaf: ScriptedLeaf) -> Any:
-    settings: dict[str, Any] = {"base_url": "https://costs.test", "api_key": "k", "leaf": leaf}
+def _client(colour: str, transport: ScriptedTransport) -> Any:
+    settings: dict[str, Any] = {"base_url": "https://costs.test", "api_key": "k", "transport": transport}
     if colour == "sync":
         return CostOpsClient(runtime=VirtualRuntime(), **settings)
     return AsyncCostOpsClient(runtime=AsyncVirtualRuntime(), **settings)
@@ -304,35 +304,35 @@ async def _models(stream: Any, into: list[str]) -> None:
 @pytest.mark.parametrize("colour", ["sync", "async"])
 async def test_a_script_answers_with_streams(colour: str) -> None:
     script = [[], [Delay(2, RECORDS[0]), RECORDS[1]], RECORDS[2], lambda request, context: RECORDS[:2]]
-    leaf = ScriptedLeaf(script)
-    client = _client(colour, leaf)
+    transport = ScriptedTransport(script)
+    client = _client(colour, transport)
     got: list[list[str]] = [[], [], [], []]
     for into in got:
         await _models(client.usage.export(provider="openai"), into)
     assert got == [[], ["m-0", "m-1"], ["m-2"], ["m-0", "m-1"]]
-    assert [request.provider for request in leaf.requests] == [["openai"]] * 4
-    assert leaf.calls[0].method == "ExportUsage"
-    assert leaf.calls[0].context.runtime.monotonic() == 2
+    assert [request.provider for request in transport.requests] == [["openai"]] * 4
+    assert transport.calls[0].method == "ExportUsage"
+    assert transport.calls[0].context.runtime.monotonic() == 2
 
 
 @pytest.mark.parametrize("colour", ["sync", "async"])
 async def test_a_scripted_stream_may_break_before_and_after_its_first_message(colour: str) -> None:
-    leaf = ScriptedLeaf([Fault(503, times=2), [RECORDS[0], Fault("network"), RECORDS[1]]])
+    transport = ScriptedTransport([Fault(503, times=2), [RECORDS[0], Fault("network"), RECORDS[1]]])
     got: list[str] = []
     with pytest.raises(NetworkError):
-        await _models(_client(colour, leaf).usage.export(), got)
+        await _models(_client(colour, transport).usage.export(), got)
     assert got == ["m-0"], "what came before is the caller's"
-    assert [call.attempt for call in leaf.calls] == [1, 2, 3], "tried again until a message came"
+    assert [call.attempt for call in transport.calls] == [1, 2, 3], "tried again until a message came"
 
 
 @pytest.mark.parametrize("colour", ["sync", "async"])
 async def test_a_scripted_stream_takes_requests(colour: str) -> None:
     lost = [StreamUsageResponse(durable=1, created=1), Fault("network")]
-    leaf = ScriptedLeaf([Fault(503, sent=False), lost, StreamUsageResponse(durable=2, created=2)])
-    receipt = _client(colour, leaf).usage.stream(RECORDS)
+    transport = ScriptedTransport([Fault(503, sent=False), lost, StreamUsageResponse(durable=2, created=2)])
+    receipt = _client(colour, transport).usage.stream(RECORDS)
     receipt = await receipt if colour == "async" else receipt
     assert (receipt.records, receipt.created) == (3, 3)
-    taken = [[request.usage.model_id for request in call.request] for call in leaf.calls]
+    taken = [[request.usage.model_id for request in call.request] for call in transport.calls]
     assert taken == [[], ["m-0", "m-1", "m-2"], ["m-1", "m-2"]], "what was not acknowledged is sent again"
 
 

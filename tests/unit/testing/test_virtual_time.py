@@ -39,7 +39,7 @@ def test_threads_share_a_clock() -> None:
 
 
 def test_waiting_for_another_thread_is_real() -> None:
-    runtime = VirtualRuntime(patience=0.05)
+    runtime = VirtualRuntime(real_timeout=0.05)
     future: concurrent.futures.Future[int] = concurrent.futures.Future()
     threading.Timer(0.01, future.set_result, [1]).start()
     assert drive(runtime.wait(future, 100)) == 1

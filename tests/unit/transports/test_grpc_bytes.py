@@ -10,7 +10,7 @@ from hpack import Decoder, NeverIndexedHeaderTuple
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llm_cost_ops.transports.grpc.connection import MOST_UNTOLD, CallConnection, HeadEncoder
+from llm_cost_ops.transports.grpc.connection import MAX_UNACKNOWLEDGED, CallConnection, HeadEncoder
 
 NAMES = st.text("abcxyz-", min_size=1, max_size=20).map(str.encode)
 VALUES = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=200).map(str.encode)
@@ -187,5 +187,5 @@ async def test_answers_that_were_read_or_given_up_make_room_for_others():
             assert await stream.read(len(message)) == message
         end(connection, stream)
         await asyncio.sleep(0)
-    assert 60 * len(message) > 10 * MOST_UNTOLD
+    assert 60 * len(message) > 10 * MAX_UNACKNOWLEDGED
     connection.processor.close()

@@ -1,4 +1,4 @@
-"""The connections of both gRPC leaves: shared, going away, cancelled, forked, forgotten."""
+"""The connections of both gRPC transports: shared, going away, cancelled, forked, forgotten."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from h2.events import StreamReset
 
 from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from llm_cost_ops.transports.grpc.client import AsyncGrpcLeaf, GrpcLeaf
+from llm_cost_ops.transports.grpc.client import AsyncGrpcTransport, GrpcTransport
 from tests.faulty_grpc_peers import ANSWER, BEHAVIOURS, Http2, answering
 from tests.faulty_peers import FaultyPeer
 from tests.grpc_calls import PUT, call, url_of
@@ -66,17 +66,17 @@ async def test_streams_before_a_goaway_go_on_and_new_calls_take_another_connecti
         peer.wait()
 
     with FaultyPeer(behave) as peer:
-        leaf = AsyncGrpcLeaf(url_of(peer))
-        old = asyncio.ensure_future(leaf.unary_unary(PUT, context(PUT_NOTE, 5.0, asynchronous=True)))
+        transport = AsyncGrpcTransport(url_of(peer))
+        old = asyncio.ensure_future(transport.unary_unary(PUT, context(PUT_NOTE, 5.0, asynchronous=True)))
         await asyncio.sleep(0.3)
         release.set()
         # The first one is answered on the connection that goes away.
-        assert (await leaf.unary_unary(PUT, context(PUT_NOTE, 5.0, asynchronous=True))).data.id == "n"
+        assert (await transport.unary_unary(PUT, context(PUT_NOTE, 5.0, asynchronous=True))).data.id == "n"
         assert (await old).data.id == "n"
         assert peer.connections == 2
         await asyncio.sleep(0.05)
-        assert len(leaf._lanes[asyncio.get_running_loop()]._open) == 1
-        await leaf.aclose()
+        assert len(transport._pools[asyncio.get_running_loop()]._open) == 1
+        await transport.aclose()
 
 
 async def test_calls_wait_for_the_streams_that_the_server_allows():
@@ -91,13 +91,13 @@ async def test_calls_wait_for_the_streams_that_the_server_allows():
             peer.answer(stream)
 
     with FaultyPeer(behave) as peer:
-        leaf = AsyncGrpcLeaf(url_of(peer))
-        await leaf.unary_unary(PUT, context(PUT_NOTE, 5.0, asynchronous=True))
-        calls = [leaf.unary_unary(PUT, context(PUT_NOTE, 5.0, asynchronous=True)) for _ in range(30)]
+        transport = AsyncGrpcTransport(url_of(peer))
+        await transport.unary_unary(PUT, context(PUT_NOTE, 5.0, asynchronous=True))
+        calls = [transport.unary_unary(PUT, context(PUT_NOTE, 5.0, asynchronous=True)) for _ in range(30)]
         assert {response.data.id for response in await asyncio.gather(*calls)} == {"n"}
         assert max(open_at_once) <= 2
         assert peer.connections == 1
-        await leaf.aclose()
+        await transport.aclose()
 
 
 async def test_calls_wait_while_the_peer_does_not_read():
@@ -111,24 +111,24 @@ async def test_calls_wait_while_the_peer_does_not_read():
 
     large = PutNoteRequest(note=Note(text="a" * (32 << 20)))
     with FaultyPeer(behave) as peer:
-        leaf = AsyncGrpcLeaf(url_of(peer))
-        first = asyncio.ensure_future(leaf.unary_unary(large, context(PUT_NOTE, 1.0, asynchronous=True)))
+        transport = AsyncGrpcTransport(url_of(peer))
+        first = asyncio.ensure_future(transport.unary_unary(large, context(PUT_NOTE, 1.0, asynchronous=True)))
         await asyncio.sleep(0.3)
-        [connection] = leaf._lanes[asyncio.get_running_loop()]._open
-        transport = connection.connection._transport
+        [connection] = transport._pools[asyncio.get_running_loop()]._open
+        socket_transport = connection.connection._transport
         assert not connection.connection.write_ready.is_set()
-        kept = transport.get_write_buffer_size()
+        kept = socket_transport.get_write_buffer_size()
         assert kept < 1 << 20
-        calls = [leaf.unary_unary(PUT, context(PUT_NOTE, 0.2, asynchronous=True)) for _ in range(50)]
+        calls = [transport.unary_unary(PUT, context(PUT_NOTE, 0.2, asynchronous=True)) for _ in range(50)]
         for error in await asyncio.gather(*calls, return_exceptions=True):
             assert (error.code, error.maybe_applied) == (StatusCode.DEADLINE_EXCEEDED, False)
-        assert transport.get_write_buffer_size() <= kept
+        assert socket_transport.get_write_buffer_size() <= kept
         assert connection.load == 1
         with pytest.raises(RpcError) as raised:
             await first
         assert (raised.value.code, connection.load) == (StatusCode.DEADLINE_EXCEEDED, 0)
         done.set()
-        await leaf.aclose()
+        await transport.aclose()
 
 
 async def test_waiting_for_a_stream_ends_at_the_deadline_and_was_not_applied():
@@ -136,24 +136,24 @@ async def test_waiting_for_a_stream_ends_at_the_deadline_and_was_not_applied():
         Http2(connection, max_concurrent_streams=1).wait()
 
     with FaultyPeer(behave) as peer:
-        leaf = AsyncGrpcLeaf(url_of(peer))
-        first = asyncio.ensure_future(leaf.unary_unary(PUT, context(PUT_NOTE, 1.0, asynchronous=True)))
+        transport = AsyncGrpcTransport(url_of(peer))
+        first = asyncio.ensure_future(transport.unary_unary(PUT, context(PUT_NOTE, 1.0, asynchronous=True)))
         await asyncio.sleep(0.2)
         with pytest.raises(RpcError) as raised:
-            await leaf.unary_unary(PUT, context(PUT_NOTE, 0.2, asynchronous=True))
+            await transport.unary_unary(PUT, context(PUT_NOTE, 0.2, asynchronous=True))
         assert (raised.value.code, raised.value.maybe_applied) == (StatusCode.DEADLINE_EXCEEDED, False)
         with pytest.raises(RpcError) as raised:
             await first
         assert raised.value.maybe_applied is True
-        await leaf.aclose()
+        await transport.aclose()
 
 
 async def test_cancelled_calls_leave_nothing_behind():
     with FaultyPeer(BEHAVIOURS["only_settings"][0]) as peer:
-        leaf = AsyncGrpcLeaf(url_of(peer))
+        transport = AsyncGrpcTransport(url_of(peer))
         for delay in (0, 0.001, 0.01, 0.05):
             calls = [
-                asyncio.ensure_future(leaf.unary_unary(PUT, context(PUT_NOTE, asynchronous=True)))
+                asyncio.ensure_future(transport.unary_unary(PUT, context(PUT_NOTE, asynchronous=True)))
                 for _ in range(9)
             ]
             await asyncio.sleep(delay)
@@ -162,10 +162,10 @@ async def test_cancelled_calls_leave_nothing_behind():
             results = await asyncio.gather(*calls, return_exceptions=True)
             assert all(isinstance(result, asyncio.CancelledError) for result in results)
         await asyncio.sleep(0.02)
-        lane = leaf._lanes[asyncio.get_running_loop()]
-        for connection in lane._open:
+        pool = transport._pools[asyncio.get_running_loop()]
+        for connection in pool._open:
             assert (connection.load, len(connection.processor.streams)) == (0, 0)
-        await leaf.aclose()
+        await transport.aclose()
         assert len(asyncio.all_tasks()) == 1
 
 
@@ -179,12 +179,12 @@ async def test_each_call_has_its_own_deadline_on_a_shared_connection():
             cancelled.extend(event.stream_id for event in events if isinstance(event, StreamReset))
 
     with FaultyPeer(behave) as peer:
-        leaf = AsyncGrpcLeaf(url_of(peer))
+        transport = AsyncGrpcTransport(url_of(peer))
         over = []
 
         async def run(seconds):
             with pytest.raises(RpcError) as raised:
-                await leaf.unary_unary(PUT, context(PUT_NOTE, seconds, asynchronous=True))
+                await transport.unary_unary(PUT, context(PUT_NOTE, seconds, asynchronous=True))
             assert raised.value.code is StatusCode.DEADLINE_EXCEEDED
             over.append(seconds)
 
@@ -192,112 +192,114 @@ async def test_each_call_has_its_own_deadline_on_a_shared_connection():
         assert over == [0.2, 0.2, 0.4, 0.6, 0.8]
         await asyncio.sleep(0.05)
         assert sorted(cancelled) == [1, 3, 5, 7, 9]
-        [connection] = leaf._lanes[asyncio.get_running_loop()]._open
+        [connection] = transport._pools[asyncio.get_running_loop()]._open
         assert (connection.load, len(connection.processor.streams)) == (0, 0)
-        await leaf.aclose()
+        await transport.aclose()
 
 
 async def test_frames_leave_at_once():
     with FaultyPeer(answering(ANSWER)) as peer:
-        leaf = AsyncGrpcLeaf(url_of(peer))
-        await leaf.unary_unary(PUT, context(PUT_NOTE, 5.0, asynchronous=True))
-        [connection] = leaf._lanes[asyncio.get_running_loop()]._open
+        transport = AsyncGrpcTransport(url_of(peer))
+        await transport.unary_unary(PUT, context(PUT_NOTE, 5.0, asynchronous=True))
+        [connection] = transport._pools[asyncio.get_running_loop()]._open
         connected = connection.connection._transport.get_extra_info("socket")
         assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        await leaf.aclose()
+        await transport.aclose()
 
 
 async def test_an_enclosing_timeout_still_works_after_a_failed_call():
     with FaultyPeer(BEHAVIOURS["resets_after_request"][0]) as peer:
-        leaf = AsyncGrpcLeaf(url_of(peer))
+        transport = AsyncGrpcTransport(url_of(peer))
 
         async def enclosing():
             async with asyncio.timeout(0.5):
                 with pytest.raises(RpcError):
-                    await leaf.unary_unary(PUT, context(PUT_NOTE, 5.0, asynchronous=True))
+                    await transport.unary_unary(PUT, context(PUT_NOTE, 5.0, asynchronous=True))
                 assert asyncio.current_task().cancelling() == 0
                 await asyncio.sleep(5)
 
         with pytest.raises(TimeoutError):
             await enclosing()
-        await leaf.aclose()
+        await transport.aclose()
 
 
 def test_many_threads_share_a_leaf():
     with FaultyPeer(answering(ANSWER)) as peer:
-        leaf = GrpcLeaf(url_of(peer), channels=2)
+        transport = GrpcTransport(url_of(peer), channels=2)
         results = []
 
         def run():
-            results.extend(drive(leaf.unary_unary(PUT, context(PUT_NOTE, 10.0))).data.id for _ in range(20))
+            results.extend(
+                drive(transport.unary_unary(PUT, context(PUT_NOTE, 10.0))).data.id for _ in range(20)
+            )
 
         threads = [threading.Thread(target=run) for _ in range(12)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        drive(leaf.aclose())
+        drive(transport.aclose())
     assert results == ["n"] * 240
     assert peer.connections == 2
 
 
 def test_two_event_loops_one_after_another_share_a_leaf():
     with FaultyPeer(answering(ANSWER)) as peer:
-        leaf = AsyncGrpcLeaf(url_of(peer))
+        transport = AsyncGrpcTransport(url_of(peer))
 
         async def run():
-            await leaf.unary_unary(PUT, context(PUT_NOTE, 5.0, asynchronous=True))
-            # Only this loop's connections: the leaf goes on in the next.
-            await leaf._lanes[asyncio.get_running_loop()].aclose()
+            await transport.unary_unary(PUT, context(PUT_NOTE, 5.0, asynchronous=True))
+            # Only this loop's connections: the transport goes on in the next.
+            await transport._pools[asyncio.get_running_loop()].aclose()
 
         asyncio.run(run())
         asyncio.run(run())
         gc.collect()
-        assert len(leaf._lanes) == 1
+        assert len(transport._pools) == 1
     assert peer.connections == 2
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_forked_child_has_its_own_connections():
     with FaultyPeer(answering(ANSWER)) as peer:
-        leaf = GrpcLeaf(url_of(peer))
-        drive(leaf.unary_unary(PUT, context(PUT_NOTE, 5.0)))
+        transport = GrpcTransport(url_of(peer))
+        drive(transport.unary_unary(PUT, context(PUT_NOTE, 5.0)))
         child = os.fork()
         if child == 0:
             code = 1
             try:
-                drive(leaf.unary_unary(PUT, context(PUT_NOTE, 5.0)))
-                drive(leaf.aclose())
+                drive(transport.unary_unary(PUT, context(PUT_NOTE, 5.0)))
+                drive(transport.aclose())
                 code = 0
             finally:
                 os._exit(code)
         assert os.waitpid(child, 0)[1] == 0
-        drive(leaf.unary_unary(PUT, context(PUT_NOTE, 5.0)))
-        drive(leaf.aclose())
+        drive(transport.unary_unary(PUT, context(PUT_NOTE, 5.0)))
+        drive(transport.aclose())
     assert peer.connections == 2
 
 
 def test_a_closed_leaf_says_so_and_leaves_no_thread():
     before = threading.active_count()
-    leaf = GrpcLeaf("grpc://127.0.0.1:1")
+    transport = GrpcTransport("grpc://127.0.0.1:1")
     with pytest.raises(RpcError):
-        drive(leaf.unary_unary(PUT, context(PUT_NOTE, 1.0)))
+        drive(transport.unary_unary(PUT, context(PUT_NOTE, 1.0)))
     assert threading.active_count() == before + 1
-    drive(leaf.aclose())
-    drive(leaf.aclose())
+    drive(transport.aclose())
+    drive(transport.aclose())
     assert threading.active_count() == before
     with pytest.raises(RpcError, match="closed"):
-        drive(leaf.unary_unary(PUT, context(PUT_NOTE)))
+        drive(transport.unary_unary(PUT, context(PUT_NOTE)))
 
 
 def test_closing_while_calls_are_in_flight_ends_them():
     with FaultyPeer(BEHAVIOURS["only_settings"][0]) as peer:
-        leaf = GrpcLeaf(url_of(peer))
+        transport = GrpcTransport(url_of(peer))
         errors = []
 
         def run():
             with pytest.raises(RpcError) as raised:
-                drive(leaf.unary_unary(PUT, context(PUT_NOTE)))
+                drive(transport.unary_unary(PUT, context(PUT_NOTE)))
             errors.append(raised.value.code)
 
         threads = [threading.Thread(target=run) for _ in range(5)]
@@ -305,7 +307,7 @@ def test_closing_while_calls_are_in_flight_ends_them():
             thread.start()
         time.sleep(0.2)
         started = time.monotonic()
-        drive(leaf.aclose())
+        drive(transport.aclose())
         for thread in threads:
             thread.join(5)
         assert time.monotonic() - started < 2
@@ -317,11 +319,11 @@ def test_an_interpreter_that_forgets_to_close_ends_at_once_and_quietly():
     with FaultyPeer(answering(ANSWER)) as peer:
         code = f"""
 import sys; sys.path.insert(0, ".")
-from llm_cost_ops.transports.grpc.client import GrpcLeaf
+from llm_cost_ops.transports.grpc.client import GrpcTransport
 from llm_cost_ops.rpc.runtime import drive
 from tests.tiny_service import *
-leaf = GrpcLeaf("grpc://127.0.0.1:{peer.port}")
-print(drive(leaf.unary_unary(PutNoteRequest(note=Note(id="n")), context(PUT_NOTE, 5.0))).data.id)
+transport = GrpcTransport("grpc://127.0.0.1:{peer.port}")
+print(drive(transport.unary_unary(PutNoteRequest(note=Note(id="n")), context(PUT_NOTE, 5.0))).data.id)
 """
         command = [sys.executable, "-W", "error", "-X", "dev", "-c", code]
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)

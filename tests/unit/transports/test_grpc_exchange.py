@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
-from llm_cost_ops.transports.grpc.client import GrpcLeaf
+from llm_cost_ops.transports.grpc.client import GrpcTransport
 from llm_cost_ops.transports.grpc.status import block, number, read_status, write_status
 from tests.faulty_grpc_peers import DONE, GOOD, GZIP, HEAD, Http2, answering, frame
 from tests.faulty_peers import FaultyPeer
@@ -22,13 +22,13 @@ PUT = PutNoteRequest(note=Note(id="n"))
 def answer_to(*answer, made=None, method=PUT_NOTE, request=PUT):
     made = made or context(method, 5.0)
     with FaultyPeer(answering(answer)) as peer:
-        leaf = GrpcLeaf(f"grpc://127.0.0.1:{peer.port}")
+        transport = GrpcTransport(f"grpc://127.0.0.1:{peer.port}")
         try:
-            return drive(leaf.unary_unary(request, made))
+            return drive(transport.unary_unary(request, made))
         except RpcError as error:
             return error
         finally:
-            drive(leaf.aclose())
+            drive(transport.aclose())
 
 
 @pytest.mark.parametrize("code", StatusCode)
@@ -97,9 +97,9 @@ def test_metadata_both_ways():
         peer.wait()
 
     with FaultyPeer(behave) as peer:
-        leaf = GrpcLeaf(f"grpc://127.0.0.1:{peer.port}")
-        assert drive(leaf.unary_unary(PUT, made)).data.id == "n"
-        drive(leaf.aclose())
+        transport = GrpcTransport(f"grpc://127.0.0.1:{peer.port}")
+        assert drive(transport.unary_unary(PUT, made)).data.id == "n"
+        drive(transport.aclose())
     assert seen.pop(":authority") == f"127.0.0.1:{peer.port}"
     assert seen.pop("grpc-timeout").endswith("u") or True
     assert seen == {

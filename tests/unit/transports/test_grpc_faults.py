@@ -1,4 +1,4 @@
-"""Both gRPC leaves against peers that misbehave. The time taken is printed (`-s`), hardly asserted."""
+"""Both gRPC transports against peers that misbehave. The time taken is printed (`-s`), hardly asserted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import time
 import pytest
 
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from llm_cost_ops.transports.grpc.client import GrpcLeaf
+from llm_cost_ops.transports.grpc.client import GrpcTransport
 from tests.faulty_grpc_peers import ANSWER, BEHAVIOURS, DONE, GOOD, HEAD, Http2, answering, frame
 from tests.faulty_peers import FaultyPeer, full_backlog
 from tests.grpc_calls import PUT, TIMEOUT, call, url_of
@@ -186,7 +186,7 @@ def test_a_request_that_had_no_room_to_leave_was_not_applied(colour):
 )
 def test_wrong_base_urls(url):
     with pytest.raises(ValueError, match="base_url"):
-        GrpcLeaf(url)
+        GrpcTransport(url)
 
 
 def test_a_dead_connection_is_found_by_pings(monkeypatch):

@@ -1,4 +1,4 @@
-"""The async HTTP leaf, cut off at any moment of connects, requests and answers, keeps no connection."""
+"""The async HTTP transport, cut off at any moment of connects, requests and answers, keeps no connection."""
 
 from __future__ import annotations
 

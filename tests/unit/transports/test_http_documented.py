@@ -1,4 +1,4 @@
-"""The HTTP leaves against a mocked server that keeps the documented shapes, in each of its variants."""
+"""The HTTP transports against a mocked server that keeps the documented shapes, in each of its variants."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from llm_cost_ops._gen.methods import (
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
-from llm_cost_ops.transports.http.client import AsyncHttpLeaf, HttpLeaf
+from llm_cost_ops.transports.http.client import AsyncHttpTransport, HttpTransport
 from llm_cost_ops.transports.http.errors import HTTP_STATUS, error_from_response, error_to_response
 from llm_cost_ops.transports.net.headers import (
     decode_timeout,
@@ -65,18 +65,21 @@ def call(request):
 
     def run(method, message, ctx=None, **settings):
         if request.param == "sync":
-            leaf, ctx = HttpLeaf(BASE, **settings), ctx or context(method, 5.0)
+            transport, ctx = HttpTransport(BASE, **settings), ctx or context(method, 5.0)
             try:
-                return drive(leaf.unary_unary(message, ctx)), ctx
+                return drive(transport.unary_unary(message, ctx)), ctx
             finally:
-                drive(leaf.aclose())
+                drive(transport.aclose())
 
         async def main():
-            leaf, c = AsyncHttpLeaf(BASE, **settings), ctx or context(method, 5.0, asynchronous=True)
+            transport, c = (
+                AsyncHttpTransport(BASE, **settings),
+                ctx or context(method, 5.0, asynchronous=True),
+            )
             try:
-                return await leaf.unary_unary(message, c), c
+                return await transport.unary_unary(message, c), c
             finally:
-                await leaf.aclose()
+                await transport.aclose()
 
         return asyncio.run(main())
 
@@ -312,9 +315,9 @@ def test_a_client_of_the_users_own_is_used_and_not_closed():
         return httpx.Response(201, json={"data": RECEIPT})
 
     with httpx.Client(transport=httpx.MockTransport(handle)) as client:
-        leaf = HttpLeaf(BASE, http_client=client)
-        assert drive(leaf.unary_unary(RECORD, context(SUBMIT_USAGE, 5.0))).data.usage_id == "u-1"
-        drive(leaf.aclose())
+        transport = HttpTransport(BASE, http_client=client)
+        assert drive(transport.unary_unary(RECORD, context(SUBMIT_USAGE, 5.0))).data.usage_id == "u-1"
+        drive(transport.aclose())
         assert not client.is_closed
     assert len(seen) == 1
 

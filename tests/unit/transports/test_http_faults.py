@@ -1,4 +1,4 @@
-"""Both HTTP leaves against peers that misbehave. The time taken is printed (`-s`), hardly asserted."""
+"""Both HTTP transports against peers that misbehave. The time taken is printed (`-s`), hardly asserted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from llm_cost_ops.transports.http.client import AsyncHttpLeaf, HttpLeaf
+from llm_cost_ops.transports.http.client import AsyncHttpTransport, HttpTransport
 from tests.faulty_peers import BEHAVIOURS, FaultyPeer, answer, answering, full_backlog, never_reads, silent
 from tests.tiny_service import (
     GET_NOTE,
@@ -37,24 +37,24 @@ def call(colour, url, method=PUT_NOTE, request=PUT, timeout=TIMEOUT, **settings)
     """One call in one colour; the response or the error, and the seconds over the deadline."""
     started = time.monotonic()
     if colour == "sync":
-        leaf = HttpLeaf(url, **settings)
+        transport = HttpTransport(url, **settings)
         try:
-            result = drive(leaf.unary_unary(request, context(method, timeout)))
+            result = drive(transport.unary_unary(request, context(method, timeout)))
         except RpcError as error:
             result = error
         taken = time.monotonic() - started
-        drive(leaf.aclose())
+        drive(transport.aclose())
     else:
 
         async def run():
             started = time.monotonic()
-            leaf = AsyncHttpLeaf(url, **settings)
+            transport = AsyncHttpTransport(url, **settings)
             try:
-                result = await leaf.unary_unary(request, context(method, timeout, asynchronous=True))
+                result = await transport.unary_unary(request, context(method, timeout, asynchronous=True))
             except RpcError as error:
                 result = error
             taken = time.monotonic() - started
-            await leaf.aclose()
+            await transport.aclose()
             return result, taken
 
         result, taken = asyncio.run(run())
@@ -175,19 +175,19 @@ def test_a_server_that_closed_an_idle_connection_costs_no_call(colour):
 
     with FaultyPeer(once) as peer:
         if colour == "sync":
-            leaf = HttpLeaf(peer.url)
+            transport = HttpTransport(peer.url)
             for _ in range(3):
-                drive(leaf.unary_unary(PUT, context(PUT_NOTE, 5.0)))
+                drive(transport.unary_unary(PUT, context(PUT_NOTE, 5.0)))
                 time.sleep(0.05)
-            drive(leaf.aclose())
+            drive(transport.aclose())
         else:
 
             async def run():
-                leaf = AsyncHttpLeaf(peer.url)
+                transport = AsyncHttpTransport(peer.url)
                 for _ in range(3):
-                    await leaf.unary_unary(PUT, context(PUT_NOTE, 5.0, asynchronous=True))
+                    await transport.unary_unary(PUT, context(PUT_NOTE, 5.0, asynchronous=True))
                     await asyncio.sleep(0.05)
-                await leaf.aclose()
+                await transport.aclose()
 
             asyncio.run(run())
     assert peer.connections == 3
@@ -195,29 +195,29 @@ def test_a_server_that_closed_an_idle_connection_costs_no_call(colour):
 
 def test_waiting_in_the_queue_ends_at_the_deadline_and_was_not_applied():
     with FaultyPeer(silent) as peer:
-        leaf = HttpLeaf(peer.url, max_connections=1)
+        transport = HttpTransport(peer.url, max_connections=1)
 
         def occupy():
             with pytest.raises(RpcError):
-                drive(leaf.unary_unary(PUT, context(PUT_NOTE, 1.0)))
+                drive(transport.unary_unary(PUT, context(PUT_NOTE, 1.0)))
 
         first = threading.Thread(target=occupy)
         first.start()
         time.sleep(0.1)
         with pytest.raises(RpcError) as raised:
-            drive(leaf.unary_unary(PUT, context(PUT_NOTE, 0.2)))
+            drive(transport.unary_unary(PUT, context(PUT_NOTE, 0.2)))
         first.join()
-        drive(leaf.aclose())
+        drive(transport.aclose())
     assert (raised.value.code, raised.value.maybe_applied) == (StatusCode.DEADLINE_EXCEEDED, False)
     assert peer.connections == 1
 
 
 async def test_cancelled_calls_leave_no_permit_behind():
     with FaultyPeer(silent) as peer:
-        leaf = AsyncHttpLeaf(peer.url, max_connections=4)
+        transport = AsyncHttpTransport(peer.url, max_connections=4)
         for delay in (0, 0.001, 0.01, 0.05):
             calls = [
-                asyncio.ensure_future(leaf.unary_unary(PUT, context(PUT_NOTE, asynchronous=True)))
+                asyncio.ensure_future(transport.unary_unary(PUT, context(PUT_NOTE, asynchronous=True)))
                 for _ in range(9)
             ]
             await asyncio.sleep(delay)
@@ -225,9 +225,9 @@ async def test_cancelled_calls_leave_no_permit_behind():
                 task.cancel()
             results = await asyncio.gather(*calls, return_exceptions=True)
             assert all(isinstance(result, asyncio.CancelledError) for result in results)
-        lane = leaf._lanes[asyncio.get_running_loop()]
-        assert (lane.queue._free, len(lane.queue._waiting)) == (4, 0)
-        await leaf.aclose()
+        pool = transport._pools[asyncio.get_running_loop()]
+        assert (pool.queue._free, len(pool.queue._waiting)) == (4, 0)
+        await transport.aclose()
 
 
 @pytest.mark.parametrize("name", ["silent", "drips_body", "truncates", "gzip_bomb", "redirects"])
@@ -239,15 +239,15 @@ async def test_no_descriptor_is_left_open(name, scheme):
 
     with FaultyPeer(BEHAVIOURS[name][0]) as peer:
         url = peer.url.replace("http", scheme)
-        leaf, sync_leaf = AsyncHttpLeaf(url), HttpLeaf(url)
+        transport, sync_leaf = AsyncHttpTransport(url), HttpTransport(url)
         await asyncio.to_thread(time.sleep, 0)
         before = opened()
         for _ in range(5):
-            call = leaf.unary_unary(PUT, context(PUT_NOTE, 0.05, asynchronous=True))
+            call = transport.unary_unary(PUT, context(PUT_NOTE, 0.05, asynchronous=True))
             await asyncio.gather(call, return_exceptions=True)
             with pytest.raises(RpcError):
                 drive(sync_leaf.unary_unary(PUT, context(PUT_NOTE, 0.05)))
-        await leaf.aclose()
+        await transport.aclose()
         drive(sync_leaf.aclose())
         await asyncio.sleep(0.1)
         peer.hang_up()
@@ -256,30 +256,32 @@ async def test_no_descriptor_is_left_open(name, scheme):
 
 def test_many_threads_share_a_leaf():
     with FaultyPeer(answering(GOOD)) as peer:
-        leaf = HttpLeaf(peer.url, max_connections=8)
+        transport = HttpTransport(peer.url, max_connections=8)
         results = []
 
         def run():
-            results.extend(drive(leaf.unary_unary(PUT, context(PUT_NOTE, 10.0))).data.id for _ in range(20))
+            results.extend(
+                drive(transport.unary_unary(PUT, context(PUT_NOTE, 10.0))).data.id for _ in range(20)
+            )
 
         threads = [threading.Thread(target=run) for _ in range(12)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        drive(leaf.aclose())
+        drive(transport.aclose())
     assert results == ["n"] * 240
     assert peer.connections <= 8
 
 
 def test_two_event_loops_one_after_another_share_a_leaf():
     with FaultyPeer(answering(GOOD)) as peer:
-        leaf = AsyncHttpLeaf(peer.url)
+        transport = AsyncHttpTransport(peer.url)
 
         async def run():
-            await leaf.unary_unary(PUT, context(PUT_NOTE, 5.0, asynchronous=True))
-            # Only this loop's connections: the leaf goes on in the next.
-            await leaf._lanes[asyncio.get_running_loop()].transport.aclose()
+            await transport.unary_unary(PUT, context(PUT_NOTE, 5.0, asynchronous=True))
+            # Only this loop's connections: the transport goes on in the next.
+            await transport._pools[asyncio.get_running_loop()].transport.aclose()
 
         asyncio.run(run())
         asyncio.run(run())
@@ -290,29 +292,29 @@ def test_two_event_loops_one_after_another_share_a_leaf():
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_forked_child_has_its_own_connections():
     with FaultyPeer(answering(GOOD)) as peer:
-        leaf = HttpLeaf(peer.url)
-        drive(leaf.unary_unary(PUT, context(PUT_NOTE, 5.0)))
+        transport = HttpTransport(peer.url)
+        drive(transport.unary_unary(PUT, context(PUT_NOTE, 5.0)))
         child = os.fork()
         if child == 0:
             code = 1
             try:
-                drive(leaf.unary_unary(PUT, context(PUT_NOTE, 5.0)))
+                drive(transport.unary_unary(PUT, context(PUT_NOTE, 5.0)))
                 code = 0
             finally:
                 os._exit(code)
         assert os.waitpid(child, 0)[1] == 0
-        drive(leaf.unary_unary(PUT, context(PUT_NOTE, 5.0)))
-        drive(leaf.aclose())
+        drive(transport.unary_unary(PUT, context(PUT_NOTE, 5.0)))
+        drive(transport.aclose())
     assert peer.connections == 2
     assert len(peer.requests) == 3
 
 
 def test_a_closed_leaf_says_so():
-    leaf = HttpLeaf("http://127.0.0.1:1")
-    drive(leaf.aclose())
-    drive(leaf.aclose())
+    transport = HttpTransport("http://127.0.0.1:1")
+    drive(transport.aclose())
+    drive(transport.aclose())
     with pytest.raises(RpcError, match="closed"):
-        drive(leaf.unary_unary(PUT, context(PUT_NOTE)))
+        drive(transport.unary_unary(PUT, context(PUT_NOTE)))
 
 
 @pytest.mark.parametrize(
@@ -320,12 +322,12 @@ def test_a_closed_leaf_says_so():
 )
 def test_wrong_base_urls(url):
     with pytest.raises(ValueError, match="base_url"):
-        HttpLeaf(url)
+        HttpTransport(url)
 
 
 def test_verification_off_warns():
     with pytest.warns(UserWarning, match="not verified"):
-        HttpLeaf("https://costs.example", verify=False)
+        HttpTransport("https://costs.example", verify=False)
 
 
 def test_certificates_are_verified(tmp_path, colour):

@@ -9,7 +9,7 @@ import pytest
 
 from llm_cost_ops.rpc.fifo import CallQueue
 from llm_cost_ops.rpc.runtime import drive
-from llm_cost_ops.transports.http.client import HttpLeaf, IdleConnections
+from llm_cost_ops.transports.http.client import HttpTransport, IdleConnections
 from tests.faulty_peers import FaultyPeer, answer, answering
 from tests.tiny_service import GET_NOTE, GetNoteRequest, context
 
@@ -68,25 +68,25 @@ def test_after_the_end_none_is_kept():
 )
 def test_settings_reach_the_connections(kept, expiry, connections):
     with FaultyPeer(answering(GOOD)) as peer:
-        leaf = HttpLeaf(peer.url, max_keepalive_connections=kept, keepalive_expiry=expiry)
+        transport = HttpTransport(peer.url, max_keepalive_connections=kept, keepalive_expiry=expiry)
         for _ in range(3):
-            drive(leaf.unary_unary(GetNoteRequest(id="n"), context(GET_NOTE, 5.0)))
+            drive(transport.unary_unary(GetNoteRequest(id="n"), context(GET_NOTE, 5.0)))
             time.sleep(0.06)
-        drive(leaf.aclose())
+        drive(transport.aclose())
     assert peer.connections == connections
 
 
 def test_proxies_are_used(monkeypatch):
     with FaultyPeer(answering(GOOD)) as proxy:
-        leaf = HttpLeaf("http://costs.example/x", proxy=proxy.url)
-        assert drive(leaf.unary_unary(GetNoteRequest(id="n"), context(GET_NOTE, 5.0))).data.id == "n"
-        drive(leaf.aclose())
+        transport = HttpTransport("http://costs.example/x", proxy=proxy.url)
+        assert drive(transport.unary_unary(GetNoteRequest(id="n"), context(GET_NOTE, 5.0))).data.id == "n"
+        drive(transport.aclose())
         monkeypatch.setenv("http_proxy", proxy.url)
-        leaf = HttpLeaf("http://costs.example/x")
-        assert drive(leaf.unary_unary(GetNoteRequest(id="n"), context(GET_NOTE, 5.0))).data.id == "n"
-        drive(leaf.aclose())
+        transport = HttpTransport("http://costs.example/x")
+        assert drive(transport.unary_unary(GetNoteRequest(id="n"), context(GET_NOTE, 5.0))).data.id == "n"
+        drive(transport.aclose())
         monkeypatch.setenv("no_proxy", "costs.example")
-        assert HttpLeaf("http://costs.example/x")._proxy is None
+        assert HttpTransport("http://costs.example/x")._proxy is None
     assert [request.split(b" ")[1] for request in proxy.requests] == [
         b"http://costs.example/x/api/v1/notes/n"
     ] * 2

@@ -1,4 +1,4 @@
-"""The in-process leaf."""
+"""The in-process transport."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from llm_cost_ops.rpc.handler import ServiceHandler
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from llm_cost_ops.transports.inprocess import InProcessLeaf
+from llm_cost_ops.transports.inprocess import InProcessTransport
 from tests.tiny_service import (
     GET_NOTE,
     PUT_NOTE,
@@ -23,7 +23,7 @@ PUT = PutNoteRequest(note=Note(id="n"))
 
 
 def leaf_of(implementation):
-    return InProcessLeaf(ServiceHandler([(PUT_NOTE, implementation)]))
+    return InProcessTransport(ServiceHandler([(PUT_NOTE, implementation)]))
 
 
 def test_the_server_has_a_context_of_its_own():
@@ -94,7 +94,7 @@ def test_closing_happens_once():
     async def close():
         closed.append(1)
 
-    leaf = InProcessLeaf(ServiceHandler([]), close)
-    drive(leaf.aclose())
-    drive(leaf.aclose())
+    transport = InProcessTransport(ServiceHandler([]), close)
+    drive(transport.aclose())
+    drive(transport.aclose())
     assert closed == [1]

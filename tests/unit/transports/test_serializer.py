@@ -23,7 +23,7 @@ from llm_cost_ops import (
     UsageRecord,
     ValidationError,
 )
-from llm_cost_ops.testing import ScriptedLeaf
+from llm_cost_ops.testing import ScriptedTransport
 
 CALL: dict[str, Any] = {"organization_id": "acme", "provider": "openai", "model_id": "gpt-4o"}
 RECEIPT = {"usage_id": "u-1", "estimated_cost": "0.0075", "new_field": [1, {"a": None}]}
@@ -234,8 +234,8 @@ def test_the_embedded_engine_and_a_leaf_of_ones_own_take_none() -> None:
         CostOpsClient(base_url="sqlite://", serializer=Msgpack())
     assert caught.value.parameter == "serializer"
     for parameter, value in (("serializer", Msgpack()), ("http_client", httpx.Client())):
-        with pytest.raises(ConfigurationError, match="leaf of your own") as caught:
-            CostOpsClient(base_url="http://x", leaf=ScriptedLeaf(), **{parameter: value})
+        with pytest.raises(ConfigurationError, match="transport of your own") as caught:
+            CostOpsClient(base_url="http://x", transport=ScriptedTransport(), **{parameter: value})
         assert caught.value.parameter == parameter
 
 

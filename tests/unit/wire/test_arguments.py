@@ -16,10 +16,10 @@ from llm_cost_ops._gen.messages import (
     UsageRecord,
 )
 from llm_cost_ops.wire import coerce
-from llm_cost_ops.wire.keys import keyed
+from llm_cost_ops.wire.keys import fill_idempotency_key
 
-SUBMIT = keyed("usage", "idempotency_key")
-BATCH = keyed("records", "idempotency_key")
+SUBMIT = fill_idempotency_key("usage", "idempotency_key")
+BATCH = fill_idempotency_key("records", "idempotency_key")
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,10 @@ def test_the_requests_own_key_stays_unless_another_is_given() -> None:
     filled, key = SUBMIT(request, "given", lambda: "made")
     assert (filled.usage.idempotency_key, key) == ("given", "given")
     assert (
-        keyed("idempotency_key")(CreatePriceRequest(), "given", lambda: "made")[0].idempotency_key == "given"
+        fill_idempotency_key("idempotency_key")(CreatePriceRequest(), "given", lambda: "made")[
+            0
+        ].idempotency_key
+        == "given"
     )
 
 

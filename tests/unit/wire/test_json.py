@@ -36,7 +36,7 @@ GRAMMAR = "must be a plain decimal such as 0.015, with at most 18 digits before 
         (b'{"input_tokens": true}', "input_tokens", "expected int, got bool"),
         (b'{"input_tokens": 1.0}', "input_tokens", "expected int, got float"),
         (b'{"input_tokens": "1"}', "input_tokens", "expected int, got str"),
-        (b'{"input_tokens": null}', "input_tokens", "expected int, got null"),
+        (b'{"cached_tokens": null}', "cached_tokens", "expected int, got null"),
         (b'{"operation": 5}', "operation", "expected str, got int"),
         (
             b'{"modality": {"input_audio_tokens": "x"}}',

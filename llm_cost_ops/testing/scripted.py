@@ -1,4 +1,4 @@
-"""A leaf that answers by a script, in place of a server."""
+"""A transport that answers by a script, in place of a server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.transports.http.errors import code_of_status
 
-__all__ = ["Delay", "Fault", "Received", "ScriptedLeaf"]
+__all__ = ["Delay", "Fault", "Received", "ScriptedTransport"]
 
 
 class Fault(NamedTuple):
@@ -79,7 +79,7 @@ class Received(NamedTuple):
     idempotency_key: str
 
 
-class ScriptedLeaf:
+class ScriptedTransport:
     """Answers calls by a script, one step a call, and keeps what it received in `calls`.
 
     A step is a response message; what the method returns (it is put in its response); an exception,
