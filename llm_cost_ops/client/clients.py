@@ -80,7 +80,7 @@ def _http_transport(config: ClientConfig, http_client: Any, serializer: Any, *, 
     transport: Transport = kind(
         config.base_url,
         max_connections=pool.max_connections,
-        max_keepalive_connections=pool.max_keepalive_connections,
+        max_keepalive_connections=pool.keepalive_connections,
         keepalive_expiry=pool.keepalive_expiry,
         verify=verify,
         proxy=config.proxy,

@@ -48,6 +48,7 @@ SCHEMES = ("http", "https", "grpc", "grpcs", "sqlite")
 C = TypeVar("C", bound=Config)
 
 
+_SECRET_HEADER = re.compile(r"auth|cookie|key|token|secret|password|credential", re.IGNORECASE)
 _HEADER_NAME = re.compile(r"[0-9A-Za-z_.-]+")
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
 
@@ -214,8 +215,36 @@ class ClientConfig(Config, frozen=True, kw_only=True):
 
     __str__ = __repr__
 
+    def __reduce__(self) -> Any:
+        secret = self._secret()
+        if secret:
+            raise TypeError(
+                f"a ClientConfig with {secret} is not pickled, since the bytes would hold the secret: set "
+                "LLM_COST_OPS_API_KEY in the other process, or give api_key as a function that returns it"
+            )
+        return _restored, ({name: getattr(self, name) for name in self.__struct_fields__},)
+
+    def __copy__(self) -> ClientConfig:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> ClientConfig:
+        return self
+
+    def _secret(self) -> str:
+        """The name of the parameter that holds a secret, "" when none does."""
+        if isinstance(self.api_key, str):
+            return "api_key"
+        if self.proxy is not None and "@" in self.proxy:
+            return "proxy (its password)"
+        names = (name for name in self.default_headers if _SECRET_HEADER.search(name))
+        return next((f"default_headers[{name!r}]" for name in names), "")
+
     def __rich_repr__(self) -> Any:
         yield repr(self)
+
+
+def _restored(fields: dict[str, Any]) -> ClientConfig:
+    return ClientConfig(**fields)
 
 
 def _changed(whole: C | None, current: C, changes: dict[str, Any]) -> C:
@@ -254,7 +283,7 @@ _ENVIRONMENT: dict[str, tuple[str, Callable[[str], Any]]] = {
     "LLM_COST_OPS_PROXY": ("proxy", str.strip),
     "LLM_COST_OPS_LOG_LEVEL": (
         "logging",
-        lambda value: LoggingConfig(enabled=True, level=value.strip().upper()),
+        lambda value: LoggingConfig(enabled=True, level=value.strip()),
     ),
     "LLM_COST_OPS_DURABILITY": ("durability", str.strip),
 }
