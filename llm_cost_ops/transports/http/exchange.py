@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 
+from llm_cost_ops.rpc.answers import missing_answer
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.method import Idempotency
@@ -102,6 +103,7 @@ class Exchange:
         self._status = 0
         self._metadata = Metadata()
         self._deadline = None if context.deadline is None else time.monotonic() + (context.remaining() or 0.0)
+        self._request = request
         self._http = self._encoded(request)
         self._origin = origin
 
@@ -119,17 +121,17 @@ class Exchange:
         """The request for a sync httpx client, or for our own transport, which takes points in time."""
         left = self.seconds_left()
         content = self._content(asynchronous=False)
-        return self._request(left, self._deadline if self._own else left, self._trace, content)
+        return self._made(left, self._deadline if self._own else left, self._trace, content)
 
     def async_http_request(self) -> httpx.Request:
         """The request for an async httpx client or transport."""
         left = self.seconds_left()
-        return self._request(left, left, self._trace_async, self._content(asynchronous=True))
+        return self._made(left, left, self._trace_async, self._content(asynchronous=True))
 
     def _content(self, *, asynchronous: bool) -> Any:  # it matters to streams
         return self._http.body
 
-    def _request(self, left: float | None, step: float | None, trace: Any, content: Any) -> httpx.Request:
+    def _made(self, left: float | None, step: float | None, trace: Any, content: Any) -> httpx.Request:
         timeout = {"connect": step, "read": step, "write": step, "pool": left}
         return httpx.Request(
             self._http.verb,
@@ -204,9 +206,13 @@ class Exchange:
             raise self._refused(body)
         context.request_id = self._metadata.get(REQUEST_ID_HEADER) or context.request_id
         try:
-            return self._binding.decode_response(self._json(body) if body or self._status != 204 else b"{}")
+            body = self._json(body) if body or self._status != 204 else b"{}"
+            response = self._binding.decode_response(body)
         except DecodeError as error:
             raise self._malformed(f"the response {error}", body) from error
+        if missing := missing_answer(context.method, self._request, response, body):
+            raise self._malformed(missing, body)
+        return response
 
     def _json(self, body: bytes) -> bytes:
         return from_wire(self._serializer, body) if self._serializer and self._answered_so else body
