@@ -41,18 +41,23 @@ def _shape_of(method: MethodDescriptor[Any, Any]) -> _Shape:
 
 def _struct(message: type, name: str) -> type | None:
     """The message type of a field."""
-    for field in msgspec.inspect.type_info(message).fields:  # type: ignore[attr-defined]
+    for field in _fields(message):
         if field.name == name:
             kinds = getattr(field.type, "types", (field.type,))
             return next((kind.cls for kind in kinds if isinstance(kind, msgspec.inspect.StructType)), None)
     return None
 
 
+def _fields(message: type) -> tuple[msgspec.inspect.Field, ...]:
+    info = msgspec.inspect.type_info(message)
+    return info.fields if isinstance(info, msgspec.inspect.StructType) else ()
+
+
 def _lists(message: type) -> list[str]:
     """The fields of a message that are lists of messages."""
     return [
         field.name
-        for field in msgspec.inspect.type_info(message).fields  # type: ignore[attr-defined]
+        for field in _fields(message)
         if isinstance(field.type, msgspec.inspect.ListType)
         and isinstance(field.type.item_type, msgspec.inspect.StructType)
     ]
@@ -78,7 +83,8 @@ def _says_nothing(message: Any) -> bool:
     """Whether every field that this version knows has its default; what stands beside an answer is none."""
     if message is None:
         return True
-    return all(getattr(message, name) == default for name, default in _defaults(type(message)))
+    kind: Any = type(message)
+    return all(getattr(message, name) == default for name, default in _defaults(kind))
 
 
 def missing_answer(
@@ -110,7 +116,7 @@ def _stated(method: MethodDescriptor[Any, Any], body: bytes) -> bool:
     if method.unwrap is not None:
         kind = _struct(method.response.type, method.unwrap)
         decoded = decoded.get(method.unwrap, decoded) if isinstance(decoded, dict) else None
-    elif "pagination" in kind.__struct_fields__:  # type: ignore[union-attr]
+    elif any(field.name == "pagination" for field in _fields(method.response.type)):
         # A page of nothing, which may be bare, and may lack what it says about itself.
         return isinstance(decoded if isinstance(decoded, list) else decoded.get("data"), list)
     if kind is None or not isinstance(decoded, dict):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import urllib.request
 from contextlib import suppress
 from typing import Any
 
@@ -25,6 +24,7 @@ from llm_cost_ops.transports.net.headers import (
     from_headers,
     to_headers,
 )
+from llm_cost_ops.transports.net.proxies import environment_proxy
 from llm_cost_ops.transports.serializer import Serializer, from_wire, to_wire
 from llm_cost_ops.wire import DecodeError
 
@@ -62,10 +62,8 @@ def proxy_for(origin: str, proxy: str | None) -> httpx.Proxy | None:
     """The proxy to an origin: the one given, else what the environment says."""
     url = httpx.URL(origin)
     if proxy is None:
-        if urllib.request.proxy_bypass(url.host):
-            return None
-        known = urllib.request.getproxies()
-        proxy = known.get(url.scheme) or known.get("all")
+        port = url.port or (443 if url.scheme == "https" else 80)
+        proxy = environment_proxy((url.scheme, "all"), url.host, port)
     if not proxy:
         return None
     return httpx.Proxy(proxy if "://" in proxy else f"http://{proxy}")
