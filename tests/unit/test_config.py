@@ -46,6 +46,7 @@ WRONG: list[tuple[type, str, list[Any]]] = [
     (ConnectionPoolConfig, "max_keepalive_connections", WHOLE),
     (ConnectionPoolConfig, "keepalive_expiry", NUMBERS),
     (ConnectionPoolConfig, "grpc_channels", [*WHOLE, 0]),
+    (ConnectionPoolConfig, "max_in_flight", [*WHOLE, 0]),
     (LoggingConfig, "enabled", FLAGS),
     (LoggingConfig, "level", ["info", "LOUD", 10, None]),
     (LoggingConfig, "logger_name", [None, 5]),
