@@ -1464,10 +1464,10 @@ class StreamUsageRequest(
     omit_defaults=True,
     gc=False,
 ):
-    """One record of a stream."""
+    """Some records of a stream: as many as are at hand, but a message of few MiB. Over HTTP each is a line."""
 
-    usage: UsageRecord | None = None
-    """The record."""
+    records: list[UsageRecord] = []
+    """The records."""
     unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
@@ -1513,8 +1513,8 @@ class ExportUsageRequest(
 class ExportUsageResponse(
     msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
 ):
-    """One record of an export."""
+    """Some records of an export. Over HTTP each is a line."""
 
-    usage: UsageRecord | None = None
-    """The record."""
+    records: list[UsageRecord] = []
+    """The records."""
     unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")

@@ -8358,7 +8358,7 @@ def _read_list_usage_response(data: bytes, pos: int, end: int, depth: int, m: Li
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_STREAM_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("usage", "")}
+_STREAM_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("records", "records")}
 _STREAM_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10])
 
 
@@ -8369,13 +8369,15 @@ def encode_stream_usage_request(m: StreamUsageRequest) -> bytes:
     at = ""
     i = -1
     try:
-        if (v1 := m.usage) is not None:
-            at = "usage"
-            b = encode_usage_record(v1)
-            n = len(b)
-            w(b"\x0a")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+        if v1 := m.records:
+            at = "records"
+            for i, x1 in enumerate(v1):
+                b = encode_usage_record(x1)
+                n = len(b)
+                w(b"\x0a")
+                w(SHORT[n] if n < 16384 else varint(n))
+                w(b)
+            i = -1
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
@@ -8395,17 +8397,20 @@ def _read_stream_usage_request(data: bytes, pos: int, end: int, depth: int, m: S
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
-                m.usage = _read_usage_record(data, s, pos, depth + 1, m.usage)
+                x1 = m.records.append
+                while t == 10:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    if pos > end: raise IndexError
+                    x1(_read_usage_record(data, s, pos, depth + 1, None))
+                    if pos >= end: break
+                    t = data[pos]
                 if pos >= end: break
-                t = data[pos]
             if t in _STREAM_USAGE_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _STREAM_USAGE_REQUEST_TAGS)
             if s < 0:
@@ -8701,7 +8706,7 @@ def _read_export_usage_request(data: bytes, pos: int, end: int, depth: int, m: E
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_EXPORT_USAGE_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("usage", "")}
+_EXPORT_USAGE_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("records", "records")}
 _EXPORT_USAGE_RESPONSE_TAGS: frozenset[int] = frozenset([10])
 
 
@@ -8712,13 +8717,15 @@ def encode_export_usage_response(m: ExportUsageResponse) -> bytes:
     at = ""
     i = -1
     try:
-        if (v1 := m.usage) is not None:
-            at = "usage"
-            b = encode_usage_record(v1)
-            n = len(b)
-            w(b"\x0a")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+        if v1 := m.records:
+            at = "records"
+            for i, x1 in enumerate(v1):
+                b = encode_usage_record(x1)
+                n = len(b)
+                w(b"\x0a")
+                w(SHORT[n] if n < 16384 else varint(n))
+                w(b)
+            i = -1
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
@@ -8738,17 +8745,20 @@ def _read_export_usage_response(data: bytes, pos: int, end: int, depth: int, m: 
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
-                m.usage = _read_usage_record(data, s, pos, depth + 1, m.usage)
+                x1 = m.records.append
+                while t == 10:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    if pos > end: raise IndexError
+                    x1(_read_usage_record(data, s, pos, depth + 1, None))
+                    if pos >= end: break
+                    t = data[pos]
                 if pos >= end: break
-                t = data[pos]
             if t in _EXPORT_USAGE_RESPONSE_NAMES: continue
             s = skip_field(data, pos, end, _EXPORT_USAGE_RESPONSE_TAGS)
             if s < 0:

@@ -1621,11 +1621,9 @@ def validate_stream_usage_request(m: StreamUsageRequest, path: str, violations: 
     """Check a StreamUsageRequest."""
     start = len(violations)
     v: Any
-    v = m.usage
-    if v is not None:
-        validate_usage_record(v, "usage", violations) if type(v) is UsageRecord else check_instance(v, "usage", violations, UsageRecord)
-    if v is None:
-        missing("usage", violations)
+    v = m.records
+    if (v or type(v) is not list) and check_items(v, "records", violations):
+        check_messages(v, "records", violations, UsageRecord, validate_usage_record)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1683,8 +1681,8 @@ def validate_export_usage_response(m: ExportUsageResponse, path: str, violations
     """Check a ExportUsageResponse."""
     start = len(violations)
     v: Any
-    v = m.usage
-    if v is not None:
-        validate_usage_record(v, "usage", violations) if type(v) is UsageRecord else check_instance(v, "usage", violations, UsageRecord)
+    v = m.records
+    if (v or type(v) is not list) and check_items(v, "records", violations):
+        check_messages(v, "records", violations, UsageRecord, validate_usage_record)
     if path and len(violations) != start:
         relocate(violations, start, path)
