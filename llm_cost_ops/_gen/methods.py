@@ -184,7 +184,10 @@ GET_COST: MethodDescriptor[GetCostRequest, GetCostResponse] = MethodDescriptor(
         "/api/v1/usage/{usage_id}/cost",
         None,
         200,
-        (QueryField("usage_id", "usage_id", "scalar"),),
+        (
+            QueryField("usage_id", "usage_id", "scalar"),
+            QueryField("organization_id", "organization_id", "scalar"),
+        ),
         None,
     ),
     unwrap="data",
@@ -207,7 +210,10 @@ VERIFY_COST: MethodDescriptor[VerifyCostRequest, VerifyCostResponse] = MethodDes
         "/api/v1/usage/{usage_id}/cost/verification",
         None,
         200,
-        (QueryField("usage_id", "usage_id", "scalar"),),
+        (
+            QueryField("usage_id", "usage_id", "scalar"),
+            QueryField("organization_id", "organization_id", "scalar"),
+        ),
         None,
     ),
     unwrap="data",
