@@ -262,7 +262,13 @@ async def hidden(get: Callable[[Any], Any], clients: Clients, found: str) -> Non
 async def get_cost(clients: Clients, project: str) -> None:
     usage_id = await one_record(clients, project)
     for client in (clients.globex, clients.both, clients.everyone):
-        assert (await client.costs.get_record(usage_id)).total_cost == COST
+        assert (await client.costs.get_record(usage_id, organization_id="globex")).total_cost == COST
+    assert (await clients.globex.costs.get_record(usage_id)).total_cost == COST, "it has one organization"
+    for client in (clients.both, clients.everyone):
+        with pytest.raises(ValidationError, match="organization_id must be given"):
+            await client.costs.get_record(usage_id)
+    await refused(clients.acme_admin.costs.get_record(usage_id, organization_id="globex"))
+    await refused(clients.acme_admin.costs.verify(usage_id, organization_id="globex"))
     await hidden(lambda client: client.costs.get_record, clients, usage_id)
 
 
