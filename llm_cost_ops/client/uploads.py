@@ -101,7 +101,9 @@ class Segment:
     def begin(self) -> list[StreamUsageRequest]:
         """What is to be sent now: all that is not answered for."""
         self._begun = (self.done, StreamUsageResponse())
-        return [StreamUsageRequest(usage=record) for record in self._records[self.done :]]
+        from llm_cost_ops.rules.chunks import chunks_of
+
+        return [StreamUsageRequest(records=chunk) for chunk in chunks_of(self._records[self.done :])]
 
     def acknowledge(self, answer: StreamUsageResponse, progress: StreamProgress) -> bool:
         """Add to a progress what an answer since `begin` acknowledges; whether that is anything.
