@@ -11,7 +11,8 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from llm_cost_ops.ledger.sqlite.append import Interner
-from llm_cost_ops.ledger.sqlite.connection import BusyRetry, Job, Writer, busy_error, closed_error, is_busy
+from llm_cost_ops.ledger.sqlite.connection import BusyRetry, Job, Writer
+from llm_cost_ops.ledger.sqlite.errors import StorageError, busy_error, closed_error, is_busy
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 
@@ -164,6 +165,11 @@ class GroupCommit:
 
         try:
             results = self._writer.transact(jobs)
+        except StorageError as error:
+            # It is nobody's job that failed, and all of them may have been committed.
+            for ticket in group:
+                if _begin(ticket):
+                    ticket.future.set_exception(error)
         except Exception as error:
             if is_busy(error):
                 raise
