@@ -330,12 +330,12 @@ class Writer:
             files = self.database.files
             if files is None:
                 return self._transact(job, statement=statement)
-            look = files.look if files.every_commit else files.look_if_due
             try:
                 files.check_damage()
-                look(self._connection)
+                files.look_if_due(self._connection)
                 result = self._transact(job, statement=statement)
-                look(self._connection)
+                if files.every_commit:
+                    files.look(self._connection)
             except StorageError as error:
                 error.maybe_applied = self._committing
                 self._committing = False
