@@ -60,7 +60,10 @@ class ClientConfig(Config, frozen=True, kw_only=True):
     engine in the process, `http(s)://host` and `grpc(s)://host:port` talk to a server. `timeout`
     is seconds for a whole call, retries and waits included; None means no deadline. `durability`
     belongs to the embedded engine: "disk" survives a power cut, "process" survives a crash of the
-    process and is faster. `api_key` may be a callable that returns the key.
+    process and is faster. `unknown_fields` says what becomes of a field that a record or a price does
+    not have: "refuse" (it may be a misspelt count) or "keep", for a service that is newer than this
+    client; gRPC, whose messages have no names, refuses it always. `api_key` may be a callable that
+    returns the key.
     """
 
     api_key: str | Callable[[], Any] | None = None
@@ -79,6 +82,7 @@ class ClientConfig(Config, frozen=True, kw_only=True):
     proxy: str | None = None
     default_headers: Mapping[str, str] = {}
     durability: str = "disk"
+    unknown_fields: str = "refuse"
 
     def __post_init__(self) -> None:
         self._check_key()
@@ -91,6 +95,7 @@ class ClientConfig(Config, frozen=True, kw_only=True):
                 raise wrong(parameter, f"must be a {kind.__name__}", value)
         flag("verify_ssl", self.verify_ssl)
         text("durability", self.durability, ("disk", "process"))
+        text("unknown_fields", self.unknown_fields, ("refuse", "keep"))
         for parameter in ("user_agent", "proxy"):
             value = getattr(self, parameter)
             if value is not None and not (isinstance(value, str) and _HEADER_VALUE.fullmatch(value)):

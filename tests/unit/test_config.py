@@ -77,6 +77,7 @@ WRONG: list[tuple[type, str, list[Any]]] = [
     (ClientConfig, "tls", [True, "file"]),
     (ClientConfig, "verify_ssl", FLAGS),
     (ClientConfig, "durability", ["none", None, 1]),
+    (ClientConfig, "unknown_fields", ["drop", None, True]),
     (ClientConfig, "user_agent", ["", "a\r\nb", 5, "ü"]),
     (ClientConfig, "proxy", ["", "a b\n", 5]),
     (ClientConfig, "default_headers", [None, 5, {"a": 1}, {"a": "b\r\nc: d"}, {"a b": "c"}, {1: "a"}, [1]]),
