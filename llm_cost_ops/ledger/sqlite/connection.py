@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TypeVar
 
-from llm_cost_ops.ledger.sqlite import schema
+from llm_cost_ops.ledger.sqlite import integrity, schema
 from llm_cost_ops.ledger.sqlite.append import Interner
 from llm_cost_ops.ledger.sqlite.errors import (
     StorageError,
@@ -79,6 +79,7 @@ class Database:
         self.path = path
         self.durability = durability
         self.name = "the database in memory" if path is None else "the database"
+        self._looked_into = False
         self.files = None if path is None else FileWatch(path, every_commit=durability == "disk")
 
     def connect(self) -> sqlite3.Connection:
@@ -111,7 +112,23 @@ class Database:
             raise
         if self.files is not None:
             self.files.opened()
+            if not self._looked_into:
+                self._look_into(connection, self.files)
         return connection
+
+    def _look_into(self, connection: sqlite3.Connection, files: FileWatch) -> None:
+        """Have writes refused to a file that is inconsistent at first sight."""
+        try:
+            fault = integrity.find_obvious_fault(connection)
+        except sqlite3.Error as error:
+            self.notice(error)
+            if not is_broken(error):
+                self.close(connection)
+                raise
+        else:
+            if fault:
+                files.note_damage(f"the database is damaged: {fault}")
+        self._looked_into = True
 
     def close(self, connection: sqlite3.Connection) -> None:
         """Close a connection that `connect` gave."""
@@ -331,6 +348,9 @@ class Writer:
             if files is None:
                 return self._transact(job, statement=statement)
             try:
+                if self._connection is None:
+                    # Which may find damage.
+                    self.open()
                 files.check_damage()
                 files.look_if_due(self._connection)
                 result = self._transact(job, statement=statement)

@@ -1,0 +1,95 @@
+"""The queue of the processes that wait to write to one file: whoever came first is next.
+
+SQLite's lock has no queue: a process that commits without pause takes it again before one that sleeps can.
+A waiting process holds a lock on one byte of the -wal file, far behind its content: the byte is the moment
+at which it came, so that it is first when nobody holds a lower one. The kernel lets go of the locks of who
+dies. These are locks of the open file (OFD), which neither SQLite's nor each other's end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import struct
+import time
+
+__all__ = ["WriteQueue"]
+
+# Behind any file. Places are microseconds of a clock that all processes share.
+_BEGIN = 1 << 60
+_END = 1 << 62
+_FLOCK = struct.Struct("hhqqi4x")
+# A process that is stopped keeps its place: who waits for longer than this tries all the same.
+_MAX_WAIT = 0.5
+_RECENT = 1.0
+_COMMITS_BETWEEN_LOOKS = 4
+
+
+class WriteQueue:
+    """A process's place among those that wait. Only for who has the writer's turn.
+
+    Where nobody was met within the last second, who commits looks for others at every fourth commit only.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = f"{path}-wal"
+        self._file: int | None = None
+        self._place = 0
+        self._since = 0.0
+        self._commits = 0
+        self._met = float("-inf")
+
+    def must_wait(self) -> bool:
+        """Whether it is another process's turn; then this one has a place in the queue."""
+        if not self._place:
+            self._commits += 1
+            if self._commits % _COMMITS_BETWEEN_LOOKS and time.monotonic() - self._met > _RECENT:
+                return False
+            if not self._is_taken(_BEGIN, _END):
+                return False
+            self.join()
+            return bool(self._place)
+        return self._is_taken(_BEGIN, self._place) and time.monotonic() - self._since < _MAX_WAIT
+
+    def join(self) -> None:
+        """Take a place at the end, unless this process has one."""
+        self._met = time.monotonic()
+        if self._place:
+            return
+        file = self._open()
+        if file is None:
+            return
+        self._since = time.monotonic()
+        place = _BEGIN + int(self._since * 1e6)
+        with contextlib.suppress(OSError):  # two may come in the same microsecond
+            fcntl.fcntl(file, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, place, 1, 0))
+            self._place = place
+
+    def leave(self) -> None:
+        """Give the place up, after a commit or when nobody waits any more."""
+        if self._place and self._file is not None:
+            fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
+        self._place = 0
+
+    def close(self) -> None:
+        """Give the place up and let go of the file, which is another one once the last connection is closed."""
+        file, self._file = self._file, None
+        self._place = 0
+        if file is not None:
+            os.close(file)
+
+    def _is_taken(self, low: int, high: int) -> bool:
+        file = self._open()
+        if file is None:
+            return False
+        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, low, high - low, 0)
+        kind, *_ = _FLOCK.unpack(fcntl.fcntl(file, fcntl.F_OFD_GETLK, asked))
+        return bool(kind != fcntl.F_UNLCK)
+
+    def _open(self) -> int | None:
+        if self._file is None:
+            # SQLite has no locks on -wal that closing this would drop.
+            with contextlib.suppress(OSError):
+                self._file = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        return self._file
