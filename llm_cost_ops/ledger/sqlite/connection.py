@@ -30,11 +30,13 @@ from llm_cost_ops.ledger.sqlite.files import (
     create_private,
     is_refused,
 )
+from llm_cost_ops.ledger.sqlite.queue import QueuedError, WriteQueue
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 
 __all__ = [
     "DURABILITIES",
+    "MAX_POLL",
     "BusyRetry",
     "Database",
     "FifoLock",
@@ -182,6 +184,8 @@ class Database:
 
 
 _LONGEST = 30.0
+MAX_POLL = 0.002
+"""Seconds between two looks at a busy file, at most: nobody else writes while the next in line sleeps."""
 _MARGIN = 0.01
 
 
@@ -215,7 +219,7 @@ class BusyRetry:
         runtime = self._context.runtime
         left = self.left()
         await runtime.sleep(min(self._delay * (0.5 + runtime.random()), left))
-        self._delay = min(self._delay * 2, 0.05)
+        self._delay = min(self._delay * 2, MAX_POLL)
 
 
 class FifoLock:
@@ -319,6 +323,8 @@ class Writer:
         """Closes the connections beside this one."""
         # Who uses the connection. The turn may belong to a task that is not running.
         self.in_use = threading.Lock()
+        self._queue = None if database.path is None else WriteQueue(database.path)
+        self._waiting = 0
 
     async def run(self, job: Job[T], context: CallContext, *, statement: bool = False) -> T:
         """Run a job and commit it; while the file is busy, wait as long as the call may.
@@ -328,18 +334,31 @@ class Writer:
         """
         turn = self.turn
         busy_retry: BusyRetry | None = None
-        while True:
-            if not turn.try_acquire():
-                await turn.acquire(context, self.database.name)
-            try:
-                return self.transact(job, statement=statement)
-            except (sqlite3.Error, OverflowError) as error:
-                if not is_busy(error):
-                    raise self.translated(error) from error
-            finally:
-                turn.release()
-            busy_retry = busy_retry or BusyRetry(context, self.database.name)
-            await busy_retry.pause()
+        try:
+            while True:
+                if not turn.try_acquire():
+                    await turn.acquire(context, self.database.name)
+                try:
+                    return self.transact(job, statement=statement)
+                except (sqlite3.Error, OverflowError) as error:
+                    if not is_busy(error):
+                        raise self.translated(error) from error
+                finally:
+                    turn.release()
+                if busy_retry is None:
+                    busy_retry = BusyRetry(context, self.database.name)
+                    self._waiting += 1
+                await busy_retry.pause()
+        finally:
+            if busy_retry is not None:
+                self._waiting -= 1
+                self.leave_queue()
+
+    def leave_queue(self) -> None:
+        """Give up this process's place among those that wait for the file, unless a call still waits."""
+        if not self._waiting and self._queue is not None:
+            with self.in_use:
+                self._queue.leave()
 
     def transact(self, job: Job[T], *, statement: bool = False) -> T:
         """Run a job in a transaction of its own. Only for who has the turn."""
@@ -353,7 +372,7 @@ class Writer:
                     self.open()
                 files.check_damage()
                 files.look_if_due(self._connection)
-                result = self._transact(job, statement=statement)
+                result = self._transact_in_order(job, self._queue, statement=statement)
                 if files.every_commit:
                     files.look(self._connection)
             except StorageError as error:
@@ -364,6 +383,21 @@ class Writer:
                 raise
             self._committing = False
             return result
+
+    def _transact_in_order(self, job: Job[T], queue: WriteQueue | None, *, statement: bool) -> T:
+        """`_transact`, behind other processes that have waited for longer."""
+        if queue is None:
+            return self._transact(job, statement=statement)
+        if queue.must_wait():
+            raise QueuedError
+        try:
+            result = self._transact(job, statement=statement)
+        except sqlite3.Error as error:
+            if is_busy(error):
+                queue.join()
+            raise
+        queue.leave()
+        return result
 
     def _transact(self, job: Job[T], *, statement: bool) -> T:
         cursor = self._cursor or self.open().cursor()
@@ -444,6 +478,8 @@ class Writer:
 
     def _drop(self) -> None:
         connection, self._connection, self._cursor = self._connection, None, None
+        if self._queue is not None:
+            self._queue.close()
         if connection is not None:
             self.database.close(connection)
 

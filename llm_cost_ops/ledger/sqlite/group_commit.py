@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from llm_cost_ops.ledger.sqlite.append import Interner
-from llm_cost_ops.ledger.sqlite.connection import BusyRetry, Job, Writer
+from llm_cost_ops.ledger.sqlite.connection import MAX_POLL, BusyRetry, Job, Writer
 from llm_cost_ops.ledger.sqlite.errors import StorageError, busy_error, closed_error, is_busy
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
@@ -136,17 +136,20 @@ class GroupCommit:
     def _commit(self, group: list[_Ticket]) -> None:
         """Commit a group, waiting while the file is busy; what waits too long drops out."""
         delay = 0.001
-        while group:
-            group = [ticket for ticket in group if not self._drops_out(ticket)]
-            try:
-                self._commit_once(group)
-            except (sqlite3.Error, OverflowError) as error:
-                if not is_busy(error):
-                    raise
-            else:
-                return
-            time.sleep(delay)
-            delay = min(delay * 2, 0.05)
+        try:
+            while group:
+                group = [ticket for ticket in group if not self._drops_out(ticket)]
+                try:
+                    self._commit_once(group)
+                except (sqlite3.Error, OverflowError) as error:
+                    if not is_busy(error):
+                        raise
+                else:
+                    return
+                time.sleep(delay)
+                delay = min(delay * 2, MAX_POLL)
+        finally:
+            self._writer.leave_queue()
 
     def _drops_out(self, ticket: _Ticket) -> bool:
         if ticket.is_late():
@@ -202,7 +205,7 @@ class GroupCommit:
                 if not is_busy(error) or ticket.is_late():
                     raise
             time.sleep(delay)
-            delay = min(delay * 2, 0.05)
+            delay = min(delay * 2, MAX_POLL)
 
 
 def _begin(ticket: _Ticket) -> bool:

@@ -11,19 +11,26 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import sqlite3
 import struct
 import time
 
-__all__ = ["WriteQueue"]
+__all__ = ["QueuedError", "WriteQueue"]
 
 # Behind any file. Places are microseconds of a clock that all processes share.
 _BEGIN = 1 << 60
 _END = 1 << 62
 _FLOCK = struct.Struct("hhqqi4x")
-# A process that is stopped keeps its place: who waits for longer than this tries all the same.
+# A process that is stopped keeps its place: who waits for longer than this heeds the first place no more.
 _MAX_WAIT = 0.5
 _RECENT = 1.0
 _COMMITS_BETWEEN_LOOKS = 4
+
+
+class QueuedError(sqlite3.OperationalError):
+    """It is another process's turn to write. To callers this is as SQLite's own "database is locked"."""
+
+    sqlite_errorcode = sqlite3.SQLITE_BUSY
 
 
 class WriteQueue:
@@ -39,6 +46,7 @@ class WriteQueue:
         self._since = 0.0
         self._commits = 0
         self._met = float("-inf")
+        self._floor = _BEGIN
 
     def must_wait(self) -> bool:
         """Whether it is another process's turn; then this one has a place in the queue."""
@@ -46,11 +54,17 @@ class WriteQueue:
             self._commits += 1
             if self._commits % _COMMITS_BETWEEN_LOOKS and time.monotonic() - self._met > _RECENT:
                 return False
-            if not self._is_taken(_BEGIN, _END):
+            if self._first(_END) is None:
                 return False
             self.join()
             return bool(self._place)
-        return self._is_taken(_BEGIN, self._place) and time.monotonic() - self._since < _MAX_WAIT
+        first = self._first(self._place)
+        if first is None:
+            return False
+        if time.monotonic() - self._since < _MAX_WAIT:
+            return True
+        self._floor = first + 1
+        return False
 
     def join(self) -> None:
         """Take a place at the end, unless this process has one."""
@@ -73,19 +87,24 @@ class WriteQueue:
         self._place = 0
 
     def close(self) -> None:
-        """Give the place up and let go of the file, which is another one once the last connection is closed."""
+        """Give the place up and let go of the file: there is another one after the last connection's end."""
         file, self._file = self._file, None
         self._place = 0
         if file is not None:
             os.close(file)
 
-    def _is_taken(self, low: int, high: int) -> bool:
+    def _first(self, before: int) -> int | None:
+        """The first place below one that another process has."""
         file = self._open()
-        if file is None:
-            return False
-        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, low, high - low, 0)
-        kind, *_ = _FLOCK.unpack(fcntl.fcntl(file, fcntl.F_OFD_GETLK, asked))
-        return bool(kind != fcntl.F_UNLCK)
+        found = None
+        while file is not None and before > self._floor:
+            asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, self._floor, before - self._floor, 0)
+            kind, _, place, *_ = _FLOCK.unpack(fcntl.fcntl(file, fcntl.F_OFD_GETLK, asked))
+            if kind == fcntl.F_UNLCK:
+                break
+            # Any of those in the range.
+            found = before = place
+        return found
 
     def _open(self) -> int | None:
         if self._file is None:
