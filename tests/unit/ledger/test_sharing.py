@@ -158,9 +158,9 @@ async def test_no_loop_waits_while_a_reader_opens_the_file(tmp_path: Path) -> No
     store = SqliteStore(str(tmp_path / "costs.db"), group_commit=True)
     connect, threads = store._database.connect, []
 
-    def opened() -> sqlite3.Connection:
+    def opened(*arguments: object) -> sqlite3.Connection:
         threads.append(threading.current_thread())
-        return connect()
+        return connect(*arguments)
 
     with patch.object(store._database, "connect", opened):
         for _ in range(2):
@@ -206,11 +206,11 @@ def test_group_commit_shares_transactions(tmp_path: Path) -> None:
         commits = 0
         transact = writer.transact
 
-        def counted(job: object) -> object:
+        def counted(job: object, **options: object) -> object:
             nonlocal commits
             commits += 1
             time.sleep(0.01)
-            return transact(job)
+            return transact(job, **options)
 
         writer.transact = counted
         with ThreadPoolExecutor(16) as pool:
