@@ -23,7 +23,7 @@ from tests.unit.ledger.making import Sync
 
 ROOT = Path(__file__).parents[3]
 
-APPLICATION = '''
+APPLICATION = """
 import os, threading
 from llm_cost_ops import CostOpsClient
 
@@ -42,16 +42,21 @@ def write():
         submit(f"parent-{n}")
 
 threading.Thread(target=write, daemon=True).start()
-'''
+"""
 
-WSGI = APPLICATION + '''
+WSGI = (
+    APPLICATION
+    + """
 def application(environ, start_response):
     submit(environ["PATH_INFO"].strip("/"))
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [str(os.getpid()).encode()]
-'''
+"""
+)
 
-CELERY = APPLICATION + '''
+CELERY = (
+    APPLICATION
+    + """
 from celery import Celery
 
 app = Celery("tasks")
@@ -64,7 +69,8 @@ app.conf.update(
 def record(key):
     submit(key)
     return os.getpid()
-'''
+"""
+)
 
 
 def needs(name: str) -> pytest.MarkDecorator:
@@ -111,7 +117,7 @@ def test_gunicorn_with_a_preloaded_client(tmp_path: Path) -> None:
     def get(key: str) -> tuple[str, str]:
         for _ in range(100):
             try:
-                with urllib.request.urlopen(f"http://{address}/{key}", timeout=20) as answer:  # noqa: S310
+                with urllib.request.urlopen(f"http://{address}/{key}", timeout=20) as answer:
                     return key, answer.read().decode()
             except ConnectionError:
                 time.sleep(0.1)
@@ -121,9 +127,9 @@ def test_gunicorn_with_a_preloaded_client(tmp_path: Path) -> None:
                 time.sleep(0.1)
         raise AssertionError((tmp_path / "log").read_text())
 
-    with running(tmp_path, "gunicorn", "--preload", "-w", "4", "-b", address, "app:application"):
-        with ThreadPoolExecutor(8) as pool:
-            told = list(pool.map(get, (f"request-{n}" for n in range(200))))
+    command = ("gunicorn", "--preload", "-w", "4", "-b", address, "app:application")
+    with running(tmp_path, *command), ThreadPoolExecutor(8) as pool:
+        told = list(pool.map(get, (f"request-{n}" for n in range(200))))
     assert len({worker for _, worker in told}) > 1
     check_kept(tmp_path / "costs.db", {"preloaded", *(key for key, _ in told)})
 
@@ -143,10 +149,10 @@ def test_celerys_prefork_pool_with_a_warm_client(tmp_path: Path) -> None:
     )
     worker = ("celery", "-A", "tasks", "worker", "-c", "4", "-P", "prefork", "--loglevel", "warning")
     with running(tmp_path, *worker):
-
         paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         done = subprocess.run(
-            [sys.executable, "-c", send], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
+            [sys.executable, "-c", send],
+            cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
             env={**os.environ, "PYTHONPATH": paths},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr + (tmp_path / "log").read_text()
