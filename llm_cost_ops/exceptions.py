@@ -26,7 +26,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.rpc.status import STATUS_BY_REASON, RpcError, StatusCode, Violation
 
 __all__ = [
     "APIError",
@@ -232,6 +232,8 @@ def _kind_of(error: RpcError) -> tuple[type[CostOpsError], int | None]:
         if error.code is StatusCode.FAILED_PRECONDITION:
             return ClientClosedError, None
         return _BY_CODE[error.code][0], None
+    if error.error_code in STATUS_BY_REASON:
+        return ServerError, STATUS_BY_REASON[error.error_code][1]
     kind, status = _BY_CODE[error.code]
     if error.http_status is None:
         return kind, status
@@ -247,6 +249,8 @@ def error_from_rpc(error: RpcError, attempts: int = 1, waited: float = 0.0) -> C
     """The public error for a call that failed. Total: every status and every code has a class."""
     kind, status = _kind_of(error)
     message = error.message or error.code.name.lower().replace("_", " ")
+    if error.local_detail:
+        message = f"{message} ({error.local_detail})"
     facts: dict[str, Any] = {
         "status_code": status,
         "code": error.error_code or error.code.name,
