@@ -31,10 +31,10 @@ FORMATS: tuple[Format, ...] = (
     gateways.OPENROUTER_ACTIVITY,
     gateways.OPENROUTER_GENERATION,
     gateways.HELICONE,
-    gateways.LANGSMITH,
-    gateways.LANGFUSE,
     spans.OTLP,
     spans.SPANS,
+    gateways.LANGSMITH,
+    gateways.LANGFUSE,
 )
 
 # Messages of which a later line may still come: the lines of one lie near each other.
@@ -90,6 +90,7 @@ class UsageFile:
         self._formats: list[str] = []
         self._table_notes: list[str] = []
         self._columns: list[str] = []
+        self._is_log = False
         self.passed_over = 0
         self.unknown: list[str] = []
 
@@ -108,6 +109,8 @@ class UsageFile:
         for number, raw, fields in self._lines():
             yield from self._items(number, raw, fields)
         yield from self._released(0)
+        for why in self._mapping.unseen() if number else ():
+            yield Item(number, why)
         if self._text.error:
             yield Item(number + 1, self._text.error)
 
@@ -155,6 +158,7 @@ class UsageFile:
         known = None if self._mapping else next((each for each in FORMATS if each.matches(fields)), None)
         if known is not None and known.name not in self._formats:
             self._formats.append(known.name)
+            self._is_log = self._is_log or known.is_log
         any_found = False
         try:
             for part in self._parts(known, fields):
@@ -172,7 +176,7 @@ class UsageFile:
             yield from known.read(fields, self._states.setdefault(known.name, {}))
         elif self._mapping:
             yield Part("", record_from_line({"model_id": "", **self._mapping.apply(fields)}))
-        elif self._formats and "Claude" in self._formats[0]:
+        elif self._is_log:
             # A log has lines of kinds that come and go with the versions of its program.
             return
         elif self._columns:

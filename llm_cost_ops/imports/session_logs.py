@@ -97,5 +97,7 @@ def _read_codex(obj: dict[str, Any], state: State) -> Found:
     yield Part("", record)
 
 
-CLAUDE_CODE = Format("Claude Code session log", _is_claude_code, _read_claude_code, last_counts=True)
-CODEX = Format("Codex session log", _is_codex, _read_codex)
+CLAUDE_CODE = Format(
+    "Claude Code session log", _is_claude_code, _read_claude_code, last_counts=True, is_log=True
+)
+CODEX = Format("Codex session log", _is_codex, _read_codex, is_log=True)

@@ -51,13 +51,14 @@ class Format(NamedTuple):
 
     `matches` looks at one object of a file, or at a row with all its columns; `read` gives its records, none
     for an object that is not a call. `last_counts` says that a key may come several times, and that the last
-    one holds.
+    one holds; `is_log` that its files have objects of other kinds, which are passed over.
     """
 
     name: str
     matches: Callable[[dict[str, Any]], bool]
     read: Callable[[dict[str, Any], State], Found]
     last_counts: bool = False
+    is_log: bool = False
 
 
 PROVIDERS = {
