@@ -142,7 +142,7 @@ class UsageFile:
             self._mapping.check(columns)
             return
         row = dict.fromkeys(columns, "")
-        if any(each.matches(row) for each in FORMATS) or _is_own(row):
+        if _format_of(row) or _is_own(row):
             return
         raise ConfigurationError(
             f"a CSV file needs --map unless its columns are known, and {_listed(columns)} are not those of a "
@@ -155,7 +155,7 @@ class UsageFile:
         if isinstance(fields, str):
             yield Item(number, fields)
             return
-        known = None if self._mapping else next((each for each in FORMATS if each.matches(fields)), None)
+        known = None if self._mapping else _format_of(fields)
         if known is not None and known.name not in self._formats:
             self._formats.append(known.name)
             self._is_log = self._is_log or known.is_log
@@ -240,6 +240,13 @@ class UsageFile:
             f"looked for usage records, responses of providers, {', '.join(each.name for each in FORMATS)}; "
             f"for {_listed(self.unknown)}, say which fields hold what, such as {_suggested(self.unknown)}"
         )
+
+
+def _format_of(fields: dict[str, Any]) -> Format | None:
+    """The kind of file that an object is from; None for a record, a response, and what is not known."""
+    if "provider" in fields and "model_id" in fields:
+        return None
+    return next((each for each in FORMATS if each.matches(fields)), None)
 
 
 def _is_own(fields: dict[str, Any]) -> bool:

@@ -24,6 +24,8 @@ _CLAUDE_TYPES = (
 def _is_claude_code(obj: dict[str, Any]) -> bool:
     if obj.get("type") not in _CLAUDE_TYPES:
         return False
+    if obj["type"] == "assistant" and nested(nested(obj, "message"), "usage"):
+        return True
     return any(name in obj for name in ("sessionId", "leafUuid", "parentUuid", "messageId"))
 
 

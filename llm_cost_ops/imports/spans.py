@@ -86,6 +86,8 @@ def _value(value: Any) -> Any:
     if not isinstance(value, dict) or not value:
         return value
     kind, inner = next(iter(value.items()))
+    if isinstance(inner, float) and inner.is_integer():
+        return int(inner)
     if kind in ("intValue", "int_value") and isinstance(inner, str):
         return int(inner) if inner.lstrip("-").isdecimal() else inner
     return inner
