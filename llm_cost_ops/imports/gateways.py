@@ -51,7 +51,10 @@ def _key(provider: str, response_id: str, format_name: str, own_id: str) -> str:
 
 
 def _milliseconds(start: Any, end: Any) -> int | None:
-    begin, finish = moment(start), moment(end)
+    try:
+        begin, finish = moment(start), moment(end)
+    except ValueError:
+        return None
     if begin is None or finish is None or finish < begin:
         return None
     return round((finish - begin).total_seconds() * 1000)
@@ -218,13 +221,13 @@ def _read_helicone(obj: dict[str, Any], _state: State) -> Found:
             continue
         try:
             record = _helicone(row)
+            record.timestamp = moment(row.get("request_created_at"))
+            record.latency_ms = count(row, "delay_ms")
+            status = count(row, "response_status", "status")
         except ValueError as error:
             yield Part(where, str(error))
             continue
-        record.timestamp = moment(row.get("request_created_at"))
-        record.latency_ms = count(row, "delay_ms")
         record.user_id = text(row, "request_user_id", "user_id")[:255]
-        status = count(row, "response_status", "status")
         record.outcome = Outcome.FAILED if status is not None and status >= 400 else record.outcome
         properties = nested(row, "request_properties", "properties")
         record.labels = {str(name): str(value)[:255] for name, value in list(properties.items())[:64]}

@@ -136,14 +136,16 @@ def _read(where: str, span: dict[str, Any], attributes: dict[str, Any]) -> Found
         return
     try:
         record = _record(attributes)
+        start = moment(
+            span.get("startTimeUnixNano", span.get("start_time", span.get("start_time_unix_nano")))
+        )
+        end = moment(span.get("endTimeUnixNano", span.get("end_time", span.get("end_time_unix_nano"))))
     except (PayloadError, ValueError) as error:
         yield Part(where, str(error))
         return
     context = nested(span, "context")
     trace = text(span, "traceId", "trace_id", "context.trace_id") or text(context, "trace_id")
     trace, own = trace.removeprefix("0x"), _span_id(span).removeprefix("0x")
-    start = moment(span.get("startTimeUnixNano", span.get("start_time", span.get("start_time_unix_nano"))))
-    end = moment(span.get("endTimeUnixNano", span.get("end_time", span.get("end_time_unix_nano"))))
     record.timestamp = start
     if start is not None and end is not None and end >= start:
         record.latency_ms = round((end - start).total_seconds() * 1000)

@@ -376,6 +376,7 @@ def test_spans_of_the_ai_sdk_count_the_inner_call() -> None:
         ({"data": {**GENERATION, "native_tokens_prompt": 1.5}}, "native_tokens_prompt"),
         ({"data": {**GENERATION, "total_cost": "$1"}}, "total_cost"),
         ([{**LITELLM, "prompt_tokens": "x"}], "prompt_tokens"),
+        ([{**LITELLM, "prompt_tokens": -1}], "prompt_tokens"),
     ],
 )
 def test_wrong_counts_are_named(data: Any, field: str) -> None:
@@ -389,3 +390,26 @@ def test_set_wins_over_a_gateway() -> None:
     [record] = read([LITELLM], given=given)
     assert (record.organization_id, record.provider) == ("acme", "azure")
     assert record.labels == {"team_id": "t1", "team": "x"}
+
+
+@pytest.mark.parametrize("wrong", ["noon", 5, 1e300, True])
+def test_a_time_that_is_none_is_refused(wrong: Any) -> None:
+    [item] = opened([{**LITELLM, "startTime": wrong}])
+    assert isinstance(item.record, str)
+    assert "is not a time" in item.record
+
+
+def test_a_wrong_span_harms_itself_only() -> None:
+    counts = {
+        "gen_ai__usage__input_tokens": 5,
+        "gen_ai__response__model": "gpt-4o",
+        "gen_ai__system": "openai",
+    }
+    good = span(1, 0, attributes(gen_ai__operation__name="chat", **counts))
+    late = {**span(2, 0, good["attributes"]), "startTimeUnixNano": "noon"}
+    wrong = span(
+        3, 0, attributes(gen_ai__operation__name="chat", **{**counts, "gen_ai__usage__input_tokens": "x"})
+    )
+    items = list(opened(otlp(late, wrong, good)))
+    assert [isinstance(item.record, UsageRecord) for item in items] == [False, False, True]
+    assert str(items[0].record).startswith("resourceSpans[0].scopeSpans[0].spans[0]: ")
