@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from decimal import Decimal
 from typing import Any
 
 from llm_cost_ops.imports.values import (
@@ -93,7 +92,8 @@ def _read_litellm(obj: dict[str, Any], _state: State) -> Found:
         reasoning_tokens=count(nested(usage, "completion_tokens_details"), "reasoning_tokens"),
         timestamp=moment(obj.get("startTime")),
         latency_ms=_milliseconds(obj.get("startTime"), obj.get("endTime")),
-        reported_cost=cost(obj.get("spend"), "spend"),
+        # Models that it has no price for have a spend of 0, which is no price.
+        reported_cost=cost(obj.get("spend"), "spend") or None,
         user_id=text(obj, "end_user", "user")[:255],
         session_id=text(obj, "session_id"),
         outcome=Outcome.FAILED if failed else None,
@@ -185,7 +185,7 @@ def _generation(row: dict[str, Any]) -> UsageRecord:
     charged = cost(row.get("total_cost", row.get("cost_total")), "total_cost")
     if str(row.get("is_byok")).lower() == "true":
         own = cost(row.get("upstream_inference_cost"), "upstream_inference_cost")
-        charged = (charged or Decimal(0)) + (own or Decimal(0))
+        charged = own if charged is None else charged + (own or 0)
     return made(
         provider=provider,
         model_id=rest if vercel and slash else model,

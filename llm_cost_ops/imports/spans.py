@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from llm_cost_ops.imports.values import (
@@ -136,10 +137,7 @@ def _read(where: str, span: dict[str, Any], attributes: dict[str, Any]) -> Found
         return
     try:
         record = _record(attributes)
-        start = moment(
-            span.get("startTimeUnixNano", span.get("start_time", span.get("start_time_unix_nano")))
-        )
-        end = moment(span.get("endTimeUnixNano", span.get("end_time", span.get("end_time_unix_nano"))))
+        start, end = _time(span, "start"), _time(span, "end")
     except (PayloadError, ValueError) as error:
         yield Part(where, str(error))
         return
@@ -158,6 +156,11 @@ def _read(where: str, span: dict[str, Any], attributes: dict[str, Any]) -> Found
     record.observation = True
     record.source = "otlp"
     yield Part(where, record)
+
+
+def _time(span: dict[str, Any], which: str) -> datetime | None:
+    names = (f"{which}TimeUnixNano", f"{which}_time_unix_nano", f"{which}_time", f"{which}Time")
+    return moment(next((span[name] for name in names if span.get(name)), None))
 
 
 def _record(attributes: dict[str, Any]) -> UsageRecord:

@@ -60,6 +60,8 @@ def test_litellm(tmp_path: Path) -> None:
         assert (record.provider, record.model_id) == ("anthropic", "claude-sonnet-4-5")
         assert (record.input_tokens, record.cached_tokens, record.cache_write_tokens) == (3200, 200, 1500)
     assert found[1].idempotency_key == "litellm:chatcmpl-2"
+    # It has a spend of 0 where it knows no price.
+    assert read([{**LITELLM, "spend": 0.0}])[0].reported_cost is None
     assert len(priced(tmp_path, [LITELLM, claude, beside, hit])[0]) == 3
 
 
