@@ -14,6 +14,7 @@
     |   +-- TimeoutError             the deadline passed; also the builtin TimeoutError
     +-- ConfigurationError           the client was set up wrongly
     +-- ClientClosedError            the client was closed before the call; also a RuntimeError
+    +-- RecorderFullError            record() found no room, where the configuration asks for an error
 
 Which class a status gets is one table, `_BY_CODE`; an HTTP status that says more wins over it.
 """
@@ -39,6 +40,7 @@ __all__ = [
     "NetworkError",
     "NotFoundError",
     "RateLimitError",
+    "RecorderFullError",
     "ServerError",
     "TimeoutError",
     "ValidationError",
@@ -176,6 +178,10 @@ class ConfigurationError(CostOpsError, ValueError):
 
 class ClientClosedError(CostOpsError, RuntimeError):
     """The client was closed, or the one that it was derived from: nothing was sent."""
+
+
+class RecorderFullError(CostOpsError):
+    """record() found no room for a record, and RecorderConfig(overflow="raise") asks to be told."""
 
 
 _BY_CODE: dict[StatusCode, tuple[type[CostOpsError], int]] = {
