@@ -49,7 +49,8 @@ _TAKEN_ATTRIBUTES = frozenset(
 _TAKEN_CLASSES = frozenset(
     "Any Annotated Decimal OpenEnum Unknown UnsetType UNSET Struct MessageStruct Violation Mapping Sequence"
     " Protocol Iterable Iterator Generator AsyncIterator AsyncIterable AsyncGenerator CallContext Channel"
-    " AsyncChannel MethodDescriptor MessageCodec HttpRule QueryField Cardinality Idempotency None True False".split()
+    " AsyncChannel MethodDescriptor MessageCodec HttpRule QueryField Cardinality Idempotency"
+    " None True False".split()
 )
 _IDEMPOTENCY = ("UNKNOWN", "NO_SIDE_EFFECTS", "IDEMPOTENT")
 
