@@ -21,6 +21,7 @@ from llm_cost_ops.config.parts import (
     LoggingConfig,
     MetricsConfig,
     RateLimitConfig,
+    RecorderConfig,
     RetryConfig,
     TLSConfig,
     flag,
@@ -38,6 +39,7 @@ __all__ = [
     "LoggingConfig",
     "MetricsConfig",
     "RateLimitConfig",
+    "RecorderConfig",
     "RetryConfig",
     "TLSConfig",
 ]
