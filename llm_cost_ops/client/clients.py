@@ -19,7 +19,7 @@ from llm_cost_ops.client.attribution import Attributes, Attribution, attribute
 from llm_cost_ops.client.options import chain_of
 from llm_cost_ops.client.recording import Recording, async_connection, sync_connection
 from llm_cost_ops.client.uploads import AsyncStreamingUsageResource, StreamingUsageResource
-from llm_cost_ops.config import ClientConfig, RetryConfig, split_base_url
+from llm_cost_ops.config import ClientConfig, RetryConfig, split_base_url, split_names
 from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
 from llm_cost_ops.interceptors.validation import Validation
 from llm_cost_ops.rpc.channel import UNSET, AsyncChannel, Channel
@@ -55,8 +55,10 @@ def _embedded_transport(config: ClientConfig, *, sync: bool) -> Transport:
     from llm_cost_ops.transports.inprocess import InProcessTransport
 
     parts = split_base_url(config.base_url)
-    options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+    query = parse_qs(parts.query, keep_blank_values=True)
+    options = {name: values[-1] for name, values in query.items()}
     durability = options.pop("durability", config.durability)
+    stated = options.pop("reported_providers", None)
     if options:
         raise ConfigurationError(f"base_url: unknown option {min(options)!r}", parameter="base_url")
     if durability not in ("disk", "process"):
@@ -68,6 +70,7 @@ def _embedded_transport(config: ClientConfig, *, sync: bool) -> Transport:
         str(Path(path).expanduser()) if path else None,
         durability=durability,
         group_commit=not sync,
+        reported_providers=config.reported_providers if stated is None else split_names(stated),
         origin="client",
     )
     return InProcessTransport(service.handler, service.aclose)
