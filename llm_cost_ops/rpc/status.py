@@ -96,11 +96,12 @@ class RpcError(Exception):
         return f"{self.code.name}: {self.message}" + (f" ({details})" if details else "")
 
 
-def client_closed() -> RpcError:
-    """The error of a call on a client that was closed: it was not sent."""
+def client_closed(*, maybe_applied: bool = False) -> RpcError:
+    """The error of a call on a client that was closed: before the call, or while it was under way."""
     return RpcError(
         StatusCode.FAILED_PRECONDITION,
         "the client is closed, or the one that it was derived from: make a new one, or close it after its "
         "last call",
         origin="client",
+        maybe_applied=maybe_applied,
     )
