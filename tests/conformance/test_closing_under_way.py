@@ -152,7 +152,7 @@ async def test_calls_under_way_end_at_once(transport: str, colour: str, name: st
 
 @pytest.mark.parametrize("transport", NETWORK)
 def test_a_close_between_the_start_of_a_call_and_its_connection(transport: str) -> None:
-    """The request is encoded for a while (its codec is loaded): what is opened after that belongs to nobody."""
+    """Encoding the first request loads its codec: what is opened after that would belong to nobody."""
     with FaultyPeer(_silent) as peer:
         client = CostOpsClient(base_url=f"{transport}://127.0.0.1:{peer.port}", timeout=5)
         inner: Any = client._channel.core.transport
