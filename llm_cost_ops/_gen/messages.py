@@ -37,6 +37,7 @@ __all__ = [
     "ExportUsageRequest",
     "ExportUsageResponse",
     "FieldViolation",
+    "Filter",
     "GetAnalyticsRequest",
     "GetAnalyticsResponse",
     "GetCostRequest",
@@ -281,7 +282,7 @@ class SubmitStatus(OpenEnum):
     """It broke a rule; nothing was written."""
 
 
-class GetAnalyticsRequest(
+class Filter(
     msgspec.Struct,
     kw_only=True,
     forbid_unknown_fields=True,
@@ -289,7 +290,7 @@ class GetAnalyticsRequest(
     omit_defaults=True,
     gc=False,
 ):
-    """Which usage to measure, and how. Fields are ANDed; the values of one field are ORed."""
+    """Which usage is meant. Fields are ANDed; the values of one field are ORed; an empty one restricts nothing."""
 
     organization_id: list[str] = []
     """The organizations; all that the caller may see when not given."""
@@ -306,22 +307,11 @@ class GetAnalyticsRequest(
     label: dict[str, str] = {}
     """Labels: a record with all of them."""
     start_date: str = ""
-    """The first moment, inclusive; a date means its midnight in time_zone."""
+    """The first moment, inclusive; a date means its midnight in time_zone. All time when not given."""
     end_date: str = ""
-    """The last moment, exclusive; a date means through that day. Now when not given."""
+    """The last moment, exclusive; a date means through that day. Open when not given; in analytics, now."""
     time_zone: str = ""
-    """The zone of dates and buckets, an IANA name; UTC when not given."""
-    interval: Interval = Interval.UNSPECIFIED
-    """The length of a bucket."""
-    metrics: list[str] = []
-    """The metrics of each bucket: total_cost, total_tokens, total_requests, input_tokens,
-    output_tokens, cached_tokens, unpriced_requests, average_cost_per_request,
-    average_tokens_per_request; the first three when not given.
-    """
-    group_by: list[str] = []
-    """What to split each bucket by, as in GetCostSummary, but not by time."""
-    currency: str = ""
-    """The currency of costs, ISO 4217; USD when not given."""
+    """The zone of dates and of hours, days, weeks and months, an IANA name; UTC when not given."""
     service_tier: list[str] = []
     """The tiers that served the calls."""
     processing: list[str] = []
@@ -333,6 +323,24 @@ class GetAnalyticsRequest(
     status: list[str] = []
     """How sure the costs are: priced, estimated, partial, unpriced, reported."""
     unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
+
+
+class GetAnalyticsRequest(
+    Filter, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, omit_defaults=True, gc=False
+):
+    """Which usage to measure, and how. Fields are ANDed; the values of one field are ORed."""
+
+    interval: Interval = Interval.UNSPECIFIED
+    """The length of a bucket."""
+    metrics: list[str] = []
+    """The metrics of each bucket: total_cost, total_tokens, total_requests, input_tokens,
+    output_tokens, cached_tokens, unpriced_requests, average_cost_per_request,
+    average_tokens_per_request; the first three when not given.
+    """
+    group_by: list[str] = []
+    """What to split each bucket by, as in GetCostSummary, but not by time."""
+    currency: str = ""
+    """The currency of costs, ISO 4217; USD when not given."""
 
 
 class MetricValues(
@@ -503,35 +511,10 @@ class GroupKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_om
 
 
 class GetCostSummaryRequest(
-    msgspec.Struct,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    repr_omit_defaults=True,
-    omit_defaults=True,
-    gc=False,
+    Filter, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, omit_defaults=True, gc=False
 ):
     """Which usage to sum, and how to group it. Fields are ANDed; the values of one field are ORed."""
 
-    organization_id: list[str] = []
-    """The organizations; all that the caller may see when not given."""
-    provider: list[str] = []
-    """The providers."""
-    model_id: list[str] = []
-    """The models."""
-    project_id: list[str] = []
-    """The projects."""
-    user_id: list[str] = []
-    """The end users."""
-    tag: list[str] = []
-    """Tags: a record with any of them."""
-    label: dict[str, str] = {}
-    """Labels: a record with all of them."""
-    start_date: str = ""
-    """The first moment, inclusive; a date means its midnight in time_zone. All time when not given."""
-    end_date: str = ""
-    """The last moment, exclusive; a date means through that day. Open when not given."""
-    time_zone: str = ""
-    """The zone of dates and of day, week and month groups, an IANA name; UTC when not given."""
     group_by: list[str] = []
     """What to group by, at most 4 of: none, provider, model, organization, project, user, tag,
     label:<key>, operation, service_tier, processing, region, status, meter, and one of hour, day,
@@ -539,17 +522,6 @@ class GetCostSummaryRequest(
     """
     currency: str = ""
     """The currency to sum, ISO 4217; USD when not given. Others are listed apart."""
-    service_tier: list[str] = []
-    """The tiers that served the calls."""
-    processing: list[str] = []
-    """How they were processed, such as batch."""
-    region: list[str] = []
-    """The geographies that set the price."""
-    operation: list[str] = []
-    """The kinds of call: chat, embeddings…"""
-    status: list[str] = []
-    """How sure the costs are: priced, estimated, partial, unpriced, reported."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
 class CostGroup(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False):
@@ -648,6 +620,8 @@ class GetCostRequest(
 
     usage_id: str = ""
     """The id of the usage record."""
+    organization_id: str = ""
+    """The organization of the record. Needed where the caller may see several."""
     unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
@@ -675,6 +649,8 @@ class VerifyCostRequest(
 
     usage_id: str = ""
     """The id of the usage record."""
+    organization_id: str = ""
+    """The organization of the record. Needed where the caller may see several."""
     unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
@@ -734,52 +710,16 @@ class EstimateCostResponse(
 
 
 class RepriceUsageRequest(
-    msgspec.Struct,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    repr_omit_defaults=True,
-    omit_defaults=True,
-    gc=False,
+    Filter, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, omit_defaults=True, gc=False
 ):
     """Which usage to price again. Fields are ANDed; the values of one field are ORed."""
 
-    organization_id: list[str] = []
-    """The organizations; all that the caller may see when not given."""
-    provider: list[str] = []
-    """The providers."""
-    model_id: list[str] = []
-    """The models."""
-    project_id: list[str] = []
-    """The projects."""
-    user_id: list[str] = []
-    """The end users."""
-    tag: list[str] = []
-    """Tags: a record with any of them."""
-    label: dict[str, str] = {}
-    """Labels: a record with all of them."""
-    start_date: str = ""
-    """The first moment, inclusive; a date means its midnight in time_zone. All time when not given."""
-    end_date: str = ""
-    """The last moment, exclusive; a date means through that day. Open when not given."""
-    time_zone: str = ""
-    """The zone of dates, an IANA name; UTC when not given."""
     as_of: str = ""
     """Leaves out cards that were created after this moment; a date means the end of that day. All
     cards count when not given, and those of the bundled catalog always.
     """
     dry_run: bool = False
     """Report what would change, and write nothing."""
-    service_tier: list[str] = []
-    """The tiers that served the calls."""
-    processing: list[str] = []
-    """How they were processed, such as batch."""
-    region: list[str] = []
-    """The geographies that set the price."""
-    operation: list[str] = []
-    """The kinds of call: chat, embeddings…"""
-    status: list[str] = []
-    """How sure the costs are: priced, estimated, partial, unpriced, reported."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
 class RepriceDifference(
@@ -1089,6 +1029,10 @@ class RateCard(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_om
     """The price of 1,000 input tokens, from `rates`; unset when INPUT has none."""
     output_price_per_1k: WireDecimal | None = None
     """The price of 1,000 output tokens, from `rates`; unset when OUTPUT has none."""
+    input_price_per_million: WireDecimal | None = None
+    """The price of 1,000,000 input tokens, from `rates`; unset when INPUT has none."""
+    output_price_per_million: WireDecimal | None = None
+    """The price of 1,000,000 output tokens, from `rates`; unset when OUTPUT has none."""
     unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
@@ -1100,7 +1044,9 @@ class CreatePriceRequest(
     omit_defaults=True,
     gc=False,
 ):
-    """Asks for a new card. Give the two prices per 1,000 tokens, or rates, or both for different meters."""
+    """Asks for a new card. Give the prices of input and output per million tokens or per 1,000, or rates, or
+    several of these for different meters.
+    """
 
     idempotency_key: str = ""
     """Makes a repeated call count once; the client makes one when not given."""
@@ -1142,6 +1088,10 @@ class CreatePriceRequest(
     """The parts of the day it holds in."""
     source_url: str = ""
     """Where the price was published."""
+    input_price_per_million: WireDecimal | None = None
+    """The price of 1,000,000 input tokens, the unit that vendors use; not beside input_price_per_1k."""
+    output_price_per_million: WireDecimal | None = None
+    """The price of 1,000,000 output tokens; not beside output_price_per_1k."""
     unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
@@ -1490,35 +1440,10 @@ class BatchSubmitUsageResponse(
 
 
 class ListUsageRequest(
-    msgspec.Struct,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    repr_omit_defaults=True,
-    omit_defaults=True,
-    gc=False,
+    Filter, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, omit_defaults=True, gc=False
 ):
     """Which usage to list. Fields are ANDed; the values of one field are ORed."""
 
-    organization_id: list[str] = []
-    """The organizations."""
-    provider: list[str] = []
-    """The providers."""
-    model_id: list[str] = []
-    """The models."""
-    project_id: list[str] = []
-    """The projects."""
-    user_id: list[str] = []
-    """The end users."""
-    tag: list[str] = []
-    """Tags: a record with any of them."""
-    label: dict[str, str] = {}
-    """Labels: a record with all of them."""
-    start_date: str = ""
-    """The first moment, inclusive; a date means its midnight in time_zone."""
-    end_date: str = ""
-    """The last moment, exclusive; a date means through that day."""
-    time_zone: str = ""
-    """The zone of dates, an IANA name; UTC when not given."""
     page: Int32 = 0
     """The page's number, from 1. Numbered pages are counted, and may shift while items are added."""
     page_size: Int32 = 0
@@ -1529,17 +1454,6 @@ class ListUsageRequest(
     """What to sort by: "timestamp" (the default) or "ingested_at"."""
     order: str = ""
     """"desc" (the default) or "asc"."""
-    service_tier: list[str] = []
-    """The tiers that served the calls."""
-    processing: list[str] = []
-    """How they were processed, such as batch."""
-    region: list[str] = []
-    """The geographies that set the price."""
-    operation: list[str] = []
-    """The kinds of call: chat, embeddings…"""
-    status: list[str] = []
-    """How sure the costs are: priced, estimated, partial, unpriced, reported."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
 class ListUsageResponse(
@@ -1564,10 +1478,10 @@ class StreamUsageRequest(
     omit_defaults=True,
     gc=False,
 ):
-    """One record of a stream."""
+    """Some records of a stream: as many as are at hand, but a message of few MiB. Over HTTP each is a line."""
 
-    usage: UsageRecord | None = None
-    """The record."""
+    records: list[UsageRecord] = []
+    """The records."""
     unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
@@ -1602,55 +1516,19 @@ class StreamUsageResponse(
 
 
 class ExportUsageRequest(
-    msgspec.Struct,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    repr_omit_defaults=True,
-    omit_defaults=True,
-    gc=False,
+    Filter, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, omit_defaults=True, gc=False
 ):
     """Which usage to export. Fields are ANDed; the values of one field are ORed."""
 
-    organization_id: list[str] = []
-    """The organizations."""
-    provider: list[str] = []
-    """The providers."""
-    model_id: list[str] = []
-    """The models."""
-    project_id: list[str] = []
-    """The projects."""
-    user_id: list[str] = []
-    """The end users."""
-    tag: list[str] = []
-    """Tags: a record with any of them."""
-    label: dict[str, str] = {}
-    """Labels: a record with all of them."""
-    start_date: str = ""
-    """The first moment, inclusive; a date means its midnight in time_zone."""
-    end_date: str = ""
-    """The last moment, exclusive; a date means through that day."""
-    time_zone: str = ""
-    """The zone of dates, an IANA name; UTC when not given."""
     order: str = ""
     """"asc" (the default) or "desc", by timestamp."""
-    service_tier: list[str] = []
-    """The tiers that served the calls."""
-    processing: list[str] = []
-    """How they were processed, such as batch."""
-    region: list[str] = []
-    """The geographies that set the price."""
-    operation: list[str] = []
-    """The kinds of call: chat, embeddings…"""
-    status: list[str] = []
-    """How sure the costs are: priced, estimated, partial, unpriced, reported."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
 class ExportUsageResponse(
     msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
 ):
-    """One record of an export."""
+    """Some records of an export. Over HTTP each is a line."""
 
-    usage: UsageRecord | None = None
-    """The record."""
+    records: list[UsageRecord] = []
+    """The records."""
     unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")

@@ -35,6 +35,7 @@ from llm_cost_ops.rpc.ids import uuid7
 from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.rpc.streams import Requests, driven
+from llm_cost_ops.wire.unknown import keeps_unknown
 
 __all__ = [
     "AsyncStreamingUsageResource",
@@ -100,7 +101,9 @@ class Segment:
     def begin(self) -> list[StreamUsageRequest]:
         """What is to be sent now: all that is not answered for."""
         self._begun = (self.done, StreamUsageResponse())
-        return [StreamUsageRequest(usage=record) for record in self._records[self.done :]]
+        from llm_cost_ops.rules.chunks import chunks_of
+
+        return [StreamUsageRequest(records=chunk) for chunk in chunks_of(self._records[self.done :])]
 
     def acknowledge(self, answer: StreamUsageResponse, progress: StreamProgress) -> bool:
         """Add to a progress what an answer since `begin` acknowledges; whether that is anything.
@@ -173,7 +176,8 @@ class _Sender:
             from llm_cost_ops.rules.requests import check_record
 
             violations: list[Violation] = []
-            check_record(record, "", datetime.fromtimestamp(self._core.runtime.now(), UTC), violations)
+            now = datetime.fromtimestamp(self._core.runtime.now(), UTC)
+            check_record(record, "", now, violations, keeps_unknown(self._core.metadata))
             if violations:
                 self._progress.records += 1
                 _add(self._progress, _invalid(index, violations))

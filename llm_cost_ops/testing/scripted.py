@@ -190,7 +190,9 @@ class ScriptedTransport:
         response = context.method.response.type
         if isinstance(answer, response) or context.method.unwrap is None:
             return answer
-        return response(**{context.method.unwrap: answer})
+        name = context.method.unwrap
+        many = isinstance(getattr(response(), name), list) and not isinstance(answer, list)
+        return response(**{name: [answer] if many else answer})
 
 
 def _steps(script: Iterable[Any]) -> Iterator[Any]:
