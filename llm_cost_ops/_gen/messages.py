@@ -620,6 +620,8 @@ class GetCostRequest(
 
     usage_id: str = ""
     """The id of the usage record."""
+    organization_id: str = ""
+    """The organization of the record. Needed where the caller may see several."""
     unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
@@ -647,6 +649,8 @@ class VerifyCostRequest(
 
     usage_id: str = ""
     """The id of the usage record."""
+    organization_id: str = ""
+    """The organization of the record. Needed where the caller may see several."""
     unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
@@ -1025,6 +1029,10 @@ class RateCard(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_om
     """The price of 1,000 input tokens, from `rates`; unset when INPUT has none."""
     output_price_per_1k: WireDecimal | None = None
     """The price of 1,000 output tokens, from `rates`; unset when OUTPUT has none."""
+    input_price_per_million: WireDecimal | None = None
+    """The price of 1,000,000 input tokens, from `rates`; unset when INPUT has none."""
+    output_price_per_million: WireDecimal | None = None
+    """The price of 1,000,000 output tokens, from `rates`; unset when OUTPUT has none."""
     unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
@@ -1036,7 +1044,9 @@ class CreatePriceRequest(
     omit_defaults=True,
     gc=False,
 ):
-    """Asks for a new card. Give the two prices per 1,000 tokens, or rates, or both for different meters."""
+    """Asks for a new card. Give the prices of input and output per million tokens or per 1,000, or rates, or
+    several of these for different meters.
+    """
 
     idempotency_key: str = ""
     """Makes a repeated call count once; the client makes one when not given."""
@@ -1078,6 +1088,10 @@ class CreatePriceRequest(
     """The parts of the day it holds in."""
     source_url: str = ""
     """Where the price was published."""
+    input_price_per_million: WireDecimal | None = None
+    """The price of 1,000,000 input tokens, the unit that vendors use; not beside input_price_per_1k."""
+    output_price_per_million: WireDecimal | None = None
+    """The price of 1,000,000 output tokens; not beside output_price_per_1k."""
     unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
@@ -1464,10 +1478,10 @@ class StreamUsageRequest(
     omit_defaults=True,
     gc=False,
 ):
-    """One record of a stream."""
+    """Some records of a stream: as many as are at hand, but a message of few MiB. Over HTTP each is a line."""
 
-    usage: UsageRecord | None = None
-    """The record."""
+    records: list[UsageRecord] = []
+    """The records."""
     unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
@@ -1513,8 +1527,8 @@ class ExportUsageRequest(
 class ExportUsageResponse(
     msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
 ):
-    """One record of an export."""
+    """Some records of an export. Over HTTP each is a line."""
 
-    usage: UsageRecord | None = None
-    """The record."""
+    records: list[UsageRecord] = []
+    """The records."""
     unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")

@@ -549,6 +549,9 @@ def validate_get_cost_request(m: GetCostRequest, path: str, violations: list[Vio
     v = m.usage_id
     if not v or type(v) is not str or len(v) > 64 or not v.isprintable():
         check_text(v, "usage_id", violations, 64, required=True)
+    v = m.organization_id
+    if v is not EMPTY and (type(v) is not str or len(v) > 100 or not v.isprintable()):
+        check_text(v, "organization_id", violations, 100)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -574,6 +577,9 @@ def validate_verify_cost_request(m: VerifyCostRequest, path: str, violations: li
     v = m.usage_id
     if not v or type(v) is not str or len(v) > 64 or not v.isprintable():
         check_text(v, "usage_id", violations, 64, required=True)
+    v = m.organization_id
+    if v is not EMPTY and (type(v) is not str or len(v) > 100 or not v.isprintable()):
+        check_text(v, "organization_id", violations, 100)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1081,6 +1087,12 @@ def validate_rate_card(m: RateCard, path: str, violations: list[Violation]) -> N
     v = m.output_price_per_1k
     if v is not None:
         check_decimal(v, "output_price_per_1k", violations)
+    v = m.input_price_per_million
+    if v is not None:
+        check_decimal(v, "input_price_per_million", violations)
+    v = m.output_price_per_million
+    if v is not None:
+        check_decimal(v, "output_price_per_million", violations)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1151,6 +1163,12 @@ def validate_create_price_request(m: CreatePriceRequest, path: str, violations: 
     v = m.source_url
     if v is not EMPTY and (type(v) is not str or len(v) > 2048 or not v.isprintable()):
         check_text(v, "source_url", violations, 2048)
+    v = m.input_price_per_million
+    if v is not None:
+        check_decimal(v, "input_price_per_million", violations, low=0)
+    v = m.output_price_per_million
+    if v is not None:
+        check_decimal(v, "output_price_per_million", violations, low=0)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1621,11 +1639,9 @@ def validate_stream_usage_request(m: StreamUsageRequest, path: str, violations: 
     """Check a StreamUsageRequest."""
     start = len(violations)
     v: Any
-    v = m.usage
-    if v is not None:
-        validate_usage_record(v, "usage", violations) if type(v) is UsageRecord else check_instance(v, "usage", violations, UsageRecord)
-    if v is None:
-        missing("usage", violations)
+    v = m.records
+    if (v or type(v) is not list) and check_items(v, "records", violations):
+        check_messages(v, "records", violations, UsageRecord, validate_usage_record)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1683,8 +1699,8 @@ def validate_export_usage_response(m: ExportUsageResponse, path: str, violations
     """Check a ExportUsageResponse."""
     start = len(violations)
     v: Any
-    v = m.usage
-    if v is not None:
-        validate_usage_record(v, "usage", violations) if type(v) is UsageRecord else check_instance(v, "usage", violations, UsageRecord)
+    v = m.records
+    if (v or type(v) is not list) and check_items(v, "records", violations):
+        check_messages(v, "records", violations, UsageRecord, validate_usage_record)
     if path and len(violations) != start:
         relocate(violations, start, path)

@@ -80,7 +80,7 @@ def _http_transport(config: ClientConfig, http_client: Any, serializer: Any, *, 
         verify = ssl_context(config.tls, verify=config.verify_ssl)
     transport: Transport = kind(
         config.base_url,
-        max_connections=pool.max_connections,
+        max_connections=min(pool.max_connections, pool.max_in_flight),
         max_keepalive_connections=pool.keepalive_connections,
         keepalive_expiry=pool.keepalive_expiry,
         verify=verify,
@@ -110,6 +110,7 @@ def _grpc_transport(config: ClientConfig, serializer: Any, *, sync: bool) -> Tra
         transport: Transport = kind(
             config.base_url,
             channels=config.connection_pool.grpc_channels,
+            max_in_flight=config.connection_pool.max_in_flight,
             tls=tls,
             proxy=config.proxy,
             serializer=serializer,

@@ -101,7 +101,9 @@ class Segment:
     def begin(self) -> list[StreamUsageRequest]:
         """What is to be sent now: all that is not answered for."""
         self._begun = (self.done, StreamUsageResponse())
-        return [StreamUsageRequest(usage=record) for record in self._records[self.done :]]
+        from llm_cost_ops.rules.chunks import chunks_of
+
+        return [StreamUsageRequest(records=chunk) for chunk in chunks_of(self._records[self.done :])]
 
     def acknowledge(self, answer: StreamUsageResponse, progress: StreamProgress) -> bool:
         """Add to a progress what an answer since `begin` acknowledges; whether that is anything.
@@ -196,19 +198,18 @@ class _Sender:
                 async with aclosing(self._call(segment, context)) as answers:
                     async for answer in answers:
                         if segment.acknowledge(answer, self._progress):
-                            context.attempt = 1
+                            context.attempt, context.refusals = 1, 0
                             yield self._reported()
                 if segment.left:
                     raise NetworkError(
                         "the stream ended before all of it was acknowledged", maybe_applied=True
                     )
             except CostOpsError as error:
-                delay = None if self._retry is None else self._retry.delay_after(error, context)
-                if delay is None:
+                wait = None if self._retry is None else self._retry.wait_after(error, context)
+                if self._retry is None or wait is None:
                     error.add_note(f"{self._progress.records} records of the stream were answered for")
                     raise
-                await context.runtime.sleep(delay)
-                context.attempt += 1
+                await self._retry.wait(wait, context)
         if self._progress.problems:
             yield self._reported()
 

@@ -154,15 +154,18 @@ class CacheConfig(Config, frozen=True, kw_only=True):
 class ConnectionPoolConfig(Config, frozen=True, kw_only=True):
     """Connections of a network transport: how many, how many idle ones, and for how many seconds.
 
-    Over gRPC many calls share a connection: `grpc_channels` is how many there are, and the others
-    do not count. `max_keepalive_connections` None means 20, or `max_connections` where that is less; more
-    than `max_connections` is refused.
+    At most `max_in_flight` calls are with the server at a time, open streams among them; the others queue
+    within their deadlines, first come, first served. Over HTTP each of them has a connection, and
+    `max_connections` bounds them too. Over gRPC they share `grpc_channels` connections, and the settings
+    of the others do not count. `max_keepalive_connections` None means 20, or `max_connections` where that is
+    less; more than `max_connections` is refused.
     """
 
     max_connections: int = 100
     max_keepalive_connections: int | None = None
     keepalive_expiry: float = 5.0
     grpc_channels: int = 1
+    max_in_flight: int = 100
 
     def __post_init__(self) -> None:
         number("max_connections", self.max_connections, 1, integer=True)
@@ -173,6 +176,7 @@ class ConnectionPoolConfig(Config, frozen=True, kw_only=True):
                 raise wrong("max_keepalive_connections", rule, self.max_keepalive_connections)
         number("keepalive_expiry", self.keepalive_expiry, 0)
         number("grpc_channels", self.grpc_channels, 1, integer=True)
+        number("max_in_flight", self.max_in_flight, 1, integer=True)
 
     @property
     def keepalive_connections(self) -> int:

@@ -83,6 +83,8 @@ def _says_nothing(message: Any) -> bool:
     """Whether every field that this version knows has its default; what stands beside an answer is none."""
     if message is None:
         return True
+    if isinstance(message, list):
+        return not message or any(map(_says_nothing, message))
     kind: Any = type(message)
     return all(getattr(message, name) == default for name, default in _defaults(kind))
 

@@ -134,7 +134,12 @@ class _Core:
             context = self.begin(method, timeout, headers, retry, "")
             async with aclosing(self._streams["unary_stream"](request, context)) as messages:
                 async for message in messages:
-                    yield message if method.unwrap is None else getattr(message, method.unwrap)
+                    if method.unwrap is None:
+                        yield message
+                        continue
+                    unwrapped = getattr(message, method.unwrap)
+                    for each in unwrapped if isinstance(unwrapped, list) else [unwrapped]:
+                        yield each
         except RpcError as error:
             raise self.public_error(error) from error.__cause__
 

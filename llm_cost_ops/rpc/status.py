@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from llm_cost_ops.rpc.metadata import Metadata
 
-__all__ = ["STATUS_BY_REASON", "RpcError", "StatusCode", "Violation", "client_closed"]
+__all__ = ["OVERLOADED", "STATUS_BY_REASON", "RpcError", "StatusCode", "Violation", "client_closed"]
 
 
 class StatusCode(enum.IntEnum):
@@ -37,6 +37,10 @@ class StatusCode(enum.IntEnum):
     UNAVAILABLE = 14
     DATA_LOSS = 15
     UNAUTHENTICATED = 16
+
+
+OVERLOADED = "OVERLOADED"
+"""The error code of a server that has too many calls, and did nothing with this one."""
 
 
 class Violation(NamedTuple):
@@ -85,6 +89,11 @@ class RpcError(Exception):
         self.metadata = metadata
         self.body = body
         self.local_detail = local_detail
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the server had too many calls, did nothing with this one, and says when to come again."""
+        return self.error_code == OVERLOADED and self.retry_after is not None
 
     def __str__(self) -> str:
         details = "; ".join(f"{v.field}: {v.description}" for v in self.violations)

@@ -53,6 +53,7 @@ WRONG: list[tuple[type, str, list[Any]]] = [
     (ConnectionPoolConfig, "max_keepalive_connections", [v for v in WHOLE if v is not None]),
     (ConnectionPoolConfig, "keepalive_expiry", NUMBERS),
     (ConnectionPoolConfig, "grpc_channels", [*WHOLE, 0]),
+    (ConnectionPoolConfig, "max_in_flight", [*WHOLE, 0]),
     (LoggingConfig, "enabled", FLAGS),
     (LoggingConfig, "level", ["", "LOUD", 10, None]),
     (LoggingConfig, "logger_name", [None, 5]),

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from llm_cost_ops.rpc.metadata import Metadata
-from llm_cost_ops.rpc.status import STATUS_BY_REASON, RpcError, StatusCode, Violation
+from llm_cost_ops.rpc.status import OVERLOADED, STATUS_BY_REASON, RpcError, StatusCode, Violation
 from llm_cost_ops.transports.net.headers import REQUEST_ID_HEADER, retry_after
 
 __all__ = ["HTTP_STATUS", "code_of_status", "error_from_response", "error_to_response"]
@@ -119,7 +119,9 @@ def error_from_response(status: int, metadata: Metadata, body: bytes, *, safe: b
         violations=violations[:_MAX_VIOLATIONS],
         retry_after=_hint(metadata, facts, decoded, now),
         # A server that failed may have got far enough.
-        maybe_applied=not safe and (status == 499 or (status >= 500 and status != 501)),
+        maybe_applied=not safe
+        and error_code != OVERLOADED
+        and (status == 499 or (status >= 500 and status != 501)),
         http_status=status,
         error_code="" if error_code.upper() == code.name else error_code,
         request_id=_text(decoded.get("request_id")) or metadata.get(REQUEST_ID_HEADER),
