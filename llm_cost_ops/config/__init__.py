@@ -84,6 +84,10 @@ class ClientConfig(Config, frozen=True, kw_only=True):
     proxy: str | None = None
     default_headers: Mapping[str, str] = {}
     durability: str = "disk"
+    recorder: RecorderConfig = RecorderConfig()
+    organization_id: str = ""
+    project_id: str = ""
+    labels: Mapping[str, str] = {}
     unknown_fields: str = "refuse"
 
     def __post_init__(self) -> None:
@@ -97,6 +101,12 @@ class ClientConfig(Config, frozen=True, kw_only=True):
                 raise wrong(parameter, f"must be a {kind.__name__}", value)
         flag("verify_ssl", self.verify_ssl)
         text("durability", self.durability, ("disk", "process"))
+        text("organization_id", self.organization_id)
+        text("project_id", self.project_id)
+        labels = dict(self.labels)
+        if not all(isinstance(name, str) and isinstance(value, str) for name, value in labels.items()):
+            raise wrong("labels", "must be texts by names", self.labels)
+        msgspec.structs.force_setattr(self, "labels", labels)
         text("unknown_fields", self.unknown_fields, ("refuse", "keep"))
         for parameter in ("user_agent", "proxy"):
             value = getattr(self, parameter)
@@ -135,7 +145,8 @@ class ClientConfig(Config, frozen=True, kw_only=True):
         """Read LLM_COST_OPS_* variables; explicit arguments win over them.
 
         BASE_URL, API_KEY, TIMEOUT (seconds), MAX_RETRIES, VERIFY_SSL (true or false), PROXY,
-        LOG_LEVEL (turns logging on) and DURABILITY are read, each after the prefix.
+        LOG_LEVEL (turns logging on), DURABILITY, SPOOL (a folder), ORGANIZATION_ID and PROJECT_ID are read,
+        each after the prefix.
         """
         found: dict[str, Any] = {}
         for name, (parameter, read) in _ENVIRONMENT.items():
@@ -207,6 +218,10 @@ class ClientConfig(Config, frozen=True, kw_only=True):
         """A copy that measures so; without arguments, with metrics on."""
         return self.replace(metrics=_changed(metrics, self.metrics, {"enabled": True, **changes}))
 
+    def with_recorder(self, recorder: RecorderConfig | None = None, **changes: Any) -> ClientConfig:
+        """A copy whose `usage.record` works so: a whole RecorderConfig, or some of its parameters."""
+        return self.replace(recorder=_changed(recorder, self.recorder, changes))
+
     def __repr__(self) -> str:
         shown = []
         for name in self.__struct_fields__:
@@ -267,6 +282,8 @@ _PARTS: dict[str, type] = {
     "logging": LoggingConfig,
     "metrics": MetricsConfig,
     "tls": TLSConfig,
+    "recorder": RecorderConfig,
+    "labels": Mapping,
     "default_headers": Mapping,
 }
 _OPTIONAL_PARTS = {"rate_limit", "circuit_breaker", "cache", "tls"}
@@ -293,6 +310,9 @@ _ENVIRONMENT: dict[str, tuple[str, Callable[[str], Any]]] = {
         lambda value: LoggingConfig(enabled=True, level=value.strip()),
     ),
     "LLM_COST_OPS_DURABILITY": ("durability", str.strip),
+    "LLM_COST_OPS_SPOOL": ("recorder", lambda value: RecorderConfig(spool=value.strip())),
+    "LLM_COST_OPS_ORGANIZATION_ID": ("organization_id", str.strip),
+    "LLM_COST_OPS_PROJECT_ID": ("project_id", str.strip),
 }
 
 
