@@ -1273,32 +1273,32 @@ def validate_modality_tokens(m: ModalityTokens, path: str, violations: list[Viol
     start = len(violations)
     v: Any
     v = m.input_audio_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "input_audio_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "input_audio_tokens", violations, 0, 1000000000000)
     v = m.input_image_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "input_image_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "input_image_tokens", violations, 0, 1000000000000)
     v = m.input_video_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "input_video_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "input_video_tokens", violations, 0, 1000000000000)
     v = m.cached_audio_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "cached_audio_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "cached_audio_tokens", violations, 0, 1000000000000)
     v = m.cached_image_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "cached_image_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "cached_image_tokens", violations, 0, 1000000000000)
     v = m.cached_video_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "cached_video_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "cached_video_tokens", violations, 0, 1000000000000)
     v = m.output_audio_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "output_audio_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "output_audio_tokens", violations, 0, 1000000000000)
     v = m.output_image_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "output_image_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "output_image_tokens", violations, 0, 1000000000000)
     v = m.output_video_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "output_video_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "output_video_tokens", violations, 0, 1000000000000)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1325,26 +1325,26 @@ def validate_usage_record(m: UsageRecord, path: str, violations: list[Violation]
     if not v or type(v) is not str or len(v) > 255 or not v.isprintable():
         check_text(v, "model_id", violations, 255, required=True)
     v = m.input_tokens
-    if v is not None and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "input_tokens", violations, 0, 1000000000000000)
+    if v is not None and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "input_tokens", violations, 0, 1000000000000)
     v = m.output_tokens
-    if v is not None and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "output_tokens", violations, 0, 1000000000000000)
+    if v is not None and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "output_tokens", violations, 0, 1000000000000)
     v = m.total_tokens
-    if v is not None and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "total_tokens", violations, 0, 1000000000000000)
+    if v is not None and (type(v) is not int or not 0 <= v <= 2000000000000):
+        check_int(v, "total_tokens", violations, 0, 2000000000000)
     v = m.cached_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "cached_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "cached_tokens", violations, 0, 1000000000000)
     v = m.cache_write_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "cache_write_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "cache_write_tokens", violations, 0, 1000000000000)
     v = m.cache_write_extended_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "cache_write_extended_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "cache_write_extended_tokens", violations, 0, 1000000000000)
     v = m.reasoning_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "reasoning_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "reasoning_tokens", violations, 0, 1000000000000)
     v = m.timestamp
     if v is not None and type(v) is not datetime:
         check_instance(v, "timestamp", violations, datetime)
@@ -1368,8 +1368,8 @@ def validate_usage_record(m: UsageRecord, path: str, violations: list[Violation]
         for k, e in v.items():
             if type(k) is not str or not k.isprintable():
                 check_text(k, entry("meters", k), violations)
-            if type(e) is not int or not 0 <= e <= 1000000000000000:
-                check_int(e, entry("meters", k), violations, 0, 1000000000000000)
+            if type(e) is not int or not 0 <= e <= 1000000000000:
+                check_int(e, entry("meters", k), violations, 0, 1000000000000)
     v = m.request_count
     if v is not None and (type(v) is not int or not 1 <= v <= 2147483647):
         check_int(v, "request_count", violations, 1, 2147483647)

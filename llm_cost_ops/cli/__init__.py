@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from llm_cost_ops import __version__
 from llm_cost_ops.cli.options import add_questions, add_target
+from llm_cost_ops.config import REPORTED_PROVIDERS, split_names
 from llm_cost_ops.exceptions import CostOpsError
 
 __all__ = ["main"]
@@ -60,6 +61,14 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         choices=("disk", "process"),
         default="disk",
         help="what an acknowledged record survives: a power cut (disk, the default) or a crash (process)",
+    )
+    parser.add_argument(
+        "--reported-providers",
+        type=split_names,
+        default=REPORTED_PROVIDERS,
+        metavar="NAMES",
+        help="with commas: providers whose stated costs are taken before those by price cards; "
+        f"default: {','.join(REPORTED_PROVIDERS)}",
     )
     parser.add_argument(
         "--require-keys",
@@ -176,6 +185,13 @@ def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="give a field of every record"
+    )
+    parser.add_argument(
+        "--reported-providers",
+        type=split_names,
+        metavar="NAMES",
+        help="with commas: providers whose stated costs are taken before those by price cards, with --db; "
+        f"default: {','.join(REPORTED_PROVIDERS)}",
     )
     parser.add_argument("--batch-size", type=int, default=1000, metavar="N", help="default: %(default)s")
     parser.set_defaults(run="import")

@@ -56,7 +56,7 @@ async def _serve(options: argparse.Namespace, *, exists: bool) -> None:
     store = SqliteStore(options.db, durability=options.durability, group_commit=True)
     keys = Authentication(store.keys, required=required)
     admission = Admission(options.max_calls, exempt=OPEN)
-    service = Service(store, [admission, keys])
+    service = Service(store, [admission, keys], reported_providers=options.reported_providers)
     servers: list[Server] = []
     if where_http is not None:
         app = AsgiApp(service.handler, admit=keys.admit, admission=admission)

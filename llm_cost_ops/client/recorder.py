@@ -21,6 +21,7 @@ import msgspec
 
 from llm_cost_ops._gen.codecs import USAGE_RECORD
 from llm_cost_ops._gen.messages import BatchReceipt, RecordError, SubmitResult, SubmitStatus, UsageRecord
+from llm_cost_ops.client.attribution import Attributes, current_attributes
 from llm_cost_ops.client.spool import Spool, SpoolBatch, SpoolFullError
 from llm_cost_ops.config import RecorderConfig
 from llm_cost_ops.exceptions import CostOpsError, RecorderFullError, ValidationError
@@ -44,8 +45,9 @@ _log = logging.getLogger("llm_cost_ops.recorder")
 
 _ACCEPTED = (SubmitStatus.CREATED, SubmitStatus.DUPLICATE)
 
-# What `record` was called with: the record or None, the fields, nanoseconds since 1970, and a number.
-_Raw = tuple[UsageRecord | None, dict[str, Any], int, int]
+# What `record` was called with (the record or None, the fields), and whose the call is; when, in nanoseconds
+# since 1970, and a number.
+_Raw = tuple[UsageRecord | None, dict[str, Any], Attributes, int, int]
 _Built = tuple[UsageRecord, int]
 
 
@@ -107,7 +109,7 @@ class Recorder:
     def __init__(
         self,
         config: RecorderConfig,
-        build: Callable[[UsageRecord | None, dict[str, Any]], UsageRecord],
+        build: Callable[[UsageRecord | None, dict[str, Any], Attributes], UsageRecord],
         connect: Callable[[], Connection],
     ) -> None:
         self._config = config
@@ -124,7 +126,7 @@ class Recorder:
 
     def record(self, record: UsageRecord | None, fields: dict[str, Any]) -> None:
         """Take a record; never waits for the network. RecorderFullError where overflow is "raise"."""
-        raw = (record, fields, time.time_ns(), next(self._numbers))
+        raw = (record, fields, current_attributes(), time.time_ns(), next(self._numbers))
         if self._spool is not None:
             self._keep(raw)
             return
@@ -304,9 +306,9 @@ class Recorder:
 
     def _built(self, raw: _Raw) -> UsageRecord | str:
         """The record of a call of `record`, or why there is none."""
-        record, fields, nanoseconds, number = raw
+        record, fields, attributes, nanoseconds, number = raw
         try:
-            built = self._build(record, fields)
+            built = self._build(record, fields, attributes)
             if not built.idempotency_key:
                 built.idempotency_key = self._key_of(nanoseconds, number)
             if built.timestamp is None:

@@ -10,7 +10,7 @@ import copy
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable
 from contextlib import aclosing
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -25,17 +25,21 @@ from llm_cost_ops._gen.messages import (
 )
 from llm_cost_ops._gen.methods import STREAM_USAGE
 from llm_cost_ops._gen.resources import AsyncUsageResource, UsageResource
+from llm_cost_ops.client.recording import Recording
 from llm_cost_ops.config import RetryConfig
-from llm_cost_ops.exceptions import CostOpsError, NetworkError, error_from_rpc
+from llm_cost_ops.exceptions import ConfigurationError, CostOpsError, NetworkError, error_from_rpc
 from llm_cost_ops.interceptors.retry import Retry
 from llm_cost_ops.interceptors.validation import Validation
-from llm_cost_ops.rpc.channel import UNSET
+from llm_cost_ops.rpc.channel import UNSET, AsyncChannel, Channel
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.ids import uuid7
 from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.rpc.status import RpcError, Violation, invalid_argument
 from llm_cost_ops.rpc.streams import Requests, driven
 from llm_cost_ops.wire.unknown import keeps_unknown
+
+if TYPE_CHECKING:
+    from llm_cost_ops.client.recorder import Recorder
 
 __all__ = [
     "AsyncStreamingUsageResource",
@@ -254,10 +258,28 @@ def _refused(violation: Violation) -> CostOpsError:
     return error_from_rpc(invalid_argument(*violation, origin="client"), attempts=0)
 
 
+def _recorder(recording: Recording | None) -> Recorder:
+    if recording is None:
+        raise ConfigurationError("record() needs a client: this resource was made without one")
+    return recording.recorder
+
+
 class StreamingUsageResource(UsageResource):
     """Records usage and reads it back."""
 
-    __slots__ = ()
+    __slots__ = ("_recording",)
+
+    def __init__(self, channel: Channel, recording: Recording | None = None) -> None:
+        super().__init__(channel)
+        self._recording = recording
+
+    def record(self, record: UsageRecord | None = None, /, **fields: Any) -> None:
+        """Record a call beside the caller's work: takes what `submit` takes, and returns at once.
+
+        Nothing is raised for the network, nor for wrong arguments, which RecorderConfig's `on_error` is told
+        of; RecorderFullError where its `overflow` asks for it. `client.flush()` says what became of records.
+        """
+        _recorder(self._recording).record(record, fields)
 
     def stream(
         self,
@@ -313,7 +335,15 @@ class StreamingUsageResource(UsageResource):
 class AsyncStreamingUsageResource(AsyncUsageResource):
     """Records usage and reads it back."""
 
-    __slots__ = ()
+    __slots__ = ("_recording",)
+
+    def __init__(self, channel: AsyncChannel, recording: Recording | None = None) -> None:
+        super().__init__(channel)
+        self._recording = recording
+
+    def record(self, record: UsageRecord | None = None, /, **fields: Any) -> None:
+        """Record a call beside the caller's work, as StreamingUsageResource.record; nothing is awaited."""
+        _recorder(self._recording).record(record, fields)
 
     async def stream(
         self,

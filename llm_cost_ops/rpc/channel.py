@@ -222,6 +222,11 @@ class _Channel:
         )
         self._owner = True
 
+    @property
+    def owner(self) -> bool:
+        """Whether it opened its transport, and closes it."""
+        return self._owner
+
     @staticmethod
     def _runtime() -> Runtime:
         raise NotImplementedError

@@ -59,7 +59,7 @@ class Ledger:
         self.closed += 1
 
 
-def build(record: UsageRecord | None, fields: dict[str, Any]) -> UsageRecord:
+def build(record: UsageRecord | None, fields: dict[str, Any], _: object = None) -> UsageRecord:
     made = record or UsageRecord(organization_id="o", provider="p", **fields)
     if not isinstance(made.input_tokens, int | None):
         raise ValidationError("input_tokens must be a whole number")
