@@ -34,7 +34,7 @@ from llm_cost_ops.rpc.channel import UNSET, AsyncChannel, Channel
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.ids import uuid7
 from llm_cost_ops.rpc.runtime import drive
-from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.rpc.status import RpcError, Violation, invalid_argument
 from llm_cost_ops.rpc.streams import Requests, driven
 from llm_cost_ops.wire.unknown import keeps_unknown
 
@@ -255,9 +255,7 @@ def _invalid(index: int, violations: list[Violation]) -> StreamProblem:
 
 
 def _refused(violation: Violation) -> CostOpsError:
-    words = f"{violation.field} {violation.description}"
-    error = RpcError(StatusCode.INVALID_ARGUMENT, words, violations=[violation], origin="client")
-    return error_from_rpc(error, attempts=0)
+    return error_from_rpc(invalid_argument(*violation, origin="client"), attempts=0)
 
 
 def _recorder(recording: Recording | None) -> Recorder:

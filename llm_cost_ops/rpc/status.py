@@ -14,7 +14,16 @@ if TYPE_CHECKING:
 
     from llm_cost_ops.rpc.metadata import Metadata
 
-__all__ = ["OVERLOADED", "STATUS_BY_REASON", "RpcError", "StatusCode", "Violation", "client_closed"]
+__all__ = [
+    "OVERLOADED",
+    "STATUS_BY_REASON",
+    "RpcError",
+    "StatusCode",
+    "Violation",
+    "client_closed",
+    "invalid_argument",
+    "invalid_arguments",
+]
 
 
 class StatusCode(enum.IntEnum):
@@ -109,6 +118,17 @@ STATUS_BY_REASON: dict[str, tuple[StatusCode, int]] = {
 }
 """The code and the HTTP status of errors of storage, by their error_code. They are the service's fault,
 where their codes alone would say that the caller sent too much, or something wrong."""
+
+
+def invalid_argument(field: str, rule: str, *, origin: str = "server") -> RpcError:
+    """The error for one field that broke a rule; the rule reads on from the field's name."""
+    return invalid_arguments([Violation(field, rule)], origin=origin)
+
+
+def invalid_arguments(violations: Sequence[Violation], *, origin: str = "server") -> RpcError:
+    """The error for every rule that was broken; its message names the first twenty."""
+    words = "; ".join(f"{field} {rule}".lstrip() for field, rule in violations[:20])
+    return RpcError(StatusCode.INVALID_ARGUMENT, words, violations=violations, origin=origin)
 
 
 def client_closed(*, maybe_applied: bool = False) -> RpcError:
