@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from llm_cost_ops._gen.messages import (
-    FieldViolation,
-    RecordError,
     StreamProblem,
     StreamUsageRequest,
     StreamUsageResponse,
@@ -246,12 +244,10 @@ async def _receipt(
 
 
 def _invalid(index: int, violations: list[Violation]) -> StreamProblem:
-    error = RecordError(
-        code="INVALID_ARGUMENT",
-        message="; ".join(f"{field} {rule}".lstrip() for field, rule in violations[:20]),
-        violations=[FieldViolation(field=field, description=rule) for field, rule in violations],
-    )
-    return StreamProblem(index=index, status=SubmitStatus.INVALID, error=error)
+    from llm_cost_ops.rules.batches import refused
+
+    result = refused(violations)
+    return StreamProblem(index=index, status=result.status, error=result.error)
 
 
 def _refused(violation: Violation) -> CostOpsError:

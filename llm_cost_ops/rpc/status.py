@@ -23,6 +23,7 @@ __all__ = [
     "client_closed",
     "invalid_argument",
     "invalid_arguments",
+    "violations_text",
 ]
 
 
@@ -127,8 +128,14 @@ def invalid_argument(field: str, rule: str, *, origin: str = "server") -> RpcErr
 
 def invalid_arguments(violations: Sequence[Violation], *, origin: str = "server") -> RpcError:
     """The error for every rule that was broken; its message names the first twenty."""
-    words = "; ".join(f"{field} {rule}".lstrip() for field, rule in violations[:20])
-    return RpcError(StatusCode.INVALID_ARGUMENT, words, violations=violations, origin=origin)
+    return RpcError(
+        StatusCode.INVALID_ARGUMENT, violations_text(violations), violations=violations, origin=origin
+    )
+
+
+def violations_text(violations: Sequence[Violation]) -> str:
+    """The first twenty of the violations as one line of text, for a message."""
+    return "; ".join(f"{field} {rule}".strip() for field, rule in violations[:20])
 
 
 def client_closed(*, maybe_applied: bool = False) -> RpcError:

@@ -18,7 +18,7 @@ from llm_cost_ops._gen.messages import (
 from llm_cost_ops._gen.methods import BATCH_SUBMIT_USAGE
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.interceptor import UnaryContinuation
-from llm_cost_ops.rpc.status import StatusCode, Violation
+from llm_cost_ops.rpc.status import StatusCode, Violation, violations_text
 from llm_cost_ops.rules.requests import check_record
 from llm_cost_ops.wire.unknown import keeps_unknown
 
@@ -80,7 +80,7 @@ def refused(violations: Iterable[Violation], code: StatusCode = StatusCode.INVAL
         status=SubmitStatus.INVALID,
         error=RecordError(
             code=code.name,
-            message="; ".join(f"{field} {rule}".lstrip() for field, rule in broken[:20]),
+            message=violations_text(broken),
             violations=[FieldViolation(field=field, description=rule) for field, rule in broken],
         ),
     )

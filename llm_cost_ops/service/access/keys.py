@@ -20,9 +20,8 @@ from hashlib import blake2b
 
 from llm_cost_ops.ledger import ApiKey, KeyStore
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.rpc.status import RpcError, StatusCode, invalid_argument
 from llm_cost_ops.service.access.tenancy import Principal, Role
-from llm_cost_ops.service.pages import invalid
 
 __all__ = ["EVERY_ORGANIZATION", "create_key", "key_id_of", "principal_of", "revoke_key"]
 
@@ -51,7 +50,7 @@ async def create_key(
     now = datetime.fromtimestamp(context.runtime.now(), UTC)
     _check(organizations, role, name)
     if expires_at is not None and expires_at <= now:
-        raise invalid("expires", "must lie in the future")
+        raise invalid_argument("expires", "must lie in the future")
     everything = EVERY_ORGANIZATION in organizations
     secret = await keys.secret(context)
     while True:
@@ -108,14 +107,14 @@ def key_id_of(text: str) -> str:
 
 def _check(organizations: Sequence[str], role: str, name: str) -> None:
     if not organizations:
-        raise invalid("organization", "must name at least one organization, or '*' for all of them")
+        raise invalid_argument("organization", "must name at least one organization, or '*' for all of them")
     for organization in organizations:
         if not 1 <= len(organization) <= 100 or not organization.isprintable():
-            raise invalid("organization", "must have 1 to 100 printable characters")
+            raise invalid_argument("organization", "must have 1 to 100 printable characters")
     if role.upper() not in Role.__members__:
-        raise invalid("role", f"must be reader, writer or admin, not {role[:32]!r}")
+        raise invalid_argument("role", f"must be reader, writer or admin, not {role[:32]!r}")
     if len(name) > _MAX_NAME or not name.isprintable():
-        raise invalid("name", f"must have at most {_MAX_NAME} printable characters")
+        raise invalid_argument("name", f"must have at most {_MAX_NAME} printable characters")
 
 
 def _random_text(size: int) -> str:
