@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import parse_qs, unquote
 
 from llm_cost_ops._gen import resources
 from llm_cost_ops.client.options import chain_of
@@ -48,21 +46,8 @@ def _embedded_transport(config: ClientConfig, *, sync: bool) -> Transport:
     from llm_cost_ops.service import open_service
     from llm_cost_ops.transports.inprocess import InProcessTransport
 
-    parts = split_base_url(config.base_url)
-    options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
-    durability = options.pop("durability", config.durability)
-    if options:
-        raise ConfigurationError(f"base_url: unknown option {min(options)!r}", parameter="base_url")
-    if durability not in ("disk", "process"):
-        raise ConfigurationError(
-            f"base_url: durability must be 'disk' or 'process', not {durability!r}", parameter="base_url"
-        )
-    path = unquote(parts.path)[1:]
     service = open_service(
-        str(Path(path).expanduser()) if path else None,
-        durability=durability,
-        group_commit=not sync,
-        origin="client",
+        config.base_url, durability=config.durability, group_commit=not sync, origin="client"
     )
     return InProcessTransport(service.handler, service.aclose)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from llm_cost_ops.rpc.metadata import Metadata
 
-__all__ = ["RpcError", "StatusCode", "Violation", "client_closed"]
+__all__ = ["RpcError", "StatusCode", "Violation", "client_closed", "invalid_argument"]
 
 
 class StatusCode(enum.IntEnum):
@@ -95,3 +95,8 @@ def client_closed() -> RpcError:
         "last call",
         origin="client",
     )
+
+
+def invalid_argument(field: str, rule: str) -> RpcError:
+    """The error for one field that breaks one rule."""
+    return RpcError(StatusCode.INVALID_ARGUMENT, f"{field} {rule}", violations=[Violation(field, rule)])

@@ -22,7 +22,7 @@ from llm_cost_ops._gen.messages import (
     RateCard,
     SubmitStatus,
 )
-from llm_cost_ops.ledger import Store
+from llm_cost_ops.ledger import Ledger
 from llm_cost_ops.pricing.money import plain
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.ids import uuid7
@@ -45,8 +45,8 @@ _EXACT = Context(prec=60)
 class PricingService:
     """Creates dated cards and reads them back, those of the bundled catalog included."""
 
-    def __init__(self, store: Store, prices: Prices) -> None:
-        self._store = store
+    def __init__(self, ledger: Ledger, prices: Prices) -> None:
+        self._ledger = ledger
         self._prices = prices
 
     async def create_price(self, request: CreatePriceRequest, context: CallContext) -> CreatePriceResponse:
@@ -56,7 +56,7 @@ class PricingService:
         content.idempotency_key = ""
         fingerprint = blake2b(canonical_json(content), digest_size=16).digest()
         key = request.idempotency_key or context.idempotency_key
-        card, status = await self._store.add_card(_card(request, now), key, fingerprint, context)
+        card, status = await self._ledger.add_card(_card(request, now), key, fingerprint, context)
         if status == SubmitStatus.CONFLICT:
             rule = "was used before for another card"
             raise RpcError(
@@ -70,7 +70,7 @@ class PricingService:
 
     async def get_price(self, request: GetPriceRequest, context: CallContext) -> GetPriceResponse:
         """Get a card by its id."""
-        card = await self._store.get_card(request.id, context) or self._prices.catalog_card(request.id)
+        card = await self._ledger.get_card(request.id, context) or self._prices.catalog_card(request.id)
         if card is None or not may_access(context, card.organization_id):
             raise RpcError(StatusCode.NOT_FOUND, f"there is no price card {request.id!r}")
         return GetPriceResponse(data=card, meta=meta_of(context))
@@ -99,7 +99,7 @@ class PricingService:
         )
         cards: list[RateCard] = []
         if request.origin != PriceOrigin.CATALOG:
-            cards += await self._store.all_cards(context)
+            cards += await self._ledger.all_cards(context)
         if request.origin != PriceOrigin.MANUAL:
             cards += self._prices.catalog_cards(providers, models)
         return [

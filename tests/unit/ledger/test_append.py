@@ -48,7 +48,7 @@ def test_a_key_counts_once(store: Sync) -> None:
     assert (other.status, other.usage_id) == (CONFLICT, created.usage_id)
     assert statuses(store, entry(idempotency_key=key, organization_id="other")) == [CREATED]
     assert requests(store) == 2
-    assert store.count_usage(Filter()) == 2
+    assert store.count(Filter()) == 2
 
 
 def test_a_time_that_the_store_filled_in_is_the_same_content(store: Sync) -> None:
@@ -67,7 +67,7 @@ def test_a_time_that_the_store_filled_in_is_the_same_content(store: Sync) -> Non
 
 
 def folded(store: Sync) -> int:
-    return store.store._writer.open().execute("SELECT seq FROM folded").fetchone()[0]
+    return store.store._writer.open().execute("SELECT seq FROM rollup_watermark").fetchone()[0]
 
 
 def test_sums_are_brought_up_to_date_every_128_rows(store: Sync) -> None:
@@ -233,7 +233,7 @@ def test_what_is_too_large_is_refused_whole(store: Sync, size: int) -> None:
         with pytest.raises(RpcError) as caught:
             store.append([entry() for _ in range(size - 1)] + [bad])
         assert caught.value.code is StatusCode.INVALID_ARGUMENT
-    assert store.count_usage(Filter()) == 0
+    assert store.count(Filter()) == 0
     assert statuses(store, entry(input_tokens=MAX_COUNT, units=MAX_COST_UNITS)) == [CREATED]
 
 

@@ -40,7 +40,7 @@ def refusal(path: Path) -> RpcError:
 def test_nothing_is_opened_before_the_first_call(tmp_path: Path) -> None:
     store = Sync(tmp_path / "costs.db")
     assert not list(tmp_path.iterdir())
-    assert store.count_usage(Filter()) == 0
+    assert store.count(Filter()) == 0
     assert (tmp_path / "costs.db").exists()
     store.aclose()
     store.aclose()
@@ -52,11 +52,11 @@ def test_calls_on_a_closed_store_say_so(tmp_path: Path) -> None:
         for group in (False, True):
             store = Sync(path, group_commit=group)
             store.append([entry()])
-            store.count_usage(Filter())
+            store.count(Filter())
             store.aclose()
             for call in (
                 lambda s: s.append([entry()]),
-                lambda s: s.count_usage(Filter()),
+                lambda s: s.count(Filter()),
                 lambda s: s.check(),
             ):
                 with pytest.raises(RpcError, match="the store is closed"):
@@ -104,7 +104,7 @@ def test_a_file_that_another_process_makes_meanwhile_is_no_stranger(tmp_path: Pa
     assert schema.identify(connection, "the file") in (0, schema.VERSION)
     connection.close()
     with Sync(path) as store:
-        assert store.count_usage(Filter()) == 0
+        assert store.count(Filter()) == 0
 
 
 @pytest.mark.parametrize("content", [b"date,tokens\n" * 100, b"SQLite format 3\0" + b"\xff" * 4096])
@@ -141,14 +141,14 @@ def test_a_migration_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(schema, "MIGRATIONS", (*known, step))
     monkeypatch.setattr(schema, "VERSION", len(known) + 1)
     with Sync(path) as store, pytest.raises(RpcError):
-        store.count_usage(Filter())
+        store.count(Filter())
     connection = sqlite3.connect(path)
     assert connection.execute("PRAGMA user_version").fetchone() == (len(known),)
     assert "extra" not in {row[1] for row in connection.execute("PRAGMA table_info(usage)")}
     connection.close()
     monkeypatch.setattr(schema, "MIGRATIONS", (*known, step[:1]))
     with Sync(path) as store:
-        assert store.count_usage(Filter()) == 1
+        assert store.count(Filter()) == 1
     connection = sqlite3.connect(path)
     assert connection.execute("PRAGMA user_version").fetchone() == (len(known) + 1,)
     connection.close()
@@ -236,7 +236,7 @@ def test_a_file_of_version_4_opens(tmp_path: Path) -> None:
         shutil.copyfileobj(packed, file)
     with Sync(path) as store:
         total = 9 + 9 + sum(range(200))
-        assert store.count_usage(Filter()) == 204
+        assert store.count(Filter()) == 204
         for group_by in ((), ("user",), ("provider",), ("label:x",)):
             found = store.summarize(Filter(), group_by, None)
             assert (sum(s.units for _, _, s in found), sum(s.requests for _, _, s in found)) == (total, 204)
@@ -274,10 +274,10 @@ def test_a_full_disk_acknowledges_nothing(tmp_path: Path, group: bool) -> None:
             with pytest.raises(RpcError) as caught:
                 fill(store, size)
             assert caught.value.code is StatusCode.RESOURCE_EXHAUSTED
-        before = store.count_usage(Filter())
+        before = store.count(Filter())
         store.store._writer._connection.execute("PRAGMA max_page_count = 1000000")
         assert [done.status for done in store.append([entry()])] == [SubmitStatus.CREATED]
-        assert store.count_usage(Filter()) == before + 1
+        assert store.count(Filter()) == before + 1
         assert sum(s.requests for _, _, s in store.summarize(Filter(), ("label:x",), None)) == before + 1
 
 
@@ -310,7 +310,7 @@ def test_a_write_that_fails_is_not_acknowledged(tmp_path: Path) -> None:
     kept, code = done.stdout.split()
     assert code in ("INTERNAL", "RESOURCE_EXHAUSTED")
     with Sync(path) as store:
-        assert store.count_usage(Filter()) == int(kept) + 1
+        assert store.count(Filter()) == int(kept) + 1
 
 
 KILLED = """
@@ -342,11 +342,11 @@ def test_kill_9_under_load_loses_nothing_acknowledged(tmp_path: Path, mode: str)
     process.wait()
     keys = {line.decode().strip() for line in told if line.endswith(b"\n")}
     with Sync(path) as store:
-        total = store.count_usage(Filter())
+        total = store.count(Filter())
         found = store.append([entry(int(k.split("-")[1]), idempotency_key=k, project_id=k[0]) for k in keys])
         assert {done.status for done in found} == {SubmitStatus.DUPLICATE}
         assert total >= len(keys) > 20
-        assert store.count_usage(Filter()) == total
+        assert store.count(Filter()) == total
         for group_by in (("project",), ("project", "user"), ("project", "label:x")):
             assert sum(s.requests for _, _, s in store.summarize(Filter(), group_by, None)) == total
     connection = sqlite3.connect(path)
@@ -356,9 +356,9 @@ def test_kill_9_under_load_loses_nothing_acknowledged(tmp_path: Path, mode: str)
 
 def test_a_store_may_be_read_after_start(tmp_path: Path) -> None:
     with Sync(tmp_path / "costs.db") as writer, Sync(tmp_path / "costs.db") as reader:
-        assert reader.count_usage(Filter()) == 0
+        assert reader.count(Filter()) == 0
         writer.append([entry()])
-        assert reader.count_usage(Filter()) == 1
+        assert reader.count(Filter()) == 1
         assert reader.span(Filter())[0] == START
 
 
@@ -383,7 +383,7 @@ def test_a_commit_that_fails_on_the_disk_may_have_been_applied(tmp_path: Path, g
         # The connection is not trusted any more, and the next call has a new one.
         assert writer._connection is None
         assert [done.status for done in store.append([entry(idempotency_key="k")])] == [SubmitStatus.CREATED]
-        assert store.count_usage(Filter()) == 2
+        assert store.count(Filter()) == 2
 
 
 def test_a_sqlite_that_is_too_old_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,5 +396,5 @@ def test_a_sqlite_that_is_too_old_is_told(monkeypatch: pytest.MonkeyPatch) -> No
 def test_memory_is_private(path: str | None) -> None:
     with Sync(path, group_commit=True) as one, Sync(path) as other:
         one.append([entry()])
-        assert (one.count_usage(Filter()), other.count_usage(Filter())) == (1, 0)
+        assert (one.count(Filter()), other.count(Filter())) == (1, 0)
     assert not Path(":memory:").exists()

@@ -229,7 +229,7 @@ class StoreBesideModel(RuleBasedStateMachine):
                 break
             assert len(records) == size
         assert [record.id for record in found] == expected
-        assert self.store.count_usage(where) == len(expected)
+        assert self.store.count(where) == len(expected)
         numbered, _ = self.store.list_usage(where, sort, descending, size, None, size)
         assert [record.id for record in numbered] == expected[size : 2 * size]
         costs = {item.id: item.units for item in self.kept}

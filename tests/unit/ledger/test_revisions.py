@@ -18,8 +18,7 @@ from hypothesis.stateful import rule
 from msgspec import structs
 
 from llm_cost_ops._gen.messages import CostStatus, Rate, RateCard, SubmitStatus, UsageRecord
-from llm_cost_ops.ledger.sqlite import schema
-from llm_cost_ops.ledger.sqlite.store import SqliteStore
+from llm_cost_ops.ledger.sqlite import SqliteLedger, schema
 from llm_cost_ops.ledger.types import Filter
 from llm_cost_ops.pricing.cards import card_digest
 from llm_cost_ops.pricing.pricebook import Priced, Pricing
@@ -82,7 +81,7 @@ class RepricedBesideModel(StoreBesideModel):
     def by_status(self, status: CostStatus) -> None:
         where = Filter(statuses=(status.value,))
         wanted = [item.id for item in self.kept if item.by.status == status]
-        assert self.store.count_usage(where) == len(wanted)
+        assert self.store.count(where) == len(wanted)
         found, _ = self.store.list_usage(where, "ingested_at", False, 1000, None, None)
         assert sorted(record.id for record in found) == sorted(wanted)
 
@@ -112,8 +111,10 @@ def test_the_first_cost_stays_and_is_the_answer_to_its_key() -> None:
             found = store.get_cost(first.usage_id)
             assert (found.units, found.revision) == (units, number)
         connection = store.store._writer.open()
-        assert connection.execute("SELECT micro, rest FROM usage").fetchall() == [(0, 5)]
-        rows = connection.execute("SELECT number, micro, rest FROM revision ORDER BY number").fetchall()
+        assert connection.execute("SELECT cost_micros, cost_picos FROM usage").fetchall() == [(0, 5)]
+        rows = connection.execute(
+            "SELECT number, cost_micros, cost_picos FROM revision ORDER BY number"
+        ).fetchall()
         assert rows == [(2, 0, 7), (3, None, None), (4, 0, 9)]
         [again] = store.append([entry(units=5, idempotency_key="k")])
         assert (again.status, again.units) == (SubmitStatus.DUPLICATE, 5)
@@ -185,7 +186,7 @@ def test_cards_that_are_new_are_noticed_inside_the_transaction(tmp_path: Path) -
             other.add_card(CARD, "", b"1" * 16)
             for count in (1, 2):
                 assert drive(append([entry() for _ in range(count)], context(), revision)) is None
-            assert store.count_usage(Filter()) == 1
+            assert store.count(Filter()) == 1
             assert len(drive(append([entry()], context(), store.cards_revision()))) == 1
 
 
@@ -243,7 +244,7 @@ def test_writers_wait_for_a_chunk_at_most(tmp_path: Path, group: bool) -> None:
         assert max(waits) < 1.0
         reprice_rest = store.matching(Filter(), 0, 100_000)
         drive(store.store.reprice(reprice_rest, at(7), context(), dry_run=False))
-        count = store.count_usage(Filter())
+        count = store.count(Filter())
         for group_by in ((), ("user",), ("label:x",)):
             [(_, _, sums)] = store.summarize(Filter(), group_by, None)
             assert (sums.units, sums.requests) == (7 * count, count)
@@ -253,11 +254,11 @@ def test_two_processes_reprice_the_same(tmp_path: Path) -> None:
     path = str(tmp_path / "costs.db")
     with Sync(path) as one, Sync(path) as two:
         one.append([entry(n, units=5) for n in range(500)])
-        stores: list[SqliteStore] = [one.store, two.store]
+        stores: list[SqliteLedger] = [one.store, two.store]
         seqs = one.matching(Filter(), 0, 1000)
         found: list[int] = []
 
-        def work(store: SqliteStore) -> None:
+        def work(store: SqliteLedger) -> None:
             for low in range(0, 500, 50):
                 changes = drive(store.reprice(seqs[low : low + 50], at(7), context(), dry_run=False))
                 found.append(len(changes))

@@ -99,7 +99,7 @@ def test_what_has_no_card_any_more_says_so(client: CostOpsClient, path: Path, re
 
 def test_a_total_that_was_changed_is_found(client: CostOpsClient, path: Path) -> None:
     usage_id = client.usage.submit(**CALL).usage_id
-    change(path, "UPDATE usage SET micro = micro + 1")
+    change(path, "UPDATE usage SET cost_micros = cost_micros + 1")
     found = client.costs.verify(usage_id)
     assert not found.matches
     assert found.reason == "total_cost was recorded as 0.007501 and is 0.0075"
