@@ -37,6 +37,7 @@ __all__ = [
     "ExportUsageRequest",
     "ExportUsageResponse",
     "FieldViolation",
+    "Filter",
     "GetAnalyticsRequest",
     "GetAnalyticsResponse",
     "GetCostRequest",
@@ -281,7 +282,7 @@ class SubmitStatus(OpenEnum):
     """It broke a rule; nothing was written."""
 
 
-class GetAnalyticsRequest(
+class Filter(
     msgspec.Struct,
     kw_only=True,
     forbid_unknown_fields=True,
@@ -289,7 +290,7 @@ class GetAnalyticsRequest(
     omit_defaults=True,
     gc=False,
 ):
-    """Which usage to measure, and how. Fields are ANDed; the values of one field are ORed."""
+    """Which usage is meant. Fields are ANDed; the values of one field are ORed; an empty one restricts nothing."""
 
     organization_id: list[str] = []
     """The organizations; all that the caller may see when not given."""
@@ -306,22 +307,11 @@ class GetAnalyticsRequest(
     label: dict[str, str] = {}
     """Labels: a record with all of them."""
     start_date: str = ""
-    """The first moment, inclusive; a date means its midnight in time_zone."""
+    """The first moment, inclusive; a date means its midnight in time_zone. All time when not given."""
     end_date: str = ""
-    """The last moment, exclusive; a date means through that day. Now when not given."""
+    """The last moment, exclusive; a date means through that day. Open when not given; in analytics, now."""
     time_zone: str = ""
-    """The zone of dates and buckets, an IANA name; UTC when not given."""
-    interval: Interval = Interval.UNSPECIFIED
-    """The length of a bucket."""
-    metrics: list[str] = []
-    """The metrics of each bucket: total_cost, total_tokens, total_requests, input_tokens,
-    output_tokens, cached_tokens, unpriced_requests, average_cost_per_request,
-    average_tokens_per_request; the first three when not given.
-    """
-    group_by: list[str] = []
-    """What to split each bucket by, as in GetCostSummary, but not by time."""
-    currency: str = ""
-    """The currency of costs, ISO 4217; USD when not given."""
+    """The zone of dates and of hours, days, weeks and months, an IANA name; UTC when not given."""
     service_tier: list[str] = []
     """The tiers that served the calls."""
     processing: list[str] = []
@@ -333,6 +323,24 @@ class GetAnalyticsRequest(
     status: list[str] = []
     """How sure the costs are: priced, estimated, partial, unpriced, reported."""
     unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
+
+
+class GetAnalyticsRequest(
+    Filter, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, omit_defaults=True, gc=False
+):
+    """Which usage to measure, and how. Fields are ANDed; the values of one field are ORed."""
+
+    interval: Interval = Interval.UNSPECIFIED
+    """The length of a bucket."""
+    metrics: list[str] = []
+    """The metrics of each bucket: total_cost, total_tokens, total_requests, input_tokens,
+    output_tokens, cached_tokens, unpriced_requests, average_cost_per_request,
+    average_tokens_per_request; the first three when not given.
+    """
+    group_by: list[str] = []
+    """What to split each bucket by, as in GetCostSummary, but not by time."""
+    currency: str = ""
+    """The currency of costs, ISO 4217; USD when not given."""
 
 
 class MetricValues(
@@ -503,35 +511,10 @@ class GroupKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_om
 
 
 class GetCostSummaryRequest(
-    msgspec.Struct,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    repr_omit_defaults=True,
-    omit_defaults=True,
-    gc=False,
+    Filter, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, omit_defaults=True, gc=False
 ):
     """Which usage to sum, and how to group it. Fields are ANDed; the values of one field are ORed."""
 
-    organization_id: list[str] = []
-    """The organizations; all that the caller may see when not given."""
-    provider: list[str] = []
-    """The providers."""
-    model_id: list[str] = []
-    """The models."""
-    project_id: list[str] = []
-    """The projects."""
-    user_id: list[str] = []
-    """The end users."""
-    tag: list[str] = []
-    """Tags: a record with any of them."""
-    label: dict[str, str] = {}
-    """Labels: a record with all of them."""
-    start_date: str = ""
-    """The first moment, inclusive; a date means its midnight in time_zone. All time when not given."""
-    end_date: str = ""
-    """The last moment, exclusive; a date means through that day. Open when not given."""
-    time_zone: str = ""
-    """The zone of dates and of day, week and month groups, an IANA name; UTC when not given."""
     group_by: list[str] = []
     """What to group by, at most 4 of: none, provider, model, organization, project, user, tag,
     label:<key>, operation, service_tier, processing, region, status, meter, and one of hour, day,
@@ -539,17 +522,6 @@ class GetCostSummaryRequest(
     """
     currency: str = ""
     """The currency to sum, ISO 4217; USD when not given. Others are listed apart."""
-    service_tier: list[str] = []
-    """The tiers that served the calls."""
-    processing: list[str] = []
-    """How they were processed, such as batch."""
-    region: list[str] = []
-    """The geographies that set the price."""
-    operation: list[str] = []
-    """The kinds of call: chat, embeddings…"""
-    status: list[str] = []
-    """How sure the costs are: priced, estimated, partial, unpriced, reported."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
 class CostGroup(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False):
@@ -734,52 +706,16 @@ class EstimateCostResponse(
 
 
 class RepriceUsageRequest(
-    msgspec.Struct,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    repr_omit_defaults=True,
-    omit_defaults=True,
-    gc=False,
+    Filter, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, omit_defaults=True, gc=False
 ):
     """Which usage to price again. Fields are ANDed; the values of one field are ORed."""
 
-    organization_id: list[str] = []
-    """The organizations; all that the caller may see when not given."""
-    provider: list[str] = []
-    """The providers."""
-    model_id: list[str] = []
-    """The models."""
-    project_id: list[str] = []
-    """The projects."""
-    user_id: list[str] = []
-    """The end users."""
-    tag: list[str] = []
-    """Tags: a record with any of them."""
-    label: dict[str, str] = {}
-    """Labels: a record with all of them."""
-    start_date: str = ""
-    """The first moment, inclusive; a date means its midnight in time_zone. All time when not given."""
-    end_date: str = ""
-    """The last moment, exclusive; a date means through that day. Open when not given."""
-    time_zone: str = ""
-    """The zone of dates, an IANA name; UTC when not given."""
     as_of: str = ""
     """Leaves out cards that were created after this moment; a date means the end of that day. All
     cards count when not given, and those of the bundled catalog always.
     """
     dry_run: bool = False
     """Report what would change, and write nothing."""
-    service_tier: list[str] = []
-    """The tiers that served the calls."""
-    processing: list[str] = []
-    """How they were processed, such as batch."""
-    region: list[str] = []
-    """The geographies that set the price."""
-    operation: list[str] = []
-    """The kinds of call: chat, embeddings…"""
-    status: list[str] = []
-    """How sure the costs are: priced, estimated, partial, unpriced, reported."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
 class RepriceDifference(
@@ -1490,35 +1426,10 @@ class BatchSubmitUsageResponse(
 
 
 class ListUsageRequest(
-    msgspec.Struct,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    repr_omit_defaults=True,
-    omit_defaults=True,
-    gc=False,
+    Filter, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, omit_defaults=True, gc=False
 ):
     """Which usage to list. Fields are ANDed; the values of one field are ORed."""
 
-    organization_id: list[str] = []
-    """The organizations."""
-    provider: list[str] = []
-    """The providers."""
-    model_id: list[str] = []
-    """The models."""
-    project_id: list[str] = []
-    """The projects."""
-    user_id: list[str] = []
-    """The end users."""
-    tag: list[str] = []
-    """Tags: a record with any of them."""
-    label: dict[str, str] = {}
-    """Labels: a record with all of them."""
-    start_date: str = ""
-    """The first moment, inclusive; a date means its midnight in time_zone."""
-    end_date: str = ""
-    """The last moment, exclusive; a date means through that day."""
-    time_zone: str = ""
-    """The zone of dates, an IANA name; UTC when not given."""
     page: Int32 = 0
     """The page's number, from 1. Numbered pages are counted, and may shift while items are added."""
     page_size: Int32 = 0
@@ -1529,17 +1440,6 @@ class ListUsageRequest(
     """What to sort by: "timestamp" (the default) or "ingested_at"."""
     order: str = ""
     """"desc" (the default) or "asc"."""
-    service_tier: list[str] = []
-    """The tiers that served the calls."""
-    processing: list[str] = []
-    """How they were processed, such as batch."""
-    region: list[str] = []
-    """The geographies that set the price."""
-    operation: list[str] = []
-    """The kinds of call: chat, embeddings…"""
-    status: list[str] = []
-    """How sure the costs are: priced, estimated, partial, unpriced, reported."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
 class ListUsageResponse(
@@ -1602,48 +1502,12 @@ class StreamUsageResponse(
 
 
 class ExportUsageRequest(
-    msgspec.Struct,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    repr_omit_defaults=True,
-    omit_defaults=True,
-    gc=False,
+    Filter, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, omit_defaults=True, gc=False
 ):
     """Which usage to export. Fields are ANDed; the values of one field are ORed."""
 
-    organization_id: list[str] = []
-    """The organizations."""
-    provider: list[str] = []
-    """The providers."""
-    model_id: list[str] = []
-    """The models."""
-    project_id: list[str] = []
-    """The projects."""
-    user_id: list[str] = []
-    """The end users."""
-    tag: list[str] = []
-    """Tags: a record with any of them."""
-    label: dict[str, str] = {}
-    """Labels: a record with all of them."""
-    start_date: str = ""
-    """The first moment, inclusive; a date means its midnight in time_zone."""
-    end_date: str = ""
-    """The last moment, exclusive; a date means through that day."""
-    time_zone: str = ""
-    """The zone of dates, an IANA name; UTC when not given."""
     order: str = ""
     """"asc" (the default) or "desc", by timestamp."""
-    service_tier: list[str] = []
-    """The tiers that served the calls."""
-    processing: list[str] = []
-    """How they were processed, such as batch."""
-    region: list[str] = []
-    """The geographies that set the price."""
-    operation: list[str] = []
-    """The kinds of call: chat, embeddings…"""
-    status: list[str] = []
-    """How sure the costs are: priced, estimated, partial, unpriced, reported."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
 class ExportUsageResponse(

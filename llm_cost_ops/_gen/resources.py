@@ -94,15 +94,15 @@ class AnalyticsResource:
         label: Mapping[str, str] | None = None,
         end_date: str | date | None = None,
         time_zone: str = "",
-        interval: Interval | str = "",
-        metrics: str | Sequence[str] = (),
-        group_by: str | Sequence[str] = (),
-        currency: str = "",
         service_tier: str | Sequence[str] = (),
         processing: str | Sequence[str] = (),
         region: str | Sequence[str] = (),
         operation: str | Sequence[str] = (),
         status: str | Sequence[str] = (),
+        interval: Interval | str = "",
+        metrics: str | Sequence[str] = (),
+        group_by: str | Sequence[str] = (),
+        currency: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -117,20 +117,23 @@ class AnalyticsResource:
             user_id: The end users.
             tag: Tags: a record with any of them.
             label: Labels: a record with all of them.
-            start_date: The first moment, inclusive; a date means its midnight in time_zone.
-            end_date: The last moment, exclusive; a date means through that day. Now when not given.
-            time_zone: The zone of dates and buckets, an IANA name; UTC when not given.
+            start_date: The first moment, inclusive; a date means its midnight in time_zone. All time
+                when not given. Example: "2026-01-01".
+            end_date: The last moment, exclusive; a date means through that day. Open when not given;
+                in analytics, now. Example: "2026-01-31".
+            time_zone: The zone of dates and of hours, days, weeks and months, an IANA name; UTC when
+                not given.
+            service_tier: The tiers that served the calls.
+            processing: How they were processed, such as batch.
+            region: The geographies that set the price.
+            operation: The kinds of call: chat, embeddings…
+            status: How sure the costs are: priced, estimated, partial, unpriced, reported.
             interval: The length of a bucket.
             metrics: The metrics of each bucket: total_cost, total_tokens, total_requests,
                 input_tokens, output_tokens, cached_tokens, unpriced_requests,
                 average_cost_per_request, average_tokens_per_request; the first three when not given.
             group_by: What to split each bucket by, as in GetCostSummary, but not by time.
             currency: The currency of costs, ISO 4217; USD when not given.
-            service_tier: The tiers that served the calls.
-            processing: How they were processed, such as batch.
-            region: The geographies that set the price.
-            operation: The kinds of call: chat, embeddings…
-            status: How sure the costs are: priced, estimated, partial, unpriced, reported.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
@@ -154,14 +157,6 @@ class AnalyticsResource:
             request.end_date = coerce.moment(end_date)
         if time_zone is not EMPTY:
             request.time_zone = time_zone
-        if interval is not EMPTY:
-            request.interval = coerce.member(Interval, interval)
-        if metrics:
-            request.metrics = coerce.texts(metrics)
-        if group_by:
-            request.group_by = coerce.texts(group_by)
-        if currency is not EMPTY:
-            request.currency = currency
         if service_tier:
             request.service_tier = coerce.texts(service_tier)
         if processing:
@@ -172,6 +167,14 @@ class AnalyticsResource:
             request.operation = coerce.texts(operation)
         if status:
             request.status = coerce.texts(status)
+        if interval is not EMPTY:
+            request.interval = coerce.member(Interval, interval)
+        if metrics:
+            request.metrics = coerce.texts(metrics)
+        if group_by:
+            request.group_by = coerce.texts(group_by)
+        if currency is not EMPTY:
+            request.currency = currency
         response: Analytics = self._channel.unary_unary(
             methods.GET_ANALYTICS, request, timeout, headers, retry
         )
@@ -199,15 +202,15 @@ class AsyncAnalyticsResource:
         label: Mapping[str, str] | None = None,
         end_date: str | date | None = None,
         time_zone: str = "",
-        interval: Interval | str = "",
-        metrics: str | Sequence[str] = (),
-        group_by: str | Sequence[str] = (),
-        currency: str = "",
         service_tier: str | Sequence[str] = (),
         processing: str | Sequence[str] = (),
         region: str | Sequence[str] = (),
         operation: str | Sequence[str] = (),
         status: str | Sequence[str] = (),
+        interval: Interval | str = "",
+        metrics: str | Sequence[str] = (),
+        group_by: str | Sequence[str] = (),
+        currency: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -222,20 +225,23 @@ class AsyncAnalyticsResource:
             user_id: The end users.
             tag: Tags: a record with any of them.
             label: Labels: a record with all of them.
-            start_date: The first moment, inclusive; a date means its midnight in time_zone.
-            end_date: The last moment, exclusive; a date means through that day. Now when not given.
-            time_zone: The zone of dates and buckets, an IANA name; UTC when not given.
+            start_date: The first moment, inclusive; a date means its midnight in time_zone. All time
+                when not given. Example: "2026-01-01".
+            end_date: The last moment, exclusive; a date means through that day. Open when not given;
+                in analytics, now. Example: "2026-01-31".
+            time_zone: The zone of dates and of hours, days, weeks and months, an IANA name; UTC when
+                not given.
+            service_tier: The tiers that served the calls.
+            processing: How they were processed, such as batch.
+            region: The geographies that set the price.
+            operation: The kinds of call: chat, embeddings…
+            status: How sure the costs are: priced, estimated, partial, unpriced, reported.
             interval: The length of a bucket.
             metrics: The metrics of each bucket: total_cost, total_tokens, total_requests,
                 input_tokens, output_tokens, cached_tokens, unpriced_requests,
                 average_cost_per_request, average_tokens_per_request; the first three when not given.
             group_by: What to split each bucket by, as in GetCostSummary, but not by time.
             currency: The currency of costs, ISO 4217; USD when not given.
-            service_tier: The tiers that served the calls.
-            processing: How they were processed, such as batch.
-            region: The geographies that set the price.
-            operation: The kinds of call: chat, embeddings…
-            status: How sure the costs are: priced, estimated, partial, unpriced, reported.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
@@ -259,14 +265,6 @@ class AsyncAnalyticsResource:
             request.end_date = coerce.moment(end_date)
         if time_zone is not EMPTY:
             request.time_zone = time_zone
-        if interval is not EMPTY:
-            request.interval = coerce.member(Interval, interval)
-        if metrics:
-            request.metrics = coerce.texts(metrics)
-        if group_by:
-            request.group_by = coerce.texts(group_by)
-        if currency is not EMPTY:
-            request.currency = currency
         if service_tier:
             request.service_tier = coerce.texts(service_tier)
         if processing:
@@ -277,6 +275,14 @@ class AsyncAnalyticsResource:
             request.operation = coerce.texts(operation)
         if status:
             request.status = coerce.texts(status)
+        if interval is not EMPTY:
+            request.interval = coerce.member(Interval, interval)
+        if metrics:
+            request.metrics = coerce.texts(metrics)
+        if group_by:
+            request.group_by = coerce.texts(group_by)
+        if currency is not EMPTY:
+            request.currency = currency
         response: Analytics = await self._channel.unary_unary(
             methods.GET_ANALYTICS, request, timeout, headers, retry
         )
@@ -304,13 +310,13 @@ class CostsResource:
         start_date: str | date | None = None,
         end_date: str | date | None = None,
         time_zone: str = "",
-        group_by: str | Sequence[str] = (),
-        currency: str = "",
         service_tier: str | Sequence[str] = (),
         processing: str | Sequence[str] = (),
         region: str | Sequence[str] = (),
         operation: str | Sequence[str] = (),
         status: str | Sequence[str] = (),
+        group_by: str | Sequence[str] = (),
+        currency: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -327,20 +333,20 @@ class CostsResource:
             label: Labels: a record with all of them.
             start_date: The first moment, inclusive; a date means its midnight in time_zone. All time
                 when not given. Example: "2026-01-01".
-            end_date: The last moment, exclusive; a date means through that day. Open when not given.
-                Example: "2026-01-31".
-            time_zone: The zone of dates and of day, week and month groups, an IANA name; UTC when not
-                given.
-            group_by: What to group by, at most 4 of: none, provider, model, organization, project,
-                user, tag, label:<key>, operation, service_tier, processing, region, status, meter,
-                and one of hour, day, week, month. By meter, cost and tokens are split, and a call
-                counts under each meter it used.
-            currency: The currency to sum, ISO 4217; USD when not given. Others are listed apart.
+            end_date: The last moment, exclusive; a date means through that day. Open when not given;
+                in analytics, now. Example: "2026-01-31".
+            time_zone: The zone of dates and of hours, days, weeks and months, an IANA name; UTC when
+                not given.
             service_tier: The tiers that served the calls.
             processing: How they were processed, such as batch.
             region: The geographies that set the price.
             operation: The kinds of call: chat, embeddings…
             status: How sure the costs are: priced, estimated, partial, unpriced, reported.
+            group_by: What to group by, at most 4 of: none, provider, model, organization, project,
+                user, tag, label:<key>, operation, service_tier, processing, region, status, meter,
+                and one of hour, day, week, month. By meter, cost and tokens are split, and a call
+                counts under each meter it used.
+            currency: The currency to sum, ISO 4217; USD when not given. Others are listed apart.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
@@ -366,10 +372,6 @@ class CostsResource:
             request.end_date = coerce.moment(end_date)
         if time_zone is not EMPTY:
             request.time_zone = time_zone
-        if group_by:
-            request.group_by = coerce.texts(group_by)
-        if currency is not EMPTY:
-            request.currency = currency
         if service_tier:
             request.service_tier = coerce.texts(service_tier)
         if processing:
@@ -380,6 +382,10 @@ class CostsResource:
             request.operation = coerce.texts(operation)
         if status:
             request.status = coerce.texts(status)
+        if group_by:
+            request.group_by = coerce.texts(group_by)
+        if currency is not EMPTY:
+            request.currency = currency
         response: CostSummary = self._channel.unary_unary(
             methods.GET_COST_SUMMARY, request, timeout, headers, retry
         )
@@ -628,13 +634,13 @@ class CostsResource:
         start_date: str | date | None = None,
         end_date: str | date | None = None,
         time_zone: str = "",
-        as_of: str | date | None = None,
-        dry_run: bool = False,
         service_tier: str | Sequence[str] = (),
         processing: str | Sequence[str] = (),
         region: str | Sequence[str] = (),
         operation: str | Sequence[str] = (),
         status: str | Sequence[str] = (),
+        as_of: str | date | None = None,
+        dry_run: bool = False,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -653,17 +659,18 @@ class CostsResource:
             label: Labels: a record with all of them.
             start_date: The first moment, inclusive; a date means its midnight in time_zone. All time
                 when not given. Example: "2026-01-01".
-            end_date: The last moment, exclusive; a date means through that day. Open when not given.
-                Example: "2026-01-31".
-            time_zone: The zone of dates, an IANA name; UTC when not given.
-            as_of: Leaves out cards that were created after this moment; a date means the end of that
-                day. All cards count when not given, and those of the bundled catalog always.
-            dry_run: Report what would change, and write nothing.
+            end_date: The last moment, exclusive; a date means through that day. Open when not given;
+                in analytics, now. Example: "2026-01-31".
+            time_zone: The zone of dates and of hours, days, weeks and months, an IANA name; UTC when
+                not given.
             service_tier: The tiers that served the calls.
             processing: How they were processed, such as batch.
             region: The geographies that set the price.
             operation: The kinds of call: chat, embeddings…
             status: How sure the costs are: priced, estimated, partial, unpriced, reported.
+            as_of: Leaves out cards that were created after this moment; a date means the end of that
+                day. All cards count when not given, and those of the bundled catalog always.
+            dry_run: Report what would change, and write nothing.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
@@ -689,10 +696,6 @@ class CostsResource:
             request.end_date = coerce.moment(end_date)
         if time_zone is not EMPTY:
             request.time_zone = time_zone
-        if as_of is not None:
-            request.as_of = coerce.moment(as_of)
-        if dry_run is not False:
-            request.dry_run = dry_run
         if service_tier:
             request.service_tier = coerce.texts(service_tier)
         if processing:
@@ -703,6 +706,10 @@ class CostsResource:
             request.operation = coerce.texts(operation)
         if status:
             request.status = coerce.texts(status)
+        if as_of is not None:
+            request.as_of = coerce.moment(as_of)
+        if dry_run is not False:
+            request.dry_run = dry_run
         response: RepriceReport = self._channel.unary_unary(
             methods.REPRICE_USAGE, request, timeout, headers, retry
         )
@@ -730,13 +737,13 @@ class AsyncCostsResource:
         start_date: str | date | None = None,
         end_date: str | date | None = None,
         time_zone: str = "",
-        group_by: str | Sequence[str] = (),
-        currency: str = "",
         service_tier: str | Sequence[str] = (),
         processing: str | Sequence[str] = (),
         region: str | Sequence[str] = (),
         operation: str | Sequence[str] = (),
         status: str | Sequence[str] = (),
+        group_by: str | Sequence[str] = (),
+        currency: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -753,20 +760,20 @@ class AsyncCostsResource:
             label: Labels: a record with all of them.
             start_date: The first moment, inclusive; a date means its midnight in time_zone. All time
                 when not given. Example: "2026-01-01".
-            end_date: The last moment, exclusive; a date means through that day. Open when not given.
-                Example: "2026-01-31".
-            time_zone: The zone of dates and of day, week and month groups, an IANA name; UTC when not
-                given.
-            group_by: What to group by, at most 4 of: none, provider, model, organization, project,
-                user, tag, label:<key>, operation, service_tier, processing, region, status, meter,
-                and one of hour, day, week, month. By meter, cost and tokens are split, and a call
-                counts under each meter it used.
-            currency: The currency to sum, ISO 4217; USD when not given. Others are listed apart.
+            end_date: The last moment, exclusive; a date means through that day. Open when not given;
+                in analytics, now. Example: "2026-01-31".
+            time_zone: The zone of dates and of hours, days, weeks and months, an IANA name; UTC when
+                not given.
             service_tier: The tiers that served the calls.
             processing: How they were processed, such as batch.
             region: The geographies that set the price.
             operation: The kinds of call: chat, embeddings…
             status: How sure the costs are: priced, estimated, partial, unpriced, reported.
+            group_by: What to group by, at most 4 of: none, provider, model, organization, project,
+                user, tag, label:<key>, operation, service_tier, processing, region, status, meter,
+                and one of hour, day, week, month. By meter, cost and tokens are split, and a call
+                counts under each meter it used.
+            currency: The currency to sum, ISO 4217; USD when not given. Others are listed apart.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
@@ -792,10 +799,6 @@ class AsyncCostsResource:
             request.end_date = coerce.moment(end_date)
         if time_zone is not EMPTY:
             request.time_zone = time_zone
-        if group_by:
-            request.group_by = coerce.texts(group_by)
-        if currency is not EMPTY:
-            request.currency = currency
         if service_tier:
             request.service_tier = coerce.texts(service_tier)
         if processing:
@@ -806,6 +809,10 @@ class AsyncCostsResource:
             request.operation = coerce.texts(operation)
         if status:
             request.status = coerce.texts(status)
+        if group_by:
+            request.group_by = coerce.texts(group_by)
+        if currency is not EMPTY:
+            request.currency = currency
         response: CostSummary = await self._channel.unary_unary(
             methods.GET_COST_SUMMARY, request, timeout, headers, retry
         )
@@ -1056,13 +1063,13 @@ class AsyncCostsResource:
         start_date: str | date | None = None,
         end_date: str | date | None = None,
         time_zone: str = "",
-        as_of: str | date | None = None,
-        dry_run: bool = False,
         service_tier: str | Sequence[str] = (),
         processing: str | Sequence[str] = (),
         region: str | Sequence[str] = (),
         operation: str | Sequence[str] = (),
         status: str | Sequence[str] = (),
+        as_of: str | date | None = None,
+        dry_run: bool = False,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -1081,17 +1088,18 @@ class AsyncCostsResource:
             label: Labels: a record with all of them.
             start_date: The first moment, inclusive; a date means its midnight in time_zone. All time
                 when not given. Example: "2026-01-01".
-            end_date: The last moment, exclusive; a date means through that day. Open when not given.
-                Example: "2026-01-31".
-            time_zone: The zone of dates, an IANA name; UTC when not given.
-            as_of: Leaves out cards that were created after this moment; a date means the end of that
-                day. All cards count when not given, and those of the bundled catalog always.
-            dry_run: Report what would change, and write nothing.
+            end_date: The last moment, exclusive; a date means through that day. Open when not given;
+                in analytics, now. Example: "2026-01-31".
+            time_zone: The zone of dates and of hours, days, weeks and months, an IANA name; UTC when
+                not given.
             service_tier: The tiers that served the calls.
             processing: How they were processed, such as batch.
             region: The geographies that set the price.
             operation: The kinds of call: chat, embeddings…
             status: How sure the costs are: priced, estimated, partial, unpriced, reported.
+            as_of: Leaves out cards that were created after this moment; a date means the end of that
+                day. All cards count when not given, and those of the bundled catalog always.
+            dry_run: Report what would change, and write nothing.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
@@ -1117,10 +1125,6 @@ class AsyncCostsResource:
             request.end_date = coerce.moment(end_date)
         if time_zone is not EMPTY:
             request.time_zone = time_zone
-        if as_of is not None:
-            request.as_of = coerce.moment(as_of)
-        if dry_run is not False:
-            request.dry_run = dry_run
         if service_tier:
             request.service_tier = coerce.texts(service_tier)
         if processing:
@@ -1131,6 +1135,10 @@ class AsyncCostsResource:
             request.operation = coerce.texts(operation)
         if status:
             request.status = coerce.texts(status)
+        if as_of is not None:
+            request.as_of = coerce.moment(as_of)
+        if dry_run is not False:
+            request.dry_run = dry_run
         response: RepriceReport = await self._channel.unary_unary(
             methods.REPRICE_USAGE, request, timeout, headers, retry
         )
@@ -1834,16 +1842,16 @@ class UsageResource:
         start_date: str | date | None = None,
         end_date: str | date | None = None,
         time_zone: str = "",
-        page: int = 0,
-        page_size: int = 0,
-        cursor: str = "",
-        sort: str = "",
-        order: str = "",
         service_tier: str | Sequence[str] = (),
         processing: str | Sequence[str] = (),
         region: str | Sequence[str] = (),
         operation: str | Sequence[str] = (),
         status: str | Sequence[str] = (),
+        page: int = 0,
+        page_size: int = 0,
+        cursor: str = "",
+        sort: str = "",
+        order: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -1851,29 +1859,30 @@ class UsageResource:
         """Lists recorded usage, newest first, a page at a time.
 
         Args:
-            organization_id: The organizations.
+            organization_id: The organizations; all that the caller may see when not given.
             provider: The providers.
             model_id: The models.
             project_id: The projects.
             user_id: The end users.
             tag: Tags: a record with any of them.
             label: Labels: a record with all of them.
-            start_date: The first moment, inclusive; a date means its midnight in time_zone. Example:
-                "2026-01-01".
-            end_date: The last moment, exclusive; a date means through that day. Example:
-                "2026-01-31".
-            time_zone: The zone of dates, an IANA name; UTC when not given.
+            start_date: The first moment, inclusive; a date means its midnight in time_zone. All time
+                when not given. Example: "2026-01-01".
+            end_date: The last moment, exclusive; a date means through that day. Open when not given;
+                in analytics, now. Example: "2026-01-31".
+            time_zone: The zone of dates and of hours, days, weeks and months, an IANA name; UTC when
+                not given.
+            service_tier: The tiers that served the calls.
+            processing: How they were processed, such as batch.
+            region: The geographies that set the price.
+            operation: The kinds of call: chat, embeddings…
+            status: How sure the costs are: priced, estimated, partial, unpriced, reported.
             page: The page's number, from 1. Numbered pages are counted, and may shift while items are
                 added.
             page_size: The most items to return, 20 when not given.
             cursor: The cursor that the page before gave; excludes `page`.
             sort: What to sort by: "timestamp" (the default) or "ingested_at".
             order: "desc" (the default) or "asc".
-            service_tier: The tiers that served the calls.
-            processing: How they were processed, such as batch.
-            region: The geographies that set the price.
-            operation: The kinds of call: chat, embeddings…
-            status: How sure the costs are: priced, estimated, partial, unpriced, reported.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
@@ -1899,16 +1908,6 @@ class UsageResource:
             request.end_date = coerce.moment(end_date)
         if time_zone is not EMPTY:
             request.time_zone = time_zone
-        if page is not ZERO:
-            request.page = page
-        if page_size is not ZERO:
-            request.page_size = page_size
-        if cursor is not EMPTY:
-            request.cursor = cursor
-        if sort is not EMPTY:
-            request.sort = sort
-        if order is not EMPTY:
-            request.order = order
         if service_tier:
             request.service_tier = coerce.texts(service_tier)
         if processing:
@@ -1919,6 +1918,16 @@ class UsageResource:
             request.operation = coerce.texts(operation)
         if status:
             request.status = coerce.texts(status)
+        if page is not ZERO:
+            request.page = page
+        if page_size is not ZERO:
+            request.page_size = page_size
+        if cursor is not EMPTY:
+            request.cursor = cursor
+        if sort is not EMPTY:
+            request.sort = sort
+        if order is not EMPTY:
+            request.order = order
         response: Pager[ListUsageResponse, UsageRecord] = self._channel.pages(
             methods.LIST_USAGE, request, timeout, headers, retry
         )
@@ -1964,12 +1973,12 @@ class UsageResource:
         start_date: str | date | None = None,
         end_date: str | date | None = None,
         time_zone: str = "",
-        order: str = "",
         service_tier: str | Sequence[str] = (),
         processing: str | Sequence[str] = (),
         region: str | Sequence[str] = (),
         operation: str | Sequence[str] = (),
         status: str | Sequence[str] = (),
+        order: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -1981,24 +1990,25 @@ class UsageResource:
         {"error": ...}.
 
         Args:
-            organization_id: The organizations.
+            organization_id: The organizations; all that the caller may see when not given.
             provider: The providers.
             model_id: The models.
             project_id: The projects.
             user_id: The end users.
             tag: Tags: a record with any of them.
             label: Labels: a record with all of them.
-            start_date: The first moment, inclusive; a date means its midnight in time_zone. Example:
-                "2026-01-01".
-            end_date: The last moment, exclusive; a date means through that day. Example:
-                "2026-01-31".
-            time_zone: The zone of dates, an IANA name; UTC when not given.
-            order: "asc" (the default) or "desc", by timestamp.
+            start_date: The first moment, inclusive; a date means its midnight in time_zone. All time
+                when not given. Example: "2026-01-01".
+            end_date: The last moment, exclusive; a date means through that day. Open when not given;
+                in analytics, now. Example: "2026-01-31".
+            time_zone: The zone of dates and of hours, days, weeks and months, an IANA name; UTC when
+                not given.
             service_tier: The tiers that served the calls.
             processing: How they were processed, such as batch.
             region: The geographies that set the price.
             operation: The kinds of call: chat, embeddings…
             status: How sure the costs are: priced, estimated, partial, unpriced, reported.
+            order: "asc" (the default) or "desc", by timestamp.
             timeout: seconds for the whole stream, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
@@ -2024,8 +2034,6 @@ class UsageResource:
             request.end_date = coerce.moment(end_date)
         if time_zone is not EMPTY:
             request.time_zone = time_zone
-        if order is not EMPTY:
-            request.order = order
         if service_tier:
             request.service_tier = coerce.texts(service_tier)
         if processing:
@@ -2036,6 +2044,8 @@ class UsageResource:
             request.operation = coerce.texts(operation)
         if status:
             request.status = coerce.texts(status)
+        if order is not EMPTY:
+            request.order = order
         response: Generator[UsageRecord, None, None] = self._channel.unary_stream(
             methods.EXPORT_USAGE, request, timeout, headers, retry
         )
@@ -2279,16 +2289,16 @@ class AsyncUsageResource:
         start_date: str | date | None = None,
         end_date: str | date | None = None,
         time_zone: str = "",
-        page: int = 0,
-        page_size: int = 0,
-        cursor: str = "",
-        sort: str = "",
-        order: str = "",
         service_tier: str | Sequence[str] = (),
         processing: str | Sequence[str] = (),
         region: str | Sequence[str] = (),
         operation: str | Sequence[str] = (),
         status: str | Sequence[str] = (),
+        page: int = 0,
+        page_size: int = 0,
+        cursor: str = "",
+        sort: str = "",
+        order: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -2296,29 +2306,30 @@ class AsyncUsageResource:
         """Lists recorded usage, newest first, a page at a time.
 
         Args:
-            organization_id: The organizations.
+            organization_id: The organizations; all that the caller may see when not given.
             provider: The providers.
             model_id: The models.
             project_id: The projects.
             user_id: The end users.
             tag: Tags: a record with any of them.
             label: Labels: a record with all of them.
-            start_date: The first moment, inclusive; a date means its midnight in time_zone. Example:
-                "2026-01-01".
-            end_date: The last moment, exclusive; a date means through that day. Example:
-                "2026-01-31".
-            time_zone: The zone of dates, an IANA name; UTC when not given.
+            start_date: The first moment, inclusive; a date means its midnight in time_zone. All time
+                when not given. Example: "2026-01-01".
+            end_date: The last moment, exclusive; a date means through that day. Open when not given;
+                in analytics, now. Example: "2026-01-31".
+            time_zone: The zone of dates and of hours, days, weeks and months, an IANA name; UTC when
+                not given.
+            service_tier: The tiers that served the calls.
+            processing: How they were processed, such as batch.
+            region: The geographies that set the price.
+            operation: The kinds of call: chat, embeddings…
+            status: How sure the costs are: priced, estimated, partial, unpriced, reported.
             page: The page's number, from 1. Numbered pages are counted, and may shift while items are
                 added.
             page_size: The most items to return, 20 when not given.
             cursor: The cursor that the page before gave; excludes `page`.
             sort: What to sort by: "timestamp" (the default) or "ingested_at".
             order: "desc" (the default) or "asc".
-            service_tier: The tiers that served the calls.
-            processing: How they were processed, such as batch.
-            region: The geographies that set the price.
-            operation: The kinds of call: chat, embeddings…
-            status: How sure the costs are: priced, estimated, partial, unpriced, reported.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
@@ -2344,16 +2355,6 @@ class AsyncUsageResource:
             request.end_date = coerce.moment(end_date)
         if time_zone is not EMPTY:
             request.time_zone = time_zone
-        if page is not ZERO:
-            request.page = page
-        if page_size is not ZERO:
-            request.page_size = page_size
-        if cursor is not EMPTY:
-            request.cursor = cursor
-        if sort is not EMPTY:
-            request.sort = sort
-        if order is not EMPTY:
-            request.order = order
         if service_tier:
             request.service_tier = coerce.texts(service_tier)
         if processing:
@@ -2364,6 +2365,16 @@ class AsyncUsageResource:
             request.operation = coerce.texts(operation)
         if status:
             request.status = coerce.texts(status)
+        if page is not ZERO:
+            request.page = page
+        if page_size is not ZERO:
+            request.page_size = page_size
+        if cursor is not EMPTY:
+            request.cursor = cursor
+        if sort is not EMPTY:
+            request.sort = sort
+        if order is not EMPTY:
+            request.order = order
         response: AsyncPager[ListUsageResponse, UsageRecord] = self._channel.pages(
             methods.LIST_USAGE, request, timeout, headers, retry
         )
@@ -2409,12 +2420,12 @@ class AsyncUsageResource:
         start_date: str | date | None = None,
         end_date: str | date | None = None,
         time_zone: str = "",
-        order: str = "",
         service_tier: str | Sequence[str] = (),
         processing: str | Sequence[str] = (),
         region: str | Sequence[str] = (),
         operation: str | Sequence[str] = (),
         status: str | Sequence[str] = (),
+        order: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -2426,24 +2437,25 @@ class AsyncUsageResource:
         {"error": ...}.
 
         Args:
-            organization_id: The organizations.
+            organization_id: The organizations; all that the caller may see when not given.
             provider: The providers.
             model_id: The models.
             project_id: The projects.
             user_id: The end users.
             tag: Tags: a record with any of them.
             label: Labels: a record with all of them.
-            start_date: The first moment, inclusive; a date means its midnight in time_zone. Example:
-                "2026-01-01".
-            end_date: The last moment, exclusive; a date means through that day. Example:
-                "2026-01-31".
-            time_zone: The zone of dates, an IANA name; UTC when not given.
-            order: "asc" (the default) or "desc", by timestamp.
+            start_date: The first moment, inclusive; a date means its midnight in time_zone. All time
+                when not given. Example: "2026-01-01".
+            end_date: The last moment, exclusive; a date means through that day. Open when not given;
+                in analytics, now. Example: "2026-01-31".
+            time_zone: The zone of dates and of hours, days, weeks and months, an IANA name; UTC when
+                not given.
             service_tier: The tiers that served the calls.
             processing: How they were processed, such as batch.
             region: The geographies that set the price.
             operation: The kinds of call: chat, embeddings…
             status: How sure the costs are: priced, estimated, partial, unpriced, reported.
+            order: "asc" (the default) or "desc", by timestamp.
             timeout: seconds for the whole stream, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
@@ -2469,8 +2481,6 @@ class AsyncUsageResource:
             request.end_date = coerce.moment(end_date)
         if time_zone is not EMPTY:
             request.time_zone = time_zone
-        if order is not EMPTY:
-            request.order = order
         if service_tier:
             request.service_tier = coerce.texts(service_tier)
         if processing:
@@ -2481,6 +2491,8 @@ class AsyncUsageResource:
             request.operation = coerce.texts(operation)
         if status:
             request.status = coerce.texts(status)
+        if order is not EMPTY:
+            request.order = order
         response: AsyncGenerator[UsageRecord, None] = self._channel.unary_stream(
             methods.EXPORT_USAGE, request, timeout, headers, retry
         )

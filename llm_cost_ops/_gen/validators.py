@@ -28,6 +28,7 @@ from llm_cost_ops._gen.messages import (
     ExportUsageRequest,
     ExportUsageResponse,
     FieldViolation,
+    Filter,
     GetAnalyticsRequest,
     GetAnalyticsResponse,
     GetCostRequest,
@@ -120,6 +121,7 @@ __all__ = [
     "validate_export_usage_request",
     "validate_export_usage_response",
     "validate_field_violation",
+    "validate_filter",
     "validate_get_analytics_request",
     "validate_get_analytics_response",
     "validate_get_cost_request",
@@ -169,52 +171,7 @@ def validate_get_analytics_request(m: GetAnalyticsRequest, path: str, violations
     """Check a GetAnalyticsRequest."""
     start = len(violations)
     v: Any
-    v = m.organization_id
-    if (v or type(v) is not list) and check_items(v, "organization_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"organization_id[{i}]", violations)
-    v = m.provider
-    if (v or type(v) is not list) and check_items(v, "provider", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"provider[{i}]", violations)
-    v = m.model_id
-    if (v or type(v) is not list) and check_items(v, "model_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"model_id[{i}]", violations)
-    v = m.project_id
-    if (v or type(v) is not list) and check_items(v, "project_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"project_id[{i}]", violations)
-    v = m.user_id
-    if (v or type(v) is not list) and check_items(v, "user_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"user_id[{i}]", violations)
-    v = m.tag
-    if (v or type(v) is not list) and check_items(v, "tag", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"tag[{i}]", violations)
-    v = m.label
-    if (v or type(v) is not dict) and check_entries(v, "label", violations):
-        for k, e in v.items():
-            if type(k) is not str or not k.isprintable():
-                check_text(k, entry("label", k), violations)
-            if type(e) is not str or not e.isprintable():
-                check_text(e, entry("label", k), violations)
-    v = m.start_date
-    if not v or type(v) is not str or not v.isprintable():
-        check_text(v, "start_date", violations, required=True)
-    v = m.end_date
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "end_date", violations)
-    v = m.time_zone
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "time_zone", violations)
+    validate_filter(m, "", violations)
     v = m.interval
     if type(v) is not Interval:
         check_enum(v, "interval", violations, Interval)
@@ -231,31 +188,7 @@ def validate_get_analytics_request(m: GetAnalyticsRequest, path: str, violations
     v = m.currency
     if v is not EMPTY and (type(v) is not str or len(v) > 3 or not v.isprintable()):
         check_text(v, "currency", violations, 3)
-    v = m.service_tier
-    if (v or type(v) is not list) and check_items(v, "service_tier", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"service_tier[{i}]", violations)
-    v = m.processing
-    if (v or type(v) is not list) and check_items(v, "processing", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"processing[{i}]", violations)
-    v = m.region
-    if (v or type(v) is not list) and check_items(v, "region", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"region[{i}]", violations)
-    v = m.operation
-    if (v or type(v) is not list) and check_items(v, "operation", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"operation[{i}]", violations)
-    v = m.status
-    if (v or type(v) is not list) and check_items(v, "status", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"status[{i}]", violations)
+    if not m.start_date: missing("start_date", violations)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -487,52 +420,7 @@ def validate_get_cost_summary_request(
     """Check a GetCostSummaryRequest."""
     start = len(violations)
     v: Any
-    v = m.organization_id
-    if (v or type(v) is not list) and check_items(v, "organization_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"organization_id[{i}]", violations)
-    v = m.provider
-    if (v or type(v) is not list) and check_items(v, "provider", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"provider[{i}]", violations)
-    v = m.model_id
-    if (v or type(v) is not list) and check_items(v, "model_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"model_id[{i}]", violations)
-    v = m.project_id
-    if (v or type(v) is not list) and check_items(v, "project_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"project_id[{i}]", violations)
-    v = m.user_id
-    if (v or type(v) is not list) and check_items(v, "user_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"user_id[{i}]", violations)
-    v = m.tag
-    if (v or type(v) is not list) and check_items(v, "tag", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"tag[{i}]", violations)
-    v = m.label
-    if (v or type(v) is not dict) and check_entries(v, "label", violations):
-        for k, e in v.items():
-            if type(k) is not str or not k.isprintable():
-                check_text(k, entry("label", k), violations)
-            if type(e) is not str or not e.isprintable():
-                check_text(e, entry("label", k), violations)
-    v = m.start_date
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "start_date", violations)
-    v = m.end_date
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "end_date", violations)
-    v = m.time_zone
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "time_zone", violations)
+    validate_filter(m, "", violations)
     v = m.group_by
     if (v or type(v) is not list) and check_items(v, "group_by", violations, max_items=4):
         for i, e in enumerate(v):
@@ -541,31 +429,6 @@ def validate_get_cost_summary_request(
     v = m.currency
     if v is not EMPTY and (type(v) is not str or len(v) > 3 or not v.isprintable()):
         check_text(v, "currency", violations, 3)
-    v = m.service_tier
-    if (v or type(v) is not list) and check_items(v, "service_tier", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"service_tier[{i}]", violations)
-    v = m.processing
-    if (v or type(v) is not list) and check_items(v, "processing", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"processing[{i}]", violations)
-    v = m.region
-    if (v or type(v) is not list) and check_items(v, "region", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"region[{i}]", violations)
-    v = m.operation
-    if (v or type(v) is not list) and check_items(v, "operation", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"operation[{i}]", violations)
-    v = m.status
-    if (v or type(v) is not list) and check_items(v, "status", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"status[{i}]", violations)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -780,83 +643,13 @@ def validate_reprice_usage_request(m: RepriceUsageRequest, path: str, violations
     """Check a RepriceUsageRequest."""
     start = len(violations)
     v: Any
-    v = m.organization_id
-    if (v or type(v) is not list) and check_items(v, "organization_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"organization_id[{i}]", violations)
-    v = m.provider
-    if (v or type(v) is not list) and check_items(v, "provider", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"provider[{i}]", violations)
-    v = m.model_id
-    if (v or type(v) is not list) and check_items(v, "model_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"model_id[{i}]", violations)
-    v = m.project_id
-    if (v or type(v) is not list) and check_items(v, "project_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"project_id[{i}]", violations)
-    v = m.user_id
-    if (v or type(v) is not list) and check_items(v, "user_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"user_id[{i}]", violations)
-    v = m.tag
-    if (v or type(v) is not list) and check_items(v, "tag", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"tag[{i}]", violations)
-    v = m.label
-    if (v or type(v) is not dict) and check_entries(v, "label", violations):
-        for k, e in v.items():
-            if type(k) is not str or not k.isprintable():
-                check_text(k, entry("label", k), violations)
-            if type(e) is not str or not e.isprintable():
-                check_text(e, entry("label", k), violations)
-    v = m.start_date
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "start_date", violations)
-    v = m.end_date
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "end_date", violations)
-    v = m.time_zone
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "time_zone", violations)
+    validate_filter(m, "", violations)
     v = m.as_of
     if v is not EMPTY and (type(v) is not str or not v.isprintable()):
         check_text(v, "as_of", violations)
     v = m.dry_run
     if type(v) is not bool:
         check_instance(v, "dry_run", violations, bool)
-    v = m.service_tier
-    if (v or type(v) is not list) and check_items(v, "service_tier", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"service_tier[{i}]", violations)
-    v = m.processing
-    if (v or type(v) is not list) and check_items(v, "processing", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"processing[{i}]", violations)
-    v = m.region
-    if (v or type(v) is not list) and check_items(v, "region", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"region[{i}]", violations)
-    v = m.operation
-    if (v or type(v) is not list) and check_items(v, "operation", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"operation[{i}]", violations)
-    v = m.status
-    if (v or type(v) is not list) and check_items(v, "status", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"status[{i}]", violations)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -923,6 +716,85 @@ def validate_reprice_usage_response(m: RepriceUsageResponse, path: str, violatio
     v = m.meta
     if v is not None:
         validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_filter(m: Filter, path: str, violations: list[Violation]) -> None:
+    """Check a Filter."""
+    start = len(violations)
+    v: Any
+    v = m.organization_id
+    if (v or type(v) is not list) and check_items(v, "organization_id", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"organization_id[{i}]", violations)
+    v = m.provider
+    if (v or type(v) is not list) and check_items(v, "provider", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"provider[{i}]", violations)
+    v = m.model_id
+    if (v or type(v) is not list) and check_items(v, "model_id", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"model_id[{i}]", violations)
+    v = m.project_id
+    if (v or type(v) is not list) and check_items(v, "project_id", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"project_id[{i}]", violations)
+    v = m.user_id
+    if (v or type(v) is not list) and check_items(v, "user_id", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"user_id[{i}]", violations)
+    v = m.tag
+    if (v or type(v) is not list) and check_items(v, "tag", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"tag[{i}]", violations)
+    v = m.label
+    if (v or type(v) is not dict) and check_entries(v, "label", violations):
+        for k, e in v.items():
+            if type(k) is not str or not k.isprintable():
+                check_text(k, entry("label", k), violations)
+            if type(e) is not str or not e.isprintable():
+                check_text(e, entry("label", k), violations)
+    v = m.start_date
+    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
+        check_text(v, "start_date", violations)
+    v = m.end_date
+    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
+        check_text(v, "end_date", violations)
+    v = m.time_zone
+    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
+        check_text(v, "time_zone", violations)
+    v = m.service_tier
+    if (v or type(v) is not list) and check_items(v, "service_tier", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"service_tier[{i}]", violations)
+    v = m.processing
+    if (v or type(v) is not list) and check_items(v, "processing", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"processing[{i}]", violations)
+    v = m.region
+    if (v or type(v) is not list) and check_items(v, "region", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"region[{i}]", violations)
+    v = m.operation
+    if (v or type(v) is not list) and check_items(v, "operation", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"operation[{i}]", violations)
+    v = m.status
+    if (v or type(v) is not list) and check_items(v, "status", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"status[{i}]", violations)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1708,52 +1580,7 @@ def validate_list_usage_request(m: ListUsageRequest, path: str, violations: list
     """Check a ListUsageRequest."""
     start = len(violations)
     v: Any
-    v = m.organization_id
-    if (v or type(v) is not list) and check_items(v, "organization_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"organization_id[{i}]", violations)
-    v = m.provider
-    if (v or type(v) is not list) and check_items(v, "provider", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"provider[{i}]", violations)
-    v = m.model_id
-    if (v or type(v) is not list) and check_items(v, "model_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"model_id[{i}]", violations)
-    v = m.project_id
-    if (v or type(v) is not list) and check_items(v, "project_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"project_id[{i}]", violations)
-    v = m.user_id
-    if (v or type(v) is not list) and check_items(v, "user_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"user_id[{i}]", violations)
-    v = m.tag
-    if (v or type(v) is not list) and check_items(v, "tag", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"tag[{i}]", violations)
-    v = m.label
-    if (v or type(v) is not dict) and check_entries(v, "label", violations):
-        for k, e in v.items():
-            if type(k) is not str or not k.isprintable():
-                check_text(k, entry("label", k), violations)
-            if type(e) is not str or not e.isprintable():
-                check_text(e, entry("label", k), violations)
-    v = m.start_date
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "start_date", violations)
-    v = m.end_date
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "end_date", violations)
-    v = m.time_zone
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "time_zone", violations)
+    validate_filter(m, "", violations)
     v = m.page
     if v is not ZERO and (type(v) is not int or not 0 <= v <= 2147483647):
         check_int(v, "page", violations, 0, 2147483647)
@@ -1769,31 +1596,6 @@ def validate_list_usage_request(m: ListUsageRequest, path: str, violations: list
     v = m.order
     if v is not EMPTY and (type(v) is not str or not v.isprintable()):
         check_text(v, "order", violations)
-    v = m.service_tier
-    if (v or type(v) is not list) and check_items(v, "service_tier", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"service_tier[{i}]", violations)
-    v = m.processing
-    if (v or type(v) is not list) and check_items(v, "processing", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"processing[{i}]", violations)
-    v = m.region
-    if (v or type(v) is not list) and check_items(v, "region", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"region[{i}]", violations)
-    v = m.operation
-    if (v or type(v) is not list) and check_items(v, "operation", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"operation[{i}]", violations)
-    v = m.status
-    if (v or type(v) is not list) and check_items(v, "status", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"status[{i}]", violations)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1869,80 +1671,10 @@ def validate_export_usage_request(m: ExportUsageRequest, path: str, violations: 
     """Check a ExportUsageRequest."""
     start = len(violations)
     v: Any
-    v = m.organization_id
-    if (v or type(v) is not list) and check_items(v, "organization_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"organization_id[{i}]", violations)
-    v = m.provider
-    if (v or type(v) is not list) and check_items(v, "provider", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"provider[{i}]", violations)
-    v = m.model_id
-    if (v or type(v) is not list) and check_items(v, "model_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"model_id[{i}]", violations)
-    v = m.project_id
-    if (v or type(v) is not list) and check_items(v, "project_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"project_id[{i}]", violations)
-    v = m.user_id
-    if (v or type(v) is not list) and check_items(v, "user_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"user_id[{i}]", violations)
-    v = m.tag
-    if (v or type(v) is not list) and check_items(v, "tag", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"tag[{i}]", violations)
-    v = m.label
-    if (v or type(v) is not dict) and check_entries(v, "label", violations):
-        for k, e in v.items():
-            if type(k) is not str or not k.isprintable():
-                check_text(k, entry("label", k), violations)
-            if type(e) is not str or not e.isprintable():
-                check_text(e, entry("label", k), violations)
-    v = m.start_date
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "start_date", violations)
-    v = m.end_date
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "end_date", violations)
-    v = m.time_zone
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "time_zone", violations)
+    validate_filter(m, "", violations)
     v = m.order
     if v is not EMPTY and (type(v) is not str or not v.isprintable()):
         check_text(v, "order", violations)
-    v = m.service_tier
-    if (v or type(v) is not list) and check_items(v, "service_tier", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"service_tier[{i}]", violations)
-    v = m.processing
-    if (v or type(v) is not list) and check_items(v, "processing", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"processing[{i}]", violations)
-    v = m.region
-    if (v or type(v) is not list) and check_items(v, "region", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"region[{i}]", violations)
-    v = m.operation
-    if (v or type(v) is not list) and check_items(v, "operation", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"operation[{i}]", violations)
-    v = m.status
-    if (v or type(v) is not list) and check_items(v, "status", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"status[{i}]", violations)
     if path and len(violations) != start:
         relocate(violations, start, path)
 

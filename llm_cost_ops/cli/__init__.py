@@ -129,19 +129,28 @@ def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser = commands.add_parser(
         "import",
         help="record the usage in a file",
-        description="Record the usage in a JSONL file (usage records or provider responses) or a CSV file. "
+        description="Record the usage in a file: usage records, responses of providers, session logs of "
+        "Claude Code and Codex, usage and cost pages of OpenAI and Anthropic, exports of LiteLLM, "
+        "OpenRouter, Vercel, Helicone, Langfuse and LangSmith, spans of OpenTelemetry, or other JSON and CSV "
+        "with --map. "
         "Running it twice counts nothing twice. Rejected lines are reported and passed over; "
         "the exit status is then 1.",
     )
-    parser.add_argument("file", help="a .jsonl or .csv file, or - for JSONL on standard input")
+    parser.add_argument("file", help="JSON, JSON lines or CSV, also gzipped; - for standard input")
     add_target(parser)
-    parser.add_argument("--format", choices=("jsonl", "csv"), help="default: by the file's name")
+    parser.add_argument(
+        "--format", choices=("json", "jsonl", "csv"), help="default: as it is named or begins"
+    )
+    parser.add_argument(
+        "--delimiter", metavar="CHARACTER", help="what separates columns, such as ; or tab; default: sniffed"
+    )
     parser.add_argument(
         "--map",
         action="append",
         default=[],
         metavar="FIELD=COLUMN",
-        help="take a field from a CSV column, such as input_tokens=ContextTokens or labels.team=Team",
+        help="take a field from a column or a sum of columns, or from a path in JSON, such as "
+        "input_tokens=ContextTokens, input_tokens=Fresh+Cached or model_id=request.model",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="give a field of every record"

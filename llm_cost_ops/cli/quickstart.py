@@ -10,10 +10,11 @@ from shutil import which
 from rich.console import Console
 from rich.markup import escape
 
-from llm_cost_ops.cli.import_lines import read_jsonl
 from llm_cost_ops.cli.importing import Import
 from llm_cost_ops.cli.reports import cost_table, money, print_total
+from llm_cost_ops.cli.target import url_of
 from llm_cost_ops.client.clients import CostOpsClient
+from llm_cost_ops.imports import UsageFile
 
 __all__ = ["quickstart"]
 
@@ -31,13 +32,14 @@ def quickstart(options: argparse.Namespace) -> int:
         )
         return 2
     console = Console()
-    with CostOpsClient(base_url=f"sqlite:///{options.db}") as client:
+    with CostOpsClient(base_url=url_of(options.db)) as client:
         into = escape(options.db)
         console.print(f"Recording the responses in [bold]{escape(_shown(path))}[/] into [bold]{into}[/]")
-        job = Import(client, {}, batch_size=100)
+        job = Import(client, batch_size=100)
         with path.open("rb") as stream:
-            job.run(read_jsonl(stream), path.stat().st_size)
-        job.report(console)
+            file = UsageFile(stream, path.name)
+            job.run(file, path.stat().st_size)
+        job.report(console, file)
         by_model = client.costs.get(group_by=["provider", "model"])
         by_day = client.costs.get(group_by="day")
         console.print()

@@ -20,6 +20,7 @@ from llm_cost_ops.rpc.channel import UNSET, AsyncChannel, Channel
 from llm_cost_ops.rpc.interceptor import Transport
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.runtime import Runtime
+from llm_cost_ops.wire.unknown import UNKNOWN_FIELDS
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import GetHealthResponse, GetReadinessResponse
@@ -65,7 +66,7 @@ def _http_transport(config: ClientConfig, http_client: Any, serializer: Any, *, 
     transport: Transport = kind(
         config.base_url,
         max_connections=pool.max_connections,
-        max_keepalive_connections=pool.max_keepalive_connections,
+        max_keepalive_connections=pool.keepalive_connections,
         keepalive_expiry=pool.keepalive_expiry,
         verify=verify,
         proxy=config.proxy,
@@ -155,6 +156,9 @@ class _Client:
         headers = dict(config.headers)
         if config.user_agent:
             headers["user-agent"] = config.user_agent
+        by_name = split_base_url(config.base_url).scheme not in ("grpc", "grpcs")
+        if by_name and config.unknown_fields == "keep":
+            headers[UNKNOWN_FIELDS] = "keep"
         chain = self._chain(config)
         sync = isinstance(self, CostOpsClient)
         kind: Any = Channel if sync else AsyncChannel

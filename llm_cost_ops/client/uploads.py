@@ -35,6 +35,7 @@ from llm_cost_ops.rpc.ids import uuid7
 from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.rpc.streams import Requests, driven
+from llm_cost_ops.wire.unknown import keeps_unknown
 
 __all__ = [
     "AsyncStreamingUsageResource",
@@ -173,7 +174,8 @@ class _Sender:
             from llm_cost_ops.rules.requests import check_record
 
             violations: list[Violation] = []
-            check_record(record, "", datetime.fromtimestamp(self._core.runtime.now(), UTC), violations)
+            now = datetime.fromtimestamp(self._core.runtime.now(), UTC)
+            check_record(record, "", now, violations, keeps_unknown(self._core.metadata))
             if violations:
                 self._progress.records += 1
                 _add(self._progress, _invalid(index, violations))

@@ -48,6 +48,7 @@ SCHEMES = ("http", "https", "grpc", "grpcs", "sqlite")
 C = TypeVar("C", bound=Config)
 
 
+_SECRET_HEADER = re.compile(r"auth|cookie|key|token|secret|password|credential", re.IGNORECASE)
 _HEADER_NAME = re.compile(r"[0-9A-Za-z_.-]+")
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
 
@@ -59,7 +60,10 @@ class ClientConfig(Config, frozen=True, kw_only=True):
     engine in the process, `http(s)://host` and `grpc(s)://host:port` talk to a server. `timeout`
     is seconds for a whole call, retries and waits included; None means no deadline. `durability`
     belongs to the embedded engine: "disk" survives a power cut, "process" survives a crash of the
-    process and is faster. `api_key` may be a callable that returns the key.
+    process and is faster. `unknown_fields` says what becomes of a field that a record or a price does
+    not have: "refuse" (it may be a misspelt count) or "keep", for a service that is newer than this
+    client; gRPC, whose messages have no names, refuses it always. `api_key` may be a callable that
+    returns the key.
     """
 
     api_key: str | Callable[[], Any] | None = None
@@ -78,6 +82,7 @@ class ClientConfig(Config, frozen=True, kw_only=True):
     proxy: str | None = None
     default_headers: Mapping[str, str] = {}
     durability: str = "disk"
+    unknown_fields: str = "refuse"
 
     def __post_init__(self) -> None:
         self._check_key()
@@ -90,6 +95,7 @@ class ClientConfig(Config, frozen=True, kw_only=True):
                 raise wrong(parameter, f"must be a {kind.__name__}", value)
         flag("verify_ssl", self.verify_ssl)
         text("durability", self.durability, ("disk", "process"))
+        text("unknown_fields", self.unknown_fields, ("refuse", "keep"))
         for parameter in ("user_agent", "proxy"):
             value = getattr(self, parameter)
             if value is not None and not (isinstance(value, str) and _HEADER_VALUE.fullmatch(value)):
@@ -214,8 +220,36 @@ class ClientConfig(Config, frozen=True, kw_only=True):
 
     __str__ = __repr__
 
+    def __reduce__(self) -> Any:
+        secret = self._secret()
+        if secret:
+            raise TypeError(
+                f"a ClientConfig with {secret} is not pickled, since the bytes would hold the secret: set "
+                "LLM_COST_OPS_API_KEY in the other process, or give api_key as a function that returns it"
+            )
+        return _restored, ({name: getattr(self, name) for name in self.__struct_fields__},)
+
+    def __copy__(self) -> ClientConfig:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> ClientConfig:
+        return self
+
+    def _secret(self) -> str:
+        """The name of the parameter that holds a secret, "" when none does."""
+        if isinstance(self.api_key, str):
+            return "api_key"
+        if self.proxy is not None and "@" in self.proxy:
+            return "proxy (its password)"
+        names = (name for name in self.default_headers if _SECRET_HEADER.search(name))
+        return next((f"default_headers[{name!r}]" for name in names), "")
+
     def __rich_repr__(self) -> Any:
         yield repr(self)
+
+
+def _restored(fields: dict[str, Any]) -> ClientConfig:
+    return ClientConfig(**fields)
 
 
 def _changed(whole: C | None, current: C, changes: dict[str, Any]) -> C:
@@ -254,7 +288,7 @@ _ENVIRONMENT: dict[str, tuple[str, Callable[[str], Any]]] = {
     "LLM_COST_OPS_PROXY": ("proxy", str.strip),
     "LLM_COST_OPS_LOG_LEVEL": (
         "logging",
-        lambda value: LoggingConfig(enabled=True, level=value.strip().upper()),
+        lambda value: LoggingConfig(enabled=True, level=value.strip()),
     ),
     "LLM_COST_OPS_DURABILITY": ("durability", str.strip),
 }

@@ -54,6 +54,9 @@ def text(parameter: str, value: Any, allowed: tuple[str, ...] = ()) -> None:
         raise wrong(parameter, f"must be one of {', '.join(allowed)}" if allowed else "must be text", value)
 
 
+DEFAULT_KEEPALIVE_CONNECTIONS = 20
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """What all configurations can do."""
 
@@ -150,26 +153,37 @@ class ConnectionPoolConfig(Config, frozen=True, kw_only=True):
     """Connections of a network transport: how many, how many idle ones, and for how many seconds.
 
     Over gRPC many calls share a connection: `grpc_channels` is how many there are, and the others
-    do not count.
+    do not count. `max_keepalive_connections` None means 20, or `max_connections` where that is less; more
+    than `max_connections` is refused.
     """
 
     max_connections: int = 100
-    max_keepalive_connections: int = 20
+    max_keepalive_connections: int | None = None
     keepalive_expiry: float = 5.0
     grpc_channels: int = 1
 
     def __post_init__(self) -> None:
         number("max_connections", self.max_connections, 1, integer=True)
-        number("max_keepalive_connections", self.max_keepalive_connections, 0, integer=True)
+        if self.max_keepalive_connections is not None:
+            number("max_keepalive_connections", self.max_keepalive_connections, 0, integer=True)
+            if self.max_keepalive_connections > self.max_connections:
+                rule = f"must be at most max_connections ({self.max_connections})"
+                raise wrong("max_keepalive_connections", rule, self.max_keepalive_connections)
         number("keepalive_expiry", self.keepalive_expiry, 0)
         number("grpc_channels", self.grpc_channels, 1, integer=True)
+
+    @property
+    def keepalive_connections(self) -> int:
+        """How many idle connections are kept."""
+        given = self.max_keepalive_connections
+        return min(DEFAULT_KEEPALIVE_CONNECTIONS, self.max_connections) if given is None else given
 
 
 class LoggingConfig(Config, frozen=True, kw_only=True):
     """One line per call on the standard logger `logger_name`.
 
-    `level` is that of a call that succeeds; failures log at WARNING or above. `format` is "text"
-    or "json".
+    `level` is that of a call that succeeds, in any case ("debug"); failures log at WARNING or above. `format`
+    is "text" or "json".
     """
 
     enabled: bool = False
@@ -179,6 +193,8 @@ class LoggingConfig(Config, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         flag("enabled", self.enabled)
+        text("level", self.level)
+        msgspec.structs.force_setattr(self, "level", self.level.upper())
         text("level", self.level, ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"))
         text("logger_name", self.logger_name)
         text("format", self.format, ("text", "json"))

@@ -197,6 +197,11 @@ class PriceBook:
         self._reported = frozenset(map(canonical_provider, reported_providers))
         self._edition = _Snapshot(sources, cards, provider_fallbacks, capacity)
 
+    @property
+    def cards(self) -> tuple[RateCard, ...]:
+        """The cards beside those of the sources, as they were given."""
+        return self._edition.cards
+
     def replace_manual(self, cards: Iterable[RateCard]) -> None:
         """Take these cards beside the sources from now on, in place of those given before."""
         old = self._edition

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import copy
+from collections.abc import Sequence
 from datetime import datetime
 
 from llm_cost_ops._gen.messages import RateCard
@@ -46,18 +47,8 @@ class Prices:
         return PriceBook([_Bundled()], cards=cards)
 
     def catalog_card(self, card_id: str) -> RateCard | None:
-        """The bundled card of an id."""
-        return load_catalog().card(card_id)
-
-    def catalog_cards(self, providers: Collection[str], models: Collection[str]) -> list[RateCard]:
-        """The bundled cards of providers and models; none given means all."""
-        catalog = load_catalog()
-        found: dict[str, RateCard] = {}
-        for provider in sorted(providers) or catalog.providers():
-            names = sorted(models) or [model.id for model in catalog.models(provider)]
-            for name in names:
-                found.update((card.id, card) for card in catalog.cards(provider, name))
-        return list(found.values())
+        """The bundled card of an id, a copy that the caller may change."""
+        return copy.deepcopy(load_catalog().card(card_id))
 
 
 class _Bundled:

@@ -44,6 +44,7 @@ from llm_cost_ops.rules.usage import total_tokens
 from llm_cost_ops.service.access.tenancy import OTHER_ORGANIZATION, may_access
 from llm_cost_ops.service.pages import Page, filter_of, invalid, meta_of
 from llm_cost_ops.service.prices import Prices
+from llm_cost_ops.wire.unknown import keeps_unknown
 
 __all__ = ["UsageService", "check_record_cost", "export", "in_utc"]
 
@@ -145,10 +146,11 @@ class UsageService:
         `paths` are where the records stand in the request; the first has the number `first` in the call.
         """
         now = datetime.fromtimestamp(context.runtime.now(), UTC)
+        keep_unknown = keeps_unknown(context.metadata)
         checked: list[SubmitResult | tuple[UsageRecord, str]] = []
         for index, (record, path) in enumerate(zip(records, paths, strict=False), first):
             violations: list[Violation] = []
-            check_record(record, path, now, violations)
+            check_record(record, path, now, violations, keep_unknown)
             if violations:
                 checked.append(refused(violations))
             elif not may_access(context, record.organization_id):

@@ -112,7 +112,7 @@ def _item(method: Method) -> str:
     """What a method lists page by page; empty when it does not."""
     data = [f for f in method.response.fields if f.name == "data" and f.cardinality == "repeated"]
     answer = {field.name for field in method.response.fields}
-    asked = {field.name for field in method.request.fields}
+    asked = {field.name for field in method.request.flat}
     paged = "pagination" in answer and {"cursor", "page"} <= asked and method.cardinality == "unary_unary"
     return data[0].type.message.name if paged and data and data[0].type.message else ""
 
@@ -123,7 +123,7 @@ def _made(method: Method) -> Message:
 
 
 def _fields(method: Method) -> list[Field]:
-    fields = [f for f in _made(method).fields if "Output only." not in f.comment]
+    fields = [f for f in _made(method).flat if "Output only." not in f.comment]
     if method.key_path:
         return [field for field in fields if field is not method.key_path[-1]]
     # A record that is not written has no use for its key.

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 from hpack import NeverIndexedHeaderTuple
 
+from llm_cost_ops.rpc.answers import missing_answer
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.method import Idempotency
@@ -98,6 +99,7 @@ class GrpcExchange:
         self._status = self._words = ""
         self._details = b""
         self._message: bytes | None = None
+        self._request = request
         self._frame = self._framed(request)
 
     def _framed(self, request: Any) -> bytes:
@@ -247,6 +249,8 @@ class GrpcExchange:
         if self._message is None:
             raise self._malformed("it is a success without a message")
         response = self._decoded(self._message)
+        if missing := missing_answer(method, self._request, response):
+            raise self._malformed(missing)
         context.response_status = 200 if method.http is None else method.http.status
         context.request_id = self._metadata.get(REQUEST_ID_HEADER) or context.request_id
         return response

@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import os
-import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
-from llm_cost_ops._gen.messages import SubmitStatus, UsageRecord
+from llm_cost_ops._gen.messages import SubmitStatus
 from llm_cost_ops.ledger.sqlite import schema
 from llm_cost_ops.ledger.sqlite.connection import Database
-from llm_cost_ops.ledger.sqlite.rows import encode_struct
 from llm_cost_ops.ledger.types import Filter
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from llm_cost_ops.rules.times import QUARTER, QUARTERS_A_DAY, to_micros
-from tests.unit.ledger.making import START, TAKEN, Sync, entry
+from tests.unit.ledger.making import START, Sync, entry
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
 
 def refusal(path: Path) -> RpcError:
     with Sync(path) as store:
-        for method, arguments in (("append", [[entry()]]), ("count_usage", [Filter()]), ("check", [])):
+        for method, arguments in (("append", [[entry()]]), ("count", [Filter()]), ("check", [])):
             with pytest.raises(RpcError) as caught:
                 getattr(store, method)(*arguments)
     return caught.value
@@ -154,98 +148,38 @@ def test_a_migration_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     connection.close()
 
 
-def test_a_file_of_version_1_opens(tmp_path: Path) -> None:
-    path = tmp_path / "v1.db"
-    with gzip.open(GOLDEN / "store-v1.db.gz") as packed, path.open("wb") as file:
-        shutil.copyfileobj(packed, file)
-    with Sync(path) as store:
-        records, _ = store.list_usage(Filter(), "timestamp", True, 10, None, None)
-        assert [(r.model_id, r.estimated_cost, r.user_id) for r in records] == [
-            ("unpriced", None, ""),
-            ("gpt-4o", Decimal("0.001500000001"), "u"),
-        ]
-        assert [s.units for _, _, s in store.summarize(Filter(), ("user", "tag"), None)] == [0, 1_500_000_001]
-        [again] = store.append(
-            [entry(idempotency_key="golden", units=5, user_id="u", tags=["t"], output_tokens=1)]
-        )
-        assert (again.status, again.units) == (SubmitStatus.DUPLICATE, 1_500_000_001)
-        known = entry(idempotency_key="golden", units=5, user_id="u", tags=["t"], output_tokens=1)
-        batch = store.append([entry(idempotency_key="other"), known, known])
-        assert [done.status for done in batch] == [SubmitStatus.CREATED, *[SubmitStatus.DUPLICATE] * 2]
-        [card] = store.all_cards()
-        assert (card.id, card.version, card.rates[0].price) == ("card-golden", 1, Decimal("2.5"))
-        assert [done.status for done in store.append([entry()])] == [SubmitStatus.CREATED]
+def test_a_file_from_before_the_first_release_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE usage (seq)")
+    connection.execute("PRAGMA application_id = 0x4C434F50")
+    connection.execute("PRAGMA user_version = 4")
+    connection.close()
+    before = path.read_bytes()
+    error = refusal(path)
+    assert error.code is StatusCode.FAILED_PRECONDITION
+    assert "from before the first release" in error.message
+    assert "export its records" in error.message
+    assert path.read_bytes() == before
 
 
-def test_what_version_3_kept_is_the_same_in_version_4(
+def test_a_migration_leads_from_the_schema_to_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "v3.db"
-    monkeypatch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:3])
-    monkeypatch.setattr(schema, "VERSION", 3)
-    connection = sqlite3.connect(path, isolation_level=None)
-    schema.migrate(connection, "the file")
-    connection.execute("INSERT INTO organization VALUES (1, 'acme')")
-    series = ("openai", "gpt-4o", "", "unspecified", "", "", "", "USD", "priced")
-    connection.execute(f"INSERT INTO series VALUES (1, 1, {', '.join('?' * 9)})", series)
-    connection.execute("INSERT INTO pricing VALUES (1, 'card-1', 1, 'test 1', 'region', x'')")
-    early = datetime(1969, 12, 31, 23, 59, tzinfo=UTC)
-    # A time that was left out, one that was given, and one before 1970.
-    rows = [("out", "ada", TAKEN, 1), ("given", None, START, 2), ("early", "bo", early, 4)]
-    for n, (key, user, moment, units) in enumerate(rows):
-        record = UsageRecord(
-            id=f"id-{n}", idempotency_key=key, organization_id="acme", provider="openai", model_id="gpt-4o",
-            input_tokens=100, total_tokens=100, timestamp=moment, user_id=user or "", ingested_at=TAKEN,
-        )  # fmt: skip
-        values = (1, 1, 1, f"id-{n}", key, b"", to_micros(moment), 1, 100, 0, 0, 0, units, user, None, None)
-        marks = ", ".join("?" * 18)
-        connection.execute(f"INSERT INTO usage VALUES ({marks})", (n + 1, *values, encode_struct(record)))
-        quarter = to_micros(moment) // QUARTER
-        for level, bucket in ((0, quarter), (1, quarter // QUARTERS_A_DAY)):
-            sums = (1, level, bucket, 1, 1, 100, 0, 0, 0, 0, units)
-            connection.execute(f"INSERT INTO rollup VALUES ({', '.join('?' * 11)})", sums)
+    with Sync(tmp_path / "old.db") as store:
+        store.append([entry()])
+    step = (
+        "ALTER TABLE health ADD COLUMN note TEXT",
+        lambda c: c.execute("UPDATE health SET note = 'moved'"),
+    )
+    monkeypatch.setattr(schema, "MIGRATIONS", (step,))
+    monkeypatch.setattr(schema, "VERSION", 2)
+    with Sync(tmp_path / "old.db") as store:
+        assert store.count(Filter()) == 1
+    connection = sqlite3.connect(tmp_path / "old.db")
+    assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+    assert connection.execute("SELECT note FROM health").fetchone() == ("moved",)
     connection.close()
-    monkeypatch.undo()
-    with Sync(path) as store:
-        for where, expected in (
-            (Filter(), [("", 2), ("ada", 1), ("bo", 4)]),
-            (
-                Filter(start=early - timedelta(days=2), end=early.replace(hour=0) + timedelta(days=1)),
-                [("bo", 4)],
-            ),
-        ):
-            found = store.summarize(where, ("user",), None)
-            assert [(keys[0], s.units) for keys, _, s in found] == expected
-            total = sum(units for _, units in expected)
-            for group_by in ((), ("label:x",)):
-                assert [s.units for _, _, s in store.summarize(where, group_by, None)] == [total]
-        for n, (key, user, moment, _) in enumerate(rows):
-            again = entry(moment, idempotency_key=key, user_id=user or "")
-            if key == "out":
-                again.record.timestamp = None
-            [done] = store.append([again])
-            assert (done.status, done.usage_id) == (SubmitStatus.DUPLICATE, f"id-{n}")
-            record = store.get_cost(f"id-{n}").record
-            assert (record.timestamp, record.idempotency_key) == (moment, key)
-
-
-def test_a_file_of_version_4_opens(tmp_path: Path) -> None:
-    # That of version 1, with further records of each kind, two of which were repriced.
-    path = tmp_path / "v4.db"
-    with gzip.open(GOLDEN / "store-v4.db.gz") as packed, path.open("wb") as file:
-        shutil.copyfileobj(packed, file)
-    with Sync(path) as store:
-        total = 9 + 9 + sum(range(200))
-        assert store.count(Filter()) == 204
-        for group_by in ((), ("user",), ("provider",), ("label:x",)):
-            found = store.summarize(Filter(), group_by, None)
-            assert (sum(s.units for _, _, s in found), sum(s.requests for _, _, s in found)) == (total, 204)
-        for key, n in (("golden", None), ("new", 1), ("01a20359-ab54-7000-bc5b-ba4c242805a1:7", 7)):
-            fields = {"user_id": "u", "tags": ["t"]} if key in ("golden", "new") else {}
-            fields |= {"output_tokens": 1} if key == "golden" else {}
-            [again] = store.append([entry(n or 0, idempotency_key=key, **fields)])
-            assert again.status == SubmitStatus.DUPLICATE
-            assert store.get_cost(again.usage_id).record.idempotency_key == key
 
 
 def test_durability_is_what_was_asked_for(tmp_path: Path) -> None:

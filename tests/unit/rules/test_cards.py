@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -183,3 +184,4 @@ def test_an_open_card_gives_way_to_the_next() -> None:
 def test_currencies() -> None:
     assert {"USD", "EUR", "JPY", "CNY", "BHD"} <= CURRENCIES
     assert not {"XXX", "XTS", "DEM", "usd", ""} & CURRENCIES
+    assert {code for code in CURRENCIES if not re.fullmatch("[A-Z]{3}", code)} == set()
