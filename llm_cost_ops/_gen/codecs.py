@@ -369,14 +369,16 @@ def _settled_list_usage_response(m: ListUsageResponse) -> bool:
 
 
 def _settled_stream_usage_request(m: StreamUsageRequest) -> bool:
-    if m.usage is not None and not _settled_usage_record(m.usage):
-        return False
+    for each1 in m.records:
+        if not _settled_usage_record(each1):
+            return False
     return True
 
 
 def _settled_export_usage_response(m: ExportUsageResponse) -> bool:
-    if m.usage is not None and not _settled_usage_record(m.usage):
-        return False
+    for each1 in m.records:
+        if not _settled_usage_record(each1):
+            return False
     return True
 
 

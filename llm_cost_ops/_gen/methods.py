@@ -184,7 +184,10 @@ GET_COST: MethodDescriptor[GetCostRequest, GetCostResponse] = MethodDescriptor(
         "/api/v1/usage/{usage_id}/cost",
         None,
         200,
-        (QueryField("usage_id", "usage_id", "scalar"),),
+        (
+            QueryField("usage_id", "usage_id", "scalar"),
+            QueryField("organization_id", "organization_id", "scalar"),
+        ),
         None,
     ),
     unwrap="data",
@@ -207,7 +210,10 @@ VERIFY_COST: MethodDescriptor[VerifyCostRequest, VerifyCostResponse] = MethodDes
         "/api/v1/usage/{usage_id}/cost/verification",
         None,
         200,
-        (QueryField("usage_id", "usage_id", "scalar"),),
+        (
+            QueryField("usage_id", "usage_id", "scalar"),
+            QueryField("organization_id", "organization_id", "scalar"),
+        ),
         None,
     ),
     unwrap="data",
@@ -405,8 +411,8 @@ STREAM_USAGE: MethodDescriptor[StreamUsageRequest, StreamUsageResponse] = Method
     idempotency=Idempotency.UNKNOWN,
     request=STREAM_USAGE_REQUEST,
     response=STREAM_USAGE_RESPONSE,
-    http=HttpRule("POST", "/api/v1/usage/stream", "usage", 200, (), USAGE_RECORD),
-    fill_key=fill_idempotency_key("usage", "idempotency_key"),
+    http=HttpRule("POST", "/api/v1/usage/stream", "records", 200, (), USAGE_RECORD),
+    fill_key=fill_idempotency_key("records", "idempotency_key"),
 )
 """Records LLM calls as they come, and acknowledges them as they become durable. Records are written
 in batches; a bad record, even one that can't be decoded, harms only itself. While a batch is
@@ -447,10 +453,10 @@ EXPORT_USAGE: MethodDescriptor[ExportUsageRequest, ExportUsageResponse] = Method
             QueryField("order", "order", "scalar"),
         ),
         None,
-        "usage",
+        "records",
         USAGE_RECORD,
     ),
-    unwrap="usage",
+    unwrap="records",
 )
 """Gives every record that a filter lets through, oldest first unless told otherwise. Records that
 are added meanwhile disturb nothing: each is given once or, where it is added behind, not at all.

@@ -258,6 +258,7 @@ _T9A01 = prefixes(b"\x9a\x01")
 _T9A02 = prefixes(b"\x9a\x02")
 _TA201 = prefixes(b"\xa2\x01")
 _TA202 = prefixes(b"\xa2\x02")
+_TAA01 = prefixes(b"\xaa\x01")
 _TAA02 = prefixes(b"\xaa\x02")
 _TB201 = prefixes(b"\xb2\x01")
 _TB202 = prefixes(b"\xb2\x02")
@@ -2409,8 +2410,8 @@ def _read_get_cost_summary_response(data: bytes, pos: int, end: int, depth: int,
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_GET_COST_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("usage_id", "")}
-_GET_COST_REQUEST_TAGS: frozenset[int] = frozenset([10])
+_GET_COST_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("usage_id", ""), 18: ("organization_id", "")}
+_GET_COST_REQUEST_TAGS: frozenset[int] = frozenset([10, 18])
 
 
 def encode_get_cost_request(m: GetCostRequest) -> bytes:
@@ -2425,6 +2426,12 @@ def encode_get_cost_request(m: GetCostRequest) -> bytes:
             b = v1.encode()
             n = len(b)
             w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
+            w(b)
+        if v2 := m.organization_id:
+            at = "organization_id"
+            b = v2.encode()
+            n = len(b)
+            w(_T12[n] if n < 128 else b"\x12" + varint(n))
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
@@ -2453,6 +2460,17 @@ def _read_get_cost_request(data: bytes, pos: int, end: int, depth: int, m: GetCo
                         n, s = read_more(data, s, n)
                 pos = s + n
                 m.usage_id = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 18:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.organization_id = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t in _GET_COST_REQUEST_NAMES: continue
@@ -2550,8 +2568,8 @@ def _read_get_cost_response(data: bytes, pos: int, end: int, depth: int, m: GetC
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_VERIFY_COST_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("usage_id", "")}
-_VERIFY_COST_REQUEST_TAGS: frozenset[int] = frozenset([10])
+_VERIFY_COST_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("usage_id", ""), 18: ("organization_id", "")}
+_VERIFY_COST_REQUEST_TAGS: frozenset[int] = frozenset([10, 18])
 
 
 def encode_verify_cost_request(m: VerifyCostRequest) -> bytes:
@@ -2566,6 +2584,12 @@ def encode_verify_cost_request(m: VerifyCostRequest) -> bytes:
             b = v1.encode()
             n = len(b)
             w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
+            w(b)
+        if v2 := m.organization_id:
+            at = "organization_id"
+            b = v2.encode()
+            n = len(b)
+            w(_T12[n] if n < 128 else b"\x12" + varint(n))
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
@@ -2594,6 +2618,17 @@ def _read_verify_cost_request(data: bytes, pos: int, end: int, depth: int, m: Ve
                         n, s = read_more(data, s, n)
                 pos = s + n
                 m.usage_id = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 18:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.organization_id = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t in _VERIFY_COST_REQUEST_NAMES: continue
@@ -4926,8 +4961,8 @@ def _read_price_multiplier(data: bytes, pos: int, end: int, depth: int, m: Price
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_RATE_CARD_NAMES: dict[int, tuple[str, str]] = {10: ("id", ""), 18: ("provider", ""), 26: ("model_id", ""), 34: ("aliases", "aliases"), 42: ("organization_id", ""), 50: ("region", ""), 58: ("service_tier", ""), 66: ("processing", ""), 74: ("speed", ""), 82: ("currency", ""), 90: ("effective_from", ""), 98: ("effective_until", ""), 106: ("windows", "windows"), 114: ("rates", "rates"), 120: ("tier_mode", ""), 256: ("tier_basis", ""), 266: ("multipliers", "multipliers"), 272: ("origin", ""), 282: ("origin_version", ""), 290: ("source_url", ""), 296: ("version", ""), 306: ("created_at", ""), 314: ("updated_at", ""), 322: ("input_price_per_1k", ""), 330: ("output_price_per_1k", "")}
-_RATE_CARD_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 50, 58, 66, 74, 82, 90, 98, 106, 114, 120, 128, 138, 144, 154, 162, 168, 178, 186, 194, 202])
+_RATE_CARD_NAMES: dict[int, tuple[str, str]] = {10: ("id", ""), 18: ("provider", ""), 26: ("model_id", ""), 34: ("aliases", "aliases"), 42: ("organization_id", ""), 50: ("region", ""), 58: ("service_tier", ""), 66: ("processing", ""), 74: ("speed", ""), 82: ("currency", ""), 90: ("effective_from", ""), 98: ("effective_until", ""), 106: ("windows", "windows"), 114: ("rates", "rates"), 120: ("tier_mode", ""), 256: ("tier_basis", ""), 266: ("multipliers", "multipliers"), 272: ("origin", ""), 282: ("origin_version", ""), 290: ("source_url", ""), 296: ("version", ""), 306: ("created_at", ""), 314: ("updated_at", ""), 322: ("input_price_per_1k", ""), 330: ("output_price_per_1k", ""), 338: ("input_price_per_million", ""), 346: ("output_price_per_million", "")}
+_RATE_CARD_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 50, 58, 66, 74, 82, 90, 98, 106, 114, 120, 128, 138, 144, 154, 162, 168, 178, 186, 194, 202, 210, 218])
 
 
 def encode_rate_card(m: RateCard) -> bytes:
@@ -5089,6 +5124,18 @@ def encode_rate_card(m: RateCard) -> bytes:
             b = plain(v25).encode()
             n = len(b)
             w(_TCA01[n] if n < 128 else b"\xca\x01" + varint(n))
+            w(b)
+        if (v26 := m.input_price_per_million) is not None:
+            at = "input_price_per_million"
+            b = plain(v26).encode()
+            n = len(b)
+            w(_TD201[n] if n < 128 else b"\xd2\x01" + varint(n))
+            w(b)
+        if (v27 := m.output_price_per_million) is not None:
+            at = "output_price_per_million"
+            b = plain(v27).encode()
+            n = len(b)
+            w(_TDA01[n] if n < 128 else b"\xda\x01" + varint(n))
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
@@ -5410,6 +5457,30 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 if pos >= end: break
                 t = data[pos]
                 if t > 127: t += data[pos + 1] << 7
+            if t == 338:
+                n = data[pos + 2]
+                if n < 128: s = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.input_price_per_million = from_text(data[s:pos].decode())
+                if pos >= end: break
+                t = data[pos]
+                if t > 127: t += data[pos + 1] << 7
+            if t == 346:
+                n = data[pos + 2]
+                if n < 128: s = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.output_price_per_million = from_text(data[s:pos].decode())
+                if pos >= end: break
+                t = data[pos]
+                if t > 127: t += data[pos + 1] << 7
             if t in _RATE_CARD_NAMES: continue
             s = skip_field(data, pos, end, _RATE_CARD_TAGS)
             if s < 0:
@@ -5424,8 +5495,8 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_CREATE_PRICE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("idempotency_key", ""), 18: ("provider", ""), 26: ("model_id", ""), 34: ("input_price_per_1k", ""), 42: ("output_price_per_1k", ""), 50: ("currency", ""), 58: ("effective_date", ""), 66: ("end_date", ""), 74: ("organization_id", ""), 82: ("region", ""), 90: ("service_tier", ""), 98: ("processing", ""), 106: ("speed", ""), 114: ("aliases", "aliases"), 122: ("rates", "rates"), 256: ("tier_mode", ""), 264: ("tier_basis", ""), 274: ("multipliers", "multipliers"), 282: ("windows", "windows"), 290: ("source_url", "")}
-_CREATE_PRICE_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 50, 58, 66, 74, 82, 90, 98, 106, 114, 122, 128, 136, 146, 154, 162])
+_CREATE_PRICE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("idempotency_key", ""), 18: ("provider", ""), 26: ("model_id", ""), 34: ("input_price_per_1k", ""), 42: ("output_price_per_1k", ""), 50: ("currency", ""), 58: ("effective_date", ""), 66: ("end_date", ""), 74: ("organization_id", ""), 82: ("region", ""), 90: ("service_tier", ""), 98: ("processing", ""), 106: ("speed", ""), 114: ("aliases", "aliases"), 122: ("rates", "rates"), 256: ("tier_mode", ""), 264: ("tier_basis", ""), 274: ("multipliers", "multipliers"), 282: ("windows", "windows"), 290: ("source_url", ""), 298: ("input_price_per_million", ""), 306: ("output_price_per_million", "")}
+_CREATE_PRICE_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 50, 58, 66, 74, 82, 90, 98, 106, 114, 122, 128, 136, 146, 154, 162, 170, 178])
 
 
 def encode_create_price_request(m: CreatePriceRequest) -> bytes:
@@ -5561,6 +5632,18 @@ def encode_create_price_request(m: CreatePriceRequest) -> bytes:
             b = v20.encode()
             n = len(b)
             w(_TA201[n] if n < 128 else b"\xa2\x01" + varint(n))
+            w(b)
+        if (v21 := m.input_price_per_million) is not None:
+            at = "input_price_per_million"
+            b = plain(v21).encode()
+            n = len(b)
+            w(_TAA01[n] if n < 128 else b"\xaa\x01" + varint(n))
+            w(b)
+        if (v22 := m.output_price_per_million) is not None:
+            at = "output_price_per_million"
+            b = plain(v22).encode()
+            n = len(b)
+            w(_TB201[n] if n < 128 else b"\xb2\x01" + varint(n))
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
@@ -5816,6 +5899,30 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                         n, s = read_more(data, s, n)
                 pos = s + n
                 m.source_url = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+                if t > 127: t += data[pos + 1] << 7
+            if t == 298:
+                n = data[pos + 2]
+                if n < 128: s = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.input_price_per_million = from_text(data[s:pos].decode())
+                if pos >= end: break
+                t = data[pos]
+                if t > 127: t += data[pos + 1] << 7
+            if t == 306:
+                n = data[pos + 2]
+                if n < 128: s = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.output_price_per_million = from_text(data[s:pos].decode())
                 if pos >= end: break
                 t = data[pos]
                 if t > 127: t += data[pos + 1] << 7
@@ -8358,7 +8465,7 @@ def _read_list_usage_response(data: bytes, pos: int, end: int, depth: int, m: Li
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_STREAM_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("usage", "")}
+_STREAM_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("records", "records")}
 _STREAM_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10])
 
 
@@ -8369,13 +8476,15 @@ def encode_stream_usage_request(m: StreamUsageRequest) -> bytes:
     at = ""
     i = -1
     try:
-        if (v1 := m.usage) is not None:
-            at = "usage"
-            b = encode_usage_record(v1)
-            n = len(b)
-            w(b"\x0a")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+        if v1 := m.records:
+            at = "records"
+            for i, x1 in enumerate(v1):
+                b = encode_usage_record(x1)
+                n = len(b)
+                w(b"\x0a")
+                w(SHORT[n] if n < 16384 else varint(n))
+                w(b)
+            i = -1
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
@@ -8395,17 +8504,20 @@ def _read_stream_usage_request(data: bytes, pos: int, end: int, depth: int, m: S
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
-                m.usage = _read_usage_record(data, s, pos, depth + 1, m.usage)
+                x1 = m.records.append
+                while t == 10:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    if pos > end: raise IndexError
+                    x1(_read_usage_record(data, s, pos, depth + 1, None))
+                    if pos >= end: break
+                    t = data[pos]
                 if pos >= end: break
-                t = data[pos]
             if t in _STREAM_USAGE_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _STREAM_USAGE_REQUEST_TAGS)
             if s < 0:
@@ -8701,7 +8813,7 @@ def _read_export_usage_request(data: bytes, pos: int, end: int, depth: int, m: E
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_EXPORT_USAGE_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("usage", "")}
+_EXPORT_USAGE_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("records", "records")}
 _EXPORT_USAGE_RESPONSE_TAGS: frozenset[int] = frozenset([10])
 
 
@@ -8712,13 +8824,15 @@ def encode_export_usage_response(m: ExportUsageResponse) -> bytes:
     at = ""
     i = -1
     try:
-        if (v1 := m.usage) is not None:
-            at = "usage"
-            b = encode_usage_record(v1)
-            n = len(b)
-            w(b"\x0a")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+        if v1 := m.records:
+            at = "records"
+            for i, x1 in enumerate(v1):
+                b = encode_usage_record(x1)
+                n = len(b)
+                w(b"\x0a")
+                w(SHORT[n] if n < 16384 else varint(n))
+                w(b)
+            i = -1
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
@@ -8738,17 +8852,20 @@ def _read_export_usage_response(data: bytes, pos: int, end: int, depth: int, m: 
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
-                m.usage = _read_usage_record(data, s, pos, depth + 1, m.usage)
+                x1 = m.records.append
+                while t == 10:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    if pos > end: raise IndexError
+                    x1(_read_usage_record(data, s, pos, depth + 1, None))
+                    if pos >= end: break
+                    t = data[pos]
                 if pos >= end: break
-                t = data[pos]
             if t in _EXPORT_USAGE_RESPONSE_NAMES: continue
             s = skip_field(data, pos, end, _EXPORT_USAGE_RESPONSE_TAGS)
             if s < 0:

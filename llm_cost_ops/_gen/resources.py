@@ -395,6 +395,7 @@ class CostsResource:
         self,
         usage_id: str,
         *,
+        organization_id: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -406,11 +407,14 @@ class CostsResource:
 
         Args:
             usage_id: The id of the usage record.
+            organization_id: The organization of the record. Needed where the caller may see several.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
         request = GetCostRequest(usage_id=usage_id)
+        if organization_id is not EMPTY:
+            request.organization_id = organization_id
         response: CostRecord = self._channel.unary_unary(methods.GET_COST, request, timeout, headers, retry)
         return response
 
@@ -418,6 +422,7 @@ class CostsResource:
         self,
         usage_id: str,
         *,
+        organization_id: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -426,11 +431,14 @@ class CostsResource:
 
         Args:
             usage_id: The id of the usage record.
+            organization_id: The organization of the record. Needed where the caller may see several.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
         request = VerifyCostRequest(usage_id=usage_id)
+        if organization_id is not EMPTY:
+            request.organization_id = organization_id
         response: CostVerification = self._channel.unary_unary(
             methods.VERIFY_COST, request, timeout, headers, retry
         )
@@ -486,7 +494,7 @@ class CostsResource:
         are left out; without a timestamp it is priced as of now, and one in the future is taken too.
 
         Args:
-            record: a ready UsageRecord, in place of its fields.
+            record: a ready UsageRecord, whose fields those given beside it replace.
             organization_id: Who pays. Example: "org-123".
             provider: The provider that served the call: an open set, lower case; known aliases are
                 folded. Example: "openai".
@@ -615,7 +623,7 @@ class CostsResource:
             fields.source = source
         if observation is not False:
             fields.observation = observation
-        request = EstimateCostRequest(usage=coerce.either(record, fields))
+        request = EstimateCostRequest(usage=coerce.overlaid(record, fields))
         response: CostRecord = self._channel.unary_unary(
             methods.ESTIMATE_COST, request, timeout, headers, retry
         )
@@ -822,6 +830,7 @@ class AsyncCostsResource:
         self,
         usage_id: str,
         *,
+        organization_id: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -833,11 +842,14 @@ class AsyncCostsResource:
 
         Args:
             usage_id: The id of the usage record.
+            organization_id: The organization of the record. Needed where the caller may see several.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
         request = GetCostRequest(usage_id=usage_id)
+        if organization_id is not EMPTY:
+            request.organization_id = organization_id
         response: CostRecord = await self._channel.unary_unary(
             methods.GET_COST, request, timeout, headers, retry
         )
@@ -847,6 +859,7 @@ class AsyncCostsResource:
         self,
         usage_id: str,
         *,
+        organization_id: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -855,11 +868,14 @@ class AsyncCostsResource:
 
         Args:
             usage_id: The id of the usage record.
+            organization_id: The organization of the record. Needed where the caller may see several.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
         request = VerifyCostRequest(usage_id=usage_id)
+        if organization_id is not EMPTY:
+            request.organization_id = organization_id
         response: CostVerification = await self._channel.unary_unary(
             methods.VERIFY_COST, request, timeout, headers, retry
         )
@@ -915,7 +931,7 @@ class AsyncCostsResource:
         are left out; without a timestamp it is priced as of now, and one in the future is taken too.
 
         Args:
-            record: a ready UsageRecord, in place of its fields.
+            record: a ready UsageRecord, whose fields those given beside it replace.
             organization_id: Who pays. Example: "org-123".
             provider: The provider that served the call: an open set, lower case; known aliases are
                 folded. Example: "openai".
@@ -1044,7 +1060,7 @@ class AsyncCostsResource:
             fields.source = source
         if observation is not False:
             fields.observation = observation
-        request = EstimateCostRequest(usage=coerce.either(record, fields))
+        request = EstimateCostRequest(usage=coerce.overlaid(record, fields))
         response: CostRecord = await self._channel.unary_unary(
             methods.ESTIMATE_COST, request, timeout, headers, retry
         )
@@ -1273,6 +1289,8 @@ class PricingResource:
         multipliers: Sequence[PriceMultiplier] = (),
         windows: Sequence[TimeWindow] = (),
         source_url: str = "",
+        input_price_per_million: Decimal | str | int | None = None,
+        output_price_per_million: Decimal | str | int | None = None,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -1302,6 +1320,10 @@ class PricingResource:
             multipliers: Factors on the prices.
             windows: The parts of the day it holds in.
             source_url: Where the price was published.
+            input_price_per_million: The price of 1,000,000 input tokens, the unit that vendors use;
+                not beside input_price_per_1k. Example: "2.50".
+            output_price_per_million: The price of 1,000,000 output tokens; not beside
+                output_price_per_1k. Example: "10".
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
@@ -1342,6 +1364,10 @@ class PricingResource:
             request.windows = coerce.listed(windows)
         if source_url is not EMPTY:
             request.source_url = source_url
+        if input_price_per_million is not None:
+            request.input_price_per_million = coerce.decimal(input_price_per_million)
+        if output_price_per_million is not None:
+            request.output_price_per_million = coerce.decimal(output_price_per_million)
         response: RateCard = self._channel.unary_unary(
             methods.CREATE_PRICE, request, timeout, headers, retry, idempotency_key
         )
@@ -1454,6 +1480,8 @@ class AsyncPricingResource:
         multipliers: Sequence[PriceMultiplier] = (),
         windows: Sequence[TimeWindow] = (),
         source_url: str = "",
+        input_price_per_million: Decimal | str | int | None = None,
+        output_price_per_million: Decimal | str | int | None = None,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -1483,6 +1511,10 @@ class AsyncPricingResource:
             multipliers: Factors on the prices.
             windows: The parts of the day it holds in.
             source_url: Where the price was published.
+            input_price_per_million: The price of 1,000,000 input tokens, the unit that vendors use;
+                not beside input_price_per_1k. Example: "2.50".
+            output_price_per_million: The price of 1,000,000 output tokens; not beside
+                output_price_per_1k. Example: "10".
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
@@ -1523,6 +1555,10 @@ class AsyncPricingResource:
             request.windows = coerce.listed(windows)
         if source_url is not EMPTY:
             request.source_url = source_url
+        if input_price_per_million is not None:
+            request.input_price_per_million = coerce.decimal(input_price_per_million)
+        if output_price_per_million is not None:
+            request.output_price_per_million = coerce.decimal(output_price_per_million)
         response: RateCard = await self._channel.unary_unary(
             methods.CREATE_PRICE, request, timeout, headers, retry, idempotency_key
         )
@@ -1668,7 +1704,7 @@ class UsageResource:
         answer again with `duplicate` set, other content is ALREADY_EXISTS and changes nothing.
 
         Args:
-            record: a ready UsageRecord, in place of its fields.
+            record: a ready UsageRecord, whose fields those given beside it replace.
             organization_id: Who pays. Example: "org-123".
             provider: The provider that served the call: an open set, lower case; known aliases are
                 folded. Example: "openai".
@@ -1798,7 +1834,7 @@ class UsageResource:
             fields.source = source
         if observation is not False:
             fields.observation = observation
-        request = SubmitUsageRequest(usage=coerce.either(record, fields))
+        request = SubmitUsageRequest(usage=coerce.overlaid(record, fields))
         response: UsageReceipt = self._channel.unary_unary(
             methods.SUBMIT_USAGE, request, timeout, headers, retry, idempotency_key
         )
@@ -2115,7 +2151,7 @@ class AsyncUsageResource:
         answer again with `duplicate` set, other content is ALREADY_EXISTS and changes nothing.
 
         Args:
-            record: a ready UsageRecord, in place of its fields.
+            record: a ready UsageRecord, whose fields those given beside it replace.
             organization_id: Who pays. Example: "org-123".
             provider: The provider that served the call: an open set, lower case; known aliases are
                 folded. Example: "openai".
@@ -2245,7 +2281,7 @@ class AsyncUsageResource:
             fields.source = source
         if observation is not False:
             fields.observation = observation
-        request = SubmitUsageRequest(usage=coerce.either(record, fields))
+        request = SubmitUsageRequest(usage=coerce.overlaid(record, fields))
         response: UsageReceipt = await self._channel.unary_unary(
             methods.SUBMIT_USAGE, request, timeout, headers, retry, idempotency_key
         )

@@ -549,6 +549,9 @@ def validate_get_cost_request(m: GetCostRequest, path: str, violations: list[Vio
     v = m.usage_id
     if not v or type(v) is not str or len(v) > 64 or not v.isprintable():
         check_text(v, "usage_id", violations, 64, required=True)
+    v = m.organization_id
+    if v is not EMPTY and (type(v) is not str or len(v) > 100 or not v.isprintable()):
+        check_text(v, "organization_id", violations, 100)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -574,6 +577,9 @@ def validate_verify_cost_request(m: VerifyCostRequest, path: str, violations: li
     v = m.usage_id
     if not v or type(v) is not str or len(v) > 64 or not v.isprintable():
         check_text(v, "usage_id", violations, 64, required=True)
+    v = m.organization_id
+    if v is not EMPTY and (type(v) is not str or len(v) > 100 or not v.isprintable()):
+        check_text(v, "organization_id", violations, 100)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1081,6 +1087,12 @@ def validate_rate_card(m: RateCard, path: str, violations: list[Violation]) -> N
     v = m.output_price_per_1k
     if v is not None:
         check_decimal(v, "output_price_per_1k", violations)
+    v = m.input_price_per_million
+    if v is not None:
+        check_decimal(v, "input_price_per_million", violations)
+    v = m.output_price_per_million
+    if v is not None:
+        check_decimal(v, "output_price_per_million", violations)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1151,6 +1163,12 @@ def validate_create_price_request(m: CreatePriceRequest, path: str, violations: 
     v = m.source_url
     if v is not EMPTY and (type(v) is not str or len(v) > 2048 or not v.isprintable()):
         check_text(v, "source_url", violations, 2048)
+    v = m.input_price_per_million
+    if v is not None:
+        check_decimal(v, "input_price_per_million", violations, low=0)
+    v = m.output_price_per_million
+    if v is not None:
+        check_decimal(v, "output_price_per_million", violations, low=0)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1255,32 +1273,32 @@ def validate_modality_tokens(m: ModalityTokens, path: str, violations: list[Viol
     start = len(violations)
     v: Any
     v = m.input_audio_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "input_audio_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "input_audio_tokens", violations, 0, 1000000000000)
     v = m.input_image_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "input_image_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "input_image_tokens", violations, 0, 1000000000000)
     v = m.input_video_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "input_video_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "input_video_tokens", violations, 0, 1000000000000)
     v = m.cached_audio_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "cached_audio_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "cached_audio_tokens", violations, 0, 1000000000000)
     v = m.cached_image_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "cached_image_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "cached_image_tokens", violations, 0, 1000000000000)
     v = m.cached_video_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "cached_video_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "cached_video_tokens", violations, 0, 1000000000000)
     v = m.output_audio_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "output_audio_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "output_audio_tokens", violations, 0, 1000000000000)
     v = m.output_image_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "output_image_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "output_image_tokens", violations, 0, 1000000000000)
     v = m.output_video_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "output_video_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "output_video_tokens", violations, 0, 1000000000000)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1307,26 +1325,26 @@ def validate_usage_record(m: UsageRecord, path: str, violations: list[Violation]
     if not v or type(v) is not str or len(v) > 255 or not v.isprintable():
         check_text(v, "model_id", violations, 255, required=True)
     v = m.input_tokens
-    if v is not None and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "input_tokens", violations, 0, 1000000000000000)
+    if v is not None and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "input_tokens", violations, 0, 1000000000000)
     v = m.output_tokens
-    if v is not None and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "output_tokens", violations, 0, 1000000000000000)
+    if v is not None and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "output_tokens", violations, 0, 1000000000000)
     v = m.total_tokens
-    if v is not None and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "total_tokens", violations, 0, 1000000000000000)
+    if v is not None and (type(v) is not int or not 0 <= v <= 2000000000000):
+        check_int(v, "total_tokens", violations, 0, 2000000000000)
     v = m.cached_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "cached_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "cached_tokens", violations, 0, 1000000000000)
     v = m.cache_write_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "cache_write_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "cache_write_tokens", violations, 0, 1000000000000)
     v = m.cache_write_extended_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "cache_write_extended_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "cache_write_extended_tokens", violations, 0, 1000000000000)
     v = m.reasoning_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "reasoning_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "reasoning_tokens", violations, 0, 1000000000000)
     v = m.timestamp
     if v is not None and type(v) is not datetime:
         check_instance(v, "timestamp", violations, datetime)
@@ -1350,8 +1368,8 @@ def validate_usage_record(m: UsageRecord, path: str, violations: list[Violation]
         for k, e in v.items():
             if type(k) is not str or not k.isprintable():
                 check_text(k, entry("meters", k), violations)
-            if type(e) is not int or not 0 <= e <= 1000000000000000:
-                check_int(e, entry("meters", k), violations, 0, 1000000000000000)
+            if type(e) is not int or not 0 <= e <= 1000000000000:
+                check_int(e, entry("meters", k), violations, 0, 1000000000000)
     v = m.request_count
     if v is not None and (type(v) is not int or not 1 <= v <= 2147483647):
         check_int(v, "request_count", violations, 1, 2147483647)
@@ -1621,11 +1639,9 @@ def validate_stream_usage_request(m: StreamUsageRequest, path: str, violations: 
     """Check a StreamUsageRequest."""
     start = len(violations)
     v: Any
-    v = m.usage
-    if v is not None:
-        validate_usage_record(v, "usage", violations) if type(v) is UsageRecord else check_instance(v, "usage", violations, UsageRecord)
-    if v is None:
-        missing("usage", violations)
+    v = m.records
+    if (v or type(v) is not list) and check_items(v, "records", violations):
+        check_messages(v, "records", violations, UsageRecord, validate_usage_record)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1683,8 +1699,8 @@ def validate_export_usage_response(m: ExportUsageResponse, path: str, violations
     """Check a ExportUsageResponse."""
     start = len(violations)
     v: Any
-    v = m.usage
-    if v is not None:
-        validate_usage_record(v, "usage", violations) if type(v) is UsageRecord else check_instance(v, "usage", violations, UsageRecord)
+    v = m.records
+    if (v or type(v) is not list) and check_items(v, "records", violations):
+        check_messages(v, "records", violations, UsageRecord, validate_usage_record)
     if path and len(violations) != start:
         relocate(violations, start, path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from shlex import quote
 from shutil import which
 
 from rich.console import Console
@@ -59,7 +60,8 @@ def quickstart(options: argparse.Namespace) -> int:
                 f"The last call: {model}, {record.input_tokens:,} tokens in "
                 f"({record.cached_tokens:,} cached), {record.output_tokens:,} out: {cost}."
             )
-    console.print(f"Ask more: [bold]{escape(_command())} costs --db {into} --group-by project,day[/]")
+    question = f"{_command()} costs --db {quote(options.db)} --group-by project,day"
+    console.print(f"Ask more: [bold]{escape(question)}[/]")
     return 1 if job.rejected else 0
 
 

@@ -56,7 +56,7 @@ async def _serve(options: argparse.Namespace, *, exists: bool) -> None:
     ledger = open_ledger(options.db, durability=options.durability, group_commit=True)
     keys = Authentication(ledger.keys, required=required)
     admission = Admission(options.max_calls, exempt=OPEN)
-    service = Service(ledger, [admission, keys])
+    service = Service(ledger, [admission, keys], reported_providers=options.reported_providers)
     servers: list[Server] = []
     if where_http is not None:
         app = AsgiApp(service.handler, admit=keys.admit, admission=admission)

@@ -27,6 +27,14 @@ def open_client(
     if options.db:
         base_url = url_of(options.db)
     config = ClientConfig.from_env(**({"base_url": base_url} if base_url else {}))
+    reported = getattr(options, "reported_providers", None)
+    if reported is not None:
+        if not config.base_url.startswith("sqlite:"):
+            raise ConfigurationError(
+                "--reported-providers goes with --db: a server has its own setting",
+                parameter="reported_providers",
+            )
+        config = config.replace(reported_providers=reported)
     path = _file_of(config.base_url)
     if path is not None and not create and not path.exists():
         if without is None:

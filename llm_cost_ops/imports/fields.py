@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -123,11 +124,13 @@ def overlay(record: UsageRecord, given: dict[str, str]) -> None:
 class Mapping:
     """What --map says: which columns, or sums of columns, a record's fields are taken from.
 
-    A column of a JSON file is a path such as usage.prompt_tokens.
+    A column of a JSON file is a path such as usage.prompt_tokens, which an object need not have, unless it
+    holds the input or the output.
     """
 
     def __init__(self, given: dict[str, str]) -> None:
         self._given = given
+        self._unseen = set(given)
 
     def __bool__(self) -> bool:
         return bool(self._given)
@@ -142,13 +145,18 @@ class Mapping:
                         f"--map {field}={source}: the file has no column {column!r}, only {known}",
                         parameter="map",
                     )
+        self._unseen.clear()
 
     def apply(self, row: dict[str, Any]) -> dict[str, Any]:
         """The fields of a record. Raises ValueError with the column whose value it can't be."""
         fields: dict[str, Any] = {}
         wrong = []
         for field, source in self._given.items():
-            columns = _columns(source, lambda name: value_at(row, name) is not None)
+            columns = [name for name in _columns(source, partial(_has, row)) if _has(row, name)]
+            if columns:
+                self._unseen.discard(field)
+            elif field in ("input_tokens", "output_tokens", "total_tokens"):
+                wrong.append(f"has no {source!r}, which is to be {field}")
             texts = [(name, _text(value_at(row, name))) for name in columns]
             try:
                 _put_sum(fields, field, [pair for pair in texts if pair[1]])
@@ -157,6 +165,10 @@ class Mapping:
         if wrong:
             raise ValueError("; ".join(wrong))
         return fields
+
+    def unseen(self) -> list[str]:
+        """What --map names and no object had."""
+        return [f"--map {field}={self._given[field]}: no object has that" for field in sorted(self._unseen)]
 
 
 def _columns(source: str, known: Callable[[str], bool]) -> list[str]:
@@ -183,16 +195,23 @@ def _put_sum(fields: dict[str, Any], field: str, texts: list[tuple[str, str]]) -
         put(fields, field, str(total))
 
 
-def value_at(row: dict[str, Any], path: str) -> Any:
-    """The value of a column, or at a path in objects that lie in each other; None where there is none."""
+def _has(row: dict[str, Any], path: str) -> bool:
+    return value_at(row, path, _MISSING) is not _MISSING
+
+
+def value_at(row: dict[str, Any], path: str, missing: Any = None) -> Any:
+    """The value of a column, or at a path through objects; `missing` where there is none."""
     if path in row:
         return row[path]
     found: Any = row
     for step in path.split("."):
         if not isinstance(found, dict) or step not in found:
-            return None
+            return missing
         found = found[step]
     return found
+
+
+_MISSING = object()
 
 
 def _text(value: Any) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from decimal import Decimal
 from typing import Any
 
 from llm_cost_ops.imports.values import (
@@ -51,7 +50,10 @@ def _key(provider: str, response_id: str, format_name: str, own_id: str) -> str:
 
 
 def _milliseconds(start: Any, end: Any) -> int | None:
-    begin, finish = moment(start), moment(end)
+    try:
+        begin, finish = moment(start), moment(end)
+    except ValueError:
+        return None
     if begin is None or finish is None or finish < begin:
         return None
     return round((finish - begin).total_seconds() * 1000)
@@ -90,7 +92,8 @@ def _read_litellm(obj: dict[str, Any], _state: State) -> Found:
         reasoning_tokens=count(nested(usage, "completion_tokens_details"), "reasoning_tokens"),
         timestamp=moment(obj.get("startTime")),
         latency_ms=_milliseconds(obj.get("startTime"), obj.get("endTime")),
-        reported_cost=cost(obj.get("spend"), "spend"),
+        # Models that it has no price for have a spend of 0, which is no price.
+        reported_cost=cost(obj.get("spend"), "spend") or None,
         user_id=text(obj, "end_user", "user")[:255],
         session_id=text(obj, "session_id"),
         outcome=Outcome.FAILED if failed else None,
@@ -182,7 +185,7 @@ def _generation(row: dict[str, Any]) -> UsageRecord:
     charged = cost(row.get("total_cost", row.get("cost_total")), "total_cost")
     if str(row.get("is_byok")).lower() == "true":
         own = cost(row.get("upstream_inference_cost"), "upstream_inference_cost")
-        charged = (charged or Decimal(0)) + (own or Decimal(0))
+        charged = own if charged is None else charged + (own or 0)
     return made(
         provider=provider,
         model_id=rest if vercel and slash else model,
@@ -218,13 +221,13 @@ def _read_helicone(obj: dict[str, Any], _state: State) -> Found:
             continue
         try:
             record = _helicone(row)
+            record.timestamp = moment(row.get("request_created_at"))
+            record.latency_ms = count(row, "delay_ms")
+            status = count(row, "response_status", "status")
         except ValueError as error:
             yield Part(where, str(error))
             continue
-        record.timestamp = moment(row.get("request_created_at"))
-        record.latency_ms = count(row, "delay_ms")
         record.user_id = text(row, "request_user_id", "user_id")[:255]
-        status = count(row, "response_status", "status")
         record.outcome = Outcome.FAILED if status is not None and status >= 400 else record.outcome
         properties = nested(row, "request_properties", "properties")
         record.labels = {str(name): str(value)[:255] for name, value in list(properties.items())[:64]}

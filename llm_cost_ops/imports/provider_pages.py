@@ -249,13 +249,14 @@ def _read_anthropic_costs(obj: dict[str, Any], _state: State) -> Found:
         try:
             # In the smallest unit of the currency.
             amount = cost(result.get("amount"), "amount", per=100)
+            when = moment(bucket.get("starting_at"))
         except ValueError as error:
             yield Part(where, str(error))
             continue
         record = made(
             provider="anthropic",
             model_id=text(result, "model", "description") or "all models",
-            timestamp=moment(bucket.get("starting_at")),
+            timestamp=when,
             reported_cost=amount,
             reported_currency=text(result, "currency") or "USD",
             project_id=text(result, "workspace_id"),

@@ -31,10 +31,10 @@ FORMATS: tuple[Format, ...] = (
     gateways.OPENROUTER_ACTIVITY,
     gateways.OPENROUTER_GENERATION,
     gateways.HELICONE,
-    gateways.LANGSMITH,
-    gateways.LANGFUSE,
     spans.OTLP,
     spans.SPANS,
+    gateways.LANGSMITH,
+    gateways.LANGFUSE,
 )
 
 # Messages of which a later line may still come: the lines of one lie near each other.
@@ -90,6 +90,7 @@ class UsageFile:
         self._formats: list[str] = []
         self._table_notes: list[str] = []
         self._columns: list[str] = []
+        self._is_log = False
         self.passed_over = 0
         self.unknown: list[str] = []
 
@@ -108,6 +109,8 @@ class UsageFile:
         for number, raw, fields in self._lines():
             yield from self._items(number, raw, fields)
         yield from self._released(0)
+        for why in self._mapping.unseen() if number else ():
+            yield Item(number, why)
         if self._text.error:
             yield Item(number + 1, self._text.error)
 
@@ -139,7 +142,7 @@ class UsageFile:
             self._mapping.check(columns)
             return
         row = dict.fromkeys(columns, "")
-        if any(each.matches(row) for each in FORMATS) or _is_own(row):
+        if _format_of(row) or _is_own(row):
             return
         raise ConfigurationError(
             f"a CSV file needs --map unless its columns are known, and {_listed(columns)} are not those of a "
@@ -152,9 +155,10 @@ class UsageFile:
         if isinstance(fields, str):
             yield Item(number, fields)
             return
-        known = None if self._mapping else next((each for each in FORMATS if each.matches(fields)), None)
+        known = None if self._mapping else _format_of(fields)
         if known is not None and known.name not in self._formats:
             self._formats.append(known.name)
+            self._is_log = self._is_log or known.is_log
         any_found = False
         try:
             for part in self._parts(known, fields):
@@ -172,7 +176,7 @@ class UsageFile:
             yield from known.read(fields, self._states.setdefault(known.name, {}))
         elif self._mapping:
             yield Part("", record_from_line({"model_id": "", **self._mapping.apply(fields)}))
-        elif self._formats and "Claude" in self._formats[0]:
+        elif self._is_log:
             # A log has lines of kinds that come and go with the versions of its program.
             return
         elif self._columns:
@@ -236,6 +240,13 @@ class UsageFile:
             f"looked for usage records, responses of providers, {', '.join(each.name for each in FORMATS)}; "
             f"for {_listed(self.unknown)}, say which fields hold what, such as {_suggested(self.unknown)}"
         )
+
+
+def _format_of(fields: dict[str, Any]) -> Format | None:
+    """The kind of file that an object is from; None for a record, a response, and what is not known."""
+    if "provider" in fields and "model_id" in fields:
+        return None
+    return next((each for each in FORMATS if each.matches(fields)), None)
 
 
 def _is_own(fields: dict[str, Any]) -> bool:

@@ -24,6 +24,8 @@ _CLAUDE_TYPES = (
 def _is_claude_code(obj: dict[str, Any]) -> bool:
     if obj.get("type") not in _CLAUDE_TYPES:
         return False
+    if obj["type"] == "assistant" and nested(nested(obj, "message"), "usage"):
+        return True
     return any(name in obj for name in ("sessionId", "leafUuid", "parentUuid", "messageId"))
 
 
@@ -97,5 +99,7 @@ def _read_codex(obj: dict[str, Any], state: State) -> Found:
     yield Part("", record)
 
 
-CLAUDE_CODE = Format("Claude Code session log", _is_claude_code, _read_claude_code, last_counts=True)
-CODEX = Format("Codex session log", _is_codex, _read_codex)
+CLAUDE_CODE = Format(
+    "Claude Code session log", _is_claude_code, _read_claude_code, last_counts=True, is_log=True
+)
+CODEX = Format("Codex session log", _is_codex, _read_codex, is_log=True)

@@ -9,7 +9,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -20,6 +20,7 @@ __all__ = ["Line", "Table", "delimiter_of", "read_json"]
 
 MAX_LINE = 16 * 1024 * 1024
 MAX_VALUE = 64 * 1024 * 1024
+_HEAD = 32 * 1024
 
 _DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|", "\\t": "\t"}
 _PRETTY_ENDS = (b"{", b"[", b",")
@@ -38,7 +39,7 @@ class Line(NamedTuple):
     fields: dict[str, Any] | str
 
 
-def read_json(stream: BinaryIO) -> Iterator[Line]:
+def read_json(stream: io.BufferedReader[Any]) -> Iterator[Line]:
     """The objects of a file of JSON: one a line, or documents over several, whose arrays are taken apart.
 
     Empty lines are passed over. In a file of lines a bad one harms itself only; a document ends at what is
@@ -63,7 +64,7 @@ def read_json(stream: BinaryIO) -> Iterator[Line]:
 def _begins_document(text: bytes) -> bool:
     """Whether the first line of a file is the beginning of a document, or an array on one line."""
     if text[:1] == b"[":
-        return text.endswith(_PRETTY_ENDS) or len(text) > MAX_LINE or (b"{" in text and _complete(text))
+        return text.endswith(_PRETTY_ENDS) or len(text) >= _HEAD or (b"{" in text and _complete(text))
     return text[:1] == b"{" and text.endswith(_PRETTY_ENDS)
 
 
@@ -75,14 +76,16 @@ def _complete(text: bytes) -> bool:
     return True
 
 
-def _lines(stream: BinaryIO) -> Iterator[bytes]:
-    """Lines of bounded length: the rest of one that is too long is dropped, unless it is a document."""
-    first = True
+def _lines(stream: io.BufferedReader[Any]) -> Iterator[bytes]:
+    """Lines of bounded length: the rest of one that is too long is dropped.
+
+    Of an array at the beginning of a file, which may be all of it, a piece is enough.
+    """
+    if stream.peek(1)[:1] == b"[":
+        yield stream.readline(2 * _HEAD)
     while raw := stream.readline(MAX_LINE + 1):
-        is_document = first and raw.lstrip()[:1] == b"["
-        first = False
         yield raw
-        if len(raw) > MAX_LINE and not raw.endswith(b"\n") and not is_document:
+        if len(raw) > MAX_LINE and not raw.endswith(b"\n"):
             while (rest := stream.readline(MAX_LINE)) and not rest.endswith(b"\n"):
                 pass
 
@@ -107,7 +110,7 @@ def _object(text: bytes) -> dict[str, Any] | str:
     return fields if isinstance(fields, dict) else "is not a JSON object"
 
 
-def _document(head: bytes, number: int, stream: BinaryIO) -> Iterator[Line]:
+def _document(head: bytes, number: int, stream: io.BufferedReader[Any]) -> Iterator[Line]:
     """The values of a document, and the elements of an array at its top, each as soon as it is complete."""
     # Where a value ends is found by the parser, again with twice the text while there is not enough of it.
     text = _Text(head, stream)
@@ -144,10 +147,10 @@ def _document(head: bytes, number: int, stream: BinaryIO) -> Iterator[Line]:
 class _Text:
     """A window of a document: what is done with is dropped, more is read when it is needed."""
 
-    def __init__(self, head: bytes, stream: BinaryIO) -> None:
+    def __init__(self, head: bytes, stream: io.BufferedReader[Any]) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._stream = stream
-        self._lines = 0
+        self._lines = self._counted = 0
         self.data = self._decoder.decode(head)
 
     def more(self) -> bool:
@@ -166,14 +169,18 @@ class _Text:
                 return -1
 
     def line(self, at: int) -> int:
-        """How many lines lie before a place; -1 is the end."""
-        return self._lines + self.data.count("\n", 0, at if at >= 0 else None)
+        """How many lines lie before a place, which is not before the last one asked for; -1 is the end."""
+        end = len(self.data) if at < 0 else at
+        self._lines += self.data.count("\n", self._counted, end)
+        self._counted = end
+        return self._lines
 
     def drop(self, at: int) -> int:
         """Forget what lies before a place, once it is much; the place in what is left."""
         if at < len(self.data) // 2:
             return at
-        self._lines += self.data.count("\n", 0, at)
+        self.line(at)
+        self._counted = 0
         self.data = self.data[at:]
         return 0
 
@@ -197,7 +204,7 @@ class Table:
     A first line `sep=;`, as Excel writes it, says it too. A row's fields are texts by column.
     """
 
-    def __init__(self, stream: BinaryIO, delimiter: str = "") -> None:
+    def __init__(self, stream: io.BufferedReader[Any], delimiter: str = "") -> None:
         # Texts of calls stand in the cells of some exports. The limit is the whole process's.
         csv.field_size_limit(MAX_LINE)
         self._text = io.TextIOWrapper(stream, "utf-8", errors="surrogateescape", newline="")

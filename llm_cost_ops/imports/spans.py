@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from llm_cost_ops.imports.values import (
@@ -86,6 +87,8 @@ def _value(value: Any) -> Any:
     if not isinstance(value, dict) or not value:
         return value
     kind, inner = next(iter(value.items()))
+    if isinstance(inner, float) and inner.is_integer():
+        return int(inner)
     if kind in ("intValue", "int_value") and isinstance(inner, str):
         return int(inner) if inner.lstrip("-").isdecimal() else inner
     return inner
@@ -134,14 +137,13 @@ def _read(where: str, span: dict[str, Any], attributes: dict[str, Any]) -> Found
         return
     try:
         record = _record(attributes)
+        start, end = _time(span, "start"), _time(span, "end")
     except (PayloadError, ValueError) as error:
         yield Part(where, str(error))
         return
     context = nested(span, "context")
     trace = text(span, "traceId", "trace_id", "context.trace_id") or text(context, "trace_id")
     trace, own = trace.removeprefix("0x"), _span_id(span).removeprefix("0x")
-    start = moment(span.get("startTimeUnixNano", span.get("start_time", span.get("start_time_unix_nano"))))
-    end = moment(span.get("endTimeUnixNano", span.get("end_time", span.get("end_time_unix_nano"))))
     record.timestamp = start
     if start is not None and end is not None and end >= start:
         record.latency_ms = round((end - start).total_seconds() * 1000)
@@ -154,6 +156,11 @@ def _read(where: str, span: dict[str, Any], attributes: dict[str, Any]) -> Found
     record.observation = True
     record.source = "otlp"
     yield Part(where, record)
+
+
+def _time(span: dict[str, Any], which: str) -> datetime | None:
+    names = (f"{which}TimeUnixNano", f"{which}_time_unix_nano", f"{which}_time", f"{which}Time")
+    return moment(next((span[name] for name in names if span.get(name)), None))
 
 
 def _record(attributes: dict[str, Any]) -> UsageRecord:

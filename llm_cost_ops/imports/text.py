@@ -45,7 +45,7 @@ class TextFile:
         self.error = ""
         raw = io.BufferedReader(self._counted, _PIECE)
         source: BinaryIO = raw
-        if raw.peek(2)[:2] == b"\x1f\x8b":
+        if self._counted.head == b"\x1f\x8b":
             self.notes.append("gzip")
             source = io.BufferedReader(cast("io.RawIOBase", gzip.GzipFile(fileobj=raw)), _PIECE)
         self.lines = io.BufferedReader(_Pieces(self._decoded(source)), _PIECE)
@@ -117,16 +117,24 @@ def _pieces(head: bytes, source: BinaryIO) -> Iterator[bytes]:
 
 
 class _Counted(io.RawIOBase):
+    """A stream, the number of bytes that were read of it, and its first two."""
+
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self.count = 0
+        # A pipe may give less than it is asked for.
+        self.head = b""
+        while len(self.head) < 2 and (piece := stream.read(2 - len(self.head))):
+            self.head += piece
+        self._begun = bool(self.head)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: WriteableBuffer) -> int:
         view = memoryview(buffer)
-        piece = self._stream.read(len(view))
+        piece = self.head if self._begun else self._stream.read(len(view))
+        self._begun = False
         view[: len(piece)] = piece
         self.count += len(piece)
         return len(piece)

@@ -51,13 +51,14 @@ class Format(NamedTuple):
 
     `matches` looks at one object of a file, or at a row with all its columns; `read` gives its records, none
     for an object that is not a call. `last_counts` says that a key may come several times, and that the last
-    one holds.
+    one holds; `is_log` that its files have objects of other kinds, which are passed over.
     """
 
     name: str
     matches: Callable[[dict[str, Any]], bool]
     read: Callable[[dict[str, Any], State], Found]
     last_counts: bool = False
+    is_log: bool = False
 
 
 PROVIDERS = {
@@ -136,25 +137,33 @@ def cost(value: Any, name: str, *, per: int = 1) -> Decimal | None:
 
 
 def moment(value: Any) -> datetime | None:
-    """A time from its text, or from seconds, milli- or nanoseconds since 1970; None where it is neither."""
+    """A time from its text, or from seconds, milli- or nanoseconds since 1970; None where none is given.
+
+    Raises ValueError for what is no time: taken as none, it would be priced as of today.
+    """
+    if value is None or value == "":
+        return None
     if isinstance(value, str) and re.fullmatch(r"[0-9]{9,20}(\.[0-9]+)?", value):
         value = float(value) if "." in value else int(value)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        # The unit is told by the size: no call was made before 2001 in any of them.
+    found: Any = None
+    if isinstance(value, int | float) and not isinstance(value, bool) and value < 10**20:
+        # The unit is told by the size: no call was made before 1973 in any of them.
         for least, unit in ((10**17, 10**9), (10**14, 10**6), (10**11, 10**3), (10**8, 1)):
             if value >= least:
-                return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=value * 10**6 // unit)
-        return None
-    if not isinstance(value, str):
-        return None
-    found = coerce.instant(re.sub(r" UTC$", "Z", value))
-    if isinstance(found, datetime):
-        return found
-    try:
-        found = datetime.fromisoformat(value)
-    except ValueError:
-        return None
+                return _EPOCH + timedelta(microseconds=value * 10**6 // unit)
+    elif isinstance(value, str):
+        found = coerce.instant(value.removesuffix(" UTC"))
+        if not isinstance(found, datetime):
+            try:
+                found = datetime.fromisoformat(value)
+            except ValueError:
+                found = None
+    if not isinstance(found, datetime):
+        raise ValueError(f"{str(value)[:40]!r} is not a time")
     return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def identity(format_name: str, *parts: Any) -> str:

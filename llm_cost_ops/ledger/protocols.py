@@ -141,13 +141,9 @@ class Ledger(Protocol):
         total and stable while records are added. INVALID_ARGUMENT for a position that it never gave.
         """
 
-    async def get_cost(
-        self, usage_id: str, organization_ids: Sequence[str], context: CallContext
-    ) -> Recorded | None:
-        """A record with the revision of its cost that is in force, and the card that was kept with it.
-
-        It is looked for in these organizations, or in all when none is named. INVALID_ARGUMENT when several
-        of them have a record with this id.
+    async def get_cost(self, organization_id: str, usage_id: str, context: CallContext) -> Recorded | None:
+        """An organization's record with the revision of its cost that is in force, and the card that was
+        kept with it; None when the organization has no such record.
         """
 
     async def reprice(

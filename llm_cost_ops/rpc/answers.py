@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from llm_cost_ops.rpc.method import MethodDescriptor
+from llm_cost_ops.rpc.method import Idempotency, MethodDescriptor
 
 __all__ = ["empty_message", "missing_answer"]
 
@@ -83,6 +83,8 @@ def _says_nothing(message: Any) -> bool:
     """Whether every field that this version knows has its default; what stands beside an answer is none."""
     if message is None:
         return True
+    if isinstance(message, list):
+        return not message or any(map(_says_nothing, message))
     kind: Any = type(message)
     return all(getattr(message, name) == default for name, default in _defaults(kind))
 
@@ -93,17 +95,25 @@ def missing_answer(
     """What a success lacks, in words; empty when it lacks nothing.
 
     With a JSON `body` a field that is there with its default counts as said: a cost of "0", a list of
-    nothing. In protobuf nobody can tell it from one that is not there. A batch has one result per record.
+    nothing. In protobuf nobody can tell it from one that is not there: an answer that is there, and empty,
+    is one for a call that changes what is there (a report of no changes), and none for any other. A batch has
+    one result per record.
     """
     shape = _shape_of(method)
     part = response if shape.part is None else getattr(response, shape.part)
-    if _says_nothing(part) and (body is None or not _stated(method, body)):
+    inside = part is not None and part is not response
+    stated = inside and _may_change_nothing(method) if body is None else _stated(method, body)
+    if _says_nothing(part) and not stated:
         return f"it has nothing of what {method.name} answers with"
     if shape.asked is not None and shape.told is not None:
         asked, told = len(getattr(request, shape.asked)), len(getattr(part, shape.told))
         if asked != told:
             return f"it has {told} {shape.told} for {asked} {shape.asked}"
     return ""
+
+
+def _may_change_nothing(method: MethodDescriptor[Any, Any]) -> bool:
+    return method.idempotency is Idempotency.IDEMPOTENT
 
 
 def _stated(method: MethodDescriptor[Any, Any], body: bytes) -> bool:

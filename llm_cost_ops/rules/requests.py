@@ -23,7 +23,7 @@ from llm_cost_ops._gen.messages import (
 from llm_cost_ops._gen.methods import BATCH_SUBMIT_USAGE, CREATE_PRICE, ESTIMATE_COST, SUBMIT_USAGE
 from llm_cost_ops.interceptors.validation import Check
 from llm_cost_ops.rpc.status import Violation
-from llm_cost_ops.rules.cards import check_card
+from llm_cost_ops.rules.cards import PRICE_FIELDS, check_card
 from llm_cost_ops.rules.times import instant
 from llm_cost_ops.rules.usage import check_usage
 from llm_cost_ops.wire.unknown import refuse_unknown
@@ -99,10 +99,9 @@ def _create_price(
             if isinstance(rate, Rate):
                 refuse_unknown(rate, f"rates[{index}]", violations)
     CREATE_PRICE_REQUEST.validate(request, "", violations)
-    if not request.rates and request.input_price_per_1k is None and request.output_price_per_1k is None:
-        violations.append(
-            Violation("rates", "must hold a price, unless input_price_per_1k or output_price_per_1k is given")
-        )
+    if not request.rates and all(getattr(request, field) is None for field, _, _ in PRICE_FIELDS):
+        fields = " or ".join(field for field, _, _ in PRICE_FIELDS)
+        violations.append(Violation("rates", f"must hold a price, unless {fields} is given"))
     check_card(request, "", violations)
 
 

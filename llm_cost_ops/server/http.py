@@ -431,7 +431,7 @@ class StreamAnswer:
         try:
             async with asyncio.timeout(self._context.remaining()), aclosing(stream):
                 async for message in stream:
-                    data += self._lines.response_line(message)
+                    data += self._lines.response_lines(message)
                     if len(data) >= self._piece:
                         if gone is not None and gone.done():
                             raise DisconnectedError

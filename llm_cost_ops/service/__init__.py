@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from llm_cost_ops._gen.servicers import (
@@ -12,6 +12,7 @@ from llm_cost_ops._gen.servicers import (
     bind_pricing_service,
     bind_usage_service,
 )
+from llm_cost_ops.config import REPORTED_PROVIDERS
 from llm_cost_ops.interceptors.validation import Validation
 from llm_cost_ops.ledger import Ledger, open_ledger
 from llm_cost_ops.rpc.handler import ServiceHandler
@@ -30,14 +31,22 @@ __all__ = ["Service", "open_service"]
 class Service:
     """Every servicer over one ledger, behind one handler. Close it when done.
 
-    `origin` is who refuses a bad request: "client" where the caller is in the same process, so that its
-    error is what a client's own check raises.
+    `reported_providers` are those whose stated costs are taken before those by price cards. `origin` is
+    who refuses a bad request: "client" where the caller is in the same process, so that its error is what
+    a client's own check raises.
     """
 
-    def __init__(self, ledger: Ledger, interceptors: Sequence[Any] = (), *, origin: str = "server") -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        interceptors: Sequence[Any] = (),
+        *,
+        reported_providers: Collection[str] = REPORTED_PROVIDERS,
+        origin: str = "server",
+    ) -> None:
         self.ledger = ledger
         self.health = HealthService(ledger)
-        self.prices = prices = Prices(ledger)
+        self.prices = prices = Prices(ledger, reported_providers)
         self.handler = ServiceHandler(
             [
                 *bind_usage_service(UsageService(ledger, prices)),
@@ -59,7 +68,13 @@ class Service:
 
 
 def open_service(
-    url: str, *, durability: str = "disk", group_commit: bool = False, origin: str = "server"
+    url: str,
+    *,
+    durability: str = "disk",
+    group_commit: bool = False,
+    reported_providers: Collection[str] = REPORTED_PROVIDERS,
+    origin: str = "server",
 ) -> Service:
-    """The service over the ledger at a URL, as in `open_ledger`; `origin` is as in Service."""
-    return Service(open_ledger(url, durability=durability, group_commit=group_commit), origin=origin)
+    """The service over the ledger at a URL, as in `open_ledger`; the other options are as in Service."""
+    ledger = open_ledger(url, durability=durability, group_commit=group_commit)
+    return Service(ledger, reported_providers=reported_providers, origin=origin)

@@ -29,6 +29,7 @@ from llm_cost_ops.pricing.money import plain
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.ids import uuid7
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, invalid_argument
+from llm_cost_ops.rules.cards import PRICE_FIELDS
 from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.rules.times import parse_end, parse_start
 from llm_cost_ops.service.access.tenancy import allowed_organizations, may_access
@@ -175,9 +176,10 @@ def _in_force(card: RateCard | CardEntry, at: datetime) -> bool:
 def _card(request: CreatePriceRequest, now: datetime) -> RateCard:
     """The card that a valid request describes."""
     rates = list(request.rates)
-    for meter, price in (("INPUT", request.input_price_per_1k), ("OUTPUT", request.output_price_per_1k)):
+    for field, meter, thousands in PRICE_FIELDS:
+        price = getattr(request, field)
         if price is not None:
-            rates.append(Rate(meter=meter, price=plain(_EXACT.scaleb(price, 3)), per=1_000_000))
+            rates.append(Rate(meter=meter, price=plain(_EXACT.scaleb(price, thousands)), per=1_000_000))
     by_meter = {rate.meter: rate for rate in rates}
     start = parse_start(request.effective_date, field="effective_date") if request.effective_date else now
     return RateCard(
@@ -203,19 +205,21 @@ def _card(request: CreatePriceRequest, now: datetime) -> RateCard:
         version=1,
         created_at=now,
         updated_at=now,
-        input_price_per_1k=_per_thousand(by_meter.get("INPUT")),
-        output_price_per_1k=_per_thousand(by_meter.get("OUTPUT")),
+        input_price_per_1k=_price_of(1_000, by_meter.get("INPUT")),
+        output_price_per_1k=_price_of(1_000, by_meter.get("OUTPUT")),
+        input_price_per_million=_price_of(1_000_000, by_meter.get("INPUT")),
+        output_price_per_million=_price_of(1_000_000, by_meter.get("OUTPUT")),
     )
 
 
-def _per_thousand(rate: Rate | None) -> Decimal | None:
-    """The price of a thousand; None where 18 digits on either side of the point can't say it exactly."""
+def _price_of(count: int, rate: Rate | None) -> Decimal | None:
+    """The price of so many tokens; None where 18 digits on either side of the point can't say it exactly."""
     if rate is None:
         return None
     per = Decimal(rate.per or 1_000_000)
-    price = plain(_EXACT.divide(_EXACT.scaleb(rate.price, 3), per))
+    price = plain(_EXACT.divide(_EXACT.multiply(rate.price, Decimal(count)), per))
     try:
-        exact = _EXACT.scaleb(rate.price, 3) == _EXACT.multiply(from_text(f"{price:f}"), per)
+        exact = _EXACT.multiply(rate.price, Decimal(count)) == _EXACT.multiply(from_text(f"{price:f}"), per)
     except ValueError:
         return None
     return price if exact else None

@@ -37,6 +37,7 @@ from llm_cost_ops.pricing.pricebook import PriceBook
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.rules.batches import counted, refused
+from llm_cost_ops.rules.chunks import chunks_of
 from llm_cost_ops.rules.limits import MAX_RECORD_COST
 from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.rules.requests import check_record
@@ -96,12 +97,12 @@ class UsageService:
     ) -> AsyncGenerator[StreamUsageResponse, None]:
         """Record calls as they come, and acknowledge each batch of them once it is written."""
         answer = StreamUsageResponse()
-        batches = context.runtime.batches(requests, BATCH_RECORDS, BATCH_SECONDS, context.remaining)
+        records = _records(requests)
+        batches = context.runtime.batches(records, BATCH_RECORDS, BATCH_SECONDS, context.remaining)
         try:
             async with aclosing(batches):
                 async for batch in batches:
-                    records = [_streamed(request) for request in batch]
-                    results = await self._write(records, repeat(""), answer.durable, context)
+                    results = await self._write(batch, repeat(""), answer.durable, context)
                     answer = _acknowledged(answer, results)
                     yield answer
                     context.check_deadline()
@@ -238,13 +239,15 @@ def _receipt(done: Appended, organization_id: str) -> UsageReceipt:
     )
 
 
-def _streamed(request: StreamUsageRequest) -> UsageRecord:
-    """The record of a request; one that could not be decoded says so itself."""
-    undecoded = request.unknown_
-    if undecoded and undecoded.error:
-        undecoded.error_field = undecoded.error_field.removeprefix("usage").removeprefix(".")
-        return UsageRecord(unknown_=undecoded)
-    return request.usage or UsageRecord()
+async def _records(requests: AsyncIterator[StreamUsageRequest]) -> AsyncGenerator[UsageRecord, None]:
+    """The records of a stream; one that could not be decoded comes alone, and says so itself."""
+    async for request in requests:
+        undecoded = request.unknown_
+        if undecoded and undecoded.error:
+            undecoded.error_field = undecoded.error_field.removeprefix("records[0]").removeprefix(".")
+            yield UsageRecord(unknown_=undecoded)
+        for record in request.records:
+            yield record
 
 
 def _acknowledged(before: StreamUsageResponse, results: Sequence[SubmitResult]) -> StreamUsageResponse:
@@ -290,8 +293,8 @@ async def export(
         records, after = await ledger.list_usage(
             where, "timestamp", order == "desc", _PAGE, after, None, context
         )
-        for record in records:
-            yield ExportUsageResponse(usage=record)
+        for chunk in chunks_of(records):
+            yield ExportUsageResponse(records=chunk)
         if after is None:
             return
         context.check_deadline()

@@ -44,12 +44,13 @@ _WELL_KNOWN = {
 }
 # What generated modules use by these names, so that no class and no attribute may have them.
 _TAKEN_ATTRIBUTES = frozenset(
-    "self unknown_ int str bool float bytes list dict datetime timedelta msgspec".split()
+    "self unknown_ to_dict to_json int str bool float bytes list dict datetime timedelta msgspec".split()
 )
 _TAKEN_CLASSES = frozenset(
-    "Any Annotated Decimal OpenEnum Unknown UnsetType UNSET Struct Violation Mapping Sequence Protocol"
-    " Iterable Iterator Generator AsyncIterator AsyncIterable AsyncGenerator CallContext Channel AsyncChannel"
-    " MethodDescriptor MessageCodec HttpRule QueryField Cardinality Idempotency None True False".split()
+    "Any Annotated Decimal OpenEnum Unknown UnsetType UNSET Struct MessageStruct Violation Mapping Sequence"
+    " Protocol Iterable Iterator Generator AsyncIterator AsyncIterable AsyncGenerator CallContext Channel"
+    " AsyncChannel MethodDescriptor MessageCodec HttpRule QueryField Cardinality Idempotency"
+    " None True False".split()
 )
 _IDEMPOTENCY = ("UNKNOWN", "NO_SIDE_EFFECTS", "IDEMPOTENT")
 

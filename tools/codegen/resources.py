@@ -180,7 +180,7 @@ def _request(method: Method, fields: list[Field]) -> str:
             # Most arguments are left out: setting the others costs less than passing them all.
             text += f"if {_given(field)}:\n    {target}.{field.attribute} = {_coerced(field)}\n"
     if body is not None:
-        text += f"request = {method.request.name}({body.attribute}=coerce.either(record, fields))\n"
+        text += f"request = {method.request.name}({body.attribute}=coerce.overlaid(record, fields))\n"
     return text
 
 
@@ -212,7 +212,7 @@ def _coerced(field: Field) -> str:
 def _docstring(method: Method, fields: list[Field]) -> str:
     text = f"{method.comment or f'Call {method.service.name}.{method.name}.'}\n\nArgs:\n"
     if method.body is not None and not method.cardinality.startswith("stream"):
-        text += f"    record: a ready {_made(method).name}, in place of its fields.\n"
+        text += f"    record: a ready {_made(method).name}, whose fields those given beside it replace.\n"
     for field in fields:
         example = f' Example: "{field.options.example}".' if field.options.example else ""
         about = f"{_name(field)}: {' '.join(field.comment.split())}{example}"

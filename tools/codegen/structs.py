@@ -12,11 +12,10 @@ datetime datetime timedelta
 decimal Decimal
 typing Any
 msgspec
-msgspec UNSET UnsetType
 llm_cost_ops.wire.decimals WireDecimal
 llm_cost_ops.wire.json_types BoolKey Int32 Int64 IntKey UInt32 UInt64
 llm_cost_ops.wire.open_enum OpenEnum
-llm_cost_ops.wire.unknown Unknown
+llm_cost_ops.wire.message MessageStruct
 """
 _STRUCT = """
 
@@ -25,7 +24,6 @@ $head
 
     $fields
 """
-_UNKNOWN = 'unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")\n'
 
 
 def emit_messages(package: Package) -> str:
@@ -62,14 +60,13 @@ def _enum(enum: Enum) -> str:
 
 def _struct(message: Message) -> str:
     base = message.base
-    config = ["msgspec.Struct" if base is None else base.name, "kw_only=True"]
-    config += ["forbid_unknown_fields=True", "repr_omit_defaults=True"]
+    config = ["MessageStruct" if base is None else base.name, "kw_only=True"]
     config += ["omit_defaults=True"] * message.options.omit_defaults + ["gc=False"] * (not message.cyclic)
     return fill(
         _STRUCT,
         head=wrapped(f"class {message.name}(", config, "):"),
         docstring=docstring(message.comment or f"The message {message.full_name}."),
-        fields="".join(map(_attribute, message.own)) + (_UNKNOWN if base is None else ""),
+        fields="".join(map(_attribute, message.own)),
     )
 
 

@@ -37,32 +37,19 @@ _ADD_REVISION = (
 )
 
 
-def get_cost(
-    connection: sqlite3.Connection, usage_id: str, organization_ids: Sequence[str]
-) -> Recorded | None:
-    """A record and the revision of its cost that is in force; None when there is no such record.
-
-    INVALID_ARGUMENT when several of the organizations, or of all when none is named, have one.
-    """
+def get_cost(connection: sqlite3.Connection, organization_id: str, usage_id: str) -> Recorded | None:
+    """A record and the revision of its cost that is in force; None when the organization has none such."""
     cost = newest(connection)
     made = "v.made" if cost.join else "NULL"
-    within, parameters = "", tuple(organization_ids)
-    if organization_ids:
-        within = f" WHERE name IN ({', '.join('?' * len(organization_ids))})"
-    rows = connection.execute(
+    row = connection.execute(
         f"SELECT {RECORD_COLUMNS}, {cost.micros}, {cost.picos}, s.currency, s.status, {cost.number}, {made}, "
         f"p.card_id, p.card_version, p.origin_version, p.fallbacks, p.digest FROM usage u{cost.join} "
         f"JOIN series s ON s.id = {cost.series} JOIN pricing p ON p.id = {cost.pricing} "
-        f"WHERE u.org IN (SELECT id FROM organization{within}) AND u.id = ? LIMIT 2",
-        (*parameters, as_key(usage_id)),
-    ).fetchall()
-    if not rows:
+        "WHERE u.org = (SELECT id FROM organization WHERE name = ?) AND u.id = ?",
+        (organization_id, as_key(usage_id)),
+    ).fetchone()
+    if row is None:
         return None
-    if len(rows) > 1:
-        raise invalid_argument(
-            "organization_id", f"must be given: several organizations have a record {usage_id!r}"
-        )
-    row = rows[0]
     micros, picos, currency, status, number, at, card_id, version, origin, fallbacks, digest = row[5:]
     record = decode_record(row[:7], currency, status)
     taken = record.ingested_at

@@ -17,6 +17,7 @@ from llm_cost_ops.rules.times import QUARTER, QUARTERS_A_DAY, cover, to_micros
 
 __all__ = [
     "DAYS",
+    "KEPT",
     "QUARTERS",
     "SERIES_PLACES",
     "USER_DAYS",
@@ -35,6 +36,7 @@ __all__ = [
     "pick_series",
     "pieces_of",
     "places",
+    "recalculated",
     "series_conditions",
     "summarize",
 ]
@@ -125,6 +127,25 @@ _ON_CONFLICT = f"""
 _FOLD = f"INSERT INTO rollup {_SUMS} {_ON_CONFLICT}"
 _ADD = f"INSERT INTO rollup VALUES ({', '.join('?' * 12)}) {_ON_CONFLICT}"
 _ADD_TAIL = f"INSERT INTO temp.tail {_SUMS}"
+
+
+KEPT = f"""
+    SELECT series, level, bucket, user, {", ".join(f"sum({name})" for name in _COUNTS)},
+        sum(cost_micros) + sum(cost_picos) / {_PICOS}, sum(cost_picos) % {_PICOS}
+    FROM rollup GROUP BY series, level, bucket, user HAVING sum(records) <> 0
+"""
+"""The sums that are kept, as `recalculated` gives them."""
+
+
+def recalculated(connection: sqlite3.Connection) -> str:
+    """SQL for the sums of the rows up to a number (its one parameter), from the costs that are in force."""
+    cost = newest(connection)
+    rows = (
+        f"SELECT u.seq, {cost.series} AS series, u.ts, u.user, u.requests, u.input, u.output, u.cached, "
+        f"{cost.micros} AS micro, {cost.picos} AS rest FROM usage u{cost.join}"
+    )
+    found = _SUMS.replace("FROM usage WHERE seq > ? AND seq <= ?", f"FROM ({rows}) WHERE seq <= ?")
+    return f"SELECT * FROM ({found.replace('%s', '')})"
 
 
 def places(series: int, ts: int, user: str) -> tuple[Place, Place, Place]:

@@ -96,6 +96,7 @@ class Exchange:
         self._safe = context.method.idempotency is Idempotency.NO_SIDE_EFFECTS
         self._own = own
         self._reported = self._sent = False
+        self.refused = False  # for having too many calls, see CallQueue
         self._limit = limit
         self._body = BoundedBody(limit)
         self._status = 0
@@ -255,6 +256,7 @@ class Exchange:
             self._status, self._metadata, body, safe=self._safe, now=context.runtime.now()
         )
         refusal.request_id = refusal.request_id or context.request_id
+        self.refused = refusal.is_refusal
         return refusal
 
     def _malformed(self, reason: str, body: bytes = b"") -> RpcError:

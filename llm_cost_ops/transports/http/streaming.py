@@ -73,7 +73,7 @@ class StreamExchange(Exchange):
                     message = step(requests)
                 except StopAsyncIteration:
                     break
-                if chunk.add(self._lines.request_line(message)):
+                if chunk.add(self._lines.request_lines(message)):
                     yield chunk.take()
         except Exception as error:
             self.broken = error
@@ -86,7 +86,7 @@ class StreamExchange(Exchange):
         chunk = _Chunk()
         try:
             async for message in requests:
-                if chunk.add(self._lines.request_line(message)):
+                if chunk.add(self._lines.request_lines(message)):
                     yield chunk.take()
         except Exception as error:
             self.broken = error

@@ -79,8 +79,8 @@ class Sync:
             return lambda: drive(method())
         return lambda *args, **options: drive(method(*args, context(self.timeout), **options))
 
-    def get_cost(self, usage_id: str, *organization_ids: str) -> Any:
-        return drive(self.store.get_cost(usage_id, organization_ids, context(self.timeout)))
+    def get_cost(self, usage_id: str, organization_id: str = "acme") -> Any:
+        return drive(self.store.get_cost(organization_id, usage_id, context(self.timeout)))
 
     def __enter__(self) -> Self:
         return self
