@@ -142,10 +142,10 @@ def recalculated(connection: sqlite3.Connection) -> str:
     cost = newest(connection)
     rows = (
         f"SELECT u.seq, {cost.series} AS series, u.ts, u.user, u.requests, u.input, u.output, u.cached, "
-        f"{cost.micros} AS micro, {cost.picos} AS rest FROM usage u{cost.join}"
+        f"{cost.micros} AS cost_micros, {cost.picos} AS cost_picos FROM usage u{cost.join}"
     )
     found = _SUMS.replace("FROM usage WHERE seq > ? AND seq <= ?", f"FROM ({rows}) WHERE seq <= ?")
-    return f"SELECT * FROM ({found.replace('%s', '')})"
+    return f"SELECT * FROM ({found})"
 
 
 def places(series: int, ts: int, user: str) -> tuple[Place, Place, Place]:
