@@ -206,7 +206,7 @@ def test_a_long_migration_stops_at_the_deadline(
         f"CREATE TABLE slow AS {numbers} SELECT max(i) FROM n",
     )
     monkeypatch.setattr(schema, "MIGRATIONS", (*known, slow))
-    monkeypatch.setattr(schema, "VERSION", len(known) + 1)
+    monkeypatch.setattr(schema, "VERSION", len(known) + 2)
     with Sync(path, timeout=0.3, group_commit=call == "group") as store:
         began = time.monotonic()
         with pytest.raises(RpcError) as caught:
