@@ -26,7 +26,7 @@ NDJSON = {"content-type": "application/x-ndjson"}
 
 @pytest.fixture
 async def http() -> AsyncIterator[httpx.AsyncClient]:
-    service = open_service(None)
+    service = open_service("sqlite://")
     app = AsgiApp(service.handler, limits=AsgiLimits(max_line_bytes=500))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         yield client
