@@ -64,7 +64,12 @@ async def _serve(options: argparse.Namespace, *, exists: bool) -> None:
     if where_grpc is not None:
         from llm_cost_ops.server.grpc import GrpcServer
 
-        servers.append(GrpcServer(service.handler, ready=partial(_ready, service), tls=tls, **where_grpc))
+        ready = partial(_ready, service)
+        servers.append(
+            GrpcServer(
+                service.handler, ready=ready, admit=keys.admit, admission=admission, tls=tls, **where_grpc
+            )
+        )
     await run(
         servers,
         on_drain=service.drain,
