@@ -39,6 +39,8 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 def serve(options: argparse.Namespace) -> int:
     """The `serve` command; it ends on SIGTERM or SIGINT, when calls in flight have been answered."""
+    if "://" in options.db:
+        raise ConfigurationError(f"--db must be the path of a file, not {options.db!r}", parameter="db")
     # A file that is not there is not made before the addresses are found good.
     asyncio.run(_serve(options, exists=Path(options.db).exists()))
     return 0
@@ -52,8 +54,8 @@ async def _serve(options: argparse.Namespace, *, exists: bool) -> None:
     required = options.require_keys or (exists and await _holds_keys(options))
     for option, where in (("http", where_http), ("grpc", where_grpc)):
         _check_reach(option, where, required=required, secret=tls is not None)
+    store = await _opened(options)
     print(f"llm-cost-ops: {_REQUIRED if required else _UNASKED}", flush=True)
-    store = SqliteStore(options.db, durability=options.durability, group_commit=True)
     keys = Authentication(store.keys, required=required)
     admission = Admission(options.max_calls, exempt=OPEN)
     service = Service(store, [admission, keys])
@@ -76,6 +78,17 @@ async def _serve(options: argparse.Namespace, *, exists: bool) -> None:
         close=service.aclose,
         announce=lambda text: print(f"llm-cost-ops: {text}, {options.db}", flush=True),
     )
+
+
+async def _opened(options: argparse.Namespace) -> SqliteStore:
+    """The store, which has shown that it can be written."""
+    store = SqliteStore(options.db, durability=options.durability, group_commit=True)
+    try:
+        await store.check(_context(GET_READINESS))
+    except RpcError as error:
+        await store.aclose()
+        raise ConfigurationError(f"--db {options.db}: {error.message}", parameter="db") from error
+    return store
 
 
 async def _holds_keys(options: argparse.Namespace) -> bool:
