@@ -58,7 +58,7 @@ async def _serve(options: argparse.Namespace, *, exists: bool) -> None:
     print(f"llm-cost-ops: {_REQUIRED if required else _UNASKED}", flush=True)
     keys = Authentication(store.keys, required=required)
     admission = Admission(options.max_calls, exempt=OPEN)
-    service = Service(store, [admission, keys])
+    service = Service(store, [admission, keys], reported_providers=options.reported_providers)
     servers: list[Server] = []
     if where_http is not None:
         app = AsgiApp(service.handler, admit=keys.admit, admission=admission)

@@ -8,9 +8,10 @@ import errno
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -40,6 +41,7 @@ from llm_cost_ops.server.reflection import DescriptorImage, ReflectionHandler
 from llm_cost_ops.transports.grpc.status import fields_of, number, write_status
 from llm_cost_ops.transports.net.headers import IDEMPOTENCY_HEADER, REQUEST_ID_HEADER, is_request_id
 from llm_cost_ops.wire import DecodeError
+from llm_cost_ops.wire.fields import walk
 from llm_cost_ops.wire.unknown import Unknown
 
 __all__ = ["GrpcServer", "HealthHandler"]
@@ -276,19 +278,30 @@ class _Method:
             raise violation_of(error, "the request") from error
 
     async def _requests(self, incoming: AsyncIterator[bytes]) -> AsyncGenerator[Any, None]:
-        """The requests of a stream; one that can't be decoded says why in its `unknown_`."""
+        """The requests of a stream; one that can't be decoded comes in parts."""
         received, slices = 0, Slices(self._runtime)
         async for data in incoming:
             received += len(data)
             if received > self._limits.max_stream_bytes:
                 raise too_many_bytes("all requests of a stream", self._limits.max_stream_bytes)
             try:
-                request = await self._request(data)
-            except RpcError as error:
-                field, reason = error.violations[0] if error.violations else ("", error.message)
-                request = self._method.request.type(unknown_=Unknown(error=reason, error_field=field))
-            yield request
+                yield await self._request(data)
+            except RpcError:
+                for start, stop in _parts(data):
+                    yield await self._part(data[start:stop])
+                    await slices.pause()
             await slices.pause()
+
+    async def _part(self, data: bytes) -> Any:
+        """One field of a message as a request of its own, so that an element of a list harms only itself.
+
+        One that can't be decoded says why in its `unknown_`; so does the whole, where it has no fields.
+        """
+        try:
+            return await self._request(data)
+        except RpcError as error:
+            field, reason = error.violations[0] if error.violations else ("", error.message)
+            return self._method.request.type(unknown_=Unknown(error=reason, error_field=field))
 
     @contextlib.asynccontextmanager
     async def _in_time(self, context: CallContext) -> AsyncGenerator[None, None]:
@@ -321,6 +334,15 @@ class _Method:
             metadata.get(IDEMPOTENCY_HEADER),
             request_id=request_id,
         )
+
+
+def _parts(data: bytes) -> Iterator[tuple[int, int]]:
+    """Where the fields of a message start and stop; the whole, where it has none."""
+    try:
+        ends = [stop for _, _, stop in walk(data, 0, len(data))]
+    except (DecodeError, IndexError):
+        ends = [len(data)]
+    return pairwise([0, *ends])
 
 
 async def _always() -> bool:

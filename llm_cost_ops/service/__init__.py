@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from llm_cost_ops._gen.servicers import (
@@ -12,6 +12,7 @@ from llm_cost_ops._gen.servicers import (
     bind_pricing_service,
     bind_usage_service,
 )
+from llm_cost_ops.config import REPORTED_PROVIDERS
 from llm_cost_ops.interceptors.validation import Validation
 from llm_cost_ops.ledger import Store
 from llm_cost_ops.ledger.sqlite.store import SqliteStore
@@ -31,14 +32,22 @@ __all__ = ["Service", "open_service"]
 class Service:
     """Every servicer over one store, behind one handler. Close it when done.
 
-    `origin` is who refuses a bad request: "client" where the caller is in the same process, so that its
-    error is what a client's own check raises.
+    `reported_providers` are those whose stated costs are taken before those by price cards. `origin` is
+    who refuses a bad request: "client" where the caller is in the same process, so that its error is what
+    a client's own check raises.
     """
 
-    def __init__(self, store: Store, interceptors: Sequence[Any] = (), *, origin: str = "server") -> None:
+    def __init__(
+        self,
+        store: Store,
+        interceptors: Sequence[Any] = (),
+        *,
+        reported_providers: Collection[str] = REPORTED_PROVIDERS,
+        origin: str = "server",
+    ) -> None:
         self.store = store
         self.health = HealthService(store)
-        self.prices = prices = Prices(store)
+        self.prices = prices = Prices(store, reported_providers)
         self.handler = ServiceHandler(
             [
                 *bind_usage_service(UsageService(store, prices)),
@@ -60,11 +69,17 @@ class Service:
 
 
 def open_service(
-    path: str | None, *, durability: str = "disk", group_commit: bool = False, origin: str = "server"
+    path: str | None,
+    *,
+    durability: str = "disk",
+    group_commit: bool = False,
+    reported_providers: Collection[str] = REPORTED_PROVIDERS,
+    origin: str = "server",
 ) -> Service:
     """The service over a SQLite file, or over memory when `path` is None.
 
-    With `group_commit`, concurrent writes share one transaction and one fsync, in a thread. `origin` is as
-    in Service.
+    With `group_commit`, concurrent writes share one transaction and one fsync, in a thread.
+    `reported_providers` and `origin` are as in Service.
     """
-    return Service(SqliteStore(path, durability=durability, group_commit=group_commit), origin=origin)
+    store = SqliteStore(path, durability=durability, group_commit=group_commit)
+    return Service(store, reported_providers=reported_providers, origin=origin)

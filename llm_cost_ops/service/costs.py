@@ -35,7 +35,7 @@ from llm_cost_ops.pricing.money import from_units, to_units
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.rules.times import bucket_label, buckets_between, parse_end
-from llm_cost_ops.service.access.tenancy import may_access
+from llm_cost_ops.service.access.tenancy import organization_of
 from llm_cost_ops.service.pages import filter_of, meta_of
 from llm_cost_ops.service.prices import Prices, catalog_card
 from llm_cost_ops.service.sums import (
@@ -61,12 +61,14 @@ class CostService:
 
     async def get_cost(self, request: GetCostRequest, context: CallContext) -> GetCostResponse:
         """Give the cost in force of one record, with its lines where they can be made again."""
-        found = await verify(self._store, request.usage_id, context)
+        organization = organization_of(request.organization_id, context)
+        found = await verify(self._store, organization, request.usage_id, context)
         return GetCostResponse(data=found.recorded, meta=meta_of(context))
 
     async def verify_cost(self, request: VerifyCostRequest, context: CallContext) -> VerifyCostResponse:
         """Calculate a recorded cost again, and compare."""
-        found = await verify(self._store, request.usage_id, context)
+        organization = organization_of(request.organization_id, context)
+        found = await verify(self._store, organization, request.usage_id, context)
         return VerifyCostResponse(data=found, meta=meta_of(context))
 
     async def estimate_cost(self, request: EstimateCostRequest, context: CallContext) -> EstimateCostResponse:
@@ -150,15 +152,15 @@ def _breakdown(
     ]
 
 
-async def verify(store: Store, usage_id: str, context: CallContext) -> CostVerification:
+async def verify(store: Store, organization_id: str, usage_id: str, context: CallContext) -> CostVerification:
     """What was recorded, with the lines where they explain it, and what was calculated anew.
 
     The card is the one that the store kept with the cost; for costs older than that, the card of the
     same id, version and origin that the store or the catalog has. NOT_FOUND without such a record.
     """
     found = await store.get_cost(usage_id, context)
-    if found is None or not may_access(context, found.record.organization_id):
-        raise RpcError(StatusCode.NOT_FOUND, f"there is no usage record {usage_id!r}")
+    if found is None or found.record.organization_id != organization_id:
+        raise RpcError(StatusCode.NOT_FOUND, f"there is no usage record {usage_id!r} of {organization_id!r}")
     recorded = _stored(found)
     card = found.card
     if card is None and found.card_id:

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from llm_cost_ops._gen import messages
 from llm_cost_ops._gen.messages import CostStatus, Operation, Pagination, ResponseMeta
 from llm_cost_ops.ledger.types import Filter
 from llm_cost_ops.rpc.context import CallContext
@@ -43,8 +44,13 @@ def _members(field: str, enum: type[OpenEnum], texts: list[str]) -> tuple[str, .
     return tuple(enum(text).value for text in texts)
 
 
-def filter_of(request: Any) -> Filter:
-    """The filter in a request that has the usual filter fields."""
+def filter_of(request: messages.Filter) -> Filter:
+    """The store's filter for that of a request. Raises INVALID_ARGUMENT.
+
+    A field that only a newer version knows may narrow the query: leaving it out would widen it.
+    """
+    if request.unknown_ and request.unknown_.binary:
+        raise invalid("request", "has a field that this version does not know")
     start, end = parse_interval(request.start_date, request.end_date, request.time_zone)
     return Filter(
         organization_ids=tuple(request.organization_id),

@@ -38,12 +38,14 @@ from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.slices import Slices
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.rules.batches import counted, refused
+from llm_cost_ops.rules.chunks import chunks_of
 from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.rules.requests import check_record
 from llm_cost_ops.rules.usage import total_tokens
 from llm_cost_ops.service.access.tenancy import OTHER_ORGANIZATION, may_access
 from llm_cost_ops.service.pages import Page, filter_of, invalid, meta_of
 from llm_cost_ops.service.prices import Prices
+from llm_cost_ops.wire.unknown import keeps_unknown
 
 __all__ = ["MAX_RECORD_COST", "UsageService", "check_record_cost", "export", "in_utc"]
 
@@ -101,12 +103,12 @@ class UsageService:
     ) -> AsyncGenerator[StreamUsageResponse, None]:
         """Record calls as they come, and acknowledge each batch of them once it is written."""
         answer = StreamUsageResponse()
-        batches = context.runtime.batches(requests, BATCH_RECORDS, BATCH_SECONDS, context.remaining)
+        records = _records(requests)
+        batches = context.runtime.batches(records, BATCH_RECORDS, BATCH_SECONDS, context.remaining)
         try:
             async with aclosing(batches):
                 async for batch in batches:
-                    records = [_streamed(request) for request in batch]
-                    results = await self._write(records, repeat(""), answer.durable, context)
+                    results = await self._write(batch, repeat(""), answer.durable, context)
                     answer = _acknowledged(answer, results)
                     yield answer
                     context.check_deadline()
@@ -151,12 +153,13 @@ class UsageService:
         `paths` are where the records stand in the request; the first has the number `first` in the call.
         """
         now = datetime.fromtimestamp(context.runtime.now(), UTC)
+        keep_unknown = keeps_unknown(context.metadata)
         checked: list[SubmitResult | tuple[UsageRecord, str]] = []
         slices = Slices(context.runtime)
         for index, (record, path) in enumerate(zip(records, paths, strict=False), first):
             await slices.pause()
             violations: list[Violation] = []
-            check_record(record, path, now, violations)
+            check_record(record, path, now, violations, keep_unknown)
             if violations:
                 checked.append(refused(violations))
             elif not may_access(context, record.organization_id):
@@ -251,13 +254,15 @@ def _receipt(done: Appended, organization_id: str) -> UsageReceipt:
     )
 
 
-def _streamed(request: StreamUsageRequest) -> UsageRecord:
-    """The record of a request; one that could not be decoded says so itself."""
-    undecoded = request.unknown_
-    if undecoded and undecoded.error:
-        undecoded.error_field = undecoded.error_field.removeprefix("usage").removeprefix(".")
-        return UsageRecord(unknown_=undecoded)
-    return request.usage or UsageRecord()
+async def _records(requests: AsyncIterator[StreamUsageRequest]) -> AsyncGenerator[UsageRecord, None]:
+    """The records of a stream; one that could not be decoded comes alone, and says so itself."""
+    async for request in requests:
+        undecoded = request.unknown_
+        if undecoded and undecoded.error:
+            undecoded.error_field = undecoded.error_field.removeprefix("records[0]").removeprefix(".")
+            yield UsageRecord(unknown_=undecoded)
+        for record in request.records:
+            yield record
 
 
 def _acknowledged(before: StreamUsageResponse, results: Sequence[SubmitResult]) -> StreamUsageResponse:
@@ -303,8 +308,8 @@ async def export(
         records, after = await store.list_usage(
             where, "timestamp", order == "desc", _PAGE, after, None, context
         )
-        for record in records:
-            yield ExportUsageResponse(usage=record)
+        for chunk in chunks_of(records):
+            yield ExportUsageResponse(records=chunk)
         if after is None:
             return
         context.check_deadline()

@@ -53,6 +53,7 @@ WRONG: list[tuple[type, str, list[Any]]] = [
     (ConnectionPoolConfig, "max_keepalive_connections", [v for v in WHOLE if v is not None]),
     (ConnectionPoolConfig, "keepalive_expiry", NUMBERS),
     (ConnectionPoolConfig, "grpc_channels", [*WHOLE, 0]),
+    (ConnectionPoolConfig, "max_in_flight", [*WHOLE, 0]),
     (LoggingConfig, "enabled", FLAGS),
     (LoggingConfig, "level", ["", "LOUD", 10, None]),
     (LoggingConfig, "logger_name", [None, 5]),
@@ -77,6 +78,8 @@ WRONG: list[tuple[type, str, list[Any]]] = [
     (ClientConfig, "tls", [True, "file"]),
     (ClientConfig, "verify_ssl", FLAGS),
     (ClientConfig, "durability", ["none", None, 1]),
+    (ClientConfig, "unknown_fields", ["drop", None, True]),
+    (ClientConfig, "reported_providers", ["openrouter", None, 1, [""], [1]]),
     (ClientConfig, "user_agent", ["", "a\r\nb", 5, "ü"]),
     (ClientConfig, "proxy", ["", "a b\n", 5]),
     (ClientConfig, "default_headers", [None, 5, {"a": 1}, {"a": "b\r\nc: d"}, {"a b": "c"}, {1: "a"}, [1]]),
@@ -210,6 +213,7 @@ ENVIRONMENT = {
     "LLM_COST_OPS_PROXY": ("http://proxy:3128", "proxy", "http://proxy:3128"),
     "LLM_COST_OPS_LOG_LEVEL": ("debug", "logging", LoggingConfig(enabled=True, level="DEBUG")),
     "LLM_COST_OPS_DURABILITY": ("process", "durability", "process"),
+    "LLM_COST_OPS_REPORTED_PROVIDERS": ("xai, perplexity", "reported_providers", ("xai", "perplexity")),
 }
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
-import weakref
 from collections.abc import Awaitable, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -18,10 +16,13 @@ from llm_cost_ops.ledger.sqlite import meter_sums as metering
 from llm_cost_ops.ledger.sqlite import sums as summing
 from llm_cost_ops.ledger.sqlite.api_keys import SqliteKeys
 from llm_cost_ops.ledger.sqlite.append import AppendMany, AppendOne, Interner
-from llm_cost_ops.ledger.sqlite.connection import Database, Job, Query, Readers, Writer, closed_error
+from llm_cost_ops.ledger.sqlite.connection import Database, Job, Query, Readers, Writer
+from llm_cost_ops.ledger.sqlite.errors import closed_error
+from llm_cost_ops.ledger.sqlite.files import refuse_in_this_process
 from llm_cost_ops.ledger.sqlite.group_commit import GroupCommit
 from llm_cost_ops.ledger.types import Appended, Change, Entry, Filter, Recorded, Sums
 from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.forks import quiesce_for_forks
 
 __all__ = ["SqliteStore"]
 
@@ -41,7 +42,12 @@ class SqliteStore:
     `durability` "disk" means that a commit is on disk when it is acknowledged; "process" is faster, and
     survives the end of the process but not always a loss of power. With `group_commit` a thread commits
     to disk for all that call at the same time, as servers and asyncio need it; where no commit waits for a
-    disk it does nothing. After a fork the child opens the file anew; memory stays with the parent.
+    disk it does nothing.
+
+    No connection is open across a fork: `os.fork` waits for what is under way, up to `forks.FORK_WAIT`
+    seconds, and both processes open the file anew. Queries that take longer are stopped and run again after
+    it. Where a transaction takes longer, the child may not use the file. Memory stays with the parent, and
+    is refused in the child. Both are FAILED_PRECONDITION.
 
     Raises ValueError for another durability.
     """
@@ -52,19 +58,39 @@ class SqliteStore:
         self._database = Database(None if path in ("", ":memory:") else path, durability)
         self._grouped = group_commit and self._database.path is not None and durability == "disk"
         self._closed = False
-        self._parts: tuple[Any, ...] = ()
-        self.begin_anew()
-        _stores.add(self)
+        self._begin()
+        quiesce_for_forks(self)
 
-    def begin_anew(self) -> tuple[Any, ...]:
-        """Forget every connection and thread without ending them, and return the parts that have them."""
-        inherited = self._parts
+    def _begin(self) -> None:
         self._writer = Writer(self._database)
         self._readers = Readers(self._database, self._writer)
         self._group = GroupCommit(self._writer) if self._grouped else None
         self._added_cards = 0
-        self._parts = (self._writer, self._readers, self._group)
-        return inherited
+        self._at_rest = (True, True)
+
+    def before_fork(self, until: float) -> None:
+        """Close every connection, and keep them closed."""
+        self._at_rest = self._writer.rest(until), self._readers.rest(until)
+
+    def after_fork_in_parent(self) -> None:
+        """Let connections be opened again."""
+        if self._at_rest[0]:
+            self._writer.go_on()
+        self._readers.go_on()
+
+    def after_fork_in_child(self) -> None:
+        """Start again without what belongs to the parent's threads."""
+        if self._database.path is None:
+            # Kept, since another thread of the parent may be in the middle of it.
+            _inherited.append((self._writer, self._readers))
+            self._begin()
+            self._writer.is_childs = True
+            return
+        if not all(self._at_rest):
+            # Its connections may be neither used nor closed here: both would go to the parent's locks.
+            _inherited.append((self._writer, self._readers))
+            refuse_in_this_process(self._database.path)
+        self._begin()
 
     def append(
         self, entries: Sequence[Entry], context: CallContext, revision: int | None = None
@@ -239,13 +265,4 @@ async def _nothing(answer: list[Appended] | None) -> list[Appended] | None:
     return answer
 
 
-_stores: weakref.WeakSet[SqliteStore] = weakref.WeakSet()
-# A child must neither use nor close the connections that it inherits: both would go to the parent's locks.
 _inherited: list[Any] = []
-
-
-def _after_fork_in_child() -> None:
-    _inherited.extend([store.begin_anew() for store in _stores])
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)

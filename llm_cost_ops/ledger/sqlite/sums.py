@@ -13,6 +13,7 @@ from llm_cost_ops.rules.times import QUARTER, QUARTERS_A_DAY, cover, to_micros
 
 __all__ = [
     "DAYS",
+    "KEPT",
     "QUARTERS",
     "SERIES_PLACES",
     "USER_DAYS",
@@ -31,6 +32,7 @@ __all__ = [
     "pick_series",
     "pieces_of",
     "places",
+    "recalculated",
     "series_conditions",
     "summarize",
 ]
@@ -110,6 +112,25 @@ _PART = "(SELECT part FROM folded)"
 _FOLD = f"INSERT INTO rollup {_SUMS.replace('%s', f'{_PART},')} {_ON_CONFLICT}"
 _ADD = f"INSERT INTO rollup VALUES (?, ?, ?, ?, {_PART}, {', '.join('?' * 8)}) {_ON_CONFLICT}"
 _ADD_TAIL = f"INSERT INTO temp.tail {_SUMS.replace('%s', '')}"
+
+
+KEPT = f"""
+    SELECT series, level, bucket, user, {", ".join(f"sum({name})" for name in _COUNTS)},
+        sum(micro) + sum(rest) / {_MICRO}, sum(rest) % {_MICRO}
+    FROM rollup GROUP BY series, level, bucket, user HAVING sum(records) <> 0
+"""
+"""The sums that are kept, as `recalculated` gives them."""
+
+
+def recalculated(connection: sqlite3.Connection) -> str:
+    """SQL for the sums of the rows up to a number (its one parameter), from the costs that are in force."""
+    cost = newest(connection)
+    rows = (
+        f"SELECT u.seq, {cost.series} AS series, u.ts, u.user, u.requests, u.input, u.output, u.cached, "
+        f"{cost.micro} AS micro, {cost.rest} AS rest FROM usage u{cost.join}"
+    )
+    found = _SUMS.replace("FROM usage WHERE seq > ? AND seq <= ?", f"FROM ({rows}) WHERE seq <= ?")
+    return f"SELECT * FROM ({found.replace('%s', '')})"
 
 
 def places(series: int, ts: int, user: str) -> tuple[Place, Place, Place]:

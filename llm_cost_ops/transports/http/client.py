@@ -141,13 +141,13 @@ class HttpTransport(_HttpTransport[httpx.Client]):
                     exchange.feed(chunk)
             finally:
                 response.close()
+            return exchange.finish()
         except RpcError:
             raise
         except Exception as error:
             raise exchange.failure(error) from error
         finally:
-            pool.queue.leave()
-        return exchange.finish()
+            pool.queue.leave(refused=exchange.refused)
 
     async def unary_stream(self, request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
         """Send the request, and yield the responses as they come, or raise RpcError."""
@@ -173,7 +173,7 @@ class HttpTransport(_HttpTransport[httpx.Client]):
                 raise exchange.broken from exchange.broken.__cause__  # the caller's own
             raise exchange.failure(error) from error
         finally:
-            pool.queue.leave()
+            pool.queue.leave(refused=exchange.refused)
 
     stream_stream = unary_stream
 
@@ -211,13 +211,13 @@ class AsyncHttpTransport(_HttpTransport[httpx.AsyncClient]):
                 await pool.queue.enter_async()
                 try:
                     await self._exchange(pool, exchange)
+                    return exchange.finish()
                 finally:
-                    pool.queue.leave()
+                    pool.queue.leave(refused=exchange.refused)
         except RpcError:
             raise
         except Exception as error:
             raise exchange.failure(error) from error
-        return exchange.finish()
 
     async def _exchange(self, pool: _Pool, exchange: Exchange) -> None:
         response = await pool.send(exchange.async_http_request())
@@ -257,7 +257,7 @@ class AsyncHttpTransport(_HttpTransport[httpx.AsyncClient]):
                 for message in exchange.rest():
                     yield message
             finally:
-                pool.queue.leave()
+                pool.queue.leave(refused=exchange.refused)
         except RpcError:
             raise
         except Exception as error:

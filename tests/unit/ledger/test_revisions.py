@@ -24,6 +24,7 @@ from llm_cost_ops.ledger.types import Filter
 from llm_cost_ops.pricing.cards import card_digest
 from llm_cost_ops.pricing.pricebook import Priced, Pricing
 from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.rpc.status import RpcError
 from tests.unit.ledger.making import START, Sync, context, entry
 from tests.unit.ledger.test_model import StoreBesideModel, filters, passes
 
@@ -123,8 +124,9 @@ def test_a_repricing_is_whole_or_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     with Sync() as store:
         store.append([entry(n, units=5) for n in range(10)])
         monkeypatch.setattr("llm_cost_ops.ledger.sqlite.sums._ADD", "this is no SQL")
-        with pytest.raises(Exception, match="syntax"):
+        with pytest.raises(RpcError) as caught:
             reprice(store, at(7))
+        assert "syntax" in caught.value.local_detail
         monkeypatch.undo()
         assert (
             store.get_cost(store.list_usage(Filter(), "timestamp", True, 1, None, None)[0][0].id).units == 5

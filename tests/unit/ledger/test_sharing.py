@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import multiprocessing
 import os
 import sqlite3
 import subprocess
@@ -159,9 +158,9 @@ async def test_no_loop_waits_while_a_reader_opens_the_file(tmp_path: Path) -> No
     store = SqliteStore(str(tmp_path / "costs.db"), group_commit=True)
     connect, threads = store._database.connect, []
 
-    def opened() -> sqlite3.Connection:
+    def opened(*arguments: object) -> sqlite3.Connection:
         threads.append(threading.current_thread())
-        return connect()
+        return connect(*arguments)
 
     with patch.object(store._database, "connect", opened):
         for _ in range(2):
@@ -207,11 +206,11 @@ def test_group_commit_shares_transactions(tmp_path: Path) -> None:
         commits = 0
         transact = writer.transact
 
-        def counted(job: object) -> object:
+        def counted(job: object, **options: object) -> object:
             nonlocal commits
             commits += 1
             time.sleep(0.01)
-            return transact(job)
+            return transact(job, **options)
 
         writer.transact = counted
         with ThreadPoolExecutor(16) as pool:
@@ -303,35 +302,6 @@ def test_close_finishes_what_was_begun(tmp_path: Path) -> None:
         assert again.count_usage(Filter()) == len(done) > 0
     assert refused == [StatusCode.FAILED_PRECONDITION] * 4
     assert "llm-cost-ops-commit" not in {thread.name for thread in threading.enumerate()}
-
-
-def _child(store: Sync, keys: list[str], pipe: object) -> None:
-    found = store.append([entry(idempotency_key=key) for key in keys])
-    pipe.send(([done.status.value for done in found], store.count_usage(Filter())))
-    store.aclose()
-
-
-@pytest.mark.parametrize("kind", ["memory", "disk", "group"])
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
-def test_a_child_opens_the_file_anew(tmp_path: Path, kind: str) -> None:
-    path = None if kind == "memory" else tmp_path / "costs.db"
-    with Sync(path, group_commit=kind == "group") as store:
-        store.append([entry(idempotency_key="parent")])
-        store.count_usage(Filter())
-        inherited = store.store._writer._connection
-        forking = multiprocessing.get_context("fork")
-        here, there = forking.Pipe()
-        child = forking.Process(target=_child, args=(store, ["child", "parent"], there))
-        child.start()
-        statuses, count = here.recv()
-        child.join()
-        assert child.exitcode == 0
-        assert (statuses, count) == ((["created"] * 2, 2) if path is None else (["created", "duplicate"], 2))
-        assert store.store._writer._connection is inherited
-        store.append([entry()])
-        assert store.count_usage(Filter()) == (2 if path is None else 3)
-        here.close()
-        there.close()
 
 
 def test_a_turn_goes_round_in_order() -> None:

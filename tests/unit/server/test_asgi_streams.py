@@ -97,7 +97,7 @@ async def test_what_is_refused_before_the_head(http: httpx.AsyncClient) -> None:
 def failing(records: int, error: Exception) -> AsgiApp:
     async def export(request: Any, context: CallContext) -> AsyncGenerator[ExportUsageResponse, None]:
         for _ in range(records):
-            yield ExportUsageResponse(usage=UsageRecord(organization_id="a"))
+            yield ExportUsageResponse(records=[UsageRecord(organization_id="a")])
         raise error
 
     return AsgiApp(ServiceHandler([(EXPORT_USAGE, export)]))
@@ -136,7 +136,7 @@ async def test_a_client_that_goes_away_ends_the_export() -> None:
     async def export(request: Any, context: CallContext) -> AsyncGenerator[ExportUsageResponse, None]:
         try:
             while True:
-                yield ExportUsageResponse(usage=UsageRecord(organization_id="a" * 100))
+                yield ExportUsageResponse(records=[UsageRecord(organization_id="a" * 100)])
                 await asyncio.sleep(0)
         finally:
             closed.set()
