@@ -255,12 +255,15 @@ class RecorderConfig(Config, frozen=True, kw_only=True):
         for parameter in ("max_records", "max_bytes", "spool_bytes"):
             number(parameter, getattr(self, parameter), 1, integer=True)
         text("overflow", self.overflow, ("", "block", "drop_newest", "drop_oldest", "raise", "spill"))
-        if self.spool is not None:
-            msgspec.structs.force_setattr(self, "spool", str(self.spool))
+        if self.spool is not None and not (isinstance(self.spool, str) and self.spool):
+            raise wrong("spool", "must be the path of a folder", self.spool)
         if self.overflow == "spill" and self.spool is None:
             raise wrong("overflow", "can be 'spill' only with a spool", self.overflow)
         text("durability", self.durability, ("disk", "process"))
         number("shutdown_timeout", self.shutdown_timeout, 0)
+        for parameter in ("on_result", "on_error"):
+            if getattr(self, parameter) is not None and not callable(getattr(self, parameter)):
+                raise wrong(parameter, "must be a function", getattr(self, parameter))
 
 
 class TLSConfig(Config, frozen=True, kw_only=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections import deque
 
@@ -47,7 +48,7 @@ class CallQueue:
 
     def __init__(self, limit: int) -> None:
         self._lock = threading.Lock()
-        self._max = limit
+        self._max = float(limit)
         self._window = float(limit)
         self._in_flight = 0
         # Calls that were in flight when the window was halved: what they are told is no news.
@@ -85,7 +86,7 @@ class CallQueue:
     def enter_now(self) -> bool:
         """Take a turn, if there is one and nobody waits."""
         with self._lock:
-            if self._waiting or self._in_flight >= int(self._window):
+            if self._waiting or self._in_flight + 1 > self._window:
                 return False
             self._in_flight += 1
             return True
@@ -100,14 +101,22 @@ class CallQueue:
                 self._window = max(1.0, self._window / 2)
                 self._told = self._in_flight
             elif self._window < self._max:
-                self._window = min(float(self._max), self._window + 1 / self._window)
-            while self._waiting and self._in_flight < int(self._window):
+                self._window = min(self._max, self._window + 1 / self._window)
+            while self._waiting and self._in_flight + 1 <= self._window:
+                if self._waiting.popleft().grant():
+                    self._in_flight += 1
+
+    def close(self) -> None:
+        """Let in everyone who waits, now and from now on: they are to find out that all is over."""
+        with self._lock:
+            self._window = self._max = math.inf
+            while self._waiting:
                 if self._waiting.popleft().grant():
                     self._in_flight += 1
 
     def _joined(self, waiter: _ThreadWaiter | _TaskWaiter) -> bool:
         with self._lock:
-            if not self._waiting and self._in_flight < int(self._window):
+            if not self._waiting and self._in_flight + 1 <= self._window:
                 self._in_flight += 1
                 return False
             self._waiting.append(waiter)

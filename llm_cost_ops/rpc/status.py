@@ -111,11 +111,12 @@ STATUS_BY_REASON: dict[str, tuple[StatusCode, int]] = {
 where their codes alone would say that the caller sent too much, or something wrong."""
 
 
-def client_closed() -> RpcError:
-    """The error of a call on a client that was closed: it was not sent."""
+def client_closed(*, maybe_applied: bool = False) -> RpcError:
+    """The error of a call on a client that was closed: before the call, or while it was under way."""
     return RpcError(
         StatusCode.FAILED_PRECONDITION,
         "the client is closed, or the one that it was derived from: make a new one, or close it after its "
         "last call",
         origin="client",
+        maybe_applied=maybe_applied,
     )

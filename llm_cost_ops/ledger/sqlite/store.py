@@ -16,10 +16,11 @@ from llm_cost_ops.ledger.sqlite import meter_sums as metering
 from llm_cost_ops.ledger.sqlite import sums as summing
 from llm_cost_ops.ledger.sqlite.api_keys import SqliteKeys
 from llm_cost_ops.ledger.sqlite.append import AppendMany, AppendOne, Interner
-from llm_cost_ops.ledger.sqlite.connection import Database, Job, Query, Readers, Writer
+from llm_cost_ops.ledger.sqlite.connection import Database, Job, Writer
 from llm_cost_ops.ledger.sqlite.errors import closed_error
 from llm_cost_ops.ledger.sqlite.files import refuse_in_this_process
 from llm_cost_ops.ledger.sqlite.group_commit import GroupCommit
+from llm_cost_ops.ledger.sqlite.readers import Query, Readers
 from llm_cost_ops.ledger.types import Appended, Change, Entry, Filter, Recorded, Sums
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.forks import quiesce_for_forks

@@ -174,7 +174,7 @@ class GrpcTransport(_GrpcTransport):
         except TimeoutError as error:
             raise exchange.out_of_time() from error
         except RuntimeError as error:
-            raise exchange.failure(error) if not self.closed else client_closed() from error
+            raise exchange.failure(error) if not self.closed else exchange.closed() from error
         return exchange.finish()
 
     async def unary_stream(self, request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
@@ -205,7 +205,7 @@ class GrpcTransport(_GrpcTransport):
                 except StopAsyncIteration:
                     return
                 except asyncio.CancelledError:
-                    raise client_closed() from None
+                    raise exchange.closed() from None
                 if message is LATE:
                     raise exchange.out_of_time()
                 yield message
@@ -214,9 +214,13 @@ class GrpcTransport(_GrpcTransport):
             bridge.wait_for_end(MAX_END)
 
     def _crossing(self) -> _Crossing:
-        return self._crossings.get(os.getpid()) or self._crossings.setdefault(
+        crossing = self._crossings.get(os.getpid()) or self._crossings.setdefault(
             os.getpid(), _Crossing(Portal("llm-cost-ops-grpc"), self._open())
         )
+        if self.closed:  # by another thread, since the call began
+            crossing.portal.close()
+            raise client_closed()
+        return crossing
 
     async def aclose(self) -> None:
         """Close the connections, and end the thread. Does not suspend."""
@@ -386,6 +390,12 @@ class _Channel:
         self._waiters += 1
         try:
             return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if task.cancelled() and current is not None and not current.cancelling():
+                # Not the caller's task was cancelled but the connect, by `stop`.
+                raise StreamFailedError("the client was closed", processed=False) from None
+            raise
         finally:
             self._waiters -= 1
             if not self._waiters and not task.done():
@@ -452,7 +462,7 @@ class ConnectionPool:
         except RpcError:
             raise
         except Exception as error:
-            raise exchange.failure(error) from error
+            raise exchange.closed() if self._closed else exchange.failure(error) from error
 
     async def stream(self, exchange: StreamingExchange) -> AsyncGenerator[Any, None]:
         """Carry a call with streams; yield the answers as they come, by the deadline. Raises RpcError."""
@@ -476,7 +486,7 @@ class ConnectionPool:
         except Exception as error:
             if exchange.broken is not None:
                 raise exchange.broken from exchange.broken.__cause__  # the caller's own
-            raise exchange.failure(error) from error
+            raise exchange.closed() if self._closed else exchange.failure(error) from error
 
     async def _streamed(self, exchange: StreamingExchange) -> AsyncGenerator[Any, None]:
         async with self._turn(exchange):
@@ -546,6 +556,7 @@ class ConnectionPool:
     async def aclose(self) -> None:
         """Close every connection; calls in flight fail."""
         self._closed = True
+        self._queue.close()
         for channel in self._channels:
             channel.stop()
         connections = list(self._open)

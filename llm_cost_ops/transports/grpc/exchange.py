@@ -15,7 +15,7 @@ from llm_cost_ops.rpc.answers import missing_answer
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.method import Idempotency
-from llm_cost_ops.rpc.status import OVERLOADED, RpcError, StatusCode, Violation
+from llm_cost_ops.rpc.status import OVERLOADED, RpcError, StatusCode, Violation, client_closed
 from llm_cost_ops.transports.grpc.connection import CallStream, StreamFailedError
 from llm_cost_ops.transports.grpc.status import MAX_RETRY_DELAY, StatusDetails, read_status
 from llm_cost_ops.transports.net.bodies import BoundedBody
@@ -318,6 +318,10 @@ class GrpcExchange:
             maybe_applied=self._sent and not self._safe,
             request_id=self._context.request_id,
         )
+
+    def closed(self) -> RpcError:
+        """The client was closed meanwhile."""
+        return client_closed(maybe_applied=self._sent and not self._safe)
 
     def failure(self, error: Exception) -> RpcError:
         """What an exception of grpclib, h2, ssl, asyncio or the socket means."""

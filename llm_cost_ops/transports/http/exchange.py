@@ -12,7 +12,7 @@ from llm_cost_ops.rpc.answers import missing_answer
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.method import Idempotency
-from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.rpc.status import RpcError, StatusCode, client_closed
 from llm_cost_ops.transports.http.binding import HttpRequest, binding_of
 from llm_cost_ops.transports.http.errors import error_from_response
 from llm_cost_ops.transports.net.bodies import BoundedBody
@@ -240,6 +240,10 @@ class Exchange:
             maybe_applied=self._maybe_applied(error),
             request_id=self._context.request_id,
         )
+
+    def closed(self, error: Exception | None = None) -> RpcError:
+        """The client was closed meanwhile."""
+        return client_closed(maybe_applied=self._maybe_applied(error))
 
     def _maybe_applied(self, error: Exception | None) -> bool:
         if self._safe or self._sent:
