@@ -35,6 +35,7 @@ from llm_cost_ops.ledger.types import Appended, Entry
 from llm_cost_ops.pricing.money import UNITS, from_units
 from llm_cost_ops.pricing.pricebook import PriceBook
 from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.slices import Slices
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.rules.batches import counted, refused
 from llm_cost_ops.rules.chunks import chunks_of
@@ -149,7 +150,9 @@ class UsageService:
         now = datetime.fromtimestamp(context.runtime.now(), UTC)
         keep_unknown = keeps_unknown(context.metadata)
         checked: list[SubmitResult | tuple[UsageRecord, str]] = []
+        slices = Slices(context.runtime)
         for index, (record, path) in enumerate(zip(records, paths, strict=False), first):
+            await slices.pause()
             violations: list[Violation] = []
             check_record(record, path, now, violations, keep_unknown)
             if violations:
@@ -162,14 +165,21 @@ class UsageService:
                 checked.append((record, key))
         while True:
             revision, book = self._prices.in_force
-            priced = [_priced(item, now, book) for item in checked]
+            priced: list[SubmitResult | Entry] = []
+            for item in checked:
+                await slices.pause()
+                priced.append(_priced(item, now, book))
             entries = [item for item in priced if isinstance(item, Entry)]
             appended = await self._ledger.append(entries, context, revision)
             if appended is not None:
                 break
             await self._reprice(context)
         answers = iter(appended)
-        return [item if isinstance(item, SubmitResult) else _result(item, next(answers)) for item in priced]
+        results: list[SubmitResult] = []
+        for each in priced:
+            await slices.pause()
+            results.append(each if isinstance(each, SubmitResult) else _result(each, next(answers)))
+        return results
 
     async def _reprice(self, context: CallContext) -> None:
         """Look for new cards: somebody added some since the records were priced."""

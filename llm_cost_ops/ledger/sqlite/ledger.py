@@ -40,6 +40,7 @@ __all__ = ["SqliteLedger"]
 T = TypeVar("T")
 
 _CLOSING = 30.0
+_INLINE_ROWS = 1000
 
 
 class SqliteLedger:
@@ -118,7 +119,17 @@ class SqliteLedger:
             if self._group is None and not self._closed:
                 return self._writer.run(job, context, statement=job.is_statement)
             return self._write(job, context)
-        return self._write(AppendMany(entries, revision), context, len(entries))
+        return self._append_many(entries, context, revision)
+
+    async def _append_many(
+        self, entries: Sequence[Entry], context: CallContext, revision: int | None
+    ) -> list[Appended] | None:
+        if len(entries) > _INLINE_ROWS:
+            # To make their rows takes longer than an event loop should wait.
+            job = await context.runtime.offload(AppendMany, entries, revision)
+        else:
+            job = AppendMany(entries, revision)
+        return await self._write(job, context, len(entries))
 
     async def list_usage(
         self,
