@@ -9,10 +9,9 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property, partial
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qs, urlencode
 
 from llm_cost_ops._gen import resources
 from llm_cost_ops.client.attribution import Attributes, Attribution, attribute
@@ -54,23 +53,14 @@ def _embedded_transport(config: ClientConfig, *, sync: bool) -> Transport:
     from llm_cost_ops.service import open_service
     from llm_cost_ops.transports.inprocess import InProcessTransport
 
-    parts = split_base_url(config.base_url)
-    query = parse_qs(parts.query, keep_blank_values=True)
-    options = {name: values[-1] for name, values in query.items()}
-    durability = options.pop("durability", config.durability)
-    stated = options.pop("reported_providers", None)
-    if options:
-        raise ConfigurationError(f"base_url: unknown option {min(options)!r}", parameter="base_url")
-    if durability not in ("disk", "process"):
-        raise ConfigurationError(
-            f"base_url: durability must be 'disk' or 'process', not {durability!r}", parameter="base_url"
-        )
-    path = unquote(parts.path)[1:]
+    query = parse_qs(split_base_url(config.base_url).query, keep_blank_values=True)
+    stated = query.pop("reported_providers", None)
+    url = config.base_url.partition("?")[0]
     service = open_service(
-        str(Path(path).expanduser()) if path else None,
-        durability=durability,
+        f"{url}?{urlencode(query, doseq=True)}" if query else url,
+        durability=config.durability,
         group_commit=not sync,
-        reported_providers=config.reported_providers if stated is None else split_names(stated),
+        reported_providers=config.reported_providers if stated is None else split_names(stated[-1]),
         origin="client",
     )
     return InProcessTransport(service.handler, service.aclose)
