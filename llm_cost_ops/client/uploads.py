@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable
 from contextlib import aclosing
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -31,7 +30,7 @@ from llm_cost_ops.interceptors.validation import Validation
 from llm_cost_ops.rpc.channel import UNSET, AsyncChannel, Channel
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.ids import uuid7
-from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.rpc.runtime import drive, utc_now
 from llm_cost_ops.rpc.status import RpcError, Violation, invalid_argument
 from llm_cost_ops.rpc.streams import Requests, driven
 from llm_cost_ops.wire.unknown import keeps_unknown
@@ -178,7 +177,7 @@ class _Sender:
             from llm_cost_ops.rules.requests import check_record
 
             violations: list[Violation] = []
-            now = datetime.fromtimestamp(self._core.runtime.now(), UTC)
+            now = utc_now(self._core.runtime)
             check_record(record, "", now, violations, keeps_unknown(self._core.metadata))
             if violations:
                 self._progress.records += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from llm_cost_ops._gen.messages import (
@@ -39,7 +39,7 @@ class BatchCheck:
     ) -> Any:
         if context.method.path != BATCH_SUBMIT_USAGE.path:
             return await continuation(request, context)
-        now = datetime.fromtimestamp(context.runtime.now(), UTC)
+        now = context.now()
         bad = _bad(request, now, keep_unknown=keeps_unknown(context.metadata))
         if not bad:
             return await continuation(request, context)

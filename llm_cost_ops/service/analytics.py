@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
 from llm_cost_ops._gen.messages import (
@@ -54,7 +53,7 @@ class AnalyticsService:
         dimensions, _ = dimensions_of(request.group_by, allow_time=False)
         where = filter_of(request)
         assert where.start is not None
-        end = where.end or datetime.fromtimestamp(context.runtime.now(), UTC)
+        end = where.end or context.now()
         interval = Interval.DAY if request.interval == Interval.UNSPECIFIED else request.interval
         if interval not in (Interval.HOUR, Interval.DAY, Interval.WEEK, Interval.MONTH):
             raise invalid_argument("interval", no_member(interval.value, Interval))

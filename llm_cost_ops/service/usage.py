@@ -35,6 +35,7 @@ from llm_cost_ops.ledger.types import Appended, Entry
 from llm_cost_ops.pricing.money import UNITS, from_units
 from llm_cost_ops.pricing.pricebook import PriceBook
 from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.runtime import utc_now
 from llm_cost_ops.rpc.slices import Slices
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, invalid_argument
 from llm_cost_ops.rules.batches import counted, refused
@@ -147,7 +148,7 @@ class UsageService:
 
         `paths` are where the records stand in the request; the first has the number `first` in the call.
         """
-        now = datetime.fromtimestamp(context.runtime.now(), UTC)
+        now = utc_now(context.runtime)  # not the call's: a stream may go on for days
         keep_unknown = keeps_unknown(context.metadata)
         checked: list[SubmitResult | tuple[UsageRecord, str]] = []
         slices = Slices(context.runtime)

@@ -15,7 +15,7 @@ import hmac
 import re
 import secrets
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from hashlib import blake2b
 
 from llm_cost_ops.ledger import ApiKey, KeyStore
@@ -47,7 +47,7 @@ async def create_key(
 
     Organizations that hold "*" mean all of them, those to come included. INVALID_ARGUMENT for what can't be.
     """
-    now = datetime.fromtimestamp(context.runtime.now(), UTC)
+    now = context.now()
     _check(organizations, role, name)
     if expires_at is not None and expires_at <= now:
         raise invalid_argument("expires", "must lie in the future")
@@ -76,7 +76,7 @@ async def create_key(
 async def revoke_key(keys: KeyStore, key_id: str, context: CallContext) -> ApiKey:
     """Revoke a key for ever; NOT_FOUND when there is none. A key that is revoked stays so."""
     found = key_id_of(key_id)
-    now = datetime.fromtimestamp(context.runtime.now(), UTC)
+    now = context.now()
     key = await keys.revoke(found, now, context) if found else None
     if key is None:
         what = f"there is no API key {found!r}" if found else "an API key's id has 8 letters and digits"
