@@ -208,3 +208,15 @@ def test_public_names_are_lazy_sorted_and_there() -> None:
     assert set(names) <= set(dir(llm_cost_ops))
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = llm_cost_ops.no_such_name
+
+
+def test_one_place_hooks_into_forks() -> None:
+    """The order of what happens around a fork is known only there; see llm_cost_ops/rpc/forks.py."""
+    called = [
+        _name(path)
+        for path in _in_package()
+        for node in ast.walk(_tree(path))
+        if isinstance(node, ast.Attribute) and node.attr in ("register_at_fork", "getpid")
+    ]
+    # Its own process is sent the signal that the handler of before would have had.
+    assert sorted(called) == ["llm_cost_ops/client/recording.py", "llm_cost_ops/rpc/forks.py"]

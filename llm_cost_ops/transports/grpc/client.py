@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import ssl
 import threading
 import time
@@ -23,6 +22,7 @@ from h2.errors import ErrorCodes
 
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.fifo import CallQueue
+from llm_cost_ops.rpc.forks import PerProcess
 from llm_cost_ops.rpc.status import RpcError, client_closed
 from llm_cost_ops.rpc.streams import step
 from llm_cost_ops.transports.grpc.connection import CallConnection, StreamFailedError
@@ -162,8 +162,7 @@ class GrpcTransport(_GrpcTransport):
 
     def __init__(self, base_url: str, **settings: Any) -> None:
         super().__init__(base_url, **settings)
-        # By process: what a parent left is neither used nor closed, only kept from collection.
-        self._crossings: dict[int, _Crossing] = {}
+        self._crossings = PerProcess[_Crossing]()
 
     async def unary_unary(self, request: Any, context: CallContext) -> Any:
         """Send the request, and return the response or raise RpcError."""
@@ -214,9 +213,7 @@ class GrpcTransport(_GrpcTransport):
             bridge.wait_for_end(MAX_END)
 
     def _crossing(self) -> _Crossing:
-        crossing = self._crossings.get(os.getpid()) or self._crossings.setdefault(
-            os.getpid(), _Crossing(Portal("llm-cost-ops-grpc"), self._open())
-        )
+        crossing = self._crossings.get(lambda: _Crossing(Portal("llm-cost-ops-grpc"), self._open()))
         if self.closed:  # by another thread, since the call began
             crossing.portal.close()
             raise client_closed()
@@ -225,7 +222,7 @@ class GrpcTransport(_GrpcTransport):
     async def aclose(self) -> None:
         """Close the connections, and end the thread. Does not suspend."""
         self.closed = True
-        crossing = self._crossings.pop(os.getpid(), None)
+        crossing = self._crossings.made
         if crossing is None:
             return
         try:
