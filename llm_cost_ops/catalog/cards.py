@@ -70,9 +70,11 @@ def materialise(
         raise CatalogError(f"the price catalog is malformed at {provider}/{model_id}: {error}") from error
     for rate in card.rates:
         if rate.meter == "INPUT":
-            card.input_price_per_1k = _per_1k(rate)
+            card.input_price_per_1k = _price_of(1_000, rate)
+            card.input_price_per_million = _price_of(1_000_000, rate)
         elif rate.meter == "OUTPUT":
-            card.output_price_per_1k = _per_1k(rate)
+            card.output_price_per_1k = _price_of(1_000, rate)
+            card.output_price_per_million = _price_of(1_000_000, rate)
     return card
 
 
@@ -96,6 +98,6 @@ def midnight(date: str) -> datetime | None:
     return datetime.fromisoformat(date).replace(tzinfo=UTC) if date else None
 
 
-def _per_1k(rate: Rate) -> Decimal:
-    price = _context.divide(_context.multiply(rate.price, Decimal(1000)), Decimal(rate.per))
+def _price_of(count: int, rate: Rate) -> Decimal:
+    price = _context.divide(_context.multiply(rate.price, Decimal(count)), Decimal(rate.per))
     return Decimal(f"{price.normalize(_context):f}")

@@ -13,7 +13,7 @@ from llm_cost_ops.normalizers.bedrock import read_converse
 from llm_cost_ops.normalizers.cohere import read_cohere
 from llm_cost_ops.normalizers.detection import detect_api, detect_provider, refuse_errors
 from llm_cost_ops.normalizers.errors import PayloadError
-from llm_cost_ops.normalizers.filling import set_unknown
+from llm_cost_ops.normalizers.filling import set_tokens, set_unknown
 from llm_cost_ops.normalizers.gemini import read_generate_content
 from llm_cost_ops.normalizers.generic import read_generic
 from llm_cost_ops.normalizers.opentelemetry import read_attributes
@@ -137,6 +137,7 @@ def _normalize(payload: dict[str, Any], record: UsageRecord, provider: str | Non
     if api == "openai.chat":
         normalizer = _DIALECTS.get(record.provider, normalizer)
     if not payload and record.outcome != Outcome.UNSPECIFIED:
+        set_tokens(record, 0, 0)  # not billed
         return
     normalizer(payload, record)
 
