@@ -37,12 +37,13 @@ if TYPE_CHECKING:
         CostOpsError,
         NetworkError,
         NotFoundError,
+        PayloadError,
         RateLimitError,
         ServerError,
         TimeoutError,
         ValidationError,
     )
-    from llm_cost_ops.normalizers import usage_from_response
+    from llm_cost_ops.normalizers import usage_from_response, usages_from_response
     from llm_cost_ops.pricing.calculator import calculate_cost
     from llm_cost_ops.pricing.selection import PriceQuery, select_card
     from llm_cost_ops.types import RateCard, UsageRecord
@@ -67,6 +68,7 @@ _HOMES = {
     "MetricsConfig": "config",
     "NetworkError": "exceptions",
     "NotFoundError": "exceptions",
+    "PayloadError": "exceptions",
     "PriceQuery": "pricing.selection",
     "RateCard": "types",
     "RateLimitConfig": "config",
@@ -80,6 +82,7 @@ _HOMES = {
     "calculate_cost": "pricing.calculator",
     "select_card": "pricing.selection",
     "usage_from_response": "normalizers",
+    "usages_from_response": "normalizers",
 }
 
 __all__ = [
@@ -100,6 +103,7 @@ __all__ = [
     "MetricsConfig",
     "NetworkError",
     "NotFoundError",
+    "PayloadError",
     "PriceQuery",
     "RateCard",
     "RateLimitConfig",
@@ -114,6 +118,7 @@ __all__ = [
     "calculate_cost",
     "select_card",
     "usage_from_response",
+    "usages_from_response",
 ]
 
 

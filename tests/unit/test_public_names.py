@@ -15,9 +15,9 @@ from llm_cost_ops.rpc.pager import AsyncPager, Pager
 PUBLIC = """
 APIError AsyncCostOpsClient AuthenticationError AuthorizationError CacheConfig CircuitBreakerConfig
 ClientClosedError ClientConfig ConfigurationError ConflictError ConnectionPoolConfig CostOpsClient
-CostOpsError LoggingConfig MetricsConfig NetworkError NotFoundError PriceQuery RateCard RateLimitConfig
+CostOpsError LoggingConfig MetricsConfig NetworkError NotFoundError PayloadError PriceQuery RateCard RateLimitConfig
 RateLimitError RetryConfig ServerError TLSConfig TimeoutError UsageRecord ValidationError __version__
-calculate_cost select_card usage_from_response
+calculate_cost select_card usage_from_response usages_from_response
 """
 CONFIG = """
 CacheConfig CircuitBreakerConfig ClientConfig ConnectionPoolConfig LoggingConfig MetricsConfig
@@ -25,8 +25,8 @@ RateLimitConfig RetryConfig TLSConfig
 """
 EXCEPTIONS = """
 APIError AuthenticationError AuthorizationError ClientClosedError ConfigurationError ConflictError
-CostOpsError DeadlineError NetworkError NotFoundError RateLimitError ServerError TimeoutError ValidationError
-error_from_rpc
+CostOpsError DeadlineError NetworkError NotFoundError PayloadError RateLimitError ServerError TimeoutError
+ValidationError error_from_rpc
 """
 TESTING = """
 AsyncVirtualRuntime Delay Fault InterceptorCheckError Received ScriptedTransport VirtualRuntime
