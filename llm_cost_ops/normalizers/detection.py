@@ -108,9 +108,9 @@ def _by_usage(payload: dict[str, Any], usage: dict[str, Any]) -> str:
 
 
 def _without_usage(payload: dict[str, Any]) -> str:
-    if has(payload, "meta") and type(payload["meta"]) not in _PLAIN:
-        if "billed_units" in (section(payload, "meta", "meta") or {}):
-            return "cohere.chat"
+    meta = None if type(payload.get("meta")) in _PLAIN else section(payload, "meta", "meta")
+    if meta is not None and "billed_units" in meta:
+        return "cohere.chat"
     if _is_invoke(payload):
         return "bedrock.invoke"
     if payload.get("type") == "message":

@@ -63,13 +63,13 @@ def fold_all(events: Iterable[Any]) -> list[Streamed]:
             continue
         try:
             states[-1].take(fields)
-        except _AnotherResponse:
+        except _AnotherResponseError:
             states.append(_State())
             states[-1].take(fields)
     return [Streamed(state.payload, state.api, state.complete) for state in states]
 
 
-class _AnotherResponse(Exception):
+class _AnotherResponseError(Exception):
     """The event begins, or ends, a response after one that is complete."""
 
 
@@ -143,7 +143,7 @@ class _State:
         if event.get("usage"):
             response_id = text(event, "id")
             if self._counted and response_id and response_id != self._counted:
-                raise _AnotherResponse
+                raise _AnotherResponseError
             self._counted = response_id or self._counted
         self._merge(event)
 
@@ -183,4 +183,4 @@ class _State:
     def _once(self) -> None:
         self._responses += 1
         if self._responses > 1:
-            raise _AnotherResponse
+            raise _AnotherResponseError
