@@ -37,8 +37,11 @@ def read_cohere(payload: dict[str, Any], record: UsageRecord) -> None:
         return
     path = f"{root}.billed_units"
     given, returned = count(billed, "input_tokens", path), count(billed, "output_tokens", path)
-    if record.operation == Operation.CHAT and not (
-        has(billed, "input_tokens") and has(billed, "output_tokens")
+    others = any(has(billed, meter) for meter in (*_METERS, "image_tokens"))
+    if (
+        record.operation == Operation.CHAT
+        and not others
+        and not (has(billed, "input_tokens") and has(billed, "output_tokens"))
     ):
         record.input_tokens = counted(billed, "input_tokens", path)
         record.output_tokens = counted(billed, "output_tokens", path)

@@ -163,8 +163,8 @@ class _State:
             kept = self.payload.setdefault("usage", {})
             for key, value in usage.items():
                 before = kept.get(key)
-                if value is None or (type(value) is int and type(before) is int and value < before):
-                    # What is cumulative cannot fall: gateways send 0 for what they do not know.
+                if value is None or (value == 0 and type(value) is int and before):
+                    # Gateways send 0 for what they do not know; after a compaction a count does fall.
                     continue
                 kept[key] = value
             self.api = "anthropic.messages"

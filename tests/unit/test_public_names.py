@@ -16,8 +16,8 @@ PUBLIC = """
 APIError AsyncCostOpsClient AuthenticationError AuthorizationError CacheConfig CircuitBreakerConfig
 ClientClosedError ClientConfig ConfigurationError ConflictError ConnectionPoolConfig CostOpsClient
 CostOpsError LoggingConfig MetricsConfig NetworkError NotFoundError PayloadError PriceQuery RateCard
-RateLimitConfig RateLimitError RetryConfig ServerError TLSConfig TimeoutError UsageRecord ValidationError __version__
-calculate_cost select_card usage_from_response usages_from_response
+RateLimitConfig RateLimitError RetryConfig ServerError TLSConfig TimeoutError UsageRecord ValidationError
+__version__ calculate_cost select_card usage_from_response usages_from_response
 """
 CONFIG = """
 CacheConfig CircuitBreakerConfig ClientConfig ConnectionPoolConfig LoggingConfig MetricsConfig
