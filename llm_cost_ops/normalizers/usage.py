@@ -13,7 +13,7 @@ from llm_cost_ops.normalizers.bedrock import read_converse, read_invoke
 from llm_cost_ops.normalizers.cohere import read_cohere
 from llm_cost_ops.normalizers.detection import detect_api, detect_provider, refuse_errors
 from llm_cost_ops.normalizers.errors import PayloadError
-from llm_cost_ops.normalizers.filling import set_unknown
+from llm_cost_ops.normalizers.filling import set_tokens, set_unknown
 from llm_cost_ops.normalizers.gemini import read_generate_content, read_interaction
 from llm_cost_ops.normalizers.generic import read_generic
 from llm_cost_ops.normalizers.ollama import read_ollama
@@ -214,6 +214,8 @@ def _normalize(
     if api == "openai.chat":
         normalizer = _DIALECTS.get(record.provider, normalizer)
     if not payload and record.outcome != Outcome.UNSPECIFIED:
+        # A request of a batch that failed is not billed: its counts are known to be 0.
+        set_tokens(record, 0, 0)
         return
     normalizer(payload, record)
 

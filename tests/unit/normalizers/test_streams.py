@@ -100,7 +100,7 @@ def test_openai_last_chunk_with_usage():
 
 def test_openai_chunks_without_usage_are_unknown():
     record = usage_from_response([chunk(choices=[{"delta": {}}], usage=None)])
-    assert (record.quality, record.model_id, record.input_tokens) == ("unknown", "gpt-5.4", 0)
+    assert (record.quality, record.model_id, record.input_tokens) == ("unknown", "gpt-5.4", None)
 
 
 def test_openai_responses_events():
