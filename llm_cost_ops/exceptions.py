@@ -14,6 +14,7 @@
     |   +-- TimeoutError             the deadline passed; also the builtin TimeoutError
     +-- ConfigurationError           the client was set up wrongly
     +-- ClientClosedError            the client was closed before the call; also a RuntimeError
+    +-- RecorderFullError            record() found no room, where the configuration asks for an error
     +-- PayloadError                 a provider's response contradicts itself; also a ValueError
 
 Which class a status gets is one table, `_BY_CODE`; an HTTP status that says more wins over it.
@@ -26,7 +27,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.rpc.status import STATUS_BY_REASON, RpcError, StatusCode, Violation
 
 __all__ = [
     "APIError",
@@ -41,6 +42,7 @@ __all__ = [
     "NotFoundError",
     "PayloadError",
     "RateLimitError",
+    "RecorderFullError",
     "ServerError",
     "TimeoutError",
     "ValidationError",
@@ -195,6 +197,10 @@ class ClientClosedError(CostOpsError, RuntimeError):
     """The client was closed, or the one that it was derived from: nothing was sent."""
 
 
+class RecorderFullError(CostOpsError):
+    """record() found no room for a record, and RecorderConfig(overflow="raise") asks to be told."""
+
+
 _BY_CODE: dict[StatusCode, tuple[type[CostOpsError], int]] = {
     StatusCode.OK: (ServerError, 500),
     StatusCode.CANCELLED: (APIError, 499),
@@ -243,6 +249,8 @@ def _kind_of(error: RpcError) -> tuple[type[CostOpsError], int | None]:
         if error.code is StatusCode.FAILED_PRECONDITION:
             return ClientClosedError, None
         return _BY_CODE[error.code][0], None
+    if error.error_code in STATUS_BY_REASON:
+        return ServerError, STATUS_BY_REASON[error.error_code][1]
     kind, status = _BY_CODE[error.code]
     if error.http_status is None:
         return kind, status
@@ -258,6 +266,8 @@ def error_from_rpc(error: RpcError, attempts: int = 1, waited: float = 0.0) -> C
     """The public error for a call that failed. Total: every status and every code has a class."""
     kind, status = _kind_of(error)
     message = error.message or error.code.name.lower().replace("_", " ")
+    if error.local_detail:
+        message = f"{message} ({error.local_detail})"
     facts: dict[str, Any] = {
         "status_code": status,
         "code": error.error_code or error.code.name,

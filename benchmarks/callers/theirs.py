@@ -30,8 +30,8 @@ def submit() -> Any:
 
 
 def question() -> Any:
-    query = {name: [value] for name, value in QUERY.items()}
-    return module("costs_pb2").GetCostSummaryRequest(**query)
+    where = {"organization_id": [QUERY["organization_id"]]}
+    return module("costs_pb2").GetCostSummaryRequest(filter=where, group_by=[QUERY["group_by"]])
 
 
 REQUESTS = {"SubmitUsage": submit, "GetCostSummary": question}

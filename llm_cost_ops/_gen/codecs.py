@@ -26,6 +26,7 @@ from llm_cost_ops._gen.messages import (
     ExportUsageRequest,
     ExportUsageResponse,
     FieldViolation,
+    Filter,
     GetAnalyticsRequest,
     GetAnalyticsResponse,
     GetCostRequest,
@@ -89,6 +90,7 @@ from llm_cost_ops._gen.validators import (
     validate_export_usage_request,
     validate_export_usage_response,
     validate_field_violation,
+    validate_filter,
     validate_get_analytics_request,
     validate_get_analytics_response,
     validate_get_cost_request,
@@ -155,6 +157,7 @@ __all__ = [
     "EXPORT_USAGE_REQUEST",
     "EXPORT_USAGE_RESPONSE",
     "FIELD_VIOLATION",
+    "FILTER",
     "GET_ANALYTICS_REQUEST",
     "GET_ANALYTICS_RESPONSE",
     "GET_COST_REQUEST",
@@ -366,14 +369,16 @@ def _settled_list_usage_response(m: ListUsageResponse) -> bool:
 
 
 def _settled_stream_usage_request(m: StreamUsageRequest) -> bool:
-    if m.usage is not None and not _settled_usage_record(m.usage):
-        return False
+    for each1 in m.records:
+        if not _settled_usage_record(each1):
+            return False
     return True
 
 
 def _settled_export_usage_response(m: ExportUsageResponse) -> bool:
-    if m.usage is not None and not _settled_usage_record(m.usage):
-        return False
+    for each1 in m.records:
+        if not _settled_usage_record(each1):
+            return False
     return True
 
 
@@ -404,6 +409,7 @@ _json_reprice_usage_request = JsonCodec(RepriceUsageRequest)
 _json_reprice_difference = JsonCodec(RepriceDifference)
 _json_reprice_report = JsonCodec(RepriceReport)
 _json_reprice_usage_response = JsonCodec(RepriceUsageResponse)
+_json_filter = JsonCodec(Filter)
 _json_component_health = JsonCodec(ComponentHealth)
 _json_get_health_request = JsonCodec(GetHealthRequest)
 _json_get_health_response = JsonCodec(GetHealthResponse)
@@ -644,6 +650,14 @@ REPRICE_USAGE_RESPONSE = MessageCodec(
     encode_json=_json_reprice_usage_response.encode,
     decode_json=_json_reprice_usage_response.decode,
     validate=validate_reprice_usage_response,
+)
+FILTER = MessageCodec(
+    Filter,
+    "llm_cost_ops.v1.Filter",
+    protobuf="llm_cost_ops._gen.protobuf:filter",
+    encode_json=_json_filter.encode,
+    decode_json=_json_filter.decode,
+    validate=validate_filter,
 )
 COMPONENT_HEALTH = MessageCodec(
     ComponentHealth,

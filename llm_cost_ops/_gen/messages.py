@@ -9,12 +9,11 @@ from decimal import Decimal
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, UnsetType
 
 from llm_cost_ops.wire.decimals import WireDecimal
 from llm_cost_ops.wire.json_types import Int32, Int64
+from llm_cost_ops.wire.message import MessageStruct
 from llm_cost_ops.wire.open_enum import OpenEnum
-from llm_cost_ops.wire.unknown import Unknown
 
 __all__ = [
     "Analytics",
@@ -37,6 +36,7 @@ __all__ = [
     "ExportUsageRequest",
     "ExportUsageResponse",
     "FieldViolation",
+    "Filter",
     "GetAnalyticsRequest",
     "GetAnalyticsResponse",
     "GetCostRequest",
@@ -281,15 +281,8 @@ class SubmitStatus(OpenEnum):
     """It broke a rule; nothing was written."""
 
 
-class GetAnalyticsRequest(
-    msgspec.Struct,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    repr_omit_defaults=True,
-    omit_defaults=True,
-    gc=False,
-):
-    """Which usage to measure, and how. Fields are ANDed; the values of one field are ORed."""
+class Filter(MessageStruct, kw_only=True, omit_defaults=True, gc=False):
+    """Which usage is meant. Fields are ANDed; the values of one field are ORed; an empty one restricts nothing."""
 
     organization_id: list[str] = []
     """The organizations; all that the caller may see when not given."""
@@ -306,11 +299,26 @@ class GetAnalyticsRequest(
     label: dict[str, str] = {}
     """Labels: a record with all of them."""
     start_date: str = ""
-    """The first moment, inclusive; a date means its midnight in time_zone."""
+    """The first moment, inclusive; a date means its midnight in time_zone. All time when not given."""
     end_date: str = ""
-    """The last moment, exclusive; a date means through that day. Now when not given."""
+    """The last moment, exclusive; a date means through that day. Open when not given; in analytics, now."""
     time_zone: str = ""
-    """The zone of dates and buckets, an IANA name; UTC when not given."""
+    """The zone of dates and of hours, days, weeks and months, an IANA name; UTC when not given."""
+    service_tier: list[str] = []
+    """The tiers that served the calls."""
+    processing: list[str] = []
+    """How they were processed, such as batch."""
+    region: list[str] = []
+    """The geographies that set the price."""
+    operation: list[str] = []
+    """The kinds of call: chat, embeddings…"""
+    status: list[str] = []
+    """How sure the costs are: priced, estimated, partial, unpriced, reported."""
+
+
+class GetAnalyticsRequest(Filter, kw_only=True, omit_defaults=True, gc=False):
+    """Which usage to measure, and how. Fields are ANDed; the values of one field are ORed."""
+
     interval: Interval = Interval.UNSPECIFIED
     """The length of a bucket."""
     metrics: list[str] = []
@@ -322,27 +330,9 @@ class GetAnalyticsRequest(
     """What to split each bucket by, as in GetCostSummary, but not by time."""
     currency: str = ""
     """The currency of costs, ISO 4217; USD when not given."""
-    service_tier: list[str] = []
-    """The tiers that served the calls."""
-    processing: list[str] = []
-    """How they were processed, such as batch."""
-    region: list[str] = []
-    """The geographies that set the price."""
-    operation: list[str] = []
-    """The kinds of call: chat, embeddings…"""
-    status: list[str] = []
-    """How sure the costs are: priced, estimated, partial, unpriced, reported."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class MetricValues(
-    msgspec.Struct,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    repr_omit_defaults=True,
-    omit_defaults=True,
-    gc=False,
-):
+class MetricValues(MessageStruct, kw_only=True, omit_defaults=True, gc=False):
     """The metrics of a bucket; those that were not asked for are unset."""
 
     total_cost: WireDecimal | None = None
@@ -363,12 +353,9 @@ class MetricValues(
     """Cost of a priced call, to 12 places; unset without any."""
     average_tokens_per_request: WireDecimal | None = None
     """Tokens of a call, to 12 places; unset without any."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class TimeSeriesPoint(
-    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
-):
+class TimeSeriesPoint(MessageStruct, kw_only=True, gc=False):
     """One bucket of a series."""
 
     timestamp: datetime | None = None
@@ -377,12 +364,9 @@ class TimeSeriesPoint(
     """What was measured."""
     group: list[GroupKey] = []
     """The group that it belongs to; empty without group_by."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class AnalyticsSummary(
-    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
-):
+class AnalyticsSummary(MessageStruct, kw_only=True, gc=False):
     """The whole period."""
 
     total_cost: WireDecimal = Decimal(0)
@@ -399,10 +383,9 @@ class AnalyticsSummary(
     """How many calls have no price: when any, total_cost is a lower bound."""
     currency: str = ""
     """ISO 4217."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class Analytics(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False):
+class Analytics(MessageStruct, kw_only=True, gc=False):
     """A series and its summary."""
 
     time_series: list[TimeSeriesPoint] = []
@@ -415,22 +398,18 @@ class Analytics(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_o
     """The first moment, inclusive."""
     period_end: datetime | None = None
     """The last moment, exclusive."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class GetAnalyticsResponse(
-    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
-):
+class GetAnalyticsResponse(MessageStruct, kw_only=True, gc=False):
     """Answers GetAnalytics."""
 
     data: Analytics | None = None
     """The series."""
     meta: ResponseMeta | None = None
     """About the response."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class CostLine(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False):
+class CostLine(MessageStruct, kw_only=True, gc=False):
     """One line of a cost: a meter, its quantity and its price."""
 
     meter: str = ""
@@ -449,10 +428,9 @@ class CostLine(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_om
     """False when the meter has no rate."""
     rate_meter: str = ""
     """The meter whose rate priced the line, after fallback."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class CostRecord(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False):
+class CostRecord(MessageStruct, kw_only=True, gc=False):
     """What one usage record cost, and how that was found."""
 
     id: str = ""
@@ -489,49 +467,20 @@ class CostRecord(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_
     """When it was calculated."""
     origin_version: str = ""
     """Where the card came from, such as "genai-prices 0.2.3"."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class GroupKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False):
+class GroupKey(MessageStruct, kw_only=True, gc=False):
     """One dimension of a group, and its value there."""
 
     dimension: str = ""
     """The dimension: provider, model, organization, project, user, tag, label:<key>, day…"""
     value: str = ""
     """The value; empty where a record has none."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class GetCostSummaryRequest(
-    msgspec.Struct,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    repr_omit_defaults=True,
-    omit_defaults=True,
-    gc=False,
-):
+class GetCostSummaryRequest(Filter, kw_only=True, omit_defaults=True, gc=False):
     """Which usage to sum, and how to group it. Fields are ANDed; the values of one field are ORed."""
 
-    organization_id: list[str] = []
-    """The organizations; all that the caller may see when not given."""
-    provider: list[str] = []
-    """The providers."""
-    model_id: list[str] = []
-    """The models."""
-    project_id: list[str] = []
-    """The projects."""
-    user_id: list[str] = []
-    """The end users."""
-    tag: list[str] = []
-    """Tags: a record with any of them."""
-    label: dict[str, str] = {}
-    """Labels: a record with all of them."""
-    start_date: str = ""
-    """The first moment, inclusive; a date means its midnight in time_zone. All time when not given."""
-    end_date: str = ""
-    """The last moment, exclusive; a date means through that day. Open when not given."""
-    time_zone: str = ""
-    """The zone of dates and of day, week and month groups, an IANA name; UTC when not given."""
     group_by: list[str] = []
     """What to group by, at most 4 of: none, provider, model, organization, project, user, tag,
     label:<key>, operation, service_tier, processing, region, status, meter, and one of hour, day,
@@ -539,20 +488,9 @@ class GetCostSummaryRequest(
     """
     currency: str = ""
     """The currency to sum, ISO 4217; USD when not given. Others are listed apart."""
-    service_tier: list[str] = []
-    """The tiers that served the calls."""
-    processing: list[str] = []
-    """How they were processed, such as batch."""
-    region: list[str] = []
-    """The geographies that set the price."""
-    operation: list[str] = []
-    """The kinds of call: chat, embeddings…"""
-    status: list[str] = []
-    """How sure the costs are: priced, estimated, partial, unpriced, reported."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class CostGroup(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False):
+class CostGroup(MessageStruct, kw_only=True, gc=False):
     """What one group cost."""
 
     dimension: str = ""
@@ -575,12 +513,9 @@ class CostGroup(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_o
     """Cached tokens, a subset of input_tokens."""
     unpriced_requests: Int64 = 0
     """How many of the calls have no price: when any, cost is a lower bound."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class CurrencyTotal(
-    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
-):
+class CurrencyTotal(MessageStruct, kw_only=True, gc=False):
     """The cost in a currency that was not asked for."""
 
     currency: str = ""
@@ -589,12 +524,9 @@ class CurrencyTotal(
     """What it cost."""
     requests: Int64 = 0
     """How many calls."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class CostSummary(
-    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
-):
+class CostSummary(MessageStruct, kw_only=True, gc=False):
     """The cost of a period."""
 
     total_cost: WireDecimal = Decimal(0)
@@ -621,66 +553,45 @@ class CostSummary(
     """The cost in other currencies; total_tokens and total_requests cover these calls too."""
     priced_fraction: WireDecimal | None = None
     """The part of the calls that has a price, 0 to 1, to 6 places; unset without calls."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class GetCostSummaryResponse(
-    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
-):
+class GetCostSummaryResponse(MessageStruct, kw_only=True, gc=False):
     """Answers GetCostSummary."""
 
     data: CostSummary | None = None
     """The summary."""
     meta: ResponseMeta | None = None
     """About the response."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class GetCostRequest(
-    msgspec.Struct,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    repr_omit_defaults=True,
-    omit_defaults=True,
-    gc=False,
-):
+class GetCostRequest(MessageStruct, kw_only=True, omit_defaults=True, gc=False):
     """Asks for the cost of one usage record."""
 
     usage_id: str = ""
     """The id of the usage record."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
+    organization_id: str = ""
+    """The organization of the record. Needed where the caller may see several."""
 
 
-class GetCostResponse(
-    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
-):
+class GetCostResponse(MessageStruct, kw_only=True, gc=False):
     """Answers GetCost."""
 
     data: CostRecord | None = None
     """The cost."""
     meta: ResponseMeta | None = None
     """About the response."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class VerifyCostRequest(
-    msgspec.Struct,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    repr_omit_defaults=True,
-    omit_defaults=True,
-    gc=False,
-):
+class VerifyCostRequest(MessageStruct, kw_only=True, omit_defaults=True, gc=False):
     """Asks to calculate a cost again."""
 
     usage_id: str = ""
     """The id of the usage record."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
+    organization_id: str = ""
+    """The organization of the record. Needed where the caller may see several."""
 
 
-class CostVerification(
-    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
-):
+class CostVerification(MessageStruct, kw_only=True, gc=False):
     """A recorded cost beside the same, calculated again."""
 
     matches: bool = False
@@ -691,100 +602,45 @@ class CostVerification(
     """What was calculated; unset when it could not be."""
     reason: str = ""
     """Why it does not match, or could not be calculated; empty when it matches."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class VerifyCostResponse(
-    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
-):
+class VerifyCostResponse(MessageStruct, kw_only=True, gc=False):
     """Answers VerifyCost."""
 
     data: CostVerification | None = None
     """The comparison."""
     meta: ResponseMeta | None = None
     """About the response."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class EstimateCostRequest(
-    msgspec.Struct,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    repr_omit_defaults=True,
-    omit_defaults=True,
-    gc=False,
-):
+class EstimateCostRequest(MessageStruct, kw_only=True, omit_defaults=True, gc=False):
     """Asks what a call would cost."""
 
     usage: UsageRecord | None = None
     """The call; organization_id may be left out."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class EstimateCostResponse(
-    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
-):
+class EstimateCostResponse(MessageStruct, kw_only=True, gc=False):
     """Answers EstimateCost."""
 
     data: CostRecord | None = None
     """The cost; it has no id, since nothing is recorded."""
     meta: ResponseMeta | None = None
     """About the response."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class RepriceUsageRequest(
-    msgspec.Struct,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    repr_omit_defaults=True,
-    omit_defaults=True,
-    gc=False,
-):
+class RepriceUsageRequest(Filter, kw_only=True, omit_defaults=True, gc=False):
     """Which usage to price again. Fields are ANDed; the values of one field are ORed."""
 
-    organization_id: list[str] = []
-    """The organizations; all that the caller may see when not given."""
-    provider: list[str] = []
-    """The providers."""
-    model_id: list[str] = []
-    """The models."""
-    project_id: list[str] = []
-    """The projects."""
-    user_id: list[str] = []
-    """The end users."""
-    tag: list[str] = []
-    """Tags: a record with any of them."""
-    label: dict[str, str] = {}
-    """Labels: a record with all of them."""
-    start_date: str = ""
-    """The first moment, inclusive; a date means its midnight in time_zone. All time when not given."""
-    end_date: str = ""
-    """The last moment, exclusive; a date means through that day. Open when not given."""
-    time_zone: str = ""
-    """The zone of dates, an IANA name; UTC when not given."""
     as_of: str = ""
     """Leaves out cards that were created after this moment; a date means the end of that day. All
     cards count when not given, and those of the bundled catalog always.
     """
     dry_run: bool = False
     """Report what would change, and write nothing."""
-    service_tier: list[str] = []
-    """The tiers that served the calls."""
-    processing: list[str] = []
-    """How they were processed, such as batch."""
-    region: list[str] = []
-    """The geographies that set the price."""
-    operation: list[str] = []
-    """The kinds of call: chat, embeddings…"""
-    status: list[str] = []
-    """How sure the costs are: priced, estimated, partial, unpriced, reported."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class RepriceDifference(
-    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
-):
+class RepriceDifference(MessageStruct, kw_only=True, gc=False):
     """What repricing changed for one model, in one currency."""
 
     provider: str = ""
@@ -805,12 +661,9 @@ class RepriceDifference(
     """How many of them had no price before."""
     unpriced_after: Int64 = 0
     """How many of them have none after."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class RepriceReport(
-    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
-):
+class RepriceReport(MessageStruct, kw_only=True, gc=False):
     """What repricing changed."""
 
     dry_run: bool = False
@@ -821,24 +674,18 @@ class RepriceReport(
     """How many of them got a revision, or would get one."""
     differences: list[RepriceDifference] = []
     """The changes by provider, model and currency."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class RepriceUsageResponse(
-    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
-):
+class RepriceUsageResponse(MessageStruct, kw_only=True, gc=False):
     """Answers RepriceUsage."""
 
     data: RepriceReport | None = None
     """The report."""
     meta: ResponseMeta | None = None
     """About the response."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class ComponentHealth(
-    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
-):
+class ComponentHealth(MessageStruct, kw_only=True, gc=False):
     """How one part of the service is."""
 
     name: str = ""
@@ -847,25 +694,14 @@ class ComponentHealth(
     """How it is."""
     message: str = ""
     """What is wrong; empty when healthy."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class GetHealthRequest(
-    msgspec.Struct,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    repr_omit_defaults=True,
-    omit_defaults=True,
-    gc=False,
-):
+class GetHealthRequest(MessageStruct, kw_only=True, omit_defaults=True, gc=False):
     """Asks how the service is."""
 
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class GetHealthResponse(
-    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
-):
+class GetHealthResponse(MessageStruct, kw_only=True, gc=False):
     """Answers GetHealth."""
 
     status: HealthStatus = HealthStatus.UNSPECIFIED
@@ -876,25 +712,14 @@ class GetHealthResponse(
     """Seconds since the service started."""
     components: list[ComponentHealth] = []
     """The parts."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class GetReadinessRequest(
-    msgspec.Struct,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    repr_omit_defaults=True,
-    omit_defaults=True,
-    gc=False,
-):
+class GetReadinessRequest(MessageStruct, kw_only=True, omit_defaults=True, gc=False):
     """Asks whether the service takes traffic."""
 
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class GetReadinessResponse(
-    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
-):
+class GetReadinessResponse(MessageStruct, kw_only=True, gc=False):
     """Answers GetReadiness."""
 
     status: HealthStatus = HealthStatus.UNSPECIFIED
@@ -905,10 +730,9 @@ class GetReadinessResponse(
     """Seconds since the service started."""
     components: list[ComponentHealth] = []
     """The parts."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class Pagination(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False):
+class Pagination(MessageStruct, kw_only=True, gc=False):
     """Where a page stands in the list it was cut from."""
 
     page: Int32 = 0
@@ -927,39 +751,25 @@ class Pagination(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_
     """Whether a page comes before."""
     next_cursor: str = ""
     """The cursor of the next page; empty on the last. It is stable while items are added."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class ResponseMeta(
-    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
-):
+class ResponseMeta(MessageStruct, kw_only=True, gc=False):
     """What a response says about itself."""
 
     request_id: str = ""
     """The id under which server and client log the call."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class FieldViolation(
-    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
-):
+class FieldViolation(MessageStruct, kw_only=True, gc=False):
     """One rule that one field of a request broke."""
 
     field: str = ""
     """The field's path in the request, such as "records[3].input_tokens"."""
     description: str = ""
     """The rule, in words."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class PriceTier(
-    msgspec.Struct,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    repr_omit_defaults=True,
-    omit_defaults=True,
-    gc=False,
-):
+class PriceTier(MessageStruct, kw_only=True, omit_defaults=True, gc=False):
     """A price that begins above a bound."""
 
     above: Int64 = 0
@@ -968,17 +778,9 @@ class PriceTier(
     """Whether the price holds at the bound too."""
     price: WireDecimal = Decimal(0)
     """The price of the rate's `per` units; 0 when not given."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class Rate(
-    msgspec.Struct,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    repr_omit_defaults=True,
-    omit_defaults=True,
-    gc=False,
-):
+class Rate(MessageStruct, kw_only=True, omit_defaults=True, gc=False):
     """What one meter costs."""
 
     meter: str = ""
@@ -993,17 +795,9 @@ class Rate(
     """The smallest billed quantity of a record."""
     included: Int64 = 0
     """The units of a record that are free."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class TimeWindow(
-    msgspec.Struct,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    repr_omit_defaults=True,
-    omit_defaults=True,
-    gc=False,
-):
+class TimeWindow(MessageStruct, kw_only=True, omit_defaults=True, gc=False):
     """A part of the day. A card with windows applies only inside one of them."""
 
     start: str = ""
@@ -1014,17 +808,9 @@ class TimeWindow(
     """An IANA name; CreatePrice asks for it, and a card that has none means UTC."""
     weekdays: list[Int32] = []
     """ISO days 1 to 7 on which the window starts; every day when empty."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class PriceMultiplier(
-    msgspec.Struct,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    repr_omit_defaults=True,
-    omit_defaults=True,
-    gc=False,
-):
+class PriceMultiplier(MessageStruct, kw_only=True, omit_defaults=True, gc=False):
     """A factor on the prices of a card."""
 
     kind: str = ""
@@ -1033,10 +819,9 @@ class PriceMultiplier(
     """The factor, above 0."""
     all_meters: bool = False
     """Whether it reaches meters other than tokens."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class RateCard(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False):
+class RateCard(MessageStruct, kw_only=True, gc=False):
     """The prices of a model from one date to another."""
 
     id: str = ""
@@ -1089,18 +874,16 @@ class RateCard(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_om
     """The price of 1,000 input tokens, from `rates`; unset when INPUT has none."""
     output_price_per_1k: WireDecimal | None = None
     """The price of 1,000 output tokens, from `rates`; unset when OUTPUT has none."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
+    input_price_per_million: WireDecimal | None = None
+    """The price of 1,000,000 input tokens, from `rates`; unset when INPUT has none."""
+    output_price_per_million: WireDecimal | None = None
+    """The price of 1,000,000 output tokens, from `rates`; unset when OUTPUT has none."""
 
 
-class CreatePriceRequest(
-    msgspec.Struct,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    repr_omit_defaults=True,
-    omit_defaults=True,
-    gc=False,
-):
-    """Asks for a new card. Give the two prices per 1,000 tokens, or rates, or both for different meters."""
+class CreatePriceRequest(MessageStruct, kw_only=True, omit_defaults=True, gc=False):
+    """Asks for a new card. Give the prices of input and output per million tokens or per 1,000, or rates, or
+    several of these for different meters.
+    """
 
     idempotency_key: str = ""
     """Makes a repeated call count once; the client makes one when not given."""
@@ -1142,56 +925,38 @@ class CreatePriceRequest(
     """The parts of the day it holds in."""
     source_url: str = ""
     """Where the price was published."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
+    input_price_per_million: WireDecimal | None = None
+    """The price of 1,000,000 input tokens, the unit that vendors use; not beside input_price_per_1k."""
+    output_price_per_million: WireDecimal | None = None
+    """The price of 1,000,000 output tokens; not beside output_price_per_1k."""
 
 
-class CreatePriceResponse(
-    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
-):
+class CreatePriceResponse(MessageStruct, kw_only=True, gc=False):
     """Answers CreatePrice."""
 
     data: RateCard | None = None
     """The card."""
     meta: ResponseMeta | None = None
     """About the response."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class GetPriceRequest(
-    msgspec.Struct,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    repr_omit_defaults=True,
-    omit_defaults=True,
-    gc=False,
-):
+class GetPriceRequest(MessageStruct, kw_only=True, omit_defaults=True, gc=False):
     """Asks for one card."""
 
     id: str = ""
     """The id of the card."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class GetPriceResponse(
-    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
-):
+class GetPriceResponse(MessageStruct, kw_only=True, gc=False):
     """Answers GetPrice."""
 
     data: RateCard | None = None
     """The card."""
     meta: ResponseMeta | None = None
     """About the response."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class ListPricesRequest(
-    msgspec.Struct,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    repr_omit_defaults=True,
-    omit_defaults=True,
-    gc=False,
-):
+class ListPricesRequest(MessageStruct, kw_only=True, omit_defaults=True, gc=False):
     """Which cards to list."""
 
     provider: list[str] = []
@@ -1212,12 +977,9 @@ class ListPricesRequest(
     """The most items to return, 20 when not given."""
     cursor: str = ""
     """The cursor that the page before gave; excludes `page`."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class ListPricesResponse(
-    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
-):
+class ListPricesResponse(MessageStruct, kw_only=True, gc=False):
     """Answers ListPrices."""
 
     data: list[RateCard] = []
@@ -1226,17 +988,9 @@ class ListPricesResponse(
     """Where the page stands."""
     meta: ResponseMeta | None = None
     """About the response."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class ModalityTokens(
-    msgspec.Struct,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    repr_omit_defaults=True,
-    omit_defaults=True,
-    gc=False,
-):
+class ModalityTokens(MessageStruct, kw_only=True, omit_defaults=True, gc=False):
     """Token counts by modality. Each is a subset of its total, never an addition to it."""
 
     input_audio_tokens: Int64 = 0
@@ -1257,17 +1011,9 @@ class ModalityTokens(
     """Image tokens in output_tokens."""
     output_video_tokens: Int64 = 0
     """Video tokens in output_tokens."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class UsageRecord(
-    msgspec.Struct,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    repr_omit_defaults=True,
-    omit_defaults=True,
-    gc=False,
-):
+class UsageRecord(MessageStruct, kw_only=True, omit_defaults=True, gc=False):
     """The usage of one LLM call, or of several that were added up before (request_count).
 
     Totals are inclusive: every detail is a subset of its total.
@@ -1364,27 +1110,16 @@ class UsageRecord(
     have seen the same call: whoever comes first counts, and its key with equal counts is a duplicate whatever
     the labels.
     """
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class SubmitUsageRequest(
-    msgspec.Struct,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    repr_omit_defaults=True,
-    omit_defaults=True,
-    gc=False,
-):
+class SubmitUsageRequest(MessageStruct, kw_only=True, omit_defaults=True, gc=False):
     """Asks to record one call."""
 
     usage: UsageRecord | None = None
     """The record."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class UsageReceipt(
-    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
-):
+class UsageReceipt(MessageStruct, kw_only=True, gc=False):
     """What became of a submitted record."""
 
     usage_id: str = ""
@@ -1401,39 +1136,25 @@ class UsageReceipt(
     """How sure the cost is."""
     duplicate: bool = False
     """Whether this is an earlier answer again."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class SubmitUsageResponse(
-    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
-):
+class SubmitUsageResponse(MessageStruct, kw_only=True, gc=False):
     """Answers SubmitUsage."""
 
     data: UsageReceipt | None = None
     """The receipt."""
     meta: ResponseMeta | None = None
     """About the response."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class BatchSubmitUsageRequest(
-    msgspec.Struct,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    repr_omit_defaults=True,
-    omit_defaults=True,
-    gc=False,
-):
+class BatchSubmitUsageRequest(MessageStruct, kw_only=True, omit_defaults=True, gc=False):
     """Asks to record many calls."""
 
     records: list[UsageRecord] = []
     """The records, at most 10,000."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class RecordError(
-    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
-):
+class RecordError(MessageStruct, kw_only=True, gc=False):
     """Why a record was not written."""
 
     code: str = ""
@@ -1442,12 +1163,9 @@ class RecordError(
     """The reason, in words."""
     violations: list[FieldViolation] = []
     """Every rule that the record broke."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class SubmitResult(
-    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
-):
+class SubmitResult(MessageStruct, kw_only=True, gc=False):
     """What became of one record."""
 
     status: SubmitStatus = SubmitStatus.UNSPECIFIED
@@ -1456,12 +1174,9 @@ class SubmitResult(
     """The receipt of a created record or of a duplicate."""
     error: RecordError | None = None
     """Why a record in conflict, or an invalid one, was not written."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class BatchReceipt(
-    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
-):
+class BatchReceipt(MessageStruct, kw_only=True, gc=False):
     """The results of a batch."""
 
     results: list[SubmitResult] = []
@@ -1474,51 +1189,20 @@ class BatchReceipt(
     """How many keys stood for other content."""
     invalid: Int32 = 0
     """How many broke a rule."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class BatchSubmitUsageResponse(
-    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
-):
+class BatchSubmitUsageResponse(MessageStruct, kw_only=True, gc=False):
     """Answers BatchSubmitUsage."""
 
     data: BatchReceipt | None = None
     """The results."""
     meta: ResponseMeta | None = None
     """About the response."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class ListUsageRequest(
-    msgspec.Struct,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    repr_omit_defaults=True,
-    omit_defaults=True,
-    gc=False,
-):
+class ListUsageRequest(Filter, kw_only=True, omit_defaults=True, gc=False):
     """Which usage to list. Fields are ANDed; the values of one field are ORed."""
 
-    organization_id: list[str] = []
-    """The organizations."""
-    provider: list[str] = []
-    """The providers."""
-    model_id: list[str] = []
-    """The models."""
-    project_id: list[str] = []
-    """The projects."""
-    user_id: list[str] = []
-    """The end users."""
-    tag: list[str] = []
-    """Tags: a record with any of them."""
-    label: dict[str, str] = {}
-    """Labels: a record with all of them."""
-    start_date: str = ""
-    """The first moment, inclusive; a date means its midnight in time_zone."""
-    end_date: str = ""
-    """The last moment, exclusive; a date means through that day."""
-    time_zone: str = ""
-    """The zone of dates, an IANA name; UTC when not given."""
     page: Int32 = 0
     """The page's number, from 1. Numbered pages are counted, and may shift while items are added."""
     page_size: Int32 = 0
@@ -1529,22 +1213,9 @@ class ListUsageRequest(
     """What to sort by: "timestamp" (the default) or "ingested_at"."""
     order: str = ""
     """"desc" (the default) or "asc"."""
-    service_tier: list[str] = []
-    """The tiers that served the calls."""
-    processing: list[str] = []
-    """How they were processed, such as batch."""
-    region: list[str] = []
-    """The geographies that set the price."""
-    operation: list[str] = []
-    """The kinds of call: chat, embeddings…"""
-    status: list[str] = []
-    """How sure the costs are: priced, estimated, partial, unpriced, reported."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class ListUsageResponse(
-    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
-):
+class ListUsageResponse(MessageStruct, kw_only=True, gc=False):
     """Answers ListUsage."""
 
     data: list[UsageRecord] = []
@@ -1553,27 +1224,16 @@ class ListUsageResponse(
     """Where the page stands."""
     meta: ResponseMeta | None = None
     """About the response."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class StreamUsageRequest(
-    msgspec.Struct,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    repr_omit_defaults=True,
-    omit_defaults=True,
-    gc=False,
-):
-    """One record of a stream."""
+class StreamUsageRequest(MessageStruct, kw_only=True, omit_defaults=True, gc=False):
+    """Some records of a stream: as many as are at hand, but a message of few MiB. Over HTTP each is a line."""
 
-    usage: UsageRecord | None = None
-    """The record."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
+    records: list[UsageRecord] = []
+    """The records."""
 
 
-class StreamProblem(
-    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
-):
+class StreamProblem(MessageStruct, kw_only=True, gc=False):
     """A record of a stream that was not written."""
 
     index: Int64 = 0
@@ -1582,12 +1242,9 @@ class StreamProblem(
     """CONFLICT or INVALID."""
     error: RecordError | None = None
     """Why it was not written."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class StreamUsageResponse(
-    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
-):
+class StreamUsageResponse(MessageStruct, kw_only=True, gc=False):
     """Acknowledges the records of a stream up to here. Counts are from the start of the stream."""
 
     durable: Int64 = 0
@@ -1598,59 +1255,17 @@ class StreamUsageResponse(
     """How many had been written before."""
     problems: list[StreamProblem] = []
     """The problems since the acknowledgement before."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class ExportUsageRequest(
-    msgspec.Struct,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    repr_omit_defaults=True,
-    omit_defaults=True,
-    gc=False,
-):
+class ExportUsageRequest(Filter, kw_only=True, omit_defaults=True, gc=False):
     """Which usage to export. Fields are ANDed; the values of one field are ORed."""
 
-    organization_id: list[str] = []
-    """The organizations."""
-    provider: list[str] = []
-    """The providers."""
-    model_id: list[str] = []
-    """The models."""
-    project_id: list[str] = []
-    """The projects."""
-    user_id: list[str] = []
-    """The end users."""
-    tag: list[str] = []
-    """Tags: a record with any of them."""
-    label: dict[str, str] = {}
-    """Labels: a record with all of them."""
-    start_date: str = ""
-    """The first moment, inclusive; a date means its midnight in time_zone."""
-    end_date: str = ""
-    """The last moment, exclusive; a date means through that day."""
-    time_zone: str = ""
-    """The zone of dates, an IANA name; UTC when not given."""
     order: str = ""
     """"asc" (the default) or "desc", by timestamp."""
-    service_tier: list[str] = []
-    """The tiers that served the calls."""
-    processing: list[str] = []
-    """How they were processed, such as batch."""
-    region: list[str] = []
-    """The geographies that set the price."""
-    operation: list[str] = []
-    """The kinds of call: chat, embeddings…"""
-    status: list[str] = []
-    """How sure the costs are: priced, estimated, partial, unpriced, reported."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 
 
-class ExportUsageResponse(
-    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True, gc=False
-):
-    """One record of an export."""
+class ExportUsageResponse(MessageStruct, kw_only=True, gc=False):
+    """Some records of an export. Over HTTP each is a line."""
 
-    usage: UsageRecord | None = None
-    """The record."""
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
+    records: list[UsageRecord] = []
+    """The records."""

@@ -25,6 +25,7 @@ from llm_cost_ops._gen.messages import (
     ExportUsageRequest,
     ExportUsageResponse,
     FieldViolation,
+    Filter,
     GetAnalyticsRequest,
     GetAnalyticsResponse,
     GetCostRequest,
@@ -91,6 +92,7 @@ from llm_cost_ops.wire.fields import (
     skip_field,
     decode_error,
     encode_error,
+    read_flattened,
 )
 from llm_cost_ops.wire.structs import read_raw_json, write_raw_json
 from llm_cost_ops.wire.timestamps import read_timestamp, write_timestamp
@@ -127,6 +129,7 @@ __all__ = [
     "decode_export_usage_request",
     "decode_export_usage_response",
     "decode_field_violation",
+    "decode_filter",
     "decode_get_analytics_request",
     "decode_get_analytics_response",
     "decode_get_cost_request",
@@ -188,6 +191,7 @@ __all__ = [
     "encode_export_usage_request",
     "encode_export_usage_response",
     "encode_field_violation",
+    "encode_filter",
     "encode_get_analytics_request",
     "encode_get_analytics_response",
     "encode_get_cost_request",
@@ -250,11 +254,11 @@ _T7A = prefixes(b"\x7a")
 _T8201 = prefixes(b"\x82\x01")
 _T8202 = prefixes(b"\x82\x02")
 _T8A01 = prefixes(b"\x8a\x01")
-_T9201 = prefixes(b"\x92\x01")
 _T9A01 = prefixes(b"\x9a\x01")
 _T9A02 = prefixes(b"\x9a\x02")
 _TA201 = prefixes(b"\xa2\x01")
 _TA202 = prefixes(b"\xa2\x02")
+_TAA01 = prefixes(b"\xaa\x01")
 _TAA02 = prefixes(b"\xaa\x02")
 _TB201 = prefixes(b"\xb2\x01")
 _TB202 = prefixes(b"\xb2\x02")
@@ -301,8 +305,8 @@ _USAGE_QUALITY_VARINTS = enum_varints(UsageQuality)
 _USAGE_QUALITY_MEMBERS = enum_members(UsageQuality)
 _USAGE_QUALITY_0 = _USAGE_QUALITY_MEMBERS[0]
 
-_GET_ANALYTICS_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("organization_id", "organization_id"), 18: ("provider", "provider"), 26: ("model_id", "model_id"), 34: ("project_id", "project_id"), 42: ("user_id", "user_id"), 50: ("tag", "tag"), 58: ("label", ""), 66: ("start_date", ""), 74: ("end_date", ""), 82: ("time_zone", ""), 88: ("interval", ""), 98: ("metrics", "metrics"), 106: ("group_by", "group_by"), 114: ("currency", ""), 122: ("service_tier", "service_tier"), 258: ("processing", "processing"), 266: ("region", "region"), 274: ("operation", "operation"), 282: ("status", "status")}
-_GET_ANALYTICS_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 50, 58, 66, 74, 82, 88, 98, 106, 114, 122, 130, 138, 146, 154])
+_GET_ANALYTICS_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("", ""), 16: ("interval", ""), 26: ("metrics", "metrics"), 34: ("group_by", "group_by"), 42: ("currency", "")}
+_GET_ANALYTICS_REQUEST_TAGS: frozenset[int] = frozenset([10, 16, 26, 34, 42])
 
 
 def encode_get_analytics_request(m: GetAnalyticsRequest) -> bytes:
@@ -312,151 +316,38 @@ def encode_get_analytics_request(m: GetAnalyticsRequest) -> bytes:
     at = ""
     i = -1
     try:
-        if v1 := m.organization_id:
-            at = "organization_id"
-            for i, x1 in enumerate(v1):
-                b = x1.encode()
-                n = len(b)
-                w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
-                w(b)
-            i = -1
-        if v2 := m.provider:
-            at = "provider"
-            for i, x2 in enumerate(v2):
-                b = x2.encode()
-                n = len(b)
-                w(_T12[n] if n < 128 else b"\x12" + varint(n))
-                w(b)
-            i = -1
-        if v3 := m.model_id:
-            at = "model_id"
+        at = ""
+        b = encode_filter(m)
+        if b:
+            w(b"\x0a")
+            w(varint(len(b)))
+            w(b)
+        if (v2 := m.interval) is not _INTERVAL_0 and v2 != "unspecified":
+            at = "interval"
+            w(b"\x10")
+            w(_INTERVAL_VARINTS.get(v2) or enum_varint(Interval, v2))
+        if v3 := m.metrics:
+            at = "metrics"
             for i, x3 in enumerate(v3):
                 b = x3.encode()
                 n = len(b)
                 w(_T1A[n] if n < 128 else b"\x1a" + varint(n))
                 w(b)
             i = -1
-        if v4 := m.project_id:
-            at = "project_id"
+        if v4 := m.group_by:
+            at = "group_by"
             for i, x4 in enumerate(v4):
                 b = x4.encode()
                 n = len(b)
                 w(_T22[n] if n < 128 else b"\x22" + varint(n))
                 w(b)
             i = -1
-        if v5 := m.user_id:
-            at = "user_id"
-            for i, x5 in enumerate(v5):
-                b = x5.encode()
-                n = len(b)
-                w(_T2A[n] if n < 128 else b"\x2a" + varint(n))
-                w(b)
-            i = -1
-        if v6 := m.tag:
-            at = "tag"
-            for i, x6 in enumerate(v6):
-                b = x6.encode()
-                n = len(b)
-                w(_T32[n] if n < 128 else b"\x32" + varint(n))
-                w(b)
-            i = -1
-        if v7 := m.label:
-            at = "label"
-            for k7, x7 in v7.items():
-                e = k7.encode()
-                n = len(e)
-                e = (_T0A[n] if n < 128 else b"\x0a" + varint(n)) + e
-                b = x7.encode()
-                n = len(b)
-                b = (_T12[n] if n < 128 else b"\x12" + varint(n)) + b
-                n = len(e) + len(b)
-                w(_T3A[n] if n < 128 else b"\x3a" + varint(n))
-                w(e)
-                w(b)
-        if v8 := m.start_date:
-            at = "start_date"
-            b = v8.encode()
-            n = len(b)
-            w(_T42[n] if n < 128 else b"\x42" + varint(n))
-            w(b)
-        if v9 := m.end_date:
-            at = "end_date"
-            b = v9.encode()
-            n = len(b)
-            w(_T4A[n] if n < 128 else b"\x4a" + varint(n))
-            w(b)
-        if v10 := m.time_zone:
-            at = "time_zone"
-            b = v10.encode()
-            n = len(b)
-            w(_T52[n] if n < 128 else b"\x52" + varint(n))
-            w(b)
-        if (v11 := m.interval) is not _INTERVAL_0 and v11 != "unspecified":
-            at = "interval"
-            w(b"\x58")
-            w(_INTERVAL_VARINTS.get(v11) or enum_varint(Interval, v11))
-        if v12 := m.metrics:
-            at = "metrics"
-            for i, x12 in enumerate(v12):
-                b = x12.encode()
-                n = len(b)
-                w(_T62[n] if n < 128 else b"\x62" + varint(n))
-                w(b)
-            i = -1
-        if v13 := m.group_by:
-            at = "group_by"
-            for i, x13 in enumerate(v13):
-                b = x13.encode()
-                n = len(b)
-                w(_T6A[n] if n < 128 else b"\x6a" + varint(n))
-                w(b)
-            i = -1
-        if v14 := m.currency:
+        if v5 := m.currency:
             at = "currency"
-            b = v14.encode()
+            b = v5.encode()
             n = len(b)
-            w(_T72[n] if n < 128 else b"\x72" + varint(n))
+            w(_T2A[n] if n < 128 else b"\x2a" + varint(n))
             w(b)
-        if v15 := m.service_tier:
-            at = "service_tier"
-            for i, x15 in enumerate(v15):
-                b = x15.encode()
-                n = len(b)
-                w(_T7A[n] if n < 128 else b"\x7a" + varint(n))
-                w(b)
-            i = -1
-        if v16 := m.processing:
-            at = "processing"
-            for i, x16 in enumerate(v16):
-                b = x16.encode()
-                n = len(b)
-                w(_T8201[n] if n < 128 else b"\x82\x01" + varint(n))
-                w(b)
-            i = -1
-        if v17 := m.region:
-            at = "region"
-            for i, x17 in enumerate(v17):
-                b = x17.encode()
-                n = len(b)
-                w(_T8A01[n] if n < 128 else b"\x8a\x01" + varint(n))
-                w(b)
-            i = -1
-        if v18 := m.operation:
-            at = "operation"
-            for i, x18 in enumerate(v18):
-                b = x18.encode()
-                n = len(b)
-                w(_T9201[n] if n < 128 else b"\x92\x01" + varint(n))
-                w(b)
-            i = -1
-        if v19 := m.status:
-            at = "status"
-            for i, x19 in enumerate(v19):
-                b = x19.encode()
-                n = len(b)
-                w(_T9A01[n] if n < 128 else b"\x9a\x01" + varint(n))
-                w(b)
-            i = -1
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
@@ -476,35 +367,29 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
         while pos < end:
             t = data[pos]
             if t == 10:
-                x1 = m.organization_id.append
-                while t == 10:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x1(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                if pos > end: raise IndexError
+                read_flattened(_read_filter, b"\x0a", data, s, pos, depth + 1, m)
                 if pos >= end: break
-            if t == 18:
-                x2 = m.provider.append
-                while t == 18:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x2(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
+                t = data[pos]
+            if t == 16:
+                n = data[pos + 1]
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                m.interval = _INTERVAL_MEMBERS.get(n) or read_enum(Interval, _INTERVAL_MEMBERS, n)
                 if pos >= end: break
+                t = data[pos]
             if t == 26:
-                x3 = m.model_id.append
+                x3 = m.metrics.append
                 while t == 26:
                     n = data[pos + 1]
                     if n < 128: s = pos + 2
@@ -518,7 +403,7 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
                     t = data[pos]
                 if pos >= end: break
             if t == 34:
-                x4 = m.project_id.append
+                x4 = m.group_by.append
                 while t == 34:
                     n = data[pos + 1]
                     if n < 128: s = pos + 2
@@ -532,123 +417,6 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
                     t = data[pos]
                 if pos >= end: break
             if t == 42:
-                x5 = m.user_id.append
-                while t == 42:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x5(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 50:
-                x6 = m.tag.append
-                while t == 50:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x6(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 58:
-                x7 = m.label
-                while t == 58:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    if pos > end: raise IndexError
-                    k, v = read_entry(data, s, pos, 10, 18, False)
-                    k7 = k.decode()
-                    v7 = v.decode()
-                    x7[k7] = v7
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 66:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                m.start_date = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 74:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                m.end_date = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 82:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                m.time_zone = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 88:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                m.interval = _INTERVAL_MEMBERS.get(n) or read_enum(Interval, _INTERVAL_MEMBERS, n)
-                if pos >= end: break
-                t = data[pos]
-            if t == 98:
-                x12 = m.metrics.append
-                while t == 98:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x12(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 106:
-                x13 = m.group_by.append
-                while t == 106:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x13(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 114:
                 n = data[pos + 1]
                 if n < 128: s = pos + 2
                 else:
@@ -659,81 +427,6 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
                 m.currency = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
-            if t == 122:
-                x15 = m.service_tier.append
-                while t == 122:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x15(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t > 127: t += data[pos + 1] << 7
-            if t == 258:
-                x16 = m.processing.append
-                while t == 258:
-                    n = data[pos + 2]
-                    if n < 128: s = pos + 3
-                    else:
-                        c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x16(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                    if t > 127: t += data[pos + 1] << 7
-                if pos >= end: break
-            if t == 266:
-                x17 = m.region.append
-                while t == 266:
-                    n = data[pos + 2]
-                    if n < 128: s = pos + 3
-                    else:
-                        c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x17(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                    if t > 127: t += data[pos + 1] << 7
-                if pos >= end: break
-            if t == 274:
-                x18 = m.operation.append
-                while t == 274:
-                    n = data[pos + 2]
-                    if n < 128: s = pos + 3
-                    else:
-                        c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x18(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                    if t > 127: t += data[pos + 1] << 7
-                if pos >= end: break
-            if t == 282:
-                x19 = m.status.append
-                while t == 282:
-                    n = data[pos + 2]
-                    if n < 128: s = pos + 3
-                    else:
-                        c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x19(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                    if t > 127: t += data[pos + 1] << 7
-                if pos >= end: break
             if t in _GET_ANALYTICS_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _GET_ANALYTICS_REQUEST_TAGS)
             if s < 0:
@@ -2000,8 +1693,8 @@ def _read_group_key(data: bytes, pos: int, end: int, depth: int, m: GroupKey | N
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_GET_COST_SUMMARY_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("organization_id", "organization_id"), 18: ("provider", "provider"), 26: ("model_id", "model_id"), 34: ("project_id", "project_id"), 42: ("user_id", "user_id"), 50: ("tag", "tag"), 58: ("label", ""), 66: ("start_date", ""), 74: ("end_date", ""), 82: ("time_zone", ""), 90: ("group_by", "group_by"), 98: ("currency", ""), 106: ("service_tier", "service_tier"), 114: ("processing", "processing"), 122: ("region", "region"), 258: ("operation", "operation"), 266: ("status", "status")}
-_GET_COST_SUMMARY_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 50, 58, 66, 74, 82, 90, 98, 106, 114, 122, 130, 138])
+_GET_COST_SUMMARY_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("", ""), 18: ("group_by", "group_by"), 26: ("currency", "")}
+_GET_COST_SUMMARY_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26])
 
 
 def encode_get_cost_summary_request(m: GetCostSummaryRequest) -> bytes:
@@ -2011,139 +1704,26 @@ def encode_get_cost_summary_request(m: GetCostSummaryRequest) -> bytes:
     at = ""
     i = -1
     try:
-        if v1 := m.organization_id:
-            at = "organization_id"
-            for i, x1 in enumerate(v1):
-                b = x1.encode()
-                n = len(b)
-                w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
-                w(b)
-            i = -1
-        if v2 := m.provider:
-            at = "provider"
+        at = ""
+        b = encode_filter(m)
+        if b:
+            w(b"\x0a")
+            w(varint(len(b)))
+            w(b)
+        if v2 := m.group_by:
+            at = "group_by"
             for i, x2 in enumerate(v2):
                 b = x2.encode()
                 n = len(b)
                 w(_T12[n] if n < 128 else b"\x12" + varint(n))
                 w(b)
             i = -1
-        if v3 := m.model_id:
-            at = "model_id"
-            for i, x3 in enumerate(v3):
-                b = x3.encode()
-                n = len(b)
-                w(_T1A[n] if n < 128 else b"\x1a" + varint(n))
-                w(b)
-            i = -1
-        if v4 := m.project_id:
-            at = "project_id"
-            for i, x4 in enumerate(v4):
-                b = x4.encode()
-                n = len(b)
-                w(_T22[n] if n < 128 else b"\x22" + varint(n))
-                w(b)
-            i = -1
-        if v5 := m.user_id:
-            at = "user_id"
-            for i, x5 in enumerate(v5):
-                b = x5.encode()
-                n = len(b)
-                w(_T2A[n] if n < 128 else b"\x2a" + varint(n))
-                w(b)
-            i = -1
-        if v6 := m.tag:
-            at = "tag"
-            for i, x6 in enumerate(v6):
-                b = x6.encode()
-                n = len(b)
-                w(_T32[n] if n < 128 else b"\x32" + varint(n))
-                w(b)
-            i = -1
-        if v7 := m.label:
-            at = "label"
-            for k7, x7 in v7.items():
-                e = k7.encode()
-                n = len(e)
-                e = (_T0A[n] if n < 128 else b"\x0a" + varint(n)) + e
-                b = x7.encode()
-                n = len(b)
-                b = (_T12[n] if n < 128 else b"\x12" + varint(n)) + b
-                n = len(e) + len(b)
-                w(_T3A[n] if n < 128 else b"\x3a" + varint(n))
-                w(e)
-                w(b)
-        if v8 := m.start_date:
-            at = "start_date"
-            b = v8.encode()
-            n = len(b)
-            w(_T42[n] if n < 128 else b"\x42" + varint(n))
-            w(b)
-        if v9 := m.end_date:
-            at = "end_date"
-            b = v9.encode()
-            n = len(b)
-            w(_T4A[n] if n < 128 else b"\x4a" + varint(n))
-            w(b)
-        if v10 := m.time_zone:
-            at = "time_zone"
-            b = v10.encode()
-            n = len(b)
-            w(_T52[n] if n < 128 else b"\x52" + varint(n))
-            w(b)
-        if v11 := m.group_by:
-            at = "group_by"
-            for i, x11 in enumerate(v11):
-                b = x11.encode()
-                n = len(b)
-                w(_T5A[n] if n < 128 else b"\x5a" + varint(n))
-                w(b)
-            i = -1
-        if v12 := m.currency:
+        if v3 := m.currency:
             at = "currency"
-            b = v12.encode()
+            b = v3.encode()
             n = len(b)
-            w(_T62[n] if n < 128 else b"\x62" + varint(n))
+            w(_T1A[n] if n < 128 else b"\x1a" + varint(n))
             w(b)
-        if v13 := m.service_tier:
-            at = "service_tier"
-            for i, x13 in enumerate(v13):
-                b = x13.encode()
-                n = len(b)
-                w(_T6A[n] if n < 128 else b"\x6a" + varint(n))
-                w(b)
-            i = -1
-        if v14 := m.processing:
-            at = "processing"
-            for i, x14 in enumerate(v14):
-                b = x14.encode()
-                n = len(b)
-                w(_T72[n] if n < 128 else b"\x72" + varint(n))
-                w(b)
-            i = -1
-        if v15 := m.region:
-            at = "region"
-            for i, x15 in enumerate(v15):
-                b = x15.encode()
-                n = len(b)
-                w(_T7A[n] if n < 128 else b"\x7a" + varint(n))
-                w(b)
-            i = -1
-        if v16 := m.operation:
-            at = "operation"
-            for i, x16 in enumerate(v16):
-                b = x16.encode()
-                n = len(b)
-                w(_T8201[n] if n < 128 else b"\x82\x01" + varint(n))
-                w(b)
-            i = -1
-        if v17 := m.status:
-            at = "status"
-            for i, x17 in enumerate(v17):
-                b = x17.encode()
-                n = len(b)
-                w(_T8A01[n] if n < 128 else b"\x8a\x01" + varint(n))
-                w(b)
-            i = -1
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
@@ -2163,21 +1743,19 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
         while pos < end:
             t = data[pos]
             if t == 10:
-                x1 = m.organization_id.append
-                while t == 10:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x1(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                if pos > end: raise IndexError
+                read_flattened(_read_filter, b"\x0a", data, s, pos, depth + 1, m)
                 if pos >= end: break
+                t = data[pos]
             if t == 18:
-                x2 = m.provider.append
+                x2 = m.group_by.append
                 while t == 18:
                     n = data[pos + 1]
                     if n < 128: s = pos + 2
@@ -2191,127 +1769,6 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
                     t = data[pos]
                 if pos >= end: break
             if t == 26:
-                x3 = m.model_id.append
-                while t == 26:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x3(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 34:
-                x4 = m.project_id.append
-                while t == 34:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x4(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 42:
-                x5 = m.user_id.append
-                while t == 42:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x5(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 50:
-                x6 = m.tag.append
-                while t == 50:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x6(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 58:
-                x7 = m.label
-                while t == 58:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    if pos > end: raise IndexError
-                    k, v = read_entry(data, s, pos, 10, 18, False)
-                    k7 = k.decode()
-                    v7 = v.decode()
-                    x7[k7] = v7
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 66:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                m.start_date = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 74:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                m.end_date = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 82:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                m.time_zone = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 90:
-                x11 = m.group_by.append
-                while t == 90:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x11(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 98:
                 n = data[pos + 1]
                 if n < 128: s = pos + 2
                 else:
@@ -2322,79 +1779,6 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
                 m.currency = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
-            if t == 106:
-                x13 = m.service_tier.append
-                while t == 106:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x13(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 114:
-                x14 = m.processing.append
-                while t == 114:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x14(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 122:
-                x15 = m.region.append
-                while t == 122:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x15(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t > 127: t += data[pos + 1] << 7
-            if t == 258:
-                x16 = m.operation.append
-                while t == 258:
-                    n = data[pos + 2]
-                    if n < 128: s = pos + 3
-                    else:
-                        c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x16(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                    if t > 127: t += data[pos + 1] << 7
-                if pos >= end: break
-            if t == 266:
-                x17 = m.status.append
-                while t == 266:
-                    n = data[pos + 2]
-                    if n < 128: s = pos + 3
-                    else:
-                        c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x17(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                    if t > 127: t += data[pos + 1] << 7
-                if pos >= end: break
             if t in _GET_COST_SUMMARY_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _GET_COST_SUMMARY_REQUEST_TAGS)
             if s < 0:
@@ -3026,8 +2410,8 @@ def _read_get_cost_summary_response(data: bytes, pos: int, end: int, depth: int,
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_GET_COST_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("usage_id", "")}
-_GET_COST_REQUEST_TAGS: frozenset[int] = frozenset([10])
+_GET_COST_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("usage_id", ""), 18: ("organization_id", "")}
+_GET_COST_REQUEST_TAGS: frozenset[int] = frozenset([10, 18])
 
 
 def encode_get_cost_request(m: GetCostRequest) -> bytes:
@@ -3042,6 +2426,12 @@ def encode_get_cost_request(m: GetCostRequest) -> bytes:
             b = v1.encode()
             n = len(b)
             w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
+            w(b)
+        if v2 := m.organization_id:
+            at = "organization_id"
+            b = v2.encode()
+            n = len(b)
+            w(_T12[n] if n < 128 else b"\x12" + varint(n))
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
@@ -3070,6 +2460,17 @@ def _read_get_cost_request(data: bytes, pos: int, end: int, depth: int, m: GetCo
                         n, s = read_more(data, s, n)
                 pos = s + n
                 m.usage_id = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 18:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.organization_id = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t in _GET_COST_REQUEST_NAMES: continue
@@ -3167,8 +2568,8 @@ def _read_get_cost_response(data: bytes, pos: int, end: int, depth: int, m: GetC
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_VERIFY_COST_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("usage_id", "")}
-_VERIFY_COST_REQUEST_TAGS: frozenset[int] = frozenset([10])
+_VERIFY_COST_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("usage_id", ""), 18: ("organization_id", "")}
+_VERIFY_COST_REQUEST_TAGS: frozenset[int] = frozenset([10, 18])
 
 
 def encode_verify_cost_request(m: VerifyCostRequest) -> bytes:
@@ -3183,6 +2584,12 @@ def encode_verify_cost_request(m: VerifyCostRequest) -> bytes:
             b = v1.encode()
             n = len(b)
             w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
+            w(b)
+        if v2 := m.organization_id:
+            at = "organization_id"
+            b = v2.encode()
+            n = len(b)
+            w(_T12[n] if n < 128 else b"\x12" + varint(n))
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
@@ -3211,6 +2618,17 @@ def _read_verify_cost_request(data: bytes, pos: int, end: int, depth: int, m: Ve
                         n, s = read_more(data, s, n)
                 pos = s + n
                 m.usage_id = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 18:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.organization_id = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
             if t in _VERIFY_COST_REQUEST_NAMES: continue
@@ -3562,8 +2980,8 @@ def _read_estimate_cost_response(data: bytes, pos: int, end: int, depth: int, m:
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_REPRICE_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("organization_id", "organization_id"), 18: ("provider", "provider"), 26: ("model_id", "model_id"), 34: ("project_id", "project_id"), 42: ("user_id", "user_id"), 50: ("tag", "tag"), 58: ("label", ""), 66: ("start_date", ""), 74: ("end_date", ""), 82: ("time_zone", ""), 90: ("as_of", ""), 96: ("dry_run", ""), 106: ("service_tier", "service_tier"), 114: ("processing", "processing"), 122: ("region", "region"), 258: ("operation", "operation"), 266: ("status", "status")}
-_REPRICE_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 50, 58, 66, 74, 82, 90, 96, 106, 114, 122, 130, 138])
+_REPRICE_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("", ""), 18: ("as_of", ""), 24: ("dry_run", "")}
+_REPRICE_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 24])
 
 
 def encode_reprice_usage_request(m: RepriceUsageRequest) -> bytes:
@@ -3573,134 +2991,21 @@ def encode_reprice_usage_request(m: RepriceUsageRequest) -> bytes:
     at = ""
     i = -1
     try:
-        if v1 := m.organization_id:
-            at = "organization_id"
-            for i, x1 in enumerate(v1):
-                b = x1.encode()
-                n = len(b)
-                w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
-                w(b)
-            i = -1
-        if v2 := m.provider:
-            at = "provider"
-            for i, x2 in enumerate(v2):
-                b = x2.encode()
-                n = len(b)
-                w(_T12[n] if n < 128 else b"\x12" + varint(n))
-                w(b)
-            i = -1
-        if v3 := m.model_id:
-            at = "model_id"
-            for i, x3 in enumerate(v3):
-                b = x3.encode()
-                n = len(b)
-                w(_T1A[n] if n < 128 else b"\x1a" + varint(n))
-                w(b)
-            i = -1
-        if v4 := m.project_id:
-            at = "project_id"
-            for i, x4 in enumerate(v4):
-                b = x4.encode()
-                n = len(b)
-                w(_T22[n] if n < 128 else b"\x22" + varint(n))
-                w(b)
-            i = -1
-        if v5 := m.user_id:
-            at = "user_id"
-            for i, x5 in enumerate(v5):
-                b = x5.encode()
-                n = len(b)
-                w(_T2A[n] if n < 128 else b"\x2a" + varint(n))
-                w(b)
-            i = -1
-        if v6 := m.tag:
-            at = "tag"
-            for i, x6 in enumerate(v6):
-                b = x6.encode()
-                n = len(b)
-                w(_T32[n] if n < 128 else b"\x32" + varint(n))
-                w(b)
-            i = -1
-        if v7 := m.label:
-            at = "label"
-            for k7, x7 in v7.items():
-                e = k7.encode()
-                n = len(e)
-                e = (_T0A[n] if n < 128 else b"\x0a" + varint(n)) + e
-                b = x7.encode()
-                n = len(b)
-                b = (_T12[n] if n < 128 else b"\x12" + varint(n)) + b
-                n = len(e) + len(b)
-                w(_T3A[n] if n < 128 else b"\x3a" + varint(n))
-                w(e)
-                w(b)
-        if v8 := m.start_date:
-            at = "start_date"
-            b = v8.encode()
-            n = len(b)
-            w(_T42[n] if n < 128 else b"\x42" + varint(n))
+        at = ""
+        b = encode_filter(m)
+        if b:
+            w(b"\x0a")
+            w(varint(len(b)))
             w(b)
-        if v9 := m.end_date:
-            at = "end_date"
-            b = v9.encode()
-            n = len(b)
-            w(_T4A[n] if n < 128 else b"\x4a" + varint(n))
-            w(b)
-        if v10 := m.time_zone:
-            at = "time_zone"
-            b = v10.encode()
-            n = len(b)
-            w(_T52[n] if n < 128 else b"\x52" + varint(n))
-            w(b)
-        if v11 := m.as_of:
+        if v2 := m.as_of:
             at = "as_of"
-            b = v11.encode()
+            b = v2.encode()
             n = len(b)
-            w(_T5A[n] if n < 128 else b"\x5a" + varint(n))
+            w(_T12[n] if n < 128 else b"\x12" + varint(n))
             w(b)
-        if v12 := m.dry_run:
+        if v3 := m.dry_run:
             at = "dry_run"
-            w(b"\x60\x01" if v12 else b"\x60\x00")
-        if v13 := m.service_tier:
-            at = "service_tier"
-            for i, x13 in enumerate(v13):
-                b = x13.encode()
-                n = len(b)
-                w(_T6A[n] if n < 128 else b"\x6a" + varint(n))
-                w(b)
-            i = -1
-        if v14 := m.processing:
-            at = "processing"
-            for i, x14 in enumerate(v14):
-                b = x14.encode()
-                n = len(b)
-                w(_T72[n] if n < 128 else b"\x72" + varint(n))
-                w(b)
-            i = -1
-        if v15 := m.region:
-            at = "region"
-            for i, x15 in enumerate(v15):
-                b = x15.encode()
-                n = len(b)
-                w(_T7A[n] if n < 128 else b"\x7a" + varint(n))
-                w(b)
-            i = -1
-        if v16 := m.operation:
-            at = "operation"
-            for i, x16 in enumerate(v16):
-                b = x16.encode()
-                n = len(b)
-                w(_T8201[n] if n < 128 else b"\x82\x01" + varint(n))
-                w(b)
-            i = -1
-        if v17 := m.status:
-            at = "status"
-            for i, x17 in enumerate(v17):
-                b = x17.encode()
-                n = len(b)
-                w(_T8A01[n] if n < 128 else b"\x8a\x01" + varint(n))
-                w(b)
-            i = -1
+            w(b"\x18\x01" if v3 else b"\x18\x00")
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
@@ -3720,141 +3025,18 @@ def _read_reprice_usage_request(data: bytes, pos: int, end: int, depth: int, m: 
         while pos < end:
             t = data[pos]
             if t == 10:
-                x1 = m.organization_id.append
-                while t == 10:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x1(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                if pos > end: raise IndexError
+                read_flattened(_read_filter, b"\x0a", data, s, pos, depth + 1, m)
                 if pos >= end: break
+                t = data[pos]
             if t == 18:
-                x2 = m.provider.append
-                while t == 18:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x2(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 26:
-                x3 = m.model_id.append
-                while t == 26:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x3(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 34:
-                x4 = m.project_id.append
-                while t == 34:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x4(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 42:
-                x5 = m.user_id.append
-                while t == 42:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x5(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 50:
-                x6 = m.tag.append
-                while t == 50:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x6(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 58:
-                x7 = m.label
-                while t == 58:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    if pos > end: raise IndexError
-                    k, v = read_entry(data, s, pos, 10, 18, False)
-                    k7 = k.decode()
-                    v7 = v.decode()
-                    x7[k7] = v7
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 66:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                m.start_date = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 74:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                m.end_date = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 82:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                m.time_zone = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 90:
                 n = data[pos + 1]
                 if n < 128: s = pos + 2
                 else:
@@ -3865,7 +3047,7 @@ def _read_reprice_usage_request(data: bytes, pos: int, end: int, depth: int, m: 
                 m.as_of = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
-            if t == 96:
+            if t == 24:
                 n = data[pos + 1]
                 if n < 128: pos = pos + 2
                 else:
@@ -3875,79 +3057,6 @@ def _read_reprice_usage_request(data: bytes, pos: int, end: int, depth: int, m: 
                 m.dry_run = n != 0
                 if pos >= end: break
                 t = data[pos]
-            if t == 106:
-                x13 = m.service_tier.append
-                while t == 106:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x13(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 114:
-                x14 = m.processing.append
-                while t == 114:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x14(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 122:
-                x15 = m.region.append
-                while t == 122:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x15(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t > 127: t += data[pos + 1] << 7
-            if t == 258:
-                x16 = m.operation.append
-                while t == 258:
-                    n = data[pos + 2]
-                    if n < 128: s = pos + 3
-                    else:
-                        c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x16(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                    if t > 127: t += data[pos + 1] << 7
-                if pos >= end: break
-            if t == 266:
-                x17 = m.status.append
-                while t == 266:
-                    n = data[pos + 2]
-                    if n < 128: s = pos + 3
-                    else:
-                        c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x17(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                    if t > 127: t += data[pos + 1] << 7
-                if pos >= end: break
             if t in _REPRICE_USAGE_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _REPRICE_USAGE_REQUEST_TAGS)
             if s < 0:
@@ -4340,6 +3449,373 @@ def _read_reprice_usage_response(data: bytes, pos: int, end: int, depth: int, m:
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _REPRICE_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+_FILTER_NAMES: dict[int, tuple[str, str]] = {10: ("organization_id", "organization_id"), 18: ("provider", "provider"), 26: ("model_id", "model_id"), 34: ("project_id", "project_id"), 42: ("user_id", "user_id"), 50: ("tag", "tag"), 58: ("label", ""), 66: ("start_date", ""), 74: ("end_date", ""), 82: ("time_zone", ""), 90: ("service_tier", "service_tier"), 98: ("processing", "processing"), 106: ("region", "region"), 114: ("operation", "operation"), 122: ("status", "status")}
+_FILTER_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 50, 58, 66, 74, 82, 90, 98, 106, 114, 122])
+
+
+def encode_filter(m: Filter) -> bytes:
+    """The protobuf bytes of a Filter. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at = ""
+    i = -1
+    try:
+        if v1 := m.organization_id:
+            at = "organization_id"
+            for i, x1 in enumerate(v1):
+                b = x1.encode()
+                n = len(b)
+                w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
+                w(b)
+            i = -1
+        if v2 := m.provider:
+            at = "provider"
+            for i, x2 in enumerate(v2):
+                b = x2.encode()
+                n = len(b)
+                w(_T12[n] if n < 128 else b"\x12" + varint(n))
+                w(b)
+            i = -1
+        if v3 := m.model_id:
+            at = "model_id"
+            for i, x3 in enumerate(v3):
+                b = x3.encode()
+                n = len(b)
+                w(_T1A[n] if n < 128 else b"\x1a" + varint(n))
+                w(b)
+            i = -1
+        if v4 := m.project_id:
+            at = "project_id"
+            for i, x4 in enumerate(v4):
+                b = x4.encode()
+                n = len(b)
+                w(_T22[n] if n < 128 else b"\x22" + varint(n))
+                w(b)
+            i = -1
+        if v5 := m.user_id:
+            at = "user_id"
+            for i, x5 in enumerate(v5):
+                b = x5.encode()
+                n = len(b)
+                w(_T2A[n] if n < 128 else b"\x2a" + varint(n))
+                w(b)
+            i = -1
+        if v6 := m.tag:
+            at = "tag"
+            for i, x6 in enumerate(v6):
+                b = x6.encode()
+                n = len(b)
+                w(_T32[n] if n < 128 else b"\x32" + varint(n))
+                w(b)
+            i = -1
+        if v7 := m.label:
+            at = "label"
+            for k7, x7 in v7.items():
+                e = k7.encode()
+                n = len(e)
+                e = (_T0A[n] if n < 128 else b"\x0a" + varint(n)) + e
+                b = x7.encode()
+                n = len(b)
+                b = (_T12[n] if n < 128 else b"\x12" + varint(n)) + b
+                n = len(e) + len(b)
+                w(_T3A[n] if n < 128 else b"\x3a" + varint(n))
+                w(e)
+                w(b)
+        if v8 := m.start_date:
+            at = "start_date"
+            b = v8.encode()
+            n = len(b)
+            w(_T42[n] if n < 128 else b"\x42" + varint(n))
+            w(b)
+        if v9 := m.end_date:
+            at = "end_date"
+            b = v9.encode()
+            n = len(b)
+            w(_T4A[n] if n < 128 else b"\x4a" + varint(n))
+            w(b)
+        if v10 := m.time_zone:
+            at = "time_zone"
+            b = v10.encode()
+            n = len(b)
+            w(_T52[n] if n < 128 else b"\x52" + varint(n))
+            w(b)
+        if v11 := m.service_tier:
+            at = "service_tier"
+            for i, x11 in enumerate(v11):
+                b = x11.encode()
+                n = len(b)
+                w(_T5A[n] if n < 128 else b"\x5a" + varint(n))
+                w(b)
+            i = -1
+        if v12 := m.processing:
+            at = "processing"
+            for i, x12 in enumerate(v12):
+                b = x12.encode()
+                n = len(b)
+                w(_T62[n] if n < 128 else b"\x62" + varint(n))
+                w(b)
+            i = -1
+        if v13 := m.region:
+            at = "region"
+            for i, x13 in enumerate(v13):
+                b = x13.encode()
+                n = len(b)
+                w(_T6A[n] if n < 128 else b"\x6a" + varint(n))
+                w(b)
+            i = -1
+        if v14 := m.operation:
+            at = "operation"
+            for i, x14 in enumerate(v14):
+                b = x14.encode()
+                n = len(b)
+                w(_T72[n] if n < 128 else b"\x72" + varint(n))
+                w(b)
+            i = -1
+        if v15 := m.status:
+            at = "status"
+            for i, x15 in enumerate(v15):
+                b = x15.encode()
+                n = len(b)
+                w(_T7A[n] if n < 128 else b"\x7a" + varint(n))
+                w(b)
+            i = -1
+        if type(m) is Filter and m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise encode_error(error, at, i) from None
+    return b"".join(out)
+
+
+def decode_filter(data: bytes) -> Filter:
+    """The Filter that protobuf bytes hold. Raises DecodeError."""
+    return _read_filter(data, 0, len(data), 0, None)
+
+
+def _read_filter(data: bytes, pos: int, end: int, depth: int, m: Filter | None) -> Filter:
+    if m is None: m = Filter()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                x1 = m.organization_id.append
+                while t == 10:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x1(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 18:
+                x2 = m.provider.append
+                while t == 18:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x2(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 26:
+                x3 = m.model_id.append
+                while t == 26:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x3(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 34:
+                x4 = m.project_id.append
+                while t == 34:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x4(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 42:
+                x5 = m.user_id.append
+                while t == 42:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x5(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 50:
+                x6 = m.tag.append
+                while t == 50:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x6(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 58:
+                x7 = m.label
+                while t == 58:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    if pos > end: raise IndexError
+                    k, v = read_entry(data, s, pos, 10, 18, False)
+                    k7 = k.decode()
+                    v7 = v.decode()
+                    x7[k7] = v7
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 66:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.start_date = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 74:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.end_date = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 82:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.time_zone = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 90:
+                x11 = m.service_tier.append
+                while t == 90:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x11(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 98:
+                x12 = m.processing.append
+                while t == 98:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x12(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 106:
+                x13 = m.region.append
+                while t == 106:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x13(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 114:
+                x14 = m.operation.append
+                while t == 114:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x14(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 122:
+                x15 = m.status.append
+                while t == 122:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x15(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t in _FILTER_NAMES: continue
+            s = skip_field(data, pos, end, _FILTER_TAGS)
+            if s < 0:
+                data = canonicalize_tags(data, pos, end, _FILTER_TAGS)
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
+            pos = s
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise decode_error(error, m, _FILTER_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -5485,8 +4961,8 @@ def _read_price_multiplier(data: bytes, pos: int, end: int, depth: int, m: Price
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_RATE_CARD_NAMES: dict[int, tuple[str, str]] = {10: ("id", ""), 18: ("provider", ""), 26: ("model_id", ""), 34: ("aliases", "aliases"), 42: ("organization_id", ""), 50: ("region", ""), 58: ("service_tier", ""), 66: ("processing", ""), 74: ("speed", ""), 82: ("currency", ""), 90: ("effective_from", ""), 98: ("effective_until", ""), 106: ("windows", "windows"), 114: ("rates", "rates"), 120: ("tier_mode", ""), 256: ("tier_basis", ""), 266: ("multipliers", "multipliers"), 272: ("origin", ""), 282: ("origin_version", ""), 290: ("source_url", ""), 296: ("version", ""), 306: ("created_at", ""), 314: ("updated_at", ""), 322: ("input_price_per_1k", ""), 330: ("output_price_per_1k", "")}
-_RATE_CARD_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 50, 58, 66, 74, 82, 90, 98, 106, 114, 120, 128, 138, 144, 154, 162, 168, 178, 186, 194, 202])
+_RATE_CARD_NAMES: dict[int, tuple[str, str]] = {10: ("id", ""), 18: ("provider", ""), 26: ("model_id", ""), 34: ("aliases", "aliases"), 42: ("organization_id", ""), 50: ("region", ""), 58: ("service_tier", ""), 66: ("processing", ""), 74: ("speed", ""), 82: ("currency", ""), 90: ("effective_from", ""), 98: ("effective_until", ""), 106: ("windows", "windows"), 114: ("rates", "rates"), 120: ("tier_mode", ""), 256: ("tier_basis", ""), 266: ("multipliers", "multipliers"), 272: ("origin", ""), 282: ("origin_version", ""), 290: ("source_url", ""), 296: ("version", ""), 306: ("created_at", ""), 314: ("updated_at", ""), 322: ("input_price_per_1k", ""), 330: ("output_price_per_1k", ""), 338: ("input_price_per_million", ""), 346: ("output_price_per_million", "")}
+_RATE_CARD_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 50, 58, 66, 74, 82, 90, 98, 106, 114, 120, 128, 138, 144, 154, 162, 168, 178, 186, 194, 202, 210, 218])
 
 
 def encode_rate_card(m: RateCard) -> bytes:
@@ -5648,6 +5124,18 @@ def encode_rate_card(m: RateCard) -> bytes:
             b = plain(v25).encode()
             n = len(b)
             w(_TCA01[n] if n < 128 else b"\xca\x01" + varint(n))
+            w(b)
+        if (v26 := m.input_price_per_million) is not None:
+            at = "input_price_per_million"
+            b = plain(v26).encode()
+            n = len(b)
+            w(_TD201[n] if n < 128 else b"\xd2\x01" + varint(n))
+            w(b)
+        if (v27 := m.output_price_per_million) is not None:
+            at = "output_price_per_million"
+            b = plain(v27).encode()
+            n = len(b)
+            w(_TDA01[n] if n < 128 else b"\xda\x01" + varint(n))
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
@@ -5969,6 +5457,30 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 if pos >= end: break
                 t = data[pos]
                 if t > 127: t += data[pos + 1] << 7
+            if t == 338:
+                n = data[pos + 2]
+                if n < 128: s = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.input_price_per_million = from_text(data[s:pos].decode())
+                if pos >= end: break
+                t = data[pos]
+                if t > 127: t += data[pos + 1] << 7
+            if t == 346:
+                n = data[pos + 2]
+                if n < 128: s = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.output_price_per_million = from_text(data[s:pos].decode())
+                if pos >= end: break
+                t = data[pos]
+                if t > 127: t += data[pos + 1] << 7
             if t in _RATE_CARD_NAMES: continue
             s = skip_field(data, pos, end, _RATE_CARD_TAGS)
             if s < 0:
@@ -5983,8 +5495,8 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_CREATE_PRICE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("idempotency_key", ""), 18: ("provider", ""), 26: ("model_id", ""), 34: ("input_price_per_1k", ""), 42: ("output_price_per_1k", ""), 50: ("currency", ""), 58: ("effective_date", ""), 66: ("end_date", ""), 74: ("organization_id", ""), 82: ("region", ""), 90: ("service_tier", ""), 98: ("processing", ""), 106: ("speed", ""), 114: ("aliases", "aliases"), 122: ("rates", "rates"), 256: ("tier_mode", ""), 264: ("tier_basis", ""), 274: ("multipliers", "multipliers"), 282: ("windows", "windows"), 290: ("source_url", "")}
-_CREATE_PRICE_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 50, 58, 66, 74, 82, 90, 98, 106, 114, 122, 128, 136, 146, 154, 162])
+_CREATE_PRICE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("idempotency_key", ""), 18: ("provider", ""), 26: ("model_id", ""), 34: ("input_price_per_1k", ""), 42: ("output_price_per_1k", ""), 50: ("currency", ""), 58: ("effective_date", ""), 66: ("end_date", ""), 74: ("organization_id", ""), 82: ("region", ""), 90: ("service_tier", ""), 98: ("processing", ""), 106: ("speed", ""), 114: ("aliases", "aliases"), 122: ("rates", "rates"), 256: ("tier_mode", ""), 264: ("tier_basis", ""), 274: ("multipliers", "multipliers"), 282: ("windows", "windows"), 290: ("source_url", ""), 298: ("input_price_per_million", ""), 306: ("output_price_per_million", "")}
+_CREATE_PRICE_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 50, 58, 66, 74, 82, 90, 98, 106, 114, 122, 128, 136, 146, 154, 162, 170, 178])
 
 
 def encode_create_price_request(m: CreatePriceRequest) -> bytes:
@@ -6120,6 +5632,18 @@ def encode_create_price_request(m: CreatePriceRequest) -> bytes:
             b = v20.encode()
             n = len(b)
             w(_TA201[n] if n < 128 else b"\xa2\x01" + varint(n))
+            w(b)
+        if (v21 := m.input_price_per_million) is not None:
+            at = "input_price_per_million"
+            b = plain(v21).encode()
+            n = len(b)
+            w(_TAA01[n] if n < 128 else b"\xaa\x01" + varint(n))
+            w(b)
+        if (v22 := m.output_price_per_million) is not None:
+            at = "output_price_per_million"
+            b = plain(v22).encode()
+            n = len(b)
+            w(_TB201[n] if n < 128 else b"\xb2\x01" + varint(n))
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
@@ -6375,6 +5899,30 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                         n, s = read_more(data, s, n)
                 pos = s + n
                 m.source_url = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+                if t > 127: t += data[pos + 1] << 7
+            if t == 298:
+                n = data[pos + 2]
+                if n < 128: s = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.input_price_per_million = from_text(data[s:pos].decode())
+                if pos >= end: break
+                t = data[pos]
+                if t > 127: t += data[pos + 1] << 7
+            if t == 306:
+                n = data[pos + 2]
+                if n < 128: s = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.output_price_per_million = from_text(data[s:pos].decode())
                 if pos >= end: break
                 t = data[pos]
                 if t > 127: t += data[pos + 1] << 7
@@ -8670,8 +8218,8 @@ def _read_batch_submit_usage_response(data: bytes, pos: int, end: int, depth: in
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_LIST_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("organization_id", "organization_id"), 18: ("provider", "provider"), 26: ("model_id", "model_id"), 34: ("project_id", "project_id"), 42: ("user_id", "user_id"), 50: ("tag", "tag"), 58: ("label", ""), 66: ("start_date", ""), 74: ("end_date", ""), 82: ("time_zone", ""), 88: ("page", ""), 96: ("page_size", ""), 106: ("cursor", ""), 114: ("sort", ""), 122: ("order", ""), 258: ("service_tier", "service_tier"), 266: ("processing", "processing"), 274: ("region", "region"), 282: ("operation", "operation"), 290: ("status", "status")}
-_LIST_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 50, 58, 66, 74, 82, 88, 96, 106, 114, 122, 130, 138, 146, 154, 162])
+_LIST_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("", ""), 16: ("page", ""), 24: ("page_size", ""), 34: ("cursor", ""), 42: ("sort", ""), 50: ("order", "")}
+_LIST_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10, 16, 24, 34, 42, 50])
 
 
 def encode_list_usage_request(m: ListUsageRequest) -> bytes:
@@ -8681,151 +8229,38 @@ def encode_list_usage_request(m: ListUsageRequest) -> bytes:
     at = ""
     i = -1
     try:
-        if v1 := m.organization_id:
-            at = "organization_id"
-            for i, x1 in enumerate(v1):
-                b = x1.encode()
-                n = len(b)
-                w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
-                w(b)
-            i = -1
-        if v2 := m.provider:
-            at = "provider"
-            for i, x2 in enumerate(v2):
-                b = x2.encode()
-                n = len(b)
-                w(_T12[n] if n < 128 else b"\x12" + varint(n))
-                w(b)
-            i = -1
-        if v3 := m.model_id:
-            at = "model_id"
-            for i, x3 in enumerate(v3):
-                b = x3.encode()
-                n = len(b)
-                w(_T1A[n] if n < 128 else b"\x1a" + varint(n))
-                w(b)
-            i = -1
-        if v4 := m.project_id:
-            at = "project_id"
-            for i, x4 in enumerate(v4):
-                b = x4.encode()
-                n = len(b)
-                w(_T22[n] if n < 128 else b"\x22" + varint(n))
-                w(b)
-            i = -1
-        if v5 := m.user_id:
-            at = "user_id"
-            for i, x5 in enumerate(v5):
-                b = x5.encode()
-                n = len(b)
-                w(_T2A[n] if n < 128 else b"\x2a" + varint(n))
-                w(b)
-            i = -1
-        if v6 := m.tag:
-            at = "tag"
-            for i, x6 in enumerate(v6):
-                b = x6.encode()
-                n = len(b)
-                w(_T32[n] if n < 128 else b"\x32" + varint(n))
-                w(b)
-            i = -1
-        if v7 := m.label:
-            at = "label"
-            for k7, x7 in v7.items():
-                e = k7.encode()
-                n = len(e)
-                e = (_T0A[n] if n < 128 else b"\x0a" + varint(n)) + e
-                b = x7.encode()
-                n = len(b)
-                b = (_T12[n] if n < 128 else b"\x12" + varint(n)) + b
-                n = len(e) + len(b)
-                w(_T3A[n] if n < 128 else b"\x3a" + varint(n))
-                w(e)
-                w(b)
-        if v8 := m.start_date:
-            at = "start_date"
-            b = v8.encode()
-            n = len(b)
-            w(_T42[n] if n < 128 else b"\x42" + varint(n))
+        at = ""
+        b = encode_filter(m)
+        if b:
+            w(b"\x0a")
+            w(varint(len(b)))
             w(b)
-        if v9 := m.end_date:
-            at = "end_date"
-            b = v9.encode()
-            n = len(b)
-            w(_T4A[n] if n < 128 else b"\x4a" + varint(n))
-            w(b)
-        if v10 := m.time_zone:
-            at = "time_zone"
-            b = v10.encode()
-            n = len(b)
-            w(_T52[n] if n < 128 else b"\x52" + varint(n))
-            w(b)
-        if v11 := m.page:
+        if v2 := m.page:
             at = "page"
-            w(b"\x58")
-            w(SHORT[v11] if 0 <= v11 < 16384 else int32(v11))
-        if v12 := m.page_size:
+            w(b"\x10")
+            w(SHORT[v2] if 0 <= v2 < 16384 else int32(v2))
+        if v3 := m.page_size:
             at = "page_size"
-            w(b"\x60")
-            w(SHORT[v12] if 0 <= v12 < 16384 else int32(v12))
-        if v13 := m.cursor:
+            w(b"\x18")
+            w(SHORT[v3] if 0 <= v3 < 16384 else int32(v3))
+        if v4 := m.cursor:
             at = "cursor"
-            b = v13.encode()
+            b = v4.encode()
             n = len(b)
-            w(_T6A[n] if n < 128 else b"\x6a" + varint(n))
+            w(_T22[n] if n < 128 else b"\x22" + varint(n))
             w(b)
-        if v14 := m.sort:
+        if v5 := m.sort:
             at = "sort"
-            b = v14.encode()
+            b = v5.encode()
             n = len(b)
-            w(_T72[n] if n < 128 else b"\x72" + varint(n))
+            w(_T2A[n] if n < 128 else b"\x2a" + varint(n))
             w(b)
-        if v15 := m.order:
+        if v6 := m.order:
             at = "order"
-            b = v15.encode()
+            b = v6.encode()
             n = len(b)
-            w(_T7A[n] if n < 128 else b"\x7a" + varint(n))
+            w(_T32[n] if n < 128 else b"\x32" + varint(n))
             w(b)
-        if v16 := m.service_tier:
-            at = "service_tier"
-            for i, x16 in enumerate(v16):
-                b = x16.encode()
-                n = len(b)
-                w(_T8201[n] if n < 128 else b"\x82\x01" + varint(n))
-                w(b)
-            i = -1
-        if v17 := m.processing:
-            at = "processing"
-            for i, x17 in enumerate(v17):
-                b = x17.encode()
-                n = len(b)
-                w(_T8A01[n] if n < 128 else b"\x8a\x01" + varint(n))
-                w(b)
-            i = -1
-        if v18 := m.region:
-            at = "region"
-            for i, x18 in enumerate(v18):
-                b = x18.encode()
-                n = len(b)
-                w(_T9201[n] if n < 128 else b"\x92\x01" + varint(n))
-                w(b)
-            i = -1
-        if v19 := m.operation:
-            at = "operation"
-            for i, x19 in enumerate(v19):
-                b = x19.encode()
-                n = len(b)
-                w(_T9A01[n] if n < 128 else b"\x9a\x01" + varint(n))
-                w(b)
-            i = -1
-        if v20 := m.status:
-            at = "status"
-            for i, x20 in enumerate(v20):
-                b = x20.encode()
-                n = len(b)
-                w(_TA201[n] if n < 128 else b"\xa2\x01" + varint(n))
-                w(b)
-            i = -1
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
@@ -8845,108 +8280,6 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
         while pos < end:
             t = data[pos]
             if t == 10:
-                x1 = m.organization_id.append
-                while t == 10:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x1(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 18:
-                x2 = m.provider.append
-                while t == 18:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x2(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 26:
-                x3 = m.model_id.append
-                while t == 26:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x3(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 34:
-                x4 = m.project_id.append
-                while t == 34:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x4(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 42:
-                x5 = m.user_id.append
-                while t == 42:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x5(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 50:
-                x6 = m.tag.append
-                while t == 50:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x6(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 58:
-                x7 = m.label
-                while t == 58:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    if pos > end: raise IndexError
-                    k, v = read_entry(data, s, pos, 10, 18, False)
-                    k7 = k.decode()
-                    v7 = v.decode()
-                    x7[k7] = v7
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 66:
                 n = data[pos + 1]
                 if n < 128: s = pos + 2
                 else:
@@ -8954,32 +8287,11 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                     if c > 127:
                         n, s = read_more(data, s, n)
                 pos = s + n
-                m.start_date = data[s:pos].decode()
+                if pos > end: raise IndexError
+                read_flattened(_read_filter, b"\x0a", data, s, pos, depth + 1, m)
                 if pos >= end: break
                 t = data[pos]
-            if t == 74:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                m.end_date = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 82:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                m.time_zone = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 88:
+            if t == 16:
                 n = data[pos + 1]
                 if n < 128: pos = pos + 2
                 else:
@@ -8990,7 +8302,7 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                 m.page = n
                 if pos >= end: break
                 t = data[pos]
-            if t == 96:
+            if t == 24:
                 n = data[pos + 1]
                 if n < 128: pos = pos + 2
                 else:
@@ -9001,7 +8313,7 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                 m.page_size = n
                 if pos >= end: break
                 t = data[pos]
-            if t == 106:
+            if t == 34:
                 n = data[pos + 1]
                 if n < 128: s = pos + 2
                 else:
@@ -9012,7 +8324,7 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                 m.cursor = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
-            if t == 114:
+            if t == 42:
                 n = data[pos + 1]
                 if n < 128: s = pos + 2
                 else:
@@ -9023,7 +8335,7 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                 m.sort = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
-            if t == 122:
+            if t == 50:
                 n = data[pos + 1]
                 if n < 128: s = pos + 2
                 else:
@@ -9034,82 +8346,6 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
                 m.order = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
-            if t > 127: t += data[pos + 1] << 7
-            if t == 258:
-                x16 = m.service_tier.append
-                while t == 258:
-                    n = data[pos + 2]
-                    if n < 128: s = pos + 3
-                    else:
-                        c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x16(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                    if t > 127: t += data[pos + 1] << 7
-                if pos >= end: break
-            if t == 266:
-                x17 = m.processing.append
-                while t == 266:
-                    n = data[pos + 2]
-                    if n < 128: s = pos + 3
-                    else:
-                        c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x17(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                    if t > 127: t += data[pos + 1] << 7
-                if pos >= end: break
-            if t == 274:
-                x18 = m.region.append
-                while t == 274:
-                    n = data[pos + 2]
-                    if n < 128: s = pos + 3
-                    else:
-                        c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x18(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                    if t > 127: t += data[pos + 1] << 7
-                if pos >= end: break
-            if t == 282:
-                x19 = m.operation.append
-                while t == 282:
-                    n = data[pos + 2]
-                    if n < 128: s = pos + 3
-                    else:
-                        c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x19(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                    if t > 127: t += data[pos + 1] << 7
-                if pos >= end: break
-            if t == 290:
-                x20 = m.status.append
-                while t == 290:
-                    n = data[pos + 2]
-                    if n < 128: s = pos + 3
-                    else:
-                        c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x20(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                    if t > 127: t += data[pos + 1] << 7
-                if pos >= end: break
             if t in _LIST_USAGE_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _LIST_USAGE_REQUEST_TAGS)
             if s < 0:
@@ -9229,7 +8465,7 @@ def _read_list_usage_response(data: bytes, pos: int, end: int, depth: int, m: Li
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_STREAM_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("usage", "")}
+_STREAM_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("records", "records")}
 _STREAM_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10])
 
 
@@ -9240,13 +8476,15 @@ def encode_stream_usage_request(m: StreamUsageRequest) -> bytes:
     at = ""
     i = -1
     try:
-        if (v1 := m.usage) is not None:
-            at = "usage"
-            b = encode_usage_record(v1)
-            n = len(b)
-            w(b"\x0a")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+        if v1 := m.records:
+            at = "records"
+            for i, x1 in enumerate(v1):
+                b = encode_usage_record(x1)
+                n = len(b)
+                w(b"\x0a")
+                w(SHORT[n] if n < 16384 else varint(n))
+                w(b)
+            i = -1
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
@@ -9266,17 +8504,20 @@ def _read_stream_usage_request(data: bytes, pos: int, end: int, depth: int, m: S
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
-                m.usage = _read_usage_record(data, s, pos, depth + 1, m.usage)
+                x1 = m.records.append
+                while t == 10:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    if pos > end: raise IndexError
+                    x1(_read_usage_record(data, s, pos, depth + 1, None))
+                    if pos >= end: break
+                    t = data[pos]
                 if pos >= end: break
-                t = data[pos]
             if t in _STREAM_USAGE_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _STREAM_USAGE_REQUEST_TAGS)
             if s < 0:
@@ -9494,8 +8735,8 @@ def _read_stream_usage_response(data: bytes, pos: int, end: int, depth: int, m: 
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_EXPORT_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("organization_id", "organization_id"), 18: ("provider", "provider"), 26: ("model_id", "model_id"), 34: ("project_id", "project_id"), 42: ("user_id", "user_id"), 50: ("tag", "tag"), 58: ("label", ""), 66: ("start_date", ""), 74: ("end_date", ""), 82: ("time_zone", ""), 90: ("order", ""), 98: ("service_tier", "service_tier"), 106: ("processing", "processing"), 114: ("region", "region"), 122: ("operation", "operation"), 258: ("status", "status")}
-_EXPORT_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 50, 58, 66, 74, 82, 90, 98, 106, 114, 122, 130])
+_EXPORT_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("", ""), 18: ("order", "")}
+_EXPORT_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10, 18])
 
 
 def encode_export_usage_request(m: ExportUsageRequest) -> bytes:
@@ -9505,131 +8746,18 @@ def encode_export_usage_request(m: ExportUsageRequest) -> bytes:
     at = ""
     i = -1
     try:
-        if v1 := m.organization_id:
-            at = "organization_id"
-            for i, x1 in enumerate(v1):
-                b = x1.encode()
-                n = len(b)
-                w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
-                w(b)
-            i = -1
-        if v2 := m.provider:
-            at = "provider"
-            for i, x2 in enumerate(v2):
-                b = x2.encode()
-                n = len(b)
-                w(_T12[n] if n < 128 else b"\x12" + varint(n))
-                w(b)
-            i = -1
-        if v3 := m.model_id:
-            at = "model_id"
-            for i, x3 in enumerate(v3):
-                b = x3.encode()
-                n = len(b)
-                w(_T1A[n] if n < 128 else b"\x1a" + varint(n))
-                w(b)
-            i = -1
-        if v4 := m.project_id:
-            at = "project_id"
-            for i, x4 in enumerate(v4):
-                b = x4.encode()
-                n = len(b)
-                w(_T22[n] if n < 128 else b"\x22" + varint(n))
-                w(b)
-            i = -1
-        if v5 := m.user_id:
-            at = "user_id"
-            for i, x5 in enumerate(v5):
-                b = x5.encode()
-                n = len(b)
-                w(_T2A[n] if n < 128 else b"\x2a" + varint(n))
-                w(b)
-            i = -1
-        if v6 := m.tag:
-            at = "tag"
-            for i, x6 in enumerate(v6):
-                b = x6.encode()
-                n = len(b)
-                w(_T32[n] if n < 128 else b"\x32" + varint(n))
-                w(b)
-            i = -1
-        if v7 := m.label:
-            at = "label"
-            for k7, x7 in v7.items():
-                e = k7.encode()
-                n = len(e)
-                e = (_T0A[n] if n < 128 else b"\x0a" + varint(n)) + e
-                b = x7.encode()
-                n = len(b)
-                b = (_T12[n] if n < 128 else b"\x12" + varint(n)) + b
-                n = len(e) + len(b)
-                w(_T3A[n] if n < 128 else b"\x3a" + varint(n))
-                w(e)
-                w(b)
-        if v8 := m.start_date:
-            at = "start_date"
-            b = v8.encode()
-            n = len(b)
-            w(_T42[n] if n < 128 else b"\x42" + varint(n))
+        at = ""
+        b = encode_filter(m)
+        if b:
+            w(b"\x0a")
+            w(varint(len(b)))
             w(b)
-        if v9 := m.end_date:
-            at = "end_date"
-            b = v9.encode()
-            n = len(b)
-            w(_T4A[n] if n < 128 else b"\x4a" + varint(n))
-            w(b)
-        if v10 := m.time_zone:
-            at = "time_zone"
-            b = v10.encode()
-            n = len(b)
-            w(_T52[n] if n < 128 else b"\x52" + varint(n))
-            w(b)
-        if v11 := m.order:
+        if v2 := m.order:
             at = "order"
-            b = v11.encode()
+            b = v2.encode()
             n = len(b)
-            w(_T5A[n] if n < 128 else b"\x5a" + varint(n))
+            w(_T12[n] if n < 128 else b"\x12" + varint(n))
             w(b)
-        if v12 := m.service_tier:
-            at = "service_tier"
-            for i, x12 in enumerate(v12):
-                b = x12.encode()
-                n = len(b)
-                w(_T62[n] if n < 128 else b"\x62" + varint(n))
-                w(b)
-            i = -1
-        if v13 := m.processing:
-            at = "processing"
-            for i, x13 in enumerate(v13):
-                b = x13.encode()
-                n = len(b)
-                w(_T6A[n] if n < 128 else b"\x6a" + varint(n))
-                w(b)
-            i = -1
-        if v14 := m.region:
-            at = "region"
-            for i, x14 in enumerate(v14):
-                b = x14.encode()
-                n = len(b)
-                w(_T72[n] if n < 128 else b"\x72" + varint(n))
-                w(b)
-            i = -1
-        if v15 := m.operation:
-            at = "operation"
-            for i, x15 in enumerate(v15):
-                b = x15.encode()
-                n = len(b)
-                w(_T7A[n] if n < 128 else b"\x7a" + varint(n))
-                w(b)
-            i = -1
-        if v16 := m.status:
-            at = "status"
-            for i, x16 in enumerate(v16):
-                b = x16.encode()
-                n = len(b)
-                w(_T8201[n] if n < 128 else b"\x82\x01" + varint(n))
-                w(b)
-            i = -1
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
@@ -9649,141 +8777,18 @@ def _read_export_usage_request(data: bytes, pos: int, end: int, depth: int, m: E
         while pos < end:
             t = data[pos]
             if t == 10:
-                x1 = m.organization_id.append
-                while t == 10:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x1(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                if pos > end: raise IndexError
+                read_flattened(_read_filter, b"\x0a", data, s, pos, depth + 1, m)
                 if pos >= end: break
+                t = data[pos]
             if t == 18:
-                x2 = m.provider.append
-                while t == 18:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x2(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 26:
-                x3 = m.model_id.append
-                while t == 26:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x3(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 34:
-                x4 = m.project_id.append
-                while t == 34:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x4(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 42:
-                x5 = m.user_id.append
-                while t == 42:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x5(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 50:
-                x6 = m.tag.append
-                while t == 50:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x6(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 58:
-                x7 = m.label
-                while t == 58:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    if pos > end: raise IndexError
-                    k, v = read_entry(data, s, pos, 10, 18, False)
-                    k7 = k.decode()
-                    v7 = v.decode()
-                    x7[k7] = v7
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 66:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                m.start_date = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 74:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                m.end_date = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 82:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                m.time_zone = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 90:
                 n = data[pos + 1]
                 if n < 128: s = pos + 2
                 else:
@@ -9794,78 +8799,6 @@ def _read_export_usage_request(data: bytes, pos: int, end: int, depth: int, m: E
                 m.order = data[s:pos].decode()
                 if pos >= end: break
                 t = data[pos]
-            if t == 98:
-                x12 = m.service_tier.append
-                while t == 98:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x12(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 106:
-                x13 = m.processing.append
-                while t == 106:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x13(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 114:
-                x14 = m.region.append
-                while t == 114:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x14(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 122:
-                x15 = m.operation.append
-                while t == 122:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x15(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t > 127: t += data[pos + 1] << 7
-            if t == 258:
-                x16 = m.status.append
-                while t == 258:
-                    n = data[pos + 2]
-                    if n < 128: s = pos + 3
-                    else:
-                        c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x16(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                    if t > 127: t += data[pos + 1] << 7
-                if pos >= end: break
             if t in _EXPORT_USAGE_REQUEST_NAMES: continue
             s = skip_field(data, pos, end, _EXPORT_USAGE_REQUEST_TAGS)
             if s < 0:
@@ -9880,7 +8813,7 @@ def _read_export_usage_request(data: bytes, pos: int, end: int, depth: int, m: E
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_EXPORT_USAGE_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("usage", "")}
+_EXPORT_USAGE_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("records", "records")}
 _EXPORT_USAGE_RESPONSE_TAGS: frozenset[int] = frozenset([10])
 
 
@@ -9891,13 +8824,15 @@ def encode_export_usage_response(m: ExportUsageResponse) -> bytes:
     at = ""
     i = -1
     try:
-        if (v1 := m.usage) is not None:
-            at = "usage"
-            b = encode_usage_record(v1)
-            n = len(b)
-            w(b"\x0a")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+        if v1 := m.records:
+            at = "records"
+            for i, x1 in enumerate(v1):
+                b = encode_usage_record(x1)
+                n = len(b)
+                w(b"\x0a")
+                w(SHORT[n] if n < 16384 else varint(n))
+                w(b)
+            i = -1
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
@@ -9917,17 +8852,20 @@ def _read_export_usage_response(data: bytes, pos: int, end: int, depth: int, m: 
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
-                m.usage = _read_usage_record(data, s, pos, depth + 1, m.usage)
+                x1 = m.records.append
+                while t == 10:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    if pos > end: raise IndexError
+                    x1(_read_usage_record(data, s, pos, depth + 1, None))
+                    if pos >= end: break
+                    t = data[pos]
                 if pos >= end: break
-                t = data[pos]
             if t in _EXPORT_USAGE_RESPONSE_NAMES: continue
             s = skip_field(data, pos, end, _EXPORT_USAGE_RESPONSE_TAGS)
             if s < 0:

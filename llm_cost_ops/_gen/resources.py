@@ -94,15 +94,15 @@ class AnalyticsResource:
         label: Mapping[str, str] | None = None,
         end_date: str | date | None = None,
         time_zone: str = "",
-        interval: Interval | str = "",
-        metrics: str | Sequence[str] = (),
-        group_by: str | Sequence[str] = (),
-        currency: str = "",
         service_tier: str | Sequence[str] = (),
         processing: str | Sequence[str] = (),
         region: str | Sequence[str] = (),
         operation: str | Sequence[str] = (),
         status: str | Sequence[str] = (),
+        interval: Interval | str = "",
+        metrics: str | Sequence[str] = (),
+        group_by: str | Sequence[str] = (),
+        currency: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -117,20 +117,23 @@ class AnalyticsResource:
             user_id: The end users.
             tag: Tags: a record with any of them.
             label: Labels: a record with all of them.
-            start_date: The first moment, inclusive; a date means its midnight in time_zone.
-            end_date: The last moment, exclusive; a date means through that day. Now when not given.
-            time_zone: The zone of dates and buckets, an IANA name; UTC when not given.
+            start_date: The first moment, inclusive; a date means its midnight in time_zone. All time
+                when not given. Example: "2026-01-01".
+            end_date: The last moment, exclusive; a date means through that day. Open when not given;
+                in analytics, now. Example: "2026-01-31".
+            time_zone: The zone of dates and of hours, days, weeks and months, an IANA name; UTC when
+                not given.
+            service_tier: The tiers that served the calls.
+            processing: How they were processed, such as batch.
+            region: The geographies that set the price.
+            operation: The kinds of call: chat, embeddings…
+            status: How sure the costs are: priced, estimated, partial, unpriced, reported.
             interval: The length of a bucket.
             metrics: The metrics of each bucket: total_cost, total_tokens, total_requests,
                 input_tokens, output_tokens, cached_tokens, unpriced_requests,
                 average_cost_per_request, average_tokens_per_request; the first three when not given.
             group_by: What to split each bucket by, as in GetCostSummary, but not by time.
             currency: The currency of costs, ISO 4217; USD when not given.
-            service_tier: The tiers that served the calls.
-            processing: How they were processed, such as batch.
-            region: The geographies that set the price.
-            operation: The kinds of call: chat, embeddings…
-            status: How sure the costs are: priced, estimated, partial, unpriced, reported.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
@@ -154,14 +157,6 @@ class AnalyticsResource:
             request.end_date = coerce.moment(end_date)
         if time_zone is not EMPTY:
             request.time_zone = time_zone
-        if interval is not EMPTY:
-            request.interval = coerce.member(Interval, interval)
-        if metrics:
-            request.metrics = coerce.texts(metrics)
-        if group_by:
-            request.group_by = coerce.texts(group_by)
-        if currency is not EMPTY:
-            request.currency = currency
         if service_tier:
             request.service_tier = coerce.texts(service_tier)
         if processing:
@@ -172,6 +167,14 @@ class AnalyticsResource:
             request.operation = coerce.texts(operation)
         if status:
             request.status = coerce.texts(status)
+        if interval is not EMPTY:
+            request.interval = coerce.member(Interval, interval)
+        if metrics:
+            request.metrics = coerce.texts(metrics)
+        if group_by:
+            request.group_by = coerce.texts(group_by)
+        if currency is not EMPTY:
+            request.currency = currency
         response: Analytics = self._channel.unary_unary(
             methods.GET_ANALYTICS, request, timeout, headers, retry
         )
@@ -199,15 +202,15 @@ class AsyncAnalyticsResource:
         label: Mapping[str, str] | None = None,
         end_date: str | date | None = None,
         time_zone: str = "",
-        interval: Interval | str = "",
-        metrics: str | Sequence[str] = (),
-        group_by: str | Sequence[str] = (),
-        currency: str = "",
         service_tier: str | Sequence[str] = (),
         processing: str | Sequence[str] = (),
         region: str | Sequence[str] = (),
         operation: str | Sequence[str] = (),
         status: str | Sequence[str] = (),
+        interval: Interval | str = "",
+        metrics: str | Sequence[str] = (),
+        group_by: str | Sequence[str] = (),
+        currency: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -222,20 +225,23 @@ class AsyncAnalyticsResource:
             user_id: The end users.
             tag: Tags: a record with any of them.
             label: Labels: a record with all of them.
-            start_date: The first moment, inclusive; a date means its midnight in time_zone.
-            end_date: The last moment, exclusive; a date means through that day. Now when not given.
-            time_zone: The zone of dates and buckets, an IANA name; UTC when not given.
+            start_date: The first moment, inclusive; a date means its midnight in time_zone. All time
+                when not given. Example: "2026-01-01".
+            end_date: The last moment, exclusive; a date means through that day. Open when not given;
+                in analytics, now. Example: "2026-01-31".
+            time_zone: The zone of dates and of hours, days, weeks and months, an IANA name; UTC when
+                not given.
+            service_tier: The tiers that served the calls.
+            processing: How they were processed, such as batch.
+            region: The geographies that set the price.
+            operation: The kinds of call: chat, embeddings…
+            status: How sure the costs are: priced, estimated, partial, unpriced, reported.
             interval: The length of a bucket.
             metrics: The metrics of each bucket: total_cost, total_tokens, total_requests,
                 input_tokens, output_tokens, cached_tokens, unpriced_requests,
                 average_cost_per_request, average_tokens_per_request; the first three when not given.
             group_by: What to split each bucket by, as in GetCostSummary, but not by time.
             currency: The currency of costs, ISO 4217; USD when not given.
-            service_tier: The tiers that served the calls.
-            processing: How they were processed, such as batch.
-            region: The geographies that set the price.
-            operation: The kinds of call: chat, embeddings…
-            status: How sure the costs are: priced, estimated, partial, unpriced, reported.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
@@ -259,14 +265,6 @@ class AsyncAnalyticsResource:
             request.end_date = coerce.moment(end_date)
         if time_zone is not EMPTY:
             request.time_zone = time_zone
-        if interval is not EMPTY:
-            request.interval = coerce.member(Interval, interval)
-        if metrics:
-            request.metrics = coerce.texts(metrics)
-        if group_by:
-            request.group_by = coerce.texts(group_by)
-        if currency is not EMPTY:
-            request.currency = currency
         if service_tier:
             request.service_tier = coerce.texts(service_tier)
         if processing:
@@ -277,6 +275,14 @@ class AsyncAnalyticsResource:
             request.operation = coerce.texts(operation)
         if status:
             request.status = coerce.texts(status)
+        if interval is not EMPTY:
+            request.interval = coerce.member(Interval, interval)
+        if metrics:
+            request.metrics = coerce.texts(metrics)
+        if group_by:
+            request.group_by = coerce.texts(group_by)
+        if currency is not EMPTY:
+            request.currency = currency
         response: Analytics = await self._channel.unary_unary(
             methods.GET_ANALYTICS, request, timeout, headers, retry
         )
@@ -304,13 +310,13 @@ class CostsResource:
         start_date: str | date | None = None,
         end_date: str | date | None = None,
         time_zone: str = "",
-        group_by: str | Sequence[str] = (),
-        currency: str = "",
         service_tier: str | Sequence[str] = (),
         processing: str | Sequence[str] = (),
         region: str | Sequence[str] = (),
         operation: str | Sequence[str] = (),
         status: str | Sequence[str] = (),
+        group_by: str | Sequence[str] = (),
+        currency: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -327,20 +333,20 @@ class CostsResource:
             label: Labels: a record with all of them.
             start_date: The first moment, inclusive; a date means its midnight in time_zone. All time
                 when not given. Example: "2026-01-01".
-            end_date: The last moment, exclusive; a date means through that day. Open when not given.
-                Example: "2026-01-31".
-            time_zone: The zone of dates and of day, week and month groups, an IANA name; UTC when not
-                given.
-            group_by: What to group by, at most 4 of: none, provider, model, organization, project,
-                user, tag, label:<key>, operation, service_tier, processing, region, status, meter,
-                and one of hour, day, week, month. By meter, cost and tokens are split, and a call
-                counts under each meter it used.
-            currency: The currency to sum, ISO 4217; USD when not given. Others are listed apart.
+            end_date: The last moment, exclusive; a date means through that day. Open when not given;
+                in analytics, now. Example: "2026-01-31".
+            time_zone: The zone of dates and of hours, days, weeks and months, an IANA name; UTC when
+                not given.
             service_tier: The tiers that served the calls.
             processing: How they were processed, such as batch.
             region: The geographies that set the price.
             operation: The kinds of call: chat, embeddings…
             status: How sure the costs are: priced, estimated, partial, unpriced, reported.
+            group_by: What to group by, at most 4 of: none, provider, model, organization, project,
+                user, tag, label:<key>, operation, service_tier, processing, region, status, meter,
+                and one of hour, day, week, month. By meter, cost and tokens are split, and a call
+                counts under each meter it used.
+            currency: The currency to sum, ISO 4217; USD when not given. Others are listed apart.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
@@ -366,10 +372,6 @@ class CostsResource:
             request.end_date = coerce.moment(end_date)
         if time_zone is not EMPTY:
             request.time_zone = time_zone
-        if group_by:
-            request.group_by = coerce.texts(group_by)
-        if currency is not EMPTY:
-            request.currency = currency
         if service_tier:
             request.service_tier = coerce.texts(service_tier)
         if processing:
@@ -380,6 +382,10 @@ class CostsResource:
             request.operation = coerce.texts(operation)
         if status:
             request.status = coerce.texts(status)
+        if group_by:
+            request.group_by = coerce.texts(group_by)
+        if currency is not EMPTY:
+            request.currency = currency
         response: CostSummary = self._channel.unary_unary(
             methods.GET_COST_SUMMARY, request, timeout, headers, retry
         )
@@ -389,6 +395,7 @@ class CostsResource:
         self,
         usage_id: str,
         *,
+        organization_id: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -400,11 +407,14 @@ class CostsResource:
 
         Args:
             usage_id: The id of the usage record.
+            organization_id: The organization of the record. Needed where the caller may see several.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
         request = GetCostRequest(usage_id=usage_id)
+        if organization_id is not EMPTY:
+            request.organization_id = organization_id
         response: CostRecord = self._channel.unary_unary(methods.GET_COST, request, timeout, headers, retry)
         return response
 
@@ -412,6 +422,7 @@ class CostsResource:
         self,
         usage_id: str,
         *,
+        organization_id: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -420,11 +431,14 @@ class CostsResource:
 
         Args:
             usage_id: The id of the usage record.
+            organization_id: The organization of the record. Needed where the caller may see several.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
         request = VerifyCostRequest(usage_id=usage_id)
+        if organization_id is not EMPTY:
+            request.organization_id = organization_id
         response: CostVerification = self._channel.unary_unary(
             methods.VERIFY_COST, request, timeout, headers, retry
         )
@@ -480,7 +494,7 @@ class CostsResource:
         are left out; without a timestamp it is priced as of now, and one in the future is taken too.
 
         Args:
-            record: a ready UsageRecord, in place of its fields.
+            record: a ready UsageRecord, whose fields those given beside it replace.
             organization_id: Who pays. Example: "org-123".
             provider: The provider that served the call: an open set, lower case; known aliases are
                 folded. Example: "openai".
@@ -609,7 +623,7 @@ class CostsResource:
             fields.source = source
         if observation is not False:
             fields.observation = observation
-        request = EstimateCostRequest(usage=coerce.either(record, fields))
+        request = EstimateCostRequest(usage=coerce.overlaid(record, fields))
         response: CostRecord = self._channel.unary_unary(
             methods.ESTIMATE_COST, request, timeout, headers, retry
         )
@@ -628,13 +642,13 @@ class CostsResource:
         start_date: str | date | None = None,
         end_date: str | date | None = None,
         time_zone: str = "",
-        as_of: str | date | None = None,
-        dry_run: bool = False,
         service_tier: str | Sequence[str] = (),
         processing: str | Sequence[str] = (),
         region: str | Sequence[str] = (),
         operation: str | Sequence[str] = (),
         status: str | Sequence[str] = (),
+        as_of: str | date | None = None,
+        dry_run: bool = False,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -653,17 +667,18 @@ class CostsResource:
             label: Labels: a record with all of them.
             start_date: The first moment, inclusive; a date means its midnight in time_zone. All time
                 when not given. Example: "2026-01-01".
-            end_date: The last moment, exclusive; a date means through that day. Open when not given.
-                Example: "2026-01-31".
-            time_zone: The zone of dates, an IANA name; UTC when not given.
-            as_of: Leaves out cards that were created after this moment; a date means the end of that
-                day. All cards count when not given, and those of the bundled catalog always.
-            dry_run: Report what would change, and write nothing.
+            end_date: The last moment, exclusive; a date means through that day. Open when not given;
+                in analytics, now. Example: "2026-01-31".
+            time_zone: The zone of dates and of hours, days, weeks and months, an IANA name; UTC when
+                not given.
             service_tier: The tiers that served the calls.
             processing: How they were processed, such as batch.
             region: The geographies that set the price.
             operation: The kinds of call: chat, embeddings…
             status: How sure the costs are: priced, estimated, partial, unpriced, reported.
+            as_of: Leaves out cards that were created after this moment; a date means the end of that
+                day. All cards count when not given, and those of the bundled catalog always.
+            dry_run: Report what would change, and write nothing.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
@@ -689,10 +704,6 @@ class CostsResource:
             request.end_date = coerce.moment(end_date)
         if time_zone is not EMPTY:
             request.time_zone = time_zone
-        if as_of is not None:
-            request.as_of = coerce.moment(as_of)
-        if dry_run is not False:
-            request.dry_run = dry_run
         if service_tier:
             request.service_tier = coerce.texts(service_tier)
         if processing:
@@ -703,6 +714,10 @@ class CostsResource:
             request.operation = coerce.texts(operation)
         if status:
             request.status = coerce.texts(status)
+        if as_of is not None:
+            request.as_of = coerce.moment(as_of)
+        if dry_run is not False:
+            request.dry_run = dry_run
         response: RepriceReport = self._channel.unary_unary(
             methods.REPRICE_USAGE, request, timeout, headers, retry
         )
@@ -730,13 +745,13 @@ class AsyncCostsResource:
         start_date: str | date | None = None,
         end_date: str | date | None = None,
         time_zone: str = "",
-        group_by: str | Sequence[str] = (),
-        currency: str = "",
         service_tier: str | Sequence[str] = (),
         processing: str | Sequence[str] = (),
         region: str | Sequence[str] = (),
         operation: str | Sequence[str] = (),
         status: str | Sequence[str] = (),
+        group_by: str | Sequence[str] = (),
+        currency: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -753,20 +768,20 @@ class AsyncCostsResource:
             label: Labels: a record with all of them.
             start_date: The first moment, inclusive; a date means its midnight in time_zone. All time
                 when not given. Example: "2026-01-01".
-            end_date: The last moment, exclusive; a date means through that day. Open when not given.
-                Example: "2026-01-31".
-            time_zone: The zone of dates and of day, week and month groups, an IANA name; UTC when not
-                given.
-            group_by: What to group by, at most 4 of: none, provider, model, organization, project,
-                user, tag, label:<key>, operation, service_tier, processing, region, status, meter,
-                and one of hour, day, week, month. By meter, cost and tokens are split, and a call
-                counts under each meter it used.
-            currency: The currency to sum, ISO 4217; USD when not given. Others are listed apart.
+            end_date: The last moment, exclusive; a date means through that day. Open when not given;
+                in analytics, now. Example: "2026-01-31".
+            time_zone: The zone of dates and of hours, days, weeks and months, an IANA name; UTC when
+                not given.
             service_tier: The tiers that served the calls.
             processing: How they were processed, such as batch.
             region: The geographies that set the price.
             operation: The kinds of call: chat, embeddings…
             status: How sure the costs are: priced, estimated, partial, unpriced, reported.
+            group_by: What to group by, at most 4 of: none, provider, model, organization, project,
+                user, tag, label:<key>, operation, service_tier, processing, region, status, meter,
+                and one of hour, day, week, month. By meter, cost and tokens are split, and a call
+                counts under each meter it used.
+            currency: The currency to sum, ISO 4217; USD when not given. Others are listed apart.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
@@ -792,10 +807,6 @@ class AsyncCostsResource:
             request.end_date = coerce.moment(end_date)
         if time_zone is not EMPTY:
             request.time_zone = time_zone
-        if group_by:
-            request.group_by = coerce.texts(group_by)
-        if currency is not EMPTY:
-            request.currency = currency
         if service_tier:
             request.service_tier = coerce.texts(service_tier)
         if processing:
@@ -806,6 +817,10 @@ class AsyncCostsResource:
             request.operation = coerce.texts(operation)
         if status:
             request.status = coerce.texts(status)
+        if group_by:
+            request.group_by = coerce.texts(group_by)
+        if currency is not EMPTY:
+            request.currency = currency
         response: CostSummary = await self._channel.unary_unary(
             methods.GET_COST_SUMMARY, request, timeout, headers, retry
         )
@@ -815,6 +830,7 @@ class AsyncCostsResource:
         self,
         usage_id: str,
         *,
+        organization_id: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -826,11 +842,14 @@ class AsyncCostsResource:
 
         Args:
             usage_id: The id of the usage record.
+            organization_id: The organization of the record. Needed where the caller may see several.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
         request = GetCostRequest(usage_id=usage_id)
+        if organization_id is not EMPTY:
+            request.organization_id = organization_id
         response: CostRecord = await self._channel.unary_unary(
             methods.GET_COST, request, timeout, headers, retry
         )
@@ -840,6 +859,7 @@ class AsyncCostsResource:
         self,
         usage_id: str,
         *,
+        organization_id: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -848,11 +868,14 @@ class AsyncCostsResource:
 
         Args:
             usage_id: The id of the usage record.
+            organization_id: The organization of the record. Needed where the caller may see several.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
         request = VerifyCostRequest(usage_id=usage_id)
+        if organization_id is not EMPTY:
+            request.organization_id = organization_id
         response: CostVerification = await self._channel.unary_unary(
             methods.VERIFY_COST, request, timeout, headers, retry
         )
@@ -908,7 +931,7 @@ class AsyncCostsResource:
         are left out; without a timestamp it is priced as of now, and one in the future is taken too.
 
         Args:
-            record: a ready UsageRecord, in place of its fields.
+            record: a ready UsageRecord, whose fields those given beside it replace.
             organization_id: Who pays. Example: "org-123".
             provider: The provider that served the call: an open set, lower case; known aliases are
                 folded. Example: "openai".
@@ -1037,7 +1060,7 @@ class AsyncCostsResource:
             fields.source = source
         if observation is not False:
             fields.observation = observation
-        request = EstimateCostRequest(usage=coerce.either(record, fields))
+        request = EstimateCostRequest(usage=coerce.overlaid(record, fields))
         response: CostRecord = await self._channel.unary_unary(
             methods.ESTIMATE_COST, request, timeout, headers, retry
         )
@@ -1056,13 +1079,13 @@ class AsyncCostsResource:
         start_date: str | date | None = None,
         end_date: str | date | None = None,
         time_zone: str = "",
-        as_of: str | date | None = None,
-        dry_run: bool = False,
         service_tier: str | Sequence[str] = (),
         processing: str | Sequence[str] = (),
         region: str | Sequence[str] = (),
         operation: str | Sequence[str] = (),
         status: str | Sequence[str] = (),
+        as_of: str | date | None = None,
+        dry_run: bool = False,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -1081,17 +1104,18 @@ class AsyncCostsResource:
             label: Labels: a record with all of them.
             start_date: The first moment, inclusive; a date means its midnight in time_zone. All time
                 when not given. Example: "2026-01-01".
-            end_date: The last moment, exclusive; a date means through that day. Open when not given.
-                Example: "2026-01-31".
-            time_zone: The zone of dates, an IANA name; UTC when not given.
-            as_of: Leaves out cards that were created after this moment; a date means the end of that
-                day. All cards count when not given, and those of the bundled catalog always.
-            dry_run: Report what would change, and write nothing.
+            end_date: The last moment, exclusive; a date means through that day. Open when not given;
+                in analytics, now. Example: "2026-01-31".
+            time_zone: The zone of dates and of hours, days, weeks and months, an IANA name; UTC when
+                not given.
             service_tier: The tiers that served the calls.
             processing: How they were processed, such as batch.
             region: The geographies that set the price.
             operation: The kinds of call: chat, embeddings…
             status: How sure the costs are: priced, estimated, partial, unpriced, reported.
+            as_of: Leaves out cards that were created after this moment; a date means the end of that
+                day. All cards count when not given, and those of the bundled catalog always.
+            dry_run: Report what would change, and write nothing.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
@@ -1117,10 +1141,6 @@ class AsyncCostsResource:
             request.end_date = coerce.moment(end_date)
         if time_zone is not EMPTY:
             request.time_zone = time_zone
-        if as_of is not None:
-            request.as_of = coerce.moment(as_of)
-        if dry_run is not False:
-            request.dry_run = dry_run
         if service_tier:
             request.service_tier = coerce.texts(service_tier)
         if processing:
@@ -1131,6 +1151,10 @@ class AsyncCostsResource:
             request.operation = coerce.texts(operation)
         if status:
             request.status = coerce.texts(status)
+        if as_of is not None:
+            request.as_of = coerce.moment(as_of)
+        if dry_run is not False:
+            request.dry_run = dry_run
         response: RepriceReport = await self._channel.unary_unary(
             methods.REPRICE_USAGE, request, timeout, headers, retry
         )
@@ -1265,6 +1289,8 @@ class PricingResource:
         multipliers: Sequence[PriceMultiplier] = (),
         windows: Sequence[TimeWindow] = (),
         source_url: str = "",
+        input_price_per_million: Decimal | str | int | None = None,
+        output_price_per_million: Decimal | str | int | None = None,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -1294,6 +1320,10 @@ class PricingResource:
             multipliers: Factors on the prices.
             windows: The parts of the day it holds in.
             source_url: Where the price was published.
+            input_price_per_million: The price of 1,000,000 input tokens, the unit that vendors use;
+                not beside input_price_per_1k. Example: "2.50".
+            output_price_per_million: The price of 1,000,000 output tokens; not beside
+                output_price_per_1k. Example: "10".
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
@@ -1334,6 +1364,10 @@ class PricingResource:
             request.windows = coerce.listed(windows)
         if source_url is not EMPTY:
             request.source_url = source_url
+        if input_price_per_million is not None:
+            request.input_price_per_million = coerce.decimal(input_price_per_million)
+        if output_price_per_million is not None:
+            request.output_price_per_million = coerce.decimal(output_price_per_million)
         response: RateCard = self._channel.unary_unary(
             methods.CREATE_PRICE, request, timeout, headers, retry, idempotency_key
         )
@@ -1446,6 +1480,8 @@ class AsyncPricingResource:
         multipliers: Sequence[PriceMultiplier] = (),
         windows: Sequence[TimeWindow] = (),
         source_url: str = "",
+        input_price_per_million: Decimal | str | int | None = None,
+        output_price_per_million: Decimal | str | int | None = None,
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -1475,6 +1511,10 @@ class AsyncPricingResource:
             multipliers: Factors on the prices.
             windows: The parts of the day it holds in.
             source_url: Where the price was published.
+            input_price_per_million: The price of 1,000,000 input tokens, the unit that vendors use;
+                not beside input_price_per_1k. Example: "2.50".
+            output_price_per_million: The price of 1,000,000 output tokens; not beside
+                output_price_per_1k. Example: "10".
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
@@ -1515,6 +1555,10 @@ class AsyncPricingResource:
             request.windows = coerce.listed(windows)
         if source_url is not EMPTY:
             request.source_url = source_url
+        if input_price_per_million is not None:
+            request.input_price_per_million = coerce.decimal(input_price_per_million)
+        if output_price_per_million is not None:
+            request.output_price_per_million = coerce.decimal(output_price_per_million)
         response: RateCard = await self._channel.unary_unary(
             methods.CREATE_PRICE, request, timeout, headers, retry, idempotency_key
         )
@@ -1660,7 +1704,7 @@ class UsageResource:
         answer again with `duplicate` set, other content is ALREADY_EXISTS and changes nothing.
 
         Args:
-            record: a ready UsageRecord, in place of its fields.
+            record: a ready UsageRecord, whose fields those given beside it replace.
             organization_id: Who pays. Example: "org-123".
             provider: The provider that served the call: an open set, lower case; known aliases are
                 folded. Example: "openai".
@@ -1790,7 +1834,7 @@ class UsageResource:
             fields.source = source
         if observation is not False:
             fields.observation = observation
-        request = SubmitUsageRequest(usage=coerce.either(record, fields))
+        request = SubmitUsageRequest(usage=coerce.overlaid(record, fields))
         response: UsageReceipt = self._channel.unary_unary(
             methods.SUBMIT_USAGE, request, timeout, headers, retry, idempotency_key
         )
@@ -1834,16 +1878,16 @@ class UsageResource:
         start_date: str | date | None = None,
         end_date: str | date | None = None,
         time_zone: str = "",
-        page: int = 0,
-        page_size: int = 0,
-        cursor: str = "",
-        sort: str = "",
-        order: str = "",
         service_tier: str | Sequence[str] = (),
         processing: str | Sequence[str] = (),
         region: str | Sequence[str] = (),
         operation: str | Sequence[str] = (),
         status: str | Sequence[str] = (),
+        page: int = 0,
+        page_size: int = 0,
+        cursor: str = "",
+        sort: str = "",
+        order: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -1851,29 +1895,30 @@ class UsageResource:
         """Lists recorded usage, newest first, a page at a time.
 
         Args:
-            organization_id: The organizations.
+            organization_id: The organizations; all that the caller may see when not given.
             provider: The providers.
             model_id: The models.
             project_id: The projects.
             user_id: The end users.
             tag: Tags: a record with any of them.
             label: Labels: a record with all of them.
-            start_date: The first moment, inclusive; a date means its midnight in time_zone. Example:
-                "2026-01-01".
-            end_date: The last moment, exclusive; a date means through that day. Example:
-                "2026-01-31".
-            time_zone: The zone of dates, an IANA name; UTC when not given.
+            start_date: The first moment, inclusive; a date means its midnight in time_zone. All time
+                when not given. Example: "2026-01-01".
+            end_date: The last moment, exclusive; a date means through that day. Open when not given;
+                in analytics, now. Example: "2026-01-31".
+            time_zone: The zone of dates and of hours, days, weeks and months, an IANA name; UTC when
+                not given.
+            service_tier: The tiers that served the calls.
+            processing: How they were processed, such as batch.
+            region: The geographies that set the price.
+            operation: The kinds of call: chat, embeddings…
+            status: How sure the costs are: priced, estimated, partial, unpriced, reported.
             page: The page's number, from 1. Numbered pages are counted, and may shift while items are
                 added.
             page_size: The most items to return, 20 when not given.
             cursor: The cursor that the page before gave; excludes `page`.
             sort: What to sort by: "timestamp" (the default) or "ingested_at".
             order: "desc" (the default) or "asc".
-            service_tier: The tiers that served the calls.
-            processing: How they were processed, such as batch.
-            region: The geographies that set the price.
-            operation: The kinds of call: chat, embeddings…
-            status: How sure the costs are: priced, estimated, partial, unpriced, reported.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
@@ -1899,16 +1944,6 @@ class UsageResource:
             request.end_date = coerce.moment(end_date)
         if time_zone is not EMPTY:
             request.time_zone = time_zone
-        if page is not ZERO:
-            request.page = page
-        if page_size is not ZERO:
-            request.page_size = page_size
-        if cursor is not EMPTY:
-            request.cursor = cursor
-        if sort is not EMPTY:
-            request.sort = sort
-        if order is not EMPTY:
-            request.order = order
         if service_tier:
             request.service_tier = coerce.texts(service_tier)
         if processing:
@@ -1919,6 +1954,16 @@ class UsageResource:
             request.operation = coerce.texts(operation)
         if status:
             request.status = coerce.texts(status)
+        if page is not ZERO:
+            request.page = page
+        if page_size is not ZERO:
+            request.page_size = page_size
+        if cursor is not EMPTY:
+            request.cursor = cursor
+        if sort is not EMPTY:
+            request.sort = sort
+        if order is not EMPTY:
+            request.order = order
         response: Pager[ListUsageResponse, UsageRecord] = self._channel.pages(
             methods.LIST_USAGE, request, timeout, headers, retry
         )
@@ -1964,12 +2009,12 @@ class UsageResource:
         start_date: str | date | None = None,
         end_date: str | date | None = None,
         time_zone: str = "",
-        order: str = "",
         service_tier: str | Sequence[str] = (),
         processing: str | Sequence[str] = (),
         region: str | Sequence[str] = (),
         operation: str | Sequence[str] = (),
         status: str | Sequence[str] = (),
+        order: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -1981,24 +2026,25 @@ class UsageResource:
         {"error": ...}.
 
         Args:
-            organization_id: The organizations.
+            organization_id: The organizations; all that the caller may see when not given.
             provider: The providers.
             model_id: The models.
             project_id: The projects.
             user_id: The end users.
             tag: Tags: a record with any of them.
             label: Labels: a record with all of them.
-            start_date: The first moment, inclusive; a date means its midnight in time_zone. Example:
-                "2026-01-01".
-            end_date: The last moment, exclusive; a date means through that day. Example:
-                "2026-01-31".
-            time_zone: The zone of dates, an IANA name; UTC when not given.
-            order: "asc" (the default) or "desc", by timestamp.
+            start_date: The first moment, inclusive; a date means its midnight in time_zone. All time
+                when not given. Example: "2026-01-01".
+            end_date: The last moment, exclusive; a date means through that day. Open when not given;
+                in analytics, now. Example: "2026-01-31".
+            time_zone: The zone of dates and of hours, days, weeks and months, an IANA name; UTC when
+                not given.
             service_tier: The tiers that served the calls.
             processing: How they were processed, such as batch.
             region: The geographies that set the price.
             operation: The kinds of call: chat, embeddings…
             status: How sure the costs are: priced, estimated, partial, unpriced, reported.
+            order: "asc" (the default) or "desc", by timestamp.
             timeout: seconds for the whole stream, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
@@ -2024,8 +2070,6 @@ class UsageResource:
             request.end_date = coerce.moment(end_date)
         if time_zone is not EMPTY:
             request.time_zone = time_zone
-        if order is not EMPTY:
-            request.order = order
         if service_tier:
             request.service_tier = coerce.texts(service_tier)
         if processing:
@@ -2036,6 +2080,8 @@ class UsageResource:
             request.operation = coerce.texts(operation)
         if status:
             request.status = coerce.texts(status)
+        if order is not EMPTY:
+            request.order = order
         response: Generator[UsageRecord, None, None] = self._channel.unary_stream(
             methods.EXPORT_USAGE, request, timeout, headers, retry
         )
@@ -2105,7 +2151,7 @@ class AsyncUsageResource:
         answer again with `duplicate` set, other content is ALREADY_EXISTS and changes nothing.
 
         Args:
-            record: a ready UsageRecord, in place of its fields.
+            record: a ready UsageRecord, whose fields those given beside it replace.
             organization_id: Who pays. Example: "org-123".
             provider: The provider that served the call: an open set, lower case; known aliases are
                 folded. Example: "openai".
@@ -2235,7 +2281,7 @@ class AsyncUsageResource:
             fields.source = source
         if observation is not False:
             fields.observation = observation
-        request = SubmitUsageRequest(usage=coerce.either(record, fields))
+        request = SubmitUsageRequest(usage=coerce.overlaid(record, fields))
         response: UsageReceipt = await self._channel.unary_unary(
             methods.SUBMIT_USAGE, request, timeout, headers, retry, idempotency_key
         )
@@ -2279,16 +2325,16 @@ class AsyncUsageResource:
         start_date: str | date | None = None,
         end_date: str | date | None = None,
         time_zone: str = "",
-        page: int = 0,
-        page_size: int = 0,
-        cursor: str = "",
-        sort: str = "",
-        order: str = "",
         service_tier: str | Sequence[str] = (),
         processing: str | Sequence[str] = (),
         region: str | Sequence[str] = (),
         operation: str | Sequence[str] = (),
         status: str | Sequence[str] = (),
+        page: int = 0,
+        page_size: int = 0,
+        cursor: str = "",
+        sort: str = "",
+        order: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -2296,29 +2342,30 @@ class AsyncUsageResource:
         """Lists recorded usage, newest first, a page at a time.
 
         Args:
-            organization_id: The organizations.
+            organization_id: The organizations; all that the caller may see when not given.
             provider: The providers.
             model_id: The models.
             project_id: The projects.
             user_id: The end users.
             tag: Tags: a record with any of them.
             label: Labels: a record with all of them.
-            start_date: The first moment, inclusive; a date means its midnight in time_zone. Example:
-                "2026-01-01".
-            end_date: The last moment, exclusive; a date means through that day. Example:
-                "2026-01-31".
-            time_zone: The zone of dates, an IANA name; UTC when not given.
+            start_date: The first moment, inclusive; a date means its midnight in time_zone. All time
+                when not given. Example: "2026-01-01".
+            end_date: The last moment, exclusive; a date means through that day. Open when not given;
+                in analytics, now. Example: "2026-01-31".
+            time_zone: The zone of dates and of hours, days, weeks and months, an IANA name; UTC when
+                not given.
+            service_tier: The tiers that served the calls.
+            processing: How they were processed, such as batch.
+            region: The geographies that set the price.
+            operation: The kinds of call: chat, embeddings…
+            status: How sure the costs are: priced, estimated, partial, unpriced, reported.
             page: The page's number, from 1. Numbered pages are counted, and may shift while items are
                 added.
             page_size: The most items to return, 20 when not given.
             cursor: The cursor that the page before gave; excludes `page`.
             sort: What to sort by: "timestamp" (the default) or "ingested_at".
             order: "desc" (the default) or "asc".
-            service_tier: The tiers that served the calls.
-            processing: How they were processed, such as batch.
-            region: The geographies that set the price.
-            operation: The kinds of call: chat, embeddings…
-            status: How sure the costs are: priced, estimated, partial, unpriced, reported.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
@@ -2344,16 +2391,6 @@ class AsyncUsageResource:
             request.end_date = coerce.moment(end_date)
         if time_zone is not EMPTY:
             request.time_zone = time_zone
-        if page is not ZERO:
-            request.page = page
-        if page_size is not ZERO:
-            request.page_size = page_size
-        if cursor is not EMPTY:
-            request.cursor = cursor
-        if sort is not EMPTY:
-            request.sort = sort
-        if order is not EMPTY:
-            request.order = order
         if service_tier:
             request.service_tier = coerce.texts(service_tier)
         if processing:
@@ -2364,6 +2401,16 @@ class AsyncUsageResource:
             request.operation = coerce.texts(operation)
         if status:
             request.status = coerce.texts(status)
+        if page is not ZERO:
+            request.page = page
+        if page_size is not ZERO:
+            request.page_size = page_size
+        if cursor is not EMPTY:
+            request.cursor = cursor
+        if sort is not EMPTY:
+            request.sort = sort
+        if order is not EMPTY:
+            request.order = order
         response: AsyncPager[ListUsageResponse, UsageRecord] = self._channel.pages(
             methods.LIST_USAGE, request, timeout, headers, retry
         )
@@ -2409,12 +2456,12 @@ class AsyncUsageResource:
         start_date: str | date | None = None,
         end_date: str | date | None = None,
         time_zone: str = "",
-        order: str = "",
         service_tier: str | Sequence[str] = (),
         processing: str | Sequence[str] = (),
         region: str | Sequence[str] = (),
         operation: str | Sequence[str] = (),
         status: str | Sequence[str] = (),
+        order: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -2426,24 +2473,25 @@ class AsyncUsageResource:
         {"error": ...}.
 
         Args:
-            organization_id: The organizations.
+            organization_id: The organizations; all that the caller may see when not given.
             provider: The providers.
             model_id: The models.
             project_id: The projects.
             user_id: The end users.
             tag: Tags: a record with any of them.
             label: Labels: a record with all of them.
-            start_date: The first moment, inclusive; a date means its midnight in time_zone. Example:
-                "2026-01-01".
-            end_date: The last moment, exclusive; a date means through that day. Example:
-                "2026-01-31".
-            time_zone: The zone of dates, an IANA name; UTC when not given.
-            order: "asc" (the default) or "desc", by timestamp.
+            start_date: The first moment, inclusive; a date means its midnight in time_zone. All time
+                when not given. Example: "2026-01-01".
+            end_date: The last moment, exclusive; a date means through that day. Open when not given;
+                in analytics, now. Example: "2026-01-31".
+            time_zone: The zone of dates and of hours, days, weeks and months, an IANA name; UTC when
+                not given.
             service_tier: The tiers that served the calls.
             processing: How they were processed, such as batch.
             region: The geographies that set the price.
             operation: The kinds of call: chat, embeddings…
             status: How sure the costs are: priced, estimated, partial, unpriced, reported.
+            order: "asc" (the default) or "desc", by timestamp.
             timeout: seconds for the whole stream, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
@@ -2469,8 +2517,6 @@ class AsyncUsageResource:
             request.end_date = coerce.moment(end_date)
         if time_zone is not EMPTY:
             request.time_zone = time_zone
-        if order is not EMPTY:
-            request.order = order
         if service_tier:
             request.service_tier = coerce.texts(service_tier)
         if processing:
@@ -2481,6 +2527,8 @@ class AsyncUsageResource:
             request.operation = coerce.texts(operation)
         if status:
             request.status = coerce.texts(status)
+        if order is not EMPTY:
+            request.order = order
         response: AsyncGenerator[UsageRecord, None] = self._channel.unary_stream(
             methods.EXPORT_USAGE, request, timeout, headers, retry
         )

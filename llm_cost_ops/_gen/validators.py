@@ -28,6 +28,7 @@ from llm_cost_ops._gen.messages import (
     ExportUsageRequest,
     ExportUsageResponse,
     FieldViolation,
+    Filter,
     GetAnalyticsRequest,
     GetAnalyticsResponse,
     GetCostRequest,
@@ -120,6 +121,7 @@ __all__ = [
     "validate_export_usage_request",
     "validate_export_usage_response",
     "validate_field_violation",
+    "validate_filter",
     "validate_get_analytics_request",
     "validate_get_analytics_response",
     "validate_get_cost_request",
@@ -169,52 +171,7 @@ def validate_get_analytics_request(m: GetAnalyticsRequest, path: str, violations
     """Check a GetAnalyticsRequest."""
     start = len(violations)
     v: Any
-    v = m.organization_id
-    if (v or type(v) is not list) and check_items(v, "organization_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"organization_id[{i}]", violations)
-    v = m.provider
-    if (v or type(v) is not list) and check_items(v, "provider", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"provider[{i}]", violations)
-    v = m.model_id
-    if (v or type(v) is not list) and check_items(v, "model_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"model_id[{i}]", violations)
-    v = m.project_id
-    if (v or type(v) is not list) and check_items(v, "project_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"project_id[{i}]", violations)
-    v = m.user_id
-    if (v or type(v) is not list) and check_items(v, "user_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"user_id[{i}]", violations)
-    v = m.tag
-    if (v or type(v) is not list) and check_items(v, "tag", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"tag[{i}]", violations)
-    v = m.label
-    if (v or type(v) is not dict) and check_entries(v, "label", violations):
-        for k, e in v.items():
-            if type(k) is not str or not k.isprintable():
-                check_text(k, entry("label", k), violations)
-            if type(e) is not str or not e.isprintable():
-                check_text(e, entry("label", k), violations)
-    v = m.start_date
-    if not v or type(v) is not str or not v.isprintable():
-        check_text(v, "start_date", violations, required=True)
-    v = m.end_date
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "end_date", violations)
-    v = m.time_zone
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "time_zone", violations)
+    validate_filter(m, "", violations)
     v = m.interval
     if type(v) is not Interval:
         check_enum(v, "interval", violations, Interval)
@@ -231,31 +188,7 @@ def validate_get_analytics_request(m: GetAnalyticsRequest, path: str, violations
     v = m.currency
     if v is not EMPTY and (type(v) is not str or len(v) > 3 or not v.isprintable()):
         check_text(v, "currency", violations, 3)
-    v = m.service_tier
-    if (v or type(v) is not list) and check_items(v, "service_tier", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"service_tier[{i}]", violations)
-    v = m.processing
-    if (v or type(v) is not list) and check_items(v, "processing", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"processing[{i}]", violations)
-    v = m.region
-    if (v or type(v) is not list) and check_items(v, "region", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"region[{i}]", violations)
-    v = m.operation
-    if (v or type(v) is not list) and check_items(v, "operation", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"operation[{i}]", violations)
-    v = m.status
-    if (v or type(v) is not list) and check_items(v, "status", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"status[{i}]", violations)
+    if not m.start_date: missing("start_date", violations)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -487,52 +420,7 @@ def validate_get_cost_summary_request(
     """Check a GetCostSummaryRequest."""
     start = len(violations)
     v: Any
-    v = m.organization_id
-    if (v or type(v) is not list) and check_items(v, "organization_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"organization_id[{i}]", violations)
-    v = m.provider
-    if (v or type(v) is not list) and check_items(v, "provider", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"provider[{i}]", violations)
-    v = m.model_id
-    if (v or type(v) is not list) and check_items(v, "model_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"model_id[{i}]", violations)
-    v = m.project_id
-    if (v or type(v) is not list) and check_items(v, "project_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"project_id[{i}]", violations)
-    v = m.user_id
-    if (v or type(v) is not list) and check_items(v, "user_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"user_id[{i}]", violations)
-    v = m.tag
-    if (v or type(v) is not list) and check_items(v, "tag", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"tag[{i}]", violations)
-    v = m.label
-    if (v or type(v) is not dict) and check_entries(v, "label", violations):
-        for k, e in v.items():
-            if type(k) is not str or not k.isprintable():
-                check_text(k, entry("label", k), violations)
-            if type(e) is not str or not e.isprintable():
-                check_text(e, entry("label", k), violations)
-    v = m.start_date
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "start_date", violations)
-    v = m.end_date
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "end_date", violations)
-    v = m.time_zone
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "time_zone", violations)
+    validate_filter(m, "", violations)
     v = m.group_by
     if (v or type(v) is not list) and check_items(v, "group_by", violations, max_items=4):
         for i, e in enumerate(v):
@@ -541,31 +429,6 @@ def validate_get_cost_summary_request(
     v = m.currency
     if v is not EMPTY and (type(v) is not str or len(v) > 3 or not v.isprintable()):
         check_text(v, "currency", violations, 3)
-    v = m.service_tier
-    if (v or type(v) is not list) and check_items(v, "service_tier", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"service_tier[{i}]", violations)
-    v = m.processing
-    if (v or type(v) is not list) and check_items(v, "processing", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"processing[{i}]", violations)
-    v = m.region
-    if (v or type(v) is not list) and check_items(v, "region", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"region[{i}]", violations)
-    v = m.operation
-    if (v or type(v) is not list) and check_items(v, "operation", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"operation[{i}]", violations)
-    v = m.status
-    if (v or type(v) is not list) and check_items(v, "status", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"status[{i}]", violations)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -686,6 +549,9 @@ def validate_get_cost_request(m: GetCostRequest, path: str, violations: list[Vio
     v = m.usage_id
     if not v or type(v) is not str or len(v) > 64 or not v.isprintable():
         check_text(v, "usage_id", violations, 64, required=True)
+    v = m.organization_id
+    if v is not EMPTY and (type(v) is not str or len(v) > 100 or not v.isprintable()):
+        check_text(v, "organization_id", violations, 100)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -711,6 +577,9 @@ def validate_verify_cost_request(m: VerifyCostRequest, path: str, violations: li
     v = m.usage_id
     if not v or type(v) is not str or len(v) > 64 or not v.isprintable():
         check_text(v, "usage_id", violations, 64, required=True)
+    v = m.organization_id
+    if v is not EMPTY and (type(v) is not str or len(v) > 100 or not v.isprintable()):
+        check_text(v, "organization_id", violations, 100)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -780,83 +649,13 @@ def validate_reprice_usage_request(m: RepriceUsageRequest, path: str, violations
     """Check a RepriceUsageRequest."""
     start = len(violations)
     v: Any
-    v = m.organization_id
-    if (v or type(v) is not list) and check_items(v, "organization_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"organization_id[{i}]", violations)
-    v = m.provider
-    if (v or type(v) is not list) and check_items(v, "provider", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"provider[{i}]", violations)
-    v = m.model_id
-    if (v or type(v) is not list) and check_items(v, "model_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"model_id[{i}]", violations)
-    v = m.project_id
-    if (v or type(v) is not list) and check_items(v, "project_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"project_id[{i}]", violations)
-    v = m.user_id
-    if (v or type(v) is not list) and check_items(v, "user_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"user_id[{i}]", violations)
-    v = m.tag
-    if (v or type(v) is not list) and check_items(v, "tag", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"tag[{i}]", violations)
-    v = m.label
-    if (v or type(v) is not dict) and check_entries(v, "label", violations):
-        for k, e in v.items():
-            if type(k) is not str or not k.isprintable():
-                check_text(k, entry("label", k), violations)
-            if type(e) is not str or not e.isprintable():
-                check_text(e, entry("label", k), violations)
-    v = m.start_date
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "start_date", violations)
-    v = m.end_date
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "end_date", violations)
-    v = m.time_zone
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "time_zone", violations)
+    validate_filter(m, "", violations)
     v = m.as_of
     if v is not EMPTY and (type(v) is not str or not v.isprintable()):
         check_text(v, "as_of", violations)
     v = m.dry_run
     if type(v) is not bool:
         check_instance(v, "dry_run", violations, bool)
-    v = m.service_tier
-    if (v or type(v) is not list) and check_items(v, "service_tier", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"service_tier[{i}]", violations)
-    v = m.processing
-    if (v or type(v) is not list) and check_items(v, "processing", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"processing[{i}]", violations)
-    v = m.region
-    if (v or type(v) is not list) and check_items(v, "region", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"region[{i}]", violations)
-    v = m.operation
-    if (v or type(v) is not list) and check_items(v, "operation", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"operation[{i}]", violations)
-    v = m.status
-    if (v or type(v) is not list) and check_items(v, "status", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"status[{i}]", violations)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -923,6 +722,85 @@ def validate_reprice_usage_response(m: RepriceUsageResponse, path: str, violatio
     v = m.meta
     if v is not None:
         validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_filter(m: Filter, path: str, violations: list[Violation]) -> None:
+    """Check a Filter."""
+    start = len(violations)
+    v: Any
+    v = m.organization_id
+    if (v or type(v) is not list) and check_items(v, "organization_id", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"organization_id[{i}]", violations)
+    v = m.provider
+    if (v or type(v) is not list) and check_items(v, "provider", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"provider[{i}]", violations)
+    v = m.model_id
+    if (v or type(v) is not list) and check_items(v, "model_id", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"model_id[{i}]", violations)
+    v = m.project_id
+    if (v or type(v) is not list) and check_items(v, "project_id", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"project_id[{i}]", violations)
+    v = m.user_id
+    if (v or type(v) is not list) and check_items(v, "user_id", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"user_id[{i}]", violations)
+    v = m.tag
+    if (v or type(v) is not list) and check_items(v, "tag", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"tag[{i}]", violations)
+    v = m.label
+    if (v or type(v) is not dict) and check_entries(v, "label", violations):
+        for k, e in v.items():
+            if type(k) is not str or not k.isprintable():
+                check_text(k, entry("label", k), violations)
+            if type(e) is not str or not e.isprintable():
+                check_text(e, entry("label", k), violations)
+    v = m.start_date
+    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
+        check_text(v, "start_date", violations)
+    v = m.end_date
+    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
+        check_text(v, "end_date", violations)
+    v = m.time_zone
+    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
+        check_text(v, "time_zone", violations)
+    v = m.service_tier
+    if (v or type(v) is not list) and check_items(v, "service_tier", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"service_tier[{i}]", violations)
+    v = m.processing
+    if (v or type(v) is not list) and check_items(v, "processing", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"processing[{i}]", violations)
+    v = m.region
+    if (v or type(v) is not list) and check_items(v, "region", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"region[{i}]", violations)
+    v = m.operation
+    if (v or type(v) is not list) and check_items(v, "operation", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"operation[{i}]", violations)
+    v = m.status
+    if (v or type(v) is not list) and check_items(v, "status", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"status[{i}]", violations)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1209,6 +1087,12 @@ def validate_rate_card(m: RateCard, path: str, violations: list[Violation]) -> N
     v = m.output_price_per_1k
     if v is not None:
         check_decimal(v, "output_price_per_1k", violations)
+    v = m.input_price_per_million
+    if v is not None:
+        check_decimal(v, "input_price_per_million", violations)
+    v = m.output_price_per_million
+    if v is not None:
+        check_decimal(v, "output_price_per_million", violations)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1279,6 +1163,12 @@ def validate_create_price_request(m: CreatePriceRequest, path: str, violations: 
     v = m.source_url
     if v is not EMPTY and (type(v) is not str or len(v) > 2048 or not v.isprintable()):
         check_text(v, "source_url", violations, 2048)
+    v = m.input_price_per_million
+    if v is not None:
+        check_decimal(v, "input_price_per_million", violations, low=0)
+    v = m.output_price_per_million
+    if v is not None:
+        check_decimal(v, "output_price_per_million", violations, low=0)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1383,32 +1273,32 @@ def validate_modality_tokens(m: ModalityTokens, path: str, violations: list[Viol
     start = len(violations)
     v: Any
     v = m.input_audio_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "input_audio_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "input_audio_tokens", violations, 0, 1000000000000)
     v = m.input_image_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "input_image_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "input_image_tokens", violations, 0, 1000000000000)
     v = m.input_video_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "input_video_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "input_video_tokens", violations, 0, 1000000000000)
     v = m.cached_audio_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "cached_audio_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "cached_audio_tokens", violations, 0, 1000000000000)
     v = m.cached_image_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "cached_image_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "cached_image_tokens", violations, 0, 1000000000000)
     v = m.cached_video_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "cached_video_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "cached_video_tokens", violations, 0, 1000000000000)
     v = m.output_audio_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "output_audio_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "output_audio_tokens", violations, 0, 1000000000000)
     v = m.output_image_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "output_image_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "output_image_tokens", violations, 0, 1000000000000)
     v = m.output_video_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "output_video_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "output_video_tokens", violations, 0, 1000000000000)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1435,26 +1325,26 @@ def validate_usage_record(m: UsageRecord, path: str, violations: list[Violation]
     if not v or type(v) is not str or len(v) > 255 or not v.isprintable():
         check_text(v, "model_id", violations, 255, required=True)
     v = m.input_tokens
-    if v is not None and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "input_tokens", violations, 0, 1000000000000000)
+    if v is not None and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "input_tokens", violations, 0, 1000000000000)
     v = m.output_tokens
-    if v is not None and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "output_tokens", violations, 0, 1000000000000000)
+    if v is not None and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "output_tokens", violations, 0, 1000000000000)
     v = m.total_tokens
-    if v is not None and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "total_tokens", violations, 0, 1000000000000000)
+    if v is not None and (type(v) is not int or not 0 <= v <= 2000000000000):
+        check_int(v, "total_tokens", violations, 0, 2000000000000)
     v = m.cached_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "cached_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "cached_tokens", violations, 0, 1000000000000)
     v = m.cache_write_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "cache_write_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "cache_write_tokens", violations, 0, 1000000000000)
     v = m.cache_write_extended_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "cache_write_extended_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "cache_write_extended_tokens", violations, 0, 1000000000000)
     v = m.reasoning_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000000):
-        check_int(v, "reasoning_tokens", violations, 0, 1000000000000000)
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
+        check_int(v, "reasoning_tokens", violations, 0, 1000000000000)
     v = m.timestamp
     if v is not None and type(v) is not datetime:
         check_instance(v, "timestamp", violations, datetime)
@@ -1478,8 +1368,8 @@ def validate_usage_record(m: UsageRecord, path: str, violations: list[Violation]
         for k, e in v.items():
             if type(k) is not str or not k.isprintable():
                 check_text(k, entry("meters", k), violations)
-            if type(e) is not int or not 0 <= e <= 1000000000000000:
-                check_int(e, entry("meters", k), violations, 0, 1000000000000000)
+            if type(e) is not int or not 0 <= e <= 1000000000000:
+                check_int(e, entry("meters", k), violations, 0, 1000000000000)
     v = m.request_count
     if v is not None and (type(v) is not int or not 1 <= v <= 2147483647):
         check_int(v, "request_count", violations, 1, 2147483647)
@@ -1708,52 +1598,7 @@ def validate_list_usage_request(m: ListUsageRequest, path: str, violations: list
     """Check a ListUsageRequest."""
     start = len(violations)
     v: Any
-    v = m.organization_id
-    if (v or type(v) is not list) and check_items(v, "organization_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"organization_id[{i}]", violations)
-    v = m.provider
-    if (v or type(v) is not list) and check_items(v, "provider", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"provider[{i}]", violations)
-    v = m.model_id
-    if (v or type(v) is not list) and check_items(v, "model_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"model_id[{i}]", violations)
-    v = m.project_id
-    if (v or type(v) is not list) and check_items(v, "project_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"project_id[{i}]", violations)
-    v = m.user_id
-    if (v or type(v) is not list) and check_items(v, "user_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"user_id[{i}]", violations)
-    v = m.tag
-    if (v or type(v) is not list) and check_items(v, "tag", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"tag[{i}]", violations)
-    v = m.label
-    if (v or type(v) is not dict) and check_entries(v, "label", violations):
-        for k, e in v.items():
-            if type(k) is not str or not k.isprintable():
-                check_text(k, entry("label", k), violations)
-            if type(e) is not str or not e.isprintable():
-                check_text(e, entry("label", k), violations)
-    v = m.start_date
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "start_date", violations)
-    v = m.end_date
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "end_date", violations)
-    v = m.time_zone
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "time_zone", violations)
+    validate_filter(m, "", violations)
     v = m.page
     if v is not ZERO and (type(v) is not int or not 0 <= v <= 2147483647):
         check_int(v, "page", violations, 0, 2147483647)
@@ -1769,31 +1614,6 @@ def validate_list_usage_request(m: ListUsageRequest, path: str, violations: list
     v = m.order
     if v is not EMPTY and (type(v) is not str or not v.isprintable()):
         check_text(v, "order", violations)
-    v = m.service_tier
-    if (v or type(v) is not list) and check_items(v, "service_tier", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"service_tier[{i}]", violations)
-    v = m.processing
-    if (v or type(v) is not list) and check_items(v, "processing", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"processing[{i}]", violations)
-    v = m.region
-    if (v or type(v) is not list) and check_items(v, "region", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"region[{i}]", violations)
-    v = m.operation
-    if (v or type(v) is not list) and check_items(v, "operation", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"operation[{i}]", violations)
-    v = m.status
-    if (v or type(v) is not list) and check_items(v, "status", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"status[{i}]", violations)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1819,11 +1639,9 @@ def validate_stream_usage_request(m: StreamUsageRequest, path: str, violations: 
     """Check a StreamUsageRequest."""
     start = len(violations)
     v: Any
-    v = m.usage
-    if v is not None:
-        validate_usage_record(v, "usage", violations) if type(v) is UsageRecord else check_instance(v, "usage", violations, UsageRecord)
-    if v is None:
-        missing("usage", violations)
+    v = m.records
+    if (v or type(v) is not list) and check_items(v, "records", violations):
+        check_messages(v, "records", violations, UsageRecord, validate_usage_record)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1869,80 +1687,10 @@ def validate_export_usage_request(m: ExportUsageRequest, path: str, violations: 
     """Check a ExportUsageRequest."""
     start = len(violations)
     v: Any
-    v = m.organization_id
-    if (v or type(v) is not list) and check_items(v, "organization_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"organization_id[{i}]", violations)
-    v = m.provider
-    if (v or type(v) is not list) and check_items(v, "provider", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"provider[{i}]", violations)
-    v = m.model_id
-    if (v or type(v) is not list) and check_items(v, "model_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"model_id[{i}]", violations)
-    v = m.project_id
-    if (v or type(v) is not list) and check_items(v, "project_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"project_id[{i}]", violations)
-    v = m.user_id
-    if (v or type(v) is not list) and check_items(v, "user_id", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"user_id[{i}]", violations)
-    v = m.tag
-    if (v or type(v) is not list) and check_items(v, "tag", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"tag[{i}]", violations)
-    v = m.label
-    if (v or type(v) is not dict) and check_entries(v, "label", violations):
-        for k, e in v.items():
-            if type(k) is not str or not k.isprintable():
-                check_text(k, entry("label", k), violations)
-            if type(e) is not str or not e.isprintable():
-                check_text(e, entry("label", k), violations)
-    v = m.start_date
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "start_date", violations)
-    v = m.end_date
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "end_date", violations)
-    v = m.time_zone
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "time_zone", violations)
+    validate_filter(m, "", violations)
     v = m.order
     if v is not EMPTY and (type(v) is not str or not v.isprintable()):
         check_text(v, "order", violations)
-    v = m.service_tier
-    if (v or type(v) is not list) and check_items(v, "service_tier", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"service_tier[{i}]", violations)
-    v = m.processing
-    if (v or type(v) is not list) and check_items(v, "processing", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"processing[{i}]", violations)
-    v = m.region
-    if (v or type(v) is not list) and check_items(v, "region", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"region[{i}]", violations)
-    v = m.operation
-    if (v or type(v) is not list) and check_items(v, "operation", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"operation[{i}]", violations)
-    v = m.status
-    if (v or type(v) is not list) and check_items(v, "status", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"status[{i}]", violations)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1951,8 +1699,8 @@ def validate_export_usage_response(m: ExportUsageResponse, path: str, violations
     """Check a ExportUsageResponse."""
     start = len(violations)
     v: Any
-    v = m.usage
-    if v is not None:
-        validate_usage_record(v, "usage", violations) if type(v) is UsageRecord else check_instance(v, "usage", violations, UsageRecord)
+    v = m.records
+    if (v or type(v) is not list) and check_items(v, "records", violations):
+        check_messages(v, "records", violations, UsageRecord, validate_usage_record)
     if path and len(violations) != start:
         relocate(violations, start, path)

@@ -18,7 +18,7 @@ from llm_cost_ops._gen.messages import (
 from llm_cost_ops.catalog.bundle import CardRow, RateRow, WindowRow
 from llm_cost_ops.catalog.errors import CatalogError
 
-__all__ = ["card_id", "materialise"]
+__all__ = ["card_id", "materialise", "midnight"]
 
 _context = Context(prec=60)
 
@@ -51,8 +51,8 @@ def materialise(
             processing=row.processing,
             speed=row.speed,
             currency=row.currency,
-            effective_from=_midnight(row.since),
-            effective_until=_midnight(row.until),
+            effective_from=midnight(row.since),
+            effective_until=midnight(row.until),
             windows=[_window(each) for each in row.windows],
             rates=[_rate(each) for each in row.rates],
             tier_mode=TierMode.WHOLE_REQUEST,
@@ -70,9 +70,11 @@ def materialise(
         raise CatalogError(f"the price catalog is malformed at {provider}/{model_id}: {error}") from error
     for rate in card.rates:
         if rate.meter == "INPUT":
-            card.input_price_per_1k = _per_1k(rate)
+            card.input_price_per_1k = _price_of(1_000, rate)
+            card.input_price_per_million = _price_of(1_000_000, rate)
         elif rate.meter == "OUTPUT":
-            card.output_price_per_1k = _per_1k(rate)
+            card.output_price_per_1k = _price_of(1_000, rate)
+            card.output_price_per_million = _price_of(1_000_000, rate)
     return card
 
 
@@ -91,10 +93,11 @@ def _window(row: WindowRow) -> TimeWindow:
     return TimeWindow(start=row.start, end=row.end, time_zone=row.time_zone, weekdays=list(row.weekdays))
 
 
-def _midnight(date: str) -> datetime | None:
+def midnight(date: str) -> datetime | None:
+    """The moment at which an ISO date begins, in UTC; None for an empty one."""
     return datetime.fromisoformat(date).replace(tzinfo=UTC) if date else None
 
 
-def _per_1k(rate: Rate) -> Decimal:
-    price = _context.divide(_context.multiply(rate.price, Decimal(1000)), Decimal(rate.per))
+def _price_of(count: int, rate: Rate) -> Decimal:
+    price = _context.divide(_context.multiply(rate.price, Decimal(count)), Decimal(rate.per))
     return Decimal(f"{price.normalize(_context):f}")

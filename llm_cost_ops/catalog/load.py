@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import msgspec
 from llm_cost_ops._gen.messages import RateCard
 from llm_cost_ops.catalog.bundle import (
     MAX_FILE_BYTES,
+    CardRow,
     Header,
     ModelRow,
     Payload,
@@ -23,12 +25,20 @@ from llm_cost_ops.catalog.bundle import (
     read_bundle,
     read_header,
 )
-from llm_cost_ops.catalog.cards import materialise
+from llm_cost_ops.catalog.cards import card_id, materialise, midnight
 from llm_cost_ops.catalog.errors import CatalogError
 from llm_cost_ops.catalog.names import NameTable
 from llm_cost_ops.rules.providers import canonical_provider
 
-__all__ = ["Catalog", "CatalogModel", "load_catalog", "read_catalog", "use_catalog", "user_catalog_path"]
+__all__ = [
+    "CardEntry",
+    "Catalog",
+    "CatalogModel",
+    "load_catalog",
+    "read_catalog",
+    "use_catalog",
+    "user_catalog_path",
+]
 
 _log = logging.getLogger("llm_cost_ops.catalog")
 
@@ -45,6 +55,18 @@ class CatalogModel(msgspec.Struct, frozen=True, gc=False):
     id: str
     name: str = ""
     aliases: tuple[str, ...] = ()
+
+
+class CardEntry(msgspec.Struct, frozen=True, gc=False):
+    """What a listing needs to know of a card before it is made: `Catalog.card_of` makes it."""
+
+    id: str
+    provider: str
+    currency: str
+    effective_from: datetime | None
+    effective_until: datetime | None
+    place: int
+    row: int
 
 
 class _Provider:
@@ -71,6 +93,8 @@ class Catalog:
         self._header = header
         self._payload = payload
         self._path = path
+        self._lock = threading.Lock()
+        self._entries: tuple[CardEntry, ...] | None = None
         self._provider = lru_cache(maxsize=None)(self._read_provider)
         self._resolve = lru_cache(maxsize=_CACHED_MODELS)(self._find_cards)
 
@@ -155,6 +179,32 @@ class Catalog:
             for place in range(len(self._provider(name).row.models)):
                 yield from self._cards_of(name, name, place)
 
+    def entries(self) -> Sequence[CardEntry]:
+        """An entry for each card, by provider and in the order of the catalog: decoded once, then kept."""
+        with self._lock:
+            if self._entries is None:
+                self._entries = tuple(
+                    CardEntry(
+                        card_id(name, model.id, row),
+                        name,
+                        row.currency,
+                        midnight(row.since),
+                        midnight(row.until),
+                        place,
+                        number,
+                    )
+                    for name in self.providers()
+                    for place in range(len(self._provider(name).row.models))
+                    for model in (self._provider(name).model(place),)
+                    for number, row in enumerate(model.cards)
+                )
+            return self._entries
+
+    def card_of(self, entry: CardEntry) -> RateCard:
+        """The card of an entry, made anew."""
+        model = self._provider(entry.provider).model(entry.place)
+        return self._made(model, model.cards[entry.row], entry.provider, entry.provider, list(model.aliases))
+
     def _owner(self, provider: str) -> str:
         name = canonical_provider(provider)
         return name if name in self._payload.providers else self._payload.aliases.get(name, name)
@@ -177,16 +227,19 @@ class Catalog:
         if asked and asked not in {model.id, *names}:
             names.append(asked)
         for row in model.cards:
-            if not 0 <= row.url < len(self._payload.urls):
-                raise CatalogError(f"the price catalog is malformed: {owner}/{model.id} has no source")
-            yield materialise(
-                row,
-                provider=shown,
-                model_id=model.id,
-                names=names,
-                version=self.version,
-                url=self._payload.urls[row.url],
-            )
+            yield self._made(model, row, owner, shown, names)
+
+    def _made(self, model: ModelRow, row: CardRow, owner: str, shown: str, names: list[str]) -> RateCard:
+        if not 0 <= row.url < len(self._payload.urls):
+            raise CatalogError(f"the price catalog is malformed: {owner}/{model.id} has no source")
+        return materialise(
+            row,
+            provider=shown,
+            model_id=model.id,
+            names=names,
+            version=self.version,
+            url=self._payload.urls[row.url],
+        )
 
 
 class _InForce:

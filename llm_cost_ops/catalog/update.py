@@ -144,7 +144,7 @@ def _replace(target: Path, data: bytes) -> None:
     """Writes a file whole or not at all, on the disk when this returns."""
     temporary = ""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from llm_cost_ops import __version__
 from llm_cost_ops.cli.options import add_questions, add_target
+from llm_cost_ops.config import REPORTED_PROVIDERS, split_names
 from llm_cost_ops.exceptions import CostOpsError
 
 __all__ = ["main"]
@@ -26,6 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     _add_keys(commands)
     _add_import(commands)
+    _add_database(commands)
     add_questions(commands)
     return parser
 
@@ -59,6 +61,14 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         choices=("disk", "process"),
         default="disk",
         help="what an acknowledged record survives: a power cut (disk, the default) or a crash (process)",
+    )
+    parser.add_argument(
+        "--reported-providers",
+        type=split_names,
+        default=REPORTED_PROVIDERS,
+        metavar="NAMES",
+        help="with commas: providers whose stated costs are taken before those by price cards; "
+        f"default: {','.join(REPORTED_PROVIDERS)}",
     )
     parser.add_argument(
         "--require-keys",
@@ -125,26 +135,63 @@ def _add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.set_defaults(run="keys")
 
 
+def _add_database(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("db", help="back up or check a database file, also while it is in use")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    backup = actions.add_parser(
+        "backup",
+        help="copy a database, also while processes write to it",
+        description="Copy the state of one moment to a new file, which only you can read, and check the "
+        "copy. Nobody has to stop. (`cp` of a database in use makes copies that open and are wrong.)",
+    )
+    backup.add_argument("source", metavar="SRC")
+    backup.add_argument("target", metavar="DEST", help="a file that is not there yet")
+    check = actions.add_parser(
+        "check",
+        help="check a database: its structure, its sums against its rows, and its ids",
+        description="Read the whole database and check its structure, its sums against its rows, and its ids "
+        "against its keys. The exit status is 1 when something is wrong.",
+    )
+    check.add_argument("path", metavar="PATH")
+    parser.set_defaults(run="db")
+
+
 def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "import",
         help="record the usage in a file",
-        description="Record the usage in a JSONL file (usage records or provider responses) or a CSV file. "
+        description="Record the usage in a file: usage records, responses of providers, session logs of "
+        "Claude Code and Codex, usage and cost pages of OpenAI and Anthropic, exports of LiteLLM, "
+        "OpenRouter, Vercel, Helicone, Langfuse and LangSmith, spans of OpenTelemetry, or other JSON and CSV "
+        "with --map. "
         "Running it twice counts nothing twice. Rejected lines are reported and passed over; "
         "the exit status is then 1.",
     )
-    parser.add_argument("file", help="a .jsonl or .csv file, or - for JSONL on standard input")
+    parser.add_argument("file", help="JSON, JSON lines or CSV, also gzipped; - for standard input")
     add_target(parser)
-    parser.add_argument("--format", choices=("jsonl", "csv"), help="default: by the file's name")
+    parser.add_argument(
+        "--format", choices=("json", "jsonl", "csv"), help="default: as it is named or begins"
+    )
+    parser.add_argument(
+        "--delimiter", metavar="CHARACTER", help="what separates columns, such as ; or tab; default: sniffed"
+    )
     parser.add_argument(
         "--map",
         action="append",
         default=[],
         metavar="FIELD=COLUMN",
-        help="take a field from a CSV column, such as input_tokens=ContextTokens or labels.team=Team",
+        help="take a field from a column or a sum of columns, or from a path in JSON, such as "
+        "input_tokens=ContextTokens, input_tokens=Fresh+Cached or model_id=request.model",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="give a field of every record"
+    )
+    parser.add_argument(
+        "--reported-providers",
+        type=split_names,
+        metavar="NAMES",
+        help="with commas: providers whose stated costs are taken before those by price cards, with --db; "
+        f"default: {','.join(REPORTED_PROVIDERS)}",
     )
     parser.add_argument("--batch-size", type=int, default=1000, metavar="N", help="default: %(default)s")
     parser.set_defaults(run="import")
@@ -159,6 +206,10 @@ def _dispatch(options: argparse.Namespace) -> int:
         from llm_cost_ops.cli.keys import keys
 
         return keys(options)
+    if options.run == "db":
+        from llm_cost_ops.cli.database import database
+
+        return database(options)
     if options.run == "import":
         from llm_cost_ops.cli.importing import import_file
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from shlex import quote
 from shutil import which
 
 from rich.console import Console
 from rich.markup import escape
 
-from llm_cost_ops.cli.import_lines import read_jsonl
 from llm_cost_ops.cli.importing import Import
 from llm_cost_ops.cli.reports import cost_table, money, print_total
+from llm_cost_ops.cli.target import url_of
 from llm_cost_ops.client.clients import CostOpsClient
+from llm_cost_ops.imports import UsageFile
 
 __all__ = ["quickstart"]
 
@@ -31,13 +33,14 @@ def quickstart(options: argparse.Namespace) -> int:
         )
         return 2
     console = Console()
-    with CostOpsClient(base_url=f"sqlite:///{options.db}") as client:
+    with CostOpsClient(base_url=url_of(options.db)) as client:
         into = escape(options.db)
         console.print(f"Recording the responses in [bold]{escape(_shown(path))}[/] into [bold]{into}[/]")
-        job = Import(client, {}, batch_size=100)
+        job = Import(client, batch_size=100)
         with path.open("rb") as stream:
-            job.run(read_jsonl(stream), path.stat().st_size)
-        job.report(console)
+            file = UsageFile(stream, path.name)
+            job.run(file, path.stat().st_size)
+        job.report(console, file)
         by_model = client.costs.get(group_by=["provider", "model"])
         by_day = client.costs.get(group_by="day")
         console.print()
@@ -57,7 +60,8 @@ def quickstart(options: argparse.Namespace) -> int:
                 f"The last call: {model}, {record.input_tokens:,} tokens in "
                 f"({record.cached_tokens:,} cached), {record.output_tokens:,} out: {cost}."
             )
-    console.print(f"Ask more: [bold]{escape(_command())} costs --db {into} --group-by project,day[/]")
+    question = f"{_command()} costs --db {quote(options.db)} --group-by project,day"
+    console.print(f"Ask more: [bold]{escape(question)}[/]")
     return 1 if job.rejected else 0
 
 

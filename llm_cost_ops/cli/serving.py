@@ -12,7 +12,7 @@ from typing import Any
 from llm_cost_ops._gen.messages import GetReadinessRequest
 from llm_cost_ops._gen.methods import GET_HEALTH, GET_READINESS
 from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
-from llm_cost_ops.ledger.sqlite.store import SqliteStore
+from llm_cost_ops.ledger import open_ledger
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.method import MethodDescriptor
@@ -53,10 +53,10 @@ async def _serve(options: argparse.Namespace, *, exists: bool) -> None:
     for option, where in (("http", where_http), ("grpc", where_grpc)):
         _check_reach(option, where, required=required, secret=tls is not None)
     print(f"llm-cost-ops: {_REQUIRED if required else _UNASKED}", flush=True)
-    store = SqliteStore(options.db, durability=options.durability, group_commit=True)
-    keys = Authentication(store.keys, required=required)
+    ledger = open_ledger(options.db, durability=options.durability, group_commit=True)
+    keys = Authentication(ledger.keys, required=required)
     admission = Admission(options.max_calls, exempt=OPEN)
-    service = Service(store, [admission, keys])
+    service = Service(ledger, [admission, keys], reported_providers=options.reported_providers)
     servers: list[Server] = []
     if where_http is not None:
         app = AsgiApp(service.handler, admit=keys.admit, admission=admission)
@@ -74,13 +74,13 @@ async def _serve(options: argparse.Namespace, *, exists: bool) -> None:
 
 
 async def _holds_keys(options: argparse.Namespace) -> bool:
-    store = SqliteStore(options.db)
+    ledger = open_ledger(options.db)
     try:
-        return await store.keys.any(_context(GET_HEALTH))
+        return await ledger.keys.any(_context(GET_HEALTH))
     except RpcError as error:
         raise error_from_rpc(error) from error
     finally:
-        await store.aclose()
+        await ledger.aclose()
 
 
 def _context(method: MethodDescriptor[Any, Any], timeout: float = 30.0) -> CallContext:

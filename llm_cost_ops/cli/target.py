@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 from llm_cost_ops.client.clients import CostOpsClient
-from llm_cost_ops.config import ClientConfig, RetryConfig
+from llm_cost_ops.config import SCHEMES, ClientConfig, RetryConfig
 from llm_cost_ops.exceptions import ConfigurationError
 
-__all__ = ["open_client"]
+__all__ = ["open_client", "url_of"]
 
 
 def open_client(
@@ -24,8 +25,16 @@ def open_client(
     """
     base_url = getattr(options, "base_url", None)
     if options.db:
-        base_url = "sqlite:///" + os.fspath(options.db)
+        base_url = url_of(options.db)
     config = ClientConfig.from_env(**({"base_url": base_url} if base_url else {}))
+    reported = getattr(options, "reported_providers", None)
+    if reported is not None:
+        if not config.base_url.startswith("sqlite:"):
+            raise ConfigurationError(
+                "--reported-providers goes with --db: a server has its own setting",
+                parameter="reported_providers",
+            )
+        config = config.replace(reported_providers=reported)
     path = _file_of(config.base_url)
     if path is not None and not create and not path.exists():
         if without is None:
@@ -36,5 +45,16 @@ def open_client(
 
 
 def _file_of(base_url: str) -> Path | None:
-    scheme, _, path = base_url.partition(":///")
-    return Path(path) if scheme == "sqlite" and path else None
+    scheme, _, path = base_url.partition("?")[0].partition(":///")
+    return Path(unquote(path)).expanduser() if scheme == "sqlite" and path else None
+
+
+def url_of(path: str) -> str:
+    """The base URL of a database file: what stands in a path for itself would mean something in a URL.
+
+    A URL of a known scheme is taken as it is, and a path under ~ is one's own.
+    """
+    scheme, separator, _ = path.partition("://")
+    if separator and scheme in SCHEMES:
+        return path
+    return "sqlite:///" + quote(os.fspath(Path(path).expanduser()))

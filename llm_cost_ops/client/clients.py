@@ -5,26 +5,31 @@ This is the composition root: nothing else knows which parts a client is made of
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property, partial
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qs, urlencode
 
 from llm_cost_ops._gen import resources
+from llm_cost_ops.client.attribution import Attributes, Attribution, attribute
 from llm_cost_ops.client.options import chain_of
+from llm_cost_ops.client.recording import Recording, async_connection, sync_connection
 from llm_cost_ops.client.uploads import AsyncStreamingUsageResource, StreamingUsageResource
-from llm_cost_ops.config import ClientConfig, RetryConfig, split_base_url
+from llm_cost_ops.config import ClientConfig, RetryConfig, split_base_url, split_names
 from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
 from llm_cost_ops.interceptors.validation import Validation
 from llm_cost_ops.rpc.channel import UNSET, AsyncChannel, Channel
 from llm_cost_ops.rpc.interceptor import Transport
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.runtime import Runtime
+from llm_cost_ops.wire.unknown import UNKNOWN_FIELDS
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import GetHealthResponse, GetReadinessResponse
+    from llm_cost_ops.client.recorder import FlushReport
     from llm_cost_ops.transports.serializer import Serializer
 
 __all__ = ["AsyncCostOpsClient", "CostOpsClient"]
@@ -48,20 +53,14 @@ def _embedded_transport(config: ClientConfig, *, sync: bool) -> Transport:
     from llm_cost_ops.service import open_service
     from llm_cost_ops.transports.inprocess import InProcessTransport
 
-    parts = split_base_url(config.base_url)
-    options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
-    durability = options.pop("durability", config.durability)
-    if options:
-        raise ConfigurationError(f"base_url: unknown option {min(options)!r}", parameter="base_url")
-    if durability not in ("disk", "process"):
-        raise ConfigurationError(
-            f"base_url: durability must be 'disk' or 'process', not {durability!r}", parameter="base_url"
-        )
-    path = unquote(parts.path)[1:]
+    query = parse_qs(split_base_url(config.base_url).query, keep_blank_values=True)
+    stated = query.pop("reported_providers", None)
+    url = config.base_url.partition("?")[0]
     service = open_service(
-        str(Path(path).expanduser()) if path else None,
-        durability=durability,
+        f"{url}?{urlencode(query, doseq=True)}" if query else url,
+        durability=config.durability,
         group_commit=not sync,
+        reported_providers=config.reported_providers if stated is None else split_names(stated[-1]),
         origin="client",
     )
     return InProcessTransport(service.handler, service.aclose)
@@ -79,8 +78,8 @@ def _http_transport(config: ClientConfig, http_client: Any, serializer: Any, *, 
         verify = ssl_context(config.tls, verify=config.verify_ssl)
     transport: Transport = kind(
         config.base_url,
-        max_connections=pool.max_connections,
-        max_keepalive_connections=pool.max_keepalive_connections,
+        max_connections=min(pool.max_connections, pool.max_in_flight),
+        max_keepalive_connections=pool.keepalive_connections,
         keepalive_expiry=pool.keepalive_expiry,
         verify=verify,
         proxy=config.proxy,
@@ -109,6 +108,7 @@ def _grpc_transport(config: ClientConfig, serializer: Any, *, sync: bool) -> Tra
         transport: Transport = kind(
             config.base_url,
             channels=config.connection_pool.grpc_channels,
+            max_in_flight=config.connection_pool.max_in_flight,
             tls=tls,
             proxy=config.proxy,
             serializer=serializer,
@@ -170,6 +170,14 @@ class _Client:
         headers = dict(config.headers)
         if config.user_agent:
             headers["user-agent"] = config.user_agent
+        by_name = split_base_url(config.base_url).scheme not in ("grpc", "grpcs")
+        if by_name and config.unknown_fields == "keep":
+            headers[UNKNOWN_FIELDS] = "keep"
+        self._attribution = Attribution(
+            Attributes(
+                organization_id=config.organization_id, project_id=config.project_id, labels=config.labels
+            )
+        )
         chain = self._chain(config)
         sync = isinstance(self, CostOpsClient)
         kind: Any = Channel if sync else AsyncChannel
@@ -181,6 +189,8 @@ class _Client:
             metadata=Metadata(headers),
             public_error=_outside_the_chain,
         )
+        connect = partial(sync_connection if sync else async_connection, self._channel)
+        self._recording = Recording(config.recorder, self._attribution, connect)
 
     def _chain(self, config: ClientConfig, parent: Sequence[Any] = (), same_key: bool = False) -> list[Any]:
         checking: list[Any] = []
@@ -191,7 +201,12 @@ class _Client:
             validation = Validation(CHECKS, origin="client", public_error=_outside_the_chain)
             checking = [validation, BatchCheck()]
         return chain_of(
-            config, self._interceptors, checking, embedded=self._embedded, parent=parent, same_key=same_key
+            config,
+            self._interceptors,
+            [self._attribution, *checking],
+            embedded=self._embedded,
+            parent=parent,
+            same_key=same_key,
         )
 
     def with_options(
@@ -233,6 +248,36 @@ class _Client:
         """
         return self._derived(self.config, raw=True)
 
+    def attribute(
+        self,
+        *,
+        organization_id: str = "",
+        project_id: str = "",
+        user_id: str = "",
+        session_id: str = "",
+        labels: Mapping[str, str] | None = None,
+        tags: Sequence[str] = (),
+    ) -> AbstractContextManager[None]:
+        """Say whose the calls are that are recorded in a block, in tasks that it starts too.
+
+            with client.attribute(user_id="u-1", labels={"feature": "search"}):
+                client.usage.record(provider="openai", model_id="gpt-4o", input_tokens=10, output_tokens=5)
+
+        A record's own fields win, then the innermost block, then the client's defaults.
+        """
+        return attribute(
+            organization_id=organization_id,
+            project_id=project_id,
+            user_id=user_id,
+            session_id=session_id,
+            labels=labels,
+            tags=tags,
+        )
+
+    def close_on_sigterm(self) -> None:
+        """Have SIGTERM send what was recorded before it does what it did before. Only in the main thread."""
+        self._recording.close_on_sigterm()
+
     def _derived(self, config: ClientConfig, **changes: Any) -> Self:
         made = object.__new__(type(self))
         kept = {name: value for name, value in vars(self).items() if name not in _RESOURCES}
@@ -272,7 +317,7 @@ class CostOpsClient(_Client):
     @cached_property
     def usage(self) -> StreamingUsageResource:
         """Records usage and reads it back."""
-        return StreamingUsageResource(self._channel)
+        return StreamingUsageResource(self._channel, self._recording)
 
     @cached_property
     def costs(self) -> resources.CostsResource:
@@ -301,8 +346,17 @@ class CostOpsClient(_Client):
         """Whether the service takes traffic; raises ServerError when not."""
         return self._health.ready(**options)
 
+    def flush(self, timeout: float | None = None) -> FlushReport:
+        """Wait until all that was recorded is sent, for at most so many seconds, and say what became of it.
+
+        `timeout` is RecorderConfig's shutdown_timeout when not given.
+        """
+        return self._recording.flush(timeout)
+
     def close(self) -> None:
-        """Let go of connections, files and threads. May be called twice."""
+        """Send what was recorded, and let go of connections, files and threads. May be called twice."""
+        if self._channel.owner:
+            self._recording.close()
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -322,7 +376,7 @@ class AsyncCostOpsClient(_Client):
     @cached_property
     def usage(self) -> AsyncStreamingUsageResource:
         """Records usage and reads it back."""
-        return AsyncStreamingUsageResource(self._channel)
+        return AsyncStreamingUsageResource(self._channel, self._recording)
 
     @cached_property
     def costs(self) -> resources.AsyncCostsResource:
@@ -351,8 +405,14 @@ class AsyncCostOpsClient(_Client):
         """Whether the service takes traffic; raises ServerError when not."""
         return await self._health.ready(**options)
 
+    async def flush(self, timeout: float | None = None) -> FlushReport:
+        """Wait until all that was recorded is sent, as CostOpsClient.flush."""
+        return await asyncio.to_thread(self._recording.flush, timeout)
+
     async def close(self) -> None:
-        """Let go of connections, files and threads. May be called twice."""
+        """Send what was recorded, and let go of connections, files and threads. May be called twice."""
+        if self._channel.owner and self._recording.begun:
+            await asyncio.to_thread(self._recording.close)
         await self._channel.close()
 
     async def __aenter__(self) -> Self:

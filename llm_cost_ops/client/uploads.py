@@ -10,7 +10,7 @@ import copy
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable
 from contextlib import aclosing
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -25,16 +25,21 @@ from llm_cost_ops._gen.messages import (
 )
 from llm_cost_ops._gen.methods import STREAM_USAGE
 from llm_cost_ops._gen.resources import AsyncUsageResource, UsageResource
+from llm_cost_ops.client.recording import Recording
 from llm_cost_ops.config import RetryConfig
-from llm_cost_ops.exceptions import CostOpsError, NetworkError, error_from_rpc
+from llm_cost_ops.exceptions import ConfigurationError, CostOpsError, NetworkError, error_from_rpc
 from llm_cost_ops.interceptors.retry import Retry
 from llm_cost_ops.interceptors.validation import Validation
-from llm_cost_ops.rpc.channel import UNSET
+from llm_cost_ops.rpc.channel import UNSET, AsyncChannel, Channel
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.ids import uuid7
 from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.rpc.streams import Requests, driven
+from llm_cost_ops.wire.unknown import keeps_unknown
+
+if TYPE_CHECKING:
+    from llm_cost_ops.client.recorder import Recorder
 
 __all__ = [
     "AsyncStreamingUsageResource",
@@ -100,7 +105,9 @@ class Segment:
     def begin(self) -> list[StreamUsageRequest]:
         """What is to be sent now: all that is not answered for."""
         self._begun = (self.done, StreamUsageResponse())
-        return [StreamUsageRequest(usage=record) for record in self._records[self.done :]]
+        from llm_cost_ops.rules.chunks import chunks_of
+
+        return [StreamUsageRequest(records=chunk) for chunk in chunks_of(self._records[self.done :])]
 
     def acknowledge(self, answer: StreamUsageResponse, progress: StreamProgress) -> bool:
         """Add to a progress what an answer since `begin` acknowledges; whether that is anything.
@@ -173,7 +180,8 @@ class _Sender:
             from llm_cost_ops.rules.requests import check_record
 
             violations: list[Violation] = []
-            check_record(record, "", datetime.fromtimestamp(self._core.runtime.now(), UTC), violations)
+            now = datetime.fromtimestamp(self._core.runtime.now(), UTC)
+            check_record(record, "", now, violations, keeps_unknown(self._core.metadata))
             if violations:
                 self._progress.records += 1
                 _add(self._progress, _invalid(index, violations))
@@ -194,19 +202,18 @@ class _Sender:
                 async with aclosing(self._call(segment, context)) as answers:
                     async for answer in answers:
                         if segment.acknowledge(answer, self._progress):
-                            context.attempt = 1
+                            context.attempt, context.refusals = 1, 0
                             yield self._reported()
                 if segment.left:
                     raise NetworkError(
                         "the stream ended before all of it was acknowledged", maybe_applied=True
                     )
             except CostOpsError as error:
-                delay = None if self._retry is None else self._retry.delay_after(error, context)
-                if delay is None:
+                wait = None if self._retry is None else self._retry.wait_after(error, context)
+                if self._retry is None or wait is None:
                     error.add_note(f"{self._progress.records} records of the stream were answered for")
                     raise
-                await context.runtime.sleep(delay)
-                context.attempt += 1
+                await self._retry.wait(wait, context)
         if self._progress.problems:
             yield self._reported()
 
@@ -253,10 +260,28 @@ def _refused(violation: Violation) -> CostOpsError:
     return error_from_rpc(error, attempts=0)
 
 
+def _recorder(recording: Recording | None) -> Recorder:
+    if recording is None:
+        raise ConfigurationError("record() needs a client: this resource was made without one")
+    return recording.recorder
+
+
 class StreamingUsageResource(UsageResource):
     """Records usage and reads it back."""
 
-    __slots__ = ()
+    __slots__ = ("_recording",)
+
+    def __init__(self, channel: Channel, recording: Recording | None = None) -> None:
+        super().__init__(channel)
+        self._recording = recording
+
+    def record(self, record: UsageRecord | None = None, /, **fields: Any) -> None:
+        """Record a call beside the caller's work: takes what `submit` takes, and returns at once.
+
+        Nothing is raised for the network, nor for wrong arguments, which RecorderConfig's `on_error` is told
+        of; RecorderFullError where its `overflow` asks for it. `client.flush()` says what became of records.
+        """
+        _recorder(self._recording).record(record, fields)
 
     def stream(
         self,
@@ -312,7 +337,15 @@ class StreamingUsageResource(UsageResource):
 class AsyncStreamingUsageResource(AsyncUsageResource):
     """Records usage and reads it back."""
 
-    __slots__ = ()
+    __slots__ = ("_recording",)
+
+    def __init__(self, channel: AsyncChannel, recording: Recording | None = None) -> None:
+        super().__init__(channel)
+        self._recording = recording
+
+    def record(self, record: UsageRecord | None = None, /, **fields: Any) -> None:
+        """Record a call beside the caller's work, as StreamingUsageResource.record; nothing is awaited."""
+        _recorder(self._recording).record(record, fields)
 
     async def stream(
         self,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
@@ -21,6 +21,7 @@ from llm_cost_ops.config.parts import (
     LoggingConfig,
     MetricsConfig,
     RateLimitConfig,
+    RecorderConfig,
     RetryConfig,
     TLSConfig,
     flag,
@@ -38,9 +39,13 @@ __all__ = [
     "LoggingConfig",
     "MetricsConfig",
     "RateLimitConfig",
+    "RecorderConfig",
     "RetryConfig",
     "TLSConfig",
 ]
+
+REPORTED_PROVIDERS = ("openrouter",)
+"""Gateways that charge the cost that their responses state."""
 
 DEFAULT_BASE_URL = "sqlite:///llm_cost_ops.db"
 SCHEMES = ("http", "https", "grpc", "grpcs", "sqlite")
@@ -48,6 +53,7 @@ SCHEMES = ("http", "https", "grpc", "grpcs", "sqlite")
 C = TypeVar("C", bound=Config)
 
 
+_SECRET_HEADER = re.compile(r"auth|cookie|key|token|secret|password|credential", re.IGNORECASE)
 _HEADER_NAME = re.compile(r"[0-9A-Za-z_.-]+")
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
 
@@ -59,7 +65,13 @@ class ClientConfig(Config, frozen=True, kw_only=True):
     engine in the process, `http(s)://host` and `grpc(s)://host:port` talk to a server. `timeout`
     is seconds for a whole call, retries and waits included; None means no deadline. `durability`
     belongs to the embedded engine: "disk" survives a power cut, "process" survives a crash of the
-    process and is faster. `api_key` may be a callable that returns the key.
+    process and is faster. `unknown_fields` says what becomes of a field that a record or a price does
+    not have: "refuse" (it may be a misspelt count) or "keep", for a service that is newer than this
+    client; gRPC, whose messages have no names, refuses it always. `api_key` may be a callable that
+    returns the key.
+    process and is faster. `reported_providers` belongs to it as well: for these providers the cost that a
+    response states is taken as it is, before any price card. `api_key` may be a callable that returns
+    the key.
     """
 
     api_key: str | Callable[[], Any] | None = None
@@ -78,6 +90,12 @@ class ClientConfig(Config, frozen=True, kw_only=True):
     proxy: str | None = None
     default_headers: Mapping[str, str] = {}
     durability: str = "disk"
+    recorder: RecorderConfig = RecorderConfig()
+    organization_id: str = ""
+    project_id: str = ""
+    labels: Mapping[str, str] = {}
+    unknown_fields: str = "refuse"
+    reported_providers: Sequence[str] = REPORTED_PROVIDERS
 
     def __post_init__(self) -> None:
         self._check_key()
@@ -90,6 +108,13 @@ class ClientConfig(Config, frozen=True, kw_only=True):
                 raise wrong(parameter, f"must be a {kind.__name__}", value)
         flag("verify_ssl", self.verify_ssl)
         text("durability", self.durability, ("disk", "process"))
+        text("organization_id", self.organization_id)
+        text("project_id", self.project_id)
+        labels = dict(self.labels)
+        if not all(isinstance(name, str) and isinstance(value, str) for name, value in labels.items()):
+            raise wrong("labels", "must be texts by names", self.labels)
+        msgspec.structs.force_setattr(self, "labels", labels)
+        text("unknown_fields", self.unknown_fields, ("refuse", "keep"))
         for parameter in ("user_agent", "proxy"):
             value = getattr(self, parameter)
             if value is not None and not (isinstance(value, str) and _HEADER_VALUE.fullmatch(value)):
@@ -97,6 +122,8 @@ class ClientConfig(Config, frozen=True, kw_only=True):
                 raise ConfigurationError(
                     f"{parameter} must be one line of printable ASCII", parameter=parameter
                 )
+        reported = provider_names("reported_providers", self.reported_providers)
+        msgspec.structs.force_setattr(self, "reported_providers", reported)
         self._check_headers()
 
     def _check_headers(self) -> None:
@@ -127,7 +154,10 @@ class ClientConfig(Config, frozen=True, kw_only=True):
         """Read LLM_COST_OPS_* variables; explicit arguments win over them.
 
         BASE_URL, API_KEY, TIMEOUT (seconds), MAX_RETRIES, VERIFY_SSL (true or false), PROXY,
-        LOG_LEVEL (turns logging on) and DURABILITY are read, each after the prefix.
+        LOG_LEVEL (turns logging on), DURABILITY, SPOOL (a folder), ORGANIZATION_ID and PROJECT_ID are read,
+        each after the prefix.
+        LOG_LEVEL (turns logging on), DURABILITY and REPORTED_PROVIDERS (names with commas between them) are
+        read, each after the prefix.
         """
         found: dict[str, Any] = {}
         for name, (parameter, read) in _ENVIRONMENT.items():
@@ -199,6 +229,10 @@ class ClientConfig(Config, frozen=True, kw_only=True):
         """A copy that measures so; without arguments, with metrics on."""
         return self.replace(metrics=_changed(metrics, self.metrics, {"enabled": True, **changes}))
 
+    def with_recorder(self, recorder: RecorderConfig | None = None, **changes: Any) -> ClientConfig:
+        """A copy whose `usage.record` works so: a whole RecorderConfig, or some of its parameters."""
+        return self.replace(recorder=_changed(recorder, self.recorder, changes))
+
     def __repr__(self) -> str:
         shown = []
         for name in self.__struct_fields__:
@@ -214,8 +248,36 @@ class ClientConfig(Config, frozen=True, kw_only=True):
 
     __str__ = __repr__
 
+    def __reduce__(self) -> Any:
+        secret = self._secret()
+        if secret:
+            raise TypeError(
+                f"a ClientConfig with {secret} is not pickled, since the bytes would hold the secret: set "
+                "LLM_COST_OPS_API_KEY in the other process, or give api_key as a function that returns it"
+            )
+        return _restored, ({name: getattr(self, name) for name in self.__struct_fields__},)
+
+    def __copy__(self) -> ClientConfig:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> ClientConfig:
+        return self
+
+    def _secret(self) -> str:
+        """The name of the parameter that holds a secret, "" when none does."""
+        if isinstance(self.api_key, str):
+            return "api_key"
+        if self.proxy is not None and "@" in self.proxy:
+            return "proxy (its password)"
+        names = (name for name in self.default_headers if _SECRET_HEADER.search(name))
+        return next((f"default_headers[{name!r}]" for name in names), "")
+
     def __rich_repr__(self) -> Any:
         yield repr(self)
+
+
+def _restored(fields: dict[str, Any]) -> ClientConfig:
+    return ClientConfig(**fields)
 
 
 def _changed(whole: C | None, current: C, changes: dict[str, Any]) -> C:
@@ -231,6 +293,8 @@ _PARTS: dict[str, type] = {
     "logging": LoggingConfig,
     "metrics": MetricsConfig,
     "tls": TLSConfig,
+    "recorder": RecorderConfig,
+    "labels": Mapping,
     "default_headers": Mapping,
 }
 _OPTIONAL_PARTS = {"rate_limit", "circuit_breaker", "cache", "tls"}
@@ -245,6 +309,12 @@ _BOOLEAN = {
     "off": False,
 }
 
+
+def split_names(value: str) -> tuple[str, ...]:
+    """The names in a text with commas between them; none in an empty one."""
+    return tuple(name.strip() for name in value.split(",") if name.strip())
+
+
 _ENVIRONMENT: dict[str, tuple[str, Callable[[str], Any]]] = {
     "LLM_COST_OPS_API_KEY": ("api_key", str.strip),
     "LLM_COST_OPS_BASE_URL": ("base_url", str.strip),
@@ -254,10 +324,22 @@ _ENVIRONMENT: dict[str, tuple[str, Callable[[str], Any]]] = {
     "LLM_COST_OPS_PROXY": ("proxy", str.strip),
     "LLM_COST_OPS_LOG_LEVEL": (
         "logging",
-        lambda value: LoggingConfig(enabled=True, level=value.strip().upper()),
+        lambda value: LoggingConfig(enabled=True, level=value.strip()),
     ),
     "LLM_COST_OPS_DURABILITY": ("durability", str.strip),
+    "LLM_COST_OPS_SPOOL": ("recorder", lambda value: RecorderConfig(spool=value.strip())),
+    "LLM_COST_OPS_ORGANIZATION_ID": ("organization_id", str.strip),
+    "LLM_COST_OPS_PROJECT_ID": ("project_id", str.strip),
+    "LLM_COST_OPS_REPORTED_PROVIDERS": ("reported_providers", split_names),
 }
+
+
+def provider_names(parameter: str, value: Any) -> tuple[str, ...]:
+    """A tuple of what should be names of providers, or ConfigurationError."""
+    names = None if isinstance(value, str | bytes) or not isinstance(value, Iterable) else tuple(value)
+    if names is None or not all(isinstance(name, str) and name.strip() for name in names):
+        raise wrong(parameter, "must be a list of names of providers", value)
+    return names
 
 
 def split_base_url(base_url: Any) -> SplitResult:

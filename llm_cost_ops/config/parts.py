@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +18,7 @@ __all__ = [
     "LoggingConfig",
     "MetricsConfig",
     "RateLimitConfig",
+    "RecorderConfig",
     "RetryConfig",
     "TLSConfig",
     "flag",
@@ -52,6 +54,9 @@ def text(parameter: str, value: Any, allowed: tuple[str, ...] = ()) -> None:
     """Refuse what is no text, or not among those allowed."""
     if not isinstance(value, str) or (allowed and value not in allowed):
         raise wrong(parameter, f"must be one of {', '.join(allowed)}" if allowed else "must be text", value)
+
+
+DEFAULT_KEEPALIVE_CONNECTIONS = 20
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,27 +154,42 @@ class CacheConfig(Config, frozen=True, kw_only=True):
 class ConnectionPoolConfig(Config, frozen=True, kw_only=True):
     """Connections of a network transport: how many, how many idle ones, and for how many seconds.
 
-    Over gRPC many calls share a connection: `grpc_channels` is how many there are, and the others
-    do not count.
+    At most `max_in_flight` calls are with the server at a time, open streams among them; the others queue
+    within their deadlines, first come, first served. Over HTTP each of them has a connection, and
+    `max_connections` bounds them too. Over gRPC they share `grpc_channels` connections, and the settings
+    of the others do not count. `max_keepalive_connections` None means 20, or `max_connections` where that is
+    less; more than `max_connections` is refused.
     """
 
     max_connections: int = 100
-    max_keepalive_connections: int = 20
+    max_keepalive_connections: int | None = None
     keepalive_expiry: float = 5.0
     grpc_channels: int = 1
+    max_in_flight: int = 100
 
     def __post_init__(self) -> None:
         number("max_connections", self.max_connections, 1, integer=True)
-        number("max_keepalive_connections", self.max_keepalive_connections, 0, integer=True)
+        if self.max_keepalive_connections is not None:
+            number("max_keepalive_connections", self.max_keepalive_connections, 0, integer=True)
+            if self.max_keepalive_connections > self.max_connections:
+                rule = f"must be at most max_connections ({self.max_connections})"
+                raise wrong("max_keepalive_connections", rule, self.max_keepalive_connections)
         number("keepalive_expiry", self.keepalive_expiry, 0)
         number("grpc_channels", self.grpc_channels, 1, integer=True)
+        number("max_in_flight", self.max_in_flight, 1, integer=True)
+
+    @property
+    def keepalive_connections(self) -> int:
+        """How many idle connections are kept."""
+        given = self.max_keepalive_connections
+        return min(DEFAULT_KEEPALIVE_CONNECTIONS, self.max_connections) if given is None else given
 
 
 class LoggingConfig(Config, frozen=True, kw_only=True):
     """One line per call on the standard logger `logger_name`.
 
-    `level` is that of a call that succeeds; failures log at WARNING or above. `format` is "text"
-    or "json".
+    `level` is that of a call that succeeds, in any case ("debug"); failures log at WARNING or above. `format`
+    is "text" or "json".
     """
 
     enabled: bool = False
@@ -179,6 +199,8 @@ class LoggingConfig(Config, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         flag("enabled", self.enabled)
+        text("level", self.level)
+        msgspec.structs.force_setattr(self, "level", self.level.upper())
         text("level", self.level, ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"))
         text("logger_name", self.logger_name)
         text("format", self.format, ("text", "json"))
@@ -204,6 +226,44 @@ class MetricsConfig(Config, frozen=True, kw_only=True):
         if not isinstance(exporters, list | tuple) or not all(hasattr(e, "observe") for e in exporters):
             raise wrong("exporters", "must be a list of objects with an observe method", exporters)
         msgspec.structs.force_setattr(self, "exporters", tuple(exporters))
+
+
+class RecorderConfig(Config, frozen=True, kw_only=True):
+    """How `usage.record` keeps records until they are sent.
+
+    At most `max_records` wait in memory, and about `max_bytes` of them as JSON. With `spool`, a folder, they
+    wait there, at most `spool_bytes`: with `durability` "process" they survive the end of the process, with
+    "disk", for which record() waits, a loss of power too. `overflow` says what happens to a record that does
+    not fit: "drop_newest" (the default), "drop_oldest", "raise" (RecorderFullError), "block" (record()
+    waits), or "spill" (the default with a spool: only a full spool drops). What is dropped is counted and
+    logged. Closing takes at most `shutdown_timeout` seconds. `on_result(record, result)` and
+    `on_error(record or None, reason)` are called from the recorder's thread, or from the caller's where a
+    record can't be made.
+    """
+
+    max_records: int = 10_000
+    max_bytes: int = 16 * 1024 * 1024
+    overflow: str = ""
+    spool: str | None = None
+    spool_bytes: int = 256 * 1024 * 1024
+    durability: str = "process"
+    shutdown_timeout: float = 2.0
+    on_result: Callable[[Any, Any], object] | None = None
+    on_error: Callable[[Any, str], object] | None = None
+
+    def __post_init__(self) -> None:
+        for parameter in ("max_records", "max_bytes", "spool_bytes"):
+            number(parameter, getattr(self, parameter), 1, integer=True)
+        text("overflow", self.overflow, ("", "block", "drop_newest", "drop_oldest", "raise", "spill"))
+        if self.spool is not None and not (isinstance(self.spool, str) and self.spool):
+            raise wrong("spool", "must be the path of a folder", self.spool)
+        if self.overflow == "spill" and self.spool is None:
+            raise wrong("overflow", "can be 'spill' only with a spool", self.overflow)
+        text("durability", self.durability, ("disk", "process"))
+        number("shutdown_timeout", self.shutdown_timeout, 0)
+        for parameter in ("on_result", "on_error"):
+            if getattr(self, parameter) is not None and not callable(getattr(self, parameter)):
+                raise wrong(parameter, "must be a function", getattr(self, parameter))
 
 
 class TLSConfig(Config, frozen=True, kw_only=True):

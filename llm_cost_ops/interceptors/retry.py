@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 from llm_cost_ops.config import RetryConfig
 from llm_cost_ops.exceptions import CostOpsError, NetworkError
@@ -12,6 +12,7 @@ from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.forks import forget_in_children
 from llm_cost_ops.rpc.interceptor import UnaryContinuation
 from llm_cost_ops.rpc.method import Idempotency
+from llm_cost_ops.rpc.status import OVERLOADED
 from llm_cost_ops.rpc.streams import AroundStart
 
 __all__ = ["Retry", "RetryBudget", "RetryPolicy"]
@@ -40,11 +41,11 @@ class RetryPolicy:
         """Seconds to wait after attempt `attempt` (from 1) failed so, or None to give up.
 
         `repeatable` says that a second execution does no harm. `draw` is a random number in [0, 1):
-        the wait lies between half the back-off and all of it. A server's hint wins over that, up
-        to max_backoff; a negative hint forbids a retry, and so does one that is no number.
+        with jitter the wait is that part of the back-off ("full jitter"). A server's hint wins over
+        that, up to max_backoff; a negative hint forbids a retry, and so does one that is no number.
         """
         config = self._config
-        if attempt > config.max_retries or not self._transient(error):
+        if attempt > config.max_retries or not config.max_retries or not self._transient(error):
             return None
         if error.maybe_applied and not repeatable:
             return None
@@ -52,7 +53,7 @@ class RetryPolicy:
         if hint is not None:
             return float(min(hint, config.max_backoff)) if hint >= 0 else None
         backoff = self.backoff(attempt)
-        return backoff * (0.5 + 0.5 * draw) if config.jitter else backoff
+        return backoff * draw if config.jitter else backoff
 
     def _transient(self, error: CostOpsError) -> bool:
         if error.status_code is not None:
@@ -110,12 +111,27 @@ class RetryBudget:
             self._tokens = min(self._size, self._tokens + tokens)
 
 
+def is_refusal(error: CostOpsError) -> bool:
+    """Whether the server had too many calls, did nothing with this one, and says when to come again."""
+    return error.code == OVERLOADED and error.retry_after is not None
+
+
+class Wait(NamedTuple):
+    """What is between two attempts: so many seconds, and whether the budget was charged for them."""
+
+    seconds: float
+    charged: bool
+
+
 class Retry(AroundStart):
     """Runs the continuation until it succeeds or the policy, the budget or the deadline says stop.
 
     What may have been applied once stays so: the last error says `maybe_applied` for all attempts.
     A call's own `retry` takes the policy's place, but draws on the same budget. A stream is tried again
     until its first message came through.
+
+    An attempt that the server refused since it had too many calls counts neither for the policy nor for
+    the budget: the transport sends fewer at a time after it (see CallQueue), so that these can't storm.
     """
 
     def __init__(self, config: RetryConfig, budget: RetryBudget | None = None) -> None:
@@ -132,34 +148,44 @@ class Retry(AroundStart):
                 response = await continuation(request, context)
             except CostOpsError as error:
                 maybe_applied = error.maybe_applied = error.maybe_applied or maybe_applied
-                delay = self.delay_after(error, context)
-                if delay is None:
+                wait = self.wait_after(error, context)
+                if wait is None:
                     raise
             else:
                 self.budget.succeeded()
                 return response
-            try:
-                await context.runtime.sleep(delay)
-            except BaseException:
-                self.budget.unspent()
-                raise
-            context.waited += delay
-            context.attempt += 1
+            await self.wait(wait, context)
 
-    def delay_after(self, error: CostOpsError, context: CallContext) -> float | None:
-        """The seconds to wait after a failure, for which the budget has been charged; None to give up."""
+    async def wait(self, wait: Wait, context: CallContext) -> None:
+        """Let the time before the next attempt pass."""
+        try:
+            await context.runtime.sleep(wait.seconds)
+        except BaseException:
+            if wait.charged:
+                self.budget.unspent()
+            raise
+        context.waited += wait.seconds
+        context.attempt += 1
+
+    def wait_after(self, error: CostOpsError, context: CallContext) -> Wait | None:
+        """How long to wait after a failure; None to give up."""
         policy = self._policy
         if context.retry is not None:
             if not context.retry:
                 return None
             policy = RetryPolicy(context.retry)
+        refused = is_refusal(error)
+        context.refusals += refused
         repeatable = bool(context.idempotency_key) or context.method.idempotency is not Idempotency.UNKNOWN
         draw = context.runtime.random()
-        delay = policy.delay(context.attempt, error, repeatable=repeatable, draw=draw)
+        counted = context.attempt - context.refusals
+        delay = policy.delay(counted, error, repeatable=repeatable, draw=draw)
         remaining = context.remaining()
-        if delay is None or (remaining is not None and delay >= remaining) or not self.budget.spend():
+        if delay is None or (remaining is not None and delay >= remaining):
             return None
-        return delay
+        if not refused and not self.budget.spend():
+            return None
+        return Wait(delay, charged=not refused)
 
     def forget(self) -> None:
         """In a forked child: take locks that nobody holds."""

@@ -10,19 +10,20 @@ from typing import Any
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.interceptor import StreamContinuation, UnaryContinuation
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.wire.unknown import keeps_unknown, refuse_unknown
 
 __all__ = ["Check", "Validation", "refuse"]
 
-Check = Callable[[Any, datetime, list[Violation]], None]
+Check = Callable[[Any, datetime, list[Violation], bool], None]
 
 
 class Validation:
     """Runs a request's rules. It stands in a client's chain, and in a server's.
 
     `checks` maps a method's path to the check that takes the place of the generated rules: it gets
-    the request, the time now in UTC, and the list to add violations to. The requests of a stream are
-    checked by who answers them, one by one. A client names the function
-    that makes its `public_error`.
+    the request, the time now in UTC, the list to add violations to, and whether unknown fields are
+    kept. The requests of a stream are checked by who answers them, one by one. A client names the
+    function that makes its `public_error`.
     """
 
     def __init__(
@@ -52,9 +53,12 @@ class Validation:
 
     def _check(self, request: Any, context: CallContext) -> None:
         violations: list[Violation] = []
+        keep_unknown = keeps_unknown(context.metadata)
+        if request.unknown_ and not keep_unknown:
+            refuse_unknown(request, "", violations, nested=False)
         check = self._checks.get(context.method.path)
         if check is not None:
-            check(request, context.now(), violations)
+            check(request, context.now(), violations, keep_unknown)
         else:
             context.method.request.validate(request, "", violations)
         if violations:

@@ -161,10 +161,11 @@ class _State:
         if usage is not None:
             # The counts are cumulative: they replace, they do not add up.
             kept = self.payload.setdefault("usage", {})
+            whole = "iterations" in usage
             for key, value in usage.items():
                 before = kept.get(key)
-                if value is None or (value == 0 and type(value) is int and before):
-                    # Gateways send 0 for what they do not know; after a compaction a count does fall.
+                if value is None or (value == 0 and type(value) is int and before and not whole):
+                    # Gateways send 0 for what they do not know; with iterations a 0 is a count.
                     continue
                 kept[key] = value
             self.api = "anthropic.messages"

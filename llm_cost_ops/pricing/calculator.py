@@ -30,7 +30,7 @@ from llm_cost_ops.rules.meters import INPUT_METERS, OUTPUT_METERS
 from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.rules.usage import total_tokens, usage_error
 
-__all__ = ["CALCULATOR_VERSION", "calculate_cost", "cost_of", "is_reported"]
+__all__ = ["CALCULATOR_VERSION", "calculate_cost", "cost_of", "is_reported", "reported_cost"]
 
 CALCULATOR_VERSION = "1"
 DEFAULT_CURRENCY = "USD"
@@ -68,7 +68,7 @@ def calculate_cost(
     the caller. ValidationError when the record contradicts itself or the card is not valid.
     """
     if reported_providers and is_reported(record, reported_providers):
-        return _reported(record)
+        return reported_cost(record)
     if card is None:
         return _unpriced(record, DEFAULT_CURRENCY)
     return cost_of(_compiled(card), record, fallbacks)
@@ -79,7 +79,8 @@ def is_reported(record: UsageRecord, providers: Collection[str]) -> bool:
     return record.reported_cost is not None and canonical_provider(record.provider) in providers
 
 
-def _reported(record: UsageRecord) -> CostRecord:
+def reported_cost(record: UsageRecord) -> CostRecord:
+    """The cost that the provider stated, as REPORTED, without lines."""
     cost = _ZERO if record.reported_cost is None else record.reported_cost
     return CostRecord(
         usage_id=record.id,

@@ -11,6 +11,10 @@ from llm_cost_ops._gen.messages import PriceOrigin, RateCard
 
 __all__ = ["card_digest", "kept_form"]
 
+# They follow from the rates, and the digests of kept cards are without them.
+_DERIVED = ("input_price_per_million", "output_price_per_million")
+
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _content = msgspec.json.Encoder(order="deterministic", enc_hook=repr)
 
 
@@ -28,4 +32,7 @@ def kept_form(card: RateCard) -> RateCard:
 
 def card_digest(card: RateCard) -> bytes:
     """16 bytes that stand for all that a card says, aliases of catalog cards excepted."""
-    return blake2b(_content.encode(kept_form(card)), digest_size=16).digest()
+    content = _fields.decode(_content.encode(kept_form(card)))
+    for name in _DERIVED:
+        content.pop(name, None)
+    return blake2b(msgspec.json.encode(content), digest_size=16).digest()

@@ -11,7 +11,13 @@ from typing import Protocol
 import msgspec
 
 from llm_cost_ops._gen.messages import CostRecord, CostStatus, RateCard, UsageRecord
-from llm_cost_ops.pricing.calculator import DEFAULT_CURRENCY, calculate_cost, cost_of, is_reported
+from llm_cost_ops.pricing.calculator import (
+    DEFAULT_CURRENCY,
+    calculate_cost,
+    cost_of,
+    is_reported,
+    reported_cost,
+)
 from llm_cost_ops.pricing.cards import card_digest
 from llm_cost_ops.pricing.compiled import CompiledCard, compile_card
 from llm_cost_ops.pricing.money import to_units
@@ -23,6 +29,8 @@ __all__ = ["CardSource", "PriceBook", "Priced", "Pricing"]
 
 _PRICED = CostStatus.PRICED
 _ESTIMATED = CostStatus.ESTIMATED
+_PARTIAL = CostStatus.PARTIAL
+_NOT_WHOLE = (CostStatus.UNPRICED, CostStatus.PARTIAL)
 _PROVIDER = "provider"
 
 
@@ -176,7 +184,8 @@ class PriceBook:
     """Prices records. It may be used by many threads, and its cards replaced while it is.
 
     `sources` are asked for the cards of a model; `cards` are further ones, such as those that users
-    created. For a provider in `reported_providers` a record's own reported_cost is taken.
+    created. For a provider in `reported_providers` a record's own reported_cost is taken, and so it is
+    wherever no card gives the whole cost: no card at all, no counts, or a meter without a rate.
     `provider_fallbacks` names, by provider, those whose cards price the models that it has none
     for; such a cost is ESTIMATED, with the fallback "provider". Choices are remembered for at most
     `capacity` combinations of provider, model, organization and dimensions, misses included. Cards
@@ -197,6 +206,11 @@ class PriceBook:
         self._reported = frozenset(map(canonical_provider, reported_providers))
         self._edition = _Snapshot(sources, cards, provider_fallbacks, capacity)
 
+    @property
+    def cards(self) -> tuple[RateCard, ...]:
+        """The cards beside those of the sources, as they were given."""
+        return self._edition.cards
+
     def replace_manual(self, cards: Iterable[RateCard]) -> None:
         """Take these cards beside the sources from now on, in place of those given before."""
         old = self._edition
@@ -212,23 +226,26 @@ class PriceBook:
 
         ValidationError when its counts contradict each other; ValueError without any time.
         """
-        if self._reported and is_reported(record, self._reported):
+        stated = record.reported_cost is not None
+        if stated and is_reported(record, self._reported):
             return _reported(record)
         found = self._choose(record, at)
         if found is None:
-            return Priced(None, _UNPRICED)
+            return _reported(record) if stated else Priced(None, _UNPRICED)
         choice, compiled = found
         units, status = compiled.total(record)
+        if stated and (units is None or status is _PARTIAL):
+            return _reported(record)
         return Priced(units, choice.pricing(status, units is None))
 
     def cost(self, record: UsageRecord, *, at: datetime | None = None) -> CostRecord:
         """As `price`, with the lines of the receipt."""
-        if self._reported and is_reported(record, self._reported):
-            return calculate_cost(record, None, reported_providers=self._reported)
+        stated = record.reported_cost is not None
+        if stated and is_reported(record, self._reported):
+            return reported_cost(record)
         found = self._choose(record, at)
-        if found is None:
-            return calculate_cost(record, None)
-        return cost_of(found[1], record, found[0].fallbacks)
+        cost = cost_of(found[1], record, found[0].fallbacks) if found else calculate_cost(record, None)
+        return reported_cost(record) if stated and cost.status in _NOT_WHOLE else cost
 
     def select(self, record: UsageRecord, *, at: datetime | None = None) -> Selection | None:
         """The card that prices the record, or None."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import suppress
 from typing import Generic, TypeVar
@@ -35,6 +34,8 @@ async def batches_in_asyncio(
     items: AsyncIterator[T], most: int, seconds: float, idle_timeout: IdleTimeout
 ) -> AsyncGenerator[list[T], None]:
     """Batches of what comes in asyncio; see Runtime.batches."""
+    import asyncio
+
     basket: _Basket[T] = _Basket(most)
     filling = asyncio.create_task(basket.fill(items))
     try:
@@ -60,6 +61,8 @@ class _Basket(Generic[T]):
     """Items between two tasks, at most `most` of them. Who takes them is woken for a whole batch."""
 
     def __init__(self, most: int) -> None:
+        import asyncio
+
         self.ended = False
         self.failure: Exception | None = None
         self._most = most

@@ -134,7 +134,12 @@ class _Core:
             context = self.begin(method, timeout, headers, retry, "")
             async with aclosing(self._streams["unary_stream"](request, context)) as messages:
                 async for message in messages:
-                    yield message if method.unwrap is None else getattr(message, method.unwrap)
+                    if method.unwrap is None:
+                        yield message
+                        continue
+                    unwrapped = getattr(message, method.unwrap)
+                    for each in unwrapped if isinstance(unwrapped, list) else [unwrapped]:
+                        yield each
         except RpcError as error:
             raise self.public_error(error) from error.__cause__
 
@@ -221,6 +226,11 @@ class _Channel:
             transport, interceptors, runtime, timeout=timeout, metadata=metadata, public_error=public_error
         )
         self._owner = True
+
+    @property
+    def owner(self) -> bool:
+        """Whether it opened its transport, and closes it."""
+        return self._owner
 
     @staticmethod
     def _runtime() -> Runtime:

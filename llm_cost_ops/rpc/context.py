@@ -20,7 +20,8 @@ class CallContext(msgspec.Struct):
     """One logical call, from the resource to the transport, or from the server's listener to the servicer.
 
     `deadline` is a point on `runtime.monotonic()` that queueing, waits, back-off and every attempt
-    share; None means none. `attempt` counts from 1. The transport leaves what the peer sent beside its
+    share; None means none. `attempt` counts from 1, `refusals` those of the attempts before it that the
+    server refused since it had too many calls. The transport leaves what the peer sent beside its
     answer in `response_metadata` and `response_status`. `principal` is who calls, on a server.
     `waited` adds up the seconds spent in the rate limit and before retries; `retry` is a RetryConfig
     for this call alone, False for no retries, None for what the client does; `authorized` says that
@@ -41,6 +42,7 @@ class CallContext(msgspec.Struct):
     retry: Any = None
     authorized: bool = False
     moment: datetime | None = None
+    refusals: int = 0
 
     def now(self) -> datetime:
         """The moment at which the call is dealt with, in UTC: that of the first question."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections import deque
 
@@ -38,15 +39,31 @@ class _TaskWaiter:
 
 
 class CallQueue:
-    """At most `limit` calls in flight; the others wait their turn, first come, first served."""
+    """At most `limit` calls in flight; the others wait their turn, first come, first served.
+
+    A server that refuses calls, since it has too many, is sent fewer at a time: each round of refusals
+    halves how many are let in, down to one, and each call that is not refused adds a part of one, up to
+    `limit`. That is the pace that all calls to one server share.
+    """
 
     def __init__(self, limit: int) -> None:
         self._lock = threading.Lock()
-        self._free = limit
+        self._max = float(limit)
+        self._window = float(limit)
+        self._in_flight = 0
+        # Calls that were in flight when the window was halved: what they are told is no news.
+        self._told = 0
         self._waiting: deque[_ThreadWaiter | _TaskWaiter] = deque()
+
+    @property
+    def window(self) -> int:
+        """How many calls are let in at a time, now."""
+        return int(self._window)
 
     def enter(self, seconds: float | None) -> bool:
         """Wait for a turn by blocking the thread; False when `seconds` pass first."""
+        if self.enter_now():
+            return True
         waiter = _ThreadWaiter()
         if self._joined(waiter):
             waiter.wait(seconds)
@@ -55,6 +72,8 @@ class CallQueue:
 
     async def enter_async(self) -> None:
         """Wait for a turn in asyncio. A wait that is cancelled leaves the queue."""
+        if self.enter_now():
+            return
         waiter = _TaskWaiter()
         if self._joined(waiter):
             try:
@@ -64,18 +83,41 @@ class CallQueue:
                     self.leave()
                 raise
 
-    def leave(self) -> None:
-        """Give the turn to who waits longest."""
+    def enter_now(self) -> bool:
+        """Take a turn, if there is one and nobody waits."""
         with self._lock:
+            if self._waiting or self._in_flight + 1 > self._window:
+                return False
+            self._in_flight += 1
+            return True
+
+    def leave(self, *, refused: bool = False) -> None:
+        """Give the turn to who waits longest. `refused` says that the server had too many calls."""
+        with self._lock:
+            self._in_flight -= 1
+            if self._told:
+                self._told -= 1
+            elif refused:
+                self._window = max(1.0, self._window / 2)
+                self._told = self._in_flight
+            elif self._window < self._max:
+                self._window = min(self._max, self._window + 1 / self._window)
+            while self._waiting and self._in_flight + 1 <= self._window:
+                if self._waiting.popleft().grant():
+                    self._in_flight += 1
+
+    def close(self) -> None:
+        """Let in everyone who waits, now and from now on: they are to find out that all is over."""
+        with self._lock:
+            self._window = self._max = math.inf
             while self._waiting:
                 if self._waiting.popleft().grant():
-                    return
-            self._free += 1
+                    self._in_flight += 1
 
     def _joined(self, waiter: _ThreadWaiter | _TaskWaiter) -> bool:
         with self._lock:
-            if self._free:
-                self._free -= 1
+            if not self._waiting and self._in_flight + 1 <= self._window:
+                self._in_flight += 1
                 return False
             self._waiting.append(waiter)
             return True

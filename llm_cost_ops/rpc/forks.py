@@ -1,12 +1,21 @@
-"""What a forked child must not keep: calls under way belong to threads that only the parent has."""
+"""What happens around `os.fork`: the one place where the package hooks into it.
+
+Owners are kept by weak reference, so that a client or a store that is gone is not asked.
+"""
 
 from __future__ import annotations
 
 import os
-from typing import Protocol
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 from weakref import WeakSet
 
-__all__ = ["Forgetful", "forget_in_children"]
+__all__ = ["FORK_WAIT", "Forgetful", "Quiescent", "forget_in_children", "quiesce_for_forks"]
+
+FORK_WAIT = 5.0
+"""Seconds that a fork waits at most, in all, for what is under way in other threads."""
 
 
 class Forgetful(Protocol):
@@ -16,17 +25,76 @@ class Forgetful(Protocol):
         """Start again without calls under way, and with locks that nobody holds."""
 
 
-_known: WeakSet[Forgetful] = WeakSet()
+class Quiescent(Protocol):
+    """Something that must not be in use while the process is forked, such as a connection to a database."""
+
+    def before_fork(self, until: float) -> None:
+        """Come to rest, at the latest at `until` of time.monotonic()."""
+
+    def after_fork_in_parent(self) -> None:
+        """Go on."""
+
+    def after_fork_in_child(self) -> None:
+        """Start again; no other thread is there."""
+
+
+_forgetful: WeakSet[Forgetful] = WeakSet()
+_quiescent: WeakSet[Quiescent] = WeakSet()
+_forking = threading.Lock()
+_resting: list[Quiescent] = []
 
 
 def forget_in_children(owner: Forgetful) -> None:
     """Have `owner.forget()` called in every child that this process forks, while it lives."""
-    _known.add(owner)
+    _forgetful.add(owner)
 
 
-def _forget() -> None:
-    for owner in list(_known):
-        owner.forget()
+def quiesce_for_forks(owner: Quiescent) -> None:
+    """Have `owner` come to rest before every fork of this process, while it lives."""
+    _quiescent.add(owner)
 
 
-os.register_at_fork(after_in_child=_forget)
+_Owner = TypeVar("_Owner")
+
+
+def _each(owners: list[_Owner], call: Callable[[_Owner], None]) -> None:
+    """Call for every owner, although one fails: a hook that raises would leave the others at rest."""
+    failed: BaseException | None = None
+    for owner in owners:
+        try:
+            call(owner)
+        except BaseException as error:  # noqa: BLE001 - raised below
+            failed = error
+    if failed is not None:
+        raise failed
+
+
+def _before() -> None:
+    # Two threads may fork at the same time.
+    _forking.acquire()
+    _resting.extend(_quiescent)
+    until = time.monotonic() + FORK_WAIT
+    _each(_resting, lambda owner: owner.before_fork(until))
+
+
+def _after_in_parent() -> None:
+    resting = _resting[:]
+    _resting.clear()
+    try:
+        _each(resting, lambda owner: owner.after_fork_in_parent())
+    finally:
+        _forking.release()
+
+
+def _after_in_child() -> None:
+    global _forking  # noqa: PLW0603 - whoever else waits for it is in the parent
+    _forking = threading.Lock()
+    resting = _resting[:]
+    _resting.clear()
+    try:
+        _each(list(_forgetful), lambda owner: owner.forget())
+    finally:
+        _each(resting, lambda owner: owner.after_fork_in_child())
+
+
+os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)

@@ -114,7 +114,7 @@ class MethodDescriptor(Generic[Req, Res]):
     `fill_key(request, key, make)` returns the request, copied where it had to be changed, with its
     idempotency key filled: from `key` when that is not empty, else from `make()`; and the key. It
     is None for methods that carry none. `unwrap` names the response field that the Python method
-    returns, if not the whole response.
+    returns, if not the whole response; of a stream, it gives the elements of a list one by one.
     """
 
     __slots__ = (

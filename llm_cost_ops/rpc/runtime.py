@@ -6,14 +6,18 @@ A call is written once as `async def`. Under `SyncRuntime` no await ever suspend
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from llm_cost_ops.rpc.batches import IdleTimeout, batches_in_asyncio, batches_inline
+
+if TYPE_CHECKING:
+    import concurrent.futures
+
+# asyncio is imported where it is used: it brings ssl, which a sync embedded client has no use for, and a
+# fifth of the time that importing this package takes.
 
 __all__ = ["AsyncRuntime", "ForeignAwaitError", "Runtime", "SyncRuntime", "drive", "foreign_await"]
 
@@ -96,18 +100,26 @@ class AsyncRuntime(_Clock):
     __slots__ = ()
 
     async def sleep(self, seconds: float) -> None:
+        import asyncio
+
         await asyncio.sleep(seconds)
 
     async def wait(self, future: concurrent.futures.Future[T], timeout: float | None = None) -> T:
+        import asyncio
+
         async with asyncio.timeout(timeout):
             # Shielded: the other thread's work goes on, and its result is dropped.
             return await asyncio.shield(asyncio.wrap_future(future))
 
     async def within(self, awaitable: Awaitable[T], timeout: float | None = None) -> T:
+        import asyncio
+
         async with asyncio.timeout(timeout):
             return await awaitable
 
     async def offload(self, function: Callable[..., T], *args: Any) -> T:
+        import asyncio
+
         return await asyncio.to_thread(function, *args)
 
     def batches(

@@ -14,7 +14,15 @@ if TYPE_CHECKING:
 
     from llm_cost_ops.rpc.metadata import Metadata
 
-__all__ = ["RpcError", "StatusCode", "Violation", "client_closed"]
+__all__ = [
+    "OVERLOADED",
+    "STATUS_BY_REASON",
+    "RpcError",
+    "StatusCode",
+    "Violation",
+    "client_closed",
+    "invalid_argument",
+]
 
 
 class StatusCode(enum.IntEnum):
@@ -39,6 +47,10 @@ class StatusCode(enum.IntEnum):
     UNAUTHENTICATED = 16
 
 
+OVERLOADED = "OVERLOADED"
+"""The error code of a server that has too many calls, and did nothing with this one."""
+
+
 class Violation(NamedTuple):
     """One rule that one field broke: the field's path in the request, and the rule in words."""
 
@@ -52,6 +64,8 @@ class RpcError(Exception):
     `origin` tells who said so: "server" when a peer answered with this status, "network" when no
     answer came, "client" when the call was refused before anything was sent. `maybe_applied` is
     True when the request may have taken effect. `retry_after` is the server's hint in seconds.
+    `local_detail` says what only who runs the service should read, such as paths: it is shown by the
+    embedded engine and never sent to a peer.
     """
 
     def __init__(
@@ -68,6 +82,7 @@ class RpcError(Exception):
         request_id: str = "",
         metadata: Metadata | None = None,
         body: bytes = b"",
+        local_detail: str = "",
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -81,17 +96,40 @@ class RpcError(Exception):
         self.request_id = request_id
         self.metadata = metadata
         self.body = body
+        self.local_detail = local_detail
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the server had too many calls, did nothing with this one, and says when to come again."""
+        return self.error_code == OVERLOADED and self.retry_after is not None
 
     def __str__(self) -> str:
         details = "; ".join(f"{v.field}: {v.description}" for v in self.violations)
         return f"{self.code.name}: {self.message}" + (f" ({details})" if details else "")
 
 
-def client_closed() -> RpcError:
-    """The error of a call on a client that was closed: it was not sent."""
+STATUS_BY_REASON: dict[str, tuple[StatusCode, int]] = {
+    "STORAGE_FULL": (StatusCode.RESOURCE_EXHAUSTED, 507),
+    "STORAGE_READ_ONLY": (StatusCode.UNAVAILABLE, 503),
+    "STORAGE_REPLACED": (StatusCode.UNAVAILABLE, 503),
+    "STORAGE_UNUSABLE": (StatusCode.FAILED_PRECONDITION, 500),
+    "STORAGE_FAILED": (StatusCode.INTERNAL, 500),
+}
+"""The code and the HTTP status of errors of storage, by their error_code. They are the service's fault,
+where their codes alone would say that the caller sent too much, or something wrong."""
+
+
+def client_closed(*, maybe_applied: bool = False) -> RpcError:
+    """The error of a call on a client that was closed: before the call, or while it was under way."""
     return RpcError(
         StatusCode.FAILED_PRECONDITION,
         "the client is closed, or the one that it was derived from: make a new one, or close it after its "
         "last call",
         origin="client",
+        maybe_applied=maybe_applied,
     )
+
+
+def invalid_argument(field: str, rule: str) -> RpcError:
+    """The error for one field that breaks one rule."""
+    return RpcError(StatusCode.INVALID_ARGUMENT, f"{field} {rule}", violations=[Violation(field, rule)])

@@ -20,6 +20,7 @@ from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.interceptor import UnaryContinuation
 from llm_cost_ops.rpc.status import StatusCode, Violation
 from llm_cost_ops.rules.requests import check_record
+from llm_cost_ops.wire.unknown import keeps_unknown
 
 __all__ = ["BatchCheck", "counted", "refused"]
 
@@ -36,7 +37,8 @@ class BatchCheck:
     ) -> Any:
         if context.method.path != BATCH_SUBMIT_USAGE.path:
             return await continuation(request, context)
-        bad = _bad(request, datetime.fromtimestamp(context.runtime.now(), UTC))
+        now = datetime.fromtimestamp(context.runtime.now(), UTC)
+        bad = _bad(request, now, keep_unknown=keeps_unknown(context.metadata))
         if not bad:
             return await continuation(request, context)
         places = [place for place in range(len(request.records)) if place not in bad]
@@ -51,11 +53,11 @@ class BatchCheck:
         return response
 
 
-def _bad(request: BatchSubmitUsageRequest, now: datetime) -> dict[int, SubmitResult]:
+def _bad(request: BatchSubmitUsageRequest, now: datetime, *, keep_unknown: bool) -> dict[int, SubmitResult]:
     found: dict[int, SubmitResult] = {}
     for place, record in enumerate(request.records):
         violations: list[Violation] = []
-        check_record(record, f"records[{place}]", now, violations)
+        check_record(record, f"records[{place}]", now, violations, keep_unknown)
         if violations:
             found[place] = refused(violations)
     return found

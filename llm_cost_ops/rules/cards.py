@@ -24,12 +24,18 @@ from llm_cost_ops.rules.meters import METER_NAME, TOKEN_METERS
 from llm_cost_ops.rules.times import parse_end, parse_start
 from llm_cost_ops.wire.validation import check_between
 
-__all__ = ["card_error", "check_card", "check_overlaps", "clock_seconds", "overlap_of"]
+__all__ = ["PRICE_FIELDS", "card_error", "check_card", "check_overlaps", "clock_seconds", "overlap_of"]
 
 _CLOCK = re.compile(r"([01][0-9]|2[0-4]):([0-5][0-9])(?::([0-5][0-9]))?", re.ASCII)
 _DAY = 86400
 _EXACT = Context(prec=60)
-_PER_1K = (("input_price_per_1k", "INPUT"), ("output_price_per_1k", "OUTPUT"))
+# Fields of a price, their meters, and what makes them a price of a million.
+PRICE_FIELDS = (
+    ("input_price_per_1k", "INPUT", 3),
+    ("output_price_per_1k", "OUTPUT", 3),
+    ("input_price_per_million", "INPUT", 0),
+    ("output_price_per_million", "OUTPUT", 0),
+)
 
 _Found = Iterator[tuple[str, str]]
 
@@ -111,14 +117,19 @@ def _rates_rules(card: RateCard | CreatePriceRequest) -> _Found:
         if not card.rates:
             yield "rates", "must have at least one rate"
         return
-    for field, meter in _PER_1K:
+    given: dict[str, str] = {}
+    for field, meter, thousands in PRICE_FIELDS:
         price = getattr(card, field)
         if price is None:
             continue
         if (rule := _price_rule(price)) is not None:
             yield field, rule
-        elif price.adjusted() >= 15:
-            yield field, "must have at most 15 digits before the point"
+        elif price.adjusted() >= 18 - thousands:
+            yield field, f"must have at most {18 - thousands} digits before the point"
+        if meter in given:
+            yield given[meter], f"must not be given beside {field}"
+            yield field, f"must not be given beside {given[meter]}"
+        given[meter] = field
         if meter in seen:
             yield field, f"must not be given beside a rate of {meter}"
 

@@ -15,41 +15,63 @@ from llm_cost_ops._gen.messages import (
     BatchSubmitUsageRequest,
     CreatePriceRequest,
     EstimateCostRequest,
+    ModalityTokens,
+    Rate,
     SubmitUsageRequest,
     UsageRecord,
 )
 from llm_cost_ops._gen.methods import BATCH_SUBMIT_USAGE, CREATE_PRICE, ESTIMATE_COST, SUBMIT_USAGE
 from llm_cost_ops.interceptors.validation import Check
 from llm_cost_ops.rpc.status import Violation
-from llm_cost_ops.rules.cards import check_card
+from llm_cost_ops.rules.cards import PRICE_FIELDS, check_card
 from llm_cost_ops.rules.times import instant
 from llm_cost_ops.rules.usage import check_usage
+from llm_cost_ops.wire.unknown import refuse_unknown
 
 __all__ = ["CHECKS", "check_record"]
 
 MAX_BATCH = 10_000
 
 
-def check_record(record: UsageRecord, path: str, now: datetime, violations: list[Violation]) -> None:
+def check_record(
+    record: UsageRecord,
+    path: str,
+    now: datetime,
+    violations: list[Violation],
+    keep_unknown: bool = False,
+) -> None:
     """Add every rule that a record breaks; `path` is where it stands in the request."""
     unknown = record.unknown_
     if unknown and unknown.error:
         field = ".".join(part for part in (path, unknown.error_field) if part)
         violations.append(Violation(field, unknown.error))
         return
+    modality = record.modality
+    if not keep_unknown and (unknown or (type(modality) is ModalityTokens and modality.unknown_)):
+        refuse_unknown(record, path, violations)
     USAGE_RECORD.validate(record, path, violations)
     check_usage(record, path, violations, now=now)
 
 
-def _submit(request: SubmitUsageRequest, now: datetime, violations: list[Violation]) -> None:
+def _submit(
+    request: SubmitUsageRequest,
+    now: datetime,
+    violations: list[Violation],
+    keep_unknown: bool,
+) -> None:
     # The record is the body in REST and the parameters in Python: its fields need no prefix.
     if type(request.usage) is UsageRecord:
-        check_record(request.usage, "", now, violations)
+        check_record(request.usage, "", now, violations, keep_unknown)
     else:
         violations.append(Violation("usage", "must be a UsageRecord"))
 
 
-def _batch(request: BatchSubmitUsageRequest, _now: datetime, violations: list[Violation]) -> None:
+def _batch(
+    request: BatchSubmitUsageRequest,
+    _now: datetime,
+    violations: list[Violation],
+    _keep_unknown: bool,
+) -> None:
     """The batch itself; its records are answered one by one."""
     records: Any = request.records
     if not isinstance(records, list):
@@ -66,16 +88,29 @@ def _batch(request: BatchSubmitUsageRequest, _now: datetime, violations: list[Vi
             violations.append(Violation(f"records[{index}]", "must be a UsageRecord"))
 
 
-def _create_price(request: CreatePriceRequest, _now: datetime, violations: list[Violation]) -> None:
+def _create_price(
+    request: CreatePriceRequest,
+    _now: datetime,
+    violations: list[Violation],
+    keep_unknown: bool,
+) -> None:
+    if not keep_unknown:
+        for index, rate in enumerate(request.rates if type(request.rates) is list else ()):
+            if isinstance(rate, Rate):
+                refuse_unknown(rate, f"rates[{index}]", violations)
     CREATE_PRICE_REQUEST.validate(request, "", violations)
-    if not request.rates and request.input_price_per_1k is None and request.output_price_per_1k is None:
-        violations.append(
-            Violation("rates", "must hold a price, unless input_price_per_1k or output_price_per_1k is given")
-        )
+    if not request.rates and all(getattr(request, field) is None for field, _, _ in PRICE_FIELDS):
+        fields = " or ".join(field for field, _, _ in PRICE_FIELDS)
+        violations.append(Violation("rates", f"must hold a price, unless {fields} is given"))
     check_card(request, "", violations)
 
 
-def _estimate(request: EstimateCostRequest, now: datetime, violations: list[Violation]) -> None:
+def _estimate(
+    request: EstimateCostRequest,
+    now: datetime,
+    violations: list[Violation],
+    keep_unknown: bool,
+) -> None:
     record: Any = request.usage
     if type(record) is not UsageRecord:
         violations.append(Violation("usage", "must be a UsageRecord"))
@@ -85,7 +120,7 @@ def _estimate(request: EstimateCostRequest, now: datetime, violations: list[Viol
     latest = max(now, instant(moment)) if isinstance(moment, datetime) else now
     if record.organization_id == "":
         record = msgspec.structs.replace(record, organization_id="nobody")
-    check_record(record, "", latest, violations)
+    check_record(record, "", latest, violations, keep_unknown)
 
 
 CHECKS: dict[str, Check] = {

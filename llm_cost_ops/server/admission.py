@@ -9,7 +9,7 @@ from typing import Any
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.interceptor import UnaryContinuation
 from llm_cost_ops.rpc.runtime import Runtime
-from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.rpc.status import OVERLOADED, RpcError, StatusCode
 
 __all__ = ["Admission", "overloaded"]
 
@@ -98,5 +98,5 @@ def overloaded(runtime: Runtime, held: float = 0.0) -> RpcError:
         StatusCode.UNAVAILABLE,
         "the server has as many calls in flight as it takes",
         retry_after=round(hint, 3),
-        error_code="OVERLOADED",
+        error_code=OVERLOADED,
     )

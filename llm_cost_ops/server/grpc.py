@@ -8,9 +8,10 @@ import errno
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -32,6 +33,7 @@ from llm_cost_ops.server.reflection import DescriptorImage, ReflectionHandler
 from llm_cost_ops.transports.grpc.status import fields_of, number, write_status
 from llm_cost_ops.transports.net.headers import IDEMPOTENCY_HEADER, REQUEST_ID_HEADER, is_request_id
 from llm_cost_ops.wire import DecodeError
+from llm_cost_ops.wire.fields import walk
 from llm_cost_ops.wire.unknown import Unknown
 
 __all__ = ["GrpcLimits", "GrpcServer", "HealthHandler"]
@@ -289,14 +291,29 @@ class _Method:
             ) from error
 
     async def _requests(self, incoming: AsyncIterator[bytes]) -> AsyncGenerator[Any, None]:
-        """The requests of a stream; one that can't be decoded says why in its `unknown_`."""
+        """The requests of a stream; one that can't be decoded comes in parts."""
         async for data in incoming:
             try:
-                request = self._request(data)
+                yield self._request(data)
+            except RpcError:
+                for request in self._in_parts(data):
+                    yield request
+
+    def _in_parts(self, data: bytes) -> Iterator[Any]:
+        """Each field of a message as a request of its own, so that an element of a list harms only itself.
+
+        One that can't be decoded says why in its `unknown_`; so does the whole, where it has no fields.
+        """
+        try:
+            ends = [stop for _, _, stop in walk(data, 0, len(data))]
+        except (DecodeError, IndexError):
+            ends = [len(data)]
+        for start, stop in pairwise([0, *ends]):
+            try:
+                yield self._request(data[start:stop])
             except RpcError as error:
                 field, reason = error.violations[0] if error.violations else ("", error.message)
-                request = self._method.request.type(unknown_=Unknown(error=reason, error_field=field))
-            yield request
+                yield self._method.request.type(unknown_=Unknown(error=reason, error_field=field))
 
     @contextlib.asynccontextmanager
     async def _in_time(self, context: CallContext) -> AsyncGenerator[None, None]:

@@ -32,6 +32,7 @@ from llm_cost_ops.transports.net.headers import (
     is_request_id,
     to_headers,
 )
+from llm_cost_ops.wire.unknown import UNKNOWN_FIELDS
 
 __all__ = [
     "LINE_TYPES",
@@ -86,6 +87,7 @@ class _Request:
         self.path = path.removeprefix(quote(scope.get("root_path", "")))
         self.query: str = scope.get("query_string", b"").decode("latin-1")
         self.limits = limits
+        self.unknown_fields = ""
 
     def text(self, name: str) -> str:
         return self.headers.get(name.encode(), b"").decode("latin-1").strip()
@@ -141,6 +143,8 @@ class _Request:
             metadata = from_headers(self.raw_headers, strict=True)
         except ValueError as error:
             raise _refused(400, str(error)) from error
+        if self.unknown_fields:
+            metadata.set(UNKNOWN_FIELDS, self.unknown_fields)
         unary = binding.method.cardinality is Cardinality.UNARY_UNARY
         seconds = self.limits.call_timeout if unary else self.limits.stream_timeout
         asked = self.text(DEADLINE_HEADER)
@@ -256,6 +260,7 @@ class AsgiApp:
             return status, headers + allow, body
         if binding.method.cardinality is not Cardinality.UNARY_UNARY:
             return await self._stream(binding, route.variables, request, receive, send)
+        _take_unknown(binding, request)
         context = request.context(binding, self._runtime)
         body = await self._body(binding, request, context, receive)
         return await self._call(binding, binding.decode(route.variables, request.query, body), context)
@@ -272,6 +277,7 @@ class AsgiApp:
     async def _stream(
         self, binding: Binding, variables: list[str], request: _Request, receive: Receive, send: Send
     ) -> Answer | None:
+        _take_unknown(binding, request)
         context = request.context(binding, self._runtime)
         context.check_deadline()
         if request.verb == "HEAD":
@@ -299,6 +305,22 @@ class AsgiApp:
             raise RpcError(StatusCode.INTERNAL, "internal error") from error
         status = context.response_status or binding.rule.status
         return status, metadata_headers(context.response_metadata), binding.encode_response(response)
+
+
+def _take_unknown(binding: Binding, request: _Request) -> None:
+    """Take `?unknown=keep` or `refuse` out of the query of a request with a body."""
+    if binding.rule.body is None or "unknown=" not in request.query:
+        return
+    pairs = request.query.split("&")
+    given = [pair.partition("=")[2] for pair in pairs if pair.startswith("unknown=")]
+    if given and (len(given) > 1 or given[0] not in ("keep", "refuse")):
+        rule = "must be given once, as keep or refuse"
+        raise RpcError(
+            StatusCode.INVALID_ARGUMENT, f"unknown {rule}", violations=[Violation("unknown", rule)]
+        )
+    if given:
+        request.unknown_fields = given[0]
+        request.query = "&".join(pair for pair in pairs if not pair.startswith("unknown="))
 
 
 def _error(error: RpcError, request_id: str) -> Answer:
@@ -409,7 +431,7 @@ class StreamAnswer:
         try:
             async with asyncio.timeout(self._context.remaining()), aclosing(stream):
                 async for message in stream:
-                    data += self._lines.response_line(message)
+                    data += self._lines.response_lines(message)
                     if len(data) >= self._piece:
                         if gone is not None and gone.done():
                             raise DisconnectedError

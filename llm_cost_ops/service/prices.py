@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from llm_cost_ops._gen.messages import RateCard
 from llm_cost_ops.catalog import load_catalog
-from llm_cost_ops.ledger import Store
+from llm_cost_ops.config import REPORTED_PROVIDERS
+from llm_cost_ops.ledger import Ledger
 from llm_cost_ops.pricing.pricebook import PriceBook
 from llm_cost_ops.rpc.context import CallContext
 
@@ -25,39 +27,33 @@ def catalog_card(card_id: str, version: int, origin_version: str) -> RateCard | 
 class Prices:
     """A price book that follows the store, whoever wrote to it."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self.in_force: tuple[int, PriceBook] = (-1, PriceBook([_Bundled()]))
+    def __init__(self, ledger: Ledger, reported_providers: Collection[str] = REPORTED_PROVIDERS) -> None:
+        self._ledger = ledger
+        self._reported = reported_providers
+        self.in_force: tuple[int, PriceBook] = (-1, self._book())
         """A book, and the revision of the store's cards that it has at least; -1 before the first refresh."""
 
     async def refresh(self, context: CallContext) -> PriceBook:
         """Take in cards that were added since, by this process or another, and give the book."""
-        revision = await self._store.cards_revision(context)
+        revision = await self._ledger.cards_revision(context)
         if revision != self.in_force[0]:
             # Replaced as a whole, so that nobody takes one book for another's revision.
-            self.in_force = revision, PriceBook([_Bundled()], cards=await self._store.all_cards(context))
+            self.in_force = revision, self._book(await self._ledger.all_cards(context))
         return self.in_force[1]
 
     async def book_as_of(self, moment: datetime | None, context: CallContext) -> PriceBook:
         """A book of its own, that stays as it is, without the cards that were created after a moment."""
-        cards = await self._store.all_cards(context)
+        cards = await self._ledger.all_cards(context)
         if moment is not None:
             cards = [card for card in cards if card.created_at is None or card.created_at <= moment]
-        return PriceBook([_Bundled()], cards=cards)
+        return self._book(cards)
+
+    def _book(self, cards: Sequence[RateCard] = ()) -> PriceBook:
+        return PriceBook([_Bundled()], cards=cards, reported_providers=self._reported)
 
     def catalog_card(self, card_id: str) -> RateCard | None:
-        """The bundled card of an id."""
-        return load_catalog().card(card_id)
-
-    def catalog_cards(self, providers: Collection[str], models: Collection[str]) -> list[RateCard]:
-        """The bundled cards of providers and models; none given means all."""
-        catalog = load_catalog()
-        found: dict[str, RateCard] = {}
-        for provider in sorted(providers) or catalog.providers():
-            names = sorted(models) or [model.id for model in catalog.models(provider)]
-            for name in names:
-                found.update((card.id, card) for card in catalog.cards(provider, name))
-        return list(found.values())
+        """The bundled card of an id, a copy that the caller may change."""
+        return copy.deepcopy(load_catalog().card(card_id))
 
 
 class _Bundled:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from decimal import Context, Decimal
 from hashlib import blake2b
@@ -22,11 +23,13 @@ from llm_cost_ops._gen.messages import (
     RateCard,
     SubmitStatus,
 )
-from llm_cost_ops.ledger import Store
+from llm_cost_ops.catalog.load import CardEntry, Catalog, load_catalog
+from llm_cost_ops.ledger import Ledger
 from llm_cost_ops.pricing.money import plain
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.ids import uuid7
-from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, invalid_argument
+from llm_cost_ops.rules.cards import PRICE_FIELDS
 from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.rules.times import parse_end, parse_start
 from llm_cost_ops.service.access.tenancy import allowed_organizations, may_access
@@ -45,8 +48,8 @@ _EXACT = Context(prec=60)
 class PricingService:
     """Creates dated cards and reads them back, those of the bundled catalog included."""
 
-    def __init__(self, store: Store, prices: Prices) -> None:
-        self._store = store
+    def __init__(self, ledger: Ledger, prices: Prices) -> None:
+        self._ledger = ledger
         self._prices = prices
 
     async def create_price(self, request: CreatePriceRequest, context: CallContext) -> CreatePriceResponse:
@@ -56,7 +59,7 @@ class PricingService:
         content.idempotency_key = ""
         fingerprint = blake2b(canonical_json(content), digest_size=16).digest()
         key = request.idempotency_key or context.idempotency_key
-        card, status = await self._store.add_card(_card(request, now), key, fingerprint, context)
+        card, status = await self._ledger.add_card(_card(request, now), key, fingerprint, context)
         if status == SubmitStatus.CONFLICT:
             rule = "was used before for another card"
             raise RpcError(
@@ -70,22 +73,35 @@ class PricingService:
 
     async def get_price(self, request: GetPriceRequest, context: CallContext) -> GetPriceResponse:
         """Get a card by its id."""
-        card = await self._store.get_card(request.id, context) or self._prices.catalog_card(request.id)
+        card = await self._ledger.get_card(request.id, context) or self._prices.catalog_card(request.id)
         if card is None or not may_access(context, card.organization_id):
             raise RpcError(StatusCode.NOT_FOUND, f"there is no price card {request.id!r}")
         return GetPriceResponse(data=card, meta=meta_of(context))
 
     async def list_prices(self, request: ListPricesRequest, context: CallContext) -> ListPricesResponse:
-        """List the cards of the store, then those of the catalog, each by provider, model and date."""
-        cards = await self._matching(request, context)
-        page = Page.of(request, "prices", context)
-        start = (page.offset if page.after is None else page.after[0]) or 0
-        end = start + page.size
-        following = (end, 0) if end < len(cards) else None
-        described = page.described(following, len(cards) if page.number else None)
-        return ListPricesResponse(data=cards[start:end], pagination=described, meta=meta_of(context))
+        """List the cards of the store, then those of the catalog, each by provider, model and date.
 
-    async def _matching(self, request: ListPricesRequest, context: CallContext) -> list[RateCard]:
+        Only the cards of the page are made; a cursor names the last of them, so that a card that is
+        added meanwhile moves nothing.
+        """
+        catalog = load_catalog()
+        found = await self._matching(request, catalog, context)
+        page = Page.of(request, "prices", context)
+        start = _start(found, page)
+        end = start + page.size
+        following = f"{end}.{_id_hash(found[end - 1].id)}" if end < len(found) else None
+        return ListPricesResponse(
+            data=[
+                catalog.card_of(card) if isinstance(card, CardEntry) else copy.deepcopy(card)
+                for card in found[start:end]
+            ],
+            pagination=page.described(following, len(found) if page.number else None),
+            meta=meta_of(context),
+        )
+
+    async def _matching(
+        self, request: ListPricesRequest, catalog: Catalog, context: CallContext
+    ) -> list[RateCard | CardEntry]:
         providers = {canonical_provider(provider) for provider in request.provider}
         models = set(request.model_id)
         at = parse_start(request.active_at, field="active_at") if request.active_at else None
@@ -97,23 +113,61 @@ class PricingService:
             and allowed_organizations(context) is None
             and not request.organization_id
         )
-        cards: list[RateCard] = []
+        found: list[RateCard | CardEntry] = []
         if request.origin != PriceOrigin.CATALOG:
-            cards += await self._store.all_cards(context)
+            book = await self._prices.refresh(context)
+            found += [
+                card
+                for card in book.cards
+                if (not providers or card.provider in providers)
+                and (not models or card.model_id in models or not models.isdisjoint(card.aliases))
+                and (everyones or card.organization_id in organizations)
+            ]
         if request.origin != PriceOrigin.MANUAL:
-            cards += self._prices.catalog_cards(providers, models)
+            found += _of_catalog(catalog, providers, models)
         return [
             card
-            for card in cards
-            if (not providers or card.provider in providers)
-            and (not models or card.model_id in models or not models.isdisjoint(card.aliases))
-            and (everyones or card.organization_id in organizations)
-            and (not request.currency or card.currency == request.currency)
+            for card in found
+            if (not request.currency or card.currency == request.currency)
             and (at is None or _in_force(card, at))
         ]
 
 
-def _in_force(card: RateCard, at: datetime) -> bool:
+def _of_catalog(catalog: Catalog, providers: set[str], models: set[str]) -> Iterable[RateCard | CardEntry]:
+    if not models:
+        return [entry for entry in catalog.entries() if not providers or entry.provider in providers]
+    named = (
+        card
+        for provider in sorted(providers) or catalog.providers()
+        for name in sorted(models)
+        for card in catalog.cards(provider, name)
+    )
+    return {card.id: card for card in named}.values()
+
+
+def _start(found: Sequence[RateCard | CardEntry], page: Page) -> int:
+    """Where a page begins: behind the card that its cursor names, wherever that is by now."""
+    if page.after is None:
+        return page.offset or 0
+    place, dot, hashed = page.after.partition(".")
+    if not (dot and _is_number(place) and _is_number(hashed)):
+        raise invalid_argument("cursor", "is not one that this service gave")
+    end, last = int(place), int(hashed)
+    if 0 < end <= len(found) and _id_hash(found[end - 1].id) == last:
+        return end
+    places = (place for place, card in enumerate(found, 1) if _id_hash(card.id) == last)
+    return next(places, max(end, 0))
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 19
+
+
+def _id_hash(card_id: str) -> int:
+    return int.from_bytes(blake2b(card_id.encode(), digest_size=7).digest(), "big")
+
+
+def _in_force(card: RateCard | CardEntry, at: datetime) -> bool:
     return (card.effective_from is None or card.effective_from <= at) and (
         card.effective_until is None or at < card.effective_until
     )
@@ -122,9 +176,10 @@ def _in_force(card: RateCard, at: datetime) -> bool:
 def _card(request: CreatePriceRequest, now: datetime) -> RateCard:
     """The card that a valid request describes."""
     rates = list(request.rates)
-    for meter, price in (("INPUT", request.input_price_per_1k), ("OUTPUT", request.output_price_per_1k)):
+    for field, meter, thousands in PRICE_FIELDS:
+        price = getattr(request, field)
         if price is not None:
-            rates.append(Rate(meter=meter, price=plain(_EXACT.scaleb(price, 3)), per=1_000_000))
+            rates.append(Rate(meter=meter, price=plain(_EXACT.scaleb(price, thousands)), per=1_000_000))
     by_meter = {rate.meter: rate for rate in rates}
     start = parse_start(request.effective_date, field="effective_date") if request.effective_date else now
     return RateCard(
@@ -150,19 +205,21 @@ def _card(request: CreatePriceRequest, now: datetime) -> RateCard:
         version=1,
         created_at=now,
         updated_at=now,
-        input_price_per_1k=_per_thousand(by_meter.get("INPUT")),
-        output_price_per_1k=_per_thousand(by_meter.get("OUTPUT")),
+        input_price_per_1k=_price_of(1_000, by_meter.get("INPUT")),
+        output_price_per_1k=_price_of(1_000, by_meter.get("OUTPUT")),
+        input_price_per_million=_price_of(1_000_000, by_meter.get("INPUT")),
+        output_price_per_million=_price_of(1_000_000, by_meter.get("OUTPUT")),
     )
 
 
-def _per_thousand(rate: Rate | None) -> Decimal | None:
-    """The price of a thousand; None where 18 digits on either side of the point can't say it exactly."""
+def _price_of(count: int, rate: Rate | None) -> Decimal | None:
+    """The price of so many tokens; None where 18 digits on either side of the point can't say it exactly."""
     if rate is None:
         return None
     per = Decimal(rate.per or 1_000_000)
-    price = plain(_EXACT.divide(_EXACT.scaleb(rate.price, 3), per))
+    price = plain(_EXACT.divide(_EXACT.multiply(rate.price, Decimal(count)), per))
     try:
-        exact = _EXACT.scaleb(rate.price, 3) == _EXACT.multiply(from_text(f"{price:f}"), per)
+        exact = _EXACT.multiply(rate.price, Decimal(count)) == _EXACT.multiply(from_text(f"{price:f}"), per)
     except ValueError:
         return None
     return price if exact else None

@@ -30,27 +30,24 @@ from llm_cost_ops._gen.messages import (
     UsageReceipt,
     UsageRecord,
 )
-from llm_cost_ops.ledger import Position, Store
+from llm_cost_ops.ledger import Ledger, Position
 from llm_cost_ops.ledger.types import Appended, Entry
 from llm_cost_ops.pricing.money import UNITS, from_units
 from llm_cost_ops.pricing.pricebook import PriceBook
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.rules.batches import counted, refused
+from llm_cost_ops.rules.chunks import chunks_of
+from llm_cost_ops.rules.limits import MAX_RECORD_COST
 from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.rules.requests import check_record
 from llm_cost_ops.rules.usage import total_tokens
 from llm_cost_ops.service.access.tenancy import OTHER_ORGANIZATION, may_access
 from llm_cost_ops.service.pages import Page, filter_of, invalid, meta_of
 from llm_cost_ops.service.prices import Prices
+from llm_cost_ops.wire.unknown import keeps_unknown
 
-__all__ = ["MAX_RECORD_COST", "UsageService", "check_record_cost", "export", "in_utc"]
-
-
-MAX_RECORD_COST = 10**9
-"""The most that one record may cost, in its currency; more is a mistake in the counts or the price."""
-
-MAX_RECORD_COST_UNITS = MAX_RECORD_COST * UNITS
+__all__ = ["UsageService", "check_record_cost", "export", "in_utc"]
 
 # Records of a stream go into one transaction: so many, or those that came in so many seconds.
 BATCH_RECORDS = 1000
@@ -62,8 +59,8 @@ _CONFLICT = "the idempotency key was used before with other content"
 class UsageService:
     """Validates, prices and stores; answers are given once the store has committed."""
 
-    def __init__(self, store: Store, prices: Prices) -> None:
-        self._store = store
+    def __init__(self, ledger: Ledger, prices: Prices) -> None:
+        self._ledger = ledger
         self._prices = prices
 
     async def submit_usage(self, request: SubmitUsageRequest, context: CallContext) -> SubmitUsageResponse:
@@ -73,7 +70,7 @@ class UsageService:
         while True:
             revision, book = self._prices.in_force
             entry = _entry(request.usage, context.idempotency_key, now, book)
-            appended = await self._store.append([entry], context, revision)
+            appended = await self._ledger.append([entry], context, revision)
             if appended is not None:
                 break
             await self._reprice(context)
@@ -100,12 +97,12 @@ class UsageService:
     ) -> AsyncGenerator[StreamUsageResponse, None]:
         """Record calls as they come, and acknowledge each batch of them once it is written."""
         answer = StreamUsageResponse()
-        batches = context.runtime.batches(requests, BATCH_RECORDS, BATCH_SECONDS, context.remaining)
+        records = _records(requests)
+        batches = context.runtime.batches(records, BATCH_RECORDS, BATCH_SECONDS, context.remaining)
         try:
             async with aclosing(batches):
                 async for batch in batches:
-                    records = [_streamed(request) for request in batch]
-                    results = await self._write(records, repeat(""), answer.durable, context)
+                    results = await self._write(batch, repeat(""), answer.durable, context)
                     answer = _acknowledged(answer, results)
                     yield answer
                     context.check_deadline()
@@ -117,7 +114,7 @@ class UsageService:
         self, request: ExportUsageRequest, context: CallContext
     ) -> AsyncGenerator[ExportUsageResponse, None]:
         """Give every record that a filter lets through."""
-        return export(self._store, request, context)
+        return export(self._ledger, request, context)
 
     async def list_usage(self, request: ListUsageRequest, context: CallContext) -> ListUsageResponse:
         """List records, newest first unless told otherwise."""
@@ -128,7 +125,7 @@ class UsageService:
             raise invalid("order", f"must be asc or desc, not {order[:64]!r}")
         where = filter_of(request)
         page = Page.of(request, f"usage:{sort}:{order}", context)
-        records, position = await self._store.list_usage(
+        records, position = await self._ledger.list_usage(
             where,
             sort,
             order == "desc",
@@ -137,7 +134,7 @@ class UsageService:
             page.offset,
             context,
         )
-        total = await self._store.count_usage(where, context) if page.number else None
+        total = await self._ledger.sums.count(where, context) if page.number else None
         return ListUsageResponse(
             data=records, pagination=page.described(position, total), meta=meta_of(context)
         )
@@ -150,10 +147,11 @@ class UsageService:
         `paths` are where the records stand in the request; the first has the number `first` in the call.
         """
         now = datetime.fromtimestamp(context.runtime.now(), UTC)
+        keep_unknown = keeps_unknown(context.metadata)
         checked: list[SubmitResult | tuple[UsageRecord, str]] = []
         for index, (record, path) in enumerate(zip(records, paths, strict=False), first):
             violations: list[Violation] = []
-            check_record(record, path, now, violations)
+            check_record(record, path, now, violations, keep_unknown)
             if violations:
                 checked.append(refused(violations))
             elif not may_access(context, record.organization_id):
@@ -166,7 +164,7 @@ class UsageService:
             revision, book = self._prices.in_force
             priced = [_priced(item, now, book) for item in checked]
             entries = [item for item in priced if isinstance(item, Entry)]
-            appended = await self._store.append(entries, context, revision)
+            appended = await self._ledger.append(entries, context, revision)
             if appended is not None:
                 break
             await self._reprice(context)
@@ -217,7 +215,7 @@ def _entry(sent: UsageRecord, key: str, now: datetime, book: PriceBook) -> Entry
 
 def check_record_cost(units: int | None, currency: str) -> None:
     """Refuse a cost in 10^-12 of a currency that is above MAX_RECORD_COST: INVALID_ARGUMENT."""
-    if units is not None and units > MAX_RECORD_COST_UNITS:
+    if units is not None and units > MAX_RECORD_COST * UNITS:
         rule = f"and the other counts come to more than {MAX_RECORD_COST:,} {currency}"
         raise invalid("input_tokens", rule)
 
@@ -241,13 +239,15 @@ def _receipt(done: Appended, organization_id: str) -> UsageReceipt:
     )
 
 
-def _streamed(request: StreamUsageRequest) -> UsageRecord:
-    """The record of a request; one that could not be decoded says so itself."""
-    undecoded = request.unknown_
-    if undecoded and undecoded.error:
-        undecoded.error_field = undecoded.error_field.removeprefix("usage").removeprefix(".")
-        return UsageRecord(unknown_=undecoded)
-    return request.usage or UsageRecord()
+async def _records(requests: AsyncIterator[StreamUsageRequest]) -> AsyncGenerator[UsageRecord, None]:
+    """The records of a stream; one that could not be decoded comes alone, and says so itself."""
+    async for request in requests:
+        undecoded = request.unknown_
+        if undecoded and undecoded.error:
+            undecoded.error_field = undecoded.error_field.removeprefix("records[0]").removeprefix(".")
+            yield UsageRecord(unknown_=undecoded)
+        for record in request.records:
+            yield record
 
 
 def _acknowledged(before: StreamUsageResponse, results: Sequence[SubmitResult]) -> StreamUsageResponse:
@@ -277,7 +277,7 @@ _PAGE = 500
 
 
 async def export(
-    store: Store, request: ExportUsageRequest, context: CallContext
+    ledger: Ledger, request: ExportUsageRequest, context: CallContext
 ) -> AsyncGenerator[ExportUsageResponse, None]:
     """Give the records by timestamp, a page in memory at a time.
 
@@ -290,11 +290,11 @@ async def export(
     where = filter_of(request)
     after: Position | None = None
     while True:
-        records, after = await store.list_usage(
+        records, after = await ledger.list_usage(
             where, "timestamp", order == "desc", _PAGE, after, None, context
         )
-        for record in records:
-            yield ExportUsageResponse(usage=record)
+        for chunk in chunks_of(records):
+            yield ExportUsageResponse(records=chunk)
         if after is None:
             return
         context.check_deadline()

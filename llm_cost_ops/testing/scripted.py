@@ -10,7 +10,7 @@ import msgspec
 
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.metadata import Metadata
-from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.rpc.status import OVERLOADED, RpcError, StatusCode
 from llm_cost_ops.transports.http.errors import code_of_status
 
 __all__ = ["Delay", "Fault", "Received", "ScriptedTransport"]
@@ -20,7 +20,7 @@ class Fault(NamedTuple):
     """A failure to script: an HTTP status, or a StatusCode, or "network" for no answer at all.
 
     `sent=False` says that the request never left, so that it can't have been applied. `headers` are
-    those of the answer. `times` repeats it.
+    those of the answer, `error_code` is the server's own code. `times` repeats it.
 
         [Fault(503, times=2), answer]      fail twice with 503, then answer
         [Fault("network"), answer]         break the connection once
@@ -33,6 +33,7 @@ class Fault(NamedTuple):
     retry_after: float | None = None
     sent: bool = True
     headers: Mapping[str, str] | None = None
+    error_code: str = ""
 
     def error(self, context: CallContext) -> RpcError:
         """The error that a transport would raise."""
@@ -56,7 +57,11 @@ class Fault(NamedTuple):
             self.message,
             http_status=status,
             retry_after=self.retry_after,
-            maybe_applied=self.sent and not safe and (status is None or status >= 500),
+            maybe_applied=self.sent
+            and not safe
+            and self.error_code != OVERLOADED
+            and (status is None or status >= 500),
+            error_code=self.error_code,
             metadata=Metadata(self.headers or {}),
         )
 
@@ -185,7 +190,9 @@ class ScriptedTransport:
         response = context.method.response.type
         if isinstance(answer, response) or context.method.unwrap is None:
             return answer
-        return response(**{context.method.unwrap: answer})
+        name = context.method.unwrap
+        many = isinstance(getattr(response(), name), list) and not isinstance(answer, list)
+        return response(**{name: [answer] if many else answer})
 
 
 def _steps(script: Iterable[Any]) -> Iterator[Any]:

@@ -59,13 +59,13 @@ class _Calls:
         self._channel_of = channel_of
         self._fail = fail
         self._both_ways = name == "intercept_stream_stream"
-        answer = StreamUsageResponse() if self._both_ways else ExportUsageResponse(usage=_RECORD)
+        answer = StreamUsageResponse() if self._both_ways else ExportUsageResponse(records=[_RECORD])
         self._answers = [answer] * 3
 
     def _begin(self, transport: ScriptedTransport) -> Any:
         channel = self._channel_of(transport)
         if self._both_ways:
-            return channel.stream_stream(STREAM_USAGE, [StreamUsageRequest(usage=_RECORD)] * 2)
+            return channel.stream_stream(STREAM_USAGE, [StreamUsageRequest(records=[_RECORD])] * 2)
         return channel.unary_stream(EXPORT_USAGE, ExportUsageRequest())
 
     async def _received(self, transport: ScriptedTransport) -> int:

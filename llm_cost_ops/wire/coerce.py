@@ -17,13 +17,13 @@ from llm_cost_ops.wire.open_enum import OpenEnum
 __all__ = [
     "decimal",
     "decimals",
-    "either",
     "instant",
     "listed",
     "mapping",
     "member",
     "members",
     "moment",
+    "overlaid",
     "texts",
     "to_utc",
 ]
@@ -58,15 +58,6 @@ def decimals(value: Any) -> Any:
     """Decimals from their texts."""
     elements = listed(value)
     return [decimal(each) for each in elements] if isinstance(elements, list) else elements
-
-
-def either(record: Any, fields: Any) -> Any:
-    """The ready message where one is given, else that of the fields; TypeError for both."""
-    if record is None:
-        return fields
-    if fields != type(fields)():
-        raise TypeError(f"give a {type(fields).__name__} or its fields, not both")
-    return record
 
 
 def member(enum: type[E], value: Any) -> Any:
@@ -109,6 +100,25 @@ def moment(value: Any) -> Any:
         value = instant(value)
         return value.isoformat().replace("+00:00", "Z")
     return value.isoformat() if isinstance(value, date) else value
+
+
+def overlaid(record: Any, fields: Any) -> Any:
+    """A ready message with the fields that are given beside it, which win; a copy where there are any."""
+    if record is None:
+        return fields
+    blank = type(fields)()
+    given = {
+        name: value
+        for name in fields.__struct_fields__
+        if (value := getattr(fields, name)) is not getattr(blank, name) and value != getattr(blank, name)
+    }
+    # Of another type, the validator says what it should have been.
+    if not given or type(record) is not type(fields):
+        return record
+    copied = record.__copy__()
+    for name, value in given.items():
+        setattr(copied, name, value)
+    return copied
 
 
 def texts(value: Any) -> Any:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from msgspec import UNSET
 
 from llm_cost_ops.wire.errors import DecodeError, EncodeError
 from llm_cost_ops.wire.unknown import Unknown
@@ -29,6 +31,7 @@ __all__ = [
     "one_of",
     "read_entry",
     "read_enum",
+    "read_flattened",
     "skip_field",
     "walk",
 ]
@@ -193,6 +196,27 @@ def read_enum(enum: type[E], members: dict[int, E], n: int) -> E:
     """The member for a varint that the enum's table lacks: negative, too large, or unknown."""
     number = to_int32(n)
     return members.get(number) or enum(str(number))
+
+
+def read_flattened(
+    read: Callable[[bytes, int, int, int, Any], object],
+    tag: bytes,
+    data: bytes,
+    start: int,
+    stop: int,
+    depth: int,
+    message: Any,
+) -> None:
+    """Read a flattened message from `start` to `stop` into the one whose class inherits it.
+
+    Its unknown fields are kept behind their `tag`, as a further part of it: numbers mean other fields here.
+    """
+    before, message.unknown_ = message.unknown_, UNSET
+    read(data, start, stop, depth, message)
+    inner, message.unknown_ = message.unknown_, before
+    if inner:
+        part = inner.binary
+        message.unknown_ = keep_unknown(before, [tag, varint(len(part)), part])
 
 
 def decode_error(error: Exception, message: Any, name: tuple[str, str], truncated: bool) -> DecodeError:

@@ -18,7 +18,7 @@ from llm_cost_ops.wire.json_keys import REPEATED, path_text, repeated_keys
 from llm_cost_ops.wire.json_types import BoolKey, IntKey, UInt64
 from llm_cost_ops.wire.unknown import Unknown
 
-__all__ = ["JsonCodec", "several"]
+__all__ = ["JsonCodec", "encode_exactly", "several"]
 
 M = TypeVar("M")
 
@@ -62,7 +62,7 @@ class JsonCodec(Generic[M]):
                 return data
         except (_NeedsExact, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
             pass
-        return _encode_exactly(message)
+        return encode_exactly(message)
 
     def decode(self, data: bytes, *, unique: bool = False) -> M:
         """The message that JSON holds.
@@ -122,7 +122,7 @@ def _has_exponent(data: bytes) -> bool:
     return b"E" in data and (b"E-" in data or b"E+" in data)
 
 
-def _encode_exactly(message: Any) -> bytes:
+def encode_exactly(message: Any) -> bytes:
     try:
         return _encoder.encode(_exact(message))
     except UnicodeEncodeError:

@@ -8,9 +8,17 @@ from typing import Any
 import pytest
 
 from llm_cost_ops import APIError, ClientConfig, RetryConfig, ServerError
-from llm_cost_ops._gen.messages import GetCostSummaryResponse, SubmitUsageResponse
-from llm_cost_ops._gen.methods import GET_COST_SUMMARY, SUBMIT_USAGE
-from llm_cost_ops.types import CostSummary, UsageReceipt
+from llm_cost_ops._gen.messages import (
+    BatchReceipt,
+    BatchSubmitUsageResponse,
+    GetCostSummaryResponse,
+    ListUsageResponse,
+    SubmitResult,
+    SubmitStatus,
+    SubmitUsageResponse,
+)
+from llm_cost_ops._gen.methods import BATCH_SUBMIT_USAGE, GET_COST_SUMMARY, LIST_USAGE, SUBMIT_USAGE
+from llm_cost_ops.types import CostSummary, UsageReceipt, UsageRecord
 from tests import faulty_grpc_peers as over_grpc
 from tests import faulty_peers as over_http
 from tests.conformance.clients import COLOURS, each, open_client
@@ -34,6 +42,12 @@ HTTP: dict[str, bytes] = {
     "cut off": _http(b'{"data": {"usage_id": "u-'),
     "of another shape": _http(b'{"data": 5}'),
     "empty": _http(b""),
+    "no content": over_http.answer("204 No Content", b""),
+    "an empty object": _http(b"{}"),
+    "no data": _http(b'{"data": null, "meta": {"request_id": "r"}}'),
+    "empty data": _http(b'{"data": {}}'),
+    "an error in a success": _http(b'{"error": {"code": "INTERNAL", "message": "no"}}'),
+    "words of a gateway": _http(b'{"success": true, "message": "accepted"}'),
     "of another content type": _http(HTML, "Content-Type: text/html"),
     "broken compression": _http(b"no gzip", "Content-Encoding: gzip"),
     "cut compression": _http(gzip.compress(b'{"data": {}}')[:-6], "Content-Encoding: gzip"),
@@ -45,6 +59,12 @@ GRPC: dict[str, tuple[Any, bytes | None, Any]] = {
     "cut off": (HEAD, frame(b"\x0a", length=9), DONE),
     "of another shape": (HEAD, frame(b"\x08\x05\x0b"), DONE),
     "empty": (HEAD, None, DONE),
+    "no content": (HEAD, None, DONE),
+    "an empty object": (HEAD, frame(b""), DONE),
+    "no data": (HEAD, frame(b"\x12\x00"), DONE),
+    "empty data": (HEAD, frame(b"\x0a\x00"), DONE),
+    "an error in a success": (HEAD, frame(b"\x9a\x06\x02no"), DONE),
+    "words of a gateway": (HEAD, frame(b"\x0a\x05\x9a\x06\x02ok"), DONE),
     "of another content type": ([(":status", "200"), ("content-type", "text/html")], HTML, None),
     "broken compression": (GZIP, frame(b"no gzip", 1), DONE),
     "cut compression": (GZIP, frame(gzip.compress(b"\x0a\x00")[:-6], 1), DONE),
@@ -120,6 +140,84 @@ async def test_a_success_that_stays_garbled_is_the_same_error(what: str, transpo
     assert (error.status_code, error.code, error.attempts) == (500, "INTERNAL", 4)
     assert error.maybe_applied is (what == "submit"), "a write may have been done"
     assert (at_once.value.attempts, at_once.value.maybe_applied) == (1, what == "submit")
+
+
+def always(transport: str, method: Any, message: Any, body: bytes | None = None) -> FaultyPeer:
+    """Answers every call with one message; with other JSON over HTTP, where `body` is given."""
+
+    def http(connection: Any) -> None:
+        while True:
+            connection.read_request()
+            json = method.response.encode_json(message) if body is None else body
+            connection.sendall(over_http.answer("200 OK", json))
+
+    def grpc(connection: Any) -> None:
+        peer = over_grpc.Http2(connection)
+        while True:
+            peer.send(peer.read_request(), HEAD, frame(method.response.encode(message)), DONE)
+
+    return FaultyPeer(http if transport == "http" else grpc)
+
+
+@pytest.mark.parametrize("told", [0, 1, 3])
+@pytest.mark.parametrize("colour", COLOURS)
+@pytest.mark.parametrize("transport", ["http", "grpc"])
+async def test_a_batch_has_a_result_for_each_record(transport: str, colour: str, told: int) -> None:
+    results = [SubmitResult(status=SubmitStatus.CREATED, usage=UsageReceipt(usage_id="u"))] * told
+    answer = BatchSubmitUsageResponse(data=BatchReceipt(results=results, created=2))
+    with always(transport, BATCH_SUBMIT_USAGE, answer) as peer:
+        client = open_client(f"{transport}://127.0.0.1:{peer.port}", colour)
+        with pytest.raises(ServerError, match=f"{told} results for 2 records") as caught:
+            await client.usage.submit_batch([UsageRecord(**CALL)] * 2, retry=None)
+        await client.close()
+    assert (caught.value.code, caught.value.maybe_applied) == ("INTERNAL", True)
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"data": null}', b'{"error": "no"}', b'{"meta": {}}'])
+@pytest.mark.parametrize("colour", COLOURS)
+@pytest.mark.parametrize("transport", ["http", "grpc"])
+async def test_what_is_no_page_is_no_empty_list(transport: str, colour: str, body: bytes) -> None:
+    with always(transport, LIST_USAGE, ListUsageResponse(), body) as peer:
+        client = open_client(f"{transport}://127.0.0.1:{peer.port}", colour)
+        with pytest.raises(ServerError, match=r"nothing of what ListUsage answers|expected array") as caught:
+            await client.usage.list(retry=None)
+        await client.close()
+    assert caught.value.maybe_applied is False
+
+
+@pytest.mark.parametrize("body", [b"[]", b'{"data": []}', b'{"data": [], "total": 0, "page": 1}'])
+@pytest.mark.parametrize("colour", COLOURS)
+async def test_a_page_of_nothing_is_an_answer(colour: str, body: bytes) -> None:
+    with always("http", LIST_USAGE, None, body) as peer:
+        client = open_client(f"http://127.0.0.1:{peer.port}", colour)
+        assert (await client.usage.list(retry=None)).data == []
+        await client.close()
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+async def test_a_cost_of_nothing_is_an_answer_where_it_is_stated(colour: str) -> None:
+    with always("http", GET_COST_SUMMARY, None, b'{"data": {"total_cost": "0"}}') as peer:
+        client = open_client(f"http://127.0.0.1:{peer.port}", colour)
+        assert (await client.costs.get(retry=None)).total_cost == 0
+        await client.close()
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+@pytest.mark.parametrize("transport", ["http", "grpc"])
+async def test_an_export_has_no_empty_records(transport: str, colour: str) -> None:
+    def http(connection: Any) -> None:
+        connection.read_request()
+        connection.sendall(_http(b"{}\n", "Content-Type: application/x-ndjson"))
+
+    def grpc(connection: Any) -> None:
+        peer = over_grpc.Http2(connection)
+        peer.send(peer.read_request(), HEAD, frame(b""), DONE)
+
+    with FaultyPeer(http if transport == "http" else grpc) as peer:
+        client = open_client(f"{transport}://127.0.0.1:{peer.port}", colour)
+        with pytest.raises(ServerError, match="nothing of what ExportUsage answers"):
+            _ = [record async for record in each(client.usage.export(retry=None))]
+        await client.close()
 
 
 @pytest.mark.parametrize("colour", COLOURS)

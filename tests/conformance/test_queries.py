@@ -197,6 +197,7 @@ async def test_prices(client: Any, organization: str) -> None:
     )
     assert card.origin == PriceOrigin.MANUAL
     assert (card.input_price_per_1k, card.output_price_per_1k) == (Decimal("0.0015"), Decimal("0.002"))
+    assert (card.input_price_per_million, card.output_price_per_million) == (Decimal("1.5"), Decimal(2))
     assert card.effective_from == datetime(2026, 1, 1, tzinfo=UTC)
     assert await client.pricing.get(card.id) == card
     listed = await client.pricing.list(provider=provider)
@@ -264,6 +265,7 @@ async def test_a_price_is_created_once(client: Any, organization: str) -> None:
             "rates[0].tiers[1].above",
         ),
         ({"input_price_per_1k": None, "output_price_per_1k": None}, "rates"),
+        ({"input_price_per_million": "1"}, "input_price_per_million"),
     ],
 )
 async def test_bad_prices(client: Any, bad: dict[str, Any], field: str) -> None:
@@ -346,3 +348,23 @@ async def test_health(client: Any) -> None:
     assert health.version
     assert health.uptime_seconds >= 0
     assert (await client.ready()).status == HealthStatus.HEALTHY
+
+
+async def test_a_price_per_million_is_the_price_per_1k_times_a_thousand(
+    client: Any, organization: str
+) -> None:
+    price = {"provider": f"p-{organization[-12:]}", "effective_date": "2026-01-01"}
+    card = await client.pricing.create(
+        model_id="m", input_price_per_million="2.50", output_price_per_million=10, **price
+    )
+    assert (card.input_price_per_million, card.output_price_per_million) == (Decimal("2.5"), Decimal(10))
+    assert (card.input_price_per_1k, card.output_price_per_1k) == (Decimal("0.0025"), Decimal("0.01"))
+    assert await client.pricing.get(card.id) == card
+    sent = await client.usage.submit(
+        record(organization, provider=price["provider"], model_id="m"), input_tokens=1_000_000
+    )
+    assert sent.estimated_cost == Decimal("2.505"), "what stands beside a record wins"
+    both = {"input_price_per_million": "1", "input_price_per_1k": "1"}
+    with pytest.raises(ValidationError) as caught:
+        await client.pricing.create(model_id="n", **both, **price)
+    assert {violation.field for violation in caught.value.violations} == set(both)

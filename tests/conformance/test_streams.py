@@ -109,7 +109,7 @@ async def test_the_callers_own_error_comes_out(client: Any, organization: str) -
 
     with pytest.raises(LookupError, match="mine"):
         await client.usage.stream(records(), segment=1)
-    requests = (StreamUsageRequest(usage=found) for found in records())
+    requests = (StreamUsageRequest(records=[found]) for found in records())
     with pytest.raises(LookupError, match="mine"):
         async for _ in each(client.usage.stream_requests(requests)):
             pass
@@ -131,7 +131,7 @@ async def test_wrong_arguments(client: Any, records: Any, options: dict[str, Any
 
 
 async def test_acknowledgements_say_what_is_durable(client: Any, organization: str) -> None:
-    requests = [StreamUsageRequest(usage=record(organization, n - 1)) for n in range(2500)]
+    requests = [StreamUsageRequest(records=[record(organization, n - 1)]) for n in range(2500)]
     answers = [answer async for answer in each(client.usage.stream_requests(requests))]
     assert [answer.durable for answer in answers] == sorted(answer.durable for answer in answers)
     assert (answers[-1].durable, answers[-1].created) == (2500, 2499)
@@ -221,10 +221,10 @@ async def test_the_deadline_passes_while_records_are_waited_for(
     def slow() -> Iterator[StreamUsageRequest]:
         for number in range(100):
             time.sleep(0.02)
-            yield StreamUsageRequest(usage=record(organization, number))
+            yield StreamUsageRequest(records=[record(organization, number)])
 
     async def stuck() -> AsyncIterator[StreamUsageRequest]:
-        yield StreamUsageRequest(usage=record(organization))
+        yield StreamUsageRequest(records=[record(organization)])
         await asyncio.sleep(30)
 
     requests: Any = slow() if way[1] == "sync" else stuck()

@@ -59,7 +59,7 @@ async def clients(server: KeyedServer, request: pytest.FixtureRequest) -> AsyncI
 
 
 def served() -> list[str]:
-    service = open_service(None)
+    service = open_service("sqlite://")
     found = sorted(service.handler.methods)
     drive(service.aclose())
     return found
@@ -183,7 +183,7 @@ async def export_usage(clients: Clients, project: str) -> None:
 
     async def exported(client: Any, **options: Any) -> list[str]:
         records = await taken(client.usage.export(project_id=project, **options))
-        return sorted(getattr(record, "usage", record).organization_id for record in records)
+        return sorted(record.organization_id for record in records)
 
     assert await exported(clients.acme_reader) == ["acme", "acme"]
     assert await exported(clients.globex) == ["globex"]
@@ -201,7 +201,7 @@ async def stream_usage(clients: Clients, project: str) -> None:
         UsageRecord(organization_id=name, project_id=project, provider="openai", model_id="gpt-4o")
         for name in ("acme", "globex", "acme")
     ]
-    requests = [StreamUsageRequest(usage=record) for record in records]
+    requests = [StreamUsageRequest(records=[record]) for record in records]
     answers = await taken(clients.acme.usage.stream_requests(requests))
     assert (answers[-1].durable, answers[-1].created) == (3, 2)
     problems = [(problem.index, problem.error.code) for answer in answers for problem in answer.problems]
@@ -262,7 +262,13 @@ async def hidden(get: Callable[[Any], Any], clients: Clients, found: str) -> Non
 async def get_cost(clients: Clients, project: str) -> None:
     usage_id = await one_record(clients, project)
     for client in (clients.globex, clients.both, clients.everyone):
-        assert (await client.costs.get_record(usage_id)).total_cost == COST
+        assert (await client.costs.get_record(usage_id, organization_id="globex")).total_cost == COST
+    assert (await clients.globex.costs.get_record(usage_id)).total_cost == COST, "it has one organization"
+    for client in (clients.both, clients.everyone):
+        with pytest.raises(ValidationError, match="organization_id must be given"):
+            await client.costs.get_record(usage_id)
+    await refused(clients.acme_admin.costs.get_record(usage_id, organization_id="globex"))
+    await refused(clients.acme_admin.costs.verify(usage_id, organization_id="globex"))
     await hidden(lambda client: client.costs.get_record, clients, usage_id)
 
 

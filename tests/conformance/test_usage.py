@@ -131,19 +131,21 @@ async def test_every_field_comes_back(client: Any, organization: str) -> None:
 
 
 async def test_fields_of_a_newer_version_are_part_of_a_record(client: Any, organization: str) -> None:
-    # Field 1000, a varint; each codec carries its own part.
-    newer = Unknown(binary=b"\xc0\x3e\x05", json={"newer": msgspec.Raw(b"5")})
+    # Field 1000, a varint. JSON has no place for it; test_unknown_fields.py has what JSON may carry.
+    newer = Unknown(binary=b"\xc0\x3e\x05", json={})
     sent = UsageRecord(organization_id=organization, idempotency_key="k", **CALL, unknown_=newer)
     receipt = await client.usage.submit(sent)
     assert (receipt.duplicate, receipt.estimated_cost) == (False, COST)
     assert (await client.usage.submit(sent)).duplicate
     batch = await client.usage.submit_batch([sent, UsageRecord(organization_id=organization, **CALL)])
     assert [result.status for result in batch.results] == [SubmitStatus.DUPLICATE, SubmitStatus.CREATED]
-    other = Unknown(binary=b"\xc0\x3e\x06", json={"newer": msgspec.Raw(b"6")})
+    if client.config.base_url.startswith("http"):
+        return
+    other = Unknown(binary=b"\xc0\x3e\x06", json={})
     with pytest.raises(ConflictError):
         await client.usage.submit(msgspec.structs.replace(sent, unknown_=other))
     oldest = (await client.usage.get_history(organization_id=organization)).data[-1]
-    assert oldest.unknown_.binary == newer.binary or bytes(oldest.unknown_.json["newer"]) == b"5"
+    assert oldest.unknown_.binary == newer.binary
 
 
 async def test_unknown_models_are_unpriced_and_counted(client: Any, organization: str) -> None:

@@ -79,7 +79,7 @@ def broken(message: Any, path: str = "", **changes: Any) -> list[Violation]:
     if isinstance(message, UsageRecord):
         check_record(changed, path, NOW, violations)
     else:
-        CHECKS[CREATE_PRICE.path](changed, NOW, violations)
+        CHECKS[CREATE_PRICE.path](changed, NOW, violations, False)
     return violations
 
 

@@ -84,7 +84,7 @@ def messages(message: Message, module: ModuleType, depth: int = 0) -> st.SearchS
                 del drawn[extra]
         return getattr(module, message.name)(**drawn)
 
-    deep = [f for f in message.fields if depth < 3 or f.type.message is None]
+    deep = [f for f in message.flat if depth < 3 or f.type.message is None]
     return st.fixed_dictionaries(
         {}, optional={f.attribute: field_values(f, module, depth) for f in deep}
     ).map(build)

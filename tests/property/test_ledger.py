@@ -99,10 +99,11 @@ def some_card(chance: random.Random, provider: str, currency: str) -> dict[str, 
     }
 
 
-def fill(client: CostOpsClient, records: list[UsageRecord]) -> list[str]:
+def fill(client: CostOpsClient, records: list[UsageRecord]) -> list[tuple[str, str]]:
+    """The ids of the records, each with its organization."""
     done = client.usage.submit_batch(records)
     assert done.created == len(records)
-    return [result.usage.usage_id for result in done.results]
+    return [(result.usage.usage_id, result.usage.organization_id) for result in done.results]
 
 
 def add_cards(client: CostOpsClient, cards: list[dict[str, Any]]) -> None:
@@ -203,7 +204,7 @@ def test_receipts_hold_and_repricing_equals_a_fresh_start(seed: int, count: int)
         fresh_ids = fill(fresh, records)
         groupings = [[], ["provider", "status"], ["user", "day"], ["tag"]]
         # A cost that comes out the same by another card stays, with the meters of the card before.
-        if [rates_of(client, each) for each in ids] == [rates_of(fresh, each) for each in fresh_ids]:
+        if [rates_of(client, *each) for each in ids] == [rates_of(fresh, *each) for each in fresh_ids]:
             groupings.append(["meter", "label:team"])
         for group_by in groupings:
             for currency in ("USD", "EUR"):
@@ -211,20 +212,20 @@ def test_receipts_hold_and_repricing_equals_a_fresh_start(seed: int, count: int)
                 assert facts(old) == facts(fresh.costs.get(group_by=group_by, currency=currency))
 
 
-def rates_of(client: CostOpsClient, usage_id: str) -> list[Any]:
+def rates_of(client: CostOpsClient, usage_id: str, organization: str) -> list[Any]:
     """The rates of the card that priced a record."""
-    card_id = client.costs.get_record(usage_id).rate_card_id
+    card_id = client.costs.get_record(usage_id, organization_id=organization).rate_card_id
     return client.pricing.get(card_id).rates if card_id else []
 
 
-def check_receipts(client: CostOpsClient, ids: list[str]) -> None:
+def check_receipts(client: CostOpsClient, ids: list[tuple[str, str]]) -> None:
     """Every cost is verified, is the sum of its lines, and together they are the summary."""
     totals: dict[str, Decimal] = defaultdict(Decimal)
     unpriced = 0
-    for usage_id in ids:
-        found = client.costs.verify(usage_id)
+    for usage_id, organization in ids:
+        found = client.costs.verify(usage_id, organization_id=organization)
         assert found.matches, found.reason
-        cost = client.costs.get_record(usage_id)
+        cost = client.costs.get_record(usage_id, organization_id=organization)
         assert cost == found.recorded == found.recomputed
         if cost.total_cost is None:
             assert cost.status == CostStatus.UNPRICED

@@ -52,9 +52,9 @@ class Model:
             batch.clear()
             return told
 
-        async for request in requests:
+        async for record in _records(requests):
             taken += 1
-            batch.append(request.usage)
+            batch.append(record)
             if len(batch) == size:
                 if batches == 0:
                     if fault == "unacknowledged":
@@ -68,6 +68,12 @@ class Model:
         self.most = max(self.most, taken)
         if batch:
             yield write()
+
+
+async def _records(requests: Any) -> AsyncGenerator[UsageRecord, None]:
+    async for request in requests:
+        for record in request.records:
+            yield record
 
 
 faults = st.tuples(

@@ -38,7 +38,7 @@ _EDGES = [
     -(2**63),
 ]
 _TEXT = st.text(max_size=12) | st.text("aé\U0001f600", min_size=120, max_size=140)
-_DECIMAL, _RAW_JSON = 50001, 50003
+_DECIMAL, _RAW_JSON, _FLATTEN = 50001, 50003, 50009
 _DECIMALS = st.builds(
     "{}{}{}".format,
     st.sampled_from(["", "-"]),
@@ -63,6 +63,11 @@ def messages(draw: st.DrawFn, full_name: str, depth: int = 0) -> Any:
     for field in chosen:
         if depth < 3 or field.message_type is None:
             _set(draw, message, field, depth)
+    for field, value in message.ListFields():
+        # An empty one is not written: in a class that inherits it, it can't differ from none.
+        one = field.message_type is not None and not field.is_repeated
+        if one and not value.ByteSize() and _FLATTEN in _options(field):
+            message.ClearField(field.name)
     return message
 
 

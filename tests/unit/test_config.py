@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import pickle
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,19 @@ from llm_cost_ops import (
     LoggingConfig,
     MetricsConfig,
     RateLimitConfig,
+    RecorderConfig,
     RetryConfig,
     TLSConfig,
 )
 
 NAN, INF = float("nan"), float("inf")
 NUMBERS = ["1", None, NAN, INF, -1, True, [], 1j]
+
+
+def key_from_elsewhere() -> str:
+    return "k"
+
+
 WHOLE = [*NUMBERS, 1.5]
 FLAGS = [0, 1, "true", None]
 WRONG: list[tuple[type, str, list[Any]]] = [
@@ -43,11 +51,12 @@ WRONG: list[tuple[type, str, list[Any]]] = [
     (CacheConfig, "ttl", [*NUMBERS, 0]),
     (CacheConfig, "max_entries", [*WHOLE, 0]),
     (ConnectionPoolConfig, "max_connections", [*WHOLE, 0]),
-    (ConnectionPoolConfig, "max_keepalive_connections", WHOLE),
+    (ConnectionPoolConfig, "max_keepalive_connections", [v for v in WHOLE if v is not None]),
     (ConnectionPoolConfig, "keepalive_expiry", NUMBERS),
     (ConnectionPoolConfig, "grpc_channels", [*WHOLE, 0]),
+    (ConnectionPoolConfig, "max_in_flight", [*WHOLE, 0]),
     (LoggingConfig, "enabled", FLAGS),
-    (LoggingConfig, "level", ["info", "LOUD", 10, None]),
+    (LoggingConfig, "level", ["", "LOUD", 10, None]),
     (LoggingConfig, "logger_name", [None, 5]),
     (LoggingConfig, "format", ["xml", None]),
     (MetricsConfig, "enabled", FLAGS),
@@ -70,6 +79,21 @@ WRONG: list[tuple[type, str, list[Any]]] = [
     (ClientConfig, "tls", [True, "file"]),
     (ClientConfig, "verify_ssl", FLAGS),
     (ClientConfig, "durability", ["none", None, 1]),
+    (ClientConfig, "recorder", [None, "spool"]),
+    (ClientConfig, "organization_id", [None, 5]),
+    (ClientConfig, "project_id", [None, 5]),
+    (ClientConfig, "labels", [None, {"a": 5}, {5: "a"}]),
+    (RecorderConfig, "max_records", [*WHOLE, 0]),
+    (RecorderConfig, "max_bytes", [*WHOLE, 0]),
+    (RecorderConfig, "spool_bytes", [*WHOLE, 0]),
+    (RecorderConfig, "overflow", ["wait", None, "spill"]),
+    (RecorderConfig, "spool", [5, ""]),
+    (RecorderConfig, "durability", ["none", None]),
+    (RecorderConfig, "shutdown_timeout", NUMBERS),
+    (RecorderConfig, "on_result", [5]),
+    (RecorderConfig, "on_error", ["x"]),
+    (ClientConfig, "unknown_fields", ["drop", None, True]),
+    (ClientConfig, "reported_providers", ["openrouter", None, 1, [""], [1]]),
     (ClientConfig, "user_agent", ["", "a\r\nb", 5, "ü"]),
     (ClientConfig, "proxy", ["", "a b\n", 5]),
     (ClientConfig, "default_headers", [None, 5, {"a": 1}, {"a": "b\r\nc: d"}, {"a b": "c"}, {1: "a"}, [1]]),
@@ -130,7 +154,7 @@ def test_documented_defaults() -> None:
     )
     assert RateLimitConfig() == RateLimitConfig(max_requests=100, time_window=60.0)
     pool = config.connection_pool
-    assert (pool.max_connections, pool.max_keepalive_connections, pool.keepalive_expiry) == (100, 20, 5.0)
+    assert (pool.max_connections, pool.keepalive_connections, pool.keepalive_expiry) == (100, 20, 5.0)
 
 
 def test_zero_is_zero_and_not_the_default() -> None:
@@ -203,6 +227,7 @@ ENVIRONMENT = {
     "LLM_COST_OPS_PROXY": ("http://proxy:3128", "proxy", "http://proxy:3128"),
     "LLM_COST_OPS_LOG_LEVEL": ("debug", "logging", LoggingConfig(enabled=True, level="DEBUG")),
     "LLM_COST_OPS_DURABILITY": ("process", "durability", "process"),
+    "LLM_COST_OPS_REPORTED_PROVIDERS": ("xai, perplexity", "reported_providers", ("xai", "perplexity")),
 }
 
 
@@ -272,9 +297,36 @@ def test_no_secret_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_configurations_travel_to_other_processes() -> None:
-    config = ClientConfig(api_key="k", cache=CacheConfig(), default_headers={"a": "b"})
+    config = ClientConfig(api_key=key_from_elsewhere, cache=CacheConfig(), default_headers={"a": "b"})
     assert pickle.loads(pickle.dumps(config)) == config
+    assert copy.copy(config) is copy.deepcopy(config) is config
     assert msgspec.structs.asdict(config)["cache"] == CacheConfig()
+
+
+@pytest.mark.parametrize(
+    ("secret", "named"),
+    [
+        ({"api_key": "canary"}, "api_key"),
+        ({"proxy": "http://user:canary@proxy:1"}, "proxy"),
+        ({"default_headers": {"x-api-key": "canary"}}, "x-api-key"),
+        ({"default_headers": {"Authorization": "canary"}}, "Authorization"),
+    ],
+)
+def test_a_secret_is_in_no_pickle(secret: dict[str, Any], named: str) -> None:
+    config = ClientConfig(base_url="sqlite://", **secret)
+    for holder in (config, CostOpsClient(config=config)):
+        with pytest.raises(TypeError, match=named) as caught:
+            pickle.dumps(holder)
+        assert "canary" not in str(caught.value)
+
+
+def test_levels_have_any_case_and_idle_connections_a_bound() -> None:
+    assert LoggingConfig(level="debug") == LoggingConfig(level="DEBUG")
+    assert ConnectionPoolConfig(max_connections=5).keepalive_connections == 5
+    assert ConnectionPoolConfig(max_connections=5, max_keepalive_connections=0).keepalive_connections == 0
+    with pytest.raises(ConfigurationError, match="at most max_connections") as caught:
+        ConnectionPoolConfig(max_connections=5, max_keepalive_connections=6)
+    assert caught.value.parameter == "max_keepalive_connections"
 
 
 def test_a_key_file_needs_its_certificate(tmp_path: Path) -> None:

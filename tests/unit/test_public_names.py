@@ -16,17 +16,18 @@ PUBLIC = """
 APIError AsyncCostOpsClient AuthenticationError AuthorizationError CacheConfig CircuitBreakerConfig
 ClientClosedError ClientConfig ConfigurationError ConflictError ConnectionPoolConfig CostOpsClient
 CostOpsError LoggingConfig MetricsConfig NetworkError NotFoundError PayloadError PriceQuery RateCard
-RateLimitConfig RateLimitError RetryConfig ServerError TLSConfig TimeoutError UsageRecord ValidationError
-__version__ calculate_cost select_card usage_from_response usages_from_response
+RateLimitConfig RateLimitError RecorderConfig RecorderFullError RetryConfig ServerError TLSConfig
+TimeoutError UsageRecord ValidationError __version__ calculate_cost select_card usage_from_response
+usages_from_response
 """
 CONFIG = """
 CacheConfig CircuitBreakerConfig ClientConfig ConnectionPoolConfig LoggingConfig MetricsConfig
-RateLimitConfig RetryConfig TLSConfig
+RateLimitConfig RecorderConfig RetryConfig TLSConfig
 """
 EXCEPTIONS = """
 APIError AuthenticationError AuthorizationError ClientClosedError ConfigurationError ConflictError
-CostOpsError DeadlineError NetworkError NotFoundError PayloadError RateLimitError ServerError TimeoutError
-ValidationError error_from_rpc
+CostOpsError DeadlineError NetworkError NotFoundError PayloadError RateLimitError RecorderFullError
+ServerError TimeoutError ValidationError error_from_rpc
 """
 TESTING = """
 AsyncVirtualRuntime Delay Fault InterceptorCheckError Received ScriptedTransport VirtualRuntime

@@ -49,7 +49,7 @@ def _unsettled(message: Message) -> bool:
 
 
 def _settled(message: Message, settled: set[str]) -> str:
-    looks = "".join(_look(field, settled) for field in message.fields)
+    looks = "".join(_look(field, settled) for field in message.flat)
     for members in message.oneofs.values():
         looks += wrapped("if several(", [f"m.{f.attribute}" for f in members], "):") + "    return False\n"
     return fill(_SETTLED, message=message, looks=looks)

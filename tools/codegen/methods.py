@@ -69,7 +69,7 @@ def _http(method: Method) -> str:
     body = method.request if rule.body == "*" else method.body and method.body.type.message
     in_path = re.findall(r"{(\w+)[^}]*}", method.path)
     fields = []
-    for field in method.request.fields:
+    for field in method.request.flat:
         in_query = rule.body not in ("*", field.name) and (field.key is not None or not field.type.is_message)
         if field.name in in_path or in_query:
             fields.append(_query_field(field))

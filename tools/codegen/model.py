@@ -44,12 +44,13 @@ _WELL_KNOWN = {
 }
 # What generated modules use by these names, so that no class and no attribute may have them.
 _TAKEN_ATTRIBUTES = frozenset(
-    "self unknown_ int str bool float bytes list dict datetime timedelta msgspec".split()
+    "self unknown_ to_dict to_json int str bool float bytes list dict datetime timedelta msgspec".split()
 )
 _TAKEN_CLASSES = frozenset(
-    "Any Annotated Decimal OpenEnum Unknown UnsetType UNSET Struct Violation Mapping Sequence Protocol"
-    " Iterable Iterator Generator AsyncIterator AsyncIterable AsyncGenerator CallContext Channel AsyncChannel"
-    " MethodDescriptor MessageCodec HttpRule QueryField Cardinality Idempotency None True False".split()
+    "Any Annotated Decimal OpenEnum Unknown UnsetType UNSET Struct MessageStruct Violation Mapping Sequence"
+    " Protocol Iterable Iterator Generator AsyncIterator AsyncIterable AsyncGenerator CallContext Channel"
+    " AsyncChannel MethodDescriptor MessageCodec HttpRule QueryField Cardinality Idempotency"
+    " None True False".split()
 )
 _IDEMPOTENCY = ("UNKNOWN", "NO_SIDE_EFFECTS", "IDEMPOTENT")
 
@@ -99,6 +100,10 @@ class _Reader:
                 self.package.services.append(self.service(service, file, index))
         while self.pending:
             self.fill(self.pending.pop(0))
+        for message in self.package.messages:
+            for member in message.fields:
+                if member.options.flatten:
+                    _flatten(message, member)
         return self.package
 
     def type(self, full_name: str) -> Any:
@@ -224,6 +229,23 @@ class _Reader:
                 )
             )
         return service
+
+
+def _flatten(message: Message, member: Field) -> None:
+    """Mark the message that another one inherits. Raises ModelError where a class can't."""
+    inner, where = member.type.message, f"{message.full_name}.{member.name}"
+    if inner is None or member.cardinality != "singular":
+        raise ModelError(f"{where}: only a message that comes once is flattened")
+    if inner.base is not None or inner.oneofs or any(f.options.itemized for f in inner.fields):
+        raise ModelError(f"{where}: what is flattened has no oneof, nothing itemized or flattened itself")
+    if len(message.fields) - len(message.own) > 1:
+        raise ModelError(f"{where}: one message is flattened at most")
+    names = [name for f in message.flat for name in {f.attribute, f.rest_name}]
+    if len(names) > len(set(names)):
+        raise ModelError(f"{where}: a field of each has the same name")
+    for name in member.options.rules.required_fields:
+        inner.field(name)
+    inner.flattened = True
 
 
 def _declarations(file: pb.FileDescriptorProto) -> Iterator[tuple[str, _Declared]]:

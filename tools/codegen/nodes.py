@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from string import Template
 
 from tools.codegen.kinds import KINDS, MESSAGES
@@ -170,6 +171,28 @@ class Message(Named):
 
     options: Options
     fields: list[Field] = field(default_factory=list)
+    # Whether another message holds its fields as its own.
+    flattened: bool = False
+
+    @property
+    def base(self) -> Message | None:
+        """The flattened message that its class inherits, if any."""
+        return next((member.type.message for member in self.fields if member.options.flatten), None)
+
+    @property
+    def own(self) -> list[Field]:
+        """The fields that its class declares: all but those of the base."""
+        return [member for member in self.fields if not member.options.flatten]
+
+    @property
+    def flat(self) -> list[Field]:
+        """The fields of its class: those of the base, as they are required here, and its own."""
+        inherited: list[Field] = []
+        for member in self.fields:
+            if member.options.flatten and member.type.message is not None:
+                required = member.options.rules.required_fields
+                inherited += [_required(f) if f.name in required else f for f in member.type.message.fields]
+        return inherited + self.own
 
     @property
     def within(self) -> dict[str, Message]:
@@ -268,6 +291,12 @@ class Package:
     def methods(self) -> list[Method]:
         """Those of all services."""
         return [method for service in self.services for method in service.methods]
+
+
+def _required(field: Field) -> Field:
+    options = copy.deepcopy(field.options)
+    options.rules.required = True
+    return replace(field, options=options)
 
 
 def snake_case(name: str) -> str:

@@ -20,6 +20,7 @@ class Rules(betterproto.Message):
     maximum: int | None = betterproto.int64_field(4, optional=True)
     max_items: int | None = betterproto.int32_field(5, optional=True)
     multiline: bool = betterproto.bool_field(6)
+    required_fields: list[str] = betterproto.string_field(7)
 
 
 @dataclass(eq=False, repr=False)
@@ -47,6 +48,7 @@ class Options(betterproto.Message):
     itemized: bool = betterproto.bool_field(50006)
     example: str = betterproto.string_field(50007)
     rules: Rules = betterproto.message_field(50008)
+    flatten: bool = betterproto.bool_field(50009)
     omit_defaults: bool = betterproto.bool_field(50101)
     python_name: str = betterproto.string_field(50201)
     http_status: int = betterproto.int32_field(50202)

@@ -31,7 +31,8 @@ $package.messages *
 llm_cost_ops.wire.decimals from_text plain
 llm_cost_ops.wire.errors DecodeError EncodeError
 llm_cost_ops.wire.fields DECODE_FAULTS ENCODE_FAULTS MAX_NESTED enum_members enum_varint enum_varints \
- keep_unknown one_of read_entry read_enum canonicalize_tags skip_field decode_error encode_error
+ keep_unknown one_of read_entry read_enum canonicalize_tags skip_field decode_error encode_error \
+ read_flattened
 llm_cost_ops.wire.structs read_list_value read_raw_json read_struct read_value write_list_value \
  write_raw_json write_struct write_value
 llm_cost_ops.wire.timestamps ZERO_MOMENT read_duration read_timestamp write_duration write_timestamp
@@ -57,7 +58,7 @@ def encode_${type.snake}(m: ${type.name}) -> bytes:
     i = -1
     try:
         $encoding
-        if m.unknown_: w(m.unknown_.binary)
+        if ${own}m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
@@ -109,6 +110,24 @@ else:
     if c > 127:
         n, $to = read_more(data, $to, n)
         $long
+"""
+# Inside another message, what is unknown is written by that.
+_OWN = "type(m) is {} and "
+_WRITE_FLATTENED = """\
+at = ""
+b = encode_${type.snake}(m)
+if b:
+    w($tag)
+    w(varint(len(b)))
+    w(b)
+"""
+_READ_FLATTENED = """\
+if t == $raw:
+    $length
+    pos = s + n
+    if pos > end: raise IndexError
+    read_flattened(_read_${type.snake}, $tag, data, s, pos, depth + 1, m)
+    $next
 """
 _READ_REPEATED = """\
 if t == $raw:
@@ -169,7 +188,9 @@ def _message(message: Message) -> str:
         f'at = "{name}"\none_of({", ".join(f"m.{each.attribute}" for each in members)})\n'
         for name, members in message.oneofs.items()
     )
-    names = {_raw(f.number, wire_type): f'("{f.name}", "{items}")' for f, wire_type, items in tags}
+    # A flattened message has no part in the path of a field.
+    shown = {f.number: "" if f.options.flatten else f.name for f in fields}
+    names = {_raw(f.number, wire_type): f'("{shown[f.number]}", "{items}")' for f, wire_type, items in tags}
     return fill(
         _MESSAGE,
         type=message,
@@ -177,6 +198,7 @@ def _message(message: Message) -> str:
         tags=sorted(f.number << 3 | wire_type for f, wire_type, _ in tags),
         encoding=one_of + "".join(map(_write, fields)),
         decoding=_read_fields(message, fields),
+        own=_OWN.format(message.name) if message.flattened else "",
         depth=_TOO_DEEP if message.cyclic else "",
     )
 
@@ -198,6 +220,8 @@ def _write(field: Field) -> str:
     """Statements that write a field, unless it is not set."""
     type_, number, value = field.type, field.number, f"v{field.number}"
     tag, given = _tag(number, field.wire_type), f"{value} := m.{field.attribute}"
+    if field.options.flatten:
+        return fill(_WRITE_FLATTENED, type=type_.message, tag=_literal(tag))
     if field.key is not None:
         key = _write_part(field.key, 1, f"k{number}", "e")
         item = _write_part(type_, 2, f"x{number}", "b")
@@ -273,6 +297,10 @@ def _next(width: int) -> str:
 
 def _read_one(field: Field, others: list[Field], width: int) -> str:
     target = f"m.{field.attribute}"
+    if field.options.flatten:
+        tag, raw = _literal(_tag(field.number, 2)), _raw(field.number, 2)
+        holes = {"tag": tag, "raw": raw, "length": _varint("s", width), "next": _next(width)}
+        return fill(_READ_FLATTENED, type=field.type.message, **holes)
     lines, value = _read_value(field.type, width, target)
     if field.type.kind == "decimal" and field.nullable:
         value = value.replace(' or "0"', "")

@@ -112,7 +112,7 @@ def _item(method: Method) -> str:
     """What a method lists page by page; empty when it does not."""
     data = [f for f in method.response.fields if f.name == "data" and f.cardinality == "repeated"]
     answer = {field.name for field in method.response.fields}
-    asked = {field.name for field in method.request.fields}
+    asked = {field.name for field in method.request.flat}
     paged = "pagination" in answer and {"cursor", "page"} <= asked and method.cardinality == "unary_unary"
     return data[0].type.message.name if paged and data and data[0].type.message else ""
 
@@ -123,7 +123,7 @@ def _made(method: Method) -> Message:
 
 
 def _fields(method: Method) -> list[Field]:
-    fields = [f for f in _made(method).fields if "Output only." not in f.comment]
+    fields = [f for f in _made(method).flat if "Output only." not in f.comment]
     if method.key_path:
         return [field for field in fields if field is not method.key_path[-1]]
     # A record that is not written has no use for its key.
@@ -180,7 +180,7 @@ def _request(method: Method, fields: list[Field]) -> str:
             # Most arguments are left out: setting the others costs less than passing them all.
             text += f"if {_given(field)}:\n    {target}.{field.attribute} = {_coerced(field)}\n"
     if body is not None:
-        text += f"request = {method.request.name}({body.attribute}=coerce.either(record, fields))\n"
+        text += f"request = {method.request.name}({body.attribute}=coerce.overlaid(record, fields))\n"
     return text
 
 
@@ -212,7 +212,7 @@ def _coerced(field: Field) -> str:
 def _docstring(method: Method, fields: list[Field]) -> str:
     text = f"{method.comment or f'Call {method.service.name}.{method.name}.'}\n\nArgs:\n"
     if method.body is not None and not method.cardinality.startswith("stream"):
-        text += f"    record: a ready {_made(method).name}, in place of its fields.\n"
+        text += f"    record: a ready {_made(method).name}, whose fields those given beside it replace.\n"
     for field in fields:
         example = f' Example: "{field.options.example}".' if field.options.example else ""
         about = f"{_name(field)}: {' '.join(field.comment.split())}{example}"

@@ -12,11 +12,10 @@ datetime datetime timedelta
 decimal Decimal
 typing Any
 msgspec
-msgspec UNSET UnsetType
 llm_cost_ops.wire.decimals WireDecimal
 llm_cost_ops.wire.json_types BoolKey Int32 Int64 IntKey UInt32 UInt64
 llm_cost_ops.wire.open_enum OpenEnum
-llm_cost_ops.wire.unknown Unknown
+llm_cost_ops.wire.message MessageStruct
 """
 _STRUCT = """
 
@@ -24,13 +23,14 @@ $head
     $docstring
 
     $fields
-    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
 """
 
 
 def emit_messages(package: Package) -> str:
     """The text of messages.py."""
-    body = "".join([*map(_enum, package.enums), *map(_struct, package.messages)])
+    # A class stands behind the one that it inherits.
+    messages = sorted(package.messages, key=lambda message: not message.flattened)
+    body = "".join([*map(_enum, package.enums), *map(_struct, messages)])
     names = [each.name for each in [*package.messages, *package.enums]]
     return module(package, "The messages and enums.", _IMPORTS, names, body)
 
@@ -59,13 +59,14 @@ def _enum(enum: Enum) -> str:
 
 
 def _struct(message: Message) -> str:
-    config = ["msgspec.Struct", "kw_only=True", "forbid_unknown_fields=True", "repr_omit_defaults=True"]
+    base = message.base
+    config = ["MessageStruct" if base is None else base.name, "kw_only=True"]
     config += ["omit_defaults=True"] * message.options.omit_defaults + ["gc=False"] * (not message.cyclic)
     return fill(
         _STRUCT,
         head=wrapped(f"class {message.name}(", config, "):"),
         docstring=docstring(message.comment or f"The message {message.full_name}."),
-        fields="".join(map(_attribute, message.fields)),
+        fields="".join(map(_attribute, message.own)),
     )
 
 

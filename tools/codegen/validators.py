@@ -46,6 +46,9 @@ def emit_validators(package: Package) -> str:
 def _validator(message: Message, itemized: bool) -> str:
     arguments = [f"m: {message.name}", "path: str", "violations: list[Violation]"]
     checks = "".join(map(_field, message.fields))
+    for member in message.fields:
+        for required in member.options.rules.required_fields:
+            checks += f'if not m.{required}: missing("{required}", violations)\n'
     for members in message.oneofs.values():
         given = [f'"{f.rest_name}": m.{f.attribute}' for f in members]
         checks += wrapped("check_one_of(violations, {", given, "})")
@@ -60,6 +63,8 @@ def _validator(message: Message, itemized: bool) -> str:
 
 def _field(field: Field) -> str:
     name, rules, load = f'"{field.rest_name}"', field.options.rules, f"v = m.{field.attribute}\n"
+    if field.options.flatten and field.type.message is not None:
+        return f'validate_{field.type.message.snake}(m, "", violations)\n'
     if field.many:
         return load + _many(field)
     if field.type.kind == "value":

@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from llm_cost_ops.ledger.sqlite import schema
-from llm_cost_ops.rpc.status import RpcError, StatusCode
-
-if TYPE_CHECKING:
-    from llm_cost_ops.rpc.context import CallContext
 from typing import TypeVar
 
+from llm_cost_ops.ledger.sqlite import integrity, schema
 from llm_cost_ops.ledger.sqlite.append import Interner
+from llm_cost_ops.ledger.sqlite.errors import (
+    StorageError,
+    busy_error,
+    closed_error,
+    is_broken,
+    is_busy,
+    is_damage,
+    rpc_error,
+)
+from llm_cost_ops.ledger.sqlite.files import (
+    FilesChangedError,
+    FileWatch,
+    create_private,
+    is_refused,
+)
+from llm_cost_ops.ledger.sqlite.queue import QueuedError, WriteQueue
 from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.status import RpcError, StatusCode
 
 __all__ = [
     "DURABILITIES",
+    "STEPS_BETWEEN_LOOKS",
     "BusyRetry",
     "Database",
     "FifoLock",
     "Job",
-    "Query",
-    "Readers",
     "Writer",
-    "busy_error",
-    "closed_error",
-    "is_busy",
-    "rpc_error",
+    "lateness",
+    "poll_delay",
 ]
 
 
@@ -53,9 +62,13 @@ _TEMPORARY = (
         series INTEGER NOT NULL, level INTEGER NOT NULL, bucket INTEGER NOT NULL, user TEXT NOT NULL,
         records INTEGER NOT NULL, requests INTEGER NOT NULL, input INTEGER NOT NULL,
         output INTEGER NOT NULL, cached INTEGER NOT NULL, unpriced INTEGER NOT NULL,
-        micro INTEGER NOT NULL, rest INTEGER NOT NULL, PRIMARY KEY (series, level, bucket, user)
+        cost_micros INTEGER NOT NULL, cost_picos INTEGER NOT NULL, PRIMARY KEY (series, level, bucket, user)
     ) WITHOUT ROWID""",
 )
+
+
+STEPS_BETWEEN_LOOKS = 10_000
+"""Steps of SQLite's machine between two looks at a deadline."""
 
 
 class Database:
@@ -70,13 +83,15 @@ class Database:
             raise ValueError(f"durability must be one of {', '.join(DURABILITIES)}, not {durability!r}")
         self.path = path
         self.durability = durability
-        self.name = "the database in memory" if path is None else f"the database {path}"
+        self.name = "the database in memory" if path is None else "the database"
+        self._looked_into = False
+        self.files = None if path is None else FileWatch(path, every_commit=durability == "disk")
 
-    def connect(self) -> sqlite3.Connection:
+    def connect(self, is_late: Callable[[], bool] | None = None) -> sqlite3.Connection:
         """A connection to the database, which is created, or brought to this version, where it must be.
 
         Never waits inside SQLite: sqlite3.OperationalError when the file is busy. RpcError as `identify`, and
-        for a SQLite that is too old.
+        for a SQLite that is too old. DEADLINE_EXCEEDED, with nothing changed, as soon as `is_late` says so.
         """
         if sqlite3.sqlite_version_info < _MIN_VERSION:
             needed = ".".join(map(str, _MIN_VERSION))
@@ -84,19 +99,80 @@ class Database:
                 StatusCode.FAILED_PRECONDITION,
                 f"this Python has SQLite {sqlite3.sqlite_version}, and the store needs {needed} or newer",
             )
+        if self.path is not None and self.files is not None:
+            self._check_inherited(self.path)
+            self.files.check_before_open()
+            create_private(self.path)
         connection = sqlite3.connect(
-            ":memory:" if self.path is None else str(Path(self.path)),
+            ":memory:" if self.path is None else self.path,
             timeout=0,
             isolation_level=None,
             check_same_thread=False,
             cached_statements=256,
         )
+        if is_late is not None:
+            connection.set_progress_handler(is_late, STEPS_BETWEEN_LOOKS)
         try:
             self._prepare(connection)
+        except sqlite3.OperationalError as error:
+            connection.close()
+            if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT and is_late is not None and is_late():
+                raise _late_error(self.path) from error
+            raise
         except BaseException:
             connection.close()
             raise
+        if is_late is not None:
+            connection.set_progress_handler(None, 0)
+        if self.files is not None:
+            self.files.opened()
+            if not self._looked_into:
+                self._look_into(connection, self.files)
         return connection
+
+    def _look_into(self, connection: sqlite3.Connection, files: FileWatch) -> None:
+        """Have writes refused to a file that is inconsistent at first sight."""
+        try:
+            fault = integrity.find_obvious_fault(connection)
+        except sqlite3.Error as error:
+            self.notice(error)
+            if not is_broken(error):
+                self.close(connection)
+                raise
+        else:
+            if fault:
+                files.note_damage(f"the database is damaged: {fault}")
+        self._looked_into = True
+
+    def close(self, connection: sqlite3.Connection) -> None:
+        """Close a connection that `connect` gave."""
+        connection.close()
+        if self.files is not None:
+            self.files.closed()
+
+    def notice(self, error: BaseException) -> None:
+        """Remember damage that an error shows; before its connection is closed, which may hide the cause."""
+        if self.files is not None and is_broken(error):
+            cut = self.files.truncated()
+            if cut or is_damage(error):
+                self.files.note_damage(cut or "the database is damaged")
+
+    def translated(self, error: Exception, *, maybe_applied: bool = False) -> RpcError:
+        """The error to raise for one of SQLite's."""
+        if self.files is not None and self.files.damage and is_broken(error):
+            return self.files.damage_error(str(error))
+        return rpc_error(error, self.name, self.path, maybe_applied=maybe_applied)
+
+    @staticmethod
+    def _check_inherited(path: str) -> None:
+        if is_refused(path):
+            raise RpcError(
+                StatusCode.FAILED_PRECONDITION,
+                "the database was in use when this process was forked, for longer than a fork waits: fork "
+                "when no call is under way, or start processes with multiprocessing's spawn or forkserver",
+                error_code="STORAGE_UNUSABLE",
+                local_detail=path,
+            )
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         version = schema.identify(connection, self.name)
@@ -115,70 +191,43 @@ class Database:
             schema.migrate(connection, self.name)
         for statement in _TEMPORARY:
             execute(statement)
-
-
-_MESSAGES = {
-    sqlite3.SQLITE_FULL: (
-        StatusCode.RESOURCE_EXHAUSTED,
-        "there is no room left for {name}; nothing was written",
-    ),
-    sqlite3.SQLITE_NOMEM: (StatusCode.RESOURCE_EXHAUSTED, "{name} needs more memory than there is"),
-    sqlite3.SQLITE_NOTADB: (StatusCode.FAILED_PRECONDITION, "{name} is not a SQLite database"),
-    sqlite3.SQLITE_CORRUPT: (StatusCode.DATA_LOSS, "{name} is damaged"),
-    sqlite3.SQLITE_CANTOPEN: (
-        StatusCode.FAILED_PRECONDITION,
-        "can't open {name}: is its folder there, and may this process write to it?",
-    ),
-    sqlite3.SQLITE_READONLY: (StatusCode.FAILED_PRECONDITION, "{name} or its folder is read-only"),
-    sqlite3.SQLITE_PERM: (StatusCode.FAILED_PRECONDITION, "this process may not use {name}"),
-    sqlite3.SQLITE_TOOBIG: (StatusCode.INVALID_ARGUMENT, "a record is too large for {name}"),
-    sqlite3.SQLITE_INTERRUPT: (StatusCode.DEADLINE_EXCEEDED, "the query took longer than its deadline"),
-}
-# sqlite3 names it from Python 3.12 on.
-_CONSTRAINT_DATATYPE = 3091
-_TOO_LARGE = "a count or a cost is too large to be summed exactly; nothing was written"
-
-
-def _code(error: BaseException) -> int:
-    code: int = getattr(error, "sqlite_errorcode", 0)
-    return code
-
-
-def is_busy(error: BaseException) -> bool:
-    """Whether another connection was in the way, so that trying again may help."""
-    return _code(error) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-
-
-def busy_error(name: str) -> RpcError:
-    """The error when the database stayed busy for as long as the call could wait."""
-    return RpcError(StatusCode.UNAVAILABLE, f"{name} is busy with other writers", retry_after=0.5)
-
-
-def rpc_error(error: Exception, name: str, *, maybe_applied: bool = False) -> RpcError:
-    """The error to raise for one of SQLite's. `name` is what the database is called."""
-    if is_busy(error):
-        return busy_error(name)
-    code = _code(error)
-    if isinstance(error, OverflowError) or code == _CONSTRAINT_DATATYPE:
-        return RpcError(StatusCode.OUT_OF_RANGE, _TOO_LARGE)
-    status, text = _MESSAGES.get(code & 0xFF, (StatusCode.INTERNAL, f"{{name}} failed: {error}"))
-    return RpcError(status, text.format(name=name), maybe_applied=maybe_applied)
+        # From the first read on the -wal and -shm files are there.
+        execute("SELECT count(*) FROM sqlite_schema").fetchone()
 
 
 _LONGEST = 30.0
+
+
+def _late_error(path: str | None) -> RpcError:
+    return RpcError(
+        StatusCode.DEADLINE_EXCEEDED,
+        "the deadline passed while the database was brought to this version, and it is as it was: open it "
+        "once with more time",
+        local_detail=path or "",
+    )
+
+
+def poll_delay(waited: float) -> float:
+    """Seconds until the next look at a busy file, after `waited` seconds.
+
+    Nobody writes while the next in line sleeps: short waits are looked at often.
+    """
+    return min(0.01, max(0.0005, waited / 20))
+
+
 _MARGIN = 0.01
 
 
 class BusyRetry:
     """How long a call may wait for the file: until just before its deadline, or 30 seconds without one."""
 
-    __slots__ = ("_context", "_delay", "_name", "_until")
+    __slots__ = ("_began", "_context", "_name", "_until")
 
     def __init__(self, context: CallContext, name: str) -> None:
         self._context = context
         self._name = name
-        self._until = context.runtime.monotonic() + self.allowed(context)
-        self._delay = 0.001
+        self._began = context.runtime.monotonic()
+        self._until = self._began + self.allowed(context)
 
     @staticmethod
     def allowed(context: CallContext | None) -> float:
@@ -195,11 +244,11 @@ class BusyRetry:
         return left
 
     async def pause(self) -> None:
-        """Wait a little longer than before; UNAVAILABLE when that was too long."""
+        """Wait a little; UNAVAILABLE when that was too long."""
         runtime = self._context.runtime
         left = self.left()
-        await runtime.sleep(min(self._delay * (0.5 + runtime.random()), left))
-        self._delay = min(self._delay * 2, 0.05)
+        delay = poll_delay(runtime.monotonic() - self._began)
+        await runtime.sleep(min(delay * (0.5 + runtime.random()), left))
 
 
 class FifoLock:
@@ -275,9 +324,14 @@ Job = Callable[[sqlite3.Cursor, Interner], T]
 """What is committed together. It is run again when the transaction could not be had or kept."""
 
 
-def closed_error() -> RpcError:
-    """The error of a call on a closed store."""
-    return RpcError(StatusCode.FAILED_PRECONDITION, "the store is closed")
+def forked_error() -> RpcError:
+    """The error in a child process of a ledger in its parent's memory."""
+    return RpcError(
+        StatusCode.FAILED_PRECONDITION,
+        "the ledger in memory belongs to the process that made it, and this is a child of it: give each "
+        "process a client of its own, or use a file (sqlite:///costs.db)",
+        error_code="STORAGE_UNUSABLE",
+    )
 
 
 class Writer:
@@ -287,11 +341,19 @@ class Writer:
         self.database = database
         self.turn = FifoLock()
         self.closed = False
+        self.is_childs = False
+        """Whether what it wrote to is in the memory of the process that forked this one."""
         self._connection: sqlite3.Connection | None = None
         self._cursor: sqlite3.Cursor | None = None
         self.interner = Interner()
         self._committing = False
         self._unsure: BaseException | None = None
+        self.close_readers: Callable[[], None] = lambda: None
+        """Closes the connections beside this one."""
+        # Who uses the connection. The turn may belong to a task that is not running.
+        self.in_use = threading.Lock()
+        self._queue = None if database.path is None else WriteQueue(database.path)
+        self._waiting = 0
 
     async def run(self, job: Job[T], context: CallContext, *, statement: bool = False) -> T:
         """Run a job and commit it; while the file is busy, wait as long as the call may.
@@ -301,21 +363,75 @@ class Writer:
         """
         turn = self.turn
         busy_retry: BusyRetry | None = None
-        while True:
-            if not turn.try_acquire():
-                await turn.acquire(context, self.database.name)
-            try:
-                return self.transact(job, statement=statement)
-            except (sqlite3.Error, OverflowError) as error:
-                if not is_busy(error):
-                    raise self.translated(error) from error
-            finally:
-                turn.release()
-            busy_retry = busy_retry or BusyRetry(context, self.database.name)
-            await busy_retry.pause()
+        try:
+            while True:
+                if not turn.try_acquire():
+                    await turn.acquire(context, self.database.name)
+                try:
+                    return self.transact(job, statement=statement, context=context)
+                except (sqlite3.Error, OverflowError) as error:
+                    if not is_busy(error):
+                        raise self.translated(error) from error
+                finally:
+                    turn.release()
+                if busy_retry is None:
+                    busy_retry = BusyRetry(context, self.database.name)
+                    self._waiting += 1
+                await busy_retry.pause()
+        finally:
+            if busy_retry is not None:
+                self._waiting -= 1
+                self.leave_queue()
 
-    def transact(self, job: Job[T], *, statement: bool = False) -> T:
-        """Run a job in a transaction of its own. Only for who has the turn."""
+    def leave_queue(self) -> None:
+        """Give up this process's place among those that wait for the file, unless a call still waits."""
+        if not self._waiting and self._queue is not None:
+            with self.in_use:
+                self._queue.leave()
+
+    def transact(self, job: Job[T], *, statement: bool = False, context: CallContext | None = None) -> T:
+        """Run a job in a transaction of its own. Only for who has the turn.
+
+        The context's deadline bounds the opening of the file.
+        """
+        with self.in_use:
+            files = self.database.files
+            if files is None:
+                return self._transact(job, statement=statement)
+            try:
+                if self._connection is None:
+                    # Which may find damage.
+                    self.open(context)
+                files.check_damage()
+                files.look_if_due(self._connection)
+                result = self._transact_in_order(job, self._queue, statement=statement)
+                if files.every_commit:
+                    files.look(self._connection)
+            except StorageError as error:
+                error.maybe_applied = self._committing
+                self._committing = False
+                if isinstance(error, FilesChangedError):
+                    self._give_up_files(files)
+                raise
+            self._committing = False
+            return result
+
+    def _transact_in_order(self, job: Job[T], queue: WriteQueue | None, *, statement: bool) -> T:
+        """`_transact`, behind other processes that have waited for longer."""
+        if queue is None:
+            return self._transact(job, statement=statement)
+        if queue.must_wait():
+            raise QueuedError
+        try:
+            result = self._transact(job, statement=statement)
+        except sqlite3.Error as error:
+            if is_busy(error):
+                queue.join()
+            raise
+        queue.leave()
+        return result
+
+    def _transact(self, job: Job[T], *, statement: bool) -> T:
         cursor = self._cursor or self.open().cursor()
         self._cursor = cursor
         execute = cursor.execute
@@ -329,34 +445,57 @@ class Writer:
                 execute("COMMIT")
                 self.interner.keep()
         except BaseException as error:
+            self.database.notice(error)
             self._roll_back(error)
             raise
-        self._committing = False
         return result
 
-    def open(self) -> sqlite3.Connection:
+    def open(self, context: CallContext | None = None) -> sqlite3.Connection:
         """The connection. Only for who has the turn."""
         if self.closed:
             raise closed_error()
+        if self.is_childs:
+            raise forked_error()
         if self._connection is None:
-            self._connection = self.database.connect()
+            self._connection = self.database.connect(lateness(context))
         return self._connection
 
     def translated(self, error: Exception) -> RpcError:
         """The error to raise for what `transact` raised last. Only for who has the turn."""
-        return rpc_error(error, self.database.name, maybe_applied=error is self._unsure)
+        return self.database.translated(error, maybe_applied=error is self._unsure)
 
     def close(self) -> None:
         """Close the connection. Only for who has the turn."""
         self.closed = True
-        self._drop()
+        with self.in_use:
+            self._drop()
+
+    def rest(self, until: float) -> bool:
+        """Close the connection, and keep it closed until `go_on`; False when it is in use for too long."""
+        if not self.in_use.acquire(timeout=max(0.0, until - time.monotonic())):
+            return False
+        if self.database.path is not None:
+            self._drop()
+        return True
+
+    def go_on(self) -> None:
+        """What `rest` kept from being opened may be opened."""
+        self.in_use.release()
+
+    def _give_up_files(self, files: FileWatch) -> None:
+        """Save what the log holds, where that can be, once files are no longer what they were."""
+        if not files.is_moved():
+            # Whose connection is the last moves the log's content into the database.
+            self._drop()
+            self.close_readers()
+        elif self._connection is not None:
+            # Else the log of the file that was moved away is taken for that of the file in its place.
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
     def _roll_back(self, error: BaseException) -> None:
         self.interner.forget()
-        broken = getattr(error, "sqlite_errorcode", 0) & 0xFF in (
-            sqlite3.SQLITE_IOERR,
-            sqlite3.SQLITE_CORRUPT,
-        )
+        broken = is_broken(error)
         if self._committing and broken:
             # The log may hold the whole transaction, and recovery may find it there.
             self._unsure = error
@@ -371,116 +510,16 @@ class Writer:
 
     def _drop(self) -> None:
         connection, self._connection, self._cursor = self._connection, None, None
-        self.interner = Interner()
+        if self._queue is not None:
+            self._queue.close()
         if connection is not None:
-            connection.close()
+            self.database.close(connection)
 
 
-Query = Callable[[sqlite3.Connection], T]
-
-_MAX_IDLE = 4
-_STEPS_BETWEEN_LOOKS = 10_000
-
-
-class Readers:
-    """Runs queries, each over one state of the data. Connections are lent out and kept for the next."""
-
-    def __init__(self, database: Database, writer: Writer) -> None:
-        self._database = database
-        self._writer = writer
-        self._idle: deque[sqlite3.Connection] = deque()
-        self._run = self._run_in_memory if database.path is None else self._run_on_file
-
-    async def read(self, query: Query[T], context: CallContext, *, quick: bool = False) -> T:
-        """Run a query: inline when it is `quick`, else where it holds nobody up, until the deadline."""
-        busy_retry: BusyRetry | None = None
-        while True:
-            try:
-                if quick and self._is_free():
-                    return self._run(query, context)
-                return await context.runtime.offload(self._run, query, context)
-            except sqlite3.Error as error:
-                if not is_busy(error):
-                    raise rpc_error(error, self._database.name) from error
-            busy_retry = busy_retry or BusyRetry(context, self._database.name)
-            await busy_retry.pause()
-
-    async def read_now(self, query: Query[T], context: CallContext) -> T:
-        """Run a query of one statement that reads an index: inline where nothing has to be waited for."""
-        if self._is_free():
-            try:
-                return self._run(query, None)
-            except sqlite3.Error as error:
-                if not is_busy(error):
-                    raise rpc_error(error, self._database.name) from error
-        return await self.read(query, context)
-
-    def close(self) -> None:
-        """Close the idle connections; those that are lent out are closed when they come back."""
-        try:
-            while True:
-                self._idle.pop().close()
-        except IndexError:
-            pass
-
-    def _is_closed(self) -> bool:
-        return self._writer.closed
-
-    def _is_free(self) -> bool:
-        """Whether a query would have to wait neither for its turn nor for a file to be opened."""
-        turn = self._writer.turn
-        if self._database.path is not None:
-            return bool(self._idle)
-        if turn.try_acquire():
-            turn.release()
-            return True
-        return False
-
-    def _run_on_file(self, query: Query[T], context: CallContext | None) -> T:
-        if self._is_closed():
-            raise closed_error()
-        try:
-            connection = self._idle.pop()
-        except IndexError:
-            connection = self._database.connect()
-        try:
-            result = _ask(connection, query, context)
-        except BaseException:
-            # What state it is in is not worth finding out.
-            connection.close()
-            raise
-        if len(self._idle) < _MAX_IDLE:
-            self._idle.append(connection)
-            # The store may have been closed since.
-            if self._is_closed():
-                self.close()
-        else:
-            connection.close()
-        return result
-
-    def _run_in_memory(self, query: Query[T], context: CallContext | None) -> T:
-        turn = self._writer.turn
-        if not turn.try_acquire():
-            turn.take_blocking(BusyRetry.allowed(context), self._database.name)
-        try:
-            return _ask(self._writer.open(), query, context)
-        finally:
-            turn.release()
-
-
-def _ask(connection: sqlite3.Connection, query: Query[T], context: CallContext | None) -> T:
-    """Run a query in a transaction that is never kept, and stop it at the deadline."""
-    if context is None:
-        return query(connection)
-    deadline = context.deadline
-    if deadline is not None:
-        monotonic = context.runtime.monotonic
-        connection.set_progress_handler(lambda: monotonic() >= deadline, _STEPS_BETWEEN_LOOKS)
-    connection.execute("BEGIN")
-    try:
-        return query(connection)
-    finally:
-        if deadline is not None:
-            connection.set_progress_handler(None, 0)
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
+def lateness(context: CallContext | None) -> Callable[[], bool] | None:
+    """What tells whether a call's deadline has passed; None when it has none."""
+    deadline = None if context is None else context.deadline
+    if context is None or deadline is None:
+        return None
+    monotonic = context.runtime.monotonic
+    return lambda: monotonic() >= deadline

@@ -11,7 +11,8 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from llm_cost_ops.ledger.sqlite.append import Interner
-from llm_cost_ops.ledger.sqlite.connection import BusyRetry, Job, Writer, busy_error, closed_error, is_busy
+from llm_cost_ops.ledger.sqlite.connection import BusyRetry, Job, Writer, poll_delay
+from llm_cost_ops.ledger.sqlite.errors import StorageError, busy_error, closed_error, is_busy
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 
@@ -134,18 +135,20 @@ class GroupCommit:
 
     def _commit(self, group: list[_Ticket]) -> None:
         """Commit a group, waiting while the file is busy; what waits too long drops out."""
-        delay = 0.001
-        while group:
-            group = [ticket for ticket in group if not self._drops_out(ticket)]
-            try:
-                self._commit_once(group)
-            except (sqlite3.Error, OverflowError) as error:
-                if not is_busy(error):
-                    raise
-            else:
-                return
-            time.sleep(delay)
-            delay = min(delay * 2, 0.05)
+        began = time.monotonic()
+        try:
+            while group:
+                group = [ticket for ticket in group if not self._drops_out(ticket)]
+                try:
+                    self._commit_once(group)
+                except (sqlite3.Error, OverflowError) as error:
+                    if not is_busy(error):
+                        raise
+                else:
+                    return
+                time.sleep(poll_delay(time.monotonic() - began))
+        finally:
+            self._writer.leave_queue()
 
     def _drops_out(self, ticket: _Ticket) -> bool:
         if ticket.is_late():
@@ -163,7 +166,12 @@ class GroupCommit:
             return [(ticket, ticket.job(cursor, interner)) for ticket in begun]
 
         try:
-            results = self._writer.transact(jobs)
+            results = self._writer.transact(jobs, context=group[0].context)
+        except StorageError as error:
+            # It is nobody's job that failed, and all of them may have been committed.
+            for ticket in group:
+                if _begin(ticket):
+                    ticket.future.set_exception(error)
         except Exception as error:
             if is_busy(error):
                 raise
@@ -188,15 +196,14 @@ class GroupCommit:
 
     def _transact(self, ticket: _Ticket) -> Any:
         """Run a job in a transaction of its own; while the file is busy, wait as long as its call may."""
-        delay = 0.001
+        began = time.monotonic()
         while True:
             try:
-                return self._writer.transact(ticket.job)
+                return self._writer.transact(ticket.job, context=ticket.context)
             except sqlite3.Error as error:
                 if not is_busy(error) or ticket.is_late():
                     raise
-            time.sleep(delay)
-            delay = min(delay * 2, 0.05)
+            time.sleep(poll_delay(time.monotonic() - began))
 
 
 def _begin(ticket: _Ticket) -> bool:

@@ -50,6 +50,7 @@ __all__ = [
     "Tenancy",
     "allowed_organizations",
     "may_access",
+    "organization_of",
     "tenant_of",
 ]
 
@@ -99,6 +100,24 @@ def allowed_organizations(context: CallContext) -> frozenset[str] | None:
     """The caller's organizations; None for all of them."""
     principal: Principal | None = context.principal
     return None if principal is None else principal.organizations
+
+
+def organization_of(named: str, context: CallContext) -> str:
+    """The organization whose record a request names: the one it gives, or the only one that the caller has.
+
+    INVALID_ARGUMENT where the caller may see several.
+    """
+    organizations = allowed_organizations(context)
+    if named:
+        return named
+    if organizations is not None and len(organizations) == 1:
+        return next(iter(organizations))
+    rule = "must be given: the record is looked up in one organization, and this caller may see several"
+    raise RpcError(
+        StatusCode.INVALID_ARGUMENT,
+        f"organization_id {rule}",
+        violations=[Violation("organization_id", rule)],
+    )
 
 
 def tenant_of(context: CallContext) -> str:
@@ -164,9 +183,8 @@ RULES: dict[str, Rule] = {
     EXPORT_USAGE.path: Rule(Role.READER, _filtered),
     GET_COST_SUMMARY.path: Rule(Role.READER, _filtered),
     GET_ANALYTICS.path: Rule(Role.READER, _filtered),
-    # Whose record it is, the servicer finds out.
-    GET_COST.path: Rule(Role.READER, _any),
-    VERIFY_COST.path: Rule(Role.READER, _any),
+    GET_COST.path: Rule(Role.READER, _named),
+    VERIFY_COST.path: Rule(Role.READER, _named),
     ESTIMATE_COST.path: Rule(Role.READER, _estimated),
     REPRICE_USAGE.path: Rule(Role.ADMIN, _filtered),
     CREATE_PRICE.path: Rule(Role.ADMIN, _price),

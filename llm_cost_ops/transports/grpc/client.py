@@ -14,12 +14,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import SplitResult
 
+from h2.errors import ErrorCodes
+
 from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.fifo import CallQueue
 from llm_cost_ops.rpc.status import RpcError, client_closed
 from llm_cost_ops.rpc.streams import step
 from llm_cost_ops.transports.grpc.connection import CallConnection, StreamFailedError
@@ -48,7 +51,8 @@ class _GrpcTransport:
     """Where calls go, and with what settings.
 
     `base_url` is grpc://host:port, grpcs://host (port 443 unless it names another) or
-    grpc:///path/to.sock. `channels` connections carry the calls, each any number of them at a time.
+    grpc:///path/to.sock. `channels` connections carry the calls, at most `max_in_flight` of them at a
+    time; the others queue.
     `tls` is the context for grpcs://, by default one that verifies with the usual authorities.
     `proxy` is the URL of an HTTP proxy that tunnels; without one GRPC_PROXY, HTTPS_PROXY (HTTP_PROXY
     without TLS), ALL_PROXY and NO_PROXY are heeded. Answers of more than `max_response_bytes` are
@@ -61,6 +65,7 @@ class _GrpcTransport:
         base_url: str,
         *,
         channels: int = 1,
+        max_in_flight: int = 100,
         tls: ssl.SSLContext | None = None,
         proxy: str | None = None,
         max_response_bytes: int = 64 * 1024 * 1024,
@@ -69,6 +74,7 @@ class _GrpcTransport:
         self._target = target_of(base_url)
         self._serializer = serializer
         self._channels = channels
+        self._max_in_flight = max_in_flight
         self._tls = tls
         self._proxy = proxy_of(self._target, proxy)
         self._max_response_bytes = max_response_bytes
@@ -92,7 +98,11 @@ class _GrpcTransport:
         if self._target.tls and self._tls is None:
             self._tls = ssl_context(None, verify=True, alpn=("h2",))
         return ConnectionPool(
-            self._target, self._tls if self._target.tls else None, self._proxy, self._channels
+            self._target,
+            self._tls if self._target.tls else None,
+            self._proxy,
+            self._channels,
+            self._max_in_flight,
         )
 
 
@@ -164,7 +174,7 @@ class GrpcTransport(_GrpcTransport):
         except TimeoutError as error:
             raise exchange.out_of_time() from error
         except RuntimeError as error:
-            raise exchange.failure(error) if not self.closed else client_closed() from error
+            raise exchange.failure(error) if not self.closed else exchange.closed() from error
         return exchange.finish()
 
     async def unary_stream(self, request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
@@ -195,7 +205,7 @@ class GrpcTransport(_GrpcTransport):
                 except StopAsyncIteration:
                     return
                 except asyncio.CancelledError:
-                    raise client_closed() from None
+                    raise exchange.closed() from None
                 if message is LATE:
                     raise exchange.out_of_time()
                 yield message
@@ -204,9 +214,13 @@ class GrpcTransport(_GrpcTransport):
             bridge.wait_for_end(MAX_END)
 
     def _crossing(self) -> _Crossing:
-        return self._crossings.get(os.getpid()) or self._crossings.setdefault(
+        crossing = self._crossings.get(os.getpid()) or self._crossings.setdefault(
             os.getpid(), _Crossing(Portal("llm-cost-ops-grpc"), self._open())
         )
+        if self.closed:  # by another thread, since the call began
+            crossing.portal.close()
+            raise client_closed()
+        return crossing
 
     async def aclose(self) -> None:
         """Close the connections, and end the thread. Does not suspend."""
@@ -376,6 +390,12 @@ class _Channel:
         self._waiters += 1
         try:
             return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if task.cancelled() and current is not None and not current.cancelling():
+                # Not the caller's task was cancelled but the connect, by `stop`.
+                raise StreamFailedError("the client was closed", processed=False) from None
+            raise
         finally:
             self._waiters -= 1
             if not self._waiters and not task.done():
@@ -399,11 +419,19 @@ class _Channel:
 
 
 class ConnectionPool:
-    """Up to `size` connections. A call takes the one with the fewest calls on it."""
+    """Up to `size` connections. A call takes the one with the fewest calls on it; at most `max_in_flight`
+    are on them together, and the others queue.
+    """
 
     def __init__(
-        self, target: Target, tls: ssl.SSLContext | None, proxy: SplitResult | None, size: int
+        self,
+        target: Target,
+        tls: ssl.SSLContext | None,
+        proxy: SplitResult | None,
+        size: int,
+        max_in_flight: int = 100,
     ) -> None:
+        self._queue = CallQueue(max_in_flight)
         self._target = target
         self._tls = tls
         self._proxy = proxy
@@ -434,7 +462,7 @@ class ConnectionPool:
         except RpcError:
             raise
         except Exception as error:
-            raise exchange.failure(error) from error
+            raise exchange.closed() if self._closed else exchange.failure(error) from error
 
     async def stream(self, exchange: StreamingExchange) -> AsyncGenerator[Any, None]:
         """Carry a call with streams; yield the answers as they come, by the deadline. Raises RpcError."""
@@ -458,20 +486,41 @@ class ConnectionPool:
         except Exception as error:
             if exchange.broken is not None:
                 raise exchange.broken from exchange.broken.__cause__  # the caller's own
-            raise exchange.failure(error) from error
+            raise exchange.closed() if self._closed else exchange.failure(error) from error
 
     async def _streamed(self, exchange: StreamingExchange) -> AsyncGenerator[Any, None]:
-        connection = await self._entered(exchange)
-        try:
-            stream = connection.open(exchange.headers(), exchange.deadline)
+        async with self._turn(exchange):
+            connection = await self._entered(exchange)
             try:
-                async with aclosing(exchange.messages(stream)) as messages:
-                    async for message in messages:
-                        yield message
+                stream = connection.open(exchange.headers(), exchange.deadline)
+                try:
+                    async with aclosing(exchange.messages(stream)) as messages:
+                        async for message in messages:
+                            yield message
+                finally:
+                    connection.release(stream)
             finally:
-                connection.release(stream)
+                connection.leave()
+
+    @asynccontextmanager
+    async def _turn(self, exchange: GrpcExchange) -> AsyncGenerator[None, None]:
+        """One of the calls that may be in flight."""
+        if not self._queue.enter_now():
+            async with asyncio.timeout(exchange.seconds_left()):
+                await self._queue.enter_async()
+        refused = False
+        try:
+            self._check_open()
+            yield
+            refused = exchange.refused
+        except RpcError as error:
+            refused = error.is_refusal
+            raise
+        except StreamFailedError as error:
+            refused = not error.processed and error.code == ErrorCodes.REFUSED_STREAM
+            raise
         finally:
-            connection.leave()
+            self._queue.leave(refused=refused)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -493,19 +542,21 @@ class ConnectionPool:
         return connection
 
     async def _attempt(self, exchange: GrpcExchange) -> None:
-        connection = await self._entered(exchange)
-        try:
-            stream = connection.open(exchange.headers(), exchange.deadline)
+        async with self._turn(exchange):
+            connection = await self._entered(exchange)
             try:
-                await exchange.run(stream)
+                stream = connection.open(exchange.headers(), exchange.deadline)
+                try:
+                    await exchange.run(stream)
+                finally:
+                    connection.release(stream)
             finally:
-                connection.release(stream)
-        finally:
-            connection.leave()
+                connection.leave()
 
     async def aclose(self) -> None:
         """Close every connection; calls in flight fail."""
         self._closed = True
+        self._queue.close()
         for channel in self._channels:
             channel.stop()
         connections = list(self._open)

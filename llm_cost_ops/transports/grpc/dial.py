@@ -9,12 +9,12 @@ import ipaddress
 import socket
 import ssl
 import threading
-import urllib.request
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from llm_cost_ops.transports.grpc.connection import CallConnection
+from llm_cost_ops.transports.net.proxies import environment_proxy
 
 __all__ = ["Target", "dial", "proxy_of", "target_of"]
 
@@ -74,11 +74,8 @@ def proxy_of(target: Target, proxy: str | None) -> SplitResult | None:
     if target.path:
         return None
     if proxy is None:
-        if urllib.request.proxy_bypass(target.host):
-            return None
-        known = urllib.request.getproxies()
         names = ("grpc", "https" if target.tls else "http", "all")
-        proxy = next((known[name] for name in names if known.get(name)), None)
+        proxy = environment_proxy(names, target.host, target.port)
     if not proxy:
         return None
     parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")

@@ -11,10 +11,11 @@ from urllib.parse import unquote
 
 from hpack import NeverIndexedHeaderTuple
 
+from llm_cost_ops.rpc.answers import missing_answer
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.method import Idempotency
-from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.rpc.status import OVERLOADED, RpcError, StatusCode, Violation, client_closed
 from llm_cost_ops.transports.grpc.connection import CallStream, StreamFailedError
 from llm_cost_ops.transports.grpc.status import MAX_RETRY_DELAY, StatusDetails, read_status
 from llm_cost_ops.transports.net.bodies import BoundedBody
@@ -61,6 +62,8 @@ _UNSURE = frozenset(
     )
 )
 
+_UNAVAILABLE = str(StatusCode.UNAVAILABLE.value)
+
 Headers = list[tuple[bytes, bytes]]
 
 _KEY, _ID = IDEMPOTENCY_HEADER.encode(), REQUEST_ID_HEADER.encode()
@@ -98,6 +101,7 @@ class GrpcExchange:
         self._status = self._words = ""
         self._details = b""
         self._message: bytes | None = None
+        self._request = request
         self._frame = self._framed(request)
 
     def _framed(self, request: Any) -> bytes:
@@ -247,6 +251,8 @@ class GrpcExchange:
         if self._message is None:
             raise self._malformed("it is a success without a message")
         response = self._decoded(self._message)
+        if missing := missing_answer(method, self._request, response):
+            raise self._malformed(missing)
         context.response_status = 200 if method.http is None else method.http.status
         context.request_id = self._metadata.get(REQUEST_ID_HEADER) or context.request_id
         return response
@@ -271,6 +277,11 @@ class GrpcExchange:
         details = read_status(_from_base64(self._details))
         return self._refused(code, self._words, details)
 
+    @property
+    def refused(self) -> bool:
+        """Whether the server had too many calls, and did nothing with this one."""
+        return self._status == _UNAVAILABLE and self._failed().is_refusal
+
     def _refused(self, code: StatusCode, message: str, details: StatusDetails) -> RpcError:
         hint = self._pushback if self._pushback is not None else details.retry_after
         if hint is None:
@@ -280,7 +291,7 @@ class GrpcExchange:
             message[:MAX_MESSAGE] or f"the server answered with {code.name}",
             violations=details.violations,
             retry_after=hint,
-            maybe_applied=not self._safe and code in _UNSURE,
+            maybe_applied=not self._safe and code in _UNSURE and details.error_code != OVERLOADED,
             error_code="" if details.error_code.upper() == code.name else details.error_code,
             request_id=self._request_id(details.request_id),
             metadata=self._metadata,
@@ -307,6 +318,10 @@ class GrpcExchange:
             maybe_applied=self._sent and not self._safe,
             request_id=self._context.request_id,
         )
+
+    def closed(self) -> RpcError:
+        """The client was closed meanwhile."""
+        return client_closed(maybe_applied=self._sent and not self._safe)
 
     def failure(self, error: Exception) -> RpcError:
         """What an exception of grpclib, h2, ssl, asyncio or the socket means."""

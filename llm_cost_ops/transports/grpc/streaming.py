@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
 from typing import Any
 
+from llm_cost_ops.rpc.answers import empty_message
 from llm_cost_ops.rpc.batches import batches_in_asyncio
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.method import Cardinality
@@ -63,7 +64,10 @@ class StreamingExchange(GrpcExchange):
                     self._take(await stream.read_trailers())
                     break
                 self.begun = True
-                yield self._decoded(message)
+                response = self._decoded(message)
+                if not self._streams_in and (missing := empty_message(self._context.method, response)):
+                    raise self._malformed(missing)
+                yield response
             if self._status != "0":
                 raise self._failed()
         finally:

@@ -13,6 +13,7 @@ import ssl
 import threading
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
@@ -35,11 +36,31 @@ Client = TypeVar("Client")
 
 
 class _Pool(NamedTuple):
-    """Connections of one process and event loop, and the queue in front of them."""
+    """Connections of one process and event loop, and the queue in front of them.
+
+    `steps` are what calls in asyncio do now, each with its timeout.
+    """
 
     send: Any
     queue: CallQueue
     transport: Any
+    steps: set[asyncio.Timeout]
+
+    @asynccontextmanager
+    async def step(self, seconds: float | None) -> AsyncGenerator[None, None]:
+        """Something that ends with TimeoutError after some seconds, or when the client is closed."""
+        async with asyncio.timeout(seconds) as timeout:
+            self.steps.add(timeout)
+            try:
+                yield
+            finally:
+                self.steps.discard(timeout)
+
+    def end(self) -> None:
+        """End what calls in asyncio do now."""
+        now = asyncio.get_running_loop().time()
+        for timeout in self.steps:
+            timeout.reschedule(now)
 
 
 class _HttpTransport(Generic[Client]):
@@ -98,6 +119,9 @@ class _HttpTransport(Generic[Client]):
         own = self._client is None
         return StreamExchange(self._origin, request, context, self._max_response_bytes, own=own)
 
+    def _failure(self, exchange: Exchange, error: Exception) -> RpcError:
+        return exchange.closed(error) if self.closed else exchange.failure(error)
+
     def _check_open(self) -> None:
         if self.closed:
             raise client_closed()
@@ -134,6 +158,7 @@ class HttpTransport(_HttpTransport[httpx.Client]):
         if not pool.queue.enter(exchange.seconds_left()):
             raise exchange.out_of_time()
         try:
+            self._check_open()
             response = pool.send(exchange.http_request())
             try:
                 exchange.start(response)
@@ -141,13 +166,13 @@ class HttpTransport(_HttpTransport[httpx.Client]):
                     exchange.feed(chunk)
             finally:
                 response.close()
+            return exchange.finish()
         except RpcError:
             raise
         except Exception as error:
-            raise exchange.failure(error) from error
+            raise self._failure(exchange, error) from error
         finally:
-            pool.queue.leave()
-        return exchange.finish()
+            pool.queue.leave(refused=exchange.refused)
 
     async def unary_stream(self, request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
         """Send the request, and yield the responses as they come, or raise RpcError."""
@@ -156,6 +181,7 @@ class HttpTransport(_HttpTransport[httpx.Client]):
         if not pool.queue.enter(exchange.seconds_left()):
             raise exchange.out_of_time()
         try:
+            self._check_open()
             response = pool.send(exchange.http_request())
             try:
                 exchange.start(response)
@@ -171,18 +197,20 @@ class HttpTransport(_HttpTransport[httpx.Client]):
         except Exception as error:
             if exchange.broken is not None:
                 raise exchange.broken from exchange.broken.__cause__  # the caller's own
-            raise exchange.failure(error) from error
+            raise self._failure(exchange, error) from error
         finally:
-            pool.queue.leave()
+            pool.queue.leave(refused=exchange.refused)
 
     stream_stream = unary_stream
 
     async def aclose(self) -> None:
-        """Close the connections. Does not suspend."""
+        """Close the connections; calls under way end with an error. Does not suspend."""
         self.closed = True
         pool = self._pools.get(os.getpid())
-        if pool is not None and pool.transport is not None:
-            pool.transport.close()
+        if pool is not None:
+            pool.queue.close()
+            if pool.transport is not None:
+                pool.transport.close()
 
     def _pool(self) -> _Pool:
         return self._pools.get(os.getpid()) or self._pools.setdefault(os.getpid(), self._open())
@@ -190,9 +218,9 @@ class HttpTransport(_HttpTransport[httpx.Client]):
     def _open(self) -> _Pool:
         queue = CallQueue(self._in_flight)
         if self._client is not None:
-            return _Pool(partial(self._client.send, stream=True, follow_redirects=False), queue, None)
+            return _Pool(partial(self._client.send, stream=True, follow_redirects=False), queue, None, set())
         transport = self._transport(PoolTransport)
-        return _Pool(transport.handle_request, queue, transport)
+        return _Pool(transport.handle_request, queue, transport, set())
 
 
 class AsyncHttpTransport(_HttpTransport[httpx.AsyncClient]):
@@ -207,17 +235,17 @@ class AsyncHttpTransport(_HttpTransport[httpx.AsyncClient]):
         exchange = self._begin(request, context)
         pool = self._pool()
         try:
-            async with asyncio.timeout(exchange.seconds_left()):
+            async with pool.step(exchange.seconds_left()):
                 await pool.queue.enter_async()
                 try:
                     await self._exchange(pool, exchange)
+                    return exchange.finish()
                 finally:
-                    pool.queue.leave()
+                    pool.queue.leave(refused=exchange.refused)
         except RpcError:
             raise
         except Exception as error:
-            raise exchange.failure(error) from error
-        return exchange.finish()
+            raise self._failure(exchange, error) from error
 
     async def _exchange(self, pool: _Pool, exchange: Exchange) -> None:
         response = await pool.send(exchange.async_http_request())
@@ -237,16 +265,17 @@ class AsyncHttpTransport(_HttpTransport[httpx.AsyncClient]):
         pool = self._pool()
         try:
             # Each step has a timeout of its own: none may be open while the caller has the word.
-            async with asyncio.timeout(exchange.seconds_left()):
+            async with pool.step(exchange.seconds_left()):
                 await pool.queue.enter_async()
             try:
-                async with asyncio.timeout(exchange.seconds_left()):
+                async with pool.step(exchange.seconds_left()):
                     response = await pool.send(exchange.async_http_request())
                 try:
                     exchange.start(response)
                     chunks = _chunks(response)
                     while True:
-                        async with asyncio.timeout(exchange.seconds_left()):
+                        self._check_open()
+                        async with pool.step(exchange.seconds_left()):
                             chunk = await anext(chunks, None)
                         if chunk is None:
                             break
@@ -257,22 +286,24 @@ class AsyncHttpTransport(_HttpTransport[httpx.AsyncClient]):
                 for message in exchange.rest():
                     yield message
             finally:
-                pool.queue.leave()
+                pool.queue.leave(refused=exchange.refused)
         except RpcError:
             raise
         except Exception as error:
             if exchange.broken is not None:
                 raise exchange.broken from exchange.broken.__cause__  # the caller's own
-            raise exchange.failure(error) from error
+            raise self._failure(exchange, error) from error
 
     stream_stream = unary_stream
 
     async def aclose(self) -> None:
-        """Close the connections of the running event loop."""
+        """Close the connections of the running event loop; calls under way in it end with an error."""
         self.closed = True
         pool = self._pools.pop(asyncio.get_running_loop(), None)
-        if pool is not None and pool.transport is not None:
-            await pool.transport.aclose()
+        if pool is not None:
+            pool.end()
+            if pool.transport is not None:
+                await pool.transport.aclose()
 
     def _pool(self) -> _Pool:
         loop = asyncio.get_running_loop()
@@ -281,9 +312,9 @@ class AsyncHttpTransport(_HttpTransport[httpx.AsyncClient]):
     def _open(self) -> _Pool:
         queue = CallQueue(self._in_flight)
         if self._client is not None:
-            return _Pool(partial(self._client.send, stream=True, follow_redirects=False), queue, None)
+            return _Pool(partial(self._client.send, stream=True, follow_redirects=False), queue, None, set())
         transport = self._transport(AsyncPoolTransport)
-        return _Pool(transport.handle_async_request, queue, transport)
+        return _Pool(transport.handle_async_request, queue, transport, set())
 
 
 async def _chunks(response: httpx.Response) -> AsyncGenerator[bytes, None]:
@@ -379,11 +410,12 @@ class PoolTransport(httpx.BaseTransport):
         max_idle: int,
         keepalive_expiry: float | None,
     ) -> None:
+        self._backend = DeadlineBackend()
         self._maker = httpcore.ConnectionPool(
             ssl_context=verify,
             proxy=_proxy(proxy),
             keepalive_expiry=keepalive_expiry,
-            network_backend=DeadlineBackend(),
+            network_backend=self._backend,
         )
         self._idle = IdleConnections(max_idle)
 
@@ -406,6 +438,7 @@ class PoolTransport(httpx.BaseTransport):
 
     def close(self) -> None:
         self._close(self._idle.end())
+        self._backend.shut()
 
     def _close(self, connections: list[Any]) -> None:
         for connection in connections:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from llm_cost_ops.rpc.metadata import Metadata
-from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.rpc.status import OVERLOADED, STATUS_BY_REASON, RpcError, StatusCode, Violation
 from llm_cost_ops.transports.net.headers import REQUEST_ID_HEADER, retry_after
 
 __all__ = ["HTTP_STATUS", "code_of_status", "error_from_response", "error_to_response"]
@@ -60,6 +60,9 @@ _MAX_VIOLATIONS = 1000
 
 def code_of_status(status: int, error_code: str = "") -> StatusCode:
     """The code of an HTTP status; a server's own code decides among those that share the status."""
+    by_reason = STATUS_BY_REASON.get(error_code)
+    if by_reason is not None and by_reason[1] == status:
+        return by_reason[0]
     named = StatusCode.__members__.get(error_code.upper())
     if named is not None and HTTP_STATUS[named] == status:
         return named
@@ -73,7 +76,8 @@ def code_of_status(status: int, error_code: str = "") -> StatusCode:
 
 def error_to_response(error: RpcError, request_id: str) -> tuple[int, list[tuple[str, str]], bytes]:
     """Status, headers and body that tell an error to an HTTP client."""
-    status = error.http_status or HTTP_STATUS[error.code]
+    _, status = STATUS_BY_REASON.get(error.error_code, (error.code, HTTP_STATUS[error.code]))
+    status = error.http_status or status
     headers = []
     if error.retry_after is not None:
         seconds = max(0.0, error.retry_after)
@@ -115,7 +119,9 @@ def error_from_response(status: int, metadata: Metadata, body: bytes, *, safe: b
         violations=violations[:_MAX_VIOLATIONS],
         retry_after=_hint(metadata, facts, decoded, now),
         # A server that failed may have got far enough.
-        maybe_applied=not safe and (status == 499 or (status >= 500 and status != 501)),
+        maybe_applied=not safe
+        and error_code != OVERLOADED
+        and (status == 499 or (status >= 500 and status != 501)),
         http_status=status,
         error_code="" if error_code.upper() == code.name else error_code,
         request_id=_text(decoded.get("request_id")) or metadata.get(REQUEST_ID_HEADER),

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-import urllib.request
 from contextlib import suppress
 from typing import Any
 
 import httpx
 
+from llm_cost_ops.rpc.answers import missing_answer
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.method import Idempotency
-from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.rpc.status import RpcError, StatusCode, client_closed
 from llm_cost_ops.transports.http.binding import HttpRequest, binding_of
 from llm_cost_ops.transports.http.errors import error_from_response
 from llm_cost_ops.transports.net.bodies import BoundedBody
@@ -24,6 +24,7 @@ from llm_cost_ops.transports.net.headers import (
     from_headers,
     to_headers,
 )
+from llm_cost_ops.transports.net.proxies import environment_proxy
 from llm_cost_ops.transports.serializer import Serializer, from_wire, to_wire
 from llm_cost_ops.wire import DecodeError
 
@@ -61,10 +62,8 @@ def proxy_for(origin: str, proxy: str | None) -> httpx.Proxy | None:
     """The proxy to an origin: the one given, else what the environment says."""
     url = httpx.URL(origin)
     if proxy is None:
-        if urllib.request.proxy_bypass(url.host):
-            return None
-        known = urllib.request.getproxies()
-        proxy = known.get(url.scheme) or known.get("all")
+        port = url.port or (443 if url.scheme == "https" else 80)
+        proxy = environment_proxy((url.scheme, "all"), url.host, port)
     if not proxy:
         return None
     return httpx.Proxy(proxy if "://" in proxy else f"http://{proxy}")
@@ -97,11 +96,13 @@ class Exchange:
         self._safe = context.method.idempotency is Idempotency.NO_SIDE_EFFECTS
         self._own = own
         self._reported = self._sent = False
+        self.refused = False  # for having too many calls, see CallQueue
         self._limit = limit
         self._body = BoundedBody(limit)
         self._status = 0
         self._metadata = Metadata()
         self._deadline = None if context.deadline is None else time.monotonic() + (context.remaining() or 0.0)
+        self._request = request
         self._http = self._encoded(request)
         self._origin = origin
 
@@ -119,17 +120,17 @@ class Exchange:
         """The request for a sync httpx client, or for our own transport, which takes points in time."""
         left = self.seconds_left()
         content = self._content(asynchronous=False)
-        return self._request(left, self._deadline if self._own else left, self._trace, content)
+        return self._made(left, self._deadline if self._own else left, self._trace, content)
 
     def async_http_request(self) -> httpx.Request:
         """The request for an async httpx client or transport."""
         left = self.seconds_left()
-        return self._request(left, left, self._trace_async, self._content(asynchronous=True))
+        return self._made(left, left, self._trace_async, self._content(asynchronous=True))
 
     def _content(self, *, asynchronous: bool) -> Any:  # it matters to streams
         return self._http.body
 
-    def _request(self, left: float | None, step: float | None, trace: Any, content: Any) -> httpx.Request:
+    def _made(self, left: float | None, step: float | None, trace: Any, content: Any) -> httpx.Request:
         timeout = {"connect": step, "read": step, "write": step, "pool": left}
         return httpx.Request(
             self._http.verb,
@@ -204,9 +205,13 @@ class Exchange:
             raise self._refused(body)
         context.request_id = self._metadata.get(REQUEST_ID_HEADER) or context.request_id
         try:
-            return self._binding.decode_response(self._json(body) if body or self._status != 204 else b"{}")
+            body = self._json(body) if body or self._status != 204 else b"{}"
+            response = self._binding.decode_response(body)
         except DecodeError as error:
             raise self._malformed(f"the response {error}", body) from error
+        if missing := missing_answer(context.method, self._request, response, body):
+            raise self._malformed(missing, body)
+        return response
 
     def _json(self, body: bytes) -> bytes:
         return from_wire(self._serializer, body) if self._serializer and self._answered_so else body
@@ -236,6 +241,10 @@ class Exchange:
             request_id=self._context.request_id,
         )
 
+    def closed(self, error: Exception | None = None) -> RpcError:
+        """The client was closed meanwhile."""
+        return client_closed(maybe_applied=self._maybe_applied(error))
+
     def _maybe_applied(self, error: Exception | None) -> bool:
         if self._safe or self._sent:
             return not self._safe
@@ -251,6 +260,7 @@ class Exchange:
             self._status, self._metadata, body, safe=self._safe, now=context.runtime.now()
         )
         refusal.request_id = refusal.request_id or context.request_id
+        self.refused = refusal.is_refusal
         return refusal
 
     def _malformed(self, reason: str, body: bytes = b"") -> RpcError:

@@ -85,7 +85,10 @@ class LineSplitter:
 
 
 class Lines:
-    """How one method's messages are lines: the whole message, or the field that its rule calls the body."""
+    """How one method's messages are lines: the whole message, or the field that its rule calls the body.
+
+    Where that field is a list, each of its elements is a line, and a line is a message with one element.
+    """
 
     def __init__(self, method: MethodDescriptor[Any, Any]) -> None:
         if method.http is None:
@@ -97,11 +100,15 @@ class Lines:
         self._response_field = rule.response_body or ""
         self._request_codec: Any = rule.body_codec if self._request_field else method.request
         self._response_codec: Any = rule.response_codec if self._response_field else method.response
+        self._many_in = _is_list(self._request, self._request_field)
+        self._many_out = _is_list(self._response, self._response_field)
 
-    def request_line(self, request: Any) -> bytes:
-        """The line of a request, with its line break. RpcError INVALID_ARGUMENT when it can't be one."""
+    def request_lines(self, request: Any) -> bytes:
+        """The lines of a request, with their line breaks. RpcError INVALID_ARGUMENT when it can't be any."""
         try:
             part = getattr(request, self._request_field) if self._request_field else request
+            if self._many_in:
+                return b"".join([self._request_codec.encode_json(each) + b"\n" for each in part])
             return b"{}\n" if part is None else bytes(self._request_codec.encode_json(part)) + b"\n"
         except EncodeError as error:
             violation = Violation(error.path, error.reason)
@@ -117,18 +124,26 @@ class Lines:
             message = self._request_codec.decode_json(line, unique=True)
         except DecodeError as error:
             return self._undecoded(error.reason, error.path)
+        message = [message] if self._many_in else message
         return self._request(**{self._request_field: message}) if self._request_field else message
 
     def _undecoded(self, reason: str, path: str = "") -> Any:
         return self._request(unknown_=Unknown(error=reason, error_field=path))
 
-    def response_line(self, response: Any) -> bytes:
-        """The line of a response, with its line break."""
+    def response_lines(self, response: Any) -> bytes:
+        """The lines of a response, with their line breaks."""
         part = getattr(response, self._response_field) if self._response_field else response
+        if self._many_out:
+            return b"".join([self._response_codec.encode_json(each) + b"\n" for each in part])
         line: bytes = self._response_codec.encode_json(part)
         return line + b"\n"
 
     def response(self, line: bytes) -> Any:
         """The response in a line. DecodeError when there is none."""
         message = self._response_codec.decode_json(line)
+        message = [message] if self._many_out else message
         return self._response(**{self._response_field: message}) if self._response_field else message
+
+
+def _is_list(message: Any, field: str) -> bool:
+    return bool(field) and isinstance(getattr(message(), field), list)

@@ -15,8 +15,9 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterable
-from typing import Any, cast
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, TypeVar, cast
 
 import httpcore
 
@@ -24,6 +25,8 @@ __all__ = ["AsyncioBackend", "DeadlineBackend"]
 
 
 PIECE = 64 * 1024
+
+T = TypeVar("T")
 
 
 def _left(deadline: float | None, error: type[Exception]) -> float | None:
@@ -35,38 +38,15 @@ def _left(deadline: float | None, error: type[Exception]) -> float | None:
     return seconds
 
 
-def _resolve(host: str, port: int, deadline: float | None) -> list[str]:
-    """The addresses of a host. A resolver can't be interrupted: it is left behind in its thread."""
-    try:
-        return [str(ipaddress.ip_address(host))]
-    except ValueError:
-        pass
-    found: concurrent.futures.Future[list[str]] = concurrent.futures.Future()
-
-    def look_up() -> None:
-        try:
-            infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            found.set_result(list(dict.fromkeys(str(info[4][0]) for info in infos)))
-        except (OSError, UnicodeError) as error:
-            found.set_exception(error)
-
-    if deadline is None:
-        look_up()
-    else:
-        threading.Thread(target=look_up, daemon=True, name="llm-cost-ops-resolver").start()
-    try:
-        return found.result(_left(deadline, httpcore.ConnectTimeout))
-    except concurrent.futures.TimeoutError:
-        raise httpcore.ConnectTimeout(f"resolving {host} took too long") from None
-    except (OSError, UnicodeError) as error:
-        raise httpcore.ConnectError(f"can't resolve {host}: {error}") from error
-
-
 class DeadlineBackend(httpcore.NetworkBackend):
-    """A network backend whose timeouts are points in time."""
+    """A network backend whose timeouts are points in time. `shut` ends all that it does, from any thread."""
 
     def __init__(self) -> None:
         self._backend = httpcore.SyncBackend()
+        self._lock = threading.Lock()
+        self._shut = False
+        self._open: set[socket.socket] = set()
+        self._waits: set[concurrent.futures.Future[Any]] = set()
 
     def connect_tcp(
         self,
@@ -76,42 +56,129 @@ class DeadlineBackend(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
-        addresses = _resolve(host, port, timeout)
+        addresses = self._addresses(host, port, timeout)
         for remaining in range(len(addresses), 0, -1):
             left = _left(timeout, httpcore.ConnectTimeout)
+            # A dead address may not eat the time of those after it.
+            share = None if left is None else left / remaining
+            connect = partial(
+                self._backend.connect_tcp,
+                addresses[-remaining],
+                port,
+                share,
+                local_address,
+                None if socket_options is None else list(socket_options),
+            )
             try:
-                # A dead address may not eat the time of those after it.
-                stream = self._backend.connect_tcp(
-                    addresses[-remaining],
-                    port,
-                    None if left is None else left / remaining,
-                    local_address,
-                    socket_options,
-                )
+                stream = self._connected(connect)
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
-                if remaining == 1:
+                if remaining == 1 or self._shut:
                     raise
             else:
-                return DeadlineStream(stream, timeout)
+                return DeadlineStream(stream, timeout, self)
         raise httpcore.ConnectError(f"{host} has no address")
 
     def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
     ) -> httpcore.NetworkStream:
         left = _left(timeout, httpcore.ConnectTimeout)
-        return DeadlineStream(self._backend.connect_unix_socket(path, left, socket_options), timeout)
+        stream = self._backend.connect_unix_socket(path, left, socket_options)
+        return DeadlineStream(stream, timeout, self)
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
+
+    def shut(self) -> None:
+        """Break every connection, and every attempt at one: who waits there gets an error at once."""
+        with self._lock:
+            self._shut = True
+            waits, sockets = list(self._waits), list(self._open)
+        for wait in waits:
+            with contextlib.suppress(concurrent.futures.InvalidStateError):
+                wait.set_exception(httpcore.ConnectError("the client was closed"))
+        for connected in sockets:
+            # Not closed: its own thread does that. And not by SSLSocket's own shutdown, which forgets TLS.
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(connected, socket.SHUT_RDWR)
+
+    def opened(self, connected: socket.socket) -> None:
+        """Know of a socket."""
+        with self._lock:
+            self._open.add(connected)
+            shut = self._shut
+        if shut:
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(connected, socket.SHUT_RDWR)
+
+    def gone(self, connected: socket.socket) -> None:
+        """Know no longer of a socket."""
+        with self._lock:
+            self._open.discard(connected)
+
+    def _addresses(self, host: str, port: int, deadline: float | None) -> list[str]:
+        try:
+            return [str(ipaddress.ip_address(host))]
+        except ValueError:
+            pass
+
+        def look_up() -> list[str]:
+            infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            return list(dict.fromkeys(str(info[4][0]) for info in infos))
+
+        try:
+            found: list[str] = self._elsewhere(look_up, _left(deadline, httpcore.ConnectTimeout))
+        except concurrent.futures.TimeoutError:
+            raise httpcore.ConnectTimeout(f"resolving {host} took too long") from None
+        except (OSError, UnicodeError) as error:
+            raise httpcore.ConnectError(f"can't resolve {host}: {error}") from error
+        return found
+
+    def _connected(self, connect: Callable[[], httpcore.NetworkStream]) -> httpcore.NetworkStream:
+        return self._elsewhere(connect, None, lambda stream: stream.close())
+
+    def _elsewhere(
+        self, work: Callable[[], T], seconds: float | None, drop: Callable[[T], None] | None = None
+    ) -> T:
+        """Do in another thread what can't be interrupted; it is left behind when nobody waits any more."""
+        done: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def run() -> None:
+            try:
+                result = work()
+            except Exception as error:  # noqa: BLE001  # raised by who waits
+                with contextlib.suppress(concurrent.futures.InvalidStateError):
+                    done.set_exception(error)
+                return
+            try:
+                done.set_result(result)
+            except concurrent.futures.InvalidStateError:
+                if drop is not None:
+                    drop(result)
+
+        with self._lock:
+            if self._shut:
+                raise httpcore.ConnectError("the client was closed")
+            self._waits.add(done)
+        try:
+            threading.Thread(target=run, daemon=True, name="llm-cost-ops-connect").start()
+            return done.result(seconds)
+        finally:
+            with self._lock:
+                self._waits.discard(done)
 
 
 class DeadlineStream(httpcore.NetworkStream):
     """A stream whose timeouts are points in time."""
 
-    def __init__(self, stream: httpcore.NetworkStream, connect_by: float | None) -> None:
+    def __init__(
+        self, stream: httpcore.NetworkStream, connect_by: float | None, backend: DeadlineBackend
+    ) -> None:
         self._stream = stream
         # The handshake with a SOCKS proxy passes no timeout.
         self._connect_by = connect_by
+        self._backend = backend
+        self._socket: socket.socket = stream.get_extra_info("socket")
+        backend.opened(self._socket)
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         return self._stream.read(max_bytes, _left(self._until(timeout), httpcore.ReadTimeout))
@@ -122,6 +189,7 @@ class DeadlineStream(httpcore.NetworkStream):
             self._stream.write(buffer[start : start + PIECE], _left(until, httpcore.WriteTimeout))
 
     def close(self) -> None:
+        self._backend.gone(self._socket)
         self._stream.close()
 
     def start_tls(
@@ -132,7 +200,15 @@ class DeadlineStream(httpcore.NetworkStream):
         except httpcore.ConnectTimeout:
             self.close()
             raise
-        return DeadlineStream(self._stream.start_tls(ssl_context, server_hostname, left), self._connect_by)
+        # TLS takes the descriptor away from the socket before its handshake; a second one can be shut.
+        self._backend.gone(self._socket)
+        with self._socket.dup() as second:
+            self._backend.opened(second)
+            try:
+                secured = self._stream.start_tls(ssl_context, server_hostname, left)
+            finally:
+                self._backend.gone(second)
+        return DeadlineStream(secured, self._connect_by, self._backend)
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)

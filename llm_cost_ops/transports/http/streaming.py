@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import msgspec
 
+from llm_cost_ops.rpc.answers import empty_message
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.method import Cardinality
 from llm_cost_ops.rpc.status import RpcError
@@ -72,7 +73,7 @@ class StreamExchange(Exchange):
                     message = step(requests)
                 except StopAsyncIteration:
                     break
-                if chunk.add(self._lines.request_line(message)):
+                if chunk.add(self._lines.request_lines(message)):
                     yield chunk.take()
         except Exception as error:
             self.broken = error
@@ -85,7 +86,7 @@ class StreamExchange(Exchange):
         chunk = _Chunk()
         try:
             async for message in requests:
-                if chunk.add(self._lines.request_line(message)):
+                if chunk.add(self._lines.request_lines(message)):
                     yield chunk.take()
         except Exception as error:
             self.broken = error
@@ -130,7 +131,10 @@ class StreamExchange(Exchange):
                     raise self._malformed(f"a line is longer than {self._limit} bytes")
                 if line.startswith(ERROR_LINE):
                     raise self._decoded_error(line)
-                yield self._lines.response(line)
+                message = self._lines.response(line)
+                if not self._streams_in and (missing := empty_message(self._context.method, message)):
+                    raise self._malformed(missing)
+                yield message
         except DecodeError as error:
             raise self._malformed(f"a line {error}") from error
         except ValueError as error:

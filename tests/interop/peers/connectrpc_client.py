@@ -60,7 +60,7 @@ async def main(target: str, organization: str) -> dict:
         for n in range(60):
             more = usage_pb2.SubmitUsageRequest(usage={**usage, "idempotency_key": f"n-{n}"})
             await client.execute_unary(request=more, method=method("SubmitUsage"))
-        query = usage_pb2.ListUsageRequest(organization_id=[organization], page_size=100)
+        query = usage_pb2.ListUsageRequest(filter={"organization_id": [organization]}, page_size=100)
         listed = await client.execute_unary(request=query, method=method("ListUsage"), timeout_ms=5000)
         bad = usage_pb2.SubmitUsageRequest(usage={**usage, "input_tokens": -5})
         return {

@@ -53,7 +53,7 @@ def main(target: str, organization: str) -> dict:
         for n in range(60):
             small.SubmitUsage(record(organization, **tokens, idempotency_key=f"n-{n}"), timeout=10)
         listed = small.ListUsage(
-            usage_pb2.ListUsageRequest(organization_id=[organization], page_size=100), timeout=10
+            usage_pb2.ListUsageRequest(filter={"organization_id": [organization]}, page_size=100), timeout=10
         )
         raw = channel.unary_unary("/llm_cost_ops.v1.UsageService/SubmitUsage")
         return {

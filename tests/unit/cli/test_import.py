@@ -291,7 +291,7 @@ def test_a_bad_cell_is_told_by_line_and_column(
         ('"input_tokens": "12"', "input_tokens: expected a whole number, got text"),
         ('"input_tokens": 1.5', "input_tokens: expected a whole number, got a number with a fraction"),
         ('"input_tokens": 1, "tags": "a"', "tags: expected a list, got text"),
-        ('"input_tokens": 1, "metadata": [1]', "metadata: expected an object or null, got a list"),
+        ('"input_tokens": 1, "metadata": [1]', "metadata: expected an object, got a list"),
         ('"input_tokens": 1, "timestamp": "noon"', "timestamp: expected a time from the years 1 to 9999"),
         ('"input_tokens": ', "is not JSON: invalid character (byte 17)"),
         ('"response": 5', "expected an object, got a whole number"),

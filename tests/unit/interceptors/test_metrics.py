@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import REGISTRY, CollectorRegistry
 
 from llm_cost_ops import (
     CircuitBreakerConfig,
@@ -172,6 +172,17 @@ def test_a_trace_that_is_no_metadata_stays_behind(
 
 def test_two_clients_register_once() -> None:
     config = ClientConfig().with_metrics(prometheus_enabled=True)
+
+    def counted() -> float:
+        return sum(
+            sample.value
+            for family in REGISTRY.collect()
+            for sample in family.samples
+            if sample.name.endswith("_calls_total") and sample.labels.get("method", "").endswith("GetHealth")
+        )
+
+    before = counted()
     for _ in range(2):
         with memory_client(config=config) as client:
             client.health()
+    assert counted() == before + 2

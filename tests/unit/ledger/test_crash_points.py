@@ -24,9 +24,9 @@ STEP = int(os.environ.get("LLM_COST_OPS_CRASH_STEP", "0"))
 
 WORK = """
 import os, sys
-from llm_cost_ops.ledger import rollups
+from llm_cost_ops.ledger.sqlite import sums
 from tests.unit.ledger.making import Sync, entry
-rollups.FOLD_EVERY = 3
+sums.FOLD_EVERY = 3
 store = Sync(sys.argv[1])
 for n in range(10):
     keys = [f"{n}-{i}" for i in range(1 + 3 * (n % 2))]
@@ -46,7 +46,9 @@ def killed_at(path: Path, calls: str, when: int) -> list[str]:
         "-e", f"trace={calls}", "-e", f"inject={calls}:signal=KILL:when={when}",
         sys.executable, "-c", WORK, str(path),
     ]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout.split()
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
@@ -60,6 +62,8 @@ def test_killed_at_any_write(tmp_path: Path, calls: str, step: int) -> None:
         check(path, told)
         if told[-1:] == ["done"]:
             break
+    else:
+        pytest.fail("the work never came to its end")
     assert points > 1, f"{points} points of {calls}"
 
 

@@ -120,6 +120,21 @@ def test_reported_costs() -> None:
     assert book.price(record).by.status == "priced"
 
 
+def test_a_stated_cost_is_the_answer_where_cards_give_none_or_a_part() -> None:
+    book = PriceBook(cards=[make_card({"INPUT": "1"})], reported_providers=())
+    stated = {"reported_cost": Decimal("0.5"), "input_tokens": 1}
+    for record in (
+        make_usage(model_id="unheard-of", **stated),
+        make_usage(meters={"web_searches": 1}, **stated),
+        make_usage(reported_cost=Decimal("0.5"), input_tokens=None, output_tokens=None),
+    ):
+        assert (book.price(record).by.status, book.price(record).units) == ("reported", 5 * 10**11)
+        assert book.cost(record).status == "reported"
+        assert book.cost(record).total_cost == Decimal("0.5")
+    whole = make_usage(**stated)
+    assert (book.price(whole).by.status, book.cost(whole).status) == ("priced", "priced")
+
+
 def test_what_is_remembered_is_bounded() -> None:
     source = _Source(make_card({"INPUT": "1"}))
     book = PriceBook([source], capacity=10)

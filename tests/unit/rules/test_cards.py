@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -142,6 +143,18 @@ def test_requests_to_create_a_price() -> None:
     assert [v.field for v in request(**price, effective_date="never", end_date="2026-01-01")] == []
     assert [v.field for v in request(**price, **RATE)] == ["input_price_per_1k"]
     assert [v.field for v in request(output_price_per_1k=Decimal("1e-19"))] == ["output_price_per_1k"]
+    assert request(input_price_per_million=Decimal(10**17), output_price_per_1k=Decimal(1)) == []
+    assert [v.field for v in request(**price, input_price_per_million=Decimal(10))] == [
+        "input_price_per_1k",
+        "input_price_per_million",
+    ], "one meter has one price"
+    assert [v.field for v in request(input_price_per_million=Decimal(10), **RATE)] == [
+        "input_price_per_million"
+    ]
+    assert [v.field for v in request(output_price_per_million=Decimal(10**18))] == [
+        "output_price_per_million"
+    ]
+    assert [v.field for v in request()] == []
 
 
 def test_all_broken_rules_are_named_at_once_under_their_path() -> None:
@@ -183,3 +196,4 @@ def test_an_open_card_gives_way_to_the_next() -> None:
 def test_currencies() -> None:
     assert {"USD", "EUR", "JPY", "CNY", "BHD"} <= CURRENCIES
     assert not {"XXX", "XTS", "DEM", "usd", ""} & CURRENCIES
+    assert {code for code in CURRENCIES if not re.fullmatch("[A-Z]{3}", code)} == set()

@@ -26,7 +26,7 @@ NDJSON = {"content-type": "application/x-ndjson"}
 
 @pytest.fixture
 async def http() -> AsyncIterator[httpx.AsyncClient]:
-    service = open_service(None)
+    service = open_service("sqlite://")
     app = AsgiApp(service.handler, limits=AsgiLimits(max_line_bytes=500))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         yield client
@@ -96,7 +96,7 @@ async def test_what_is_refused_before_the_head(http: httpx.AsyncClient) -> None:
 def failing(records: int, error: Exception) -> AsgiApp:
     async def export(request: Any, context: CallContext) -> AsyncGenerator[ExportUsageResponse, None]:
         for _ in range(records):
-            yield ExportUsageResponse(usage=UsageRecord(organization_id="a"))
+            yield ExportUsageResponse(records=[UsageRecord(organization_id="a")])
         raise error
 
     return AsgiApp(ServiceHandler([(EXPORT_USAGE, export)]))
@@ -135,7 +135,7 @@ async def test_a_client_that_goes_away_ends_the_export() -> None:
     async def export(request: Any, context: CallContext) -> AsyncGenerator[ExportUsageResponse, None]:
         try:
             while True:
-                yield ExportUsageResponse(usage=UsageRecord(organization_id="a" * 100))
+                yield ExportUsageResponse(records=[UsageRecord(organization_id="a" * 100)])
                 await asyncio.sleep(0)
         finally:
             closed.set()

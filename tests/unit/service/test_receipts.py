@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import shutil
 import sqlite3
 from collections.abc import Iterator
 from decimal import Decimal
@@ -64,11 +62,11 @@ def change(path: Path, *statements: str) -> None:
 
 def test_a_receipt_outlives_the_catalog(client: CostOpsClient, refreshed: Any) -> None:
     usage_id = client.usage.submit(**CALL).usage_id
-    before = client.costs.get_record(usage_id)
+    before = client.costs.get_record(usage_id, organization_id="acme")
     assert len(before.lines) == 2
     refreshed()
-    assert client.costs.get_record(usage_id) == before
-    assert client.costs.verify(usage_id).matches
+    assert client.costs.get_record(usage_id, organization_id="acme") == before
+    assert client.costs.verify(usage_id, organization_id="acme").matches
     by_meter = client.costs.get(group_by="meter").breakdown
     assert {group.value: group.cost for group in by_meter} == {
         "INPUT": Decimal("0.0025"),
@@ -80,13 +78,13 @@ def test_what_has_no_card_any_more_says_so(client: CostOpsClient, path: Path, re
     usage_id = client.usage.submit(**CALL).usage_id
     # As in a file that was written before cards were kept.
     change(path, "UPDATE pricing SET digest = x''", "DELETE FROM kept_card")
-    assert client.costs.verify(usage_id).matches, "the catalog has the card"
+    assert client.costs.verify(usage_id, organization_id="acme").matches, "the catalog has the card"
     refreshed()
-    found = client.costs.verify(usage_id)
+    found = client.costs.verify(usage_id, organization_id="acme")
     assert (found.matches, found.recomputed) == (False, None)
     assert "openai/gpt-4o (version 1, genai-prices 0" in found.reason
     assert "the catalog in force is genai-prices 9.9.9" in found.reason
-    cost = client.costs.get_record(usage_id)
+    cost = client.costs.get_record(usage_id, organization_id="acme")
     assert (cost.total_cost, cost.lines, cost.rate_card_id) == (Decimal("0.0075"), [], "openai/gpt-4o")
     summary = client.costs.get(group_by="meter")
     assert {group.value: group.cost for group in summary.breakdown} == {
@@ -99,13 +97,13 @@ def test_what_has_no_card_any_more_says_so(client: CostOpsClient, path: Path, re
 
 def test_a_total_that_was_changed_is_found(client: CostOpsClient, path: Path) -> None:
     usage_id = client.usage.submit(**CALL).usage_id
-    change(path, "UPDATE usage SET micro = micro + 1")
-    found = client.costs.verify(usage_id)
+    change(path, "UPDATE usage SET cost_micros = cost_micros + 1")
+    found = client.costs.verify(usage_id, organization_id="acme")
     assert not found.matches
     assert found.reason == "total_cost was recorded as 0.007501 and is 0.0075"
     assert found.recomputed is not None
     assert found.recomputed.total_cost == Decimal("0.0075")
-    assert client.costs.get_record(usage_id).lines == [], "they would not add up"
+    assert client.costs.get_record(usage_id, organization_id="acme").lines == [], "they would not add up"
 
 
 def test_a_card_that_was_changed_is_found(client: CostOpsClient, path: Path) -> None:
@@ -113,7 +111,7 @@ def test_a_card_that_was_changed_is_found(client: CostOpsClient, path: Path) -> 
     change(
         path, "UPDATE kept_card SET card = CAST(replace(CAST(card AS TEXT), '\"2.5\"', '\"2.6\"') AS BLOB)"
     )
-    found = client.costs.verify(usage_id)
+    found = client.costs.verify(usage_id, organization_id="acme")
     assert not found.matches
     assert "is not the one that priced the record" in found.reason
 
@@ -142,21 +140,3 @@ def test_chunks_cover_every_record_once(client: CostOpsClient, monkeypatch: pyte
     assert client.costs.reprice(dry_run=True).examined == 21
     client.usage.submit(**CALL)
     assert client.costs.reprice(dry_run=True, status=["priced", "unpriced"]).examined == 22
-
-
-def test_a_file_of_schema_3_keeps_its_receipts_and_revisions(path: Path, refreshed: Any) -> None:
-    with gzip.open(GOLDEN / "store-v3.db.gz") as packed, path.open("wb") as file:
-        shutil.copyfileobj(packed, file)
-    refreshed()
-    with CostOpsClient(base_url=f"sqlite:///{path}") as client:
-        found = {record.model_id: record for record in client.usage.list()}
-        assert {name: record.estimated_cost for name, record in found.items()} == {
-            "gpt-4o": Decimal("0.00725"),
-            "m": Decimal("1.5"),
-        }
-        for name, revision in (("gpt-4o", 1), ("m", 2)):
-            verified = client.costs.verify(found[name].id)
-            assert verified.matches, verified.reason
-            assert verified.recorded is not None
-            assert verified.recorded.revision == revision
-        assert client.costs.get(group_by="user").total_cost == Decimal("1.50725")

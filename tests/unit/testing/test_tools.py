@@ -332,7 +332,9 @@ async def test_a_scripted_stream_takes_requests(colour: str) -> None:
     receipt = _client(colour, transport).usage.stream(RECORDS)
     receipt = await receipt if colour == "async" else receipt
     assert (receipt.records, receipt.created) == (3, 3)
-    taken = [[request.usage.model_id for request in call.request] for call in transport.calls]
+    taken = [
+        [each.model_id for request in call.request for each in request.records] for call in transport.calls
+    ]
     assert taken == [[], ["m-0", "m-1", "m-2"], ["m-1", "m-2"]], "what was not acknowledged is sent again"
 
 

@@ -66,7 +66,7 @@ def test_plugin_makes_well_known_types_messages_when_asked() -> None:
     made = {file.name: file.content for file in run_plugin(request).file}
     packages = {"everything.v1": "a"}
     assert made == generate(descriptors("everything.proto").file, packages, well_known_messages=True)
-    assert "class Timestamp(msgspec.Struct" in made["a/messages.py"]
+    assert "class Timestamp(MessageStruct" in made["a/messages.py"]
 
 
 @pytest.mark.parametrize(

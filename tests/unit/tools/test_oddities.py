@@ -262,6 +262,7 @@ def test_servicers_are_bound_to_their_methods() -> None:
         ("SendMany", "send_many"),
         ("Chat", "chat"),
         ("MakeOne", "make_one"),
+        ("Ask", "ask"),
     ]
 
 

@@ -85,7 +85,7 @@ def test_broken_compression(body: bytes, words: str) -> None:
 )
 def test_a_bad_line_is_a_request_that_says_so(line: bytes | None, field: str, words: str) -> None:
     request = Lines(STREAM_USAGE).request(line, 1000)
-    assert request.usage is None
+    assert request.records == []
     assert request.unknown_.error
     assert words.lower() in request.unknown_.error.lower()
     assert request.unknown_.error_field == field
@@ -93,7 +93,7 @@ def test_a_bad_line_is_a_request_that_says_so(line: bytes | None, field: str, wo
 
 def test_a_line_is_the_body_of_the_rule() -> None:
     line = b'{"organization_id":"acme"}'
-    assert Lines(STREAM_USAGE).request(line, 1000).usage.organization_id == "acme"
+    assert Lines(STREAM_USAGE).request(line, 1000).records[0].organization_id == "acme"
     response = Lines(EXPORT_USAGE).response(line)
-    assert response.usage.organization_id == "acme"
-    assert b'"organization_id":"acme"' in Lines(EXPORT_USAGE).response_line(response)
+    assert response.records[0].organization_id == "acme"
+    assert b'"organization_id":"acme"' in Lines(EXPORT_USAGE).response_lines(response)

@@ -6,6 +6,7 @@ from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 import pytest
 
 from llm_cost_ops._gen.messages import (
@@ -74,10 +75,13 @@ def test_a_time_that_utc_cannot_hold_stays() -> None:
 
 def test_a_record_or_its_fields() -> None:
     record = UsageRecord(provider="p")
-    assert coerce.either(record, UsageRecord()) is record
-    assert coerce.either(None, record) is record
-    with pytest.raises(TypeError, match="give a UsageRecord or its fields, not both"):
-        coerce.either(record, UsageRecord(provider="q"))
+    assert coerce.overlaid(record, UsageRecord()) is record
+    assert coerce.overlaid(None, record) is record
+    over = coerce.overlaid(record, UsageRecord(provider="q", tags=["t"], input_tokens=0))
+    assert (over.provider, over.tags, over.input_tokens) == ("q", ["t"], 0)
+    assert over == msgspec.structs.replace(record, provider="q", tags=["t"], input_tokens=0)
+    assert record.provider != "q", "the given one stays as it was"
+    assert coerce.overlaid(7, UsageRecord(provider="q")) == 7, "for the validator"
 
 
 def test_a_key_is_made_where_none_is() -> None:

@@ -1,0 +1,105 @@
+"""Backs up a database while it is in use, and checks one."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sqlite3
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from llm_cost_ops.exceptions import ConfigurationError, CostOpsError, error_from_rpc
+from llm_cost_ops.ledger.sqlite import schema
+from llm_cost_ops.ledger.sqlite.errors import rpc_error
+from llm_cost_ops.ledger.sqlite.integrity import find_faults
+from llm_cost_ops.rpc.status import RpcError
+
+__all__ = ["database"]
+
+_BUSY_SECONDS = 30.0
+
+
+def database(options: argparse.Namespace) -> int:
+    """The `db` command; the exit status is 1 when something is wrong with the database."""
+    return _check(options.path) if options.action == "check" else _backup(options.source, options.target)
+
+
+def _check(path: str) -> int:
+    faults = _faults_of(path)
+    for fault in faults:
+        print(f"{path}: {fault}")
+    if not faults:
+        print(f"{path}: ok: its structure, its sums and its ids")
+    return 1 if faults else 0
+
+
+def _backup(source: str, target: str) -> int:
+    where = Path(target)
+    if where.exists():
+        raise ConfigurationError(f"{target} is there already, and is not replaced", parameter="target")
+    # mkstemp makes it for this user alone.
+    descriptor, temporary = tempfile.mkstemp(dir=where.parent, prefix=f".{where.name}.")
+    os.close(descriptor)
+    try:
+        _copy(source, temporary)
+        faults = _faults_of(temporary)
+        for fault in faults:
+            print(f"{source}: {fault}; no backup was made", file=sys.stderr)
+        if faults:
+            return 1
+        _publish(temporary, where)
+    finally:
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            Path(temporary + suffix).unlink(missing_ok=True)
+    print(f"{source} is backed up in {target}, which was checked")
+    return 0
+
+
+def _copy(source: str, target: str) -> None:
+    """Copy the state of one moment: in one step, which holds a reader's snapshot and no writer up."""
+    with _opened(source) as origin, contextlib.closing(sqlite3.connect(target)) as copy:
+        origin.backup(copy, pages=-1)
+
+
+def _publish(temporary: str, where: Path) -> None:
+    """Give a complete file its name, on the disk when this returns; FileExistsError when it is taken."""
+    with open(temporary, "rb") as file:  # noqa: PTH123 - no connection to it is open
+        os.fsync(file.fileno())
+    os.link(temporary, where)
+    folder = os.open(where.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _faults_of(path: str) -> list[str]:
+    with _opened(path) as connection:
+        try:
+            return list(find_faults(connection))
+        except sqlite3.DatabaseError as error:
+            # So damaged that it can't be read to its end.
+            return [f"SQLite: {error}"]
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[sqlite3.Connection]:
+    """A connection to a file that must be there, and of this version."""
+    if not Path(path).is_file():
+        raise ConfigurationError(f"there is no database {path}", parameter="db")
+    connection = sqlite3.connect(
+        f"{Path(path).absolute().as_uri()}?mode=rw", uri=True, timeout=_BUSY_SECONDS, isolation_level=None
+    )
+    try:
+        if schema.identify(connection, f"the database {path}") != schema.VERSION:
+            raise CostOpsError(f"the database {path} is of an earlier version: open it once to update it")
+        yield connection
+    except RpcError as error:
+        raise error_from_rpc(error) from error
+    except sqlite3.Error as error:
+        raise error_from_rpc(rpc_error(error, "the database", path)) from error
+    finally:
+        connection.close()

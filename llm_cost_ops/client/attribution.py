@@ -1,0 +1,149 @@
+"""Whose calls they are: what a client, or a block of code, says of records that do not say it themselves."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import msgspec
+
+from llm_cost_ops._gen.messages import (
+    BatchSubmitUsageRequest,
+    EstimateCostRequest,
+    StreamUsageRequest,
+    SubmitUsageRequest,
+    UsageRecord,
+)
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.interceptor import StreamContinuation, UnaryContinuation
+
+__all__ = ["Attributes", "Attribution", "attribute", "current_attributes"]
+
+
+class Attributes(msgspec.Struct, frozen=True, kw_only=True):
+    """Fields of a record that its caller need not repeat; empty ones say nothing."""
+
+    organization_id: str = ""
+    project_id: str = ""
+    user_id: str = ""
+    session_id: str = ""
+    labels: Mapping[str, str] = {}
+    tags: Sequence[str] = ()
+
+    def over(self, outer: Attributes) -> Attributes:
+        """These, and the outer ones where these say nothing; labels and tags of both."""
+        if outer is _NONE:
+            return self
+        return Attributes(
+            organization_id=self.organization_id or outer.organization_id,
+            project_id=self.project_id or outer.project_id,
+            user_id=self.user_id or outer.user_id,
+            session_id=self.session_id or outer.session_id,
+            labels={**outer.labels, **self.labels},
+            tags=tuple(dict.fromkeys((*outer.tags, *self.tags))),
+        )
+
+    def of(self, record: UsageRecord) -> UsageRecord:
+        """The record with these where it says nothing: a copy, or itself where nothing is missing."""
+        missing: dict[str, Any] = {
+            name: value
+            for name in ("organization_id", "project_id", "user_id", "session_id")
+            if (value := getattr(self, name)) and not getattr(record, name)
+        }
+        if self.labels and isinstance(record.labels, dict):
+            missing["labels"] = {**self.labels, **record.labels}
+        if self.tags and isinstance(record.tags, list):
+            missing["tags"] = list(dict.fromkeys((*record.tags, *self.tags)))
+        return msgspec.structs.replace(record, **missing) if missing else record
+
+
+_NONE = Attributes()
+_current: ContextVar[Attributes] = ContextVar("llm_cost_ops.attributes", default=_NONE)
+
+
+def current_attributes() -> Attributes:
+    """What the blocks of code around this place say."""
+    return _current.get()
+
+
+@contextmanager
+def attribute(
+    *,
+    organization_id: str = "",
+    project_id: str = "",
+    user_id: str = "",
+    session_id: str = "",
+    labels: Mapping[str, str] | None = None,
+    tags: Sequence[str] = (),
+) -> Iterator[None]:
+    """Say whose the calls are that are recorded in a block, in tasks that it starts too.
+
+    A record's own fields win, then the innermost block, then the client's defaults; labels and tags are
+    added up. Threads that are started meanwhile have the block's attributes only when they run in a copy of
+    its context (contextvars.copy_context).
+    """
+    inner = Attributes(
+        organization_id=organization_id,
+        project_id=project_id,
+        user_id=user_id,
+        session_id=session_id,
+        labels=dict(labels or {}),
+        tags=tuple(tags),
+    )
+    token = _current.set(inner.over(_current.get()))
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+class Attribution:
+    """Fills in what the client and the blocks of code around a call say of its records."""
+
+    def __init__(self, defaults: Attributes) -> None:
+        self._defaults = defaults if defaults != _NONE else _NONE
+
+    async def intercept_unary_unary(
+        self, continuation: UnaryContinuation, request: Any, context: CallContext
+    ) -> Any:
+        attributes = self._in_force()
+        if attributes is not _NONE:
+            request = _attributed(request, attributes)
+        return await continuation(request, context)
+
+    async def intercept_stream_stream(
+        self, continuation: StreamContinuation, requests: AsyncIterable[Any], context: CallContext
+    ) -> AsyncGenerator[Any, None]:
+        attributes = self._in_force()
+        if attributes is not _NONE:
+            requests = _each(requests, attributes)
+        async with aclosing(continuation(requests, context)) as messages:
+            async for message in messages:
+                yield message
+
+    def in_force(self, inner: Attributes) -> Attributes:
+        """What holds for a call inside a block that says `inner`."""
+        return self._defaults if inner is _NONE else inner.over(self._defaults)
+
+    def _in_force(self) -> Attributes:
+        return self.in_force(_current.get())
+
+
+async def _each(requests: AsyncIterable[Any], attributes: Attributes) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _attributed(request, attributes)
+
+
+def _attributed(request: Any, attributes: Attributes) -> Any:
+    if isinstance(request, SubmitUsageRequest | EstimateCostRequest):
+        if type(request.usage) is UsageRecord:
+            usage = attributes.of(request.usage)
+            return request if usage is request.usage else msgspec.structs.replace(request, usage=usage)
+    elif isinstance(request, BatchSubmitUsageRequest | StreamUsageRequest) and isinstance(
+        request.records, list
+    ):
+        records = [attributes.of(item) if type(item) is UsageRecord else item for item in request.records]
+        return msgspec.structs.replace(request, records=records)
+    return request

@@ -1,0 +1,526 @@
+"""Recording beside the caller's work: `record` puts a record into a queue, and a thread sends what is there.
+
+Nothing here waits for the network on the caller's thread. A record keeps the key that it was given when it
+was recorded, so that it counts once however often it is sent.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from itertools import count, islice
+from typing import Any, Protocol
+from weakref import WeakSet
+
+import msgspec
+
+from llm_cost_ops._gen.codecs import USAGE_RECORD
+from llm_cost_ops._gen.messages import BatchReceipt, RecordError, SubmitResult, SubmitStatus, UsageRecord
+from llm_cost_ops.client.attribution import Attributes, current_attributes
+from llm_cost_ops.client.spool import Spool, SpoolBatch, SpoolFullError
+from llm_cost_ops.config import RecorderConfig
+from llm_cost_ops.exceptions import CostOpsError, RecorderFullError, ValidationError
+from llm_cost_ops.rpc.forks import forget_in_children
+from llm_cost_ops.rpc.ids import uuid7_series
+
+__all__ = ["MAX_BATCH_BYTES", "MAX_BATCH_RECORDS", "Connection", "FlushReport", "Recorder", "Rejected"]
+
+MAX_BATCH_RECORDS = 1000
+MAX_BATCH_BYTES = 1024 * 1024
+MAX_REJECTED = 1000
+"""A report keeps so many rejected records; the counts are complete."""
+
+_FIRST_PAUSE, _MAX_PAUSE = 0.1, 5.0
+# How often what dead processes left in the spool is looked for.
+_TAKE_OVER_SECONDS = 5.0
+# A thread that has nothing to do looks up so often, lest a wake-up that was lost on the way lasts.
+_IDLE_SECONDS = 1.0
+
+_log = logging.getLogger("llm_cost_ops.recorder")
+
+_ACCEPTED = (SubmitStatus.CREATED, SubmitStatus.DUPLICATE)
+
+# What `record` was called with (the record or None, the fields), and whose the call is; when, in nanoseconds
+# since 1970, and a number.
+_Raw = tuple[UsageRecord | None, dict[str, Any], Attributes, int, int]
+_Built = tuple[UsageRecord, int]
+
+
+class Rejected(msgspec.Struct, frozen=True, kw_only=True):
+    """A record that will never count, and why. `record` is None where the arguments made none."""
+
+    record: UsageRecord | None
+    reason: str
+
+
+class FlushReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of all that was recorded so far in this process, or taken over from a dead one's spool.
+
+    `recorded` = `delivered` + `duplicates` + `conflicts` + `rejected_count` + `dropped` + `spooled` +
+    `pending`. `spooled` records lie in the spool, `pending` ones in memory. `rejected` are the last thousand.
+    """
+
+    delivered: int
+    duplicates: int
+    conflicts: int
+    rejected_count: int
+    rejected: list[Rejected]
+    spooled: int
+    dropped: int
+    pending: int
+
+    @property
+    def recorded(self) -> int:
+        """How many records were given."""
+        sent = self.delivered + self.duplicates + self.conflicts + self.rejected_count
+        return sent + self.dropped + self.spooled + self.pending
+
+
+class Connection(Protocol):
+    """How a recorder reaches a service. Used by the recorder's thread alone."""
+
+    def send(self, records: list[UsageRecord]) -> BatchReceipt:
+        """Submit a batch once, without retries; raises CostOpsError."""
+
+    def close(self) -> None:
+        """Let go of what was opened."""
+
+
+class _Counts:
+    __slots__ = ("conflicts", "delivered", "dropped", "duplicates", "rejected")
+
+    def __init__(self) -> None:
+        self.delivered = self.duplicates = self.conflicts = self.rejected = self.dropped = 0
+
+
+class Recorder:
+    """Takes records from any thread or task, and sends them in batches from a thread of its own.
+
+    `build` makes a record of what `record` was called with, or raises; `connect` opens the way to the service
+    when the first batch is to be sent. Nothing is started before the first record. Without a spool what is in
+    memory is lost when the process is killed; with one a record survives it once `record` returned.
+    """
+
+    def __init__(
+        self,
+        config: RecorderConfig,
+        build: Callable[[UsageRecord | None, dict[str, Any], Attributes], UsageRecord],
+        connect: Callable[[], Connection],
+    ) -> None:
+        self._config = config
+        self._build = build
+        self._connect = connect
+        self._spool = None if config.spool is None else self._open_spool(config)
+        before = 0 if self._spool is None else self._spool.pending
+        self._overflow = config.overflow or ("spill" if config.spool else "drop_newest")
+        self._closed = False
+        self._begin_anew()
+        self._spooled = before
+        forget_in_children(self)
+        _open.add(self)
+
+    def record(self, record: UsageRecord | None, fields: dict[str, Any]) -> None:
+        """Take a record; never waits for the network. RecorderFullError where overflow is "raise"."""
+        raw = (record, fields, current_attributes(), time.time_ns(), next(self._numbers))
+        if self._spool is not None:
+            self._keep(raw)
+            return
+        queue = self._queue
+        if len(queue) + self._in_memory >= self._config.max_records or self._closed:
+            self._take_anyway(raw)
+        else:
+            queue.append(raw)
+        if self._idle:
+            self._wake()
+
+    def flush(self, timeout: float | None = None) -> FlushReport:
+        """Wait until everything was sent, for at most so many seconds; shutdown_timeout when not given."""
+        seconds = self._config.shutdown_timeout if timeout is None else timeout
+        until = time.monotonic() + seconds
+        if self._left():
+            self._wake()
+        with self._progress:
+            while self._left() and (wait := until - time.monotonic()) > 0:
+                self._hurry.set()
+                self._progress.wait(min(wait, 0.1))
+        return self.report()
+
+    def report(self) -> FlushReport:
+        """What became of the records so far."""
+        with self._progress:
+            counts = self._counts
+            return FlushReport(
+                delivered=counts.delivered,
+                duplicates=counts.duplicates,
+                conflicts=counts.conflicts,
+                rejected_count=counts.rejected,
+                rejected=list(self._rejected),
+                spooled=self._spooled,
+                dropped=counts.dropped,
+                pending=len(self._queue) + self._in_memory,
+            )
+
+    def close(self, timeout: float | None = None) -> FlushReport:
+        """Send what is there, for at most so many seconds, and end. What is left in memory is dropped."""
+        if not self._closed:
+            self.flush(timeout)
+            self._closed = True
+            self._hurry.set()
+            thread = self._thread
+            if thread is not None:
+                thread.join(0.5)
+            self._drop_rest()
+            if self._spool is not None and (thread is None or not thread.is_alive()):
+                self._spool.close()
+            _open.discard(self)
+        return self.report()
+
+    def forget(self) -> None:
+        """In a forked child: what waits is the parent's to send, and so is its spool."""
+        if self._spool is not None:
+            self._spool.forget()
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._queue: deque[_Raw] = deque()
+        self._backlog: deque[_Built] = deque()
+        self._backlog_bytes = 0
+        self._in_memory = 0
+        self._spooled = 0
+        self._counts = _Counts()
+        self._rejected: deque[Rejected] = deque(maxlen=MAX_REJECTED)
+        self._numbers = count()
+        self._key_of = uuid7_series()
+        self._progress = threading.Condition()
+        self._starting = threading.Lock()
+        self._hurry = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._idle = True
+        self._said: set[str] = set()
+
+    def _open_spool(self, config: RecorderConfig) -> Spool:
+        return Spool(str(config.spool), durability=config.durability, max_bytes=config.spool_bytes)
+
+    def _left(self) -> int:
+        return len(self._queue) + self._in_memory + (0 if self._spool is None else self._spool.pending)
+
+    def _wake(self) -> None:
+        self._idle = False
+        self._hurry.set()
+        if self._thread is None and not self._closed:
+            with self._starting:
+                if self._thread is None:
+                    self._thread = thread = threading.Thread(
+                        target=self._work, name="llm-cost-ops-recorder", daemon=True
+                    )
+                    try:
+                        thread.start()
+                    except RuntimeError:
+                        # The interpreter is ending, and starts no threads any more.
+                        self._thread = None
+
+    def _take_anyway(self, raw: _Raw) -> None:
+        """Take a record that does not fit, as `overflow` says."""
+        if self._closed:
+            self._drop(1, "the client is closed")
+            return
+        if self._overflow == "raise":
+            raise RecorderFullError(f"{self._config.max_records} records wait to be sent")
+        if self._overflow == "block":
+            with self._progress:
+                while self._is_full() and not self._closed:
+                    self._wake()
+                    self._progress.wait(0.1)
+                self._queue.append(raw)
+        elif self._overflow == "drop_oldest":
+            with self._progress:
+                if self._queue:
+                    self._queue.popleft()
+                    self._counts.dropped += 1
+                self._queue.append(raw)
+            self._say("drop", "records are dropped: the queue is full")
+        else:
+            self._drop(1, "the queue is full")
+
+    def _is_full(self) -> bool:
+        return len(self._queue) + self._in_memory >= self._config.max_records
+
+    def _keep(self, raw: _Raw) -> None:
+        """Write a record to the spool; where that can't be, into memory."""
+        built = self._built(raw)
+        if isinstance(built, str):
+            with self._progress:
+                self._count_rejected(raw[0], built)
+            self._report_error(raw[0], built)
+            return
+        assert self._spool is not None
+        payload = USAGE_RECORD.encode_json(built)
+        while True:
+            try:
+                with self._progress:
+                    self._spooled += 1
+                self._spool.append(payload)
+            except OSError as error:
+                with self._progress:
+                    self._spooled -= 1
+                if isinstance(error, SpoolFullError) and self._make_room():
+                    continue
+                self._keep_in_memory(built, len(payload), error)
+            break
+        if self._idle:
+            self._wake()
+
+    def _make_room(self) -> bool:
+        """Whether room was made in a full spool, as `overflow` says."""
+        assert self._spool is not None
+        if self._overflow == "raise":
+            raise RecorderFullError("the spool is full")
+        if self._overflow == "drop_oldest":
+            with self._progress:
+                lost = self._spool.drop_oldest()
+                self._spooled -= lost
+                self._counts.dropped += lost
+            self._say("drop", "records are dropped: the spool is full")
+            return lost > 0
+        if self._overflow == "block" and not self._closed:
+            self._wake()
+            time.sleep(0.01)
+            return True
+        return False
+
+    def _keep_in_memory(self, record: UsageRecord, size: int, error: OSError) -> None:
+        self._say("spool", f"the spool can't take records, which are kept in memory: {error.strerror}")
+        with self._progress:
+            fits = not self._is_full() and not self._closed
+            if fits:
+                self._backlog.append((record, size))
+                self._backlog_bytes += size
+                self._in_memory += 1
+        if not fits:
+            self._drop(1, "the spool is full")
+
+    def _built(self, raw: _Raw) -> UsageRecord | str:
+        """The record of a call of `record`, or why there is none."""
+        record, fields, attributes, nanoseconds, number = raw
+        try:
+            built = self._build(record, fields, attributes)
+            if not built.idempotency_key:
+                built.idempotency_key = self._key_of(nanoseconds, number)
+            if built.timestamp is None:
+                built.timestamp = _moment(nanoseconds)
+        except Exception as error:  # noqa: BLE001  # whatever it was, it is the caller's to be told, not to get
+            return str(error) or type(error).__name__
+        return built
+
+    # What follows runs in the thread.
+
+    def _work(self) -> None:
+        connection: Connection | None = None
+        pause, looked = _FIRST_PAUSE, time.monotonic()
+        while True:
+            self._hurry.clear()
+            self._build_waiting()
+            batch, records = self._next_batch()
+            if records:
+                try:
+                    connection = connection or self._connect()
+                    self._deliver(connection, batch, records)
+                    pause = _FIRST_PAUSE
+                    continue
+                except Exception as error:  # noqa: BLE001  # kept for the next attempt, and told
+                    self._put_back(batch, records)
+                    pause = self._rest(error, pause)
+            elif self._closed:
+                break
+            else:
+                self._idle = True
+                if not self._queue:
+                    with self._progress:
+                        self._progress.notify_all()
+                    self._hurry.wait(_IDLE_SECONDS)
+                self._idle = False
+            if self._spool is not None and time.monotonic() - looked > _TAKE_OVER_SECONDS:
+                looked = time.monotonic()
+                self._take_over()
+            if self._closed:
+                break
+        if connection is not None:
+            connection.close()
+
+    def _take_over(self) -> None:
+        assert self._spool is not None
+        try:
+            found = self._spool.take_over()
+            with self._progress:
+                self._spooled += found
+        except OSError as error:
+            self._say("spool", f"the spool can't be read: {error.strerror}")
+
+    def _rest(self, error: Exception, pause: float) -> float:
+        """Wait before the next attempt, and give the pause after that."""
+        self._say(type(error).__name__, f"records can't be sent and wait: {error}")
+        hint = getattr(error, "retry_after", None)
+        seconds = random.random() * pause if hint is None else min(max(hint, 0.0), _MAX_PAUSE)
+        until = time.monotonic() + seconds
+        while not self._closed and (left := until - time.monotonic()) > 0:
+            # Woken, it builds what came meanwhile, so that its bytes are known.
+            self._hurry.clear()
+            self._build_waiting()
+            self._hurry.wait(min(left, _IDLE_SECONDS))
+        return min(pause * 2, _MAX_PAUSE)
+
+    def _build_waiting(self) -> None:
+        """Make records of what waits in the queue, as many as the bound in bytes allows."""
+        while self._queue and self._backlog_bytes < self._config.max_bytes:
+            with self._progress:
+                raws = [self._queue.popleft() for _ in range(min(len(self._queue), MAX_BATCH_RECORDS))]
+                self._in_memory += len(raws)
+            for raw in raws:
+                built = self._built(raw)
+                size = 0 if isinstance(built, str) else len(USAGE_RECORD.encode_json(built))
+                with self._progress:
+                    if isinstance(built, str):
+                        self._in_memory -= 1
+                        self._count_rejected(raw[0], built)
+                    else:
+                        self._backlog.append((built, size))
+                        self._backlog_bytes += size
+                if isinstance(built, str):
+                    self._report_error(raw[0], built)
+
+    def _next_batch(self) -> tuple[SpoolBatch | None, list[_Built]]:
+        with self._progress:
+            taken: list[_Built] = []
+            size = 0
+            for built in islice(self._backlog, MAX_BATCH_RECORDS):
+                size += built[1]
+                if taken and size > MAX_BATCH_BYTES:
+                    break
+                taken.append(built)
+            for _ in taken:
+                self._backlog.popleft()
+        if taken or self._spool is None:
+            return None, taken
+        batch = self._spool.next_batch(MAX_BATCH_RECORDS, MAX_BATCH_BYTES)
+        if batch is None:
+            return None, []
+        return batch, [(USAGE_RECORD.decode_json(payload), len(payload)) for payload in batch.payloads]
+
+    def _put_back(self, batch: SpoolBatch | None, records: list[_Built]) -> None:
+        if batch is not None and self._spool is not None:
+            self._spool.give_back(batch)
+            return
+        with self._progress:
+            self._backlog.extendleft(reversed(records))
+
+    def _deliver(self, connection: Connection, batch: SpoolBatch | None, records: list[_Built]) -> None:
+        results = _submitted(connection, [record for record, _ in records])
+        with self._progress:
+            for (record, size), result in zip(records, results, strict=True):
+                self._settle(record, result)
+                if batch is None:
+                    self._backlog_bytes -= size
+            if batch is None:
+                self._in_memory -= len(records)
+            else:
+                self._spooled -= len(records)
+                if self._spool is not None:
+                    self._spool.acknowledge(batch)
+            self._progress.notify_all()
+        self._said.clear()
+        for (record, _), result in zip(records, results, strict=True):
+            if result.status not in _ACCEPTED:
+                self._report_error(record, "" if result.error is None else result.error.message)
+        on_result = self._config.on_result
+        if on_result is not None:
+            for (record, _), result in zip(records, results, strict=True):
+                self._call(on_result, record, result)
+
+    def _settle(self, record: UsageRecord, result: SubmitResult) -> None:
+        counts = self._counts
+        if result.status == SubmitStatus.CREATED:
+            counts.delivered += 1
+        elif result.status == SubmitStatus.DUPLICATE:
+            counts.duplicates += 1
+        else:
+            error = result.error or RecordError(message="refused without a reason")
+            if result.status == SubmitStatus.CONFLICT:
+                counts.conflicts += 1
+                self._rejected.append(Rejected(record=record, reason=error.message))
+            else:
+                self._count_rejected(record, error.message)
+
+    def _count_rejected(self, record: UsageRecord | None, reason: str) -> None:
+        self._counts.rejected += 1
+        self._rejected.append(Rejected(record=record, reason=reason))
+
+    def _drop(self, records: int, reason: str) -> None:
+        with self._progress:
+            self._counts.dropped += records
+        self._say("drop", f"records are dropped: {reason}")
+
+    def _drop_rest(self) -> None:
+        with self._progress:
+            left = len(self._queue) + self._in_memory
+            self._queue.clear()
+            self._backlog.clear()
+            self._in_memory = 0
+            self._counts.dropped += left
+            self._progress.notify_all()
+        if left:
+            _log.error("%d records were not sent before the client was closed, and are lost", left)
+
+    def _report_error(self, record: UsageRecord | None, reason: str) -> None:
+        if self._config.on_error is not None:
+            self._call(self._config.on_error, record, reason)
+        else:
+            self._say(f"rejected {reason[:40]}", f"a record was rejected: {reason}")
+
+    def _say(self, kind: str, message: str) -> None:
+        """Log a kind of trouble once, until a batch is delivered."""
+        if kind not in self._said:
+            self._said.add(kind)
+            _log.warning("%s", message)
+
+    def _call(self, function: Callable[..., object], *arguments: object) -> None:
+        try:
+            function(*arguments)
+        except Exception:  # noqa: BLE001  # the user's own
+            _log.exception("a callback of the recorder failed")
+
+
+def _submitted(connection: Connection, records: list[UsageRecord]) -> list[SubmitResult]:
+    """The result of each record. Of a batch that was refused for what is in it the halves are tried."""
+    try:
+        results = connection.send(records).results
+    except ValidationError as error:
+        if len(records) == 1:
+            return [SubmitResult(status=SubmitStatus.INVALID, error=RecordError(message=error.message))]
+        middle = len(records) // 2
+        return _submitted(connection, records[:middle]) + _submitted(connection, records[middle:])
+    if len(results) != len(records):
+        raise CostOpsError(f"the answer has {len(results)} results for {len(records)} records")
+    return results
+
+
+def _moment(nanoseconds: int) -> Any:
+    from datetime import UTC, datetime, timedelta
+
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=nanoseconds // 1000)
+
+
+_open: WeakSet[Recorder] = WeakSet()
+
+
+def _close_all() -> None:
+    until = time.monotonic()
+    for recorder in list(_open):
+        recorder.close(max(0.0, recorder._config.shutdown_timeout - (time.monotonic() - until)))  # noqa: SLF001
+
+
+atexit.register(_close_all)

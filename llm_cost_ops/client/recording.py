@@ -1,0 +1,144 @@
+"""A client's recorder: made when it is first used, and shared by the clients that are derived from it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from llm_cost_ops._gen.messages import BatchReceipt, UsageRecord
+from llm_cost_ops._gen.resources import AsyncUsageResource, UsageResource
+from llm_cost_ops.client.attribution import Attributes, Attribution
+from llm_cost_ops.rpc.channel import AsyncChannel, Channel
+
+if TYPE_CHECKING:
+    from llm_cost_ops.client.recorder import FlushReport, Recorder
+    from llm_cost_ops.config import RecorderConfig
+
+__all__ = ["Recording", "async_connection", "sync_connection"]
+
+
+class Recording:
+    """The recorder of a client. Safe for threads."""
+
+    def __init__(self, config: RecorderConfig, attribution: Attribution, connect: Callable[[], Any]) -> None:
+        self._config = config
+        self._attribution = attribution
+        self._connect = connect
+        self._lock = threading.Lock()
+        self._recorder: Recorder | None = None
+
+    @property
+    def recorder(self) -> Recorder:
+        """The recorder, made if there is none yet."""
+        if self._recorder is None:
+            from llm_cost_ops.client.recorder import Recorder
+
+            with self._lock:
+                if self._recorder is None:
+                    self._recorder = Recorder(self._config, self._build, self._connect)
+        return self._recorder
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a recorder."""
+        return self._recorder is not None
+
+    def flush(self, timeout: float | None = None) -> FlushReport:
+        """See CostOpsClient.flush."""
+        return self.recorder.flush(timeout)
+
+    def close(self) -> None:
+        """Send what is there, for at most the recorder's shutdown_timeout, and end."""
+        if self._recorder is not None:
+            self._recorder.close()
+
+    def close_on_sigterm(self) -> None:
+        """Have SIGTERM send what is there before it does what it did before."""
+        previous: Any = signal.getsignal(signal.SIGTERM)
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            # In a thread: the main one may hold a lock where the signal found it.
+            closing = threading.Thread(target=self.close, name="llm-cost-ops-sigterm", daemon=True)
+            closing.start()
+            closing.join(self._config.shutdown_timeout + 0.5)
+            if callable(previous):
+                previous(number, frame)
+            else:
+                signal.signal(number, previous or signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+
+        signal.signal(signal.SIGTERM, handle)
+
+    def _build(self, record: UsageRecord | None, fields: dict[str, Any], inner: Attributes) -> UsageRecord:
+        """The record that `submit` would send for the same arguments."""
+        arguments = {name: value for name, value in fields.items() if name not in _PER_CALL}
+        submitted: Any = UsageResource(_AS_GIVEN).submit(record, **arguments)
+        made: UsageRecord = submitted
+        if "idempotency_key" in fields:
+            made = copy.copy(made)
+            made.idempotency_key = fields["idempotency_key"]
+        made = self._attribution.in_force(inner).of(made)
+        return copy.copy(made) if made is record else made
+
+
+_PER_CALL = frozenset(("timeout", "headers", "retry", "idempotency_key"))
+
+
+class _AsGiven:
+    """Stands in for a channel: what would be sent is the answer."""
+
+    def unary_unary(self, method: Any, request: Any, *_: Any) -> Any:
+        return request.usage
+
+
+_AS_GIVEN: Any = _AsGiven()
+
+
+class _SyncConnection:
+    """Sends over the client's own channel, which threads may share."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._usage = UsageResource(channel)
+
+    def send(self, records: list[UsageRecord]) -> BatchReceipt:
+        return self._usage.submit_batch(records, retry=None)
+
+    def close(self) -> None:
+        """The channel is the client's to close."""
+
+
+class _AsyncConnection:
+    """Sends over an async client's channel, in an event loop of the recorder's thread."""
+
+    def __init__(self, channel: AsyncChannel) -> None:
+        self._usage = AsyncUsageResource(channel)
+        self._channel = channel
+        self._runner = asyncio.Runner()
+
+    def send(self, records: list[UsageRecord]) -> BatchReceipt:
+        async def submit() -> BatchReceipt:
+            return await self._usage.submit_batch(records, retry=None)
+
+        return self._runner.run(submit())
+
+    def close(self) -> None:
+        with contextlib.suppress(Exception):
+            self._runner.run(self._channel.close())
+        self._runner.close()
+
+
+def sync_connection(channel: Channel) -> _SyncConnection:
+    """A recorder's way to the service over a sync client's channel."""
+    return _SyncConnection(channel)
+
+
+def async_connection(channel: AsyncChannel) -> _AsyncConnection:
+    """A recorder's way to the service over an async client's channel."""
+    return _AsyncConnection(channel)

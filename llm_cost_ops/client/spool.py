@@ -1,0 +1,422 @@
+r"""A folder that keeps records until a server has them.
+
+A record that was appended is sent at least once, and counts once, since it carries its idempotency key. It
+lies in a segment, a file that only its process appends to:
+
+    segment  b"LCOS" version:u8 0 0 0, then frames
+    frame    b"\xc0\x57\x0f\x5a" length:u32 crc32:u32 payload     (numbers are little-endian)
+
+The payload is a UsageRecord as JSON; no credentials are in it. A process holds a lock on its segments as
+long as it lives, so that another one can tell those of the dead and send them. A segment is deleted once
+everything in it was acknowledged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import stat
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from zlib import crc32
+
+import msgspec
+
+from llm_cost_ops.rpc.ids import uuid7
+
+__all__ = ["MAX_FRAME_BYTES", "Spool", "SpoolBatch", "SpoolError", "SpoolFullError", "SpoolStatus"]
+
+MAX_FRAME_BYTES = 1024 * 1024
+"""The largest record; a longer frame is damage."""
+
+_VERSION = 1
+_HEADER = b"LCOS" + bytes([_VERSION, 0, 0, 0])
+_MARK = b"\xc0\x57\x0f\x5a"
+_FRAME = struct.Struct("<4sII")
+_SUFFIX = ".segment"
+_READ_BYTES = 1024 * 1024
+
+_log = logging.getLogger("llm_cost_ops.recorder")
+
+
+class SpoolError(OSError):
+    """The folder can't be used."""
+
+
+class SpoolFullError(SpoolError):
+    """The bound in bytes is reached, or the disk is full: the record was not kept."""
+
+
+class SpoolStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What lies in a folder: segments, their bytes, and whole records that are not acknowledged."""
+
+    segments: int
+    records: int
+    bytes: int
+    damaged_bytes: int
+
+
+class SpoolBatch(msgspec.Struct, kw_only=True):
+    """Records on their way; `acknowledge` says that a server has them."""
+
+    payloads: list[bytes]
+    segment: str
+    end: int
+
+
+class _Segment:
+    """A segment that this process may read, and delete: its own, or one of a process that is dead."""
+
+    __slots__ = ("damaged", "descriptor", "name", "own", "read", "records", "size", "taken")
+
+    def __init__(self, name: str, descriptor: int, *, own: bool) -> None:
+        self.name = name
+        self.descriptor = descriptor
+        self.own = own
+        # Up to where it was read, and acknowledged; how many whole records lie behind that.
+        self.read = self.taken = len(_HEADER)
+        self.size = os.fstat(descriptor).st_size
+        self.records = 0
+        self.damaged = 0
+
+
+class Spool:
+    """A folder of segments. Safe for threads; several processes may share the folder.
+
+    `append` returns once a record survives the end of the process (durability "process") or of the machine
+    ("disk": the fsync is shared by all that wait for it). The folder, 0700, is made where it is missing, and
+    its files are 0600. Raises SpoolError for a folder that can't be used: a link, somebody else's, or
+    read-only.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        durability: str = "process",
+        max_bytes: int = 256 * 1024 * 1024,
+        segment_bytes: int = 4 * 1024 * 1024,
+    ) -> None:
+        if durability not in ("process", "disk"):
+            raise ValueError(f"durability must be 'process' or 'disk', not {durability!r}")
+        self.folder = Path(folder)
+        self._sync = durability == "disk"
+        self._max_bytes = max_bytes
+        self._segment_bytes = segment_bytes
+        self._directory = _open_folder(self.folder)
+        self._lock = threading.Lock()
+        self._fsync = threading.Lock()
+        self._reading = threading.Lock()
+        self._synced = 0
+        self._current: _Segment | None = None
+        self._segments: list[_Segment] = []
+        self._bytes = 0
+        self.take_over()
+
+    def append(self, payload: bytes) -> None:
+        """Keep a record. SpoolFullError, or another SpoolError when the disk fails: then it was not kept."""
+        if len(payload) > MAX_FRAME_BYTES:
+            raise SpoolError(
+                errno.EMSGSIZE, f"a record has {len(payload)} bytes, more than {MAX_FRAME_BYTES}"
+            )
+        frame = _FRAME.pack(_MARK, len(payload), crc32(payload)) + payload
+        with self._lock:
+            if self._bytes + len(frame) > self._max_bytes:
+                raise SpoolFullError(errno.ENOSPC, f"the spool {self.folder} holds {self._bytes} bytes")
+            segment = self._current
+            if segment is None or segment.size >= self._segment_bytes:
+                segment = self._begin_segment()
+            try:
+                written = os.write(segment.descriptor, frame)
+            except OSError as error:
+                self._cut(segment)
+                raise _full(error) from error
+            if written != len(frame):
+                self._cut(segment)
+                raise SpoolFullError(errno.ENOSPC, f"no space left for the spool {self.folder}")
+            segment.size += written
+            segment.records += 1
+            self._bytes += written
+            end = segment.size
+        if self._sync:
+            self._sync_to(segment, end)
+
+    def next_batch(self, max_records: int, max_bytes: int) -> SpoolBatch | None:
+        """Records that no batch has yet, the oldest segment first; None when there are none.
+
+        What is damaged is logged, kept beside the segment as *.damaged, and passed over.
+        """
+        with self._reading:
+            for segment in list(self._segments):
+                payloads, end = self._read(segment, max_records, max_bytes)
+                if payloads:
+                    segment.read = end
+                    return SpoolBatch(payloads=payloads, segment=segment.name, end=end)
+                # Only damage was found: nobody will acknowledge it.
+                if segment.taken == segment.read:
+                    segment.taken = end
+                segment.read = max(segment.read, end)
+                self._finish(segment)
+        return None
+
+    def acknowledge(self, batch: SpoolBatch) -> None:
+        """Say that a server has a batch. Batches of a segment are acknowledged in their order."""
+        with self._reading:
+            segment = self._find(batch.segment)
+            if segment is not None:
+                with self._lock:
+                    segment.taken = batch.end
+                    segment.records -= len(batch.payloads)
+                self._finish(segment)
+
+    def give_back(self, batch: SpoolBatch) -> None:
+        """Have a batch read again: it was not delivered."""
+        segment = self._find(batch.segment)
+        if segment is not None:
+            segment.read = segment.taken
+
+    def drop_oldest(self) -> int:
+        """Delete the oldest segment and tell how many records were lost with it; 0 when there is none."""
+        with self._reading:
+            # Not one of which a batch is on its way.
+            resting = (segment for segment in list(self._segments) if segment.read == segment.taken)
+            segment = next(resting, None)
+            if segment is None:
+                return 0
+            return self._finish(segment, unsent=True)
+
+    def take_over(self) -> int:
+        """Make the segments of dead processes ours to send, and tell how many records they hold."""
+        with self._lock:
+            known = {segment.name for segment in self._segments}
+        found = 0
+        for name in sorted(os.listdir(self._directory)):  # noqa: PTH208  # the folder that was opened, not its path
+            if name.endswith(_SUFFIX) and name not in known:
+                segment = self._adopt(name)
+                if segment is not None:
+                    found += segment.records
+        return found
+
+    def status(self) -> SpoolStatus:
+        """What this process has to send: its own segments, and those of the dead."""
+        with self._lock:
+            return SpoolStatus(
+                segments=len(self._segments),
+                records=sum(segment.records for segment in self._segments),
+                bytes=self._bytes,
+                damaged_bytes=sum(segment.damaged for segment in self._segments),
+            )
+
+    @property
+    def pending(self) -> int:
+        """How many whole records are not acknowledged."""
+        return sum(segment.records for segment in self._segments)
+
+    def close(self) -> None:
+        """Let go of every file; what is not acknowledged is there for the next process."""
+        with self._lock:
+            segments, self._segments, self._current = self._segments, [], None
+            if self._directory < 0:
+                return
+            for segment in segments:
+                if segment.taken >= segment.size:
+                    with contextlib.suppress(OSError):
+                        os.unlink(segment.name, dir_fd=self._directory)
+                os.close(segment.descriptor)
+            os.close(self._directory)
+            self._directory = -1
+
+    def forget(self) -> None:
+        """In a forked child: the segments are the parent's, whose lock the child's copies would keep."""
+        segments, self._segments, self._current, self._bytes = self._segments, [], None, 0
+        self._lock, self._fsync, self._reading = threading.Lock(), threading.Lock(), threading.Lock()
+        for segment in segments:
+            # A lock of flock belongs to the open file, which both have: closing the copy releases nothing.
+            os.close(segment.descriptor)
+
+    def _begin_segment(self) -> _Segment:
+        name = f"{uuid7()}{_SUFFIX}"
+        # It gets its name once it is locked, lest another process takes it for one of the dead.
+        unlocked = f"{name}.new"
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            descriptor = os.open(unlocked, flags, 0o600, dir_fd=self._directory)
+        except OSError as error:
+            raise _full(error) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.write(descriptor, _HEADER) != len(_HEADER):
+                raise SpoolFullError(errno.ENOSPC, f"no space left for the spool {self.folder}")
+            os.rename(unlocked, name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+            if self._sync:
+                os.fsync(self._directory)
+        except OSError as error:
+            os.close(descriptor)
+            with contextlib.suppress(OSError):
+                os.unlink(unlocked, dir_fd=self._directory)
+            raise _full(error) from error
+        self._current = segment = _Segment(name, descriptor, own=True)
+        self._segments.append(segment)
+        self._bytes += segment.size
+        return segment
+
+    def _cut(self, segment: _Segment) -> None:
+        # What was written of a frame is damage: the next record begins a new segment.
+        with contextlib.suppress(OSError):
+            os.ftruncate(segment.descriptor, segment.size)
+        self._current = None
+
+    def _sync_to(self, segment: _Segment, end: int) -> None:
+        """Have a segment on disk up to a place; who waits here meanwhile is done with the same fsync."""
+        with self._fsync:
+            if segment is self._current and self._synced >= end:
+                return
+            size = segment.size
+            os.fdatasync(segment.descriptor)
+            if segment is self._current:
+                self._synced = size
+
+    def _adopt(self, name: str) -> _Segment | None:
+        try:
+            descriptor = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                _log.warning("the spool's %s can't be opened and is left alone: %s", name, error.strerror)
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            header = os.pread(descriptor, len(_HEADER), 0)
+            # Another process may have sent and deleted it between the look at the folder and the lock.
+            gone = os.fstat(descriptor).st_nlink == 0
+        except OSError:
+            gone = True
+        if gone or not self._is_ours(name, header):
+            os.close(descriptor)
+            return None
+        segment = _Segment(name, descriptor, own=False)
+        segment.records = sum(1 for frame in _frames(segment, len(_HEADER)) if frame[1] is not None)
+        with self._lock:
+            self._segments.append(segment)
+            self._bytes += segment.size
+        return segment
+
+    def _is_ours(self, name: str, header: bytes) -> bool:
+        if header == _HEADER or (header == _HEADER[: len(header)] and len(header) < len(_HEADER)):
+            return True
+        if header[:4] == _HEADER[:4] and header[4] > _VERSION:
+            reason = "was written by a newer version"
+        else:
+            reason = "is no segment"
+        _log.error("the spool's %s %s, and is set aside as %s.damaged", name, reason, name)
+        with contextlib.suppress(OSError):
+            os.rename(name, f"{name}.damaged", src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        return False
+
+    def _read(self, segment: _Segment, max_records: int, max_bytes: int) -> tuple[list[bytes], int]:
+        payloads: list[bytes] = []
+        size, at = 0, segment.read
+        for end, payload in _frames(segment, segment.read):
+            if payload is None:
+                self._set_aside(segment, at, end)
+            else:
+                if payloads and size + len(payload) > max_bytes:
+                    break
+                payloads.append(payload)
+                size += len(payload)
+            at = end
+            if len(payloads) >= max_records:
+                break
+        return payloads, at
+
+    def _set_aside(self, segment: _Segment, start: int, end: int) -> None:
+        damage = os.pread(segment.descriptor, end - start, start)
+        segment.damaged += len(damage)
+        _log.error("%d bytes of the spool's %s are damaged, and set aside", len(damage), segment.name)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        with contextlib.suppress(OSError):
+            aside = os.open(f"{segment.name}.damaged", flags, 0o600, dir_fd=self._directory)
+            os.write(aside, damage)
+            os.close(aside)
+
+    def _find(self, name: str) -> _Segment | None:
+        with self._lock:
+            return next((segment for segment in self._segments if segment.name == name), None)
+
+    def _finish(self, segment: _Segment, *, unsent: bool = False) -> int:
+        """Delete a segment of which nothing is left to send, or one with what is `unsent`, and count that."""
+        with self._lock:
+            # Looked at again: a record may have come in the meantime.
+            if segment not in self._segments or (segment.taken < segment.size and not unsent):
+                return 0
+            if segment is self._current:
+                self._current = None
+            self._segments.remove(segment)
+            self._bytes -= segment.size
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(segment.name, dir_fd=self._directory)
+            os.close(segment.descriptor)
+            return segment.records
+
+
+def _frames(segment: _Segment, at: int) -> Iterator[tuple[int, bytes | None]]:
+    """Each frame from a place on: where it ends, and its payload; None for bytes that are no frame.
+
+    Of a segment that is written to, what is behind its size is not looked at.
+    """
+    buffer, start = b"", at
+    while True:
+        more = os.pread(
+            segment.descriptor, min(_READ_BYTES, segment.size - start - len(buffer)), start + len(buffer)
+        )
+        buffer += more
+        offset = 0
+        while len(buffer) - offset >= _FRAME.size:
+            mark, length, check = _FRAME.unpack_from(buffer, offset)
+            end = offset + _FRAME.size + length
+            if mark == _MARK and length <= MAX_FRAME_BYTES:
+                if end > len(buffer) and more:
+                    break
+                payload = buffer[offset + _FRAME.size : end]
+                if len(payload) == length and crc32(payload) == check:
+                    offset = end
+                    yield start + offset, payload
+                    continue
+            # Not a frame: the next one begins at the next mark.
+            found = buffer.find(_MARK, offset + 1)
+            if found < 0 and more:
+                break
+            offset = found if found >= 0 else len(buffer)
+            yield start + offset, None
+        buffer, start = buffer[offset:], start + offset
+        if not more:
+            if buffer:
+                yield start + len(buffer), None
+            return
+
+
+def _open_folder(folder: Path) -> int:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise SpoolError(error.errno, f"the spool {folder} can't be used: {error.strerror}") from error
+    facts = os.fstat(descriptor)
+    if facts.st_uid != os.geteuid() or stat.S_IMODE(facts.st_mode) & 0o022:
+        os.close(descriptor)
+        raise SpoolError(
+            errno.EPERM, f"the spool {folder} must belong to this user, and nobody else may write there"
+        )
+    return descriptor
+
+
+def _full(error: OSError) -> OSError:
+    if isinstance(error, SpoolError):
+        return error
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return SpoolFullError(error.errno, f"no space left for the spool: {error.strerror}")
+    return SpoolError(error.errno, f"the spool can't be written: {error.strerror}")

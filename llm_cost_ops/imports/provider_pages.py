@@ -1,0 +1,317 @@
+"""What providers say themselves: usage and cost pages of OpenAI and Anthropic, and console CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from llm_cost_ops.imports.values import (
+    Format,
+    Found,
+    Part,
+    State,
+    cost,
+    count,
+    identity,
+    made,
+    moment,
+    nested,
+    text,
+)
+from llm_cost_ops.types import Operation, UsageRecord
+
+__all__ = ["ANTHROPIC_COSTS", "ANTHROPIC_CSV", "ANTHROPIC_USAGE", "OPENAI_PAGE"]
+
+_SECONDS, _SESSIONS, _CALLS = "seconds", "num_sessions", "num_requests"
+# Results of OpenAI's usage pages: the kind, what it counts in place of tokens, the meter, and the operation.
+_OPENAI_METERS = {
+    "images": ("images", "images", Operation.IMAGE),
+    "audio_speeches": ("characters", "characters", Operation.SPEECH),
+    "audio_transcriptions": (_SECONDS, "audio_ms", Operation.TRANSCRIPTION),
+    "code_interpreter_sessions": (_SESSIONS, "code_interpreter_sessions", Operation.TOOL),
+    "web_search_calls": (_CALLS, "web_searches", Operation.TOOL),
+    "file_search_calls": (_CALLS, "file_searches", Operation.TOOL),
+}
+_OPERATIONS = {
+    "completions": Operation.CHAT,
+    "embeddings": Operation.EMBEDDINGS,
+    "moderations": Operation.MODERATION,
+}
+
+
+def _results(obj: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Each result with its place and its bucket, from a page or from a bucket alone."""
+    buckets = obj.get("data")
+    if not isinstance(buckets, list):
+        buckets = [obj]
+    for index, bucket in enumerate(buckets):
+        results = bucket.get("results") if isinstance(bucket, dict) else None
+        for place, result in enumerate(results if isinstance(results, list) else ()):
+            if isinstance(result, dict):
+                where = f"results[{place}]" if bucket is obj else f"data[{index}].results[{place}]"
+                yield where, bucket, result
+
+
+def _first(obj: dict[str, Any]) -> dict[str, Any]:
+    return next((result for _, _, result in _results(obj)), {})
+
+
+def _is_openai_page(obj: dict[str, Any]) -> bool:
+    if obj.get("object") not in ("page", "bucket"):
+        return False
+    buckets = obj.get("data") if obj["object"] == "page" else [obj]
+    return isinstance(buckets, list) and all(
+        isinstance(each, dict) and each.get("object") == "bucket" for each in buckets
+    )
+
+
+def _read_openai_page(obj: dict[str, Any], _state: State) -> Found:
+    for where, bucket, result in _results(obj):
+        try:
+            yield Part(where, _openai_result(bucket, result))
+        except ValueError as error:
+            yield Part(where, str(error))
+
+
+def _openai_result(bucket: dict[str, Any], result: dict[str, Any]) -> UsageRecord | str:
+    kind = text(result, "object").removeprefix("organization.").removesuffix(".result").removeprefix("usage.")
+    record = made(
+        provider="openai",
+        model_id=text(result, "model"),
+        timestamp=moment(bucket.get("start_time")),
+        project_id=text(result, "project_id"),
+        user_id=text(result, "user_id"),
+        source=f"openai-{kind.replace('_', '-')}",
+        idempotency_key=identity(
+            "openai-page",
+            kind,
+            bucket.get("start_time"),
+            bucket.get("end_time"),
+            *(
+                result.get(name)
+                for name in ("model", "project_id", "user_id", "api_key_id", "batch", "service_tier")
+            ),
+            *(result.get(name) for name in ("line_item", "size", "source", "api_source")),
+        ),
+    )
+    if text(result, "api_key_id"):
+        record.labels = {"api_key_id": text(result, "api_key_id")}
+    if kind == "costs":
+        return _openai_cost(result, record)
+    requests = count(result, "num_model_requests")
+    record.request_count = requests or None
+    if result.get("batch") is True:
+        record.processing = "batch"
+    tier = text(result, "service_tier")
+    if tier not in ("default", "auto", "standard"):
+        record.service_tier = tier
+    if kind in _OPENAI_METERS:
+        field, meter, record.operation = _OPENAI_METERS[kind]
+        record.meters = {meter: (count(result, field) or 0) * (1000 if field == _SECONDS else 1)}
+        record.model_id = record.model_id or ("" if kind.startswith(("images", "audio")) else kind)
+        return record
+    if kind not in _OPERATIONS:
+        return f"a result of kind {text(result, 'object')[:60]!r} is not of model calls"
+    _openai_tokens(result, record, kind)
+    return record
+
+
+def _openai_tokens(result: dict[str, Any], record: UsageRecord, kind: str) -> None:
+    record.operation = _OPERATIONS[kind]
+    record.input_tokens = count(result, "input_tokens")
+    record.output_tokens = count(result, "output_tokens")
+    record.cached_tokens = count(result, "input_cached_tokens") or 0
+    record.cache_write_tokens = count(result, "input_cache_write_tokens") or 0
+    # The counts of audio leave out what was cached of it, the input holds all.
+    cached_audio = count(result, "input_cached_audio_tokens") or 0
+    audio = (count(result, "input_audio_tokens") or 0) + cached_audio
+    spoken = count(result, "output_audio_tokens") or 0
+    # Older pages count audio beside the text.
+    if record.input_tokens is not None and audio > record.input_tokens:
+        record.input_tokens += audio
+    if record.output_tokens is not None and spoken > record.output_tokens:
+        record.output_tokens += spoken
+    record.modality = made(audio=(audio, min(cached_audio, record.cached_tokens), spoken)).modality
+
+
+def _openai_cost(result: dict[str, Any], record: UsageRecord) -> UsageRecord | str:
+    amount = nested(result, "amount")
+    record.reported_cost = cost(amount.get("value"), "amount.value")
+    record.reported_currency = text(amount, "currency").upper()
+    record.model_id = text(result, "line_item") or "all models"
+    return record if record.reported_cost is not None else "amount.value is missing"
+
+
+def _is_anthropic_usage(obj: dict[str, Any]) -> bool:
+    return "uncached_input_tokens" in _first(obj)
+
+
+def _is_anthropic_costs(obj: dict[str, Any]) -> bool:
+    first = _first(obj)
+    return "amount" in first and "cost_type" in first and "object" not in first
+
+
+def _read_anthropic_usage(obj: dict[str, Any], _state: State) -> Found:
+    for where, bucket, result in _results(obj):
+        created = nested(result, "cache_creation")
+        searches = count(nested(result, "server_tool_use"), "web_search_requests")
+        try:
+            record = _anthropic_row(
+                result,
+                moment(bucket.get("starting_at")),
+                plain=count(result, "uncached_input_tokens"),
+                short=count(created, "ephemeral_5m_input_tokens"),
+                long=count(created, "ephemeral_1h_input_tokens"),
+                read=count(result, "cache_read_input_tokens"),
+                output=count(result, "output_tokens"),
+                searches=searches,
+            )
+        except ValueError as error:
+            yield Part(where, str(error))
+            continue
+        record.model_id = text(result, "model")
+        record.project_id = text(result, "workspace_id")
+        _set_tier(record, text(result, "service_tier"))
+        parts = (
+            "model",
+            "workspace_id",
+            "api_key_id",
+            "service_tier",
+            "context_window",
+            "inference_geo",
+            "speed",
+        )
+        record.idempotency_key = identity(
+            "anthropic-usage",
+            bucket.get("starting_at"),
+            bucket.get("ending_at"),
+            *(result.get(name) for name in parts),
+        )
+        yield Part(where, record)
+
+
+def _anthropic_row(
+    row: dict[str, Any],
+    when: Any,
+    *,
+    plain: int | None,
+    short: int | None,
+    long: int | None,
+    read: int | None,
+    output: int | None,
+    searches: int | None,
+) -> UsageRecord:
+    written = (short or 0) + (long or 0)
+    total = (plain or 0) + written + (read or 0)
+    record = made(
+        provider="anthropic",
+        timestamp=when,
+        input_tokens=total,
+        output_tokens=output or 0,
+        cached=read,
+        written=written,
+        cache_write_extended_tokens=long or 0,
+        request_count=_least_requests(total, text(row, "context_window")),
+        meters={"web_searches": searches} if searches else None,
+        region=text(row, "inference_geo").replace("not_available", "").replace("global", ""),
+        speed=text(row, "speed").replace("standard", ""),
+        source="anthropic-usage",
+        operation=Operation.CHAT,
+    )
+    if text(row, "api_key_id", "api_key"):
+        record.labels = {"api_key_id": text(row, "api_key_id", "api_key")}
+    return record
+
+
+def _least_requests(tokens: int, window: str) -> int | None:
+    """The least number of calls in a row, which is not told: no call has more input than its context window.
+
+    It matters where prices have tiers: a sum of many short calls is none long one.
+    """
+    window = window.lower().replace(" ", "").replace("≤", "0-")
+    if window.startswith(("200k-", ">200k")):
+        # All of them are long ones, so that the tier of a long one is right for their sum.
+        return None
+    least = -(-tokens // 200_000)
+    return least if least > 1 else None
+
+
+def _set_tier(record: UsageRecord, tier: str) -> None:
+    tier = tier.lower()
+    if tier == "batch":
+        record.processing = "batch"
+    elif tier not in ("", "standard", "on_demand"):
+        record.service_tier = tier
+
+
+def _read_anthropic_costs(obj: dict[str, Any], _state: State) -> Found:
+    for where, bucket, result in _results(obj):
+        try:
+            # In the smallest unit of the currency.
+            amount = cost(result.get("amount"), "amount", per=100)
+            when = moment(bucket.get("starting_at"))
+        except ValueError as error:
+            yield Part(where, str(error))
+            continue
+        record = made(
+            provider="anthropic",
+            model_id=text(result, "model", "description") or "all models",
+            timestamp=when,
+            reported_cost=amount,
+            reported_currency=text(result, "currency") or "USD",
+            project_id=text(result, "workspace_id"),
+            source="anthropic-costs",
+            labels={name: text(result, name) for name in ("cost_type", "token_type") if text(result, name)},
+            idempotency_key=identity(
+                "anthropic-costs",
+                bucket.get("starting_at"),
+                bucket.get("ending_at"),
+                *(value for name, value in sorted(result.items()) if name != "amount"),
+            ),
+        )
+        _set_tier(record, text(result, "service_tier"))
+        yield Part(where, record)
+
+
+def _is_anthropic_csv(row: dict[str, Any]) -> bool:
+    return "usage_input_tokens_no_cache" in row or {"usage_date_utc", "cost_usd"} <= row.keys()
+
+
+def _read_anthropic_csv(row: dict[str, Any], _state: State) -> Found:
+    when = moment(row.get("usage_date_utc"))
+    parts = [value for name, value in sorted(row.items()) if "tokens" not in name and name != "cost_usd"]
+    if "cost_usd" in row:
+        labels = {name: text(row, name) for name in ("cost_type", "token_type") if text(row, name)}
+        record = made(
+            provider="anthropic",
+            model_id=text(row, "model", "cost_type") or "all models",
+            timestamp=when,
+            reported_cost=cost(row["cost_usd"], "cost_usd"),
+            reported_currency="USD",
+            labels=labels,
+            source="anthropic-costs",
+        )
+    else:
+        record = _anthropic_row(
+            row,
+            when,
+            plain=count(row, "usage_input_tokens_no_cache"),
+            short=count(row, "usage_input_tokens_cache_write_5m"),
+            long=count(row, "usage_input_tokens_cache_write_1h"),
+            read=count(row, "usage_input_tokens_cache_read"),
+            output=count(row, "usage_output_tokens"),
+            searches=count(row, "web_search_count"),
+        )
+        record.model_id = text(row, "model_version")
+        parts = [row.get(name) for name in sorted(row) if "tokens" not in name and name != "web_search_count"]
+    record.project_id = text(row, "workspace")
+    _set_tier(record, text(row, "usage_type").replace("message", ""))
+    if when is not None:
+        record.idempotency_key = identity("anthropic-csv", *parts)
+    yield Part("", record)
+
+
+OPENAI_PAGE = Format("OpenAI usage or costs page", _is_openai_page, _read_openai_page)
+ANTHROPIC_USAGE = Format("Anthropic usage report", _is_anthropic_usage, _read_anthropic_usage)
+ANTHROPIC_COSTS = Format("Anthropic cost report", _is_anthropic_costs, _read_anthropic_costs)
+ANTHROPIC_CSV = Format("Anthropic console CSV", _is_anthropic_csv, _read_anthropic_csv)

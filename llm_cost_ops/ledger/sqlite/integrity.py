@@ -1,0 +1,112 @@
+"""Whether what a database holds is consistent: SQLite's own structures, and our sums, ids and rows.
+
+A copy that was made with `cp` while a process writes may open, and be wrong: pages of different moments. The
+quick look when a file is opened finds most such copies; `find_faults` finds all of them.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+
+from llm_cost_ops.ledger.ids import as_text, usage_id
+from llm_cost_ops.ledger.sqlite import sums
+from llm_cost_ops.rules.times import QUARTER
+
+__all__ = ["find_faults", "find_obvious_fault"]
+
+_LAST = 64
+_MAX_COUNTED = 10_000
+
+
+def find_obvious_fault(connection: sqlite3.Connection) -> str:
+    """What is wrong with the last rows, in about a millisecond however large the file is; "" if nothing is.
+
+    Whether the sums know of rows that are not there, the indexes of the rows that were written last, and the
+    sums of the quarter of an hour of the last row that is in the sums.
+    """
+    connection.execute("BEGIN")
+    try:
+        [folded] = connection.execute("SELECT seq FROM rollup_watermark").fetchone()
+        [last] = connection.execute("SELECT ifnull(max(seq), 0) FROM usage").fetchone()
+        if folded > last:
+            return "its sums hold rows that are not there"
+        if connection.execute(_NOT_INDEXED, (last - _LAST,)).fetchone() is not None:
+            return "its last rows are not in its indexes"
+        found = connection.execute("SELECT org, ts FROM usage WHERE seq = ?", (folded,)).fetchone()
+        return "" if found is None else _compare_quarter(connection, folded, *found)
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
+_NOT_INDEXED = """
+    SELECT 1 FROM usage u WHERE u.seq > ? AND (
+        NOT EXISTS (SELECT 1 FROM usage i INDEXED BY usage_id WHERE i.id = u.id AND i.seq = u.seq)
+        OR NOT EXISTS (
+            SELECT 1 FROM usage i INDEXED BY usage_time WHERE i.org = u.org AND i.ts = u.ts AND i.seq = u.seq
+        )
+    ) LIMIT 1
+"""
+_ROWS_OF_QUARTER = """
+    SELECT count(*) FROM (
+        SELECT 1 FROM usage INDEXED BY usage_time WHERE org = ? AND ts >= ? AND ts < ? AND seq <= ? LIMIT ?
+    )
+"""
+_SUM_OF_QUARTER = """
+    SELECT ifnull(sum(r.records), 0) FROM series s JOIN rollup r ON r.series = s.id
+    WHERE s.org = ? AND r.level = ? AND r.bucket = ?
+"""
+
+
+def _compare_quarter(connection: sqlite3.Connection, folded: int, org: int, ts: int) -> str:
+    quarter = ts // QUARTER
+    bounds = (quarter * QUARTER, (quarter + 1) * QUARTER)
+    asked = (org, *bounds, folded, _MAX_COUNTED + 1)
+    [rows] = connection.execute(_ROWS_OF_QUARTER, asked).fetchone()
+    if rows > _MAX_COUNTED:
+        return ""
+    [summed] = connection.execute(_SUM_OF_QUARTER, (org, sums.QUARTERS, quarter)).fetchone()
+    return "" if rows == summed else f"its sums hold {summed} of the {rows} records of a quarter of an hour"
+
+
+def find_faults(connection: sqlite3.Connection) -> Iterator[str]:
+    """Everything that is wrong with a database, in words; reads all of it, in one transaction."""
+    connection.execute("BEGIN")
+    try:
+        for (text,) in connection.execute("PRAGMA integrity_check(20)"):
+            if text != "ok":
+                yield f"SQLite: {text}"
+        yield from _wrong_sums(connection)
+        yield from _wrong_ids(connection)
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
+def _wrong_sums(connection: sqlite3.Connection) -> Iterator[str]:
+    [folded] = connection.execute("SELECT seq FROM rollup_watermark").fetchone()
+    [last] = connection.execute("SELECT ifnull(max(seq), 0) FROM usage").fetchone()
+    if folded > last:
+        yield f"sums: they hold rows up to number {folded}, and the last row is number {last}"
+    rows, kept = sums.recalculated(connection), sums.KEPT
+    for text, one, other in (("are not those of the rows", kept, rows), ("are missing", rows, kept)):
+        values = [folded] * (one.count("?") + other.count("?"))
+        [count] = connection.execute(f"SELECT count(*) FROM ({one} EXCEPT {other})", values).fetchone()
+        if count:
+            yield f"sums: {count} {text}"
+
+
+_KEYED = (
+    "SELECT u.id, u.key, o.name FROM usage u LEFT JOIN organization o ON o.id = u.org WHERE u.key NOTNULL"
+)
+_NOT_EARLIER = " AND u.seq NOT IN (SELECT usage FROM earlier)"
+
+
+def _wrong_ids(connection: sqlite3.Connection) -> Iterator[str]:
+    """Receipts whose ids do not follow from their organizations and keys: resent, they would count again."""
+    wrong = 0
+    for stored, key, organization in connection.execute(_KEYED + _NOT_EARLIER):
+        wrong += organization is None or usage_id(organization, as_text(key))[1] != stored
+    if wrong:
+        yield f"ids: {wrong} do not follow from their keys"

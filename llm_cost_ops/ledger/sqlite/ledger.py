@@ -1,0 +1,310 @@
+"""The ledger on SQLite: one file that several processes may open, or private memory."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Awaitable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, TypeVar
+
+from llm_cost_ops._gen.messages import RateCard, SubmitStatus, UsageRecord
+from llm_cost_ops.ledger.sqlite import cards, commits, revisions
+from llm_cost_ops.ledger.sqlite import listing as history
+from llm_cost_ops.ledger.sqlite import meter_sums as metering
+from llm_cost_ops.ledger.sqlite import sums as summing
+from llm_cost_ops.ledger.sqlite.api_keys import SqliteKeys
+from llm_cost_ops.ledger.sqlite.append import AppendMany, AppendOne, Interner
+from llm_cost_ops.ledger.sqlite.connection import Database, Job, Writer
+from llm_cost_ops.ledger.sqlite.errors import closed_error
+from llm_cost_ops.ledger.sqlite.files import refuse_in_this_process
+from llm_cost_ops.ledger.sqlite.group_commit import GroupCommit
+from llm_cost_ops.ledger.sqlite.readers import Query, Readers
+from llm_cost_ops.ledger.types import (
+    Amounts,
+    Appended,
+    CardOf,
+    Committed,
+    Entry,
+    Filter,
+    Position,
+    Price,
+    Recorded,
+    Repriced,
+)
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.forks import quiesce_for_forks
+
+__all__ = ["SqliteLedger"]
+
+T = TypeVar("T")
+
+_CLOSING = 30.0
+
+
+class SqliteLedger:
+    """A Ledger in a SQLite file, or in memory that only this object sees when `path` is None, "" or
+    ":memory:".
+
+    The file is opened, and created or migrated, by the first call. It is in WAL mode: readers do not wait
+    for writers, and several processes may use it.
+
+    `durability` "disk" means that a commit is on disk when it is acknowledged; "process" is faster, and
+    survives the end of the process but not always a loss of power. With `group_commit` a thread commits
+    to disk for all that call at the same time, as servers and asyncio need it; where no commit waits for a
+    disk it does nothing.
+
+    No connection is open across a fork: `os.fork` waits for what is under way, up to `forks.FORK_WAIT`
+    seconds, and both processes open the file anew. Queries that take longer are stopped and run again after
+    it. Where a transaction takes longer, the child may not use the file. Memory stays with the parent, and
+    is refused in the child. Both are FAILED_PRECONDITION.
+
+    Raises ValueError for another durability.
+    """
+
+    def __init__(
+        self, path: str | None = None, *, durability: str = "disk", group_commit: bool = False
+    ) -> None:
+        self._database = Database(None if path in ("", ":memory:") else path, durability)
+        self._grouped = group_commit and self._database.path is not None and durability == "disk"
+        self._closed = False
+        self._begin()
+        quiesce_for_forks(self)
+
+    def _begin(self) -> None:
+        self._writer = Writer(self._database)
+        self._readers = Readers(self._database, self._writer)
+        self._group = GroupCommit(self._writer) if self._grouped else None
+        self._added_cards = 0
+        self._at_rest = (True, True)
+
+    def before_fork(self, until: float) -> None:
+        """Close every connection, and keep them closed."""
+        self._at_rest = self._writer.rest(until), self._readers.rest(until)
+
+    def after_fork_in_parent(self) -> None:
+        """Let connections be opened again."""
+        if self._at_rest[0]:
+            self._writer.go_on()
+        self._readers.go_on()
+
+    def after_fork_in_child(self) -> None:
+        """Start again without what belongs to the parent's threads."""
+        if self._database.path is None:
+            # Kept, since another thread of the parent may be in the middle of it.
+            _inherited.append((self._writer, self._readers))
+            self._begin()
+            self._writer.is_childs = True
+            return
+        if not all(self._at_rest):
+            # Its connections may be neither used nor closed here: both would go to the parent's locks.
+            _inherited.append((self._writer, self._readers))
+            refuse_in_this_process(self._database.path)
+        self._begin()
+
+    def append(
+        self, entries: Sequence[Entry], context: CallContext, revision: int | None = None
+    ) -> Awaitable[list[Appended] | None]:
+        """Write usage and costs in one transaction; see Ledger."""
+        if not entries:
+            return _nothing([])
+        if revision is not None and self._database.path is None:
+            # In private memory nobody else adds any.
+            if revision != self._added_cards:
+                return _nothing(None)
+            revision = None
+        if len(entries) == 1:
+            job = AppendOne(entries[0], revision, self._writer.interner)
+            if self._group is None and not self._closed:
+                return self._writer.run(job, context, statement=job.is_statement)
+            return self._write(job, context)
+        return self._write(AppendMany(entries, revision), context, len(entries))
+
+    async def list_usage(
+        self,
+        where: Filter,
+        sort: str,
+        descending: bool,
+        limit: int,
+        after: Position | None,
+        offset: int | None,
+        context: CallContext,
+    ) -> tuple[list[UsageRecord], Position | None]:
+        """A page of records and the position to go on after; see Ledger."""
+        query: Query[tuple[list[UsageRecord], Position | None]] = partial(
+            history.list_usage,
+            where=where,
+            sort=sort,
+            descending=descending,
+            limit=limit,
+            after=after,
+            offset=offset,
+        )
+        return await self._readers.read(query, context, quick=history.is_quick(where, sort, limit, offset))
+
+    async def get_cost(self, organization_id: str, usage_id: str, context: CallContext) -> Recorded | None:
+        """A record and its cost in force; see Ledger."""
+        query = partial(revisions.get_cost, organization_id=organization_id, usage_id=usage_id)
+        return await self._readers.read(query, context, quick=True)
+
+    async def reprice(
+        self,
+        where: Filter,
+        price: Price,
+        after: Position | None,
+        limit: int,
+        context: CallContext,
+        *,
+        dry_run: bool,
+    ) -> Repriced:
+        """Add revisions to the next records whose cost is another one; see Ledger."""
+        matching = partial(revisions.matching, where=where, after=after, limit=limit)
+        seqs = await self._readers.read(matching, context)
+        if not seqs:
+            return Repriced(0, [], None)
+        if dry_run:
+            found = partial(revisions.find_changes, seqs=seqs, price=price)
+            changes = await self._readers.read(found, context)
+        else:
+            now = datetime.fromtimestamp(context.runtime.now(), UTC)
+            job = partial(revisions.reprice, seqs=seqs, price=price, now=now)
+            changes = await self._write(job, context, len(seqs))
+        return Repriced(len(seqs), changes, str(seqs[-1]))
+
+    async def committed(
+        self, after: Position | None, limit: int, context: CallContext
+    ) -> tuple[list[Committed], Position | None]:
+        """What was committed after a position; see Ledger."""
+        return await self._readers.read(partial(commits.committed, after=after, limit=limit), context)
+
+    async def consumer_position(self, name: str, context: CallContext) -> Position | None:
+        """Where a consumer goes on; see Ledger."""
+        return await self._readers.read_now(partial(commits.consumer_position, name=name), context)
+
+    async def move_consumer(self, name: str, position: Position, context: CallContext) -> None:
+        """Keep where a consumer goes on; see Ledger."""
+
+        def job(cursor: sqlite3.Cursor, _: Interner) -> None:
+            commits.move_consumer(cursor, name, position)
+
+        await self._write(job, context)
+
+    async def add_card(
+        self, card: RateCard, key: str, fingerprint: bytes, context: CallContext
+    ) -> tuple[RateCard, SubmitStatus]:
+        """Keep a card under its next version; see Ledger."""
+
+        def job(cursor: sqlite3.Cursor, _: Interner) -> tuple[RateCard, SubmitStatus]:
+            return cards.add_card(cursor, card, key, fingerprint)
+
+        added = await self._write(job, context)
+        self._added_cards += 1
+        return added
+
+    async def get_card(self, card_id: str, context: CallContext) -> RateCard | None:
+        """The card with an id, or None."""
+        return await self._readers.read_now(partial(cards.get_card, card_id=card_id), context)
+
+    async def all_cards(self, context: CallContext) -> list[RateCard]:
+        """Every card, by provider, model, date and version."""
+        return await self._readers.read(cards.all_cards, context)
+
+    async def cards_revision(self, context: CallContext) -> int:
+        """A number that grows when a card is added, by any process."""
+        if self._database.path is None:
+            # In private memory nobody else adds any.
+            return self._added_cards
+        return await self._readers.read_now(cards.revision, context)
+
+    @property
+    def sums(self) -> SqliteSums:
+        """The sums over this ledger's records."""
+        return SqliteSums(self._readers)
+
+    @property
+    def keys(self) -> SqliteKeys:
+        """The API keys of whoever may call the server over this ledger."""
+        return SqliteKeys(self._read_now, self._write)
+
+    async def check(self, context: CallContext) -> None:
+        """Write and commit a mark."""
+
+        def job(cursor: sqlite3.Cursor, _: Interner) -> None:
+            cursor.execute("UPDATE health SET checks = checks + 1")
+
+        await self._write(job, context)
+
+    async def aclose(self) -> None:
+        """Finish what was begun and let go of files and threads. May be called twice."""
+        self._closed = True
+        if self._group is not None:
+            self._group.close()
+        writer = self._writer
+        if not writer.closed:
+            if not writer.turn.try_acquire():
+                writer.turn.take_blocking(_CLOSING, self._database.name)
+            writer.close()
+            writer.turn.release()
+        self._readers.close()
+
+    async def _read_now(self, query: Query[T], context: CallContext) -> T:
+        return await self._readers.read_now(query, context)
+
+    async def _write(self, job: Job[T], context: CallContext, weight: int = 1) -> T:
+        if self._closed:
+            raise closed_error()
+        if self._group is not None:
+            return await self._group.run(job, weight, context)
+        return await self._writer.run(job, context)
+
+    def __repr__(self) -> str:
+        return f"SqliteLedger({self._database.path!r}, durability={self._database.durability!r})"
+
+
+async def _nothing(answer: list[Appended] | None) -> list[Appended] | None:
+    return answer
+
+
+class SqliteSums:
+    """The Sums of a SqliteLedger, read on its connections."""
+
+    __slots__ = ("_readers",)
+
+    def __init__(self, readers: Readers) -> None:
+        self._readers = readers
+
+    async def summarize(
+        self,
+        where: Filter,
+        group_by: tuple[str, ...],
+        buckets: Sequence[tuple[datetime, datetime]] | None,
+        context: CallContext,
+    ) -> list[tuple[tuple[str, ...], int, Amounts]]:
+        """Exact sums per group, bucket and currency; see Sums."""
+        query = partial(summing.summarize, where=where, group_by=group_by, buckets=buckets)
+        return await self._readers.read(query, context)
+
+    async def summarize_meters(
+        self,
+        where: Filter,
+        group_by: tuple[str, ...],
+        buckets: Sequence[tuple[datetime, datetime]] | None,
+        card_of: CardOf,
+        context: CallContext,
+    ) -> list[tuple[tuple[str, ...], int, Amounts]]:
+        """Exact sums by meter, bucket and currency; see Sums."""
+        query = partial(
+            metering.summarize_meters, where=where, group_by=group_by, buckets=buckets, card_of=card_of
+        )
+        return await self._readers.read(query, context)
+
+    async def span(self, where: Filter, context: CallContext) -> tuple[datetime, datetime] | None:
+        """The filter's interval, closed where it is open; see Sums."""
+        return await self._readers.read(partial(history.span, where=where), context)
+
+    async def count(self, where: Filter, context: CallContext) -> int:
+        """How many records the filter lets through; see Sums."""
+        return await self._readers.read(partial(summing.count, where=where), context)
+
+
+_inherited: list[Any] = []

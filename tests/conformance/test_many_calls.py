@@ -1,0 +1,83 @@
+"""Many calls at once with a default client: they queue, and none fails."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from llm_cost_ops import AsyncCostOpsClient, ClientConfig, CostOpsClient, RetryConfig, ServerError
+from tests.conformance.clients import running_server
+
+NETWORK = ("http", "grpc")
+CALL: dict[str, Any] = {"provider": "openai", "model_id": "gpt-4o", "input_tokens": 1, "output_tokens": 1}
+ENDLESS = ClientConfig(timeout=120)
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A server that takes 4 calls at a time, so that most of what a client sends at once is refused."""
+    listeners = ("--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--max-calls", "4")
+    with running_server(tmp_path_factory.mktemp("narrow"), *listeners) as urls:
+        yield urls
+
+
+async def submitted(url: str, organization: str, tasks: int, config: ClientConfig) -> list[Any]:
+    async with AsyncCostOpsClient(base_url=url, config=config) as client:
+        calls = [client.usage.submit(organization_id=organization, **CALL) for _ in range(tasks)]
+        told = await asyncio.gather(*calls, return_exceptions=True)
+        assert (await client.costs.get(organization_id=organization)).total_requests == tasks
+    return [answer for answer in told if isinstance(answer, BaseException)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("transport", NETWORK)
+async def test_two_thousand_tasks(transport: str, server_urls: dict[str, str], organization: str) -> None:
+    assert await submitted(server_urls[transport], organization, 2000, ENDLESS) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("transport", NETWORK)
+def test_five_hundred_threads(transport: str, server_urls: dict[str, str], organization: str) -> None:
+    with CostOpsClient(base_url=server_urls[transport], config=ENDLESS) as client:
+        ready = threading.Barrier(500)
+
+        def call(_: int) -> str:
+            ready.wait(60)
+            return client.usage.submit(organization_id=organization, **CALL).usage_id
+
+        with ThreadPoolExecutor(500) as threads:
+            told = list(threads.map(call, range(500)))
+        assert len(set(told)) == 500
+        assert client.costs.get(organization_id=organization).total_requests == 500
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("transport", NETWORK)
+async def test_who_is_refused_comes_again_without_budget(
+    transport: str, narrow: dict[str, str], organization: str
+) -> None:
+    config = ClientConfig(timeout=60, retry=RetryConfig(max_retries=1, budget=1, budget_refill=0))
+    assert await submitted(narrow[transport], organization, 300, config) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("transport", NETWORK)
+async def test_a_refused_write_says_that_it_was_not_applied(
+    transport: str, narrow: dict[str, str], organization: str
+) -> None:
+    config = ClientConfig(timeout=60, retry=RetryConfig(max_retries=0))
+    async with AsyncCostOpsClient(base_url=narrow[transport], config=config) as client:
+        calls = [client.usage.submit(organization_id=organization, **CALL) for _ in range(100)]
+        told = await asyncio.gather(*calls, return_exceptions=True)
+        refused = [answer for answer in told if isinstance(answer, BaseException)]
+        assert refused
+        assert {type(error) for error in refused} == {ServerError}
+        assert {vars(error)["code"] for error in refused} == {"OVERLOADED"}
+        assert not any(vars(error)["maybe_applied"] for error in refused)
+        applied = (await client.costs.get(organization_id=organization)).total_requests
+    assert applied == 100 - len(refused)

@@ -1,0 +1,35 @@
+"""Records of a gRPC stream that other clients send, byte by byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import grpc
+import grpc.aio
+
+from llm_cost_ops import UsageRecord
+from llm_cost_ops._gen.codecs import STREAM_USAGE_RESPONSE, USAGE_RECORD
+from llm_cost_ops._gen.methods import STREAM_USAGE
+from tests.conformance.clients import running_server
+
+
+async def test_a_record_that_cannot_be_decoded_harms_no_other_of_its_message(tmp_path: Path) -> None:
+    good = USAGE_RECORD.encode(
+        UsageRecord(
+            organization_id="acme", provider="openai", model_id="gpt-4o", input_tokens=1, output_tokens=1
+        )
+    )
+    bad = b"\x12\x02\xff\xfe"
+    parts = [b"\x0a" + bytes([len(each)]) + each for each in (good, bad, good)]
+    with running_server(tmp_path, "--grpc", "127.0.0.1:0") as urls:
+        async with grpc.aio.insecure_channel(urls["grpc"].removeprefix("grpc://")) as channel:
+            call = channel.stream_stream(STREAM_USAGE.path)()
+            for data in (parts[0], b"".join(parts), b"\xff\xff\xff", parts[2]):
+                await call.write(data)
+            await call.done_writing()
+            answers = [STREAM_USAGE_RESPONSE.decode(data) async for data in call]
+    assert (answers[-1].durable, answers[-1].created) == (6, 4)
+    problems = [problem for answer in answers for problem in answer.problems]
+    assert [problem.index for problem in problems] == [2, 4]
+    assert "UTF-8" in problems[0].error.message
+    assert "records" not in problems[0].error.violations[0].field

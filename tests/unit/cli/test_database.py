@@ -1,0 +1,199 @@
+"""`llm-cost-ops db`: backups while others write, and checks that find what is wrong."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from llm_cost_ops.cli import main
+from llm_cost_ops.ledger.types import Filter
+from llm_cost_ops.pricing.pricebook import Priced
+from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.rpc.status import RpcError, StatusCode
+from tests.unit.ledger.making import Sync, context, entry, pricing
+
+WRITING = """
+import sys, time
+from tests.unit.ledger.making import Sync, entry
+store = Sync(sys.argv[1], durability="process", timeout=60)
+for n in range(1_000_000):
+    store.append([entry(n % 9_000, idempotency_key=f"{n}-{i}", user_id=str(i)) for i in range(20)])
+    time.sleep(0.002)
+    if n == 20:
+        print("warm", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_20_backups_while_others_write(tmp_path: Path) -> None:
+    path = tmp_path / "costs.db"
+    writing = subprocess.Popen([sys.executable, "-c", WRITING, str(path)], stdout=subprocess.PIPE)
+    assert writing.stdout is not None
+    writing.stdout.readline()
+    counts = []
+    for n in range(20):
+        target = tmp_path / f"backup-{n}.db"
+        assert main(["db", "backup", str(path), str(target)]) == 0
+        assert stat.S_IMODE(target.stat().st_mode) == 0o600
+        with Sync(target) as store:
+            counts.append(store.count_usage(Filter()))
+            # Whole batches, and none of their keys counts twice.
+            assert counts[-1] % 20 == 0
+            store.append([entry(n % 9_000, idempotency_key=f"{n}-{i}", user_id=str(i)) for i in range(20)])
+            assert store.count_usage(Filter()) == counts[-1]
+    writing.kill()
+    writing.communicate()
+    assert counts == sorted(counts)
+    assert counts[0] < counts[-1]
+    assert main(["db", "check", str(path)]) == 0
+    assert not [found.name for found in tmp_path.iterdir() if found.name.startswith(".")]
+
+
+def filled(path: Path) -> Path:
+    with Sync(path) as store:
+        store.append([entry(n * 600, idempotency_key=str(n), user_id=str(n % 3)) for n in range(300)])
+        again = store.store.reprice([5, 6], lambda _: Priced(9, pricing()), context(), dry_run=False)
+        assert len(drive(again)) == 2
+    return path
+
+
+def break_sum(connection: sqlite3.Connection) -> None:
+    connection.execute("UPDATE rollup SET input = input + 1 WHERE level = 1")
+
+
+def lose_sum(connection: sqlite3.Connection) -> None:
+    connection.execute("DELETE FROM rollup WHERE level = 2")
+
+
+def lose_rows(connection: sqlite3.Connection) -> None:
+    connection.execute("DELETE FROM usage WHERE seq > 250")
+
+
+def change_id(connection: sqlite3.Connection) -> None:
+    connection.execute("UPDATE usage SET id = randomblob(16) WHERE seq = 3")
+
+
+def drop_from_index(connection: sqlite3.Connection) -> None:
+    """A row of another moment than its index."""
+    connection.execute("PRAGMA writable_schema = ON")
+    [[sql]] = connection.execute("SELECT sql FROM sqlite_schema WHERE name = 'usage_id'").fetchall()
+    connection.execute(
+        "UPDATE sqlite_schema SET sql = ? || ' WHERE seq < 299' WHERE name = 'usage_id'", (sql,)
+    )
+    connection.execute("PRAGMA writable_schema = RESET")
+    connection.execute("REINDEX usage_id")
+    connection.execute("PRAGMA writable_schema = ON")
+    connection.execute("UPDATE sqlite_schema SET sql = ? WHERE name = 'usage_id'", (sql,))
+    connection.execute("PRAGMA writable_schema = RESET")
+
+
+@pytest.mark.parametrize(
+    ("fault", "told", "at_open"),
+    [
+        (break_sum, "are not those of the rows", False),
+        (lose_sum, "are missing", False),
+        (lose_rows, "sums: they hold rows up to number 300, and the last row is number 250", True),
+        (change_id, "ids: 1 do not follow from their keys", False),
+        (drop_from_index, "SQLite: ", True),
+    ],
+)
+def test_what_is_wrong_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: object, told: str, at_open: bool
+) -> None:
+    path = filled(tmp_path / "costs.db")
+    assert main(["db", "check", str(path)]) == 0
+    assert "ok" in capsys.readouterr().out
+    connection = sqlite3.connect(path, isolation_level=None)
+    fault(connection)
+    connection.close()
+    assert main(["db", "check", str(path)]) == 1
+    assert told in capsys.readouterr().out
+    assert main(["db", "backup", str(path), str(tmp_path / "backup.db")]) == 1
+    assert not (tmp_path / "backup.db").exists()
+    with Sync(path) as store:
+        if at_open:
+            with pytest.raises(RpcError) as caught:
+                store.append([entry()])
+            assert caught.value.code is StatusCode.DATA_LOSS
+            assert "`llm-cost-ops db check`" in caught.value.message
+        else:
+            store.append([entry()])
+
+
+def test_sums_of_another_moment_are_noticed_when_a_file_is_opened(tmp_path: Path) -> None:
+    path = filled(tmp_path / "costs.db")
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("UPDATE rollup SET records = records - 1 WHERE level = 0")
+    connection.close()
+    with Sync(path) as store:
+        with pytest.raises(RpcError, match="its sums hold 0 of the 1 records of a quarter of an hour"):
+            store.check()
+        # What can be read is read, so that it can be exported.
+        assert store.count_usage(Filter()) == 300
+
+
+@pytest.mark.slow
+def test_no_copy_made_with_cp_passes_for_good_when_it_is_wrong(tmp_path: Path) -> None:
+    """What `cp` makes under load may be wrong: then `db check` says so."""
+    path = tmp_path / "costs.db"
+    writing = subprocess.Popen([sys.executable, "-c", WRITING, str(path)], stdout=subprocess.PIPE)
+    assert writing.stdout is not None
+    writing.stdout.readline()
+    passed = 0
+    for n in range(10):
+        time.sleep(0.02)
+        copy = tmp_path / f"copy-{n}.db"
+        for suffix in ("", "-wal"):
+            shutil.copy(f"{path}{suffix}", f"{copy}{suffix}")
+        if main(["db", "check", str(copy)]):
+            continue
+        passed += 1
+        with Sync(copy) as store:
+            before = store.count_usage(Filter())
+            keys = range(before // 20)
+            for key in keys:
+                store.append(
+                    [entry(key % 9_000, idempotency_key=f"{key}-{i}", user_id=str(i)) for i in range(20)]
+                )
+            assert store.count_usage(Filter()) == before
+    writing.kill()
+    writing.communicate()
+
+
+def test_what_can_not_be_backed_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = filled(tmp_path / "costs.db")
+    (tmp_path / "notes.txt").write_text("no database")
+    for arguments, told in (
+        (["backup", tmp_path / "missing.db", tmp_path / "b.db"], "there is no database"),
+        (["backup", path, path], "is there already, and is not replaced"),
+        (["backup", tmp_path / "notes.txt", tmp_path / "b.db"], "not a SQLite database"),
+        (["backup", path, tmp_path / "missing" / "b.db"], "No such file"),
+        (["check", tmp_path / "missing.db"], "there is no database"),
+    ):
+        assert main(["db", *map(str, arguments)]) in (1, 2)
+        found = capsys.readouterr()
+        assert told in found.err + found.out
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["costs.db", "notes.txt"]
+
+
+def test_a_backup_waits_for_nobody_and_nobody_for_it(tmp_path: Path) -> None:
+    path = filled(tmp_path / "costs.db")
+    with Sync(path) as store:
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        backing = threading.Thread(target=main, args=(["db", "backup", str(path), str(tmp_path / "b.db")],))
+        backing.start()
+        backing.join(10)
+        assert not backing.is_alive()
+        other.execute("ROLLBACK")
+        other.close()
+        store.append([entry()])
+    assert main(["db", "check", str(tmp_path / "b.db")]) == 0

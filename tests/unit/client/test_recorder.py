@@ -1,0 +1,310 @@
+"""The recorder over a scripted connection: nothing is lost or doubled, every record is accounted for."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_cost_ops import RecorderConfig, RecorderFullError, UsageRecord, ValidationError
+from llm_cost_ops.client.recorder import MAX_BATCH_RECORDS, Recorder
+from llm_cost_ops.exceptions import AuthenticationError, NetworkError
+from llm_cost_ops.types import BatchReceipt, RecordError, SubmitResult, SubmitStatus
+
+
+class Ledger:
+    """What a service does with batches: a key counts once; `script` is what happens to each batch before."""
+
+    def __init__(self, *script: Exception | None) -> None:
+        self.script = list(script)
+        self.keys: dict[str, UsageRecord] = {}
+        self.batches: list[int] = []
+        self.allowed = threading.Event()
+        self.allowed.set()
+        self.closed = 0
+
+    def send(self, records: list[UsageRecord]) -> BatchReceipt:
+        self.allowed.wait()
+        self.batches.append(len(records))
+        failure = self.script.pop(0) if self.script else None
+        applied = getattr(failure, "maybe_applied", failure is None)
+        results = [self._one(record) for record in records] if applied else []
+        if failure is not None:
+            raise failure
+        return BatchReceipt(results=results)
+
+    def _one(self, record: UsageRecord) -> SubmitResult:
+        if record.model_id == "bad":
+            return SubmitResult(status=SubmitStatus.INVALID, error=RecordError(message="bad model"))
+        if record.idempotency_key in self.keys:
+            same = self.keys[record.idempotency_key] == record
+            status = SubmitStatus.DUPLICATE if same else SubmitStatus.CONFLICT
+            return SubmitResult(status=status, error=RecordError(message="used before"))
+        self.keys[record.idempotency_key] = record
+        return SubmitResult(status=SubmitStatus.CREATED)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def build(record: UsageRecord | None, fields: dict[str, Any], _: object = None) -> UsageRecord:
+    made = record or UsageRecord(organization_id="o", provider="p", **fields)
+    if not isinstance(made.input_tokens, int | None):
+        raise ValidationError("input_tokens must be a whole number")
+    return made
+
+
+@contextmanager
+def recording(ledger: Ledger, **settings: Any) -> Iterator[Recorder]:
+    recorder = Recorder(RecorderConfig(**settings), build, lambda: ledger)
+    try:
+        yield recorder
+    finally:
+        ledger.allowed.set()
+        recorder.close(5)
+
+
+def test_records_leave_together_and_each_counts_once() -> None:
+    ledger = Ledger()
+    with recording(ledger) as recorder:
+        ledger.allowed.clear()
+        for number in range(2500):
+            recorder.record(None, {"model_id": "m", "input_tokens": number})
+        ledger.allowed.set()
+        report = recorder.flush(10)
+    assert (report.delivered, report.pending, report.dropped, report.recorded) == (2500, 0, 0, 2500)
+    assert sorted(record.input_tokens or 0 for record in ledger.keys.values()) == list(range(2500))
+    assert max(ledger.batches) <= MAX_BATCH_RECORDS
+    assert len(ledger.batches) <= 6
+    assert ledger.closed == 1
+
+
+@pytest.mark.parametrize("applied", [False, True])
+def test_an_outage_loses_and_doubles_nothing(applied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm_cost_ops.client.recorder._FIRST_PAUSE", 0.001)
+    failure = NetworkError("gone", maybe_applied=applied)
+    ledger = Ledger(*[failure] * 6)
+    with recording(ledger) as recorder:
+        for number in range(50):
+            recorder.record(None, {"model_id": "m", "input_tokens": number})
+        report = recorder.flush(20)
+    assert len(ledger.keys) == 50
+    assert report.delivered + report.duplicates == 50
+    assert (report.duplicates > 0) == applied
+
+
+def test_a_wrong_key_makes_records_wait(caplog: pytest.LogCaptureFixture) -> None:
+    ledger = Ledger(*[AuthenticationError("no")] * 3)
+    with recording(ledger) as recorder:
+        recorder.record(None, {"model_id": "m"})
+        report = recorder.flush(20)
+    assert report.delivered == 1
+    assert [record.getMessage() for record in caplog.records].count("records can't be sent and wait: no") == 1
+
+
+def test_a_bad_record_harms_only_itself() -> None:
+    errors: list[tuple[Any, str]] = []
+    results: list[SubmitStatus] = []
+    ledger = Ledger()
+    with recording(
+        ledger,
+        on_error=lambda record, reason: errors.append((record, reason)),
+        on_result=lambda _, r: results.append(r.status),
+    ) as recorder:
+        for model in ("a", "bad", "b"):
+            recorder.record(None, {"model_id": model})
+        recorder.record(None, {"model_id": "x", "input_tokens": "many"})
+        recorder.record(None, {"modle_id": "x"})
+        report = recorder.flush(10)
+    assert (report.delivered, report.rejected_count) == (2, 3)
+    assert {item.reason for item in report.rejected} >= {"bad model", "input_tokens must be a whole number"}
+    assert len(errors) == 3
+    assert sorted(results) == ["created", "created", "invalid"]
+
+
+def test_a_batch_that_is_refused_as_a_whole_is_halved() -> None:
+    ledger = Ledger(ValidationError("too large"), ValidationError("too large"))
+    with recording(ledger) as recorder:
+        ledger.allowed.clear()
+        for number in range(9):
+            recorder.record(None, {"model_id": "m", "input_tokens": number})
+        time.sleep(0.05)
+        ledger.allowed.set()
+        report = recorder.flush(10)
+    assert (report.delivered + report.rejected_count, report.pending) == (9, 0)
+
+
+@pytest.mark.parametrize(("overflow", "kept"), [("drop_newest", [0, 1, 2]), ("drop_oldest", [7, 8, 9])])
+def test_what_is_dropped_is_counted(overflow: str, kept: list[int], caplog: pytest.LogCaptureFixture) -> None:
+    ledger = Ledger()
+    with recording(ledger, max_records=3, overflow=overflow) as recorder:
+        ledger.allowed.clear()
+        recorder.record(None, {"model_id": "first"})
+        while ledger.batches or recorder.report().pending != 1 or recorder._queue:
+            time.sleep(0.001)
+        for number in range(10):
+            recorder.record(None, {"model_id": "m", "input_tokens": number})
+        report = recorder.report()
+        # The one on its way counts among those in memory.
+        assert report.dropped == 8
+        assert report.recorded == 11
+        ledger.allowed.set()
+        assert recorder.flush(10).delivered == 3
+    sent = sorted(record.input_tokens for record in ledger.keys.values() if record.input_tokens is not None)
+    assert sent == kept[-2:] if overflow == "drop_oldest" else sent == kept[:2]
+    assert caplog.text.count("records are dropped") == 1
+
+
+def test_overflow_may_raise_or_block() -> None:
+    ledger = Ledger()
+    with recording(ledger, max_records=2, overflow="raise") as recorder:
+        ledger.allowed.clear()
+        refused = 0
+        for _ in range(5):
+            try:
+                recorder.record(None, {"model_id": "m"})
+            except RecorderFullError:
+                refused += 1
+        assert refused >= 3
+        ledger.allowed.set()
+    with recording(ledger, max_records=2, overflow="block") as recorder:
+        ledger.allowed.clear()
+        threading.Timer(0.2, ledger.allowed.set).start()
+        for _ in range(20):
+            recorder.record(None, {"model_id": "m"})
+        assert recorder.flush(10).dropped == 0
+
+
+def test_closing_is_bounded_and_counts_what_is_lost(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR)
+    ledger = Ledger(*[NetworkError("down")] * 1000)
+    recorder = Recorder(RecorderConfig(shutdown_timeout=0.2), build, lambda: ledger)
+    for _ in range(7):
+        recorder.record(None, {"model_id": "m"})
+    began = time.monotonic()
+    report = recorder.close()
+    assert time.monotonic() - began < 1.5
+    assert (report.dropped, report.pending, report.recorded) == (7, 0, 7)
+    assert caplog.text.count("7 records were not sent") == 1
+    recorder.record(None, {"model_id": "m"})
+    assert recorder.report().dropped == 8
+
+
+@given(
+    st.lists(st.sampled_from(["good", "bad", "wrong", "same", "wait"]), max_size=60),
+    st.lists(st.sampled_from(["ok", "lost", "applied", "refused"]), max_size=8),
+    st.integers(1, 20),
+    st.sampled_from(["drop_newest", "drop_oldest", "block"]),
+    st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_record_is_accounted_for_at_any_moment(
+    tmp_path_factory: pytest.TempPathFactory,
+    steps: list[str],
+    fates: list[str],
+    bound: int,
+    overflow: str,
+    spooled: bool,
+) -> None:
+    outcomes: dict[str, Callable[[], Exception | None]] = {
+        "ok": lambda: None,
+        "lost": lambda: NetworkError("lost", retry_after=0.0),
+        "applied": lambda: NetworkError("applied", maybe_applied=True, retry_after=0.0),
+        "refused": lambda: ValidationError("refused"),
+    }
+    ledger = Ledger(*(outcomes[fate]() for fate in fates))
+    folder = tmp_path_factory.mktemp("spool") if spooled else None
+    spool = {} if folder is None else {"spool": str(folder), "spool_bytes": 400 * bound}
+    given_count = 0
+    with recording(ledger, max_records=bound, overflow=overflow, **spool) as recorder:
+        for step in steps:
+            if step == "wait":
+                time.sleep(0.001)
+                continue
+            tokens = "many" if step == "wrong" else 1
+            key = {"idempotency_key": "k"} if step == "same" else {}
+            recorder.record(
+                None, {"model_id": "bad" if step == "bad" else step, "input_tokens": tokens, **key}
+            )
+            given_count += 1
+            assert recorder.report().recorded == given_count
+        report = recorder.flush(10)
+        assert report.recorded == given_count
+        assert report.pending == report.spooled == 0
+    if not (report.dropped or "refused" in fates):
+        good = steps.count("good") + ("same" in steps)
+        assert len(ledger.keys) == good
+
+
+def test_a_spool_outlives_the_process_and_is_sent_by_the_next(tmp_path: Path) -> None:
+    code = f"""
+        import os, sys
+        sys.path.insert(0, {str(Path(__file__).parents[3])!r})
+        from tests.unit.client.test_recorder import Ledger, build
+        from llm_cost_ops import RecorderConfig
+        from llm_cost_ops.client.recorder import Recorder
+        ledger = Ledger()
+        ledger.allowed.clear()
+        recorder = Recorder(RecorderConfig(spool={str(tmp_path / "spool")!r}), build, lambda: ledger)
+        for number in range(100):
+            recorder.record(None, {{"model_id": "m", "input_tokens": number}})
+        os._exit(0)
+        """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+    ledger = Ledger()
+    with recording(ledger, spool=str(tmp_path / "spool")) as recorder:
+        recorder.record(None, {"model_id": "m", "input_tokens": 100})
+        report = recorder.flush(10)
+    assert (report.delivered, report.recorded, report.spooled) == (101, 101, 0)
+    assert sorted(record.input_tokens or 0 for record in ledger.keys.values()) == list(range(101))
+    assert list((tmp_path / "spool").iterdir()) == []
+
+
+def test_a_forked_child_sends_its_own_and_the_parent_its_own() -> None:
+    ledger = Ledger()
+    with recording(ledger) as recorder:
+        ledger.allowed.clear()
+        recorder.record(None, {"model_id": "parent"})
+        child = os.fork()
+        if child == 0:
+            ledger.allowed.set()
+            recorder.record(None, {"model_id": "child"})
+            report = recorder.flush(10)
+            models = [record.model_id for record in ledger.keys.values()]
+            os._exit(0 if (report.delivered, models) == (1, ["child"]) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        ledger.allowed.set()
+        assert recorder.flush(10).delivered == 1
+    assert [record.model_id for record in ledger.keys.values()] == ["parent"]
+
+
+def test_the_end_of_the_interpreter_sends_what_is_there(tmp_path: Path) -> None:
+    code = f"""
+        import sys
+        sys.path.insert(0, {str(Path(__file__).parents[3])!r})
+        from tests.unit.client.test_recorder import Ledger, build
+        from llm_cost_ops import RecorderConfig
+        from llm_cost_ops.client.recorder import Recorder
+        class Told(Ledger):
+            def send(self, records):
+                print(len(records), flush=True)
+                return super().send(records)
+        recorder = Recorder(RecorderConfig(), build, Told)
+        recorder.record(None, {{"model_id": "m"}})
+        """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], check=True, capture_output=True, text=True, timeout=20
+    )
+    assert done.stdout == "1\n"

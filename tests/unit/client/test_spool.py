@@ -1,0 +1,235 @@
+"""The spool: what was appended is read again, whatever happened to the process or the file."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_cost_ops.client.spool import MAX_FRAME_BYTES, Spool, SpoolError, SpoolFullError
+
+
+def drained(spool: Spool, most: int = 7, size: int = 10_000) -> list[bytes]:
+    found: list[bytes] = []
+    while (batch := spool.next_batch(most, size)) is not None:
+        assert 0 < len(batch.payloads) <= most
+        found += batch.payloads
+        spool.acknowledge(batch)
+    return found
+
+
+def files(folder: Path, suffix: str = ".segment") -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.name.endswith(suffix))
+
+
+@given(st.lists(st.binary(max_size=300), max_size=60), st.integers(1, 20), st.integers(1, 2000))
+@settings(max_examples=60, deadline=None)
+def test_what_is_appended_comes_out_in_order_once(
+    tmp_path_factory: pytest.TempPathFactory, payloads: list[bytes], most: int, size: int
+) -> None:
+    folder = tmp_path_factory.mktemp("spool")
+    spool = Spool(folder, segment_bytes=500)
+    for payload in payloads:
+        spool.append(payload)
+    assert spool.pending == len(payloads)
+    assert drained(spool, most, size) == payloads
+    assert (spool.pending, spool.status().bytes) == (0, 0)
+    spool.close()
+    assert files(folder) == []
+
+
+def test_what_was_not_acknowledged_is_there_for_the_next_process(tmp_path: Path) -> None:
+    first = Spool(tmp_path, segment_bytes=200)
+    for number in range(20):
+        first.append(b"%d" % number * 20)
+    batch = first.next_batch(3, 10_000)
+    assert batch is not None
+    first.acknowledge(batch)
+    taken = first.next_batch(2, 10_000)
+    assert taken is not None
+    first.close()
+    second = Spool(tmp_path)
+    left = drained(second)
+    # Those of a segment that was not done come again: they carry their keys.
+    assert left[-15:] == [b"%d" % number * 20 for number in range(5, 20)]
+    second.close()
+
+
+def test_a_batch_that_was_given_back_comes_again(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    spool.append(b"one")
+    batch = spool.next_batch(10, 100)
+    assert batch is not None
+    assert spool.next_batch(10, 100) is None
+    spool.give_back(batch)
+    assert drained(spool) == [b"one"]
+    spool.close()
+
+
+@pytest.mark.parametrize("durability", ["process", "disk"])
+def test_a_killed_process_loses_nothing_and_a_living_one_keeps_its_own(
+    tmp_path: Path, durability: str
+) -> None:
+    code = f"""
+        import sys
+        from llm_cost_ops.client.spool import Spool
+        spool = Spool({str(tmp_path)!r}, durability={durability!r}, segment_bytes=2000)
+        number = 0
+        while True:
+            spool.append(b"record %d" % number)
+            print(number, flush=True)
+            number += 1
+        """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    told = [int(process.stdout.readline()) for _ in range(300)]
+    beside = Spool(tmp_path)
+    assert beside.pending == 0, "the segments of a process that lives are its own"
+    process.send_signal(signal.SIGKILL)
+    told += [int(line) for line in process.stdout if line.endswith("\n")]
+    process.wait()
+    process.stdout.close()
+    assert beside.take_over() >= len(told)
+    assert drained(beside)[: len(told)] == [b"record %d" % number for number in told]
+    beside.close()
+
+
+@pytest.mark.parametrize("at", [0, 3, 4, 9, 12, 15, 30])
+def test_a_flipped_bit_harms_one_record(tmp_path: Path, at: int, caplog: pytest.LogCaptureFixture) -> None:
+    first = Spool(tmp_path)
+    for number in range(5):
+        first.append(b"payload number %d" % number)
+    first.close()
+    [file] = files(tmp_path)
+    data = bytearray(file.read_bytes())
+    data[8 + 2 * 28 + at % 28] ^= 0x40
+    file.write_bytes(data)
+    second = Spool(tmp_path)
+    assert drained(second) == [b"payload number %d" % number for number in (0, 1, 3, 4)]
+    assert "damaged" in caplog.text
+    assert sum(path.stat().st_size for path in files(tmp_path, ".damaged")) == 28
+    second.close()
+
+
+@given(st.data())
+@settings(max_examples=80, deadline=None)
+def test_a_torn_tail_and_any_damage_are_survived(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("spool")
+    first = Spool(folder)
+    payloads = [b"%d-" % number + bytes([number]) * data.draw(st.integers(0, 40)) for number in range(12)]
+    for payload in payloads:
+        first.append(payload)
+    first.close()
+    [file] = files(folder)
+    whole = file.read_bytes()
+    start = data.draw(st.integers(8, len(whole)))
+    end = data.draw(st.integers(start, len(whole)))
+    file.write_bytes(whole[:start] + data.draw(st.binary(max_size=60)) + whole[end:])
+    second = Spool(folder)
+    found = drained(second)
+    offsets = [8]
+    for payload in payloads:
+        offsets.append(offsets[-1] + 12 + len(payload))
+    untouched = [p for p, a, b in zip(payloads, offsets, offsets[1:], strict=False) if b <= start or a >= end]
+    assert [payload for payload in found if payload in untouched] == untouched
+    second.close()
+
+
+def test_a_newer_segment_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.segment").write_bytes(b"LCOS\x02\0\0\0whatever")
+    (tmp_path / "b.segment").write_bytes(b"something else")
+    tmp_path.chmod(0o700)
+    spool = Spool(tmp_path)
+    spool.append(b"mine")
+    assert drained(spool) == [b"mine"]
+    assert "newer version" in caplog.text
+    assert [path.name for path in files(tmp_path, ".damaged")] == ["a.segment.damaged", "b.segment.damaged"]
+    spool.close()
+
+
+def test_bounds(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, max_bytes=300, segment_bytes=100)
+    while True:
+        try:
+            spool.append(b"%03d" % spool.pending * 10)
+        except SpoolFullError:
+            break
+    kept = spool.pending
+    assert 3 < kept < 10
+    assert spool.status().bytes <= 300
+    lost = spool.drop_oldest()
+    spool.append(b"last" * 10)
+    assert len(drained(spool)) == kept - lost + 1
+    with pytest.raises(SpoolError, match="1048577"):
+        spool.append(b"x" * (MAX_FRAME_BYTES + 1))
+    spool.close()
+
+
+def test_a_full_disk_keeps_what_was_there(tmp_path: Path) -> None:
+    code = f"""
+        import resource, signal
+        from llm_cost_ops.client.spool import Spool, SpoolFullError
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        spool = Spool({str(tmp_path)!r})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
+        kept = 0
+        try:
+            while True:
+                spool.append(b"record %04d" % kept)
+                kept += 1
+                assert kept < 100
+        except SpoolFullError:
+            pass
+        print(kept)
+        """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+    )
+    spool = Spool(tmp_path)
+    assert drained(spool) == [b"record %04d" % number for number in range(int(done.stdout))]
+    assert files(tmp_path, ".damaged") == []
+    spool.close()
+
+
+def test_modes_and_links(tmp_path: Path) -> None:
+    folder = tmp_path / "made" / "spool"
+    spool = Spool(folder)
+    spool.append(b"x")
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert files(folder)[0].stat().st_mode & 0o777 == 0o600
+    spool.close()
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    with pytest.raises(SpoolError, match="link"):
+        Spool(link)
+    (folder / "z.segment").symlink_to(tmp_path / "elsewhere")
+    spool = Spool(folder)
+    assert drained(spool) == [b"x"]
+    spool.close()
+    folder.chmod(0o777)
+    with pytest.raises(SpoolError, match="nobody else"):
+        Spool(folder)
+
+
+def test_a_forked_child_leaves_the_parents_segments_alone(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    spool.append(b"parent")
+    child = os.fork()
+    if child == 0:
+        spool.forget()
+        spool.append(b"child")
+        os._exit(0 if drained(spool) == [b"child"] else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert drained(spool) == [b"parent"]
+    spool.close()

@@ -1,0 +1,301 @@
+"""Files that are removed, replaced, cut or damaged under a store that has them open, and their modes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from llm_cost_ops._gen.messages import SubmitStatus
+from llm_cost_ops.ledger.types import Filter
+from llm_cost_ops.rpc.status import RpcError, StatusCode
+from tests.unit.ledger.making import Sync, entry
+
+KINDS = ("disk", "group", "process")
+CREATED, DUPLICATE = SubmitStatus.CREATED, SubmitStatus.DUPLICATE
+
+
+def opened(path: Path, kind: str) -> Sync:
+    return Sync(path, durability="process" if kind == "process" else "disk", group_commit=kind == "group")
+
+
+def submit(store: Sync, *keys: str) -> None:
+    for key in keys:
+        store.append([entry(idempotency_key=key)])
+
+
+def refused(store: Sync, call: str = "append") -> RpcError:
+    """The error of a write, which comes within a second."""
+    until = time.monotonic() + 1
+    while True:
+        try:
+            submit(store, "refused") if call == "append" else store.check()
+        except RpcError as error:
+            return error
+        assert time.monotonic() < until, "acknowledged although the file is gone"
+
+
+def check_kept(path: Path, *keys: str) -> None:
+    with Sync(path) as store:
+        found = store.append([entry(idempotency_key=key) for key in keys])
+        assert [done.status for done in found] == [DUPLICATE] * len(keys)
+    connection = sqlite3.connect(path)
+    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    connection.close()
+
+
+@pytest.fixture(params=KINDS)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Sync]:
+    with opened(tmp_path / "costs.db", request.param) as made:
+        submit(made, "a", "b")
+        made.count(Filter())
+        yield made
+
+
+@pytest.mark.parametrize("call", ["append", "check"])
+def test_a_database_that_was_removed_is_not_written_to(tmp_path: Path, store: Sync, call: str) -> None:
+    (tmp_path / "costs.db").rename(tmp_path / "elsewhere.db")
+    error = refused(store, call)
+    assert error.code is StatusCode.UNAVAILABLE
+    assert "the database file was removed while it was in use" in error.message
+    assert str(tmp_path) not in error.message
+    time.sleep(0.25)
+    with pytest.raises(RpcError, match="removed"):
+        store.count(Filter())
+    assert not (tmp_path / "costs.db").exists()
+    # The same file comes back.
+    (tmp_path / "elsewhere.db").rename(tmp_path / "costs.db")
+    time.sleep(0.25)
+    submit(store, "c")
+    store.aclose()
+    check_kept(tmp_path / "costs.db", "a", "b", "c")
+
+
+def test_a_database_that_was_replaced_is_left_alone(tmp_path: Path, store: Sync) -> None:
+    path = tmp_path / "costs.db"
+    with Sync(tmp_path / "other.db") as other:
+        submit(other, "of the other")
+    path.rename(tmp_path / "elsewhere.db")
+    (tmp_path / "other.db").rename(path)
+    before = path.read_bytes()
+    error = refused(store)
+    assert error.code is StatusCode.UNAVAILABLE
+    assert "replaced by another" in error.message
+    store.aclose()
+    assert path.read_bytes() == before
+    check_kept(path, "of the other")
+    with Sync(path) as again:
+        assert again.count(Filter()) == 1
+    # What was in the log of the file that was moved went there.
+    check_kept(tmp_path / "elsewhere.db", "a", "b")
+
+
+def test_a_log_that_was_removed_is_saved(tmp_path: Path, store: Sync) -> None:
+    (tmp_path / "costs.db-wal").unlink()
+    error = refused(store)
+    assert error.code is StatusCode.UNAVAILABLE
+    assert "write-ahead log was removed or replaced" in error.message
+    submit(store, "c")
+    store.aclose()
+    check_kept(tmp_path / "costs.db", "a", "b", "c")
+
+
+SERVING = """
+import sys
+from tests.unit.ledger.making import Sync, entry
+from llm_cost_ops.rpc.status import RpcError
+store = Sync(sys.argv[1], durability=sys.argv[2])
+def say(text):
+    sys.stdout.write(text + "\\n"); sys.stdout.flush()
+for line in sys.stdin:
+    for key in line.split():
+        try:
+            store.append([entry(idempotency_key=key)])
+            say(key)
+        except RpcError as error:
+            say("refused " + error.code.name)
+    say("done")
+"""
+
+
+class Serving:
+    """A store in another process."""
+
+    def __init__(self, path: Path, durability: str = "disk") -> None:
+        command = [sys.executable, "-c", SERVING, str(path), durability]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def submit(self, *keys: str) -> list[str]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(" ".join(keys) + "\n")
+        self.process.stdin.flush()
+        told = []
+        while (line := self.process.stdout.readline().strip()) != "done":
+            assert line, "it ended"
+            told.append(line)
+        return told
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.communicate()
+
+
+def test_a_log_that_was_removed_before_a_kill(tmp_path: Path) -> None:
+    path = tmp_path / "costs.db"
+    with Serving(path) as serving:
+        told = serving.submit(*(f"early-{n}" for n in range(100)))
+        (tmp_path / "costs.db-wal").unlink()
+        told += serving.submit(*(f"late-{n}" for n in range(100)))
+    kept = [key for key in told if not key.startswith("refused")]
+    assert len(kept) >= 199
+    check_kept(path, *kept)
+
+
+def unavailable(store: Sync, key: str) -> bool:
+    """Whether a write was refused until something is put right."""
+    try:
+        submit(store, key)
+    except RpcError as error:
+        if error.code is not StatusCode.UNAVAILABLE:
+            raise
+        return True
+    return False
+
+
+def test_a_log_that_was_removed_while_two_use_it(tmp_path: Path) -> None:
+    path = tmp_path / "costs.db"
+    with Serving(path) as serving, Sync(path) as store:
+        told = serving.submit(*(f"other-{n}" for n in range(20)))
+        submit(store, "a")
+        (tmp_path / "costs.db-wal").unlink()
+        # Whoever opens it again first must not go on beside one that has the old log.
+        for n in range(5):
+            told += serving.submit(f"later-{n}")
+            if not unavailable(store, f"mine-{n}"):
+                told.append(f"mine-{n}")
+    check_kept(path, "a", *(key for key in told if not key.startswith("refused")))
+
+
+def test_an_index_that_was_removed_while_another_process_writes(tmp_path: Path, store: Sync) -> None:
+    path = tmp_path / "costs.db"
+    (tmp_path / "costs.db-shm").unlink()
+    with Serving(path) as serving:
+        told = serving.submit(*(f"other-{n}" for n in range(50)))
+        for n in range(50):
+            if not unavailable(store, f"mine-{n}"):
+                told.append(f"mine-{n}")
+            told += serving.submit(f"beside-{n}")
+            time.sleep(0.01)
+        assert f"mine-{n}" in told
+    store.aclose()
+    kept = [key for key in told if not key.startswith("refused")]
+    assert len(kept) > 100
+    check_kept(path, "a", "b", *kept)
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_that_was_cut_is_damage(tmp_path: Path, kind: str, suffix: str) -> None:
+    path = tmp_path / "costs.db"
+    store = opened(path, kind)
+    for n in range(60):
+        submit(store, f"{n}")
+    if not suffix:
+        with Sync(path) as other:
+            other.append([entry()])
+            connection = sqlite3.connect(path)
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            connection.close()
+            submit(store, "more")
+        time.sleep(0.25)
+        submit(store, "and more")
+    os.truncate(f"{path}{suffix}", 4096 if not suffix else 0)
+    time.sleep(0.025)  # within 20 ms a store that does not wait for the disk does not look again
+    error = refused(store, "check")
+    assert error.code is StatusCode.DATA_LOSS
+    assert "truncated" in error.message
+    assert "cannot rollback" not in f"{error.message} {error.local_detail}"
+    # It stays so, for readiness too.
+    for call in (store.check, lambda: submit(store, "x")):
+        with pytest.raises(RpcError) as caught:
+            call()
+        assert caught.value.code is StatusCode.DATA_LOSS
+    store.aclose()
+
+
+def test_making_a_database_smaller_is_no_damage(tmp_path: Path, store: Sync) -> None:
+    path = tmp_path / "costs.db"
+    store.append([entry(metadata={"text": "x" * 9000}, idempotency_key=str(n)) for n in range(200)])
+    other = sqlite3.connect(path, isolation_level=None, timeout=5)
+    for sql in ("CREATE TABLE extra AS SELECT * FROM usage", "PRAGMA wal_checkpoint(TRUNCATE)"):
+        other.execute(sql)
+    time.sleep(0.25)
+    submit(store, "between")
+    for sql in ("DROP TABLE extra", "VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"):
+        other.execute(sql).fetchall()
+    other.close()
+    time.sleep(0.25)
+    submit(store, "after")
+    store.check()
+    assert store.count(Filter()) == 204
+
+
+def test_damaged_pages_are_data_loss(tmp_path: Path) -> None:
+    path = tmp_path / "costs.db"
+    with Sync(path) as store:
+        store.append([entry(idempotency_key=str(n)) for n in range(2_000)])
+    connection = sqlite3.connect(path)
+    [root] = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'usage_id'").fetchone()
+    [size] = connection.execute("PRAGMA page_size").fetchone()
+    connection.close()
+    with path.open("r+b") as file:
+        file.seek((root - 1) * size)
+        file.write(b"\xff" * size)
+    with Sync(path) as store:
+        for call in (lambda: submit(store, "1"), lambda: store.append([entry(), entry()]), store.check):
+            with pytest.raises(RpcError) as caught:
+                call()
+            assert caught.value.code is StatusCode.DATA_LOSS
+            assert "llm-cost-ops db check" in caught.value.message
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o022, 0o277])
+def test_only_their_user_can_read_new_files(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        with Sync(tmp_path / "costs.db") as store:
+            submit(store, "a")
+            found = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    finally:
+        os.umask(before)
+    assert found == dict.fromkeys(("costs.db", "costs.db-wal", "costs.db-shm"), 0o600)
+
+
+def test_the_mode_of_a_file_that_is_there_is_its_owners(tmp_path: Path) -> None:
+    path = tmp_path / "costs.db"
+    with Sync(path) as store:
+        submit(store, "a")
+    path.chmod(0o640)
+    with Sync(path) as store:
+        submit(store, "b")
+        assert {stat.S_IMODE(p.stat().st_mode) for p in tmp_path.iterdir()} == {0o640}
+
+
+def test_a_copy_beside_a_running_store_is_not_taken_for_it(tmp_path: Path, store: Sync) -> None:
+    shutil.copy(tmp_path / "costs.db", tmp_path / "copy.db")
+    submit(store, "c")
+    assert store.count(Filter()) == 3

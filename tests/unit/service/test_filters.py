@@ -1,0 +1,49 @@
+"""From the filter of a request to that of a store."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from llm_cost_ops._gen.codecs import EXPORT_USAGE_REQUEST, GET_ANALYTICS_REQUEST, GET_COST_SUMMARY_REQUEST
+from llm_cost_ops._gen.messages import Filter, GetAnalyticsRequest, GetCostSummaryRequest
+from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.service.pages import filter_of
+
+
+def test_every_field_of_the_message_is_used() -> None:
+    values: dict[str, Any] = {
+        name: {"a": "b"} if name == "label" else ["chat"] if name == "operation" else ["priced"]
+        for name in Filter.__struct_fields__
+        if name not in ("unknown_", "start_date", "end_date", "time_zone")
+    }
+    where = filter_of(Filter(**values, start_date="2026-01-01", end_date="2026-01-01"))
+    assert where.start == datetime(2026, 1, 1, tzinfo=UTC)
+    assert where.end == datetime(2026, 1, 2, tzinfo=UTC)
+    assert all(getattr(where, name) for name in where.__struct_fields__)
+    assert filter_of(Filter(start_date="2026-01-01", time_zone="Asia/Tokyo")).start == datetime(
+        2025, 12, 31, 15, tzinfo=UTC
+    )
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"\x0a\x04\xf2\x07\x01x", b"\xf2\x07\x01x"],
+    ids=["in the filter", "beside it"],
+)
+def test_a_field_of_a_newer_version_does_not_widen_a_query(data: bytes) -> None:
+    for codec in (EXPORT_USAGE_REQUEST, GET_COST_SUMMARY_REQUEST):
+        with pytest.raises(RpcError, match="does not know") as caught:
+            filter_of(codec.decode(data))
+        assert caught.value.code is StatusCode.INVALID_ARGUMENT
+
+
+def test_analytics_need_a_start_and_the_others_do_not() -> None:
+    found: list[Any] = []
+    GET_ANALYTICS_REQUEST.validate(GetAnalyticsRequest(), "", found)
+    assert [violation.field for violation in found] == ["start_date"]
+    found.clear()
+    GET_COST_SUMMARY_REQUEST.validate(GetCostSummaryRequest(), "", found)
+    assert not found
