@@ -82,7 +82,6 @@ def test_contradictions_say_how(change, path, says):
             {
                 "type": "message",
                 "usage": {
-                    "input_tokens": 0,
                     "output_tokens": 0,
                     "input_tokens": 1,
                     "cache_creation_input_tokens": 5,
