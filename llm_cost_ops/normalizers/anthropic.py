@@ -12,12 +12,12 @@ from llm_cost_ops._gen.messages import Operation
 from llm_cost_ops.normalizers.checks import check_record, check_total
 from llm_cost_ops.normalizers.errors import PayloadError
 from llm_cost_ops.normalizers.filling import set_key, set_meter, set_model, set_tier, set_tokens, set_unknown
-from llm_cost_ops.normalizers.reading import count, items, section, text
+from llm_cost_ops.normalizers.reading import count, counted, has, items, section, text
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import UsageRecord
 
-__all__ = ["read_messages"]
+__all__ = ["advisor_messages", "read_messages"]
 
 _CHAT = Operation.CHAT
 NAMES = {
@@ -36,13 +36,22 @@ def read_messages(payload: dict[str, Any], record: UsageRecord) -> None:
     set_model(record, text(payload, "model"))
     set_key(record, text(payload, "id"))
     usage = section(payload, "usage", "usage")
-    if usage is None or not ("input_tokens" in usage or "output_tokens" in usage):
+    if usage is None or not (has(usage, "input_tokens") and has(usage, "output_tokens")):
+        if usage is not None:
+            record.input_tokens = counted(usage, "input_tokens", "usage")
+            record.output_tokens = counted(usage, "output_tokens", "usage")
         set_unknown(record)
         return
     counts = _counts(usage, "usage")
     if usage.get("iterations"):
         for index, iteration in enumerate(items(usage, "iterations", "usage.iterations")):
-            if text(iteration, "type") == "compaction":
+            kind = text(iteration, "type")
+            if kind == "advisor_message":
+                # Of another model: `usages_from_response` gives it a record of its own.
+                set_meter(record, "other_model_calls", 1)
+            elif kind == "fallback_message" and text(iteration, "model"):
+                _serve(record, text(iteration, "model"))
+            elif kind == "compaction":
                 added = _counts(iteration, f"usage.iterations[{index}]")
                 counts = tuple(map(sum, zip(counts, added, strict=True)))
     plain, read, written, written_1h, output = counts
@@ -52,6 +61,22 @@ def read_messages(payload: dict[str, Any], record: UsageRecord) -> None:
     record.cache_write_extended_tokens = written_1h
     _read_dimensions(usage, record)
     check_record(record, NAMES)
+
+
+def advisor_messages(payload: dict[str, Any]) -> list[dict[str, Any]]:
+    """The messages of other models inside a message, each as a message of its own."""
+    usage = section(payload, "usage", "usage") or {}
+    return [
+        {"type": "message", "model": text(iteration, "model"), "usage": iteration}
+        for iteration in items(usage, "iterations", "usage.iterations")
+        if text(iteration, "type") == "advisor_message"
+    ]
+
+
+def _serve(record: UsageRecord, model: str) -> None:
+    """The model that answered after another declined."""
+    if record.model_id != model:
+        record.requested_model_id, record.model_id = record.model_id, model
 
 
 def _counts(usage: dict[str, Any], path: str) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from llm_cost_ops.normalizers.filling import (
     set_tokens,
     set_unknown,
 )
-from llm_cost_ops.normalizers.reading import count, section, text
+from llm_cost_ops.normalizers.reading import count, counted, has, section, text
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import UsageRecord
@@ -28,7 +28,7 @@ def read_cohere(payload: dict[str, Any], record: UsageRecord) -> None:
     """A response of API v2 (`usage`) or v1 and embed, rerank, classify (`meta`); pass `model_id=`."""
     set_model(record, text(payload, "model"))
     set_key(record, text(payload, "id") or text(payload, "response_id") or text(payload, "generation_id"))
-    root = "usage" if payload.get("usage") is not None else "meta"
+    root = "usage" if has(payload, "usage") else "meta"
     usage = section(payload, root, root) or {}
     billed = section(usage, "billed_units", f"{root}.billed_units")
     record.operation = _operation(payload, billed or {})
@@ -37,6 +37,16 @@ def read_cohere(payload: dict[str, Any], record: UsageRecord) -> None:
         return
     path = f"{root}.billed_units"
     given, returned = count(billed, "input_tokens", path), count(billed, "output_tokens", path)
+    others = any(has(billed, meter) for meter in (*_METERS, "image_tokens"))
+    if (
+        record.operation == Operation.CHAT
+        and not others
+        and not (has(billed, "input_tokens") and has(billed, "output_tokens"))
+    ):
+        record.input_tokens = counted(billed, "input_tokens", path)
+        record.output_tokens = counted(billed, "output_tokens", path)
+        set_unknown(record)
+        return
     set_tokens(record, given, returned)
     for meter in _METERS:
         set_meter(record, meter, count(billed, meter, path))
@@ -59,8 +69,10 @@ def _read_cached(usage: dict[str, Any], root: str, record: UsageRecord) -> None:
 
 
 def _operation(payload: dict[str, Any], billed: dict[str, Any]) -> Operation:
-    if "embeddings" in payload:
+    if has(payload, "embeddings"):
         return Operation.EMBEDDINGS
-    if "results" in payload or "search_units" in billed:
+    if has(payload, "results") or has(billed, "search_units"):
         return Operation.RERANK
+    if has(billed, "classifications"):
+        return Operation.UNSPECIFIED
     return Operation.CHAT

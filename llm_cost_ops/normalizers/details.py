@@ -11,7 +11,7 @@ from llm_cost_ops.normalizers.reading import count, section
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import UsageRecord
 
-__all__ = ["cache_writes", "read_modality"]
+__all__ = ["cache_writes", "claude_writes", "read_modality"]
 
 
 def cache_writes(details: dict[str, Any], path: str) -> tuple[int, int]:
@@ -30,6 +30,18 @@ def cache_writes(details: dict[str, Any], path: str) -> tuple[int, int]:
     if short + long > written:
         check_total(f"{path}.cache_write_tokens", written, short + long, "ttl_30m + ttl_12h")
     return written, long
+
+
+def claude_writes(details: dict[str, Any], path: str, usage: dict[str, Any]) -> tuple[int, int]:
+    """Cache writes as LiteLLM tells them for Claude: in Anthropic's words, contained in the prompt."""
+    written = count(usage, "cache_creation_input_tokens", "usage")
+    if not written:
+        written = count(details, "cache_creation_tokens", path)
+    split: dict[str, Any] = {}
+    for holder, key in ((details, "cache_creation_token_details"), (usage, "cache_creation")):
+        split = split or section(holder, key, f"{path}.{key}") or {}
+    long = count(split, "ephemeral_1h_input_tokens", path)
+    return written or count(split, "ephemeral_5m_input_tokens", path) + long, long
 
 
 def _lived(split: dict[str, Any], ttl: str, path: str) -> int:

@@ -22,7 +22,10 @@ __all__ = [
     "LARGEST",
     "as_mapping",
     "count",
+    "counted",
+    "created_at",
     "duration_ms",
+    "has",
     "items",
     "moment",
     "money",
@@ -32,6 +35,11 @@ __all__ = [
 ]
 
 LARGEST = 2**63 - 1
+_MAX_DIGITS = 19
+# Times before this are none: a server sent the seconds since it started.
+_EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
+# A Unix time above this is in milliseconds, microseconds or nanoseconds: in seconds it is the year 5138.
+_MAX_SECONDS = 10**11
 # What SDKs put where a field was not sent: openai's NotGiven and Omit, mistralai's Unset.
 _NOT_SENT = frozenset({"NotGiven", "Omit", "Unset", "UnsetType"})
 _DECIMAL_PLACES = Decimal("1e-18")
@@ -97,11 +105,28 @@ def items(payload: dict[str, Any], key: str, path: str) -> list[dict[str, Any]]:
     return [as_mapping(item, f"{path}[{index}]") for index, item in enumerate(value)]
 
 
+def has(fields: dict[str, Any], key: str) -> bool:
+    """Whether something is stated at `key`: SDK objects have every key, with null where nothing is."""
+    value = fields.get(key)
+    return value is not None and type(value).__name__ not in _NOT_SENT
+
+
+def counted(fields: dict[str, Any], key: str, path: str) -> int | None:
+    """The count at `key`; None when it is absent or null, which is not 0 but not stated."""
+    value = fields.get(key)
+    if type(value) is int and 0 <= value <= LARGEST:
+        return value
+    if value is None or type(value).__name__ in _NOT_SENT:
+        return None
+    return _unusual_count(value, f"{path}.{key}")
+
+
 def count(fields: dict[str, Any], key: str, path: str) -> int:
     """The count at `key`, 0 when it is absent or null.
 
-    Floats that are whole numbers are counts too (Cohere sends them). Anything else that is not a
-    whole number of 0 to 2^63 - 1 raises PayloadError.
+    Floats that are whole numbers are counts too (Cohere sends them), and so are digits as text
+    (protobuf's JSON writes 64-bit numbers so). Anything else that is not a whole number of
+    0 to 2^63 - 1 raises PayloadError.
     """
     value = fields.get(key)
     if type(value) is int and 0 <= value <= LARGEST:
@@ -114,6 +139,8 @@ def count(fields: dict[str, Any], key: str, path: str) -> int:
 def _unusual_count(value: Any, path: str) -> int:
     if type(value).__name__ in _NOT_SENT:
         return 0
+    if isinstance(value, str) and len(value) <= _MAX_DIGITS and value.isascii() and value.isdigit():
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
         raise PayloadError(path, f"expected a count, got {type(value).__name__}")
     if not Decimal(value).is_finite():
@@ -154,6 +181,25 @@ def moment(value: Any, path: str) -> datetime | None:
     except (ValueError, OverflowError, OSError) as error:
         raise PayloadError(path, f"not a time: {value!r:.80}") from error
     raise PayloadError(path, f"expected a time, got {type(value).__name__}")
+
+
+def created_at(value: Any) -> datetime | None:
+    """The time that a payload states for itself; None where it is none.
+
+    Servers send milliseconds, digits as text, or a clock that does not count from 1970. The counts
+    beside such a time are good, so it is read as what it is, or left open: it never raises.
+    """
+    if isinstance(value, str) and value.isascii() and value.replace(".", "", 1).isdigit():
+        value = float(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        for _ in range(3):
+            if value > _MAX_SECONDS:
+                value /= 1000
+    try:
+        found = moment(value, "")
+    except PayloadError:
+        return None
+    return found if found is None or found >= _EARLIEST else None
 
 
 def _utc(value: datetime) -> datetime:
