@@ -66,7 +66,7 @@ class Runtime(Protocol):
         """Items in lists of up to `most`; a list goes out at the latest `seconds` after its first item.
 
         Under asyncio up to `most` further items are taken while a list is being dealt with, and builtin
-        TimeoutError is raised when no item comes for `patience()` seconds. When sync nothing interrupts
+        TimeoutError is raised when no item comes for `idle_timeout()` seconds. When sync nothing interrupts
         an iterator that is waited for: what came before goes out after it.
         """
 

@@ -61,7 +61,7 @@ class Violation(NamedTuple):
 
 
 class RpcError(Exception):
-    """A call that failed, as servicers and leaves say it.
+    """A call that failed, as servicers and transports say it.
 
     `origin` tells who said so: "server" when a peer answered with this status, "network" when no
     answer came, "client" when the call was refused before anything was sent. `maybe_applied` is

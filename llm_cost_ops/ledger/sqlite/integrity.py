@@ -97,7 +97,7 @@ def _wrong_sums(connection: sqlite3.Connection) -> Iterator[str]:
             yield f"sums: {count} {text}"
 
 
-_KEYED = (
+_WITH_KEYS = (
     "SELECT u.id, u.key, o.name FROM usage u LEFT JOIN organization o ON o.id = u.org WHERE u.key NOTNULL"
 )
 _NOT_EARLIER = " AND u.seq NOT IN (SELECT usage FROM earlier)"
@@ -106,7 +106,7 @@ _NOT_EARLIER = " AND u.seq NOT IN (SELECT usage FROM earlier)"
 def _wrong_ids(connection: sqlite3.Connection) -> Iterator[str]:
     """Receipts whose ids do not follow from their organizations and keys: resent, they would count again."""
     wrong = 0
-    for stored, key, organization in connection.execute(_KEYED + _NOT_EARLIER):
+    for stored, key, organization in connection.execute(_WITH_KEYS + _NOT_EARLIER):
         wrong += organization is None or usage_id(organization, as_text(key))[1] != stored
     if wrong:
         yield f"ids: {wrong} do not follow from their keys"

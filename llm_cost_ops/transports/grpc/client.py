@@ -20,6 +20,7 @@ from urllib.parse import SplitResult
 
 from h2.errors import ErrorCodes
 
+from llm_cost_ops.rpc.backoff import Backoff
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.fifo import CallQueue
 from llm_cost_ops.rpc.forks import PerProcess
@@ -351,9 +352,9 @@ class Bridge:
             self._changed.wait_for(lambda: self._ended, seconds)
 
 
-# How often a call is sent again that the server did not touch, and the first wait before the second time.
+# How often a call is sent again that the server did not touch: at once, and then after these waits.
 MAX_RESENDS = 5
-PAUSE = 0.01
+RESEND_BACKOFF = Backoff(0.02, 1.0)
 
 # A connection that is closed says so to the loop within so many seconds, or is left to it.
 MAX_CLOSE = 1.0
@@ -455,7 +456,7 @@ class ConnectionPool:
                         raise
                 if resend:
                     async with asyncio.timeout(exchange.seconds_left()):
-                        await asyncio.sleep(PAUSE * 2**resend)
+                        await asyncio.sleep(RESEND_BACKOFF.seconds(resend))
         except RpcError:
             raise
         except Exception as error:
@@ -477,7 +478,7 @@ class ConnectionPool:
                     return
                 if resend:
                     async with asyncio.timeout(exchange.seconds_left()):
-                        await asyncio.sleep(PAUSE * 2**resend)
+                        await asyncio.sleep(RESEND_BACKOFF.seconds(resend))
         except RpcError:
             raise
         except Exception as error:

@@ -1,4 +1,4 @@
-"""The HTTP/JSON leaves, on httpx. They talk to any server that keeps the documented REST shapes.
+"""The HTTP/JSON transports, on httpx. They talk to any server that keeps the documented REST shapes.
 
 A call ends by its deadline whatever the server does. In the sync transport every step on the socket is
 cut there by the transport of `http_pool`, in the async one the whole exchange by asyncio. With a
