@@ -5,7 +5,6 @@ This is the composition root: nothing else knows which parts a client is made of
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property, partial
@@ -407,11 +406,15 @@ class AsyncCostOpsClient(_Client):
 
     async def flush(self, timeout: float | None = None) -> FlushReport:
         """Wait until all that was recorded is sent, as CostOpsClient.flush."""
+        import asyncio
+
         return await asyncio.to_thread(self._recording.flush, timeout)
 
     async def close(self) -> None:
         """Send what was recorded, and let go of connections, files and threads. May be called twice."""
         if self._channel.owner and self._recording.begun:
+            import asyncio
+
             await asyncio.to_thread(self._recording.close)
         await self._channel.close()
 
