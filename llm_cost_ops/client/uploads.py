@@ -269,11 +269,12 @@ def _recorder(recording: Recording | None) -> Recorder:
 class StreamingUsageResource(UsageResource):
     """Records usage and reads it back."""
 
-    __slots__ = ("_recording",)
+    __slots__ = ("_put", "_recording")
 
     def __init__(self, channel: Channel, recording: Recording | None = None) -> None:
         super().__init__(channel)
         self._recording = recording
+        self._put: Callable[[UsageRecord | None, dict[str, Any]], None] | None = None
 
     def record(self, record: UsageRecord | None = None, /, **fields: Any) -> None:
         """Record a call beside the caller's work: takes what `submit` takes, and returns at once.
@@ -281,7 +282,10 @@ class StreamingUsageResource(UsageResource):
         Nothing is raised for the network, nor for wrong arguments, which RecorderConfig's `on_error` is told
         of; RecorderFullError where its `overflow` asks for it. `client.flush()` says what became of records.
         """
-        _recorder(self._recording).record(record, fields)
+        put = self._put
+        if put is None:
+            put = self._put = _recorder(self._recording).record
+        put(record, fields)
 
     def stream(
         self,
@@ -337,15 +341,19 @@ class StreamingUsageResource(UsageResource):
 class AsyncStreamingUsageResource(AsyncUsageResource):
     """Records usage and reads it back."""
 
-    __slots__ = ("_recording",)
+    __slots__ = ("_put", "_recording")
 
     def __init__(self, channel: AsyncChannel, recording: Recording | None = None) -> None:
         super().__init__(channel)
         self._recording = recording
+        self._put: Callable[[UsageRecord | None, dict[str, Any]], None] | None = None
 
     def record(self, record: UsageRecord | None = None, /, **fields: Any) -> None:
         """Record a call beside the caller's work, as StreamingUsageResource.record; nothing is awaited."""
-        _recorder(self._recording).record(record, fields)
+        put = self._put
+        if put is None:
+            put = self._put = _recorder(self._recording).record
+        put(record, fields)
 
     async def stream(
         self,
