@@ -9,14 +9,11 @@ from __future__ import annotations
 import copy
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable
 from contextlib import aclosing
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from llm_cost_ops._gen.messages import (
-    FieldViolation,
-    RecordError,
     StreamProblem,
     StreamUsageRequest,
     StreamUsageResponse,
@@ -33,8 +30,8 @@ from llm_cost_ops.interceptors.validation import Validation
 from llm_cost_ops.rpc.channel import UNSET, AsyncChannel, Channel
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.ids import uuid7
-from llm_cost_ops.rpc.runtime import drive
-from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.rpc.runtime import drive, utc_now
+from llm_cost_ops.rpc.status import RpcError, Violation, invalid_argument
 from llm_cost_ops.rpc.streams import Requests, driven
 from llm_cost_ops.wire.unknown import keeps_unknown
 
@@ -180,7 +177,7 @@ class _Sender:
             from llm_cost_ops.rules.requests import check_record
 
             violations: list[Violation] = []
-            now = datetime.fromtimestamp(self._core.runtime.now(), UTC)
+            now = utc_now(self._core.runtime)
             check_record(record, "", now, violations, keeps_unknown(self._core.metadata))
             if violations:
                 self._progress.records += 1
@@ -246,18 +243,14 @@ async def _receipt(
 
 
 def _invalid(index: int, violations: list[Violation]) -> StreamProblem:
-    error = RecordError(
-        code="INVALID_ARGUMENT",
-        message="; ".join(f"{field} {rule}".lstrip() for field, rule in violations[:20]),
-        violations=[FieldViolation(field=field, description=rule) for field, rule in violations],
-    )
-    return StreamProblem(index=index, status=SubmitStatus.INVALID, error=error)
+    from llm_cost_ops.rules.batches import refused
+
+    result = refused(violations)
+    return StreamProblem(index=index, status=result.status, error=result.error)
 
 
 def _refused(violation: Violation) -> CostOpsError:
-    words = f"{violation.field} {violation.description}"
-    error = RpcError(StatusCode.INVALID_ARGUMENT, words, violations=[violation], origin="client")
-    return error_from_rpc(error, attempts=0)
+    return error_from_rpc(invalid_argument(*violation, origin="client"), attempts=0)
 
 
 def _recorder(recording: Recording | None) -> Recorder:
