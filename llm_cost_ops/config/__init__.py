@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
@@ -50,6 +50,9 @@ REPORTED_PROVIDERS = ("openrouter",)
 DEFAULT_BASE_URL = "sqlite:///llm_cost_ops.db"
 SCHEMES = ("http", "https", "grpc", "grpcs", "sqlite")
 
+ApiKey = str | Callable[[], str | Awaitable[str]]
+"""A key, or what gives the key to use now."""
+
 C = TypeVar("C", bound=Config)
 
 
@@ -74,7 +77,7 @@ class ClientConfig(Config, frozen=True, kw_only=True):
     the key.
     """
 
-    api_key: str | Callable[[], Any] | None = None
+    api_key: ApiKey | None = None
     base_url: str = DEFAULT_BASE_URL
     timeout: float | None = 30.0
     retry: RetryConfig = RetryConfig()
@@ -176,7 +179,7 @@ class ClientConfig(Config, frozen=True, kw_only=True):
         """What every call carries beside its message, without the credentials."""
         return dict(self.default_headers)
 
-    def with_api_key(self, api_key: str | Callable[[], Any] | None) -> ClientConfig:
+    def with_api_key(self, api_key: ApiKey | None) -> ClientConfig:
         """A copy with this key."""
         return self.replace(api_key=api_key)
 

@@ -13,7 +13,7 @@ from llm_cost_ops.config import CacheConfig
 from llm_cost_ops.interceptors.waiting import outcome_of
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.forks import forget_in_children
-from llm_cost_ops.rpc.interceptor import StreamContinuation, UnaryContinuation
+from llm_cost_ops.rpc.interceptor import Req, Res, StreamContinuation, UnaryContinuation
 from llm_cost_ops.rpc.method import Idempotency
 from llm_cost_ops.wire.errors import EncodeError
 
@@ -86,8 +86,8 @@ class Cache:
         self._lock = threading.Lock()
 
     async def intercept_unary_unary(
-        self, continuation: UnaryContinuation, request: Any, context: CallContext
-    ) -> Any:
+        self, continuation: UnaryContinuation[Req, Res], request: Req, context: CallContext
+    ) -> Res:
         method = context.method
         if method.idempotency is not Idempotency.NO_SIDE_EFFECTS:
             try:
@@ -100,7 +100,8 @@ class Cache:
         while True:
             answer = self._entries.get(key, context.runtime.monotonic())
             if answer is not None:
-                return _answered(answer, context)
+                cached: Res = _answered(answer, context)
+                return cached
             with self._lock:
                 leader = self._under_way.get(key)
                 if leader is None:
@@ -109,13 +110,14 @@ class Cache:
                 return await self._lead(key, mine, continuation, request, context)
             answer = await outcome_of(leader, context)
             if answer:
-                return _answered(answer, context)
+                cached = _answered(answer, context)
+                return cached
             if answer is not None:
                 return await continuation(request, context)
 
     async def intercept_stream_stream(
-        self, continuation: StreamContinuation, requests: Any, context: CallContext
-    ) -> AsyncGenerator[Any, None]:
+        self, continuation: StreamContinuation[Req, Res], requests: Req, context: CallContext
+    ) -> AsyncGenerator[Res, None]:
         try:
             async with aclosing(continuation(requests, context)) as messages:
                 async for message in messages:
@@ -142,10 +144,10 @@ class Cache:
         self,
         key: Hashable,
         mine: Future[bytes | None],
-        continuation: UnaryContinuation,
-        request: Any,
+        continuation: UnaryContinuation[Req, Res],
+        request: Req,
         context: CallContext,
-    ) -> Any:
+    ) -> Res:
         # What those who wait get: the answer, nothing when the call failed, None when it was given up.
         answer: bytes | None = None
         try:

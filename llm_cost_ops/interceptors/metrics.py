@@ -13,7 +13,7 @@ from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.interceptors.circuit_breaker import Breaker
 from llm_cost_ops.interceptors.logging import outcome_name
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.interceptor import StreamContinuation, UnaryContinuation
+from llm_cost_ops.rpc.interceptor import Req, Res, StreamContinuation, UnaryContinuation
 
 __all__ = ["CallMetrics", "CallObservation", "MetricsExporter", "exporters_of"]
 
@@ -56,8 +56,8 @@ class CallMetrics:
         self._breaker = breaker
 
     async def intercept_unary_unary(
-        self, continuation: UnaryContinuation, request: Any, context: CallContext
-    ) -> Any:
+        self, continuation: UnaryContinuation[Req, Res], request: Req, context: CallContext
+    ) -> Res:
         if self._tracer is None:
             return await self._measured(continuation, request, context)
         from opentelemetry import trace
@@ -69,8 +69,8 @@ class CallMetrics:
                 span.set_attribute("llm_cost_ops.attempts", context.attempt)
 
     async def intercept_unary_stream(
-        self, continuation: StreamContinuation, request: Any, context: CallContext
-    ) -> AsyncGenerator[Any, None]:
+        self, continuation: StreamContinuation[Req, Res], request: Req, context: CallContext
+    ) -> AsyncGenerator[Res, None]:
         # Not made the current one: between messages its caller's is.
         span = None if self._tracer is None else self._span(context)
         started, failure = context.runtime.monotonic(), None
@@ -110,7 +110,9 @@ class CallMetrics:
                 _log.warning("the trace's %s is no metadata, and does not travel", name)
         return span
 
-    async def _measured(self, continuation: UnaryContinuation, request: Any, context: CallContext) -> Any:
+    async def _measured(
+        self, continuation: UnaryContinuation[Req, Res], request: Req, context: CallContext
+    ) -> Res:
         started = context.runtime.monotonic()
         try:
             response = await continuation(request, context)

@@ -174,7 +174,7 @@ class _Core:
             raise self.public_error(error) from error.__cause__
 
 
-def _until_the_deadline(transport: Any, name: str) -> StreamContinuation:
+def _until_the_deadline(transport: Any, name: str) -> StreamContinuation[Any, Any]:
     """The transport's stream, which ends with an error where its reader takes longer than the deadline."""
     begin = getattr(transport, name, None)
 

@@ -10,7 +10,7 @@ from typing import Any
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.handler import ServiceHandler
 from llm_cost_ops.rpc.ids import uuid7
-from llm_cost_ops.rpc.interceptor import StreamContinuation
+from llm_cost_ops.rpc.interceptor import Req, Res, StreamContinuation
 from llm_cost_ops.rpc.status import RpcError, StatusCode, client_closed
 
 __all__ = ["InProcessTransport"]
@@ -54,8 +54,8 @@ class InProcessTransport:
         return self._stream(self._handler.stream_stream, requests, context)
 
     async def _stream(
-        self, answer: StreamContinuation, request: Any, context: CallContext
-    ) -> AsyncGenerator[Any, None]:
+        self, answer: StreamContinuation[Req, Res], request: Req, context: CallContext
+    ) -> AsyncGenerator[Res, None]:
         served = self._served(context)
         try:
             async with aclosing(answer(request, served)) as responses:

@@ -37,7 +37,7 @@ from llm_cost_ops._gen.methods import (
     VERIFY_COST,
 )
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.interceptor import UnaryContinuation
+from llm_cost_ops.rpc.interceptor import Req, Res, StreamContinuation, UnaryContinuation
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 
 __all__ = [
@@ -200,15 +200,15 @@ class Tenancy:
 
     # Not async: a layer that does nothing after the call costs half of what a coroutine does.
     def intercept_unary_unary(
-        self, continuation: UnaryContinuation, request: Any, context: CallContext
-    ) -> Awaitable[Any]:
+        self, continuation: UnaryContinuation[Req, Res], request: Req, context: CallContext
+    ) -> Awaitable[Res]:
         if context.principal is not None:
             request = _scoped(request, context)
         return continuation(request, context)
 
     async def intercept_unary_stream(
-        self, continuation: Callable[..., AsyncGenerator[Any, None]], request: Any, context: CallContext
-    ) -> AsyncGenerator[Any, None]:
+        self, continuation: StreamContinuation[Req, Res], request: Req, context: CallContext
+    ) -> AsyncGenerator[Res, None]:
         if context.principal is not None:
             request = _scoped(request, context)
         async with aclosing(continuation(request, context)) as messages:
