@@ -16,9 +16,9 @@ from typing import Any
 
 from llm_cost_ops import ClientConfig, CostOpsClient
 from llm_cost_ops._gen.messages import CostStatus, UsageRecord
+from llm_cost_ops.ledger.sqlite import SqliteLedger
 from llm_cost_ops.ledger.sqlite.connection import Database
 from llm_cost_ops.ledger.sqlite.rows import prepare
-from llm_cost_ops.ledger.sqlite.store import SqliteStore
 from llm_cost_ops.ledger.types import Entry
 from llm_cost_ops.pricing.pricebook import Pricing
 from llm_cost_ops.rpc.context import CallContext
@@ -61,7 +61,7 @@ def sent(n: int) -> UsageRecord:
 
 def single(path: str | None, durability: str, count: int) -> float:
     """The median of one append of one record, in microseconds."""
-    store = SqliteStore(path, durability=durability)
+    store = SqliteLedger(path, durability=durability)
     entries = [entry(n) for n in range(count)]
     took = []
     for each in entries:
@@ -96,7 +96,7 @@ def batches(folder: str, durability: str, count: int) -> tuple[float, float, flo
     client = CostOpsClient(
         base_url=f"sqlite:///{folder}/client-{durability}.db", config=ClientConfig(durability=durability)
     )
-    store = SqliteStore(f"{folder}/store-{durability}.db", durability=durability)
+    store = SqliteLedger(f"{folder}/store-{durability}.db", durability=durability)
     raw = RawRows(f"{folder}/raw-{durability}.db", durability)
     whole = ours = theirs = 0.0
     for at in range(0, count, BATCH):

@@ -38,7 +38,7 @@ class NoPrices:
 
 
 def open_client(path: Path, durability: str, *, priced: bool) -> CostOpsClient:
-    service = open_service(str(path), durability=durability)
+    service = open_service(f"sqlite:///{path}", durability=durability)
     if not priced:
         prices: Any = service.prices
         prices.in_force = None, NoPrices()

@@ -13,7 +13,7 @@ import time
 from datetime import UTC, datetime, timedelta
 
 from llm_cost_ops._gen.messages import CostStatus, UsageRecord
-from llm_cost_ops.ledger.sqlite.store import SqliteStore
+from llm_cost_ops.ledger.sqlite import SqliteLedger
 from llm_cost_ops.ledger.types import Entry, Filter
 from llm_cost_ops.pricing.pricebook import Pricing
 from llm_cost_ops.rpc.context import CallContext
@@ -39,8 +39,8 @@ def entry(at: float, chance: random.Random) -> Entry:
     return Entry(record, "", moment, chance.randrange(10**10), PRICING)
 
 
-def filled(events: int) -> SqliteStore:
-    store, chance = SqliteStore(), random.Random(1)
+def filled(events: int) -> SqliteLedger:
+    store, chance = SqliteLedger(), random.Random(1)
     step = DAYS * 86_400 / events
     for first in range(0, events, 10_000):
         batch = [entry(n * step, chance) for n in range(first, min(first + 10_000, events))]
@@ -51,7 +51,7 @@ def filled(events: int) -> SqliteStore:
     return store
 
 
-def took(store: SqliteStore, where: Filter, group_by: tuple[str, ...], interval: str, zone: str) -> float:
+def took(store: SqliteLedger, where: Filter, group_by: tuple[str, ...], interval: str, zone: str) -> float:
     """The median of a query, in milliseconds."""
     times = []
     for _ in range(7):

@@ -144,7 +144,7 @@ def breakdown() -> dict[str, float]:
     answering._channel = answering._channel.derived(interceptors=[Retry(RetryConfig()), ErrorMapping()])
     through, *_ = median(lambda: submit_to(answering.usage))
 
-    service = open_service(None, durability="process")
+    service = open_service("sqlite://", durability="process")
     prices = Prices(service.store)
     context = CallContext(SUBMIT_USAGE, SyncRuntime(), Metadata())
     drive(prices.refresh(context))

@@ -17,8 +17,7 @@ from rich.table import Table
 
 from llm_cost_ops._gen.methods import GET_HEALTH
 from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
-from llm_cost_ops.ledger import ApiKey, KeyStore
-from llm_cost_ops.ledger.sqlite.store import SqliteStore
+from llm_cost_ops.ledger import ApiKey, KeyStore, open_ledger
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.runtime import SyncRuntime, drive
@@ -106,10 +105,10 @@ def _state(key: ApiKey) -> tuple[str, str]:
 def _with_keys(path: str, ask: Callable[[KeyStore, CallContext], Coroutine[Any, Any, T]]) -> T:
     runtime = SyncRuntime()
     context = CallContext(GET_HEALTH, runtime, Metadata(), runtime.monotonic() + _PATIENCE)
-    store = SqliteStore(path)
+    ledger = open_ledger(path)
     try:
-        return drive(ask(store.keys, context))
+        return drive(ask(ledger.keys, context))
     except RpcError as error:
         raise error_from_rpc(error) from error
     finally:
-        drive(store.aclose())
+        drive(ledger.aclose())

@@ -12,7 +12,7 @@ from typing import Any
 from llm_cost_ops._gen.messages import GetReadinessRequest
 from llm_cost_ops._gen.methods import GET_HEALTH, GET_READINESS
 from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
-from llm_cost_ops.ledger.sqlite.store import SqliteStore
+from llm_cost_ops.ledger import Ledger, open_ledger
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.method import MethodDescriptor
@@ -39,6 +39,8 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 def serve(options: argparse.Namespace) -> int:
     """The `serve` command; it ends on SIGTERM or SIGINT, when calls in flight have been answered."""
+    if "://" in options.db:
+        raise ConfigurationError(f"--db must be the path of a file, not {options.db!r}", parameter="db")
     # A file that is not there is not made before the addresses are found good.
     asyncio.run(_serve(options, exists=Path(options.db).exists()))
     return 0
@@ -52,11 +54,11 @@ async def _serve(options: argparse.Namespace, *, exists: bool) -> None:
     required = options.require_keys or (exists and await _holds_keys(options))
     for option, where in (("http", where_http), ("grpc", where_grpc)):
         _check_reach(option, where, required=required, secret=tls is not None)
+    ledger = await _opened(options)
     print(f"llm-cost-ops: {_REQUIRED if required else _UNASKED}", flush=True)
-    store = SqliteStore(options.db, durability=options.durability, group_commit=True)
-    keys = Authentication(store.keys, required=required)
+    keys = Authentication(ledger.keys, required=required)
     admission = Admission(options.max_calls, exempt=OPEN)
-    service = Service(store, [admission, keys], reported_providers=options.reported_providers)
+    service = Service(ledger, [admission, keys], reported_providers=options.reported_providers)
     servers: list[Server] = []
     if where_http is not None:
         app = AsgiApp(service.handler, admit=keys.admit, admission=admission)
@@ -64,7 +66,12 @@ async def _serve(options: argparse.Namespace, *, exists: bool) -> None:
     if where_grpc is not None:
         from llm_cost_ops.server.grpc import GrpcServer
 
-        servers.append(GrpcServer(service.handler, ready=partial(_ready, service), tls=tls, **where_grpc))
+        ready = partial(_ready, service)
+        servers.append(
+            GrpcServer(
+                service.handler, ready=ready, admit=keys.admit, admission=admission, tls=tls, **where_grpc
+            )
+        )
     await run(
         servers,
         on_drain=service.drain,
@@ -73,14 +80,25 @@ async def _serve(options: argparse.Namespace, *, exists: bool) -> None:
     )
 
 
-async def _holds_keys(options: argparse.Namespace) -> bool:
-    store = SqliteStore(options.db)
+async def _opened(options: argparse.Namespace) -> Ledger:
+    """The ledger, which has shown that it can be written."""
+    ledger = open_ledger(options.db, durability=options.durability, group_commit=True)
     try:
-        return await store.keys.any(_context(GET_HEALTH))
+        await ledger.check(_context(GET_READINESS))
+    except RpcError as error:
+        await ledger.aclose()
+        raise ConfigurationError(f"--db {options.db}: {error.message}", parameter="db") from error
+    return ledger
+
+
+async def _holds_keys(options: argparse.Namespace) -> bool:
+    ledger = open_ledger(options.db)
+    try:
+        return await ledger.keys.any(_context(GET_HEALTH))
     except RpcError as error:
         raise error_from_rpc(error) from error
     finally:
-        await store.aclose()
+        await ledger.aclose()
 
 
 def _context(method: MethodDescriptor[Any, Any], timeout: float = 30.0) -> CallContext:

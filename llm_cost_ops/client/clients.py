@@ -5,14 +5,12 @@ This is the composition root: nothing else knows which parts a client is made of
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property, partial
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qs, urlencode
 
 from llm_cost_ops._gen import resources
 from llm_cost_ops.client.attribution import Attributes, Attribution, attribute
@@ -61,23 +59,14 @@ def _embedded_transport(config: ClientConfig, *, sync: bool) -> Transport:
     from llm_cost_ops.service import open_service
     from llm_cost_ops.transports.inprocess import InProcessTransport
 
-    parts = split_base_url(config.base_url)
-    query = parse_qs(parts.query, keep_blank_values=True)
-    options = {name: values[-1] for name, values in query.items()}
-    durability = options.pop("durability", config.durability)
-    stated = options.pop("reported_providers", None)
-    if options:
-        raise ConfigurationError(f"base_url: unknown option {min(options)!r}", parameter="base_url")
-    if durability not in ("disk", "process"):
-        raise ConfigurationError(
-            f"base_url: durability must be 'disk' or 'process', not {durability!r}", parameter="base_url"
-        )
-    path = unquote(parts.path)[1:]
+    query = parse_qs(split_base_url(config.base_url).query, keep_blank_values=True)
+    stated = query.pop("reported_providers", None)
+    url = config.base_url.partition("?")[0]
     service = open_service(
-        str(Path(path).expanduser()) if path else None,
-        durability=durability,
+        f"{url}?{urlencode(query, doseq=True)}" if query else url,
+        durability=config.durability,
         group_commit=not sync,
-        reported_providers=config.reported_providers if stated is None else split_names(stated),
+        reported_providers=config.reported_providers if stated is None else split_names(stated[-1]),
         origin="client",
     )
     return InProcessTransport(service.handler, service.aclose)
@@ -326,6 +315,8 @@ class _AsyncClient(_Client):
     async def close(self) -> None:
         """Send what was recorded, and let go of connections, files and threads. May be called twice."""
         if self._channel.owner and self._recording.begun:
+            import asyncio
+
             await asyncio.to_thread(self._recording.close)
         await self._channel.close()
 
@@ -491,6 +482,8 @@ class AsyncCostOpsClient(_AsyncClient):
 
     async def flush(self, timeout: float | None = None) -> FlushReport:
         """Wait until all that was recorded is sent, as CostOpsClient.flush."""
+        import asyncio
+
         return await asyncio.to_thread(self._recording.flush, timeout)
 
 

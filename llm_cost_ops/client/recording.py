@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import copy
 import os
@@ -120,6 +119,8 @@ class _AsyncConnection:
     def __init__(self, channel: AsyncChannel) -> None:
         self._usage = AsyncUsageResource(channel)
         self._channel = channel
+        import asyncio
+
         self._runner = asyncio.Runner()
 
     def send(self, records: list[UsageRecord]) -> BatchReceipt:

@@ -10,7 +10,7 @@ import copy
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable
 from contextlib import aclosing
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import msgspec
 
@@ -24,7 +24,7 @@ from llm_cost_ops._gen.messages import (
     UsageRecord,
 )
 from llm_cost_ops._gen.methods import STREAM_USAGE
-from llm_cost_ops._gen.resources import AsyncUsageResource, UsageResource
+from llm_cost_ops._gen.resources import AsyncUsageResource, UsageRecordFields, UsageResource
 from llm_cost_ops.client.recording import Recording
 from llm_cost_ops.config import RetryConfig
 from llm_cost_ops.exceptions import ConfigurationError, CostOpsError, NetworkError, error_from_rpc
@@ -275,13 +275,13 @@ class StreamingUsageResource(UsageResource):
         super().__init__(channel)
         self._recording = recording
 
-    def record(self, record: UsageRecord | None = None, /, **fields: Any) -> None:
+    def record(self, record: UsageRecord | None = None, /, **fields: Unpack[UsageRecordFields]) -> None:
         """Record a call beside the caller's work: takes what `submit` takes, and returns at once.
 
         Nothing is raised for the network, nor for wrong arguments, which RecorderConfig's `on_error` is told
         of; RecorderFullError where its `overflow` asks for it. `client.flush()` says what became of records.
         """
-        _recorder(self._recording).record(record, fields)
+        _recorder(self._recording).record(record, {**fields})
 
     def stream(
         self,
@@ -343,9 +343,9 @@ class AsyncStreamingUsageResource(AsyncUsageResource):
         super().__init__(channel)
         self._recording = recording
 
-    def record(self, record: UsageRecord | None = None, /, **fields: Any) -> None:
+    def record(self, record: UsageRecord | None = None, /, **fields: Unpack[UsageRecordFields]) -> None:
         """Record a call beside the caller's work, as StreamingUsageResource.record; nothing is awaited."""
-        _recorder(self._recording).record(record, fields)
+        _recorder(self._recording).record(record, {**fields})
 
     async def stream(
         self,

@@ -247,7 +247,7 @@ def _helicone(row: dict[str, Any]) -> UsageRecord:
     if "usage" in body or "usageMetadata" in body:
         # The answer itself knows more than the columns.
         try:
-            return usage_from_response(body, provider=provider or None)
+            return usage_from_response(body, provider=provider)
         except PayloadError:
             pass
     cached = count(row, "prompt_cache_read_tokens") or 0

@@ -14,7 +14,7 @@ from llm_cost_ops.interceptors.waiting import outcome_of
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.forks import forget_in_children
 from llm_cost_ops.rpc.interceptor import Req, Res, StreamContinuation, UnaryContinuation
-from llm_cost_ops.rpc.method import Idempotency
+from llm_cost_ops.rpc.method import Idempotency, MessageCodec
 from llm_cost_ops.wire.errors import EncodeError
 
 __all__ = ["Cache", "ExpiringEntries"]
@@ -97,11 +97,11 @@ class Cache:
         key = self._key(request, context)
         if key is None:
             return await continuation(request, context)
+        codec: MessageCodec[Res] = method.response
         while True:
             answer = self._entries.get(key, context.runtime.monotonic())
             if answer is not None:
-                cached: Res = _answered(answer, context)
-                return cached
+                return _answered(answer, context, codec)
             with self._lock:
                 leader = self._under_way.get(key)
                 if leader is None:
@@ -110,8 +110,7 @@ class Cache:
                 return await self._lead(key, mine, continuation, request, context)
             answer = await outcome_of(leader, context)
             if answer:
-                cached = _answered(answer, context)
-                return cached
+                return _answered(answer, context, codec)
             if answer is not None:
                 return await continuation(request, context)
 
@@ -164,7 +163,7 @@ class Cache:
             mine.set_result(answer)
 
 
-def _answered(answer: bytes, context: CallContext) -> Any:
+def _answered(answer: bytes, context: CallContext, codec: MessageCodec[Res]) -> Res:
     context.attempt = 0
     context.response_status = 200
-    return context.method.response.decode_json(answer)
+    return codec.decode_json(answer)

@@ -1,6 +1,7 @@
-"""The ids of usage records, which follow from their keys, and the form in which ids and keys are stored.
+"""The ids of usage records, which follow from organization and key, and the form in which both are stored.
 
-So one index finds a record by its id, and tells whether a key was used before.
+So one index on (organization, id) finds a record by its id, and tells whether a key was used before: the key
+beside the id is compared, since two keys may have the same id.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ __all__ = ["as_key", "as_text", "usage_id"]
 _LENGTH = 36
 
 
-def usage_id(organization_id: str, key: str) -> tuple[str, bytes, str | bytes | None]:
+def usage_id(organization_id: str, key: str, attempt: int = 0) -> tuple[str, bytes, str | bytes | None]:
     """The id of the record with a key, as text and as it is stored, and the key as it is stored.
 
     The id is a UUID (RFC 9562), another one each time without a key. Of a key that begins with a UUID of
     version 7 it keeps the first 18 characters, so that ids which are made one after the other lie together
-    in the index; the rest is a hash, as is all of it for another key (version 8). That two records get one
-    id is left to chance: 60 bits within a millisecond, 108 otherwise.
+    in the index; the rest is a hash, as is all of it for another key (version 8). Where another key
+    of the organization has that id already, the next `attempt` gives another one.
 
         key 01a20359-ab54-7000-bc5b-ba4c242805a1    id 01a20359-ab54-7000-8…
         key 01a20359-ab54-7000-bc5b-ba4c242805a1:7  id 01a20359-ab54-7000-9…
@@ -29,6 +30,8 @@ def usage_id(organization_id: str, key: str) -> tuple[str, bytes, str | bytes | 
     if not key:
         made = uuid7()
         return made, bytes.fromhex(made.replace("-", "")), None
+    if attempt:
+        organization_id = f"{organization_id} {attempt}"
     stored = as_key(key)
     if type(stored) is bytes and key[14] == "7":
         h = sha256(stored + organization_id.encode()).hexdigest()

@@ -1,25 +1,48 @@
-"""What crosses the border between the engine and a store: entries on their way in, sums on their way out."""
+"""The values that a ledger takes and gives: entries on their way in, records and sums on their way out."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 
 import msgspec
 
 from llm_cost_ops._gen.messages import CostStatus, RateCard, SubmitStatus, UsageRecord
-from llm_cost_ops.pricing.pricebook import Pricing
+from llm_cost_ops.pricing.pricebook import Priced, Pricing
 
-__all__ = ["Appended", "Change", "Entry", "Filter", "Recorded", "Sums"]
+__all__ = [
+    "Amounts",
+    "ApiKey",
+    "Appended",
+    "CardOf",
+    "Change",
+    "Committed",
+    "Entry",
+    "Filter",
+    "Position",
+    "Price",
+    "Recorded",
+    "Repriced",
+]
+
+Position = str
+"""Where a list or a feed goes on: opaque text of the ledger that gave it, and of no other."""
+
+CardOf = Callable[[str, int, str], RateCard | None]
+"""The card with an id, a version and an origin_version, or None; for cards that the ledger did not keep."""
+
+Price = Callable[[UsageRecord], Priced]
+"""What a record costs. It may be asked about a record twice, and from another thread."""
 
 
 class Entry(msgspec.Struct, gc=False):
     """One record on its way into the ledger.
 
-    `record` is what the caller sent, with total_tokens filled in and the provider canonical: a store keeps
+    `record` is what the caller sent, with total_tokens filled in and the provider canonical: a ledger keeps
     it as it is, and tells a duplicate from a conflict by it. It has neither id nor key, and no timestamp
     where the caller gave none: `ingested_at` takes its place, and is then the same content. `key` is the
     idempotency key, "" for none. `units` is the cost in 10^-12 of the currency in `by`, None when unpriced.
-    A store keeps each card in `by` once, so that receipts do not depend on the catalog.
+    A ledger keeps each card in `by` once, so that receipts do not depend on the catalog.
     """
 
     record: UsageRecord
@@ -61,6 +84,27 @@ class Change(msgspec.Struct, gc=False, kw_only=True):
     currency_after: str
 
 
+class Repriced(msgspec.Struct, gc=False):
+    """What a step of repricing did: how many records it looked at, what changed, and where the next begins.
+
+    `position` is None when nothing is left.
+    """
+
+    examined: int
+    changes: list[Change]
+    position: Position | None
+
+
+class Committed(msgspec.Struct, gc=False):
+    """That a record was committed, or a revision of its cost.
+
+    `record` has the cost of that `revision`, which is 1 for a new record and more for a repriced one.
+    """
+
+    record: UsageRecord
+    revision: int
+
+
 class Appended(msgspec.Struct, gc=False):
     """What became of one entry; for a duplicate everything but `status` is of the first answer.
 
@@ -97,7 +141,7 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     end: datetime | None = None
 
 
-class Sums(msgspec.Struct, gc=False, kw_only=True):
+class Amounts(msgspec.Struct, gc=False, kw_only=True):
     """The exact sums of a group in one currency; `units` are 10^-12 of it.
 
     `requests` counts calls, and `unpriced_requests` those among them whose price is not known.
@@ -110,3 +154,23 @@ class Sums(msgspec.Struct, gc=False, kw_only=True):
     unpriced_requests: int = 0
     units: int = 0
     currency: str = "USD"
+
+
+class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept of an API key: never the key itself.
+
+    `id` is the visible prefix, `hash` the 32 bytes of a keyed hash, `role` one of reader, writer, admin.
+    `organizations` None means all of them. Times are in UTC; None means never.
+    """
+
+    id: str
+    hash: bytes
+    name: str = ""
+    role: str
+    organizations: tuple[str, ...] | None
+    created_at: datetime
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+    def __repr__(self) -> str:
+        return f"ApiKey({self.id!r}, role={self.role!r}, organizations={self.organizations!r})"

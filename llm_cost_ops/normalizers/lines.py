@@ -46,7 +46,7 @@ def _from_envelope(obj: dict[str, Any]) -> UsageRecord:
     fields = {name: getattr(record, name) for name in given if name != "organization_id"}
     return usage_from_response(
         obj["response"],
-        provider=_text(obj, "provider"),
+        provider=_text(obj, "provider") or "",
         api=_text(obj, "api"),
         organization_id=record.organization_id,
         **fields,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from llm_cost_ops._gen.messages import Operation, Outcome, UsageQuality, UsageRecord
 from llm_cost_ops.normalizers import chat, dialects, media, mistral
@@ -23,6 +23,10 @@ from llm_cost_ops.normalizers.streams import fold, is_stream
 from llm_cost_ops.normalizers.wrappers import unwrap
 from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.rules.usage import total_tokens
+from llm_cost_ops.wire.coerce import texts
+
+if TYPE_CHECKING:
+    from llm_cost_ops._gen.resources import UsageRecordFields
 
 __all__ = ["APIS", "usage_from_response"]
 
@@ -68,17 +72,12 @@ _FIELDS = frozenset(UsageRecord.__struct_fields__) - {"unknown_"}
 
 
 def usage_from_response(
-    response: Any,
-    *,
-    provider: str | None = None,
-    api: str | None = None,
-    organization_id: str = "",
-    **fields: Any,
+    response: object, *, api: str | None = None, **fields: Unpack[UsageRecordFields]
 ) -> UsageRecord:
     """The usage that a provider's response states, as a record ready to submit.
 
     `response` is a dict, an SDK's object, a list or iterator of streamed events (which it exhausts),
-    or a dict of OpenTelemetry gen_ai.* attributes. `api` is one of `APIS` and `provider` any name;
+    or a dict of OpenTelemetry gen_ai.* attributes. `api` is one of `APIS` and `provider=` any name;
     what is not given is told from the payload's shape. What neither says stays empty: Bedrock's and
     Cohere's responses do not name the model, so pass `model_id=`.
 
@@ -90,14 +89,18 @@ def usage_from_response(
     Raises PayloadError, with `path`, when the payload contradicts itself or has no known shape;
     ValueError for an unknown `api`; TypeError for a field that UsageRecord has not.
     """
-    if fields and not fields.keys() <= _FIELDS:
-        raise TypeError(f"UsageRecord has no field {min(fields.keys() - _FIELDS)!r}")
-    model = fields.get("model_id")
-    record = UsageRecord(organization_id=organization_id, model_id=model if isinstance(model, str) else "")
+    given: dict[str, Any] = {**fields}
+    if given and not given.keys() <= _FIELDS:
+        raise TypeError(f"UsageRecord has no field {min(given.keys() - _FIELDS)!r}")
+    provider = given.pop("provider", None)
+    model = given.get("model_id")
+    record = UsageRecord(
+        organization_id=given.pop("organization_id", ""), model_id=model if isinstance(model, str) else ""
+    )
     complete = True
     if type(response) is dict:
         payload = response
-    elif is_stream(response):
+    elif isinstance(response, Iterable) and is_stream(response):
         payload, stream_api, complete = fold(response)
         api = api or stream_api
     else:
@@ -108,8 +111,8 @@ def usage_from_response(
     _normalize(payload, record, provider, api)
     if not complete:
         set_unknown(record)
-    if fields:
-        _set_fields(record, fields)
+    if given:
+        _set_fields(record, given)
     return record
 
 
@@ -152,6 +155,8 @@ def _set_fields(record: UsageRecord, fields: dict[str, Any]) -> None:
             value = moment(value, name)
         elif name == "reported_cost":
             value = money(value, name)
+        elif name == "tags":
+            value = texts(value)
         setattr(record, name, value)
     if ("input_tokens" in fields or "output_tokens" in fields) and "total_tokens" not in fields:
         record.total_tokens = total_tokens(record)

@@ -30,7 +30,7 @@ class RawMethod(Generic[P, T]):
         self.__doc__ = method.__doc__
 
     def __get__(self, instance: object, owner: type | None = None) -> Callable[P, T]:
-        return MethodType(self._method, instance) if instance is not None else self._method  # type: ignore[return-value]
+        return MethodType(self._method, instance) if instance is not None else self._method  # type: ignore[return-value]  # of its class
 
 
 def raw(method: Callable[Concatenate[Any, P], T]) -> RawMethod[P, RawResponse[T]]:

@@ -14,7 +14,15 @@ if TYPE_CHECKING:
 
     from llm_cost_ops.rpc.metadata import Metadata
 
-__all__ = ["OVERLOADED", "STATUS_BY_REASON", "RpcError", "StatusCode", "Violation", "client_closed"]
+__all__ = [
+    "OVERLOADED",
+    "STATUS_BY_REASON",
+    "RpcError",
+    "StatusCode",
+    "Violation",
+    "client_closed",
+    "invalid_argument",
+]
 
 
 class StatusCode(enum.IntEnum):
@@ -120,3 +128,8 @@ def client_closed(*, maybe_applied: bool = False) -> RpcError:
         origin="client",
         maybe_applied=maybe_applied,
     )
+
+
+def invalid_argument(field: str, rule: str) -> RpcError:
+    """The error for one field that breaks one rule."""
+    return RpcError(StatusCode.INVALID_ARGUMENT, f"{field} {rule}", violations=[Violation(field, rule)])

@@ -24,6 +24,8 @@ from llm_cost_ops.wire.unknown import keeps_unknown
 
 __all__ = ["BatchCheck", "counted", "refused"]
 
+MAX_VIOLATIONS = 20
+
 
 class BatchCheck:
     """Answers the bad records of a batch in the client, so that no codec meets them.
@@ -74,13 +76,13 @@ def _moved(result: SubmitResult, short: str, path: str) -> SubmitResult:
 
 
 def refused(violations: Iterable[Violation], code: StatusCode = StatusCode.INVALID_ARGUMENT) -> SubmitResult:
-    """The result of a record that broke rules."""
-    broken = list(violations)
+    """The result of a record that broke rules, with the first of them: thousands of records may break all."""
+    broken = list(violations)[:MAX_VIOLATIONS]
     return SubmitResult(
         status=SubmitStatus.INVALID,
         error=RecordError(
             code=code.name,
-            message="; ".join(f"{field} {rule}".lstrip() for field, rule in broken[:20]),
+            message="; ".join(f"{field} {rule}".lstrip() for field, rule in broken),
             violations=[FieldViolation(field=field, description=rule) for field, rule in broken],
         ),
     )

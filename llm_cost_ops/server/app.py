@@ -17,8 +17,9 @@ import msgspec
 import uvicorn
 
 from llm_cost_ops.exceptions import ConfigurationError
-from llm_cost_ops.server.h11_limits import ConnectionLimits, limited_protocol
+from llm_cost_ops.server.h11_limits import limited_protocol
 from llm_cost_ops.server.http import AsgiApp
+from llm_cost_ops.server.limits import ConnectionLimits
 
 __all__ = [
     "HttpServer",

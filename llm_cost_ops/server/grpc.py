@@ -17,7 +17,6 @@ from typing import Any, NoReturn, TypeAlias
 
 import grpc
 import grpc.aio
-import msgspec
 
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.handler import ServiceHandler
@@ -25,9 +24,18 @@ from llm_cost_ops.rpc.ids import uuid7
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.method import Cardinality, MethodDescriptor
 from llm_cost_ops.rpc.runtime import AsyncRuntime, Runtime
-from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
-from llm_cost_ops.server.admission import overloaded
+from llm_cost_ops.rpc.slices import Slices
+from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.server.admission import Admission, overloaded
 from llm_cost_ops.server.app import ServerTls, private_sockets, remove_socket, remove_stale_socket
+from llm_cost_ops.server.decoding import (
+    UNBOUNDED_ANSWERS,
+    decode_protobuf,
+    max_bytes_of,
+    too_many_bytes,
+    violation_of,
+)
+from llm_cost_ops.server.limits import BACKLOG, GrpcLimits
 from llm_cost_ops.server.reflection import SERVICES as REFLECTION_SERVICES
 from llm_cost_ops.server.reflection import DescriptorImage, ReflectionHandler
 from llm_cost_ops.transports.grpc.status import fields_of, number, write_status
@@ -36,7 +44,7 @@ from llm_cost_ops.wire import DecodeError
 from llm_cost_ops.wire.fields import walk
 from llm_cost_ops.wire.unknown import Unknown
 
-__all__ = ["GrpcLimits", "GrpcServer", "HealthHandler"]
+__all__ = ["GrpcServer", "HealthHandler"]
 
 
 _log = logging.getLogger("llm_cost_ops.server")
@@ -45,50 +53,10 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _MAX_MESSAGE = 1000
 _COMPRESSED_FROM = 1024
 
-# Calls that grpcio takes in at a time, as a multiple of those that are served.
-_BACKLOG = 4
-
 # A call that was accepted has begun within so many seconds.
 _SETTLING = 0.1
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-
-
-class GrpcLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What the server takes and sends: bytes of a message (also after decompression), calls, seconds.
-
-    More than `max_concurrent_calls` at a time are refused, with a hint when to come again. `call_timeout` is
-    for a call whose client sets no deadline or a later one, `stream_timeout` for one with a stream. Clients
-    may ping every `min_ping_interval` seconds; the server pings a silent connection after `keepalive_time`
-    and closes it when no answer comes within `keepalive_timeout`.
-    """
-
-    max_receive_bytes: int = 16 * 1024 * 1024
-    max_send_bytes: int = 64 * 1024 * 1024
-    max_metadata_bytes: int = 32 * 1024
-    max_concurrent_calls: int = 1000
-    call_timeout: float = 60.0
-    stream_timeout: float = 3600.0
-    min_ping_interval: float = 10.0
-    keepalive_time: float = 120.0
-    keepalive_timeout: float = 20.0
-
-    def options(self) -> list[tuple[str, Any]]:
-        """The same in grpcio's words."""
-        return [
-            # Over our own limit a request gets an answer that names it; over this, grpcio cuts it off.
-            ("grpc.max_receive_message_length", 2 * self.max_receive_bytes),
-            ("grpc.max_send_message_length", self.max_send_bytes),
-            ("grpc.max_metadata_size", self.max_metadata_bytes),
-            ("grpc.keepalive_time_ms", round(self.keepalive_time * 1000)),
-            ("grpc.keepalive_timeout_ms", round(self.keepalive_timeout * 1000)),
-            ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.http2.min_ping_interval_without_data_ms", round(self.min_ping_interval * 1000)),
-            # A level heeds what the client accepts; an algorithm (`compression=`) does not.
-            ("grpc.default_compression_level", 1),
-            # Two servers on one port would share its connections at random.
-            ("grpc.so_reuseport", 0),
-        ]
 
 
 class GrpcServer:
@@ -97,6 +65,8 @@ class GrpcServer:
     It listens on `host` and `port`, loopback unless told otherwise; port 0 takes a free one. With
     `uds` it listens on that Unix socket instead, which only the process's user may open.
     `tls` turns TLS on, but not on a Unix socket. `ready` tells health whether the service takes traffic.
+    `admit` raises RpcError for a call that is not to be answered, and `admission` where one is too many:
+    both before anything of it is decoded.
     An error that a servicer did not mean to raise is logged under its request id and tells the client
     nothing.
     """
@@ -110,6 +80,8 @@ class GrpcServer:
         uds: str | None = None,
         tls: ServerTls | None = None,
         ready: Callable[[], Awaitable[bool]] | None = None,
+        admit: Callable[[CallContext], Awaitable[None]] | None = None,
+        admission: Admission | None = None,
         limits: GrpcLimits | None = None,
         runtime: Runtime | None = None,
     ) -> None:
@@ -119,6 +91,8 @@ class GrpcServer:
         self._uds = uds
         self._credentials = None if tls is None or uds is not None else _credentials(tls)
         self._ready = ready or _always
+        self._admit = admit or _anybody
+        self._admission = admission
         self._limits = limits or GrpcLimits()
         self._runtime = runtime or AsyncRuntime()
         self._server: grpc.aio.Server | None = None
@@ -129,7 +103,7 @@ class GrpcServer:
         """Bind and accept; the address really bound. Raises OSError when that can't be."""
         limits = self._limits
         # Over our own limit a call is told when to come again; over this, grpcio cuts it off.
-        most = _BACKLOG * limits.max_concurrent_calls
+        most = BACKLOG * limits.max_concurrent_calls
         server = grpc.aio.server(options=limits.options(), maximum_concurrent_rpcs=most)
         server.add_generic_rpc_handlers(self._listeners())
         address = self._bind(server)
@@ -178,7 +152,15 @@ class GrpcServer:
         services: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
         for method in self._handler.methods.values():
             handlers = services.setdefault(method.service, {})
-            call = _Method(method, self._handler, self._limits, self._runtime, self._in_flight)
+            call = _Method(
+                method,
+                self._handler,
+                self._limits,
+                self._runtime,
+                self._in_flight,
+                self._admit,
+                None if self._admission is None or method.path in self._admission.exempt else self._admission,
+            )
             if method.cardinality is Cardinality.UNARY_UNARY:
                 handlers[method.name] = grpc.unary_unary_rpc_method_handler(call.serve)
             elif method.cardinality is Cardinality.UNARY_STREAM:
@@ -215,7 +197,11 @@ class _Method:
         limits: GrpcLimits,
         runtime: Runtime,
         in_flight: _InFlight,
+        admit: Callable[[CallContext], Awaitable[None]],
+        admission: Admission | None,
     ) -> None:
+        self._admit = admit
+        self._admission = admission
         self._in_flight = in_flight
         self._method = method
         self._handler = handler
@@ -227,7 +213,9 @@ class _Method:
 
         async def answer(context: CallContext) -> bytes:
             async with self._in_time(context):
-                response = await self._handler.unary_unary(self._request(data), context)
+                response = await self._handler.unary_unary(await self._request(data), context)
+                if self._method.path in UNBOUNDED_ANSWERS:
+                    return await self._runtime.offload(self._method.response.encode, response)
             return self._method.response.encode(response)
 
         answered: bytes = await self._guarded(answer, grpc_context)
@@ -240,7 +228,7 @@ class _Method:
 
         async def answer(context: CallContext) -> None:
             if self._method.cardinality is Cardinality.UNARY_STREAM:
-                stream = self._handler.unary_stream(self._request(incoming), context)
+                stream = self._handler.unary_stream(await self._request(incoming), context)
             else:
                 stream = self._handler.stream_stream(self._requests(incoming), context)
             async with self._in_time(context), aclosing(stream) as responses:
@@ -262,6 +250,11 @@ class _Method:
             if self._in_flight.calls > self._limits.max_concurrent_calls:
                 raise overloaded(self._runtime)
             context = self._context(received, str(request_id), grpc_context)
+            if self._admission is not None:
+                refusal = await self._admission.refusal(self._runtime, context.remaining())
+                if refusal is not None:
+                    raise refusal
+            await self._admit(context)
             answered = await answer(context)
         except RpcError as error:
             await _abort(grpc_context, error, context, str(request_id))
@@ -274,46 +267,41 @@ class _Method:
         grpc_context.set_trailing_metadata(_trailers(str(request_id), context.response_metadata))
         return answered
 
-    def _request(self, data: bytes) -> Any:
-        if len(data) > self._limits.max_receive_bytes:
-            raise RpcError(
-                StatusCode.INVALID_ARGUMENT,
-                f"the request may have at most {self._limits.max_receive_bytes} bytes",
-                error_code="PAYLOAD_TOO_LARGE",
-            )
+    async def _request(self, data: bytes) -> Any:
+        limits = self._limits
+        most = max_bytes_of(self._method, limits.max_message_bytes, limits.max_receive_bytes)
+        if len(data) > most:
+            raise too_many_bytes("the request", most)
         try:
-            return self._method.request.decode(data)
+            return await decode_protobuf(self._method, data, limits.max_message_bytes, self._runtime)
         except DecodeError as error:
-            raise RpcError(
-                StatusCode.INVALID_ARGUMENT,
-                f"the request {error}",
-                violations=[Violation(error.path, error.reason)],
-            ) from error
+            raise violation_of(error, "the request") from error
 
     async def _requests(self, incoming: AsyncIterator[bytes]) -> AsyncGenerator[Any, None]:
         """The requests of a stream; one that can't be decoded comes in parts."""
+        received, slices = 0, Slices(self._runtime)
         async for data in incoming:
+            received += len(data)
+            if received > self._limits.max_stream_bytes:
+                raise too_many_bytes("all requests of a stream", self._limits.max_stream_bytes)
             try:
-                yield self._request(data)
+                yield await self._request(data)
             except RpcError:
-                for request in self._in_parts(data):
-                    yield request
+                for start, stop in _parts(data):
+                    yield await self._part(data[start:stop])
+                    await slices.pause()
+            await slices.pause()
 
-    def _in_parts(self, data: bytes) -> Iterator[Any]:
-        """Each field of a message as a request of its own, so that an element of a list harms only itself.
+    async def _part(self, data: bytes) -> Any:
+        """One field of a message as a request of its own, so that an element of a list harms only itself.
 
         One that can't be decoded says why in its `unknown_`; so does the whole, where it has no fields.
         """
         try:
-            ends = [stop for _, _, stop in walk(data, 0, len(data))]
-        except (DecodeError, IndexError):
-            ends = [len(data)]
-        for start, stop in pairwise([0, *ends]):
-            try:
-                yield self._request(data[start:stop])
-            except RpcError as error:
-                field, reason = error.violations[0] if error.violations else ("", error.message)
-                yield self._method.request.type(unknown_=Unknown(error=reason, error_field=field))
+            return await self._request(data)
+        except RpcError as error:
+            field, reason = error.violations[0] if error.violations else ("", error.message)
+            return self._method.request.type(unknown_=Unknown(error=reason, error_field=field))
 
     @contextlib.asynccontextmanager
     async def _in_time(self, context: CallContext) -> AsyncGenerator[None, None]:
@@ -348,8 +336,21 @@ class _Method:
         )
 
 
+def _parts(data: bytes) -> Iterator[tuple[int, int]]:
+    """Where the fields of a message start and stop; the whole, where it has none."""
+    try:
+        ends = [stop for _, _, stop in walk(data, 0, len(data))]
+    except (DecodeError, IndexError):
+        ends = [len(data)]
+    return pairwise([0, *ends])
+
+
 async def _always() -> bool:
     return True
+
+
+async def _anybody(_context: CallContext) -> None:
+    pass
 
 
 def _received(context: Context) -> list[tuple[str, str | bytes]]:

@@ -5,25 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import h11
-import msgspec
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-__all__ = ["ConnectionLimits", "limited_protocol"]
+from llm_cost_ops.server.limits import ConnectionLimits
 
-
-class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds that a connection may take, and its bytes.
-
-    `header_timeout` runs from the connect, or from the first byte of a later request, to the end of
-    the headers; `idle_timeout` between requests; `linger_timeout` while a client goes on sending a
-    body that was answered already; `write_timeout` while a client does not read.
-    """
-
-    header_timeout: float = 10.0
-    idle_timeout: float = 30.0
-    linger_timeout: float = 2.0
-    write_timeout: float = 30.0
-    max_header_bytes: int = 32 * 1024
+__all__ = ["limited_protocol"]
 
 
 def limited_protocol(limits: ConnectionLimits) -> type[H11Protocol]:

@@ -17,11 +17,21 @@ from llm_cost_ops.rpc.ids import uuid7
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.method import Cardinality, MethodDescriptor
 from llm_cost_ops.rpc.runtime import AsyncRuntime, Runtime
+from llm_cost_ops.rpc.slices import Slices
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.server.admission import Admission
+from llm_cost_ops.server.decoding import (
+    BATCHES,
+    INLINE_BYTES,
+    UNBOUNDED_ANSWERS,
+    decode_json,
+    max_bytes_of,
+    violation_of,
+)
+from llm_cost_ops.server.limits import AsgiLimits
 from llm_cost_ops.transports.http.binding import Binding, Router
 from llm_cost_ops.transports.http.errors import error_to_response
-from llm_cost_ops.transports.http.ndjson import MEDIA_TYPE, Lines, LineSplitter
+from llm_cost_ops.transports.http.ndjson import MEDIA_TYPE, PAUSE, Lines, LineSplitter
 from llm_cost_ops.transports.net.bodies import BodyTooLargeError, BoundedBody
 from llm_cost_ops.transports.net.headers import (
     DEADLINE_HEADER,
@@ -32,12 +42,12 @@ from llm_cost_ops.transports.net.headers import (
     is_request_id,
     to_headers,
 )
+from llm_cost_ops.wire import DecodeError
 from llm_cost_ops.wire.unknown import UNKNOWN_FIELDS
 
 __all__ = [
     "LINE_TYPES",
     "AsgiApp",
-    "AsgiLimits",
     "DisconnectedError",
     "Receive",
     "Send",
@@ -52,22 +62,6 @@ _log = logging.getLogger("llm_cost_ops.server")
 Answer = tuple[int, list[tuple[str, str]], bytes]
 
 _SERVED = {Cardinality.UNARY_UNARY, Cardinality.UNARY_STREAM, Cardinality.STREAM_STREAM}
-
-
-class AsgiLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What the app takes: bytes of a body (also after decompression) and of headers, and seconds.
-
-    `body_timeout` is for the whole body, `call_timeout` for the call itself, where the client sets
-    no deadline or a later one; a stream has `stream_timeout` in place of both, and its bodies may be of
-    any size, a line of it not.
-    """
-
-    max_body_bytes: int = 16 * 1024 * 1024
-    max_header_bytes: int = 32 * 1024
-    body_timeout: float = 30.0
-    call_timeout: float = 60.0
-    stream_timeout: float = 3600.0
-    max_line_bytes: int = 1024 * 1024
 
 
 class _Request:
@@ -99,9 +93,8 @@ class _Request:
             # Two lengths are how requests are smuggled past a proxy.
             raise _refused(400, "a request has either Content-Length or Transfer-Encoding")
 
-    async def body(self, receive: Receive) -> bytes:
-        """The whole body, decompressed."""
-        limit = self.limits.max_body_bytes
+    async def body(self, receive: Receive, limit: int, runtime: Runtime) -> bytes:
+        """The whole body, decompressed: at most `limit` bytes."""
         length = self.text("content-length")
         too_large = _refused(413, f"the body may have at most {limit} bytes")
         if length.isdecimal() and int(length[:20]) > limit:
@@ -117,7 +110,7 @@ class _Request:
             raise _refused(415, str(error)) from error
         try:
             async with asyncio.timeout(self.limits.body_timeout):
-                await _feed(body, receive)
+                await _feed(body, receive, runtime)
             return body.whole()
         except BodyTooLargeError as error:
             raise too_large from error
@@ -134,7 +127,14 @@ class _Request:
         if self.kind() not in LINE_TYPES:
             raise _refused(415, f"the content type must be {MEDIA_TYPE}")
         try:
-            return LineSplitter(self.limits.max_line_bytes, self.text("content-encoding"))
+            limits = self.limits
+            encoding = self.text("content-encoding")
+            return LineSplitter(
+                limits.max_message_bytes,
+                encoding,
+                max_bytes=limits.max_stream_bytes,
+                max_blank_lines=_MAX_BLANK_LINES,
+            )
         except ValueError as error:
             raise _refused(415, str(error)) from error
 
@@ -167,8 +167,8 @@ class AsgiApp:
     """An ASGI app over a ServiceHandler.
 
     `close` lets go of what the handler holds; it is awaited when the ASGI server ends the lifespan.
-    `admit` raises RpcError for a call that is not to be answered, before its body is read; `admission`
-    refuses one before anything is looked at but its path.
+    `admit` raises RpcError for a call that is not to be answered, before anything of it is decoded;
+    `admission` refuses one before anything is looked at but its path.
     Errors are `{"error": {"code", "message", "details"}, "request_id"}`. An error that a servicer
     did not mean to raise is logged under its request id and tells the client nothing. A servicer
     may set `context.response_status` and `context.response_metadata`.
@@ -258,37 +258,53 @@ class AsgiApp:
                 return 204, allow, b""
             status, headers, body = _error(_refused(405, f"{verb} is not allowed here"), request.id)
             return status, headers + allow, body
-        if binding.method.cardinality is not Cardinality.UNARY_UNARY:
-            return await self._stream(binding, route.variables, request, receive, send)
         _take_unknown(binding, request)
         context = request.context(binding, self._runtime)
-        body = await self._body(binding, request, context, receive)
-        return await self._call(binding, binding.decode(route.variables, request.query, body), context)
-
-    async def _body(
-        self, binding: Binding, request: _Request, context: CallContext, receive: Receive
-    ) -> bytes:
-        if binding.rule.body is None:
-            return b""
         if self._admit is not None:
             await self._admit(context)
-        return await request.body(receive)
+        if binding.method.cardinality is not Cardinality.UNARY_UNARY:
+            return await self._stream(binding, route.variables, request, context, receive, send)
+        message = await self._message(binding, route.variables, request, receive)
+        return await self._call(binding, message, context)
+
+    async def _message(
+        self, binding: Binding, variables: list[str], request: _Request, receive: Receive
+    ) -> Any:
+        if binding.rule.body is None:
+            return binding.decode(variables, request.query, b"")
+        limits, method = self._limits, binding.method
+        most = max_bytes_of(method, limits.max_message_bytes, limits.max_body_bytes)
+        body = await request.body(receive, most, self._runtime)
+        codec = binding.body_codec
+        if codec is None:
+            return binding.decode(variables, request.query, body)
+        try:
+            part = await decode_json(
+                codec, BATCHES.get(method.path), body, limits.max_message_bytes, self._runtime
+            )
+        except DecodeError as error:
+            raise violation_of(error, "body") from error
+        return binding.decode_around(variables, request.query, part)
 
     async def _stream(
-        self, binding: Binding, variables: list[str], request: _Request, receive: Receive, send: Send
+        self,
+        binding: Binding,
+        variables: list[str],
+        request: _Request,
+        context: CallContext,
+        receive: Receive,
+        send: Send,
     ) -> Answer | None:
-        _take_unknown(binding, request)
-        context = request.context(binding, self._runtime)
         context.check_deadline()
         if request.verb == "HEAD":
             return binding.rule.status, [("content-type", MEDIA_TYPE)], b""
         if binding.method.cardinality is Cardinality.STREAM_STREAM:
-            incoming = messages_of(receive, request.lines(), binding.method, self._limits.max_line_bytes)
+            incoming = messages_of(receive, request.lines(), binding.method, self._runtime)
             stream = self._handler.stream_stream(incoming, context)
             await StreamAnswer(binding, context, send).run(stream)
             return None
-        body = await self._body(binding, request, context, receive)
-        stream = self._handler.unary_stream(binding.decode(variables, request.query, body), context)
+        message = await self._message(binding, variables, request, receive)
+        stream = self._handler.unary_stream(message, context)
         await StreamAnswer(binding, context, send).run(stream, receive)
         return None
 
@@ -304,7 +320,12 @@ class AsgiApp:
             context.check_deadline(maybe_applied=True)
             raise RpcError(StatusCode.INTERNAL, "internal error") from error
         status = context.response_status or binding.rule.status
-        return status, metadata_headers(context.response_metadata), binding.encode_response(response)
+        return status, metadata_headers(context.response_metadata), await self._encoded(binding, response)
+
+    async def _encoded(self, binding: Binding, response: Any) -> bytes:
+        if binding.method.path in UNBOUNDED_ANSWERS:
+            return await self._runtime.offload(binding.encode_response, response)
+        return binding.encode_response(response)
 
 
 def _take_unknown(binding: Binding, request: _Request) -> None:
@@ -337,12 +358,14 @@ def _refused(status: int, message: str) -> RpcError:
     return RpcError(code, message, http_status=status)
 
 
-async def _feed(body: BoundedBody, receive: Receive) -> None:
+async def _feed(body: BoundedBody, receive: Receive, runtime: Runtime) -> None:
+    slices = Slices(runtime)
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise DisconnectedError
-        body.feed(message.get("body", b""))
+        for _ in body.inflate(message.get("body", b"")):
+            await slices.pause()
         if not message.get("more_body", False):
             return
 
@@ -351,6 +374,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 LINE_TYPES = frozenset(("", MEDIA_TYPE, "application/ndjson", "application/jsonl", "application/json"))
+
+_MAX_BLANK_LINES = 10_000
 
 # Lines of an export are sent in pieces of so many bytes.
 _PIECE = 32 * 1024
@@ -368,10 +393,10 @@ def metadata_headers(metadata: Metadata | None) -> list[tuple[str, str]]:
 
 
 async def messages_of(
-    receive: Receive, splitter: LineSplitter, method: MethodDescriptor[Any, Any], limit: int
+    receive: Receive, splitter: LineSplitter, method: MethodDescriptor[Any, Any], runtime: Runtime
 ) -> AsyncGenerator[Any, None]:
     """The messages in the lines of a body, read as they are asked for."""
-    lines = Lines(method)
+    lines, slices = Lines(method), Slices(runtime)
     more = True
     try:
         while more:
@@ -379,13 +404,21 @@ async def messages_of(
             if part["type"] == "http.disconnect":
                 raise DisconnectedError
             more = part.get("more_body", False)
-            for line in splitter.feed(part.get("body", b"")):
-                yield lines.request(line, limit)
+            for line in splitter.feed_slowly(part.get("body", b"")):
+                await slices.pause()
+                if line != PAUSE:
+                    yield await _line(lines, line, splitter.limit, runtime)
         for line in splitter.end():
-            yield lines.request(line, limit)
+            yield await _line(lines, line, splitter.limit, runtime)
     except ValueError as error:
         violations = [Violation("body", str(error))]
         raise RpcError(StatusCode.INVALID_ARGUMENT, str(error), violations=violations) from error
+
+
+async def _line(lines: Lines, line: bytes | None, limit: int, runtime: Runtime) -> Any:
+    if line is not None and len(line) > INLINE_BYTES:
+        return await runtime.offload(lines.request, line, limit)
+    return lines.request(line, limit)
 
 
 class StreamAnswer:

@@ -14,8 +14,7 @@ from llm_cost_ops._gen.servicers import (
 )
 from llm_cost_ops.config import REPORTED_PROVIDERS
 from llm_cost_ops.interceptors.validation import Validation
-from llm_cost_ops.ledger import Store
-from llm_cost_ops.ledger.sqlite.store import SqliteStore
+from llm_cost_ops.ledger import Ledger, open_ledger
 from llm_cost_ops.rpc.handler import ServiceHandler
 from llm_cost_ops.rules.requests import CHECKS
 from llm_cost_ops.service.access.tenancy import Tenancy
@@ -30,7 +29,7 @@ __all__ = ["Service", "open_service"]
 
 
 class Service:
-    """Every servicer over one store, behind one handler. Close it when done.
+    """Every servicer over one ledger, behind one handler. Close it when done.
 
     `reported_providers` are those whose stated costs are taken before those by price cards. `origin` is
     who refuses a bad request: "client" where the caller is in the same process, so that its error is what
@@ -39,21 +38,21 @@ class Service:
 
     def __init__(
         self,
-        store: Store,
+        ledger: Ledger,
         interceptors: Sequence[Any] = (),
         *,
         reported_providers: Collection[str] = REPORTED_PROVIDERS,
         origin: str = "server",
     ) -> None:
-        self.store = store
-        self.health = HealthService(store)
-        self.prices = prices = Prices(store, reported_providers)
+        self.ledger = ledger
+        self.health = HealthService(ledger)
+        self.prices = prices = Prices(ledger, reported_providers)
         self.handler = ServiceHandler(
             [
-                *bind_usage_service(UsageService(store, prices)),
-                *bind_cost_service(CostService(store, prices)),
-                *bind_pricing_service(PricingService(store, prices)),
-                *bind_analytics_service(AnalyticsService(store)),
+                *bind_usage_service(UsageService(ledger, prices)),
+                *bind_cost_service(CostService(ledger, prices)),
+                *bind_pricing_service(PricingService(ledger, prices)),
+                *bind_analytics_service(AnalyticsService(ledger)),
                 *bind_health_service(self.health),
             ],
             [*interceptors, Validation(CHECKS, origin=origin), Tenancy()],
@@ -64,22 +63,18 @@ class Service:
         self.health.draining = True
 
     async def aclose(self) -> None:
-        """Let go of the store's files and threads. May be called twice."""
-        await self.store.aclose()
+        """Let go of the ledger's files and threads. May be called twice."""
+        await self.ledger.aclose()
 
 
 def open_service(
-    path: str | None,
+    url: str,
     *,
     durability: str = "disk",
     group_commit: bool = False,
     reported_providers: Collection[str] = REPORTED_PROVIDERS,
     origin: str = "server",
 ) -> Service:
-    """The service over a SQLite file, or over memory when `path` is None.
-
-    With `group_commit`, concurrent writes share one transaction and one fsync, in a thread.
-    `reported_providers` and `origin` are as in Service.
-    """
-    store = SqliteStore(path, durability=durability, group_commit=group_commit)
-    return Service(store, reported_providers=reported_providers, origin=origin)
+    """The service over the ledger at a URL, as in `open_ledger`; the other options are as in Service."""
+    ledger = open_ledger(url, durability=durability, group_commit=group_commit)
+    return Service(ledger, reported_providers=reported_providers, origin=origin)

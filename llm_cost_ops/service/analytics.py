@@ -15,7 +15,7 @@ from llm_cost_ops._gen.messages import (
     MetricValues,
     TimeSeriesPoint,
 )
-from llm_cost_ops.ledger import Store
+from llm_cost_ops.ledger import Ledger
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rules.times import buckets_between
 from llm_cost_ops.service.pages import filter_of, invalid, meta_of
@@ -41,8 +41,8 @@ _DEFAULT_METRICS = ["total_cost", "total_tokens", "total_requests"]
 class AnalyticsService:
     """Measures buckets of time, and the whole period."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
 
     async def get_analytics(self, request: GetAnalyticsRequest, context: CallContext) -> GetAnalyticsResponse:
         """Give a series; without group_by every bucket is in it, used or not."""
@@ -59,7 +59,7 @@ class AnalyticsService:
             raise invalid("interval", no_member(interval.value, Interval))
         currency = currency_of(request.currency)
         buckets = buckets_between(where.start, end, interval.value, request.time_zone)
-        rows, plain = await summed(self._store, where, dimensions, buckets, context)
+        rows, plain = await summed(self._ledger, where, dimensions, buckets, context)
         total = Total()
         for _, _, sums in plain:
             total.add(sums, currency)

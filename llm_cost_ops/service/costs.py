@@ -27,7 +27,7 @@ from llm_cost_ops._gen.messages import (
 )
 from llm_cost_ops.catalog import load_catalog
 from llm_cost_ops.exceptions import ValidationError
-from llm_cost_ops.ledger import Store
+from llm_cost_ops.ledger import Ledger, Position
 from llm_cost_ops.ledger.types import Change, Recorded
 from llm_cost_ops.pricing.calculator import CALCULATOR_VERSION, calculate_cost
 from llm_cost_ops.pricing.cards import card_digest
@@ -55,20 +55,20 @@ __all__ = ["CostService", "reprice", "verify"]
 class CostService:
     """Sums exactly, in total and by group; gives, checks and estimates single costs; prices again."""
 
-    def __init__(self, store: Store, prices: Prices) -> None:
-        self._store = store
+    def __init__(self, ledger: Ledger, prices: Prices) -> None:
+        self._ledger = ledger
         self._prices = prices
 
     async def get_cost(self, request: GetCostRequest, context: CallContext) -> GetCostResponse:
         """Give the cost in force of one record, with its lines where they can be made again."""
         organization = organization_of(request.organization_id, context)
-        found = await verify(self._store, organization, request.usage_id, context)
+        found = await verify(self._ledger, organization, request.usage_id, context)
         return GetCostResponse(data=found.recorded, meta=meta_of(context))
 
     async def verify_cost(self, request: VerifyCostRequest, context: CallContext) -> VerifyCostResponse:
         """Calculate a recorded cost again, and compare."""
         organization = organization_of(request.organization_id, context)
-        found = await verify(self._store, organization, request.usage_id, context)
+        found = await verify(self._ledger, organization, request.usage_id, context)
         return VerifyCostResponse(data=found, meta=meta_of(context))
 
     async def estimate_cost(self, request: EstimateCostRequest, context: CallContext) -> EstimateCostResponse:
@@ -87,7 +87,7 @@ class CostService:
 
     async def reprice_usage(self, request: RepriceUsageRequest, context: CallContext) -> RepriceUsageResponse:
         """Price recorded usage again."""
-        report = await reprice(self._store, self._prices, request, context)
+        report = await reprice(self._ledger, self._prices, request, context)
         return RepriceUsageResponse(data=report, meta=meta_of(context))
 
     async def get_cost_summary(
@@ -99,9 +99,9 @@ class CostService:
         currency = currency_of(request.currency)
         buckets = None
         if time:
-            span = await self._store.span(where, context)
+            span = await self._ledger.sums.span(where, context)
             buckets = buckets_between(*span, time, request.time_zone) if span else []
-        rows, plain = await summed(self._store, where, dimensions, buckets, context)
+        rows, plain = await summed(self._ledger, where, dimensions, buckets, context)
         total = Total()
         for _, _, sums in plain:
             total.add(sums, currency)
@@ -152,19 +152,21 @@ def _breakdown(
     ]
 
 
-async def verify(store: Store, organization_id: str, usage_id: str, context: CallContext) -> CostVerification:
+async def verify(
+    ledger: Ledger, organization_id: str, usage_id: str, context: CallContext
+) -> CostVerification:
     """What was recorded, with the lines where they explain it, and what was calculated anew.
 
-    The card is the one that the store kept with the cost; for costs older than that, the card of the
-    same id, version and origin that the store or the catalog has. NOT_FOUND without such a record.
+    The card is the one that the ledger kept with the cost; for costs older than that, the card of the
+    same id, version and origin that the ledger or the catalog has. NOT_FOUND without such a record.
     """
-    found = await store.get_cost(usage_id, context)
-    if found is None or found.record.organization_id != organization_id:
+    found = await ledger.get_cost(organization_id, usage_id, context)
+    if found is None:
         raise RpcError(StatusCode.NOT_FOUND, f"there is no usage record {usage_id!r} of {organization_id!r}")
     recorded = _stored(found)
     card = found.card
     if card is None and found.card_id:
-        card = await _look_up(store, found, context)
+        card = await _look_up(ledger, found, context)
     recomputed, reason = _recomputed(found, card)
     if recomputed is not None:
         for name in ("id", "usage_id", "revision", "calculated_at"):
@@ -192,8 +194,8 @@ def _stored(found: Recorded) -> CostRecord:
     )
 
 
-async def _look_up(store: Store, found: Recorded, context: CallContext) -> RateCard | None:
-    card = await store.get_card(found.card_id, context)
+async def _look_up(ledger: Ledger, found: Recorded, context: CallContext) -> RateCard | None:
+    card = await ledger.get_card(found.card_id, context)
     if card is not None and card.version == found.card_version:
         return card
     return catalog_card(found.card_id, found.card_version, found.origin_version)
@@ -240,7 +242,7 @@ CHUNK = 250
 
 
 async def reprice(
-    store: Store, prices: Prices, request: RepriceUsageRequest, context: CallContext
+    ledger: Ledger, prices: Prices, request: RepriceUsageRequest, context: CallContext
 ) -> RepriceReport:
     """Go through the records in the order in which they came, and report what changed.
 
@@ -251,11 +253,14 @@ async def reprice(
     moment = parse_end(request.as_of, request.time_zone, field="as_of") if request.as_of else None
     book = await prices.book_as_of(moment, context)
     tally = _Tally(dry_run=request.dry_run)
-    after = 0
+    after: Position | None = None
     try:
-        while seqs := await store.matching(where, after, CHUNK, context):
-            tally.add(len(seqs), await store.reprice(seqs, book.price, context, dry_run=request.dry_run))
-            after = seqs[-1]
+        while True:
+            step = await ledger.reprice(where, book.price, after, CHUNK, context, dry_run=request.dry_run)
+            tally.add(step.examined, step.changes)
+            after = step.position
+            if after is None:
+                break
             context.check_deadline()
     except RpcError as error:
         if error.code is not StatusCode.DEADLINE_EXCEEDED or request.dry_run:

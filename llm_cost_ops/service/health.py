@@ -11,7 +11,7 @@ from llm_cost_ops._gen.messages import (
     GetReadinessResponse,
     HealthStatus,
 )
-from llm_cost_ops.ledger import Store
+from llm_cost_ops.ledger import Ledger
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 
@@ -26,8 +26,8 @@ class HealthService:
     Asking costs a write, and anybody may ask: so that it could counts for a fifth of a second.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
         self._started: float | None = None
         self.draining = False
         self._could_write = float("-inf")
@@ -56,7 +56,7 @@ class HealthService:
         if now - self._could_write < _FRESH:
             return healthy
         try:
-            await self._store.check(context)
+            await self._ledger.check(context)
         except RpcError as error:
             # Not remembered: it may have been the caller's own deadline.
             return ComponentHealth(name="store", status=HealthStatus.UNHEALTHY, message=error.message)

@@ -9,13 +9,12 @@ import msgspec
 
 from llm_cost_ops._gen import messages
 from llm_cost_ops._gen.messages import CostStatus, Operation, Pagination, ResponseMeta
-from llm_cost_ops.ledger.types import Filter
+from llm_cost_ops.ledger.types import Filter, Position
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.rules.times import parse_interval
 from llm_cost_ops.service.access.tenancy import tenant_of
-from llm_cost_ops.wire.json_types import Int64
 from llm_cost_ops.wire.open_enum import OpenEnum
 from llm_cost_ops.wire.validation import no_member
 
@@ -79,7 +78,7 @@ class Page:
 
     __slots__ = ("after", "number", "offset", "scope", "size")
 
-    def __init__(self, number: int, size: int, after: tuple[int, int] | None, scope: str) -> None:
+    def __init__(self, number: int, size: int, after: Position | None, scope: str) -> None:
         self.number = number
         self.size = size
         self.after = after
@@ -97,13 +96,13 @@ class Page:
         number = 0 if request.cursor else request.page or 1
         return cls(number, request.page_size or DEFAULT_PAGE_SIZE, after, scope)
 
-    def described(self, following: tuple[int, int] | None, total: int | None) -> Pagination:
+    def described(self, following: Position | None, total: int | None) -> Pagination:
         """Where the page stands; `following` is the position of what comes after it, None at the end."""
         pages = None if total is None else -(-total // self.size)
         cursor = ""
         if following is not None:
             cursor = (
-                base64.urlsafe_b64encode(msgspec.json.encode([self.scope, *following])).decode().rstrip("=")
+                base64.urlsafe_b64encode(msgspec.json.encode([self.scope, following])).decode().rstrip("=")
             )
         return Pagination(
             page=self.number,
@@ -117,14 +116,12 @@ class Page:
         )
 
 
-def _position(cursor: str, scope: str) -> tuple[int, int]:
+def _position(cursor: str, scope: str) -> Position:
     try:
         padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
-        found, *position = msgspec.json.decode(
-            base64.urlsafe_b64decode(padded), type=tuple[str, Int64, Int64]
-        )
+        found, position = msgspec.json.decode(base64.urlsafe_b64decode(padded), type=tuple[str, str])
     except (ValueError, msgspec.DecodeError):
         raise invalid("cursor", "is not one that this service gave") from None
     if found != scope:
         raise invalid("cursor", "belongs to another list, another order or another API key")
-    return position[0], position[1]
+    return position

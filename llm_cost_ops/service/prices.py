@@ -9,7 +9,7 @@ from datetime import datetime
 from llm_cost_ops._gen.messages import RateCard
 from llm_cost_ops.catalog import load_catalog
 from llm_cost_ops.config import REPORTED_PROVIDERS
-from llm_cost_ops.ledger import Store
+from llm_cost_ops.ledger import Ledger
 from llm_cost_ops.pricing.pricebook import PriceBook
 from llm_cost_ops.rpc.context import CallContext
 
@@ -27,23 +27,23 @@ def catalog_card(card_id: str, version: int, origin_version: str) -> RateCard | 
 class Prices:
     """A price book that follows the store, whoever wrote to it."""
 
-    def __init__(self, store: Store, reported_providers: Collection[str] = REPORTED_PROVIDERS) -> None:
-        self._store = store
+    def __init__(self, ledger: Ledger, reported_providers: Collection[str] = REPORTED_PROVIDERS) -> None:
+        self._ledger = ledger
         self._reported = reported_providers
         self.in_force: tuple[int, PriceBook] = (-1, self._book())
         """A book, and the revision of the store's cards that it has at least; -1 before the first refresh."""
 
     async def refresh(self, context: CallContext) -> PriceBook:
         """Take in cards that were added since, by this process or another, and give the book."""
-        revision = await self._store.cards_revision(context)
+        revision = await self._ledger.cards_revision(context)
         if revision != self.in_force[0]:
             # Replaced as a whole, so that nobody takes one book for another's revision.
-            self.in_force = revision, self._book(await self._store.all_cards(context))
+            self.in_force = revision, self._book(await self._ledger.all_cards(context))
         return self.in_force[1]
 
     async def book_as_of(self, moment: datetime | None, context: CallContext) -> PriceBook:
         """A book of its own, that stays as it is, without the cards that were created after a moment."""
-        cards = await self._store.all_cards(context)
+        cards = await self._ledger.all_cards(context)
         if moment is not None:
             cards = [card for card in cards if card.created_at is None or card.created_at <= moment]
         return self._book(cards)

@@ -24,11 +24,11 @@ from llm_cost_ops._gen.messages import (
     SubmitStatus,
 )
 from llm_cost_ops.catalog.load import CardEntry, Catalog, load_catalog
-from llm_cost_ops.ledger import Store
+from llm_cost_ops.ledger import Ledger
 from llm_cost_ops.pricing.money import plain
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.ids import uuid7
-from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, invalid_argument
 from llm_cost_ops.rules.cards import PRICE_FIELDS
 from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.rules.times import parse_end, parse_start
@@ -48,8 +48,8 @@ _EXACT = Context(prec=60)
 class PricingService:
     """Creates dated cards and reads them back, those of the bundled catalog included."""
 
-    def __init__(self, store: Store, prices: Prices) -> None:
-        self._store = store
+    def __init__(self, ledger: Ledger, prices: Prices) -> None:
+        self._ledger = ledger
         self._prices = prices
 
     async def create_price(self, request: CreatePriceRequest, context: CallContext) -> CreatePriceResponse:
@@ -59,7 +59,7 @@ class PricingService:
         content.idempotency_key = ""
         fingerprint = blake2b(canonical_json(content), digest_size=16).digest()
         key = request.idempotency_key or context.idempotency_key
-        card, status = await self._store.add_card(_card(request, now), key, fingerprint, context)
+        card, status = await self._ledger.add_card(_card(request, now), key, fingerprint, context)
         if status == SubmitStatus.CONFLICT:
             rule = "was used before for another card"
             raise RpcError(
@@ -73,7 +73,7 @@ class PricingService:
 
     async def get_price(self, request: GetPriceRequest, context: CallContext) -> GetPriceResponse:
         """Get a card by its id."""
-        card = await self._store.get_card(request.id, context) or self._prices.catalog_card(request.id)
+        card = await self._ledger.get_card(request.id, context) or self._prices.catalog_card(request.id)
         if card is None or not may_access(context, card.organization_id):
             raise RpcError(StatusCode.NOT_FOUND, f"there is no price card {request.id!r}")
         return GetPriceResponse(data=card, meta=meta_of(context))
@@ -89,7 +89,7 @@ class PricingService:
         page = Page.of(request, "prices", context)
         start = _start(found, page)
         end = start + page.size
-        following = (end, _id_hash(found[end - 1].id)) if end < len(found) else None
+        following = f"{end}.{_id_hash(found[end - 1].id)}" if end < len(found) else None
         return ListPricesResponse(
             data=[
                 catalog.card_of(card) if isinstance(card, CardEntry) else copy.deepcopy(card)
@@ -149,11 +149,18 @@ def _start(found: Sequence[RateCard | CardEntry], page: Page) -> int:
     """Where a page begins: behind the card that its cursor names, wherever that is by now."""
     if page.after is None:
         return page.offset or 0
-    end, last = page.after
+    place, dot, hashed = page.after.partition(".")
+    if not (dot and _is_number(place) and _is_number(hashed)):
+        raise invalid_argument("cursor", "is not one that this service gave")
+    end, last = int(place), int(hashed)
     if 0 < end <= len(found) and _id_hash(found[end - 1].id) == last:
         return end
     places = (place for place, card in enumerate(found, 1) if _id_hash(card.id) == last)
     return next(places, max(end, 0))
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 19
 
 
 def _id_hash(card_id: str) -> int:

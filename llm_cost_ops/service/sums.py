@@ -8,11 +8,12 @@ from datetime import datetime
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 
 from llm_cost_ops._gen.messages import CurrencyTotal, GroupKey
-from llm_cost_ops.ledger import Store
-from llm_cost_ops.ledger.types import Filter, Sums
+from llm_cost_ops.ledger import Ledger
+from llm_cost_ops.ledger.types import Amounts, Filter
 from llm_cost_ops.pricing.money import from_units, plain
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rules.currencies import is_currency
+from llm_cost_ops.rules.limits import check_amounts
 from llm_cost_ops.service.pages import invalid
 from llm_cost_ops.service.prices import catalog_card
 
@@ -28,7 +29,7 @@ __all__ = [
     "summed",
 ]
 
-Rows = list[tuple[tuple[str, ...], int, Sums]]
+Rows = list[tuple[tuple[str, ...], int, Amounts]]
 
 TIME_DIMENSIONS = ("hour", "day", "week", "month")
 DIMENSIONS = (
@@ -78,7 +79,7 @@ class Total:
         self.unpriced_requests = 0
         self.units = 0
 
-    def add(self, sums: Sums, currency: str) -> None:
+    def add(self, sums: Amounts, currency: str) -> None:
         """Add a row; its calls and tokens count whatever its currency."""
         self.requests += sums.requests
         self.input_tokens += sums.input_tokens
@@ -87,6 +88,8 @@ class Total:
         self.unpriced_requests += sums.unpriced_requests
         if sums.currency == currency:
             self.units += sums.units
+        # Groups that are within bounds may come to more together.
+        check_amounts(self)
 
     @property
     def tokens(self) -> int:
@@ -100,7 +103,7 @@ class Total:
 
 
 async def summed(
-    store: Store,
+    ledger: Ledger,
     where: Filter,
     dimensions: list[str],
     buckets: Sequence[tuple[datetime, datetime]] | None,
@@ -109,15 +112,15 @@ async def summed(
     """The rows of the groups, and those of the total: others where a call is in several groups."""
     group_by = tuple(dimensions)
     if "meter" in group_by:
-        rows = await store.summarize_meters(where, group_by, buckets, catalog_card, context)
+        rows = await ledger.sums.summarize_meters(where, group_by, buckets, catalog_card, context)
     else:
-        rows = await store.summarize(where, group_by, buckets, context)
+        rows = await ledger.sums.summarize(where, group_by, buckets, context)
     if _SEVERAL_GROUPS.isdisjoint(group_by):
         return rows, rows
-    return rows, await store.summarize(where, (), None, context)
+    return rows, await ledger.sums.summarize(where, (), None, context)
 
 
-def other_currencies(rows: Iterable[Sums], currency: str) -> list[CurrencyTotal]:
+def other_currencies(rows: Iterable[Amounts], currency: str) -> list[CurrencyTotal]:
     """The costs in currencies other than the one asked for, by code."""
     found: dict[str, list[int]] = {}
     for sums in rows:

@@ -30,14 +30,16 @@ from llm_cost_ops._gen.messages import (
     UsageReceipt,
     UsageRecord,
 )
-from llm_cost_ops.ledger import Position, Store
+from llm_cost_ops.ledger import Ledger, Position
 from llm_cost_ops.ledger.types import Appended, Entry
 from llm_cost_ops.pricing.money import UNITS, from_units
 from llm_cost_ops.pricing.pricebook import PriceBook
 from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.slices import Slices
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.rules.batches import counted, refused
 from llm_cost_ops.rules.chunks import chunks_of
+from llm_cost_ops.rules.limits import MAX_RECORD_COST
 from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.rules.requests import check_record
 from llm_cost_ops.rules.usage import total_tokens
@@ -46,13 +48,7 @@ from llm_cost_ops.service.pages import Page, filter_of, invalid, meta_of
 from llm_cost_ops.service.prices import Prices
 from llm_cost_ops.wire.unknown import keeps_unknown
 
-__all__ = ["MAX_RECORD_COST", "UsageService", "check_record_cost", "export", "in_utc"]
-
-
-MAX_RECORD_COST = 10**9
-"""The most that one record may cost, in its currency; more is a mistake in the counts or the price."""
-
-MAX_RECORD_COST_UNITS = MAX_RECORD_COST * UNITS
+__all__ = ["UsageService", "check_record_cost", "export", "in_utc"]
 
 # Records of a stream go into one transaction: so many, or those that came in so many seconds.
 BATCH_RECORDS = 1000
@@ -64,8 +60,8 @@ _CONFLICT = "the idempotency key was used before with other content"
 class UsageService:
     """Validates, prices and stores; answers are given once the store has committed."""
 
-    def __init__(self, store: Store, prices: Prices) -> None:
-        self._store = store
+    def __init__(self, ledger: Ledger, prices: Prices) -> None:
+        self._ledger = ledger
         self._prices = prices
 
     async def submit_usage(self, request: SubmitUsageRequest, context: CallContext) -> SubmitUsageResponse:
@@ -75,7 +71,7 @@ class UsageService:
         while True:
             revision, book = self._prices.in_force
             entry = _entry(request.usage, context.idempotency_key, now, book)
-            appended = await self._store.append([entry], context, revision)
+            appended = await self._ledger.append([entry], context, revision)
             if appended is not None:
                 break
             await self._reprice(context)
@@ -119,7 +115,7 @@ class UsageService:
         self, request: ExportUsageRequest, context: CallContext
     ) -> AsyncGenerator[ExportUsageResponse, None]:
         """Give every record that a filter lets through."""
-        return export(self._store, request, context)
+        return export(self._ledger, request, context)
 
     async def list_usage(self, request: ListUsageRequest, context: CallContext) -> ListUsageResponse:
         """List records, newest first unless told otherwise."""
@@ -130,7 +126,7 @@ class UsageService:
             raise invalid("order", f"must be asc or desc, not {order[:64]!r}")
         where = filter_of(request)
         page = Page.of(request, f"usage:{sort}:{order}", context)
-        records, position = await self._store.list_usage(
+        records, position = await self._ledger.list_usage(
             where,
             sort,
             order == "desc",
@@ -139,7 +135,7 @@ class UsageService:
             page.offset,
             context,
         )
-        total = await self._store.count_usage(where, context) if page.number else None
+        total = await self._ledger.sums.count(where, context) if page.number else None
         return ListUsageResponse(
             data=records, pagination=page.described(position, total), meta=meta_of(context)
         )
@@ -154,7 +150,9 @@ class UsageService:
         now = datetime.fromtimestamp(context.runtime.now(), UTC)
         keep_unknown = keeps_unknown(context.metadata)
         checked: list[SubmitResult | tuple[UsageRecord, str]] = []
+        slices = Slices(context.runtime)
         for index, (record, path) in enumerate(zip(records, paths, strict=False), first):
+            await slices.pause()
             violations: list[Violation] = []
             check_record(record, path, now, violations, keep_unknown)
             if violations:
@@ -167,14 +165,21 @@ class UsageService:
                 checked.append((record, key))
         while True:
             revision, book = self._prices.in_force
-            priced = [_priced(item, now, book) for item in checked]
+            priced: list[SubmitResult | Entry] = []
+            for item in checked:
+                await slices.pause()
+                priced.append(_priced(item, now, book))
             entries = [item for item in priced if isinstance(item, Entry)]
-            appended = await self._store.append(entries, context, revision)
+            appended = await self._ledger.append(entries, context, revision)
             if appended is not None:
                 break
             await self._reprice(context)
         answers = iter(appended)
-        return [item if isinstance(item, SubmitResult) else _result(item, next(answers)) for item in priced]
+        results: list[SubmitResult] = []
+        for each in priced:
+            await slices.pause()
+            results.append(each if isinstance(each, SubmitResult) else _result(each, next(answers)))
+        return results
 
     async def _reprice(self, context: CallContext) -> None:
         """Look for new cards: somebody added some since the records were priced."""
@@ -220,7 +225,7 @@ def _entry(sent: UsageRecord, key: str, now: datetime, book: PriceBook) -> Entry
 
 def check_record_cost(units: int | None, currency: str) -> None:
     """Refuse a cost in 10^-12 of a currency that is above MAX_RECORD_COST: INVALID_ARGUMENT."""
-    if units is not None and units > MAX_RECORD_COST_UNITS:
+    if units is not None and units > MAX_RECORD_COST * UNITS:
         rule = f"and the other counts come to more than {MAX_RECORD_COST:,} {currency}"
         raise invalid("input_tokens", rule)
 
@@ -282,7 +287,7 @@ _PAGE = 500
 
 
 async def export(
-    store: Store, request: ExportUsageRequest, context: CallContext
+    ledger: Ledger, request: ExportUsageRequest, context: CallContext
 ) -> AsyncGenerator[ExportUsageResponse, None]:
     """Give the records by timestamp, a page in memory at a time.
 
@@ -295,7 +300,7 @@ async def export(
     where = filter_of(request)
     after: Position | None = None
     while True:
-        records, after = await store.list_usage(
+        records, after = await ledger.list_usage(
             where, "timestamp", order == "desc", _PAGE, after, None, context
         )
         for chunk in chunks_of(records):

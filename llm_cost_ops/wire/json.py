@@ -14,11 +14,11 @@ import msgspec
 from llm_cost_ops.wire.coerce import to_utc
 from llm_cost_ops.wire.decimals import WireDecimal, from_json_number, from_text, plain
 from llm_cost_ops.wire.errors import DecodeError, EncodeError
-from llm_cost_ops.wire.json_keys import REPEATED, path_text, repeated_keys
+from llm_cost_ops.wire.json_keys import REPEATED, no_key_lost, path_text, repeated_keys
 from llm_cost_ops.wire.json_types import BoolKey, IntKey, UInt64
 from llm_cost_ops.wire.unknown import Unknown
 
-__all__ = ["JsonCodec", "encode_exactly", "several"]
+__all__ = ["JsonCodec", "decode_quickly", "encode_exactly", "is_json", "several"]
 
 M = TypeVar("M")
 
@@ -91,6 +91,19 @@ class JsonCodec(Generic[M]):
         except (ValueError, RecursionError) as error:
             raise _decode_error(error) from None
 
+    def decode_quickly(self, data: bytes) -> M | None:
+        """As `decode` with `unique`, but None for all that takes more than one pass in C."""
+        decoder = self._decoder
+        if decoder is None:
+            self._decoder = decoder = _plan(self.type).decoder
+        try:
+            message = decoder.decode(data)
+            if self._settled is not None and not self._settled(message):
+                return None
+            return message if no_key_lost(data, _encoder.encode(message)) else None
+        except (_NeedsExact, TypeError, ValueError, RecursionError):
+            return None
+
     def _check_keys(self, data: bytes, message: M) -> None:
         written = None
         try:
@@ -110,6 +123,21 @@ class JsonCodec(Generic[M]):
             items = getattr(message, slot.attribute)
             if slot.struct is not None and not (items[at].unknown_ and items[at].unknown_.error):
                 items[at] = slot.struct(unknown_=Unknown(error=REPEATED, error_field=path_text(path[2:])))
+
+
+def decode_quickly(type: type[M], data: bytes) -> M | None:
+    """The message that JSON holds, no key of it twice; None where only a codec's slower way can tell."""
+    codec: JsonCodec[M] | None = _codecs.get(type)
+    return None if codec is None else codec.decode_quickly(data)
+
+
+def is_json(data: bytes) -> bool:
+    """Whether bytes are one JSON value."""
+    try:
+        _raw.decode(data)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def several(*members: Any) -> bool:
@@ -236,6 +264,7 @@ def _mark(value: Any) -> Any:
 
 _encoder = msgspec.json.Encoder(enc_hook=_mark)
 _objects: msgspec.json.Decoder[dict[str, msgspec.Raw]] = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_raw: msgspec.json.Decoder[msgspec.Raw] = msgspec.json.Decoder(msgspec.Raw)
 _arrays: msgspec.json.Decoder[list[msgspec.Raw]] = msgspec.json.Decoder(list[msgspec.Raw])
 
 

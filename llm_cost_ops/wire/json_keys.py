@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["REPEATED", "Path", "path_text", "repeated_keys"]
+__all__ = ["REPEATED", "Path", "no_key_lost", "path_text", "repeated_keys"]
 
 Path = tuple[str | int, ...]
 
@@ -18,6 +18,11 @@ class _Twice(list[tuple[str, Any]]):
     """An object with a key that comes twice: its pairs."""
 
 
+def no_key_lost(data: bytes, written: bytes) -> bool:
+    """Whether JSON and what was made of it have as many keys, as far as a quick look can tell."""
+    return data == written or (b"\\" not in data and data.count(b":") == written.count(b":"))
+
+
 def repeated_keys(data: bytes, written: bytes | None = None) -> list[Path]:
     """The paths of keys that come more than once in their object, one for each element at the top.
 
@@ -26,9 +31,7 @@ def repeated_keys(data: bytes, written: bytes | None = None) -> list[Path]:
     times as long as decoding. A key has one colon, and a text, unless it has escapes, the same ones in both;
     a time may lose some. Raises RecursionError where objects lie too deep in each other.
     """
-    if written is not None and (
-        data == written or (b"\\" not in data and data.count(b":") == written.count(b":"))
-    ):
+    if written is not None and no_key_lost(data, written):
         return []
     some = False
 

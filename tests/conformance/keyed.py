@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_cost_ops._gen.methods import GET_HEALTH
-from llm_cost_ops.ledger.sqlite.store import SqliteStore
+from llm_cost_ops.ledger.sqlite import SqliteLedger
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.runtime import SyncRuntime, drive
@@ -30,7 +30,7 @@ WHO: dict[str, tuple[Sequence[str], str]] = {
 @contextlib.contextmanager
 def opened(database: Path) -> Iterator[tuple[Any, CallContext]]:
     """The keys of a database, in this process, and a context to ask for them."""
-    store = SqliteStore(str(database))
+    store = SqliteLedger(str(database))
     try:
         yield store.keys, CallContext(GET_HEALTH, SyncRuntime(), Metadata())
     finally:

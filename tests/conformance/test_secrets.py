@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from llm_cost_ops import AsyncCostOpsClient, ClientConfig, CostOpsError, LoggingConfig, RetryConfig
 from llm_cost_ops.cli import main
 from llm_cost_ops.interceptors.metrics import CallMetrics, PrometheusExporter
-from llm_cost_ops.ledger.sqlite.store import SqliteStore
+from llm_cost_ops.ledger.sqlite import SqliteLedger
 from llm_cost_ops.server.admission import Admission
 from llm_cost_ops.server.app import HttpServer
 from llm_cost_ops.server.grpc import GrpcServer
@@ -41,7 +41,7 @@ class Doors:
     """Both listeners over one database, in this process, where all that they log is seen."""
 
     def __init__(self, database: Path) -> None:
-        store = SqliteStore(str(database), group_commit=True)
+        store = SqliteLedger(str(database), group_commit=True)
         admission = Admission(1, exempt=OPEN)
         self.admission = admission
         self.service = Service(store, [admission, Authentication(store.keys, required=True), Breaking()])

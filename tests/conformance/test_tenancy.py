@@ -59,7 +59,7 @@ async def clients(server: KeyedServer, request: pytest.FixtureRequest) -> AsyncI
 
 
 def served() -> list[str]:
-    service = open_service(None)
+    service = open_service("sqlite://")
     found = sorted(service.handler.methods)
     drive(service.aclose())
     return found

@@ -1,1 +1,36 @@
-"""The ledger in one SQLite file, or in memory."""
+"""The ledger on SQLite: a file that several processes of one machine may share, or private memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from llm_cost_ops.exceptions import ConfigurationError
+from llm_cost_ops.ledger.sqlite.connection import DURABILITIES
+from llm_cost_ops.ledger.sqlite.ledger import SqliteLedger
+
+__all__ = ["SqliteLedger", "open"]
+
+
+def open(url: str, *, durability: str, group_commit: bool) -> SqliteLedger:  # noqa: A001 - each backend has it
+    """The ledger at `sqlite:///path`, or in memory at `sqlite://`; `?durability=` goes before the argument.
+
+    Raises ConfigurationError for a host in the URL, another option or another durability.
+    """
+    parts = urlsplit(url)
+    if parts.netloc:
+        raise _wrong("has three slashes before the path, as in sqlite:///costs.db")
+    options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+    durability = options.pop("durability", durability)
+    if options:
+        raise _wrong(f"has an unknown option {min(options)!r}")
+    if durability not in DURABILITIES:
+        raise _wrong(f"durability must be {' or '.join(map(repr, DURABILITIES))}, not {durability!r}")
+    path = unquote(parts.path)[1:]
+    return SqliteLedger(
+        str(Path(path).expanduser()) if path else None, durability=durability, group_commit=group_commit
+    )
+
+
+def _wrong(rule: str) -> ConfigurationError:
+    return ConfigurationError(f"base_url: {rule}", parameter="base_url")

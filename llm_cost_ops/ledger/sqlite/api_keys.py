@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from llm_cost_ops.ledger import ApiKey
+from llm_cost_ops.ledger.types import ApiKey
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.rules.times import from_micros, to_micros
@@ -25,7 +25,7 @@ _organizations = msgspec.json.Decoder(tuple[str, ...])
 
 
 class SqliteKeys:
-    """The KeyStore of a SqliteStore: `glance` reads on one of its connections, `write` in a transaction.
+    """The KeyStore of a SqliteLedger: `read_now` reads on one of its connections, `write` in a transaction.
 
     No key is remembered between calls, so that what another process revoked is revoked here. The secret
     is: once made, it never changes.

@@ -1,13 +1,15 @@
-"""Appending usage: the jobs that write rows, and the terms that rows share."""
+"""Appending usage: the jobs that write rows, and the series and pricings that rows share."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from llm_cost_ops._gen.messages import CostStatus, SubmitStatus
-from llm_cost_ops.ledger.ids import as_text
+from llm_cost_ops.ledger.duplicates import is_duplicate
+from llm_cost_ops.ledger.ids import as_text, usage_id
 from llm_cost_ops.ledger.sqlite import cards
 from llm_cost_ops.ledger.sqlite import sums as rollups
 from llm_cost_ops.ledger.sqlite.rows import SeriesKey, decode_usage, prepare, units_of
@@ -18,21 +20,17 @@ from llm_cost_ops.rules.times import from_micros
 __all__ = ["AppendMany", "AppendOne", "Interner"]
 
 Ids = tuple[int, int, int]
+Row = tuple[Any, ...]
 
-_MARKS = ", ".join(f"?{at}" for at in range(1, 19))
-# Where the key was used before, the index refuses the row.
+_MARKS = ", ".join("?" * 18)
+# Where the organization has a record with the id already, the index refuses the row.
 _INSERT = f"INSERT INTO usage VALUES ({_MARKS})"
-_INSERT_AT = f"INSERT INTO usage SELECT {_MARKS} WHERE ?19 = (SELECT ifnull(max(seq), 0) FROM card)"
-_INSERT_NEW = (
-    f"INSERT INTO usage SELECT {_MARKS} WHERE NOT EXISTS (SELECT 1 FROM earlier WHERE id = ?5) "
-    "ON CONFLICT (id) DO NOTHING"
-)
+_INSERT_AT = f"INSERT INTO usage SELECT {_MARKS} WHERE ? = (SELECT ifnull(max(seq), 0) FROM card)"
+_INSERT_NEW = f"{_INSERT} ON CONFLICT (org, id) DO NOTHING"
 _FIND = (
-    "SELECT u.record, u.id, u.micro, u.rest, s.currency, s.status, u.ingested, u.ts "
-    "FROM usage u JOIN series s ON s.id = u.series "
-    "WHERE u.id = ?1 OR u.seq = (SELECT e.usage FROM earlier e WHERE e.id = ?1)"
+    "SELECT u.key, u.record, u.cost_micros, u.cost_picos, s.currency, s.status, u.ingested, u.ts "
+    "FROM usage u JOIN series s ON s.id = u.series WHERE u.org = ? AND u.id = ?"
 )
-_IS_EARLIER = "SELECT 1 FROM earlier WHERE id = ?"
 _FIND_SERIES = (
     "SELECT id FROM series WHERE org = ? AND provider = ? AND model = ? AND project = ? AND operation = ? "
     "AND service_tier = ? AND processing = ? AND region = ? AND currency = ? AND status = ?"
@@ -56,35 +54,28 @@ class Interner:
     Rows of these tables are never changed, so what one process knows stays true whatever others write.
     """
 
-    __slots__ = ("_fresh", "_known", "_most", "earlier")
+    __slots__ = ("_fresh", "_known", "_max_known")
 
-    def __init__(self, most: int = 20_000) -> None:
+    def __init__(self, max_known: int = 20_000) -> None:
         self._known: dict[SeriesKey, Ids] = {}
         self._fresh: dict[SeriesKey, Ids] = {}
-        self._most = most
-        self.earlier: bool | None = None
+        self._max_known = max_known
 
-    def ids(self, cursor: sqlite3.Cursor, terms: SeriesKey) -> Ids:
+    def ids(self, cursor: sqlite3.Cursor, series_key: SeriesKey) -> Ids:
         """The ids of organization, series and pricing, which are added where they are new.
 
         With a new pricing its card is kept.
         """
-        return self._known.get(terms) or self._fresh.get(terms) or self._intern(cursor, terms)
+        return self._known.get(series_key) or self._fresh.get(series_key) or self._intern(cursor, series_key)
 
-    def known(self, terms: SeriesKey) -> Ids | None:
+    def known(self, series_key: SeriesKey) -> Ids | None:
         """The ids, if nothing has to be added for them."""
-        return self._known.get(terms)
-
-    def look_for_earlier(self, cursor: sqlite3.Cursor) -> bool:
-        """Whether there are keys in `earlier`, to which none is ever added; `earlier` knows from then on."""
-        [found] = cursor.execute("SELECT EXISTS (SELECT 1 FROM earlier)").fetchone()
-        self.earlier = bool(found)
-        return self.earlier
+        return self._known.get(series_key)
 
     def keep(self) -> None:
         """The transaction was committed."""
         if self._fresh:
-            if len(self._known) + len(self._fresh) > self._most:
+            if len(self._known) + len(self._fresh) > self._max_known:
                 self._known.clear()
             self._known.update(self._fresh)
             self._fresh.clear()
@@ -93,9 +84,9 @@ class Interner:
         """The transaction was rolled back."""
         self._fresh.clear()
 
-    def _intern(self, cursor: sqlite3.Cursor, terms: SeriesKey) -> Ids:
-        by: Pricing = terms[8]
-        organization, *series = (str(term) for term in (*terms[:8], by.currency, by.status))
+    def _intern(self, cursor: sqlite3.Cursor, series_key: SeriesKey) -> Ids:
+        by: Pricing = series_key[8]
+        organization, *series = (str(part) for part in (*series_key[:8], by.currency, by.status))
         find, add = "SELECT id FROM organization WHERE name = ?", "INSERT INTO organization (name) VALUES (?)"
         org = _id(cursor, find, add, (organization,))
         pricing = (by.card_id, by.card_version, by.origin_version, ",".join(by.fallbacks), by.digest)
@@ -106,7 +97,7 @@ class Interner:
         )
         if by.digest and by.card is not None:
             cards.keep_card(cursor, by.digest, by.card)
-        self._fresh[terms] = ids
+        self._fresh[series_key] = ids
         return ids
 
 
@@ -124,38 +115,40 @@ class AppendOne:
     Its answer is None when the cards are of another `revision`, where one is given.
     """
 
-    __slots__ = ("_entry", "_ids", "_made", "_revision", "_terms", "_values", "is_statement")
+    __slots__ = ("_entry", "_ids", "_made", "_revision", "_series_key", "_values", "is_statement")
 
     def __init__(self, entry: Entry, revision: int | None, interner: Interner) -> None:
         self._entry = entry
         self._revision = revision
-        self._terms, self._values, self._made = prepare(entry)
-        self._ids = interner.known(self._terms)
+        self._series_key, self._values, self._made = prepare(entry)
+        self._ids = interner.known(self._series_key)
         self.is_statement = self._ids is not None
-        """Whether this is a single statement, since no term has to be added."""
+        """Whether this is a single statement, since series and pricing are known."""
 
     def __call__(self, cursor: sqlite3.Cursor, interner: Interner) -> list[Appended] | None:
         """Append the entry."""
-        values = self._values
-        earlier = interner.look_for_earlier(cursor) if interner.earlier is None else interner.earlier
-        if earlier and cursor.execute(_IS_EARLIER, values[:1]).fetchone():
-            return [_first(cursor, values)]
-        row = (None, *(self._ids or interner.ids(cursor, self._terms)), *values)
+        row = (None, *(self._ids or interner.ids(cursor, self._series_key)), *self._values)
         try:
-            if self._revision is None:
-                cursor.execute(_INSERT, row)
-            else:
-                cursor.execute(_INSERT_AT, (*row, self._revision))
+            appended = self._insert(cursor, row)
         except sqlite3.IntegrityError as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_UNIQUE:
                 raise
-            return [_first(cursor, values)]
-        if cursor.rowcount != 1:
+            settled = _settle(cursor, row, self._entry, self._insert)
+            return None if settled is None else [settled]
+        if not appended:
             return None
         seq = cursor.lastrowid or 0
         if not seq % rollups.FOLD_EVERY:
             rollups.fold_if_due(cursor, seq, seq)
         return [_created(self._made, self._entry)]
+
+    def _insert(self, cursor: sqlite3.Cursor, row: Row) -> bool:
+        """Insert a row; whether the cards are still those of the revision."""
+        if self._revision is None:
+            cursor.execute(_INSERT, row)
+        else:
+            cursor.execute(_INSERT_AT, (*row, self._revision))
+        return cursor.rowcount == 1
 
 
 class AppendMany:
@@ -177,27 +170,30 @@ class AppendMany:
             return None
         [first] = cursor.execute("SELECT ifnull(max(seq), 0) + 1 FROM usage").fetchone()
         rows = [
-            (seq, *interner.ids(cursor, terms), *values)
-            for seq, (terms, values, _) in enumerate(self._prepared, first)
+            (seq, *interner.ids(cursor, series_key), *values)
+            for seq, (series_key, values, _) in enumerate(self._prepared, first)
         ]
-        earlier = interner.look_for_earlier(cursor) if interner.earlier is None else interner.earlier
-        complete = _insert(cursor, rows, careful=earlier)
-        rollups.fold_if_due(cursor, first, first + len(rows) - 1)
-        answers = zip(self._prepared, self._entries, strict=True)
+        complete = _insert_rows(cursor, rows)
+        answers = zip(rows, self._prepared, self._entries, strict=True)
         if complete:
-            return [_created(made, entry) for (_, _, made), entry in answers]
+            rollups.fold_if_due(cursor, first, first + len(rows) - 1)
+            return [_created(made, entry) for _, (_, _, made), entry in answers]
         # Rows were numbered here, so that those that were not inserted can be told by their absence.
         inserted = {seq for (seq,) in cursor.execute("SELECT seq FROM usage WHERE seq >= ?", (first,))}
-        return [
-            _created(made, entry) if seq in inserted else _first(cursor, values)
-            for seq, ((_, values, made), entry) in enumerate(answers, first)
+        settled: list[Appended | None] = [
+            _created(made, entry)
+            if row[0] in inserted
+            else _settle(cursor, (None, *row[1:]), entry, _insert_row)
+            for row, (_, _, made), entry in answers
         ]
+        rollups.fold_if_due(cursor, first, first + len(rows) - 1)
+        return [answer for answer in settled if answer is not None]
 
 
-def _insert(cursor: sqlite3.Cursor, rows: list[tuple[Any, ...]], *, careful: bool) -> bool:
-    """Insert rows but for those whose keys were used before; whether there were none of these."""
+def _insert_rows(cursor: sqlite3.Cursor, rows: list[Row]) -> bool:
+    """Insert rows but for those whose ids are taken; whether there were none of these."""
     try:
-        cursor.executemany(_INSERT_NEW if careful else _INSERT, rows)
+        cursor.executemany(_INSERT, rows)
     except sqlite3.IntegrityError as error:
         if error.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_UNIQUE:
             raise
@@ -208,32 +204,50 @@ def _insert(cursor: sqlite3.Cursor, rows: list[tuple[Any, ...]], *, careful: boo
     return cursor.rowcount == len(rows)
 
 
+def _insert_row(cursor: sqlite3.Cursor, row: Row) -> bool:
+    cursor.execute(_INSERT, row)
+    return True
+
+
+def _settle(
+    cursor: sqlite3.Cursor, row: Row, entry: Entry, insert: Callable[[sqlite3.Cursor, Row], bool]
+) -> Appended | None:
+    """What becomes of an entry whose id the organization has already.
+
+    Under the same key it is a duplicate or a conflict. Under another one the two have one id by chance, or by
+    somebody's design: the entry gets the id of the next attempt, until one is free or has its key. None when
+    `insert` found other cards.
+    """
+    attempt = 0
+    while True:
+        found = cursor.execute(_FIND, (row[1], row[4])).fetchone()
+        if found is None:
+            with suppress(sqlite3.IntegrityError):  # another process may take the id in between
+                return _created(as_text(row[4]), entry) if insert(cursor, row) else None
+        elif found[0] is not None and found[0] == row[5]:
+            return _first(row, found)
+        else:
+            attempt += 1
+            row = (*row[:4], usage_id(entry.record.organization_id, entry.key, attempt)[1], *row[5:])
+
+
 def _created(usage_id: str, entry: Entry) -> Appended:
     by = entry.by
     return Appended(SubmitStatus.CREATED, usage_id, entry.units, by.currency, by.status, entry.ingested_at)
 
 
-def _first(cursor: sqlite3.Cursor, values: tuple[Any, ...]) -> Appended:
+def _first(row: Row, found: tuple[Any, ...]) -> Appended:
     """The answer that the first entry with the key was given."""
-    usage_id, _, _, ts, *_, sent = values
-    row = cursor.execute(_FIND, (usage_id,)).fetchone()
-    kept, first_id, micro, rest, currency, cost_status, ingested, first_ts = row
-    same = sent == kept or (ts == first_ts and _same_but_for_time(sent, kept))
+    _, kept, micros, picos, currency, cost_status, ingested, first_ts = found
+    ts, sent = row[7], row[-1]
+    same = sent == kept or is_duplicate(
+        decode_usage(sent), decode_usage(kept), from_micros(ts), from_micros(first_ts)
+    )
     return Appended(
         SubmitStatus.DUPLICATE if same else SubmitStatus.CONFLICT,
-        as_text(first_id),
-        units_of(micro, rest),
+        as_text(row[4]),
+        units_of(micros, picos),
         currency,
         CostStatus(cost_status),
         from_micros(ingested),
     )
-
-
-def _same_but_for_time(sent: bytes, kept: bytes) -> bool:
-    """Whether one record has a time and the other none, and they are alike otherwise.
-
-    So a record that was sent without a time is also the one with the time that it was given since.
-    """
-    one, other = decode_usage(sent), decode_usage(kept)
-    one.timestamp = other.timestamp = None
-    return one == other

@@ -62,7 +62,7 @@ _TEMPORARY = (
         series INTEGER NOT NULL, level INTEGER NOT NULL, bucket INTEGER NOT NULL, user TEXT NOT NULL,
         records INTEGER NOT NULL, requests INTEGER NOT NULL, input INTEGER NOT NULL,
         output INTEGER NOT NULL, cached INTEGER NOT NULL, unpriced INTEGER NOT NULL,
-        micro INTEGER NOT NULL, rest INTEGER NOT NULL, PRIMARY KEY (series, level, bucket, user)
+        cost_micros INTEGER NOT NULL, cost_picos INTEGER NOT NULL, PRIMARY KEY (series, level, bucket, user)
     ) WITHOUT ROWID""",
 )
 

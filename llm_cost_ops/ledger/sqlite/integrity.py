@@ -27,7 +27,7 @@ def find_obvious_fault(connection: sqlite3.Connection) -> str:
     """
     connection.execute("BEGIN")
     try:
-        [folded] = connection.execute("SELECT seq FROM folded").fetchone()
+        [folded] = connection.execute("SELECT seq FROM rollup_watermark").fetchone()
         [last] = connection.execute("SELECT ifnull(max(seq), 0) FROM usage").fetchone()
         if folded > last:
             return "its sums hold rows that are not there"
@@ -85,7 +85,7 @@ def find_faults(connection: sqlite3.Connection) -> Iterator[str]:
 
 
 def _wrong_sums(connection: sqlite3.Connection) -> Iterator[str]:
-    [folded] = connection.execute("SELECT seq FROM folded").fetchone()
+    [folded] = connection.execute("SELECT seq FROM rollup_watermark").fetchone()
     [last] = connection.execute("SELECT ifnull(max(seq), 0) FROM usage").fetchone()
     if folded > last:
         yield f"sums: they hold rows up to number {folded}, and the last row is number {last}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -13,12 +14,13 @@ from llm_cost_ops._gen.messages import UsageRecord
 from llm_cost_ops.ledger.sqlite.rows import RECORD_COLUMNS, decode_record
 from llm_cost_ops.ledger.sqlite.sums import Newest, newest, per_record_conditions, series_conditions
 from llm_cost_ops.ledger.types import Filter
-from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.rpc.status import invalid_argument
 from llm_cost_ops.rules.times import from_micros, to_micros
 
 __all__ = ["is_quick", "list_usage", "span"]
 
 _SORTS = {"timestamp": "ts", "ingested_at": "seq"}
+_POSITION = re.compile(r"(-?[0-9]{1,18})\.([0-9]{1,18})", re.ASCII)
 _QUICK_LIMIT = 100
 _FIRST_AND_LAST = (
     "SELECT (SELECT u.ts FROM usage u WHERE u.org = o.id ORDER BY u.ts LIMIT 1), "
@@ -38,14 +40,13 @@ def list_usage(
     sort: str,
     descending: bool,
     limit: int,
-    after: tuple[int, int] | None,
+    after: str | None,
     offset: int | None,
-) -> tuple[list[UsageRecord], tuple[int, int] | None]:
+) -> tuple[list[UsageRecord], str | None]:
     """A page, and the position to go on after. The order is by moment, then by number, or by number alone."""
     if sort not in _SORTS:
-        raise _invalid("sort", f"must be one of {', '.join(_SORTS)}, not {sort[:64]!r}")
-    if after is not None:
-        _check_position(connection, after)
+        raise invalid_argument("sort", f"must be one of {', '.join(_SORTS)}, not {sort[:64]!r}")
+    position = None if after is None else _parsed(connection, after)
     column = _SORTS[sort]
     cost = newest(connection)
     conditions, parameters = _conditions(where, cost)
@@ -54,7 +55,7 @@ def list_usage(
     more = "".join(f" AND {condition}" for condition in conditions)
     first = offset or 0
     found: list[tuple[int, int]] = []
-    lists = _lists(_organizations(connection, where.organization_ids), column, descending, after)
+    lists = _lists(_organizations(connection, where.organization_ids), column, descending, position)
     for ranges in lists:
         wanted = first + limit + 1
         for within, values in ranges:
@@ -72,7 +73,7 @@ def list_usage(
     page = [seq for _, seq in found[first : first + limit]]
     records = _records(connection, page, cost)
     more_follow = len(found) > first + limit and bool(page)
-    return [record for _, record in records], (records[-1][0], page[-1]) if more_follow else None
+    return [record for _, record in records], f"{records[-1][0]}.{page[-1]}" if more_follow else None
 
 
 _Range = tuple[str, tuple[int, ...]]
@@ -119,12 +120,15 @@ def _conditions(where: Filter, cost: Newest) -> tuple[list[str], list[Any]]:
     return conditions, parameters
 
 
-def _check_position(connection: sqlite3.Connection, after: tuple[int, int]) -> None:
-    if len(after) == 2 and all(isinstance(part, int) and abs(part) < 2**63 for part in after):
-        row = connection.execute("SELECT ts FROM usage WHERE seq = ?", after[1:]).fetchone()
-        if row is not None and row[0] == after[0]:
-            return
-    raise _invalid("cursor", "is not one that this store gave")
+def _parsed(connection: sqlite3.Connection, position: str) -> tuple[int, int]:
+    """The moment and number in a position, which are those of a record."""
+    match = _POSITION.fullmatch(position)
+    if match is not None:
+        ts, seq = int(match[1]), int(match[2])
+        row = connection.execute("SELECT ts FROM usage WHERE seq = ?", (seq,)).fetchone()
+        if row is not None and row[0] == ts:
+            return ts, seq
+    raise invalid_argument("cursor", "is not one that this ledger gave")
 
 
 def _records(
@@ -132,15 +136,11 @@ def _records(
 ) -> list[tuple[int, UsageRecord]]:
     """The moments and records with these numbers, in this order."""
     query = (
-        f"SELECT u.seq, {RECORD_COLUMNS}, {cost.micro}, {cost.rest}, s.currency, s.status FROM usage u"
+        f"SELECT u.seq, {RECORD_COLUMNS}, {cost.micros}, {cost.picos}, s.currency, s.status FROM usage u"
         f"{cost.join} JOIN series s ON s.id = {cost.series} WHERE u.seq IN ({', '.join('?' * len(seqs))})"
     )
     rows = {row[0]: (row[4], decode_record(row[1:8], *row[8:])) for row in connection.execute(query, seqs)}
     return [rows[seq] for seq in seqs]
-
-
-def _invalid(field: str, rule: str) -> RpcError:
-    return RpcError(StatusCode.INVALID_ARGUMENT, f"{field} {rule}", violations=[Violation(field, rule)])
 
 
 def span(connection: sqlite3.Connection, where: Filter) -> tuple[datetime, datetime] | None:

@@ -1,4 +1,4 @@
-"""Sums by meter: of every record the lines are calculated again, since no table holds them."""
+"""Amounts by meter: of every record the lines are calculated again, since no table holds them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from datetime import datetime
 from itertools import product
 
 from llm_cost_ops._gen.messages import RateCard, UsageRecord
-from llm_cost_ops.ledger import CardOf
 from llm_cost_ops.ledger.sqlite.cards import get_card, kept_card
 from llm_cost_ops.ledger.sqlite.rows import decode_usage, units_of
 from llm_cost_ops.ledger.sqlite.sums import (
@@ -20,8 +19,9 @@ from llm_cost_ops.ledger.sqlite.sums import (
     pick_series,
     pieces_of,
 )
-from llm_cost_ops.ledger.types import Filter, Sums
+from llm_cost_ops.ledger.types import Amounts, CardOf, Filter
 from llm_cost_ops.pricing.compiled import CompiledCard, compile_card, meter_costs, meters_used
+from llm_cost_ops.rules.limits import check_amounts
 from llm_cost_ops.rules.meters import INPUT_METERS, OUTPUT_METERS
 
 __all__ = ["summarize_meters"]
@@ -36,7 +36,7 @@ def summarize_meters(
     group_by: tuple[str, ...],
     buckets: Sequence[tuple[datetime, datetime]] | None,
     card_of: CardOf,
-) -> list[tuple[Keys, int, Sums]]:
+) -> list[tuple[Keys, int, Amounts]]:
     """The sums of each group, bucket and currency that has any, by bucket and keys."""
     series = pick_series(connection, where)
     pieces = list(pieces_of(where, buckets))
@@ -44,7 +44,7 @@ def summarize_meters(
         return []
     load_intervals(connection, pieces)
     cards = _Cards(connection, card_of)
-    totals: dict[tuple[int, Keys, str], Sums] = {}
+    totals: dict[tuple[int, Keys, str], Amounts] = {}
     for of_series, bucket, pricing, units, data in _rows(connection, where):
         record: UsageRecord = decode_usage(data)
         dimensions = series[of_series]
@@ -55,8 +55,10 @@ def summarize_meters(
             place = (bucket, keys, currency)
             sums = totals.get(place)
             if sums is None:
-                sums = totals[place] = Sums(currency=currency)
+                sums = totals[place] = Amounts(currency=currency)
             _add(sums, share, record.request_count or 1)
+    for sums in totals.values():
+        check_amounts(sums)
     return [(keys, bucket, totals[bucket, keys, currency]) for bucket, keys, currency in sorted(totals)]
 
 
@@ -65,14 +67,14 @@ def _rows(connection: sqlite3.Connection, where: Filter) -> Iterator[tuple[int, 
     conditions, parameters = per_record_conditions(where)
     more = "".join(f" AND {condition}" for condition in conditions)
     rows = connection.execute(
-        f"SELECT {cost.series}, g.bucket, {cost.pricing}, {cost.micro}, {cost.rest}, u.record "
+        f"SELECT {cost.series}, g.bucket, {cost.pricing}, {cost.micros}, {cost.picos}, u.record "
         f"FROM temp.piece g CROSS JOIN usage u{cost.join} "
         "WHERE u.org IN (SELECT org FROM temp.picked) AND u.ts >= g.low AND u.ts < g.high "
         f"AND {cost.series} IN (SELECT id FROM temp.picked){more}",
         parameters,
     )
-    for of_series, bucket, pricing, micro, rest, data in rows:
-        yield of_series, bucket, pricing, units_of(micro, rest), data
+    for of_series, bucket, pricing, micros, picos, data in rows:
+        yield of_series, bucket, pricing, units_of(micros, picos), data
 
 
 class _Cards:
@@ -146,7 +148,7 @@ def _values(
             yield (record.labels.get(name.removeprefix("label:"), ""),)
 
 
-def _add(sums: Sums, share: _Share, requests: int) -> None:
+def _add(sums: Amounts, share: _Share, requests: int) -> None:
     put_in, put_out, cached, units, unpriced = share
     sums.requests += requests
     sums.input_tokens += put_in

@@ -12,7 +12,6 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from llm_cost_ops._gen.messages import CostStatus
-from llm_cost_ops.ledger import Price
 from llm_cost_ops.ledger.ids import as_key
 from llm_cost_ops.ledger.sqlite.append import Interner
 from llm_cost_ops.ledger.sqlite.cards import kept_card
@@ -26,29 +25,32 @@ from llm_cost_ops.ledger.sqlite.rows import (
     units_of,
 )
 from llm_cost_ops.ledger.sqlite.sums import Place, add, newest, per_record_conditions, pick_series, places
-from llm_cost_ops.ledger.types import Change, Filter, Recorded
+from llm_cost_ops.ledger.types import Change, Filter, Price, Recorded
+from llm_cost_ops.rpc.status import invalid_argument
 from llm_cost_ops.rules.times import from_micros, to_micros
 
 __all__ = ["find_changes", "get_cost", "matching", "reprice"]
 
 _ADD_REVISION = (
-    "INSERT INTO revision (usage, number, series, pricing, micro, rest, made) VALUES (?, ?, ?, ?, ?, ?, ?)"
+    "INSERT INTO revision (usage, number, behind, series, pricing, cost_micros, cost_picos, made) "
+    "VALUES (?, ?, (SELECT max(seq) FROM usage), ?, ?, ?, ?, ?)"
 )
 
 
-def get_cost(connection: sqlite3.Connection, usage_id: str) -> Recorded | None:
-    """A record and the revision of its cost that is in force; None when there is no such record."""
+def get_cost(connection: sqlite3.Connection, organization_id: str, usage_id: str) -> Recorded | None:
+    """A record and the revision of its cost that is in force; None when the organization has none such."""
     cost = newest(connection)
     made = "v.made" if cost.join else "NULL"
     row = connection.execute(
-        f"SELECT {RECORD_COLUMNS}, {cost.micro}, {cost.rest}, s.currency, s.status, {cost.number}, {made}, "
+        f"SELECT {RECORD_COLUMNS}, {cost.micros}, {cost.picos}, s.currency, s.status, {cost.number}, {made}, "
         f"p.card_id, p.card_version, p.origin_version, p.fallbacks, p.digest FROM usage u{cost.join} "
-        f"JOIN series s ON s.id = {cost.series} JOIN pricing p ON p.id = {cost.pricing} WHERE u.id = ?",
-        (as_key(usage_id),),
+        f"JOIN series s ON s.id = {cost.series} JOIN pricing p ON p.id = {cost.pricing} "
+        "WHERE u.org = (SELECT id FROM organization WHERE name = ?) AND u.id = ?",
+        (organization_id, as_key(usage_id)),
     ).fetchone()
     if row is None:
         return None
-    micro, rest, currency, status, number, at, card_id, version, origin, fallbacks, digest = row[5:]
+    micros, picos, currency, status, number, at, card_id, version, origin, fallbacks, digest = row[5:]
     record = decode_record(row[:7], currency, status)
     taken = record.ingested_at
     assert taken is not None
@@ -57,7 +59,7 @@ def get_cost(connection: sqlite3.Connection, usage_id: str) -> Recorded | None:
         revision=number,
         status=CostStatus(status),
         currency=currency,
-        units=units_of(micro, rest),
+        units=units_of(micros, picos),
         card_id=card_id,
         card_version=version,
         origin_version=origin,
@@ -68,8 +70,9 @@ def get_cost(connection: sqlite3.Connection, usage_id: str) -> Recorded | None:
     )
 
 
-def matching(connection: sqlite3.Connection, where: Filter, after: int, limit: int) -> list[int]:
-    """The numbers of the first records after a number that the filter lets through, ascending."""
+def matching(connection: sqlite3.Connection, where: Filter, after: str | None, limit: int) -> list[int]:
+    """The numbers of the first records after a position that the filter lets through, ascending."""
+    first = 0 if after is None else _number(after)
     if not pick_series(connection, where):
         return []
     cost = newest(connection)
@@ -83,16 +86,22 @@ def matching(connection: sqlite3.Connection, where: Filter, after: int, limit: i
     rows = connection.execute(
         f"SELECT u.seq FROM usage u NOT INDEXED{cost.join} WHERE u.seq > ? "
         f"AND {cost.series} IN (SELECT id FROM temp.picked){more} ORDER BY u.seq LIMIT ?",
-        (after, *parameters, limit),
+        (first, *parameters, limit),
     )
     return [seq for (seq,) in rows]
+
+
+def _number(position: str) -> int:
+    if not (position.isascii() and position.isdigit() and len(position) < 19):
+        raise invalid_argument("position", "is not one that this ledger gave")
+    return int(position)
 
 
 class _Found(NamedTuple):
     """A record whose cost is not what it would be today: its row, and what is to be written."""
 
     row: tuple[Any, ...]
-    terms: SeriesKey
+    series_key: SeriesKey
     cost: tuple[int | None, int | None]
     change: Change
 
@@ -100,17 +109,17 @@ class _Found(NamedTuple):
 def _find(connection: sqlite3.Connection, seqs: Sequence[int], price: Price) -> list[_Found]:
     cost = newest(connection)
     rows = connection.execute(
-        f"SELECT u.ts, u.record, {cost.micro}, {cost.rest}, s.currency, s.status, u.seq, {cost.number}, "
+        f"SELECT u.ts, u.record, {cost.micros}, {cost.picos}, s.currency, s.status, u.seq, {cost.number}, "
         f"s.id, ifnull(u.user, ''), u.requests, u.input, u.output, u.cached FROM usage u{cost.join} "
         f"JOIN series s ON s.id = {cost.series} WHERE u.seq IN ({', '.join('?' * len(seqs))})",
         tuple(seqs),
     ).fetchall()
     found = []
-    for ts, data, micro, rest, currency, status, *row in rows:
+    for ts, data, micros, picos, currency, status, *row in rows:
         record = decode_usage(data)
         record.timestamp = from_micros(ts)
         priced = price(record)
-        by, units = priced.by, units_of(micro, rest)
+        by, units = priced.by, units_of(micros, picos)
         if (by.status, by.currency, priced.units) == (status, currency, units):
             continue
         change = Change(
@@ -139,8 +148,8 @@ def reprice(
     sums: dict[Place, list[int]] = {}
     revisions = []
     found = _find(cursor.connection, seqs, price)
-    for (seq, number, before, user, *counts, ts), terms, cost, change in found:
-        _, after, pricing = interner.ids(cursor, terms)
+    for (seq, number, before, user, *counts, ts), series_key, cost, change in found:
+        _, after, pricing = interner.ids(cursor, series_key)
         revisions.append((seq, number + 1, after, pricing, *cost, to_micros(now)))
         for series, sign, units in ((before, -1, change.units_before), (after, 1, change.units_after)):
             amounts = [1, *counts, counts[0] if units is None else 0, units or 0]

@@ -14,16 +14,15 @@ import msgspec
 from llm_cost_ops._gen.messages import CostStatus, UsageRecord
 from llm_cost_ops.ledger.ids import as_text, usage_id
 from llm_cost_ops.ledger.types import Entry
-from llm_cost_ops.pricing.money import from_units
+from llm_cost_ops.pricing.money import UNITS, from_units
 from llm_cost_ops.pricing.pricebook import Pricing
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.rules.limits import MAX_COUNT, MAX_RECORD_COST
 from llm_cost_ops.rules.times import from_micros, to_micros
 from llm_cost_ops.wire.decimals import WireDecimal
 from llm_cost_ops.wire.unknown import Unknown
 
 __all__ = [
-    "MAX_COST_UNITS",
-    "MAX_COUNT",
     "RECORD_COLUMNS",
     "Prepared",
     "SeriesKey",
@@ -37,22 +36,18 @@ __all__ = [
     "units_of",
 ]
 
-MAX_COUNT = 10**15
-"""The most tokens of one record: 9,000 such records still have a sum of 64 bits."""
-
-MAX_COST_UNITS = 10**9 * 10**12
-"""The most that one record may cost, in 10^-12 of its currency."""
+_MAX_COST_UNITS = MAX_RECORD_COST * UNITS
 
 SeriesKey = tuple[Any, ...]
 """What is interned of an entry: the organization, seven more columns of series, and the Pricing."""
 
 Prepared = tuple[SeriesKey, tuple[Any, ...], str]
-"""Of an entry its terms, its columns of usage from `id` on, and its id as text."""
+"""Of an entry its series key, its columns of usage from `id` on, and its id as text."""
 
 RECORD_COLUMNS = "u.id, u.key, u.ingested, u.ts, u.record"
 """Of `usage u`, what `decode_record` needs first."""
 
-_MICRO = 1_000_000
+_PICOS = 1_000_000
 
 
 def _write(value: Any) -> Any:
@@ -155,28 +150,28 @@ def _refused(violations: list[Violation]) -> RpcError:
 
 
 def columns_of(units: int | None, by: Pricing) -> tuple[int | None, int | None]:
-    """The two columns of a cost in 10^-12; INVALID_ARGUMENT when it is larger than MAX_COST_UNITS."""
+    """The two columns of a cost in 10^-12; INVALID_ARGUMENT when it is larger than MAX_RECORD_COST."""
     if units is None:
         return None, None
-    if not -MAX_COST_UNITS <= units <= MAX_COST_UNITS:
-        raise _refused([Violation("", f"must cost at most {MAX_COST_UNITS // 10**12:,} {by.currency}")])
-    return divmod(units, _MICRO)
+    if not -_MAX_COST_UNITS <= units <= _MAX_COST_UNITS:
+        raise _refused([Violation("", f"must cost at most {MAX_RECORD_COST:,} {by.currency}")])
+    return divmod(units, _PICOS)
 
 
-def units_of(micro: int | None, rest: int | None) -> int | None:
+def units_of(micros: int | None, picos: int | None) -> int | None:
     """The cost in 10^-12 that two columns hold."""
-    return None if micro is None or rest is None else micro * _MICRO + rest
+    return None if micros is None or picos is None else micros * _PICOS + picos
 
 
 def decode_record(row: tuple[Any, ...], currency: str, status: str) -> UsageRecord:
     """The record with all that the service knows of it; `row` holds RECORD_COLUMNS, then the cost."""
-    usage_id, key, ingested, ts, data, micro, rest = row
+    usage_id, key, ingested, ts, data, micros, picos = row
     record = decode_usage(data)
     record.id = as_text(usage_id)
     record.idempotency_key = "" if key is None else as_text(key)
     record.ingested_at = from_micros(ingested)
     record.timestamp = from_micros(ts)
-    units = units_of(micro, rest)
+    units = units_of(micros, picos)
     record.estimated_cost = None if units is None else from_units(units)
     record.currency = currency
     record.cost_status = CostStatus(status)

@@ -1,4 +1,7 @@
-"""The cost of a record that is in force: that of its newest revision, or the first where there is none."""
+"""Sums: the table rollup and how it is kept up to date, and queries over it and over single rows.
+
+A record counts with its cost in force: that of its newest revision, or its first where there is none.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from llm_cost_ops.ledger.types import Filter, Sums
+from llm_cost_ops.ledger.types import Amounts, Filter
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.rules.limits import check_amounts, check_sum
 from llm_cost_ops.rules.times import QUARTER, QUARTERS_A_DAY, cover, to_micros
 
 __all__ = [
@@ -22,7 +26,7 @@ __all__ = [
     "Piece",
     "Place",
     "add",
-    "count_usage",
+    "count",
     "fold",
     "fold_if_due",
     "load_intervals",
@@ -44,20 +48,20 @@ class Newest(NamedTuple):
     join: str
     series: str
     pricing: str
-    micro: str
-    rest: str
+    micros: str
+    picos: str
     number: str
 
 
-_FIRST = Newest("", "u.series", "u.pricing", "u.micro", "u.rest", "1")
+_FIRST = Newest("", "u.series", "u.pricing", "u.cost_micros", "u.cost_picos", "1")
 _REVISED = Newest(
     " LEFT JOIN revision v ON v.usage = u.seq"
     " AND v.number = (SELECT max(w.number) FROM revision w WHERE w.usage = u.seq)",
     "ifnull(v.series, u.series)",
     "ifnull(v.pricing, u.pricing)",
     # Not ifnull: a revision may find that there is no price.
-    "iif(v.usage IS NULL, u.micro, v.micro)",
-    "iif(v.usage IS NULL, u.rest, v.rest)",
+    "iif(v.usage IS NULL, u.cost_micros, v.cost_micros)",
+    "iif(v.usage IS NULL, u.cost_picos, v.cost_picos)",
     "ifnull(v.number, 1)",
 )
 
@@ -79,44 +83,55 @@ Place = tuple[int, int, int, str]
 
 # So many rows of the largest numbers that a store takes add up to less than 2^63.
 _AT_ONCE = 4096
-_MICRO = 1_000_000
+_PICOS = 1_000_000
+_LARGEST = 2**63 - 1
 
 _COUNTS = ("records", "requests", "input", "output", "cached", "unpriced")
 # Whole division as Python does it, also before 1970.
 _QUARTER = f"(ts - (ts % {QUARTER} + {QUARTER}) % {QUARTER}) / {QUARTER}"
 _DAY = f"(bucket - (bucket % {QUARTERS_A_DAY} + {QUARTERS_A_DAY}) % {QUARTERS_A_DAY}) / {QUARTERS_A_DAY}"
-_TOTALS = ", ".join(f"sum({name})" for name in (*_COUNTS, "micro", "rest"))
+_TOTALS = ", ".join(f"sum({name})" for name in (*_COUNTS, "micros", "picos"))
 # What the rows between two numbers add.
 _SUMS = f"""
     WITH found AS MATERIALIZED (
         SELECT series, {_QUARTER} AS bucket, ifnull(user, '') AS user, count(*) AS records,
             sum(requests) AS requests, sum(input) AS input, sum(output) AS output, sum(cached) AS cached,
-            sum(iif(micro IS NULL, requests, 0)) AS unpriced, ifnull(sum(micro), 0) AS micro,
-            ifnull(sum(rest), 0) AS rest
+            sum(iif(cost_micros IS NULL, requests, 0)) AS unpriced, ifnull(sum(cost_micros), 0) AS micros,
+            ifnull(sum(cost_picos), 0) AS picos
         FROM usage WHERE seq > ? AND seq <= ? GROUP BY series, bucket, ifnull(user, '')
-    ), place (series, level, bucket, user, {", ".join(_COUNTS)}, micro, rest) AS (
+    ), place (series, level, bucket, user, {", ".join(_COUNTS)}, micros, picos) AS (
         SELECT series, {QUARTERS}, bucket, '', {_TOTALS} FROM found GROUP BY series, bucket
         UNION ALL SELECT series, {DAYS}, {_DAY}, '', {_TOTALS} FROM found GROUP BY series, {_DAY}
         UNION ALL SELECT series, {USER_DAYS}, {_DAY}, user, {_TOTALS} FROM found GROUP BY series, {_DAY}, user
     )
-    SELECT series, level, bucket, user, %s {", ".join(_COUNTS)}, micro + rest / {_MICRO}, rest % {_MICRO}
+    SELECT series, level, bucket, user, {", ".join(_COUNTS)}, micros + picos / {_PICOS}, picos % {_PICOS}
     FROM place WHERE true
 """
+
+
+def _saturated(name: str, added: str) -> str:
+    """SQL for a sum that stays at the largest integer once it got there: a write never fails for it.
+
+    Queries refuse it, as they do every sum above MAX_SUM. (SQLite goes on in floating point where an addition
+    leaves 64 bits, and compares that with an integer exactly.)
+    """
+    return f"{name} = iif({name} = {_LARGEST}, {_LARGEST}, min({name} + {added}, {_LARGEST}))"
+
+
 _ON_CONFLICT = f"""
-    ON CONFLICT (series, level, bucket, user, part) DO UPDATE SET
-    {", ".join(f"{name} = {name} + excluded.{name}" for name in _COUNTS)},
-    micro = micro + excluded.micro + (rest + excluded.rest) / {_MICRO},
-    rest = (rest + excluded.rest) % {_MICRO}
+    ON CONFLICT (series, level, bucket, user) DO UPDATE SET
+    {", ".join(_saturated(name, f"excluded.{name}") for name in _COUNTS)},
+    {_saturated("cost_micros", f"excluded.cost_micros + (cost_picos + excluded.cost_picos) / {_PICOS}")},
+    cost_picos = (cost_picos + excluded.cost_picos) % {_PICOS}
 """
-_PART = "(SELECT part FROM folded)"
-_FOLD = f"INSERT INTO rollup {_SUMS.replace('%s', f'{_PART},')} {_ON_CONFLICT}"
-_ADD = f"INSERT INTO rollup VALUES (?, ?, ?, ?, {_PART}, {', '.join('?' * 8)}) {_ON_CONFLICT}"
-_ADD_TAIL = f"INSERT INTO temp.tail {_SUMS.replace('%s', '')}"
+_FOLD = f"INSERT INTO rollup {_SUMS} {_ON_CONFLICT}"
+_ADD = f"INSERT INTO rollup VALUES ({', '.join('?' * 12)}) {_ON_CONFLICT}"
+_ADD_TAIL = f"INSERT INTO temp.tail {_SUMS}"
 
 
 KEPT = f"""
     SELECT series, level, bucket, user, {", ".join(f"sum({name})" for name in _COUNTS)},
-        sum(micro) + sum(rest) / {_MICRO}, sum(rest) % {_MICRO}
+        sum(cost_micros) + sum(cost_picos) / {_PICOS}, sum(cost_picos) % {_PICOS}
     FROM rollup GROUP BY series, level, bucket, user HAVING sum(records) <> 0
 """
 """The sums that are kept, as `recalculated` gives them."""
@@ -127,10 +142,10 @@ def recalculated(connection: sqlite3.Connection) -> str:
     cost = newest(connection)
     rows = (
         f"SELECT u.seq, {cost.series} AS series, u.ts, u.user, u.requests, u.input, u.output, u.cached, "
-        f"{cost.micro} AS micro, {cost.rest} AS rest FROM usage u{cost.join}"
+        f"{cost.micros} AS cost_micros, {cost.picos} AS cost_picos FROM usage u{cost.join}"
     )
     found = _SUMS.replace("FROM usage WHERE seq > ? AND seq <= ?", f"FROM ({rows}) WHERE seq <= ?")
-    return f"SELECT * FROM ({found.replace('%s', '')})"
+    return f"SELECT * FROM ({found})"
 
 
 def places(series: int, ts: int, user: str) -> tuple[Place, Place, Place]:
@@ -166,36 +181,24 @@ def _fold_apart(cursor: sqlite3.Cursor) -> None:
 
 def fold(cursor: sqlite3.Cursor) -> None:
     """Bring the sums up to date, in the transaction of the caller."""
-    done, last = cursor.execute("SELECT seq, (SELECT max(seq) FROM usage) FROM folded").fetchone()
+    done, last = cursor.execute("SELECT seq, (SELECT max(seq) FROM usage) FROM rollup_watermark").fetchone()
     while last is not None and done < last:
         upto = min(done + _AT_ONCE, last)
-        _add(cursor, _FOLD, [(done, upto)])
+        cursor.execute(_FOLD, (done, upto))
         done = upto
-    cursor.execute("UPDATE folded SET seq = ?", (done,))
+    cursor.execute("UPDATE rollup_watermark SET seq = ?", (done,))
 
 
 def add(cursor: sqlite3.Cursor, sums: dict[Place, list[int]]) -> None:
     """Add amounts to the sums: records, requests, input, output, cached, unpriced, and the cost in 10^-12."""
-    rows = [(*place, *amounts[:6], *divmod(amounts[6], _MICRO)) for place, amounts in sorted(sums.items())]
-    _add(cursor, _ADD, rows)
-
-
-def _add(cursor: sqlite3.Cursor, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Add to the sums; where one would leave 64 bits, which STRICT refuses, all go into a new part."""
-    cursor.execute("SAVEPOINT sums")
-    try:
-        cursor.executemany(statement, rows)
-    except (sqlite3.IntegrityError, OverflowError):
-        cursor.execute("ROLLBACK TO sums")
-        cursor.execute("UPDATE folded SET part = part + 1")
-        cursor.executemany(statement, rows)
-    cursor.execute("RELEASE sums")
+    rows = [(*place, *amounts[:6], *divmod(amounts[6], _PICOS)) for place, amounts in sorted(sums.items())]
+    cursor.executemany(_ADD, rows)
 
 
 def load_tail(connection: sqlite3.Connection) -> bool:
     """Put the sums of the rows that are not in the sums yet into temp.tail; whether there are any."""
     connection.execute("DELETE FROM temp.tail")
-    [done] = connection.execute("SELECT seq FROM folded").fetchone()
+    [done] = connection.execute("SELECT seq FROM rollup_watermark").fetchone()
     return connection.execute(_ADD_TAIL, (done, 2**63 - 1)).rowcount > 0
 
 
@@ -218,9 +221,8 @@ _PICK = (
     "SELECT s.id, s.org, o.name, s.provider, s.model, s.project, s.operation, s.service_tier, s.processing, "
     "s.region, s.status, s.currency FROM series s JOIN organization o ON o.id = s.org"
 )
-_AMOUNTS = ("records", "requests", "input", "output", "cached", "unpriced", "micro", "rest")
+_AMOUNTS = ("records", "requests", "input", "output", "cached", "unpriced", "cost_micros", "cost_picos")
 _OPEN = 2**62
-_LOW = 2**32
 
 
 def summarize(
@@ -228,39 +230,34 @@ def summarize(
     where: Filter,
     group_by: tuple[str, ...],
     buckets: Sequence[tuple[datetime, datetime]] | None,
-) -> list[tuple[Keys, int, Sums]]:
+) -> list[tuple[Keys, int, Amounts]]:
     """The sums of each group, bucket and currency that has any, by bucket and keys."""
     totals = _totals(connection, where, group_by, buckets)
-    return [
-        (
-            keys,
-            bucket,
-            Sums(
+    found = []
+    for (keys, bucket, currency), amounts in sorted(totals.items(), key=_by_bucket):
+        records, requests, put_in, put_out, cached, unpriced, micros, picos = amounts
+        # Repricing leaves sums of nothing behind.
+        if records:
+            sums = Amounts(
                 requests=requests,
                 input_tokens=put_in,
                 output_tokens=put_out,
                 cached_tokens=cached,
                 unpriced_requests=unpriced,
-                units=micro * _MICRO + rest,
+                units=micros * _PICOS + picos,
                 currency=currency,
-            ),
-        )
-        for (keys, bucket, currency), (
-            records,
-            requests,
-            put_in,
-            put_out,
-            cached,
-            unpriced,
-            micro,
-            rest,
-        ) in sorted(totals.items(), key=lambda item: (item[0][1], item[0][0], item[0][2]))
-        # Repricing leaves sums of nothing behind.
-        if records
-    ]
+            )
+            check_amounts(sums)
+            found.append((keys, bucket, sums))
+    return found
 
 
-def count_usage(connection: sqlite3.Connection, where: Filter) -> int:
+def _by_bucket(item: tuple[tuple[Keys, int, str], list[int]]) -> tuple[int, Keys, str]:
+    (keys, bucket, currency), _ = item
+    return bucket, keys, currency
+
+
+def count(connection: sqlite3.Connection, where: Filter) -> int:
     """How many records the filter lets through."""
     return sum(amounts[0] for amounts in _totals(connection, where, (), None).values())
 
@@ -319,17 +316,17 @@ def _totals(
     totals: Totals = {}
     if not series or not pieces:
         return totals
-    question = SumQuery(connection, where, group_by, series, totals)
-    if question.needs_rows:
-        question.add_rows(pieces)
+    query = SumQuery(connection, where, group_by, series, totals)
+    if query.needs_rows:
+        query.add_rows(pieces)
         return totals
     rows: list[Piece] = []
     levels: dict[int, list[Piece]] = {QUARTERS: [], DAYS: [], USER_DAYS: []}
     for bucket, low, high in pieces:
         parts = cover(low, high)
         rows += ((bucket, *part) for part in parts.rows)
-        levels[USER_DAYS if question.by_user else DAYS].extend((bucket, *part) for part in parts.days)
-        if question.by_user:
+        levels[USER_DAYS if query.by_user else DAYS].extend((bucket, *part) for part in parts.days)
+        if query.by_user:
             rows += ((bucket, *_micros(part)) for part in parts.quarters)
         else:
             levels[QUARTERS].extend((bucket, *part) for part in parts.quarters)
@@ -337,8 +334,8 @@ def _totals(
         tables = ("rollup", "temp.tail") if load_tail(connection) else ("rollup",)
         for table in tables:
             for level, found in levels.items():
-                question.add_rollups(table, level, found)
-    question.add_rows(rows)
+                query.add_rollups(table, level, found)
+    query.add_rows(rows)
     return totals
 
 
@@ -387,8 +384,8 @@ def load_intervals(connection: sqlite3.Connection, pieces: Iterable[Piece]) -> N
 
 
 def _row_amounts(cost: Newest) -> tuple[str, ...]:
-    unpriced = f"CASE WHEN {cost.micro} IS NULL THEN u.requests ELSE 0 END"
-    return ("1", "u.requests", "u.input", "u.output", "u.cached", unpriced, cost.micro, cost.rest)
+    unpriced = f"CASE WHEN {cost.micros} IS NULL THEN u.requests ELSE 0 END"
+    return ("1", "u.requests", "u.input", "u.output", "u.cached", unpriced, cost.micros, cost.picos)
 
 
 class SumQuery:
@@ -469,22 +466,15 @@ class SumQuery:
         self._sum(keys, _row_amounts(cost), source, [*self._parameters, *parameters])
 
     def _sum(self, keys: str, amounts: Sequence[str], source: str, parameters: list[Any]) -> None:
+        sums = ", ".join(f"sum({amount})" for amount in amounts)
         try:
-            sums = ", ".join(f"sum({amount})" for amount in amounts)
-            for row in self._connection.execute(f"SELECT {keys}, {sums} {source}", parameters).fetchall():
-                self._add(row[:-8], row[-8:])
+            rows = self._connection.execute(f"SELECT {keys}, {sums} {source}", parameters).fetchall()
         except sqlite3.OperationalError as error:
-            if "overflow" not in str(error):
-                raise
-            self._sum_in_halves(keys, amounts, source, parameters)
-
-    def _sum_in_halves(self, keys: str, amounts: Sequence[str], source: str, parameters: list[Any]) -> None:
-        """Sum what leaves 64 bits: the upper and the lower 32 bits of each number apart."""
-        halves = ", ".join(f"sum(({amount}) >> 32), sum(({amount}) & 4294967295)" for amount in amounts)
-        for row in self._connection.execute(f"SELECT {keys}, {halves} {source}", parameters).fetchall():
-            parts = [part or 0 for part in row[-16:]]
-            whole = [high * _LOW + low for high, low in zip(parts[::2], parts[1::2], strict=True)]
-            self._add(row[:-16], whole)
+            if "overflow" in str(error):
+                check_sum("a group", 2**63)
+            raise
+        for row in rows:
+            self._add(row[:-8], row[-8:])
 
     def _add(self, found: tuple[Any, ...], amounts: Sequence[int | None]) -> None:
         dimensions = self._series[found[0]]

@@ -12,7 +12,7 @@ from llm_cost_ops.rpc.interceptor import Req, Res, UnaryContinuation
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.service.access.keys import principal_of
-from llm_cost_ops.service.access.tenancy import OPEN
+from llm_cost_ops.service.access.tenancy import OPEN, check_role
 
 __all__ = ["Authentication"]
 
@@ -57,13 +57,17 @@ class Authentication:
     intercept_stream_stream = intercept_unary_stream
 
     async def admit(self, context: CallContext) -> None:
-        """Set the principal, or raise UNAUTHENTICATED. A server may ask before it reads the request."""
+        """Set the principal, or raise UNAUTHENTICATED; PERMISSION_DENIED when its role may not call that.
+
+        A server asks before it reads the request.
+        """
         if context.method.path in OPEN:
             return
         key = _bearer(context.metadata)
         if key:
             context.principal = await principal_of(self._keys, key, context)
             if context.principal is not None:
+                check_role(context)
                 return
         if self._required or await self._keys.any(context):
             raise RpcError(

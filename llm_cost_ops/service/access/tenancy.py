@@ -49,6 +49,7 @@ __all__ = [
     "Rule",
     "Tenancy",
     "allowed_organizations",
+    "check_role",
     "may_access",
     "organization_of",
     "tenant_of",
@@ -220,9 +221,19 @@ class Tenancy:
 
 
 def _scoped(request: Any, context: CallContext) -> Any:
+    rule = check_role(context)
+    organizations = allowed_organizations(context)
+    return request if rule is None or organizations is None else rule.scoped(request, organizations)
+
+
+def check_role(context: CallContext) -> Rule | None:
+    """The rule of a call, whose principal's role it lets through; None for one of OPEN.
+
+    Raises PERMISSION_DENIED. It needs nothing of the request.
+    """
     principal: Principal = context.principal
     if context.method.path in OPEN:
-        return request
+        return None
     rule = RULES.get(context.method.path)
     if rule is None:
         raise RpcError(StatusCode.PERMISSION_DENIED, f"no API key may call {context.method.name}")
@@ -232,4 +243,4 @@ def _scoped(request: Any, context: CallContext) -> Any:
             f"{context.method.name} needs an API key with the role {rule.role.name.lower()}, "
             f"and this one is {principal.role.name.lower()}",
         )
-    return request if principal.organizations is None else rule.scoped(request, principal.organizations)
+    return rule

@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 import msgspec
 
-from llm_cost_ops.rpc.method import HttpRule, MethodDescriptor, QueryField
+from llm_cost_ops.rpc.method import HttpRule, MessageCodec, MethodDescriptor, QueryField
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.wire import DecodeError, EncodeError
 from llm_cost_ops.wire.json_keys import REPEATED, path_text, repeated_keys
@@ -116,10 +116,7 @@ class Binding:
 
         RpcError INVALID_ARGUMENT with every parameter that is unknown, repeated or malformed.
         """
-        violations: list[Violation] = []
-        values = self._read_query(query, violations)
-        for parameter, text in zip(self._in_path.values(), variables, strict=True):
-            values[parameter.json_name] = parameter.convert(text)
+        values, violations = self._read(variables, query)
         rule = self.rule
         if rule.body == "*" and not violations:
             return _decoded(self.method.request, _with(body, values) if values else body)
@@ -127,6 +124,29 @@ class Binding:
         if rule.body is not None:
             setattr(request, rule.body, _decoded(_body_codec(rule), body))
         return request
+
+    @property
+    def body_codec(self) -> MessageCodec[Any] | None:
+        """What decodes the body by itself; None where there is none, or the path holds a part of it."""
+        if self.rule.body == "*":
+            return None if self._in_path else self.method.request
+        return self.rule.body_codec
+
+    def decode_around(self, variables: Sequence[str], query: str, part: Any) -> Any:
+        """As `decode`, where the body has become `part` by `body_codec`."""
+        values, violations = self._read(variables, query)
+        if self.rule.body == "*" and not violations:
+            return part
+        request = self._from_values(values, violations)
+        setattr(request, str(self.rule.body), part)
+        return request
+
+    def _read(self, variables: Sequence[str], query: str) -> tuple[dict[str, Any], list[Violation]]:
+        violations: list[Violation] = []
+        values = self._read_query(query, violations)
+        for parameter, text in zip(self._in_path.values(), variables, strict=True):
+            values[parameter.json_name] = parameter.convert(text)
+        return values, violations
 
     def encode_response(self, response: Any) -> bytes:
         """The body that tells a success."""

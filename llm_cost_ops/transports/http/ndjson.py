@@ -12,40 +12,61 @@ from llm_cost_ops.transports.net.bodies import PIECE
 from llm_cost_ops.wire import DecodeError, EncodeError
 from llm_cost_ops.wire.unknown import Unknown
 
-__all__ = ["ERROR_LINE", "MEDIA_TYPE", "LineSplitter", "Lines"]
+__all__ = ["ERROR_LINE", "MEDIA_TYPE", "PAUSE", "LineSplitter", "Lines"]
 
 MEDIA_TYPE = "application/x-ndjson"
 
 # How the line begins that tells of an error after the head of an answer; no message begins so.
 ERROR_LINE = b'{"error":'
 
+# Stands for no line, where who cuts a body may stop for a while.
+PAUSE = b""
+
 
 class LineSplitter:
     """Cuts a body into lines as it comes; blank ones are left out.
 
     `encoding` is the Content-Encoding, as BoundedBody takes it: another raises ValueError, as do bytes
-    that are not of the encoding. Of a line of more than `limit` bytes None is given in place of the line.
+    that are not of the encoding, more than `max_bytes` after decompression, and over `max_blank_lines` more
+    blank lines than others. Of a line of more than `limit` bytes None is given in place of the line.
     """
 
-    def __init__(self, limit: int, encoding: str = "") -> None:
+    def __init__(
+        self,
+        limit: int,
+        encoding: str = "",
+        *,
+        max_bytes: int | None = None,
+        max_blank_lines: int | None = None,
+    ) -> None:
         encoding = encoding.strip().lower()
         if encoding not in {"", "identity", "gzip", "x-gzip", "deflate"}:
             raise ValueError(f"the content encoding {encoding[:40]!r} is not supported")
         self._inflate = None if encoding in {"", "identity"} else zlib.decompressobj(zlib.MAX_WBITS | 32)
-        self._limit = limit
+        self.limit = limit
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._max_blank_lines = max_blank_lines
+        self._blank_lines = 0
         self._rest = bytearray()
         self._skipping = False
         self._fed = False
 
     def feed(self, chunk: bytes) -> Iterator[bytes | None]:
         """The lines that a part of the body ends. Raises ValueError for broken compression."""
+        return (line for line in self.feed_slowly(chunk) if line != PAUSE)
+
+    def feed_slowly(self, chunk: bytes) -> Iterator[bytes | None]:
+        """As `feed`, with a PAUSE after each piece: a small chunk may become much, and hold no line."""
         self._fed = self._fed or bool(chunk)
         if self._inflate is None:
             yield from self._split(chunk)
+            yield PAUSE
             return
         try:
             while chunk and not self._inflate.eof:
                 yield from self._split(self._inflate.decompress(chunk, PIECE))
+                yield PAUSE
                 chunk = self._inflate.unconsumed_tail
         except zlib.error as error:
             raise ValueError(f"the body is not what its content encoding says: {error}") from None
@@ -65,6 +86,9 @@ class LineSplitter:
         self._rest.clear()
 
     def _split(self, data: bytes) -> Iterator[bytes | None]:
+        self._bytes += len(data)
+        if self._max_bytes is not None and self._bytes > self._max_bytes:
+            raise ValueError(f"the stream is larger than {self._max_bytes} bytes")
         *ended, rest = data.split(b"\n")
         for part in ended:
             if self._skipping:
@@ -73,15 +97,23 @@ class LineSplitter:
                 continue
             line = bytes(self._rest) + part if self._rest else part
             self._rest.clear()
-            if len(line) > self._limit:
+            if len(line) > self.limit:
                 yield None
             elif line.strip():
+                self._blank_lines -= 1
                 yield line
+            else:
+                self._count_blank()
         if not self._skipping:
             self._rest += rest
-            if len(self._rest) > self._limit:
+            if len(self._rest) > self.limit:
                 self._rest.clear()
                 self._skipping = True
+
+    def _count_blank(self) -> None:
+        self._blank_lines += 1
+        if self._max_blank_lines is not None and self._blank_lines > self._max_blank_lines:
+            raise ValueError(f"the stream has more than {self._max_blank_lines:,} blank lines")
 
 
 class Lines:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 
 __all__ = ["BodyTooLargeError", "BoundedBody"]
 
@@ -25,19 +26,26 @@ class BoundedBody:
         if encoding not in {"", "identity", "gzip", "x-gzip", "deflate"}:
             raise ValueError(f"the content encoding {encoding[:40]!r} is not supported")
         self._limit = limit
-        self._size = 0
-        self._parts: list[bytes] = []
+        # One buffer: a part of a byte takes forty as an object of its own.
+        self._data = bytearray()
         self._inflate = None if encoding in {"", "identity"} else zlib.decompressobj(zlib.MAX_WBITS | 32)
 
     def feed(self, chunk: bytes) -> None:
         """Add what came. Raises BodyTooLargeError, or ValueError for broken compression."""
+        for _ in self.inflate(chunk):
+            pass
+
+    def inflate(self, chunk: bytes) -> Iterator[None]:
+        """As `feed`, with a stop after each piece: a small chunk may become a large part of a body."""
         if self._inflate is None:
             self._add(chunk)
+            yield
             return
         try:
             while chunk and not self._inflate.eof:
                 self._add(self._inflate.decompress(chunk, PIECE))
                 chunk = self._inflate.unconsumed_tail
+                yield
         except zlib.error as error:
             raise ValueError(f"the body is not what its content encoding says: {error}") from None
         if self._inflate.eof and (chunk or self._inflate.unused_data):
@@ -47,13 +55,11 @@ class BoundedBody:
         """The whole body. Raises ValueError when compressed data stopped before their end."""
         if self._inflate is not None:
             self._add(self._inflate.flush())
-            if self._parts and not self._inflate.eof:
+            if self._data and not self._inflate.eof:
                 raise ValueError("the compressed body is truncated")
-        return b"".join(self._parts)
+        return bytes(self._data)
 
     def _add(self, data: bytes) -> None:
-        self._size += len(data)
-        if self._size > self._limit:
+        if len(self._data) + len(data) > self._limit:
             raise BodyTooLargeError(f"the body is larger than {self._limit} bytes")
-        if data:
-            self._parts.append(data)
+        self._data += data

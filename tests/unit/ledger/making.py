@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any, Self
 
 from llm_cost_ops._gen.messages import CostStatus, UsageRecord
-from llm_cost_ops.ledger.sqlite.store import SqliteStore
+from llm_cost_ops.ledger.sqlite import SqliteLedger
 from llm_cost_ops.ledger.types import Entry
 from llm_cost_ops.pricing.pricebook import Pricing
 from llm_cost_ops.rpc.context import CallContext
@@ -62,18 +62,25 @@ def entry(
     return Entry(record, key, TAKEN, units, by)
 
 
+SUMS = ("count", "span", "summarize", "summarize_meters")
+
+
 class Sync:
-    """A store whose methods are run to their end: `store.append(...)` without a context or an await."""
+    """A ledger whose methods are run to their end: `store.append(...)` without a context or an await."""
 
     def __init__(self, path: Any = None, *, timeout: float | None = 20.0, **options: Any) -> None:
-        self.store = SqliteStore(None if path is None else str(path), **options)
+        self.store = SqliteLedger(None if path is None else str(path), **options)
         self.timeout = timeout
 
     def __getattr__(self, name: str) -> Any:
-        method = getattr(self.store, name)
+        owner = self.store.sums if name in SUMS else self.store
+        method = getattr(owner, name)
         if name == "aclose":
             return lambda: drive(method())
-        return lambda *args: drive(method(*args, context(self.timeout)))
+        return lambda *args, **options: drive(method(*args, context(self.timeout), **options))
+
+    def get_cost(self, usage_id: str, organization_id: str = "acme") -> Any:
+        return drive(self.store.get_cost(organization_id, usage_id, context(self.timeout)))
 
     def __enter__(self) -> Self:
         return self

@@ -5,17 +5,21 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import msgspec
 import pytest
 
 from llm_cost_ops._gen.messages import CostStatus, ModalityTokens, Operation, SubmitStatus
+from llm_cost_ops.ledger import ids
 from llm_cost_ops.ledger.ids import as_key, as_text, usage_id
-from llm_cost_ops.ledger.sqlite.rows import MAX_COST_UNITS, MAX_COUNT
+from llm_cost_ops.ledger.sqlite import append, rows
 from llm_cost_ops.ledger.types import Entry, Filter
+from llm_cost_ops.pricing.money import UNITS
 from llm_cost_ops.rpc.ids import uuid7
 from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.rules.limits import MAX_COUNT, MAX_RECORD_COST, MAX_SUM
 from llm_cost_ops.wire.unknown import Unknown
 from tests.unit.ledger.making import TAKEN, Sync, entry, pricing
 
@@ -48,7 +52,7 @@ def test_a_key_counts_once(store: Sync) -> None:
     assert (other.status, other.usage_id) == (CONFLICT, created.usage_id)
     assert statuses(store, entry(idempotency_key=key, organization_id="other")) == [CREATED]
     assert requests(store) == 2
-    assert store.count_usage(Filter()) == 2
+    assert store.count(Filter()) == 2
 
 
 def test_a_time_that_the_store_filled_in_is_the_same_content(store: Sync) -> None:
@@ -67,7 +71,7 @@ def test_a_time_that_the_store_filled_in_is_the_same_content(store: Sync) -> Non
 
 
 def folded(store: Sync) -> int:
-    return store.store._writer.open().execute("SELECT seq FROM folded").fetchone()[0]
+    return store.store._writer.open().execute("SELECT seq FROM rollup_watermark").fetchone()[0]
 
 
 def test_sums_are_brought_up_to_date_every_128_rows(store: Sync) -> None:
@@ -229,24 +233,89 @@ def test_an_unpriced_record_has_no_cost(store: Sync) -> None:
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_what_is_too_large_is_refused_whole(store: Sync, size: int) -> None:
-    for bad in (entry(input_tokens=MAX_COUNT + 1), entry(units=MAX_COST_UNITS + 1)):
+    for bad in (entry(input_tokens=MAX_COUNT + 1), entry(units=MAX_RECORD_COST * UNITS + 1)):
         with pytest.raises(RpcError) as caught:
             store.append([entry() for _ in range(size - 1)] + [bad])
         assert caught.value.code is StatusCode.INVALID_ARGUMENT
-    assert store.count_usage(Filter()) == 0
-    assert statuses(store, entry(input_tokens=MAX_COUNT, units=MAX_COST_UNITS)) == [CREATED]
+    assert store.count(Filter()) == 0
+    assert statuses(store, entry(input_tokens=MAX_COUNT, units=MAX_RECORD_COST * UNITS)) == [CREATED]
 
 
-def test_sums_that_leave_64_bits_are_exact(store: Sync) -> None:
-    # In the sums of an hour, of the rows that are not in them yet, and in those of a query.
-    for size, count in ((10_000, 4), (1, 20)):
-        for _ in range(count):
-            store.append([entry(input_tokens=MAX_COUNT, units=MAX_COST_UNITS) for _ in range(size)])
-    records = 40_020
-    for group_by in ((), ("user",), ("provider", "tag"), ("label:x",)):
-        [(_, _, sums)] = store.summarize(Filter(), group_by, None)
-        assert (sums.requests, sums.input_tokens) == (records, records * MAX_COUNT)
-        assert sums.units == records * MAX_COST_UNITS
+def refused(store: Sync, *group_by: str) -> bool:
+    try:
+        store.summarize(Filter(), group_by, None)
+    except RpcError as error:
+        return error.code is StatusCode.OUT_OF_RANGE
+    return False
+
+
+@pytest.mark.parametrize("column", ["input", "cost_micros"])
+def test_a_sum_that_is_too_large_is_out_of_range_when_read(store: Sync, column: str) -> None:
+    """The write succeeds, whatever the sum becomes; what is refused stays refused."""
+    largest = entry(input_tokens=MAX_COUNT, units=MAX_RECORD_COST * UNITS)
+    store.append([largest] * 128)
+    writer = store.store._writer.open()
+    writer.execute(f"UPDATE rollup SET {column} = ?", (MAX_SUM - 128 * 10**12,))
+    store.append([largest] * 128)
+    assert not refused(store)
+    # Above what is answered, then above what 64 bits hold.
+    store.append([largest] * 128)
+    assert refused(store, "user")
+    writer.execute(f"UPDATE rollup SET {column} = ?", (2**63 - 2,))
+    for _ in range(2):
+        assert {done.status for done in store.append([largest] * 128)} == {CREATED}
+        assert refused(store)
+        assert refused(store, "provider", "user")
+    assert writer.execute(f"SELECT DISTINCT {column} FROM rollup").fetchall() == [(2**63 - 1,)]
+    # Rows are summed apart from that.
+    assert not refused(store, "label:x")
+
+
+def test_one_id_of_two_keys_merges_nothing(store: Sync, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keys are compared, not the ids that were made of them: here all first attempts have one id."""
+    real = ids.usage_id
+
+    def colliding(organization_id: str, key: str, attempt: int = 0) -> Any:
+        text, stored, kept = real(organization_id, key if attempt else "k", attempt)
+        return (text, stored, ids.as_key(key)) if not attempt else (text, stored, kept)
+
+    monkeypatch.setattr(rows, "usage_id", colliding)
+    monkeypatch.setattr(append, "usage_id", colliding)
+    batches = [["a"], ["b", "a", "c"], ["d"], ["c", "e"]]
+    seen: dict[str, str] = {}
+    for batch in batches:
+        for key, done in zip(batch, store.append([entry(idempotency_key=k) for k in batch]), strict=True):
+            assert done.status == (SubmitStatus.DUPLICATE if key in seen else CREATED)
+            assert seen.setdefault(key, done.usage_id) == done.usage_id
+            assert store.get_cost(done.usage_id).record.idempotency_key == key
+    assert len(set(seen.values())) == store.count(Filter()) == 5
+
+
+def test_an_id_is_looked_for_in_one_organization(store: Sync, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = ids.usage_id
+    monkeypatch.setattr(rows, "usage_id", lambda _, key: real("same", key))
+    for organization in ("acme", "globex"):
+        again = entry(idempotency_key="k", organization_id=organization)
+        assert statuses(store, again) == [CREATED]
+        assert statuses(store, again) == [SubmitStatus.DUPLICATE]
+    usage_id = real("same", "k")[0]
+    assert store.get_cost(usage_id, "globex").record.organization_id == "globex"
+    assert store.get_cost(usage_id, "initech") is None
+
+
+def test_an_observation_is_a_duplicate_by_its_counts(store: Sync) -> None:
+    key: dict[str, Any] = {"idempotency_key": "k"}
+    store.append([entry(**key)])
+    seen = {"observation": True, "labels": {"by": "proxy"}, "model_id": "gpt-4o-2024-08-06"}
+    assert statuses(store, entry(5, **key, **seen)) == [SubmitStatus.DUPLICATE]
+    for other in (
+        {"input_tokens": 101},
+        {"cached_tokens": 1},
+        {"meters": {"PAGES": 1}},
+        {"request_count": 2},
+    ):
+        assert statuses(store, entry(5, **key, **seen, **other)) == [SubmitStatus.CONFLICT]
+    assert statuses(store, entry(5, **key, labels={"by": "proxy"})) == [SubmitStatus.CONFLICT]
 
 
 def test_ids_follow_from_organization_and_key() -> None:
@@ -284,7 +353,7 @@ def test_a_failed_transaction_leaves_no_ids_behind(store: Sync) -> None:
 
 def test_the_interner_is_bounded(store: Sync) -> None:
     interner = store.store._writer.interner
-    interner._most = 10
+    interner._max_known = 10
     for n in range(35):
         store.append([entry(organization_id=f"o{n}")])
     assert len(interner._known) <= 10

@@ -97,7 +97,7 @@ def test_who_gives_up_leaves_the_queue(tmp_path: Path, group: bool) -> None:
         assert queue._first(1 << 62) is None
         queue.close()
         store.append([entry()])
-        assert store.count_usage(Filter()) == 3
+        assert store.count(Filter()) == 3
 
 
 def test_places_are_in_the_order_of_their_coming(tmp_path: Path) -> None:
@@ -140,4 +140,4 @@ def test_a_process_that_is_stopped_in_the_queue_holds_nobody_up_for_long(tmp_pat
         assert 0.4 < time.monotonic() - began < 2.0
         waiting.kill()
         waiting.communicate()
-        assert store.count_usage(Filter()) == 9
+        assert store.count(Filter()) == 9

@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import os
-import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
-from llm_cost_ops._gen.messages import SubmitStatus, UsageRecord
+from llm_cost_ops._gen.messages import SubmitStatus
 from llm_cost_ops.ledger.sqlite import schema
 from llm_cost_ops.ledger.sqlite.connection import Database
-from llm_cost_ops.ledger.sqlite.rows import encode_struct
 from llm_cost_ops.ledger.types import Filter
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from llm_cost_ops.rules.times import QUARTER, QUARTERS_A_DAY, to_micros
-from tests.unit.ledger.making import START, TAKEN, Sync, entry
+from tests.unit.ledger.making import START, Sync, entry
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
 
 def refusal(path: Path) -> RpcError:
     with Sync(path) as store:
-        for method, arguments in (("append", [[entry()]]), ("count_usage", [Filter()]), ("check", [])):
+        for method, arguments in (("append", [[entry()]]), ("count", [Filter()]), ("check", [])):
             with pytest.raises(RpcError) as caught:
                 getattr(store, method)(*arguments)
     return caught.value
@@ -40,7 +34,7 @@ def refusal(path: Path) -> RpcError:
 def test_nothing_is_opened_before_the_first_call(tmp_path: Path) -> None:
     store = Sync(tmp_path / "costs.db")
     assert not list(tmp_path.iterdir())
-    assert store.count_usage(Filter()) == 0
+    assert store.count(Filter()) == 0
     assert (tmp_path / "costs.db").exists()
     store.aclose()
     store.aclose()
@@ -52,11 +46,11 @@ def test_calls_on_a_closed_store_say_so(tmp_path: Path) -> None:
         for group in (False, True):
             store = Sync(path, group_commit=group)
             store.append([entry()])
-            store.count_usage(Filter())
+            store.count(Filter())
             store.aclose()
             for call in (
                 lambda s: s.append([entry()]),
-                lambda s: s.count_usage(Filter()),
+                lambda s: s.count(Filter()),
                 lambda s: s.check(),
             ):
                 with pytest.raises(RpcError, match="the store is closed"):
@@ -104,7 +98,7 @@ def test_a_file_that_another_process_makes_meanwhile_is_no_stranger(tmp_path: Pa
     assert schema.identify(connection, "the file") in (0, schema.VERSION)
     connection.close()
     with Sync(path) as store:
-        assert store.count_usage(Filter()) == 0
+        assert store.count(Filter()) == 0
 
 
 @pytest.mark.parametrize("content", [b"date,tokens\n" * 100, b"SQLite format 3\0" + b"\xff" * 4096])
@@ -140,113 +134,53 @@ def test_a_migration_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     known = schema.MIGRATIONS
     step = ("ALTER TABLE usage ADD COLUMN extra TEXT", "this is no SQL")
     monkeypatch.setattr(schema, "MIGRATIONS", (*known, step))
-    monkeypatch.setattr(schema, "VERSION", len(known) + 1)
+    monkeypatch.setattr(schema, "VERSION", 2)
     with Sync(path) as store, pytest.raises(RpcError):
-        store.count_usage(Filter())
+        store.count(Filter())
     connection = sqlite3.connect(path)
-    assert connection.execute("PRAGMA user_version").fetchone() == (len(known),)
+    assert connection.execute("PRAGMA user_version").fetchone() == (1,)
     assert "extra" not in {row[1] for row in connection.execute("PRAGMA table_info(usage)")}
     connection.close()
     monkeypatch.setattr(schema, "MIGRATIONS", (*known, step[:1]))
     with Sync(path) as store:
-        assert store.count_usage(Filter()) == 1
+        assert store.count(Filter()) == 1
     connection = sqlite3.connect(path)
-    assert connection.execute("PRAGMA user_version").fetchone() == (len(known) + 1,)
+    assert connection.execute("PRAGMA user_version").fetchone() == (2,)
     connection.close()
 
 
-def test_a_file_of_version_1_opens(tmp_path: Path) -> None:
-    path = tmp_path / "v1.db"
-    with gzip.open(GOLDEN / "store-v1.db.gz") as packed, path.open("wb") as file:
-        shutil.copyfileobj(packed, file)
-    with Sync(path) as store:
-        records, _ = store.list_usage(Filter(), "timestamp", True, 10, None, None)
-        assert [(r.model_id, r.estimated_cost, r.user_id) for r in records] == [
-            ("unpriced", None, ""),
-            ("gpt-4o", Decimal("0.001500000001"), "u"),
-        ]
-        assert [s.units for _, _, s in store.summarize(Filter(), ("user", "tag"), None)] == [0, 1_500_000_001]
-        [again] = store.append(
-            [entry(idempotency_key="golden", units=5, user_id="u", tags=["t"], output_tokens=1)]
-        )
-        assert (again.status, again.units) == (SubmitStatus.DUPLICATE, 1_500_000_001)
-        known = entry(idempotency_key="golden", units=5, user_id="u", tags=["t"], output_tokens=1)
-        batch = store.append([entry(idempotency_key="other"), known, known])
-        assert [done.status for done in batch] == [SubmitStatus.CREATED, *[SubmitStatus.DUPLICATE] * 2]
-        [card] = store.all_cards()
-        assert (card.id, card.version, card.rates[0].price) == ("card-golden", 1, Decimal("2.5"))
-        assert [done.status for done in store.append([entry()])] == [SubmitStatus.CREATED]
+def test_a_file_from_before_the_first_release_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE usage (seq)")
+    connection.execute("PRAGMA application_id = 0x4C434F50")
+    connection.execute("PRAGMA user_version = 4")
+    connection.close()
+    before = path.read_bytes()
+    error = refusal(path)
+    assert error.code is StatusCode.FAILED_PRECONDITION
+    assert "from before the first release" in error.message
+    assert "export its records" in error.message
+    assert path.read_bytes() == before
 
 
-def test_what_version_3_kept_is_the_same_in_version_4(
+def test_a_migration_leads_from_the_schema_to_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "v3.db"
-    monkeypatch.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:3])
-    monkeypatch.setattr(schema, "VERSION", 3)
-    connection = sqlite3.connect(path, isolation_level=None)
-    schema.migrate(connection, "the file")
-    connection.execute("INSERT INTO organization VALUES (1, 'acme')")
-    series = ("openai", "gpt-4o", "", "unspecified", "", "", "", "USD", "priced")
-    connection.execute(f"INSERT INTO series VALUES (1, 1, {', '.join('?' * 9)})", series)
-    connection.execute("INSERT INTO pricing VALUES (1, 'card-1', 1, 'test 1', 'region', x'')")
-    early = datetime(1969, 12, 31, 23, 59, tzinfo=UTC)
-    # A time that was left out, one that was given, and one before 1970.
-    rows = [("out", "ada", TAKEN, 1), ("given", None, START, 2), ("early", "bo", early, 4)]
-    for n, (key, user, moment, units) in enumerate(rows):
-        record = UsageRecord(
-            id=f"id-{n}", idempotency_key=key, organization_id="acme", provider="openai", model_id="gpt-4o",
-            input_tokens=100, total_tokens=100, timestamp=moment, user_id=user or "", ingested_at=TAKEN,
-        )  # fmt: skip
-        values = (1, 1, 1, f"id-{n}", key, b"", to_micros(moment), 1, 100, 0, 0, 0, units, user, None, None)
-        marks = ", ".join("?" * 18)
-        connection.execute(f"INSERT INTO usage VALUES ({marks})", (n + 1, *values, encode_struct(record)))
-        quarter = to_micros(moment) // QUARTER
-        for level, bucket in ((0, quarter), (1, quarter // QUARTERS_A_DAY)):
-            sums = (1, level, bucket, 1, 1, 100, 0, 0, 0, 0, units)
-            connection.execute(f"INSERT INTO rollup VALUES ({', '.join('?' * 11)})", sums)
+    with Sync(tmp_path / "old.db") as store:
+        store.append([entry()])
+    step = (
+        "ALTER TABLE health ADD COLUMN note TEXT",
+        lambda c: c.execute("UPDATE health SET note = 'moved'"),
+    )
+    monkeypatch.setattr(schema, "MIGRATIONS", (step,))
+    monkeypatch.setattr(schema, "VERSION", 2)
+    with Sync(tmp_path / "old.db") as store:
+        assert store.count(Filter()) == 1
+    connection = sqlite3.connect(tmp_path / "old.db")
+    assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+    assert connection.execute("SELECT note FROM health").fetchone() == ("moved",)
     connection.close()
-    monkeypatch.undo()
-    with Sync(path) as store:
-        for where, expected in (
-            (Filter(), [("", 2), ("ada", 1), ("bo", 4)]),
-            (
-                Filter(start=early - timedelta(days=2), end=early.replace(hour=0) + timedelta(days=1)),
-                [("bo", 4)],
-            ),
-        ):
-            found = store.summarize(where, ("user",), None)
-            assert [(keys[0], s.units) for keys, _, s in found] == expected
-            total = sum(units for _, units in expected)
-            for group_by in ((), ("label:x",)):
-                assert [s.units for _, _, s in store.summarize(where, group_by, None)] == [total]
-        for n, (key, user, moment, _) in enumerate(rows):
-            again = entry(moment, idempotency_key=key, user_id=user or "")
-            if key == "out":
-                again.record.timestamp = None
-            [done] = store.append([again])
-            assert (done.status, done.usage_id) == (SubmitStatus.DUPLICATE, f"id-{n}")
-            record = store.get_cost(f"id-{n}").record
-            assert (record.timestamp, record.idempotency_key) == (moment, key)
-
-
-def test_a_file_of_version_4_opens(tmp_path: Path) -> None:
-    # That of version 1, with further records of each kind, two of which were repriced.
-    path = tmp_path / "v4.db"
-    with gzip.open(GOLDEN / "store-v4.db.gz") as packed, path.open("wb") as file:
-        shutil.copyfileobj(packed, file)
-    with Sync(path) as store:
-        total = 9 + 9 + sum(range(200))
-        assert store.count_usage(Filter()) == 204
-        for group_by in ((), ("user",), ("provider",), ("label:x",)):
-            found = store.summarize(Filter(), group_by, None)
-            assert (sum(s.units for _, _, s in found), sum(s.requests for _, _, s in found)) == (total, 204)
-        for key, n in (("golden", None), ("new", 1), ("01a20359-ab54-7000-bc5b-ba4c242805a1:7", 7)):
-            fields = {"user_id": "u", "tags": ["t"]} if key in ("golden", "new") else {}
-            fields |= {"output_tokens": 1} if key == "golden" else {}
-            [again] = store.append([entry(n or 0, idempotency_key=key, **fields)])
-            assert again.status == SubmitStatus.DUPLICATE
-            assert store.get_cost(again.usage_id).record.idempotency_key == key
 
 
 def test_a_read_only_database_is_unavailable(tmp_path: Path) -> None:
@@ -272,11 +206,11 @@ def test_a_long_migration_stops_at_the_deadline(
         f"CREATE TABLE slow AS {numbers} SELECT max(i) FROM n",
     )
     monkeypatch.setattr(schema, "MIGRATIONS", (*known, slow))
-    monkeypatch.setattr(schema, "VERSION", len(known) + 1)
+    monkeypatch.setattr(schema, "VERSION", len(known) + 2)
     with Sync(path, timeout=0.3, group_commit=call == "group") as store:
         began = time.monotonic()
         with pytest.raises(RpcError) as caught:
-            store.count_usage(Filter()) if call == "count_usage" else store.append([entry()])
+            store.count(Filter()) if call == "count_usage" else store.append([entry()])
         assert time.monotonic() - began < 1.0
         if call == "group":
             # Who waits for the thread that opens it has not begun.
@@ -288,7 +222,7 @@ def test_a_long_migration_stops_at_the_deadline(
             )
     monkeypatch.undo()
     with Sync(path) as store:
-        assert store.count_usage(Filter()) == 1
+        assert store.count(Filter()) == 1
 
 
 def test_durability_is_what_was_asked_for(tmp_path: Path) -> None:
@@ -317,10 +251,10 @@ def test_a_full_disk_acknowledges_nothing(tmp_path: Path, group: bool) -> None:
             with pytest.raises(RpcError) as caught:
                 fill(store, size)
             assert caught.value.code is StatusCode.RESOURCE_EXHAUSTED
-        before = store.count_usage(Filter())
+        before = store.count(Filter())
         store.store._writer._connection.execute("PRAGMA max_page_count = 1000000")
         assert [done.status for done in store.append([entry()])] == [SubmitStatus.CREATED]
-        assert store.count_usage(Filter()) == before + 1
+        assert store.count(Filter()) == before + 1
         assert sum(s.requests for _, _, s in store.summarize(Filter(), ("label:x",), None)) == before + 1
 
 
@@ -353,7 +287,7 @@ def test_a_write_that_fails_is_not_acknowledged(tmp_path: Path) -> None:
     kept, code = done.stdout.split()
     assert code == "RESOURCE_EXHAUSTED"
     with Sync(path) as store:
-        assert store.count_usage(Filter()) == int(kept) + 1
+        assert store.count(Filter()) == int(kept) + 1
 
 
 KILLED = """
@@ -385,11 +319,11 @@ def test_kill_9_under_load_loses_nothing_acknowledged(tmp_path: Path, mode: str)
     process.wait()
     keys = {line.decode().strip() for line in told if line.endswith(b"\n")}
     with Sync(path) as store:
-        total = store.count_usage(Filter())
+        total = store.count(Filter())
         found = store.append([entry(int(k.split("-")[1]), idempotency_key=k, project_id=k[0]) for k in keys])
         assert {done.status for done in found} == {SubmitStatus.DUPLICATE}
         assert total >= len(keys) > 20
-        assert store.count_usage(Filter()) == total
+        assert store.count(Filter()) == total
         for group_by in (("project",), ("project", "user"), ("project", "label:x")):
             assert sum(s.requests for _, _, s in store.summarize(Filter(), group_by, None)) == total
     connection = sqlite3.connect(path)
@@ -399,9 +333,9 @@ def test_kill_9_under_load_loses_nothing_acknowledged(tmp_path: Path, mode: str)
 
 def test_a_store_may_be_read_after_start(tmp_path: Path) -> None:
     with Sync(tmp_path / "costs.db") as writer, Sync(tmp_path / "costs.db") as reader:
-        assert reader.count_usage(Filter()) == 0
+        assert reader.count(Filter()) == 0
         writer.append([entry()])
-        assert reader.count_usage(Filter()) == 1
+        assert reader.count(Filter()) == 1
         assert reader.span(Filter())[0] == START
 
 
@@ -426,7 +360,7 @@ def test_a_commit_that_fails_on_the_disk_may_have_been_applied(tmp_path: Path, g
         # The connection is not trusted any more, and the next call has a new one.
         assert writer._connection is None
         assert [done.status for done in store.append([entry(idempotency_key="k")])] == [SubmitStatus.CREATED]
-        assert store.count_usage(Filter()) == 2
+        assert store.count(Filter()) == 2
 
 
 def test_a_sqlite_that_is_too_old_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -439,5 +373,5 @@ def test_a_sqlite_that_is_too_old_is_told(monkeypatch: pytest.MonkeyPatch) -> No
 def test_memory_is_private(path: str | None) -> None:
     with Sync(path, group_commit=True) as one, Sync(path) as other:
         one.append([entry()])
-        assert (one.count_usage(Filter()), other.count_usage(Filter())) == (1, 0)
+        assert (one.count(Filter()), other.count(Filter())) == (1, 0)
     assert not Path(":memory:").exists()

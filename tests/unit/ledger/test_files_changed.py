@@ -58,7 +58,7 @@ def check_kept(path: Path, *keys: str) -> None:
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Sync]:
     with opened(tmp_path / "costs.db", request.param) as made:
         submit(made, "a", "b")
-        made.count_usage(Filter())
+        made.count(Filter())
         yield made
 
 
@@ -71,7 +71,7 @@ def test_a_database_that_was_removed_is_not_written_to(tmp_path: Path, store: Sy
     assert str(tmp_path) not in error.message
     time.sleep(0.25)
     with pytest.raises(RpcError, match="removed"):
-        store.count_usage(Filter())
+        store.count(Filter())
     assert not (tmp_path / "costs.db").exists()
     # The same file comes back.
     (tmp_path / "elsewhere.db").rename(tmp_path / "costs.db")
@@ -95,7 +95,7 @@ def test_a_database_that_was_replaced_is_left_alone(tmp_path: Path, store: Sync)
     assert path.read_bytes() == before
     check_kept(path, "of the other")
     with Sync(path) as again:
-        assert again.count_usage(Filter()) == 1
+        assert again.count(Filter()) == 1
     # What was in the log of the file that was moved went there.
     check_kept(tmp_path / "elsewhere.db", "a", "b")
 
@@ -251,7 +251,7 @@ def test_making_a_database_smaller_is_no_damage(tmp_path: Path, store: Sync) -> 
     time.sleep(0.25)
     submit(store, "after")
     store.check()
-    assert store.count_usage(Filter()) == 204
+    assert store.count(Filter()) == 204
 
 
 def test_damaged_pages_are_data_loss(tmp_path: Path) -> None:
@@ -298,4 +298,4 @@ def test_the_mode_of_a_file_that_is_there_is_its_owners(tmp_path: Path) -> None:
 def test_a_copy_beside_a_running_store_is_not_taken_for_it(tmp_path: Path, store: Sync) -> None:
     shutil.copy(tmp_path / "costs.db", tmp_path / "copy.db")
     submit(store, "c")
-    assert store.count_usage(Filter()) == 3
+    assert store.count(Filter()) == 3

@@ -84,7 +84,7 @@ def test_what_a_child_writes_outlives_its_parents_store(tmp_path: Path, group: b
     path = tmp_path / "costs.db"
     store = Sync(path, group_commit=group)
     submit(store, ["parent"])
-    store.count_usage(Filter())
+    store.count(Filter())
     go_read, go_write = os.pipe()
 
     def work(say: Callable[[str], None]) -> None:
@@ -153,7 +153,7 @@ def test_20_children_while_threads_write(writing: tuple[Path, Sync, list[str]], 
         for i in range(5):
             submit(mine, [f"child-{number}-{i}"])
             say(f"child-{number}-{i}")
-        assert mine.count_usage(Filter()) >= 5
+        assert mine.count(Filter()) >= 5
         assert time.monotonic() - began < 15, "the file was busy although nobody held it for long"
         if number % 3:
             mine.aclose()
@@ -192,7 +192,7 @@ def test_a_query_under_way_is_run_again_after_the_fork(tmp_path: Path) -> None:
         assert began.wait(5)
         time.sleep(0.05)
         forked = time.monotonic()
-        child = Child(lambda say: say(str(store.count_usage(Filter()))))
+        child = Child(lambda say: say(str(store.count(Filter()))))
         assert time.monotonic() - forked < 2
         assert child.join() == ["2000"]
         asking.join(10)
@@ -207,7 +207,7 @@ def test_who_forks_inside_a_transaction_has_a_child_that_is_refused(
 
     def work(say: Callable[[str], None]) -> None:
         for mine in (store, Sync(path), Sync(tmp_path / "." / "costs.db")):
-            for call in (lambda s: s.append([entry()]), lambda s: s.count_usage(Filter())):
+            for call in (lambda s: s.append([entry()]), lambda s: s.count(Filter())):
                 with pytest.raises(RpcError, match="was in use when this process was forked") as caught:
                     call(mine)
                 assert caught.value.code is StatusCode.FAILED_PRECONDITION
@@ -222,7 +222,7 @@ def test_who_forks_inside_a_transaction_has_a_child_that_is_refused(
         assert time.monotonic() - began < 5
         assert children[0].join() == ["refused"]
         store.append([entry()])
-        assert store.count_usage(Filter()) == 2
+        assert store.count(Filter()) == 2
 
 
 def test_no_connection_is_open_across_a_fork(tmp_path: Path, group: bool) -> None:
@@ -237,16 +237,16 @@ def test_no_connection_is_open_across_a_fork(tmp_path: Path, group: bool) -> Non
 
     with Sync(tmp_path / "costs.db", group_commit=group) as store:
         store.append([entry()])
-        store.count_usage(Filter())
+        store.count(Filter())
         assert Child(work).join() == []
         store.append([entry()])
-        assert store.count_usage(Filter()) == 2
+        assert store.count(Filter()) == 2
 
 
 @pytest.mark.parametrize("warm", [False, True])
 def test_memory_stays_with_its_process(warm: bool) -> None:
     def work(say: Callable[[str], None]) -> None:
-        for call in (lambda s: s.append([entry()]), lambda s: s.count_usage(Filter()), lambda s: s.check()):
+        for call in (lambda s: s.append([entry()]), lambda s: s.count(Filter()), lambda s: s.check()):
             with pytest.raises(RpcError, match="give each process a client of its own, or use a file"):
                 call(store)
         with Sync() as own:
@@ -258,7 +258,7 @@ def test_memory_stays_with_its_process(warm: bool) -> None:
             store.append([entry()])
         assert Child(work).join() == ["refused"]
         store.append([entry()])
-        assert store.count_usage(Filter()) == 1 + warm
+        assert store.count(Filter()) == 1 + warm
 
 
 def test_a_client_in_memory_tells_a_child_what_to_do() -> None:

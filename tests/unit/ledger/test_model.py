@@ -56,7 +56,7 @@ few = {
     "request_count": st.one_of(st.none(), st.integers(1, 5)),
     "idempotency_key": st.sampled_from(["", "k1", "k2", "k3", "01a20359-ab54-7000-bc5b-ba4c242805a1"]),
 }
-money = st.one_of(st.none(), st.integers(0, 10**21), st.integers(999_999, 1_000_001))
+money = st.one_of(st.none(), st.integers(0, 10**18), st.integers(999_999, 1_000_001))
 entries = st.builds(
     lambda at, units, currency, fields: entry(at, units=units, currency=currency, **fields),
     moments,
@@ -229,7 +229,7 @@ class StoreBesideModel(RuleBasedStateMachine):
                 break
             assert len(records) == size
         assert [record.id for record in found] == expected
-        assert self.store.count_usage(where) == len(expected)
+        assert self.store.count(where) == len(expected)
         numbered, _ = self.store.list_usage(where, sort, descending, size, None, size)
         assert [record.id for record in numbered] == expected[size : 2 * size]
         costs = {item.id: item.units for item in self.kept}

@@ -155,10 +155,10 @@ def check(folder: Path, files: dict[str, bytearray], acknowledged: int, traced: 
     keys = [(n, i) for n in range(acknowledged + 1) for i in range(1 + n % 3)]
     with Sync(path) as store:
         again = [entry(n, idempotency_key=f"{n}-{i}", user_id=str(i)) for n, i in keys]
-        held = store.count_usage(Filter())
+        held = store.count(Filter())
         assert held >= len(keys)
         assert {done.status for done in store.append(again)} == {SubmitStatus.DUPLICATE}
-        assert store.count_usage(Filter()) == held
+        assert store.count(Filter()) == held
         for group_by in ((), ("user",), ("label:x",)):
             assert sum(s.requests for _, _, s in store.summarize(Filter(), group_by, None)) == held
     connection = sqlite3.connect(path)

@@ -19,9 +19,9 @@ from unittest.mock import patch
 import pytest
 
 from llm_cost_ops._gen.messages import SubmitStatus
+from llm_cost_ops.ledger.sqlite import SqliteLedger
 from llm_cost_ops.ledger.sqlite.append import AppendOne
 from llm_cost_ops.ledger.sqlite.connection import FifoLock
-from llm_cost_ops.ledger.sqlite.store import SqliteStore
 from llm_cost_ops.ledger.types import Filter
 from llm_cost_ops.rpc.runtime import AsyncRuntime, SyncRuntime, drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
@@ -51,7 +51,7 @@ def test_32_threads_post_one_key(store: Sync) -> None:
         found = list(pool.map(post, range(32)))
     assert Counter(status for status, _ in found) == {CREATED: 1, DUPLICATE: 31}
     assert len({usage_id for _, usage_id in found}) == 1
-    assert store.count_usage(Filter()) == 1
+    assert store.count(Filter()) == 1
 
 
 def test_threads_write_and_read_at_once(store: Sync) -> None:
@@ -66,7 +66,7 @@ def test_threads_write_and_read_at_once(store: Sync) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(8)))
-    assert store.count_usage(Filter()) == 160
+    assert store.count(Filter()) == 160
 
 
 async def test_tasks_write_and_read_at_once(store: Sync) -> None:
@@ -81,7 +81,7 @@ async def test_tasks_write_and_read_at_once(store: Sync) -> None:
             assert [sums.requests for _, _, sums in found] == [i + 1]
 
     await asyncio.gather(*(work(n) for n in range(20)))
-    assert await store.store.count_usage(Filter(), context(runtime=runtime)) == 100
+    assert await store.store.count(Filter(), context(runtime=runtime)) == 100
 
 
 PROCESS = """
@@ -101,7 +101,7 @@ def test_two_processes_on_one_file(tmp_path: Path) -> None:
     # Each key was created by exactly one of the two.
     assert [set(pair) for pair in zip(*told, strict=True)] == [{"created", "duplicate"}] * 60
     with Sync(path) as store:
-        assert store.count_usage(Filter()) == 60
+        assert store.count(Filter()) == 60
         assert sum(s.requests for _, _, s in store.summarize(Filter(), ("label:x",), None)) == 60
 
 
@@ -127,17 +127,17 @@ def test_a_busy_file_is_waited_for_until_just_before_the_deadline(
         assert 0.1 < time.monotonic() - began < 0.5
         assert (caught.value.code, caught.value.maybe_applied) == (StatusCode.UNAVAILABLE, False)
         assert caught.value.retry_after is not None
-        assert store.count_usage(Filter()) == 1  # readers do not wait
+        assert store.count(Filter()) == 1  # readers do not wait
         other_writer.execute("ROLLBACK")
         assert [done.status for done in store.append([entry()])] == [CREATED]
-        assert store.count_usage(Filter()) == 2
+        assert store.count(Filter()) == 2
 
 
 @pytest.mark.parametrize("group", [False, True])
 async def test_a_busy_file_holds_up_no_loop(
     tmp_path: Path, other_writer: sqlite3.Connection, group: bool
 ) -> None:
-    store = SqliteStore(str(tmp_path / "costs.db"), group_commit=group)
+    store = SqliteLedger(str(tmp_path / "costs.db"), group_commit=group)
     waiting = [asyncio.create_task(store.append([entry()], context(5, AsyncRuntime()))) for _ in range(3)]
     began = time.monotonic()
     for _ in range(10):
@@ -148,14 +148,14 @@ async def test_a_busy_file_holds_up_no_loop(
     found = await asyncio.gather(*waiting, return_exceptions=True)
     assert isinstance(found[0], asyncio.CancelledError)
     assert [done.status for answers in found[1:] for done in answers] == [CREATED, CREATED]
-    assert await store.count_usage(Filter(), context(5, AsyncRuntime())) in (3, 4)
+    assert await store.count(Filter(), context(5, AsyncRuntime())) in (3, 4)
     await store.aclose()
 
 
 async def test_no_loop_waits_while_a_reader_opens_the_file(tmp_path: Path) -> None:
     with Sync(tmp_path / "costs.db") as made:
         made.append([entry()])
-    store = SqliteStore(str(tmp_path / "costs.db"), group_commit=True)
+    store = SqliteLedger(str(tmp_path / "costs.db"), group_commit=True)
     connect, threads = store._database.connect, []
 
     def opened(*arguments: object) -> sqlite3.Connection:
@@ -195,7 +195,7 @@ def test_a_long_query_stops_at_its_deadline(store: Sync) -> None:
         drive(store.store._readers.read(slow, context(0.1)))
     assert caught.value.code is StatusCode.DEADLINE_EXCEEDED
     assert time.monotonic() - began < 0.5
-    assert store.count_usage(Filter()) == 5_000
+    assert store.count(Filter()) == 5_000
     assert [done.status for done in store.append([entry()])] == [CREATED]
 
 
@@ -274,7 +274,7 @@ def test_in_a_group_a_failure_is_its_own(tmp_path: Path) -> None:
         assert [future.result() for future in good] == [CREATED] * 4
         with pytest.raises(RpcError, match="too large to be summed"):
             bad.result()
-        assert store.count_usage(Filter()) == 5
+        assert store.count(Filter()) == 5
         pool.shutdown()
 
 
@@ -299,7 +299,7 @@ def test_close_finishes_what_was_begun(tmp_path: Path) -> None:
         thread.join(5)
         assert not thread.is_alive()
     with Sync(tmp_path / "costs.db") as again:
-        assert again.count_usage(Filter()) == len(done) > 0
+        assert again.count(Filter()) == len(done) > 0
     assert refused == [StatusCode.FAILED_PRECONDITION] * 4
     assert "llm-cost-ops-commit" not in {thread.name for thread in threading.enumerate()}
 
@@ -357,7 +357,7 @@ def test_nothing_is_left_open(tmp_path: Path) -> None:
         with Sync(tmp_path / "costs.db", group_commit=group) as store:
             store.append([entry()])
             with ThreadPoolExecutor(6) as pool:
-                list(pool.map(lambda _, s=store: s.count_usage(Filter()), range(12)))
+                list(pool.map(lambda _, s=store: s.count(Filter()), range(12)))
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 

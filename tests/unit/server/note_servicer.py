@@ -12,8 +12,8 @@ from llm_cost_ops.rpc.handler import ServiceHandler
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.server.app import HttpServer, serve
-from llm_cost_ops.server.h11_limits import ConnectionLimits
-from llm_cost_ops.server.http import AsgiApp, AsgiLimits
+from llm_cost_ops.server.http import AsgiApp
+from llm_cost_ops.server.limits import AsgiLimits, ConnectionLimits
 from tests.tiny_service import (
     COPY_NOTE,
     FIND_NOTES,

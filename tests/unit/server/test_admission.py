@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from llm_cost_ops._gen.methods import GET_COST_SUMMARY, GET_HEALTH, SUBMIT_USAGE
-from llm_cost_ops.ledger.sqlite.store import SqliteStore
+from llm_cost_ops.ledger.sqlite import SqliteLedger
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.runtime import AsyncRuntime
@@ -113,7 +113,7 @@ async def test_who_is_held_is_served_when_there_is_room() -> None:
 
 async def test_over_http_nothing_of_a_refused_call_is_looked_at_but_its_path() -> None:
     admission = Admission(1, exempt=OPEN)
-    store = SqliteStore(None)
+    store = SqliteLedger(None)
     looked: list[str] = []
 
     async def admit(context: CallContext) -> None:

@@ -8,7 +8,8 @@ import json
 import pytest
 
 from llm_cost_ops.rpc.status import StatusCode
-from llm_cost_ops.server.http import AsgiApp, AsgiLimits
+from llm_cost_ops.server.http import AsgiApp
+from llm_cost_ops.server.limits import AsgiLimits
 from tests.unit.server.note_servicer import NoteServicer
 
 JSON = {"content-type": "application/json"}

@@ -17,7 +17,8 @@ from llm_cost_ops._gen.methods import EXPORT_USAGE
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.handler import ServiceHandler
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from llm_cost_ops.server.http import AsgiApp, AsgiLimits
+from llm_cost_ops.server.http import AsgiApp
+from llm_cost_ops.server.limits import AsgiLimits
 from llm_cost_ops.service import open_service
 
 RECORD = b'{"organization_id":"a","provider":"openai","model_id":"gpt-4o","input_tokens":5}\n'
@@ -26,8 +27,8 @@ NDJSON = {"content-type": "application/x-ndjson"}
 
 @pytest.fixture
 async def http() -> AsyncIterator[httpx.AsyncClient]:
-    service = open_service(None)
-    app = AsgiApp(service.handler, limits=AsgiLimits(max_line_bytes=500))
+    service = open_service("sqlite://")
+    app = AsgiApp(service.handler, limits=AsgiLimits(max_message_bytes=500))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         yield client
     await service.aclose()

@@ -16,7 +16,8 @@ import pytest
 from llm_cost_ops.rpc.handler import ServiceHandler
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
-from llm_cost_ops.server.grpc import GrpcLimits, GrpcServer
+from llm_cost_ops.server.grpc import GrpcServer
+from llm_cost_ops.server.limits import GrpcLimits
 from llm_cost_ops.transports.grpc.client import AsyncGrpcTransport
 from llm_cost_ops.transports.grpc.status import read_status
 from tests.tiny_service import (

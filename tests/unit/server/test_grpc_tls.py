@@ -35,7 +35,7 @@ async def server(request, certificates):
         key_file=str(certificates / "server.key"),
         client_ca_file=str(certificates / "client.pem") if request.param else None,
     )
-    service = open_service(None)
+    service = open_service("sqlite://")
     server = GrpcServer(service.handler, host="localhost", port=0, tls=tls)
     server.mutual = request.param
     server.url = await server.start()

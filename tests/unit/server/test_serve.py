@@ -16,8 +16,7 @@ import httpx
 import pytest
 
 from llm_cost_ops.rpc.runtime import drive
-from llm_cost_ops.server.h11_limits import ConnectionLimits
-from llm_cost_ops.server.http import AsgiLimits
+from llm_cost_ops.server.limits import AsgiLimits, ConnectionLimits
 from llm_cost_ops.transports.http.client import AsyncHttpTransport, HttpTransport
 from tests.tiny_service import PUT_NOTE, Note, PutNoteRequest, context
 from tests.unit.server.note_servicer import running

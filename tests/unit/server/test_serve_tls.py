@@ -68,7 +68,7 @@ async def test_serve_speaks_tls(folder: Path, tmp_path: Path, mutual: bool) -> N
 
 async def test_a_unix_socket_stays_plain(folder: Path, tmp_path: Path) -> None:
     tls = ServerTls(cert_file=str(folder / "server.pem"), key_file=str(folder / "server.key"))
-    service = open_service(None)
+    service = open_service("sqlite://")
     path = str(tmp_path / "s.sock")
     server = GrpcServer(service.handler, uds=path, tls=tls)
     assert await server.start() == f"unix:{path}"

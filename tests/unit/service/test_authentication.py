@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llm_cost_ops._gen.methods import EXPORT_USAGE, GET_HEALTH, GET_READINESS
-from llm_cost_ops.ledger.sqlite.store import SqliteStore
+from llm_cost_ops.ledger.sqlite import SqliteLedger
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.runtime import SyncRuntime, drive
@@ -21,8 +21,8 @@ from llm_cost_ops.testing import VirtualRuntime
 
 
 @pytest.fixture
-def store() -> Iterator[SqliteStore]:
-    store = SqliteStore()
+def store() -> Iterator[SqliteLedger]:
+    store = SqliteLedger()
     yield store
     drive(store.aclose())
 
@@ -32,7 +32,7 @@ def context(method: Any, key: str = "") -> CallContext:
     return CallContext(method, VirtualRuntime(), metadata)
 
 
-def create(store: SqliteStore) -> tuple[Any, str]:
+def create(store: SqliteLedger) -> tuple[Any, str]:
     asked = CallContext(GET_HEALTH, SyncRuntime(), Metadata())
     return drive(create_key(store.keys, asked, organizations=["acme"]))
 
@@ -41,7 +41,7 @@ async def answer(request: Any, context: CallContext) -> Any:
     return context.principal
 
 
-def test_health_alone_needs_no_key(store: SqliteStore) -> None:
+def test_health_alone_needs_no_key(store: SqliteLedger) -> None:
     gate = Authentication(store.keys, required=True)
     for method in (GET_HEALTH, GET_READINESS):
         assert drive(gate.intercept_unary_unary(answer, None, context(method))) is None
@@ -50,7 +50,7 @@ def test_health_alone_needs_no_key(store: SqliteStore) -> None:
     assert caught.value.code is StatusCode.UNAUTHENTICATED
 
 
-def test_a_store_without_keys_is_open_unless_told_otherwise(store: SqliteStore) -> None:
+def test_a_store_without_keys_is_open_unless_told_otherwise(store: SqliteLedger) -> None:
     gate = Authentication(store.keys, required=False)
     assert drive(gate.intercept_unary_unary(answer, None, context(EXPORT_USAGE))) is None
     _, key = create(store)
@@ -60,7 +60,7 @@ def test_a_store_without_keys_is_open_unless_told_otherwise(store: SqliteStore) 
 
 
 @pytest.mark.parametrize("kind", ["intercept_unary_stream", "intercept_stream_stream"])
-async def test_a_stream_ends_when_its_key_is_revoked(store: SqliteStore, kind: str) -> None:
+async def test_a_stream_ends_when_its_key_is_revoked(store: SqliteLedger, kind: str) -> None:
     made, key = create(store)
     call = context(EXPORT_USAGE, key)
     closed = []
@@ -84,7 +84,7 @@ async def test_a_stream_ends_when_its_key_is_revoked(store: SqliteStore, kind: s
     assert closed == [True]
 
 
-async def test_a_stream_needs_a_key_before_its_first_message(store: SqliteStore) -> None:
+async def test_a_stream_needs_a_key_before_its_first_message(store: SqliteLedger) -> None:
     gate = Authentication(store.keys, required=True)
 
     async def numbers(request: Any, context: CallContext) -> Any:

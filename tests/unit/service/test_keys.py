@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from llm_cost_ops._gen.methods import GET_HEALTH
-from llm_cost_ops.ledger.sqlite.store import SqliteStore
+from llm_cost_ops.ledger.sqlite import SqliteLedger
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.runtime import SyncRuntime, drive
@@ -36,21 +36,21 @@ def context() -> CallContext:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[SqliteStore]:
-    store = SqliteStore(str(tmp_path / "keys.db"))
+def store(tmp_path: Path) -> Iterator[SqliteLedger]:
+    store = SqliteLedger(str(tmp_path / "keys.db"))
     yield store
     drive(store.aclose())
 
 
-def create(store: SqliteStore, context: CallContext, **options: Any) -> tuple[Any, str]:
+def create(store: SqliteLedger, context: CallContext, **options: Any) -> tuple[Any, str]:
     return drive(create_key(store.keys, context, **{"organizations": ["acme"], **options}))
 
 
-def whose(store: SqliteStore, text: str, context: CallContext) -> Any:
+def whose(store: SqliteLedger, text: str, context: CallContext) -> Any:
     return drive(principal_of(store.keys, text, context))
 
 
-def test_a_key_has_256_random_bits_behind_its_id(store: SqliteStore, context: CallContext) -> None:
+def test_a_key_has_256_random_bits_behind_its_id(store: SqliteLedger, context: CallContext) -> None:
     made = [create(store, context) for _ in range(20)]
     for key, text in made:
         match = re.fullmatch(r"lco_([a-z2-7]{8})_([a-z2-7]{52})", text)
@@ -61,7 +61,7 @@ def test_a_key_has_256_random_bits_behind_its_id(store: SqliteStore, context: Ca
 
 
 def test_the_database_holds_neither_key_nor_its_secret(
-    tmp_path: Path, store: SqliteStore, context: CallContext
+    tmp_path: Path, store: SqliteLedger, context: CallContext
 ) -> None:
     _, text = create(store, context)
     drive(store.aclose())
@@ -73,7 +73,7 @@ def test_the_database_holds_neither_key_nor_its_secret(
 def test_a_key_of_one_database_is_none_of_another(tmp_path: Path, context: CallContext) -> None:
     """Not even when its row is copied: hashes are keyed with what belongs to one database."""
     paths = [tmp_path / "a.db", tmp_path / "b.db"]
-    stores = [SqliteStore(str(path)) for path in paths]
+    stores = [SqliteLedger(str(path)) for path in paths]
     (_, text), _ = (create(store, context) for store in stores)
     rows = sqlite3.connect(paths[0]).execute("SELECT * FROM api_key").fetchall()
     with sqlite3.connect(paths[1]) as connection:
@@ -85,7 +85,7 @@ def test_a_key_of_one_database_is_none_of_another(tmp_path: Path, context: CallC
         drive(store.aclose())
 
 
-def test_whose_key_it_is(store: SqliteStore, context: CallContext) -> None:
+def test_whose_key_it_is(store: SqliteLedger, context: CallContext) -> None:
     key, text = create(store, context, organizations=["b", "a", "b"], role="reader", name="for the page")
     assert key.organizations == ("a", "b")
     found = whose(store, text, context)
@@ -98,7 +98,7 @@ def test_whose_key_it_is(store: SqliteStore, context: CallContext) -> None:
     ]
 
 
-def test_a_key_holds_until_it_expires(store: SqliteStore, context: CallContext) -> None:
+def test_a_key_holds_until_it_expires(store: SqliteLedger, context: CallContext) -> None:
     until = datetime.now(UTC) + timedelta(days=1)
     _, text = create(store, context, expires_at=until)
     assert whose(store, text, context) is not None
@@ -108,7 +108,7 @@ def test_a_key_holds_until_it_expires(store: SqliteStore, context: CallContext) 
         create(store, context, expires_at=until)
 
 
-def test_a_revoked_key_stays_revoked(store: SqliteStore, context: CallContext) -> None:
+def test_a_revoked_key_stays_revoked(store: SqliteLedger, context: CallContext) -> None:
     key, text = create(store, context)
     first = drive(revoke_key(store.keys, key.id, context))
     assert whose(store, text, context) is None
@@ -120,7 +120,7 @@ def test_a_revoked_key_stays_revoked(store: SqliteStore, context: CallContext) -
         assert caught.value.code is StatusCode.NOT_FOUND
 
 
-def test_a_key_nearly_right_is_wrong(store: SqliteStore, context: CallContext) -> None:
+def test_a_key_nearly_right_is_wrong(store: SqliteLedger, context: CallContext) -> None:
     key, text = create(store, context)
     other, _ = create(store, context)
     last = "a" if text[-1] != "a" else "b"
@@ -139,7 +139,7 @@ def test_a_key_nearly_right_is_wrong(store: SqliteStore, context: CallContext) -
 
 
 def test_an_id_that_is_taken_is_not_given_again(
-    store: SqliteStore, context: CallContext, monkeypatch: pytest.MonkeyPatch
+    store: SqliteLedger, context: CallContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = iter(["samesame", "s" * 52, "samesame", "t" * 52, "otherone", "u" * 52])
     monkeypatch.setattr(keys, "_random_text", lambda size: next(texts))
@@ -160,7 +160,7 @@ def test_an_id_that_is_taken_is_not_given_again(
     ],
 )
 def test_what_no_key_can_have(
-    store: SqliteStore, context: CallContext, options: dict[str, Any], message: str
+    store: SqliteLedger, context: CallContext, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(RpcError, match=message):
         create(store, context, **options)

@@ -1,4 +1,4 @@
-"""The store on SQLite: one file that several processes may open, or private memory."""
+"""The ledger on SQLite: one file that several processes may open, or private memory."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from llm_cost_ops._gen.messages import RateCard, SubmitStatus, UsageRecord
-from llm_cost_ops.ledger import CardOf, Position, Price
-from llm_cost_ops.ledger.sqlite import cards, revisions
+from llm_cost_ops.ledger.sqlite import cards, commits, revisions
 from llm_cost_ops.ledger.sqlite import listing as history
 from llm_cost_ops.ledger.sqlite import meter_sums as metering
 from llm_cost_ops.ledger.sqlite import sums as summing
@@ -21,19 +20,31 @@ from llm_cost_ops.ledger.sqlite.errors import closed_error
 from llm_cost_ops.ledger.sqlite.files import refuse_in_this_process
 from llm_cost_ops.ledger.sqlite.group_commit import GroupCommit
 from llm_cost_ops.ledger.sqlite.readers import Query, Readers
-from llm_cost_ops.ledger.types import Appended, Change, Entry, Filter, Recorded, Sums
+from llm_cost_ops.ledger.types import (
+    Amounts,
+    Appended,
+    CardOf,
+    Committed,
+    Entry,
+    Filter,
+    Position,
+    Price,
+    Recorded,
+    Repriced,
+)
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.forks import quiesce_for_forks
 
-__all__ = ["SqliteStore"]
+__all__ = ["SqliteLedger"]
 
 T = TypeVar("T")
 
 _CLOSING = 30.0
+_INLINE_ROWS = 1000
 
 
-class SqliteStore:
-    """A Store in a SQLite file, or in memory that only this object sees when `path` is None, "" or
+class SqliteLedger:
+    """A Ledger in a SQLite file, or in memory that only this object sees when `path` is None, "" or
     ":memory:".
 
     The file is opened, and created or migrated, by the first call. It is in WAL mode: readers do not wait
@@ -95,7 +106,7 @@ class SqliteStore:
     def append(
         self, entries: Sequence[Entry], context: CallContext, revision: int | None = None
     ) -> Awaitable[list[Appended] | None]:
-        """Write usage and costs in one transaction; see Store."""
+        """Write usage and costs in one transaction; see Ledger."""
         if not entries:
             return _nothing([])
         if revision is not None and self._database.path is None:
@@ -108,36 +119,17 @@ class SqliteStore:
             if self._group is None and not self._closed:
                 return self._writer.run(job, context, statement=job.is_statement)
             return self._write(job, context)
-        return self._write(AppendMany(entries, revision), context, len(entries))
+        return self._append_many(entries, context, revision)
 
-    async def summarize(
-        self,
-        where: Filter,
-        group_by: tuple[str, ...],
-        buckets: Sequence[tuple[datetime, datetime]] | None,
-        context: CallContext,
-    ) -> list[tuple[tuple[str, ...], int, Sums]]:
-        """Exact sums per group, bucket and currency; see Store."""
-        query = partial(summing.summarize, where=where, group_by=group_by, buckets=buckets)
-        return await self._readers.read(query, context)
-
-    async def summarize_meters(
-        self,
-        where: Filter,
-        group_by: tuple[str, ...],
-        buckets: Sequence[tuple[datetime, datetime]] | None,
-        card_of: CardOf,
-        context: CallContext,
-    ) -> list[tuple[tuple[str, ...], int, Sums]]:
-        """Exact sums by meter, bucket and currency; see Store."""
-        query = partial(
-            metering.summarize_meters, where=where, group_by=group_by, buckets=buckets, card_of=card_of
-        )
-        return await self._readers.read(query, context)
-
-    async def span(self, where: Filter, context: CallContext) -> tuple[datetime, datetime] | None:
-        """The filter's interval, closed where it is open; see Store."""
-        return await self._readers.read(partial(history.span, where=where), context)
+    async def _append_many(
+        self, entries: Sequence[Entry], context: CallContext, revision: int | None
+    ) -> list[Appended] | None:
+        if len(entries) > _INLINE_ROWS:
+            # To make their rows takes longer than an event loop should wait.
+            job = await context.runtime.offload(AppendMany, entries, revision)
+        else:
+            job = AppendMany(entries, revision)
+        return await self._write(job, context, len(entries))
 
     async def list_usage(
         self,
@@ -149,7 +141,7 @@ class SqliteStore:
         offset: int | None,
         context: CallContext,
     ) -> tuple[list[UsageRecord], Position | None]:
-        """A page of records and the position to go on after; see Store."""
+        """A page of records and the position to go on after; see Ledger."""
         query: Query[tuple[list[UsageRecord], Position | None]] = partial(
             history.list_usage,
             where=where,
@@ -161,33 +153,57 @@ class SqliteStore:
         )
         return await self._readers.read(query, context, quick=history.is_quick(where, sort, limit, offset))
 
-    async def count_usage(self, where: Filter, context: CallContext) -> int:
-        """How many records the filter lets through; see Store."""
-        return await self._readers.read(partial(summing.count_usage, where=where), context)
-
-    async def get_cost(self, usage_id: str, context: CallContext) -> Recorded | None:
-        """A record and its cost in force; see Store."""
-        return await self._readers.read(partial(revisions.get_cost, usage_id=usage_id), context, quick=True)
-
-    async def matching(self, where: Filter, after: int, limit: int, context: CallContext) -> list[int]:
-        """The numbers of the first records after a number; see Store."""
-        query = partial(revisions.matching, where=where, after=after, limit=limit)
-        return await self._readers.read(query, context)
+    async def get_cost(self, organization_id: str, usage_id: str, context: CallContext) -> Recorded | None:
+        """A record and its cost in force; see Ledger."""
+        query = partial(revisions.get_cost, organization_id=organization_id, usage_id=usage_id)
+        return await self._readers.read(query, context, quick=True)
 
     async def reprice(
-        self, seqs: Sequence[int], price: Price, context: CallContext, *, dry_run: bool
-    ) -> list[Change]:
-        """Add revisions where the cost is another one; see Store."""
+        self,
+        where: Filter,
+        price: Price,
+        after: Position | None,
+        limit: int,
+        context: CallContext,
+        *,
+        dry_run: bool,
+    ) -> Repriced:
+        """Add revisions to the next records whose cost is another one; see Ledger."""
+        matching = partial(revisions.matching, where=where, after=after, limit=limit)
+        seqs = await self._readers.read(matching, context)
+        if not seqs:
+            return Repriced(0, [], None)
         if dry_run:
-            return await self._readers.read(partial(revisions.find_changes, seqs=seqs, price=price), context)
-        now = datetime.fromtimestamp(context.runtime.now(), UTC)
-        job = partial(revisions.reprice, seqs=seqs, price=price, now=now)
-        return await self._write(job, context, len(seqs))
+            found = partial(revisions.find_changes, seqs=seqs, price=price)
+            changes = await self._readers.read(found, context)
+        else:
+            now = datetime.fromtimestamp(context.runtime.now(), UTC)
+            job = partial(revisions.reprice, seqs=seqs, price=price, now=now)
+            changes = await self._write(job, context, len(seqs))
+        return Repriced(len(seqs), changes, str(seqs[-1]))
+
+    async def committed(
+        self, after: Position | None, limit: int, context: CallContext
+    ) -> tuple[list[Committed], Position | None]:
+        """What was committed after a position; see Ledger."""
+        return await self._readers.read(partial(commits.committed, after=after, limit=limit), context)
+
+    async def consumer_position(self, name: str, context: CallContext) -> Position | None:
+        """Where a consumer goes on; see Ledger."""
+        return await self._readers.read_now(partial(commits.consumer_position, name=name), context)
+
+    async def move_consumer(self, name: str, position: Position, context: CallContext) -> None:
+        """Keep where a consumer goes on; see Ledger."""
+
+        def job(cursor: sqlite3.Cursor, _: Interner) -> None:
+            commits.move_consumer(cursor, name, position)
+
+        await self._write(job, context)
 
     async def add_card(
         self, card: RateCard, key: str, fingerprint: bytes, context: CallContext
     ) -> tuple[RateCard, SubmitStatus]:
-        """Keep a card under its next version; see Store."""
+        """Keep a card under its next version; see Ledger."""
 
         def job(cursor: sqlite3.Cursor, _: Interner) -> tuple[RateCard, SubmitStatus]:
             return cards.add_card(cursor, card, key, fingerprint)
@@ -212,8 +228,13 @@ class SqliteStore:
         return await self._readers.read_now(cards.revision, context)
 
     @property
+    def sums(self) -> SqliteSums:
+        """The sums over this ledger's records."""
+        return SqliteSums(self._readers)
+
+    @property
     def keys(self) -> SqliteKeys:
-        """The API keys of whoever may call the server over this store."""
+        """The API keys of whoever may call the server over this ledger."""
         return SqliteKeys(self._read_now, self._write)
 
     async def check(self, context: CallContext) -> None:
@@ -248,11 +269,53 @@ class SqliteStore:
         return await self._writer.run(job, context)
 
     def __repr__(self) -> str:
-        return f"SqliteStore({self._database.path!r}, durability={self._database.durability!r})"
+        return f"SqliteLedger({self._database.path!r}, durability={self._database.durability!r})"
 
 
 async def _nothing(answer: list[Appended] | None) -> list[Appended] | None:
     return answer
+
+
+class SqliteSums:
+    """The Sums of a SqliteLedger, read on its connections."""
+
+    __slots__ = ("_readers",)
+
+    def __init__(self, readers: Readers) -> None:
+        self._readers = readers
+
+    async def summarize(
+        self,
+        where: Filter,
+        group_by: tuple[str, ...],
+        buckets: Sequence[tuple[datetime, datetime]] | None,
+        context: CallContext,
+    ) -> list[tuple[tuple[str, ...], int, Amounts]]:
+        """Exact sums per group, bucket and currency; see Sums."""
+        query = partial(summing.summarize, where=where, group_by=group_by, buckets=buckets)
+        return await self._readers.read(query, context)
+
+    async def summarize_meters(
+        self,
+        where: Filter,
+        group_by: tuple[str, ...],
+        buckets: Sequence[tuple[datetime, datetime]] | None,
+        card_of: CardOf,
+        context: CallContext,
+    ) -> list[tuple[tuple[str, ...], int, Amounts]]:
+        """Exact sums by meter, bucket and currency; see Sums."""
+        query = partial(
+            metering.summarize_meters, where=where, group_by=group_by, buckets=buckets, card_of=card_of
+        )
+        return await self._readers.read(query, context)
+
+    async def span(self, where: Filter, context: CallContext) -> tuple[datetime, datetime] | None:
+        """The filter's interval, closed where it is open; see Sums."""
+        return await self._readers.read(partial(history.span, where=where), context)
+
+    async def count(self, where: Filter, context: CallContext) -> int:
+        """How many records the filter lets through; see Sums."""
+        return await self._readers.read(partial(summing.count, where=where), context)
 
 
 _inherited: list[Any] = []

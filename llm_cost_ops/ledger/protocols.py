@@ -1,0 +1,213 @@
+"""What a ledger has to do: `Ledger` keeps records, costs, cards and keys, and `Sums` adds them up.
+
+The two are apart so that a row store and a column store can share the work: sums may be answered by another
+database than the one that decides whether a key is new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from datetime import datetime
+from typing import Protocol
+
+from llm_cost_ops._gen.messages import RateCard, SubmitStatus, UsageRecord
+from llm_cost_ops.ledger.types import (
+    Amounts,
+    ApiKey,
+    Appended,
+    CardOf,
+    Committed,
+    Entry,
+    Filter,
+    Position,
+    Price,
+    Recorded,
+    Repriced,
+)
+from llm_cost_ops.rpc.context import CallContext
+
+__all__ = ["KeyStore", "Ledger", "Sums"]
+
+
+class KeyStore(Protocol):
+    """Keeps API keys. What one process adds or revokes holds at once in every other one."""
+
+    async def any(self, context: CallContext) -> bool:
+        """Whether there is or was a key; cheap enough to ask before each call."""
+
+    async def find(self, key_id: str, context: CallContext) -> ApiKey | None:
+        """The key with an id, revoked and expired ones too; cheap enough to ask before each call."""
+
+    async def all(self, context: CallContext) -> list[ApiKey]:
+        """Every key, the oldest first."""
+
+    async def secret(self, context: CallContext) -> bytes:
+        """The 32 random bytes of this ledger alone that hashes are keyed with; made when first asked for."""
+
+    async def add(self, key: ApiKey, context: CallContext) -> None:
+        """Keep a key; ALREADY_EXISTS when its id is taken."""
+
+    async def revoke(self, key_id: str, at: datetime, context: CallContext) -> ApiKey | None:
+        """Revoke a key, or leave a revoked one as it is, and return it; None when there is none."""
+
+
+class Sums(Protocol):
+    """Exact sums over the records of a ledger.
+
+    A query sees every record and revision that was acknowledged before it began. A sum above MAX_SUM is
+    OUT_OF_RANGE.
+    """
+
+    async def summarize(
+        self,
+        where: Filter,
+        group_by: tuple[str, ...],
+        buckets: Sequence[tuple[datetime, datetime]] | None,
+        context: CallContext,
+    ) -> list[tuple[tuple[str, ...], int, Amounts]]:
+        """Exact sums per group, bucket and currency, without those that are empty; by bucket and group.
+
+        `group_by` names provider, model, organization, project, user, tag, label:<key>, operation,
+        service_tier, processing, region or status; a key is "" where a record has none. A record counts
+        once under each of its tags. Each bucket is cut to the filter's interval; without buckets the whole
+        interval is bucket 0.
+        """
+
+    async def summarize_meters(
+        self,
+        where: Filter,
+        group_by: tuple[str, ...],
+        buckets: Sequence[tuple[datetime, datetime]] | None,
+        card_of: CardOf,
+        context: CallContext,
+    ) -> list[tuple[tuple[str, ...], int, Amounts]]:
+        """As `summarize`, where `group_by` holds meter: each cost under the meters of its lines.
+
+        Costs and tokens of the groups add up to those of all; a call counts in each meter that it used,
+        as unpriced where the meter has no price. What has no lines stands under "": a cost that the
+        provider reported, and one whose card nobody knows any more.
+
+        The lines are calculated anew from every record that the filter lets through, about 15 µs each
+        (a sum that needs no meters reads rollups, or takes 2 µs a record); writing pays nothing for them.
+        """
+
+    async def span(self, where: Filter, context: CallContext) -> tuple[datetime, datetime] | None:
+        """The filter's interval; where it is open, up to the first or last record of its organizations.
+
+        None when that leaves nothing.
+        """
+
+    async def count(self, where: Filter, context: CallContext) -> int:
+        """How many records the filter lets through."""
+
+
+class Ledger(Protocol):
+    """Keeps usage and its costs, price cards and API keys.
+
+    Everything is acknowledged only once it is as durable as the ledger promises. Methods raise RpcError:
+    UNAVAILABLE with `retry_after` when the database stayed busy until just before the deadline,
+    DEADLINE_EXCEEDED when a query took longer, RESOURCE_EXHAUSTED when there is no room left,
+    FAILED_PRECONDITION when what should be a database is none, or the ledger is closed.
+    """
+
+    def append(
+        self, entries: Sequence[Entry], context: CallContext, revision: int | None = None
+    ) -> Awaitable[list[Appended] | None]:
+        """Write usage and costs in one transaction, and tell in order what became of each entry.
+
+        An (organization, key) counts once, however often and by however many processes it is sent at the same
+        time: the same record again is a duplicate, another one a conflict (`duplicates.is_duplicate` says
+        which), and neither harms its neighbours. The key itself decides, not the id that was made of it.
+        Counts above MAX_COUNT, or a cost above MAX_RECORD_COST, are INVALID_ARGUMENT for the whole list:
+        validation should have caught them. What a sum would become is no reason to refuse.
+
+        `revision` is that of the cards which priced the entries. When it is another one by the time of the
+        transaction, nothing is written and the answer is None; that costs less than to ask before each call.
+        """
+
+    async def list_usage(
+        self,
+        where: Filter,
+        sort: str,
+        descending: bool,
+        limit: int,
+        after: Position | None,
+        offset: int | None,
+        context: CallContext,
+    ) -> tuple[list[UsageRecord], Position | None]:
+        """A page of records with their costs filled in, and the position to go on after; None at the end.
+
+        `sort` is "timestamp", or "ingested_at" for the order in which records were committed; the order is
+        total and stable while records are added. INVALID_ARGUMENT for a position that it never gave.
+        """
+
+    async def get_cost(self, organization_id: str, usage_id: str, context: CallContext) -> Recorded | None:
+        """An organization's record with the revision of its cost that is in force, and the card that was
+        kept with it; None when the organization has no such record.
+        """
+
+    async def reprice(
+        self,
+        where: Filter,
+        price: Price,
+        after: Position | None,
+        limit: int,
+        context: CallContext,
+        *,
+        dry_run: bool,
+    ) -> Repriced:
+        """Look at the next records that the filter lets through, and add a revision to each whose status,
+        currency or cost is not what `price` says.
+
+        Records come in the order in which they were committed, at most `limit` of them in one transaction,
+        which writes revisions and sums; earlier revisions stay as they are. With `dry_run` nothing is
+        written, and the answer is the same.
+        """
+
+    async def committed(
+        self, after: Position | None, limit: int, context: CallContext
+    ) -> tuple[list[Committed], Position | None]:
+        """What was committed after a position, and the position of the last of it; None for the beginning.
+
+        Records and revisions in the order of their commits, the same order whoever asks and whenever: what
+        became visible later never stands before what was given already. At the end the list is empty, and the
+        position is the one that was given.
+        """
+
+    async def consumer_position(self, name: str, context: CallContext) -> Position | None:
+        """Where the consumer of this name goes on in `committed`; None for one that never moved."""
+
+    async def move_consumer(self, name: str, position: Position, context: CallContext) -> None:
+        """Keep where a consumer goes on. A position before the one that is kept changes nothing."""
+
+    async def add_card(
+        self, card: RateCard, key: str, fingerprint: bytes, context: CallContext
+    ) -> tuple[RateCard, SubmitStatus]:
+        """Keep a card under the version that follows those of its model and dimensions.
+
+        A key that stood for the same fingerprint before gives that card as a duplicate, for another one
+        a conflict. So does content that equals the card's latest version, whatever the key.
+        """
+
+    async def get_card(self, card_id: str, context: CallContext) -> RateCard | None:
+        """The card with an id, or None."""
+
+    async def all_cards(self, context: CallContext) -> list[RateCard]:
+        """Every card, by provider, model, date and version."""
+
+    async def cards_revision(self, context: CallContext) -> int:
+        """A number that grows when a card is added, by any process."""
+
+    @property
+    def sums(self) -> Sums:
+        """The sums over this ledger's records."""
+
+    @property
+    def keys(self) -> KeyStore:
+        """The API keys of whoever may call the server over this ledger."""
+
+    async def check(self, context: CallContext) -> None:
+        """Write and commit a mark; raises as any other write does."""
+
+    async def aclose(self) -> None:
+        """Finish what was begun and let go of files and threads. May be called twice."""

@@ -1,0 +1,145 @@
+-- The tables of a ledger in SQLite, version 1. PRAGMA application_id says that a file is ours, PRAGMA
+-- user_version which schema it has; ledger/sqlite/schema.py sets both. A change after the first release is a
+-- new entry in MIGRATIONS there and never an edit of this file alone: files are in the world by then.
+--
+-- Times are in microseconds since 1970. A cost is cost_micros + cost_picos / 10^6 millionths of its currency
+-- (0 <= cost_picos < 10^6); both are NULL when it is unpriced.
+
+CREATE TABLE organization (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT;
+
+-- What sums are kept by: a row per combination that occurs. Rows never change, so that processes may
+-- remember their ids.
+CREATE TABLE series (
+    id INTEGER PRIMARY KEY,
+    org INTEGER NOT NULL REFERENCES organization,
+    provider TEXT NOT NULL,
+    model TEXT NOT NULL,
+    project TEXT NOT NULL,
+    operation TEXT NOT NULL,
+    service_tier TEXT NOT NULL,
+    processing TEXT NOT NULL,
+    region TEXT NOT NULL,
+    currency TEXT NOT NULL,
+    status TEXT NOT NULL,
+    UNIQUE (org, provider, model, project, operation, service_tier, processing, region, currency, status)
+) STRICT;
+
+-- What priced a record; digest is that of its card, empty where the card was not kept. Rows never change.
+CREATE TABLE pricing (
+    id INTEGER PRIMARY KEY,
+    card_id TEXT NOT NULL,
+    card_version INTEGER NOT NULL,
+    origin_version TEXT NOT NULL,
+    fallbacks TEXT NOT NULL,
+    digest BLOB NOT NULL DEFAULT x'',
+    UNIQUE (card_id, card_version, origin_version, fallbacks, digest)
+) STRICT;
+
+-- Each card that priced a record, once: receipts outlive the catalog that the card came from.
+CREATE TABLE kept_card (digest BLOB PRIMARY KEY, card BLOB NOT NULL) STRICT, WITHOUT ROWID;
+
+-- A record and its first cost, which never change. seq is the order of the commits.
+CREATE TABLE usage (
+    seq INTEGER PRIMARY KEY,
+    org INTEGER NOT NULL,
+    series INTEGER NOT NULL,
+    pricing INTEGER NOT NULL,
+    id BLOB NOT NULL,            -- 16 bytes that follow from organization and key (ledger/ids.py)
+    key ANY,                     -- 16 bytes where it is a UUID, text where not, NULL where there is none
+    ingested INTEGER NOT NULL,
+    ts INTEGER NOT NULL,         -- the caller's time, or ingested
+    requests INTEGER NOT NULL,
+    input INTEGER NOT NULL,
+    output INTEGER NOT NULL,
+    cached INTEGER NOT NULL,
+    cost_micros INTEGER,
+    cost_picos INTEGER,
+    user TEXT,
+    tags TEXT,                   -- a JSON list, each tag once
+    labels TEXT,                 -- a JSON object
+    record BLOB NOT NULL         -- what the caller sent, as JSON; behind the columns that queries add up
+) STRICT;
+-- Finds a record by its id, and whether a key was used before: then the keys are compared.
+CREATE UNIQUE INDEX usage_id ON usage (org, id);
+-- With all that a page, or a user's sums, need to find their rows.
+CREATE INDEX usage_time ON usage (org, ts, seq, user);
+
+-- What repricing found: the highest number of a record is in force, and rollup follows it. seq is the order
+-- of the commits, and behind the last row of usage that was committed before this one.
+CREATE TABLE revision (
+    seq INTEGER PRIMARY KEY,
+    usage INTEGER NOT NULL REFERENCES usage,
+    number INTEGER NOT NULL CHECK (number > 1),
+    behind INTEGER NOT NULL,
+    series INTEGER NOT NULL,
+    pricing INTEGER NOT NULL,
+    cost_micros INTEGER,
+    cost_picos INTEGER,
+    made INTEGER NOT NULL,
+    UNIQUE (usage, number)
+) STRICT;
+
+-- The sums of rows up to rollup_watermark, and of all revisions. level 0: bucket is a quarter of an hour since
+-- 1970; 1: a day of UTC; 2: a day of UTC and a user. user is '' on the other levels. A sum that would leave
+-- 64 bits stays at 2^63 - 1, which no query answers (MAX_SUM in rules/limits.py).
+CREATE TABLE rollup (
+    series INTEGER NOT NULL,
+    level INTEGER NOT NULL,
+    bucket INTEGER NOT NULL,
+    user TEXT NOT NULL,
+    records INTEGER NOT NULL,
+    requests INTEGER NOT NULL,
+    input INTEGER NOT NULL,
+    output INTEGER NOT NULL,
+    cached INTEGER NOT NULL,
+    unpriced INTEGER NOT NULL,
+    cost_micros INTEGER NOT NULL,
+    cost_picos INTEGER NOT NULL,
+    PRIMARY KEY (series, level, bucket, user)
+) STRICT, WITHOUT ROWID;
+
+-- The last row of usage that is in rollup.
+CREATE TABLE rollup_watermark (id INTEGER PRIMARY KEY CHECK (id = 1), seq INTEGER NOT NULL) STRICT;
+INSERT INTO rollup_watermark VALUES (1, 0);
+
+-- Price cards that were added; line is what a card is a version of: everything but its dates and prices.
+CREATE TABLE card (
+    seq INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    line TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    fingerprint BLOB NOT NULL,
+    card BLOB NOT NULL,
+    UNIQUE (line, version)
+) STRICT;
+CREATE TABLE card_key (
+    org TEXT NOT NULL,
+    key TEXT NOT NULL,
+    fingerprint BLOB NOT NULL,
+    card INTEGER NOT NULL,
+    PRIMARY KEY (org, key)
+) STRICT, WITHOUT ROWID;
+
+-- hash is keyed with the secret; organizations is a JSON list, or NULL for all of them.
+CREATE TABLE api_key (
+    id TEXT PRIMARY KEY,
+    hash BLOB NOT NULL,
+    name TEXT NOT NULL,
+    role TEXT NOT NULL,
+    organizations TEXT,
+    created INTEGER NOT NULL,
+    expires INTEGER,
+    revoked INTEGER
+) STRICT, WITHOUT ROWID;
+CREATE TABLE secret (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
+
+-- Where each consumer of what was committed goes on: behind this row of usage and this one of revision.
+CREATE TABLE consumer (
+    name TEXT PRIMARY KEY,
+    usage INTEGER NOT NULL,
+    revision INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- What readiness writes to.
+CREATE TABLE health (id INTEGER PRIMARY KEY CHECK (id = 1), checks INTEGER NOT NULL) STRICT;
+INSERT INTO health VALUES (1, 0);

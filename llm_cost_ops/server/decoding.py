@@ -1,0 +1,274 @@
+"""Requests from their bytes, within limits of time and memory.
+
+What a message takes in memory is many times its bytes, where those were chosen for it. So a message may have
+few bytes, and a batch, which may have many, is cut into its items first: they are counted before any is
+decoded, and decoded one by one, outside the event loop when that takes long.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+from llm_cost_ops._gen.codecs import USAGE_RECORD
+from llm_cost_ops._gen.messages import UsageRecord
+from llm_cost_ops._gen.methods import BATCH_SUBMIT_USAGE, GET_ANALYTICS, GET_COST_SUMMARY
+from llm_cost_ops.rpc.method import MessageCodec, MethodDescriptor
+from llm_cost_ops.rpc.runtime import Runtime
+from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.rules.requests import MAX_BATCH
+from llm_cost_ops.wire import DecodeError
+from llm_cost_ops.wire.fields import walk
+from llm_cost_ops.wire.json import decode_quickly, is_json
+from llm_cost_ops.wire.unknown import Unknown
+from llm_cost_ops.wire.varint import varint
+
+__all__ = [
+    "BATCHES",
+    "INLINE_BYTES",
+    "UNBOUNDED_ANSWERS",
+    "Batch",
+    "decode_json",
+    "decode_protobuf",
+    "max_bytes_of",
+    "too_many_bytes",
+    "violation_of",
+]
+
+UNBOUNDED_ANSWERS = frozenset({BATCH_SUBMIT_USAGE.path, GET_COST_SUMMARY.path, GET_ANALYTICS.path})
+"""The methods whose answers may hold thousands of messages, so that to encode one takes long."""
+
+# Decoding so many bytes may be left to the event loop: it takes a few milliseconds at the worst.
+INLINE_BYTES = 16 * 1024
+
+
+MAX_VALUES = 500_000
+"""The most values of a batch in all, fields, labels and what is in metadata: each takes up to 200 bytes."""
+
+
+class Batch(NamedTuple):
+    """The field of a request that holds the items of a batch, by its name and by its number.
+
+    `entries` counts what is in the lists and maps of an item.
+    """
+
+    field: str
+    number: int
+    item: MessageCodec[Any]
+    max_items: int
+    entries: Callable[[Any], int]
+
+
+def _entries(record: UsageRecord) -> int:
+    return len(record.labels) + len(record.meters) + len(record.tags)
+
+
+BATCHES: dict[str, Batch] = {BATCH_SUBMIT_USAGE.path: Batch("records", 1, USAGE_RECORD, MAX_BATCH, _entries)}
+"""The requests that may be large, by the paths of their methods."""
+
+
+def max_bytes_of(method: MethodDescriptor[Any, Any], of_message: int, of_batch: int) -> int:
+    """The bytes that a request of a method may have."""
+    return max(of_message, of_batch) if method.path in BATCHES else min(of_message, of_batch)
+
+
+def too_many_bytes(what: str, limit: int) -> RpcError:
+    """The error for more bytes than may be sent."""
+    return RpcError(
+        StatusCode.INVALID_ARGUMENT,
+        f"{what} may have at most {limit} bytes",
+        error_code="PAYLOAD_TOO_LARGE",
+    )
+
+
+async def decode_protobuf(
+    method: MethodDescriptor[Any, Any], data: bytes, limit: int, runtime: Runtime
+) -> Any:
+    """The request in protobuf bytes; an item of a batch may have `limit` of them. Raises DecodeError."""
+    if len(data) <= INLINE_BYTES:
+        # Ten thousand items take more than that.
+        return method.request.decode(data)
+    batch = BATCHES.get(method.path)
+    if batch is None:
+        return await runtime.offload(method.request.decode, data)
+    return await runtime.offload(_protobuf_batch, method.request, batch, data, limit)
+
+
+async def decode_json(
+    codec: MessageCodec[Any], batch: Batch | None, data: bytes, limit: int, runtime: Runtime
+) -> Any:
+    """The message in JSON; each item of a `batch` may have `limit` bytes. Raises DecodeError."""
+    if len(data) <= limit:
+        # At the speed of C, and in most cases the whole work.
+        message = decode_quickly(codec.type, data)
+        if message is not None:
+            return message
+    if batch is not None:
+        return await runtime.offload(_json_batch, codec, batch, data, limit)
+    if len(data) <= INLINE_BYTES:
+        return codec.decode_json(data, unique=True)
+    return await runtime.offload(partial(codec.decode_json, unique=True), data)
+
+
+def _too_many(batch: Batch) -> DecodeError:
+    return DecodeError(f"must hold at most {batch.max_items:,} {batch.field}", batch.field)
+
+
+def _check_values(batch: Batch, data: bytes, more: int = 0) -> None:
+    if more + data.count(b",") + data.count(b"{") + data.count(b"[") > MAX_VALUES:
+        rule = f"must have at most {MAX_VALUES:,} values in all: send fewer at a time"
+        raise DecodeError(rule, batch.field)
+
+
+def _undecoded(batch: Batch, reason: str, path: str = "") -> Any:
+    return batch.item.type(unknown_=Unknown(error=reason, error_field=path))
+
+
+def _protobuf_batch(codec: MessageCodec[Any], batch: Batch, data: bytes, limit: int) -> Any:
+    found, rest = _protobuf_items(batch, data)
+    if len(rest) > limit:
+        raise DecodeError(f"may have at most {limit} bytes beside {batch.field}")
+    request = codec.decode(rest)
+    _check_values(batch, data)
+    entries, items = 0, []
+    for index, (start, stop) in enumerate(found):
+        if stop - start > limit:
+            items.append(_undecoded(batch, f"is longer than {limit} bytes"))
+            continue
+        try:
+            item = batch.item.decode(data[start:stop])
+        except DecodeError as error:
+            error.within(f"{batch.field}[{index}]")
+            raise
+        entries += batch.entries(item)
+        _check_values(batch, b"", entries)
+        items.append(item)
+    setattr(request, batch.field, items)
+    return request
+
+
+def _protobuf_items(batch: Batch, data: bytes) -> tuple[list[tuple[int, int]], bytes]:
+    """Where the items are, and the bytes of all other fields."""
+    tag = batch.number << 3 | 2
+    found: list[tuple[int, int]] = []
+    rest = bytearray()
+    try:
+        for each, start, stop in walk(data, 0, len(data)):
+            if each == tag:
+                found.append((start, stop))
+                if len(found) > batch.max_items:
+                    raise _too_many(batch)
+            else:
+                rest += varint(each) + (varint(stop - start) if each & 7 == 2 else b"") + data[start:stop]
+    except IndexError:
+        raise DecodeError("the data ends within a field") from None
+    return found, bytes(rest)
+
+
+# A text, and what is neither text nor a byte that cuts: a bracket, in a list a comma too. Possessive: nothing
+# is tried twice. One match goes through at most _WINDOW bytes, since no other thread runs meanwhile.
+_WINDOW = 64 * 1024
+_IN_TEXT = rb'[^"\\]*+(?:\\.[^"\\]*+)*+'
+_TEXT_REST = re.compile(_IN_TEXT, re.DOTALL)
+_TO_BRACKET = re.compile(rb'(?:[^"\[\]{}]++|"' + _IN_TEXT + rb'")*+', re.DOTALL)
+_TO_COMMA = re.compile(rb'(?:[^"\[\]{},]++|"' + _IN_TEXT + rb'")*+', re.DOTALL)
+_QUOTE, _BACKSLASH, _COMMA, _CLOSING = b'"\\,]'
+_HEAD = rb'[ \t\r\n]*+\{[ \t\r\n]*+"%s"[ \t\r\n]*+:[ \t\r\n]*+\['
+# More brackets are no batch of anything.
+_MAX_BRACKETS = 2_000_000
+
+
+def _json_batch(codec: MessageCodec[Any], batch: Batch, data: bytes, limit: int) -> Any:
+    head = re.compile(_HEAD % batch.field.encode()).match(data)
+    if head is None:
+        if len(data) > limit:
+            raise DecodeError(f"of more than {limit} bytes must begin with {batch.field}, a list of objects")
+        return codec.decode_json(data, unique=True)
+    _check_values(batch, data)
+    items: list[Any] = []
+    start = stop = head.end()
+    for start, stop, last in _json_parts(data, head.end()):
+        if last and not items and not data[start:stop].strip():
+            break
+        if len(items) == batch.max_items:
+            raise _too_many(batch)
+        items.append(_json_item(batch, data, start, stop, limit, len(items)))
+    if len(data) - stop > limit:
+        raise DecodeError(f"may have at most {limit} bytes beside {batch.field}")
+    # The rest of the object, as if the batch were empty.
+    request = codec.decode_json(data[: head.end()] + data[stop:], unique=True)
+    setattr(request, batch.field, items)
+    return request
+
+
+def _json_parts(data: bytes, at: int) -> Iterator[tuple[int, int, bool]]:
+    """The start and end of each element of the list that begins at `at`, and whether it is the last."""
+    start, depth, brackets = at, 0, 0
+    while True:
+        at = _behind(_TO_BRACKET if depth else _TO_COMMA, data, at)
+        kind = data[at - 1]
+        if kind == _COMMA:
+            yield start, at - 1, False
+            start = at
+            continue
+        brackets += 1
+        if brackets > _MAX_BRACKETS:
+            raise DecodeError("has too many lists and objects")
+        if kind in b"[{":
+            depth += 1
+        elif depth:
+            depth -= 1
+        elif kind == _CLOSING:
+            yield start, at - 1, True
+            return
+        else:
+            raise DecodeError("is malformed JSON: a } without its {")
+
+
+def _behind(run: re.Pattern[bytes], data: bytes, at: int) -> int:
+    """The position behind the next byte that cuts."""
+    in_text = False
+    while at < len(data):
+        window = at + _WINDOW
+        found = (_TEXT_REST if in_text else run).match(data, at, window)
+        assert found is not None
+        at = found.end()
+        if at >= len(data):
+            break
+        if at == window:
+            continue
+        byte = data[at]
+        if in_text:
+            # It ends, or an escape lies across the end of the window.
+            at, in_text = (at + 2, True) if byte == _BACKSLASH else (at + 1, False)
+        elif byte == _QUOTE:
+            # A text that does not end within the window.
+            at, in_text = at + 1, True
+        else:
+            return at + 1
+    raise DecodeError("input data was truncated")
+
+
+def _json_item(batch: Batch, data: bytes, start: int, stop: int, limit: int, index: int) -> Any:
+    if stop - start > limit:
+        return _undecoded(batch, f"is longer than {limit} bytes")
+    item = data[start:stop]
+    message = decode_quickly(batch.item.type, item)
+    if message is not None:
+        return message
+    try:
+        return batch.item.decode_json(item, unique=True)
+    except DecodeError as error:
+        if not is_json(item):
+            # Where it ends can't be told, nor what follows.
+            error.within(f"{batch.field}[{index}]")
+            raise
+        return _undecoded(batch, error.reason, error.path)
+
+
+def violation_of(error: DecodeError, whole: str) -> RpcError:
+    """The error for a request that can't be decoded; `whole` is what the request itself is called."""
+    violation = Violation(error.path or whole, error.reason)
+    return RpcError(StatusCode.INVALID_ARGUMENT, " ".join(violation), violations=[violation])

@@ -1,0 +1,32 @@
+"""A server that can't have its ledger does not start."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+def serve(database):
+    command = [sys.executable, "-m", "llm_cost_ops.cli", "serve", "--db", database, "--http", "127.0.0.1:0"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+
+@pytest.mark.parametrize(
+    "database", ["{folder}/none/costs.db", "{folder}", "postgres://x/y", "sqlite:///costs.db", "/dev/null"]
+)
+def test_a_server_without_its_ledger_does_not_start(tmp_path, database):
+    done = serve(database.format(folder=tmp_path))
+    assert done.returncode in {1, 2}
+    assert "listening" not in done.stdout
+    assert done.stderr.startswith("llm-cost-ops: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_file_that_is_no_database_is_not_served(tmp_path):
+    path = tmp_path / "costs.db"
+    path.write_text("this is no database, " * 200, encoding="ascii")
+    done = serve(str(path))
+    assert done.returncode in {1, 2}
+    assert "listening" not in done.stdout
