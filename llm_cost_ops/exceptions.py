@@ -66,7 +66,7 @@ class CostOpsError(Exception):
         status_code: int | None = None,
         code: str = "",
         request_id: str = "",
-        response: Any = None,
+        response: object = None,
         attempts: int = 1,
         maybe_applied: bool = False,
         retryable: bool = False,
@@ -98,7 +98,7 @@ class CostOpsError(Exception):
         return _rebuild, (type(self), self.args, self.__dict__)
 
 
-def _rebuild(kind: type[CostOpsError], args: tuple[Any, ...], state: dict[str, Any]) -> CostOpsError:
+def _rebuild(kind: type[CostOpsError], args: tuple[object, ...], state: dict[str, object]) -> CostOpsError:
     error = kind.__new__(kind)
     Exception.__init__(error, *args)
     error.__dict__.update(state)

@@ -139,7 +139,7 @@ async def _each(requests: AsyncIterable[Req], attributes: Attributes) -> AsyncIt
         yield _attributed(request, attributes)
 
 
-def _attributed(request: Any, attributes: Attributes) -> Any:
+def _attributed(request: object, attributes: Attributes) -> Any:
     if isinstance(request, SubmitUsageRequest | EstimateCostRequest):
         if type(request.usage) is UsageRecord:
             usage = attributes.of(request.usage)

@@ -263,7 +263,7 @@ class ClientConfig(Config, frozen=True, kw_only=True):
     def __copy__(self) -> ClientConfig:
         return self
 
-    def __deepcopy__(self, memo: Any) -> ClientConfig:
+    def __deepcopy__(self, memo: object) -> ClientConfig:
         return self
 
     def _secret(self) -> str:
@@ -283,7 +283,7 @@ def _restored(fields: dict[str, Any]) -> ClientConfig:
     return ClientConfig(**fields)
 
 
-def _changed(whole: C | None, current: C, changes: dict[str, Any]) -> C:
+def _changed(whole: C | None, current: C, changes: dict[str, object]) -> C:
     return whole if whole is not None else current.replace(**changes)
 
 
@@ -337,7 +337,7 @@ _ENVIRONMENT: dict[str, tuple[str, Callable[[str], Any]]] = {
 }
 
 
-def provider_names(parameter: str, value: Any) -> tuple[str, ...]:
+def provider_names(parameter: str, value: object) -> tuple[str, ...]:
     """A tuple of what should be names of providers, or ConfigurationError."""
     names = None if isinstance(value, str | bytes) or not isinstance(value, Iterable) else tuple(value)
     if names is None or not all(isinstance(name, str) and name.strip() for name in names):
@@ -345,7 +345,7 @@ def provider_names(parameter: str, value: Any) -> tuple[str, ...]:
     return names
 
 
-def split_base_url(base_url: Any) -> SplitResult:
+def split_base_url(base_url: object) -> SplitResult:
     """The parts of a base URL, or ConfigurationError saying what is wrong with it."""
     rule = (
         "must be a URL such as sqlite:///costs.db, sqlite://, https://costs.example.com "

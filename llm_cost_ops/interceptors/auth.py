@@ -126,7 +126,7 @@ class Auth(AroundStart):
         return "Auth(***)"
 
 
-def redacted(value: Any, secret: str) -> Any:
+def redacted(value: object, secret: str) -> Any:
     """A value as JSON has them, with the secret replaced wherever it stands in a text."""
     if isinstance(value, str):
         return value.replace(secret, "***")

@@ -7,7 +7,6 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Hashable
 from concurrent.futures import Future
 from contextlib import aclosing
-from typing import Any
 
 from llm_cost_ops.config import CacheConfig
 from llm_cost_ops.interceptors.waiting import outcome_of
@@ -130,7 +129,7 @@ class Cache:
             self._writes += 1
         self._entries.clear()
 
-    def _key(self, request: Any, context: CallContext) -> Hashable | None:
+    def _key(self, request: object, context: CallContext) -> Hashable | None:
         method = context.method
         try:
             asked = method.request.encode_json(request)

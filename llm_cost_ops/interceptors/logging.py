@@ -109,7 +109,7 @@ class CallLogging:
             facts["error"] = error.message
         self._write(level, facts)
 
-    def _write(self, level: int, facts: dict[str, Any]) -> None:
+    def _write(self, level: int, facts: dict[str, object]) -> None:
         if self._json:
             line = json.dumps(facts)
         else:
@@ -117,7 +117,7 @@ class CallLogging:
         self._logger.log(level, "%s", line, extra=facts)
 
 
-def _one_line(value: Any) -> str:
+def _one_line(value: object) -> str:
     """A value that can't begin a line of its own, nor look like another fact."""
     text = str(value)
     return text if text.isprintable() and not set(text) & set(' ="') else json.dumps(text)

@@ -6,7 +6,7 @@ and its prefix is the geography that sets the price.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import Operation
 from llm_cost_ops.normalizers.checks import check_record
@@ -35,7 +35,7 @@ def region_of(model_id: str) -> str:
     return prefix if prefix in _GEOGRAPHIES else ""
 
 
-def read_converse(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_converse(payload: dict[str, object], record: UsageRecord) -> None:
     """A Converse response; pass `model_id=`, which the response does not carry."""
     record.operation = _CHAT
     set_model(record, text(payload, "modelId") or text(payload, "model"))
@@ -53,7 +53,7 @@ def read_converse(payload: dict[str, Any], record: UsageRecord) -> None:
     check_record(record, NAMES)
 
 
-def _read_tokens(usage: dict[str, Any], record: UsageRecord) -> None:
+def _read_tokens(usage: dict[str, object], record: UsageRecord) -> None:
     plain, output = count(usage, "inputTokens", "usage"), count(usage, "outputTokens", "usage")
     read = count(usage, "cacheReadInputTokens", "usage")
     written = count(usage, "cacheWriteInputTokens", "usage")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from llm_cost_ops.normalizers.errors import PayloadError
 from llm_cost_ops.normalizers.opentelemetry import is_span
 from llm_cost_ops.normalizers.reading import section, text
@@ -41,7 +39,7 @@ _BY_MODEL = (
 )
 
 
-def detect_api(payload: dict[str, Any]) -> str:
+def detect_api(payload: dict[str, object]) -> str:
     """The name of the API whose shape this is; "" when it has none that is known."""
     found = _BY_OBJECT.get(text(payload, "object"))
     if found is not None:
@@ -58,7 +56,7 @@ def detect_api(payload: dict[str, Any]) -> str:
     return _without_usage(payload)
 
 
-def _by_usage(payload: dict[str, Any], usage: dict[str, Any]) -> str:
+def _by_usage(payload: dict[str, object], usage: dict[str, object]) -> str:
     if "prompt_tokens" in usage or "completion_tokens" in usage or "prompt_audio_seconds" in usage:
         # An embedding list has neither choices nor completion tokens; Mistral's transcriptions have text.
         is_list = payload.get("object") == "list" or "data" in payload or "embeddings" in payload
@@ -82,7 +80,7 @@ def _by_usage(payload: dict[str, Any], usage: dict[str, Any]) -> str:
     return "openai.realtime" if "input_token_details" in usage else "generic"
 
 
-def _without_usage(payload: dict[str, Any]) -> str:
+def _without_usage(payload: dict[str, object]) -> str:
     meta = payload.get("meta")
     if isinstance(meta, dict) and "billed_units" in meta:
         return "cohere.chat"
@@ -99,7 +97,7 @@ def _without_usage(payload: dict[str, Any]) -> str:
     return "bedrock.converse" if "stopReason" in payload else ""
 
 
-def detect_provider(payload: dict[str, Any], api: str) -> str:
+def detect_provider(payload: dict[str, object], api: str) -> str:
     """Who served an API that several providers share; "" when nothing tells."""
     if api == "anthropic.messages":
         response_id = text(payload, "id")
@@ -116,7 +114,7 @@ def detect_provider(payload: dict[str, Any], api: str) -> str:
     return _by_model(text(payload, "model"))
 
 
-def _chat_provider(payload: dict[str, Any], usage: dict[str, Any]) -> str:
+def _chat_provider(payload: dict[str, object], usage: dict[str, object]) -> str:
     if "x_groq" in payload:
         return "groq"
     if text(payload, "id").startswith("gen-") or type(payload.get("provider")) is str:
@@ -139,7 +137,7 @@ def _by_model(model: str) -> str:
     return ""
 
 
-def refuse_errors(payload: dict[str, Any]) -> None:
+def refuse_errors(payload: dict[str, object]) -> None:
     """Raise PayloadError for an error response, which has no usage to record."""
     error = payload.get("error")
     if error and "usage" not in payload:

@@ -61,7 +61,7 @@ _CHAT = Operation.CHAT
 _OLDER_THAN_3 = re.compile(r"(models/)?gemini-[12]\b")
 
 
-def read_generate_content(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_generate_content(payload: dict[str, object], record: UsageRecord) -> None:
     """A GenerateContentResponse in REST's camel case or the SDKs' snake case."""
     record.operation = _CHAT
     if "usage_metadata" in payload or "model_version" in payload:
@@ -89,7 +89,7 @@ def read_generate_content(payload: dict[str, Any], record: UsageRecord) -> None:
         _count_searches(payload, record)
 
 
-def _read_counts(usage: dict[str, Any], record: UsageRecord) -> None:
+def _read_counts(usage: dict[str, object], record: UsageRecord) -> None:
     path = "usageMetadata"
     prompt = count(usage, "promptTokenCount", path)
     tools = count(usage, "toolUsePromptTokenCount", path)
@@ -114,7 +114,7 @@ def _read_counts(usage: dict[str, Any], record: UsageRecord) -> None:
         )
 
 
-def _read_modalities(usage: dict[str, Any], record: UsageRecord) -> None:
+def _read_modalities(usage: dict[str, object], record: UsageRecord) -> None:
     counts: dict[str, int] = {}
     for key, path, fields in _LISTS:
         entries = usage.get(key)
@@ -129,7 +129,7 @@ def _read_modalities(usage: dict[str, Any], record: UsageRecord) -> None:
         set_modality(record, **counts)
 
 
-def _count_searches(payload: dict[str, Any], record: UsageRecord) -> None:
+def _count_searches(payload: dict[str, object], record: UsageRecord) -> None:
     """Grounding is billed by the query from Gemini 3 on, by the grounded prompt before."""
     searches = 0
     for candidate in items(payload, "candidates", "candidates"):
@@ -144,5 +144,5 @@ def _count_searches(payload: dict[str, Any], record: UsageRecord) -> None:
         set_meter(record, "web_searches", 1 if _OLDER_THAN_3.match(record.model_id) else searches)
 
 
-def _camel(fields: dict[str, Any]) -> dict[str, Any]:
+def _camel(fields: dict[str, object]) -> dict[str, Any]:
     return {re.sub(r"_([a-z])", lambda found: found[1].upper(), key): value for key, value in fields.items()}

@@ -42,7 +42,7 @@ _WIDE = Context(prec=80)
 _FINEST = 400
 
 
-def shallow(value: Any) -> dict[str, Any] | None:
+def shallow(value: object) -> dict[str, Any] | None:
     """The fields of an object as a dict, its values untouched; None when it has no fields."""
     if isinstance(value, Mapping):
         return dict(value)
@@ -65,7 +65,7 @@ def shallow(value: Any) -> dict[str, Any] | None:
     return {name: item for name, item in vars(value).items() if not name.startswith("_")}
 
 
-def as_mapping(value: Any, path: str = "") -> dict[str, Any]:
+def as_mapping(value: object, path: str = "") -> dict[str, Any]:
     """`value` as a dict; PayloadError when it is neither a mapping nor an object with fields."""
     if type(value) is dict:
         return value
@@ -75,7 +75,7 @@ def as_mapping(value: Any, path: str = "") -> dict[str, Any]:
     return found
 
 
-def section(payload: dict[str, Any], key: str, path: str) -> dict[str, Any] | None:
+def section(payload: dict[str, object], key: str, path: str) -> dict[str, Any] | None:
     """The object at `key` as a dict; None when it is absent, null or not sent."""
     value = payload.get(key)
     if value is None or type(value) is dict:
@@ -85,7 +85,7 @@ def section(payload: dict[str, Any], key: str, path: str) -> dict[str, Any] | No
     return as_mapping(value, path)
 
 
-def items(payload: dict[str, Any], key: str, path: str) -> list[dict[str, Any]]:
+def items(payload: dict[str, object], key: str, path: str) -> list[dict[str, Any]]:
     """The list of objects at `key`; empty when it is absent or null."""
     value = payload.get(key)
     if value is None or type(value).__name__ in _NOT_SENT:
@@ -97,7 +97,7 @@ def items(payload: dict[str, Any], key: str, path: str) -> list[dict[str, Any]]:
     return [as_mapping(item, f"{path}[{index}]") for index, item in enumerate(value)]
 
 
-def count(fields: dict[str, Any], key: str, path: str) -> int:
+def count(fields: dict[str, object], key: str, path: str) -> int:
     """The count at `key`, 0 when it is absent or null.
 
     Floats that are whole numbers are counts too (Cohere sends them). Anything else that is not a
@@ -111,7 +111,7 @@ def count(fields: dict[str, Any], key: str, path: str) -> int:
     return _unusual_count(value, f"{path}.{key}")
 
 
-def _unusual_count(value: Any, path: str) -> int:
+def _unusual_count(value: object, path: str) -> int:
     if type(value).__name__ in _NOT_SENT:
         return 0
     if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
@@ -127,7 +127,7 @@ def _unusual_count(value: Any, path: str) -> int:
     return int(value)
 
 
-def text(fields: dict[str, Any], key: str) -> str:
+def text(fields: dict[str, object], key: str) -> str:
     """The string at `key`, the name of an enum member there, or ""."""
     value = fields.get(key)
     if type(value) is str:
@@ -137,7 +137,7 @@ def text(fields: dict[str, Any], key: str) -> str:
     return value if isinstance(value, str) else ""
 
 
-def moment(value: Any, path: str) -> datetime | None:
+def moment(value: object, path: str) -> datetime | None:
     """A Unix time in seconds, an RFC 3339 string or a datetime, as a datetime in UTC.
 
     None and 0 mean that it was not given. A time without a zone is UTC.
@@ -162,7 +162,7 @@ def _utc(value: datetime) -> datetime:
     return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
 
 
-def money(value: Any, path: str) -> Decimal | None:
+def money(value: object, path: str) -> Decimal | None:
     """An amount from a number or a decimal string, to 18 places; None when it was not given.
 
     Binary floats are read as they print, so 0.1 is exactly 0.1.
@@ -178,7 +178,7 @@ def money(value: Any, path: str) -> Decimal | None:
     return amount
 
 
-def duration_ms(value: Any, path: str) -> int:
+def duration_ms(value: object, path: str) -> int:
     """Seconds, as a number or a decimal string, in whole milliseconds (half to even); 0 if not given."""
     seconds = _decimal(value, path)
     if seconds is None:
@@ -188,7 +188,7 @@ def duration_ms(value: Any, path: str) -> int:
     return int(_WIDE.multiply(seconds, 1000).to_integral_value(context=_WIDE))
 
 
-def _decimal(value: Any, path: str) -> Decimal | None:
+def _decimal(value: object, path: str) -> Decimal | None:
     if value is None or type(value).__name__ in _NOT_SENT:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float, Decimal, str)):

@@ -6,7 +6,7 @@ usage: they are counted from the output items.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import Operation, Outcome
 from llm_cost_ops.normalizers.checks import check_record, check_total
@@ -46,7 +46,7 @@ _CALLS = {
 }
 
 
-def read_responses(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_responses(payload: dict[str, object], record: UsageRecord) -> None:
     """A response object of the Responses API."""
     record.operation = _CHAT
     set_identity(record, payload, "created_at")
@@ -66,7 +66,7 @@ def read_responses(payload: dict[str, Any], record: UsageRecord) -> None:
     check_record(record, NAMES)
 
 
-def _read_tokens(usage: dict[str, Any], record: UsageRecord) -> None:
+def _read_tokens(usage: dict[str, object], record: UsageRecord) -> None:
     prompt = count(usage, "input_tokens", "usage")
     output = count(usage, "output_tokens", "usage")
     total = count(usage, "total_tokens", "usage") if usage.get("total_tokens") is not None else None
@@ -87,7 +87,7 @@ def _read_tokens(usage: dict[str, Any], record: UsageRecord) -> None:
         read_modality(inputs, _INPUTS, outputs or {}, _OUTPUTS, record)
 
 
-def _count_calls(payload: dict[str, Any], record: UsageRecord) -> None:
+def _count_calls(payload: dict[str, object], record: UsageRecord) -> None:
     if not payload.get("output"):
         return
     containers: set[str] = set()
@@ -105,13 +105,13 @@ def _count_calls(payload: dict[str, Any], record: UsageRecord) -> None:
         set_meter(record, meter, 1)
 
 
-def _is_search(item: dict[str, Any]) -> bool:
+def _is_search(item: dict[str, object]) -> bool:
     """Opening a page and finding something in it are calls too, but only searches are billed."""
     action = section(item, "action", "output.action")
     return action is None or text(action, "type") in ("", "search")
 
 
-def _read_cost(usage: dict[str, Any], record: UsageRecord) -> None:
+def _read_cost(usage: dict[str, object], record: UsageRecord) -> None:
     cost = usage["cost"]
     if isinstance(cost, dict):
         record.reported_cost = money(cost.get("total_cost"), "usage.cost.total_cost")

@@ -30,7 +30,7 @@ def is_stream(response: object) -> bool:
     )
 
 
-def fold(events: Iterable[Any]) -> Streamed:
+def fold(events: Iterable[object]) -> Streamed:
     """One payload from the events of any provider, given as dicts, SDK objects or parsed SSE."""
     state = _State()
     for index, event in enumerate(events):
@@ -40,7 +40,7 @@ def fold(events: Iterable[Any]) -> Streamed:
     return Streamed(state.payload, state.api, state.complete)
 
 
-def _data(event: Any, index: int) -> dict[str, Any]:
+def _data(event: object, index: int) -> dict[str, Any]:
     """The data of an event: itself, or what its SSE field `data` holds."""
     fields = as_mapping(event, f"[{index}]")
     data = fields.get("data")
@@ -63,7 +63,7 @@ class _State:
         self.complete = True
         self._responses = 0
 
-    def take(self, event: dict[str, Any]) -> None:
+    def take(self, event: dict[str, object]) -> None:
         kind = text(event, "type")
         if kind == "message_start":
             self._start_message(event)
@@ -79,11 +79,11 @@ class _State:
         elif kind in ("", "message-start", "speech.audio.done", "transcript.text.done") or "usage" in event:
             self._merge(event)
 
-    def _merge(self, fields: dict[str, Any]) -> None:
+    def _merge(self, fields: dict[str, object]) -> None:
         """Later events win, but what they leave empty stays."""
         self.payload.update((key, value) for key, value in fields.items() if value not in _EMPTY)
 
-    def _start_message(self, event: dict[str, Any]) -> None:
+    def _start_message(self, event: dict[str, object]) -> None:
         """Anthropic's first event has the input; the output is final with the last message_delta only."""
         message = as_mapping(event.get("message"), "message")
         usage = section(message, "usage", "message.usage") or {}
@@ -92,7 +92,7 @@ class _State:
         self.api = "anthropic.messages"
         self.complete = False
 
-    def _update_usage(self, event: dict[str, Any]) -> None:
+    def _update_usage(self, event: dict[str, object]) -> None:
         usage = section(event, "usage", "usage")
         if usage is not None:
             # The counts are cumulative: they replace, they do not add up.
@@ -101,7 +101,7 @@ class _State:
             self.api = "anthropic.messages"
             self.complete = True
 
-    def _take_response(self, event: dict[str, Any], kind: str) -> None:
+    def _take_response(self, event: dict[str, object], kind: str) -> None:
         response = section(event, "response", "response")
         if response is None:
             return

@@ -116,7 +116,9 @@ def usage_from_response(
     return record
 
 
-def _normalize(payload: dict[str, Any], record: UsageRecord, provider: str | None, api: str | None) -> None:
+def _normalize(
+    payload: dict[str, object], record: UsageRecord, provider: str | None, api: str | None
+) -> None:
     stated = bool(api)
     if not api:
         api = detect_api(payload)

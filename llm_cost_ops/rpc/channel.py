@@ -11,14 +11,13 @@ from collections.abc import (
     Generator,
     Iterable,
     Mapping,
-    Sequence,
 )
 from contextlib import aclosing
 from typing import Any, Self, TypeVar
 
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.ids import uuid7
-from llm_cost_ops.rpc.interceptor import StreamContinuation, Transport, compose
+from llm_cost_ops.rpc.interceptor import Interceptors, StreamContinuation, Transport, compose
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.method import MethodDescriptor
 from llm_cost_ops.rpc.pager import AsyncPager, Pager
@@ -55,7 +54,7 @@ class _Core:
     def __init__(
         self,
         transport: Transport,
-        interceptors: Sequence[Any],
+        interceptors: Interceptors,
         runtime: Runtime,
         *,
         timeout: float | None,
@@ -77,7 +76,7 @@ class _Core:
             for name in ("unary_stream", "stream_stream")
         }
 
-    def changed(self, interceptors: Sequence[Any], timeout: float | None, metadata: Metadata) -> _Core:
+    def changed(self, interceptors: Interceptors, timeout: float | None, metadata: Metadata) -> _Core:
         """The same transport under another chain, with other defaults."""
         return _Core(
             self.transport,
@@ -89,7 +88,12 @@ class _Core:
         )
 
     def begin(
-        self, method: MethodDescriptor[Any, Any], timeout: Any, headers: Any, retry: Any, key: str
+        self,
+        method: MethodDescriptor[Any, Any],
+        timeout: float | None,
+        headers: Mapping[str, str] | None,
+        retry: object,
+        key: str,
     ) -> CallContext:
         if self._closable.closed:
             raise client_closed()
@@ -113,9 +117,9 @@ class _Core:
         self,
         method: MethodDescriptor[Req, Res],
         request: Req,
-        timeout: Any = UNSET,
-        headers: Any = None,
-        retry: Any = UNSET,
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: object = UNSET,
         idempotency_key: str = "",
     ) -> Any:
         try:
@@ -129,7 +133,12 @@ class _Core:
         return RawResponse(response, returned, context) if self.raw else returned
 
     async def unary_stream(
-        self, method: MethodDescriptor[Req, Res], request: Req, timeout: Any, headers: Any, retry: Any
+        self,
+        method: MethodDescriptor[Req, Res],
+        request: Req,
+        timeout: float | None,
+        headers: Mapping[str, str] | None,
+        retry: Any,
     ) -> AsyncGenerator[Any, None]:
         try:
             context = self.begin(method, timeout, headers, retry, "")
@@ -148,9 +157,9 @@ class _Core:
         self,
         method: MethodDescriptor[Req, Res],
         requests: Iterable[Req] | AsyncIterable[Req],
-        timeout: Any,
-        headers: Any,
-        retry: Any,
+        timeout: float | None,
+        headers: Mapping[str, str] | None,
+        retry: object,
         idempotency_key: str,
     ) -> AsyncGenerator[Any, None]:
         def prepare(request: Req, index: int) -> Req:
@@ -189,7 +198,7 @@ def _until_the_deadline(transport: Any, name: str) -> StreamContinuation[Any, An
     return stream
 
 
-def _seconds(timeout: Any) -> float | None:
+def _seconds(timeout: float | None) -> float | None:
     """A timeout in seconds, None for none."""
     if timeout is None:
         return None
@@ -215,7 +224,7 @@ class _Channel:
     def __init__(
         self,
         transport: Transport,
-        interceptors: Sequence[Any] = (),
+        interceptors: Interceptors = (),
         *,
         runtime: Runtime | None = None,
         timeout: float | None = None,
@@ -240,8 +249,8 @@ class _Channel:
     def derived(
         self,
         *,
-        interceptors: Sequence[Any] | None = None,
-        timeout: Any = UNSET,
+        interceptors: Interceptors | None = None,
+        timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         raw: bool | None = None,
     ) -> Self:
@@ -275,9 +284,9 @@ class Channel(_Channel):
         self,
         method: MethodDescriptor[Req, Res],
         request: Req,
-        timeout: Any = UNSET,
-        headers: Any = None,
-        retry: Any = UNSET,
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: object = UNSET,
         idempotency_key: str = "",
     ) -> Any:
         """Call a method; what its Python method returns comes back.
@@ -291,9 +300,9 @@ class Channel(_Channel):
         self,
         method: MethodDescriptor[Req, Res],
         request: Req,
-        timeout: Any = UNSET,
-        headers: Any = None,
-        retry: Any = UNSET,
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: object = UNSET,
     ) -> Any:
         """Call a method whose answer is a page; a Pager comes back."""
 
@@ -306,9 +315,9 @@ class Channel(_Channel):
         self,
         method: MethodDescriptor[Req, Res],
         request: Req,
-        timeout: Any = UNSET,
-        headers: Any = None,
-        retry: Any = UNSET,
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: object = UNSET,
     ) -> Generator[Any, None, None]:
         """Call a method that answers with a stream; nothing is sent before the first `next`.
 
@@ -321,9 +330,9 @@ class Channel(_Channel):
         self,
         method: MethodDescriptor[Req, Res],
         requests: Iterable[Req],
-        timeout: Any = UNSET,
-        headers: Any = None,
-        retry: Any = UNSET,
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: object = UNSET,
         idempotency_key: str = "",
     ) -> Generator[Any, None, None]:
         """Call a method with streams both ways, as `unary_stream`.
@@ -351,9 +360,9 @@ class AsyncChannel(_Channel):
         self,
         method: MethodDescriptor[Req, Res],
         request: Req,
-        timeout: Any = UNSET,
-        headers: Any = None,
-        retry: Any = UNSET,
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: object = UNSET,
         idempotency_key: str = "",
     ) -> Any:
         """Call a method; what its Python method returns comes back. As Channel.unary_unary."""
@@ -363,9 +372,9 @@ class AsyncChannel(_Channel):
         self,
         method: MethodDescriptor[Req, Res],
         request: Req,
-        timeout: Any = UNSET,
-        headers: Any = None,
-        retry: Any = UNSET,
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: object = UNSET,
     ) -> Any:
         """Call a method whose answer is a page; an AsyncPager comes back."""
 
@@ -378,9 +387,9 @@ class AsyncChannel(_Channel):
         self,
         method: MethodDescriptor[Req, Res],
         request: Req,
-        timeout: Any = UNSET,
-        headers: Any = None,
-        retry: Any = UNSET,
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: object = UNSET,
     ) -> AsyncGenerator[Any, None]:
         """Call a method that answers with a stream. As Channel.unary_stream."""
         return self.core.unary_stream(method, request, timeout, headers, retry)
@@ -389,9 +398,9 @@ class AsyncChannel(_Channel):
         self,
         method: MethodDescriptor[Req, Res],
         requests: Iterable[Req] | AsyncIterable[Req],
-        timeout: Any = UNSET,
-        headers: Any = None,
-        retry: Any = UNSET,
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: object = UNSET,
         idempotency_key: str = "",
     ) -> AsyncGenerator[Any, None]:
         """Call a method with streams both ways. As Channel.stream_stream."""

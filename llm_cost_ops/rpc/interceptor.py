@@ -103,7 +103,7 @@ class StreamingTransport(Transport, Protocol):
 
 
 def compose(
-    interceptors: Sequence[Any], end: Callable[..., Any], name: str = "intercept_unary_unary"
+    interceptors: Interceptors, end: Callable[..., Any], name: str = "intercept_unary_unary"
 ) -> Callable[..., Any]:
     """Wrap `end` in the interceptors that have the method `name`, the first outermost."""
     chain = end

@@ -54,7 +54,7 @@ def step(stream: AsyncIterator[T]) -> T:
     raise foreign_await(awaited)
 
 
-async def _close(stream: AsyncGenerator[Any, None]) -> None:
+async def _close(stream: AsyncGenerator[object, None]) -> None:
     await stream.aclose()
 
 
@@ -66,7 +66,7 @@ class Requests(AsyncIterator[Any]):
     """
 
     def __init__(
-        self, source: Iterable[Any] | AsyncIterable[Any], prepare: Callable[[Any, int], Any]
+        self, source: Iterable[object] | AsyncIterable[object], prepare: Callable[[Any, int], Any]
     ) -> None:
         self._source = source
         self._prepare = prepare

@@ -54,7 +54,7 @@ class Admission:
             self.in_flight -= 1
 
     async def intercept_unary_stream(
-        self, continuation: Callable[..., AsyncGenerator[Any, None]], request: Any, context: CallContext
+        self, continuation: Callable[..., AsyncGenerator[Any, None]], request: object, context: CallContext
     ) -> AsyncGenerator[Any, None]:
         await self._enter(context)
         try:

@@ -194,7 +194,7 @@ class AsgiApp:
         self._runtime = runtime or AsyncRuntime()
         self._router = Router(m for m in handler.methods.values() if m.cardinality in _SERVED)
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: MutableMapping[str, object], receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         elif scope["type"] == "http":
@@ -210,7 +210,7 @@ class AsgiApp:
             await self._close()
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def _http(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def _http(self, scope: MutableMapping[str, object], receive: Receive, send: Send) -> None:
         request = _Request(scope, self._limits)
         try:
             answer = await self._answer(request, receive, send)
@@ -308,7 +308,7 @@ class AsgiApp:
         await StreamAnswer(binding, context, send).run(stream, receive)
         return None
 
-    async def _call(self, binding: Binding, message: Any, context: CallContext) -> Answer:
+    async def _call(self, binding: Binding, message: object, context: CallContext) -> Answer:
         context.check_deadline()
         try:
             async with asyncio.timeout(context.remaining()):
@@ -322,7 +322,7 @@ class AsgiApp:
         status = context.response_status or binding.rule.status
         return status, metadata_headers(context.response_metadata), await self._encoded(binding, response)
 
-    async def _encoded(self, binding: Binding, response: Any) -> bytes:
+    async def _encoded(self, binding: Binding, response: object) -> bytes:
         if binding.method.path in UNBOUNDED_ANSWERS:
             return await self._runtime.offload(binding.encode_response, response)
         return binding.encode_response(response)
@@ -437,7 +437,7 @@ class StreamAnswer:
         self._piece = 0 if binding.method.cardinality is Cardinality.STREAM_STREAM else _PIECE
         self._begun = False
 
-    async def run(self, stream: AsyncGenerator[Any, None], receive: Receive | None = None) -> None:
+    async def run(self, stream: AsyncGenerator[object, None], receive: Receive | None = None) -> None:
         """Send all that a stream yields, by the deadline.
 
         With `receive`, for a request that has been read to its end, it ends when the client goes away.
@@ -458,7 +458,7 @@ class StreamAnswer:
                 gone.cancel()
         await self._write(tail, more=False)
 
-    async def _messages(self, stream: AsyncGenerator[Any, None], gone: asyncio.Task[None] | None) -> bytes:
+    async def _messages(self, stream: AsyncGenerator[object, None], gone: asyncio.Task[None] | None) -> bytes:
         """Send the messages, and return the bytes that are left for the end."""
         data = bytearray()
         try:

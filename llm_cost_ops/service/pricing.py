@@ -225,7 +225,7 @@ def _price_of(count: int, rate: Rate | None) -> Decimal | None:
     return price if exact else None
 
 
-def _unknown(value: Any) -> Any:
+def _unknown(value: object) -> Any:
     if type(value) is Unknown:
         return {"binary": value.binary, "json": value.json}
     raise TypeError(f"a {type(value).__name__} is no part of a message")

@@ -27,17 +27,19 @@ _RECORD = UsageRecord(organization_id="check", provider="openai", model_id="gpt-
 class _OpenStreams(ScriptedTransport):
     """Counts the streams that are open."""
 
-    def __init__(self, *script: Any) -> None:
+    def __init__(self, *script: object) -> None:
         super().__init__(script, forever=True)
         self.open: list[AsyncGenerator[Any, None]] = []
 
-    def unary_stream(self, request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
+    def unary_stream(self, request: object, context: CallContext) -> AsyncGenerator[Any, None]:
         return self._counted(super().unary_stream(request, context))
 
-    def stream_stream(self, requests: AsyncIterable[Any], context: CallContext) -> AsyncGenerator[Any, None]:
+    def stream_stream(
+        self, requests: AsyncIterable[object], context: CallContext
+    ) -> AsyncGenerator[Any, None]:
         return self._counted(super().stream_stream(requests, context))
 
-    def _counted(self, stream: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+    def _counted(self, stream: AsyncGenerator[object, None]) -> AsyncGenerator[Any, None]:
         async def counted() -> AsyncGenerator[Any, None]:
             try:
                 async with aclosing(stream):
@@ -106,7 +108,7 @@ class _Calls:
 
 
 async def check_streams(
-    interceptor: Any, channel_of: Callable[[Any], Any], fail: Callable[[str], Exception], calls: int
+    interceptor: object, channel_of: Callable[[Any], Any], fail: Callable[[str], Exception], calls: int
 ) -> None:
     """Run an interceptor's stream methods, `calls` at a time; `fail` makes the error for a broken rule."""
     for name in ("intercept_unary_stream", "intercept_stream_stream"):

@@ -140,7 +140,7 @@ def is_json(data: bytes) -> bool:
     return True
 
 
-def several(*members: Any) -> bool:
+def several(*members: object) -> bool:
     """Whether more than one member of a oneof is set."""
     return len(members) - sum(member is None for member in members) > 1
 
@@ -150,7 +150,7 @@ def _has_exponent(data: bytes) -> bool:
     return b"E" in data and (b"E-" in data or b"E+" in data)
 
 
-def encode_exactly(message: Any) -> bytes:
+def encode_exactly(message: object) -> bytes:
     try:
         return _encoder.encode(_exact(message))
     except UnicodeEncodeError:
@@ -161,7 +161,7 @@ def encode_exactly(message: Any) -> bytes:
         raise error if isinstance(error, EncodeError) else EncodeError(str(error)) from None
 
 
-def _settle(message: Any, plan: _Plan) -> None:
+def _settle(message: object, plan: _Plan) -> None:
     """Put the times of one message, not of those in it, in UTC, and refuse two members of a oneof."""
     for name, slot in plan.slots.items():
         if slot.is_time:
@@ -211,13 +211,13 @@ _codecs: dict[type[Any], JsonCodec[Any]] = {}
 _plans: dict[type[Any], _Plan] = {}
 
 
-def _plan(struct: type[Any]) -> _Plan:
+def _plan(struct: type[object]) -> _Plan:
     if struct not in _plans:
         _plans[struct] = _Plan(struct)
     return _plans[struct]
 
 
-def _shape(hint: Any) -> tuple[str, Any, Any]:
+def _shape(hint: object) -> tuple[str, Any, Any]:
     members = [member for member in get_args(hint) if member is not type(None)]
     origin = get_origin(hint)
     if origin is list:
@@ -255,7 +255,7 @@ def _int_key(text: str) -> int:
     raise ValueError("expected an integer as key")
 
 
-def _mark(value: Any) -> Any:
+def _mark(value: object) -> Any:
     """Write what msgspec does not: its hook for types that it doesn't know."""
     if type(value) is Unknown:
         raise _NeedsExact
@@ -367,7 +367,7 @@ def _plain_number(raw: Any) -> Any:
     return msgspec.Raw(b'"%s"' % plain(from_json_number(data.decode("ascii"))).encode())
 
 
-def _exact(value: Any) -> Any:
+def _exact(value: object) -> Any:
     """What msgspec writes exactly: plain decimals, times in UTC, unknown fields in their places."""
     if isinstance(value, msgspec.Struct):
         return _exact_struct(value)
@@ -401,7 +401,7 @@ def _exact_struct(message: msgspec.Struct) -> dict[str, Any]:
     return pairs
 
 
-def _exact_key(key: Any) -> Any:
+def _exact_key(key: object) -> Any:
     if isinstance(key, bool):
         return "true" if key else "false"
     return key.value if isinstance(key, Enum) else key

@@ -29,7 +29,7 @@ __all__ = [
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-def write_raw_json(value: Mapping[str, Any]) -> bytes:
+def write_raw_json(value: Mapping[str, object]) -> bytes:
     """The JSON text of an object. Raises EncodeError for what JSON cannot say."""
     try:
         return msgspec.json.encode(value)
@@ -47,7 +47,7 @@ def read_raw_json(data: bytes) -> dict[str, Any] | None:
         raise DecodeError(f"is not a JSON object: {error}") from None
 
 
-def write_struct(value: Mapping[str, Any]) -> bytes:
+def write_struct(value: Mapping[str, object]) -> bytes:
     """The payload of a Struct. Raises EncodeError for a value that has no place in it."""
     out = []
     for name, item in value.items():
@@ -58,12 +58,12 @@ def write_struct(value: Mapping[str, Any]) -> bytes:
     return b"".join(out)
 
 
-def write_list_value(value: Sequence[Any]) -> bytes:
+def write_list_value(value: Sequence[object]) -> bytes:
     """The payload of a ListValue. Raises EncodeError for a value that has no place in it."""
     return b"".join([b"\x0a" + varint(len(inner)) + inner for inner in map(write_value, value)])
 
 
-def write_value(value: Any) -> bytes:
+def write_value(value: object) -> bytes:
     """The payload of a Value. Raises EncodeError for what it has no kind for, or cannot hold exactly."""
     if value is None:
         return b"\x08\x00"
@@ -86,7 +86,7 @@ def write_value(value: Any) -> bytes:
 
 
 def read_struct(
-    data: bytes, pos: int, end: int, depth: int, earlier: dict[str, Any] | None
+    data: bytes, pos: int, end: int, depth: int, earlier: dict[str, object] | None
 ) -> dict[str, Any]:
     """The dict that a Struct's payload holds, added to an earlier part of the same message."""
     out = {} if earlier is None else earlier
@@ -102,7 +102,7 @@ def read_struct(
     return out
 
 
-def read_list_value(data: bytes, pos: int, end: int, depth: int, earlier: list[Any] | None) -> list[Any]:
+def read_list_value(data: bytes, pos: int, end: int, depth: int, earlier: list[object] | None) -> list[Any]:
     """The list that a ListValue's payload holds, added to an earlier part of the same message."""
     out = [] if earlier is None else earlier
     for tag, start, stop in _fields(data, pos, end, depth):
@@ -111,7 +111,7 @@ def read_list_value(data: bytes, pos: int, end: int, depth: int, earlier: list[A
     return out
 
 
-def read_value(data: bytes, pos: int, end: int, depth: int, earlier: Any) -> Any:
+def read_value(data: bytes, pos: int, end: int, depth: int, earlier: object) -> Any:
     """What a Value's payload holds, None for no kind at all; it replaces or adds to an earlier part."""
     value = earlier
     for tag, start, stop in _fields(data, pos, end, depth):

@@ -42,7 +42,7 @@ class Authentication:
         return await continuation(request, context)
 
     async def intercept_unary_stream(
-        self, continuation: Streaming, request: Any, context: CallContext
+        self, continuation: Streaming, request: object, context: CallContext
     ) -> AsyncGenerator[Any, None]:
         await self.admit(context)
         looked = context.runtime.monotonic()

@@ -133,7 +133,7 @@ def _denied(field: str, rule: str = OTHER_ORGANIZATION) -> RpcError:
     return RpcError(StatusCode.PERMISSION_DENIED, f"{field} {rule}", violations=[Violation(field, rule)])
 
 
-def _any(request: Any, _: frozenset[str]) -> Any:
+def _any(request: object, _: frozenset[str]) -> Any:
     return request
 
 
@@ -220,7 +220,7 @@ class Tenancy:
     intercept_stream_stream = intercept_unary_stream
 
 
-def _scoped(request: Any, context: CallContext) -> Any:
+def _scoped(request: object, context: CallContext) -> Any:
     rule = check_role(context)
     organizations = allowed_organizations(context)
     return request if rule is None or organizations is None else rule.scoped(request, organizations)

@@ -80,13 +80,13 @@ class _GrpcTransport:
         self._max_response_bytes = max_response_bytes
         self.closed = False
 
-    def _begin(self, request: Any, context: CallContext) -> GrpcExchange:
+    def _begin(self, request: object, context: CallContext) -> GrpcExchange:
         return self._exchange(GrpcExchange, request, context)
 
-    def _begin_stream(self, request: Any, context: CallContext) -> StreamingExchange:
+    def _begin_stream(self, request: object, context: CallContext) -> StreamingExchange:
         return self._exchange(StreamingExchange, request, context)
 
-    def _exchange(self, kind: type[E], request: Any, context: CallContext) -> E:
+    def _exchange(self, kind: type[E], request: object, context: CallContext) -> E:
         if self.closed:
             raise client_closed()
         scheme = "https" if self._target.tls else "http"
@@ -113,13 +113,13 @@ class AsyncGrpcTransport(_GrpcTransport):
         super().__init__(base_url, **settings)
         self._pools: dict[asyncio.AbstractEventLoop, ConnectionPool] = {}
 
-    async def unary_unary(self, request: Any, context: CallContext) -> Any:
+    async def unary_unary(self, request: object, context: CallContext) -> Any:
         """Send the request, and return the response or raise RpcError."""
         exchange = self._begin(request, context)
         await self._pool().run(exchange)
         return exchange.finish()
 
-    async def unary_stream(self, request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
+    async def unary_stream(self, request: object, context: CallContext) -> AsyncGenerator[Any, None]:
         """Send the request, and yield the responses as they come, or raise RpcError.
 
         The requests of a stream leave as they come, whether or not somebody waits for a response.
@@ -165,7 +165,7 @@ class GrpcTransport(_GrpcTransport):
         # By process: what a parent left is neither used nor closed, only kept from collection.
         self._crossings: dict[int, _Crossing] = {}
 
-    async def unary_unary(self, request: Any, context: CallContext) -> Any:
+    async def unary_unary(self, request: object, context: CallContext) -> Any:
         """Send the request, and return the response or raise RpcError."""
         exchange = self._begin(request, context)
         crossing = self._crossing()
@@ -177,7 +177,7 @@ class GrpcTransport(_GrpcTransport):
             raise exchange.failure(error) if not self.closed else exchange.closed() from error
         return exchange.finish()
 
-    async def unary_stream(self, request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
+    async def unary_stream(self, request: object, context: CallContext) -> AsyncGenerator[Any, None]:
         """Send the request, and yield the responses as they come, or raise RpcError."""
         async with aclosing(self._stream(self._begin_stream(request, context), Bridge(None))) as messages:
             async for message in messages:
@@ -248,7 +248,7 @@ class Bridge:
     The caller's requests are taken in its own thread, while it waits for an answer.
     """
 
-    def __init__(self, requests: AsyncIterator[Any] | None, limit: int = 256) -> None:
+    def __init__(self, requests: AsyncIterator[object] | None, limit: int = 256) -> None:
         self._requests = requests
         self._limit = limit
         self._changed = threading.Condition()
@@ -264,7 +264,7 @@ class Bridge:
 
     # In the loop's thread.
 
-    async def carry(self, stream: AsyncGenerator[Any, None]) -> None:
+    async def carry(self, stream: AsyncGenerator[object, None]) -> None:
         """Take a stream's messages to the caller, to its end."""
         self._loop = asyncio.get_running_loop()
         try:
@@ -296,7 +296,7 @@ class Bridge:
             else:
                 await self._work.wait()
 
-    def _arrived(self, message: Any) -> bool:
+    def _arrived(self, message: object) -> bool:
         with self._changed:
             if len(self._incoming) >= self._limit:
                 self._room.clear()
@@ -330,7 +330,7 @@ class Bridge:
                     continue
             self._offer(self._requests)
 
-    def _offer(self, requests: AsyncIterator[Any]) -> None:
+    def _offer(self, requests: AsyncIterator[object]) -> None:
         """Take a request from the caller's iterable and leave it for the loop."""
         try:
             request = step(requests)

@@ -80,7 +80,7 @@ class GrpcExchange:
         self,
         scheme: str,
         authority: str,
-        request: Any,
+        request: object,
         context: CallContext,
         limit: int,
         serializer: Serializer | None = None,
@@ -104,7 +104,7 @@ class GrpcExchange:
         self._request = request
         self._frame = self._framed(request)
 
-    def _framed(self, request: Any) -> bytes:
+    def _framed(self, request: object) -> bytes:
         codec = self._context.method.request
         try:
             if self._serializer is None:

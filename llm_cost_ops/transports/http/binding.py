@@ -70,7 +70,7 @@ class Binding:
 
     # Towards the server.
 
-    def encode(self, request: Any) -> HttpRequest:
+    def encode(self, request: object) -> HttpRequest:
         """The HTTP request for a message. RpcError INVALID_ARGUMENT when it can't be one."""
         rule, body = self.rule, None
         try:
@@ -98,7 +98,7 @@ class Binding:
             raise DecodeError(f"is not JSON of the expected shape: {error}") from error
         return self.method.response.decode_json(body)
 
-    def _path(self, values: dict[str, Any]) -> str:
+    def _path(self, values: dict[str, object]) -> str:
         path = self.rule.path
         for name, parameter in self._in_path.items():
             text = _text(values.get(parameter.json_name, ""))
@@ -132,7 +132,7 @@ class Binding:
             return None if self._in_path else self.method.request
         return self.rule.body_codec
 
-    def decode_around(self, variables: Sequence[str], query: str, part: Any) -> Any:
+    def decode_around(self, variables: Sequence[str], query: str, part: object) -> Any:
         """As `decode`, where the body has become `part` by `body_codec`."""
         values, violations = self._read(variables, query)
         if self.rule.body == "*" and not violations:
@@ -148,7 +148,7 @@ class Binding:
             values[parameter.json_name] = parameter.convert(text)
         return values, violations
 
-    def encode_response(self, response: Any) -> bytes:
+    def encode_response(self, response: object) -> bytes:
         """The body that tells a success."""
         return self.method.response.encode_json(response)
 
@@ -169,7 +169,7 @@ class Binding:
                 values[parameter.json_name] = _value(parameter, pairs, violations)
         return values
 
-    def _from_values(self, values: dict[str, Any], violations: list[Violation]) -> Any:
+    def _from_values(self, values: dict[str, object], violations: list[Violation]) -> Any:
         codec = self.method.request
         together = Violation("query", "is not what this method takes")
         if not violations:
@@ -295,7 +295,7 @@ def _body_codec(rule: HttpRule) -> Any:
     return rule.body_codec
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
@@ -385,7 +385,7 @@ def _without(body: bytes, names: list[str]) -> bytes:
     return msgspec.json.encode(fields)
 
 
-def _with(body: bytes, values: dict[str, Any]) -> bytes:
+def _with(body: bytes, values: dict[str, object]) -> bytes:
     try:
         fields: dict[str, Any] = dict(_OBJECT.decode(body))
         repeated = repeated_keys(body)
@@ -473,7 +473,7 @@ def _page(body: bytes) -> bytes:
     return msgspec.json.encode(envelope)
 
 
-def _completed(pagination: dict[str, Any]) -> dict[str, Any]:
+def _completed(pagination: dict[str, object]) -> dict[str, Any]:
     page = {name: value for name, value in pagination.items() if value is not None and name not in _ALIASES}
     for alias, name in _ALIASES.items():
         value = pagination.get(alias)
@@ -490,5 +490,5 @@ def _completed(pagination: dict[str, Any]) -> dict[str, Any]:
     return page
 
 
-def _count(value: Any) -> int | None:
+def _count(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

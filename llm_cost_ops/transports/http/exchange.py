@@ -80,7 +80,7 @@ class Exchange:
     def __init__(
         self,
         origin: str,
-        request: Any,
+        request: object,
         context: CallContext,
         limit: int,
         *,
@@ -106,7 +106,7 @@ class Exchange:
         self._http = self._encoded(request)
         self._origin = origin
 
-    def _encoded(self, request: Any) -> HttpRequest:
+    def _encoded(self, request: object) -> HttpRequest:
         http = self._binding.encode(request)
         if self._serializer is None or http.body is None:
             return http
@@ -164,7 +164,7 @@ class Exchange:
             # A tunnel's CONNECT tells the server nothing.
             self._sent = self._sent or getattr(info.get("request"), "method", b"") != b"CONNECT"
 
-    async def _trace_async(self, event: str, info: Any) -> None:
+    async def _trace_async(self, event: str, info: object) -> None:
         self._trace(event, info)
 
     def start(self, response: httpx.Response) -> None:

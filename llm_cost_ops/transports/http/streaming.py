@@ -37,7 +37,7 @@ class StreamExchange(Exchange):
     bounds a line of the answer. `broken` is what the caller's own iterable raised.
     """
 
-    def __init__(self, origin: str, request: Any, context: CallContext, limit: int, *, own: bool) -> None:
+    def __init__(self, origin: str, request: object, context: CallContext, limit: int, *, own: bool) -> None:
         self._streams_in = context.method.cardinality is Cardinality.STREAM_STREAM
         super().__init__(origin, request, context, limit, own=own)
         self._requests: Any = request if self._streams_in else None
@@ -45,7 +45,7 @@ class StreamExchange(Exchange):
         self._splitter: LineSplitter | None = None
         self.broken: Exception | None = None
 
-    def _encoded(self, request: Any) -> HttpRequest:
+    def _encoded(self, request: object) -> HttpRequest:
         if not self._streams_in:
             return super()._encoded(request)
         return HttpRequest(self._binding.rule.verb, self._binding.rule.path, "", None)
