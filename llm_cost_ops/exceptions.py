@@ -94,7 +94,7 @@ class CostOpsError(Exception):
         facts += [f"{self.attempts} attempts"] if self.attempts > 1 else []
         return f"{self.message} [{', '.join(facts)}]" if facts else self.message
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.args, self.__dict__)
 
 
@@ -273,7 +273,7 @@ def error_from_rpc(error: RpcError, attempts: int = 1, waited: float = 0.0) -> C
     return kind(message, **facts)
 
 
-def _parsed(body: bytes) -> Any:
+def _parsed(body: bytes) -> object:
     if not body:
         return None
     try:

@@ -64,7 +64,7 @@ def put(fields: dict[str, Any], path: str, text: str) -> None:
         fields[name] = value
 
 
-def _json_object(name: str, text: str) -> Any:
+def _json_object(name: str, text: str) -> object:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -147,7 +147,7 @@ class Mapping:
                     )
         self._unseen.clear()
 
-    def apply(self, row: dict[str, object]) -> dict[str, Any]:
+    def apply(self, row: dict[str, object]) -> dict[str, object]:
         """The fields of a record. Raises ValueError with the column whose value it can't be."""
         fields: dict[str, Any] = {}
         wrong = []
@@ -199,7 +199,7 @@ def _has(row: dict[str, object], path: str) -> bool:
     return value_at(row, path, _MISSING) is not _MISSING
 
 
-def value_at(row: dict[str, object], path: str, missing: object = None) -> Any:
+def value_at(row: dict[str, object], path: str, missing: object = None) -> object:
     """The value of a column, or at a path through objects; `missing` where there is none."""
     if path in row:
         return row[path]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 from llm_cost_ops.imports.values import (
     PROVIDERS,
@@ -32,7 +31,7 @@ _UNIQUE = (("openai", "chatcmpl-"), ("openai", "resp_"), ("anthropic", "msg_"), 
 _EMBEDDINGS = ("embedding", "aembedding", "EMBEDDING")
 
 
-def _elements(obj: dict[str, object]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _elements(obj: dict[str, object]) -> Iterator[tuple[str, dict[str, object]]]:
     """The objects of a page under `data`, or the object itself."""
     data = obj.get("data")
     if isinstance(data, dict):
@@ -122,7 +121,7 @@ def _tags(value: object) -> list[str]:
     return [tag for tag in value if isinstance(tag, str)] if isinstance(value, list) else []
 
 
-def _first(obj: dict[str, object]) -> dict[str, Any]:
+def _first(obj: dict[str, object]) -> dict[str, object]:
     return next((each for _, each in _elements(obj)), {})
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from llm_cost_ops.imports.values import (
     Format,
@@ -39,7 +38,7 @@ _OPERATIONS = {
 }
 
 
-def _results(obj: dict[str, object]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+def _results(obj: dict[str, object]) -> Iterator[tuple[str, dict[str, object], dict[str, object]]]:
     """Each result with its place and its bucket, from a page or from a bucket alone."""
     buckets = obj.get("data")
     if not isinstance(buckets, list):
@@ -52,7 +51,7 @@ def _results(obj: dict[str, object]) -> Iterator[tuple[str, dict[str, Any], dict
                 yield where, bucket, result
 
 
-def _first(obj: dict[str, object]) -> dict[str, Any]:
+def _first(obj: dict[str, object]) -> dict[str, object]:
     return next((result for _, _, result in _results(obj)), {})
 
 

@@ -48,7 +48,7 @@ def _read_otlp(obj: dict[str, object], _state: State) -> Found:
             yield from _read(where, span, attributes)
 
 
-def _objects(obj: dict[str, object], *names: str) -> list[dict[str, Any]]:
+def _objects(obj: dict[str, object], *names: str) -> list[dict[str, object]]:
     for name in names:
         value = obj.get(name)
         if isinstance(value, list):
@@ -68,7 +68,7 @@ def _read_span(obj: dict[str, object], _state: State) -> Found:
     yield from _read("", obj, _attributes(obj))
 
 
-def _attributes(span: dict[str, object]) -> dict[str, Any]:
+def _attributes(span: dict[str, object]) -> dict[str, object]:
     """The attributes by their names, from OTLP's lists, from objects in each other, or from columns."""
     found = span.get("attributes")
     if isinstance(found, list):
@@ -82,7 +82,7 @@ def _attributes(span: dict[str, object]) -> dict[str, Any]:
     return flat
 
 
-def _value(value: object) -> Any:
+def _value(value: object) -> object:
     """A value of OTLP in JSON: whole numbers come as text."""
     if not isinstance(value, dict) or not value:
         return value

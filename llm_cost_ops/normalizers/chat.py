@@ -7,7 +7,7 @@ otherwise pass a rule of their own for the output.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import Operation
 from llm_cost_ops.normalizers.checks import check_record, check_total
@@ -62,7 +62,7 @@ def read_google_chat(payload: dict[str, object], record: UsageRecord) -> None:
     read_chat(payload, record, rule)
 
 
-def read_chat(payload: dict[str, object], record: UsageRecord, rule: OutputRule) -> dict[str, Any] | None:
+def read_chat(payload: dict[str, object], record: UsageRecord, rule: OutputRule) -> dict[str, object] | None:
     """Fill in the record and return the payload's usage, None when it has none."""
     record.operation = _TEXT if payload.get("object") == "text_completion" else _CHAT
     set_identity(record, payload)
@@ -89,7 +89,7 @@ def read_chat(payload: dict[str, object], record: UsageRecord, rule: OutputRule)
     return usage
 
 
-def _usage(payload: dict[str, object]) -> dict[str, Any] | None:
+def _usage(payload: dict[str, object]) -> dict[str, object] | None:
     usage = section(payload, "usage", "usage")
     if usage is None and (groq := section(payload, "x_groq", "x_groq")) is not None:
         return section(groq, "usage", "x_groq.usage")

@@ -7,7 +7,7 @@ excludes thoughts. Counts come by modality too; documents count as images.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import Operation
 from llm_cost_ops.normalizers.checks import check_record, check_total
@@ -144,5 +144,5 @@ def _count_searches(payload: dict[str, object], record: UsageRecord) -> None:
         set_meter(record, "web_searches", 1 if _OLDER_THAN_3.match(record.model_id) else searches)
 
 
-def _camel(fields: dict[str, object]) -> dict[str, Any]:
+def _camel(fields: dict[str, object]) -> dict[str, object]:
     return {re.sub(r"_([a-z])", lambda found: found[1].upper(), key): value for key, value in fields.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import Operation
 from llm_cost_ops.normalizers.checks import check_record, check_total
@@ -130,7 +130,7 @@ def _read_tokens(usage: dict[str, object] | None, record: UsageRecord) -> bool:
     return True
 
 
-def _details(usage: dict[str, object], side: str) -> tuple[dict[str, Any], str]:
+def _details(usage: dict[str, object], side: str) -> tuple[dict[str, object], str]:
     """Audio and realtime say input_token_details, images input_tokens_details."""
     for key in (f"{side}_token_details", f"{side}_tokens_details"):
         found = section(usage, key, f"usage.{key}")

@@ -11,7 +11,6 @@ import enum
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Context, Decimal
-from typing import Any
 
 import msgspec
 
@@ -42,7 +41,7 @@ _WIDE = Context(prec=80)
 _FINEST = 400
 
 
-def shallow(value: object) -> dict[str, Any] | None:
+def shallow(value: object) -> dict[str, object] | None:
     """The fields of an object as a dict, its values untouched; None when it has no fields."""
     if isinstance(value, Mapping):
         return dict(value)
@@ -65,7 +64,7 @@ def shallow(value: object) -> dict[str, Any] | None:
     return {name: item for name, item in vars(value).items() if not name.startswith("_")}
 
 
-def as_mapping(value: object, path: str = "") -> dict[str, Any]:
+def as_mapping(value: object, path: str = "") -> dict[str, object]:
     """`value` as a dict; PayloadError when it is neither a mapping nor an object with fields."""
     if type(value) is dict:
         return value
@@ -75,7 +74,7 @@ def as_mapping(value: object, path: str = "") -> dict[str, Any]:
     return found
 
 
-def section(payload: dict[str, object], key: str, path: str) -> dict[str, Any] | None:
+def section(payload: dict[str, object], key: str, path: str) -> dict[str, object] | None:
     """The object at `key` as a dict; None when it is absent, null or not sent."""
     value = payload.get(key)
     if value is None or type(value) is dict:
@@ -85,7 +84,7 @@ def section(payload: dict[str, object], key: str, path: str) -> dict[str, Any] |
     return as_mapping(value, path)
 
 
-def items(payload: dict[str, object], key: str, path: str) -> list[dict[str, Any]]:
+def items(payload: dict[str, object], key: str, path: str) -> list[dict[str, object]]:
     """The list of objects at `key`; empty when it is absent or null."""
     value = payload.get(key)
     if value is None or type(value).__name__ in _NOT_SENT:

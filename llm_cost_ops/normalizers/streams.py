@@ -40,7 +40,7 @@ def fold(events: Iterable[object]) -> Streamed:
     return Streamed(state.payload, state.api, state.complete)
 
 
-def _data(event: object, index: int) -> dict[str, Any]:
+def _data(event: object, index: int) -> dict[str, object]:
     """The data of an event: itself, or what its SSE field `data` holds."""
     fields = as_mapping(event, f"[{index}]")
     data = fields.get("data")

@@ -64,7 +64,7 @@ def _lists(message: type) -> list[str]:
 
 
 @lru_cache(maxsize=1024)
-def _defaults(message: Any) -> tuple[tuple[str, Any], ...]:
+def _defaults(message: Any) -> tuple[tuple[str, object], ...]:
     empty = message()
     names = (field.name for field in msgspec.structs.fields(message))
     return tuple((name, getattr(empty, name)) for name in names if name not in _BESIDE | {"unknown_"})

@@ -140,7 +140,7 @@ class AroundStart:
     ) -> AsyncGenerator[Res, None]:
         failure: Exception | None = None
 
-        async def begin(request: Any, context: CallContext) -> tuple[Any, AsyncGenerator[Any, None]]:
+        async def begin(request: Any, context: CallContext) -> tuple[object, AsyncGenerator[object, None]]:
             nonlocal failure
             if failure is not None and getattr(request, "spent", False):
                 raise failure

@@ -55,7 +55,7 @@ class Admission:
 
     async def intercept_unary_stream(
         self, continuation: Callable[..., AsyncGenerator[Any, None]], request: object, context: CallContext
-    ) -> AsyncGenerator[Any, None]:
+    ) -> AsyncGenerator[object, None]:
         await self._enter(context)
         try:
             async with aclosing(continuation(request, context)) as messages:

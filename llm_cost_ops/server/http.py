@@ -269,7 +269,7 @@ class AsgiApp:
 
     async def _message(
         self, binding: Binding, variables: list[str], request: _Request, receive: Receive
-    ) -> Any:
+    ) -> object:
         if binding.rule.body is None:
             return binding.decode(variables, request.query, b"")
         limits, method = self._limits, binding.method
@@ -394,7 +394,7 @@ def metadata_headers(metadata: Metadata | None) -> list[tuple[str, str]]:
 
 async def messages_of(
     receive: Receive, splitter: LineSplitter, method: MethodDescriptor[Any, Any], runtime: Runtime
-) -> AsyncGenerator[Any, None]:
+) -> AsyncGenerator[object, None]:
     """The messages in the lines of a body, read as they are asked for."""
     lines, slices = Lines(method), Slices(runtime)
     more = True
@@ -415,7 +415,7 @@ async def messages_of(
         raise RpcError(StatusCode.INVALID_ARGUMENT, str(error), violations=violations) from error
 
 
-async def _line(lines: Lines, line: bytes | None, limit: int, runtime: Runtime) -> Any:
+async def _line(lines: Lines, line: bytes | None, limit: int, runtime: Runtime) -> object:
     if line is not None and len(line) > INLINE_BYTES:
         return await runtime.offload(lines.request, line, limit)
     return lines.request(line, limit)

@@ -31,16 +31,16 @@ class _OpenStreams(ScriptedTransport):
         super().__init__(script, forever=True)
         self.open: list[AsyncGenerator[Any, None]] = []
 
-    def unary_stream(self, request: object, context: CallContext) -> AsyncGenerator[Any, None]:
+    def unary_stream(self, request: object, context: CallContext) -> AsyncGenerator[object, None]:
         return self._counted(super().unary_stream(request, context))
 
     def stream_stream(
         self, requests: AsyncIterable[object], context: CallContext
-    ) -> AsyncGenerator[Any, None]:
+    ) -> AsyncGenerator[object, None]:
         return self._counted(super().stream_stream(requests, context))
 
-    def _counted(self, stream: AsyncGenerator[object, None]) -> AsyncGenerator[Any, None]:
-        async def counted() -> AsyncGenerator[Any, None]:
+    def _counted(self, stream: AsyncGenerator[object, None]) -> AsyncGenerator[object, None]:
+        async def counted() -> AsyncGenerator[object, None]:
             try:
                 async with aclosing(stream):
                     async for message in stream:
@@ -64,7 +64,7 @@ class _Calls:
         answer = StreamUsageResponse() if self._both_ways else ExportUsageResponse(records=[_RECORD])
         self._answers = [answer] * 3
 
-    def _begin(self, transport: ScriptedTransport) -> Any:
+    def _begin(self, transport: ScriptedTransport) -> object:
         channel = self._channel_of(transport)
         if self._both_ways:
             return channel.stream_stream(STREAM_USAGE, [StreamUsageRequest(records=[_RECORD])] * 2)
@@ -124,7 +124,7 @@ async def check_streams(
         await stream.check_leaving(calls)
 
 
-async def _next(stream: Any) -> Any:
+async def _next(stream: Any) -> object:
     if hasattr(stream, "__anext__"):
         return await anext(stream, None)
     return next(stream, None)

@@ -31,7 +31,7 @@ class InProcessTransport:
         self._close = close
         self.closed = False
 
-    async def unary_unary(self, request: object, context: CallContext) -> Any:
+    async def unary_unary(self, request: object, context: CallContext) -> object:
         """Call the servicer, and return its response or raise RpcError."""
         served = self._served(context)
         try:
@@ -45,11 +45,11 @@ class InProcessTransport:
         context.response_status = served.response_status or _usual(context)
         return response
 
-    def unary_stream(self, request: object, context: CallContext) -> AsyncGenerator[Any, None]:
+    def unary_stream(self, request: object, context: CallContext) -> AsyncGenerator[object, None]:
         """Call the servicer, and yield its responses or raise RpcError."""
         return self._stream(self._handler.unary_stream, request, context)
 
-    def stream_stream(self, requests: Any, context: CallContext) -> AsyncGenerator[Any, None]:
+    def stream_stream(self, requests: Any, context: CallContext) -> AsyncGenerator[object, None]:
         """Hand the requests to the servicer, and yield its responses or raise RpcError."""
         return self._stream(self._handler.stream_stream, requests, context)
 

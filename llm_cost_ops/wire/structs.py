@@ -37,7 +37,7 @@ def write_raw_json(value: Mapping[str, object]) -> bytes:
         raise EncodeError(f"cannot be JSON: {error}") from None
 
 
-def read_raw_json(data: bytes) -> dict[str, Any] | None:
+def read_raw_json(data: bytes) -> dict[str, object] | None:
     """The object that a JSON text holds, None for an empty text. Raises DecodeError for any other text."""
     if not data:
         return None
@@ -87,7 +87,7 @@ def write_value(value: object) -> bytes:
 
 def read_struct(
     data: bytes, pos: int, end: int, depth: int, earlier: dict[str, object] | None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The dict that a Struct's payload holds, added to an earlier part of the same message."""
     out = {} if earlier is None else earlier
     for tag, start, stop in _fields(data, pos, end, depth):
@@ -102,7 +102,9 @@ def read_struct(
     return out
 
 
-def read_list_value(data: bytes, pos: int, end: int, depth: int, earlier: list[object] | None) -> list[Any]:
+def read_list_value(
+    data: bytes, pos: int, end: int, depth: int, earlier: list[object] | None
+) -> list[object]:
     """The list that a ListValue's payload holds, added to an earlier part of the same message."""
     out = [] if earlier is None else earlier
     for tag, start, stop in _fields(data, pos, end, depth):
@@ -111,7 +113,7 @@ def read_list_value(data: bytes, pos: int, end: int, depth: int, earlier: list[o
     return out
 
 
-def read_value(data: bytes, pos: int, end: int, depth: int, earlier: object) -> Any:
+def read_value(data: bytes, pos: int, end: int, depth: int, earlier: object) -> object:
     """What a Value's payload holds, None for no kind at all; it replaces or adds to an earlier part."""
     value = earlier
     for tag, start, stop in _fields(data, pos, end, depth):

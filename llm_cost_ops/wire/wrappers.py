@@ -48,7 +48,7 @@ def write_wrapper(kind: str, value: object) -> bytes:
     return bytes([tag]) + (varint(len(data)) if tag == 10 else b"") + data
 
 
-def read_wrapper(kind: str, data: bytes, pos: int, end: int, earlier: object) -> Any:
+def read_wrapper(kind: str, data: bytes, pos: int, end: int, earlier: object) -> object:
     """The value that a wrapper's payload holds; without one, that of an earlier part of the same message."""
     tag, _, read, value = _WRAPPED[kind]
     if earlier is not None:

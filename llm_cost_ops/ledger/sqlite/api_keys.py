@@ -105,7 +105,7 @@ def _make_secret(cursor: sqlite3.Cursor, _: object) -> bytes:
     return _secret(cursor) or made
 
 
-def _row(key: ApiKey) -> tuple[Any, ...]:
+def _row(key: ApiKey) -> tuple[object, ...]:
     return (
         key.id,
         key.hash,

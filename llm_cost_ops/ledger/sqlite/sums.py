@@ -283,7 +283,7 @@ def series_conditions(where: Filter) -> tuple[str, list[str]]:
     return (f" WHERE {' AND '.join(conditions)}" if conditions else ""), parameters
 
 
-def per_record_conditions(where: Filter) -> tuple[list[str], list[Any]]:
+def per_record_conditions(where: Filter) -> tuple[list[str], list[object]]:
     """SQL on `usage u` for what series do not hold, and its parameters."""
     conditions: list[str] = []
     parameters: list[Any] = []

@@ -43,7 +43,7 @@ class Authentication:
 
     async def intercept_unary_stream(
         self, continuation: Streaming, request: object, context: CallContext
-    ) -> AsyncGenerator[Any, None]:
+    ) -> AsyncGenerator[object, None]:
         await self.admit(context)
         looked = context.runtime.monotonic()
         async with aclosing(continuation(request, context)) as messages:

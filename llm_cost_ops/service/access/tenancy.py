@@ -133,11 +133,11 @@ def _denied(field: str, rule: str = OTHER_ORGANIZATION) -> RpcError:
     return RpcError(StatusCode.PERMISSION_DENIED, f"{field} {rule}", violations=[Violation(field, rule)])
 
 
-def _any(request: object, _: frozenset[str]) -> Any:
+def _any(request: object, _: frozenset[str]) -> object:
     return request
 
 
-def _filtered(request: Any, organizations: frozenset[str]) -> Any:
+def _filtered(request: Any, organizations: frozenset[str]) -> object:
     """A filter by organizations: those named must be the caller's, and none named means all of them."""
     if not organizations.issuperset(request.organization_id):
         raise _denied("organization_id")
@@ -147,25 +147,25 @@ def _filtered(request: Any, organizations: frozenset[str]) -> Any:
     return request
 
 
-def _named(request: Any, organizations: frozenset[str]) -> Any:
+def _named(request: Any, organizations: frozenset[str]) -> object:
     """An organization beside what is everybody's."""
     if request.organization_id and request.organization_id not in organizations:
         raise _denied("organization_id")
     return request
 
 
-def _record(request: Any, organizations: frozenset[str]) -> Any:
+def _record(request: Any, organizations: frozenset[str]) -> object:
     if request.usage.organization_id not in organizations:
         raise _denied("organization_id")
     return request
 
 
-def _estimated(request: Any, organizations: frozenset[str]) -> Any:
+def _estimated(request: Any, organizations: frozenset[str]) -> object:
     # Without an organization only everybody's prices count.
     return _record(request, organizations) if request.usage.organization_id else request
 
 
-def _price(request: Any, organizations: frozenset[str]) -> Any:
+def _price(request: Any, organizations: frozenset[str]) -> object:
     if not request.organization_id:
         rule = "must be given: prices for everybody need an admin key of all organizations"
         raise _denied("organization_id", rule)

@@ -6,7 +6,6 @@ import base64
 import binascii
 import math
 import time
-from typing import Any
 from urllib.parse import unquote
 
 from hpack import NeverIndexedHeaderTuple
@@ -243,7 +242,7 @@ class GrpcExchange:
         self._context.response_metadata = self._metadata
         return received
 
-    def finish(self) -> Any:
+    def finish(self) -> object:
         """The response message. RpcError when the server told an error, or nothing that can be understood."""
         context, method = self._context, self._context.method
         if self._status != "0":
@@ -257,7 +256,7 @@ class GrpcExchange:
         context.request_id = self._metadata.get(REQUEST_ID_HEADER) or context.request_id
         return response
 
-    def _decoded(self, message: bytes) -> Any:
+    def _decoded(self, message: bytes) -> object:
         codec = self._context.method.response
         try:
             if self._serializer is None:

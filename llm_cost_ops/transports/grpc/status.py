@@ -121,7 +121,7 @@ def _read_detail(kind: str, content: bytes, details: StatusDetails) -> None:
         details.request_id = _text(fields.get(1))[:200]
 
 
-def _lenient(data: object) -> Sequence[tuple[int, Any]]:
+def _lenient(data: object) -> Sequence[tuple[int, object]]:
     found = []
     try:
         for item in fields_of(data if isinstance(data, bytes) else b""):

@@ -47,7 +47,7 @@ class StreamingExchange(GrpcExchange):
     def _framed(self, request: object) -> bytes:
         return b"" if request is self.requests and self._streams_in else super()._framed(request)
 
-    async def messages(self, stream: CallStream) -> AsyncGenerator[Any, None]:
+    async def messages(self, stream: CallStream) -> AsyncGenerator[object, None]:
         """Send the requests, and yield the responses. Raises StreamFailedError, or RpcError."""
         self._sent = False
         sending = None

@@ -90,7 +90,7 @@ class Binding:
         query = "&".join(pair for p in self._in_query for pair in _pairs(p, values.get(p.json_name)))
         return HttpRequest(rule.verb, path, query, body)
 
-    def decode_response(self, body: bytes) -> Any:
+    def decode_response(self, body: bytes) -> object:
         """The message in the body of a success. DecodeError when there is none."""
         try:
             body = self._dialect.normalize(body)
@@ -132,7 +132,7 @@ class Binding:
             return None if self._in_path else self.method.request
         return self.rule.body_codec
 
-    def decode_around(self, variables: Sequence[str], query: str, part: object) -> Any:
+    def decode_around(self, variables: Sequence[str], query: str, part: object) -> object:
         """As `decode`, where the body has become `part` by `body_codec`."""
         values, violations = self._read(variables, query)
         if self.rule.body == "*" and not violations:
@@ -141,7 +141,7 @@ class Binding:
         setattr(request, str(self.rule.body), part)
         return request
 
-    def _read(self, variables: Sequence[str], query: str) -> tuple[dict[str, Any], list[Violation]]:
+    def _read(self, variables: Sequence[str], query: str) -> tuple[dict[str, object], list[Violation]]:
         violations: list[Violation] = []
         values = self._read_query(query, violations)
         for parameter, text in zip(self._in_path.values(), variables, strict=True):
@@ -152,7 +152,7 @@ class Binding:
         """The body that tells a success."""
         return self.method.response.encode_json(response)
 
-    def _read_query(self, query: str, violations: list[Violation]) -> dict[str, Any]:
+    def _read_query(self, query: str, violations: list[Violation]) -> dict[str, object]:
         given: dict[str, list[tuple[str, str]]] = {}
         for name, text in _split_query(query, violations):
             base, bracket, key = name.partition("[")
@@ -169,7 +169,7 @@ class Binding:
                 values[parameter.json_name] = _value(parameter, pairs, violations)
         return values
 
-    def _from_values(self, values: dict[str, object], violations: list[Violation]) -> Any:
+    def _from_values(self, values: dict[str, object], violations: list[Violation]) -> object:
         codec = self.method.request
         together = Violation("query", "is not what this method takes")
         if not violations:
@@ -269,15 +269,15 @@ def _element(info: msgspec.inspect.Type) -> type[msgspec.inspect.Type]:
     return type(info)
 
 
-def _integer(text: str) -> Any:
+def _integer(text: str) -> object:
     return int(text) if _INTEGER.fullmatch(text) else text
 
 
-def _number(text: str) -> Any:
+def _number(text: str) -> object:
     return float(text) if _NUMBER.fullmatch(text) else text
 
 
-def _boolean(text: str) -> Any:
+def _boolean(text: str) -> object:
     return {"true": True, "false": False, "1": True, "0": False}.get(text.lower(), text)
 
 
@@ -358,7 +358,7 @@ def _separate(text: str) -> list[str]:
     return parts
 
 
-def _value(parameter: _Parameter, pairs: list[tuple[str, str]], violations: list[Violation]) -> Any:
+def _value(parameter: _Parameter, pairs: list[tuple[str, str]], violations: list[Violation]) -> object:
     name, kind = parameter.field.name, parameter.field.kind
     if kind == "map":
         values = {}
@@ -396,7 +396,7 @@ def _with(body: bytes, values: dict[str, object]) -> bytes:
     return msgspec.json.encode(fields | values)
 
 
-def _decoded(codec: Any, body: bytes) -> Any:
+def _decoded(codec: Any, body: bytes) -> object:
     try:
         return codec.decode_json(body, unique=True)
     except DecodeError as error:
@@ -473,7 +473,7 @@ def _page(body: bytes) -> bytes:
     return msgspec.json.encode(envelope)
 
 
-def _completed(pagination: dict[str, object]) -> dict[str, Any]:
+def _completed(pagination: dict[str, object]) -> dict[str, object]:
     page = {name: value for name, value in pagination.items() if value is not None and name not in _ALIASES}
     for alias, name in _ALIASES.items():
         value = pagination.get(alias)

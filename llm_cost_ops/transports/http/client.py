@@ -160,7 +160,7 @@ class HttpTransport(_HttpTransport[httpx.Client]):
         # By process: what a parent left is neither used nor closed, only kept from collection.
         self._pools: dict[int, _Pool] = {}
 
-    async def unary_unary(self, request: object, context: CallContext) -> Any:
+    async def unary_unary(self, request: object, context: CallContext) -> object:
         """Send the request, and return the response or raise RpcError."""
         exchange = self._begin(request, context)
         pool = self._pool()
@@ -183,7 +183,7 @@ class HttpTransport(_HttpTransport[httpx.Client]):
         finally:
             pool.queue.leave(refused=exchange.refused)
 
-    async def unary_stream(self, request: object, context: CallContext) -> AsyncGenerator[Any, None]:
+    async def unary_stream(self, request: object, context: CallContext) -> AsyncGenerator[object, None]:
         """Send the request, and yield the responses as they come, or raise RpcError."""
         exchange = self._begin_stream(request, context)
         pool = self._pool()
@@ -239,7 +239,7 @@ class AsyncHttpTransport(_HttpTransport[httpx.AsyncClient]):
         super().__init__(base_url, **settings)
         self._pools: MutableMapping[asyncio.AbstractEventLoop, _Pool] = WeakKeyDictionary()
 
-    async def unary_unary(self, request: object, context: CallContext) -> Any:
+    async def unary_unary(self, request: object, context: CallContext) -> object:
         """Send the request, and return the response or raise RpcError."""
         exchange = self._begin(request, context)
         pool = self._pool()
@@ -268,7 +268,7 @@ class AsyncHttpTransport(_HttpTransport[httpx.AsyncClient]):
         finally:
             await response.aclose()
 
-    async def unary_stream(self, request: object, context: CallContext) -> AsyncGenerator[Any, None]:
+    async def unary_stream(self, request: object, context: CallContext) -> AsyncGenerator[object, None]:
         """Send the request, and yield the responses as they come, or raise RpcError."""
         exchange = self._begin_stream(request, context)
         pool = self._pool()

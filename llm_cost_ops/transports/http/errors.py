@@ -136,7 +136,7 @@ def _silent(status: int, metadata: Metadata) -> str:
     return f"the server answered with HTTP {status}"
 
 
-def _decoded_body(body: bytes) -> Mapping[str, Any]:
+def _decoded_body(body: bytes) -> Mapping[str, object]:
     try:
         decoded = msgspec.json.decode(body)
     except (ValueError, RecursionError):

@@ -127,7 +127,7 @@ class Exchange:
         left = self.seconds_left()
         return self._made(left, left, self._trace_async, self._content(asynchronous=True))
 
-    def _content(self, *, asynchronous: bool) -> Any:  # it matters to streams
+    def _content(self, *, asynchronous: bool) -> object:  # it matters to streams
         return self._http.body
 
     def _made(self, left: float | None, step: float | None, trace: Any, content: Any) -> httpx.Request:
@@ -190,7 +190,7 @@ class Exchange:
         except ValueError as error:
             raise self._malformed(str(error)) from error
 
-    def finish(self) -> Any:
+    def finish(self) -> object:
         """The response message. RpcError when the server told an error, or nothing that can be understood."""
         context = self._context
         context.response_metadata = self._metadata
