@@ -15,6 +15,7 @@
     +-- ConfigurationError           the client was set up wrongly
     +-- ClientClosedError            the client was closed before the call; also a RuntimeError
     +-- RecorderFullError            record() found no room, where the configuration asks for an error
+    +-- PayloadError                 a provider's response contradicts itself; also a ValueError
 
 Which class a status gets is one table, `_BY_CODE`; an HTTP status that says more wins over it.
 """
@@ -39,6 +40,7 @@ __all__ = [
     "DeadlineError",
     "NetworkError",
     "NotFoundError",
+    "PayloadError",
     "RateLimitError",
     "RecorderFullError",
     "ServerError",
@@ -134,6 +136,21 @@ class ValidationError(APIError):
         for field, description in self.violations:
             found.setdefault(field, []).append(description)
         return found
+
+
+class PayloadError(CostOpsError, ValueError):
+    """A provider's response that contradicts itself or cannot be read. Nothing was sent.
+
+    `path` is where in the payload, such as "usage.prompt_tokens_details.cached_tokens"; "" is the
+    payload as a whole. `message` says what is wrong there.
+    """
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__(message, code="INVALID_ARGUMENT", attempts=0)
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}" if self.path else self.message
 
 
 class NotFoundError(APIError):

@@ -117,9 +117,10 @@ class _AsyncConnection:
     """Sends over an async client's channel, in an event loop of the recorder's thread."""
 
     def __init__(self, channel: AsyncChannel) -> None:
+        import asyncio
+
         self._usage = AsyncUsageResource(channel)
         self._channel = channel
-        import asyncio
 
         self._runner = asyncio.Runner()
 

@@ -32,6 +32,9 @@ def read_mistral_chat(payload: dict[str, object], record: UsageRecord) -> None:
     read_chat(payload, record, rule)
     if "text" in payload and "choices" not in payload:
         record.operation = Operation.TRANSCRIPTION
+        if audio:
+            # Billed by the time of audio alone.
+            record.input_tokens = record.output_tokens = record.total_tokens = None
     if audio or (isinstance(seconds, (int, float)) and seconds < 0):
         set_meter(record, "audio_ms", duration_ms(seconds, "usage.prompt_audio_seconds"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from llm_cost_ops._gen.messages import Outcome
@@ -36,6 +37,10 @@ def unwrap(payload: dict[str, object]) -> Unwrapped:
     Requests of a batch that failed are not billed: their counts are 0, their outcome says why.
     """
     if not is_wrapper(payload):
+        inner = payload.get("response")
+        if isinstance(inner, Mapping) and inner.get("object") == "realtime.response":
+            # A realtime response beside its model, without the type of the event.
+            return Unwrapped({"model": payload.get("model"), **inner}, "openai.realtime")
         return Unwrapped(payload)
     if "result" in payload:
         return _anthropic_batch(as_mapping(payload["result"], "result"))

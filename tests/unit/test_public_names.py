@@ -15,9 +15,10 @@ from llm_cost_ops.rpc.pager import AsyncPager, Pager
 PUBLIC = """
 APIError AsyncCostOpsClient AuthenticationError AuthorizationError CacheConfig CircuitBreakerConfig
 ClientClosedError ClientConfig ConfigurationError ConflictError ConnectionPoolConfig CostOpsClient
-CostOpsError LoggingConfig MetricsConfig NetworkError NotFoundError PriceQuery RateCard RateLimitConfig
-RateLimitError RecorderConfig RecorderFullError RetryConfig ServerError TLSConfig TimeoutError UsageRecord
-ValidationError __version__ calculate_cost select_card usage_from_response
+CostOpsError LoggingConfig MetricsConfig NetworkError NotFoundError PayloadError PriceQuery RateCard
+RateLimitConfig RateLimitError RecorderConfig RecorderFullError RetryConfig ServerError TLSConfig
+TimeoutError UsageRecord ValidationError __version__ calculate_cost select_card usage_from_response
+usages_from_response
 """
 CONFIG = """
 CacheConfig CircuitBreakerConfig ClientConfig ConnectionPoolConfig LoggingConfig MetricsConfig
@@ -25,7 +26,7 @@ RateLimitConfig RecorderConfig RetryConfig TLSConfig
 """
 EXCEPTIONS = """
 APIError AuthenticationError AuthorizationError ClientClosedError ConfigurationError ConflictError
-CostOpsError DeadlineError NetworkError NotFoundError RateLimitError RecorderFullError
+CostOpsError DeadlineError NetworkError NotFoundError PayloadError RateLimitError RecorderFullError
 ServerError TimeoutError ValidationError error_from_rpc
 """
 TESTING = """
