@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llm_cost_ops.normalizers.chat import NAMES, inclusive_output, read_chat
 from llm_cost_ops.normalizers.checks import check_record
@@ -155,7 +155,7 @@ def read_openrouter_chat(payload: dict[str, object], record: UsageRecord) -> Non
             break
 
 
-def read_gateway_cost(usage: dict[str, Any], record: UsageRecord) -> None:
+def read_gateway_cost(usage: dict[str, object], record: UsageRecord) -> None:
     """What OpenRouter charged, and with a key of one's own what the upstream charged on top."""
     cost = money(usage.get("cost"), "usage.cost")
     if cost is not None and usage.get("is_byok"):
@@ -165,7 +165,7 @@ def read_gateway_cost(usage: dict[str, Any], record: UsageRecord) -> None:
     record.reported_cost = cost
 
 
-def read_groq_chat(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_groq_chat(payload: dict[str, object], record: UsageRecord) -> None:
     """Groq: a compound system is billed by the models that it used, which usage_breakdown names."""
     read_chat(payload, record, inclusive_output)
     breakdown = section(payload, "usage_breakdown", "usage_breakdown")

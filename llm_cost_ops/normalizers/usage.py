@@ -145,14 +145,14 @@ def usages_from_response(
 _OF_THE_FIRST = frozenset({"model_id", "id", "idempotency_key", "reported_cost", "meters"})
 
 
-def _parts(payload: dict[str, Any]) -> list[dict[str, Any]]:
+def _parts(payload: dict[str, object]) -> list[dict[str, object]]:
     breakdown = section(payload, "usage_breakdown", "usage_breakdown")
     if breakdown is not None:
         return items(breakdown, "models", "usage_breakdown.models")
     return advisor_messages(payload) if payload.get("type") == "message" else []
 
 
-def _given(fields: UsageRecordFields) -> tuple[str | None, str, dict[str, Any]]:
+def _given(fields: UsageRecordFields) -> tuple[str | None, str, dict[str, object]]:
     """The provider and the organization, and what else was given."""
     given: dict[str, Any] = {**fields}
     if given and not given.keys() <= _FIELDS:
@@ -161,13 +161,13 @@ def _given(fields: UsageRecordFields) -> tuple[str | None, str, dict[str, Any]]:
 
 
 def _read(
-    payload: dict[str, Any],
+    payload: dict[str, object],
     stream_api: str,
     complete: bool,
     provider: str | None,
     api: str | None,
     organization_id: str,
-    fields: dict[str, Any],
+    fields: dict[str, object],
 ) -> UsageRecord:
     model = fields.get("model_id")
     record = UsageRecord(organization_id=organization_id, model_id=model if isinstance(model, str) else "")
@@ -184,7 +184,7 @@ def _read(
 
 
 def _normalize(
-    payload: dict[str, Any], record: UsageRecord, provider: str | None, api: str | None, found: str
+    payload: dict[str, object], record: UsageRecord, provider: str | None, api: str | None, found: str
 ) -> None:
     # Who calls and names an API means its provider; a stream of a shared API leaves it open.
     stated = bool(api) or (found == "openai.chat" and not payload)
