@@ -125,7 +125,7 @@ class Recorder:
         forget_in_children(self)
         _open.add(self)
 
-    def record(self, record: UsageRecord | None, fields: dict[str, Any]) -> None:
+    def record(self, record: UsageRecord | None, fields: dict[str, object]) -> None:
         """Take a record; never waits for the network. RecorderFullError where overflow is "raise"."""
         raw = (record, fields, current_attributes(), time.time_ns(), next(self._numbers))
         if self._spool is not None:

@@ -121,6 +121,7 @@ class _AsyncConnection:
 
         self._usage = AsyncUsageResource(channel)
         self._channel = channel
+
         self._runner = asyncio.Runner()
 
     def send(self, records: list[UsageRecord]) -> BatchReceipt:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import msgspec
 
@@ -21,7 +21,7 @@ from llm_cost_ops._gen.messages import (
     UsageRecord,
 )
 from llm_cost_ops._gen.methods import STREAM_USAGE
-from llm_cost_ops._gen.resources import AsyncUsageResource, UsageResource
+from llm_cost_ops._gen.resources import AsyncUsageResource, UsageRecordFields, UsageResource
 from llm_cost_ops.client.recording import Recording
 from llm_cost_ops.config import RetryConfig
 from llm_cost_ops.exceptions import ConfigurationError, CostOpsError, NetworkError, error_from_rpc
@@ -262,19 +262,23 @@ def _recorder(recording: Recording | None) -> Recorder:
 class StreamingUsageResource(UsageResource):
     """Records usage and reads it back."""
 
-    __slots__ = ("_recording",)
+    __slots__ = ("_put", "_recording")
 
     def __init__(self, channel: Channel, recording: Recording | None = None) -> None:
         super().__init__(channel)
         self._recording = recording
+        self._put: Callable[[UsageRecord | None, dict[str, Any]], None] | None = None
 
-    def record(self, record: UsageRecord | None = None, /, **fields: Any) -> None:
+    def record(self, record: UsageRecord | None = None, /, **fields: Unpack[UsageRecordFields]) -> None:
         """Record a call beside the caller's work: takes what `submit` takes, and returns at once.
 
         Nothing is raised for the network, nor for wrong arguments, which RecorderConfig's `on_error` is told
         of; RecorderFullError where its `overflow` asks for it. `client.flush()` says what became of records.
         """
-        _recorder(self._recording).record(record, fields)
+        put = self._put
+        if put is None:
+            put = self._put = _recorder(self._recording).record
+        put(record, {**fields})
 
     def stream(
         self,
@@ -330,15 +334,19 @@ class StreamingUsageResource(UsageResource):
 class AsyncStreamingUsageResource(AsyncUsageResource):
     """Records usage and reads it back."""
 
-    __slots__ = ("_recording",)
+    __slots__ = ("_put", "_recording")
 
     def __init__(self, channel: AsyncChannel, recording: Recording | None = None) -> None:
         super().__init__(channel)
         self._recording = recording
+        self._put: Callable[[UsageRecord | None, dict[str, Any]], None] | None = None
 
-    def record(self, record: UsageRecord | None = None, /, **fields: Any) -> None:
+    def record(self, record: UsageRecord | None = None, /, **fields: Unpack[UsageRecordFields]) -> None:
         """Record a call beside the caller's work, as StreamingUsageResource.record; nothing is awaited."""
-        _recorder(self._recording).record(record, fields)
+        put = self._put
+        if put is None:
+            put = self._put = _recorder(self._recording).record
+        put(record, {**fields})
 
     async def stream(
         self,

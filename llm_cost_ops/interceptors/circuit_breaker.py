@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import enum
 import threading
-from typing import Any
 
 from llm_cost_ops.config import CircuitBreakerConfig
 from llm_cost_ops.exceptions import CostOpsError, NetworkError, ServerError
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.forks import forget_in_children
-from llm_cost_ops.rpc.interceptor import UnaryContinuation
+from llm_cost_ops.rpc.interceptor import Req, Res, UnaryContinuation
 from llm_cost_ops.rpc.status import OVERLOADED, StatusCode
 from llm_cost_ops.rpc.streams import AroundStart
 
@@ -131,8 +130,8 @@ class CircuitBreaker(AroundStart):
         forget_in_children(self)
 
     async def intercept_unary_unary(
-        self, continuation: UnaryContinuation, request: Any, context: CallContext
-    ) -> Any:
+        self, continuation: UnaryContinuation[Req, Res], request: Req, context: CallContext
+    ) -> Res:
         now = context.runtime.monotonic()
         if context.deadline is not None and context.deadline <= now:
             return await continuation(request, context)  # it is refused before anything is sent

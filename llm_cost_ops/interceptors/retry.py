@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from llm_cost_ops.config import RetryConfig
 from llm_cost_ops.exceptions import CostOpsError, NetworkError
@@ -11,7 +11,7 @@ from llm_cost_ops.exceptions import TimeoutError as DeadlinePassed
 from llm_cost_ops.rpc.backoff import Backoff
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.forks import forget_in_children
-from llm_cost_ops.rpc.interceptor import UnaryContinuation
+from llm_cost_ops.rpc.interceptor import Req, Res, UnaryContinuation
 from llm_cost_ops.rpc.method import Idempotency
 from llm_cost_ops.rpc.status import OVERLOADED
 from llm_cost_ops.rpc.streams import AroundStart
@@ -130,8 +130,8 @@ class Retry(AroundStart):
         forget_in_children(self)
 
     async def intercept_unary_unary(
-        self, continuation: UnaryContinuation, request: Any, context: CallContext
-    ) -> Any:
+        self, continuation: UnaryContinuation[Req, Res], request: Req, context: CallContext
+    ) -> Res:
         maybe_applied = False
         while True:
             try:

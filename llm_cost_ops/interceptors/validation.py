@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.interceptor import StreamContinuation, UnaryContinuation
+from llm_cost_ops.rpc.interceptor import Req, Res, StreamContinuation, UnaryContinuation
 from llm_cost_ops.rpc.status import RpcError, Violation, invalid_arguments
 from llm_cost_ops.wire.unknown import keeps_unknown, refuse_unknown
 
@@ -38,14 +38,14 @@ class Validation:
         self._public_error = public_error
 
     async def intercept_unary_unary(
-        self, continuation: UnaryContinuation, request: Any, context: CallContext
-    ) -> Any:
+        self, continuation: UnaryContinuation[Req, Res], request: Req, context: CallContext
+    ) -> Res:
         self._check(request, context)
         return await continuation(request, context)
 
     async def intercept_unary_stream(
-        self, continuation: StreamContinuation, request: Any, context: CallContext
-    ) -> AsyncGenerator[Any, None]:
+        self, continuation: StreamContinuation[Req, Res], request: Req, context: CallContext
+    ) -> AsyncGenerator[Res, None]:
         self._check(request, context)
         async with aclosing(continuation(request, context)) as messages:
             async for message in messages:

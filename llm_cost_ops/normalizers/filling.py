@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import ModalityTokens, UsageQuality
 from llm_cost_ops.normalizers.errors import PayloadError
@@ -64,7 +64,7 @@ def set_model(record: UsageRecord, model: str) -> None:
         record.model_id = model
 
 
-def set_identity(record: UsageRecord, payload: dict[str, Any], created: str = "created") -> None:
+def set_identity(record: UsageRecord, payload: dict[str, object], created: str = "created") -> None:
     """Set model, time and key from `model`, `created` and `id`."""
     if not record.model_id:
         record.model_id = text(payload, "model")

@@ -57,7 +57,7 @@ class Runtime(Protocol):
         When sync nothing interrupts it, and it may not suspend.
         """
 
-    async def offload(self, function: Callable[..., T], *args: Any) -> T:
+    async def offload(self, function: Callable[..., T], *args: object) -> T:
         """Run what takes long where it holds nobody up: inline when sync, in a thread under asyncio."""
 
     def batches(
@@ -99,7 +99,7 @@ class SyncRuntime(_Clock):
     async def within(self, awaitable: Awaitable[T], timeout: float | None = None) -> T:
         return await awaitable
 
-    async def offload(self, function: Callable[..., T], *args: Any) -> T:
+    async def offload(self, function: Callable[..., T], *args: object) -> T:
         return function(*args)
 
     def batches(
@@ -131,7 +131,7 @@ class AsyncRuntime(_Clock):
         async with asyncio.timeout(timeout):
             return await awaitable
 
-    async def offload(self, function: Callable[..., T], *args: Any) -> T:
+    async def offload(self, function: Callable[..., T], *args: object) -> T:
         import asyncio
 
         return await asyncio.to_thread(function, *args)

@@ -35,7 +35,7 @@ class BatchCheck:
     """
 
     async def intercept_unary_unary(
-        self, continuation: UnaryContinuation, request: Any, context: CallContext
+        self, continuation: UnaryContinuation[Any, Any], request: Any, context: CallContext
     ) -> Any:
         if context.method.path != BATCH_SUBMIT_USAGE.path:
             return await continuation(request, context)

@@ -240,7 +240,7 @@ def overlap_of(card: RateCard, others: Iterable[RateCard]) -> tuple[str, str] | 
     return None
 
 
-def _key(card: RateCard) -> tuple[Any, ...]:
+def _key(card: RateCard) -> tuple[object, ...]:
     windows = tuple((w.start, w.end, w.time_zone, tuple(w.weekdays)) for w in card.windows)
     whose = (card.provider, card.model_id, card.organization_id, card.currency, card.origin)
     return (*whose, card.region, card.service_tier, card.processing, card.speed, windows)

@@ -267,7 +267,7 @@ class _Method:
         grpc_context.set_trailing_metadata(_trailers(str(request_id), context.response_metadata))
         return answered
 
-    async def _request(self, data: bytes) -> Any:
+    async def _request(self, data: bytes) -> object:
         limits = self._limits
         most = max_bytes_of(self._method, limits.max_message_bytes, limits.max_receive_bytes)
         if len(data) > most:
@@ -277,7 +277,7 @@ class _Method:
         except DecodeError as error:
             raise violation_of(error, "the request") from error
 
-    async def _requests(self, incoming: AsyncIterator[bytes]) -> AsyncGenerator[Any, None]:
+    async def _requests(self, incoming: AsyncIterator[bytes]) -> AsyncGenerator[object, None]:
         """The requests of a stream; one that can't be decoded comes in parts."""
         received, slices = 0, Slices(self._runtime)
         async for data in incoming:
@@ -292,7 +292,7 @@ class _Method:
                     await slices.pause()
             await slices.pause()
 
-    async def _part(self, data: bytes) -> Any:
+    async def _part(self, data: bytes) -> object:
         """One field of a message as a request of its own, so that an element of a list harms only itself.
 
         One that can't be decoded says why in its `unknown_`; so does the whole, where it has no fields.

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from decimal import Context, Decimal
 from hashlib import blake2b
-from typing import Any
 
 import msgspec
 
@@ -225,7 +224,7 @@ def _price_of(count: int, rate: Rate | None) -> Decimal | None:
     return price if exact else None
 
 
-def _unknown(value: Any) -> Any:
+def _unknown(value: object) -> object:
     if type(value) is Unknown:
         return {"binary": value.binary, "json": value.json}
     raise TypeError(f"a {type(value).__name__} is no part of a message")

@@ -283,7 +283,7 @@ def series_conditions(where: Filter) -> tuple[str, list[str]]:
     return (f" WHERE {' AND '.join(conditions)}" if conditions else ""), parameters
 
 
-def per_record_conditions(where: Filter) -> tuple[list[str], list[Any]]:
+def per_record_conditions(where: Filter) -> tuple[list[str], list[object]]:
     """SQL on `usage u` for what series do not hold, and its parameters."""
     conditions: list[str] = []
     parameters: list[Any] = []
@@ -301,7 +301,7 @@ def per_record_conditions(where: Filter) -> tuple[list[str], list[Any]]:
     return conditions, parameters
 
 
-def _marks(values: Sequence[Any]) -> str:
+def _marks(values: Sequence[object]) -> str:
     return ", ".join("?" * len(values))
 
 
@@ -465,7 +465,7 @@ class SumQuery:
         keys = f"{cost.series}, g.bucket{named}"
         self._sum(keys, _row_amounts(cost), source, [*self._parameters, *parameters])
 
-    def _sum(self, keys: str, amounts: Sequence[str], source: str, parameters: list[Any]) -> None:
+    def _sum(self, keys: str, amounts: Sequence[str], source: str, parameters: list[object]) -> None:
         sums = ", ".join(f"sum({amount})" for amount in amounts)
         try:
             rows = self._connection.execute(f"SELECT {keys}, {sums} {source}", parameters).fetchall()

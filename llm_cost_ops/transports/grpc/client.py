@@ -81,13 +81,13 @@ class _GrpcTransport:
         self._max_response_bytes = max_response_bytes
         self.closed = False
 
-    def _begin(self, request: Any, context: CallContext) -> GrpcExchange:
+    def _begin(self, request: object, context: CallContext) -> GrpcExchange:
         return self._exchange(GrpcExchange, request, context)
 
-    def _begin_stream(self, request: Any, context: CallContext) -> StreamingExchange:
+    def _begin_stream(self, request: object, context: CallContext) -> StreamingExchange:
         return self._exchange(StreamingExchange, request, context)
 
-    def _exchange(self, kind: type[E], request: Any, context: CallContext) -> E:
+    def _exchange(self, kind: type[E], request: object, context: CallContext) -> E:
         if self.closed:
             raise client_closed()
         scheme = "https" if self._target.tls else "http"
@@ -114,13 +114,13 @@ class AsyncGrpcTransport(_GrpcTransport):
         super().__init__(base_url, **settings)
         self._pools: dict[asyncio.AbstractEventLoop, ConnectionPool] = {}
 
-    async def unary_unary(self, request: Any, context: CallContext) -> Any:
+    async def unary_unary(self, request: object, context: CallContext) -> object:
         """Send the request, and return the response or raise RpcError."""
         exchange = self._begin(request, context)
         await self._pool().run(exchange)
         return exchange.finish()
 
-    async def unary_stream(self, request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
+    async def unary_stream(self, request: object, context: CallContext) -> AsyncGenerator[object, None]:
         """Send the request, and yield the responses as they come, or raise RpcError.
 
         The requests of a stream leave as they come, whether or not somebody waits for a response.
@@ -165,7 +165,7 @@ class GrpcTransport(_GrpcTransport):
         super().__init__(base_url, **settings)
         self._crossings = PerProcess[_Crossing]()
 
-    async def unary_unary(self, request: Any, context: CallContext) -> Any:
+    async def unary_unary(self, request: object, context: CallContext) -> object:
         """Send the request, and return the response or raise RpcError."""
         exchange = self._begin(request, context)
         crossing = self._crossing()
@@ -177,13 +177,13 @@ class GrpcTransport(_GrpcTransport):
             raise exchange.failure(error) if not self.closed else exchange.closed() from error
         return exchange.finish()
 
-    async def unary_stream(self, request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
+    async def unary_stream(self, request: object, context: CallContext) -> AsyncGenerator[object, None]:
         """Send the request, and yield the responses as they come, or raise RpcError."""
         async with aclosing(self._stream(self._begin_stream(request, context), Bridge(None))) as messages:
             async for message in messages:
                 yield message
 
-    async def stream_stream(self, requests: Any, context: CallContext) -> AsyncGenerator[Any, None]:
+    async def stream_stream(self, requests: Any, context: CallContext) -> AsyncGenerator[object, None]:
         """Send requests while a response is waited for, and yield the responses, or raise RpcError."""
         bridge = Bridge(aiter(requests))
         exchange = self._begin_stream(bridge.outgoing(), context)
@@ -191,7 +191,7 @@ class GrpcTransport(_GrpcTransport):
             async for message in messages:
                 yield message
 
-    async def _stream(self, exchange: StreamingExchange, bridge: Bridge) -> AsyncGenerator[Any, None]:
+    async def _stream(self, exchange: StreamingExchange, bridge: Bridge) -> AsyncGenerator[object, None]:
         crossing = self._crossing()
         try:
             work = crossing.portal.start(partial(bridge.carry, crossing.pool.stream(exchange)))
@@ -246,7 +246,7 @@ class Bridge:
     The caller's requests are taken in its own thread, while it waits for an answer.
     """
 
-    def __init__(self, requests: AsyncIterator[Any] | None, limit: int = 256) -> None:
+    def __init__(self, requests: AsyncIterator[object] | None, limit: int = 256) -> None:
         self._requests = requests
         self._limit = limit
         self._changed = threading.Condition()
@@ -262,7 +262,7 @@ class Bridge:
 
     # In the loop's thread.
 
-    async def carry(self, stream: AsyncGenerator[Any, None]) -> None:
+    async def carry(self, stream: AsyncGenerator[object, None]) -> None:
         """Take a stream's messages to the caller, to its end."""
         self._loop = asyncio.get_running_loop()
         try:
@@ -278,7 +278,7 @@ class Bridge:
                 self._ended = True
                 self._changed.notify_all()
 
-    async def outgoing(self) -> AsyncGenerator[Any, None]:
+    async def outgoing(self) -> AsyncGenerator[object, None]:
         """The caller's requests."""
         while True:
             with self._changed:
@@ -294,7 +294,7 @@ class Bridge:
             else:
                 await self._work.wait()
 
-    def _arrived(self, message: Any) -> bool:
+    def _arrived(self, message: object) -> bool:
         with self._changed:
             if len(self._incoming) >= self._limit:
                 self._room.clear()
@@ -305,7 +305,7 @@ class Bridge:
 
     # In the caller's thread.
 
-    def next(self, seconds: float | None) -> Any:
+    def next(self, seconds: float | None) -> object:
         """The next answer; StopAsyncIteration at the end, and LATE after some seconds.
 
         Raises what ended the stream in the loop, or what the caller's iterable raised here.
@@ -328,7 +328,7 @@ class Bridge:
                     continue
             self._offer(self._requests)
 
-    def _offer(self, requests: AsyncIterator[Any]) -> None:
+    def _offer(self, requests: AsyncIterator[object]) -> None:
         """Take a request from the caller's iterable and leave it for the loop."""
         try:
             request = step(requests)
@@ -462,7 +462,7 @@ class ConnectionPool:
         except Exception as error:
             raise exchange.closed() if self._closed else exchange.failure(error) from error
 
-    async def stream(self, exchange: StreamingExchange) -> AsyncGenerator[Any, None]:
+    async def stream(self, exchange: StreamingExchange) -> AsyncGenerator[object, None]:
         """Carry a call with streams; yield the answers as they come, by the deadline. Raises RpcError."""
         try:
             for resend in range(MAX_RESENDS + 1):
@@ -486,7 +486,7 @@ class ConnectionPool:
                 raise exchange.broken from exchange.broken.__cause__  # the caller's own
             raise exchange.closed() if self._closed else exchange.failure(error) from error
 
-    async def _streamed(self, exchange: StreamingExchange) -> AsyncGenerator[Any, None]:
+    async def _streamed(self, exchange: StreamingExchange) -> AsyncGenerator[object, None]:
         async with self._turn(exchange):
             connection = await self._entered(exchange)
             try:

@@ -6,7 +6,6 @@ import base64
 import binascii
 import math
 import time
-from typing import Any
 from urllib.parse import unquote
 
 from hpack import NeverIndexedHeaderTuple
@@ -80,7 +79,7 @@ class GrpcExchange:
         self,
         scheme: str,
         authority: str,
-        request: Any,
+        request: object,
         context: CallContext,
         limit: int,
         serializer: Serializer | None = None,
@@ -104,7 +103,7 @@ class GrpcExchange:
         self._request = request
         self._frame = self._framed(request)
 
-    def _framed(self, request: Any) -> bytes:
+    def _framed(self, request: object) -> bytes:
         codec = self._context.method.request
         try:
             if self._serializer is None:
@@ -238,7 +237,7 @@ class GrpcExchange:
         self._context.response_metadata = self._metadata
         return received
 
-    def finish(self) -> Any:
+    def finish(self) -> object:
         """The response message. RpcError when the server told an error, or nothing that can be understood."""
         context, method = self._context, self._context.method
         if self._status != "0":
@@ -252,7 +251,7 @@ class GrpcExchange:
         context.request_id = self._metadata.get(REQUEST_ID_HEADER) or context.request_id
         return response
 
-    def _decoded(self, message: bytes) -> Any:
+    def _decoded(self, message: bytes) -> object:
         codec = self._context.method.response
         try:
             if self._serializer is None:

@@ -11,7 +11,16 @@ import asyncio
 import ssl
 import threading
 import warnings
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    MutableMapping,
+)
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -103,7 +112,7 @@ class _HttpTransport(Generic[Client]):
         self._max_response_bytes = max_response_bytes
         self.closed = False
 
-    def _begin(self, request: Any, context: CallContext) -> Exchange:
+    def _begin(self, request: object, context: CallContext) -> Exchange:
         self._check_open()
         return Exchange(
             self._origin,
@@ -114,7 +123,7 @@ class _HttpTransport(Generic[Client]):
             serializer=self._serializer,
         )
 
-    def _begin_stream(self, request: Any, context: CallContext) -> StreamExchange:
+    def _begin_stream(self, request: object, context: CallContext) -> StreamExchange:
         self._check_open()
         own = self._client is None
         return StreamExchange(self._origin, request, context, self._max_response_bytes, own=own)
@@ -150,7 +159,7 @@ class HttpTransport(_HttpTransport[httpx.Client]):
         super().__init__(base_url, **settings)
         self._pool = PerProcess[_Pool]()
 
-    async def unary_unary(self, request: Any, context: CallContext) -> Any:
+    async def unary_unary(self, request: object, context: CallContext) -> object:
         """Send the request, and return the response or raise RpcError."""
         exchange = self._begin(request, context)
         pool = self._pool.get(self._open)
@@ -173,7 +182,7 @@ class HttpTransport(_HttpTransport[httpx.Client]):
         finally:
             pool.queue.leave(refused=exchange.refused)
 
-    async def unary_stream(self, request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
+    async def unary_stream(self, request: object, context: CallContext) -> AsyncGenerator[object, None]:
         """Send the request, and yield the responses as they come, or raise RpcError."""
         exchange = self._begin_stream(request, context)
         pool = self._pool.get(self._open)
@@ -226,7 +235,7 @@ class AsyncHttpTransport(_HttpTransport[httpx.AsyncClient]):
         super().__init__(base_url, **settings)
         self._pools: MutableMapping[asyncio.AbstractEventLoop, _Pool] = WeakKeyDictionary()
 
-    async def unary_unary(self, request: Any, context: CallContext) -> Any:
+    async def unary_unary(self, request: object, context: CallContext) -> object:
         """Send the request, and return the response or raise RpcError."""
         exchange = self._begin(request, context)
         pool = self._pool()
@@ -255,7 +264,7 @@ class AsyncHttpTransport(_HttpTransport[httpx.AsyncClient]):
         finally:
             await response.aclose()
 
-    async def unary_stream(self, request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
+    async def unary_stream(self, request: object, context: CallContext) -> AsyncGenerator[object, None]:
         """Send the request, and yield the responses as they come, or raise RpcError."""
         exchange = self._begin_stream(request, context)
         pool = self._pool()
@@ -363,7 +372,7 @@ class IdleConnections:
 
 
 class _Body(httpx.SyncByteStream):
-    def __init__(self, stream: Any, done: Callable[[], None]) -> None:
+    def __init__(self, stream: Iterable[bytes], done: Callable[[], None]) -> None:
         self._stream = stream
         self._done = done
 
@@ -379,7 +388,7 @@ class _Body(httpx.SyncByteStream):
 
 
 class _AsyncBody(httpx.AsyncByteStream):
-    def __init__(self, stream: Any, done: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, stream: AsyncIterable[bytes], done: Callable[[], Awaitable[None]]) -> None:
         self._stream = stream
         self._done = done
 
