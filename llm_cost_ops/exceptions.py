@@ -27,7 +27,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from llm_cost_ops.rpc.status import STATUS_BY_REASON, RpcError, StatusCode, Violation
+from llm_cost_ops.rpc.status import STATUS_BY_REASON, RpcError, StatusCode, Violation, violations_text
 
 __all__ = [
     "APIError",
@@ -282,7 +282,7 @@ def error_from_rpc(error: RpcError, attempts: int = 1, waited: float = 0.0) -> C
     }
     if issubclass(kind, ValidationError):
         if error.violations:
-            rules = "; ".join(f"{field} {rule}" for field, rule in error.violations)
+            rules = violations_text(error.violations)
             message = rules if rules in message or message in rules else f"{message}: {rules}"
         facts["violations"] = error.violations
     elif issubclass(kind, RateLimitError):

@@ -117,7 +117,7 @@ class _AsyncConnection:
     """Sends over an async client's channel, in an event loop of the recorder's thread."""
 
     def __init__(self, channel: AsyncChannel) -> None:
-        import asyncio
+        import asyncio  # here: a sync client has no use for it
 
         self._usage = AsyncUsageResource(channel)
         self._channel = channel

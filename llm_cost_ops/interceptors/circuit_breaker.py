@@ -10,7 +10,7 @@ from llm_cost_ops.exceptions import CostOpsError, NetworkError, ServerError
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.forks import forget_in_children
 from llm_cost_ops.rpc.interceptor import Req, Res, UnaryContinuation
-from llm_cost_ops.rpc.status import StatusCode
+from llm_cost_ops.rpc.status import OVERLOADED, StatusCode
 from llm_cost_ops.rpc.streams import AroundStart
 
 __all__ = ["Breaker", "BreakerState", "CircuitBreaker", "verdict"]
@@ -105,7 +105,13 @@ class Breaker:
 
 
 def verdict(error: CostOpsError) -> bool | None:
-    """Whether an error shows a service that works: False when it failed, None when it was not asked."""
+    """Whether an error shows a service that works: False when it failed, None when it was not asked.
+
+    A service that refuses a call since it has too many works: to stop calling it would turn a short queue
+    into an outage.
+    """
+    if error.code == OVERLOADED:
+        return True
     if isinstance(error, NetworkError):
         return False
     if error.status_code is None:

@@ -18,7 +18,7 @@ from llm_cost_ops.normalizers.errors import PayloadError
 from llm_cost_ops.wire.decimals import from_text
 
 __all__ = [
-    "LARGEST",
+    "MAX_NUMBER",
     "as_mapping",
     "count",
     "counted",
@@ -33,7 +33,7 @@ __all__ = [
     "text",
 ]
 
-LARGEST = 2**63 - 1
+MAX_NUMBER = 2**63 - 1
 _MAX_DIGITS = 19
 # Times before this are none: a server sent the seconds since it started.
 _EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
@@ -113,7 +113,7 @@ def has(fields: dict[str, object], key: str) -> bool:
 def counted(fields: dict[str, object], key: str, path: str) -> int | None:
     """The count at `key`; None when it is absent or null, which is not 0 but not stated."""
     value = fields.get(key)
-    if type(value) is int and 0 <= value <= LARGEST:
+    if type(value) is int and 0 <= value <= MAX_NUMBER:
         return value
     if value is None or type(value).__name__ in _NOT_SENT:
         return None
@@ -128,7 +128,7 @@ def count(fields: dict[str, object], key: str, path: str) -> int:
     0 to 2^63 - 1 raises PayloadError.
     """
     value = fields.get(key)
-    if type(value) is int and 0 <= value <= LARGEST:
+    if type(value) is int and 0 <= value <= MAX_NUMBER:
         return value
     if value is None:
         return 0
@@ -146,7 +146,7 @@ def _unusual_count(value: object, path: str) -> int:
         raise PayloadError(path, f"expected a count, got {value}")
     if value < 0:
         raise PayloadError(path, f"a count cannot be negative, got {value}")
-    if value > LARGEST:
+    if value > MAX_NUMBER:
         raise PayloadError(path, f"a count cannot exceed 2^63 - 1, got {value}")
     if value != int(value):
         raise PayloadError(path, f"a count cannot have a fraction, got {value}")
@@ -228,7 +228,7 @@ def duration_ms(value: object, path: str) -> int:
     seconds = _decimal(value, path)
     if seconds is None:
         return 0
-    if seconds > LARGEST // 1000:
+    if seconds > MAX_NUMBER // 1000:
         raise PayloadError(path, f"a duration cannot exceed 2^63 - 1 ms, got {value!r:.40} s")
     return int(_WIDE.multiply(seconds, 1000).to_integral_value(context=_WIDE))
 

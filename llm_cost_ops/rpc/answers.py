@@ -24,7 +24,7 @@ class _Shape(NamedTuple):
 
     part: str | None
     asked: str | None
-    told: str | None
+    results: str | None
 
 
 @lru_cache(maxsize=1024)
@@ -105,10 +105,10 @@ def missing_answer(
     stated = inside and _may_change_nothing(method) if body is None else _stated(method, body)
     if _says_nothing(part) and not stated:
         return f"it has nothing of what {method.name} answers with"
-    if shape.asked is not None and shape.told is not None:
-        asked, told = len(getattr(request, shape.asked)), len(getattr(part, shape.told))
-        if asked != told:
-            return f"it has {told} {shape.told} for {asked} {shape.asked}"
+    if shape.asked is not None and shape.results is not None:
+        asked, answered = len(getattr(request, shape.asked)), len(getattr(part, shape.results))
+        if asked != answered:
+            return f"it has {answered} {shape.results} for {asked} {shape.asked}"
     return ""
 
 

@@ -23,7 +23,7 @@ from llm_cost_ops.rpc.method import MethodDescriptor
 from llm_cost_ops.rpc.pager import AsyncPager, Pager
 from llm_cost_ops.rpc.raw import RawResponse
 from llm_cost_ops.rpc.runtime import AsyncRuntime, Runtime, SyncRuntime, drive
-from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, client_closed
+from llm_cost_ops.rpc.status import RpcError, StatusCode, client_closed, invalid_argument
 from llm_cost_ops.rpc.streams import Requests, driven
 
 __all__ = ["UNSET", "AsyncChannel", "Channel"]
@@ -211,13 +211,8 @@ def _same(error: RpcError) -> Exception:
     return error
 
 
-def _invalid(field: str, description: str) -> RpcError:
-    return RpcError(
-        StatusCode.INVALID_ARGUMENT,
-        f"{field} {description}",
-        violations=[Violation(field, description)],
-        origin="client",
-    )
+def _invalid(field: str, rule: str) -> RpcError:
+    return invalid_argument(field, rule, origin="client")
 
 
 class _Channel:

@@ -17,7 +17,7 @@ from llm_cost_ops._gen.messages import UsageRecord
 from llm_cost_ops._gen.methods import BATCH_SUBMIT_USAGE, GET_ANALYTICS, GET_COST_SUMMARY
 from llm_cost_ops.rpc.method import MessageCodec, MethodDescriptor
 from llm_cost_ops.rpc.runtime import Runtime
-from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.rpc.status import RpcError, StatusCode, invalid_argument
 from llm_cost_ops.rules.requests import MAX_BATCH
 from llm_cost_ops.wire import DecodeError
 from llm_cost_ops.wire.fields import walk
@@ -270,5 +270,4 @@ def _json_item(batch: Batch, data: bytes, start: int, stop: int, limit: int, ind
 
 def violation_of(error: DecodeError, whole: str) -> RpcError:
     """The error for a request that can't be decoded; `whole` is what the request itself is called."""
-    violation = Violation(error.path or whole, error.reason)
-    return RpcError(StatusCode.INVALID_ARGUMENT, " ".join(violation), violations=[violation])
+    return invalid_argument(error.path or whole, error.reason)

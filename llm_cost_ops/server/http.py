@@ -18,7 +18,7 @@ from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.method import Cardinality, MethodDescriptor
 from llm_cost_ops.rpc.runtime import AsyncRuntime, Runtime
 from llm_cost_ops.rpc.slices import Slices
-from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, invalid_argument
 from llm_cost_ops.server.admission import Admission
 from llm_cost_ops.server.decoding import (
     BATCHES,
@@ -335,10 +335,7 @@ def _take_unknown(binding: Binding, request: _Request) -> None:
     pairs = request.query.split("&")
     given = [pair.partition("=")[2] for pair in pairs if pair.startswith("unknown=")]
     if given and (len(given) > 1 or given[0] not in ("keep", "refuse")):
-        rule = "must be given once, as keep or refuse"
-        raise RpcError(
-            StatusCode.INVALID_ARGUMENT, f"unknown {rule}", violations=[Violation("unknown", rule)]
-        )
+        raise invalid_argument("unknown", "must be given once, as keep or refuse")
     if given:
         request.unknown_fields = given[0]
         request.query = "&".join(pair for pair in pairs if not pair.startswith("unknown="))

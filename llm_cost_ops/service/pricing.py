@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Context, Decimal
 from hashlib import blake2b
 
@@ -53,7 +53,7 @@ class PricingService:
 
     async def create_price(self, request: CreatePriceRequest, context: CallContext) -> CreatePriceResponse:
         """Add a card; the same content under the same key gives the first card again."""
-        now = datetime.fromtimestamp(context.runtime.now(), UTC)
+        now = context.now()
         content = copy.copy(request)
         content.idempotency_key = ""
         fingerprint = blake2b(canonical_json(content), digest_size=16).digest()

@@ -86,7 +86,7 @@ def _without_colour(annotation: str) -> str:
 def test_both_clients_have_the_same_methods_with_the_same_parameters() -> None:
     sync, other = CostOpsClient(base_url="sqlite://"), AsyncCostOpsClient(base_url="sqlite://")
     assert _public(sync) == _public(other) == sorted(CLIENT.split())
-    for name in ("attribute", "close", "flush", "health", "ready", "with_options"):
+    for name in ("attribute", "close", "close_on_sigterm", "flush", "health", "ready", "with_options"):
         assert _parameters(getattr(sync, name)) == _parameters(getattr(other, name))
     theirs = [
         (name, *rest, note.replace("AsyncClient", "Client"))

@@ -158,7 +158,7 @@ def _raw(service: Service, prefix: str) -> str:
 
 
 def _method(method: Method, prefix: str) -> str:
-    keyed, item = bool(method.key_path), _item(method)
+    has_key, item = bool(method.key_path), _item(method)
     streams_in, streams_out = method.cardinality.startswith("stream"), method.cardinality.endswith("stream")
     fields = [] if streams_in else _fields(method)
     returned = method.returned.type.annotation if method.returned else method.response.name
@@ -169,14 +169,14 @@ def _method(method: Method, prefix: str) -> str:
         call, result = "pages", f"{prefix}Pager[{returned}, {item}]"
     waits = bool(prefix) and not streams_out and not item
     arguments = [f"methods.{method.constant}", "requests" if streams_in else "request"]
-    arguments += ["timeout", "headers", "retry", *["idempotency_key"] * keyed]
+    arguments += ["timeout", "headers", "retry", *["idempotency_key"] * has_key]
     start = f"response: {result} = {'await ' if waits else ''}self._channel.{call}("
     return fill(
         _METHOD,
         define="async " if waits else "",
         name=method.python_name,
         parameters="".join(f"{each},\n" for each in _parameters(method, fields, prefix)),
-        key='idempotency_key: str = "",\n' if keyed else "",
+        key='idempotency_key: str = "",\n' if has_key else "",
         result=result,
         docstring=docstring(f"As {_title(method.service)}Resource.{method.python_name}.")
         if prefix

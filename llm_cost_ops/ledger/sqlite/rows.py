@@ -154,7 +154,7 @@ def columns_of(units: int | None, by: Pricing) -> tuple[int | None, int | None]:
     if units is None:
         return None, None
     if not -_MAX_COST_UNITS <= units <= _MAX_COST_UNITS:
-        raise _refused([Violation("", f"must cost at most {MAX_RECORD_COST:,} {by.currency}")])
+        raise _refused([Violation("a record", f"must cost at most {MAX_RECORD_COST:,} {by.currency}")])
     return divmod(units, _PICOS)
 
 

@@ -84,7 +84,7 @@ Place = tuple[int, int, int, str]
 # So many rows of the largest numbers that a store takes add up to less than 2^63.
 _AT_ONCE = 4096
 _PICOS = 1_000_000
-_LARGEST = 2**63 - 1
+_MAX_SUM = 2**63 - 1
 
 _COUNTS = ("records", "requests", "input", "output", "cached", "unpriced")
 # Whole division as Python does it, also before 1970.
@@ -115,7 +115,7 @@ def _saturated(name: str, added: str) -> str:
     Queries refuse it, as they do every sum above MAX_SUM. (SQLite goes on in floating point where an addition
     leaves 64 bits, and compares that with an integer exactly.)
     """
-    return f"{name} = iif({name} = {_LARGEST}, {_LARGEST}, min({name} + {added}, {_LARGEST}))"
+    return f"{name} = iif({name} = {_MAX_SUM}, {_MAX_SUM}, min({name} + {added}, {_MAX_SUM}))"
 
 
 _ON_CONFLICT = f"""

@@ -38,7 +38,7 @@ from llm_cost_ops._gen.methods import (
 )
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.interceptor import Req, Res, StreamContinuation, UnaryContinuation
-from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, invalid_argument
 
 __all__ = [
     "OPEN",
@@ -114,11 +114,7 @@ def organization_of(named: str, context: CallContext) -> str:
     if organizations is not None and len(organizations) == 1:
         return next(iter(organizations))
     rule = "must be given: the record is looked up in one organization, and this caller may see several"
-    raise RpcError(
-        StatusCode.INVALID_ARGUMENT,
-        f"organization_id {rule}",
-        violations=[Violation("organization_id", rule)],
-    )
+    raise invalid_argument("organization_id", rule)
 
 
 def tenant_of(context: CallContext) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import ssl
 import threading
 import time
@@ -21,8 +20,10 @@ from urllib.parse import SplitResult
 
 from h2.errors import ErrorCodes
 
+from llm_cost_ops.rpc.backoff import Backoff
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.fifo import CallQueue
+from llm_cost_ops.rpc.forks import PerProcess
 from llm_cost_ops.rpc.status import RpcError, client_closed
 from llm_cost_ops.rpc.streams import step
 from llm_cost_ops.transports.grpc.connection import CallConnection, StreamFailedError
@@ -162,8 +163,7 @@ class GrpcTransport(_GrpcTransport):
 
     def __init__(self, base_url: str, **settings: Any) -> None:
         super().__init__(base_url, **settings)
-        # By process: what a parent left is neither used nor closed, only kept from collection.
-        self._crossings: dict[int, _Crossing] = {}
+        self._crossings = PerProcess[_Crossing]()
 
     async def unary_unary(self, request: object, context: CallContext) -> object:
         """Send the request, and return the response or raise RpcError."""
@@ -214,9 +214,7 @@ class GrpcTransport(_GrpcTransport):
             bridge.wait_for_end(MAX_END)
 
     def _crossing(self) -> _Crossing:
-        crossing = self._crossings.get(os.getpid()) or self._crossings.setdefault(
-            os.getpid(), _Crossing(Portal("llm-cost-ops-grpc"), self._open())
-        )
+        crossing = self._crossings.get(lambda: _Crossing(Portal("llm-cost-ops-grpc"), self._open()))
         if self.closed:  # by another thread, since the call began
             crossing.portal.close()
             raise client_closed()
@@ -225,7 +223,7 @@ class GrpcTransport(_GrpcTransport):
     async def aclose(self) -> None:
         """Close the connections, and end the thread. Does not suspend."""
         self.closed = True
-        crossing = self._crossings.pop(os.getpid(), None)
+        crossing = self._crossings.made
         if crossing is None:
             return
         try:
@@ -354,9 +352,9 @@ class Bridge:
             self._changed.wait_for(lambda: self._ended, seconds)
 
 
-# How often a call is sent again that the server did not touch, and the first wait before the second time.
+# How often a call is sent again that the server did not touch: at once, and then after these waits.
 MAX_RESENDS = 5
-PAUSE = 0.01
+RESEND_BACKOFF = Backoff(0.02, 1.0)
 
 # A connection that is closed says so to the loop within so many seconds, or is left to it.
 MAX_CLOSE = 1.0
@@ -458,7 +456,7 @@ class ConnectionPool:
                         raise
                 if resend:
                     async with asyncio.timeout(exchange.seconds_left()):
-                        await asyncio.sleep(PAUSE * 2**resend)
+                        await asyncio.sleep(RESEND_BACKOFF.seconds(resend))
         except RpcError:
             raise
         except Exception as error:
@@ -480,7 +478,7 @@ class ConnectionPool:
                     return
                 if resend:
                     async with asyncio.timeout(exchange.seconds_left()):
-                        await asyncio.sleep(PAUSE * 2**resend)
+                        await asyncio.sleep(RESEND_BACKOFF.seconds(resend))
         except RpcError:
             raise
         except Exception as error:

@@ -14,7 +14,7 @@ from llm_cost_ops.rpc.answers import missing_answer
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.method import Idempotency
-from llm_cost_ops.rpc.status import OVERLOADED, RpcError, StatusCode, Violation, client_closed
+from llm_cost_ops.rpc.status import OVERLOADED, RpcError, StatusCode, client_closed, invalid_argument
 from llm_cost_ops.transports.grpc.connection import CallStream, StreamFailedError
 from llm_cost_ops.transports.grpc.status import MAX_RETRY_DELAY, StatusDetails, read_status
 from llm_cost_ops.transports.net.bodies import BoundedBody
@@ -111,12 +111,7 @@ class GrpcExchange:
             else:
                 payload = to_wire(self._serializer, codec.encode_json(request))
         except EncodeError as error:
-            raise RpcError(
-                StatusCode.INVALID_ARGUMENT,
-                f"{error.path} {error.reason}",
-                violations=[Violation(error.path, error.reason)],
-                origin="client",
-            ) from error
+            raise invalid_argument(error.path, error.reason, origin="client") from error
         return b"\x00" + len(payload).to_bytes(4, "big") + payload
 
     def seconds_left(self) -> float | None:

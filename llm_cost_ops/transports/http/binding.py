@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote_to_bytes
 import msgspec
 
 from llm_cost_ops.rpc.method import HttpRule, MessageCodec, MethodDescriptor, QueryField
-from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.rpc.status import Violation, invalid_argument, invalid_arguments
 from llm_cost_ops.wire import DecodeError, EncodeError
 from llm_cost_ops.wire.json_keys import REPEATED, path_text, repeated_keys
 
@@ -83,7 +83,7 @@ class Binding:
             if self._in_path or self._in_query:
                 values = msgspec.json.decode(self.method.request.encode_json(request))
         except EncodeError as error:
-            raise _invalid([Violation(error.path, error.reason)], "client") from error
+            raise invalid_argument(error.path, error.reason, origin="client") from error
         path = self._path(values)
         if self._in_path and rule.body == "*" and body is not None:
             body = _without(body, [p.json_name for p in self._in_path.values()])
@@ -105,7 +105,7 @@ class Binding:
             if text in {"", ".", ".."}:
                 # They would make it the path of something else.
                 rule = "must be given" if not text else "may not be '.' or '..'"
-                raise _invalid([Violation(name, rule)], "client")
+                raise invalid_argument(name, rule, origin="client")
             path = path.replace(f"{{{name}}}", quote(text, safe=""), 1)
         return path
 
@@ -182,7 +182,7 @@ class Binding:
                 codec.decode_json(msgspec.json.encode({name: value}))
             except DecodeError as error:
                 violations.append(Violation(error.path or name, error.reason))
-        raise _invalid(violations or [together])
+        raise invalid_arguments(violations or [together])
 
 
 @lru_cache(maxsize=1024)
@@ -225,7 +225,7 @@ class Router:
         bindings, texts = found
         variables = [value for text in texts if (value := _unquoted(text)) is not None]
         if len(variables) < len(texts):
-            raise _invalid([Violation("path", "must be percent-encoded UTF-8")])
+            raise invalid_argument("path", "must be percent-encoded UTF-8")
         return Route(bindings, variables)
 
     def _walk(
@@ -392,7 +392,7 @@ def _with(body: bytes, values: dict[str, object]) -> bytes:
     except (ValueError, RecursionError):
         return body
     if repeated:
-        raise _invalid([Violation(path_text(repeated[0]), REPEATED)])
+        raise invalid_argument(path_text(repeated[0]), REPEATED)
     return msgspec.json.encode(fields | values)
 
 
@@ -400,12 +400,7 @@ def _decoded(codec: Any, body: bytes) -> object:
     try:
         return codec.decode_json(body, unique=True)
     except DecodeError as error:
-        raise _invalid([Violation(error.path or "body", error.reason)]) from error
-
-
-def _invalid(violations: list[Violation], origin: str = "server") -> RpcError:
-    words = "; ".join(f"{field} {rule}" for field, rule in violations[:20])
-    return RpcError(StatusCode.INVALID_ARGUMENT, words, violations=violations, origin=origin)
+        raise invalid_argument(error.path or "body", error.reason) from error
 
 
 # What servers call the fields of a page, beside the documented names.

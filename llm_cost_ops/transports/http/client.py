@@ -1,4 +1,4 @@
-"""The HTTP/JSON leaves, on httpx. They talk to any server that keeps the documented REST shapes.
+"""The HTTP/JSON transports, on httpx. They talk to any server that keeps the documented REST shapes.
 
 A call ends by its deadline whatever the server does. In the sync transport every step on the socket is
 cut there by the transport of `http_pool`, in the async one the whole exchange by asyncio. With a
@@ -8,7 +8,6 @@ client of the user's own, the sync deadline is best effort: each step of it gets
 from __future__ import annotations
 
 import asyncio
-import os
 import ssl
 import threading
 import warnings
@@ -32,6 +31,7 @@ import httpx
 
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.fifo import CallQueue
+from llm_cost_ops.rpc.forks import PerProcess
 from llm_cost_ops.rpc.status import RpcError, client_closed
 from llm_cost_ops.transports.http.exchange import Exchange, origin_of, proxy_for
 from llm_cost_ops.transports.http.sockets import AsyncioBackend, DeadlineBackend
@@ -157,13 +157,12 @@ class HttpTransport(_HttpTransport[httpx.Client]):
 
     def __init__(self, base_url: str, **settings: Any) -> None:
         super().__init__(base_url, **settings)
-        # By process: what a parent left is neither used nor closed, only kept from collection.
-        self._pools: dict[int, _Pool] = {}
+        self._pool = PerProcess[_Pool]()
 
     async def unary_unary(self, request: object, context: CallContext) -> object:
         """Send the request, and return the response or raise RpcError."""
         exchange = self._begin(request, context)
-        pool = self._pool()
+        pool = self._pool.get(self._open)
         if not pool.queue.enter(exchange.seconds_left()):
             raise exchange.out_of_time()
         try:
@@ -186,7 +185,7 @@ class HttpTransport(_HttpTransport[httpx.Client]):
     async def unary_stream(self, request: object, context: CallContext) -> AsyncGenerator[object, None]:
         """Send the request, and yield the responses as they come, or raise RpcError."""
         exchange = self._begin_stream(request, context)
-        pool = self._pool()
+        pool = self._pool.get(self._open)
         if not pool.queue.enter(exchange.seconds_left()):
             raise exchange.out_of_time()
         try:
@@ -215,14 +214,11 @@ class HttpTransport(_HttpTransport[httpx.Client]):
     async def aclose(self) -> None:
         """Close the connections; calls under way end with an error. Does not suspend."""
         self.closed = True
-        pool = self._pools.get(os.getpid())
+        pool = self._pool.made
         if pool is not None:
             pool.queue.close()
             if pool.transport is not None:
                 pool.transport.close()
-
-    def _pool(self) -> _Pool:
-        return self._pools.get(os.getpid()) or self._pools.setdefault(os.getpid(), self._open())
 
     def _open(self) -> _Pool:
         queue = CallQueue(self._in_flight)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from llm_cost_ops.rpc.method import HttpRule, MethodDescriptor
-from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.rpc.status import invalid_argument
 from llm_cost_ops.transports.net.bodies import PIECE
 from llm_cost_ops.wire import DecodeError, EncodeError
 from llm_cost_ops.wire.unknown import Unknown
@@ -143,10 +143,7 @@ class Lines:
                 return b"".join([self._request_codec.encode_json(each) + b"\n" for each in part])
             return b"{}\n" if part is None else bytes(self._request_codec.encode_json(part)) + b"\n"
         except EncodeError as error:
-            violation = Violation(error.path, error.reason)
-            raise RpcError(
-                StatusCode.INVALID_ARGUMENT, " ".join(violation), violations=[violation], origin="client"
-            ) from error
+            raise invalid_argument(error.path, error.reason, origin="client") from error
 
     def request(self, line: bytes | None, limit: int) -> object:
         """The request in a line; one that can't be decoded says why in its `unknown_`."""

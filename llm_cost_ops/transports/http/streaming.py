@@ -1,4 +1,4 @@
-"""One HTTP exchange of streams without its I/O: what both leaves share."""
+"""One HTTP exchange of streams without its I/O: what both transports share."""
 
 from __future__ import annotations
 
