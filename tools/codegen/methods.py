@@ -1,4 +1,4 @@
-"""Emits methods.py (descriptors) and servicers.py (what a server implements)."""
+"""Emits methods.py (descriptors), servicers.py (what servers implement) and public.py (what users hold)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from tools.codegen.nodes import Field, Message, Method, Package, Service
 from tools.codegen.text import docstring, fill, indented, module, strings, wrapped
 
-__all__ = ["emit_methods", "emit_servicers"]
+__all__ = ["emit_methods", "emit_public", "emit_servicers"]
 
 _METHODS_IMPORTS = """\
 $package.codecs *
@@ -131,3 +131,21 @@ def _bind(service: Service) -> str:
     head = wrapped(f"def bind_{service.snake}(", [f"servicer: {service.name}r"], result)
     pairs = "".join(f"({method.constant}, servicer.{method.attribute}),\n" for method in service.methods)
     return fill(_BIND, head=head, service=service.name, pairs=pairs)
+
+
+def emit_public(package: Package) -> str:
+    """The text of public.py: the enums, and the messages that Python methods take or give, at any depth."""
+    held: list[Message] = []
+    for method in package.methods:
+        held.append((method.returned and method.returned.type.message) or method.response)
+        taken = (method.body and method.body.type.message) or method.request
+        held += [field.type.message for field in taken.flat if field.type.message]
+        if taken is not method.request:
+            held.append(taken)
+        if method.cardinality.startswith("stream"):
+            held.append(method.request)
+    names = {message.name for each in held for message in (each, *each.within.values())}
+    names |= {enum.name for enum in package.enums}
+    title = "The messages and enums that users hold."
+    used = wrapped(f"from {package.python}.messages import (", sorted(names), ")")
+    return module(package, title, "", sorted(names), "").replace("\n__all__", f"\n{used}\n__all__", 1)
