@@ -12,7 +12,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import count, islice
 from typing import Any, Protocol
 from weakref import WeakSet
@@ -48,7 +48,7 @@ _ACCEPTED = (SubmitStatus.CREATED, SubmitStatus.DUPLICATE)
 
 # What `record` was called with (the record or None, the fields), and whose the call is; when, in nanoseconds
 # since 1970, and a number.
-_Raw = tuple[UsageRecord | None, dict[str, Any], Attributes, int, int]
+_Raw = tuple[UsageRecord | None, Mapping[str, Any], Attributes, int, int]
 _Built = tuple[UsageRecord, int]
 
 
@@ -110,7 +110,7 @@ class Recorder:
     def __init__(
         self,
         config: RecorderConfig,
-        build: Callable[[UsageRecord | None, dict[str, Any], Attributes], UsageRecord],
+        build: Callable[[UsageRecord | None, Mapping[str, Any], Attributes], UsageRecord],
         connect: Callable[[], Connection],
     ) -> None:
         self._config = config
@@ -125,7 +125,7 @@ class Recorder:
         forget_in_children(self)
         _open.add(self)
 
-    def record(self, record: UsageRecord | None, fields: dict[str, object]) -> None:
+    def record(self, record: UsageRecord | None, fields: Mapping[str, object]) -> None:
         """Take a record; never waits for the network. RecorderFullError where overflow is "raise"."""
         raw = (record, fields, current_attributes(), time.time_ns(), next(self._numbers))
         if self._spool is not None:
