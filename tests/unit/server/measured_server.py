@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from llm_cost_ops.ledger.sqlite.store import SqliteStore
+from llm_cost_ops.ledger.sqlite.ledger import SqliteStore
 
 from llm_cost_ops._gen.methods import GET_HEALTH
 from llm_cost_ops.rpc.context import CallContext
