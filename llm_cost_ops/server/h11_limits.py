@@ -83,66 +83,69 @@ def _check_head(received: bytes) -> None:
         raise h11.RemoteProtocolError("both Content-Length and Transfer-Encoding are given")
 
 
+class LimitedProtocol(H11Protocol):
+    """uvicorn's protocol, with `limits`."""
+
+    limits: ConnectionLimits
+    _reading: asyncio.TimerHandle | None = None
+    _writing: asyncio.TimerHandle | None = None
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.conn = StrictConnection(self.limits.max_header_bytes)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def send_400_response(self, msg: str) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            # The body was wrong, and the app may be answering: nothing of it may follow.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._reading, self._writing):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._writing = self.loop.call_later(self.limits.write_timeout, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._writing is not None:
+            self._writing.cancel()
+
+    def _watch(self) -> None:
+        state = self.conn.their_state
+        limit = 0.0
+        if state is h11.IDLE and (self.cycle is None or self.timeout_keep_alive_task is None):
+            limit = self.limits.header_timeout
+        elif state is h11.SEND_BODY and self.cycle is not None and self.cycle.response_complete:
+            limit = self.limits.linger_timeout
+        if not limit and self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+        elif limit and self._reading is None:
+            # Not set anew by each byte: it is a limit for the whole.
+            self._reading = self.loop.call_later(limit, self.transport.close)
+
+
 def limited_protocol(limits: ConnectionLimits) -> type[H11Protocol]:
     """A protocol class for uvicorn that keeps the limits."""
-
-    class LimitedProtocol(H11Protocol):
-        _reading: asyncio.TimerHandle | None = None
-        _writing: asyncio.TimerHandle | None = None
-
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **options)
-            self.conn = StrictConnection(limits.max_header_bytes)
-
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn
-            super().connection_made(transport)
-            self._watch()
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            self._watch()
-
-        def send_400_response(self, msg: str) -> None:
-            if self.cycle is not None and not self.cycle.response_complete:
-                # The body was wrong, and the app may be answering: nothing of it may follow.
-                self.cycle.disconnected = True
-                self.cycle.message_event.set()
-            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-                super().send_400_response(msg)
-            else:
-                self.transport.close()
-
-        def on_response_complete(self) -> None:
-            super().on_response_complete()
-            self._watch()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            for timer in (self._reading, self._writing):
-                if timer is not None:
-                    timer.cancel()
-            super().connection_lost(exc)
-
-        def pause_writing(self) -> None:
-            super().pause_writing()
-            self._writing = self.loop.call_later(limits.write_timeout, self.transport.abort)
-
-        def resume_writing(self) -> None:
-            super().resume_writing()
-            if self._writing is not None:
-                self._writing.cancel()
-
-        def _watch(self) -> None:
-            state = self.conn.their_state
-            limit = 0.0
-            if state is h11.IDLE and (self.cycle is None or self.timeout_keep_alive_task is None):
-                limit = limits.header_timeout
-            elif state is h11.SEND_BODY and self.cycle is not None and self.cycle.response_complete:
-                limit = limits.linger_timeout
-            if not limit and self._reading is not None:
-                self._reading.cancel()
-                self._reading = None
-            elif limit and self._reading is None:
-                # Not set anew by each byte: it is a limit for the whole.
-                self._reading = self.loop.call_later(limit, self.transport.close)
-
-    return LimitedProtocol
+    return type("LimitedProtocol", (LimitedProtocol,), {"limits": limits})
