@@ -24,10 +24,11 @@ from llm_cost_ops._gen.messages import BatchReceipt, RecordError, SubmitResult, 
 from llm_cost_ops.client.attribution import Attributes, current_attributes
 from llm_cost_ops.client.spool import Spool, SpoolBatch, SpoolFullError
 from llm_cost_ops.config import RecorderConfig
-from llm_cost_ops.exceptions import CostOpsError, RecorderFullError, ValidationError
+from llm_cost_ops.exceptions import CostOpsError, RecorderFullError, ServerError, ValidationError
 from llm_cost_ops.rpc.backoff import Backoff
 from llm_cost_ops.rpc.forks import forget_in_children
 from llm_cost_ops.rpc.ids import uuid7_series
+from llm_cost_ops.rpc.status import StatusCode
 
 __all__ = ["MAX_BATCH_BYTES", "MAX_BATCH_RECORDS", "Connection", "FlushReport", "Recorder", "Rejected"]
 
@@ -504,6 +505,11 @@ def _submitted(connection: Connection, records: list[UsageRecord]) -> list[Submi
             return [SubmitResult(status=SubmitStatus.INVALID, error=RecordError(message=error.message))]
         middle = len(records) // 2
         return _submitted(connection, records[:middle]) + _submitted(connection, records[middle:])
+    for result in results:
+        if result.error is not None and result.error.code == StatusCode.UNAVAILABLE.name:
+            # Such as for a clock that is wrong, there or here: the records stay until it is right again, and
+            # those of the batch that were written are duplicates then.
+            raise ServerError(result.error.message, grpc_code=StatusCode.UNAVAILABLE, retryable=True)
     if len(results) != len(records):
         raise CostOpsError(f"the answer has {len(results)} results for {len(records)} records")
     return results
