@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
-from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.rpc.status import RpcError, Violation, invalid_argument, invalid_arguments
 
 __all__ = [
     "MAX_BUCKETS",
@@ -73,7 +73,7 @@ def zone_of(name: str, *, field: str = "time_zone") -> ZoneInfo:
         return ZoneInfo(name or "UTC")
     except (ValueError, OSError, KeyError):
         # KeyError is ZoneInfoNotFoundError; paths, folders and control characters give the others.
-        raise _invalid(
+        raise invalid_argument(
             field, f"must be the IANA name of a zone, such as Europe/Berlin, not {name[:64]!r}"
         ) from None
 
@@ -113,8 +113,7 @@ def parse_interval(
     if not violations and moments[0] is not None and moments[1] is not None and moments[1] < moments[0]:
         violations.append(Violation(fields[1], f"must not be before {fields[0]}"))
     if violations:
-        message = "; ".join(f"{field} {rule}" for field, rule in violations)
-        raise RpcError(StatusCode.INVALID_ARGUMENT, message, violations=violations)
+        raise invalid_arguments(violations)
     return moments[0], moments[1]
 
 
@@ -157,7 +156,7 @@ def buckets_between(
             if len(buckets) > limit:
                 raise _too_many(interval, limit)
     except (OverflowError, ValueError):
-        raise _invalid(
+        raise invalid_argument(
             "end_date", "with start_date must leave room for whole buckets in years 1 to 9999"
         ) from None
     return buckets
@@ -208,13 +207,9 @@ def cover(start: int | None, end: int | None) -> Cover:
     return Cover(rows, quarters, [(dawn, dusk)])
 
 
-def _invalid(field: str, rule: str) -> RpcError:
-    return RpcError(StatusCode.INVALID_ARGUMENT, f"{field} {rule}", violations=[Violation(field, rule)])
-
-
 def _too_many(interval: str, limit: int) -> RpcError:
     rule = f"is more than {limit:,} buckets of one {interval} from start_date: take a shorter period"
-    return _invalid("end_date", rule if interval == "month" else f"{rule}, or longer buckets")
+    return invalid_argument("end_date", rule if interval == "month" else f"{rule}, or longer buckets")
 
 
 def _parse(text: str, zone: ZoneInfo, field: str, *, days: int) -> datetime:
@@ -225,8 +220,10 @@ def _parse(text: str, zone: ZoneInfo, field: str, *, days: int) -> datetime:
         if found is not None:
             return _time(*found.groups(default=""))
     except (ValueError, OverflowError) as error:
-        raise _invalid(field, f"must be a moment in the years 1 to 9999: {text[:64]!r}: {error}") from None
-    raise _invalid(field, f"must be a date such as 2026-01-31 or an RFC 3339 time, not {text[:64]!r}")
+        raise invalid_argument(
+            field, f"must be a moment in the years 1 to 9999: {text[:64]!r}: {error}"
+        ) from None
+    raise invalid_argument(field, f"must be a date such as 2026-01-31 or an RFC 3339 time, not {text[:64]!r}")
 
 
 def _time(day: str, minutes: str, seconds: str, fraction: str, offset: str) -> datetime:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from datetime import UTC, datetime
 
 from llm_cost_ops._gen.messages import (
     CostGroup,
@@ -74,7 +73,7 @@ class CostService:
     async def estimate_cost(self, request: EstimateCostRequest, context: CallContext) -> EstimateCostResponse:
         """Price a call that was not made."""
         assert request.usage is not None
-        now = datetime.fromtimestamp(context.runtime.now(), UTC)
+        now = context.now()
         book = await self._prices.refresh(context)
         record = copy.copy(request.usage)
         record.timestamp = now if record.timestamp is None else in_utc(record.timestamp)

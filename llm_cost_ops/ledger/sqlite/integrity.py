@@ -98,7 +98,7 @@ def _wrong_sums(connection: sqlite3.Connection) -> Iterator[str]:
             yield f"sums: {count} {text}"
 
 
-_KEYED = (
+_WITH_KEYS = (
     "SELECT u.id, u.key, u.org, o.name FROM usage u LEFT JOIN organization o ON o.id = u.org "
     "WHERE u.key NOTNULL"
 )
@@ -108,7 +108,7 @@ _TAKEN = "SELECT 1 FROM usage WHERE org = ? AND id = ? AND key IS NOT ?"
 def _wrong_ids(connection: sqlite3.Connection) -> Iterator[str]:
     """Records whose ids do not follow from their organizations and keys: resent, they would count again."""
     wrong = 0
-    for stored, key, org, organization in connection.execute(_KEYED):
+    for stored, key, org, organization in connection.execute(_WITH_KEYS):
         wrong += organization is None or not _follows(connection, stored, key, org, organization)
     if wrong:
         yield f"ids: {wrong} do not follow from their keys"

@@ -6,7 +6,6 @@ import re
 import sqlite3
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any
 
 from msgspec import structs
 
@@ -104,7 +103,7 @@ def _organizations(connection: sqlite3.Connection, names: Sequence[str]) -> list
     return [org for (org,) in connection.execute(query, names)]
 
 
-def _conditions(where: Filter, cost: Newest) -> tuple[list[str], list[Any]]:
+def _conditions(where: Filter, cost: Newest) -> tuple[list[str], list[object]]:
     conditions, parameters = per_record_conditions(where)
     wanted, values = series_conditions(structs.replace(where, organization_ids=()))
     if wanted:
