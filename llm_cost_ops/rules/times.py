@@ -7,7 +7,7 @@ in the query's zone; a time without an offset is in UTC, whatever the zone.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
@@ -21,6 +21,7 @@ __all__ = [
     "Cover",
     "bucket_label",
     "bucket_start",
+    "buckets_around",
     "buckets_between",
     "cover",
     "from_micros",
@@ -110,11 +111,21 @@ def parse_interval(
             moments.append(_parse(text, zone, field, days=days) if text else None)
         except RpcError as error:
             violations += error.violations
-    if not violations and moments[0] is not None and moments[1] is not None and moments[1] < moments[0]:
+    if not violations and _is_backwards(start, end, moments):
         violations.append(Violation(fields[1], f"must not be before {fields[0]}"))
     if violations:
         raise invalid_arguments(violations)
     return moments[0], moments[1]
+
+
+def _is_backwards(start: str, end: str, moments: list[datetime | None]) -> bool:
+    first, behind = moments
+    if first is None or behind is None:
+        return False
+    if not _DATE.fullmatch(end):
+        return behind < first
+    # A date that ends before the start does leaves nothing, not even a moment. But Samoa had no 2011-12-30.
+    return behind < first or (behind == first and start != end)
 
 
 def bucket_start(moment: datetime, interval: str, zone: ZoneInfo) -> datetime:
@@ -156,10 +167,44 @@ def buckets_between(
             if len(buckets) > limit:
                 raise _too_many(interval, limit)
     except (OverflowError, ValueError):
-        raise invalid_argument(
-            "end_date", "with start_date must leave room for whole buckets in years 1 to 9999"
-        ) from None
+        raise _no_room() from None
     return buckets
+
+
+def buckets_around(
+    numbers: Iterable[int], width: int, interval: str, time_zone: str = "", *, limit: int = MAX_BUCKETS
+) -> list[tuple[datetime, datetime]]:
+    """The buckets that overlap stretches of time; between them there may be gaps.
+
+    The stretches are `width` microseconds long, and their numbers since 1970 are in order. Raises as
+    `buckets_between` does.
+    """
+    buckets: list[tuple[datetime, datetime]] = []
+    for first, last in _runs(numbers):
+        try:
+            low, high = from_micros(first * width), from_micros((last + 1) * width)
+        except OverflowError:
+            raise _no_room() from None
+        if buckets:
+            low = max(low, buckets[-1][1])
+        buckets += buckets_between(low, high, interval, time_zone, limit=limit)
+        if len(buckets) > limit:
+            raise _too_many(interval, limit)
+    return buckets
+
+
+def _runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """The first and the last of each row of numbers without a gap."""
+    first = last = None
+    for number in numbers:
+        if first is None or last is None:
+            first = number
+        elif number != last + 1:
+            yield first, last
+            first = number
+        last = number
+    if first is not None and last is not None:
+        yield first, last
 
 
 def bucket_label(bucket: tuple[datetime, datetime], interval: str, time_zone: str = "") -> str:
@@ -210,6 +255,12 @@ def cover(start: int | None, end: int | None) -> Cover:
 def _too_many(interval: str, limit: int) -> RpcError:
     rule = f"is more than {limit:,} buckets of one {interval} from start_date: take a shorter period"
     return invalid_argument("end_date", rule if interval == "month" else f"{rule}, or longer buckets")
+
+
+def _no_room() -> RpcError:
+    return invalid_argument(
+        "end_date", "with start_date must leave room for whole buckets in years 1 to 9999"
+    )
 
 
 def _parse(text: str, zone: ZoneInfo, field: str, *, days: int) -> datetime:

@@ -20,6 +20,7 @@ from llm_cost_ops.ledger.sqlite import schema
 from llm_cost_ops.ledger.sqlite.connection import Database
 from llm_cost_ops.ledger.types import Filter
 from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.rules.times import to_micros
 from tests.unit.ledger.making import START, Sync, entry
 
 ROOT = Path(__file__).parents[3]
@@ -354,7 +355,7 @@ def test_a_store_may_be_read_after_start(tmp_path: Path) -> None:
         assert reader.count(Filter()) == 0
         writer.append([entry()])
         assert reader.count(Filter()) == 1
-        assert reader.span(Filter())[0] == START
+        assert reader.occupied(Filter(), 1) == [to_micros(START)]
 
 
 @pytest.mark.parametrize("group", [False, True])
