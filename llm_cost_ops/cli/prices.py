@@ -21,6 +21,7 @@ from llm_cost_ops.catalog import (
     price_diff,
     update_catalog,
 )
+from llm_cost_ops.cli.price_check import check_prices
 from llm_cost_ops.cli.reports import money
 from llm_cost_ops.pricing.selection import PriceQuery, select_card
 from llm_cost_ops.types import Rate, RateCard
@@ -33,7 +34,7 @@ _MAX_CHANGES = 200
 
 def prices(options: argparse.Namespace) -> int:
     """The `prices` command."""
-    actions = {"list": _list, "show": _show, "diff": _diff, "update": _update}
+    actions = {"list": _list, "show": _show, "diff": _diff, "update": _update, "check": check_prices}
     actions[options.action](options, Console())
     return 0
 

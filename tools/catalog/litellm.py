@@ -164,7 +164,7 @@ def _place(key: str, entry: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def _rates(entry: Mapping[str, Any], lower: int) -> list[RateRow] | None:
-    """The rates of an entry, tiers `lower` below their bound; None where one is not understood, or all are 0."""
+    """The rates of an entry, tiers `lower` below their bound; None where one is unknown or all are 0."""
     rates: dict[str, RateRow] = {}
     tiers: list[tuple[str, int, str]] = []
     for key, value in entry.items():

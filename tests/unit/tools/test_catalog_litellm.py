@@ -57,12 +57,11 @@ def test_prices_by_the_token_become_prices_by_the_million(tmp_path: Path) -> Non
 
 
 def test_names_lose_the_prefix_of_their_provider(tmp_path: Path) -> None:
-    price = {"input_cost_per_token": 1e-06}
     entries = {
-        "voyage/rerank-9": _entry("voyage", "rerank", **price),
-        "together_ai/a/b": _entry("together_ai", **price),
-        "bedrock_mantle/m": _entry("bedrock_mantle", **price),
-        "bedrock/us-east-1/n": _entry("bedrock", **price),
+        "voyage/rerank-9": _entry("voyage", "rerank", input_cost_per_token=1e-06),
+        "together_ai/a/b": _entry("together_ai", input_cost_per_token=1e-06),
+        "bedrock_mantle/m": _entry("bedrock_mantle", input_cost_per_token=1e-06),
+        "bedrock/us-east-1/n": _entry("bedrock", input_cost_per_token=1e-06),
     }
     assert _read(tmp_path, **entries).keys() == {"voyageai/rerank-9", "together/a/b", "aws/m"}
 
