@@ -91,7 +91,7 @@ class _Check:
                 f"{sums.differ:,}",
                 f"{money(sums.stated)} {currency}",
                 money(sums.priced) + doubt if known else "unpriced",
-                money(sums.priced - sums.stated) if known else "",
+                money((sums.priced - sums.stated).normalize()) if known else "",
             )
         return table
 

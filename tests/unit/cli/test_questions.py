@@ -209,7 +209,7 @@ def test_stated_costs_are_compared_with_the_cards(
     assert rows[2:] == [
         ["acme/m", "1", "1", "0.004", "USD", "unpriced"],
         ["openai/gpt-4o", "1", "1", "0.0035", "EUR", "unpriced"],
-        ["openai/gpt-4o", "3", "1", "0.0085025", "USD", "0.0075075", "-0.0009950"],
+        ["openai/gpt-4o", "3", "1", "0.0085025", "USD", "0.0075075", "-0.000995"],
         ["openrouter/openai/gpt-4o", "1", "0", "0.0025025", "USD", "0.0025025", "0.00"],
     ]
     path.write_text(json.dumps(call) + "\n", encoding="utf-8")
