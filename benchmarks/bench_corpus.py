@@ -13,6 +13,7 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,6 +25,15 @@ from typing import Any
 from llm_cost_ops import CostOpsClient, usage_from_response
 
 CORPUS = Path(__file__).parents[1] / "tests" / "golden" / "provider_responses.jsonl.gz"
+# litellm's names of providers, where they are others.
+LITELLM_NAMES = {
+    "aws": "bedrock",
+    "google": "gemini",
+    "moonshotai": "moonshot",
+    "together": "together_ai",
+    "voyageai": "voyage",
+    "x-ai": "xai",
+}
 NEAR = Decimal("1e-9")
 RIGHT, UNSURE, WRONG, NONE = "right", "said to be unsure", "wrong", "no answer"
 
@@ -88,12 +98,17 @@ def of_genai_prices() -> Callable[[Line], Answer]:
 
 def of_litellm() -> Callable[[Line], Answer]:
     """Prices a response by litellm, which takes the body and the model."""
+    # Its own prices, not those of today from the network.
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     import litellm
+
+    litellm.suppress_debug_info = True
 
     def answer(line: Line) -> Answer:
         model = line.get("model_id") or line["body"].get("model")
+        provider = LITELLM_NAMES.get(line["provider"], line["provider"]) or None
         cost = litellm.completion_cost(
-            completion_response=line["body"], model=model, custom_llm_provider=line["provider"] or None
+            completion_response=line["body"], model=model, custom_llm_provider=provider
         )
         return Decimal(str(cost)), True
 

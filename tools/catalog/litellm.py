@@ -168,7 +168,7 @@ def _rates(entry: Mapping[str, Any], lower: int) -> list[RateRow] | None:
     rates: dict[str, RateRow] = {}
     tiers: list[tuple[str, int, str]] = []
     for key, value in entry.items():
-        if "cost" not in key or key in _IGNORED or _VARIANT.search(key):
+        if ("cost" not in key and "pricing" not in key) or key in _IGNORED or _VARIANT.search(key):
             continue
         tier = _TIER.fullmatch(key)
         known = _RATES.get(tier["key"] if tier else key)

@@ -83,6 +83,7 @@ def test_xai_begins_its_tiers_at_the_bound(tmp_path: Path) -> None:
         _entry(input_cost_per_token=0, output_cost_per_token=0.0),
         _entry(input_cost_per_token=1e-06, input_cost_per_moon=1),
         _entry(input_cost_per_token="1e-06"),
+        _entry(input_cost_per_token=1e-06, tiered_pricing=[{"input_cost_per_token": 2e-06}]),
         _entry(input_cost_per_token=-1e-06),
         _entry(input_cost_per_token_above_200k_tokens=1e-06, output_cost_per_token=1e-06),
         _entry(mode="image_generation", input_cost_per_token=1e-06),
