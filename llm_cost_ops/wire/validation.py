@@ -95,7 +95,8 @@ def check_between(groups: Iterable[Iterator[tuple[str, str]]], path: str, violat
                 at = f"{path}.{field}" if path else field
                 if at not in reported:
                     violations.append(Violation(at, rule))
-        except (TypeError, AttributeError, ValueError, ArithmeticError):
+        # A slice is a key from Python 3.13 on: a dict where a text should be answers it with KeyError.
+        except (TypeError, AttributeError, ValueError, ArithmeticError, LookupError):
             continue
 
 
