@@ -250,3 +250,17 @@ def test_a_file_can_be_read_beside_the_one_in_force(bundle: Bundle, tmp_path: Pa
     assert load_catalog().version.startswith("genai-prices")
     with pytest.raises(CatalogError, match=r"missing\.bin cannot be read"):
         load_catalog(tmp_path / "missing.bin")
+
+
+def test_a_card_may_begin_at_a_time_of_day() -> None:
+    catalog = load_catalog()
+    card = catalog.card("x-ai/grok-4-fast-reasoning@2026-05-15T19:00Z")
+    assert card is not None
+    assert card.effective_from == datetime(2026, 5, 15, 19, tzinfo=UTC)
+    before = catalog.card("x-ai/grok-4-fast-reasoning")
+    assert before is not None
+    assert before.effective_until == card.effective_from
+    # The one that ends keeps its source; the one that follows has that of the retirement.
+    assert card.source_url == "https://docs.x.ai/developers/migration/may-15-retirement"
+    assert before.source_url != card.source_url
+    assert catalog.card("x-ai/grok-4-fast-reasoning@2026-05-15") is None

@@ -217,6 +217,15 @@ def test_stated_costs_are_compared_with_the_cards(
     assert capsys.readouterr().out.startswith("0 calls state their cost, 0 differ")
 
 
+def test_prices_of_a_part_of_a_day_show_the_time(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("prices", "show", "x-ai/grok-3") == 0
+    shown = capsys.readouterr().out
+    assert "from always until 2026-05-15 19:00 UTC\n" in shown
+    assert "from 2026-05-15 19:00 UTC\n" in shown
+    assert run("prices", "show", "deepseek/deepseek-reasoner") == 0
+    assert "from 2025-09-05 16:00 UTC until 2025-09-29\n" in capsys.readouterr().out
+
+
 def test_a_kind_in_a_cards_id_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     card = next(card for card in load.load_catalog() if card.id.endswith("[flex]") and "@" not in card.id)
     assert run("prices", "show", f"{card.provider}/{card.model_id}") == 0
