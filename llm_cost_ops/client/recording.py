@@ -18,7 +18,7 @@ from llm_cost_ops.client.attribution import Attributes, Attribution
 from llm_cost_ops.rpc.channel import AsyncChannel, Channel
 
 if TYPE_CHECKING:
-    from llm_cost_ops.client.recorder import FlushReport, Recorder
+    from llm_cost_ops.client.recorder import FlushReport, Recordable, Recorder
     from llm_cost_ops.config import RecorderConfig
 
 __all__ = ["Recording", "async_connection", "sync_connection"]
@@ -76,8 +76,18 @@ class Recording:
 
         signal.signal(signal.SIGTERM, handle)
 
-    def _build(self, record: UsageRecord | None, fields: dict[str, Any], inner: Attributes) -> UsageRecord:
+    def observe(self, build: Callable[[], UsageRecord], attributes: Attributes) -> None:
+        """Take a record that an instrument saw, made when it is its turn. As `record` for the rest."""
+        self.recorder.record(build, {}, attributes)
+
+    def observe_abandoned(self, build: Callable[[], UsageRecord], attributes: Attributes) -> None:
+        """The same from a finalizer."""
+        self.recorder.record_abandoned(build, attributes)
+
+    def _build(self, record: Recordable, fields: dict[str, Any], inner: Attributes) -> UsageRecord:
         """The record that `submit` would send for the same arguments."""
+        if callable(record):
+            return self._attribution.in_force(inner).of(record())
         arguments = {name: value for name, value in fields.items() if name not in _PER_CALL}
         submitted: Any = UsageResource(_AS_GIVEN).submit(record, **arguments)
         made: UsageRecord = submitted

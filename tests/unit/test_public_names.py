@@ -17,7 +17,7 @@ APIError AsyncCostOpsClient AuthenticationError AuthorizationError CacheConfig C
 ClientClosedError ClientConfig ConfigurationError ConflictError ConnectionPoolConfig CostOpsClient
 CostOpsError LoggingConfig MetricsConfig NetworkError NotFoundError PriceQuery RateCard RateLimitConfig
 RateLimitError RecorderConfig RecorderFullError RetryConfig ServerError TLSConfig TimeoutError UsageRecord
-ValidationError __version__ calculate_cost select_card usage_from_response
+ValidationError __version__ calculate_cost instrument select_card uninstrument usage_from_response
 """
 CONFIG = """
 CacheConfig CircuitBreakerConfig ClientConfig ConnectionPoolConfig LoggingConfig MetricsConfig
