@@ -1,15 +1,18 @@
 """A provider of LLMs on loopback, for the tests of instrumented SDKs.
 
 It answers in the forms of OpenAI, Anthropic, Google, Mistral, Cohere and Bedrock. Every answer has an id of
-its own; `Stub.USAGE` is what each states. How it behaves is said by the name of the model: see `_Handler.do_POST`.
+its own and states `INPUT` and `OUTPUT` tokens. The model's name says how it behaves: `_Handler.do_POST`.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import struct
 import threading
 import time
+import zlib
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -82,6 +85,12 @@ class _Handler(BaseHTTPRequestHandler):
         if path.endswith("/audio/speech"):
             self._bytes(b"\x00" * 100, "audio/mpeg")
             return
+        if path.endswith(("-stream", "/converse", "/invoke")):
+            self._bedrock(path, f"{number:024d}")
+            return
+        if path.endswith(":streamGenerateContent"):
+            self._events(_gemini_events(path, f"{number:024d}"), path)
+            return
         for end, (answer, events) in _APIS.items():
             if path.endswith(end):
                 if body.get("stream"):
@@ -91,12 +100,42 @@ class _Handler(BaseHTTPRequestHandler):
                 return
         self._json({"error": {"message": "no such path"}}, status=404)
 
+    def _bedrock(self, path: str, number: str) -> None:
+        usage = {"inputTokens": INPUT, "outputTokens": OUTPUT, "totalTokens": INPUT + OUTPUT}
+        headers = {"x-amzn-requestid": number}
+        if not path.endswith("-stream"):
+            counts = {"input": INPUT, "output": OUTPUT}
+            if path.endswith("/invoke"):
+                headers |= {f"x-amzn-bedrock-{side}-token-count": str(n) for side, n in counts.items()}
+            message = {"role": "assistant", "content": [{"text": "hello"}]}
+            answer = {"output": {"message": message}, "stopReason": "end_turn", "usage": usage}
+            self._bytes(json.dumps(answer).encode(), "application/json", headers=headers)
+            return
+        if path.endswith("/converse-stream"):
+            delta = {"contentBlockIndex": 0, "delta": {"text": "hello"}}
+            events = [("contentBlockDelta", delta)] * 4 + [("metadata", {"usage": usage})]
+        else:
+            metrics = {"inputTokenCount": INPUT, "outputTokenCount": OUTPUT}
+            parts: list[Any] = [{"type": "ping"}] * 4 + [{"amazon-bedrock-invocationMetrics": metrics}]
+            events = [("chunk", {"bytes": b64encode(json.dumps(part).encode()).decode()}) for part in parts]
+        body = b"".join(_aws_event(name, json.dumps(fields).encode()) for name, fields in events)
+        self._bytes(body, "application/vnd.amazon.eventstream", headers=headers)
+
     def _json(self, payload: Any, *, status: int = 200, compressed: bool = False) -> None:
         body = json.dumps(payload).encode()
         self._bytes(gzip.compress(body) if compressed else body, "application/json", status, compressed)
 
-    def _bytes(self, body: bytes, kind: str, status: int = 200, compressed: bool = False) -> None:
+    def _bytes(
+        self,
+        body: bytes,
+        kind: str,
+        status: int = 200,
+        compressed: bool = False,
+        headers: dict[str, str] | None = None,
+    ) -> None:
         self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.send_header("content-type", kind)
         self.send_header("x-stub", "yes")
         if compressed:
@@ -164,7 +203,10 @@ def _chat_events(body: dict[str, Any], model: str, number: str) -> Iterator[tupl
     asked = (body.get("stream_options") or {}).get("include_usage")
     extra = {"usage": None} if asked else {}
     for word in ("one", "two", "three", "four"):
-        yield "", {**head, "choices": [{"index": 0, "delta": {"content": word}}], **extra}
+        yield (
+            "",
+            {**head, "choices": [{"index": 0, "delta": {"content": word}, "finish_reason": None}], **extra},
+        )
     yield "", {**head, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], **extra}
     if asked:
         yield "", {**head, "choices": [], "usage": usage}
@@ -267,6 +309,39 @@ def _cohere_events(body: dict[str, Any], model: str, number: str) -> Iterator[tu
     yield "", {"type": "message-end", "delta": end}
 
 
+def _gemini(model: str, number: str) -> dict[str, Any]:
+    content = {"role": "model", "parts": [{"text": "hello"}]}
+    return {
+        "responseId": number, "modelVersion": "gemini-2.5-flash",
+        "candidates": [{"index": 0, "content": content, "finishReason": "STOP"}],
+        "usageMetadata": {
+            "promptTokenCount": INPUT, "candidatesTokenCount": OUTPUT, "totalTokenCount": INPUT + OUTPUT,
+        },
+    }  # fmt: skip
+
+
+def _gemini_events(path: str, number: str) -> Iterator[tuple[str, Any]]:
+    """Gemini states usage in each chunk, as far as it is."""
+    whole = _gemini("", number)
+    content = whole["candidates"][0]["content"]
+    for step in range(1, 6):
+        usage = {"promptTokenCount": INPUT, "candidatesTokenCount": step, "totalTokenCount": INPUT + step}
+        yield "", {**whole, "candidates": [{"index": 0, "content": content}], "usageMetadata": usage}
+    yield "", whole
+
+
+def _aws_event(name: str, payload: bytes) -> bytes:
+    """A message of vnd.amazon.eventstream."""
+    fields = {":event-type": name, ":content-type": "application/json", ":message-type": "event"}
+    headers = b"".join(
+        struct.pack(f">B{len(key)}sBH{len(value)}s", len(key), key.encode(), 7, len(value), value.encode())
+        for key, value in fields.items()
+    )
+    prelude = struct.pack(">II", 16 + len(headers) + len(payload), len(headers))
+    message = prelude + struct.pack(">I", zlib.crc32(prelude)) + headers + payload
+    return message + struct.pack(">I", zlib.crc32(message))
+
+
 def _none(body: dict[str, Any], model: str, number: str) -> Iterator[tuple[str, Any]]:
     yield "", "[DONE]"
 
@@ -280,4 +355,5 @@ _APIS: dict[str, tuple[Any, Any]] = {
     "/audio/transcriptions": (_transcription, _none),
     "/v1/messages": (_message, _message_events),
     "/v2/chat": (_cohere, _cohere_events),
+    ":generateContent": (_gemini, _none),
 }

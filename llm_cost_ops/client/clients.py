@@ -284,7 +284,7 @@ class _Client:
         stream_usage: bool | Literal["auto"] = "auto",
         **attribution: Unpack[AttributionFields],
     ) -> _SDKClient:
-        """Have each call that a provider's SDK makes recorded beside the caller's work; gives the same object.
+        """Have each call that a provider's SDK makes recorded beside the caller's work; gives that object.
 
             llm = client.instrument(openai.OpenAI(), labels={"feature": "search"})
 

@@ -155,12 +155,19 @@ class Recorder:
         if self._idle:
             self._wake()
 
+    def start(self) -> None:
+        """Have the thread running, where it may not be started later."""
+        if self._thread is None:
+            self._wake()
+
     def record_abandoned(self, record: Recordable, attributes: Attributes) -> None:
         """Take a record in a finalizer, which may run while this thread holds any lock: takes none.
 
-        It waits in memory until the thread looks up, or until `flush` or `close`.
+        It waits in memory until the thread looks up, within a second, or until `flush` or `close`.
         """
-        if not self._closed:
+        if self._closed or self._is_full():
+            self._counts.dropped += 1
+        else:
             self._queue.append((record, {}, attributes, time.time_ns(), next(self._numbers)))
 
     def flush(self, timeout: float | None = None) -> FlushReport:

@@ -81,8 +81,12 @@ class Recording:
         self.recorder.record(build, {}, attributes)
 
     def observe_abandoned(self, build: Callable[[], UsageRecord], attributes: Attributes) -> None:
-        """The same from a finalizer."""
+        """The same, perhaps from a finalizer."""
         self.recorder.record_abandoned(build, attributes)
+
+    def expect(self) -> None:
+        """Be ready for a record that may come from a finalizer."""
+        self.recorder.start()
 
     def _build(self, record: Recordable, fields: dict[str, Any], inner: Attributes) -> UsageRecord:
         """The record that `submit` would send for the same arguments."""

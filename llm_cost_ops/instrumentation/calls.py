@@ -29,7 +29,7 @@ _FINAL_TYPES = frozenset({
     "image_edit.completed", "conversation.response.done",
 })  # fmt: skip
 _FORM_MODEL = re.compile(rb'name="model"\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]+)\r\n')
-_PATH_MODEL = re.compile(r"/(?:models?|deployments)/([^/:]+)")
+_PATH_MODEL = re.compile(r"(?:^|/)(?:models?|deployments)/([^/:?]+)")
 
 
 class Sink(Protocol):
@@ -39,7 +39,10 @@ class Sink(Protocol):
         """Take a record that is built later."""
 
     def observe_abandoned(self, build: Callable[[], UsageRecord], attributes: Any) -> None:
-        """The same from a finalizer, which may run in any place: takes no lock."""
+        """The same, perhaps from a finalizer, which may run in any place: takes no lock."""
+
+    def expect(self) -> None:
+        """Be ready for a record that may come from a finalizer."""
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +100,7 @@ class Call:
 
     def begin_stream(self) -> None:
         """The answer comes bit by bit: when it is dropped, what was seen is recorded."""
+        self._options.sink.expect()
         self._abandonable = True
 
     def finish(self, *, finished: bool) -> None:
@@ -105,7 +109,9 @@ class Call:
             self.latency_ms = self._elapsed()
             self.finished = finished
             self._abandonable = False
-            self._options.sink.observe(self.record, self._attributes)
+            # What is broken off may be so by the garbage collector.
+            sink = self._options.sink
+            (sink.observe if finished else sink.observe_abandoned)(self.record, self._attributes)
 
     def __del__(self) -> None:
         if getattr(self, "_abandonable", False):
@@ -123,7 +129,8 @@ class Call:
         try:
             payload = self._payload(asked, model)
             api = None if isinstance(payload, list) and self.api in _STREAMS_TELL else self.api
-            record = usage_from_response(payload, provider=self.provider or None, api=api)
+            named = {"model_id": model} if model and api in _NAMELESS else {}
+            record = usage_from_response(payload, provider=self.provider or None, api=api, **named)
         except (PayloadError, ValueError, TypeError):
             # The call was made and is billed, though its answer can't be read.
             record = UsageRecord(provider=self.provider, quality=UsageQuality.UNKNOWN)
@@ -184,6 +191,8 @@ class _Kept:
         self.record = kept.record
 
 
+# The APIs whose answers do not name the model.
+_NAMELESS = frozenset({"bedrock.converse", "cohere.chat"})
 # The APIs whose streams say by their events which they are.
 _STREAMS_TELL = frozenset({"anthropic.messages", "openai.responses", "openai.images", "openai.transcription"})
 
@@ -206,6 +215,9 @@ def _is_final(event: dict[str, Any]) -> bool:
     if event.get("type") == "message_delta":
         delta = event.get("delta")
         return isinstance(delta, dict) and bool(delta.get("stop_reason"))
+    if "candidates" in event:
+        candidates = event["candidates"]
+        return any(isinstance(each, dict) and each.get("finishReason") for each in candidates or ())
     return event.get("choices") == [] and isinstance(event.get("usage"), dict)
 
 

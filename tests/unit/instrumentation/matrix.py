@@ -1,4 +1,4 @@
-"""Ways to call an SDK, and what each must leave: one record, with the usage that the stub sent, or UNKNOWN."""
+"""Ways to call an SDK must leave one record each, with the usage that the stub sent, or UNKNOWN."""
 
 from __future__ import annotations
 

@@ -419,7 +419,7 @@ def test_the_caller_sees_its_own_request(stub: Stub, client: CostOpsClient) -> N
 
 
 def test_the_hook_is_still_there() -> None:
-    """The SDK sends with `send` of an httpx client that it holds in `_client`, and derived clients share it."""
+    """The SDK sends with `send` of an httpx client in `_client`, and derived clients share it."""
     with openai.OpenAI(api_key="k") as sdk:
         assert callable(sdk._client.send)
         assert callable(sdk._client.build_request)
