@@ -448,8 +448,11 @@ class AsyncCostOpsClient(_Client):
 
     async def close(self) -> None:
         """Send what was recorded, and let go of connections, files and threads. May be called twice."""
-        if self._channel.owner and self._recording.begun:
-            await asyncio.to_thread(self._recording.close)
+        if self._channel.owner:
+            if self._recording.begun:
+                await asyncio.to_thread(self._recording.close)
+            else:
+                self._recording.close()
         await self._channel.close()
 
     async def __aenter__(self) -> Self:

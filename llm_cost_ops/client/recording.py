@@ -33,6 +33,7 @@ class Recording:
         self._connect = connect
         self._lock = threading.Lock()
         self._recorder: Recorder | None = None
+        self._closed = False
 
     @property
     def recorder(self) -> Recorder:
@@ -42,7 +43,10 @@ class Recording:
 
             with self._lock:
                 if self._recorder is None:
-                    self._recorder = Recorder(self._config, self._build, self._connect)
+                    recorder = Recorder(self._config, self._build, self._connect)
+                    if self._closed:
+                        recorder.close(0)
+                    self._recorder = recorder
         return self._recorder
 
     @property
@@ -56,6 +60,7 @@ class Recording:
 
     def close(self) -> None:
         """Send what is there, for at most the recorder's shutdown_timeout, and end."""
+        self._closed = True
         if self._recorder is not None:
             self._recorder.close()
 

@@ -41,7 +41,8 @@ class EventReader:
         passing: list[bytes] = []
         start = 0
         position = max(0, self._scanned - 3)
-        while found := _BOUNDARY.search(pending, position):
+        may_end = b"\n" in data or b"\r" in data
+        while may_end and (found := _BOUNDARY.search(pending, position)):
             block = bytes(pending[start : found.end()])
             if not self._take(block):
                 passing.append(block)

@@ -38,11 +38,9 @@ def wrap_client(http_client: Any, options: Options) -> None:
     if hook is None:
         hook = _Hook()
         original = http_client.send
-        wrapped: Any = (
-            _async_send(original, hook) if iscoroutinefunction(original) else _sync_send(original, hook)
-        )
-        wrapped.llm_cost_ops_hook = hook
-        http_client.send = wrapped
+        wrap = _async_send if iscoroutinefunction(original) else _sync_send
+        hook.send = http_client.send = wrap(original, hook)
+        hook.send.llm_cost_ops_hook = hook
     hook.options = options
 
 
@@ -53,19 +51,17 @@ def unwrap_client(http_client: Any) -> None:
         return
     # Where another wrapper lies above ours, ours stays and does nothing.
     hook.options = None
-    wrapped = vars(http_client).get("send")
-    if getattr(wrapped, "llm_cost_ops_hook", None) is hook:
+    if vars(http_client).get("send") is hook.send:
         del http_client.send
-        if http_client.send != wrapped.__wrapped__:
-            http_client.send = wrapped.__wrapped__
+        if http_client.send != hook.send.__wrapped__:
+            http_client.send = hook.send.__wrapped__
 
 
 def _hook_of(http_client: Any) -> _Hook | None:
     """The hook of a client that is wrapped, by whomever it was wrapped again."""
     function = vars(http_client).get("send")
     while function is not None:
-        # functools.wraps copies attributes: only the function that is marked first is ours.
-        hook = vars(function).get("llm_cost_ops_hook") if hasattr(function, "__dict__") else None
+        hook = getattr(function, "llm_cost_ops_hook", None)
         if isinstance(hook, _Hook):
             return hook
         function = getattr(function, "__wrapped__", None)
@@ -109,6 +105,7 @@ class _Hook:
 
     def __init__(self) -> None:
         self.options: Options | None = None
+        self.send: Any = None
         self.refusing: set[str] = set()
 
     def begin(self, request: Any) -> _Exchange | None:
@@ -185,7 +182,6 @@ class _Exchange:
                 call.body = lambda: content
             call.finish(finished=True)
             return
-        library = _library_of(response)
         encoding = response.headers.get("content-encoding", "")
         reader = None
         if is_stream and encoding in ("", "identity"):
@@ -199,9 +195,9 @@ class _Exchange:
             else:
                 call.body = decoded
         call.begin_stream()
-        tee, async_tee = _tees(library)
-        kind_of_tee = async_tee if hasattr(response.stream, "__aiter__") else tee
-        response.stream = kind_of_tee(response.stream, _Watch(call, reader, body))
+        sync_tee, async_tee, _ = _stream_types(_library_of(response))
+        tee = async_tee if hasattr(response.stream, "aclose") else sync_tee
+        response.stream = tee(response.stream, _Watch(call, reader, body))
 
 
 class _Watch:
@@ -247,58 +243,83 @@ class _Watch:
             _report("a call can't be recorded")
 
 
-@functools.cache
-def _tees(library: Any) -> tuple[type, type]:
-    """The streams that stand before an answer's own, of a library's types."""
+class _Tee:
+    """Stands before an answer's own stream."""
 
-    class Tee(library.SyncByteStream):  # type: ignore[misc]  # the type is known when there is one
-        def __init__(self, inner: Any, watch: _Watch) -> None:
-            self._inner = inner
-            self._watch = watch
+    def __init__(self, inner: Any, watch: _Watch) -> None:
+        self._inner = inner
+        self._watch = watch
 
-        def __iter__(self) -> Iterator[bytes]:
-            for data in self._inner:
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+class _SyncTee(_Tee):
+    def __iter__(self) -> Iterator[bytes]:
+        for data in self._inner:
+            if passing := self._watch.feed(data):
+                yield passing
+        if rest := self._watch.end():
+            yield rest
+
+    def close(self) -> None:
+        try:
+            self._inner.close()
+        finally:
+            self._watch.finish()
+
+
+class _AsyncTee(_Tee):
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        stream = aiter(self._inner)
+        try:
+            async for data in stream:
                 if passing := self._watch.feed(data):
                     yield passing
             if rest := self._watch.end():
                 yield rest
+        finally:
+            if hasattr(stream, "aclose"):
+                await stream.aclose()
 
-        def close(self) -> None:
-            try:
-                self._inner.close()
-            finally:
-                self._watch.finish()
+    async def aclose(self) -> None:
+        try:
+            await self._inner.aclose()
+        finally:
+            self._watch.finish()
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._inner, name)
 
-    class AsyncTee(library.AsyncByteStream):  # type: ignore[misc]  # as above
-        def __init__(self, inner: Any, watch: _Watch) -> None:
-            self._inner = inner
-            self._watch = watch
+class _Form:
+    """Stands before a form that is sent, and keeps its beginning: its fields come before its files."""
 
-        async def __aiter__(self) -> AsyncIterator[bytes]:
-            stream = aiter(self._inner)
-            try:
-                async for data in stream:
-                    if passing := self._watch.feed(data):
-                        yield passing
-                if rest := self._watch.end():
-                    yield rest
-            finally:
-                if hasattr(stream, "aclose"):
-                    await stream.aclose()
+    def __init__(self, inner: Any, head: bytearray) -> None:
+        self._inner = inner
+        self._head = head
 
-        async def aclose(self) -> None:
-            try:
-                await self._inner.aclose()
-            finally:
-                self._watch.finish()
+    def __iter__(self) -> Iterator[bytes]:
+        for data in self._inner:
+            self._keep(data)
+            yield data
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._inner, name)
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for data in self._inner:
+            self._keep(data)
+            yield data
 
-    return Tee, AsyncTee
+    def _keep(self, data: bytes) -> None:
+        if len(self._head) < _MAX_FORM:
+            self._head.extend(data[:_MAX_FORM])
+
+
+@functools.cache
+def _stream_types(library: Any) -> tuple[type, type, type]:
+    """The streams above as types of a library, which takes no others."""
+    sync, asynchronous = library.SyncByteStream, library.AsyncByteStream
+    return (
+        type("SyncTee", (_SyncTee, sync), {}),
+        type("AsyncTee", (_AsyncTee, asynchronous), {}),
+        type("Form", (_Form, sync, asynchronous), {}),
+    )
 
 
 def _library_of(thing: Any) -> Any:
@@ -339,30 +360,10 @@ def _content(request: Any) -> bytes:
 
 
 def _watch_form(request: Any) -> Callable[[], bytes]:
-    """Have the beginning of a form kept as it is sent: its fields come before its files."""
+    """Have the beginning of a form kept as it is sent."""
     head = bytearray()
-    library = _library_of(request)
-    inner = request.stream
-
-    sync_stream: Any = library.SyncByteStream
-    async_stream: Any = library.AsyncByteStream
-
-    class Form(sync_stream, async_stream):  # type: ignore[misc]  # as above
-        def __iter__(self) -> Iterator[bytes]:
-            for data in inner:
-                keep(data)
-                yield data
-
-        async def __aiter__(self) -> AsyncIterator[bytes]:
-            async for data in inner:
-                keep(data)
-                yield data
-
-    def keep(data: bytes) -> None:
-        if len(head) < _MAX_FORM:
-            head.extend(data[:_MAX_FORM])
-
-    request.stream = Form()
+    *_, form = _stream_types(_library_of(request))
+    request.stream = form(request.stream, head)
     return lambda: bytes(head)
 
 
