@@ -129,8 +129,8 @@ class Call:
         try:
             payload = self._payload(asked, model)
             api = None if isinstance(payload, list) and self.api in _STREAMS_TELL else self.api
-            named = {"model_id": model} if model and api in _NAMELESS else {}
-            record = usage_from_response(payload, provider=self.provider or None, api=api, **named)
+            named: dict[str, Any] = {"model_id": model} if model and api in _NAMELESS else {}
+            record = usage_from_response(payload, provider=self.provider, api=api, **named)
         except (PayloadError, ValueError, TypeError):
             # The call was made and is billed, though its answer can't be read.
             record = UsageRecord(provider=self.provider, quality=UsageQuality.UNKNOWN)
