@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llm_cost_ops.client.clients import AsyncCostOpsClient, CostOpsClient
+    from llm_cost_ops.client.observing import instrument, uninstrument
     from llm_cost_ops.config import (
         CacheConfig,
         CircuitBreakerConfig,
@@ -84,7 +85,9 @@ _HOMES = {
     "UsageRecord": "types",
     "ValidationError": "exceptions",
     "calculate_cost": "pricing.calculator",
+    "instrument": "client.observing",
     "select_card": "pricing.selection",
+    "uninstrument": "client.observing",
     "usage_from_response": "normalizers",
     "usages_from_response": "normalizers",
 }
@@ -122,7 +125,9 @@ __all__ = [
     "ValidationError",
     "__version__",
     "calculate_cost",
+    "instrument",
     "select_card",
+    "uninstrument",
     "usage_from_response",
     "usages_from_response",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypedDict
 
 import msgspec
 
@@ -19,7 +19,7 @@ from llm_cost_ops._gen.messages import (
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.interceptor import Req, Res, StreamContinuation, UnaryContinuation
 
-__all__ = ["Attributes", "Attribution", "attribute", "current_attributes"]
+__all__ = ["Attributes", "Attribution", "AttributionFields", "attribute", "current_attributes"]
 
 
 class Attributes(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +57,17 @@ class Attributes(msgspec.Struct, frozen=True, kw_only=True):
         if self.tags and isinstance(record.tags, list):
             missing["tags"] = list(dict.fromkeys((*record.tags, *self.tags)))
         return msgspec.structs.replace(record, **missing) if missing else record
+
+
+class AttributionFields(TypedDict, total=False):
+    """What may be said of whose calls they are: the keywords of `attribute`."""
+
+    organization_id: str
+    project_id: str
+    user_id: str
+    session_id: str
+    labels: Mapping[str, str] | None
+    tags: Sequence[str]
 
 
 _NONE = Attributes()

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 from urllib.parse import parse_qs, urlencode
 
 from llm_cost_ops._gen import resources
-from llm_cost_ops.client.attribution import Attributes, Attribution, attribute
+from llm_cost_ops.client.attribution import Attributes, Attribution, AttributionFields, attribute
 from llm_cost_ops.client.options import chain_of
 from llm_cost_ops.client.recording import Recording, async_connection, sync_connection
 from llm_cost_ops.client.uploads import AsyncStreamingUsageResource, StreamingUsageResource
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 __all__ = ["AsyncCostOpsClient", "CostOpsClient", "RawAsyncCostOpsClient", "RawCostOpsClient"]
 
 Made = TypeVar("Made", bound="_Client")
+
+_SDKClient = TypeVar("_SDKClient")
 
 
 def _configured(
@@ -274,6 +276,41 @@ class _Client:
             tags=tags,
         )
 
+    def instrument(
+        self,
+        sdk_client: _SDKClient,
+        *,
+        provider: str = "",
+        stream_usage: bool | Literal["auto"] = "auto",
+        **attribution: Unpack[AttributionFields],
+    ) -> _SDKClient:
+        """Have each call that a provider's SDK makes recorded beside the caller's work; gives that object.
+
+            llm = client.instrument(openai.OpenAI(), labels={"feature": "search"})
+
+        Takes clients of openai, anthropic, mistralai, cohere, sync or async, and httpx clients. What was
+        said of a client before is replaced. Calls count as those of the block of `attribute` that they are
+        made in, else as `attribution` says (the fields of `attribute`), else as this client's.
+
+        Args:
+            sdk_client: the SDK's client; it and those derived from it (`with_options`) are recorded.
+            provider: who serves the calls, when the host that they go to does not tell.
+            stream_usage: whether streams of chat completions are asked for their usage; the chunk with it is
+                kept from the caller. "auto" asks hosts that are known to take it.
+
+        Raises TypeError for a client that can't be instrumented.
+        """
+        from llm_cost_ops.client.observing import observe
+
+        observe(self._recording, sdk_client, provider, stream_usage, attribution)
+        return sdk_client
+
+    def uninstrument(self, sdk_client: object) -> None:
+        """Let a client be as it was before `instrument`."""
+        from llm_cost_ops.instrumentation import uninstrument
+
+        uninstrument(sdk_client)
+
     def close_on_sigterm(self) -> None:
         """Have SIGTERM send what was recorded before it does what it did before. Only in the main thread."""
         self._recording.close_on_sigterm()
@@ -314,7 +351,9 @@ class _AsyncClient(_Client):
 
     async def close(self) -> None:
         """Send what was recorded, and let go of connections, files and threads. May be called twice."""
-        if self._channel.owner and self._recording.begun:
+        if self._channel.owner and not self._recording.begun:
+            self._recording.close()
+        elif self._channel.owner:
             import asyncio
 
             await asyncio.to_thread(self._recording.close)

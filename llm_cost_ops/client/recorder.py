@@ -30,7 +30,15 @@ from llm_cost_ops.rpc.forks import forget_in_children
 from llm_cost_ops.rpc.ids import uuid7_series
 from llm_cost_ops.rpc.status import StatusCode
 
-__all__ = ["MAX_BATCH_BYTES", "MAX_BATCH_RECORDS", "Connection", "FlushReport", "Recorder", "Rejected"]
+__all__ = [
+    "MAX_BATCH_BYTES",
+    "MAX_BATCH_RECORDS",
+    "Connection",
+    "FlushReport",
+    "Recordable",
+    "Recorder",
+    "Rejected",
+]
 
 MAX_BATCH_RECORDS = 1000
 MAX_BATCH_BYTES = 1024 * 1024
@@ -47,9 +55,12 @@ _log = logging.getLogger("llm_cost_ops.recorder")
 
 _ACCEPTED = (SubmitStatus.CREATED, SubmitStatus.DUPLICATE)
 
-# What `record` was called with (the record or None, the fields), and whose the call is; when, in nanoseconds
-# since 1970, and a number.
-_Raw = tuple[UsageRecord | None, Mapping[str, Any], Attributes, int, int]
+Recordable = UsageRecord | Callable[[], UsageRecord] | None
+"""A record, what makes one when it is its turn, or None where the fields are all."""
+
+# What `record` was called with (the record, the fields), and whose the call is; when, in nanoseconds since
+# 1970, and a number.
+_Raw = tuple[Recordable, Mapping[str, Any], Attributes, int, int]
 _Built = tuple[UsageRecord, int]
 
 
@@ -111,7 +122,7 @@ class Recorder:
     def __init__(
         self,
         config: RecorderConfig,
-        build: Callable[[UsageRecord | None, Mapping[str, Any], Attributes], UsageRecord],
+        build: Callable[[Recordable, Mapping[str, Any], Attributes], UsageRecord],
         connect: Callable[[], Connection],
     ) -> None:
         self._config = config
@@ -126,9 +137,15 @@ class Recorder:
         forget_in_children(self)
         _open.add(self)
 
-    def record(self, record: UsageRecord | None, fields: Mapping[str, object]) -> None:
-        """Take a record; never waits for the network. RecorderFullError where overflow is "raise"."""
-        raw = (record, fields, current_attributes(), time.time_ns(), next(self._numbers))
+    def record(
+        self, record: Recordable, fields: Mapping[str, object], attributes: Attributes | None = None
+    ) -> None:
+        """Take a record; never waits for the network. RecorderFullError where overflow is "raise".
+
+        `attributes` say whose the call is, where that is not told by the blocks around this place.
+        """
+        whose = current_attributes() if attributes is None else attributes
+        raw = (record, fields, whose, time.time_ns(), next(self._numbers))
         if self._spool is not None:
             self._keep(raw)
             return
@@ -139,6 +156,21 @@ class Recorder:
             queue.append(raw)
         if self._idle:
             self._wake()
+
+    def start(self) -> None:
+        """Have the thread running, where it may not be started later."""
+        if self._thread is None:
+            self._wake()
+
+    def record_abandoned(self, record: Recordable, attributes: Attributes) -> None:
+        """Take a record in a finalizer, which may run while this thread holds any lock: takes none.
+
+        It waits in memory until the thread looks up, within a second, or until `flush` or `close`.
+        """
+        if self._closed or self._is_full():
+            self._counts.dropped += 1
+        else:
+            self._queue.append((record, {}, attributes, time.time_ns(), next(self._numbers)))
 
     def flush(self, timeout: float | None = None) -> FlushReport:
         """Wait until everything was sent, for at most so many seconds; shutdown_timeout when not given."""
@@ -257,8 +289,8 @@ class Recorder:
         built = self._built(raw)
         if isinstance(built, str):
             with self._progress:
-                self._count_rejected(raw[0], built)
-            self._report_error(raw[0], built)
+                self._count_rejected(_given(raw), built)
+            self._report_error(_given(raw), built)
             return
         assert self._spool is not None
         payload = USAGE_RECORD.encode_json(built)
@@ -388,12 +420,12 @@ class Recorder:
                 with self._progress:
                     if isinstance(built, str):
                         self._in_memory -= 1
-                        self._count_rejected(raw[0], built)
+                        self._count_rejected(_given(raw), built)
                     else:
                         self._backlog.append((built, size))
                         self._backlog_bytes += size
                 if isinstance(built, str):
-                    self._report_error(raw[0], built)
+                    self._report_error(_given(raw), built)
 
     def _next_batch(self) -> tuple[SpoolBatch | None, list[_Built]]:
         with self._progress:
@@ -513,6 +545,11 @@ def _submitted(connection: Connection, records: list[UsageRecord]) -> list[Submi
     if len(results) != len(records):
         raise CostOpsError(f"the answer has {len(results)} results for {len(records)} records")
     return results
+
+
+def _given(raw: _Raw) -> UsageRecord | None:
+    """The record that `record` was called with, if it was one."""
+    return raw[0] if isinstance(raw[0], UsageRecord) else None
 
 
 def _moment(nanoseconds: int) -> Any:

@@ -17,7 +17,7 @@ from llm_cost_ops.client.attribution import Attributes, Attribution
 from llm_cost_ops.rpc.channel import AsyncChannel, Channel
 
 if TYPE_CHECKING:
-    from llm_cost_ops.client.recorder import FlushReport, Recorder
+    from llm_cost_ops.client.recorder import FlushReport, Recordable, Recorder
     from llm_cost_ops.config import RecorderConfig
 
 __all__ = ["Recording", "async_connection", "sync_connection"]
@@ -32,6 +32,7 @@ class Recording:
         self._connect = connect
         self._lock = threading.Lock()
         self._recorder: Recorder | None = None
+        self._closed = False
 
     @property
     def recorder(self) -> Recorder:
@@ -41,7 +42,10 @@ class Recording:
 
             with self._lock:
                 if self._recorder is None:
-                    self._recorder = Recorder(self._config, self._build, self._connect)
+                    recorder = Recorder(self._config, self._build, self._connect)
+                    if self._closed:
+                        recorder.close(0)
+                    self._recorder = recorder
         return self._recorder
 
     @property
@@ -55,6 +59,7 @@ class Recording:
 
     def close(self) -> None:
         """Send what is there, for at most the recorder's shutdown_timeout, and end."""
+        self._closed = True
         if self._recorder is not None:
             self._recorder.close()
 
@@ -75,8 +80,22 @@ class Recording:
 
         signal.signal(signal.SIGTERM, handle)
 
-    def _build(self, record: UsageRecord | None, fields: Mapping[str, Any], inner: Attributes) -> UsageRecord:
+    def observe(self, build: Callable[[], UsageRecord], attributes: Attributes) -> None:
+        """Take a record that an instrument saw, made when it is its turn. As `record` for the rest."""
+        self.recorder.record(build, {}, attributes)
+
+    def observe_abandoned(self, build: Callable[[], UsageRecord], attributes: Attributes) -> None:
+        """The same, perhaps from a finalizer."""
+        self.recorder.record_abandoned(build, attributes)
+
+    def expect(self) -> None:
+        """Be ready for a record that may come from a finalizer."""
+        self.recorder.start()
+
+    def _build(self, record: Recordable, fields: Mapping[str, Any], inner: Attributes) -> UsageRecord:
         """The record that `submit` would send for the same arguments."""
+        if callable(record):
+            return self._attribution.in_force(inner).of(record())
         arguments = {name: value for name, value in fields.items() if name not in _PER_CALL}
         submitted: Any = UsageResource(_AS_GIVEN).submit(record, **arguments)
         made: UsageRecord = submitted

@@ -17,8 +17,8 @@ APIError AsyncCostOpsClient AuthenticationError AuthorizationError CacheConfig C
 ClientClosedError ClientConfig ConfigurationError ConflictError ConnectionPoolConfig CostOpsClient
 CostOpsError LoggingConfig MetricsConfig NetworkError NotFoundError PayloadError PriceQuery RateCard
 RateLimitConfig RateLimitError RecorderConfig RecorderFullError RetryConfig ServerError TLSConfig
-TimeoutError UsageRecord ValidationError __version__ calculate_cost select_card usage_from_response
-usages_from_response
+TimeoutError UsageRecord ValidationError __version__ calculate_cost instrument select_card
+uninstrument usage_from_response usages_from_response
 """
 CONFIG = """
 CacheConfig CircuitBreakerConfig ClientConfig ConnectionPoolConfig LoggingConfig MetricsConfig
@@ -34,8 +34,8 @@ AsyncVirtualRuntime Delay Fault InterceptorCheckError Received ScriptedTransport
 async_memory_client check_interceptor memory_client
 """
 CLIENT = """
-analytics attribute close close_on_sigterm config costs flush health pricing ready usage with_options
-with_raw_response
+analytics attribute close close_on_sigterm config costs flush health instrument pricing ready
+uninstrument usage with_options with_raw_response
 """
 # What was promised; there may be more.
 RESOURCES = {

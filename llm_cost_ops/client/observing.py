@@ -1,0 +1,74 @@
+"""Instrumented SDK clients: their records go to a client's recorder, or to the default client's."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
+
+from llm_cost_ops.client.attribution import Attributes, AttributionFields, current_attributes
+from llm_cost_ops.exceptions import ConfigurationError
+from llm_cost_ops.instrumentation import Options, uninstrument
+from llm_cost_ops.instrumentation import instrument as wrap
+from llm_cost_ops.rules.providers import canonical_provider
+
+if TYPE_CHECKING:
+    from llm_cost_ops.client.clients import CostOpsClient
+    from llm_cost_ops.client.recording import Recording
+
+__all__ = ["instrument", "observe", "uninstrument"]
+
+_SDKClient = TypeVar("_SDKClient")
+
+
+def observe(
+    recording: Recording,
+    sdk_client: Any,
+    provider: str,
+    stream_usage: bool | Literal["auto"],
+    attribution: AttributionFields,
+) -> None:
+    """Have the calls of an SDK's client recorded."""
+    if stream_usage not in (True, False, "auto"):
+        raise ConfigurationError(
+            f"stream_usage must be True, False or 'auto', not {stream_usage!r}", parameter="stream_usage"
+        )
+    fields: dict[str, Any] = {**attribution, "labels": dict(attribution.get("labels") or {})}
+    stated = Attributes(**fields)
+    options = Options(
+        sink=recording,
+        attributes=lambda: current_attributes().over(stated),
+        provider=canonical_provider(provider) if provider else "",
+        stream_usage=stream_usage,
+        sdk=type(sdk_client).__module__.partition(".")[0],
+    )
+    wrap(sdk_client, options)
+
+
+_default: CostOpsClient | None = None
+_lock = threading.Lock()
+
+
+def _default_client() -> CostOpsClient:
+    global _default  # noqa: PLW0603  # one for the process
+    with _lock:
+        if _default is None:
+            from llm_cost_ops.client.clients import CostOpsClient
+
+            _default = CostOpsClient()
+        return _default
+
+
+def instrument(
+    sdk_client: _SDKClient,
+    *,
+    provider: str = "",
+    stream_usage: bool | Literal["auto"] = "auto",
+    **attribution: Unpack[AttributionFields],
+) -> _SDKClient:
+    """As CostOpsClient.instrument, with a client that the environment sets up (LLM_COST_OPS_BASE_URL, …).
+
+    It is made when it is first used, shared by the process, and sends what is left when the process ends.
+    """
+    return _default_client().instrument(
+        sdk_client, provider=provider, stream_usage=stream_usage, **attribution
+    )

@@ -1,0 +1,137 @@
+"""boto3's bedrock-runtime: the client's own events, and the event streams that it answers with."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from llm_cost_ops.instrumentation.calls import Call, Options
+
+__all__ = ["subscribe", "unsubscribe"]
+
+_SERVICE = "bedrock-runtime"
+_UNIQUE = "llm-cost-ops"
+_CALL = "llm_cost_ops.call"
+_OPERATIONS = ("Converse", "ConverseStream", "InvokeModel", "InvokeModelWithResponseStream")
+_HEADERS = {
+    "inputTokens": "x-amzn-bedrock-input-token-count",
+    "outputTokens": "x-amzn-bedrock-output-token-count",
+    "cacheReadInputTokens": "x-amzn-bedrock-cache-read-input-token-count",
+    "cacheWriteInputTokens": "x-amzn-bedrock-cache-write-input-token-count",
+}
+_METRICS = {
+    "inputTokens": "inputTokenCount",
+    "outputTokens": "outputTokenCount",
+    "cacheReadInputTokens": "cacheReadInputTokenCount",
+    "cacheWriteInputTokens": "cacheWriteInputTokenCount",
+}
+
+_log = logging.getLogger("llm_cost_ops.instrumentation")
+
+
+def subscribe(events: Any, options: Options) -> None:
+    """Have the calls of a client recorded, by its events."""
+    unsubscribe(events)
+
+    def begin(params: Any, context: Any, **_: Any) -> None:
+        try:
+            model = str(params.get("modelId", ""))
+            provider = options.provider or "aws"
+            context[_CALL] = Call(options, "bedrock.converse", provider, known_host=True, model=model)
+        except Exception:  # noqa: BLE001  # the caller's call goes on, whatever is wrong with ours
+            _log.warning("a call can't be recorded", exc_info=True)
+
+    def answered(http_response: Any, parsed: Any, context: Any, **_: Any) -> None:
+        try:
+            call = (context or {}).pop(_CALL, None)
+            if call is not None and http_response.status_code < 300:
+                _look(call, parsed)
+        except Exception:  # noqa: BLE001  # as above
+            _log.warning("an answer can't be recorded", exc_info=True)
+
+    for name, identity, handler in _handlers(begin, answered):
+        events.register(name, handler, identity)
+
+
+def unsubscribe(events: Any) -> None:
+    """Let a client be as it was."""
+    for name, identity, _ in _handlers(None, None):
+        events.unregister(name, unique_id=identity)
+
+
+def _handlers(begin: Any, answered: Any) -> Iterator[tuple[str, str, Any]]:
+    """The names of the events, the ids under which they are handled, and by what."""
+    for operation in _OPERATIONS:
+        yield f"provide-client-params.{_SERVICE}.{operation}", f"{_UNIQUE}-begin-{operation}", begin
+        yield f"after-call.{_SERVICE}.{operation}", f"{_UNIQUE}-answered-{operation}", answered
+
+
+def _look(call: Call, parsed: dict[str, Any]) -> None:
+    metadata = parsed.get("ResponseMetadata") or {}
+    name = "stream" if "stream" in parsed else "body"
+    if hasattr(parsed.get(name), "_event_generator") or name == "stream":
+        counts: dict[str, Any] = {}
+        call.body = lambda: {"ResponseMetadata": metadata, **counts}
+        call.begin_stream()
+        parsed[name] = _Tee(parsed[name], call, counts)
+        return
+    if "usage" in parsed:
+        payload = {key: parsed[key] for key in parsed if key != "output"}
+    else:
+        # A body in the model's own form. Its counts stand in the headers too.
+        headers = metadata.get("HTTPHeaders") or {}
+        usage = {key: int(headers[header]) for key, header in _HEADERS.items() if header in headers}
+        payload = {"ResponseMetadata": metadata, **({"usage": usage} if usage else {})}
+    call.body = lambda: payload
+    call.finish(finished=True)
+
+
+class _Tee:
+    """Stands before an EventStream, and sees its events."""
+
+    def __init__(self, inner: Any, call: Call, counts: dict[str, Any]) -> None:
+        self._inner = inner
+        self._call = call
+        self._counts = counts
+
+    def __iter__(self) -> Iterator[Any]:
+        finished = False
+        try:
+            for event in self._inner:
+                self._take(event)
+                yield event
+            finished = True
+        finally:
+            self._finish(finished=finished)
+
+    def close(self) -> None:
+        """Close the stream."""
+        try:
+            self._inner.close()
+        finally:
+            self._finish(finished=False)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def _take(self, event: dict[str, Any]) -> None:
+        try:
+            self._call.first_byte()
+            if "metadata" in event:
+                self._counts.update(event["metadata"])
+            elif b"amazon-bedrock-invocationMetrics" in (data := event.get("chunk", {}).get("bytes", b"")):
+                metrics = msgspec.json.decode(data)["amazon-bedrock-invocationMetrics"]
+                usage = {key: metrics[name] for key, name in _METRICS.items() if name in metrics}
+                self._counts["usage"] = usage
+        except Exception:  # noqa: BLE001  # the event passes, whatever is wrong with us
+            _log.warning("a stream can't be read", exc_info=True)
+
+    def _finish(self, *, finished: bool) -> None:
+        try:
+            # After the counts nothing comes that is counted.
+            self._call.finish(finished=finished or "usage" in self._counts)
+        except Exception:  # noqa: BLE001  # as above
+            _log.warning("a call can't be recorded", exc_info=True)

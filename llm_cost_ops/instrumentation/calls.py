@@ -1,0 +1,237 @@
+"""One call of an SDK: what it is, from its request, and the record that its answer makes.
+
+`Call` is filled in on the caller's thread and does next to nothing there; the answer is decoded and read when
+the recorder's thread asks for the record.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from llm_cost_ops._gen.messages import UsageQuality, UsageRecord
+from llm_cost_ops.instrumentation.providers import API_PROVIDERS, UNIQUE_IDS
+from llm_cost_ops.normalizers import PayloadError, usage_from_response
+
+__all__ = ["Call", "Options", "Sink", "model_in_path"]
+
+SOURCE = "instrument"
+
+# Types of events after which nothing more is counted.
+_FINAL_TYPES = frozenset({
+    "message_stop", "message-end", "response.completed", "response.incomplete", "response.failed",
+    "response.done", "speech.audio.done", "transcript.text.done", "image_generation.completed",
+    "image_edit.completed", "conversation.response.done",
+})  # fmt: skip
+_FORM_MODEL = re.compile(rb'name="model"\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]+)\r\n')
+_PATH_MODEL = re.compile(r"(?:^|/)(?:models?|deployments)/([^/:?]+)")
+
+
+class Sink(Protocol):
+    """Where records go: a client's recorder."""
+
+    def observe(self, build: Callable[[], UsageRecord], attributes: Any) -> None:
+        """Take a record that is built later."""
+
+    def observe_abandoned(self, build: Callable[[], UsageRecord], attributes: Any) -> None:
+        """The same, perhaps from a finalizer, which may run in any place: takes no lock."""
+
+    def expect(self) -> None:
+        """Be ready for a record that may come from a finalizer."""
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """How calls of a client are recorded."""
+
+    sink: Sink
+    attributes: Callable[[], Any]
+    """Whose a call is that is made here and now; what it gives goes back to the sink."""
+    provider: str = ""
+    """Who serves the calls, when the host does not tell."""
+    stream_usage: bool | Literal["auto"] = "auto"
+    """Whether chat streams are asked for their usage; "auto": where the host is known to take it."""
+    sdk: str = ""
+    """The SDK's package."""
+
+
+class _Asked(msgspec.Struct):
+    """What of a request's body is read."""
+
+    model: str = ""
+    input: Any = None
+
+
+class Call:
+    """One call: told from its request, given its answer, made into a record."""
+
+    __slots__ = (
+        "_abandonable", "_attributes", "_options", "_started", "_trace", "api", "body", "events",
+        "finished", "latency_ms", "model", "provider", "request_body", "time_to_first_ms", "unique",
+    )  # fmt: skip
+
+    def __init__(
+        self, options: Options, api: str, provider: str, *, known_host: bool, model: str = ""
+    ) -> None:
+        self._options = options
+        self._attributes = options.attributes()
+        self._trace = _current_span()
+        self._started = time.monotonic()
+        self._abandonable = False
+        self.api = api
+        self.provider = provider
+        self.unique = (known_host or bool(options.provider)) and provider in UNIQUE_IDS
+        self.model = model
+        self.request_body: Callable[[], bytes] = bytes
+        self.body: Callable[[], Any] | None = None
+        self.events: Callable[[], list[bytes]] | None = None
+        self.finished = False
+        self.latency_ms: int | None = None
+        self.time_to_first_ms: int | None = None
+
+    def first_byte(self) -> None:
+        """The first bytes of a stream are there."""
+        if self.time_to_first_ms is None:
+            self.time_to_first_ms = self._elapsed()
+
+    def begin_stream(self) -> None:
+        """The answer comes bit by bit: when it is dropped, what was seen is recorded."""
+        self._options.sink.expect()
+        self._abandonable = True
+
+    def finish(self, *, finished: bool) -> None:
+        """The answer is there, or nothing more of it will come. Records; the second time does nothing."""
+        if self.latency_ms is None:
+            self.latency_ms = self._elapsed()
+            self.finished = finished
+            self._abandonable = False
+            # What is broken off may be so by the garbage collector.
+            sink = self._options.sink
+            (sink.observe if finished else sink.observe_abandoned)(self.record, self._attributes)
+
+    def __del__(self) -> None:
+        if getattr(self, "_abandonable", False):
+            self._abandonable = False
+            self.latency_ms = self._elapsed()
+            self._options.sink.observe_abandoned(_Kept(self).record, self._attributes)
+
+    def _elapsed(self) -> int:
+        return int((time.monotonic() - self._started) * 1000)
+
+    def record(self) -> UsageRecord:
+        """The record of the call."""
+        asked = self._asked()
+        model = asked.model or self.model
+        try:
+            payload = self._payload(asked, model)
+            api = None if isinstance(payload, list) and self.api in _STREAMS_TELL else self.api
+            named: dict[str, Any] = {"model_id": model} if model and api in _NAMELESS else {}
+            record = usage_from_response(payload, provider=self.provider, api=api, **named)
+        except (PayloadError, ValueError, TypeError):
+            # The call was made and is billed, though its answer can't be read.
+            record = UsageRecord(provider=self.provider, quality=UsageQuality.UNKNOWN)
+        if not self.finished:
+            record.quality = UsageQuality.UNKNOWN
+        record.provider = record.provider or API_PROVIDERS.get(self.api, "unknown")
+        if model and record.model_id and record.model_id != model and not record.requested_model_id:
+            record.requested_model_id = model
+        record.model_id = record.model_id or model or "unknown"
+        if not self.unique:
+            record.idempotency_key = ""
+        record.observation = True
+        record.source = record.source or SOURCE
+        record.latency_ms = self.latency_ms
+        record.time_to_first_token_ms = self.time_to_first_ms
+        record.trace_id, record.span_id = self._trace
+        return record
+
+    def _asked(self) -> _Asked:
+        body = self.request_body()
+        if body[:1] == b"{":
+            try:
+                return msgspec.json.decode(body, type=_Asked)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                return _Asked()
+        found = _FORM_MODEL.search(body)
+        return _Asked(model=found[1].decode("utf-8", "replace") if found else "")
+
+    def _payload(self, asked: _Asked, model: str) -> Any:
+        if self.events is not None:
+            events = [event for data in self.events() if (event := _decoded(data)) is not None]
+            self.finished = self.finished or any(_is_final(event) for event in events)
+            return [event for event in events if event]
+        if self.api == "openai.speech":
+            # The sound says nothing of its cost. The models before tokens are billed by the character.
+            by_character = model.startswith("tts-1") and isinstance(asked.input, str)
+            return {"model": model, "usage": {"characters": len(asked.input)} if by_character else None}
+        body = b"" if self.body is None else self.body()
+        if isinstance(body, dict):
+            return body
+        if self.api == "openai.embeddings":
+            # The vectors are not looked at.
+            parts = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+            return {name: msgspec.json.decode(raw) for name, raw in parts.items() if name != "data"}
+        payload = msgspec.json.decode(body)
+        if not isinstance(payload, dict):
+            raise PayloadError("", "is not an object")
+        return payload
+
+
+class _Kept:
+    """What a dropped call knew: the call itself is being collected."""
+
+    def __init__(self, call: Call) -> None:
+        kept = object.__new__(Call)
+        for name in Call.__slots__:
+            setattr(kept, name, getattr(call, name, None))
+        self.record = kept.record
+
+
+# The APIs whose answers do not name the model.
+_NAMELESS = frozenset({"bedrock.converse", "cohere.chat"})
+# The APIs whose streams say by their events which they are.
+_STREAMS_TELL = frozenset({"anthropic.messages", "openai.responses", "openai.images", "openai.transcription"})
+
+
+def _decoded(data: bytes) -> dict[str, Any] | None:
+    """The event of some data: {} for the end mark, None for what is no event."""
+    if data.strip() == b"[DONE]":
+        return {}
+    try:
+        event = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return event if isinstance(event, dict) else None
+
+
+def _is_final(event: dict[str, Any]) -> bool:
+    """Whether the counts of a stream do not change after this event."""
+    if not event or event.get("type") in _FINAL_TYPES:
+        return True
+    if event.get("type") == "message_delta":
+        delta = event.get("delta")
+        return isinstance(delta, dict) and bool(delta.get("stop_reason"))
+    if "candidates" in event:
+        candidates = event["candidates"]
+        return any(isinstance(each, dict) and each.get("finishReason") for each in candidates or ())
+    return event.get("choices") == [] and isinstance(event.get("usage"), dict)
+
+
+def model_in_path(path: str) -> str:
+    """The model that a path names: "" where it names none."""
+    found = _PATH_MODEL.search(path)
+    return found[1] if found else ""
+
+
+def _current_span() -> tuple[str, str]:
+    """The ids of the OpenTelemetry span around the call, in hexadecimal."""
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is not None:
+        context = trace.get_current_span().get_span_context()
+        if context.is_valid:
+            return f"{context.trace_id:032x}", f"{context.span_id:016x}"
+    return "", ""

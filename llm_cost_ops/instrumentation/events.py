@@ -1,0 +1,86 @@
+"""Server-sent events, read as their bytes pass."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+
+__all__ = ["EventReader", "data_of"]
+
+_BOUNDARY = re.compile(rb"\r\n\r\n|\n\r?\n|\r\r")
+_DATA = re.compile(rb"(?m)^data: ?([^\n]*)")
+_USAGE = re.compile(rb'"usage(?:Metadata)?"\s*:\s*\{')
+_NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
+
+# Of a long stream so many events are kept: the first, those that state usage, and the last.
+_FIRST, _STATING, _LAST = 4, 64, 8
+
+
+class EventReader:
+    """Splits a body into events and keeps those that can matter for its usage.
+
+    With `hide` the chunk of a chat stream that has no choices and states usage does not pass: it is the one
+    that the caller did not ask for. Bytes of an event then pass once the event is complete.
+    """
+
+    __slots__ = ("_first", "_hide", "_last", "_number", "_pending", "_scanned", "_stating")
+
+    def __init__(self, *, hide: bool = False) -> None:
+        self._hide = hide
+        self._pending = bytearray()
+        self._scanned = 0
+        self._number = 0
+        self._first: list[tuple[int, bytes]] = []
+        self._stating: deque[tuple[int, bytes]] = deque(maxlen=_STATING)
+        self._last: deque[tuple[int, bytes]] = deque(maxlen=_LAST)
+
+    def feed(self, data: bytes) -> bytes:
+        """Take bytes of the body, and give those that may pass now."""
+        pending = self._pending
+        pending += data
+        passing: list[bytes] = []
+        start = 0
+        position = max(0, self._scanned - 3)
+        may_end = b"\n" in data or b"\r" in data
+        while may_end and (found := _BOUNDARY.search(pending, position)):
+            block = bytes(pending[start : found.end()])
+            if not self._take(block):
+                passing.append(block)
+            start = position = found.end()
+        del pending[:start]
+        self._scanned = len(pending)
+        return b"".join(passing) if self._hide else data
+
+    def rest(self) -> bytes:
+        """At the end of the body: what did not pass yet."""
+        block = bytes(self._pending)
+        self._pending.clear()
+        hidden = self._take(block) if block else False
+        return block if self._hide and not hidden else b""
+
+    def events(self) -> list[bytes]:
+        """The data of the events that were kept, in their order."""
+        kept = {number: data for group in (self._first, self._stating, self._last) for number, data in group}
+        return [kept[number] for number in sorted(kept)]
+
+    def _take(self, block: bytes) -> bool:
+        """Keep an event where it matters; whether it is to be hidden."""
+        data = data_of(block)
+        if not data:
+            return False
+        self._number += 1
+        states = _USAGE.search(data) is not None
+        if self._number <= _FIRST:
+            self._first.append((self._number, data))
+        elif states:
+            self._stating.append((self._number, data))
+        else:
+            self._last.append((self._number, data))
+        return self._hide and states and _NO_CHOICES.search(data) is not None
+
+
+def data_of(block: bytes) -> bytes:
+    """The data of an event: its lines that begin with `data:`, joined."""
+    if b"\r" in block:
+        block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    return b"\n".join(_DATA.findall(block))

@@ -1,0 +1,160 @@
+"""google-genai: the four methods of its `_api_client`, wrapped on the instance.
+
+Not `send`: it sends through httpx, aiohttp or requests, as they are installed; these four come before that.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+from llm_cost_ops.instrumentation.calls import Call, Options, model_in_path
+from llm_cost_ops.instrumentation.events import EventReader
+
+__all__ = ["METHODS", "unwrap_api_client", "wrap_api_client"]
+
+METHODS = ("request", "request_streamed", "async_request", "async_request_streamed")
+
+_BILLED = ("generateContent", "streamGenerateContent", "embedContent", "batchEmbedContents", "predict")
+_OPTIONS = "llm_cost_ops_options"
+
+_log = logging.getLogger("llm_cost_ops.instrumentation")
+
+
+def wrap_api_client(api_client: Any, options: Options) -> None:
+    """Have the calls recorded. One that is wrapped already takes the new options."""
+    if not hasattr(api_client, _OPTIONS):
+        for name, wrap in zip(METHODS, (_request, _streamed, _async_request, _async_streamed), strict=True):
+            original = getattr(api_client, name)
+            setattr(api_client, name, functools.wraps(original)(wrap(original, api_client)))
+    setattr(api_client, _OPTIONS, options)
+
+
+def unwrap_api_client(api_client: Any) -> None:
+    """Let it be as it was."""
+    if hasattr(api_client, _OPTIONS):
+        for name in METHODS:
+            delattr(api_client, name)
+        delattr(api_client, _OPTIONS)
+
+
+def _begin(api_client: Any, http_method: str, path: str) -> _Watch | None:
+    """What watches a call, None where it is not billed. Never raises."""
+    try:
+        options: Options | None = getattr(api_client, _OPTIONS, None)
+        verb = path.partition("?")[0].rpartition(":")[2]
+        if options is None or http_method.lower() != "post" or verb not in _BILLED:
+            return None
+        provider = options.provider or "google"
+        return _Watch(Call(options, "google.generate", provider, known_host=True, model=model_in_path(path)))
+    except Exception:  # noqa: BLE001  # the caller's call goes on, whatever is wrong with ours
+        _log.warning("a call can't be recorded", exc_info=True)
+        return None
+
+
+class _Watch:
+    """Sees the parts of an answer. Never raises."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._reader = EventReader()
+
+    def whole(self, response: Any) -> None:
+        """The one part of an answer that is no stream."""
+        self._call.body = (response.body or "").encode
+        self._finish(finished=True)
+
+    def part(self, response: Any) -> None:
+        """One part of a stream."""
+        try:
+            self._call.first_byte()
+            self._reader.feed(b"data: " + (response.body or "").encode() + b"\n\n")
+        except Exception:  # noqa: BLE001  # as above
+            _log.warning("a stream can't be read", exc_info=True)
+
+    def begin_stream(self) -> None:
+        """Parts will come."""
+        self._call.events = self._reader.events
+        self._call.begin_stream()
+
+    def end(self, *, finished: bool) -> None:
+        """No more parts will come."""
+        self._finish(finished=finished)
+
+    def _finish(self, *, finished: bool) -> None:
+        try:
+            self._call.finish(finished=finished)
+        except Exception:  # noqa: BLE001  # as above
+            _log.warning("a call can't be recorded", exc_info=True)
+
+
+def _request(original: Callable[..., Any], api_client: Any) -> Callable[..., Any]:
+    def request(http_method: str, path: str, *args: Any, **kwargs: Any) -> Any:
+        watch = _begin(api_client, http_method, path)
+        response = original(http_method, path, *args, **kwargs)
+        if watch is not None:
+            watch.whole(response)
+        return response
+
+    return request
+
+
+def _async_request(original: Callable[..., Any], api_client: Any) -> Callable[..., Any]:
+    async def async_request(http_method: str, path: str, *args: Any, **kwargs: Any) -> Any:
+        watch = _begin(api_client, http_method, path)
+        response = await original(http_method, path, *args, **kwargs)
+        if watch is not None:
+            watch.whole(response)
+        return response
+
+    return async_request
+
+
+def _streamed(original: Callable[..., Any], api_client: Any) -> Callable[..., Any]:
+    def request_streamed(http_method: str, path: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        parts = original(http_method, path, *args, **kwargs)
+        watch = _begin(api_client, http_method, path)
+        if watch is None:
+            yield from parts
+            return
+        finished = begun = False
+        try:
+            for part in parts:
+                if not begun:
+                    begun = True
+                    watch.begin_stream()
+                watch.part(part)
+                yield part
+            finished = True
+        finally:
+            if begun:
+                watch.end(finished=finished)
+
+    return request_streamed
+
+
+def _async_streamed(original: Callable[..., Any], api_client: Any) -> Callable[..., Any]:
+    async def async_request_streamed(http_method: str, path: str, *args: Any, **kwargs: Any) -> Any:
+        watch = _begin(api_client, http_method, path)
+        parts = await original(http_method, path, *args, **kwargs)
+        if watch is None:
+            return parts
+        watch.begin_stream()
+        return _watched(parts, watch)
+
+    return async_request_streamed
+
+
+async def _watched(parts: Any, watch: _Watch) -> AsyncIterator[Any]:
+    finished = False
+    try:
+        async for part in parts:
+            watch.part(part)
+            yield part
+        finished = True
+    finally:
+        watch.end(finished=finished)
+        if hasattr(parts, "aclose"):
+            await parts.aclose()

@@ -1,0 +1,71 @@
+"""Where an SDK's client is to be wrapped, told from its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from llm_cost_ops.instrumentation import bedrock, genai
+from llm_cost_ops.instrumentation.calls import Options
+from llm_cost_ops.instrumentation.http import unwrap_client, wrap_client
+
+__all__ = ["instrument", "uninstrument"]
+
+# The attributes on the way from a client to the HTTP client that it sends with.
+_PATHS = (
+    ("_client",),  # openai, anthropic
+    ("sdk_configuration", "client"),  # mistralai
+    ("sdk_configuration", "async_client"),
+    ("_client_wrapper", "httpx_client", "httpx_client"),  # cohere
+    ("root_client", "_client"),  # LangChain's models
+    ("root_async_client", "_client"),
+    (),
+)
+
+
+def instrument(sdk_client: Any, options: Options) -> None:
+    """Have what an SDK's client does recorded. TypeError for one that has no part to wrap."""
+    found = list(_http_clients(sdk_client))
+    if (api_client := _genai_client(sdk_client)) is not None:
+        genai.wrap_api_client(api_client, options)
+    elif (events := _bedrock_events(sdk_client)) is not None:
+        bedrock.subscribe(events, options)
+    elif not found:
+        raise TypeError(
+            f"sdk_client: {type(sdk_client).__module__}.{type(sdk_client).__qualname__} has no HTTP client "
+            "that can be instrumented"
+        )
+    for http_client in found:
+        wrap_client(http_client, options)
+
+
+def uninstrument(sdk_client: Any) -> None:
+    """Let an SDK's client be as it was. Nothing happens to one that was not instrumented."""
+    if (api_client := _genai_client(sdk_client)) is not None:
+        genai.unwrap_api_client(api_client)
+    if (events := _bedrock_events(sdk_client)) is not None:
+        bedrock.unsubscribe(events)
+    for http_client in _http_clients(sdk_client):
+        unwrap_client(http_client)
+
+
+def _genai_client(sdk_client: Any) -> Any:
+    """What sends for a client of google-genai (and its `aio`); None for others."""
+    found = getattr(sdk_client, "_api_client", None)
+    return found if all(callable(getattr(found, name, None)) for name in genai.METHODS) else None
+
+
+def _bedrock_events(sdk_client: Any) -> Any:
+    """The events of a boto3 client of bedrock-runtime; None for others."""
+    meta = getattr(sdk_client, "meta", None)
+    service = getattr(getattr(meta, "service_model", None), "service_name", "")
+    return getattr(meta, "events", None) if service == "bedrock-runtime" else None
+
+
+def _http_clients(sdk_client: Any) -> Iterator[Any]:
+    for path in _PATHS:
+        found = sdk_client
+        for name in path:
+            found = getattr(found, name, None)
+        if callable(getattr(found, "send", None)) and callable(getattr(found, "build_request", None)):
+            yield found

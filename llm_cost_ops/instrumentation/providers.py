@@ -1,0 +1,93 @@
+"""What hosts and paths tell of a call: who serves it, and which API it is."""
+
+from __future__ import annotations
+
+__all__ = ["API_PROVIDERS", "TAKE_STREAM_OPTIONS", "UNIQUE_IDS", "api_of", "provider_of"]
+
+_HOSTS = {
+    "api.openai.com": "openai",
+    "api.anthropic.com": "anthropic",
+    "api.mistral.ai": "mistral",
+    "api.cohere.com": "cohere",
+    "api.cohere.ai": "cohere",
+    "api.groq.com": "groq",
+    "api.x.ai": "x-ai",
+    "api.deepseek.com": "deepseek",
+    "api.perplexity.ai": "perplexity",
+    "openrouter.ai": "openrouter",
+    "generativelanguage.googleapis.com": "google",
+    "aiplatform.googleapis.com": "google",
+}
+_SUFFIXES = (
+    (".api.openai.com", "openai"),
+    (".openai.azure.com", "azure"),
+    (".services.ai.azure.com", "azure"),
+    (".cognitiveservices.azure.com", "azure"),
+    ("-aiplatform.googleapis.com", "google"),
+    (".amazonaws.com", "aws"),
+)
+
+UNIQUE_IDS = frozenset({
+    "anthropic", "aws", "azure", "cohere", "deepseek", "google", "groq", "mistral", "openai", "openrouter",
+    "perplexity", "x-ai",
+})  # fmt: skip
+"""Providers that give no id twice. Servers that people run themselves count from 0 after each start."""
+
+TAKE_STREAM_OPTIONS = frozenset({"azure", "deepseek", "openai", "openrouter", "x-ai"})
+"""Providers whose chat completions document `stream_options.include_usage`."""
+
+# The end of the path, of one or two segments -> the API of usage_from_response.
+_PATHS = {
+    "chat/completions": "openai.chat",
+    "completions": "openai.chat",
+    "responses": "openai.responses",
+    "embeddings": "openai.embeddings",
+    "images/generations": "openai.images",
+    "images/edits": "openai.images",
+    "images/variations": "openai.images",
+    "audio/transcriptions": "openai.transcription",
+    "audio/translations": "openai.transcription",
+    "audio/speech": "openai.speech",
+    "v1/messages": "anthropic.messages",
+    "v1/chat": "cohere.chat",
+    "v2/chat": "cohere.chat",
+    "v1/embed": "cohere.chat",
+    "v2/embed": "cohere.chat",
+    "v1/rerank": "cohere.chat",
+    "v2/rerank": "cohere.chat",
+    "v1/ocr": "mistral.ocr",
+}
+# By the method of a resource, after a colon.
+_VERBS = {"rawPredict": "anthropic.messages", "streamRawPredict": "anthropic.messages"}
+
+API_PROVIDERS = {
+    "openai.chat": "openai",
+    "openai.responses": "openai",
+    "openai.embeddings": "openai",
+    "openai.images": "openai",
+    "openai.transcription": "openai",
+    "openai.speech": "openai",
+    "anthropic.messages": "anthropic",
+    "bedrock.converse": "aws",
+    "cohere.chat": "cohere",
+    "google.generate": "google",
+    "mistral.ocr": "mistral",
+}
+
+
+def provider_of(host: str) -> str:
+    """Who serves a host; "" when it is not known."""
+    found = _HOSTS.get(host)
+    if found is None:
+        found = next((provider for suffix, provider in _SUFFIXES if host.endswith(suffix)), "")
+    return found
+
+
+def api_of(path: str) -> str:
+    """The API of a path; "" when it is none that is billed by the call."""
+    segments = path.rstrip("/").rsplit("/", 2)
+    last = segments[-1]
+    found = _PATHS.get("/".join(segments[-2:])) or _PATHS.get(last)
+    if not found and ":" in last:
+        found = _VERBS.get(last.rpartition(":")[2])
+    return found or ""

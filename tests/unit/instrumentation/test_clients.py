@@ -1,0 +1,145 @@
+"""HTTP clients are wrapped without any SDK, as are their transports."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import subprocess
+import sys
+from typing import Any
+
+import httpx
+import pytest
+
+import llm_cost_ops
+from llm_cost_ops import ClientConfig, ConfigurationError, CostOpsClient
+from llm_cost_ops.types import UsageQuality
+from tests.sdk_stub import Stub
+from tests.unit.instrumentation.matrix import only_record, records_of
+
+CHAT = {"model": "gpt-4o", "messages": []}
+
+
+def url(stub: Stub) -> str:
+    return f"{stub.url}/v1/chat/completions"
+
+
+def test_a_plain_http_client(stub: Stub, client: CostOpsClient) -> None:
+    with client.instrument(httpx.Client()) as sdk:
+        assert sdk.post(url(stub), json=CHAT).json()["usage"]["prompt_tokens"] == 1000
+        sdk.get(stub.url)
+    record = only_record(client, "measured")
+    assert record.source == "instrument"
+    assert record.latency_ms is not None
+
+
+def test_what_can_not_be_instrumented_is_named(client: CostOpsClient) -> None:
+    with pytest.raises(TypeError, match=r"sdk_client: builtins\.dict has no HTTP client"):
+        client.instrument({})
+    anyhow: Any = client
+    with httpx.Client() as sdk:
+        with pytest.raises(ConfigurationError, match="stream_usage must be True, False or 'auto', not 'yes'"):
+            anyhow.instrument(sdk, stream_usage="yes")
+        with pytest.raises(TypeError, match="team"):
+            anyhow.instrument(sdk, team="x")
+        client.uninstrument(sdk)
+        client.uninstrument(object())
+
+
+def test_another_wrapper_may_lie_above(stub: Stub, client: CostOpsClient) -> None:
+    with client.instrument(httpx.Client()) as sdk:
+        ours = sdk.send
+
+        @functools.wraps(ours)
+        def above(*args: Any, **kwargs: Any) -> Any:
+            return ours(*args, **kwargs)
+
+        vars(sdk)["send"] = above
+        client.instrument(sdk)
+        sdk.post(url(stub), json=CHAT)
+        only_record(client, "measured")
+        client.uninstrument(sdk)
+        sdk.post(url(stub), json=CHAT)
+        only_record(client, "measured")
+        assert sdk.send is above
+
+
+def test_an_answer_that_can_not_be_read_is_unknown(client: CostOpsClient) -> None:
+    answers = iter([b"not JSON", b"[1]", b'{"usage": {"prompt_tokens": -1}}', b"{}"])
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=next(answers)))
+    with client.instrument(httpx.Client(transport=transport)) as sdk:
+        for _ in range(4):
+            sdk.post("https://api.openai.com/v1/chat/completions", json=CHAT)
+    records = records_of(client)
+    assert [record.quality for record in records] == [UsageQuality.UNKNOWN] * 4
+    assert {(record.provider, record.model_id) for record in records} == {("openai", "gpt-4o")}
+
+
+def test_a_client_that_is_closed_harms_no_call(stub: Stub) -> None:
+    client = CostOpsClient(config=ClientConfig(base_url="sqlite://", organization_id="acme"))
+    with client.instrument(httpx.Client()) as sdk:
+        client.close()
+        assert sdk.post(url(stub), json=CHAT).status_code == 200
+    assert client.flush(0).dropped == 1
+
+
+def test_exceptions_pass_as_they_are(client: CostOpsClient) -> None:
+    failure = httpx.ConnectError("no way")
+
+    def fail(_: httpx.Request) -> httpx.Response:
+        raise failure
+
+    with client.instrument(httpx.Client(transport=httpx.MockTransport(fail))) as sdk:
+        with pytest.raises(httpx.ConnectError) as caught:
+            sdk.post("https://api.openai.com/v1/responses", json=CHAT)
+        assert caught.value is failure
+    assert records_of(client) == []
+
+
+async def test_an_async_client_with_a_sync_recorder(stub: Stub, client: CostOpsClient) -> None:
+    async with client.instrument(httpx.AsyncClient()) as sdk:
+        await asyncio.gather(*(sdk.post(url(stub), json=CHAT) for _ in range(5)))
+    assert len(records_of(client)) == 5
+
+
+def test_the_span_around_a_call_is_noted(stub: Stub, client: CostOpsClient) -> None:
+    trace = pytest.importorskip("opentelemetry.sdk.trace", reason="needs the extra [dev]")
+    with client.instrument(httpx.Client()) as sdk:
+        with trace.TracerProvider().get_tracer("t").start_as_current_span("s") as span:
+            sdk.post(url(stub), json=CHAT)
+        context = span.get_span_context()
+    record = only_record(client, "measured")
+    assert (record.trace_id, record.span_id) == (f"{context.trace_id:032x}", f"{context.span_id:016x}")
+
+
+def test_the_clients_own_calls_may_be_instrumented(stub: Stub, client: CostOpsClient) -> None:
+    """A call to the cost service is none of a provider's."""
+    with client.instrument(httpx.Client()) as sdk:
+        sdk.post(f"{stub.url}/api/v1/usage", json={})
+    assert records_of(client) == []
+
+
+PROGRAM = """
+import httpx, llm_cost_ops
+sdk = llm_cost_ops.instrument(httpx.Client(), labels={"feature": "search"})
+sdk.post("URL", json={"model": "gpt-4o", "messages": []})
+"""
+
+
+def test_two_lines_record_a_program(stub: Stub, tmp_path: Any) -> None:
+    """What is left is sent when the program ends."""
+    environment = {
+        "LLM_COST_OPS_BASE_URL": f"sqlite:///{tmp_path}/costs.db",
+        "LLM_COST_OPS_ORGANIZATION_ID": "acme",
+        "PYTHONPATH": ":".join(sys.path),
+    }
+    code = PROGRAM.replace("URL", url(stub))
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
+    with CostOpsClient(base_url=f"sqlite:///{tmp_path}/costs.db") as client:
+        (record,) = client.usage.list(organization_id="acme")
+    assert (record.input_tokens, record.labels) == (1000, {"feature": "search"})
+
+
+def test_the_function_is_not_hidden_by_a_module() -> None:
+    assert callable(llm_cost_ops.instrument)
+    assert callable(llm_cost_ops.uninstrument)

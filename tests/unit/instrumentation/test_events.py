@@ -1,0 +1,64 @@
+"""Events are read alike however their bytes are cut, and pass as they came."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_cost_ops.instrumentation.events import EventReader, data_of
+
+USAGE = {"prompt_tokens": 3, "completion_tokens": 2}
+DATA = st.one_of(
+    st.text(max_size=20).map(lambda text: json.dumps({"choices": [{"delta": text}], "usage": None})),
+    st.just(json.dumps({"choices": [{}], "usage": USAGE})),
+    st.just(json.dumps({"choices": [], "prompt_filter_results": []})),
+    st.just("[DONE]"),
+)
+UNASKED = json.dumps({"choices": [], "usage": USAGE})
+NEWLINE = st.sampled_from(["\n", "\r\n", "\r"])
+
+
+def pieces(body: bytes, cuts: list[int]) -> list[bytes]:
+    edges = [0, *sorted(cut % (len(body) + 1) for cut in cuts), len(body)]
+    return [body[start:end] for start, end in pairwise(edges)]
+
+
+@given(st.lists(DATA, max_size=12), NEWLINE, st.lists(st.integers(0, 5000), max_size=8), st.booleans())
+def test_all_passes_but_the_chunk_that_nobody_asked_for(
+    datas: list[str], newline: str, cuts: list[int], whole: bool
+) -> None:
+    shown = [f"data: {data}{newline}{newline}".encode() for data in datas]
+    if not whole and shown:
+        shown[-1] = shown[-1].rstrip()
+    unasked = f"data: {UNASKED}{newline}{newline}".encode()
+    body = b"".join([*shown[:-1], unasked, *shown[-1:]])
+    hiding, plain = EventReader(hide=True), EventReader()
+    parts = pieces(body, cuts)
+    assert b"".join([*map(hiding.feed, parts), hiding.rest()]) == b"".join(shown)
+    assert b"".join([*map(plain.feed, parts), plain.rest()]) == body
+    assert hiding.events() == plain.events()
+    assert UNASKED.encode() in plain.events()
+
+
+@given(st.integers(0, 400), st.integers(0, 40))
+def test_of_a_long_stream_the_ends_and_the_usage_are_kept(plain: int, stating: int) -> None:
+    reader = EventReader()
+    for number in range(plain):
+        reader.feed(b'data: {"n": %d}\n\n' % number)
+    for number in range(stating):
+        reader.feed(b'data: {"s": %d, "usage": {"x": 1}}\n\n' % number)
+    kept = reader.events()
+    assert len(kept) <= 80
+    assert kept == sorted(kept, key=lambda data: (b"usage" in data, json.loads(data).get("n", 0)))
+    if stating:
+        assert json.loads(kept[-1])["s"] == stating - 1
+    elif plain:
+        assert json.loads(kept[-1])["n"] == plain - 1
+
+
+def test_the_lines_of_an_event_are_joined() -> None:
+    assert data_of(b": comment\r\nevent: x\r\ndata: a\r\ndata:b\r\nid: 1\r\n\r\n") == b"a\nb"
+    assert data_of(b": ping\n\n") == b""
