@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llm_cost_ops.client.clients import AsyncCostOpsClient, CostOpsClient
     from llm_cost_ops.config import (
+        BatchingConfig,
         CacheConfig,
         CircuitBreakerConfig,
         ClientConfig,
@@ -56,6 +57,7 @@ _HOMES = {
     "AsyncCostOpsClient": "client",
     "AuthenticationError": "exceptions",
     "AuthorizationError": "exceptions",
+    "BatchingConfig": "config",
     "CacheConfig": "config",
     "CircuitBreakerConfig": "config",
     "ClientClosedError": "exceptions",
@@ -91,6 +93,7 @@ __all__ = [
     "AsyncCostOpsClient",
     "AuthenticationError",
     "AuthorizationError",
+    "BatchingConfig",
     "CacheConfig",
     "CircuitBreakerConfig",
     "ClientClosedError",
