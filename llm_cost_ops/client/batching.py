@@ -43,6 +43,9 @@ __all__ = ["Batching", "TaskBatching", "ThreadBatching"]
 NO_ROUTE_SECONDS = 300.0
 """For so long a server that has no batches is not asked for them again."""
 
+MAX_IDLE_GROUPS = 32
+"""Groups without calls are kept up to this number."""
+
 # What a batch that failed so says of each of its records. Anything else may be the fault of one of them, or
 # of the batch, so that each is sent alone.
 _SHARED = (
@@ -60,18 +63,38 @@ _SERVER_FAULTS = (500, 501)
 _ALONE = object()
 
 
+class _Group(Gatherer["_Rider"]):
+    """The submits that may share a batch, among the other groups."""
+
+    __slots__ = ("_key", "_others")
+
+    def __init__(self, config: BatchingConfig, key: Hashable, others: _Groups) -> None:
+        super().__init__(config.max_records, config.max_bytes, config.max_in_flight)
+        self._key = key
+        self._others = others
+
+    def leave(self) -> list[list[_Rider]]:
+        leaving = super().leave()
+        if not self.in_flight and len(self._others) > MAX_IDLE_GROUPS:
+            self._others.pop(self._key, None)
+        return leaving
+
+
+_Groups = dict[Hashable, _Group]
+
+
 class _Rider:
     """A submit that waits for its turn, or for the batch that it is in."""
 
     __slots__ = ("context", "continuation", "creator", "flight", "gone", "group", "request", "turn")
 
     def __init__(
-        self, continuation: UnaryContinuation, request: Any, context: CallContext, group: Hashable
+        self, group: _Group, continuation: UnaryContinuation, request: Any, context: CallContext
     ) -> None:
+        self.group = group
         self.continuation = continuation
         self.request = request
         self.context = context
-        self.group = group
         self.flight: _Flight | None = None
         self.turn: Any = None
         self.creator: contextvars.Context | None = None
@@ -138,14 +161,21 @@ class Batching:
             context.admitted = True
         if self._alone_until and context.runtime.monotonic() < self._alone_until:
             return await continuation(request, context)
-        return await self._submit(continuation, request, context)
+        key = _key(request, context)
+        if key is None:
+            return await continuation(request, context)
+        return await self._submit(key, continuation, request, context)
 
-    async def _submit(self, continuation: UnaryContinuation, request: Any, context: CallContext) -> Any:
+    async def _submit(
+        self, key: Hashable, continuation: UnaryContinuation, request: Any, context: CallContext
+    ) -> Any:
         raise NotImplementedError
 
-    def _made(self) -> Gatherer[_Rider]:
-        config = self._config
-        return Gatherer(config.max_records, config.max_bytes, config.max_in_flight)
+    def _of(self, groups: _Groups, key: Hashable) -> _Group:
+        group = groups.get(key)
+        if group is None:
+            group = groups[key] = _Group(self._config, key, groups)
+        return group
 
     async def _send(self, flight: _Flight) -> list[Any]:
         """The outcome of each rider: a response, an error, or _ALONE."""
@@ -169,18 +199,25 @@ class Batching:
         return [_outcome(result, response.meta) for result in results]
 
 
-def _rider(continuation: UnaryContinuation, request: Any, context: CallContext) -> tuple[_Rider, int] | None:
-    """What waits for a submit, with its size in bytes; None when it can't share a batch."""
-    try:
-        size = len(SUBMIT_USAGE.request.encode_json(request))
-        metadata = tuple(pair for pair in context.metadata if pair[0] not in TRACING)
-        group = (metadata, context.retry)
-        hash(group)
-    except (EncodeError, TypeError):
-        return None
+def _key(request: Any, context: CallContext) -> Hashable:
+    """What the submits of a batch have in common; None for one that can't be in any."""
     if request.unknown_ or not request.usage.idempotency_key or not context.idempotency_key:
         return None
-    return _Rider(continuation, request, context, group), size
+    metadata = tuple([pair for pair in context.metadata if pair[0] not in TRACING])
+    key = (metadata, context.retry)
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def _size(request: Any) -> int:
+    """The bytes of a submit as JSON; 0 for one that can't be encoded, which whoever sends it will say."""
+    try:
+        return len(SUBMIT_USAGE.request.encode_json(request))
+    except EncodeError:
+        return 0
 
 
 def _outcome(result: SubmitResult, meta: Any) -> Any:
@@ -240,23 +277,23 @@ class TaskBatching(Batching):
     """
 
     def forget(self) -> None:
-        self._gatherers: WeakKeyDictionary[asyncio.AbstractEventLoop, Gatherer[_Rider]] = WeakKeyDictionary()
+        self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _Groups] = WeakKeyDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def _submit(self, continuation: UnaryContinuation, request: Any, context: CallContext) -> Any:
+    async def _submit(
+        self, key: Hashable, continuation: UnaryContinuation, request: Any, context: CallContext
+    ) -> Any:
         loop = asyncio.get_running_loop()
-        gatherer = self._gatherers.get(loop)
-        if gatherer is None:
-            gatherer = self._gatherers.setdefault(loop, self._made())
-        if not gatherer.enter():
-            found = _rider(continuation, request, context)
-            if found is None:
-                return await continuation(request, context)
-            rider, size = found
+        groups = self._loops.get(loop)
+        if groups is None:
+            groups = self._loops.setdefault(loop, {})
+        group = self._of(groups, key)
+        if not group.enter():
+            rider = _Rider(group, continuation, request, context)
             rider.turn = loop.create_future()
             rider.creator = contextvars.copy_context()
-            gatherer.add(rider, rider.group, size)
-            outcome = await self._outcome(gatherer, rider)
+            group.add(rider, _size(request))
+            outcome = await self._outcome(rider)
             if outcome is _ALONE:
                 return await continuation(request, context)
             if isinstance(outcome, BaseException):
@@ -266,52 +303,50 @@ class TaskBatching(Batching):
         try:
             return await continuation(request, context)
         finally:
-            self._release(gatherer)
+            if group:
+                loop.call_soon(self._leave, group)
+            else:
+                self._leave(group)
 
-    async def _outcome(self, gatherer: Gatherer[_Rider], rider: _Rider) -> Any:
+    async def _outcome(self, rider: _Rider) -> Any:
         """What becomes of a rider: itself when it has a turn to send alone with."""
         try:
             return await rider.context.runtime.within(rider.turn, rider.context.remaining())
         except TimeoutError:
-            self._leave(gatherer, rider)
+            self._forsake(rider)
             raise _too_late(rider) from None
         except BaseException:
-            self._leave(gatherer, rider)
+            self._forsake(rider)
             raise
 
-    def _leave(self, gatherer: Gatherer[_Rider], rider: _Rider) -> None:
+    def _forsake(self, rider: _Rider) -> None:
         turn, flight = rider.turn, rider.flight
-        if gatherer.remove(rider, rider.group):
+        if rider.group.remove(rider):
             return
         if flight is not None:
             flight.aboard -= 1
             if not flight.aboard and flight.task is not None:
                 flight.task.cancel()
         elif turn.done() and not turn.cancelled():
-            self._release(gatherer)  # it had a turn, and did not see it any more
+            self._leave(rider.group)  # it had a turn, and did not see it any more
 
-    def _release(self, gatherer: Gatherer[_Rider]) -> None:
-        if gatherer.idle:
-            gatherer.leave()
-        else:
-            asyncio.get_running_loop().call_soon(self._next, gatherer)
-
-    def _next(self, gatherer: Gatherer[_Rider]) -> None:
-        while riders := gatherer.leave():
+    def _leave(self, group: _Group) -> None:
+        for riders in group.leave():
             if len(riders) > 1:
-                flight = _Flight(riders)
-                flight.task = asyncio.get_running_loop().create_task(
-                    self._fly(gatherer, flight), context=riders[0].creator
-                )
-                self._tasks.add(flight.task)
-                flight.task.add_done_callback(self._tasks.discard)
-                return
-            turn = riders[0].turn
-            if not turn.done():
-                turn.set_result(riders[0])
-                return
+                self._take_off(riders)
+            elif riders[0].turn.done():
+                self._leave(group)
+            else:
+                riders[0].turn.set_result(riders[0])
 
-    async def _fly(self, gatherer: Gatherer[_Rider], flight: _Flight) -> None:
+    def _take_off(self, riders: list[_Rider]) -> None:
+        flight = _Flight(riders)
+        loop = asyncio.get_running_loop()
+        task = flight.task = loop.create_task(self._fly(flight), context=riders[0].creator)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _fly(self, flight: _Flight) -> None:
         try:
             outcomes = await self._send(flight)
         except BaseException:
@@ -325,7 +360,7 @@ class TaskBatching(Batching):
                     rider.turn.set_result(outcome)
         finally:
             # After the callers have seen their answers: what they submit next can come along.
-            asyncio.get_running_loop().call_soon(self._next, gatherer)
+            asyncio.get_running_loop().call_soon(self._leave, flight.riders[0].group)
 
 
 class ThreadBatching(Batching):
@@ -333,21 +368,18 @@ class ThreadBatching(Batching):
 
     def forget(self) -> None:
         self._lock = threading.Lock()
-        self._gatherer: Gatherer[_Rider] = self._made()
+        self._groups: _Groups = {}
 
-    async def _submit(self, continuation: UnaryContinuation, request: Any, context: CallContext) -> Any:
+    async def _submit(
+        self, key: Hashable, continuation: UnaryContinuation, request: Any, context: CallContext
+    ) -> Any:
         with self._lock:
-            entered = self._gatherer.enter()
-        if not entered:
-            found = _rider(continuation, request, context)
-            if found is None:
-                return await continuation(request, context)
-            rider, size = found
-            rider.turn = concurrent.futures.Future()
-            with self._lock:
-                entered = self._gatherer.enter()
-                if not entered:
-                    self._gatherer.add(rider, rider.group, size)
+            group = self._of(self._groups, key)
+            entered = group.enter()
+            if not entered:
+                rider = _Rider(group, continuation, request, context)
+                rider.turn = concurrent.futures.Future()
+                group.add(rider, _size(request))
         if not entered:
             outcome = await self._outcome(rider)
             if isinstance(outcome, _Flight):
@@ -361,7 +393,7 @@ class ThreadBatching(Batching):
         try:
             return await continuation(request, context)
         finally:
-            self._release()
+            self._leave(group)
 
     async def _outcome(self, rider: _Rider) -> Any:
         """What becomes of a rider: itself when it has a turn to send alone with, a flight to send for all."""
@@ -372,7 +404,7 @@ class ThreadBatching(Batching):
                 if rider.turn.done():
                     return rider.turn.result()
                 rider.gone = True
-                self._gatherer.remove(rider, rider.group)
+                rider.group.remove(rider)
             raise _too_late(rider) from None
         except BaseException:
             self._interrupted(rider)
@@ -382,19 +414,19 @@ class ThreadBatching(Batching):
         """Somebody else has to do what fell to a thread that was interrupted."""
         with self._lock:
             rider.gone = True
-            self._gatherer.remove(rider, rider.group)
+            rider.group.remove(rider)
             fallen = rider.turn.result() if rider.turn.done() else None
         if fallen is rider:
-            self._release()
+            self._leave(rider.group)
         elif isinstance(fallen, _Flight):
-            self._hand([other for other in fallen.riders if other is not rider])
+            self._hand_over(fallen)
 
     async def _lead(self, leader: _Rider, flight: _Flight) -> Any:
-        others = [rider for rider in flight.riders if rider is not leader]
         try:
             outcomes = await self._send(flight)
         except BaseException:
-            self._hand(others)
+            leader.gone = True
+            self._hand_over(flight)
             raise
         mine: Any = None
         for rider, outcome in zip(flight.riders, outcomes, strict=True):
@@ -403,22 +435,25 @@ class ThreadBatching(Batching):
                 mine = outcome
             else:
                 rider.turn.set_result(outcome)
-        self._release()
+        self._leave(leader.group)
         return mine
 
-    def _release(self) -> None:
+    def _leave(self, group: _Group) -> None:
         with self._lock:
-            riders = self._gatherer.leave()
-            if riders:
+            for riders in group.leave():
                 self._grant(riders)
 
-    def _hand(self, riders: list[_Rider]) -> None:
-        """Let those of a batch that still wait use its turn, or else who comes next."""
+    def _hand_over(self, flight: _Flight) -> None:
+        """Let another rider send the batch."""
         with self._lock:
-            self._grant([rider for rider in riders if not rider.gone] or self._gatherer.leave())
+            riders = [rider for rider in flight.riders if not rider.gone]
+            if riders:
+                self._grant(riders)
+        if not riders:
+            self._leave(flight.riders[0].group)
 
     def _grant(self, riders: list[_Rider]) -> None:
         if len(riders) == 1:
             riders[0].turn.set_result(riders[0])
-        elif riders:
+        else:
             max(riders, key=_deadline).turn.set_result(_Flight(riders))

@@ -416,7 +416,7 @@ class RawResponse(Generic[T]):
     response message. `status` is the HTTP status, or the one that HTTP would have; `headers` what
     the server sent beside its answer, gRPC's trailers among them. `attempts` counts how often the
     call was sent, 0 when the cache answered; `waited` is the seconds before attempts. `batch` is
-    the request id of the batch that a submit rode in, which then is its own too, or "" where it was sent alone.
+    the request id of the batch that a submit rode in, which then is its own too, or "" without one.
     """
 
     __slots__ = ("attempts", "batch", "headers", "message", "parsed", "request_id", "status", "waited")
