@@ -303,7 +303,7 @@ class TaskBatching(Batching):
         try:
             return await continuation(request, context)
         finally:
-            if group:
+            if len(group):
                 loop.call_soon(self._leave, group)
             else:
                 self._leave(group)
