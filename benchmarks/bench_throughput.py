@@ -1,8 +1,8 @@
 """How many submits a second do 1, 64 and 1,000 callers get done, each of which waits for its answer?
 
 A server of its own process, as durable as it is by default. Ours with batching and without, over HTTP, gRPC
-and into a file in the process; beside it httpx and, where it is installed, aiohttp, which post the same record
-to the same server. The rounds of all take turns in one run, and a figure is the median of its rounds. Callers
+and into a file in the process; beside it httpx and, where it is installed, aiohttp, which post the same
+record to the same server. The rounds of all take turns in one run, and a figure is the median of its rounds. Callers
 and server share the machine with whatever else runs: compare the ratios of one run. "CPU" is what callers and
 server computed for a submit, which depends less on that.
 
@@ -188,9 +188,8 @@ def compare(callers: int, ways: dict[str, Way], pid: int, seconds: float, rounds
             done = way(callers, seconds)
             found[name].append((done.submits / done.seconds, (computed(pid) - before) / done.submits))
     rates = {name: median(rate for rate, _ in each) for name, each in found.items()}
-    print(
-        f"{callers:,} callers{'':10} {'a second':>10} {'x httpx':>9} {'x aiohttp':>10} {'x off':>7} {'CPU us':>8}"
-    )
+    heads = f"{'a second':>10} {'x httpx':>9} {'x aiohttp':>10} {'x off':>7} {'CPU us':>8}"
+    print(f"{callers:,} callers{'':10} {heads}")
     for name, rate in rates.items():
         others = (rates["httpx"], rates.get("aiohttp"), rates.get(f"{name}, off"))
         shown = (

@@ -14,10 +14,10 @@ from llm_cost_ops.rpc.pager import AsyncPager, Pager
 
 PUBLIC = """
 APIError AsyncCostOpsClient AuthenticationError AuthorizationError BatchingConfig CacheConfig
-CircuitBreakerConfig ClientClosedError ClientConfig ConfigurationError ConflictError ConnectionPoolConfig CostOpsClient
-CostOpsError LoggingConfig MetricsConfig NetworkError NotFoundError PriceQuery RateCard RateLimitConfig
-RateLimitError RecorderConfig RecorderFullError RetryConfig ServerError TLSConfig TimeoutError UsageRecord
-ValidationError __version__ calculate_cost select_card usage_from_response
+CircuitBreakerConfig ClientClosedError ClientConfig ConfigurationError ConflictError ConnectionPoolConfig
+CostOpsClient CostOpsError LoggingConfig MetricsConfig NetworkError NotFoundError PriceQuery RateCard
+RateLimitConfig RateLimitError RecorderConfig RecorderFullError RetryConfig ServerError TLSConfig TimeoutError
+UsageRecord ValidationError __version__ calculate_cost select_card usage_from_response
 """
 CONFIG = """
 BatchingConfig CacheConfig CircuitBreakerConfig ClientConfig ConnectionPoolConfig LoggingConfig MetricsConfig
