@@ -39,13 +39,14 @@ if TYPE_CHECKING:
         CostOpsError,
         NetworkError,
         NotFoundError,
+        PayloadError,
         RateLimitError,
         RecorderFullError,
         ServerError,
         TimeoutError,
         ValidationError,
     )
-    from llm_cost_ops.normalizers import usage_from_response
+    from llm_cost_ops.normalizers import usage_from_response, usages_from_response
     from llm_cost_ops.pricing.calculator import calculate_cost
     from llm_cost_ops.pricing.selection import PriceQuery, select_card
     from llm_cost_ops.types import RateCard, UsageRecord
@@ -71,6 +72,7 @@ _HOMES = {
     "MetricsConfig": "config",
     "NetworkError": "exceptions",
     "NotFoundError": "exceptions",
+    "PayloadError": "exceptions",
     "PriceQuery": "pricing.selection",
     "RateCard": "types",
     "RateLimitConfig": "config",
@@ -86,6 +88,7 @@ _HOMES = {
     "calculate_cost": "pricing.calculator",
     "select_card": "pricing.selection",
     "usage_from_response": "normalizers",
+    "usages_from_response": "normalizers",
 }
 
 __all__ = [
@@ -107,6 +110,7 @@ __all__ = [
     "MetricsConfig",
     "NetworkError",
     "NotFoundError",
+    "PayloadError",
     "PriceQuery",
     "RateCard",
     "RateLimitConfig",
@@ -123,6 +127,7 @@ __all__ = [
     "calculate_cost",
     "select_card",
     "usage_from_response",
+    "usages_from_response",
 ]
 
 

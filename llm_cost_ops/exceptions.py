@@ -15,6 +15,7 @@
     +-- ConfigurationError           the client was set up wrongly
     +-- ClientClosedError            the client was closed before the call; also a RuntimeError
     +-- RecorderFullError            record() found no room, where the configuration asks for an error
+    +-- PayloadError                 a provider's response contradicts itself; also a ValueError
 
 Which class a status gets is one table, `_BY_CODE`; an HTTP status that says more wins over it.
 """
@@ -26,7 +27,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from llm_cost_ops.rpc.status import STATUS_BY_REASON, RpcError, StatusCode, Violation
+from llm_cost_ops.rpc.status import STATUS_BY_REASON, RpcError, StatusCode, Violation, violations_text
 
 __all__ = [
     "APIError",
@@ -39,6 +40,7 @@ __all__ = [
     "DeadlineError",
     "NetworkError",
     "NotFoundError",
+    "PayloadError",
     "RateLimitError",
     "RecorderFullError",
     "ServerError",
@@ -66,7 +68,7 @@ class CostOpsError(Exception):
         status_code: int | None = None,
         code: str = "",
         request_id: str = "",
-        response: Any = None,
+        response: object = None,
         attempts: int = 1,
         maybe_applied: bool = False,
         retryable: bool = False,
@@ -94,11 +96,11 @@ class CostOpsError(Exception):
         facts += [f"{self.attempts} attempts"] if self.attempts > 1 else []
         return f"{self.message} [{', '.join(facts)}]" if facts else self.message
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.args, self.__dict__)
 
 
-def _rebuild(kind: type[CostOpsError], args: tuple[Any, ...], state: dict[str, Any]) -> CostOpsError:
+def _rebuild(kind: type[CostOpsError], args: tuple[object, ...], state: dict[str, object]) -> CostOpsError:
     error = kind.__new__(kind)
     Exception.__init__(error, *args)
     error.__dict__.update(state)
@@ -134,6 +136,21 @@ class ValidationError(APIError):
         for field, description in self.violations:
             found.setdefault(field, []).append(description)
         return found
+
+
+class PayloadError(CostOpsError, ValueError):
+    """A provider's response that contradicts itself or cannot be read. Nothing was sent.
+
+    `path` is where in the payload, such as "usage.prompt_tokens_details.cached_tokens"; "" is the
+    payload as a whole. `message` says what is wrong there.
+    """
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__(message, code="INVALID_ARGUMENT", attempts=0)
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}" if self.path else self.message
 
 
 class NotFoundError(APIError):
@@ -265,7 +282,7 @@ def error_from_rpc(error: RpcError, attempts: int = 1, waited: float = 0.0) -> C
     }
     if issubclass(kind, ValidationError):
         if error.violations:
-            rules = "; ".join(f"{field} {rule}" for field, rule in error.violations)
+            rules = violations_text(error.violations)
             message = rules if rules in message or message in rules else f"{message}: {rules}"
         facts["violations"] = error.violations
     elif issubclass(kind, RateLimitError):
@@ -273,7 +290,7 @@ def error_from_rpc(error: RpcError, attempts: int = 1, waited: float = 0.0) -> C
     return kind(message, **facts)
 
 
-def _parsed(body: bytes) -> Any:
+def _parsed(body: bytes) -> object:
     if not body:
         return None
     try:

@@ -98,7 +98,9 @@ class MultiplierRow(msgspec.Struct, array_like=True, omit_defaults=True, forbid_
 
 
 class CardRow(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """One card. `since` and `until` are ISO dates, midnight in UTC; `url` indexes Payload.urls."""
+    """One card. `since` and `until` are ISO dates, midnight in UTC, or times such as 2025-09-05T16:00Z;
+    `url` indexes Payload.urls.
+    """
 
     rates: list[RateRow]
     since: str = ""

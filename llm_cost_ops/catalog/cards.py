@@ -94,7 +94,7 @@ def _window(row: WindowRow) -> TimeWindow:
 
 
 def midnight(date: str) -> datetime | None:
-    """The moment at which an ISO date begins, in UTC; None for an empty one."""
+    """The moment of an ISO date (its midnight) or time, in UTC; None for an empty one."""
     return datetime.fromisoformat(date).replace(tzinfo=UTC) if date else None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from datetime import date
+from datetime import datetime
 from itertools import pairwise
 
 from llm_cost_ops.catalog.bundle import (
@@ -26,7 +26,7 @@ _PRICE = re.compile(r"(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,18})?", re.ASCII)
 _METER = re.compile(r"[A-Z][A-Z0-9_]{0,63}", re.ASCII)
 _TIME = re.compile(r"(?:[01][0-9]|2[0-3]):[0-5][0-9](?::[0-5][0-9])?", re.ASCII)
 _CURRENCY = re.compile(r"[A-Z]{3}", re.ASCII)
-_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:T[0-9]{2}:[0-9]{2}Z)?", re.ASCII)
 _MAX_NAME = 255
 
 
@@ -126,7 +126,7 @@ def _check_price(price: str) -> None:
 
 def _is_date(day: str) -> bool:
     try:
-        return _DATE.fullmatch(day) is not None and bool(date.fromisoformat(day))
+        return _DATE.fullmatch(day) is not None and bool(datetime.fromisoformat(day))
     except ValueError:
         return False
 

@@ -45,7 +45,7 @@ _log = logging.getLogger("llm_cost_ops.catalog")
 _BUNDLED = Path(__file__).with_name("prices.bin")
 # A cached answer holds the cards of one model: a few kilobytes.
 _CACHED_MODELS = 2048
-_CARD_ID = re.compile(r"(?P<model>.+?)(?:@\d{4}-\d{2}-\d{2})?(?:\[[^\]]*\])?")
+_CARD_ID = re.compile(r"(?P<model>.+?)(?:@\d{4}-\d{2}-\d{2}(?:T\d{2}:\d{2}Z)?)?(?:\[[^\]]*\])?")
 
 
 class CatalogModel(msgspec.Struct, frozen=True, gc=False):

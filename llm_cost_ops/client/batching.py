@@ -89,7 +89,7 @@ class _Rider:
     __slots__ = ("context", "continuation", "creator", "flight", "gone", "group", "request", "turn")
 
     def __init__(
-        self, group: _Group, continuation: UnaryContinuation, request: Any, context: CallContext
+        self, group: _Group, continuation: UnaryContinuation[Any, Any], request: Any, context: CallContext
     ) -> None:
         self.group = group
         self.continuation = continuation
@@ -152,7 +152,7 @@ class Batching:
         raise NotImplementedError
 
     async def intercept_unary_unary(
-        self, continuation: UnaryContinuation, request: Any, context: CallContext
+        self, continuation: UnaryContinuation[Any, Any], request: Any, context: CallContext
     ) -> Any:
         if context.method.path != SUBMIT_USAGE.path:
             return await continuation(request, context)
@@ -167,7 +167,7 @@ class Batching:
         return await self._submit(key, continuation, request, context)
 
     async def _submit(
-        self, key: Hashable, continuation: UnaryContinuation, request: Any, context: CallContext
+        self, key: Hashable, continuation: UnaryContinuation[Any, Any], request: Any, context: CallContext
     ) -> Any:
         raise NotImplementedError
 
@@ -281,7 +281,7 @@ class TaskBatching(Batching):
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def _submit(
-        self, key: Hashable, continuation: UnaryContinuation, request: Any, context: CallContext
+        self, key: Hashable, continuation: UnaryContinuation[Any, Any], request: Any, context: CallContext
     ) -> Any:
         loop = asyncio.get_running_loop()
         groups = self._loops.get(loop)
@@ -371,7 +371,7 @@ class ThreadBatching(Batching):
         self._groups: _Groups = {}
 
     async def _submit(
-        self, key: Hashable, continuation: UnaryContinuation, request: Any, context: CallContext
+        self, key: Hashable, continuation: UnaryContinuation[Any, Any], request: Any, context: CallContext
     ) -> Any:
         with self._lock:
             group = self._of(self._groups, key)

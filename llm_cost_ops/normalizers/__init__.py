@@ -8,6 +8,6 @@ from __future__ import annotations
 
 from llm_cost_ops.normalizers.errors import PayloadError
 from llm_cost_ops.normalizers.lines import record_from_line
-from llm_cost_ops.normalizers.usage import APIS, usage_from_response
+from llm_cost_ops.normalizers.usage import APIS, usage_from_response, usages_from_response
 
-__all__ = ["APIS", "PayloadError", "record_from_line", "usage_from_response"]
+__all__ = ["APIS", "PayloadError", "record_from_line", "usage_from_response", "usages_from_response"]

@@ -6,18 +6,18 @@ stand in `iterations` and in no top-level count.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import Operation
 from llm_cost_ops.normalizers.checks import check_record, check_total
 from llm_cost_ops.normalizers.errors import PayloadError
 from llm_cost_ops.normalizers.filling import set_key, set_meter, set_model, set_tier, set_tokens, set_unknown
-from llm_cost_ops.normalizers.reading import count, items, section, text
+from llm_cost_ops.normalizers.reading import count, counted, has, items, section, text
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import UsageRecord
 
-__all__ = ["read_messages"]
+__all__ = ["advisor_messages", "read_messages"]
 
 _CHAT = Operation.CHAT
 NAMES = {
@@ -30,19 +30,28 @@ NAMES = {
 _EVERYWHERE = frozenset({"", "global", "not_available"})
 
 
-def read_messages(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_messages(payload: dict[str, object], record: UsageRecord) -> None:
     """A message, as returned, as in a batch result, or as put together from a stream."""
     record.operation = _CHAT
     set_model(record, text(payload, "model"))
     set_key(record, text(payload, "id"))
     usage = section(payload, "usage", "usage")
-    if usage is None or not ("input_tokens" in usage or "output_tokens" in usage):
+    if usage is None or not (has(usage, "input_tokens") and has(usage, "output_tokens")):
+        if usage is not None:
+            record.input_tokens = counted(usage, "input_tokens", "usage")
+            record.output_tokens = counted(usage, "output_tokens", "usage")
         set_unknown(record)
         return
     counts = _counts(usage, "usage")
     if usage.get("iterations"):
         for index, iteration in enumerate(items(usage, "iterations", "usage.iterations")):
-            if text(iteration, "type") == "compaction":
+            kind = text(iteration, "type")
+            if kind == "advisor_message":
+                # Of another model: `usages_from_response` gives it a record of its own.
+                set_meter(record, "other_model_calls", 1)
+            elif kind == "fallback_message" and text(iteration, "model"):
+                _serve(record, text(iteration, "model"))
+            elif kind == "compaction":
                 added = _counts(iteration, f"usage.iterations[{index}]")
                 counts = tuple(map(sum, zip(counts, added, strict=True)))
     plain, read, written, written_1h, output = counts
@@ -54,7 +63,23 @@ def read_messages(payload: dict[str, Any], record: UsageRecord) -> None:
     check_record(record, NAMES)
 
 
-def _counts(usage: dict[str, Any], path: str) -> tuple[int, ...]:
+def advisor_messages(payload: dict[str, object]) -> list[dict[str, object]]:
+    """The messages of other models inside a message, each as a message of its own."""
+    usage = section(payload, "usage", "usage") or {}
+    return [
+        {"type": "message", "model": text(iteration, "model"), "usage": iteration}
+        for iteration in items(usage, "iterations", "usage.iterations")
+        if text(iteration, "type") == "advisor_message"
+    ]
+
+
+def _serve(record: UsageRecord, model: str) -> None:
+    """The model that answered after another declined."""
+    if record.model_id != model:
+        record.requested_model_id, record.model_id = record.model_id, model
+
+
+def _counts(usage: dict[str, object], path: str) -> tuple[int, ...]:
     written, written_1h = _writes(usage, path)
     return (
         count(usage, "input_tokens", path),
@@ -65,7 +90,7 @@ def _counts(usage: dict[str, Any], path: str) -> tuple[int, ...]:
     )
 
 
-def _writes(usage: dict[str, Any], path: str) -> tuple[int, int]:
+def _writes(usage: dict[str, object], path: str) -> tuple[int, int]:
     """All cache writes, and those kept for an hour.
 
     The split may be less than the total (a time to live that is not known here), never more.
@@ -90,7 +115,7 @@ def _writes(usage: dict[str, Any], path: str) -> tuple[int, int]:
     return written, long
 
 
-def _read_dimensions(usage: dict[str, Any], record: UsageRecord) -> None:
+def _read_dimensions(usage: dict[str, object], record: UsageRecord) -> None:
     set_tier(record, text(usage, "service_tier"))
     speed = text(usage, "speed")
     record.speed = "" if speed == "standard" else speed

@@ -6,24 +6,33 @@ and its prefix is the geography that sets the price.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import Operation
 from llm_cost_ops.normalizers.checks import check_record
 from llm_cost_ops.normalizers.errors import PayloadError
-from llm_cost_ops.normalizers.filling import set_key, set_model, set_tier, set_tokens, set_unknown
-from llm_cost_ops.normalizers.reading import count, items, section, text
+from llm_cost_ops.normalizers.filling import (
+    set_key,
+    set_model,
+    set_stated,
+    set_tier,
+    set_tokens,
+    set_unknown,
+)
+from llm_cost_ops.normalizers.reading import count, counted, has, items, section, text
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import UsageRecord
 
-__all__ = ["read_converse", "region_of"]
+__all__ = ["read_converse", "read_invoke", "region_of"]
 
 _CHAT = Operation.CHAT
 NAMES = {
     "cache_write_tokens": "usage.cacheWriteInputTokens",
     "cache_write_extended_tokens": "usage.cacheDetails[ttl=1h].inputTokens",
 }
+_IN_HEADER = "x-amzn-bedrock-input-token-count"
+_OUT_HEADER = "x-amzn-bedrock-output-token-count"
 _GEOGRAPHIES = frozenset(
     {"us", "us-gov", "eu", "apac", "ap", "au", "jp", "ca", "sa", "uk", "in", "me", "af", "il", "mx"}
 )
@@ -35,7 +44,7 @@ def region_of(model_id: str) -> str:
     return prefix if prefix in _GEOGRAPHIES else ""
 
 
-def read_converse(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_converse(payload: dict[str, object], record: UsageRecord) -> None:
     """A Converse response; pass `model_id=`, which the response does not carry."""
     record.operation = _CHAT
     set_model(record, text(payload, "modelId") or text(payload, "model"))
@@ -46,14 +55,56 @@ def read_converse(payload: dict[str, Any], record: UsageRecord) -> None:
     latency = text(section(payload, "performanceConfig", "performanceConfig") or {}, "latency")
     record.speed = "" if latency == "standard" else latency
     usage = section(payload, "usage", "usage")
-    if usage is None or not ("inputTokens" in usage or "outputTokens" in usage):
+    if usage is None or not (has(usage, "inputTokens") or has(usage, "outputTokens")):
+        set_unknown(record)
+        return
+    if not has(usage, "inputTokens") or not has(usage, "outputTokens"):
+        record.input_tokens = counted(usage, "inputTokens", "usage")
+        record.output_tokens = counted(usage, "outputTokens", "usage")
         set_unknown(record)
         return
     _read_tokens(usage, record)
     check_record(record, NAMES)
 
 
-def _read_tokens(usage: dict[str, Any], record: UsageRecord) -> None:
+def read_invoke(payload: dict[str, object], record: UsageRecord) -> None:
+    """InvokeModel: the bodies of Llama and Titan, or the counts in the headers of the answer."""
+    record.operation = Operation.EMBEDDINGS if "embedding" in payload else _CHAT
+    set_model(record, text(payload, "modelId") or text(payload, "model"))
+    record.region = region_of(record.model_id)
+    metadata = section(payload, "ResponseMetadata", "ResponseMetadata") or {}
+    set_key(record, text(metadata, "RequestId"))
+    given, returned = _native_counts(payload)
+    if returned is None and record.operation == Operation.EMBEDDINGS and given is not None:
+        returned = 0
+    if given is None and returned is None:
+        headers = section(metadata, "HTTPHeaders", "ResponseMetadata.HTTPHeaders") or payload
+        headers = {str(name).lower(): value for name, value in headers.items()}
+        given = counted(headers, _IN_HEADER, "headers")
+        returned = counted(headers, _OUT_HEADER, "headers")
+        if returned is None and given is not None and ".embed" in record.model_id:
+            returned = 0
+    set_stated(record, given, returned, None)
+
+
+def _native_counts(payload: dict[str, object]) -> tuple[int | None, int | None]:
+    given = counted(payload, "prompt_token_count", "")
+    returned = counted(payload, "generation_token_count", "")
+    if has(payload, "inputTextTokenCount"):
+        given = count(payload, "inputTextTokenCount", "")
+        returned = counted(payload, "totalOutputTextTokenCount", "")
+        results = items(payload, "results", "results")
+        if results:
+            returned = sum(count(result, "tokenCount", f"results[{i}]") for i, result in enumerate(results))
+    metrics = section(payload, "amazon-bedrock-invocationMetrics", "amazon-bedrock-invocationMetrics")
+    if metrics is not None and (given is None or returned is None):
+        path = "amazon-bedrock-invocationMetrics"
+        given = counted(metrics, "inputTokenCount", path)
+        returned = counted(metrics, "outputTokenCount", path)
+    return given, returned
+
+
+def _read_tokens(usage: dict[str, object], record: UsageRecord) -> None:
     plain, output = count(usage, "inputTokens", "usage"), count(usage, "outputTokens", "usage")
     read = count(usage, "cacheReadInputTokens", "usage")
     written = count(usage, "cacheWriteInputTokens", "usage")

@@ -7,13 +7,20 @@ otherwise pass a rule of their own for the output.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import Operation
-from llm_cost_ops.normalizers.checks import check_record, check_total
-from llm_cost_ops.normalizers.details import cache_writes, read_modality
-from llm_cost_ops.normalizers.filling import set_identity, set_tier, set_tokens, set_unknown
-from llm_cost_ops.normalizers.reading import count, section, text
+from llm_cost_ops.normalizers.checks import check_record, check_total, fit_details
+from llm_cost_ops.normalizers.details import cache_writes, claude_writes, read_modality
+from llm_cost_ops.normalizers.filling import (
+    set_identity,
+    set_meter,
+    set_stated,
+    set_tier,
+    set_tokens,
+    set_unknown,
+)
+from llm_cost_ops.normalizers.reading import count, counted, section, text
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import UsageRecord
@@ -26,6 +33,10 @@ OutputRule = Callable[[int, int, int, "int | None"], tuple[int, int]]
 _CHAT, _TEXT = Operation.CHAT, Operation.TEXT_COMPLETION
 _INPUTS = "usage.prompt_tokens_details"
 _OUTPUTS = "usage.completion_tokens_details"
+# Cache reads beside the totals: Moonshot, Mistral, xAI's SDK, LiteLLM for Claude.
+_BESIDE = ("cached_tokens", "num_cached_tokens", "cached_prompt_text_tokens", "cache_read_input_tokens")
+# Each answer of these models is one search that is billed.
+_SEARCH_MODELS = ("gpt-4o-search-preview", "gpt-4o-mini-search-preview", "gpt-5-search-api")
 NAMES = {
     "input_tokens": "usage.prompt_tokens",
     "output_tokens": "usage.completion_tokens",
@@ -45,12 +56,12 @@ def inclusive_output(prompt: int, completion: int, reasoning: int, total: int | 
     return completion, reasoning
 
 
-def read_plain_chat(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_plain_chat(payload: dict[str, object], record: UsageRecord) -> None:
     """OpenAI, Azure OpenAI, Groq and everything compatible with them."""
     read_chat(payload, record, inclusive_output)
 
 
-def read_google_chat(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_google_chat(payload: dict[str, object], record: UsageRecord) -> None:
     """Gemini's OpenAI-compatible endpoint, where only total_tokens tells that the model thought."""
 
     def rule(prompt: int, completion: int, reasoning: int, total: int | None) -> tuple[int, int]:
@@ -62,51 +73,59 @@ def read_google_chat(payload: dict[str, Any], record: UsageRecord) -> None:
     read_chat(payload, record, rule)
 
 
-def read_chat(payload: dict[str, Any], record: UsageRecord, rule: OutputRule) -> dict[str, Any] | None:
+def read_chat(payload: dict[str, object], record: UsageRecord, rule: OutputRule) -> dict[str, object] | None:
     """Fill in the record and return the payload's usage, None when it has none."""
     record.operation = _TEXT if payload.get("object") == "text_completion" else _CHAT
     set_identity(record, payload)
     set_tier(record, text(payload, "service_tier"))
     usage = _usage(payload)
-    if usage is None or not ("prompt_tokens" in usage or "completion_tokens" in usage):
+    if usage is None:
         set_unknown(record)
         return usage
-    prompt = count(usage, "prompt_tokens", "usage")
-    total = count(usage, "total_tokens", "usage") if usage.get("total_tokens") is not None else None
+    prompt = counted(usage, "prompt_tokens", "usage")
+    completion = counted(usage, "completion_tokens", "usage")
+    total = counted(usage, "total_tokens", "usage")
+    if not set_stated(record, prompt, completion, total):
+        return usage
     inputs = section(usage, "prompt_tokens_details", _INPUTS) or {}
     outputs = section(usage, "completion_tokens_details", _OUTPUTS) or {}
-    reasoning = _reasoning(outputs, usage)
-    output, record.reasoning_tokens = rule(
-        prompt, count(usage, "completion_tokens", "usage"), reasoning, total
-    )
+    prompt, completion = record.input_tokens or 0, record.output_tokens or 0
+    output, record.reasoning_tokens = rule(prompt, completion, _reasoning(outputs, usage), total)
     set_tokens(record, prompt, output)
     record.cached_tokens = _cached(inputs, usage)
     if inputs or outputs:
         written = cache_writes(inputs, _INPUTS)
         record.cache_write_tokens, record.cache_write_extended_tokens = written
         read_modality(inputs, _INPUTS, outputs, _OUTPUTS, record)
+    if not record.cache_write_tokens:
+        written = claude_writes(inputs, _INPUTS, usage)
+        record.cache_write_tokens, record.cache_write_extended_tokens = written
+    if record.model_id.startswith(_SEARCH_MODELS) and record.provider in ("openai", "azure", ""):
+        set_meter(record, "web_searches", 1)
+    if record.provider == "openrouter":
+        fit_details(record)
     check_record(record, NAMES)
     return usage
 
 
-def _usage(payload: dict[str, Any]) -> dict[str, Any] | None:
+def _usage(payload: dict[str, object]) -> dict[str, object] | None:
     usage = section(payload, "usage", "usage")
     if usage is None and (groq := section(payload, "x_groq", "x_groq")) is not None:
         return section(groq, "usage", "x_groq.usage")
     return usage
 
 
-def _reasoning(details: dict[str, Any], usage: dict[str, Any]) -> int:
+def _reasoning(details: dict[str, object], usage: dict[str, object]) -> int:
     """Perplexity and xAI's SDK put reasoning beside the totals instead of under them."""
     if details.get("reasoning_tokens") is not None:
         return count(details, "reasoning_tokens", _OUTPUTS)
     return count(usage, "reasoning_tokens", "usage")
 
 
-def _cached(details: dict[str, Any], usage: dict[str, Any]) -> int:
+def _cached(details: dict[str, object], usage: dict[str, object]) -> int:
     if details.get("cached_tokens") is not None:
         return count(details, "cached_tokens", _INPUTS)
-    for key in ("cached_tokens", "num_cached_tokens", "cached_prompt_text_tokens"):
+    for key in _BESIDE:
         if usage.get(key) is not None:
             return count(usage, key, "usage")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from llm_cost_ops._gen.messages import UsageQuality
 from llm_cost_ops.normalizers.errors import PayloadError
 
 if TYPE_CHECKING:
@@ -11,8 +12,9 @@ if TYPE_CHECKING:
 
     from llm_cost_ops._gen.messages import ModalityTokens, UsageRecord
 
-__all__ = ["check_record", "check_total"]
+__all__ = ["check_record", "check_total", "fit_details"]
 
+_DETAILS = ("cached_tokens", "cache_write_tokens", "cache_write_extended_tokens", "reasoning_tokens")
 _CACHED = ("cached_audio_tokens", "cached_image_tokens", "cached_video_tokens")
 _INPUT = ("input_audio_tokens", "input_image_tokens", "input_video_tokens")
 _OUTPUT = ("output_audio_tokens", "output_image_tokens", "output_video_tokens")
@@ -52,6 +54,28 @@ def check_record(record: UsageRecord, names: Mapping[str, str]) -> None:
         )
     if record.modality is not None:
         _check_modality(record, record.modality, names)
+
+
+def fit_details(record: UsageRecord) -> None:
+    """Cut the details that exceed their total, and say ESTIMATED where one did.
+
+    Gateways state the totals and the charge, but details of another tokenizer, or reads of what the
+    same call wrote: the call was charged and must not be lost.
+    """
+    given, returned = record.input_tokens or 0, record.output_tokens or 0
+    cached = min(record.cached_tokens, given)
+    written = min(record.cache_write_tokens, given - cached)
+    extended = min(record.cache_write_extended_tokens, written)
+    reasoning = min(record.reasoning_tokens, returned)
+    fitted = (cached, written, extended, reasoning)
+    if fitted != tuple(getattr(record, name) for name in _DETAILS) or (
+        record.modality is not None and not _fits(record, record.modality)
+    ):
+        for name, value in zip(_DETAILS, fitted, strict=True):
+            setattr(record, name, value)
+        if record.modality is not None and not _fits(record, record.modality):
+            record.modality = None
+        record.quality = UsageQuality.ESTIMATED
 
 
 def _fits(record: UsageRecord, m: ModalityTokens) -> bool:

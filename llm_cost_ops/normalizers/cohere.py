@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import Operation
 from llm_cost_ops.normalizers.errors import PayloadError
@@ -14,7 +14,7 @@ from llm_cost_ops.normalizers.filling import (
     set_tokens,
     set_unknown,
 )
-from llm_cost_ops.normalizers.reading import count, section, text
+from llm_cost_ops.normalizers.reading import count, counted, has, section, text
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import UsageRecord
@@ -24,11 +24,11 @@ __all__ = ["read_cohere"]
 _METERS = ("search_units", "classifications", "pages", "images")
 
 
-def read_cohere(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_cohere(payload: dict[str, object], record: UsageRecord) -> None:
     """A response of API v2 (`usage`) or v1 and embed, rerank, classify (`meta`); pass `model_id=`."""
     set_model(record, text(payload, "model"))
     set_key(record, text(payload, "id") or text(payload, "response_id") or text(payload, "generation_id"))
-    root = "usage" if payload.get("usage") is not None else "meta"
+    root = "usage" if has(payload, "usage") else "meta"
     usage = section(payload, root, root) or {}
     billed = section(usage, "billed_units", f"{root}.billed_units")
     record.operation = _operation(payload, billed or {})
@@ -37,6 +37,16 @@ def read_cohere(payload: dict[str, Any], record: UsageRecord) -> None:
         return
     path = f"{root}.billed_units"
     given, returned = count(billed, "input_tokens", path), count(billed, "output_tokens", path)
+    others = any(has(billed, meter) for meter in (*_METERS, "image_tokens"))
+    if (
+        record.operation == Operation.CHAT
+        and not others
+        and not (has(billed, "input_tokens") and has(billed, "output_tokens"))
+    ):
+        record.input_tokens = counted(billed, "input_tokens", path)
+        record.output_tokens = counted(billed, "output_tokens", path)
+        set_unknown(record)
+        return
     set_tokens(record, given, returned)
     for meter in _METERS:
         set_meter(record, meter, count(billed, meter, path))
@@ -47,7 +57,7 @@ def read_cohere(payload: dict[str, Any], record: UsageRecord) -> None:
     _read_cached(usage, root, record)
 
 
-def _read_cached(usage: dict[str, Any], root: str, record: UsageRecord) -> None:
+def _read_cached(usage: dict[str, object], root: str, record: UsageRecord) -> None:
     """Cache reads are counted in `tokens`, which has more of them than are billed."""
     cached = count(usage, "cached_tokens", root)
     tokens = section(usage, "tokens", f"{root}.tokens") or {}
@@ -58,9 +68,11 @@ def _read_cached(usage: dict[str, Any], root: str, record: UsageRecord) -> None:
     record.cached_tokens = min(cached, billed)
 
 
-def _operation(payload: dict[str, Any], billed: dict[str, Any]) -> Operation:
-    if "embeddings" in payload:
+def _operation(payload: dict[str, object], billed: dict[str, object]) -> Operation:
+    if has(payload, "embeddings"):
         return Operation.EMBEDDINGS
-    if "results" in payload or "search_units" in billed:
+    if has(payload, "results") or has(billed, "search_units"):
         return Operation.RERANK
+    if has(billed, "classifications"):
+        return Operation.UNSPECIFIED
     return Operation.CHAT

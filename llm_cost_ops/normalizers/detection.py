@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from llm_cost_ops.normalizers.errors import PayloadError
 from llm_cost_ops.normalizers.opentelemetry import is_span
-from llm_cost_ops.normalizers.reading import section, text
+from llm_cost_ops.normalizers.reading import has, section, text
+from llm_cost_ops.normalizers.vercel import is_vercel
 
 __all__ = ["detect_api", "detect_provider"]
 
@@ -16,6 +15,7 @@ _BY_OBJECT = {
     "text_completion": "openai.chat",
     "response": "openai.responses",
     "realtime.response": "openai.realtime",
+    "interaction": "google.interactions",
 }
 _ANTHROPIC_KEYS = (
     "cache_read_input_tokens",
@@ -25,6 +25,16 @@ _ANTHROPIC_KEYS = (
     "inference_geo",
     "iterations",
 )
+_INVOKE_KEYS = (
+    "prompt_token_count",
+    "generation_token_count",
+    "inputTextTokenCount",
+    "amazon-bedrock-invocationMetrics",
+    "x-amzn-bedrock-input-token-count",
+    "X-Amzn-Bedrock-Input-Token-Count",
+)
+_IMAGE_MODELS = ("gpt-image-", "chatgpt-image-", "dall-e-")
+_PLAIN = (str, bytes, int, float, bool, list, tuple)
 _BY_MODEL = (
     (("gpt-oss",), ""),
     (
@@ -32,7 +42,7 @@ _BY_MODEL = (
         "openai",
     ),
     (("claude-",), "anthropic"),
-    (("gemini-",), "google"),
+    (("gemini-", "models/gemini-"), "google"),
     (("grok-",), "x-ai"),
     (("deepseek-",), "deepseek"),
     (("mistral-", "ministral-", "codestral-", "magistral-", "devstral-", "pixtral-", "voxtral-"), "mistral"),
@@ -41,11 +51,13 @@ _BY_MODEL = (
 )
 
 
-def detect_api(payload: dict[str, Any]) -> str:
+def detect_api(payload: dict[str, object]) -> str:
     """The name of the API whose shape this is; "" when it has none that is known."""
     found = _BY_OBJECT.get(text(payload, "object"))
     if found is not None:
         return found
+    if has(payload, "prompt_eval_count") or has(payload, "eval_count"):
+        return "ollama"
     if "usageMetadata" in payload or "usage_metadata" in payload:
         return "google.generate"
     if "usage_info" in payload:
@@ -58,11 +70,18 @@ def detect_api(payload: dict[str, Any]) -> str:
     return _without_usage(payload)
 
 
-def _by_usage(payload: dict[str, Any], usage: dict[str, Any]) -> str:
+def _by_usage(payload: dict[str, object], usage: dict[str, object]) -> str:
+    if None in usage.values():
+        # Objects of SDKs have every key: one whose value is null tells nothing.
+        usage = {key: value for key, value in usage.items() if value is not None} or usage
     if "prompt_tokens" in usage or "completion_tokens" in usage or "prompt_audio_seconds" in usage:
         # An embedding list has neither choices nor completion tokens; Mistral's transcriptions have text.
         is_list = payload.get("object") == "list" or "data" in payload or "embeddings" in payload
         return "openai.embeddings" if is_list and "choices" not in payload else "openai.chat"
+    if "total_input_tokens" in usage:
+        return "google.interactions"
+    if is_vercel(usage):
+        return "vercel"
     if "inputTokens" in usage or "outputTokens" in usage:
         return "bedrock.converse"
     if "billed_units" in usage or "tokens" in usage:
@@ -79,13 +98,19 @@ def _by_usage(payload: dict[str, Any], usage: dict[str, Any]) -> str:
         return "openai.responses"
     if "data" in payload or "b64_json" in payload:
         return "openai.images"
-    return "openai.realtime" if "input_token_details" in usage else "generic"
+    if "input_token_details" in usage:
+        return "openai.realtime"
+    details = section(usage, "input_tokens_details", "usage.input_tokens_details") or {}
+    is_image = has(details, "image_tokens") or text(payload, "model").startswith(_IMAGE_MODELS)
+    return "openai.images" if is_image else "generic"
 
 
-def _without_usage(payload: dict[str, Any]) -> str:
-    meta = payload.get("meta")
-    if isinstance(meta, dict) and "billed_units" in meta:
+def _without_usage(payload: dict[str, object]) -> str:
+    meta = None if type(payload.get("meta")) in _PLAIN else section(payload, "meta", "meta")
+    if meta is not None and "billed_units" in meta:
         return "cohere.chat"
+    if _is_invoke(payload):
+        return "bedrock.invoke"
     if payload.get("type") == "message":
         return "anthropic.messages"
     if "choices" in payload:
@@ -99,7 +124,15 @@ def _without_usage(payload: dict[str, Any]) -> str:
     return "bedrock.converse" if "stopReason" in payload else ""
 
 
-def detect_provider(payload: dict[str, Any], api: str) -> str:
+def _is_invoke(payload: dict[str, object]) -> bool:
+    """Whether Bedrock's InvokeModel answered: the counts of Llama or Titan, or those in its headers."""
+    if any(key in payload for key in _INVOKE_KEYS):
+        return True
+    metadata = payload.get("ResponseMetadata")
+    return isinstance(metadata, dict) and "body" in payload
+
+
+def detect_provider(payload: dict[str, object], api: str) -> str:
     """Who served an API that several providers share; "" when nothing tells."""
     if api == "anthropic.messages":
         response_id = text(payload, "id")
@@ -116,7 +149,7 @@ def detect_provider(payload: dict[str, Any], api: str) -> str:
     return _by_model(text(payload, "model"))
 
 
-def _chat_provider(payload: dict[str, Any], usage: dict[str, Any]) -> str:
+def _chat_provider(payload: dict[str, object], usage: dict[str, object]) -> str:
     if "x_groq" in payload:
         return "groq"
     if text(payload, "id").startswith("gen-") or type(payload.get("provider")) is str:
@@ -139,7 +172,7 @@ def _by_model(model: str) -> str:
     return ""
 
 
-def refuse_errors(payload: dict[str, Any]) -> None:
+def refuse_errors(payload: dict[str, object]) -> None:
     """Raise PayloadError for an error response, which has no usage to record."""
     error = payload.get("error")
     if error and "usage" not in payload:

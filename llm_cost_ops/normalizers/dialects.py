@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llm_cost_ops.normalizers.chat import NAMES, inclusive_output, read_chat
 from llm_cost_ops.normalizers.checks import check_record
 from llm_cost_ops.normalizers.errors import PayloadError
 from llm_cost_ops.normalizers.filling import set_meter
-from llm_cost_ops.normalizers.reading import count, money, section
+from llm_cost_ops.normalizers.reading import count, duration_ms, items, money, section, text
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import UsageRecord
 
 __all__ = [
     "read_deepseek_chat",
+    "read_gateway_cost",
+    "read_groq_chat",
     "read_openrouter_chat",
     "read_perplexity_chat",
     "read_xai_chat",
@@ -31,7 +33,18 @@ _XAI_TOOLS = (
     ("code_interpreter_calls", "code_executions"),
     ("file_search_calls", "file_searches"),
     ("document_search_calls", "file_searches"),
+    ("attachment_search_calls", "attachment_searches"),
+    ("image_generation_calls", "image_generation_calls"),
 )
+# The tools that a response of the gRPC API lists, one for each call; viewing images and MCP are free.
+_XAI_CALLS = {
+    "WEB_SEARCH": "web_searches",
+    "X_SEARCH": "social_searches",
+    "CODE_EXECUTION": "code_executions",
+    "COLLECTIONS_SEARCH": "file_searches",
+    "ATTACHMENT_SEARCH": "attachment_searches",
+    "IMAGE_GENERATION": "image_generation_calls",
+}
 # Sonar models whose price has a fee per request; that fee pays for their searches.
 _FEE_PER_REQUEST = frozenset({"sonar", "sonar-pro", "sonar-reasoning", "sonar-reasoning-pro"})
 
@@ -49,26 +62,39 @@ def xai_output(prompt: int, completion: int, reasoning: int, total: int | None) 
     )
 
 
-def read_xai_chat(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_xai_chat(payload: dict[str, object], record: UsageRecord) -> None:
     """xAI: reasoning tested against the total, tool calls, the stated cost."""
     usage = read_chat(payload, record, xai_output)
     if usage is not None:
         read_xai_extras(usage, record)
 
 
-def read_xai_extras(usage: dict[str, Any], record: UsageRecord) -> None:
+def read_xai_extras(usage: dict[str, object], record: UsageRecord) -> None:
     """Server-side tool calls and the stated cost of xAI's usage objects."""
     ticks = usage.get("cost_in_usd_ticks")
     if ticks is not None:
         record.reported_cost = count(usage, "cost_in_usd_ticks", "usage") * _TICK
+    seconds = usage.get("billable_audio_seconds")
+    if seconds is not None:
+        # Voice is billed by the second alone.
+        set_meter(record, "audio_ms", duration_ms(seconds, "usage.billable_audio_seconds"))
+        record.input_tokens = record.output_tokens = record.total_tokens = record.modality = None
+        record.cached_tokens = record.reasoning_tokens = 0
     path = "usage.server_side_tool_usage_details"
     details = section(usage, "server_side_tool_usage_details", path)
     if details is not None:
         for key, meter in _XAI_TOOLS:
             set_meter(record, meter, count(details, key, path))
+        return
+    used = usage.get("server_side_tools_used")
+    for tool in used if isinstance(used, (list, tuple)) else ():
+        name = tool if isinstance(tool, str) else getattr(tool, "name", "")
+        meter = _XAI_CALLS.get(str(name).removeprefix("SERVER_SIDE_TOOL_"), "")
+        if meter:
+            set_meter(record, meter, 1)
 
 
-def read_deepseek_chat(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_deepseek_chat(payload: dict[str, object], record: UsageRecord) -> None:
     """DeepSeek: prompt_cache_hit_tokens are the cache reads, hits and misses make the prompt."""
     usage = read_chat(payload, record, inclusive_output)
     if usage is None or usage.get("prompt_cache_hit_tokens") is None:
@@ -98,7 +124,7 @@ def _perplexity_output(prompt: int, completion: int, reasoning: int, total: int 
     return completion + reasoning, reasoning
 
 
-def read_perplexity_chat(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_perplexity_chat(payload: dict[str, object], record: UsageRecord) -> None:
     """Perplexity: reasoning and citation tokens beside the total, searches, request fee, stated cost."""
     usage = read_chat(payload, record, _perplexity_output)
     if usage is None:
@@ -113,7 +139,7 @@ def read_perplexity_chat(payload: dict[str, Any], record: UsageRecord) -> None:
         record.reported_cost = money(cost.get("total_cost"), "usage.cost.total_cost")
 
 
-def read_openrouter_chat(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_openrouter_chat(payload: dict[str, object], record: UsageRecord) -> None:
     """OpenRouter: models carry their maker's prefix, usage.cost is what was charged.
 
     With a key of one's own (is_byok) the upstream's charge comes on top of OpenRouter's.
@@ -121,9 +147,34 @@ def read_openrouter_chat(payload: dict[str, Any], record: UsageRecord) -> None:
     usage = read_chat(payload, record, inclusive_output)
     if usage is None:
         return
+    read_gateway_cost(usage, record)
+    for key in ("server_tool_use_details", "server_tool_use"):
+        tools = section(usage, key, f"usage.{key}")
+        if tools is not None:
+            set_meter(record, "web_searches", count(tools, "web_search_requests", f"usage.{key}"))
+            break
+
+
+def read_gateway_cost(usage: dict[str, object], record: UsageRecord) -> None:
+    """What OpenRouter charged, and with a key of one's own what the upstream charged on top."""
     cost = money(usage.get("cost"), "usage.cost")
     if cost is not None and usage.get("is_byok"):
         details = section(usage, "cost_details", "usage.cost_details") or {}
         path = "usage.cost_details.upstream_inference_cost"
         cost += money(details.get("upstream_inference_cost"), path) or 0
     record.reported_cost = cost
+
+
+def read_groq_chat(payload: dict[str, object], record: UsageRecord) -> None:
+    """Groq: a compound system is billed by the models that it used, which usage_breakdown names."""
+    read_chat(payload, record, inclusive_output)
+    breakdown = section(payload, "usage_breakdown", "usage_breakdown")
+    if breakdown is None:
+        return
+    models = items(breakdown, "models", "usage_breakdown.models")
+    if len(models) == 1:
+        if text(models[0], "model") == record.model_id:
+            return
+        record.requested_model_id, record.model_id = record.model_id, text(models[0], "model")
+    elif models:
+        set_meter(record, "other_model_calls", len(models))

@@ -7,7 +7,7 @@ excludes thoughts. Counts come by modality too; documents count as images.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import Operation
 from llm_cost_ops.normalizers.checks import check_record, check_total
@@ -21,12 +21,12 @@ from llm_cost_ops.normalizers.filling import (
     set_tokens,
     set_unknown,
 )
-from llm_cost_ops.normalizers.reading import count, items, moment, section, text
+from llm_cost_ops.normalizers.reading import count, counted, created_at, has, items, section, text
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import UsageRecord
 
-__all__ = ["read_generate_content"]
+__all__ = ["read_generate_content", "read_interaction"]
 
 NAMES = {
     "input_tokens": "usageMetadata.promptTokenCount",
@@ -56,27 +56,33 @@ _LISTS = tuple(
         ("responseTokensDetails", "output"),
     )
 )
+_INTERACTION_LISTS = (
+    ("input_tokens_by_modality", "input"),
+    ("tool_use_tokens_by_modality", "input"),
+    ("cached_tokens_by_modality", "cached"),
+    ("output_tokens_by_modality", "output"),
+)
 # Looked up once: access to an enum's member by name is slow.
 _CHAT = Operation.CHAT
 _OLDER_THAN_3 = re.compile(r"(models/)?gemini-[12]\b")
 
 
-def read_generate_content(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_generate_content(payload: dict[str, object], record: UsageRecord) -> None:
     """A GenerateContentResponse in REST's camel case or the SDKs' snake case."""
     record.operation = _CHAT
     if "usage_metadata" in payload or "model_version" in payload:
         payload = _camel(payload)
-    set_model(record, (text(payload, "modelVersion") or text(payload, "model")).removeprefix("models/"))
+    set_model(record, (text(payload, "modelVersion") or text(payload, "model")).rpartition("models/")[2])
     set_key(record, text(payload, "responseId"))
     if payload.get("createTime") is not None:
-        record.timestamp = moment(payload["createTime"], "createTime")
+        record.timestamp = created_at(payload["createTime"])
     usage = section(payload, "usageMetadata", "usageMetadata")
     if usage is None:
         set_unknown(record)
         return
-    if "promptTokenCount" not in usage and ("prompt_token_count" in usage or "total_token_count" in usage):
+    if not has(usage, "promptTokenCount") and ("prompt_token_count" in usage or "total_token_count" in usage):
         usage = _camel(usage)
-    if "promptTokenCount" not in usage and "totalTokenCount" not in usage:
+    if not has(usage, "promptTokenCount") and not has(usage, "totalTokenCount"):
         set_unknown(record)
     else:
         _read_counts(usage, record)
@@ -89,21 +95,30 @@ def read_generate_content(payload: dict[str, Any], record: UsageRecord) -> None:
         _count_searches(payload, record)
 
 
-def _read_counts(usage: dict[str, Any], record: UsageRecord) -> None:
+def _read_counts(usage: dict[str, object], record: UsageRecord) -> None:
     path = "usageMetadata"
-    prompt = count(usage, "promptTokenCount", path)
     tools = count(usage, "toolUsePromptTokenCount", path)
     # The Live API says response where generateContent says candidates.
-    spoken = "candidatesTokenCount" if "candidatesTokenCount" in usage else "responseTokenCount"
+    spoken = "responseTokenCount" if has(usage, "responseTokenCount") else "candidatesTokenCount"
     candidates = count(usage, spoken, path)
     thoughts = count(usage, "thoughtsTokenCount", path)
-    if usage.get("totalTokenCount") is not None:
+    total = counted(usage, "totalTokenCount", path)
+    rest = tools + candidates + thoughts
+    stated = counted(usage, "promptTokenCount", path)
+    prompt = stated if stated is not None else max((total or 0) - rest, 0)
+    # The Live API leaves the thoughts out of its total.
+    live = spoken == "responseTokenCount" and total == prompt + tools + candidates
+    if total is not None and not live:
         check_total(
             f"{path}.totalTokenCount",
-            count(usage, "totalTokenCount", path),
+            total,
             prompt + tools + candidates + thoughts,
             f"promptTokenCount + toolUsePromptTokenCount + {spoken} + thoughtsTokenCount",
         )
+    if stated is None and total is None:
+        record.output_tokens = candidates + thoughts
+        set_unknown(record)
+        return
     set_tokens(record, prompt + tools, candidates + thoughts)
     record.reasoning_tokens = thoughts
     record.cached_tokens = count(usage, "cachedContentTokenCount", path)
@@ -114,7 +129,49 @@ def _read_counts(usage: dict[str, Any], record: UsageRecord) -> None:
         )
 
 
-def _read_modalities(usage: dict[str, Any], record: UsageRecord) -> None:
+def read_interaction(payload: dict[str, object], record: UsageRecord) -> None:
+    """The Interactions API: input leaves out the tokens of tools, output those of thoughts."""
+    record.operation = _CHAT
+    set_model(record, text(payload, "model").rpartition("models/")[2])
+    set_key(record, text(payload, "id"))
+    record.timestamp = created_at(payload.get("created"))
+    set_tier(record, text(payload, "service_tier"))
+    usage = section(payload, "usage", "usage")
+    if usage is None or not has(usage, "total_input_tokens"):
+        set_unknown(record)
+        return
+    given = count(usage, "total_input_tokens", "usage") + count(usage, "total_tool_use_tokens", "usage")
+    record.reasoning_tokens = count(usage, "total_thought_tokens", "usage")
+    returned = count(usage, "total_output_tokens", "usage") + record.reasoning_tokens
+    total = counted(usage, "total_tokens", "usage")
+    if total is not None:
+        parts = "total_input_tokens + total_tool_use_tokens + total_output_tokens + total_thought_tokens"
+        check_total("usage.total_tokens", total, given + returned, parts)
+    set_tokens(record, given, returned)
+    record.cached_tokens = count(usage, "total_cached_tokens", "usage")
+    counts: dict[str, int] = {}
+    for key, side in _INTERACTION_LISTS:
+        for entry in items(usage, key, f"usage.{key}"):
+            kind = {"document": "image"}.get(text(entry, "modality").lower(), text(entry, "modality").lower())
+            if kind in ("audio", "image", "video"):
+                field = f"{side}_{kind}_tokens"
+                counts[field] = counts.get(field, 0) + count(entry, "tokens", f"usage.{key}")
+    set_modality(record, **counts)
+    searches = sum(
+        max(len(calls), 1) if isinstance(calls := _queries(step), (list, tuple)) else 1
+        for step in items(payload, "steps", "steps")
+        if text(step, "type") == "google_search_call"
+    )
+    if searches:
+        set_meter(record, "web_searches", 1 if _OLDER_THAN_3.match(record.model_id) else searches)
+    check_record(record, {"cached_tokens": "usage.total_cached_tokens"})
+
+
+def _queries(step: dict[str, object]) -> object:
+    return (section(step, "arguments", "steps.arguments") or {}).get("queries")
+
+
+def _read_modalities(usage: dict[str, object], record: UsageRecord) -> None:
     counts: dict[str, int] = {}
     for key, path, fields in _LISTS:
         entries = usage.get(key)
@@ -129,7 +186,7 @@ def _read_modalities(usage: dict[str, Any], record: UsageRecord) -> None:
         set_modality(record, **counts)
 
 
-def _count_searches(payload: dict[str, Any], record: UsageRecord) -> None:
+def _count_searches(payload: dict[str, object], record: UsageRecord) -> None:
     """Grounding is billed by the query from Gemini 3 on, by the grounded prompt before."""
     searches = 0
     for candidate in items(payload, "candidates", "candidates"):
@@ -144,5 +201,5 @@ def _count_searches(payload: dict[str, Any], record: UsageRecord) -> None:
         set_meter(record, "web_searches", 1 if _OLDER_THAN_3.match(record.model_id) else searches)
 
 
-def _camel(fields: dict[str, Any]) -> dict[str, Any]:
+def _camel(fields: dict[str, object]) -> dict[str, object]:
     return {re.sub(r"_([a-z])", lambda found: found[1].upper(), key): value for key, value in fields.items()}

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import Operation
 from llm_cost_ops.normalizers.checks import check_record, check_total
 from llm_cost_ops.normalizers.details import read_modality
+from llm_cost_ops.normalizers.dialects import read_xai_extras
 from llm_cost_ops.normalizers.filling import (
     set_identity,
     set_key,
     set_meter,
     set_modality,
     set_model,
+    set_stated,
     set_tokens,
     set_unknown,
 )
-from llm_cost_ops.normalizers.reading import count, duration_ms, section, text
+from llm_cost_ops.normalizers.reading import count, counted, duration_ms, has, section, text
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import UsageRecord
@@ -34,24 +36,24 @@ NAMES = {
 }
 
 
-def read_embeddings(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_embeddings(payload: dict[str, object], record: UsageRecord) -> None:
     """Embeddings: prompt_tokens only."""
     record.operation = Operation.EMBEDDINGS
     set_identity(record, payload)
     usage = section(payload, "usage", "usage")
-    if usage is None or not ("prompt_tokens" in usage or "total_tokens" in usage):
+    if usage is None or not (has(usage, "prompt_tokens") or has(usage, "total_tokens")):
         set_unknown(record)
         return
     total = count(usage, "total_tokens", "usage")
     # Voyage and others send the total alone.
-    prompt = count(usage, "prompt_tokens", "usage") if "prompt_tokens" in usage else total
+    prompt = count(usage, "prompt_tokens", "usage") if has(usage, "prompt_tokens") else total
     output = count(usage, "completion_tokens", "usage")
     if usage.get("total_tokens") is not None:
         check_total("usage.total_tokens", total, prompt + output, "prompt_tokens + completion_tokens")
     set_tokens(record, prompt, output)
 
 
-def read_transcription(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_transcription(payload: dict[str, object], record: UsageRecord) -> None:
     """Transcriptions, billed by tokens or by the seconds of audio (`meters.audio_ms`)."""
     record.operation = Operation.TRANSCRIPTION
     set_model(record, text(payload, "model"))
@@ -69,7 +71,7 @@ def read_transcription(payload: dict[str, Any], record: UsageRecord) -> None:
         _read_tokens(usage, record)
 
 
-def read_speech(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_speech(payload: dict[str, object], record: UsageRecord) -> None:
     """Speech: `usage.characters`, or the tokens of a speech.audio.done event. All output is audio."""
     record.operation = Operation.SPEECH
     set_model(record, text(payload, "model"))
@@ -80,7 +82,7 @@ def read_speech(payload: dict[str, Any], record: UsageRecord) -> None:
         set_modality(record, output_audio_tokens=record.output_tokens or 0)
 
 
-def read_images(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_images(payload: dict[str, object], record: UsageRecord) -> None:
     """Images: tokens, output being image tokens unless details say otherwise.
 
     Models that are billed by the image send no usage: their images are counted (`meters.images`).
@@ -104,23 +106,27 @@ def read_images(payload: dict[str, Any], record: UsageRecord) -> None:
         check_record(record, NAMES)
 
 
-def read_realtime(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_realtime(payload: dict[str, object], record: UsageRecord) -> None:
     """A response of a realtime session, from its response.done event."""
     record.operation = Operation.REALTIME
     set_identity(record, payload)
-    _read_tokens(section(payload, "usage", "usage"), record)
+    usage = section(payload, "usage", "usage")
+    if _read_tokens(usage, record) and usage is not None and "billable_audio_seconds" in usage:
+        read_xai_extras(usage, record)
 
 
-def _read_tokens(usage: dict[str, Any] | None, record: UsageRecord) -> bool:
+def _read_tokens(usage: dict[str, object] | None, record: UsageRecord) -> bool:
     """Token counts with details by modality; False when they are unknown."""
-    if usage is None or not ("input_tokens" in usage or "output_tokens" in usage):
+    if usage is None:
         set_unknown(record)
         return False
-    given, returned = count(usage, "input_tokens", "usage"), count(usage, "output_tokens", "usage")
-    if usage.get("total_tokens") is not None:
-        total = count(usage, "total_tokens", "usage")
+    total = counted(usage, "total_tokens", "usage")
+    stated, spoken = counted(usage, "input_tokens", "usage"), counted(usage, "output_tokens", "usage")
+    if not set_stated(record, stated, spoken, total):
+        return False
+    given, returned = record.input_tokens or 0, record.output_tokens or 0
+    if total is not None:
         check_total("usage.total_tokens", total, given + returned, "input_tokens + output_tokens")
-    set_tokens(record, given, returned)
     inputs, path = _details(usage, "input")
     outputs, output_path = _details(usage, "output")
     record.cached_tokens = count(inputs, "cached_tokens", path)
@@ -130,7 +136,7 @@ def _read_tokens(usage: dict[str, Any] | None, record: UsageRecord) -> bool:
     return True
 
 
-def _details(usage: dict[str, Any], side: str) -> tuple[dict[str, Any], str]:
+def _details(usage: dict[str, object], side: str) -> tuple[dict[str, object], str]:
     """Audio and realtime say input_token_details, images input_tokens_details."""
     for key in (f"{side}_token_details", f"{side}_tokens_details"):
         found = section(usage, key, f"usage.{key}")

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from llm_cost_ops._gen.messages import Operation, Outcome, UsageQuality, UsageRecord
 from llm_cost_ops.normalizers import chat, dialects, media, mistral
-from llm_cost_ops.normalizers.anthropic import read_messages
-from llm_cost_ops.normalizers.bedrock import read_converse
+from llm_cost_ops.normalizers.anthropic import advisor_messages, read_messages
+from llm_cost_ops.normalizers.bedrock import read_converse, read_invoke
 from llm_cost_ops.normalizers.cohere import read_cohere
 from llm_cost_ops.normalizers.detection import detect_api, detect_provider, refuse_errors
 from llm_cost_ops.normalizers.errors import PayloadError
 from llm_cost_ops.normalizers.filling import set_tokens, set_unknown
-from llm_cost_ops.normalizers.gemini import read_generate_content
+from llm_cost_ops.normalizers.gemini import read_generate_content, read_interaction
 from llm_cost_ops.normalizers.generic import read_generic
+from llm_cost_ops.normalizers.ollama import read_ollama
 from llm_cost_ops.normalizers.opentelemetry import read_attributes
-from llm_cost_ops.normalizers.reading import as_mapping, moment, money
+from llm_cost_ops.normalizers.reading import as_mapping, items, moment, money, section
 from llm_cost_ops.normalizers.responses import read_responses
-from llm_cost_ops.normalizers.streams import fold, is_stream
+from llm_cost_ops.normalizers.streams import fold, fold_all, is_stream
+from llm_cost_ops.normalizers.vercel import read_vercel
 from llm_cost_ops.normalizers.wrappers import unwrap
 from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.rules.usage import total_tokens
+from llm_cost_ops.wire.coerce import texts
 
-__all__ = ["APIS", "usage_from_response"]
+if TYPE_CHECKING:
+    from llm_cost_ops._gen.resources import UsageRecordFields
+
+__all__ = ["APIS", "usage_from_response", "usages_from_response"]
 
 Normalizer = Callable[[dict[str, Any], UsageRecord], None]
 
@@ -40,13 +46,17 @@ _NORMALIZERS: dict[str, tuple[str, Normalizer]] = {
     "azure.chat": ("azure", chat.read_plain_chat),
     "anthropic.messages": ("anthropic", read_messages),
     "google.generate": ("google", read_generate_content),
+    "google.interactions": ("google", read_interaction),
     "bedrock.converse": ("aws", read_converse),
+    "bedrock.invoke": ("aws", read_invoke),
+    "ollama": ("ollama", read_ollama),
+    "vercel": ("", read_vercel),
     "cohere.chat": ("cohere", read_cohere),
     "mistral.chat": ("mistral", mistral.read_mistral_chat),
     "mistral.ocr": ("mistral", mistral.read_mistral_ocr),
     "xai.chat": ("x-ai", dialects.read_xai_chat),
     "deepseek.chat": ("deepseek", dialects.read_deepseek_chat),
-    "groq.chat": ("groq", chat.read_plain_chat),
+    "groq.chat": ("groq", dialects.read_groq_chat),
     "perplexity.chat": ("perplexity", dialects.read_perplexity_chat),
     "openrouter.chat": ("openrouter", dialects.read_openrouter_chat),
     "opentelemetry": ("", read_attributes),
@@ -55,6 +65,7 @@ _NORMALIZERS: dict[str, tuple[str, Normalizer]] = {
 APIS = tuple(_NORMALIZERS)
 # How a provider speaks the chat API that OpenAI defined.
 _DIALECTS: dict[str, Normalizer] = {
+    "groq": dialects.read_groq_chat,
     "x-ai": dialects.read_xai_chat,
     "deepseek": dialects.read_deepseek_chat,
     "perplexity": dialects.read_perplexity_chat,
@@ -68,17 +79,12 @@ _FIELDS = frozenset(UsageRecord.__struct_fields__) - {"unknown_"}
 
 
 def usage_from_response(
-    response: Any,
-    *,
-    provider: str | None = None,
-    api: str | None = None,
-    organization_id: str = "",
-    **fields: Any,
+    response: object, *, api: str | None = None, **fields: Unpack[UsageRecordFields]
 ) -> UsageRecord:
     """The usage that a provider's response states, as a record ready to submit.
 
     `response` is a dict, an SDK's object, a list or iterator of streamed events (which it exhausts),
-    or a dict of OpenTelemetry gen_ai.* attributes. `api` is one of `APIS` and `provider` any name;
+    or a dict of OpenTelemetry gen_ai.* attributes. `api` is one of `APIS` and `provider=` any name;
     what is not given is told from the payload's shape. What neither says stays empty: Bedrock's and
     Cohere's responses do not name the model, so pass `model_id=`.
 
@@ -90,22 +96,86 @@ def usage_from_response(
     Raises PayloadError, with `path`, when the payload contradicts itself or has no known shape;
     ValueError for an unknown `api`; TypeError for a field that UsageRecord has not.
     """
-    if fields and not fields.keys() <= _FIELDS:
-        raise TypeError(f"UsageRecord has no field {min(fields.keys() - _FIELDS)!r}")
+    provider, organization_id, given = _given(fields)
+    if type(response) is dict or not is_stream(response):
+        payload, stream_api, complete = as_mapping(response), "", True
+    else:
+        payload, stream_api, complete = fold(response)
+    return _read(payload, stream_api, complete, provider, api, organization_id, given)
+
+
+def usages_from_response(
+    response: object, *, api: str | None = None, **fields: Unpack[UsageRecordFields]
+) -> list[UsageRecord]:
+    """As `usage_from_response`, for all billed calls that a response or a list of events holds.
+
+    The messages of an advisor on another model, the models of Groq's compound systems, the turns of
+    a live session and the responses of several streams each give a record. Further records of one
+    response have its idempotency key with their number after it.
+    """
+    provider, organization_id, given = _given(fields)
+    if type(response) is dict or not is_stream(response):
+        found = [("", True, as_mapping(response))]
+    else:
+        found = [(streamed.api, streamed.complete, streamed.payload) for streamed in fold_all(response)]
+    records: list[UsageRecord] = []
+    for stream_api, complete, payload in found:
+        first = _read(payload, stream_api, complete, provider, api, organization_id, given)
+        parts = _parts(payload)
+        if first.meters.get("other_model_calls") and parts:
+            del first.meters["other_model_calls"]
+            kept = {name: value for name, value in given.items() if name not in _OF_THE_FIRST}
+            others = [
+                _read(
+                    part, "", True, first.provider, None, organization_id, {**kept, "model_id": part["model"]}
+                )
+                for part in parts
+            ]
+            for number, other in enumerate(others, 1):
+                other.timestamp = other.timestamp or first.timestamp
+                if first.idempotency_key:
+                    other.idempotency_key = f"{first.idempotency_key[:240]}#{number}"
+            # A compound system is billed by its models alone; an advisor comes on top of the message.
+            records += others if "usage_breakdown" in payload else [first, *others]
+        else:
+            records.append(first)
+    return records
+
+
+_OF_THE_FIRST = frozenset({"model_id", "id", "idempotency_key", "reported_cost", "meters"})
+
+
+def _parts(payload: dict[str, object]) -> list[dict[str, object]]:
+    breakdown = section(payload, "usage_breakdown", "usage_breakdown")
+    if breakdown is not None:
+        return items(breakdown, "models", "usage_breakdown.models")
+    return advisor_messages(payload) if payload.get("type") == "message" else []
+
+
+def _given(fields: UsageRecordFields) -> tuple[str | None, str, dict[str, object]]:
+    """The provider and the organization, and what else was given."""
+    given: dict[str, Any] = {**fields}
+    if given and not given.keys() <= _FIELDS:
+        raise TypeError(f"UsageRecord has no field {min(given.keys() - _FIELDS)!r}")
+    return given.pop("provider", None), given.pop("organization_id", ""), given
+
+
+def _read(
+    payload: dict[str, object],
+    stream_api: str,
+    complete: bool,
+    provider: str | None,
+    api: str | None,
+    organization_id: str,
+    fields: dict[str, object],
+) -> UsageRecord:
     model = fields.get("model_id")
     record = UsageRecord(organization_id=organization_id, model_id=model if isinstance(model, str) else "")
-    complete = True
-    if type(response) is dict:
-        payload = response
-    elif is_stream(response):
-        payload, stream_api, complete = fold(response)
-        api = api or stream_api
-    else:
-        payload = as_mapping(response)
+    found = stream_api
     if "usage" not in payload and ("response" in payload or "result" in payload):
         payload, inner_api, record.processing, record.outcome = unwrap(payload)
-        api = api or inner_api
-    _normalize(payload, record, provider, api)
+        found = found or inner_api
+    _normalize(payload, record, provider, api, found)
     if not complete:
         set_unknown(record)
     if fields:
@@ -113,8 +183,12 @@ def usage_from_response(
     return record
 
 
-def _normalize(payload: dict[str, Any], record: UsageRecord, provider: str | None, api: str | None) -> None:
-    stated = bool(api)
+def _normalize(
+    payload: dict[str, object], record: UsageRecord, provider: str | None, api: str | None, found: str
+) -> None:
+    # Who calls and names an API means its provider; a stream of a shared API leaves it open.
+    stated = bool(api) or (found == "openai.chat" and not payload)
+    api = api or found
     if not api:
         api = detect_api(payload)
         if not api:
@@ -137,7 +211,8 @@ def _normalize(payload: dict[str, Any], record: UsageRecord, provider: str | Non
     if api == "openai.chat":
         normalizer = _DIALECTS.get(record.provider, normalizer)
     if not payload and record.outcome != Outcome.UNSPECIFIED:
-        set_tokens(record, 0, 0)  # not billed
+        # A request of a batch that failed is not billed: its counts are known to be 0.
+        set_tokens(record, 0, 0)
         return
     normalizer(payload, record)
 
@@ -152,6 +227,8 @@ def _set_fields(record: UsageRecord, fields: dict[str, Any]) -> None:
             value = moment(value, name)
         elif name == "reported_cost":
             value = money(value, name)
+        elif name == "tags":
+            value = texts(value)
         setattr(record, name, value)
     if ("input_tokens" in fields or "output_tokens" in fields) and "total_tokens" not in fields:
         record.total_tokens = total_tokens(record)

@@ -63,9 +63,11 @@ def calculate_cost(
 
     Without a card, or when the counts are unknown, the cost is UNPRICED and its total is None.
     `fallbacks` names the dimensions in which the card stands in for one that is missing: the cost
-    is then ESTIMATED. For a provider in `reported_providers` the record's own reported_cost is
-    taken, as REPORTED; the names there are canonical. Ids, revision and calculated_at are left to
-    the caller. ValidationError when the record contradicts itself or the card is not valid.
+    is then ESTIMATED, as it is when a meter is priced by another's rate although nobody says that they
+    cost the same ("rate:CACHE_READ->INPUT" among its fallback_dimensions).
+    For a provider in `reported_providers` the record's own reported_cost is taken, as REPORTED; the
+    names there are canonical. Ids, revision and calculated_at are left to the caller. ValidationError
+    when the record contradicts itself or the card is not valid.
     """
     if reported_providers and is_reported(record, reported_providers):
         return reported_cost(record)
@@ -121,6 +123,7 @@ def _receipt(
 ) -> CostRecord:
     basis = compiled.basis(record)
     several = is_aggregate(record)
+    named = [*fallbacks, *(name for name in compiled.rate_fallbacks(record) if name not in fallbacks)]
     lines: list[CostLine] = []
     paid = [0, 0, 0]
     saved: int | None = 0
@@ -161,7 +164,7 @@ def _receipt(
         raise usage_error(record)
     return CostRecord(
         usage_id=record.id,
-        status=status_of(record, partial=partial, estimated=crossed, fallbacks=fallbacks),
+        status=status_of(record, partial=partial, estimated=crossed, fallbacks=named),
         currency=currency,
         total_cost=from_units(total),
         input_cost=from_units(paid_in) if paid_in else _ZERO,
@@ -170,7 +173,7 @@ def _receipt(
         lines=lines,
         rate_card_id=card.id,
         rate_card_version=card.version,
-        fallback_dimensions=list(fallbacks),
+        fallback_dimensions=named,
         cache_savings=from_units(saved) if saved else saved if saved is None else _ZERO,
         calculator_version=CALCULATOR_VERSION,
         origin_version=card.origin_version,

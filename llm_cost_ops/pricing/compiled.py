@@ -15,7 +15,13 @@ from llm_cost_ops._gen.messages import (
     UsageQuality,
     UsageRecord,
 )
-from llm_cost_ops.pricing.meters import RATE_FALLBACKS, plain_counts, split_tokens, split_units
+from llm_cost_ops.pricing.meters import (
+    EXACT_FALLBACKS,
+    RATE_FALLBACKS,
+    plain_counts,
+    split_tokens,
+    split_units,
+)
 from llm_cost_ops.pricing.money import UNITS, divide_half_even, plain, product, ratio_of
 from llm_cost_ops.rules.cards import card_error
 from llm_cost_ops.rules.meters import PLAIN_METERS, TOKEN_METERS
@@ -149,14 +155,37 @@ class CompiledCard:
     """A price card that is ready for arithmetic. It is never changed, and may be used by many threads.
 
     `card` is the card that it was made of; `rates` is what prices each meter, fallbacks resolved.
+    `guesses` names, by meter, the fallbacks whose cost is an estimate, such as "rate:CACHE_READ->INPUT".
     """
 
-    __slots__ = ("_bounds", "_fee", "_gap", "_plain", "_rows", "_unit_prices", "by_total", "card", "rates")
+    __slots__ = (
+        "_bounds",
+        "_fee",
+        "_gap",
+        "_guess_extended",
+        "_guess_reads",
+        "_guess_writes",
+        "_plain",
+        "_rows",
+        "_unit_prices",
+        "by_total",
+        "card",
+        "guesses",
+        "rates",
+    )
 
     def __init__(self, card: RateCard) -> None:
         self.card = card
         self.by_total = card.tier_basis == TierBasis.TOTAL_TOKENS
         self.rates = _resolve(card)
+        self.guesses = {
+            meter: f"rate:{meter}->{rate.meter}"
+            for meter, rate in self.rates.items()
+            if rate.meter != meter and meter not in EXACT_FALLBACKS
+        }
+        self._guess_reads = "CACHE_READ" in self.guesses
+        self._guess_writes = "CACHE_WRITE" in self.guesses
+        self._guess_extended = "CACHE_WRITE_EXTENDED" in self.guesses
         self._plain = tuple(self.rates.get(meter) for meter in PLAIN_METERS)
         self._bounds: list[int] = []
         self._rows: list[_Row] = []
@@ -209,7 +238,14 @@ class CompiledCard:
                 signs = text | cached | extended | (stored - extended) | reasoning | (written - reasoning)
             except TypeError:
                 signs = -1
-            if signs >= 0 and (calls is None or calls == 1) and not (written and self._gap):
+            if (
+                signs >= 0
+                and (calls is None or calls == 1)
+                and not (written and self._gap)
+                and not (cached and self._guess_reads)
+                and not (stored and self._guess_writes)
+                and not (extended and self._guess_extended)
+            ):
                 if len(rows) == 1:
                     row = rows[0]
                 else:
@@ -228,6 +264,13 @@ class CompiledCard:
                 if (others := self._units_total(record.meters)) is not None:
                     return units + others, _PRICED
         return self._exact_total(record)
+
+    def rate_fallbacks(self, record: UsageRecord) -> tuple[str, ...]:
+        """The guesses that the cost of a record rests on."""
+        guesses = self.guesses
+        if not guesses:
+            return ()
+        return tuple(guesses[meter] for meter, _, count in self.charges(record) if count and meter in guesses)
 
     def _row(self, basis: int) -> _Row:
         at = len(self._bounds)
@@ -252,11 +295,15 @@ class CompiledCard:
         basis = self.basis(record)
         several = is_aggregate(record)
         units = 0
-        partial = crossed = False
-        for _, rate, count in charges:
+        guesses = self.guesses
+        partial = crossed = guessed = False
+        for meter, rate, count in charges:
             if rate is None:
                 partial = True
-            elif rate.whole is not None:
+                continue
+            if meter in guesses:
+                guessed = True
+            if rate.whole is not None:
                 units += count * rate.whole
             else:
                 billed = rate.billed(count)
@@ -266,7 +313,7 @@ class CompiledCard:
         # A float among the counts makes the sum one.
         if type(units) is not int:
             raise usage_error(record)
-        return units, status_of(record, partial=partial, estimated=crossed)
+        return units, status_of(record, partial=partial, estimated=crossed or guessed)
 
     def basis(self, record: UsageRecord) -> int:
         """What is held against a whole-request tier's bound."""

@@ -9,6 +9,7 @@ from llm_cost_ops.pricing.money import thousandths
 from llm_cost_ops.rules.meters import PLAIN_METERS
 
 __all__ = [
+    "EXACT_FALLBACKS",
     "RATE_FALLBACKS",
     "plain_counts",
     "split_meters",
@@ -33,6 +34,9 @@ RATE_FALLBACKS: dict[str, tuple[str, ...]] = {
     "OUTPUT_VIDEO": ("OUTPUT",),
     "ANNOTATED_PAGES": ("PAGES",),
 }
+
+EXACT_FALLBACKS = frozenset(("REASONING",))
+"""Meters that cost what their fallback costs wherever they have no rate: reasoning is billed as output."""
 
 
 def plain_counts(record: UsageRecord) -> tuple[int, int, int, int, int, int]:

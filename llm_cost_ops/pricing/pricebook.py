@@ -87,13 +87,14 @@ class _Choice:
         self.until = candidate.until
         self.windowed = bool(candidate.windows)
         self.compiled: CompiledCard | None = None
-        self._pricings: dict[tuple[CostStatus, bool], Pricing] = {}
+        self._pricings: dict[tuple[CostStatus, bool, tuple[str, ...]], Pricing] = {}
 
-    def pricing(self, status: CostStatus, unpriced: bool) -> Pricing:
+    def pricing(self, status: CostStatus, unpriced: bool, guesses: tuple[str, ...]) -> Pricing:
         """How a record was priced for which the compiled card gave a status, and a cost or none."""
-        return self._pricings.get((status, unpriced)) or self._made(status, unpriced)
+        key = (status, unpriced, guesses)
+        return self._pricings.get(key) or self._made(*key)
 
-    def _made(self, status: CostStatus, unpriced: bool) -> Pricing:
+    def _made(self, status: CostStatus, unpriced: bool, guesses: tuple[str, ...]) -> Pricing:
         card = self.card
         made = Pricing(
             _ESTIMATED if self.fallbacks and status is _PRICED else status, card.currency or DEFAULT_CURRENCY
@@ -103,12 +104,12 @@ class _Choice:
                 made,
                 card_id=card.id,
                 card_version=card.version,
-                fallbacks=self.fallbacks,
+                fallbacks=self.fallbacks + guesses,
                 origin_version=card.origin_version,
                 card=card,
                 digest=card_digest(card),
             )
-        return self._pricings.setdefault((status, unpriced), made)
+        return self._pricings.setdefault((status, unpriced, guesses), made)
 
 
 _Key = tuple[str, str, str, str, str, str, str]
@@ -236,7 +237,8 @@ class PriceBook:
         units, status = compiled.total(record)
         if stated and (units is None or status is _PARTIAL):
             return _reported(record)
-        return Priced(units, choice.pricing(status, units is None))
+        guesses = compiled.rate_fallbacks(record) if status is not _PRICED and units is not None else ()
+        return Priced(units, choice.pricing(status, units is None, guesses))
 
     def cost(self, record: UsageRecord, *, at: datetime | None = None) -> CostRecord:
         """As `price`, with the lines of the receipt."""

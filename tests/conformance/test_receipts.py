@@ -185,8 +185,8 @@ async def test_a_later_card_prices_what_had_no_price(client: Any, organization: 
     ]
     by_user = await client.costs.get(**where, group_by="user")
     assert (by_user.total_cost, by_user.unpriced_requests) == (after.total_cost, 0)
-    [listed] = await client_list(client, **where, status="priced", provider=call["provider"])
-    assert (listed.estimated_cost, listed.cost_status) == (Decimal(2), CostStatus.PRICED)
+    [listed] = await client_list(client, **where, status="estimated", provider=call["provider"])
+    assert (listed.estimated_cost, listed.cost_status) == (Decimal(2), CostStatus.ESTIMATED)
     cost = await client.costs.get_record(first.usage_id, organization_id=organization)
     assert (cost.revision, cost.total_cost) == (2, Decimal(2))
     assert cost.calculated_at >= first.processed_at

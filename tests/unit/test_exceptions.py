@@ -33,6 +33,7 @@ CostOpsError
     NetworkError
         TimeoutError
             DeadlineError
+    PayloadError
     RecorderFullError
 """
 

@@ -169,6 +169,8 @@ def _set_rate(model: DraftModel, fact: RateFact) -> None:
         old = rates.get(fact.meter)
         if old is not None and fact.missing_only:
             continue
+        if fact.missing_only and fact.times and fact.of not in rates:
+            continue
         if fact.times:
             rates[fact.meter] = _multiple(rates[fact.of], fact)
         elif fact.price:

@@ -31,7 +31,7 @@ RESPONSE = {
         ({"prompt_tokens": float("nan")}, "usage.prompt_tokens", "expected a count, got nan"),
         ({"prompt_tokens": float("inf")}, "usage.prompt_tokens", "expected a count, got inf"),
         ({"prompt_tokens": True}, "usage.prompt_tokens", "expected a count, got bool"),
-        ({"prompt_tokens": "10"}, "usage.prompt_tokens", "expected a count, got str"),
+        ({"prompt_tokens": "ten"}, "usage.prompt_tokens", "expected a count, got str"),
         ({"prompt_tokens": 2**63}, "usage.prompt_tokens", "cannot exceed"),
         ({"total_tokens": 16}, "usage.total_tokens", "is 16, but prompt_tokens + completion_tokens is 15"),
         (
@@ -82,6 +82,7 @@ def test_contradictions_say_how(change, path, says):
             {
                 "type": "message",
                 "usage": {
+                    "output_tokens": 0,
                     "input_tokens": 1,
                     "cache_creation_input_tokens": 5,
                     "cache_creation": {"ephemeral_5m_input_tokens": 3, "ephemeral_1h_input_tokens": 3},
@@ -108,6 +109,7 @@ def test_contradictions_say_how(change, path, says):
             {
                 "usage": {
                     "inputTokens": 1,
+                    "outputTokens": 0,
                     "cacheWriteInputTokens": 1,
                     "cacheDetails": [{"ttl": "1h", "inputTokens": 2}],
                 }
@@ -116,7 +118,12 @@ def test_contradictions_say_how(change, path, says):
         ),
         (
             {
-                "usage": {"prompt_tokens": 9, "prompt_cache_hit_tokens": 4, "prompt_cache_miss_tokens": 6},
+                "usage": {
+                    "prompt_tokens": 9,
+                    "completion_tokens": 0,
+                    "prompt_cache_hit_tokens": 4,
+                    "prompt_cache_miss_tokens": 6,
+                },
                 "model": "deepseek-flash",
             },
             "usage.prompt_tokens",
@@ -125,6 +132,7 @@ def test_contradictions_say_how(change, path, says):
             {
                 "usage": {
                     "prompt_tokens": 9,
+                    "completion_tokens": 0,
                     "prompt_cache_hit_tokens": 4,
                     "prompt_tokens_details": {"cached_tokens": 3},
                 },
@@ -133,7 +141,10 @@ def test_contradictions_say_how(change, path, says):
             "usage.prompt_cache_hit_tokens",
         ),
         ({"usage": {"billed_units": {"input_tokens": 1.5}}}, "usage.billed_units.input_tokens"),
-        ({"usage": {"billed_units": {"input_tokens": 1.0}, "cached_tokens": 2}}, "usage.cached_tokens"),
+        (
+            {"usage": {"billed_units": {"input_tokens": 1.0, "output_tokens": 0}, "cached_tokens": 2}},
+            "usage.cached_tokens",
+        ),
         ({"usage_info": {"pages_processed": -3}}, "usage_info.pages_processed"),
         (
             {"gen_ai.usage.input_tokens": 3, "gen_ai.usage.cache_read.input_tokens": 4},
@@ -144,9 +155,6 @@ def test_contradictions_say_how(change, path, says):
             "usage.total_tokens",
         ),
         ({"text": "", "usage": {"type": "duration", "seconds": -1}}, "usage.seconds"),
-        ({**RESPONSE, "created": 1e18}, "created"),
-        ({**RESPONSE, "created": "yesterday"}, "created"),
-        ({**RESPONSE, "created": True}, "created"),
     ],
 )
 def test_contradictions_of_every_kind(response, path):

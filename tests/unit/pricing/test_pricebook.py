@@ -171,3 +171,18 @@ def test_every_record_is_priced_by_one_edition_while_cards_are_replaced() -> Non
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_a_rate_that_stands_in_for_another_makes_an_estimate_and_is_named() -> None:
+    book = PriceBook(cards=[make_card({"INPUT": "1", "OUTPUT": "2"})])
+    for counts, name in (
+        ({"cached_tokens": 2}, "rate:CACHE_READ->INPUT"),
+        ({"cache_write_tokens": 2}, "rate:CACHE_WRITE->INPUT"),
+    ):
+        record = make_usage(input_tokens=5, output_tokens=3, **counts)
+        priced, cost = book.price(record), book.cost(record)
+        assert (priced.by.status, priced.by.fallbacks) == ("estimated", (name,))
+        assert (cost.status, cost.fallback_dimensions) == ("estimated", [name])
+    # Reasoning is output, at its price.
+    record = make_usage(input_tokens=5, output_tokens=3, reasoning_tokens=2)
+    assert (book.price(record).by.status, book.price(record).by.fallbacks) == ("priced", ())

@@ -34,7 +34,9 @@ def test_gateways_are_believed_unless_told_otherwise(tmp_path: Path) -> None:
     with CostOpsClient(base_url=f"{path}?reported_providers=") as client:
         call = {**CALL, "model_id": "openai/gpt-4o", "provider": "openrouter"}
         assert client.costs.estimate(**call).status == "priced"
-        assert client.costs.verify(client.usage.list(status="reported").data[0].id).matches
+        assert client.costs.verify(
+            client.usage.list(status="reported").data[0].id, organization_id="o"
+        ).matches
 
 
 def test_the_server_has_the_setting(tmp_path: Path) -> None:
