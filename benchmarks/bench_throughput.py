@@ -3,8 +3,8 @@
 A server of its own process, as durable as it is by default. Ours with batching and without, over HTTP, gRPC
 and into a file in the process; beside it httpx and, where it is installed, aiohttp, which post the same
 record to the same server. The rounds of all take turns in one run, and a figure is the median of its rounds.
-Callers and server share the machine with whatever else runs: compare the ratios of one run. "CPU" is what callers and
-server computed for a submit, which depends less on that.
+Callers and server share the machine with whatever else runs: compare the ratios of one run. "CPU" is what
+callers and server computed for a submit, which depends less on that.
 
 Targets: 64 callers at least 8 times aiohttp and 30 times httpx, 1,000 callers at least 20 times aiohttp, one
 caller as fast as without batching, 64 threads at least 4 times as fast as without.

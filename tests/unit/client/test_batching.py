@@ -17,7 +17,6 @@ from llm_cost_ops import (
     AuthenticationError,
     BatchingConfig,
     ClientConfig,
-    ConfigurationError,
     ConflictError,
     CostOpsClient,
     LoggingConfig,
@@ -478,19 +477,3 @@ def test_derived_clients_gather_together_where_they_send_alike() -> None:
         assert batching(client.with_options(headers={"x-a": "b"})) is batching(client)
         assert batching(client.with_options(retry=None)) is not batching(client)
         assert batching(client.with_options(api_key="another-key")) is not batching(client)
-
-
-@pytest.mark.parametrize(
-    ("changes", "parameter"),
-    [
-        ({"enabled": 1}, "enabled"),
-        ({"max_records": 0}, "max_records"),
-        ({"max_records": 10_001}, "max_records"),
-        ({"max_bytes": 0}, "max_bytes"),
-        ({"max_in_flight": 0}, "max_in_flight"),
-    ],
-)
-def test_wrong_settings_are_refused(changes: dict[str, Any], parameter: str) -> None:
-    with pytest.raises(ConfigurationError) as refused:
-        BatchingConfig(**changes)
-    assert refused.value.parameter == parameter
