@@ -32,7 +32,7 @@ def base_url(way: tuple[str, str], request: pytest.FixtureRequest) -> str:
     return request.getfixturevalue("server_urls")[way[0]]
 
 
-IN_BATCHES_TOO = ("test_usage", "test_errors", "test_keys", "test_tenancy", "test_closing")
+IN_BATCHES_TOO = ("test_usage", "test_errors", "test_keys", "test_tenancy", "test_closing", "test_many_calls")
 """What holds for a submit holds as well for one that rides in a batch, and with batching off."""
 
 
