@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llm_cost_ops.client.clients import AsyncCostOpsClient, CostOpsClient
     from llm_cost_ops.client.observing import instrument, uninstrument
     from llm_cost_ops.config import (
+        BatchingConfig,
         CacheConfig,
         CircuitBreakerConfig,
         ClientConfig,
@@ -58,6 +59,7 @@ _HOMES = {
     "AsyncCostOpsClient": "client",
     "AuthenticationError": "exceptions",
     "AuthorizationError": "exceptions",
+    "BatchingConfig": "config",
     "CacheConfig": "config",
     "CircuitBreakerConfig": "config",
     "ClientClosedError": "exceptions",
@@ -97,6 +99,7 @@ __all__ = [
     "AsyncCostOpsClient",
     "AuthenticationError",
     "AuthorizationError",
+    "BatchingConfig",
     "CacheConfig",
     "CircuitBreakerConfig",
     "ClientClosedError",

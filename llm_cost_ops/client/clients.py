@@ -217,6 +217,7 @@ class _Client:
             self._interceptors,
             [self._attribution, *checking],
             embedded=self._embedded,
+            sync=isinstance(self, CostOpsClient),
             parent=parent,
             same_key=same_key,
         )

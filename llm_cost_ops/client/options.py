@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llm_cost_ops.config import ClientConfig
+from llm_cost_ops.config import ClientConfig, split_base_url
 from llm_cost_ops.interceptors.error_mapping import ErrorMapping
 from llm_cost_ops.interceptors.retry import Retry
 
@@ -18,30 +18,39 @@ def chain_of(
     checking: Sequence[Any],
     *,
     embedded: bool,
+    sync: bool,
     parent: Sequence[Any] = (),
     same_key: bool = False,
 ) -> list[Any]:
     """The interceptors of a client, outermost first: the user's see a call as its caller does.
 
     `checking` look at requests before they are sent; the embedded service does so itself. A derived
-    client shares the limit, the breaker, the retry budget, logging and metrics of its parent, and
-    with the same key also the cache and the credentials.
+    client shares the limit, the breaker, the retry budget, logging and metrics of its parent, with the
+    same key also the cache and the credentials, and with the same retry settings too what gathers submits.
     """
     known = {type(interceptor): interceptor for interceptor in parent}
     breaker = _breaker(config, known)
-    chain = [*users, *_watching(config, known, breaker), *checking]
+    watching = _watching(config, known, breaker)
+    chain = [*users, *watching, *checking]
     if config.cache is not None:
         from llm_cost_ops.interceptors.cache import Cache
 
         chain.append((known.get(Cache) if same_key else None) or Cache(config.cache))
+    limit = _rate_limit(config, known)
+    if config.batching.enabled and split_base_url(config.base_url).scheme != "sqlite":
+        from llm_cost_ops.client.batching import TaskBatching, ThreadBatching
+
+        kind: Any = ThreadBatching if sync else TaskBatching
+        batching = known.get(kind) if same_key else None
+        if batching is None or batching.retry != config.retry:
+            batching = kind(config.batching, config.retry, limit, watching)
+        chain.append(batching)
     retry = known.get(Retry)
     chain.append(Retry(config.retry, None if retry is None else retry.budget))
     if breaker is not None:
         chain.append(breaker)
-    if config.rate_limit is not None:
-        from llm_cost_ops.interceptors.rate_limit import RateLimit
-
-        chain.append(known.get(RateLimit) or RateLimit(config.rate_limit))
+    if limit is not None:
+        chain.append(limit)
     if config.api_key is not None and not embedded:
         from llm_cost_ops.interceptors.auth import Auth
 
@@ -56,6 +65,14 @@ def _breaker(config: ClientConfig, known: Mapping[type, object]) -> Any:
     from llm_cost_ops.interceptors.circuit_breaker import CircuitBreaker
 
     return known.get(CircuitBreaker) or CircuitBreaker(config.circuit_breaker)
+
+
+def _rate_limit(config: ClientConfig, known: Mapping[type, Any]) -> Any:
+    if config.rate_limit is None:
+        return None
+    from llm_cost_ops.interceptors.rate_limit import RateLimit
+
+    return known.get(RateLimit) or RateLimit(config.rate_limit)
 
 
 def _watching(config: ClientConfig, known: Mapping[type, Any], breaker: Any) -> list[Any]:

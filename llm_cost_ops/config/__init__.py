@@ -14,6 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 import msgspec
 
 from llm_cost_ops.config.parts import (
+    BatchingConfig,
     CacheConfig,
     CircuitBreakerConfig,
     Config,
@@ -32,6 +33,7 @@ from llm_cost_ops.config.parts import (
 from llm_cost_ops.exceptions import ConfigurationError
 
 __all__ = [
+    "BatchingConfig",
     "CacheConfig",
     "CircuitBreakerConfig",
     "ClientConfig",
@@ -93,6 +95,7 @@ class ClientConfig(Config, frozen=True, kw_only=True):
     proxy: str | None = None
     default_headers: Mapping[str, str] = {}
     durability: str = "disk"
+    batching: BatchingConfig = BatchingConfig()
     recorder: RecorderConfig = RecorderConfig()
     organization_id: str = ""
     project_id: str = ""
@@ -232,6 +235,10 @@ class ClientConfig(Config, frozen=True, kw_only=True):
         """A copy that measures so; without arguments, with metrics on."""
         return self.replace(metrics=_changed(metrics, self.metrics, {"enabled": True, **changes}))
 
+    def with_batching(self, batching: BatchingConfig | None = None, **changes: Any) -> ClientConfig:
+        """A copy that gathers submits so: a whole BatchingConfig, or some of its parameters."""
+        return self.replace(batching=_changed(batching, self.batching, changes))
+
     def with_recorder(self, recorder: RecorderConfig | None = None, **changes: Any) -> ClientConfig:
         """A copy whose `usage.record` works so: a whole RecorderConfig, or some of its parameters."""
         return self.replace(recorder=_changed(recorder, self.recorder, changes))
@@ -296,6 +303,7 @@ _PARTS: dict[str, type] = {
     "logging": LoggingConfig,
     "metrics": MetricsConfig,
     "tls": TLSConfig,
+    "batching": BatchingConfig,
     "recorder": RecorderConfig,
     "labels": Mapping,
     "default_headers": Mapping,

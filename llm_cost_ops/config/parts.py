@@ -11,6 +11,7 @@ import msgspec
 from llm_cost_ops.exceptions import ConfigurationError
 
 __all__ = [
+    "BatchingConfig",
     "CacheConfig",
     "CircuitBreakerConfig",
     "Config",
@@ -59,6 +60,9 @@ def text(parameter: str, value: object, allowed: tuple[str, ...] = ()) -> None:
 
 
 DEFAULT_KEEPALIVE_CONNECTIONS = 20
+
+MAX_BATCH_RECORDS = 10_000
+"""What a service takes in one batch (rules/requests.py, which stands above the configuration)."""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -185,6 +189,28 @@ class ConnectionPoolConfig(Config, frozen=True, kw_only=True):
         """How many idle connections are kept."""
         given = self.max_keepalive_connections
         return min(DEFAULT_KEEPALIVE_CONNECTIONS, self.max_connections) if given is None else given
+
+
+class BatchingConfig(Config, frozen=True, kw_only=True):
+    """Submits to a server that wait for their turn leave together.
+
+    `max_in_flight` calls to `usage.submit` are sent at once, each alone; those that come meanwhile wait until
+    one of them is answered, and then leave in a batch of at most `max_records` (up to 10,000) and about
+    `max_bytes` of JSON. Once more wait than that, fewer batches are under way at a time, and larger ones. The
+    embedded engine has no use for it.
+    """
+
+    enabled: bool = True
+    max_records: int = 1000
+    max_bytes: int = 1024 * 1024
+    max_in_flight: int = 4
+
+    def __post_init__(self) -> None:
+        flag("enabled", self.enabled)
+        for parameter in ("max_records", "max_bytes", "max_in_flight"):
+            number(parameter, getattr(self, parameter), 1, integer=True)
+        if self.max_records > MAX_BATCH_RECORDS:
+            raise wrong("max_records", f"must be at most {MAX_BATCH_RECORDS}", self.max_records)
 
 
 class LoggingConfig(Config, frozen=True, kw_only=True):

@@ -13,13 +13,14 @@ from llm_cost_ops.interceptors.waiting import outcome_of
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.forks import forget_in_children
 from llm_cost_ops.rpc.interceptor import Req, Res, StreamContinuation, UnaryContinuation
+from llm_cost_ops.rpc.metadata import TRACING
 from llm_cost_ops.rpc.method import Idempotency, MessageCodec
 from llm_cost_ops.wire.errors import EncodeError
 
 __all__ = ["Cache", "ExpiringEntries"]
 
 # Metadata that differs from call to call and changes no answer.
-_TRACING = frozenset({"b3", "baggage", "traceparent", "tracestate", "uber-trace-id", "x-request-id"})
+_PASSING = TRACING | {"x-request-id"}
 
 
 class ExpiringEntries:
@@ -135,7 +136,7 @@ class Cache:
             asked = method.request.encode_json(request)
         except EncodeError:
             return None  # whoever validates it will say what is wrong
-        metadata = tuple(pair for pair in context.metadata if pair[0] not in _TRACING)
+        metadata = tuple(pair for pair in context.metadata if pair[0] not in _PASSING)
         return self._writes, method.path, asked, metadata
 
     async def _lead(

@@ -105,6 +105,8 @@ class CallLogging:
         request_id = context.request_id or getattr(error, "request_id", "")
         if request_id:
             facts["request_id"] = request_id
+        if context.batch:
+            facts["batch"] = context.batch
         if isinstance(error, CostOpsError):
             facts["error"] = error.message
         self._write(level, facts)

@@ -83,6 +83,16 @@ class RateLimit(AroundStart):
     async def intercept_unary_unary(
         self, continuation: UnaryContinuation[Req, Res], request: Req, context: CallContext
     ) -> Res:
+        if context.admitted:
+            context.admitted = False
+        else:
+            await self.admit(context)
+        if not self._config.adaptive:
+            return await continuation(request, context)
+        return await self._adapting(continuation, request, context)
+
+    async def admit(self, context: CallContext) -> None:
+        """Take a token, and wait for it where there is none."""
         now = context.runtime.monotonic()
         turn = self._enter(now, context)
         if turn is not None:
@@ -91,9 +101,6 @@ class RateLimit(AroundStart):
             finally:
                 self._leave(turn)
                 context.waited += context.runtime.monotonic() - now
-        if not self._config.adaptive:
-            return await continuation(request, context)
-        return await self._adapting(continuation, request, context)
 
     def _enter(self, now: float, context: CallContext) -> RuntimeTurn | None:
         """Take a token, or else a place in the line, whose turn to watch the clock is granted at its head."""

@@ -26,6 +26,8 @@ class CallContext(msgspec.Struct):
     `waited` adds up the seconds spent in the rate limit and before retries; `retry` is a RetryConfig
     for this call alone, False for no retries, None for what the client does; `authorized` says that
     the credentials in `metadata` are the client's own. `moment` is what `now` answers.
+    `admitted` says that the rate limit has let the next attempt through already. `batch` is the request id of
+    the batch that a submit rode in, "" where it was sent alone.
     """
 
     method: MethodDescriptor[Any, Any]
@@ -43,6 +45,8 @@ class CallContext(msgspec.Struct):
     authorized: bool = False
     moment: datetime | None = None
     refusals: int = 0
+    admitted: bool = False
+    batch: str = ""
 
     def now(self) -> datetime:
         """The moment at which the call is dealt with, in UTC: that of the first question."""

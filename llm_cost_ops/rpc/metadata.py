@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-__all__ = ["Metadata", "MetadataLike"]
+__all__ = ["TRACING", "Metadata", "MetadataLike"]
 
 MetadataLike = "Mapping[str, str | bytes] | Iterable[tuple[str, str | bytes]]"
+
+TRACING = frozenset({"b3", "baggage", "traceparent", "tracestate", "uber-trace-id"})
+"""Keys that say which trace a call belongs to: they differ from call to call, and change no answer."""
 
 MAX_PAIRS = 64
 MAX_BYTES = 16 * 1024

@@ -72,10 +72,11 @@ class RawResponse(Generic[T]):
     `parsed`, or `data`, is what the method returns without `with_raw_response`; `message` the whole
     response message. `status` is the HTTP status, or the one that HTTP would have; `headers` what
     the server sent beside its answer, gRPC's trailers among them. `attempts` counts how often the
-    call was sent, 0 when the cache answered; `waited` is the seconds before attempts.
+    call was sent, 0 when the cache answered; `waited` is the seconds before attempts. `batch` is
+    the request id of the batch that a submit rode in, which then is its own too, or "" without one.
     """
 
-    __slots__ = ("attempts", "headers", "message", "parsed", "request_id", "status", "waited")
+    __slots__ = ("attempts", "batch", "headers", "message", "parsed", "request_id", "status", "waited")
 
     def __init__(self, message: Any, parsed: T, context: CallContext) -> None:
         self.message = message
@@ -85,6 +86,7 @@ class RawResponse(Generic[T]):
         self.attempts = context.attempt
         self.waited = context.waited
         self.request_id = context.request_id
+        self.batch = context.batch
 
     @property
     def data(self) -> T:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from llm_cost_ops.client import batching, clients
 from llm_cost_ops.rpc.ids import uuid7
 from tests.conformance.clients import COLOURS, TRANSPORTS, open_client, running_server
 
@@ -29,6 +30,46 @@ def base_url(way: tuple[str, str], request: pytest.FixtureRequest) -> str:
     if way[0] == "inprocess":
         return "sqlite://"
     return request.getfixturevalue("server_urls")[way[0]]
+
+
+IN_BATCHES_TOO = ("test_usage", "test_errors", "test_keys", "test_tenancy", "test_closing", "test_many_calls")
+"""What holds for a submit holds as well for one that rides in a batch, and with batching off."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.module.__name__.rpartition(".")[2] in IN_BATCHES_TOO:
+        metafunc.parametrize("sending", ["", "alone", "in-batches"], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def sending(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How clients send submits: as they do, with batching off, or each in a batch of its own."""
+    how = getattr(request, "param", "")
+    if how == "alone":
+        chain_of = clients.chain_of
+
+        def without(config: Any, *arguments: Any, **options: Any) -> list[Any]:
+            off = config.replace(batching=config.batching.replace(enabled=False))
+            return chain_of(off, *arguments, **options)
+
+        monkeypatch.setattr(clients, "chain_of", without)
+    elif how == "in-batches":
+        outcome_of = batching.TaskBatching._outcome
+
+        async def fly(self: Any, rider: Any) -> Any:
+            rider.group.remove(rider)
+            rider.group.in_flight += 1
+            self._take_off([rider])
+            return await outcome_of(self, rider)
+
+        async def lead(self: Any, rider: Any) -> Any:
+            rider.group.remove(rider)
+            rider.group.in_flight += 1
+            return batching._Flight([rider])
+
+        monkeypatch.setattr(batching._Group, "enter", lambda _: False)
+        monkeypatch.setattr(batching.TaskBatching, "_outcome", fly)
+        monkeypatch.setattr(batching.ThreadBatching, "_outcome", lead)
 
 
 @pytest.fixture

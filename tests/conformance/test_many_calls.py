@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 
-from llm_cost_ops import AsyncCostOpsClient, ClientConfig, CostOpsClient, RetryConfig, ServerError
+from llm_cost_ops import (
+    AsyncCostOpsClient,
+    BatchingConfig,
+    ClientConfig,
+    CostOpsClient,
+    RetryConfig,
+    ServerError,
+)
 from tests.conformance.clients import running_server
 
 NETWORK = ("http", "grpc")
@@ -70,7 +77,9 @@ async def test_who_is_refused_comes_again_without_budget(
 async def test_a_refused_write_says_that_it_was_not_applied(
     transport: str, narrow: dict[str, str], organization: str
 ) -> None:
-    config = ClientConfig(timeout=60, retry=RetryConfig(max_retries=0))
+    config = ClientConfig(
+        batching=BatchingConfig(enabled=False), timeout=60, retry=RetryConfig(max_retries=0)
+    )
     async with AsyncCostOpsClient(base_url=narrow[transport], config=config) as client:
         calls = [client.usage.submit(organization_id=organization, **CALL) for _ in range(100)]
         told = await asyncio.gather(*calls, return_exceptions=True)

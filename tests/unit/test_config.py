@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from llm_cost_ops import (
+    BatchingConfig,
     CacheConfig,
     CircuitBreakerConfig,
     ClientConfig,
@@ -80,6 +81,11 @@ WRONG: list[tuple[type, str, list[Any]]] = [
     (ClientConfig, "verify_ssl", FLAGS),
     (ClientConfig, "durability", ["none", None, 1]),
     (ClientConfig, "recorder", [None, "spool"]),
+    (ClientConfig, "batching", [None, True]),
+    (BatchingConfig, "enabled", FLAGS),
+    (BatchingConfig, "max_records", [*WHOLE, 0, 10_001]),
+    (BatchingConfig, "max_bytes", [*WHOLE, 0]),
+    (BatchingConfig, "max_in_flight", [*WHOLE, 0]),
     (ClientConfig, "organization_id", [None, 5]),
     (ClientConfig, "project_id", [None, 5]),
     (ClientConfig, "labels", [None, {"a": 5}, {5: "a"}]),

@@ -13,15 +13,15 @@ from llm_cost_ops import AsyncCostOpsClient, CostOpsClient, config, exceptions, 
 from llm_cost_ops.rpc.pager import AsyncPager, Pager
 
 PUBLIC = """
-APIError AsyncCostOpsClient AuthenticationError AuthorizationError CacheConfig CircuitBreakerConfig
-ClientClosedError ClientConfig ConfigurationError ConflictError ConnectionPoolConfig CostOpsClient
-CostOpsError LoggingConfig MetricsConfig NetworkError NotFoundError PayloadError PriceQuery RateCard
-RateLimitConfig RateLimitError RecorderConfig RecorderFullError RetryConfig ServerError TLSConfig
-TimeoutError UsageRecord ValidationError __version__ calculate_cost instrument select_card
-uninstrument usage_from_response usages_from_response
+APIError AsyncCostOpsClient AuthenticationError AuthorizationError BatchingConfig CacheConfig
+CircuitBreakerConfig ClientClosedError ClientConfig ConfigurationError ConflictError
+ConnectionPoolConfig CostOpsClient CostOpsError LoggingConfig MetricsConfig NetworkError NotFoundError
+PayloadError PriceQuery RateCard RateLimitConfig RateLimitError RecorderConfig RecorderFullError
+RetryConfig ServerError TLSConfig TimeoutError UsageRecord ValidationError __version__ calculate_cost
+instrument select_card uninstrument usage_from_response usages_from_response
 """
 CONFIG = """
-CacheConfig CircuitBreakerConfig ClientConfig ConnectionPoolConfig LoggingConfig MetricsConfig
+BatchingConfig CacheConfig CircuitBreakerConfig ClientConfig ConnectionPoolConfig LoggingConfig MetricsConfig
 RateLimitConfig RecorderConfig RetryConfig TLSConfig
 """
 EXCEPTIONS = """

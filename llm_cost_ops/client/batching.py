@@ -1,0 +1,459 @@
+"""Sends submits that wait in one batch, and gives each caller the answer that it would have alone."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextvars
+import copy
+import threading
+from collections.abc import Hashable, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from llm_cost_ops._gen.messages import (
+    BatchSubmitUsageRequest,
+    SubmitResult,
+    SubmitStatus,
+    SubmitUsageResponse,
+)
+from llm_cost_ops._gen.methods import BATCH_SUBMIT_USAGE, SUBMIT_USAGE
+from llm_cost_ops.client.gathering import Gatherer
+from llm_cost_ops.config import BatchingConfig, RetryConfig
+from llm_cost_ops.exceptions import (
+    AuthenticationError,
+    ClientClosedError,
+    ConfigurationError,
+    CostOpsError,
+    NetworkError,
+    RateLimitError,
+    ServerError,
+    error_from_rpc,
+)
+from llm_cost_ops.interceptors.rate_limit import RateLimit
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.forks import forget_in_children
+from llm_cost_ops.rpc.interceptor import UnaryContinuation, compose
+from llm_cost_ops.rpc.metadata import TRACING, Metadata
+from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.wire.errors import EncodeError
+
+__all__ = ["Batching", "TaskBatching", "ThreadBatching"]
+
+NO_ROUTE_SECONDS = 300.0
+"""For so long a server that has no batches is not asked for them again."""
+
+MAX_IDLE_GROUPS = 32
+"""Groups without calls are kept up to this number."""
+
+# What a batch that failed so says of each of its records. Anything else may be the fault of one of them, or
+# of the batch, so that each is sent alone.
+_SHARED = (
+    AuthenticationError,
+    ClientClosedError,
+    ConfigurationError,
+    NetworkError,
+    RateLimitError,
+    ServerError,
+)
+_WITHOUT_ROUTE = (404, 405, 501)
+_SERVER_FAULTS = (500, 501)
+
+# A rider's outcome beside an answer or an error: send it alone.
+_ALONE = object()
+
+
+class _Group(Gatherer["_Rider"]):
+    """The submits that may share a batch, among the other groups."""
+
+    __slots__ = ("_key", "_others")
+
+    def __init__(self, config: BatchingConfig, key: Hashable, others: _Groups) -> None:
+        super().__init__(config.max_records, config.max_bytes, config.max_in_flight)
+        self._key = key
+        self._others = others
+
+    def leave(self) -> list[list[_Rider]]:
+        leaving = super().leave()
+        if not self.in_flight and len(self._others) > MAX_IDLE_GROUPS:
+            self._others.pop(self._key, None)
+        return leaving
+
+
+_Groups = dict[Hashable, _Group]
+
+
+class _Rider:
+    """A submit that waits for its turn, or for the batch that it is in."""
+
+    __slots__ = ("context", "continuation", "creator", "flight", "gone", "group", "request", "turn")
+
+    def __init__(
+        self, group: _Group, continuation: UnaryContinuation[Any, Any], request: Any, context: CallContext
+    ) -> None:
+        self.group = group
+        self.continuation = continuation
+        self.request = request
+        self.context = context
+        self.flight: _Flight | None = None
+        self.turn: Any = None
+        self.creator: contextvars.Context | None = None
+        self.gone = False
+
+
+class _Flight:
+    """A batch under way; of one rider, its own call. `aboard` counts who still waits for it."""
+
+    __slots__ = ("aboard", "context", "riders", "task")
+
+    def __init__(self, riders: list[_Rider]) -> None:
+        self.riders = riders
+        self.aboard = len(riders)
+        self.task: asyncio.Task[None] | None = None
+        first = riders[0].context
+        latest = max(riders, key=_deadline).context.deadline
+        # Where metadata differ in the trace that they belong to, the batch belongs to the first one's.
+        self.context = CallContext(
+            BATCH_SUBMIT_USAGE, first.runtime, first.metadata.copy(), latest, retry=first.retry, admitted=True
+        )
+        for rider in riders:
+            rider.flight = self
+
+
+class Batching:
+    """Lets submits through while few are under way; those that come meanwhile leave together.
+
+    It stands before retry, breaker and credentials, which see a batch as one call, as do logging and metrics
+    in addition to its records (`watching`). Records share a batch only when their metadata and their retry
+    settings are the same. What the batch says of a record is its answer, as if it had been sent alone; where
+    that is no receipt, or the batch failed for a reason that may be a single record's, each is sent alone,
+    with the same idempotency key. A server that has no batches is remembered for NO_ROUTE_SECONDS.
+
+    Each record takes its own token of the rate limit before it waits.
+    """
+
+    def __init__(
+        self,
+        config: BatchingConfig,
+        retry: RetryConfig,
+        rate_limit: RateLimit | None = None,
+        watching: Sequence[Any] = (),
+    ) -> None:
+        self.retry = retry
+        self._config = config
+        self._rate_limit = rate_limit
+        self._watching = tuple(watching)
+        self._alone_until = 0.0
+        self.forget()
+        forget_in_children(self)
+
+    def forget(self) -> None:
+        """In a forked child: what waits is the parent's."""
+        raise NotImplementedError
+
+    async def intercept_unary_unary(
+        self, continuation: UnaryContinuation[Any, Any], request: Any, context: CallContext
+    ) -> Any:
+        if context.method.path != SUBMIT_USAGE.path:
+            return await continuation(request, context)
+        if self._rate_limit is not None:
+            await self._rate_limit.admit(context)
+            context.admitted = True
+        if self._alone_until and context.runtime.monotonic() < self._alone_until:
+            return await continuation(request, context)
+        key = _key(request, context)
+        if key is None:
+            return await continuation(request, context)
+        return await self._submit(key, continuation, request, context)
+
+    async def _submit(
+        self, key: Hashable, continuation: UnaryContinuation[Any, Any], request: Any, context: CallContext
+    ) -> Any:
+        raise NotImplementedError
+
+    def _of(self, groups: _Groups, key: Hashable) -> _Group:
+        group = groups.get(key)
+        if group is None:
+            group = groups[key] = _Group(self._config, key, groups)
+        return group
+
+    async def _send(self, flight: _Flight) -> list[Any]:
+        """The outcome of each rider: a response, an error, or _ALONE."""
+        riders, context = flight.riders, flight.context
+        request = BatchSubmitUsageRequest(records=[rider.request.usage for rider in riders])
+        context.idempotency_key = context.identify()  # each record has a key of its own
+        continuation = compose(self._watching, riders[0].continuation)
+        try:
+            response = await continuation(request, context)
+        except CostOpsError as error:
+            if error.status_code in _WITHOUT_ROUTE:
+                self._alone_until = context.runtime.monotonic() + NO_ROUTE_SECONDS
+            if not isinstance(error, _SHARED) or error.status_code in _SERVER_FAULTS:
+                return [_ALONE] * len(riders)
+            return [_copied(error) for _ in riders]
+        except Exception:  # noqa: BLE001 - whoever is to blame for it gets it when it is sent alone
+            return [_ALONE] * len(riders)
+        results = [] if response.data is None else response.data.results
+        if len(results) != len(riders):
+            return [_ALONE] * len(riders)
+        return [_outcome(result, response.meta) for result in results]
+
+
+def _key(request: Any, context: CallContext) -> Hashable:
+    """What the submits of a batch have in common; None for one that can't be in any."""
+    if request.unknown_ or not request.usage.idempotency_key or not context.idempotency_key:
+        return None
+    metadata = tuple([pair for pair in context.metadata if pair[0] not in TRACING])
+    key = (metadata, context.retry)
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def _size(request: Any) -> int:
+    """The bytes of a submit as JSON; 0 for one that can't be encoded, which whoever sends it will say."""
+    try:
+        return len(SUBMIT_USAGE.request.encode_json(request))
+    except EncodeError:
+        return 0
+
+
+def _outcome(result: SubmitResult, meta: Any) -> Any:
+    if result.usage is None or result.status not in (SubmitStatus.CREATED, SubmitStatus.DUPLICATE):
+        return _ALONE
+    return SubmitUsageResponse(data=result.usage, meta=copy.copy(meta))
+
+
+def _deadline(rider: _Rider) -> float:
+    deadline = rider.context.deadline
+    return float("inf") if deadline is None else deadline
+
+
+def _copied(error: CostOpsError) -> CostOpsError:
+    made = copy.copy(error)
+    made.__cause__ = error.__cause__
+    return made
+
+
+def _settle(rider: _Rider, outcome: Any) -> None:
+    """Tell a rider's call how its batch went."""
+    assert rider.flight is not None
+    context, batch = rider.context, rider.flight.context
+    context.attempt = batch.attempt
+    context.waited += batch.waited
+    if outcome is _ALONE:
+        return
+    if isinstance(outcome, CostOpsError):
+        outcome.waited = context.waited
+    context.batch = context.request_id = batch.request_id
+    context.response_metadata = Metadata(batch.response_metadata or ())
+    context.response_status = batch.response_status
+    if isinstance(outcome, SubmitUsageResponse) and outcome.data is not None:
+        assert SUBMIT_USAGE.http is not None
+        context.response_status = 200 if outcome.data.duplicate else SUBMIT_USAGE.http.status
+
+
+def _too_late(rider: _Rider) -> CostOpsError:
+    """The error of a rider whose deadline passed: while it waited, or while its batch was under way."""
+    context = rider.context
+    passed = RpcError(
+        StatusCode.DEADLINE_EXCEEDED,
+        f"the deadline of {context.method.name} passed",
+        origin="client",
+        maybe_applied=rider.flight is not None,
+        request_id=context.request_id,
+    )
+    attempts = context.attempt - 1 if rider.flight is None else rider.flight.context.attempt
+    return error_from_rpc(passed, attempts, context.waited)
+
+
+class TaskBatching(Batching):
+    """Batching in asyncio: each event loop has its own, and a batch is a task of its own.
+
+    A caller that is cancelled, or whose deadline passes, leaves the batch to the others; the last one that
+    leaves ends it.
+    """
+
+    def forget(self) -> None:
+        self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _Groups] = WeakKeyDictionary()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def _submit(
+        self, key: Hashable, continuation: UnaryContinuation[Any, Any], request: Any, context: CallContext
+    ) -> Any:
+        loop = asyncio.get_running_loop()
+        groups = self._loops.get(loop)
+        if groups is None:
+            groups = self._loops.setdefault(loop, {})
+        group = self._of(groups, key)
+        if not group.enter():
+            rider = _Rider(group, continuation, request, context)
+            rider.turn = loop.create_future()
+            rider.creator = contextvars.copy_context()
+            group.add(rider, _size(request))
+            outcome = await self._outcome(rider)
+            if outcome is _ALONE:
+                return await continuation(request, context)
+            if isinstance(outcome, BaseException):
+                raise outcome
+            if outcome is not rider:
+                return outcome
+        try:
+            return await continuation(request, context)
+        finally:
+            if len(group):
+                loop.call_soon(self._leave, group)
+            else:
+                self._leave(group)
+
+    async def _outcome(self, rider: _Rider) -> Any:
+        """What becomes of a rider: itself when it has a turn to send alone with."""
+        try:
+            return await rider.context.runtime.within(rider.turn, rider.context.remaining())
+        except TimeoutError:
+            self._forsake(rider)
+            raise _too_late(rider) from None
+        except BaseException:
+            self._forsake(rider)
+            raise
+
+    def _forsake(self, rider: _Rider) -> None:
+        turn, flight = rider.turn, rider.flight
+        if rider.group.remove(rider):
+            return
+        if flight is not None:
+            flight.aboard -= 1
+            if not flight.aboard and flight.task is not None:
+                flight.task.cancel()
+        elif turn.done() and not turn.cancelled():
+            self._leave(rider.group)  # it had a turn, and did not see it any more
+
+    def _leave(self, group: _Group) -> None:
+        for riders in group.leave():
+            if len(riders) > 1:
+                self._take_off(riders)
+            elif riders[0].turn.done():
+                self._leave(group)
+            else:
+                riders[0].turn.set_result(riders[0])
+
+    def _take_off(self, riders: list[_Rider]) -> None:
+        flight = _Flight(riders)
+        loop = asyncio.get_running_loop()
+        task = flight.task = loop.create_task(self._fly(flight), context=riders[0].creator)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _fly(self, flight: _Flight) -> None:
+        try:
+            outcomes = await self._send(flight)
+        except BaseException:
+            for rider in flight.riders:
+                rider.turn.cancel()
+            raise
+        else:
+            for rider, outcome in zip(flight.riders, outcomes, strict=True):
+                if not rider.turn.done():
+                    _settle(rider, outcome)
+                    rider.turn.set_result(outcome)
+        finally:
+            # After the callers have seen their answers: what they submit next can come along.
+            asyncio.get_running_loop().call_soon(self._leave, flight.riders[0].group)
+
+
+class ThreadBatching(Batching):
+    """Batching of threads: one of those that wait sends for all, the one with the latest deadline."""
+
+    def forget(self) -> None:
+        self._lock = threading.Lock()
+        self._groups: _Groups = {}
+
+    async def _submit(
+        self, key: Hashable, continuation: UnaryContinuation[Any, Any], request: Any, context: CallContext
+    ) -> Any:
+        with self._lock:
+            group = self._of(self._groups, key)
+            entered = group.enter()
+            if not entered:
+                rider = _Rider(group, continuation, request, context)
+                rider.turn = concurrent.futures.Future()
+                group.add(rider, _size(request))
+        if not entered:
+            outcome = await self._outcome(rider)
+            if isinstance(outcome, _Flight):
+                outcome = await self._lead(rider, outcome)
+            if outcome is _ALONE:
+                return await continuation(request, context)
+            if isinstance(outcome, BaseException):
+                raise outcome
+            if outcome is not rider:
+                return outcome
+        try:
+            return await continuation(request, context)
+        finally:
+            self._leave(group)
+
+    async def _outcome(self, rider: _Rider) -> Any:
+        """What becomes of a rider: itself when it has a turn to send alone with, a flight to send for all."""
+        try:
+            return await rider.context.runtime.wait(rider.turn, rider.context.remaining())
+        except TimeoutError:
+            with self._lock:
+                if rider.turn.done():
+                    return rider.turn.result()
+                rider.gone = True
+                rider.group.remove(rider)
+            raise _too_late(rider) from None
+        except BaseException:
+            self._interrupted(rider)
+            raise
+
+    def _interrupted(self, rider: _Rider) -> None:
+        """Somebody else has to do what fell to a thread that was interrupted."""
+        with self._lock:
+            rider.gone = True
+            rider.group.remove(rider)
+            fallen = rider.turn.result() if rider.turn.done() else None
+        if fallen is rider:
+            self._leave(rider.group)
+        elif isinstance(fallen, _Flight):
+            self._hand_over(fallen)
+
+    async def _lead(self, leader: _Rider, flight: _Flight) -> Any:
+        try:
+            outcomes = await self._send(flight)
+        except BaseException:
+            leader.gone = True
+            self._hand_over(flight)
+            raise
+        mine: Any = None
+        for rider, outcome in zip(flight.riders, outcomes, strict=True):
+            _settle(rider, outcome)
+            if rider is leader:
+                mine = outcome
+            else:
+                rider.turn.set_result(outcome)
+        self._leave(leader.group)
+        return mine
+
+    def _leave(self, group: _Group) -> None:
+        with self._lock:
+            for riders in group.leave():
+                self._grant(riders)
+
+    def _hand_over(self, flight: _Flight) -> None:
+        """Let another rider send the batch."""
+        with self._lock:
+            riders = [rider for rider in flight.riders if not rider.gone]
+            if riders:
+                self._grant(riders)
+        if not riders:
+            self._leave(flight.riders[0].group)
+
+    def _grant(self, riders: list[_Rider]) -> None:
+        if len(riders) == 1:
+            riders[0].turn.set_result(riders[0])
+        else:
+            max(riders, key=_deadline).turn.set_result(_Flight(riders))

@@ -1,0 +1,88 @@
+"""Which submits leave together, and when: the policy, without a clock, a lock, or anything that waits."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+__all__ = ["HALVED", "Gatherer"]
+
+T = TypeVar("T", bound=Hashable)
+
+HALVED = 256
+"""From so many items that wait on, two sendings share them, so that one is made while another is answered."""
+
+
+class Gatherer(Generic[T]):
+    """At most `max_in_flight` sendings at a time; items that find no turn wait, and leave together.
+
+    An item asks for a turn with `enter`, and waits with `add` where there is none. Who has a turn gives it
+    back with `leave`, exactly once, and is told which items leave next: each list of them has a turn.
+
+    At most `max_records` items leave together, and `max_bytes` of them, but always one; first come, first
+    served. A sending costs far more than an item in it. So while more wait than could be under way alone,
+    there is one sending at a time, or two of many items: few large ones serve everybody sooner than many
+    small ones. When nothing waits any more, there may be one more at a time with each that ends.
+    """
+
+    __slots__ = ("_limit", "_max_bytes", "_max_in_flight", "_max_records", "_waiting", "in_flight")
+
+    def __init__(self, max_records: int, max_bytes: int, max_in_flight: int) -> None:
+        self._max_records = max_records
+        self._max_bytes = max_bytes
+        self._max_in_flight = max_in_flight
+        self._limit = max_in_flight
+        self._waiting: OrderedDict[T, int] = OrderedDict()
+        self.in_flight = 0
+
+    def __len__(self) -> int:
+        """How many items wait; none do where nothing is in flight."""
+        return len(self._waiting)
+
+    def enter(self) -> bool:
+        """Take a turn, if there is one; False when the item has to wait."""
+        if self._waiting or self.in_flight >= self._limit:
+            return False
+        self.in_flight += 1
+        return True
+
+    def add(self, item: T, size: int) -> None:
+        """Have an item of so many bytes wait. Only after `enter` refused it: nothing else would send it."""
+        self._waiting[item] = size
+
+    def remove(self, item: T) -> bool:
+        """Take an item back; False when it does not wait any more."""
+        return self._waiting.pop(item, None) is not None
+
+    def leave(self) -> list[list[T]]:
+        """Give a turn back. The items that leave next, each list of them with a turn."""
+        self.in_flight -= 1
+        self._limit = self._side_by_side()
+        leaving = []
+        while self._waiting and self.in_flight < self._limit:
+            halved = self._limit == 2 and not self.in_flight and len(self._waiting) >= HALVED
+            leaving.append(self._taken((len(self._waiting) + 1) // 2 if halved else self._max_records))
+            self.in_flight += 1
+        return leaving
+
+    def _side_by_side(self) -> int:
+        """How many sendings there may be at a time now."""
+        waiting = len(self._waiting)
+        if not waiting:
+            return min(self._max_in_flight, self._limit + 1)
+        if waiting <= self._max_in_flight:
+            return self._max_in_flight
+        return min(self._max_in_flight, 1 if waiting < HALVED // 2 else 2)
+
+    def _taken(self, most: int) -> list[T]:
+        taken: list[T] = []
+        left = self._max_bytes
+        while self._waiting and len(taken) < min(most, self._max_records):
+            item, size = next(iter(self._waiting.items()))
+            if taken and size > left:
+                break
+            left -= size
+            taken.append(item)
+            del self._waiting[item]
+        return taken
