@@ -58,6 +58,9 @@ def read_converse(payload: dict[str, Any], record: UsageRecord) -> None:
     if usage is None or not (has(usage, "inputTokens") or has(usage, "outputTokens")):
         set_unknown(record)
         return
+    if has(usage, "inputTokens") and not has(usage, "outputTokens") and _is_blocked(payload):
+        # A guardrail wrote the answer in the model's place: the model's output is none.
+        usage = {**usage, "outputTokens": 0}
     if not has(usage, "inputTokens") or not has(usage, "outputTokens"):
         record.input_tokens = counted(usage, "inputTokens", "usage")
         record.output_tokens = counted(usage, "outputTokens", "usage")
@@ -65,6 +68,14 @@ def read_converse(payload: dict[str, Any], record: UsageRecord) -> None:
         return
     _read_tokens(usage, record)
     check_record(record, NAMES)
+
+
+def _is_blocked(payload: dict[str, Any]) -> bool:
+    """Whether a guardrail intervened: as Converse says it, or as InvokeModel does."""
+    return (
+        text(payload, "stopReason") == "guardrail_intervened"
+        or text(payload, "amazon-bedrock-guardrailAction") == "INTERVENED"
+    )
 
 
 def read_invoke(payload: dict[str, Any], record: UsageRecord) -> None:

@@ -8,6 +8,7 @@ import msgspec
 
 from llm_cost_ops._gen.codecs import USAGE_RECORD
 from llm_cost_ops._gen.messages import UsageRecord
+from llm_cost_ops.normalizers.detection import detect_api
 from llm_cost_ops.normalizers.errors import PayloadError
 from llm_cost_ops.normalizers.usage import usage_from_response
 from llm_cost_ops.normalizers.wrappers import is_wrapper
@@ -30,7 +31,8 @@ def record_from_line(obj: dict[str, Any]) -> UsageRecord:
     """
     if not isinstance(obj, dict):
         raise PayloadError("", f"expected a JSON object, got {type(obj).__name__}")
-    if "response" in obj and not is_wrapper(obj):
+    # Ollama's own answers have their text in `response`.
+    if "response" in obj and not is_wrapper(obj) and detect_api(obj) != "ollama":
         return _from_envelope(obj)
     if "model_id" in obj or "input_tokens" in obj:
         return _decode(obj)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from llm_cost_ops._gen.messages import Operation
 from llm_cost_ops.normalizers.checks import check_record, check_total
 from llm_cost_ops.normalizers.errors import PayloadError
-from llm_cost_ops.normalizers.filling import set_key, set_model, set_tier, set_tokens, set_unknown
-from llm_cost_ops.normalizers.reading import count, moment, section, text
+from llm_cost_ops.normalizers.filling import set_key, set_model, set_stated, set_tier
+from llm_cost_ops.normalizers.reading import count, counted, moment, section, text
 from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.rules.usage import total_tokens
 
@@ -84,10 +84,10 @@ def read_attributes(payload: dict[str, Any], record: UsageRecord) -> None:
 
 def _read_counts(attributes: dict[str, Any], record: UsageRecord) -> None:
     given, returned = _one_of(attributes, _INPUT), _one_of(attributes, _OUTPUT)
-    if given is None and returned is None:
-        set_unknown(record)
+    if record.operation == Operation.EMBEDDINGS and returned is None and given is not None:
+        returned = 0
+    if not set_stated(record, given, returned, counted(attributes, _USAGE + "total_tokens", "attributes")):
         return
-    set_tokens(record, given or 0, returned or 0)
     record.cached_tokens = _one_of(attributes, _CACHED) or 0
     record.cache_write_tokens = _one_of(attributes, _WRITTEN) or 0
     record.reasoning_tokens = _one_of(attributes, _REASONING) or 0

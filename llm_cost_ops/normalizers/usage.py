@@ -183,7 +183,28 @@ def _read(
         set_unknown(record)
     if fields:
         _set_fields(record, fields)
+    if record.model_id.startswith("@"):
+        _drop_integration(record)
     return record
+
+
+def _drop_integration(record: UsageRecord) -> None:
+    """Portkey's `@integration/model`: the model is what follows; an integration may be a provider's name.
+
+    Cloudflare's `@cf/maker/model` are names of its own.
+    """
+    integration, _, model = record.model_id[1:].partition("/")
+    if not integration or not model or integration in _CLOUDFLARE:
+        return
+    record.requested_model_id = record.requested_model_id or record.model_id
+    record.model_id = model
+    provider = canonical_provider(integration)
+    if not record.provider and provider in _PROVIDERS:
+        record.provider = provider
+
+
+_CLOUDFLARE = frozenset({"cf", "hf"})
+_PROVIDERS = frozenset(provider for provider, _ in _NORMALIZERS.values() if provider)
 
 
 def _normalize(
