@@ -27,7 +27,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from llm_cost_ops.rpc.status import STATUS_BY_REASON, RpcError, StatusCode, Violation
+from llm_cost_ops.rpc.status import STATUS_BY_REASON, RpcError, StatusCode, Violation, violations_text
 
 __all__ = [
     "APIError",
@@ -68,7 +68,7 @@ class CostOpsError(Exception):
         status_code: int | None = None,
         code: str = "",
         request_id: str = "",
-        response: Any = None,
+        response: object = None,
         attempts: int = 1,
         maybe_applied: bool = False,
         retryable: bool = False,
@@ -96,11 +96,11 @@ class CostOpsError(Exception):
         facts += [f"{self.attempts} attempts"] if self.attempts > 1 else []
         return f"{self.message} [{', '.join(facts)}]" if facts else self.message
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.args, self.__dict__)
 
 
-def _rebuild(kind: type[CostOpsError], args: tuple[Any, ...], state: dict[str, Any]) -> CostOpsError:
+def _rebuild(kind: type[CostOpsError], args: tuple[object, ...], state: dict[str, object]) -> CostOpsError:
     error = kind.__new__(kind)
     Exception.__init__(error, *args)
     error.__dict__.update(state)
@@ -282,7 +282,7 @@ def error_from_rpc(error: RpcError, attempts: int = 1, waited: float = 0.0) -> C
     }
     if issubclass(kind, ValidationError):
         if error.violations:
-            rules = "; ".join(f"{field} {rule}" for field, rule in error.violations)
+            rules = violations_text(error.violations)
             message = rules if rules in message or message in rules else f"{message}: {rules}"
         facts["violations"] = error.violations
     elif issubclass(kind, RateLimitError):
@@ -290,7 +290,7 @@ def error_from_rpc(error: RpcError, attempts: int = 1, waited: float = 0.0) -> C
     return kind(message, **facts)
 
 
-def _parsed(body: bytes) -> Any:
+def _parsed(body: bytes) -> object:
     if not body:
         return None
     try:

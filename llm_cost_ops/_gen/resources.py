@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Mapping, Sequence
 from datetime import date
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from llm_cost_ops._gen import methods
 from llm_cost_ops._gen.messages import (
@@ -56,6 +56,7 @@ from llm_cost_ops._gen.messages import (
 from llm_cost_ops.config import RetryConfig
 from llm_cost_ops.rpc.channel import UNSET, AsyncChannel, Channel
 from llm_cost_ops.rpc.pager import AsyncPager, Pager
+from llm_cost_ops.rpc.raw import RawResource, async_raw, async_raw_pages, raw, raw_pages
 from llm_cost_ops.wire import coerce
 from llm_cost_ops.wire.validation import EMPTY, ZERO
 
@@ -67,10 +68,101 @@ __all__ = [
     "AsyncPricingResource",
     "AsyncUsageResource",
     "CostsResource",
+    "GroupBy",
     "HealthResource",
+    "Metrics",
+    "Order",
     "PricingResource",
+    "RawAnalyticsResource",
+    "RawAsyncAnalyticsResource",
+    "RawAsyncCostsResource",
+    "RawAsyncHealthResource",
+    "RawAsyncPricingResource",
+    "RawAsyncUsageResource",
+    "RawCostsResource",
+    "RawHealthResource",
+    "RawPricingResource",
+    "RawUsageResource",
+    "Sort",
+    "UsageRecordFields",
     "UsageResource",
 ]
+
+GroupBy = Literal[
+    "none",
+    "provider",
+    "model",
+    "organization",
+    "project",
+    "user",
+    "tag",
+    "operation",
+    "service_tier",
+    "processing",
+    "region",
+    "status",
+    "meter",
+    "hour",
+    "day",
+    "week",
+    "month",
+] | str
+Metrics = Literal[
+    "total_cost",
+    "total_tokens",
+    "total_requests",
+    "input_tokens",
+    "output_tokens",
+    "cached_tokens",
+    "unpriced_requests",
+    "average_cost_per_request",
+    "average_tokens_per_request",
+]
+Order = Literal["", "asc", "desc"]
+Sort = Literal["", "timestamp", "ingested_at"]
+
+
+class UsageRecordFields(TypedDict, total=False):
+    """The fields of a UsageRecord, as keyword arguments."""
+
+    organization_id: str
+    provider: str
+    model_id: str
+    input_tokens: int | None
+    output_tokens: int | None
+    total_tokens: int | None
+    cached_tokens: int
+    cache_write_tokens: int
+    cache_write_extended_tokens: int
+    reasoning_tokens: int
+    timestamp: str | date | None
+    service_tier: str
+    processing: str
+    region: str
+    speed: str
+    modality: ModalityTokens | None
+    meters: Mapping[str, int] | None
+    request_count: int | None
+    operation: Operation | str
+    outcome: Outcome | str
+    quality: UsageQuality | str
+    requested_model_id: str
+    project_id: str
+    user_id: str
+    tags: str | Sequence[str]
+    labels: Mapping[str, str] | None
+    session_id: str
+    trace_id: str
+    span_id: str
+    retry_of_id: str
+    latency_ms: int | None
+    time_to_first_token_ms: int | None
+    reported_cost: Decimal | str | int | None
+    reported_currency: str
+    metadata: dict[str, Any] | None
+    source: str
+    observation: bool
+    idempotency_key: str
 
 
 class AnalyticsResource:
@@ -99,9 +191,9 @@ class AnalyticsResource:
         region: str | Sequence[str] = (),
         operation: str | Sequence[str] = (),
         status: str | Sequence[str] = (),
-        interval: Interval | str = "",
-        metrics: str | Sequence[str] = (),
-        group_by: str | Sequence[str] = (),
+        interval: Interval | Literal["", "hour", "day", "week", "month"] = "",
+        metrics: Metrics | Sequence[Metrics] = (),
+        group_by: GroupBy | Sequence[GroupBy] = (),
         currency: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
@@ -181,6 +273,12 @@ class AnalyticsResource:
         return response
 
 
+class RawAnalyticsResource(RawResource):
+    """AnalyticsResource, whose methods give a RawResponse. Streams have none."""
+
+    get = raw(AnalyticsResource.get)
+
+
 class AsyncAnalyticsResource:
     """Answers how usage and cost move over time."""
 
@@ -207,45 +305,15 @@ class AsyncAnalyticsResource:
         region: str | Sequence[str] = (),
         operation: str | Sequence[str] = (),
         status: str | Sequence[str] = (),
-        interval: Interval | str = "",
-        metrics: str | Sequence[str] = (),
-        group_by: str | Sequence[str] = (),
+        interval: Interval | Literal["", "hour", "day", "week", "month"] = "",
+        metrics: Metrics | Sequence[Metrics] = (),
+        group_by: GroupBy | Sequence[GroupBy] = (),
         currency: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
     ) -> Analytics:
-        """Gives a time series of metrics and their summary.
-
-        Args:
-            organization_id: The organizations; all that the caller may see when not given.
-            provider: The providers.
-            model_id: The models.
-            project_id: The projects.
-            user_id: The end users.
-            tag: Tags: a record with any of them.
-            label: Labels: a record with all of them.
-            start_date: The first moment, inclusive; a date means its midnight in time_zone. All time
-                when not given. Example: "2026-01-01".
-            end_date: The last moment, exclusive; a date means through that day. Open when not given;
-                in analytics, now. Example: "2026-01-31".
-            time_zone: The zone of dates and of hours, days, weeks and months, an IANA name; UTC when
-                not given.
-            service_tier: The tiers that served the calls.
-            processing: How they were processed, such as batch.
-            region: The geographies that set the price.
-            operation: The kinds of call: chat, embeddings…
-            status: How sure the costs are: priced, estimated, partial, unpriced, reported.
-            interval: The length of a bucket.
-            metrics: The metrics of each bucket: total_cost, total_tokens, total_requests,
-                input_tokens, output_tokens, cached_tokens, unpriced_requests,
-                average_cost_per_request, average_tokens_per_request; the first three when not given.
-            group_by: What to split each bucket by, as in GetCostSummary, but not by time.
-            currency: The currency of costs, ISO 4217; USD when not given.
-            timeout: seconds for the whole call, retries included; None for no limit.
-            headers: metadata to send beside that of the client.
-            retry: how to retry this call, instead of as the client does; None for not at all.
-        """
+        """As AnalyticsResource.get."""
         request = GetAnalyticsRequest(start_date=coerce.moment(start_date))
         if organization_id:
             request.organization_id = coerce.texts(organization_id)
@@ -289,6 +357,12 @@ class AsyncAnalyticsResource:
         return response
 
 
+class RawAsyncAnalyticsResource(RawResource):
+    """AsyncAnalyticsResource, whose methods give a RawResponse. Streams have none."""
+
+    get = async_raw(AsyncAnalyticsResource.get)
+
+
 class CostsResource:
     """Answers what usage cost."""
 
@@ -315,7 +389,7 @@ class CostsResource:
         region: str | Sequence[str] = (),
         operation: str | Sequence[str] = (),
         status: str | Sequence[str] = (),
-        group_by: str | Sequence[str] = (),
+        group_by: GroupBy | Sequence[GroupBy] = (),
         currency: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
@@ -724,6 +798,16 @@ class CostsResource:
         return response
 
 
+class RawCostsResource(RawResource):
+    """CostsResource, whose methods give a RawResponse. Streams have none."""
+
+    get = raw(CostsResource.get)
+    get_record = raw(CostsResource.get_record)
+    verify = raw(CostsResource.verify)
+    estimate = raw(CostsResource.estimate)
+    reprice = raw(CostsResource.reprice)
+
+
 class AsyncCostsResource:
     """Answers what usage cost."""
 
@@ -750,42 +834,13 @@ class AsyncCostsResource:
         region: str | Sequence[str] = (),
         operation: str | Sequence[str] = (),
         status: str | Sequence[str] = (),
-        group_by: str | Sequence[str] = (),
+        group_by: GroupBy | Sequence[GroupBy] = (),
         currency: str = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
     ) -> CostSummary:
-        """Sums the cost of a period, exactly, in total and by group.
-
-        Args:
-            organization_id: The organizations; all that the caller may see when not given.
-            provider: The providers.
-            model_id: The models.
-            project_id: The projects.
-            user_id: The end users.
-            tag: Tags: a record with any of them.
-            label: Labels: a record with all of them.
-            start_date: The first moment, inclusive; a date means its midnight in time_zone. All time
-                when not given. Example: "2026-01-01".
-            end_date: The last moment, exclusive; a date means through that day. Open when not given;
-                in analytics, now. Example: "2026-01-31".
-            time_zone: The zone of dates and of hours, days, weeks and months, an IANA name; UTC when
-                not given.
-            service_tier: The tiers that served the calls.
-            processing: How they were processed, such as batch.
-            region: The geographies that set the price.
-            operation: The kinds of call: chat, embeddings…
-            status: How sure the costs are: priced, estimated, partial, unpriced, reported.
-            group_by: What to group by, at most 4 of: none, provider, model, organization, project,
-                user, tag, label:<key>, operation, service_tier, processing, region, status, meter,
-                and one of hour, day, week, month. By meter, cost and tokens are split, and a call
-                counts under each meter it used.
-            currency: The currency to sum, ISO 4217; USD when not given. Others are listed apart.
-            timeout: seconds for the whole call, retries included; None for no limit.
-            headers: metadata to send beside that of the client.
-            retry: how to retry this call, instead of as the client does; None for not at all.
-        """
+        """As CostsResource.get."""
         request = GetCostSummaryRequest()
         if organization_id:
             request.organization_id = coerce.texts(organization_id)
@@ -835,18 +890,7 @@ class AsyncCostsResource:
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
     ) -> CostRecord:
-        """Gives the cost of one usage record with its lines: the revision in force.
-
-        The lines are made again from the price card that was used. Where that card is no longer known,
-        there are no lines, and the total is the one that was recorded.
-
-        Args:
-            usage_id: The id of the usage record.
-            organization_id: The organization of the record. Needed where the caller may see several.
-            timeout: seconds for the whole call, retries included; None for no limit.
-            headers: metadata to send beside that of the client.
-            retry: how to retry this call, instead of as the client does; None for not at all.
-        """
+        """As CostsResource.get_record."""
         request = GetCostRequest(usage_id=usage_id)
         if organization_id is not EMPTY:
             request.organization_id = organization_id
@@ -864,15 +908,7 @@ class AsyncCostsResource:
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
     ) -> CostVerification:
-        """Calculates a recorded cost again from the usage and the price card, and compares.
-
-        Args:
-            usage_id: The id of the usage record.
-            organization_id: The organization of the record. Needed where the caller may see several.
-            timeout: seconds for the whole call, retries included; None for no limit.
-            headers: metadata to send beside that of the client.
-            retry: how to retry this call, instead of as the client does; None for not at all.
-        """
+        """As CostsResource.verify."""
         request = VerifyCostRequest(usage_id=usage_id)
         if organization_id is not EMPTY:
             request.organization_id = organization_id
@@ -927,64 +963,7 @@ class AsyncCostsResource:
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
     ) -> CostRecord:
-        """Prices a call before it is made; nothing is written. Without organization_id, contract prices
-        are left out; without a timestamp it is priced as of now, and one in the future is taken too.
-
-        Args:
-            record: a ready UsageRecord, whose fields those given beside it replace.
-            organization_id: Who pays. Example: "org-123".
-            provider: The provider that served the call: an open set, lower case; known aliases are
-                folded. Example: "openai".
-            model_id: The model that served the call. Example: "gpt-4o".
-            input_tokens: Everything that went in: uncached, cached, cache-written, every modality,
-                tool prompts. Unset when not known: a record that states no count of any kind is
-                unpriced, where a stated 0 is 0.
-            output_tokens: Everything that came out: visible, reasoning, every modality. Unset when
-                not known.
-            total_tokens: input_tokens + output_tokens; checked when sent, present in answers where
-                one of them is.
-            cached_tokens: Cache reads, a subset of input_tokens.
-            cache_write_tokens: Cache writes, a subset of input_tokens.
-            cache_write_extended_tokens: Cache writes with the long time to live, a subset of
-                cache_write_tokens.
-            reasoning_tokens: Reasoning, a subset of output_tokens.
-            timestamp: When the call was made; it decides the price. The time of receipt when not
-                given.
-            service_tier: The tier that served the call: "" is standard; "flex", "priority", "fast"…
-            processing: How it was processed: "" is real time, or "batch".
-            region: The geography that sets the price: "", "us", "eu", or a cloud region.
-            speed: The speed that sets the price, such as "fast".
-            modality: Counts by modality.
-            meters: What is counted in other units: web_searches, pages, images, characters,
-                search_units, audio_ms, requests…
-            request_count: The number of calls in the record, 1 when not given.
-            operation: What kind of call it was.
-            outcome: How it ended.
-            quality: Where the counts come from.
-            requested_model_id: The model that was asked for.
-            project_id: The project that it belongs to.
-            user_id: The end user on whose behalf it was made.
-            tags: Flat tags.
-            labels: Chargeback keys: team, feature, environment, cost_center, customer, agent,
-                workflow…
-            session_id: The conversation that it is part of.
-            trace_id: The W3C trace id, 32 hexadecimal digits.
-            span_id: The W3C span id, 16 hexadecimal digits.
-            retry_of_id: The usage of an earlier attempt at the same call: makes the waste of retries
-                visible.
-            latency_ms: Milliseconds from request to last byte.
-            time_to_first_token_ms: Milliseconds from request to first token.
-            reported_cost: The cost that the provider or gateway stated.
-            reported_currency: The currency of reported_cost, USD when not given.
-            metadata: A free JSON object of at most 16 KiB, not indexed.
-            source: What sent it: "api", "webhook", "file", "stream", or an adapter and its version.
-            observation: Whether it was seen by an instrument beside the call (an SDK's hook, a proxy,
-                a span), and another one may have seen the same call: whoever comes first counts, and
-                its key with equal counts is a duplicate whatever the labels.
-            timeout: seconds for the whole call, retries included; None for no limit.
-            headers: metadata to send beside that of the client.
-            retry: how to retry this call, instead of as the client does; None for not at all.
-        """
+        """As CostsResource.estimate."""
         fields = UsageRecord()
         if organization_id is not EMPTY:
             fields.organization_id = organization_id
@@ -1090,36 +1069,7 @@ class AsyncCostsResource:
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
     ) -> RepriceReport:
-        """Prices recorded usage again by the cards of today, and adds a revision where the cost differs.
-        Earlier revisions stay; sums and lists follow the newest. Each record changes whole or not at
-        all. A call that runs into its deadline keeps what it did; the same call again goes on.
-
-        Args:
-            organization_id: The organizations; all that the caller may see when not given.
-            provider: The providers.
-            model_id: The models.
-            project_id: The projects.
-            user_id: The end users.
-            tag: Tags: a record with any of them.
-            label: Labels: a record with all of them.
-            start_date: The first moment, inclusive; a date means its midnight in time_zone. All time
-                when not given. Example: "2026-01-01".
-            end_date: The last moment, exclusive; a date means through that day. Open when not given;
-                in analytics, now. Example: "2026-01-31".
-            time_zone: The zone of dates and of hours, days, weeks and months, an IANA name; UTC when
-                not given.
-            service_tier: The tiers that served the calls.
-            processing: How they were processed, such as batch.
-            region: The geographies that set the price.
-            operation: The kinds of call: chat, embeddings…
-            status: How sure the costs are: priced, estimated, partial, unpriced, reported.
-            as_of: Leaves out cards that were created after this moment; a date means the end of that
-                day. All cards count when not given, and those of the bundled catalog always.
-            dry_run: Report what would change, and write nothing.
-            timeout: seconds for the whole call, retries included; None for no limit.
-            headers: metadata to send beside that of the client.
-            retry: how to retry this call, instead of as the client does; None for not at all.
-        """
+        """As CostsResource.reprice."""
         request = RepriceUsageRequest()
         if organization_id:
             request.organization_id = coerce.texts(organization_id)
@@ -1159,6 +1109,16 @@ class AsyncCostsResource:
             methods.REPRICE_USAGE, request, timeout, headers, retry
         )
         return response
+
+
+class RawAsyncCostsResource(RawResource):
+    """AsyncCostsResource, whose methods give a RawResponse. Streams have none."""
+
+    get = async_raw(AsyncCostsResource.get)
+    get_record = async_raw(AsyncCostsResource.get_record)
+    verify = async_raw(AsyncCostsResource.verify)
+    estimate = async_raw(AsyncCostsResource.estimate)
+    reprice = async_raw(AsyncCostsResource.reprice)
 
 
 class HealthResource:
@@ -1210,6 +1170,13 @@ class HealthResource:
         return response
 
 
+class RawHealthResource(RawResource):
+    """HealthResource, whose methods give a RawResponse. Streams have none."""
+
+    get = raw(HealthResource.get)
+    ready = raw(HealthResource.ready)
+
+
 class AsyncHealthResource:
     """Tells whether the service works."""
 
@@ -1225,13 +1192,7 @@ class AsyncHealthResource:
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
     ) -> GetHealthResponse:
-        """Tells how the process and its parts are. It answers while the server runs, whatever it says.
-
-        Args:
-            timeout: seconds for the whole call, retries included; None for no limit.
-            headers: metadata to send beside that of the client.
-            retry: how to retry this call, instead of as the client does; None for not at all.
-        """
+        """As HealthResource.get."""
         request = GetHealthRequest()
         response: GetHealthResponse = await self._channel.unary_unary(
             methods.GET_HEALTH, request, timeout, headers, retry
@@ -1245,18 +1206,19 @@ class AsyncHealthResource:
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
     ) -> GetReadinessResponse:
-        """Tells whether the server takes traffic: UNAVAILABLE while it starts, drains, or cannot write.
-
-        Args:
-            timeout: seconds for the whole call, retries included; None for no limit.
-            headers: metadata to send beside that of the client.
-            retry: how to retry this call, instead of as the client does; None for not at all.
-        """
+        """As HealthResource.ready."""
         request = GetReadinessRequest()
         response: GetReadinessResponse = await self._channel.unary_unary(
             methods.GET_READINESS, request, timeout, headers, retry
         )
         return response
+
+
+class RawAsyncHealthResource(RawResource):
+    """AsyncHealthResource, whose methods give a RawResponse. Streams have none."""
+
+    get = async_raw(AsyncHealthResource.get)
+    ready = async_raw(AsyncHealthResource.ready)
 
 
 class PricingResource:
@@ -1450,6 +1412,14 @@ class PricingResource:
         return response
 
 
+class RawPricingResource(RawResource):
+    """PricingResource, whose methods give a RawResponse. Streams have none."""
+
+    create = raw(PricingResource.create)
+    get = raw(PricingResource.get)
+    list = raw_pages(PricingResource.list)
+
+
 class AsyncPricingResource:
     """Keeps prices. A price is never edited: a change is a new card from a later date."""
 
@@ -1487,39 +1457,7 @@ class AsyncPricingResource:
         retry: RetryConfig | None = UNSET,
         idempotency_key: str = "",
     ) -> RateCard:
-        """Adds a price card. It takes precedence over the bundled catalog from its date on; what is
-        recorded keeps the price that it got.
-
-        Args:
-            provider: The provider. Example: "openai".
-            model_id: The model's id, or a prefix that ends in "*". Example: "gpt-4o".
-            input_price_per_1k: The price of 1,000 input tokens. Example: "0.0025".
-            output_price_per_1k: The price of 1,000 output tokens. Example: "0.01".
-            currency: ISO 4217; USD when not given.
-            effective_date: The first moment, inclusive; a date means its midnight in UTC. Now when
-                not given.
-            end_date: The last moment, exclusive; a date means through that day. Open when not given.
-            organization_id: The organization whose contract it is; everyone's when empty.
-            region: The region it is for.
-            service_tier: The tier it is for.
-            processing: The processing it is for.
-            speed: The speed it is for.
-            aliases: Other ids of the model.
-            rates: What each meter costs.
-            tier_mode: How tiers apply.
-            tier_basis: What is held against a tier's bound.
-            multipliers: Factors on the prices.
-            windows: The parts of the day it holds in.
-            source_url: Where the price was published.
-            input_price_per_million: The price of 1,000,000 input tokens, the unit that vendors use;
-                not beside input_price_per_1k. Example: "2.50".
-            output_price_per_million: The price of 1,000,000 output tokens; not beside
-                output_price_per_1k. Example: "10".
-            timeout: seconds for the whole call, retries included; None for no limit.
-            headers: metadata to send beside that of the client.
-            retry: how to retry this call, instead of as the client does; None for not at all.
-            idempotency_key: makes a repeated call count once; made when not given.
-        """
+        """As PricingResource.create."""
         request = CreatePriceRequest(provider=provider, model_id=model_id)
         if input_price_per_1k is not None:
             request.input_price_per_1k = coerce.decimal(input_price_per_1k)
@@ -1572,14 +1510,7 @@ class AsyncPricingResource:
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
     ) -> RateCard:
-        """Gets one card by its id.
-
-        Args:
-            id: The id of the card.
-            timeout: seconds for the whole call, retries included; None for no limit.
-            headers: metadata to send beside that of the client.
-            retry: how to retry this call, instead of as the client does; None for not at all.
-        """
+        """As PricingResource.get."""
         request = GetPriceRequest(id=id)
         response: RateCard = await self._channel.unary_unary(
             methods.GET_PRICE, request, timeout, headers, retry
@@ -1602,22 +1533,7 @@ class AsyncPricingResource:
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
     ) -> AsyncPager[ListPricesResponse, RateCard]:
-        """Lists cards, by provider, model and date.
-
-        Args:
-            provider: The providers.
-            model_id: The models.
-            organization_id: The organization whose contract prices to list beside everyone's.
-            active_at: Only cards in force at this moment.
-            origin: Only cards of this origin.
-            currency: ISO 4217.
-            page: The page's number, from 1.
-            page_size: The most items to return, 20 when not given.
-            cursor: The cursor that the page before gave; excludes `page`.
-            timeout: seconds for the whole call, retries included; None for no limit.
-            headers: metadata to send beside that of the client.
-            retry: how to retry this call, instead of as the client does; None for not at all.
-        """
+        """As PricingResource.list."""
         request = ListPricesRequest()
         if provider:
             request.provider = coerce.texts(provider)
@@ -1641,6 +1557,14 @@ class AsyncPricingResource:
             methods.LIST_PRICES, request, timeout, headers, retry
         )
         return response
+
+
+class RawAsyncPricingResource(RawResource):
+    """AsyncPricingResource, whose methods give a RawResponse. Streams have none."""
+
+    create = async_raw(AsyncPricingResource.create)
+    get = async_raw(AsyncPricingResource.get)
+    list = async_raw_pages(AsyncPricingResource.list)
 
 
 class UsageResource:
@@ -1886,8 +1810,8 @@ class UsageResource:
         page: int = 0,
         page_size: int = 0,
         cursor: str = "",
-        sort: str = "",
-        order: str = "",
+        sort: Sort = "",
+        order: Order = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -2014,7 +1938,7 @@ class UsageResource:
         region: str | Sequence[str] = (),
         operation: str | Sequence[str] = (),
         status: str | Sequence[str] = (),
-        order: str = "",
+        order: Order = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
@@ -2090,6 +2014,15 @@ class UsageResource:
     list = get_history
 
 
+class RawUsageResource(RawResource):
+    """UsageResource, whose methods give a RawResponse. Streams have none."""
+
+    submit = raw(UsageResource.submit)
+    submit_batch = raw(UsageResource.submit_batch)
+    get_history = raw_pages(UsageResource.get_history)
+    list = get_history
+
+
 class AsyncUsageResource:
     """Records usage and reads it back."""
 
@@ -2145,67 +2078,7 @@ class AsyncUsageResource:
         retry: RetryConfig | None = UNSET,
         idempotency_key: str = "",
     ) -> UsageReceipt:
-        """Records one LLM call. The answer comes when the record is as durable as the store promises.
-
-        A key that was used before in the organization counts once: the same content gives the first
-        answer again with `duplicate` set, other content is ALREADY_EXISTS and changes nothing.
-
-        Args:
-            record: a ready UsageRecord, whose fields those given beside it replace.
-            organization_id: Who pays. Example: "org-123".
-            provider: The provider that served the call: an open set, lower case; known aliases are
-                folded. Example: "openai".
-            model_id: The model that served the call. Example: "gpt-4o".
-            input_tokens: Everything that went in: uncached, cached, cache-written, every modality,
-                tool prompts. Unset when not known: a record that states no count of any kind is
-                unpriced, where a stated 0 is 0.
-            output_tokens: Everything that came out: visible, reasoning, every modality. Unset when
-                not known.
-            total_tokens: input_tokens + output_tokens; checked when sent, present in answers where
-                one of them is.
-            cached_tokens: Cache reads, a subset of input_tokens.
-            cache_write_tokens: Cache writes, a subset of input_tokens.
-            cache_write_extended_tokens: Cache writes with the long time to live, a subset of
-                cache_write_tokens.
-            reasoning_tokens: Reasoning, a subset of output_tokens.
-            timestamp: When the call was made; it decides the price. The time of receipt when not
-                given.
-            service_tier: The tier that served the call: "" is standard; "flex", "priority", "fast"…
-            processing: How it was processed: "" is real time, or "batch".
-            region: The geography that sets the price: "", "us", "eu", or a cloud region.
-            speed: The speed that sets the price, such as "fast".
-            modality: Counts by modality.
-            meters: What is counted in other units: web_searches, pages, images, characters,
-                search_units, audio_ms, requests…
-            request_count: The number of calls in the record, 1 when not given.
-            operation: What kind of call it was.
-            outcome: How it ended.
-            quality: Where the counts come from.
-            requested_model_id: The model that was asked for.
-            project_id: The project that it belongs to.
-            user_id: The end user on whose behalf it was made.
-            tags: Flat tags.
-            labels: Chargeback keys: team, feature, environment, cost_center, customer, agent,
-                workflow…
-            session_id: The conversation that it is part of.
-            trace_id: The W3C trace id, 32 hexadecimal digits.
-            span_id: The W3C span id, 16 hexadecimal digits.
-            retry_of_id: The usage of an earlier attempt at the same call: makes the waste of retries
-                visible.
-            latency_ms: Milliseconds from request to last byte.
-            time_to_first_token_ms: Milliseconds from request to first token.
-            reported_cost: The cost that the provider or gateway stated.
-            reported_currency: The currency of reported_cost, USD when not given.
-            metadata: A free JSON object of at most 16 KiB, not indexed.
-            source: What sent it: "api", "webhook", "file", "stream", or an adapter and its version.
-            observation: Whether it was seen by an instrument beside the call (an SDK's hook, a proxy,
-                a span), and another one may have seen the same call: whoever comes first counts, and
-                its key with equal counts is a duplicate whatever the labels.
-            timeout: seconds for the whole call, retries included; None for no limit.
-            headers: metadata to send beside that of the client.
-            retry: how to retry this call, instead of as the client does; None for not at all.
-            idempotency_key: makes a repeated call count once; made when not given.
-        """
+        """As UsageResource.submit."""
         fields = UsageRecord()
         if organization_id is not EMPTY:
             fields.organization_id = organization_id
@@ -2296,16 +2169,7 @@ class AsyncUsageResource:
         retry: RetryConfig | None = UNSET,
         idempotency_key: str = "",
     ) -> BatchReceipt:
-        """Records many LLM calls in one transaction. A bad record harms only itself: results are per
-        record, in the order given.
-
-        Args:
-            records: The records, at most 10,000.
-            timeout: seconds for the whole call, retries included; None for no limit.
-            headers: metadata to send beside that of the client.
-            retry: how to retry this call, instead of as the client does; None for not at all.
-            idempotency_key: makes a repeated call count once; made when not given.
-        """
+        """As UsageResource.submit_batch."""
         request = BatchSubmitUsageRequest(records=coerce.listed(records))
         response: BatchReceipt = await self._channel.unary_unary(
             methods.BATCH_SUBMIT_USAGE, request, timeout, headers, retry, idempotency_key
@@ -2333,43 +2197,13 @@ class AsyncUsageResource:
         page: int = 0,
         page_size: int = 0,
         cursor: str = "",
-        sort: str = "",
-        order: str = "",
+        sort: Sort = "",
+        order: Order = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
     ) -> AsyncPager[ListUsageResponse, UsageRecord]:
-        """Lists recorded usage, newest first, a page at a time.
-
-        Args:
-            organization_id: The organizations; all that the caller may see when not given.
-            provider: The providers.
-            model_id: The models.
-            project_id: The projects.
-            user_id: The end users.
-            tag: Tags: a record with any of them.
-            label: Labels: a record with all of them.
-            start_date: The first moment, inclusive; a date means its midnight in time_zone. All time
-                when not given. Example: "2026-01-01".
-            end_date: The last moment, exclusive; a date means through that day. Open when not given;
-                in analytics, now. Example: "2026-01-31".
-            time_zone: The zone of dates and of hours, days, weeks and months, an IANA name; UTC when
-                not given.
-            service_tier: The tiers that served the calls.
-            processing: How they were processed, such as batch.
-            region: The geographies that set the price.
-            operation: The kinds of call: chat, embeddings…
-            status: How sure the costs are: priced, estimated, partial, unpriced, reported.
-            page: The page's number, from 1. Numbered pages are counted, and may shift while items are
-                added.
-            page_size: The most items to return, 20 when not given.
-            cursor: The cursor that the page before gave; excludes `page`.
-            sort: What to sort by: "timestamp" (the default) or "ingested_at".
-            order: "desc" (the default) or "asc".
-            timeout: seconds for the whole call, retries included; None for no limit.
-            headers: metadata to send beside that of the client.
-            retry: how to retry this call, instead of as the client does; None for not at all.
-        """
+        """As UsageResource.get_history."""
         request = ListUsageRequest()
         if organization_id:
             request.organization_id = coerce.texts(organization_id)
@@ -2425,19 +2259,7 @@ class AsyncUsageResource:
         retry: RetryConfig | None = UNSET,
         idempotency_key: str = "",
     ) -> AsyncGenerator[StreamUsageResponse, None]:
-        """Records LLM calls as they come, and acknowledges them as they become durable. Records are written
-        in batches; a bad record, even one that can't be decoded, harms only itself. While a batch is
-        being written no more is read, so that a sender is never faster than the store.
-
-        What was not acknowledged when a stream broke can be sent again: with the same keys it counts
-        once. Over HTTP both bodies are NDJSON: a record a line, an acknowledgement a line.
-
-        Args:
-            timeout: seconds for the whole stream, retries included; None for no limit.
-            headers: metadata to send beside that of the client.
-            retry: how to retry this call, instead of as the client does; None for not at all.
-            idempotency_key: makes a repeated call count once; made when not given.
-        """
+        """As UsageResource.stream_requests."""
         response: AsyncGenerator[StreamUsageResponse, None] = self._channel.stream_stream(
             methods.STREAM_USAGE, requests, timeout, headers, retry, idempotency_key
         )
@@ -2461,41 +2283,12 @@ class AsyncUsageResource:
         region: str | Sequence[str] = (),
         operation: str | Sequence[str] = (),
         status: str | Sequence[str] = (),
-        order: str = "",
+        order: Order = "",
         timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         retry: RetryConfig | None = UNSET,
     ) -> AsyncGenerator[UsageRecord, None]:
-        """Gives every record that a filter lets through, oldest first unless told otherwise. Records that
-        are added meanwhile disturb nothing: each is given once or, where it is added behind, not at all.
-
-        Over HTTP the answer is NDJSON, a record a line; an error after the first line is a last line
-        {"error": ...}.
-
-        Args:
-            organization_id: The organizations; all that the caller may see when not given.
-            provider: The providers.
-            model_id: The models.
-            project_id: The projects.
-            user_id: The end users.
-            tag: Tags: a record with any of them.
-            label: Labels: a record with all of them.
-            start_date: The first moment, inclusive; a date means its midnight in time_zone. All time
-                when not given. Example: "2026-01-01".
-            end_date: The last moment, exclusive; a date means through that day. Open when not given;
-                in analytics, now. Example: "2026-01-31".
-            time_zone: The zone of dates and of hours, days, weeks and months, an IANA name; UTC when
-                not given.
-            service_tier: The tiers that served the calls.
-            processing: How they were processed, such as batch.
-            region: The geographies that set the price.
-            operation: The kinds of call: chat, embeddings…
-            status: How sure the costs are: priced, estimated, partial, unpriced, reported.
-            order: "asc" (the default) or "desc", by timestamp.
-            timeout: seconds for the whole stream, retries included; None for no limit.
-            headers: metadata to send beside that of the client.
-            retry: how to retry this call, instead of as the client does; None for not at all.
-        """
+        """As UsageResource.export."""
         request = ExportUsageRequest()
         if organization_id:
             request.organization_id = coerce.texts(organization_id)
@@ -2534,4 +2327,13 @@ class AsyncUsageResource:
         )
         return response
 
+    list = get_history
+
+
+class RawAsyncUsageResource(RawResource):
+    """AsyncUsageResource, whose methods give a RawResponse. Streams have none."""
+
+    submit = async_raw(AsyncUsageResource.submit)
+    submit_batch = async_raw(AsyncUsageResource.submit_batch)
+    get_history = async_raw_pages(AsyncUsageResource.get_history)
     list = get_history

@@ -28,6 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_keys(commands)
     _add_import(commands)
     _add_database(commands)
+    _add_spool(commands)
     add_questions(commands)
     return parser
 
@@ -156,6 +157,27 @@ def _add_database(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.set_defaults(run="db")
 
 
+def _add_spool(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("spool", help="look into a recorder's spool, or send what lies in it")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    status = actions.add_parser(
+        "status",
+        help="count what lies in a spool",
+        description="Count what dead processes left in a spool. The exit status is 1 when there is anything.",
+    )
+    status.add_argument("folder", metavar="FOLDER")
+    drain = actions.add_parser(
+        "drain",
+        help="send what lies in a spool",
+        description="Send what dead processes left in a spool. Records carry their keys: what a server has "
+        "already counts once. The exit status is 1 when records are left or were refused.",
+    )
+    drain.add_argument("folder", metavar="FOLDER")
+    add_target(drain)
+    drain.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="default: %(default)s")
+    parser.set_defaults(run="spool")
+
+
 def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "import",
@@ -210,6 +232,10 @@ def _dispatch(options: argparse.Namespace) -> int:
         from llm_cost_ops.cli.database import database
 
         return database(options)
+    if options.run == "spool":
+        from llm_cost_ops.cli.spool import spool
+
+        return spool(options)
     if options.run == "import":
         from llm_cost_ops.cli.importing import import_file
 

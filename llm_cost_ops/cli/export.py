@@ -13,7 +13,7 @@ from datetime import datetime
 from decimal import Decimal
 from enum import Enum
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import msgspec
 
@@ -69,7 +69,7 @@ def _taken(buffer: io.StringIO) -> bytes:
     return text.encode()
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if value is None or value in ([], {}):
         return ""
     if isinstance(value, datetime):

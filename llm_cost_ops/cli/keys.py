@@ -29,7 +29,7 @@ __all__ = ["keys"]
 
 T = TypeVar("T")
 
-_PATIENCE = 30.0
+_TIMEOUT = 30.0
 
 
 def keys(options: argparse.Namespace) -> int:
@@ -104,7 +104,7 @@ def _state(key: ApiKey) -> tuple[str, str]:
 
 def _with_keys(path: str, ask: Callable[[KeyStore, CallContext], Coroutine[Any, Any, T]]) -> T:
     runtime = SyncRuntime()
-    context = CallContext(GET_HEALTH, runtime, Metadata(), runtime.monotonic() + _PATIENCE)
+    context = CallContext(GET_HEALTH, runtime, Metadata(), runtime.monotonic() + _TIMEOUT)
     ledger = open_ledger(path)
     try:
         return drive(ask(ledger.keys, context))

@@ -138,7 +138,7 @@ def _tls(options: argparse.Namespace) -> ServerTls | None:
     )
 
 
-def _check_reach(option: str, where: dict[str, Any] | None, *, required: bool, secret: bool) -> None:
+def _check_reach(option: str, where: dict[str, object] | None, *, required: bool, secret: bool) -> None:
     """Without keys, whoever can connect may do everything: so only this machine may connect."""
     host = (where or {}).get("host", "localhost")
     if host in _LOOPBACK:

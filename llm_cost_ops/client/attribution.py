@@ -17,7 +17,7 @@ from llm_cost_ops._gen.messages import (
     UsageRecord,
 )
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.interceptor import StreamContinuation, UnaryContinuation
+from llm_cost_ops.rpc.interceptor import Req, Res, StreamContinuation, UnaryContinuation
 
 __all__ = ["Attributes", "Attribution", "attribute", "current_attributes"]
 
@@ -106,16 +106,19 @@ class Attribution:
         self._defaults = defaults if defaults != _NONE else _NONE
 
     async def intercept_unary_unary(
-        self, continuation: UnaryContinuation, request: Any, context: CallContext
-    ) -> Any:
+        self, continuation: UnaryContinuation[Req, Res], request: Req, context: CallContext
+    ) -> Res:
         attributes = self._in_force()
         if attributes is not _NONE:
             request = _attributed(request, attributes)
         return await continuation(request, context)
 
     async def intercept_stream_stream(
-        self, continuation: StreamContinuation, requests: AsyncIterable[Any], context: CallContext
-    ) -> AsyncGenerator[Any, None]:
+        self,
+        continuation: StreamContinuation[AsyncIterable[Req], Res],
+        requests: AsyncIterable[Req],
+        context: CallContext,
+    ) -> AsyncGenerator[Res, None]:
         attributes = self._in_force()
         if attributes is not _NONE:
             requests = _each(requests, attributes)
@@ -131,12 +134,12 @@ class Attribution:
         return self.in_force(_current.get())
 
 
-async def _each(requests: AsyncIterable[Any], attributes: Attributes) -> AsyncIterator[Any]:
+async def _each(requests: AsyncIterable[Req], attributes: Attributes) -> AsyncIterator[Req]:
     async for request in requests:
         yield _attributed(request, attributes)
 
 
-def _attributed(request: Any, attributes: Attributes) -> Any:
+def _attributed(request: object, attributes: Attributes) -> Any:
     if isinstance(request, SubmitUsageRequest | EstimateCostRequest):
         if type(request.usage) is UsageRecord:
             usage = attributes.of(request.usage)

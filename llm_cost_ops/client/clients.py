@@ -5,12 +5,11 @@ This is the composition root: nothing else knows which parts a client is made of
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import parse_qs, urlencode
 
 from llm_cost_ops._gen import resources
@@ -18,27 +17,34 @@ from llm_cost_ops.client.attribution import Attributes, Attribution, attribute
 from llm_cost_ops.client.options import chain_of
 from llm_cost_ops.client.recording import Recording, async_connection, sync_connection
 from llm_cost_ops.client.uploads import AsyncStreamingUsageResource, StreamingUsageResource
-from llm_cost_ops.config import ClientConfig, RetryConfig, split_base_url, split_names
+from llm_cost_ops.config import ApiKey, ClientConfig, RetryConfig, split_base_url, split_names
 from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
 from llm_cost_ops.interceptors.validation import Validation
 from llm_cost_ops.rpc.channel import UNSET, AsyncChannel, Channel
-from llm_cost_ops.rpc.interceptor import Transport
+from llm_cost_ops.rpc.interceptor import AnyInterceptor, Interceptors, Transport
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.runtime import Runtime
 from llm_cost_ops.wire.unknown import UNKNOWN_FIELDS
 
 if TYPE_CHECKING:
+    import httpx
+
     from llm_cost_ops._gen.messages import GetHealthResponse, GetReadinessResponse
     from llm_cost_ops.client.recorder import FlushReport
+    from llm_cost_ops.rpc.raw import RawResponse
     from llm_cost_ops.transports.serializer import Serializer
 
-__all__ = ["AsyncCostOpsClient", "CostOpsClient"]
+    HttpClient = httpx.Client | httpx.AsyncClient
+
+__all__ = ["AsyncCostOpsClient", "CostOpsClient", "RawAsyncCostOpsClient", "RawCostOpsClient"]
+
+Made = TypeVar("Made", bound="_Client")
 
 
 def _configured(
-    config: ClientConfig | None, api_key: Any, base_url: str | None, timeout: Any
+    config: ClientConfig | None, api_key: ApiKey | None, base_url: str | None, timeout: float | None
 ) -> ClientConfig:
-    explicit = {"api_key": api_key, "base_url": base_url}
+    explicit: dict[str, Any] = {"api_key": api_key, "base_url": base_url}
     given = {name: value for name, value in explicit.items() if value is not None}
     if timeout is not UNSET:
         given["timeout"] = timeout
@@ -66,7 +72,9 @@ def _embedded_transport(config: ClientConfig, *, sync: bool) -> Transport:
     return InProcessTransport(service.handler, service.aclose)
 
 
-def _http_transport(config: ClientConfig, http_client: Any, serializer: Any, *, sync: bool) -> Transport:
+def _http_transport(
+    config: ClientConfig, http_client: HttpClient | None, serializer: Serializer | None, *, sync: bool
+) -> Transport:
     from llm_cost_ops.transports.http.client import AsyncHttpTransport, HttpTransport
 
     kind: Any = HttpTransport if sync else AsyncHttpTransport
@@ -89,7 +97,7 @@ def _http_transport(config: ClientConfig, http_client: Any, serializer: Any, *, 
     return transport
 
 
-def _grpc_transport(config: ClientConfig, serializer: Any, *, sync: bool) -> Transport:
+def _grpc_transport(config: ClientConfig, serializer: Serializer | None, *, sync: bool) -> Transport:
     try:
         from llm_cost_ops.transports.grpc.client import AsyncGrpcTransport, GrpcTransport
     except ImportError as error:
@@ -119,7 +127,9 @@ def _grpc_transport(config: ClientConfig, serializer: Any, *, sync: bool) -> Tra
     return transport
 
 
-def _open_transport(config: ClientConfig, http_client: Any, serializer: Any, *, sync: bool) -> Transport:
+def _open_transport(
+    config: ClientConfig, http_client: HttpClient | None, serializer: Serializer | None, *, sync: bool
+) -> Transport:
     scheme = split_base_url(config.base_url).scheme
     if http_client is not None and scheme not in ("http", "https"):
         raise ConfigurationError(
@@ -146,18 +156,19 @@ class _Client:
     config: ClientConfig
     _channel: Any
 
-    def __init__(
+    def _open(
         self,
-        api_key: Any = None,
-        base_url: str | None = None,
-        config: ClientConfig | None = None,
+        api_key: ApiKey | None,
+        base_url: str | None,
+        config: ClientConfig | None,
+        timeout: float | None,
+        http_client: HttpClient | None,
+        serializer: Serializer | None,
+        interceptors: Interceptors,
+        transport: Transport | None,
+        runtime: Runtime | None,
         *,
-        timeout: Any = UNSET,
-        http_client: Any = None,
-        serializer: Serializer | None = None,
-        interceptors: Sequence[Any] = (),
-        transport: Transport | None = None,
-        runtime: Runtime | None = None,
+        sync: bool,
     ) -> None:
         self.config = config = _configured(config, api_key, base_url, timeout)
         if transport is not None and (http_client is not None or serializer is not None):
@@ -179,7 +190,6 @@ class _Client:
             )
         )
         chain = self._chain(config)
-        sync = isinstance(self, CostOpsClient)
         kind: Any = Channel if sync else AsyncChannel
         self._channel = kind(
             transport or _open_transport(config, http_client, serializer, sync=sync),
@@ -192,8 +202,8 @@ class _Client:
         connect = partial(sync_connection if sync else async_connection, self._channel)
         self._recording = Recording(config.recorder, self._attribution, connect)
 
-    def _chain(self, config: ClientConfig, parent: Sequence[Any] = (), same_key: bool = False) -> list[Any]:
-        checking: list[Any] = []
+    def _chain(self, config: ClientConfig, parent: Interceptors = (), same_key: bool = False) -> Interceptors:
+        checking: list[AnyInterceptor] = []
         if not self._embedded:
             from llm_cost_ops.rules.batches import BatchCheck
             from llm_cost_ops.rules.requests import CHECKS
@@ -215,7 +225,7 @@ class _Client:
         timeout: float | None = UNSET,
         retry: RetryConfig | None = UNSET,
         headers: Mapping[str, str] | None = None,
-        api_key: Any = UNSET,
+        api_key: ApiKey | None = UNSET,
     ) -> Self:
         """A client on the same connections or the same engine, with some settings changed.
 
@@ -235,18 +245,8 @@ class _Client:
             changes["api_key"] = api_key
         config = self.config.replace(**changes)
         chain = self._chain(config, self._channel.core.interceptors, config.api_key == self.config.api_key)
-        return self._derived(config, interceptors=chain, timeout=config.timeout, headers=headers)
-
-    @property
-    def with_raw_response(self) -> Any:
-        """This client with methods that return RawResponse objects: status, headers, attempts and all.
-
-            answer = client.with_raw_response.usage.submit(...)
-            print(answer.status, answer.request_id, answer.parsed.estimated_cost)
-
-        Lists return the raw response of one page.
-        """
-        return self._derived(self.config, raw=True)
+        channel = self._channel.derived(interceptors=chain, timeout=config.timeout, headers=headers)
+        return self._derived(type(self), config, channel)
 
     def attribute(
         self,
@@ -278,10 +278,9 @@ class _Client:
         """Have SIGTERM send what was recorded before it does what it did before. Only in the main thread."""
         self._recording.close_on_sigterm()
 
-    def _derived(self, config: ClientConfig, **changes: Any) -> Self:
-        made = object.__new__(type(self))
+    def _derived(self, kind: type[Made], config: ClientConfig, channel: Channel | AsyncChannel) -> Made:
+        made = object.__new__(kind)
         kept = {name: value for name, value in vars(self).items() if name not in _RESOURCES}
-        channel = self._channel.derived(**changes)
         vars(made).update({**kept, "config": config, "_channel": channel})
         return made
 
@@ -292,7 +291,45 @@ class _Client:
 _RESOURCES = frozenset({"_health", "analytics", "costs", "pricing", "usage"})
 
 
-class CostOpsClient(_Client):
+class _SyncClient(_Client):
+    _channel: Channel
+
+    def close(self) -> None:
+        """Send what was recorded, and let go of connections, files and threads. May be called twice."""
+        if self._channel.owner:
+            self._recording.close()
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _AsyncClient(_Client):
+    _channel: AsyncChannel
+
+    async def close(self) -> None:
+        """Send what was recorded, and let go of connections, files and threads. May be called twice."""
+        if self._channel.owner and self._recording.begun:
+            import asyncio
+
+            await asyncio.to_thread(self._recording.close)
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class CostOpsClient(_SyncClient):
     """The sync client. Safe to share between threads; close it, or use it as a context manager.
 
     `base_url` chooses the transport (see ClientConfig) and defaults to LLM_COST_OPS_BASE_URL, then
@@ -312,7 +349,21 @@ class CostOpsClient(_Client):
             print(receipt.estimated_cost)
     """
 
-    _channel: Channel
+    def __init__(
+        self,
+        api_key: ApiKey | None = None,
+        base_url: str | None = None,
+        config: ClientConfig | None = None,
+        *,
+        timeout: float | None = UNSET,
+        http_client: httpx.Client | None = None,
+        serializer: Serializer | None = None,
+        interceptors: Interceptors = (),
+        transport: Transport | None = None,
+        runtime: Runtime | None = None,
+    ) -> None:
+        mine = (http_client, serializer, interceptors, transport, runtime)
+        self._open(api_key, base_url, config, timeout, *mine, sync=True)
 
     @cached_property
     def usage(self) -> StreamingUsageResource:
@@ -338,13 +389,28 @@ class CostOpsClient(_Client):
     def _health(self) -> resources.HealthResource:
         return resources.HealthResource(self._channel)
 
-    def health(self, **options: Any) -> GetHealthResponse:
-        """How the service and its parts are. Takes `timeout` and `headers`."""
-        return self._health.get(**options)
+    @property
+    def with_raw_response(self) -> RawCostOpsClient:
+        """This client with methods that return RawResponse objects: status, headers, attempts and all.
 
-    def ready(self, **options: Any) -> GetReadinessResponse:
+            answer = client.with_raw_response.usage.submit(...)
+            print(answer.status, answer.request_id, answer.parsed.estimated_cost)
+
+        Lists return the raw response of one page. Streams and record() have none.
+        """
+        return self._derived(RawCostOpsClient, self.config, self._channel.derived(raw=True))
+
+    def health(
+        self, *, timeout: float | None = UNSET, headers: Mapping[str, str] | None = None
+    ) -> GetHealthResponse:
+        """How the service and its parts are."""
+        return self._health.get(timeout=timeout, headers=headers)
+
+    def ready(
+        self, *, timeout: float | None = UNSET, headers: Mapping[str, str] | None = None
+    ) -> GetReadinessResponse:
         """Whether the service takes traffic; raises ServerError when not."""
-        return self._health.ready(**options)
+        return self._health.ready(timeout=timeout, headers=headers)
 
     def flush(self, timeout: float | None = None) -> FlushReport:
         """Wait until all that was recorded is sent, for at most so many seconds, and say what became of it.
@@ -353,25 +419,25 @@ class CostOpsClient(_Client):
         """
         return self._recording.flush(timeout)
 
-    def close(self) -> None:
-        """Send what was recorded, and let go of connections, files and threads. May be called twice."""
-        if self._channel.owner:
-            self._recording.close()
-        self._channel.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class AsyncCostOpsClient(_Client):
+class AsyncCostOpsClient(_AsyncClient):
     """The async client: the same as CostOpsClient but for `await`."""
 
-    _channel: AsyncChannel
+    def __init__(
+        self,
+        api_key: ApiKey | None = None,
+        base_url: str | None = None,
+        config: ClientConfig | None = None,
+        *,
+        timeout: float | None = UNSET,
+        http_client: httpx.AsyncClient | None = None,
+        serializer: Serializer | None = None,
+        interceptors: Interceptors = (),
+        transport: Transport | None = None,
+        runtime: Runtime | None = None,
+    ) -> None:
+        mine = (http_client, serializer, interceptors, transport, runtime)
+        self._open(api_key, base_url, config, timeout, *mine, sync=False)
 
     @cached_property
     def usage(self) -> AsyncStreamingUsageResource:
@@ -397,28 +463,97 @@ class AsyncCostOpsClient(_Client):
     def _health(self) -> resources.AsyncHealthResource:
         return resources.AsyncHealthResource(self._channel)
 
-    async def health(self, **options: Any) -> GetHealthResponse:
-        """How the service and its parts are. Takes `timeout` and `headers`."""
-        return await self._health.get(**options)
+    @property
+    def with_raw_response(self) -> RawAsyncCostOpsClient:
+        """This client with methods that return RawResponse objects, as CostOpsClient.with_raw_response."""
+        return self._derived(RawAsyncCostOpsClient, self.config, self._channel.derived(raw=True))
 
-    async def ready(self, **options: Any) -> GetReadinessResponse:
+    async def health(
+        self, *, timeout: float | None = UNSET, headers: Mapping[str, str] | None = None
+    ) -> GetHealthResponse:
+        """How the service and its parts are."""
+        return await self._health.get(timeout=timeout, headers=headers)
+
+    async def ready(
+        self, *, timeout: float | None = UNSET, headers: Mapping[str, str] | None = None
+    ) -> GetReadinessResponse:
         """Whether the service takes traffic; raises ServerError when not."""
-        return await self._health.ready(**options)
+        return await self._health.ready(timeout=timeout, headers=headers)
 
     async def flush(self, timeout: float | None = None) -> FlushReport:
         """Wait until all that was recorded is sent, as CostOpsClient.flush."""
+        import asyncio
+
         return await asyncio.to_thread(self._recording.flush, timeout)
 
-    async def close(self) -> None:
-        """Send what was recorded, and let go of connections, files and threads. May be called twice."""
-        if self._channel.owner and self._recording.begun:
-            await asyncio.to_thread(self._recording.close)
-        await self._channel.close()
 
-    async def __aenter__(self) -> Self:
-        return self
+class RawCostOpsClient(_SyncClient):
+    """What `CostOpsClient.with_raw_response` is. It shares connections, and closing it closes nothing."""
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
+    @cached_property
+    def usage(self) -> resources.RawUsageResource:
+        return resources.RawUsageResource(self._channel)
+
+    @cached_property
+    def costs(self) -> resources.RawCostsResource:
+        return resources.RawCostsResource(self._channel)
+
+    @cached_property
+    def pricing(self) -> resources.RawPricingResource:
+        return resources.RawPricingResource(self._channel)
+
+    @cached_property
+    def analytics(self) -> resources.RawAnalyticsResource:
+        return resources.RawAnalyticsResource(self._channel)
+
+    @cached_property
+    def _health(self) -> resources.RawHealthResource:
+        return resources.RawHealthResource(self._channel)
+
+    def health(
+        self, *, timeout: float | None = UNSET, headers: Mapping[str, str] | None = None
+    ) -> RawResponse[GetHealthResponse]:
+        """How the service and its parts are."""
+        return self._health.get(timeout=timeout, headers=headers)
+
+    def ready(
+        self, *, timeout: float | None = UNSET, headers: Mapping[str, str] | None = None
+    ) -> RawResponse[GetReadinessResponse]:
+        """Whether the service takes traffic; raises ServerError when not."""
+        return self._health.ready(timeout=timeout, headers=headers)
+
+
+class RawAsyncCostOpsClient(_AsyncClient):
+    """What `AsyncCostOpsClient.with_raw_response` is; as RawCostOpsClient."""
+
+    @cached_property
+    def usage(self) -> resources.RawAsyncUsageResource:
+        return resources.RawAsyncUsageResource(self._channel)
+
+    @cached_property
+    def costs(self) -> resources.RawAsyncCostsResource:
+        return resources.RawAsyncCostsResource(self._channel)
+
+    @cached_property
+    def pricing(self) -> resources.RawAsyncPricingResource:
+        return resources.RawAsyncPricingResource(self._channel)
+
+    @cached_property
+    def analytics(self) -> resources.RawAsyncAnalyticsResource:
+        return resources.RawAsyncAnalyticsResource(self._channel)
+
+    @cached_property
+    def _health(self) -> resources.RawAsyncHealthResource:
+        return resources.RawAsyncHealthResource(self._channel)
+
+    async def health(
+        self, *, timeout: float | None = UNSET, headers: Mapping[str, str] | None = None
+    ) -> RawResponse[GetHealthResponse]:
+        """How the service and its parts are."""
+        return await self._health.get(timeout=timeout, headers=headers)
+
+    async def ready(
+        self, *, timeout: float | None = UNSET, headers: Mapping[str, str] | None = None
+    ) -> RawResponse[GetReadinessResponse]:
+        """Whether the service takes traffic; raises ServerError when not."""
+        return await self._health.ready(timeout=timeout, headers=headers)

@@ -50,7 +50,7 @@ def chain_of(
     return chain
 
 
-def _breaker(config: ClientConfig, known: Mapping[type, Any]) -> Any:
+def _breaker(config: ClientConfig, known: Mapping[type, object]) -> Any:
     if config.circuit_breaker is None:
         return None
     from llm_cost_ops.interceptors.circuit_breaker import CircuitBreaker

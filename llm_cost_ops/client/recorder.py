@@ -25,6 +25,7 @@ from llm_cost_ops.client.attribution import Attributes, current_attributes
 from llm_cost_ops.client.spool import Spool, SpoolBatch, SpoolFullError
 from llm_cost_ops.config import RecorderConfig
 from llm_cost_ops.exceptions import CostOpsError, RecorderFullError, ValidationError
+from llm_cost_ops.rpc.backoff import Backoff
 from llm_cost_ops.rpc.forks import forget_in_children
 from llm_cost_ops.rpc.ids import uuid7_series
 
@@ -35,7 +36,7 @@ MAX_BATCH_BYTES = 1024 * 1024
 MAX_REJECTED = 1000
 """A report keeps so many rejected records; the counts are complete."""
 
-_FIRST_PAUSE, _MAX_PAUSE = 0.1, 5.0
+_BACKOFF = Backoff(0.1, 5.0)
 # How often what dead processes left in the spool is looked for.
 _TAKE_OVER_SECONDS = 5.0
 # A thread that has nothing to do looks up so often, lest a wake-up that was lost on the way lasts.
@@ -124,7 +125,7 @@ class Recorder:
         forget_in_children(self)
         _open.add(self)
 
-    def record(self, record: UsageRecord | None, fields: dict[str, Any]) -> None:
+    def record(self, record: UsageRecord | None, fields: dict[str, object]) -> None:
         """Take a record; never waits for the network. RecorderFullError where overflow is "raise"."""
         raw = (record, fields, current_attributes(), time.time_ns(), next(self._numbers))
         if self._spool is not None:
@@ -321,7 +322,7 @@ class Recorder:
 
     def _work(self) -> None:
         connection: Connection | None = None
-        pause, looked = _FIRST_PAUSE, time.monotonic()
+        failures, looked = 0, time.monotonic()
         while True:
             self._hurry.clear()
             self._build_waiting()
@@ -330,11 +331,12 @@ class Recorder:
                 try:
                     connection = connection or self._connect()
                     self._deliver(connection, batch, records)
-                    pause = _FIRST_PAUSE
+                    failures = 0
                     continue
                 except Exception as error:  # noqa: BLE001  # kept for the next attempt, and told
                     self._put_back(batch, records)
-                    pause = self._rest(error, pause)
+                    failures += 1
+                    self._rest(error, failures)
             elif self._closed:
                 break
             else:
@@ -361,18 +363,17 @@ class Recorder:
         except OSError as error:
             self._say("spool", f"the spool can't be read: {error.strerror}")
 
-    def _rest(self, error: Exception, pause: float) -> float:
-        """Wait before the next attempt, and give the pause after that."""
+    def _rest(self, error: Exception, failures: int) -> None:
+        """Wait before the next attempt, after so many failures in a row."""
         self._say(type(error).__name__, f"records can't be sent and wait: {error}")
         hint = getattr(error, "retry_after", None)
-        seconds = random.random() * pause if hint is None else min(max(hint, 0.0), _MAX_PAUSE)
+        seconds = _BACKOFF.jittered(failures, random.random()) if hint is None else _BACKOFF.hinted(hint)
         until = time.monotonic() + seconds
         while not self._closed and (left := until - time.monotonic()) > 0:
             # Woken, it builds what came meanwhile, so that its bytes are known.
             self._hurry.clear()
             self._build_waiting()
             self._hurry.wait(min(left, _IDLE_SECONDS))
-        return min(pause * 2, _MAX_PAUSE)
 
     def _build_waiting(self) -> None:
         """Make records of what waits in the queue, as many as the bound in bytes allows."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import copy
 import os
@@ -118,8 +117,11 @@ class _AsyncConnection:
     """Sends over an async client's channel, in an event loop of the recorder's thread."""
 
     def __init__(self, channel: AsyncChannel) -> None:
+        import asyncio  # here: a sync client has no use for it
+
         self._usage = AsyncUsageResource(channel)
         self._channel = channel
+
         self._runner = asyncio.Runner()
 
     def send(self, records: list[UsageRecord]) -> BatchReceipt:

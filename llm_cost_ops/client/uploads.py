@@ -9,14 +9,11 @@ from __future__ import annotations
 import copy
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable
 from contextlib import aclosing
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import msgspec
 
 from llm_cost_ops._gen.messages import (
-    FieldViolation,
-    RecordError,
     StreamProblem,
     StreamUsageRequest,
     StreamUsageResponse,
@@ -24,7 +21,7 @@ from llm_cost_ops._gen.messages import (
     UsageRecord,
 )
 from llm_cost_ops._gen.methods import STREAM_USAGE
-from llm_cost_ops._gen.resources import AsyncUsageResource, UsageResource
+from llm_cost_ops._gen.resources import AsyncUsageResource, UsageRecordFields, UsageResource
 from llm_cost_ops.client.recording import Recording
 from llm_cost_ops.config import RetryConfig
 from llm_cost_ops.exceptions import ConfigurationError, CostOpsError, NetworkError, error_from_rpc
@@ -33,8 +30,8 @@ from llm_cost_ops.interceptors.validation import Validation
 from llm_cost_ops.rpc.channel import UNSET, AsyncChannel, Channel
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.ids import uuid7
-from llm_cost_ops.rpc.runtime import drive
-from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.rpc.runtime import drive, utc_now
+from llm_cost_ops.rpc.status import RpcError, Violation, invalid_argument
 from llm_cost_ops.rpc.streams import Requests, driven
 from llm_cost_ops.wire.unknown import keeps_unknown
 
@@ -180,7 +177,7 @@ class _Sender:
             from llm_cost_ops.rules.requests import check_record
 
             violations: list[Violation] = []
-            now = datetime.fromtimestamp(self._core.runtime.now(), UTC)
+            now = utc_now(self._core.runtime)
             check_record(record, "", now, violations, keeps_unknown(self._core.metadata))
             if violations:
                 self._progress.records += 1
@@ -246,18 +243,14 @@ async def _receipt(
 
 
 def _invalid(index: int, violations: list[Violation]) -> StreamProblem:
-    error = RecordError(
-        code="INVALID_ARGUMENT",
-        message="; ".join(f"{field} {rule}".lstrip() for field, rule in violations[:20]),
-        violations=[FieldViolation(field=field, description=rule) for field, rule in violations],
-    )
-    return StreamProblem(index=index, status=SubmitStatus.INVALID, error=error)
+    from llm_cost_ops.rules.batches import refused
+
+    result = refused(violations)
+    return StreamProblem(index=index, status=result.status, error=result.error)
 
 
 def _refused(violation: Violation) -> CostOpsError:
-    words = f"{violation.field} {violation.description}"
-    error = RpcError(StatusCode.INVALID_ARGUMENT, words, violations=[violation], origin="client")
-    return error_from_rpc(error, attempts=0)
+    return error_from_rpc(invalid_argument(*violation, origin="client"), attempts=0)
 
 
 def _recorder(recording: Recording | None) -> Recorder:
@@ -269,19 +262,23 @@ def _recorder(recording: Recording | None) -> Recorder:
 class StreamingUsageResource(UsageResource):
     """Records usage and reads it back."""
 
-    __slots__ = ("_recording",)
+    __slots__ = ("_put", "_recording")
 
     def __init__(self, channel: Channel, recording: Recording | None = None) -> None:
         super().__init__(channel)
         self._recording = recording
+        self._put: Callable[[UsageRecord | None, dict[str, Any]], None] | None = None
 
-    def record(self, record: UsageRecord | None = None, /, **fields: Any) -> None:
+    def record(self, record: UsageRecord | None = None, /, **fields: Unpack[UsageRecordFields]) -> None:
         """Record a call beside the caller's work: takes what `submit` takes, and returns at once.
 
         Nothing is raised for the network, nor for wrong arguments, which RecorderConfig's `on_error` is told
         of; RecorderFullError where its `overflow` asks for it. `client.flush()` says what became of records.
         """
-        _recorder(self._recording).record(record, fields)
+        put = self._put
+        if put is None:
+            put = self._put = _recorder(self._recording).record
+        put(record, {**fields})
 
     def stream(
         self,
@@ -337,15 +334,19 @@ class StreamingUsageResource(UsageResource):
 class AsyncStreamingUsageResource(AsyncUsageResource):
     """Records usage and reads it back."""
 
-    __slots__ = ("_recording",)
+    __slots__ = ("_put", "_recording")
 
     def __init__(self, channel: AsyncChannel, recording: Recording | None = None) -> None:
         super().__init__(channel)
         self._recording = recording
+        self._put: Callable[[UsageRecord | None, dict[str, Any]], None] | None = None
 
-    def record(self, record: UsageRecord | None = None, /, **fields: Any) -> None:
+    def record(self, record: UsageRecord | None = None, /, **fields: Unpack[UsageRecordFields]) -> None:
         """Record a call beside the caller's work, as StreamingUsageResource.record; nothing is awaited."""
-        _recorder(self._recording).record(record, fields)
+        put = self._put
+        if put is None:
+            put = self._put = _recorder(self._recording).record
+        put(record, {**fields})
 
     async def stream(
         self,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
@@ -50,6 +50,9 @@ REPORTED_PROVIDERS = ("openrouter",)
 DEFAULT_BASE_URL = "sqlite:///llm_cost_ops.db"
 SCHEMES = ("http", "https", "grpc", "grpcs", "sqlite")
 
+ApiKey = str | Callable[[], str | Awaitable[str]]
+"""A key, or what gives the key to use now."""
+
 C = TypeVar("C", bound=Config)
 
 
@@ -74,7 +77,7 @@ class ClientConfig(Config, frozen=True, kw_only=True):
     the key.
     """
 
-    api_key: str | Callable[[], Any] | None = None
+    api_key: ApiKey | None = None
     base_url: str = DEFAULT_BASE_URL
     timeout: float | None = 30.0
     retry: RetryConfig = RetryConfig()
@@ -176,7 +179,7 @@ class ClientConfig(Config, frozen=True, kw_only=True):
         """What every call carries beside its message, without the credentials."""
         return dict(self.default_headers)
 
-    def with_api_key(self, api_key: str | Callable[[], Any] | None) -> ClientConfig:
+    def with_api_key(self, api_key: ApiKey | None) -> ClientConfig:
         """A copy with this key."""
         return self.replace(api_key=api_key)
 
@@ -260,7 +263,7 @@ class ClientConfig(Config, frozen=True, kw_only=True):
     def __copy__(self) -> ClientConfig:
         return self
 
-    def __deepcopy__(self, memo: Any) -> ClientConfig:
+    def __deepcopy__(self, memo: object) -> ClientConfig:
         return self
 
     def _secret(self) -> str:
@@ -280,7 +283,7 @@ def _restored(fields: dict[str, Any]) -> ClientConfig:
     return ClientConfig(**fields)
 
 
-def _changed(whole: C | None, current: C, changes: dict[str, Any]) -> C:
+def _changed(whole: C | None, current: C, changes: dict[str, object]) -> C:
     return whole if whole is not None else current.replace(**changes)
 
 
@@ -334,7 +337,7 @@ _ENVIRONMENT: dict[str, tuple[str, Callable[[str], Any]]] = {
 }
 
 
-def provider_names(parameter: str, value: Any) -> tuple[str, ...]:
+def provider_names(parameter: str, value: object) -> tuple[str, ...]:
     """A tuple of what should be names of providers, or ConfigurationError."""
     names = None if isinstance(value, str | bytes) or not isinstance(value, Iterable) else tuple(value)
     if names is None or not all(isinstance(name, str) and name.strip() for name in names):
@@ -342,7 +345,7 @@ def provider_names(parameter: str, value: Any) -> tuple[str, ...]:
     return names
 
 
-def split_base_url(base_url: Any) -> SplitResult:
+def split_base_url(base_url: object) -> SplitResult:
     """The parts of a base URL, or ConfigurationError saying what is wrong with it."""
     rule = (
         "must be a URL such as sqlite:///costs.db, sqlite://, https://costs.example.com "

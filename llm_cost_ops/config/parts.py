@@ -28,12 +28,14 @@ __all__ = [
 ]
 
 
-def wrong(parameter: str, rule: str, value: Any) -> ConfigurationError:
+def wrong(parameter: str, rule: str, value: object) -> ConfigurationError:
     """The error for a value that breaks a rule."""
     return ConfigurationError(f"{parameter} {rule}, not {value!r}", parameter=parameter)
 
 
-def number(parameter: str, value: Any, minimum: float, *, above: bool = False, integer: bool = False) -> None:
+def number(
+    parameter: str, value: object, minimum: float, *, above: bool = False, integer: bool = False
+) -> None:
     """Refuse what is no finite number, or too small."""
     kinds = (int,) if integer else (int, float)
     word = "a whole number" if integer else "a number"
@@ -44,13 +46,13 @@ def number(parameter: str, value: Any, minimum: float, *, above: bool = False, i
         raise wrong(parameter, rule, value)
 
 
-def flag(parameter: str, value: Any) -> None:
+def flag(parameter: str, value: object) -> None:
     """Refuse what is neither True nor False."""
     if not isinstance(value, bool):
         raise wrong(parameter, "must be True or False", value)
 
 
-def text(parameter: str, value: Any, allowed: tuple[str, ...] = ()) -> None:
+def text(parameter: str, value: object, allowed: tuple[str, ...] = ()) -> None:
     """Refuse what is no text, or not among those allowed."""
     if not isinstance(value, str) or (allowed and value not in allowed):
         raise wrong(parameter, f"must be one of {', '.join(allowed)}" if allowed else "must be text", value)

@@ -64,7 +64,7 @@ def put(fields: dict[str, Any], path: str, text: str) -> None:
         fields[name] = value
 
 
-def _json_object(name: str, text: str) -> Any:
+def _json_object(name: str, text: str) -> object:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -147,7 +147,7 @@ class Mapping:
                     )
         self._unseen.clear()
 
-    def apply(self, row: dict[str, Any]) -> dict[str, Any]:
+    def apply(self, row: dict[str, object]) -> dict[str, object]:
         """The fields of a record. Raises ValueError with the column whose value it can't be."""
         fields: dict[str, Any] = {}
         wrong = []
@@ -175,7 +175,7 @@ def _columns(source: str, known: Callable[[str], bool]) -> list[str]:
     return [source] if known(source) or "+" not in source else [part.strip() for part in source.split("+")]
 
 
-def _put_sum(fields: dict[str, Any], field: str, texts: list[tuple[str, str]]) -> None:
+def _put_sum(fields: dict[str, object], field: str, texts: list[tuple[str, str]]) -> None:
     total = 0
     for column, text in texts:
         try:
@@ -195,11 +195,11 @@ def _put_sum(fields: dict[str, Any], field: str, texts: list[tuple[str, str]]) -
         put(fields, field, str(total))
 
 
-def _has(row: dict[str, Any], path: str) -> bool:
+def _has(row: dict[str, object], path: str) -> bool:
     return value_at(row, path, _MISSING) is not _MISSING
 
 
-def value_at(row: dict[str, Any], path: str, missing: Any = None) -> Any:
+def value_at(row: dict[str, object], path: str, missing: object = None) -> object:
     """The value of a column, or at a path through objects; `missing` where there is none."""
     if path in row:
         return row[path]
@@ -214,7 +214,7 @@ def value_at(row: dict[str, Any], path: str, missing: Any = None) -> Any:
 _MISSING = object()
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, str):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 from llm_cost_ops.imports.values import (
     PROVIDERS,
@@ -32,7 +31,7 @@ _UNIQUE = (("openai", "chatcmpl-"), ("openai", "resp_"), ("anthropic", "msg_"), 
 _EMBEDDINGS = ("embedding", "aembedding", "EMBEDDING")
 
 
-def _elements(obj: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _elements(obj: dict[str, object]) -> Iterator[tuple[str, dict[str, object]]]:
     """The objects of a page under `data`, or the object itself."""
     data = obj.get("data")
     if isinstance(data, dict):
@@ -49,7 +48,7 @@ def _key(provider: str, response_id: str, format_name: str, own_id: str) -> str:
     return f"{format_name}:{own_id or response_id}" if own_id or response_id else ""
 
 
-def _milliseconds(start: Any, end: Any) -> int | None:
+def _milliseconds(start: object, end: object) -> int | None:
     try:
         begin, finish = moment(start), moment(end)
     except ValueError:
@@ -59,11 +58,11 @@ def _milliseconds(start: Any, end: Any) -> int | None:
     return round((finish - begin).total_seconds() * 1000)
 
 
-def _is_litellm(obj: dict[str, Any]) -> bool:
+def _is_litellm(obj: dict[str, object]) -> bool:
     return "spend" in obj and "request_id" in obj and ("call_type" in obj or "prompt_tokens" in obj)
 
 
-def _read_litellm(obj: dict[str, Any], _state: State) -> Found:
+def _read_litellm(obj: dict[str, object], _state: State) -> Found:
     """A row of /spend/logs. An answer from the proxy's own cache was no call of a provider."""
     if str(obj.get("cache_hit")).lower() == "true":
         return
@@ -108,12 +107,12 @@ def _read_litellm(obj: dict[str, Any], _state: State) -> Found:
     yield Part("", record)
 
 
-def _set_long_writes(record: UsageRecord, usage: dict[str, Any]) -> None:
+def _set_long_writes(record: UsageRecord, usage: dict[str, object]) -> None:
     details = nested(nested(usage, "prompt_tokens_details"), "cache_creation_token_details")
     record.cache_write_extended_tokens = count(details, "ephemeral_1h_input_tokens") or 0
 
 
-def _tags(value: Any) -> list[str]:
+def _tags(value: object) -> list[str]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -122,15 +121,15 @@ def _tags(value: Any) -> list[str]:
     return [tag for tag in value if isinstance(tag, str)] if isinstance(value, list) else []
 
 
-def _first(obj: dict[str, Any]) -> dict[str, Any]:
+def _first(obj: dict[str, object]) -> dict[str, object]:
     return next((each for _, each in _elements(obj)), {})
 
 
-def _is_activity(obj: dict[str, Any]) -> bool:
+def _is_activity(obj: dict[str, object]) -> bool:
     return {"date", "model_permaslug", "requests"} <= _first(obj).keys()
 
 
-def _read_activity(obj: dict[str, Any], _state: State) -> Found:
+def _read_activity(obj: dict[str, object], _state: State) -> Found:
     """Days of an endpoint: sums of calls, with what was charged for them."""
     for where, row in _elements(obj):
         try:
@@ -162,12 +161,12 @@ def _read_activity(obj: dict[str, Any], _state: State) -> Found:
         yield Part(where, record)
 
 
-def _is_generation(obj: dict[str, Any]) -> bool:
+def _is_generation(obj: dict[str, object]) -> bool:
     first = _first(obj)
     return "native_tokens_prompt" in first or {"generation_id", "cost_total", "tokens_prompt"} <= first.keys()
 
 
-def _read_generation(obj: dict[str, Any], _state: State) -> Found:
+def _read_generation(obj: dict[str, object], _state: State) -> Found:
     """A generation of OpenRouter or of Vercel's gateway, or a row of OpenRouter's activity CSV."""
     for where, row in _elements(obj):
         try:
@@ -176,7 +175,7 @@ def _read_generation(obj: dict[str, Any], _state: State) -> Found:
             yield Part(where, str(error))
 
 
-def _generation(row: dict[str, Any]) -> UsageRecord:
+def _generation(row: dict[str, object]) -> UsageRecord:
     own_id = text(row, "id", "generation_id")
     model = text(row, "model", "model_permaslug")
     vercel = own_id.startswith("gen_")
@@ -206,7 +205,7 @@ def _generation(row: dict[str, Any]) -> UsageRecord:
     )
 
 
-def _is_helicone(obj: dict[str, Any]) -> bool:
+def _is_helicone(obj: dict[str, object]) -> bool:
     first = _first(obj)
     return "request_id" in first and ("request_created_at" in first or "response_id" in first)
 
@@ -214,7 +213,7 @@ def _is_helicone(obj: dict[str, Any]) -> bool:
 _NO_REFERENCE = "00000000-0000-0000-0000-000000000000"
 
 
-def _read_helicone(obj: dict[str, Any], _state: State) -> Found:
+def _read_helicone(obj: dict[str, object], _state: State) -> Found:
     """Requests as its API and its export tool give them. An answer from its cache was no call."""
     for where, row in _elements(obj):
         if text(row, "cache_reference_id") not in ("", _NO_REFERENCE):
@@ -237,7 +236,7 @@ def _read_helicone(obj: dict[str, Any], _state: State) -> Found:
         yield Part(where, record)
 
 
-def _helicone(row: dict[str, Any]) -> UsageRecord:
+def _helicone(row: dict[str, object]) -> UsageRecord:
     model = text(row, "model", "response_model", "model_override", "request_model")
     stated = text(row, "provider").lower()
     provider = PROVIDERS.get(stated, stated)
@@ -247,7 +246,7 @@ def _helicone(row: dict[str, Any]) -> UsageRecord:
     if "usage" in body or "usageMetadata" in body:
         # The answer itself knows more than the columns.
         try:
-            return usage_from_response(body, provider=provider or None)
+            return usage_from_response(body, provider=provider)
         except PayloadError:
             pass
     cached = count(row, "prompt_cache_read_tokens") or 0
@@ -270,7 +269,7 @@ def _helicone(row: dict[str, Any]) -> UsageRecord:
 _GENERATION_TYPES = ("GENERATION", "EMBEDDING")
 
 
-def _is_langfuse(obj: dict[str, Any]) -> bool:
+def _is_langfuse(obj: dict[str, object]) -> bool:
     first = _first(obj)
     if isinstance(first.get("observations"), list):
         return "timestamp" in first or "projectId" in first
@@ -278,7 +277,7 @@ def _is_langfuse(obj: dict[str, Any]) -> bool:
     return named and "type" in first and ("startTime" in first or "start_time" in first)
 
 
-def _read_langfuse(obj: dict[str, Any], _state: State) -> Found:
+def _read_langfuse(obj: dict[str, object], _state: State) -> Found:
     for where, row in _elements(obj):
         observations = row.get("observations")
         if not isinstance(observations, list):
@@ -292,7 +291,7 @@ def _read_langfuse(obj: dict[str, Any], _state: State) -> Found:
                     yield Part(place, str(error))
 
 
-def _langfuse(row: dict[str, Any], trace: dict[str, Any]) -> UsageRecord:
+def _langfuse(row: dict[str, object], trace: dict[str, object]) -> UsageRecord:
     """Usage details are parts that add up, unless the total says that they lie in each other."""
     usage = nested(row, "usageDetails", "usage_details")
     details = {name: count(usage, name) or 0 for name in usage}
@@ -342,13 +341,13 @@ def _langfuse(row: dict[str, Any], trace: dict[str, Any]) -> UsageRecord:
     )
 
 
-def _is_langsmith(obj: dict[str, Any]) -> bool:
+def _is_langsmith(obj: dict[str, object]) -> bool:
     runs = obj.get("runs")
     first = runs[0] if isinstance(runs, list) and runs else _first(obj)
     return isinstance(first, dict) and "run_type" in first
 
 
-def _read_langsmith(obj: dict[str, Any], _state: State) -> Found:
+def _read_langsmith(obj: dict[str, object], _state: State) -> Found:
     """Runs of models; a chain's run repeats the sums of those in it."""
     runs = obj.get("runs")
     found = _elements({"data": runs}) if isinstance(runs, list) else _elements(obj)
@@ -361,7 +360,7 @@ def _read_langsmith(obj: dict[str, Any], _state: State) -> Found:
             yield Part(where, str(error))
 
 
-def _langsmith(run: dict[str, Any]) -> UsageRecord:
+def _langsmith(run: dict[str, object]) -> UsageRecord:
     metadata = nested(nested(run, "extra"), "metadata")
     usage = nested(nested(run, "outputs"), "usage_metadata") or nested(metadata, "usage_metadata")
     given = nested(usage, "input_token_details") or nested(run, "prompt_token_details")

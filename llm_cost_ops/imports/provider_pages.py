@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from llm_cost_ops.imports.values import (
     Format,
@@ -39,7 +38,7 @@ _OPERATIONS = {
 }
 
 
-def _results(obj: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+def _results(obj: dict[str, object]) -> Iterator[tuple[str, dict[str, object], dict[str, object]]]:
     """Each result with its place and its bucket, from a page or from a bucket alone."""
     buckets = obj.get("data")
     if not isinstance(buckets, list):
@@ -52,11 +51,11 @@ def _results(obj: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], dict[st
                 yield where, bucket, result
 
 
-def _first(obj: dict[str, Any]) -> dict[str, Any]:
+def _first(obj: dict[str, object]) -> dict[str, object]:
     return next((result for _, _, result in _results(obj)), {})
 
 
-def _is_openai_page(obj: dict[str, Any]) -> bool:
+def _is_openai_page(obj: dict[str, object]) -> bool:
     if obj.get("object") not in ("page", "bucket"):
         return False
     buckets = obj.get("data") if obj["object"] == "page" else [obj]
@@ -65,7 +64,7 @@ def _is_openai_page(obj: dict[str, Any]) -> bool:
     )
 
 
-def _read_openai_page(obj: dict[str, Any], _state: State) -> Found:
+def _read_openai_page(obj: dict[str, object], _state: State) -> Found:
     for where, bucket, result in _results(obj):
         try:
             yield Part(where, _openai_result(bucket, result))
@@ -73,7 +72,7 @@ def _read_openai_page(obj: dict[str, Any], _state: State) -> Found:
             yield Part(where, str(error))
 
 
-def _openai_result(bucket: dict[str, Any], result: dict[str, Any]) -> UsageRecord | str:
+def _openai_result(bucket: dict[str, object], result: dict[str, object]) -> UsageRecord | str:
     kind = text(result, "object").removeprefix("organization.").removesuffix(".result").removeprefix("usage.")
     record = made(
         provider="openai",
@@ -116,7 +115,7 @@ def _openai_result(bucket: dict[str, Any], result: dict[str, Any]) -> UsageRecor
     return record
 
 
-def _openai_tokens(result: dict[str, Any], record: UsageRecord, kind: str) -> None:
+def _openai_tokens(result: dict[str, object], record: UsageRecord, kind: str) -> None:
     record.operation = _OPERATIONS[kind]
     record.input_tokens = count(result, "input_tokens")
     record.output_tokens = count(result, "output_tokens")
@@ -134,7 +133,7 @@ def _openai_tokens(result: dict[str, Any], record: UsageRecord, kind: str) -> No
     record.modality = made(audio=(audio, min(cached_audio, record.cached_tokens), spoken)).modality
 
 
-def _openai_cost(result: dict[str, Any], record: UsageRecord) -> UsageRecord | str:
+def _openai_cost(result: dict[str, object], record: UsageRecord) -> UsageRecord | str:
     amount = nested(result, "amount")
     record.reported_cost = cost(amount.get("value"), "amount.value")
     record.reported_currency = text(amount, "currency").upper()
@@ -142,16 +141,16 @@ def _openai_cost(result: dict[str, Any], record: UsageRecord) -> UsageRecord | s
     return record if record.reported_cost is not None else "amount.value is missing"
 
 
-def _is_anthropic_usage(obj: dict[str, Any]) -> bool:
+def _is_anthropic_usage(obj: dict[str, object]) -> bool:
     return "uncached_input_tokens" in _first(obj)
 
 
-def _is_anthropic_costs(obj: dict[str, Any]) -> bool:
+def _is_anthropic_costs(obj: dict[str, object]) -> bool:
     first = _first(obj)
     return "amount" in first and "cost_type" in first and "object" not in first
 
 
-def _read_anthropic_usage(obj: dict[str, Any], _state: State) -> Found:
+def _read_anthropic_usage(obj: dict[str, object], _state: State) -> Found:
     for where, bucket, result in _results(obj):
         created = nested(result, "cache_creation")
         searches = count(nested(result, "server_tool_use"), "web_search_requests")
@@ -191,8 +190,8 @@ def _read_anthropic_usage(obj: dict[str, Any], _state: State) -> Found:
 
 
 def _anthropic_row(
-    row: dict[str, Any],
-    when: Any,
+    row: dict[str, object],
+    when: object,
     *,
     plain: int | None,
     short: int | None,
@@ -244,7 +243,7 @@ def _set_tier(record: UsageRecord, tier: str) -> None:
         record.service_tier = tier
 
 
-def _read_anthropic_costs(obj: dict[str, Any], _state: State) -> Found:
+def _read_anthropic_costs(obj: dict[str, object], _state: State) -> Found:
     for where, bucket, result in _results(obj):
         try:
             # In the smallest unit of the currency.
@@ -273,11 +272,11 @@ def _read_anthropic_costs(obj: dict[str, Any], _state: State) -> Found:
         yield Part(where, record)
 
 
-def _is_anthropic_csv(row: dict[str, Any]) -> bool:
+def _is_anthropic_csv(row: dict[str, object]) -> bool:
     return "usage_input_tokens_no_cache" in row or {"usage_date_utc", "cost_usd"} <= row.keys()
 
 
-def _read_anthropic_csv(row: dict[str, Any], _state: State) -> Found:
+def _read_anthropic_csv(row: dict[str, object], _state: State) -> Found:
     when = moment(row.get("usage_date_utc"))
     parts = [value for name, value in sorted(row.items()) if "tokens" not in name and name != "cost_usd"]
     if "cost_usd" in row:

@@ -151,7 +151,7 @@ class UsageFile:
             parameter="map",
         )
 
-    def _items(self, number: int, raw: bytes, fields: dict[str, Any] | str) -> Iterator[Item]:
+    def _items(self, number: int, raw: bytes, fields: dict[str, object] | str) -> Iterator[Item]:
         if isinstance(fields, str):
             yield Item(number, fields)
             return
@@ -188,7 +188,7 @@ class UsageFile:
         else:
             yield Part("", self._plain(fields))
 
-    def _plain(self, fields: dict[str, Any]) -> UsageRecord:
+    def _plain(self, fields: dict[str, object]) -> UsageRecord:
         provider = self._given.get("provider")
         if provider and "model_id" not in fields and "input_tokens" not in fields:
             if "response" not in fields:
@@ -228,7 +228,7 @@ class UsageFile:
         while len(self._held) > kept:
             yield self._held.popitem(last=False)[1]
 
-    def _remember(self, error: Exception, fields: dict[str, Any]) -> None:
+    def _remember(self, error: Exception, fields: dict[str, object]) -> None:
         if "no known shape" in str(error) and not self.unknown:
             self.unknown = list(fields)
 

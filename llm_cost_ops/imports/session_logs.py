@@ -21,7 +21,7 @@ _CLAUDE_TYPES = (
 )
 
 
-def _is_claude_code(obj: dict[str, Any]) -> bool:
+def _is_claude_code(obj: dict[str, object]) -> bool:
     if obj.get("type") not in _CLAUDE_TYPES:
         return False
     if obj["type"] == "assistant" and nested(nested(obj, "message"), "usage"):
@@ -29,7 +29,7 @@ def _is_claude_code(obj: dict[str, Any]) -> bool:
     return any(name in obj for name in ("sessionId", "leafUuid", "parentUuid", "messageId"))
 
 
-def _read_claude_code(obj: dict[str, Any], _state: State) -> Found:
+def _read_claude_code(obj: dict[str, object], _state: State) -> Found:
     """A line is a piece of a message: all of a message have its id, the last has its final counts."""
     message = nested(obj, "message")
     usage = nested(message, "usage")
@@ -50,11 +50,11 @@ def _read_claude_code(obj: dict[str, Any], _state: State) -> Found:
 _CODEX_TYPES = ("session_meta", "turn_context", "event_msg", "response_item", "compacted")
 
 
-def _is_codex(obj: dict[str, Any]) -> bool:
+def _is_codex(obj: dict[str, object]) -> bool:
     return obj.get("type") in _CODEX_TYPES and isinstance(obj.get("payload"), dict)
 
 
-def _read_codex(obj: dict[str, Any], state: State) -> Found:
+def _read_codex(obj: dict[str, object], state: State) -> Found:
     """The session and the model come in lines of their own; a count is told with the session's sum so far.
 
     A sum that is the same as before is the same count told again.

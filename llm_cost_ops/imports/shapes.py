@@ -96,7 +96,7 @@ def _line(number: int, raw: bytes, text: bytes) -> Line:
     return Line(number, text, _object(text))
 
 
-def _object(text: bytes) -> dict[str, Any] | str:
+def _object(text: bytes) -> dict[str, object] | str:
     try:
         fields = msgspec.json.decode(text)
         repeated = repeated_keys(text, msgspec.json.encode(fields))

@@ -29,11 +29,11 @@ _COUNTS = ("gen_ai.usage.", "llm.token_count.", "ai.usage.")
 _PREFIXES = ("gen_ai.", "llm.", "ai.", "openinference.")
 
 
-def _is_otlp(obj: dict[str, Any]) -> bool:
+def _is_otlp(obj: dict[str, object]) -> bool:
     return isinstance(obj.get("resourceSpans", obj.get("resource_spans")), list)
 
 
-def _read_otlp(obj: dict[str, Any], _state: State) -> Found:
+def _read_otlp(obj: dict[str, object], _state: State) -> Found:
     spans: list[tuple[str, dict[str, Any]]] = []
     for index, resource in enumerate(_objects(obj, "resourceSpans", "resource_spans")):
         for place, scope in enumerate(_objects(resource, "scopeSpans", "scope_spans")):
@@ -48,7 +48,7 @@ def _read_otlp(obj: dict[str, Any], _state: State) -> Found:
             yield from _read(where, span, attributes)
 
 
-def _objects(obj: dict[str, Any], *names: str) -> list[dict[str, Any]]:
+def _objects(obj: dict[str, object], *names: str) -> list[dict[str, object]]:
     for name in names:
         value = obj.get(name)
         if isinstance(value, list):
@@ -56,7 +56,7 @@ def _objects(obj: dict[str, Any], *names: str) -> list[dict[str, Any]]:
     return []
 
 
-def _is_span(obj: dict[str, Any]) -> bool:
+def _is_span(obj: dict[str, object]) -> bool:
     if any(name.startswith("attributes.") for name in obj):
         return True
     context = nested(obj, "context")
@@ -64,11 +64,11 @@ def _is_span(obj: dict[str, Any]) -> bool:
     return named and isinstance(obj.get("attributes"), list | dict | str)
 
 
-def _read_span(obj: dict[str, Any], _state: State) -> Found:
+def _read_span(obj: dict[str, object], _state: State) -> Found:
     yield from _read("", obj, _attributes(obj))
 
 
-def _attributes(span: dict[str, Any]) -> dict[str, Any]:
+def _attributes(span: dict[str, object]) -> dict[str, object]:
     """The attributes by their names, from OTLP's lists, from objects in each other, or from columns."""
     found = span.get("attributes")
     if isinstance(found, list):
@@ -82,7 +82,7 @@ def _attributes(span: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _value(value: Any) -> Any:
+def _value(value: object) -> object:
     """A value of OTLP in JSON: whole numbers come as text."""
     if not isinstance(value, dict) or not value:
         return value
@@ -94,7 +94,7 @@ def _value(value: Any) -> Any:
     return inner
 
 
-def _flatten(value: Any, path: str, flat: dict[str, Any]) -> None:
+def _flatten(value: object, path: str, flat: dict[str, object]) -> None:
     if isinstance(value, dict) and path.count(".") < 8:
         for name, inner in value.items():
             _flatten(inner, f"{path}.{name}" if path else name, flat)
@@ -102,11 +102,11 @@ def _flatten(value: Any, path: str, flat: dict[str, Any]) -> None:
         flat[path] = value
 
 
-def _has_counts(attributes: dict[str, Any]) -> bool:
+def _has_counts(attributes: dict[str, object]) -> bool:
     return any(name.startswith(_COUNTS) for name in attributes)
 
 
-def _is_inference(attributes: dict[str, Any]) -> bool:
+def _is_inference(attributes: dict[str, object]) -> bool:
     """Whether a span says that it is one call of a model, and no sum of several."""
     named = text(attributes, "ai.operationId")
     if named:
@@ -117,20 +117,20 @@ def _is_inference(attributes: dict[str, Any]) -> bool:
     return text(attributes, "openinference.span.kind").upper() in ("LLM", "EMBEDDING")
 
 
-def _tells_kind(attributes: dict[str, Any]) -> bool:
+def _tells_kind(attributes: dict[str, object]) -> bool:
     kinds = ("ai.operationId", "gen_ai.operation.name", "openinference.span.kind")
     return any(text(attributes, name) for name in kinds)
 
 
-def _parent(span: dict[str, Any]) -> str:
+def _parent(span: dict[str, object]) -> str:
     return text(span, "parentSpanId", "parent_span_id", "parent_id").removeprefix("0x")
 
 
-def _span_id(span: dict[str, Any]) -> str:
+def _span_id(span: dict[str, object]) -> str:
     return text(span, "spanId", "span_id", "context.span_id") or text(nested(span, "context"), "span_id")
 
 
-def _read(where: str, span: dict[str, Any], attributes: dict[str, Any]) -> Found:
+def _read(where: str, span: dict[str, object], attributes: dict[str, object]) -> Found:
     if not any(name.startswith(_PREFIXES) for name in attributes):
         return
     if not (_is_inference(attributes) if _tells_kind(attributes) else _has_counts(attributes)):
@@ -158,12 +158,12 @@ def _read(where: str, span: dict[str, Any], attributes: dict[str, Any]) -> Found
     yield Part(where, record)
 
 
-def _time(span: dict[str, Any], which: str) -> datetime | None:
+def _time(span: dict[str, object], which: str) -> datetime | None:
     names = (f"{which}TimeUnixNano", f"{which}_time_unix_nano", f"{which}_time", f"{which}Time")
     return moment(next((span[name] for name in names if span.get(name)), None))
 
 
-def _record(attributes: dict[str, Any]) -> UsageRecord:
+def _record(attributes: dict[str, object]) -> UsageRecord:
     # The AI SDK writes both, and only its own tell what was cached.
     if any(name.startswith("ai.usage.") for name in attributes):
         return _vercel(attributes)
@@ -174,7 +174,7 @@ def _record(attributes: dict[str, Any]) -> UsageRecord:
     return usage_from_response({"attributes": attributes}, api="opentelemetry")
 
 
-def _openinference(attributes: dict[str, Any]) -> UsageRecord:
+def _openinference(attributes: dict[str, object]) -> UsageRecord:
     prefix = "llm.token_count."
     model = text(attributes, "llm.model_name", "embedding.model_name")
     cached = count(attributes, f"{prefix}prompt_details.cache_read") or 0
@@ -200,7 +200,7 @@ def _openinference(attributes: dict[str, Any]) -> UsageRecord:
     )
 
 
-def _vercel(attributes: dict[str, Any]) -> UsageRecord:
+def _vercel(attributes: dict[str, object]) -> UsageRecord:
     """The AI SDK's own attributes; `openai.responses` is the provider openai."""
     stated = text(attributes, "ai.model.provider").partition(".")[0]
     model = text(attributes, "ai.response.model", "ai.model.id")

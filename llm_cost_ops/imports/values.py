@@ -74,7 +74,7 @@ PROVIDERS = {
 }
 
 
-def text(obj: dict[str, Any], *names: str) -> str:
+def text(obj: dict[str, object], *names: str) -> str:
     """The first of some fields that holds text; "" where none does."""
     for name in names:
         value = obj.get(name)
@@ -83,7 +83,7 @@ def text(obj: dict[str, Any], *names: str) -> str:
     return ""
 
 
-def nested(obj: dict[str, Any], *names: str) -> dict[str, Any]:
+def nested(obj: dict[str, object], *names: str) -> dict[str, Any]:
     """The first of some fields that holds an object, in a table as JSON; {} where none does."""
     for name in names:
         value = obj.get(name)
@@ -97,7 +97,7 @@ def nested(obj: dict[str, Any], *names: str) -> dict[str, Any]:
     return {}
 
 
-def count(obj: dict[str, Any], *names: str) -> int | None:
+def count(obj: dict[str, object], *names: str) -> int | None:
     """The first of some fields that is given, as a count; None where none is.
 
     Raises ValueError, with the field, for what is no whole number.
@@ -116,7 +116,7 @@ def count(obj: dict[str, Any], *names: str) -> int | None:
     return None
 
 
-def cost(value: Any, name: str, *, per: int = 1) -> Decimal | None:
+def cost(value: object, name: str, *, per: int = 1) -> Decimal | None:
     """An amount of money, divided by `per`, to 12 places; None where it is not given.
 
     Raises ValueError, with the name of the field, for what is no amount.
@@ -136,7 +136,7 @@ def cost(value: Any, name: str, *, per: int = 1) -> Decimal | None:
     return amount
 
 
-def moment(value: Any) -> datetime | None:
+def moment(value: object) -> datetime | None:
     """A time from its text, or from seconds, milli- or nanoseconds since 1970; None where none is given.
 
     Raises ValueError for what is no time: taken as none, it would be priced as of today.
@@ -166,7 +166,7 @@ def moment(value: Any) -> datetime | None:
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def identity(format_name: str, *parts: Any) -> str:
+def identity(format_name: str, *parts: object) -> str:
     """The key of a row that has no id: who reads it again, later or from another page, finds the same one."""
     digest = blake2b(json.dumps([str(part) for part in parts]).encode(), digest_size=16)
     return f"{format_name}:{digest.hexdigest()}"

@@ -12,7 +12,7 @@ from llm_cost_ops.exceptions import AuthenticationError, ConfigurationError, Cos
 from llm_cost_ops.interceptors.waiting import outcome_of, within_deadline
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.forks import forget_in_children
-from llm_cost_ops.rpc.interceptor import UnaryContinuation
+from llm_cost_ops.rpc.interceptor import Req, Res, UnaryContinuation
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.status import Violation
 from llm_cost_ops.rpc.streams import AroundStart
@@ -53,8 +53,8 @@ class Auth(AroundStart):
         self._lock = threading.Lock()
 
     async def intercept_unary_unary(
-        self, continuation: UnaryContinuation, request: Any, context: CallContext
-    ) -> Any:
+        self, continuation: UnaryContinuation[Req, Res], request: Req, context: CallContext
+    ) -> Res:
         if "authorization" in context.metadata and not context.authorized:
             return await continuation(request, context)
         asked = self._asked
@@ -126,7 +126,7 @@ class Auth(AroundStart):
         return "Auth(***)"
 
 
-def redacted(value: Any, secret: str) -> Any:
+def redacted(value: object, secret: str) -> Any:
     """A value as JSON has them, with the secret replaced wherever it stands in a text."""
     if isinstance(value, str):
         return value.replace(secret, "***")

@@ -7,14 +7,13 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Hashable
 from concurrent.futures import Future
 from contextlib import aclosing
-from typing import Any
 
 from llm_cost_ops.config import CacheConfig
 from llm_cost_ops.interceptors.waiting import outcome_of
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.forks import forget_in_children
-from llm_cost_ops.rpc.interceptor import StreamContinuation, UnaryContinuation
-from llm_cost_ops.rpc.method import Idempotency
+from llm_cost_ops.rpc.interceptor import Req, Res, StreamContinuation, UnaryContinuation
+from llm_cost_ops.rpc.method import Idempotency, MessageCodec
 from llm_cost_ops.wire.errors import EncodeError
 
 __all__ = ["Cache", "ExpiringEntries"]
@@ -86,8 +85,8 @@ class Cache:
         self._lock = threading.Lock()
 
     async def intercept_unary_unary(
-        self, continuation: UnaryContinuation, request: Any, context: CallContext
-    ) -> Any:
+        self, continuation: UnaryContinuation[Req, Res], request: Req, context: CallContext
+    ) -> Res:
         method = context.method
         if method.idempotency is not Idempotency.NO_SIDE_EFFECTS:
             try:
@@ -97,10 +96,11 @@ class Cache:
         key = self._key(request, context)
         if key is None:
             return await continuation(request, context)
+        codec: MessageCodec[Res] = method.response
         while True:
             answer = self._entries.get(key, context.runtime.monotonic())
             if answer is not None:
-                return _answered(answer, context)
+                return _answered(answer, context, codec)
             with self._lock:
                 leader = self._under_way.get(key)
                 if leader is None:
@@ -109,13 +109,13 @@ class Cache:
                 return await self._lead(key, mine, continuation, request, context)
             answer = await outcome_of(leader, context)
             if answer:
-                return _answered(answer, context)
+                return _answered(answer, context, codec)
             if answer is not None:
                 return await continuation(request, context)
 
     async def intercept_stream_stream(
-        self, continuation: StreamContinuation, requests: Any, context: CallContext
-    ) -> AsyncGenerator[Any, None]:
+        self, continuation: StreamContinuation[Req, Res], requests: Req, context: CallContext
+    ) -> AsyncGenerator[Res, None]:
         try:
             async with aclosing(continuation(requests, context)) as messages:
                 async for message in messages:
@@ -129,7 +129,7 @@ class Cache:
             self._writes += 1
         self._entries.clear()
 
-    def _key(self, request: Any, context: CallContext) -> Hashable | None:
+    def _key(self, request: object, context: CallContext) -> Hashable | None:
         method = context.method
         try:
             asked = method.request.encode_json(request)
@@ -142,10 +142,10 @@ class Cache:
         self,
         key: Hashable,
         mine: Future[bytes | None],
-        continuation: UnaryContinuation,
-        request: Any,
+        continuation: UnaryContinuation[Req, Res],
+        request: Req,
         context: CallContext,
-    ) -> Any:
+    ) -> Res:
         # What those who wait get: the answer, nothing when the call failed, None when it was given up.
         answer: bytes | None = None
         try:
@@ -162,7 +162,7 @@ class Cache:
             mine.set_result(answer)
 
 
-def _answered(answer: bytes, context: CallContext) -> Any:
+def _answered(answer: bytes, context: CallContext, codec: MessageCodec[Res]) -> Res:
     context.attempt = 0
     context.response_status = 200
-    return context.method.response.decode_json(answer)
+    return codec.decode_json(answer)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import enum
 import threading
-from typing import Any
 
 from llm_cost_ops.config import CircuitBreakerConfig
 from llm_cost_ops.exceptions import CostOpsError, NetworkError, ServerError
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.forks import forget_in_children
-from llm_cost_ops.rpc.interceptor import UnaryContinuation
-from llm_cost_ops.rpc.status import StatusCode
+from llm_cost_ops.rpc.interceptor import Req, Res, UnaryContinuation
+from llm_cost_ops.rpc.status import OVERLOADED, StatusCode
 from llm_cost_ops.rpc.streams import AroundStart
 
 __all__ = ["Breaker", "BreakerState", "CircuitBreaker", "verdict"]
@@ -106,7 +105,13 @@ class Breaker:
 
 
 def verdict(error: CostOpsError) -> bool | None:
-    """Whether an error shows a service that works: False when it failed, None when it was not asked."""
+    """Whether an error shows a service that works: False when it failed, None when it was not asked.
+
+    A service that refuses a call since it has too many works: to stop calling it would turn a short queue
+    into an outage.
+    """
+    if error.code == OVERLOADED:
+        return True
     if isinstance(error, NetworkError):
         return False
     if error.status_code is None:
@@ -125,8 +130,8 @@ class CircuitBreaker(AroundStart):
         forget_in_children(self)
 
     async def intercept_unary_unary(
-        self, continuation: UnaryContinuation, request: Any, context: CallContext
-    ) -> Any:
+        self, continuation: UnaryContinuation[Req, Res], request: Req, context: CallContext
+    ) -> Res:
         now = context.runtime.monotonic()
         if context.deadline is not None and context.deadline <= now:
             return await continuation(request, context)  # it is refused before anything is sent

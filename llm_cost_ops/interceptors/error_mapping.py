@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
 
 from llm_cost_ops.exceptions import CostOpsError, error_from_rpc
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.interceptor import StreamContinuation, UnaryContinuation
+from llm_cost_ops.rpc.interceptor import Req, Res, StreamContinuation, UnaryContinuation
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 
 __all__ = ["ErrorMapping"]
@@ -18,16 +17,16 @@ class ErrorMapping:
     """Maps what the transport raised, with the attempts and the seconds waited, and the cause chained."""
 
     async def intercept_unary_unary(
-        self, continuation: UnaryContinuation, request: Any, context: CallContext
-    ) -> Any:
+        self, continuation: UnaryContinuation[Req, Res], request: Req, context: CallContext
+    ) -> Res:
         try:
             return await continuation(request, context)
         except RpcError as error:
             raise _public(error, context) from error.__cause__
 
     async def intercept_unary_stream(
-        self, continuation: StreamContinuation, request: Any, context: CallContext
-    ) -> AsyncGenerator[Any, None]:
+        self, continuation: StreamContinuation[Req, Res], request: Req, context: CallContext
+    ) -> AsyncGenerator[Res, None]:
         try:
             async with aclosing(continuation(request, context)) as messages:
                 async for message in messages:

@@ -11,7 +11,7 @@ from typing import Any
 from llm_cost_ops.config import LoggingConfig
 from llm_cost_ops.exceptions import APIError, CostOpsError, ServerError
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.interceptor import StreamContinuation, UnaryContinuation
+from llm_cost_ops.rpc.interceptor import Req, Res, StreamContinuation, UnaryContinuation
 
 __all__ = ["CallLogging", "level_of", "outcome_name"]
 
@@ -52,8 +52,8 @@ class CallLogging:
         self._json = config.format == "json"
 
     async def intercept_unary_unary(
-        self, continuation: UnaryContinuation, request: Any, context: CallContext
-    ) -> Any:
+        self, continuation: UnaryContinuation[Req, Res], request: Req, context: CallContext
+    ) -> Res:
         started = self._begun(context)
         try:
             response = await continuation(request, context)
@@ -64,8 +64,8 @@ class CallLogging:
         return response
 
     async def intercept_unary_stream(
-        self, continuation: StreamContinuation, request: Any, context: CallContext
-    ) -> AsyncGenerator[Any, None]:
+        self, continuation: StreamContinuation[Req, Res], request: Req, context: CallContext
+    ) -> AsyncGenerator[Res, None]:
         started = self._begun(context)
         messages = 0
         try:
@@ -109,7 +109,7 @@ class CallLogging:
             facts["error"] = error.message
         self._write(level, facts)
 
-    def _write(self, level: int, facts: dict[str, Any]) -> None:
+    def _write(self, level: int, facts: dict[str, object]) -> None:
         if self._json:
             line = json.dumps(facts)
         else:
@@ -117,7 +117,7 @@ class CallLogging:
         self._logger.log(level, "%s", line, extra=facts)
 
 
-def _one_line(value: Any) -> str:
+def _one_line(value: object) -> str:
     """A value that can't begin a line of its own, nor look like another fact."""
     text = str(value)
     return text if text.isprintable() and not set(text) & set(' ="') else json.dumps(text)

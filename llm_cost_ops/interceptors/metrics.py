@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 from llm_cost_ops.config import MetricsConfig
@@ -13,7 +13,11 @@ from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.interceptors.circuit_breaker import Breaker
 from llm_cost_ops.interceptors.logging import outcome_name
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.interceptor import StreamContinuation, UnaryContinuation
+from llm_cost_ops.rpc.interceptor import Req, Res, StreamContinuation, UnaryContinuation
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span, Tracer
+    from prometheus_client import CollectorRegistry
 
 __all__ = ["CallMetrics", "CallObservation", "MetricsExporter", "exporters_of"]
 
@@ -49,30 +53,33 @@ class CallMetrics:
     """Hands one observation per call to every exporter, and spans to OpenTelemetry if there is a tracer."""
 
     def __init__(
-        self, exporters: Sequence[MetricsExporter], tracer: Any = None, breaker: Breaker | None = None
+        self,
+        exporters: Sequence[MetricsExporter],
+        tracer: Tracer | None = None,
+        breaker: Breaker | None = None,
     ) -> None:
         self._exporters = tuple(exporters)
         self._tracer = tracer
         self._breaker = breaker
 
     async def intercept_unary_unary(
-        self, continuation: UnaryContinuation, request: Any, context: CallContext
-    ) -> Any:
+        self, continuation: UnaryContinuation[Req, Res], request: Req, context: CallContext
+    ) -> Res:
         if self._tracer is None:
             return await self._measured(continuation, request, context)
         from opentelemetry import trace
 
-        with trace.use_span(self._span(context), end_on_exit=True) as span:
+        with trace.use_span(self._span(self._tracer, context), end_on_exit=True) as span:
             try:
                 return await self._measured(continuation, request, context)
             finally:
                 span.set_attribute("llm_cost_ops.attempts", context.attempt)
 
     async def intercept_unary_stream(
-        self, continuation: StreamContinuation, request: Any, context: CallContext
-    ) -> AsyncGenerator[Any, None]:
+        self, continuation: StreamContinuation[Req, Res], request: Req, context: CallContext
+    ) -> AsyncGenerator[Res, None]:
         # Not made the current one: between messages its caller's is.
-        span = None if self._tracer is None else self._span(context)
+        span = None if self._tracer is None else self._span(self._tracer, context)
         started, failure = context.runtime.monotonic(), None
         try:
             async with aclosing(continuation(request, context)) as messages:
@@ -93,13 +100,13 @@ class CallMetrics:
 
     intercept_stream_stream = intercept_unary_stream
 
-    def _span(self, context: CallContext) -> Any:
+    def _span(self, tracer: Tracer, context: CallContext) -> Span:
         """A span for a call, whose context travels in the metadata."""
         from opentelemetry import propagate, trace
 
         method = context.method
         facts = {"rpc.system": "llm_cost_ops", "rpc.service": method.service, "rpc.method": method.name}
-        span = self._tracer.start_span(method.full_name, kind=trace.SpanKind.CLIENT, attributes=facts)
+        span = tracer.start_span(method.full_name, kind=trace.SpanKind.CLIENT, attributes=facts)
         carrier: dict[str, str] = {}
         with trace.use_span(span):
             propagate.inject(carrier)
@@ -110,7 +117,9 @@ class CallMetrics:
                 _log.warning("the trace's %s is no metadata, and does not travel", name)
         return span
 
-    async def _measured(self, continuation: UnaryContinuation, request: Any, context: CallContext) -> Any:
+    async def _measured(
+        self, continuation: UnaryContinuation[Req, Res], request: Req, context: CallContext
+    ) -> Res:
         started = context.runtime.monotonic()
         try:
             response = await continuation(request, context)
@@ -145,7 +154,7 @@ def _failed(error: Exception) -> Any:
 class PrometheusExporter:
     """Prometheus collectors in a registry, by default the library's own."""
 
-    def __init__(self, service_name: str, registry: Any = None) -> None:
+    def __init__(self, service_name: str, registry: CollectorRegistry | None = None) -> None:
         from prometheus_client import REGISTRY
 
         self._service = service_name

@@ -5,13 +5,12 @@ from __future__ import annotations
 import threading
 from collections import deque
 from concurrent.futures import Future
-from typing import Any
 
 from llm_cost_ops.config import RateLimitConfig
 from llm_cost_ops.exceptions import CostOpsError, RateLimitError
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.forks import forget_in_children
-from llm_cost_ops.rpc.interceptor import UnaryContinuation
+from llm_cost_ops.rpc.interceptor import Req, Res, UnaryContinuation
 from llm_cost_ops.rpc.streams import AroundStart
 
 __all__ = ["RateLimit", "TokenBucket"]
@@ -81,8 +80,8 @@ class RateLimit(AroundStart):
         forget_in_children(self)
 
     async def intercept_unary_unary(
-        self, continuation: UnaryContinuation, request: Any, context: CallContext
-    ) -> Any:
+        self, continuation: UnaryContinuation[Req, Res], request: Req, context: CallContext
+    ) -> Res:
         now = context.runtime.monotonic()
         turn = self._enter(now, context)
         if turn is not None:
@@ -152,7 +151,9 @@ class RateLimit(AroundStart):
             retry_after=None if wait == float("inf") else wait,
         )
 
-    async def _adapting(self, continuation: UnaryContinuation, request: Any, context: CallContext) -> Any:
+    async def _adapting(
+        self, continuation: UnaryContinuation[Req, Res], request: Req, context: CallContext
+    ) -> Res:
         try:
             response = await continuation(request, context)
         except CostOpsError as error:

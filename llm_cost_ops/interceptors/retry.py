@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from llm_cost_ops.config import RetryConfig
 from llm_cost_ops.exceptions import CostOpsError, NetworkError
 from llm_cost_ops.exceptions import TimeoutError as DeadlinePassed
+from llm_cost_ops.rpc.backoff import Backoff
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.forks import forget_in_children
-from llm_cost_ops.rpc.interceptor import UnaryContinuation
+from llm_cost_ops.rpc.interceptor import Req, Res, UnaryContinuation
 from llm_cost_ops.rpc.method import Idempotency
 from llm_cost_ops.rpc.status import OVERLOADED
 from llm_cost_ops.rpc.streams import AroundStart
@@ -21,21 +22,11 @@ __all__ = ["Retry", "RetryBudget", "RetryPolicy"]
 class RetryPolicy:
     """Decides whether to try again, and after how long. It knows no clock and waits for nothing."""
 
-    __slots__ = ("_config",)
+    __slots__ = ("_backoff", "_config")
 
     def __init__(self, config: RetryConfig) -> None:
         self._config = config
-
-    def backoff(self, retry: int) -> float:
-        """Seconds before retry `retry` (from 1), before jitter."""
-        config = self._config
-        if not config.initial_backoff:
-            return 0.0
-        try:
-            seconds = config.initial_backoff * config.backoff_factor ** (retry - 1)
-        except OverflowError:
-            return float(config.max_backoff)
-        return float(min(seconds, config.max_backoff))
+        self._backoff = Backoff(config.initial_backoff, config.max_backoff, config.backoff_factor)
 
     def delay(self, attempt: int, error: CostOpsError, *, repeatable: bool, draw: float) -> float | None:
         """Seconds to wait after attempt `attempt` (from 1) failed so, or None to give up.
@@ -51,9 +42,8 @@ class RetryPolicy:
             return None
         hint = error.retry_after
         if hint is not None:
-            return float(min(hint, config.max_backoff)) if hint >= 0 else None
-        backoff = self.backoff(attempt)
-        return backoff * draw if config.jitter else backoff
+            return self._backoff.hinted(hint) if hint >= 0 else None
+        return self._backoff.jittered(attempt, draw) if config.jitter else self._backoff.seconds(attempt)
 
     def _transient(self, error: CostOpsError) -> bool:
         if error.status_code is not None:
@@ -140,8 +130,8 @@ class Retry(AroundStart):
         forget_in_children(self)
 
     async def intercept_unary_unary(
-        self, continuation: UnaryContinuation, request: Any, context: CallContext
-    ) -> Any:
+        self, continuation: UnaryContinuation[Req, Res], request: Req, context: CallContext
+    ) -> Res:
         maybe_applied = False
         while True:
             try:

@@ -8,11 +8,11 @@ from datetime import datetime
 from typing import Any
 
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.interceptor import StreamContinuation, UnaryContinuation
-from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.rpc.interceptor import Req, Res, StreamContinuation, UnaryContinuation
+from llm_cost_ops.rpc.status import RpcError, Violation, invalid_arguments
 from llm_cost_ops.wire.unknown import keeps_unknown, refuse_unknown
 
-__all__ = ["Check", "Validation", "refuse"]
+__all__ = ["Check", "Validation"]
 
 Check = Callable[[Any, datetime, list[Violation], bool], None]
 
@@ -38,14 +38,14 @@ class Validation:
         self._public_error = public_error
 
     async def intercept_unary_unary(
-        self, continuation: UnaryContinuation, request: Any, context: CallContext
-    ) -> Any:
+        self, continuation: UnaryContinuation[Req, Res], request: Req, context: CallContext
+    ) -> Res:
         self._check(request, context)
         return await continuation(request, context)
 
     async def intercept_unary_stream(
-        self, continuation: StreamContinuation, request: Any, context: CallContext
-    ) -> AsyncGenerator[Any, None]:
+        self, continuation: StreamContinuation[Req, Res], request: Req, context: CallContext
+    ) -> AsyncGenerator[Res, None]:
         self._check(request, context)
         async with aclosing(continuation(request, context)) as messages:
             async for message in messages:
@@ -62,15 +62,5 @@ class Validation:
         else:
             context.method.request.validate(request, "", violations)
         if violations:
-            error = refuse(violations, origin=self._origin)
+            error = invalid_arguments(violations, origin=self._origin)
             raise error if self._public_error is None else self._public_error(error)
-
-
-def refuse(violations: list[Violation], *, origin: str = "server") -> RpcError:
-    """The error that names every broken rule."""
-    return RpcError(
-        StatusCode.INVALID_ARGUMENT,
-        "; ".join(f"{field} {rule}" for field, rule in violations[:20]),
-        violations=violations,
-        origin=origin,
-    )

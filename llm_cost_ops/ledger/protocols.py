@@ -91,10 +91,11 @@ class Sums(Protocol):
         (a sum that needs no meters reads rollups, or takes 2 µs a record); writing pays nothing for them.
         """
 
-    async def span(self, where: Filter, context: CallContext) -> tuple[datetime, datetime] | None:
-        """The filter's interval; where it is open, up to the first or last record of its organizations.
+    async def occupied(self, where: Filter, width: int, context: CallContext) -> list[int]:
+        """In which stretches of time the filter's organizations have records in its interval, in order.
 
-        None when that leaves nothing.
+        Time is cut into stretches of `width` microseconds; they are numbered from 1970 on, and before it
+        backwards from -1. The other conditions of the filter do not count. It costs what the answer is long.
         """
 
     async def count(self, where: Filter, context: CallContext) -> int:

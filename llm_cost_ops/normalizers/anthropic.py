@@ -6,7 +6,7 @@ stand in `iterations` and in no top-level count.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import Operation
 from llm_cost_ops.normalizers.checks import check_record, check_total
@@ -30,7 +30,7 @@ NAMES = {
 _EVERYWHERE = frozenset({"", "global", "not_available"})
 
 
-def read_messages(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_messages(payload: dict[str, object], record: UsageRecord) -> None:
     """A message, as returned, as in a batch result, or as put together from a stream."""
     record.operation = _CHAT
     set_model(record, text(payload, "model"))
@@ -63,7 +63,7 @@ def read_messages(payload: dict[str, Any], record: UsageRecord) -> None:
     check_record(record, NAMES)
 
 
-def advisor_messages(payload: dict[str, Any]) -> list[dict[str, Any]]:
+def advisor_messages(payload: dict[str, object]) -> list[dict[str, object]]:
     """The messages of other models inside a message, each as a message of its own."""
     usage = section(payload, "usage", "usage") or {}
     return [
@@ -79,7 +79,7 @@ def _serve(record: UsageRecord, model: str) -> None:
         record.requested_model_id, record.model_id = record.model_id, model
 
 
-def _counts(usage: dict[str, Any], path: str) -> tuple[int, ...]:
+def _counts(usage: dict[str, object], path: str) -> tuple[int, ...]:
     written, written_1h = _writes(usage, path)
     return (
         count(usage, "input_tokens", path),
@@ -90,7 +90,7 @@ def _counts(usage: dict[str, Any], path: str) -> tuple[int, ...]:
     )
 
 
-def _writes(usage: dict[str, Any], path: str) -> tuple[int, int]:
+def _writes(usage: dict[str, object], path: str) -> tuple[int, int]:
     """All cache writes, and those kept for an hour.
 
     The split may be less than the total (a time to live that is not known here), never more.
@@ -115,7 +115,7 @@ def _writes(usage: dict[str, Any], path: str) -> tuple[int, int]:
     return written, long
 
 
-def _read_dimensions(usage: dict[str, Any], record: UsageRecord) -> None:
+def _read_dimensions(usage: dict[str, object], record: UsageRecord) -> None:
     set_tier(record, text(usage, "service_tier"))
     speed = text(usage, "speed")
     record.speed = "" if speed == "standard" else speed

@@ -6,7 +6,7 @@ and its prefix is the geography that sets the price.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import Operation
 from llm_cost_ops.normalizers.checks import check_record
@@ -44,7 +44,7 @@ def region_of(model_id: str) -> str:
     return prefix if prefix in _GEOGRAPHIES else ""
 
 
-def read_converse(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_converse(payload: dict[str, object], record: UsageRecord) -> None:
     """A Converse response; pass `model_id=`, which the response does not carry."""
     record.operation = _CHAT
     set_model(record, text(payload, "modelId") or text(payload, "model"))
@@ -70,7 +70,7 @@ def read_converse(payload: dict[str, Any], record: UsageRecord) -> None:
     check_record(record, NAMES)
 
 
-def _is_blocked(payload: dict[str, Any]) -> bool:
+def _is_blocked(payload: dict[str, object]) -> bool:
     """Whether a guardrail intervened: as Converse says it, or as InvokeModel does."""
     return (
         text(payload, "stopReason") == "guardrail_intervened"
@@ -78,7 +78,7 @@ def _is_blocked(payload: dict[str, Any]) -> bool:
     )
 
 
-def read_invoke(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_invoke(payload: dict[str, object], record: UsageRecord) -> None:
     """InvokeModel: the bodies of Llama and Titan, or the counts in the headers of the answer."""
     record.operation = Operation.EMBEDDINGS if "embedding" in payload else _CHAT
     set_model(record, text(payload, "modelId") or text(payload, "model"))
@@ -98,7 +98,7 @@ def read_invoke(payload: dict[str, Any], record: UsageRecord) -> None:
     set_stated(record, given, returned, None)
 
 
-def _native_counts(payload: dict[str, Any]) -> tuple[int | None, int | None]:
+def _native_counts(payload: dict[str, object]) -> tuple[int | None, int | None]:
     given = counted(payload, "prompt_token_count", "")
     returned = counted(payload, "generation_token_count", "")
     if has(payload, "inputTextTokenCount"):
@@ -115,7 +115,7 @@ def _native_counts(payload: dict[str, Any]) -> tuple[int | None, int | None]:
     return given, returned
 
 
-def _read_tokens(usage: dict[str, Any], record: UsageRecord) -> None:
+def _read_tokens(usage: dict[str, object], record: UsageRecord) -> None:
     plain, output = count(usage, "inputTokens", "usage"), count(usage, "outputTokens", "usage")
     read = count(usage, "cacheReadInputTokens", "usage")
     written = count(usage, "cacheWriteInputTokens", "usage")

@@ -7,7 +7,7 @@ otherwise pass a rule of their own for the output.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import Operation
 from llm_cost_ops.normalizers.checks import check_record, check_total, fit_details
@@ -56,12 +56,12 @@ def inclusive_output(prompt: int, completion: int, reasoning: int, total: int | 
     return completion, reasoning
 
 
-def read_plain_chat(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_plain_chat(payload: dict[str, object], record: UsageRecord) -> None:
     """OpenAI, Azure OpenAI, Groq and everything compatible with them."""
     read_chat(payload, record, inclusive_output)
 
 
-def read_google_chat(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_google_chat(payload: dict[str, object], record: UsageRecord) -> None:
     """Gemini's OpenAI-compatible endpoint, where only total_tokens tells that the model thought."""
 
     def rule(prompt: int, completion: int, reasoning: int, total: int | None) -> tuple[int, int]:
@@ -73,7 +73,7 @@ def read_google_chat(payload: dict[str, Any], record: UsageRecord) -> None:
     read_chat(payload, record, rule)
 
 
-def read_chat(payload: dict[str, Any], record: UsageRecord, rule: OutputRule) -> dict[str, Any] | None:
+def read_chat(payload: dict[str, object], record: UsageRecord, rule: OutputRule) -> dict[str, object] | None:
     """Fill in the record and return the payload's usage, None when it has none."""
     record.operation = _TEXT if payload.get("object") == "text_completion" else _CHAT
     set_identity(record, payload)
@@ -108,21 +108,21 @@ def read_chat(payload: dict[str, Any], record: UsageRecord, rule: OutputRule) ->
     return usage
 
 
-def _usage(payload: dict[str, Any]) -> dict[str, Any] | None:
+def _usage(payload: dict[str, object]) -> dict[str, object] | None:
     usage = section(payload, "usage", "usage")
     if usage is None and (groq := section(payload, "x_groq", "x_groq")) is not None:
         return section(groq, "usage", "x_groq.usage")
     return usage
 
 
-def _reasoning(details: dict[str, Any], usage: dict[str, Any]) -> int:
+def _reasoning(details: dict[str, object], usage: dict[str, object]) -> int:
     """Perplexity and xAI's SDK put reasoning beside the totals instead of under them."""
     if details.get("reasoning_tokens") is not None:
         return count(details, "reasoning_tokens", _OUTPUTS)
     return count(usage, "reasoning_tokens", "usage")
 
 
-def _cached(details: dict[str, Any], usage: dict[str, Any]) -> int:
+def _cached(details: dict[str, object], usage: dict[str, object]) -> int:
     if details.get("cached_tokens") is not None:
         return count(details, "cached_tokens", _INPUTS)
     for key in _BESIDE:

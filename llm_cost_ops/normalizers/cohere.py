@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import Operation
 from llm_cost_ops.normalizers.errors import PayloadError
@@ -24,7 +24,7 @@ __all__ = ["read_cohere"]
 _METERS = ("search_units", "classifications", "pages", "images")
 
 
-def read_cohere(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_cohere(payload: dict[str, object], record: UsageRecord) -> None:
     """A response of API v2 (`usage`) or v1 and embed, rerank, classify (`meta`); pass `model_id=`."""
     set_model(record, text(payload, "model"))
     set_key(record, text(payload, "id") or text(payload, "response_id") or text(payload, "generation_id"))
@@ -57,7 +57,7 @@ def read_cohere(payload: dict[str, Any], record: UsageRecord) -> None:
     _read_cached(usage, root, record)
 
 
-def _read_cached(usage: dict[str, Any], root: str, record: UsageRecord) -> None:
+def _read_cached(usage: dict[str, object], root: str, record: UsageRecord) -> None:
     """Cache reads are counted in `tokens`, which has more of them than are billed."""
     cached = count(usage, "cached_tokens", root)
     tokens = section(usage, "tokens", f"{root}.tokens") or {}
@@ -68,7 +68,7 @@ def _read_cached(usage: dict[str, Any], root: str, record: UsageRecord) -> None:
     record.cached_tokens = min(cached, billed)
 
 
-def _operation(payload: dict[str, Any], billed: dict[str, Any]) -> Operation:
+def _operation(payload: dict[str, object], billed: dict[str, object]) -> Operation:
     if has(payload, "embeddings"):
         return Operation.EMBEDDINGS
     if has(payload, "results") or has(billed, "search_units"):

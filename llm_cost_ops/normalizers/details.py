@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["cache_writes", "claude_writes", "read_modality"]
 
 
-def cache_writes(details: dict[str, Any], path: str) -> tuple[int, int]:
+def cache_writes(details: dict[str, object], path: str) -> tuple[int, int]:
     """All cache writes, and those with the long time to live, from the details of the input."""
     written = count(details, "cache_write_tokens", path)
     split = details
@@ -32,7 +32,7 @@ def cache_writes(details: dict[str, Any], path: str) -> tuple[int, int]:
     return written, long
 
 
-def claude_writes(details: dict[str, Any], path: str, usage: dict[str, Any]) -> tuple[int, int]:
+def claude_writes(details: dict[str, object], path: str, usage: dict[str, object]) -> tuple[int, int]:
     """Cache writes as LiteLLM tells them for Claude: in Anthropic's words, contained in the prompt."""
     written = count(usage, "cache_creation_input_tokens", "usage")
     if not written:
@@ -44,12 +44,16 @@ def claude_writes(details: dict[str, Any], path: str, usage: dict[str, Any]) -> 
     return written or count(split, "ephemeral_5m_input_tokens", path) + long, long
 
 
-def _lived(split: dict[str, Any], ttl: str, path: str) -> int:
+def _lived(split: dict[str, object], ttl: str, path: str) -> int:
     return count(split, f"{ttl}_tokens" if f"{ttl}_tokens" in split else ttl, path)
 
 
 def read_modality(
-    inputs: dict[str, Any], input_path: str, outputs: dict[str, Any], output_path: str, record: UsageRecord
+    inputs: dict[str, object],
+    input_path: str,
+    outputs: dict[str, object],
+    output_path: str,
+    record: UsageRecord,
 ) -> None:
     """Set the counts by modality, if the details of input or output have any that is not 0."""
     cached: dict[str, Any] = {}
@@ -72,5 +76,5 @@ def read_modality(
     )
 
 
-def _has_any(details: dict[str, Any]) -> bool:
+def _has_any(details: dict[str, object]) -> bool:
     return bool(details.get("audio_tokens") or details.get("image_tokens") or details.get("video_tokens"))

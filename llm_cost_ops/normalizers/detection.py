@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from llm_cost_ops.normalizers.errors import PayloadError
 from llm_cost_ops.normalizers.opentelemetry import is_span
 from llm_cost_ops.normalizers.reading import has, section, text
@@ -53,7 +51,7 @@ _BY_MODEL = (
 )
 
 
-def detect_api(payload: dict[str, Any]) -> str:
+def detect_api(payload: dict[str, object]) -> str:
     """The name of the API whose shape this is; "" when it has none that is known."""
     found = _BY_OBJECT.get(text(payload, "object"))
     if found is not None:
@@ -72,7 +70,7 @@ def detect_api(payload: dict[str, Any]) -> str:
     return _without_usage(payload)
 
 
-def _by_usage(payload: dict[str, Any], usage: dict[str, Any]) -> str:
+def _by_usage(payload: dict[str, object], usage: dict[str, object]) -> str:
     if None in usage.values():
         # Objects of SDKs have every key: one whose value is null tells nothing.
         usage = {key: value for key, value in usage.items() if value is not None} or usage
@@ -107,7 +105,7 @@ def _by_usage(payload: dict[str, Any], usage: dict[str, Any]) -> str:
     return "openai.images" if is_image else "generic"
 
 
-def _without_usage(payload: dict[str, Any]) -> str:
+def _without_usage(payload: dict[str, object]) -> str:
     meta = None if type(payload.get("meta")) in _PLAIN else section(payload, "meta", "meta")
     if meta is not None and "billed_units" in meta:
         return "cohere.chat"
@@ -126,7 +124,7 @@ def _without_usage(payload: dict[str, Any]) -> str:
     return "bedrock.converse" if "stopReason" in payload else ""
 
 
-def _is_invoke(payload: dict[str, Any]) -> bool:
+def _is_invoke(payload: dict[str, object]) -> bool:
     """Whether Bedrock's InvokeModel answered: the counts of Llama or Titan, or those in its headers."""
     if any(key in payload for key in _INVOKE_KEYS):
         return True
@@ -134,7 +132,7 @@ def _is_invoke(payload: dict[str, Any]) -> bool:
     return isinstance(metadata, dict) and "body" in payload
 
 
-def detect_provider(payload: dict[str, Any], api: str) -> str:
+def detect_provider(payload: dict[str, object], api: str) -> str:
     """Who served an API that several providers share; "" when nothing tells."""
     if api == "anthropic.messages":
         response_id = text(payload, "id")
@@ -151,7 +149,7 @@ def detect_provider(payload: dict[str, Any], api: str) -> str:
     return _by_model(text(payload, "model"))
 
 
-def _chat_provider(payload: dict[str, Any], usage: dict[str, Any]) -> str:
+def _chat_provider(payload: dict[str, object], usage: dict[str, object]) -> str:
     if "x_groq" in payload:
         return "groq"
     if text(payload, "id").startswith("gen-") or type(payload.get("provider")) is str:
@@ -174,7 +172,7 @@ def _by_model(model: str) -> str:
     return ""
 
 
-def refuse_errors(payload: dict[str, Any]) -> None:
+def refuse_errors(payload: dict[str, object]) -> None:
     """Raise PayloadError for an error response, which has no usage to record."""
     error = payload.get("error")
     if error and "usage" not in payload:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llm_cost_ops.normalizers.chat import NAMES, inclusive_output, read_chat
 from llm_cost_ops.normalizers.checks import check_record
@@ -62,14 +62,14 @@ def xai_output(prompt: int, completion: int, reasoning: int, total: int | None) 
     )
 
 
-def read_xai_chat(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_xai_chat(payload: dict[str, object], record: UsageRecord) -> None:
     """xAI: reasoning tested against the total, tool calls, the stated cost."""
     usage = read_chat(payload, record, xai_output)
     if usage is not None:
         read_xai_extras(usage, record)
 
 
-def read_xai_extras(usage: dict[str, Any], record: UsageRecord) -> None:
+def read_xai_extras(usage: dict[str, object], record: UsageRecord) -> None:
     """Server-side tool calls and the stated cost of xAI's usage objects."""
     ticks = usage.get("cost_in_usd_ticks")
     if ticks is not None:
@@ -94,7 +94,7 @@ def read_xai_extras(usage: dict[str, Any], record: UsageRecord) -> None:
             set_meter(record, meter, 1)
 
 
-def read_deepseek_chat(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_deepseek_chat(payload: dict[str, object], record: UsageRecord) -> None:
     """DeepSeek: prompt_cache_hit_tokens are the cache reads, hits and misses make the prompt."""
     usage = read_chat(payload, record, inclusive_output)
     if usage is None or usage.get("prompt_cache_hit_tokens") is None:
@@ -124,7 +124,7 @@ def _perplexity_output(prompt: int, completion: int, reasoning: int, total: int 
     return completion + reasoning, reasoning
 
 
-def read_perplexity_chat(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_perplexity_chat(payload: dict[str, object], record: UsageRecord) -> None:
     """Perplexity: reasoning and citation tokens beside the total, searches, request fee, stated cost."""
     usage = read_chat(payload, record, _perplexity_output)
     if usage is None:
@@ -139,7 +139,7 @@ def read_perplexity_chat(payload: dict[str, Any], record: UsageRecord) -> None:
         record.reported_cost = money(cost.get("total_cost"), "usage.cost.total_cost")
 
 
-def read_openrouter_chat(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_openrouter_chat(payload: dict[str, object], record: UsageRecord) -> None:
     """OpenRouter: models carry their maker's prefix, usage.cost is what was charged.
 
     With a key of one's own (is_byok) the upstream's charge comes on top of OpenRouter's.
@@ -155,7 +155,7 @@ def read_openrouter_chat(payload: dict[str, Any], record: UsageRecord) -> None:
             break
 
 
-def read_gateway_cost(usage: dict[str, Any], record: UsageRecord) -> None:
+def read_gateway_cost(usage: dict[str, object], record: UsageRecord) -> None:
     """What OpenRouter charged, and with a key of one's own what the upstream charged on top."""
     cost = money(usage.get("cost"), "usage.cost")
     if cost is not None and usage.get("is_byok"):
@@ -165,7 +165,7 @@ def read_gateway_cost(usage: dict[str, Any], record: UsageRecord) -> None:
     record.reported_cost = cost
 
 
-def read_groq_chat(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_groq_chat(payload: dict[str, object], record: UsageRecord) -> None:
     """Groq: a compound system is billed by the models that it used, which usage_breakdown names."""
     read_chat(payload, record, inclusive_output)
     breakdown = section(payload, "usage_breakdown", "usage_breakdown")

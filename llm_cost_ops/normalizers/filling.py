@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import ModalityTokens, UsageQuality
 from llm_cost_ops.normalizers.errors import PayloadError
-from llm_cost_ops.normalizers.reading import LARGEST, created_at, text
+from llm_cost_ops.normalizers.reading import MAX_NUMBER, created_at, text
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import UsageRecord
@@ -64,7 +64,7 @@ def set_model(record: UsageRecord, model: str) -> None:
         record.model_id = model
 
 
-def set_identity(record: UsageRecord, payload: dict[str, Any], created: str = "created") -> None:
+def set_identity(record: UsageRecord, payload: dict[str, object], created: str = "created") -> None:
     """Set model, time and key from `model`, `created` and `id`."""
     if not record.model_id:
         record.model_id = text(payload, "model")
@@ -86,7 +86,7 @@ def set_meter(record: UsageRecord, name: str, quantity: int) -> None:
     """Add to a meter; a quantity of 0 leaves no trace."""
     if quantity:
         total = record.meters.get(name, 0) + quantity
-        if total > LARGEST:
+        if total > MAX_NUMBER:
             raise PayloadError("usage", f"{name} together cannot exceed 2^63 - 1, got {total}")
         record.meters[name] = total
 
@@ -94,7 +94,7 @@ def set_meter(record: UsageRecord, name: str, quantity: int) -> None:
 def set_tokens(record: UsageRecord, input_tokens: int, output_tokens: int) -> None:
     """Set both totals and their sum; PayloadError when the sum exceeds 2^63 - 1."""
     total = input_tokens + output_tokens
-    if total > LARGEST:
+    if total > MAX_NUMBER:
         raise PayloadError("usage", f"the tokens together cannot exceed 2^63 - 1, got {total}")
     record.input_tokens = input_tokens
     record.output_tokens = output_tokens

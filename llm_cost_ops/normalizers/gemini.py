@@ -7,7 +7,7 @@ excludes thoughts. Counts come by modality too; documents count as images.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import Operation
 from llm_cost_ops.normalizers.checks import check_record, check_total
@@ -67,7 +67,7 @@ _CHAT = Operation.CHAT
 _OLDER_THAN_3 = re.compile(r"(models/)?gemini-[12]\b")
 
 
-def read_generate_content(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_generate_content(payload: dict[str, object], record: UsageRecord) -> None:
     """A GenerateContentResponse in REST's camel case or the SDKs' snake case."""
     record.operation = _CHAT
     if "usage_metadata" in payload or "model_version" in payload:
@@ -95,7 +95,7 @@ def read_generate_content(payload: dict[str, Any], record: UsageRecord) -> None:
         _count_searches(payload, record)
 
 
-def _read_counts(usage: dict[str, Any], record: UsageRecord) -> None:
+def _read_counts(usage: dict[str, object], record: UsageRecord) -> None:
     path = "usageMetadata"
     tools = count(usage, "toolUsePromptTokenCount", path)
     # The Live API says response where generateContent says candidates.
@@ -129,7 +129,7 @@ def _read_counts(usage: dict[str, Any], record: UsageRecord) -> None:
         )
 
 
-def read_interaction(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_interaction(payload: dict[str, object], record: UsageRecord) -> None:
     """The Interactions API: input leaves out the tokens of tools, output those of thoughts."""
     record.operation = _CHAT
     set_model(record, text(payload, "model").rpartition("models/")[2])
@@ -167,11 +167,11 @@ def read_interaction(payload: dict[str, Any], record: UsageRecord) -> None:
     check_record(record, {"cached_tokens": "usage.total_cached_tokens"})
 
 
-def _queries(step: dict[str, Any]) -> object:
+def _queries(step: dict[str, object]) -> object:
     return (section(step, "arguments", "steps.arguments") or {}).get("queries")
 
 
-def _read_modalities(usage: dict[str, Any], record: UsageRecord) -> None:
+def _read_modalities(usage: dict[str, object], record: UsageRecord) -> None:
     counts: dict[str, int] = {}
     for key, path, fields in _LISTS:
         entries = usage.get(key)
@@ -186,7 +186,7 @@ def _read_modalities(usage: dict[str, Any], record: UsageRecord) -> None:
         set_modality(record, **counts)
 
 
-def _count_searches(payload: dict[str, Any], record: UsageRecord) -> None:
+def _count_searches(payload: dict[str, object], record: UsageRecord) -> None:
     """Grounding is billed by the query from Gemini 3 on, by the grounded prompt before."""
     searches = 0
     for candidate in items(payload, "candidates", "candidates"):
@@ -201,5 +201,5 @@ def _count_searches(payload: dict[str, Any], record: UsageRecord) -> None:
         set_meter(record, "web_searches", 1 if _OLDER_THAN_3.match(record.model_id) else searches)
 
 
-def _camel(fields: dict[str, Any]) -> dict[str, Any]:
+def _camel(fields: dict[str, object]) -> dict[str, object]:
     return {re.sub(r"_([a-z])", lambda found: found[1].upper(), key): value for key, value in fields.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import ModalityTokens
 from llm_cost_ops.normalizers.checks import check_record, check_total
@@ -41,7 +41,7 @@ _METERS = (
 _DETAILS = ("cache_write_tokens", "cache_write_extended_tokens", "reasoning_tokens")
 
 
-def read_generic(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_generic(payload: dict[str, object], record: UsageRecord) -> None:
     """`usage` with inclusive input_tokens and output_tokens, their details, and meters by name.
 
     A count that is left out is what total_tokens leaves for it, or 0; one that is null is not known.
@@ -75,18 +75,18 @@ def read_generic(payload: dict[str, Any], record: UsageRecord) -> None:
     check_record(record, {})
 
 
-def _stated(usage: dict[str, Any], key: str) -> int | None:
+def _stated(usage: dict[str, object], key: str) -> int | None:
     """A count that is left out beside another is 0; one that is null, or all left out, is not known."""
     is_left_out = key not in usage and ("input_tokens" in usage or "output_tokens" in usage)
     return 0 if is_left_out and not has(usage, "total_tokens") else counted(usage, key, "usage")
 
 
-def _cached(usage: dict[str, Any], of: str) -> int:
+def _cached(usage: dict[str, object], of: str) -> int:
     key = f"cached_{of}"
     return count(usage, key if key in usage else f"cache_read_{of}", "usage")
 
 
-def _read_meters(usage: dict[str, Any], record: UsageRecord) -> None:
+def _read_meters(usage: dict[str, object], record: UsageRecord) -> None:
     for name in _METERS:
         set_meter(record, name, count(usage, name, "usage"))
     set_meter(record, "audio_ms", duration_ms(usage.get("audio_seconds"), "usage.audio_seconds"))

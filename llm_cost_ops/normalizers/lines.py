@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from llm_cost_ops._gen.codecs import USAGE_RECORD
@@ -20,7 +18,7 @@ _FIELDS = frozenset(UsageRecord.__struct_fields__) - {"unknown_"}
 _ENVELOPE = _FIELDS | {"response", "provider", "api"}
 
 
-def record_from_line(obj: dict[str, Any]) -> UsageRecord:
+def record_from_line(obj: dict[str, object]) -> UsageRecord:
     """The record that one JSON object stands for.
 
     It is a UsageRecord as REST has it (known by `model_id` or `input_tokens` at its top), a
@@ -39,7 +37,7 @@ def record_from_line(obj: dict[str, Any]) -> UsageRecord:
     return usage_from_response(obj)
 
 
-def _from_envelope(obj: dict[str, Any]) -> UsageRecord:
+def _from_envelope(obj: dict[str, object]) -> UsageRecord:
     unknown = sorted(obj.keys() - _ENVELOPE)
     if unknown:
         raise PayloadError(unknown[0], "is no field of an envelope around a response")
@@ -48,21 +46,21 @@ def _from_envelope(obj: dict[str, Any]) -> UsageRecord:
     fields = {name: getattr(record, name) for name in given if name != "organization_id"}
     return usage_from_response(
         obj["response"],
-        provider=_text(obj, "provider"),
+        provider=_text(obj, "provider") or "",
         api=_text(obj, "api"),
         organization_id=record.organization_id,
         **fields,
     )
 
 
-def _text(obj: dict[str, Any], key: str) -> str | None:
+def _text(obj: dict[str, object], key: str) -> str | None:
     value = obj.get(key)
     if value is not None and not isinstance(value, str):
         raise PayloadError(key, f"expected a string, got {type(value).__name__}")
     return value
 
 
-def _decode(obj: dict[str, Any]) -> UsageRecord:
+def _decode(obj: dict[str, object]) -> UsageRecord:
     try:
         return USAGE_RECORD.decode_json(msgspec.json.encode(obj))
     except DecodeError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import Operation
 from llm_cost_ops.normalizers.checks import check_record, check_total
@@ -36,7 +36,7 @@ NAMES = {
 }
 
 
-def read_embeddings(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_embeddings(payload: dict[str, object], record: UsageRecord) -> None:
     """Embeddings: prompt_tokens only."""
     record.operation = Operation.EMBEDDINGS
     set_identity(record, payload)
@@ -53,7 +53,7 @@ def read_embeddings(payload: dict[str, Any], record: UsageRecord) -> None:
     set_tokens(record, prompt, output)
 
 
-def read_transcription(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_transcription(payload: dict[str, object], record: UsageRecord) -> None:
     """Transcriptions, billed by tokens or by the seconds of audio (`meters.audio_ms`)."""
     record.operation = Operation.TRANSCRIPTION
     set_model(record, text(payload, "model"))
@@ -71,7 +71,7 @@ def read_transcription(payload: dict[str, Any], record: UsageRecord) -> None:
         _read_tokens(usage, record)
 
 
-def read_speech(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_speech(payload: dict[str, object], record: UsageRecord) -> None:
     """Speech: `usage.characters`, or the tokens of a speech.audio.done event. All output is audio."""
     record.operation = Operation.SPEECH
     set_model(record, text(payload, "model"))
@@ -82,7 +82,7 @@ def read_speech(payload: dict[str, Any], record: UsageRecord) -> None:
         set_modality(record, output_audio_tokens=record.output_tokens or 0)
 
 
-def read_images(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_images(payload: dict[str, object], record: UsageRecord) -> None:
     """Images: tokens, output being image tokens unless details say otherwise.
 
     Models that are billed by the image send no usage: their images are counted (`meters.images`).
@@ -106,7 +106,7 @@ def read_images(payload: dict[str, Any], record: UsageRecord) -> None:
         check_record(record, NAMES)
 
 
-def read_realtime(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_realtime(payload: dict[str, object], record: UsageRecord) -> None:
     """A response of a realtime session, from its response.done event."""
     record.operation = Operation.REALTIME
     set_identity(record, payload)
@@ -115,7 +115,7 @@ def read_realtime(payload: dict[str, Any], record: UsageRecord) -> None:
         read_xai_extras(usage, record)
 
 
-def _read_tokens(usage: dict[str, Any] | None, record: UsageRecord) -> bool:
+def _read_tokens(usage: dict[str, object] | None, record: UsageRecord) -> bool:
     """Token counts with details by modality; False when they are unknown."""
     if usage is None:
         set_unknown(record)
@@ -136,7 +136,7 @@ def _read_tokens(usage: dict[str, Any] | None, record: UsageRecord) -> bool:
     return True
 
 
-def _details(usage: dict[str, Any], side: str) -> tuple[dict[str, Any], str]:
+def _details(usage: dict[str, object], side: str) -> tuple[dict[str, object], str]:
     """Audio and realtime say input_token_details, images input_tokens_details."""
     for key in (f"{side}_token_details", f"{side}_tokens_details"):
         found = section(usage, key, f"usage.{key}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import Operation
 from llm_cost_ops.normalizers.chat import inclusive_output, read_chat
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["read_mistral_chat", "read_mistral_ocr"]
 
 
-def read_mistral_chat(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_mistral_chat(payload: dict[str, object], record: UsageRecord) -> None:
     """Chat and transcriptions; audio is billed by its length (`meters.audio_ms`).
 
     The tokens that audio is turned into are in total_tokens only, and are not billed as tokens.
@@ -39,7 +39,7 @@ def read_mistral_chat(payload: dict[str, Any], record: UsageRecord) -> None:
         set_meter(record, "audio_ms", duration_ms(seconds, "usage.prompt_audio_seconds"))
 
 
-def read_mistral_ocr(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_mistral_ocr(payload: dict[str, object], record: UsageRecord) -> None:
     """OCR: pages, and annotated pages where the response carries an annotation of the document."""
     record.operation = Operation.OCR
     set_model(record, text(payload, "model"))

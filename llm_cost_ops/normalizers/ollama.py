@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import Operation
 from llm_cost_ops.normalizers.filling import set_model, set_stated
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["read_ollama"]
 
 
-def read_ollama(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_ollama(payload: dict[str, object], record: UsageRecord) -> None:
     """A response, or the last event of a stream; the prompt's count is left out when it was cached."""
     is_embedding = has(payload, "embeddings") or has(payload, "embedding")
     record.operation = Operation.EMBEDDINGS if is_embedding else Operation.CHAT

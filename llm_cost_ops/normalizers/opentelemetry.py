@@ -53,7 +53,7 @@ _OPERATIONS = {
 }
 
 
-def is_span(payload: dict[str, Any]) -> bool:
+def is_span(payload: dict[str, object]) -> bool:
     """Whether this is a dict of gen_ai.* attributes, or a span that carries one in `attributes`."""
     attributes = payload.get("attributes")
     keys = attributes if isinstance(attributes, dict) else payload
@@ -82,7 +82,7 @@ def read_attributes(payload: dict[str, Any], record: UsageRecord) -> None:
     _read_counts(attributes, record)
 
 
-def _read_counts(attributes: dict[str, Any], record: UsageRecord) -> None:
+def _read_counts(attributes: dict[str, object], record: UsageRecord) -> None:
     given, returned = _one_of(attributes, _INPUT), _one_of(attributes, _OUTPUT)
     if record.operation == Operation.EMBEDDINGS and returned is None and given is not None:
         returned = 0
@@ -98,7 +98,7 @@ def _read_counts(attributes: dict[str, Any], record: UsageRecord) -> None:
     check_record(record, _NAMES)
 
 
-def _one_of(attributes: dict[str, Any], spellings: tuple[str, ...]) -> int | None:
+def _one_of(attributes: dict[str, object], spellings: tuple[str, ...]) -> int | None:
     """The count under any of its spellings; those that are given must agree."""
     found: int | None = None
     first = ""

@@ -11,7 +11,6 @@ import enum
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Context, Decimal
-from typing import Any
 
 import msgspec
 
@@ -19,7 +18,7 @@ from llm_cost_ops.normalizers.errors import PayloadError
 from llm_cost_ops.wire.decimals import from_text
 
 __all__ = [
-    "LARGEST",
+    "MAX_NUMBER",
     "as_mapping",
     "count",
     "counted",
@@ -34,7 +33,7 @@ __all__ = [
     "text",
 ]
 
-LARGEST = 2**63 - 1
+MAX_NUMBER = 2**63 - 1
 _MAX_DIGITS = 19
 # Times before this are none: a server sent the seconds since it started.
 _EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
@@ -50,7 +49,7 @@ _WIDE = Context(prec=80)
 _FINEST = 400
 
 
-def shallow(value: Any) -> dict[str, Any] | None:
+def shallow(value: object) -> dict[str, object] | None:
     """The fields of an object as a dict, its values untouched; None when it has no fields."""
     if isinstance(value, Mapping):
         return dict(value)
@@ -73,7 +72,7 @@ def shallow(value: Any) -> dict[str, Any] | None:
     return {name: item for name, item in vars(value).items() if not name.startswith("_")}
 
 
-def as_mapping(value: Any, path: str = "") -> dict[str, Any]:
+def as_mapping(value: object, path: str = "") -> dict[str, object]:
     """`value` as a dict; PayloadError when it is neither a mapping nor an object with fields."""
     if type(value) is dict:
         return value
@@ -83,7 +82,7 @@ def as_mapping(value: Any, path: str = "") -> dict[str, Any]:
     return found
 
 
-def section(payload: dict[str, Any], key: str, path: str) -> dict[str, Any] | None:
+def section(payload: dict[str, object], key: str, path: str) -> dict[str, object] | None:
     """The object at `key` as a dict; None when it is absent, null or not sent."""
     value = payload.get(key)
     if value is None or type(value) is dict:
@@ -93,7 +92,7 @@ def section(payload: dict[str, Any], key: str, path: str) -> dict[str, Any] | No
     return as_mapping(value, path)
 
 
-def items(payload: dict[str, Any], key: str, path: str) -> list[dict[str, Any]]:
+def items(payload: dict[str, object], key: str, path: str) -> list[dict[str, object]]:
     """The list of objects at `key`; empty when it is absent or null."""
     value = payload.get(key)
     if value is None or type(value).__name__ in _NOT_SENT:
@@ -105,23 +104,23 @@ def items(payload: dict[str, Any], key: str, path: str) -> list[dict[str, Any]]:
     return [as_mapping(item, f"{path}[{index}]") for index, item in enumerate(value)]
 
 
-def has(fields: dict[str, Any], key: str) -> bool:
+def has(fields: dict[str, object], key: str) -> bool:
     """Whether something is stated at `key`: SDK objects have every key, with null where nothing is."""
     value = fields.get(key)
     return value is not None and type(value).__name__ not in _NOT_SENT
 
 
-def counted(fields: dict[str, Any], key: str, path: str) -> int | None:
+def counted(fields: dict[str, object], key: str, path: str) -> int | None:
     """The count at `key`; None when it is absent or null, which is not 0 but not stated."""
     value = fields.get(key)
-    if type(value) is int and 0 <= value <= LARGEST:
+    if type(value) is int and 0 <= value <= MAX_NUMBER:
         return value
     if value is None or type(value).__name__ in _NOT_SENT:
         return None
     return _unusual_count(value, f"{path}.{key}")
 
 
-def count(fields: dict[str, Any], key: str, path: str) -> int:
+def count(fields: dict[str, object], key: str, path: str) -> int:
     """The count at `key`, 0 when it is absent or null.
 
     Floats that are whole numbers are counts too (Cohere sends them), and so are digits as text
@@ -129,14 +128,14 @@ def count(fields: dict[str, Any], key: str, path: str) -> int:
     0 to 2^63 - 1 raises PayloadError.
     """
     value = fields.get(key)
-    if type(value) is int and 0 <= value <= LARGEST:
+    if type(value) is int and 0 <= value <= MAX_NUMBER:
         return value
     if value is None:
         return 0
     return _unusual_count(value, f"{path}.{key}")
 
 
-def _unusual_count(value: Any, path: str) -> int:
+def _unusual_count(value: object, path: str) -> int:
     if type(value).__name__ in _NOT_SENT:
         return 0
     if isinstance(value, str) and len(value) <= _MAX_DIGITS and value.isascii() and value.isdigit():
@@ -147,14 +146,14 @@ def _unusual_count(value: Any, path: str) -> int:
         raise PayloadError(path, f"expected a count, got {value}")
     if value < 0:
         raise PayloadError(path, f"a count cannot be negative, got {value}")
-    if value > LARGEST:
+    if value > MAX_NUMBER:
         raise PayloadError(path, f"a count cannot exceed 2^63 - 1, got {value}")
     if value != int(value):
         raise PayloadError(path, f"a count cannot have a fraction, got {value}")
     return int(value)
 
 
-def text(fields: dict[str, Any], key: str) -> str:
+def text(fields: dict[str, object], key: str) -> str:
     """The string at `key`, the name of an enum member there, or ""."""
     value = fields.get(key)
     if type(value) is str:
@@ -164,7 +163,7 @@ def text(fields: dict[str, Any], key: str) -> str:
     return value if isinstance(value, str) else ""
 
 
-def moment(value: Any, path: str) -> datetime | None:
+def moment(value: object, path: str) -> datetime | None:
     """A Unix time in seconds, an RFC 3339 string or a datetime, as a datetime in UTC.
 
     None and 0 mean that it was not given. A time without a zone is UTC.
@@ -183,7 +182,7 @@ def moment(value: Any, path: str) -> datetime | None:
     raise PayloadError(path, f"expected a time, got {type(value).__name__}")
 
 
-def created_at(value: Any) -> datetime | None:
+def created_at(value: object) -> datetime | None:
     """The time that a payload states for itself; None where it is none.
 
     Servers send milliseconds, digits as text, or a clock that does not count from 1970. The counts
@@ -208,7 +207,7 @@ def _utc(value: datetime) -> datetime:
     return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
 
 
-def money(value: Any, path: str) -> Decimal | None:
+def money(value: object, path: str) -> Decimal | None:
     """An amount from a number or a decimal string, to 18 places; None when it was not given.
 
     Binary floats are read as they print, so 0.1 is exactly 0.1.
@@ -224,17 +223,17 @@ def money(value: Any, path: str) -> Decimal | None:
     return amount
 
 
-def duration_ms(value: Any, path: str) -> int:
+def duration_ms(value: object, path: str) -> int:
     """Seconds, as a number or a decimal string, in whole milliseconds (half to even); 0 if not given."""
     seconds = _decimal(value, path)
     if seconds is None:
         return 0
-    if seconds > LARGEST // 1000:
+    if seconds > MAX_NUMBER // 1000:
         raise PayloadError(path, f"a duration cannot exceed 2^63 - 1 ms, got {value!r:.40} s")
     return int(_WIDE.multiply(seconds, 1000).to_integral_value(context=_WIDE))
 
 
-def _decimal(value: Any, path: str) -> Decimal | None:
+def _decimal(value: object, path: str) -> Decimal | None:
     if value is None or type(value).__name__ in _NOT_SENT:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float, Decimal, str)):

@@ -6,7 +6,7 @@ usage: they are counted from the output items.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import Operation, Outcome
 from llm_cost_ops.normalizers.checks import check_record, check_total, fit_details
@@ -49,7 +49,7 @@ _CALLS = {
 }
 
 
-def read_responses(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_responses(payload: dict[str, object], record: UsageRecord) -> None:
     """A response object of the Responses API."""
     record.operation = _CHAT
     set_identity(record, payload, "created_at")
@@ -71,7 +71,7 @@ def read_responses(payload: dict[str, Any], record: UsageRecord) -> None:
     check_record(record, NAMES)
 
 
-def _read_tokens(usage: dict[str, Any], record: UsageRecord) -> bool:
+def _read_tokens(usage: dict[str, object], record: UsageRecord) -> bool:
     """False when input or output is not stated and does not follow from the total."""
     total = counted(usage, "total_tokens", "usage")
     given, returned = counted(usage, "input_tokens", "usage"), counted(usage, "output_tokens", "usage")
@@ -96,7 +96,7 @@ def _read_tokens(usage: dict[str, Any], record: UsageRecord) -> bool:
     return True
 
 
-def _count_calls(payload: dict[str, Any], record: UsageRecord) -> None:
+def _count_calls(payload: dict[str, object], record: UsageRecord) -> None:
     if not payload.get("output"):
         return
     preview = _is_preview(payload, record.model_id)
@@ -127,20 +127,20 @@ def _count_calls(payload: dict[str, Any], record: UsageRecord) -> None:
         set_meter(record, meter, 1)
 
 
-def _is_preview(payload: dict[str, Any], model: str) -> bool:
+def _is_preview(payload: dict[str, object], model: str) -> bool:
     """Whether searches are web_search_preview's with a model that does not reason: they cost more."""
     return model.rpartition("/")[2].startswith(("gpt-4o", "gpt-4.1")) and any(
         text(tool, "type").startswith("web_search_preview") for tool in items(payload, "tools", "tools")
     )
 
 
-def _is_search(item: dict[str, Any]) -> bool:
+def _is_search(item: dict[str, object]) -> bool:
     """Opening a page and finding something in it are calls too, but only searches are billed."""
     action = section(item, "action", "output.action")
     return action is None or text(action, "type") in ("", "search")
 
 
-def _read_cost(usage: dict[str, Any], record: UsageRecord) -> None:
+def _read_cost(usage: dict[str, object], record: UsageRecord) -> None:
     cost = usage["cost"]
     if isinstance(cost, dict):
         record.reported_cost = money(cost.get("total_cost"), "usage.cost.total_cost")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import msgspec
 
@@ -23,7 +23,7 @@ class Streamed(NamedTuple):
     complete: bool
 
 
-def is_stream(response: object) -> bool:
+def is_stream(response: object) -> TypeGuard[Iterable[object]]:
     """Whether this is a list or an iterator of events, not a response."""
     return (
         isinstance(response, (list, tuple))
@@ -43,7 +43,7 @@ def _is_iterable(response: object) -> bool:
     )
 
 
-def fold(events: Iterable[Any]) -> Streamed:
+def fold(events: Iterable[object]) -> Streamed:
     """One payload from the events of any provider, given as dicts, SDK objects or parsed SSE.
 
     PayloadError when the events are of more than one response.
@@ -54,7 +54,7 @@ def fold(events: Iterable[Any]) -> Streamed:
     return found[0]
 
 
-def fold_all(events: Iterable[Any]) -> list[Streamed]:
+def fold_all(events: Iterable[object]) -> list[Streamed]:
     """The payloads of all responses in the events, in order; at least one."""
     states = [_State()]
     for index, event in enumerate(events):
@@ -73,7 +73,7 @@ class _AnotherResponseError(Exception):
     """The event begins, or ends, a response after one that is complete."""
 
 
-def _data(event: Any, index: int) -> dict[str, Any]:
+def _data(event: object, index: int) -> dict[str, object]:
     """The data of an event: itself, or what its SSE field `data` holds."""
     fields = as_mapping(event, f"[{index}]")
     chunk = fields.get("chunk")
@@ -100,7 +100,7 @@ class _State:
         self._responses = 0
         self._counted = ""
 
-    def take(self, event: dict[str, Any]) -> None:
+    def take(self, event: dict[str, object]) -> None:
         kind = text(event, "type")
         if "serverContent" in event or "server_content" in event:
             if event.get("usageMetadata") or event.get("usage_metadata"):
@@ -134,11 +134,11 @@ class _State:
         elif kind in ("", "message-start", "speech.audio.done", "transcript.text.done") or "usage" in event:
             self._merge(event)
 
-    def _merge(self, fields: dict[str, Any]) -> None:
+    def _merge(self, fields: dict[str, object]) -> None:
         """Later events win, but what they leave empty stays."""
         self.payload.update((key, value) for key, value in fields.items() if value not in _EMPTY)
 
-    def _take_chunk(self, event: dict[str, Any]) -> None:
+    def _take_chunk(self, event: dict[str, object]) -> None:
         """Chunks of chat: usage under another id than the usage before is another call's."""
         if event.get("usage"):
             response_id = text(event, "id")
@@ -147,7 +147,7 @@ class _State:
             self._counted = response_id or self._counted
         self._merge(event)
 
-    def _start_message(self, event: dict[str, Any]) -> None:
+    def _start_message(self, event: dict[str, object]) -> None:
         """Anthropic's first event has the input; the output is final with the last message_delta only."""
         message = as_mapping(event.get("message"), "message")
         usage = section(message, "usage", "message.usage") or {}
@@ -156,7 +156,7 @@ class _State:
         self.api = "anthropic.messages"
         self.complete = False
 
-    def _update_usage(self, event: dict[str, Any]) -> None:
+    def _update_usage(self, event: dict[str, object]) -> None:
         usage = section(event, "usage", "usage")
         if usage is not None:
             # The counts are cumulative: they replace, they do not add up.
@@ -171,7 +171,7 @@ class _State:
             self.api = "anthropic.messages"
             self.complete = True
 
-    def _take_response(self, event: dict[str, Any], kind: str) -> None:
+    def _take_response(self, event: dict[str, object], kind: str) -> None:
         response = section(event, "response", "response")
         if response is None:
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from llm_cost_ops._gen.messages import Operation, Outcome, UsageQuality, UsageRecord
 from llm_cost_ops.normalizers import chat, dialects, media, mistral
@@ -25,6 +25,10 @@ from llm_cost_ops.normalizers.vercel import read_vercel
 from llm_cost_ops.normalizers.wrappers import unwrap
 from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.rules.usage import total_tokens
+from llm_cost_ops.wire.coerce import texts
+
+if TYPE_CHECKING:
+    from llm_cost_ops._gen.resources import UsageRecordFields
 
 __all__ = ["APIS", "usage_from_response", "usages_from_response"]
 
@@ -75,17 +79,12 @@ _FIELDS = frozenset(UsageRecord.__struct_fields__) - {"unknown_"}
 
 
 def usage_from_response(
-    response: Any,
-    *,
-    provider: str | None = None,
-    api: str | None = None,
-    organization_id: str = "",
-    **fields: Any,
+    response: object, *, api: str | None = None, **fields: Unpack[UsageRecordFields]
 ) -> UsageRecord:
     """The usage that a provider's response states, as a record ready to submit.
 
     `response` is a dict, an SDK's object, a list or iterator of streamed events (which it exhausts),
-    or a dict of OpenTelemetry gen_ai.* attributes. `api` is one of `APIS` and `provider` any name;
+    or a dict of OpenTelemetry gen_ai.* attributes. `api` is one of `APIS` and `provider=` any name;
     what is not given is told from the payload's shape. What neither says stays empty: Bedrock's and
     Cohere's responses do not name the model, so pass `model_id=`.
 
@@ -97,21 +96,16 @@ def usage_from_response(
     Raises PayloadError, with `path`, when the payload contradicts itself or has no known shape;
     ValueError for an unknown `api`; TypeError for a field that UsageRecord has not.
     """
-    _check_fields(fields)
+    provider, organization_id, given = _given(fields)
     if type(response) is dict or not is_stream(response):
         payload, stream_api, complete = as_mapping(response), "", True
     else:
         payload, stream_api, complete = fold(response)
-    return _read(payload, stream_api, complete, provider, api, organization_id, fields)
+    return _read(payload, stream_api, complete, provider, api, organization_id, given)
 
 
 def usages_from_response(
-    response: Any,
-    *,
-    provider: str | None = None,
-    api: str | None = None,
-    organization_id: str = "",
-    **fields: Any,
+    response: object, *, api: str | None = None, **fields: Unpack[UsageRecordFields]
 ) -> list[UsageRecord]:
     """As `usage_from_response`, for all billed calls that a response or a list of events holds.
 
@@ -119,18 +113,18 @@ def usages_from_response(
     a live session and the responses of several streams each give a record. Further records of one
     response have its idempotency key with their number after it.
     """
-    _check_fields(fields)
+    provider, organization_id, given = _given(fields)
     if type(response) is dict or not is_stream(response):
         found = [("", True, as_mapping(response))]
     else:
         found = [(streamed.api, streamed.complete, streamed.payload) for streamed in fold_all(response)]
     records: list[UsageRecord] = []
     for stream_api, complete, payload in found:
-        first = _read(payload, stream_api, complete, provider, api, organization_id, fields)
+        first = _read(payload, stream_api, complete, provider, api, organization_id, given)
         parts = _parts(payload)
         if first.meters.get("other_model_calls") and parts:
             del first.meters["other_model_calls"]
-            kept = {name: value for name, value in fields.items() if name not in _OF_THE_FIRST}
+            kept = {name: value for name, value in given.items() if name not in _OF_THE_FIRST}
             others = [
                 _read(
                     part, "", True, first.provider, None, organization_id, {**kept, "model_id": part["model"]}
@@ -151,26 +145,29 @@ def usages_from_response(
 _OF_THE_FIRST = frozenset({"model_id", "id", "idempotency_key", "reported_cost", "meters"})
 
 
-def _parts(payload: dict[str, Any]) -> list[dict[str, Any]]:
+def _parts(payload: dict[str, object]) -> list[dict[str, object]]:
     breakdown = section(payload, "usage_breakdown", "usage_breakdown")
     if breakdown is not None:
         return items(breakdown, "models", "usage_breakdown.models")
     return advisor_messages(payload) if payload.get("type") == "message" else []
 
 
-def _check_fields(fields: dict[str, Any]) -> None:
-    if fields and not fields.keys() <= _FIELDS:
-        raise TypeError(f"UsageRecord has no field {min(fields.keys() - _FIELDS)!r}")
+def _given(fields: UsageRecordFields) -> tuple[str | None, str, dict[str, object]]:
+    """The provider and the organization, and what else was given."""
+    given: dict[str, Any] = {**fields}
+    if given and not given.keys() <= _FIELDS:
+        raise TypeError(f"UsageRecord has no field {min(given.keys() - _FIELDS)!r}")
+    return given.pop("provider", None), given.pop("organization_id", ""), given
 
 
 def _read(
-    payload: dict[str, Any],
+    payload: dict[str, object],
     stream_api: str,
     complete: bool,
     provider: str | None,
     api: str | None,
     organization_id: str,
-    fields: dict[str, Any],
+    fields: dict[str, object],
 ) -> UsageRecord:
     model = fields.get("model_id")
     record = UsageRecord(organization_id=organization_id, model_id=model if isinstance(model, str) else "")
@@ -208,7 +205,7 @@ _PROVIDERS = frozenset(provider for provider, _ in _NORMALIZERS.values() if prov
 
 
 def _normalize(
-    payload: dict[str, Any], record: UsageRecord, provider: str | None, api: str | None, found: str
+    payload: dict[str, object], record: UsageRecord, provider: str | None, api: str | None, found: str
 ) -> None:
     # Who calls and names an API means its provider; a stream of a shared API leaves it open.
     stated = bool(api) or (found == "openai.chat" and not payload)
@@ -251,6 +248,8 @@ def _set_fields(record: UsageRecord, fields: dict[str, Any]) -> None:
             value = moment(value, name)
         elif name == "reported_cost":
             value = money(value, name)
+        elif name == "tags":
+            value = texts(value)
         setattr(record, name, value)
     if ("input_tokens" in fields or "output_tokens" in fields) and "total_tokens" not in fields:
         record.total_tokens = total_tokens(record)

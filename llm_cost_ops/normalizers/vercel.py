@@ -23,12 +23,12 @@ _NAMES = {
 }
 
 
-def is_vercel(usage: dict[str, Any]) -> bool:
+def is_vercel(usage: dict[str, object]) -> bool:
     """Whether these are the SDK's names; inputTokens and outputTokens alone are Bedrock's too."""
     return any(has(usage, key) for key in _OWN) or isinstance(usage.get("inputTokens"), dict)
 
 
-def read_vercel(payload: dict[str, Any], record: UsageRecord) -> None:
+def read_vercel(payload: dict[str, object], record: UsageRecord) -> None:
     """A result of generateText, or its `usage` beside a model."""
     record.operation = Operation.CHAT
     set_identity(record, payload)
@@ -59,7 +59,7 @@ def read_vercel(payload: dict[str, Any], record: UsageRecord) -> None:
     check_record(record, _NAMES)
 
 
-def _side(usage: dict[str, Any], side: str, before: str) -> tuple[dict[str, Any], int | None]:
+def _side(usage: dict[str, Any], side: str, before: str) -> tuple[dict[str, object], int | None]:
     """The details and the total of one side; a provider's own usage has both in one object."""
     key = f"{side}Tokens"
     if isinstance(usage.get(key), dict):

@@ -22,7 +22,7 @@ class Unwrapped(NamedTuple):
     outcome: Outcome = Outcome.UNSPECIFIED
 
 
-def is_wrapper(payload: dict[str, Any]) -> bool:
+def is_wrapper(payload: dict[str, object]) -> bool:
     """Whether a provider wrapped a response in this, rather than the caller."""
     if "custom_id" in payload and ("response" in payload or "result" in payload):
         return True
@@ -31,7 +31,7 @@ def is_wrapper(payload: dict[str, Any]) -> bool:
     return text(payload, "type").startswith("response.") or "key" in payload or "processed_time" in payload
 
 
-def unwrap(payload: dict[str, Any]) -> Unwrapped:
+def unwrap(payload: dict[str, object]) -> Unwrapped:
     """The response inside; the payload itself when it is none of the known wrappers.
 
     Requests of a batch that failed are not billed: their counts are 0, their outcome says why.
@@ -54,7 +54,7 @@ def unwrap(payload: dict[str, Any]) -> Unwrapped:
     return Unwrapped(response, "google.generate", "batch")
 
 
-def _anthropic_batch(result: dict[str, Any]) -> Unwrapped:
+def _anthropic_batch(result: dict[str, object]) -> Unwrapped:
     message = section(result, "message", "result.message")
     if message is not None:
         return Unwrapped(message, "anthropic.messages", "batch")
@@ -62,7 +62,7 @@ def _anthropic_batch(result: dict[str, Any]) -> Unwrapped:
     return Unwrapped({}, "anthropic.messages", "batch", outcome)
 
 
-def _openai_batch(response: dict[str, Any]) -> Unwrapped:
+def _openai_batch(response: dict[str, object]) -> Unwrapped:
     body = section(response, "body", "response.body") or {}
     if body.get("error") is not None or not body:
         return Unwrapped({}, "openai.chat", "batch", Outcome.FAILED)

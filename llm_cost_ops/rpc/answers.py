@@ -24,7 +24,7 @@ class _Shape(NamedTuple):
 
     part: str | None
     asked: str | None
-    told: str | None
+    results: str | None
 
 
 @lru_cache(maxsize=1024)
@@ -64,13 +64,13 @@ def _lists(message: type) -> list[str]:
 
 
 @lru_cache(maxsize=1024)
-def _defaults(message: Any) -> tuple[tuple[str, Any], ...]:
+def _defaults(message: Any) -> tuple[tuple[str, object], ...]:
     empty = message()
     names = (field.name for field in msgspec.structs.fields(message))
     return tuple((name, getattr(empty, name)) for name in names if name not in _BESIDE | {"unknown_"})
 
 
-def empty_message(method: MethodDescriptor[Any, Any], response: Any) -> str:
+def empty_message(method: MethodDescriptor[Any, Any], response: object) -> str:
     """What a message of a stream of answers lacks, in words; empty when it lacks nothing."""
     part = response
     name = method.unwrap or (method.http.response_body if method.http is not None else None)
@@ -79,7 +79,7 @@ def empty_message(method: MethodDescriptor[Any, Any], response: Any) -> str:
     return f"it has nothing of what {method.name} answers with" if _says_nothing(part) else ""
 
 
-def _says_nothing(message: Any) -> bool:
+def _says_nothing(message: object) -> bool:
     """Whether every field that this version knows has its default; what stands beside an answer is none."""
     if message is None:
         return True
@@ -90,7 +90,7 @@ def _says_nothing(message: Any) -> bool:
 
 
 def missing_answer(
-    method: MethodDescriptor[Any, Any], request: Any, response: Any, body: bytes | None = None
+    method: MethodDescriptor[Any, Any], request: object, response: object, body: bytes | None = None
 ) -> str:
     """What a success lacks, in words; empty when it lacks nothing.
 
@@ -105,10 +105,10 @@ def missing_answer(
     stated = inside and _may_change_nothing(method) if body is None else _stated(method, body)
     if _says_nothing(part) and not stated:
         return f"it has nothing of what {method.name} answers with"
-    if shape.asked is not None and shape.told is not None:
-        asked, told = len(getattr(request, shape.asked)), len(getattr(part, shape.told))
-        if asked != told:
-            return f"it has {told} {shape.told} for {asked} {shape.asked}"
+    if shape.asked is not None and shape.results is not None:
+        asked, answered = len(getattr(request, shape.asked)), len(getattr(part, shape.results))
+        if asked != answered:
+            return f"it has {answered} {shape.results} for {asked} {shape.asked}"
     return ""
 
 

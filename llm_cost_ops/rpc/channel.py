@@ -11,22 +11,22 @@ from collections.abc import (
     Generator,
     Iterable,
     Mapping,
-    Sequence,
 )
 from contextlib import aclosing
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.ids import uuid7
-from llm_cost_ops.rpc.interceptor import StreamContinuation, Transport, compose
+from llm_cost_ops.rpc.interceptor import Interceptors, StreamContinuation, Transport, compose
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.method import MethodDescriptor
 from llm_cost_ops.rpc.pager import AsyncPager, Pager
+from llm_cost_ops.rpc.raw import RawResponse
 from llm_cost_ops.rpc.runtime import AsyncRuntime, Runtime, SyncRuntime, drive
-from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, client_closed
+from llm_cost_ops.rpc.status import RpcError, StatusCode, client_closed, invalid_argument
 from llm_cost_ops.rpc.streams import Requests, driven
 
-__all__ = ["UNSET", "AsyncChannel", "Channel", "RawResponse"]
+__all__ = ["UNSET", "AsyncChannel", "Channel"]
 
 
 Req = TypeVar("Req")
@@ -54,7 +54,7 @@ class _Core:
     def __init__(
         self,
         transport: Transport,
-        interceptors: Sequence[Any],
+        interceptors: Interceptors,
         runtime: Runtime,
         *,
         timeout: float | None,
@@ -76,7 +76,7 @@ class _Core:
             for name in ("unary_stream", "stream_stream")
         }
 
-    def changed(self, interceptors: Sequence[Any], timeout: float | None, metadata: Metadata) -> _Core:
+    def changed(self, interceptors: Interceptors, timeout: float | None, metadata: Metadata) -> _Core:
         """The same transport under another chain, with other defaults."""
         return _Core(
             self.transport,
@@ -88,7 +88,12 @@ class _Core:
         )
 
     def begin(
-        self, method: MethodDescriptor[Any, Any], timeout: Any, headers: Any, retry: Any, key: str
+        self,
+        method: MethodDescriptor[Any, Any],
+        timeout: float | None,
+        headers: Mapping[str, str] | None,
+        retry: object,
+        key: str,
     ) -> CallContext:
         if self._closable.closed:
             raise client_closed()
@@ -112,9 +117,9 @@ class _Core:
         self,
         method: MethodDescriptor[Req, Res],
         request: Req,
-        timeout: Any = UNSET,
-        headers: Any = None,
-        retry: Any = UNSET,
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: object = UNSET,
         idempotency_key: str = "",
     ) -> Any:
         try:
@@ -128,7 +133,12 @@ class _Core:
         return RawResponse(response, returned, context) if self.raw else returned
 
     async def unary_stream(
-        self, method: MethodDescriptor[Req, Res], request: Req, timeout: Any, headers: Any, retry: Any
+        self,
+        method: MethodDescriptor[Req, Res],
+        request: Req,
+        timeout: float | None,
+        headers: Mapping[str, str] | None,
+        retry: Any,
     ) -> AsyncGenerator[Any, None]:
         try:
             context = self.begin(method, timeout, headers, retry, "")
@@ -147,9 +157,9 @@ class _Core:
         self,
         method: MethodDescriptor[Req, Res],
         requests: Iterable[Req] | AsyncIterable[Req],
-        timeout: Any,
-        headers: Any,
-        retry: Any,
+        timeout: float | None,
+        headers: Mapping[str, str] | None,
+        retry: object,
         idempotency_key: str,
     ) -> AsyncGenerator[Any, None]:
         def prepare(request: Req, index: int) -> Req:
@@ -173,7 +183,7 @@ class _Core:
             raise self.public_error(error) from error.__cause__
 
 
-def _until_the_deadline(transport: Any, name: str) -> StreamContinuation:
+def _until_the_deadline(transport: Any, name: str) -> StreamContinuation[Any, Any]:
     """The transport's stream, which ends with an error where its reader takes longer than the deadline."""
     begin = getattr(transport, name, None)
 
@@ -188,7 +198,7 @@ def _until_the_deadline(transport: Any, name: str) -> StreamContinuation:
     return stream
 
 
-def _seconds(timeout: Any) -> float | None:
+def _seconds(timeout: float | None) -> float | None:
     """A timeout in seconds, None for none."""
     if timeout is None:
         return None
@@ -201,20 +211,15 @@ def _same(error: RpcError) -> Exception:
     return error
 
 
-def _invalid(field: str, description: str) -> RpcError:
-    return RpcError(
-        StatusCode.INVALID_ARGUMENT,
-        f"{field} {description}",
-        violations=[Violation(field, description)],
-        origin="client",
-    )
+def _invalid(field: str, rule: str) -> RpcError:
+    return invalid_argument(field, rule, origin="client")
 
 
 class _Channel:
     def __init__(
         self,
         transport: Transport,
-        interceptors: Sequence[Any] = (),
+        interceptors: Interceptors = (),
         *,
         runtime: Runtime | None = None,
         timeout: float | None = None,
@@ -239,8 +244,8 @@ class _Channel:
     def derived(
         self,
         *,
-        interceptors: Sequence[Any] | None = None,
-        timeout: Any = UNSET,
+        interceptors: Interceptors | None = None,
+        timeout: float | None = UNSET,
         headers: Mapping[str, str] | None = None,
         raw: bool | None = None,
     ) -> Self:
@@ -274,9 +279,9 @@ class Channel(_Channel):
         self,
         method: MethodDescriptor[Req, Res],
         request: Req,
-        timeout: Any = UNSET,
-        headers: Any = None,
-        retry: Any = UNSET,
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: object = UNSET,
         idempotency_key: str = "",
     ) -> Any:
         """Call a method; what its Python method returns comes back.
@@ -290,9 +295,9 @@ class Channel(_Channel):
         self,
         method: MethodDescriptor[Req, Res],
         request: Req,
-        timeout: Any = UNSET,
-        headers: Any = None,
-        retry: Any = UNSET,
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: object = UNSET,
     ) -> Any:
         """Call a method whose answer is a page; a Pager comes back."""
 
@@ -305,9 +310,9 @@ class Channel(_Channel):
         self,
         method: MethodDescriptor[Req, Res],
         request: Req,
-        timeout: Any = UNSET,
-        headers: Any = None,
-        retry: Any = UNSET,
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: object = UNSET,
     ) -> Generator[Any, None, None]:
         """Call a method that answers with a stream; nothing is sent before the first `next`.
 
@@ -320,9 +325,9 @@ class Channel(_Channel):
         self,
         method: MethodDescriptor[Req, Res],
         requests: Iterable[Req],
-        timeout: Any = UNSET,
-        headers: Any = None,
-        retry: Any = UNSET,
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: object = UNSET,
         idempotency_key: str = "",
     ) -> Generator[Any, None, None]:
         """Call a method with streams both ways, as `unary_stream`.
@@ -350,9 +355,9 @@ class AsyncChannel(_Channel):
         self,
         method: MethodDescriptor[Req, Res],
         request: Req,
-        timeout: Any = UNSET,
-        headers: Any = None,
-        retry: Any = UNSET,
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: object = UNSET,
         idempotency_key: str = "",
     ) -> Any:
         """Call a method; what its Python method returns comes back. As Channel.unary_unary."""
@@ -362,9 +367,9 @@ class AsyncChannel(_Channel):
         self,
         method: MethodDescriptor[Req, Res],
         request: Req,
-        timeout: Any = UNSET,
-        headers: Any = None,
-        retry: Any = UNSET,
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: object = UNSET,
     ) -> Any:
         """Call a method whose answer is a page; an AsyncPager comes back."""
 
@@ -377,9 +382,9 @@ class AsyncChannel(_Channel):
         self,
         method: MethodDescriptor[Req, Res],
         request: Req,
-        timeout: Any = UNSET,
-        headers: Any = None,
-        retry: Any = UNSET,
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: object = UNSET,
     ) -> AsyncGenerator[Any, None]:
         """Call a method that answers with a stream. As Channel.unary_stream."""
         return self.core.unary_stream(method, request, timeout, headers, retry)
@@ -388,9 +393,9 @@ class AsyncChannel(_Channel):
         self,
         method: MethodDescriptor[Req, Res],
         requests: Iterable[Req] | AsyncIterable[Req],
-        timeout: Any = UNSET,
-        headers: Any = None,
-        retry: Any = UNSET,
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: object = UNSET,
         idempotency_key: str = "",
     ) -> AsyncGenerator[Any, None]:
         """Call a method with streams both ways. As Channel.stream_stream."""
@@ -404,38 +409,3 @@ class AsyncChannel(_Channel):
 
 async def _close(transport: Transport) -> None:
     await transport.aclose()
-
-
-T = TypeVar("T")
-
-
-class RawResponse(Generic[T]):
-    """An answer with all that came with it.
-
-    `parsed`, or `data`, is what the method returns without `with_raw_response`; `message` the whole
-    response message. `status` is the HTTP status, or the one that HTTP would have; `headers` what
-    the server sent beside its answer, gRPC's trailers among them. `attempts` counts how often the
-    call was sent, 0 when the cache answered; `waited` is the seconds before attempts.
-    """
-
-    __slots__ = ("attempts", "headers", "message", "parsed", "request_id", "status", "waited")
-
-    def __init__(self, message: Any, parsed: T, context: CallContext) -> None:
-        self.message = message
-        self.parsed = parsed
-        self.status = context.response_status
-        self.headers = context.response_metadata or Metadata()
-        self.attempts = context.attempt
-        self.waited = context.waited
-        self.request_id = context.request_id
-
-    @property
-    def data(self) -> T:
-        """The same as `parsed`."""
-        return self.parsed
-
-    def __repr__(self) -> str:
-        return (
-            f"RawResponse(status={self.status}, attempts={self.attempts}, request_id={self.request_id!r}, "
-            f"headers={self.headers!r}, parsed={self.parsed!r})"
-        )

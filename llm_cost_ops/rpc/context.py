@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -10,7 +10,7 @@ import msgspec
 from llm_cost_ops.rpc.ids import uuid7
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.method import MethodDescriptor
-from llm_cost_ops.rpc.runtime import Runtime
+from llm_cost_ops.rpc.runtime import Runtime, utc_now
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 
 __all__ = ["CallContext"]
@@ -47,7 +47,7 @@ class CallContext(msgspec.Struct):
     def now(self) -> datetime:
         """The moment at which the call is dealt with, in UTC: that of the first question."""
         if self.moment is None:
-            self.moment = datetime.fromtimestamp(self.runtime.now(), UTC)
+            self.moment = utc_now(self.runtime)
         return self.moment
 
     def identify(self) -> str:

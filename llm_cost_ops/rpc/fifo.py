@@ -51,8 +51,8 @@ class CallQueue:
         self._max = float(limit)
         self._window = float(limit)
         self._in_flight = 0
-        # Calls that were in flight when the window was halved: what they are told is no news.
-        self._told = 0
+        # Calls that were in flight when the window was halved: how they end says nothing about the new one.
+        self._before_halving = 0
         self._waiting: deque[_ThreadWaiter | _TaskWaiter] = deque()
 
     @property
@@ -95,11 +95,11 @@ class CallQueue:
         """Give the turn to who waits longest. `refused` says that the server had too many calls."""
         with self._lock:
             self._in_flight -= 1
-            if self._told:
-                self._told -= 1
+            if self._before_halving:
+                self._before_halving -= 1
             elif refused:
                 self._window = max(1.0, self._window / 2)
-                self._told = self._in_flight
+                self._before_halving = self._in_flight
             elif self._window < self._max:
                 self._window = min(self._max, self._window + 1 / self._window)
             while self._waiting and self._in_flight + 1 <= self._window:

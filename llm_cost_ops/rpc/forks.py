@@ -9,10 +9,17 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 from weakref import WeakSet
 
-__all__ = ["FORK_WAIT", "Forgetful", "Quiescent", "forget_in_children", "quiesce_for_forks"]
+__all__ = [
+    "FORK_WAIT",
+    "Forgetful",
+    "PerProcess",
+    "Quiescent",
+    "forget_in_children",
+    "quiesce_for_forks",
+]
 
 FORK_WAIT = 5.0
 """Seconds that a fork waits at most, in all, for what is under way in other threads."""
@@ -52,6 +59,45 @@ def forget_in_children(owner: Forgetful) -> None:
 def quiesce_for_forks(owner: Quiescent) -> None:
     """Have `owner` come to rest before every fork of this process, while it lives."""
     _quiescent.add(owner)
+
+
+T = TypeVar("T")
+
+
+class PerProcess(Generic[T]):
+    """Something that each process makes for itself when it is first asked for, such as connections.
+
+    What a parent made is neither used nor closed in a child, only kept from collection: that would close
+    its sockets in an orderly way, in the middle of what the parent says on them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._made: T | None = None
+        self._of_parents: list[T] = []
+        forget_in_children(self)
+
+    @property
+    def made(self) -> T | None:
+        """What this process made, if it did."""
+        return self._made
+
+    def get(self, make: Callable[[], T]) -> T:
+        """What this process made, or makes now; threads that ask at the same time get the same."""
+        made = self._made
+        if made is None:
+            with self._lock:
+                made = self._made
+                if made is None:
+                    made = self._made = make()
+        return made
+
+    def forget(self) -> None:
+        """In a forked child: leave alone what the parent made."""
+        self._lock = threading.Lock()
+        if self._made is not None:
+            self._of_parents.append(self._made)
+            self._made = None
 
 
 _Owner = TypeVar("_Owner")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable
 from typing import Any
 
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.interceptor import compose
+from llm_cost_ops.rpc.interceptor import Interceptors, compose
 from llm_cost_ops.rpc.method import MethodDescriptor
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 
@@ -24,7 +24,7 @@ class ServiceHandler:
     def __init__(
         self,
         bindings: Iterable[tuple[MethodDescriptor[Any, Any], Any]],
-        interceptors: Sequence[Any] = (),
+        interceptors: Interceptors = (),
     ) -> None:
         self.methods: dict[str, MethodDescriptor[Any, Any]] = {}
         self._chains: dict[str, Any] = {}
@@ -33,18 +33,20 @@ class ServiceHandler:
             self.methods[method.path] = method
             self._chains[method.path] = compose(interceptors, implementation, name)
 
-    def unary_unary(self, request: Any, context: CallContext) -> Awaitable[Any]:
+    def unary_unary(self, request: object, context: CallContext) -> Awaitable[Any]:
         """Answer a unary call, or raise RpcError."""
         chain = self._chains.get(context.method.path) or self._chain(context)
         answer: Awaitable[Any] = chain(request, context)
         return answer
 
-    def unary_stream(self, request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
+    def unary_stream(self, request: object, context: CallContext) -> AsyncGenerator[Any, None]:
         """Answer a call with a stream of responses, or raise RpcError. To be closed by who calls."""
         stream: AsyncGenerator[Any, None] = self._chain(context)(request, context)
         return stream
 
-    def stream_stream(self, requests: AsyncIterator[Any], context: CallContext) -> AsyncGenerator[Any, None]:
+    def stream_stream(
+        self, requests: AsyncIterator[object], context: CallContext
+    ) -> AsyncGenerator[Any, None]:
         """Answer a stream of requests with one of responses, or raise RpcError. To be closed by who calls.
 
         A request that could not be decoded comes with an `error` in its `unknown_`.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 from collections.abc import Callable
 from itertools import count
 from time import time_ns
+
+from llm_cost_ops.rpc.forks import forget_in_children
 
 __all__ = ["uuid7", "uuid7_series"]
 
@@ -54,8 +55,16 @@ def _generator() -> tuple[Callable[[], str], Callable[[], None]]:
 
 uuid7, _begin_anew = _generator()
 
-# A child must not repeat its parent's random bits, nor wait for a lock that a thread of it held.
-os.register_at_fork(after_in_child=_begin_anew)
+
+class _InChildren:
+    """A child must not repeat its parent's random bits, nor wait for a lock that a thread of it held."""
+
+    def forget(self) -> None:
+        _begin_anew()
+
+
+_in_children = _InChildren()
+forget_in_children(_in_children)
 
 
 def uuid7_series() -> Callable[[int, int], str]:

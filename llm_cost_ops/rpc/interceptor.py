@@ -4,21 +4,30 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from llm_cost_ops.rpc.context import CallContext
 
 __all__ = [
+    "AnyInterceptor",
     "Interceptor",
+    "Interceptors",
+    "Req",
+    "Res",
     "StreamContinuation",
+    "StreamStreamInterceptor",
     "StreamingTransport",
     "Transport",
     "UnaryContinuation",
+    "UnaryStreamInterceptor",
     "compose",
 ]
 
-UnaryContinuation = Callable[[Any, CallContext], Awaitable[Any]]
-StreamContinuation = Callable[[Any, CallContext], AsyncGenerator[Any, None]]
+Req = TypeVar("Req")
+Res = TypeVar("Res")
+
+UnaryContinuation = Callable[[Req, CallContext], Awaitable[Res]]
+StreamContinuation = Callable[[Req, CallContext], AsyncGenerator[Res, None]]
 
 
 class Interceptor(Protocol):
@@ -39,10 +48,35 @@ class Interceptor(Protocol):
     of requests. `rpc.streams.AroundStart` makes both of `intercept_unary_unary`.
     """
 
-    async def intercept_unary_unary(
-        self, continuation: UnaryContinuation, request: Any, context: CallContext
-    ) -> Any:
+    def intercept_unary_unary(
+        self, continuation: UnaryContinuation[Req, Res], request: Req, context: CallContext
+    ) -> Awaitable[Res]:
         """Do what is to be done before and after `await continuation(request, context)`."""
+
+
+class UnaryStreamInterceptor(Protocol):
+    """Something around calls that answer with a stream. See Interceptor."""
+
+    def intercept_unary_stream(
+        self, continuation: StreamContinuation[Req, Res], request: Req, context: CallContext
+    ) -> AsyncGenerator[Res, None]:
+        """Yield what `continuation(request, context)` yields, and close it."""
+
+
+class StreamStreamInterceptor(Protocol):
+    """Something around calls with streams both ways. See Interceptor."""
+
+    def intercept_stream_stream(
+        self,
+        continuation: StreamContinuation[AsyncIterable[Req], Res],
+        requests: AsyncIterable[Req],
+        context: CallContext,
+    ) -> AsyncGenerator[Res, None]:
+        """Yield what `continuation(requests, context)` yields, and close it."""
+
+
+AnyInterceptor = Interceptor | UnaryStreamInterceptor | StreamStreamInterceptor
+Interceptors = Sequence[AnyInterceptor]
 
 
 class Transport(Protocol):
@@ -69,7 +103,7 @@ class StreamingTransport(Transport, Protocol):
 
 
 def compose(
-    interceptors: Sequence[Any], end: Callable[..., Any], name: str = "intercept_unary_unary"
+    interceptors: Interceptors, end: Callable[..., Any], name: str = "intercept_unary_unary"
 ) -> Callable[..., Any]:
     """Wrap `end` in the interceptors that have the method `name`, the first outermost."""
     chain = end

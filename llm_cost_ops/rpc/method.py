@@ -69,7 +69,7 @@ class MessageCodec(Generic[M]):
         self.decode_json = decode_json
         self.validate = validate
 
-    def _load(self, protobuf: str, way: str, value: Any) -> Any:
+    def _load(self, protobuf: str, way: str, value: object) -> Any:
         module, _, name = protobuf.partition(":")
         functions = import_module(module)
         self.encode = getattr(functions, f"encode_{name}")

@@ -27,7 +27,7 @@ class _Pages(Generic[Res, Item]):
     __slots__ = ("_ask", "_first", "_public_error", "_request")
 
     def __init__(
-        self, ask: Callable[[Any], Any], request: Any, public_error: Callable[[RpcError], Exception]
+        self, ask: Callable[[Any], Any], request: object, public_error: Callable[[RpcError], Exception]
     ) -> None:
         self._ask = ask
         self._request = request
@@ -84,7 +84,7 @@ class Pager(_Pages[Res, Item]):
     __slots__ = ()
 
     def __init__(
-        self, ask: Callable[[Any], Res], request: Any, public_error: Callable[[RpcError], Exception]
+        self, ask: Callable[[Any], Res], request: object, public_error: Callable[[RpcError], Exception]
     ) -> None:
         super().__init__(ask, request, public_error)
         self._first = ask(request)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from llm_cost_ops.rpc.batches import IdleTimeout, batches_in_asyncio, batches_inline
@@ -19,7 +20,15 @@ if TYPE_CHECKING:
 # asyncio is imported where it is used: it brings ssl, which a sync embedded client has no use for, and a
 # fifth of the time that importing this package takes.
 
-__all__ = ["AsyncRuntime", "ForeignAwaitError", "Runtime", "SyncRuntime", "drive", "foreign_await"]
+__all__ = [
+    "AsyncRuntime",
+    "ForeignAwaitError",
+    "Runtime",
+    "SyncRuntime",
+    "drive",
+    "foreign_await",
+    "utc_now",
+]
 
 T = TypeVar("T")
 
@@ -48,7 +57,7 @@ class Runtime(Protocol):
         When sync nothing interrupts it, and it may not suspend.
         """
 
-    async def offload(self, function: Callable[..., T], *args: Any) -> T:
+    async def offload(self, function: Callable[..., T], *args: object) -> T:
         """Run what takes long where it holds nobody up: inline when sync, in a thread under asyncio."""
 
     def batches(
@@ -57,9 +66,14 @@ class Runtime(Protocol):
         """Items in lists of up to `most`; a list goes out at the latest `seconds` after its first item.
 
         Under asyncio up to `most` further items are taken while a list is being dealt with, and builtin
-        TimeoutError is raised when no item comes for `patience()` seconds. When sync nothing interrupts
+        TimeoutError is raised when no item comes for `idle_timeout()` seconds. When sync nothing interrupts
         an iterator that is waited for: what came before goes out after it.
         """
+
+
+def utc_now(runtime: Runtime) -> datetime:
+    """The runtime's wall clock in UTC. Within a call ask `context.now()`, but for a stream that goes on."""
+    return datetime.fromtimestamp(runtime.now(), UTC)
 
 
 class _Clock:
@@ -85,7 +99,7 @@ class SyncRuntime(_Clock):
     async def within(self, awaitable: Awaitable[T], timeout: float | None = None) -> T:
         return await awaitable
 
-    async def offload(self, function: Callable[..., T], *args: Any) -> T:
+    async def offload(self, function: Callable[..., T], *args: object) -> T:
         return function(*args)
 
     def batches(
@@ -117,7 +131,7 @@ class AsyncRuntime(_Clock):
         async with asyncio.timeout(timeout):
             return await awaitable
 
-    async def offload(self, function: Callable[..., T], *args: Any) -> T:
+    async def offload(self, function: Callable[..., T], *args: object) -> T:
         import asyncio
 
         return await asyncio.to_thread(function, *args)

@@ -22,6 +22,8 @@ __all__ = [
     "Violation",
     "client_closed",
     "invalid_argument",
+    "invalid_arguments",
+    "violations_text",
 ]
 
 
@@ -59,7 +61,7 @@ class Violation(NamedTuple):
 
 
 class RpcError(Exception):
-    """A call that failed, as servicers and leaves say it.
+    """A call that failed, as servicers and transports say it.
 
     `origin` tells who said so: "server" when a peer answered with this status, "network" when no
     answer came, "client" when the call was refused before anything was sent. `maybe_applied` is
@@ -119,6 +121,23 @@ STATUS_BY_REASON: dict[str, tuple[StatusCode, int]] = {
 where their codes alone would say that the caller sent too much, or something wrong."""
 
 
+def invalid_argument(field: str, rule: str, *, origin: str = "server") -> RpcError:
+    """The error for one field that broke a rule; the rule reads on from the field's name."""
+    return invalid_arguments([Violation(field, rule)], origin=origin)
+
+
+def invalid_arguments(violations: Sequence[Violation], *, origin: str = "server") -> RpcError:
+    """The error for every rule that was broken; its message names the first twenty."""
+    return RpcError(
+        StatusCode.INVALID_ARGUMENT, violations_text(violations), violations=violations, origin=origin
+    )
+
+
+def violations_text(violations: Sequence[Violation]) -> str:
+    """The first twenty of the violations as one line of text, for a message."""
+    return "; ".join(f"{field} {rule}".strip() for field, rule in violations[:20])
+
+
 def client_closed(*, maybe_applied: bool = False) -> RpcError:
     """The error of a call on a client that was closed: before the call, or while it was under way."""
     return RpcError(
@@ -128,8 +147,3 @@ def client_closed(*, maybe_applied: bool = False) -> RpcError:
         origin="client",
         maybe_applied=maybe_applied,
     )
-
-
-def invalid_argument(field: str, rule: str) -> RpcError:
-    """The error for one field that breaks one rule."""
-    return RpcError(StatusCode.INVALID_ARGUMENT, f"{field} {rule}", violations=[Violation(field, rule)])

@@ -11,7 +11,7 @@ from contextlib import aclosing, suppress
 from typing import Any, Self, TypeVar
 
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.interceptor import StreamContinuation
+from llm_cost_ops.rpc.interceptor import Req, Res, StreamContinuation
 from llm_cost_ops.rpc.runtime import drive, foreign_await
 
 __all__ = ["AroundStart", "Requests", "driven", "step"]
@@ -54,7 +54,7 @@ def step(stream: AsyncIterator[T]) -> T:
     raise foreign_await(awaited)
 
 
-async def _close(stream: AsyncGenerator[Any, None]) -> None:
+async def _close(stream: AsyncGenerator[object, None]) -> None:
     await stream.aclose()
 
 
@@ -66,7 +66,7 @@ class Requests(AsyncIterator[Any]):
     """
 
     def __init__(
-        self, source: Iterable[Any] | AsyncIterable[Any], prepare: Callable[[Any, int], Any]
+        self, source: Iterable[object] | AsyncIterable[object], prepare: Callable[[Any, int], Any]
     ) -> None:
         self._source = source
         self._prepare = prepare
@@ -121,14 +121,14 @@ class AroundStart:
     """
 
     def intercept_unary_stream(
-        self, continuation: StreamContinuation, request: Any, context: CallContext
-    ) -> AsyncGenerator[Any, None]:
+        self, continuation: StreamContinuation[Req, Res], request: Req, context: CallContext
+    ) -> AsyncGenerator[Res, None]:
         """Take a stream of answers through `intercept_unary_unary` up to its first message."""
         return self._around(continuation, request, context)
 
     def intercept_stream_stream(
-        self, continuation: StreamContinuation, requests: Any, context: CallContext
-    ) -> AsyncGenerator[Any, None]:
+        self, continuation: StreamContinuation[Req, Res], requests: Req, context: CallContext
+    ) -> AsyncGenerator[Res, None]:
         """Take streams both ways through `intercept_unary_unary` up to the first answer."""
         return self._around(continuation, requests, context)
 
@@ -136,11 +136,11 @@ class AroundStart:
         """Be told of an error after the first message."""
 
     async def _around(
-        self, continuation: StreamContinuation, request: Any, context: CallContext
-    ) -> AsyncGenerator[Any, None]:
+        self, continuation: StreamContinuation[Req, Res], request: Req, context: CallContext
+    ) -> AsyncGenerator[Res, None]:
         failure: Exception | None = None
 
-        async def begin(request: Any, context: CallContext) -> tuple[Any, AsyncGenerator[Any, None]]:
+        async def begin(request: Any, context: CallContext) -> tuple[object, AsyncGenerator[object, None]]:
             nonlocal failure
             if failure is not None and getattr(request, "spent", False):
                 raise failure

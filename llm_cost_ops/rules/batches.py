@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from llm_cost_ops._gen.messages import (
@@ -18,7 +18,7 @@ from llm_cost_ops._gen.messages import (
 from llm_cost_ops._gen.methods import BATCH_SUBMIT_USAGE
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.interceptor import UnaryContinuation
-from llm_cost_ops.rpc.status import StatusCode, Violation
+from llm_cost_ops.rpc.status import StatusCode, Violation, violations_text
 from llm_cost_ops.rules.requests import check_record
 from llm_cost_ops.wire.unknown import keeps_unknown
 
@@ -35,11 +35,11 @@ class BatchCheck:
     """
 
     async def intercept_unary_unary(
-        self, continuation: UnaryContinuation, request: Any, context: CallContext
+        self, continuation: UnaryContinuation[Any, Any], request: Any, context: CallContext
     ) -> Any:
         if context.method.path != BATCH_SUBMIT_USAGE.path:
             return await continuation(request, context)
-        now = datetime.fromtimestamp(context.runtime.now(), UTC)
+        now = context.now()
         bad = _bad(request, now, keep_unknown=keeps_unknown(context.metadata))
         if not bad:
             return await continuation(request, context)
@@ -82,7 +82,7 @@ def refused(violations: Iterable[Violation], code: StatusCode = StatusCode.INVAL
         status=SubmitStatus.INVALID,
         error=RecordError(
             code=code.name,
-            message="; ".join(f"{field} {rule}".lstrip() for field, rule in broken),
+            message=violations_text(broken),
             violations=[FieldViolation(field=field, description=rule) for field, rule in broken],
         ),
     )

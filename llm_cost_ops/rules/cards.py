@@ -18,7 +18,7 @@ from llm_cost_ops._gen.messages import (
     TimeWindow,
 )
 from llm_cost_ops.exceptions import ValidationError
-from llm_cost_ops.rpc.status import RpcError, Violation
+from llm_cost_ops.rpc.status import RpcError, Violation, violations_text
 from llm_cost_ops.rules.currencies import is_currency
 from llm_cost_ops.rules.meters import METER_NAME, TOKEN_METERS
 from llm_cost_ops.rules.times import parse_end, parse_start
@@ -240,7 +240,7 @@ def overlap_of(card: RateCard, others: Iterable[RateCard]) -> tuple[str, str] | 
     return None
 
 
-def _key(card: RateCard) -> tuple[Any, ...]:
+def _key(card: RateCard) -> tuple[object, ...]:
     windows = tuple((w.start, w.end, w.time_zone, tuple(w.weekdays)) for w in card.windows)
     whose = (card.provider, card.model_id, card.organization_id, card.currency, card.origin)
     return (*whose, card.region, card.service_tier, card.processing, card.speed, windows)
@@ -252,5 +252,5 @@ def card_error(card: RateCard) -> ValidationError:
     check_card(card, "", violations)
     if not violations:
         violations.append(Violation("rates", "must hold valid prices and quantities"))
-    text = "; ".join(f"{field} {rule}" for field, rule in violations)
+    text = violations_text(violations)
     return ValidationError(f"the price card {card.id!r} is not valid: {text}", violations=tuple(violations))

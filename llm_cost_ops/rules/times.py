@@ -7,12 +7,12 @@ in the query's zone; a time without an offset is in UTC, whatever the zone.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
-from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.rpc.status import RpcError, Violation, invalid_argument, invalid_arguments
 
 __all__ = [
     "MAX_BUCKETS",
@@ -21,6 +21,7 @@ __all__ = [
     "Cover",
     "bucket_label",
     "bucket_start",
+    "buckets_around",
     "buckets_between",
     "cover",
     "from_micros",
@@ -73,7 +74,7 @@ def zone_of(name: str, *, field: str = "time_zone") -> ZoneInfo:
         return ZoneInfo(name or "UTC")
     except (ValueError, OSError, KeyError):
         # KeyError is ZoneInfoNotFoundError; paths, folders and control characters give the others.
-        raise _invalid(
+        raise invalid_argument(
             field, f"must be the IANA name of a zone, such as Europe/Berlin, not {name[:64]!r}"
         ) from None
 
@@ -110,12 +111,21 @@ def parse_interval(
             moments.append(_parse(text, zone, field, days=days) if text else None)
         except RpcError as error:
             violations += error.violations
-    if not violations and moments[0] is not None and moments[1] is not None and moments[1] < moments[0]:
+    if not violations and _is_backwards(start, end, moments):
         violations.append(Violation(fields[1], f"must not be before {fields[0]}"))
     if violations:
-        message = "; ".join(f"{field} {rule}" for field, rule in violations)
-        raise RpcError(StatusCode.INVALID_ARGUMENT, message, violations=violations)
+        raise invalid_arguments(violations)
     return moments[0], moments[1]
+
+
+def _is_backwards(start: str, end: str, moments: list[datetime | None]) -> bool:
+    first, behind = moments
+    if first is None or behind is None:
+        return False
+    if not _DATE.fullmatch(end):
+        return behind < first
+    # A date that ends before the start does leaves nothing, not even a moment. But Samoa had no 2011-12-30.
+    return behind < first or (behind == first and start != end)
 
 
 def bucket_start(moment: datetime, interval: str, zone: ZoneInfo) -> datetime:
@@ -157,10 +167,44 @@ def buckets_between(
             if len(buckets) > limit:
                 raise _too_many(interval, limit)
     except (OverflowError, ValueError):
-        raise _invalid(
-            "end_date", "with start_date must leave room for whole buckets in years 1 to 9999"
-        ) from None
+        raise _no_room() from None
     return buckets
+
+
+def buckets_around(
+    numbers: Iterable[int], width: int, interval: str, time_zone: str = "", *, limit: int = MAX_BUCKETS
+) -> list[tuple[datetime, datetime]]:
+    """The buckets that overlap stretches of time; between them there may be gaps.
+
+    The stretches are `width` microseconds long, and their numbers since 1970 are in order. Raises as
+    `buckets_between` does.
+    """
+    buckets: list[tuple[datetime, datetime]] = []
+    for first, last in _runs(numbers):
+        try:
+            low, high = from_micros(first * width), from_micros((last + 1) * width)
+        except OverflowError:
+            raise _no_room() from None
+        if buckets:
+            low = max(low, buckets[-1][1])
+        buckets += buckets_between(low, high, interval, time_zone, limit=limit)
+        if len(buckets) > limit:
+            raise _too_many(interval, limit)
+    return buckets
+
+
+def _runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """The first and the last of each row of numbers without a gap."""
+    first = last = None
+    for number in numbers:
+        if first is None or last is None:
+            first = number
+        elif number != last + 1:
+            yield first, last
+            first = number
+        last = number
+    if first is not None and last is not None:
+        yield first, last
 
 
 def bucket_label(bucket: tuple[datetime, datetime], interval: str, time_zone: str = "") -> str:
@@ -208,13 +252,15 @@ def cover(start: int | None, end: int | None) -> Cover:
     return Cover(rows, quarters, [(dawn, dusk)])
 
 
-def _invalid(field: str, rule: str) -> RpcError:
-    return RpcError(StatusCode.INVALID_ARGUMENT, f"{field} {rule}", violations=[Violation(field, rule)])
-
-
 def _too_many(interval: str, limit: int) -> RpcError:
     rule = f"is more than {limit:,} buckets of one {interval} from start_date: take a shorter period"
-    return _invalid("end_date", rule if interval == "month" else f"{rule}, or longer buckets")
+    return invalid_argument("end_date", rule if interval == "month" else f"{rule}, or longer buckets")
+
+
+def _no_room() -> RpcError:
+    return invalid_argument(
+        "end_date", "with start_date must leave room for whole buckets in years 1 to 9999"
+    )
 
 
 def _parse(text: str, zone: ZoneInfo, field: str, *, days: int) -> datetime:
@@ -225,8 +271,10 @@ def _parse(text: str, zone: ZoneInfo, field: str, *, days: int) -> datetime:
         if found is not None:
             return _time(*found.groups(default=""))
     except (ValueError, OverflowError) as error:
-        raise _invalid(field, f"must be a moment in the years 1 to 9999: {text[:64]!r}: {error}") from None
-    raise _invalid(field, f"must be a date such as 2026-01-31 or an RFC 3339 time, not {text[:64]!r}")
+        raise invalid_argument(
+            field, f"must be a moment in the years 1 to 9999: {text[:64]!r}: {error}"
+        ) from None
+    raise invalid_argument(field, f"must be a date such as 2026-01-31 or an RFC 3339 time, not {text[:64]!r}")
 
 
 def _time(day: str, minutes: str, seconds: str, fraction: str, offset: str) -> datetime:

@@ -11,7 +11,7 @@ import msgspec
 
 from llm_cost_ops._gen.messages import UsageRecord
 from llm_cost_ops.exceptions import ValidationError
-from llm_cost_ops.rpc.status import Violation
+from llm_cost_ops.rpc.status import Violation, violations_text
 from llm_cost_ops.rules.currencies import is_currency
 from llm_cost_ops.rules.meters import METER_NAME, TOKEN_METERS
 from llm_cost_ops.wire.validation import check_between, entry
@@ -208,5 +208,4 @@ def usage_error(record: UsageRecord) -> ValidationError:
     check_usage(record, "", violations)
     if not violations:
         violations.append(Violation("usage", "every count must be a whole number of 0 or more"))
-    text = "; ".join(f"{field} {rule}" for field, rule in violations)
-    return ValidationError(text, violations=tuple(violations))
+    return ValidationError(violations_text(violations), violations=tuple(violations))

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Any
 
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.interceptor import UnaryContinuation
+from llm_cost_ops.rpc.interceptor import Req, Res, UnaryContinuation
 from llm_cost_ops.rpc.runtime import Runtime
 from llm_cost_ops.rpc.status import OVERLOADED, RpcError, StatusCode
 
@@ -43,8 +43,8 @@ class Admission:
         return self.in_flight >= self._limit
 
     async def intercept_unary_unary(
-        self, continuation: UnaryContinuation, request: Any, context: CallContext
-    ) -> Any:
+        self, continuation: UnaryContinuation[Req, Res], request: Req, context: CallContext
+    ) -> Res:
         if context.method.path in self.exempt:
             return await continuation(request, context)
         await self._enter(context)
@@ -54,8 +54,8 @@ class Admission:
             self.in_flight -= 1
 
     async def intercept_unary_stream(
-        self, continuation: Callable[..., AsyncGenerator[Any, None]], request: Any, context: CallContext
-    ) -> AsyncGenerator[Any, None]:
+        self, continuation: Callable[..., AsyncGenerator[Any, None]], request: object, context: CallContext
+    ) -> AsyncGenerator[object, None]:
         await self._enter(context)
         try:
             async with aclosing(continuation(request, context)) as messages:

@@ -17,7 +17,7 @@ from llm_cost_ops._gen.messages import UsageRecord
 from llm_cost_ops._gen.methods import BATCH_SUBMIT_USAGE, GET_ANALYTICS, GET_COST_SUMMARY
 from llm_cost_ops.rpc.method import MessageCodec, MethodDescriptor
 from llm_cost_ops.rpc.runtime import Runtime
-from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.rpc.status import RpcError, StatusCode, invalid_argument
 from llm_cost_ops.rules.requests import MAX_BATCH
 from llm_cost_ops.wire import DecodeError
 from llm_cost_ops.wire.fields import walk
@@ -85,7 +85,7 @@ def too_many_bytes(what: str, limit: int) -> RpcError:
 
 async def decode_protobuf(
     method: MethodDescriptor[Any, Any], data: bytes, limit: int, runtime: Runtime
-) -> Any:
+) -> object:
     """The request in protobuf bytes; an item of a batch may have `limit` of them. Raises DecodeError."""
     if len(data) <= INLINE_BYTES:
         # Ten thousand items take more than that.
@@ -98,7 +98,7 @@ async def decode_protobuf(
 
 async def decode_json(
     codec: MessageCodec[Any], batch: Batch | None, data: bytes, limit: int, runtime: Runtime
-) -> Any:
+) -> object:
     """The message in JSON; each item of a `batch` may have `limit` bytes. Raises DecodeError."""
     if len(data) <= limit:
         # At the speed of C, and in most cases the whole work.
@@ -122,11 +122,11 @@ def _check_values(batch: Batch, data: bytes, more: int = 0) -> None:
         raise DecodeError(rule, batch.field)
 
 
-def _undecoded(batch: Batch, reason: str, path: str = "") -> Any:
+def _undecoded(batch: Batch, reason: str, path: str = "") -> object:
     return batch.item.type(unknown_=Unknown(error=reason, error_field=path))
 
 
-def _protobuf_batch(codec: MessageCodec[Any], batch: Batch, data: bytes, limit: int) -> Any:
+def _protobuf_batch(codec: MessageCodec[Any], batch: Batch, data: bytes, limit: int) -> object:
     found, rest = _protobuf_items(batch, data)
     if len(rest) > limit:
         raise DecodeError(f"may have at most {limit} bytes beside {batch.field}")
@@ -180,7 +180,7 @@ _HEAD = rb'[ \t\r\n]*+\{[ \t\r\n]*+"%s"[ \t\r\n]*+:[ \t\r\n]*+\['
 _MAX_BRACKETS = 2_000_000
 
 
-def _json_batch(codec: MessageCodec[Any], batch: Batch, data: bytes, limit: int) -> Any:
+def _json_batch(codec: MessageCodec[Any], batch: Batch, data: bytes, limit: int) -> object:
     head = re.compile(_HEAD % batch.field.encode()).match(data)
     if head is None:
         if len(data) > limit:
@@ -251,7 +251,7 @@ def _behind(run: re.Pattern[bytes], data: bytes, at: int) -> int:
     raise DecodeError("input data was truncated")
 
 
-def _json_item(batch: Batch, data: bytes, start: int, stop: int, limit: int, index: int) -> Any:
+def _json_item(batch: Batch, data: bytes, start: int, stop: int, limit: int, index: int) -> object:
     if stop - start > limit:
         return _undecoded(batch, f"is longer than {limit} bytes")
     item = data[start:stop]
@@ -270,5 +270,4 @@ def _json_item(batch: Batch, data: bytes, start: int, stop: int, limit: int, ind
 
 def violation_of(error: DecodeError, whole: str) -> RpcError:
     """The error for a request that can't be decoded; `whole` is what the request itself is called."""
-    violation = Violation(error.path or whole, error.reason)
-    return RpcError(StatusCode.INVALID_ARGUMENT, " ".join(violation), violations=[violation])
+    return invalid_argument(error.path or whole, error.reason)

@@ -267,7 +267,7 @@ class _Method:
         grpc_context.set_trailing_metadata(_trailers(str(request_id), context.response_metadata))
         return answered
 
-    async def _request(self, data: bytes) -> Any:
+    async def _request(self, data: bytes) -> object:
         limits = self._limits
         most = max_bytes_of(self._method, limits.max_message_bytes, limits.max_receive_bytes)
         if len(data) > most:
@@ -277,7 +277,7 @@ class _Method:
         except DecodeError as error:
             raise violation_of(error, "the request") from error
 
-    async def _requests(self, incoming: AsyncIterator[bytes]) -> AsyncGenerator[Any, None]:
+    async def _requests(self, incoming: AsyncIterator[bytes]) -> AsyncGenerator[object, None]:
         """The requests of a stream; one that can't be decoded comes in parts."""
         received, slices = 0, Slices(self._runtime)
         async for data in incoming:
@@ -292,7 +292,7 @@ class _Method:
                     await slices.pause()
             await slices.pause()
 
-    async def _part(self, data: bytes) -> Any:
+    async def _part(self, data: bytes) -> object:
         """One field of a message as a request of its own, so that an element of a list harms only itself.
 
         One that can't be decoded says why in its `unknown_`; so does the whole, where it has no fields.
@@ -358,8 +358,8 @@ def _received(context: Context) -> list[tuple[str, str | bytes]]:
     return [(key, value) for key, value in pairs if not key.startswith((":", "grpc-"))]
 
 
-def _trailers(request_id: str, *told: Metadata | None) -> tuple[tuple[str, str | bytes], ...]:
-    pairs = [pair for metadata in told if metadata is not None for pair in metadata]
+def _trailers(request_id: str, *metadatas: Metadata | None) -> tuple[tuple[str, str | bytes], ...]:
+    pairs = [pair for metadata in metadatas if metadata is not None for pair in metadata]
     kept = [pair for pair in pairs if pair[0] != REQUEST_ID_HEADER and not pair[0].startswith("grpc-")]
     return (*kept, (REQUEST_ID_HEADER, request_id))
 
@@ -368,9 +368,11 @@ async def _abort(
     grpc_context: Context, error: RpcError, context: CallContext | None, request_id: str
 ) -> NoReturn:
     message = error.message[:_MAX_MESSAGE]
-    told = _trailers(request_id, error.metadata, None if context is None else context.response_metadata)
+    trailers = _trailers(request_id, error.metadata, None if context is None else context.response_metadata)
     details = write_status(error, message, request_id)
-    await grpc_context.abort(_CODES[int(error.code)], message, (*told, ("grpc-status-details-bin", details)))
+    await grpc_context.abort(
+        _CODES[int(error.code)], message, (*trailers, ("grpc-status-details-bin", details))
+    )
     raise AssertionError("abort raises")
 
 
@@ -415,11 +417,11 @@ class HealthHandler:
     ) -> AsyncIterator[bytes]:
         """The status of a service now, and whenever it changes."""
         service = await _service(request, context)
-        told = 0
+        sent = 0
         while True:
             status = await self._status_of(service)
-            if status != told:
-                told = status
+            if status != sent:
+                sent = status
                 yield number(1, status)
             if self._stopped.is_set():
                 return

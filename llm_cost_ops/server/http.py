@@ -18,7 +18,7 @@ from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.method import Cardinality, MethodDescriptor
 from llm_cost_ops.rpc.runtime import AsyncRuntime, Runtime
 from llm_cost_ops.rpc.slices import Slices
-from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, invalid_argument
 from llm_cost_ops.server.admission import Admission
 from llm_cost_ops.server.decoding import (
     BATCHES,
@@ -194,7 +194,7 @@ class AsgiApp:
         self._runtime = runtime or AsyncRuntime()
         self._router = Router(m for m in handler.methods.values() if m.cardinality in _SERVED)
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: MutableMapping[str, object], receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         elif scope["type"] == "http":
@@ -210,7 +210,7 @@ class AsgiApp:
             await self._close()
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def _http(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def _http(self, scope: MutableMapping[str, object], receive: Receive, send: Send) -> None:
         request = _Request(scope, self._limits)
         try:
             answer = await self._answer(request, receive, send)
@@ -269,7 +269,7 @@ class AsgiApp:
 
     async def _message(
         self, binding: Binding, variables: list[str], request: _Request, receive: Receive
-    ) -> Any:
+    ) -> object:
         if binding.rule.body is None:
             return binding.decode(variables, request.query, b"")
         limits, method = self._limits, binding.method
@@ -308,7 +308,7 @@ class AsgiApp:
         await StreamAnswer(binding, context, send).run(stream, receive)
         return None
 
-    async def _call(self, binding: Binding, message: Any, context: CallContext) -> Answer:
+    async def _call(self, binding: Binding, message: object, context: CallContext) -> Answer:
         context.check_deadline()
         try:
             async with asyncio.timeout(context.remaining()):
@@ -322,7 +322,7 @@ class AsgiApp:
         status = context.response_status or binding.rule.status
         return status, metadata_headers(context.response_metadata), await self._encoded(binding, response)
 
-    async def _encoded(self, binding: Binding, response: Any) -> bytes:
+    async def _encoded(self, binding: Binding, response: object) -> bytes:
         if binding.method.path in UNBOUNDED_ANSWERS:
             return await self._runtime.offload(binding.encode_response, response)
         return binding.encode_response(response)
@@ -335,10 +335,7 @@ def _take_unknown(binding: Binding, request: _Request) -> None:
     pairs = request.query.split("&")
     given = [pair.partition("=")[2] for pair in pairs if pair.startswith("unknown=")]
     if given and (len(given) > 1 or given[0] not in ("keep", "refuse")):
-        rule = "must be given once, as keep or refuse"
-        raise RpcError(
-            StatusCode.INVALID_ARGUMENT, f"unknown {rule}", violations=[Violation("unknown", rule)]
-        )
+        raise invalid_argument("unknown", "must be given once, as keep or refuse")
     if given:
         request.unknown_fields = given[0]
         request.query = "&".join(pair for pair in pairs if not pair.startswith("unknown="))
@@ -394,7 +391,7 @@ def metadata_headers(metadata: Metadata | None) -> list[tuple[str, str]]:
 
 async def messages_of(
     receive: Receive, splitter: LineSplitter, method: MethodDescriptor[Any, Any], runtime: Runtime
-) -> AsyncGenerator[Any, None]:
+) -> AsyncGenerator[object, None]:
     """The messages in the lines of a body, read as they are asked for."""
     lines, slices = Lines(method), Slices(runtime)
     more = True
@@ -415,7 +412,7 @@ async def messages_of(
         raise RpcError(StatusCode.INVALID_ARGUMENT, str(error), violations=violations) from error
 
 
-async def _line(lines: Lines, line: bytes | None, limit: int, runtime: Runtime) -> Any:
+async def _line(lines: Lines, line: bytes | None, limit: int, runtime: Runtime) -> object:
     if line is not None and len(line) > INLINE_BYTES:
         return await runtime.offload(lines.request, line, limit)
     return lines.request(line, limit)
@@ -437,7 +434,7 @@ class StreamAnswer:
         self._piece = 0 if binding.method.cardinality is Cardinality.STREAM_STREAM else _PIECE
         self._begun = False
 
-    async def run(self, stream: AsyncGenerator[Any, None], receive: Receive | None = None) -> None:
+    async def run(self, stream: AsyncGenerator[object, None], receive: Receive | None = None) -> None:
         """Send all that a stream yields, by the deadline.
 
         With `receive`, for a request that has been read to its end, it ends when the client goes away.
@@ -458,7 +455,7 @@ class StreamAnswer:
                 gone.cancel()
         await self._write(tail, more=False)
 
-    async def _messages(self, stream: AsyncGenerator[Any, None], gone: asyncio.Task[None] | None) -> bytes:
+    async def _messages(self, stream: AsyncGenerator[object, None], gone: asyncio.Task[None] | None) -> bytes:
         """Send the messages, and return the bytes that are left for the end."""
         data = bytearray()
         try:

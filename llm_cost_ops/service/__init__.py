@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Collection
 
 from llm_cost_ops._gen.servicers import (
     bind_analytics_service,
@@ -16,6 +15,7 @@ from llm_cost_ops.config import REPORTED_PROVIDERS
 from llm_cost_ops.interceptors.validation import Validation
 from llm_cost_ops.ledger import Ledger, open_ledger
 from llm_cost_ops.rpc.handler import ServiceHandler
+from llm_cost_ops.rpc.interceptor import Interceptors
 from llm_cost_ops.rules.requests import CHECKS
 from llm_cost_ops.service.access.tenancy import Tenancy
 from llm_cost_ops.service.analytics import AnalyticsService
@@ -39,7 +39,7 @@ class Service:
     def __init__(
         self,
         ledger: Ledger,
-        interceptors: Sequence[Any] = (),
+        interceptors: Interceptors = (),
         *,
         reported_providers: Collection[str] = REPORTED_PROVIDERS,
         origin: str = "server",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
 from llm_cost_ops._gen.messages import (
@@ -17,8 +16,9 @@ from llm_cost_ops._gen.messages import (
 )
 from llm_cost_ops.ledger import Ledger
 from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.status import invalid_argument
 from llm_cost_ops.rules.times import buckets_between
-from llm_cost_ops.service.pages import filter_of, invalid, meta_of
+from llm_cost_ops.service.pages import filter_of, meta_of
 from llm_cost_ops.service.sums import Total, average, currency_of, dimensions_of, key_list, summed
 from llm_cost_ops.wire.validation import no_member
 
@@ -49,14 +49,14 @@ class AnalyticsService:
         metrics = request.metrics or _DEFAULT_METRICS
         for name in metrics:
             if name not in _METRICS:
-                raise invalid("metrics", f"{name!r} is none of {', '.join(_METRICS)}")
+                raise invalid_argument("metrics", f"{name!r} is none of {', '.join(_METRICS)}")
         dimensions, _ = dimensions_of(request.group_by, allow_time=False)
         where = filter_of(request)
         assert where.start is not None
-        end = where.end or datetime.fromtimestamp(context.runtime.now(), UTC)
+        end = where.end or context.now()
         interval = Interval.DAY if request.interval == Interval.UNSPECIFIED else request.interval
         if interval not in (Interval.HOUR, Interval.DAY, Interval.WEEK, Interval.MONTH):
-            raise invalid("interval", no_member(interval.value, Interval))
+            raise invalid_argument("interval", no_member(interval.value, Interval))
         currency = currency_of(request.currency)
         buckets = buckets_between(where.start, end, interval.value, request.time_zone)
         rows, plain = await summed(self._ledger, where, dimensions, buckets, context)

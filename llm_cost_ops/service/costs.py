@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from datetime import UTC, datetime
 
 from llm_cost_ops._gen.messages import (
     CostGroup,
@@ -34,7 +33,7 @@ from llm_cost_ops.pricing.cards import card_digest
 from llm_cost_ops.pricing.money import from_units, to_units
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from llm_cost_ops.rules.times import bucket_label, buckets_between, parse_end
+from llm_cost_ops.rules.times import QUARTER, QUARTERS_A_DAY, bucket_label, buckets_around, parse_end
 from llm_cost_ops.service.access.tenancy import organization_of
 from llm_cost_ops.service.pages import filter_of, meta_of
 from llm_cost_ops.service.prices import Prices, catalog_card
@@ -74,7 +73,7 @@ class CostService:
     async def estimate_cost(self, request: EstimateCostRequest, context: CallContext) -> EstimateCostResponse:
         """Price a call that was not made."""
         assert request.usage is not None
-        now = datetime.fromtimestamp(context.runtime.now(), UTC)
+        now = context.now()
         book = await self._prices.refresh(context)
         record = copy.copy(request.usage)
         record.timestamp = now if record.timestamp is None else in_utc(record.timestamp)
@@ -99,8 +98,10 @@ class CostService:
         currency = currency_of(request.currency)
         buckets = None
         if time:
-            span = await self._ledger.sums.span(where, context)
-            buckets = buckets_between(*span, time, request.time_zone) if span else []
+            # Only where there are records: one with a wrong year does not fill the time up to the others.
+            width = QUARTER if time == "hour" else QUARTER * QUARTERS_A_DAY
+            numbers = await self._ledger.sums.occupied(where, width, context)
+            buckets = buckets_around(numbers, width, time, request.time_zone)
         rows, plain = await summed(self._ledger, where, dimensions, buckets, context)
         total = Total()
         for _, _, sums in plain:

@@ -11,23 +11,16 @@ from llm_cost_ops._gen import messages
 from llm_cost_ops._gen.messages import CostStatus, Operation, Pagination, ResponseMeta
 from llm_cost_ops.ledger.types import Filter, Position
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.rpc.status import invalid_argument
 from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.rules.times import parse_interval
 from llm_cost_ops.service.access.tenancy import tenant_of
 from llm_cost_ops.wire.open_enum import OpenEnum
 from llm_cost_ops.wire.validation import no_member
 
-__all__ = ["DEFAULT_PAGE_SIZE", "Page", "filter_of", "invalid", "meta_of"]
+__all__ = ["DEFAULT_PAGE_SIZE", "Page", "filter_of", "meta_of"]
 
 DEFAULT_PAGE_SIZE = 20
-
-
-def invalid(field: str, description: str) -> RpcError:
-    """The error for one field that breaks one rule."""
-    return RpcError(
-        StatusCode.INVALID_ARGUMENT, f"{field} {description}", violations=[Violation(field, description)]
-    )
 
 
 def meta_of(context: CallContext) -> ResponseMeta:
@@ -39,7 +32,7 @@ def _members(field: str, enum: type[OpenEnum], texts: list[str]) -> tuple[str, .
     """The values in a filter. One that is not known would find nothing, but for a number."""
     for text in texts:
         if not enum(text).known and enum(text).number is None:
-            raise invalid(field, no_member(text, enum))
+            raise invalid_argument(field, no_member(text, enum))
     return tuple(enum(text).value for text in texts)
 
 
@@ -49,7 +42,7 @@ def filter_of(request: messages.Filter) -> Filter:
     A field that only a newer version knows may narrow the query: leaving it out would widen it.
     """
     if request.unknown_ and request.unknown_.binary:
-        raise invalid("request", "has a field that this version does not know")
+        raise invalid_argument("request", "has a field that this version does not know")
     start, end = parse_interval(request.start_date, request.end_date, request.time_zone)
     return Filter(
         organization_ids=tuple(request.organization_id),
@@ -91,7 +84,7 @@ class Page:
         tenant = tenant_of(context)
         scope = f"{scope}:{tenant}" if tenant else scope
         if request.cursor and request.page:
-            raise invalid("cursor", "can't go with page")
+            raise invalid_argument("cursor", "can't go with page")
         after = _position(request.cursor, scope) if request.cursor else None
         number = 0 if request.cursor else request.page or 1
         return cls(number, request.page_size or DEFAULT_PAGE_SIZE, after, scope)
@@ -121,7 +114,7 @@ def _position(cursor: str, scope: str) -> Position:
         padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
         found, position = msgspec.json.decode(base64.urlsafe_b64decode(padded), type=tuple[str, str])
     except (ValueError, msgspec.DecodeError):
-        raise invalid("cursor", "is not one that this service gave") from None
+        raise invalid_argument("cursor", "is not one that this service gave") from None
     if found != scope:
-        raise invalid("cursor", "belongs to another list, another order or another API key")
+        raise invalid_argument("cursor", "belongs to another list, another order or another API key")
     return position

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Context, Decimal
 from hashlib import blake2b
-from typing import Any
 
 import msgspec
 
@@ -54,7 +53,7 @@ class PricingService:
 
     async def create_price(self, request: CreatePriceRequest, context: CallContext) -> CreatePriceResponse:
         """Add a card; the same content under the same key gives the first card again."""
-        now = datetime.fromtimestamp(context.runtime.now(), UTC)
+        now = context.now()
         content = copy.copy(request)
         content.idempotency_key = ""
         fingerprint = blake2b(canonical_json(content), digest_size=16).digest()
@@ -225,7 +224,7 @@ def _price_of(count: int, rate: Rate | None) -> Decimal | None:
     return price if exact else None
 
 
-def _unknown(value: Any) -> Any:
+def _unknown(value: object) -> object:
     if type(value) is Unknown:
         return {"binary": value.binary, "json": value.json}
     raise TypeError(f"a {type(value).__name__} is no part of a message")

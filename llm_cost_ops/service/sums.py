@@ -12,9 +12,9 @@ from llm_cost_ops.ledger import Ledger
 from llm_cost_ops.ledger.types import Amounts, Filter
 from llm_cost_ops.pricing.money import from_units, plain
 from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.status import invalid_argument
 from llm_cost_ops.rules.currencies import is_currency
 from llm_cost_ops.rules.limits import check_amounts
-from llm_cost_ops.service.pages import invalid
 from llm_cost_ops.service.prices import catalog_card
 
 __all__ = [
@@ -56,13 +56,15 @@ def dimensions_of(group_by: Iterable[str], *, allow_time: bool) -> tuple[list[st
     wanted = list(dict.fromkeys(name for name in group_by if name and name != "none"))
     time = [name for name in wanted if name in TIME_DIMENSIONS]
     if len(time) > 1:
-        raise invalid("group_by", f"can hold one of {', '.join(TIME_DIMENSIONS)}, not {' and '.join(time)}")
+        raise invalid_argument(
+            "group_by", f"can hold one of {', '.join(TIME_DIMENSIONS)}, not {' and '.join(time)}"
+        )
     if time and not allow_time:
-        raise invalid("group_by", f"can't hold {time[0]} here: interval sets the buckets")
+        raise invalid_argument("group_by", f"can't hold {time[0]} here: interval sets the buckets")
     for name in wanted:
         if name not in time and name not in DIMENSIONS and not _LABEL.fullmatch(name):
             known = ", ".join(("none", *DIMENSIONS, "label:<key>", *(TIME_DIMENSIONS if allow_time else ())))
-            raise invalid("group_by", f"{name!r} is none of {known}")
+            raise invalid_argument("group_by", f"{name!r} is none of {known}")
     return [name for name in wanted if name not in time], time[0] if time else ""
 
 
@@ -168,5 +170,5 @@ def currency_of(code: str) -> str:
     Another code would be answered with 0. Raises INVALID_ARGUMENT.
     """
     if code and not is_currency(code):
-        raise invalid("currency", "must be a currency code of ISO 4217, such as USD")
+        raise invalid_argument("currency", "must be a currency code of ISO 4217, such as USD")
     return code or "USD"

@@ -35,8 +35,9 @@ from llm_cost_ops.ledger.types import Appended, Entry
 from llm_cost_ops.pricing.money import UNITS, from_units
 from llm_cost_ops.pricing.pricebook import PriceBook
 from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.runtime import utc_now
 from llm_cost_ops.rpc.slices import Slices
-from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, invalid_argument
 from llm_cost_ops.rules.batches import counted, refused
 from llm_cost_ops.rules.chunks import chunks_of
 from llm_cost_ops.rules.limits import MAX_RECORD_COST
@@ -44,7 +45,7 @@ from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.rules.requests import check_record
 from llm_cost_ops.rules.usage import total_tokens
 from llm_cost_ops.service.access.tenancy import OTHER_ORGANIZATION, may_access
-from llm_cost_ops.service.pages import Page, filter_of, invalid, meta_of
+from llm_cost_ops.service.pages import Page, filter_of, meta_of
 from llm_cost_ops.service.prices import Prices
 from llm_cost_ops.wire.unknown import keeps_unknown
 
@@ -121,9 +122,9 @@ class UsageService:
         """List records, newest first unless told otherwise."""
         sort, order = request.sort or "timestamp", request.order or "desc"
         if sort not in ("timestamp", "ingested_at"):
-            raise invalid("sort", f"must be timestamp or ingested_at, not {sort[:64]!r}")
+            raise invalid_argument("sort", f"must be timestamp or ingested_at, not {sort[:64]!r}")
         if order not in ("asc", "desc"):
-            raise invalid("order", f"must be asc or desc, not {order[:64]!r}")
+            raise invalid_argument("order", f"must be asc or desc, not {order[:64]!r}")
         where = filter_of(request)
         page = Page.of(request, f"usage:{sort}:{order}", context)
         records, position = await self._ledger.list_usage(
@@ -147,7 +148,7 @@ class UsageService:
 
         `paths` are where the records stand in the request; the first has the number `first` in the call.
         """
-        now = datetime.fromtimestamp(context.runtime.now(), UTC)
+        now = utc_now(context.runtime)  # not the call's: a stream may go on for days
         keep_unknown = keeps_unknown(context.metadata)
         checked: list[SubmitResult | tuple[UsageRecord, str]] = []
         slices = Slices(context.runtime)
@@ -227,7 +228,7 @@ def check_record_cost(units: int | None, currency: str) -> None:
     """Refuse a cost in 10^-12 of a currency that is above MAX_RECORD_COST: INVALID_ARGUMENT."""
     if units is not None and units > MAX_RECORD_COST * UNITS:
         rule = f"and the other counts come to more than {MAX_RECORD_COST:,} {currency}"
-        raise invalid("input_tokens", rule)
+        raise invalid_argument("input_tokens", rule)
 
 
 def in_utc(moment: datetime) -> datetime:
@@ -296,7 +297,7 @@ async def export(
     """
     order = request.order or "asc"
     if order not in ("asc", "desc"):
-        raise invalid("order", f"must be asc or desc, not {order[:64]!r}")
+        raise invalid_argument("order", f"must be asc or desc, not {order[:64]!r}")
     where = filter_of(request)
     after: Position | None = None
     while True:

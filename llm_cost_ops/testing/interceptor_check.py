@@ -15,7 +15,7 @@ from llm_cost_ops.exceptions import CostOpsError, ServerError
 from llm_cost_ops.interceptors.error_mapping import ErrorMapping
 from llm_cost_ops.rpc.channel import AsyncChannel, Channel
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.interceptor import Transport
+from llm_cost_ops.rpc.interceptor import AnyInterceptor, Transport
 from llm_cost_ops.rpc.runtime import ForeignAwaitError, drive
 from llm_cost_ops.testing.scripted import Fault, ScriptedTransport
 from llm_cost_ops.testing.stream_check import check_streams
@@ -32,7 +32,9 @@ class InterceptorCheckError(AssertionError):
     """An interceptor breaks a rule; the message says which, and how to keep it."""
 
 
-def check_interceptor(interceptor: Any, *, concurrent_calls: int = 8, timeout: float = 5.0) -> None:
+def check_interceptor(
+    interceptor: AnyInterceptor, *, concurrent_calls: int = 8, timeout: float = 5.0
+) -> None:
     """Raise InterceptorCheckError unless an interceptor keeps the rules.
 
     It may be an interceptor, or a class or function that makes one, which gives each check a new
@@ -56,7 +58,7 @@ def check_interceptor(interceptor: Any, *, concurrent_calls: int = 8, timeout: f
     _within(timeout, "an async stream", lambda: asyncio.run(_check_async_streams(make(), concurrent_calls)))
 
 
-def _check_shape(interceptor: Any) -> None:
+def _check_shape(interceptor: AnyInterceptor) -> None:
     found = [getattr(interceptor, name) for name in _METHODS if hasattr(interceptor, name)]
     if not found:
         raise InterceptorCheckError(f"{interceptor!r} has none of the methods {', '.join(_METHODS)}")
@@ -74,15 +76,15 @@ def _response() -> SubmitUsageResponse:
     return SubmitUsageResponse(data=UsageReceipt(usage_id="check"))
 
 
-def _sync(interceptor: Any, transport: Transport) -> Channel:
+def _sync(interceptor: AnyInterceptor, transport: Transport) -> Channel:
     return Channel(transport, [interceptor, ErrorMapping()], runtime=VirtualRuntime(), timeout=3600)
 
 
-def _async(interceptor: Any, transport: Transport) -> AsyncChannel:
+def _async(interceptor: AnyInterceptor, transport: Transport) -> AsyncChannel:
     return AsyncChannel(transport, [interceptor, ErrorMapping()], runtime=AsyncVirtualRuntime(), timeout=3600)
 
 
-def _check_sync(interceptor: Any) -> None:
+def _check_sync(interceptor: AnyInterceptor) -> None:
     try:
         _sync(interceptor, ScriptedTransport([_response()], forever=True)).unary_unary(
             SUBMIT_USAGE, _request()
@@ -96,7 +98,7 @@ def _check_sync(interceptor: Any) -> None:
         raise InterceptorCheckError(f"it works only in the async client: {error}") from error
 
 
-async def _check_async(interceptor: Any) -> None:
+async def _check_async(interceptor: AnyInterceptor) -> None:
     await _async(interceptor, ScriptedTransport([_response()], forever=True)).unary_unary(
         SUBMIT_USAGE, _request()
     )
@@ -108,10 +110,10 @@ async def _check_async(interceptor: Any) -> None:
             raise InterceptorCheckError(f"a failed server came out as {type(error).__name__}") from error
 
 
-def _check_threads(interceptor: Any, calls: int, timeout: float) -> None:
+def _check_threads(interceptor: AnyInterceptor, calls: int, timeout: float) -> None:
     together = threading.Barrier(calls)
 
-    def meet(_asked: Any, _context: CallContext) -> SubmitUsageResponse:
+    def meet(_asked: object, _context: CallContext) -> SubmitUsageResponse:
         together.wait(timeout / 2)
         return _response()
 
@@ -137,11 +139,11 @@ def _check_threads(interceptor: Any, calls: int, timeout: float) -> None:
         raise InterceptorCheckError(f"a call in a thread failed: {failures[0]!r}") from failures[0]
 
 
-async def _check_tasks(interceptor: Any, calls: int) -> None:
+async def _check_tasks(interceptor: AnyInterceptor, calls: int) -> None:
     arrived = 0
     together = asyncio.Event()
 
-    async def meet(_asked: Any, _context: CallContext) -> SubmitUsageResponse:
+    async def meet(_asked: object, _context: CallContext) -> SubmitUsageResponse:
         nonlocal arrived
         arrived += 1
         if arrived == calls:
@@ -153,10 +155,10 @@ async def _check_tasks(interceptor: Any, calls: int) -> None:
     await asyncio.gather(*(channel.unary_unary(SUBMIT_USAGE, _request(n)) for n in range(calls)))
 
 
-async def _check_cancelling(interceptor: Any) -> None:
+async def _check_cancelling(interceptor: AnyInterceptor) -> None:
     started = asyncio.Event()
 
-    async def hang(_asked: Any, _context: CallContext) -> SubmitUsageResponse:
+    async def hang(_asked: object, _context: CallContext) -> SubmitUsageResponse:
         started.set()
         await asyncio.Event().wait()
         return _response()
@@ -171,14 +173,14 @@ async def _check_cancelling(interceptor: Any) -> None:
     await channel.unary_unary(SUBMIT_USAGE, _request(1))
 
 
-def _check_sync_streams(interceptor: Any, calls: int) -> None:
+def _check_sync_streams(interceptor: AnyInterceptor, calls: int) -> None:
     try:
         drive(check_streams(interceptor, partial(_sync, interceptor), InterceptorCheckError, calls))
     except ForeignAwaitError as error:
         raise InterceptorCheckError(f"a stream works only in the async client: {error}") from error
 
 
-async def _check_async_streams(interceptor: Any, calls: int) -> None:
+async def _check_async_streams(interceptor: AnyInterceptor, calls: int) -> None:
     await check_streams(interceptor, partial(_async, interceptor), InterceptorCheckError, calls)
 
 

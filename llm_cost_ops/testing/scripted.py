@@ -102,7 +102,7 @@ class ScriptedTransport:
     is the call's request, before the answer begins; by Fault(..., sent=False) none is.
     """
 
-    def __init__(self, script: Iterable[Any] = (), *, forever: bool = False) -> None:
+    def __init__(self, script: Iterable[object] = (), *, forever: bool = False) -> None:
         self._script = _steps(script)
         self._forever = forever
         self._last: Any = None
@@ -115,20 +115,20 @@ class ScriptedTransport:
         """The request messages, in the order in which they came."""
         return [call.request for call in self.calls]
 
-    async def unary_unary(self, request: Any, context: CallContext) -> Any:
+    async def unary_unary(self, request: object, context: CallContext) -> object:
         """Answer as the script says."""
         step = self._received(request, context)
         return self._response(await self._resolved(step, request, context), context)
 
-    async def unary_stream(self, request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
+    async def unary_stream(self, request: object, context: CallContext) -> AsyncGenerator[object, None]:
         """Answer with a stream, as the script says."""
         answer = await self._resolved(self._received(request, context), request, context)
         for step in answer if isinstance(answer, list) else [answer]:
             yield self._response(await self._resolved(step, request, context), context)
 
     async def stream_stream(
-        self, requests: AsyncIterable[Any], context: CallContext
-    ) -> AsyncGenerator[Any, None]:
+        self, requests: AsyncIterable[object], context: CallContext
+    ) -> AsyncGenerator[object, None]:
         """Take all requests, and answer with a stream, as the script says."""
         taken: list[Any] = []
         step = self._received(taken, context)
@@ -143,7 +143,7 @@ class ScriptedTransport:
         """Count that it was closed."""
         self.closed += 1
 
-    def _received(self, request: Any, context: CallContext) -> Any:
+    def _received(self, request: object, context: CallContext) -> object:
         headers, key = context.metadata.copy(), context.idempotency_key
         received = Received(context.method.name, request, context, headers, context.attempt, key)
         with self._lock:
@@ -152,7 +152,7 @@ class ScriptedTransport:
         context.check_deadline()
         return step
 
-    def _next(self, context: CallContext) -> Any:
+    def _next(self, context: CallContext) -> object:
         for step in self._script:
             self._last = step
             return step
@@ -160,7 +160,7 @@ class ScriptedTransport:
             return self._last
         raise AssertionError(f"call {len(self.calls)}, {context.method.name}, is not in the script")
 
-    async def _resolved(self, step: Any, request: Any, context: CallContext) -> Any:
+    async def _resolved(self, step: object, request: object, context: CallContext) -> object:
         """The answer that a step comes to. What it says to raise is raised."""
         while True:
             if isinstance(step, Delay):
@@ -176,14 +176,14 @@ class ScriptedTransport:
             else:
                 return step
 
-    async def _later(self, delay: Delay, context: CallContext) -> Any:
+    async def _later(self, delay: Delay, context: CallContext) -> object:
         remaining = context.remaining()
         late = remaining is not None and delay.seconds >= remaining
         await context.runtime.sleep(remaining if late and remaining is not None else delay.seconds)
         context.check_deadline(maybe_applied=context.method.idempotency.value != 1)
         return delay.step
 
-    def _response(self, answer: Any, context: CallContext) -> Any:
+    def _response(self, answer: object, context: CallContext) -> object:
         context.response_status = 200
         if context.response_metadata is None:
             context.response_metadata = Metadata()
@@ -195,6 +195,6 @@ class ScriptedTransport:
         return response(**{name: [answer] if many else answer})
 
 
-def _steps(script: Iterable[Any]) -> Iterator[Any]:
+def _steps(script: Iterable[object]) -> Iterator[object]:
     for step in script:
         yield from [step] * (step.times if isinstance(step, Fault) else 1)

@@ -27,18 +27,20 @@ _RECORD = UsageRecord(organization_id="check", provider="openai", model_id="gpt-
 class _OpenStreams(ScriptedTransport):
     """Counts the streams that are open."""
 
-    def __init__(self, *script: Any) -> None:
+    def __init__(self, *script: object) -> None:
         super().__init__(script, forever=True)
         self.open: list[AsyncGenerator[Any, None]] = []
 
-    def unary_stream(self, request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
+    def unary_stream(self, request: object, context: CallContext) -> AsyncGenerator[object, None]:
         return self._counted(super().unary_stream(request, context))
 
-    def stream_stream(self, requests: AsyncIterable[Any], context: CallContext) -> AsyncGenerator[Any, None]:
+    def stream_stream(
+        self, requests: AsyncIterable[object], context: CallContext
+    ) -> AsyncGenerator[object, None]:
         return self._counted(super().stream_stream(requests, context))
 
-    def _counted(self, stream: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
-        async def counted() -> AsyncGenerator[Any, None]:
+    def _counted(self, stream: AsyncGenerator[object, None]) -> AsyncGenerator[object, None]:
+        async def counted() -> AsyncGenerator[object, None]:
             try:
                 async with aclosing(stream):
                     async for message in stream:
@@ -62,7 +64,7 @@ class _Calls:
         answer = StreamUsageResponse() if self._both_ways else ExportUsageResponse(records=[_RECORD])
         self._answers = [answer] * 3
 
-    def _begin(self, transport: ScriptedTransport) -> Any:
+    def _begin(self, transport: ScriptedTransport) -> object:
         channel = self._channel_of(transport)
         if self._both_ways:
             return channel.stream_stream(STREAM_USAGE, [StreamUsageRequest(records=[_RECORD])] * 2)
@@ -106,7 +108,7 @@ class _Calls:
 
 
 async def check_streams(
-    interceptor: Any, channel_of: Callable[[Any], Any], fail: Callable[[str], Exception], calls: int
+    interceptor: object, channel_of: Callable[[Any], Any], fail: Callable[[str], Exception], calls: int
 ) -> None:
     """Run an interceptor's stream methods, `calls` at a time; `fail` makes the error for a broken rule."""
     for name in ("intercept_unary_stream", "intercept_stream_stream"):
@@ -122,7 +124,7 @@ async def check_streams(
         await stream.check_leaving(calls)
 
 
-async def _next(stream: Any) -> Any:
+async def _next(stream: Any) -> object:
     if hasattr(stream, "__anext__"):
         return await anext(stream, None)
     return next(stream, None)

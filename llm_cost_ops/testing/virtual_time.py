@@ -85,7 +85,7 @@ class VirtualRuntime(_VirtualClock):
         """What an awaitable gives that does not suspend."""
         return await awaitable
 
-    async def offload(self, function: Callable[..., T], *args: Any) -> T:
+    async def offload(self, function: Callable[..., T], *args: object) -> T:
         """Call the function."""
         return function(*args)
 
@@ -154,7 +154,7 @@ class AsyncVirtualRuntime(_VirtualClock):
         if not future.done():
             raise TimeoutError
 
-    async def offload(self, function: Callable[..., T], *args: Any) -> T:
+    async def offload(self, function: Callable[..., T], *args: object) -> T:
         """Call the function, in this thread."""
         return function(*args)
 

@@ -10,7 +10,7 @@ from typing import Any
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.handler import ServiceHandler
 from llm_cost_ops.rpc.ids import uuid7
-from llm_cost_ops.rpc.interceptor import StreamContinuation
+from llm_cost_ops.rpc.interceptor import Req, Res, StreamContinuation
 from llm_cost_ops.rpc.status import RpcError, StatusCode, client_closed
 
 __all__ = ["InProcessTransport"]
@@ -31,7 +31,7 @@ class InProcessTransport:
         self._close = close
         self.closed = False
 
-    async def unary_unary(self, request: Any, context: CallContext) -> Any:
+    async def unary_unary(self, request: object, context: CallContext) -> object:
         """Call the servicer, and return its response or raise RpcError."""
         served = self._served(context)
         try:
@@ -45,17 +45,17 @@ class InProcessTransport:
         context.response_status = served.response_status or _usual(context)
         return response
 
-    def unary_stream(self, request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
+    def unary_stream(self, request: object, context: CallContext) -> AsyncGenerator[object, None]:
         """Call the servicer, and yield its responses or raise RpcError."""
         return self._stream(self._handler.unary_stream, request, context)
 
-    def stream_stream(self, requests: Any, context: CallContext) -> AsyncGenerator[Any, None]:
+    def stream_stream(self, requests: Any, context: CallContext) -> AsyncGenerator[object, None]:
         """Hand the requests to the servicer, and yield its responses or raise RpcError."""
         return self._stream(self._handler.stream_stream, requests, context)
 
     async def _stream(
-        self, answer: StreamContinuation, request: Any, context: CallContext
-    ) -> AsyncGenerator[Any, None]:
+        self, answer: StreamContinuation[Req, Res], request: Req, context: CallContext
+    ) -> AsyncGenerator[Res, None]:
         served = self._served(context)
         try:
             async with aclosing(answer(request, served)) as responses:

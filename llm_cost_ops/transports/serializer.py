@@ -28,14 +28,14 @@ class Serializer(Protocol):
 
     content_type: str
 
-    def encode(self, value: Any) -> bytes:
+    def encode(self, value: object) -> bytes:
         """The bytes of a value."""
 
     def decode(self, data: bytes) -> Any:
         """The value in bytes that came."""
 
 
-def check_serializer(serializer: Any, scheme: str) -> None:
+def check_serializer(serializer: object, scheme: str) -> None:
     """Raise ConfigurationError for what is no Serializer, and for a transport that takes none."""
     if scheme == "sqlite":
         raise ConfigurationError(

@@ -42,7 +42,7 @@ def to_utc(value: datetime) -> datetime:
     return value.astimezone(UTC)
 
 
-def decimal(value: Any) -> Any:
+def decimal(value: object) -> Any:
     """A decimal from its text or from an int."""
     if isinstance(value, str):
         try:
@@ -54,13 +54,13 @@ def decimal(value: Any) -> Any:
     return value
 
 
-def decimals(value: Any) -> Any:
+def decimals(value: object) -> Any:
     """Decimals from their texts."""
     elements = listed(value)
     return [decimal(each) for each in elements] if isinstance(elements, list) else elements
 
 
-def member(enum: type[E], value: Any) -> Any:
+def member(enum: type[E], value: object) -> Any:
     """A member from its string. One that this version does not know stays a string, as a typo is one."""
     if type(value) is not str:
         return value
@@ -68,7 +68,7 @@ def member(enum: type[E], value: Any) -> Any:
     return found if found.known else value
 
 
-def members(enum: type[E], value: Any) -> Any:
+def members(enum: type[E], value: object) -> Any:
     """Members from their strings; one string is a list of one."""
     if isinstance(value, str):
         return [member(enum, value)]
@@ -76,7 +76,7 @@ def members(enum: type[E], value: Any) -> Any:
     return [member(enum, each) for each in elements] if isinstance(elements, list) else elements
 
 
-def instant(value: Any) -> Any:
+def instant(value: object) -> Any:
     """A time in UTC, also from RFC 3339 text; a date is its midnight, and a time may go without seconds."""
     if isinstance(value, str):
         try:
@@ -121,7 +121,7 @@ def overlaid(record: Any, fields: Any) -> Any:
     return copied
 
 
-def texts(value: Any) -> Any:
+def texts(value: object) -> Any:
     """A list of strings; one string is a list of one."""
     return [value] if isinstance(value, str) else listed(value)
 
@@ -135,6 +135,6 @@ def listed(value: Any) -> Any:
     return value
 
 
-def mapping(value: Any) -> Any:
+def mapping(value: object) -> Any:
     """A dict; none for None."""
     return {} if value is None else value

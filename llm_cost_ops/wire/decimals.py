@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 __all__ = ["WireDecimal", "from_json_number", "from_text", "plain"]
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 else:
 
     class _AnyDecimal(type):
-        def __instancecheck__(cls, value: Any) -> bool:
+        def __instancecheck__(cls, value: object) -> bool:
             return isinstance(value, Decimal)
 
     class WireDecimal(metaclass=_AnyDecimal):

@@ -219,7 +219,7 @@ def read_flattened(
         message.unknown_ = keep_unknown(before, [tag, varint(len(part)), part])
 
 
-def decode_error(error: Exception, message: Any, name: tuple[str, str], truncated: bool) -> DecodeError:
+def decode_error(error: Exception, message: object, name: tuple[str, str], truncated: bool) -> DecodeError:
     """The DecodeError to raise when a field could not be read.
 
     `name` is the field's path and, if it is a list, the attribute that holds what was read before. A field

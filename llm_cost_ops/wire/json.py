@@ -140,7 +140,7 @@ def is_json(data: bytes) -> bool:
     return True
 
 
-def several(*members: Any) -> bool:
+def several(*members: object) -> bool:
     """Whether more than one member of a oneof is set."""
     return len(members) - sum(member is None for member in members) > 1
 
@@ -150,7 +150,7 @@ def _has_exponent(data: bytes) -> bool:
     return b"E" in data and (b"E-" in data or b"E+" in data)
 
 
-def encode_exactly(message: Any) -> bytes:
+def encode_exactly(message: object) -> bytes:
     try:
         return _encoder.encode(_exact(message))
     except UnicodeEncodeError:
@@ -161,7 +161,7 @@ def encode_exactly(message: Any) -> bytes:
         raise error if isinstance(error, EncodeError) else EncodeError(str(error)) from None
 
 
-def _settle(message: Any, plan: _Plan) -> None:
+def _settle(message: object, plan: _Plan) -> None:
     """Put the times of one message, not of those in it, in UTC, and refuse two members of a oneof."""
     for name, slot in plan.slots.items():
         if slot.is_time:
@@ -211,13 +211,13 @@ _codecs: dict[type[Any], JsonCodec[Any]] = {}
 _plans: dict[type[Any], _Plan] = {}
 
 
-def _plan(struct: type[Any]) -> _Plan:
+def _plan(struct: type[object]) -> _Plan:
     if struct not in _plans:
         _plans[struct] = _Plan(struct)
     return _plans[struct]
 
 
-def _shape(hint: Any) -> tuple[str, Any, Any]:
+def _shape(hint: object) -> tuple[str, object, object]:
     members = [member for member in get_args(hint) if member is not type(None)]
     origin = get_origin(hint)
     if origin is list:
@@ -227,7 +227,7 @@ def _shape(hint: Any) -> tuple[str, Any, Any]:
     return "one", None, members[0] if len(members) == 1 else hint
 
 
-def _read(kind: Any, value: Any) -> Any:
+def _read(kind: Any, value: Any) -> object:
     """Read what msgspec does not: its hook for types that it doesn't know."""
     if kind is WireDecimal:
         if isinstance(value, str):
@@ -255,7 +255,7 @@ def _int_key(text: str) -> int:
     raise ValueError("expected an integer as key")
 
 
-def _mark(value: Any) -> Any:
+def _mark(value: object) -> object:
     """Write what msgspec does not: its hook for types that it doesn't know."""
     if type(value) is Unknown:
         raise _NeedsExact
@@ -311,7 +311,7 @@ def _graft(data: Any, plan: _Plan, itemized: tuple[str, ...] = ()) -> Any:
     return message
 
 
-def _graft_nested(raw: Any, slot: _Slot, itemized: bool) -> Any:
+def _graft_nested(raw: Any, slot: _Slot, itemized: bool) -> object:
     assert slot.struct is not None
     plan = _plan(slot.struct)
     if slot.shape == "one":
@@ -334,7 +334,7 @@ def _graft_nested(raw: Any, slot: _Slot, itemized: bool) -> Any:
     return entries
 
 
-def _item(raw: Any, struct: type[msgspec.Struct]) -> Any:
+def _item(raw: Any, struct: type[msgspec.Struct]) -> object:
     try:
         return _codecs[struct].decode(raw)
     except DecodeError as error:
@@ -360,14 +360,14 @@ def _with_plain_decimals(raw: Any, slot: _Slot, path: str) -> Any:
         raise _located(error, path) from None
 
 
-def _plain_number(raw: Any) -> Any:
+def _plain_number(raw: Any) -> object:
     data = bytes(raw)
     if data[:1] not in b"-0123456789":
         return raw
     return msgspec.Raw(b'"%s"' % plain(from_json_number(data.decode("ascii"))).encode())
 
 
-def _exact(value: Any) -> Any:
+def _exact(value: object) -> object:
     """What msgspec writes exactly: plain decimals, times in UTC, unknown fields in their places."""
     if isinstance(value, msgspec.Struct):
         return _exact_struct(value)
@@ -382,7 +382,7 @@ def _exact(value: Any) -> Any:
     return value
 
 
-def _exact_struct(message: msgspec.Struct) -> dict[str, Any]:
+def _exact_struct(message: msgspec.Struct) -> dict[str, object]:
     pairs: dict[str, Any] = {}
     for name, slot in _plan(type(message)).slots.items():
         value = getattr(message, slot.attribute)
@@ -401,7 +401,7 @@ def _exact_struct(message: msgspec.Struct) -> dict[str, Any]:
     return pairs
 
 
-def _exact_key(key: Any) -> Any:
+def _exact_key(key: object) -> object:
     if isinstance(key, bool):
         return "true" if key else "false"
     return key.value if isinstance(key, Enum) else key

@@ -35,7 +35,7 @@ def repeated_keys(data: bytes, written: bytes | None = None) -> list[Path]:
         return []
     some = False
 
-    def read(pairs: list[tuple[str, Any]]) -> Any:
+    def read(pairs: list[tuple[str, object]]) -> object:
         nonlocal some
         fields = dict(pairs)
         if len(fields) == len(pairs):
@@ -48,7 +48,7 @@ def repeated_keys(data: bytes, written: bytes | None = None) -> list[Path]:
     return list(_paths(tree)) if some else []
 
 
-def _paths(tree: Any) -> Iterator[Path]:
+def _paths(tree: object) -> Iterator[Path]:
     reported: set[Path] = set()
     path: list[str | int] = []
     left = [_steps(tree)]
@@ -66,7 +66,7 @@ def _paths(tree: Any) -> Iterator[Path]:
         left.append(_steps(value))
 
 
-def _steps(value: Any) -> Iterator[tuple[str | int, Any, bool]]:
+def _steps(value: object) -> Iterator[tuple[str | int, object, bool]]:
     if isinstance(value, _Twice):
         seen: set[str] = set()
         for name, each in value:

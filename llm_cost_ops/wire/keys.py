@@ -22,7 +22,7 @@ def fill_idempotency_key(*path: str) -> Callable[[Any, str, Callable[[], str]], 
         return partial(_fill, path[0])
     outer, name = path
 
-    def fill(request: Any, key: str, make: Callable[[], str]) -> tuple[Any, str]:
+    def fill(request: Any, key: str, make: Callable[[], str]) -> tuple[object, str]:
         message = getattr(request, outer, None)
         filled: Any
         if isinstance(message, list):
@@ -40,7 +40,7 @@ def fill_idempotency_key(*path: str) -> Callable[[Any, str, Callable[[], str]], 
     return fill
 
 
-def _fill(name: str, message: Any, key: str, make: Callable[[], str]) -> tuple[Any, str]:
+def _fill(name: str, message: object, key: str, make: Callable[[], str]) -> tuple[object, str]:
     if not isinstance(message, msgspec.Struct):
         # The validator says what it should have been.
         return message, key or make()
@@ -54,6 +54,6 @@ def _fill(name: str, message: Any, key: str, make: Callable[[], str]) -> tuple[A
     return message, key
 
 
-def _with_own(name: str, message: Any, key: str) -> Any:
+def _with_own(name: str, message: object, key: str) -> object:
     own = getattr(message, name, None)
     return message if own else _fill(name, message, key, str)[0]

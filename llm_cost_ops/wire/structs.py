@@ -29,7 +29,7 @@ __all__ = [
 _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-def write_raw_json(value: Mapping[str, Any]) -> bytes:
+def write_raw_json(value: Mapping[str, object]) -> bytes:
     """The JSON text of an object. Raises EncodeError for what JSON cannot say."""
     try:
         return msgspec.json.encode(value)
@@ -37,7 +37,7 @@ def write_raw_json(value: Mapping[str, Any]) -> bytes:
         raise EncodeError(f"cannot be JSON: {error}") from None
 
 
-def read_raw_json(data: bytes) -> dict[str, Any] | None:
+def read_raw_json(data: bytes) -> dict[str, object] | None:
     """The object that a JSON text holds, None for an empty text. Raises DecodeError for any other text."""
     if not data:
         return None
@@ -47,7 +47,7 @@ def read_raw_json(data: bytes) -> dict[str, Any] | None:
         raise DecodeError(f"is not a JSON object: {error}") from None
 
 
-def write_struct(value: Mapping[str, Any]) -> bytes:
+def write_struct(value: Mapping[str, object]) -> bytes:
     """The payload of a Struct. Raises EncodeError for a value that has no place in it."""
     out = []
     for name, item in value.items():
@@ -58,12 +58,12 @@ def write_struct(value: Mapping[str, Any]) -> bytes:
     return b"".join(out)
 
 
-def write_list_value(value: Sequence[Any]) -> bytes:
+def write_list_value(value: Sequence[object]) -> bytes:
     """The payload of a ListValue. Raises EncodeError for a value that has no place in it."""
     return b"".join([b"\x0a" + varint(len(inner)) + inner for inner in map(write_value, value)])
 
 
-def write_value(value: Any) -> bytes:
+def write_value(value: object) -> bytes:
     """The payload of a Value. Raises EncodeError for what it has no kind for, or cannot hold exactly."""
     if value is None:
         return b"\x08\x00"
@@ -86,8 +86,8 @@ def write_value(value: Any) -> bytes:
 
 
 def read_struct(
-    data: bytes, pos: int, end: int, depth: int, earlier: dict[str, Any] | None
-) -> dict[str, Any]:
+    data: bytes, pos: int, end: int, depth: int, earlier: dict[str, object] | None
+) -> dict[str, object]:
     """The dict that a Struct's payload holds, added to an earlier part of the same message."""
     out = {} if earlier is None else earlier
     for tag, start, stop in _fields(data, pos, end, depth):
@@ -102,7 +102,9 @@ def read_struct(
     return out
 
 
-def read_list_value(data: bytes, pos: int, end: int, depth: int, earlier: list[Any] | None) -> list[Any]:
+def read_list_value(
+    data: bytes, pos: int, end: int, depth: int, earlier: list[object] | None
+) -> list[object]:
     """The list that a ListValue's payload holds, added to an earlier part of the same message."""
     out = [] if earlier is None else earlier
     for tag, start, stop in _fields(data, pos, end, depth):
@@ -111,7 +113,7 @@ def read_list_value(data: bytes, pos: int, end: int, depth: int, earlier: list[A
     return out
 
 
-def read_value(data: bytes, pos: int, end: int, depth: int, earlier: Any) -> Any:
+def read_value(data: bytes, pos: int, end: int, depth: int, earlier: object) -> object:
     """What a Value's payload holds, None for no kind at all; it replaces or adds to an earlier part."""
     value = earlier
     for tag, start, stop in _fields(data, pos, end, depth):

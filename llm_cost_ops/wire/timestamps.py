@@ -19,7 +19,7 @@ __all__ = ["ZERO_MOMENT", "read_duration", "read_timestamp", "write_duration", "
 
 ZERO_MOMENT = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY = 86_400
-_LONGEST = 315_576_000_000
+_MAX_SECONDS = 315_576_000_000
 _OUT_OF_RANGE = "is not a time between the years 1 and 9999"
 
 # MessagePack's timestamp is the same pair of numbers, and msgspec makes a datetime of it in C: in half the
@@ -49,7 +49,7 @@ def write_duration(value: timedelta) -> bytes:
     if seconds < 0 and micros:
         seconds += 1
         micros -= 1_000_000
-    if not -_LONGEST <= seconds <= _LONGEST:
+    if not -_MAX_SECONDS <= seconds <= _MAX_SECONDS:
         raise EncodeError("is longer than 10,000 years")
     return _pair(seconds, micros * 1000)
 
@@ -117,7 +117,7 @@ def read_duration(data: bytes, pos: int, end: int, earlier: timedelta | None) ->
         if earlier < timedelta(0):
             seconds, nanos = -seconds, -nanos
     seconds, nanos = _read_pair(data, pos, end, seconds, nanos)
-    if not -_LONGEST <= seconds <= _LONGEST:
+    if not -_MAX_SECONDS <= seconds <= _MAX_SECONDS:
         raise DecodeError("is longer than 10,000 years")
     if not -1_000_000_000 < nanos < 1_000_000_000 or seconds * nanos < 0:
         raise DecodeError("has nanoseconds that are no fraction of its seconds")

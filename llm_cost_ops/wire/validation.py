@@ -70,7 +70,7 @@ def _shown(value: object) -> str:
     return f"of type {type(value).__name__}"
 
 
-def _a(kind: type[Any]) -> str:
+def _a(kind: type[object]) -> str:
     return f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
 
 
@@ -95,7 +95,8 @@ def check_between(groups: Iterable[Iterator[tuple[str, str]]], path: str, violat
                 at = f"{path}.{field}" if path else field
                 if at not in reported:
                     violations.append(Violation(at, rule))
-        except (TypeError, AttributeError, ValueError, ArithmeticError):
+        # A slice is a key from Python 3.13 on: a dict where a text should be answers it with KeyError.
+        except (TypeError, AttributeError, ValueError, ArithmeticError, LookupError):
             continue
 
 
@@ -105,7 +106,7 @@ def missing(name: str, violations: Violations) -> None:
 
 
 def check_text(
-    value: Any,
+    value: object,
     name: str,
     violations: Violations,
     max_length: int | None = None,
@@ -127,7 +128,7 @@ def check_text(
 
 
 def check_int(
-    value: Any, name: str, violations: Violations, low: int, high: int, required: bool = False
+    value: object, name: str, violations: Violations, low: int, high: int, required: bool = False
 ) -> None:
     """An integer from `low` to `high`; a bool is none."""
     if isinstance(value, bool) or not isinstance(value, int):
@@ -141,7 +142,7 @@ def check_int(
 
 
 def check_float(
-    value: Any, name: str, violations: Violations, low: int | None = None, high: int | None = None
+    value: object, name: str, violations: Violations, low: int | None = None, high: int | None = None
 ) -> None:
     """A float, or an integer in its place."""
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -153,7 +154,7 @@ def check_float(
 
 
 def check_decimal(
-    value: Any,
+    value: object,
     name: str,
     violations: Violations,
     low: int | None = None,
@@ -181,7 +182,7 @@ def check_decimal(
 
 
 def check_enum(
-    value: Any, name: str, violations: Violations, enum: type[OpenEnum], required: bool = False
+    value: object, name: str, violations: Violations, enum: type[OpenEnum], required: bool = False
 ) -> None:
     """A member of an enum, known or not."""
     if not isinstance(value, enum):
@@ -204,14 +205,14 @@ def no_member(value: object, enum: type[OpenEnum]) -> str:
     return words
 
 
-def check_bytes(value: Any, name: str, violations: Violations, max_length: int | None = None) -> None:
+def check_bytes(value: object, name: str, violations: Violations, max_length: int | None = None) -> None:
     """Bytes."""
     if isinstance(value, bytes) and max_length is not None and len(value) > max_length:
         violations.append(Violation(name, f"must have at most {max_length} bytes, not {len(value)}"))
     check_instance(value, name, violations, bytes)
 
 
-def check_instance(value: Any, name: str, violations: Violations, kind: type[Any]) -> None:
+def check_instance(value: object, name: str, violations: Violations, kind: type[object]) -> None:
     """An instance of a class."""
     if not isinstance(value, kind):
         words = _WORDS.get(kind) or _a(kind)
@@ -220,7 +221,7 @@ def check_instance(value: Any, name: str, violations: Violations, kind: type[Any
         violations.append(Violation(name, f"must be {words}, not {_shown(value)}"))
 
 
-def check_json(value: Any, name: str, violations: Violations, kind: type[Any] = dict) -> None:
+def check_json(value: object, name: str, violations: Violations, kind: type[object] = dict) -> None:
     """A JSON object (or, for `kind` list, an array)."""
     if not isinstance(value, kind):
         what = "object (a dict)" if kind is dict else "array (a list)"
@@ -235,7 +236,7 @@ def check_json(value: Any, name: str, violations: Violations, kind: type[Any] = 
 
 
 def check_items(
-    value: Any, name: str, violations: Violations, max_items: int | None = None, required: bool = False
+    value: object, name: str, violations: Violations, max_items: int | None = None, required: bool = False
 ) -> bool:
     """A list; whether its elements are to be checked."""
     if not isinstance(value, list):
@@ -245,10 +246,10 @@ def check_items(
 
 
 def check_messages(
-    values: list[Any],
+    values: list[object],
     name: str,
     violations: Violations,
-    kind: type[Any],
+    kind: type[object],
     validate: Callable[[Any, str, Violations], None],
 ) -> None:
     """The elements of a list of messages. The path of one is made only when it has a violation."""
@@ -263,7 +264,7 @@ def check_messages(
 
 
 def check_entries(
-    value: Any, name: str, violations: Violations, max_items: int | None = None, required: bool = False
+    value: object, name: str, violations: Violations, max_items: int | None = None, required: bool = False
 ) -> bool:
     """A map; whether its entries are to be checked."""
     if not isinstance(value, dict):
@@ -281,7 +282,7 @@ def _counted(value: Any, name: str, violations: Violations, max_items: int | Non
     return True
 
 
-def check_one_of(violations: Violations, members: Mapping[str, Any]) -> None:
+def check_one_of(violations: Violations, members: Mapping[str, object]) -> None:
     """A oneof: at most one member is set."""
     given = [name for name, value in members.items() if value is not None]
     for name in given[1:]:
@@ -298,7 +299,7 @@ def check_undecoded(unknown: Any, path: str, violations: Violations) -> bool:
     return True
 
 
-def entry(name: str, key: Any) -> str:
+def entry(name: str, key: object) -> str:
     """The path of a map's entry."""
     text = str(key)
     return f"{name}[{text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + '…'}]"

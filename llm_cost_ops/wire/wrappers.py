@@ -39,7 +39,7 @@ _WRAPPED: dict[str, tuple[int, Callable[[Any], bytes], Callable[[bytes, int, int
 }
 
 
-def write_wrapper(kind: str, value: Any) -> bytes:
+def write_wrapper(kind: str, value: object) -> bytes:
     """The payload of the wrapper of a type such as "int64". Raises EncodeError for what does not fit it."""
     tag, write, _, default = _WRAPPED[kind]
     data = write(value)
@@ -48,7 +48,7 @@ def write_wrapper(kind: str, value: Any) -> bytes:
     return bytes([tag]) + (varint(len(data)) if tag == 10 else b"") + data
 
 
-def read_wrapper(kind: str, data: bytes, pos: int, end: int, earlier: Any) -> Any:
+def read_wrapper(kind: str, data: bytes, pos: int, end: int, earlier: object) -> object:
     """The value that a wrapper's payload holds; without one, that of an earlier part of the same message."""
     tag, _, read, value = _WRAPPED[kind]
     if earlier is not None:

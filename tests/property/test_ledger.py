@@ -78,7 +78,8 @@ def some_record(chance: random.Random) -> UsageRecord:
 
 def some_card(chance: random.Random, provider: str, currency: str) -> dict[str, Any]:
     def price() -> Decimal:
-        return Decimal(chance.randrange(1, 10**7)) / 10**5
+        # So low that 300,000 tokens cost less than MAX_RECORD_COST.
+        return Decimal(chance.randrange(1, 10**7)) / 10**7
 
     tiers = [PriceTier(above=800, price=price())] if chance.random() < 0.5 else []
     rates = [Rate(meter="INPUT", price=price(), per=chance.choice([7, 1000, 10**6]), tiers=tiers)]

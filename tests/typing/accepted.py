@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, AsyncIterable
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import assert_type
+from typing import Any, assert_type
 
-from llm_cost_ops import AsyncCostOpsClient, ClientConfig, CostOpsClient, RetryConfig, UsageRecord
+import httpx
+
+from llm_cost_ops import (
+    AsyncCostOpsClient,
+    ClientConfig,
+    CostOpsClient,
+    RetryConfig,
+    UsageRecord,
+    usage_from_response,
+)
 from llm_cost_ops.exceptions import APIError, CostOpsError, RateLimitError, ValidationError
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.interceptor import Req, Res, StreamContinuation, UnaryContinuation
 from llm_cost_ops.rpc.pager import Pager
+from llm_cost_ops.rpc.raw import RawResponse
 from llm_cost_ops.types import (
     Analytics,
     BatchReceipt,
     CostStatus,
     CostSummary,
+    GetHealthResponse,
     Interval,
     ListPricesResponse,
     ListUsageResponse,
@@ -63,6 +77,59 @@ def sync(client: CostOpsClient) -> None:
     assert_type(card, RateCard)
     assert_type(client.pricing.get("id"), RateCard)
     assert_type(client.pricing.list(provider="acme"), Pager[ListPricesResponse, RateCard])
+
+
+def recorded(client: CostOpsClient, response: dict[str, object], when: str) -> None:
+    client.usage.record(organization_id="o", provider="p", model_id="m", input_tokens=1, tags="a")
+    record = usage_from_response(response, provider="openai", organization_id="o", timestamp=when)
+    assert_type(record, UsageRecord)
+    client.usage.record(record, user_id="u")
+    client.usage.list(sort="ingested_at", order="asc")
+    client.costs.get(group_by="label:team")
+    client.analytics.get(
+        start_date=when, metrics=["total_cost", "total_tokens"], group_by=["user", "label:a"]
+    )
+
+
+def raw(client: CostOpsClient) -> None:
+    answer = client.with_raw_response.usage.submit(organization_id="o", model_id="m", input_tokens=1)
+    assert_type(answer, RawResponse[UsageReceipt])
+    assert_type(answer.parsed.estimated_cost, Decimal | None)
+    assert_type(client.with_raw_response.usage.list(page_size=1), RawResponse[ListUsageResponse])
+    assert_type(client.with_raw_response.health(timeout=1), RawResponse[GetHealthResponse])
+    assert_type(client.health(), GetHealthResponse)
+
+
+async def raw_asynchronous(client: AsyncCostOpsClient) -> None:
+    raw = client.with_raw_response
+    assert_type(await raw.costs.get(group_by="provider"), RawResponse[CostSummary])
+    assert_type(await raw.usage.get_history(), RawResponse[ListUsageResponse])
+    assert_type(await raw.with_options(timeout=1).pricing.get("id"), RawResponse[RateCard])
+
+
+class Stamp:
+    async def intercept_unary_unary(
+        self, continuation: UnaryContinuation[Req, Res], request: Req, context: CallContext
+    ) -> Res:
+        context.metadata.set("x-team", "search")
+        return await continuation(request, context)
+
+
+class OnlyStreams:
+    def intercept_stream_stream(
+        self, continuation: StreamContinuation[Any, Any], requests: AsyncIterable[Any], context: CallContext
+    ) -> AsyncGenerator[Any, None]:
+        return continuation(requests, context)
+
+
+async def a_key() -> str:
+    return "k"
+
+
+def made(sync: httpx.Client, asynchronous: httpx.AsyncClient) -> None:
+    CostOpsClient(interceptors=[Stamp(), OnlyStreams()], timeout=None, http_client=sync)
+    AsyncCostOpsClient(interceptors=[Stamp()], http_client=asynchronous, api_key=a_key)
+    CostOpsClient(api_key=lambda: "k", base_url="http://localhost").with_options(api_key="k", timeout=None)
 
 
 async def asynchronous() -> None:

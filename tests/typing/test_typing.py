@@ -1,8 +1,13 @@
-"""mypy, strict, accepts accepted.py and refuses the marked lines of refused.py, and only those."""
+"""mypy, strict, and pyright, standard, accept accepted.py and refuse the marked lines of refused.py, and only
+those.
+"""
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,14 +17,24 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 
 
-def _errors(file: Path) -> dict[int, str]:
+def _marked() -> dict[int, set[str]]:
+    """The codes that mypy is to give, by line."""
+    lines = (HERE / "refused.py").read_text().splitlines()
+    marks = {number: re.search(r"# refused: (\S+)$", line) for number, line in enumerate(lines, 1)}
+    return {number: set(mark[1].split(",")) for number, mark in marks.items() if mark}
+
+
+def _errors(file: Path) -> dict[int, set[str]]:
     """The codes of mypy's findings in `file` by line."""
     options = ["--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(ROOT / ".mypy_cache")]
     output, trouble, _ = api.run([*options, "--no-error-summary", "--hide-error-context", str(file)])
     assert trouble == ""
     found = re.findall(rf"{re.escape(file.name)}:(\d+): error: .*\[([a-z-]+)\]$", output, re.MULTILINE)
     assert output.count(": error:") == len(found), output
-    return {int(line): code for line, code in found}
+    lines: dict[int, set[str]] = {}
+    for line, code in found:
+        lines.setdefault(int(line), set()).add(code)
+    return lines
 
 
 @pytest.mark.slow
@@ -31,8 +46,21 @@ def test_good_code_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_wrong_code_is_refused_where_it_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    lines = (HERE / "refused.py").read_text().splitlines()
-    marks = {number: re.search(r"# refused: (\S+)$", line) for number, line in enumerate(lines, 1)}
-    expected = {number: mark[1] for number, mark in marks.items() if mark}
-    assert len(expected) >= 10
-    assert _errors(HERE / "refused.py") == expected
+    assert len(_marked()) >= 20
+    assert _errors(HERE / "refused.py") == _marked()
+
+
+@pytest.mark.slow
+def test_pyright_sees_the_same() -> None:
+    pytest.importorskip("basedpyright", reason="pyright is in the dev extra")
+    command = [sys.executable, "-m", "basedpyright", "--outputjson", "--pythonpath", sys.executable]
+    files = [str(HERE / "accepted.py"), str(HERE / "refused.py")]
+    done = subprocess.run([*command, *files], cwd=ROOT, capture_output=True, text=True, check=False)
+    report = json.loads(done.stdout)
+    assert report["summary"]["filesAnalyzed"] == 2
+    found = {
+        (Path(each["file"]).name, each["range"]["start"]["line"] + 1)
+        for each in report["generalDiagnostics"]
+        if each["severity"] == "error"
+    }
+    assert found == {("refused.py", line) for line in _marked()}

@@ -11,6 +11,10 @@ import pytest
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 PRINTED = {
+    "background_recording.py": [
+        "400 delivered, 0 in the spool, 0 dropped",
+        *(f"user-{number}  100 calls  0.75 USD" for number in range(4)),
+    ],
     "async_usage.py": ["submitted: 100", "duplicate: True", "input tokens: 104950", "total: 1.02475 USD"],
     "basic_usage.py": [
         "one call: 0.0075 USD",

@@ -147,6 +147,64 @@ def test_modules_say_what_they_are() -> None:
     assert vague == []
 
 
+# Words of a dialect of our own, and the word that readers know: transport, connection, listener, MAX_*.
+BANNED_WORDS = {
+    "leaf": "transport",
+    "lane": "connection",
+    "door": "listener",
+    "told": "sent, known, answered: whichever it is",
+    "glance": "read, peek",
+    "patience": "timeout",
+    "keyed": "with_key",
+    "respell": "decode, encode",
+    "terms_of": "series",
+    "lay_out": "encode",
+    "content_of": "canonical_json",
+}
+BANNED_IN_CONSTANTS = {"MOST", "LONGEST", "LARGEST"}
+
+
+def _defined_names(path: Path) -> Iterator[str]:
+    """Give the identifiers that a file defines: functions, classes, arguments, variables, attributes."""
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.arg):
+            yield node.arg
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.attr
+
+
+def _banned(name: str) -> str | None:
+    words = [word.lower() for word in re.split(r"_+|(?<=[a-z0-9])(?=[A-Z])", name)]
+    joined = f"_{'_'.join(words)}_"
+    found = next((word for word in BANNED_WORDS if f"_{word}_" in joined), None)
+    if found is not None:
+        return f"{name}: say {BANNED_WORDS[found]}"
+    in_constant = name.isupper() and BANNED_IN_CONSTANTS.intersection(name.split("_"))
+    return f"{name}: say MAX or MIN" if in_constant else None
+
+
+@pytest.mark.parametrize(
+    "name", ["HttpLeaf", "_told", "laneOf", "terms_of", "_MOST_LINES", "LONGEST", "PATIENCE", "keyed"]
+)
+def test_words_of_a_dialect_are_seen(name: str) -> None:
+    assert _banned(name) is not None
+
+
+@pytest.mark.parametrize("name", ["leaflet", "planet", "most", "content_offset", "doors_open", "MAX_LINES"])
+def test_whole_words_alone_are_banned(name: str) -> None:
+    assert _banned(name) is None
+
+
+def test_names_are_the_words_of_the_field() -> None:
+    looked_at = [path for path in _written() if path.relative_to(ROOT).parts[0] in ("llm_cost_ops", "tools")]
+    found = {_name(path): {_banned(name) for name in _defined_names(path)} - {None} for path in looked_at}
+    assert {name: sorted(map(str, words)) for name, words in found.items() if words} == {}
+
+
 def test_type_ignores_are_few_and_give_code_and_reason() -> None:
     marked = [
         (_name(path), text) for path in _written() for text in _comments(path) if "type: ignore" in text
@@ -208,3 +266,15 @@ def test_public_names_are_lazy_sorted_and_there() -> None:
     assert set(names) <= set(dir(llm_cost_ops))
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = llm_cost_ops.no_such_name
+
+
+def test_one_place_hooks_into_forks() -> None:
+    """The order of what happens around a fork is known only there; see llm_cost_ops/rpc/forks.py."""
+    called = [
+        _name(path)
+        for path in _in_package()
+        for node in ast.walk(_tree(path))
+        if isinstance(node, ast.Attribute) and node.attr in ("register_at_fork", "getpid")
+    ]
+    # Its own process is sent the signal that the handler of before would have had.
+    assert sorted(called) == ["llm_cost_ops/client/recording.py", "llm_cost_ops/rpc/forks.py"]

@@ -1,11 +1,14 @@
-"""Emits resources.py: a sync and an async class per service, from one template."""
+"""Emits resources.py: a sync and an async class per service, from one template, and what they are with
+raw responses.
+"""
 
 from __future__ import annotations
 
+import re
 import textwrap
 
 from tools.codegen.nodes import Field, Message, Method, Package, Service
-from tools.codegen.text import docstring, fill, module, wrapped
+from tools.codegen.text import docstring, fill, indented, module, wrapped
 
 __all__ = ["emit_resources"]
 
@@ -17,12 +20,13 @@ _IMPORTS = """\
 collections.abc AsyncGenerator AsyncIterable Generator Iterable Mapping Sequence
 datetime date datetime timedelta
 decimal Decimal
-typing Any
+typing Any Literal TypedDict
 $package methods
 $package.messages *
 llm_cost_ops.config RetryConfig
 llm_cost_ops.rpc.channel UNSET AsyncChannel Channel
 llm_cost_ops.rpc.pager AsyncPager Pager
+llm_cost_ops.rpc.raw RawResource async_raw async_raw_pages raw raw_pages
 llm_cost_ops.wire coerce
 llm_cost_ops.wire.validation EMPTY ZERO
 """
@@ -35,6 +39,13 @@ class $name:
 
     def __init__(self, channel: ${prefix}Channel) -> None:
         self._channel = channel
+    $methods
+'''
+_RAW = '''
+
+class Raw$name(RawResource):
+    """$name, whose methods give a RawResponse. Streams have none."""
+
     $methods
 '''
 _METHOD = """
@@ -56,15 +67,59 @@ _EVERY_CALL = """\
     headers: metadata to send beside that of the client.
     retry: how to retry this call, instead of as the client does; None for not at all.
 """
+# What fields of these names hold, by the field: strings on the wire, since a newer server knows more.
+# The open ones also take a string that is in no list: "label:<key>".
+_LITERALS = {
+    "group_by": (
+        "none provider model organization project user tag operation service_tier processing region status"
+        " meter hour day week month"
+    ).split(),
+    "metrics": (
+        "total_cost total_tokens total_requests input_tokens output_tokens cached_tokens unpriced_requests"
+        " average_cost_per_request average_tokens_per_request"
+    ).split(),
+    "order": ["", "asc", "desc"],
+    "sort": ["", "timestamp", "ingested_at"],
+}
+_OPEN = ("group_by",)
 _KEY = "    idempotency_key: makes a repeated call count once; made when not given.\n"
 
 
 def emit_resources(package: Package) -> str:
     """The text of resources.py."""
     both = [(service, prefix) for service in package.services for prefix in ("", "Async")]
-    names = [f"{prefix}{_title(service)}Resource" for service, prefix in both]
-    body = "".join(_resource(service, prefix) for service, prefix in both)
-    return module(package, "The methods of the client, a class per service.", _IMPORTS, names, body)
+    body = "".join(_resource(service, prefix) + _raw(service, prefix) for service, prefix in both)
+    fields = {_made(method).name: _typed_dict(method) for method in package.methods if _overlays(method)}
+    used = [name for name in _LITERALS if re.search(rf": {_alias_name(name)}\b", body)]
+    text = "\n" * bool(used) + "".join(map(_alias, used)) + "".join(fields.values()) + body
+    names = re.findall(r"^(?:class )?(\w+)(?: = |\(|:$)", text, re.MULTILINE)
+    return module(package, "The methods of the client, a class per service.", _IMPORTS, names, text)
+
+
+def _alias_name(field: str) -> str:
+    return "".join(part.capitalize() for part in field.split("_"))
+
+
+def _alias(field: str) -> str:
+    values = [f'"{value}"' for value in _LITERALS[field]]
+    return wrapped(f"{_alias_name(field)} = Literal[", values, "] | str" if field in _OPEN else "]")
+
+
+def _overlays(method: Method) -> bool:
+    """Whether its parameters are the fields of a record, which may also be given ready."""
+    return method.body is not None and not method.cardinality.startswith("stream")
+
+
+def _typed_dict(method: Method) -> str:
+    name = _made(method).name
+    lines = [f"{_name(field)}: {_accepted(field)[0]}\n" for field in _fields(method)]
+    lines += ["idempotency_key: str\n"] * bool(method.key_path)
+    title = f'"""The fields of a {name}, as keyword arguments."""\n\n'
+    return f"\n\nclass {name}Fields(TypedDict, total=False):\n" + indented(title + "".join(lines))
+
+
+def _class(service: Service, prefix: str) -> str:
+    return f"{prefix}{_title(service)}Resource"
 
 
 def _title(service: Service) -> str:
@@ -73,16 +128,35 @@ def _title(service: Service) -> str:
 
 def _resource(service: Service, prefix: str) -> str:
     methods = "".join(_method(method, prefix) for method in service.methods)
-    paged = [method.python_name for method in service.methods if _item(method)]
-    if len(paged) == 1 and "list" not in [method.python_name for method in service.methods]:
-        methods += f"\nlist = {paged[0]}\n"
-    name = f"{prefix}{_title(service)}Resource"
+    if listing := _listing(service):
+        methods += f"\nlist = {listing}\n"
+    name = _class(service, prefix)
     comment = service.comment.partition("\n")[0] or f"The methods of {service.name}."
     return fill(_RESOURCE, name=name, comment=comment, prefix=prefix, methods=methods)
 
 
+def _listing(service: Service) -> str:
+    """The method that is also called `list`, if any."""
+    paged = [method.python_name for method in service.methods if _item(method)]
+    taken = "list" in [method.python_name for method in service.methods]
+    return paged[0] if len(paged) == 1 and not taken else ""
+
+
+def _raw(service: Service, prefix: str) -> str:
+    name = _class(service, prefix)
+    raw = f"{prefix.lower()}_raw".lstrip("_")
+    methods = "".join(
+        f"{method.python_name} = {raw}{'_pages' * bool(_item(method))}({name}.{method.python_name})\n"
+        for method in service.methods
+        if not method.cardinality.endswith("stream")
+    )
+    if listing := _listing(service):
+        methods += f"list = {listing}\n"
+    return fill(_RAW, name=name, methods=methods) if methods else ""
+
+
 def _method(method: Method, prefix: str) -> str:
-    keyed, item = bool(method.key_path), _item(method)
+    has_key, item = bool(method.key_path), _item(method)
     streams_in, streams_out = method.cardinality.startswith("stream"), method.cardinality.endswith("stream")
     fields = [] if streams_in else _fields(method)
     returned = method.returned.type.annotation if method.returned else method.response.name
@@ -93,16 +167,18 @@ def _method(method: Method, prefix: str) -> str:
         call, result = "pages", f"{prefix}Pager[{returned}, {item}]"
     waits = bool(prefix) and not streams_out and not item
     arguments = [f"methods.{method.constant}", "requests" if streams_in else "request"]
-    arguments += ["timeout", "headers", "retry", *["idempotency_key"] * keyed]
+    arguments += ["timeout", "headers", "retry", *["idempotency_key"] * has_key]
     start = f"response: {result} = {'await ' if waits else ''}self._channel.{call}("
     return fill(
         _METHOD,
         define="async " if waits else "",
         name=method.python_name,
         parameters="".join(f"{each},\n" for each in _parameters(method, fields, prefix)),
-        key='idempotency_key: str = "",\n' if keyed else "",
+        key='idempotency_key: str = "",\n' if has_key else "",
         result=result,
-        docstring=_docstring(method, fields),
+        docstring=docstring(f"As {_title(method.service)}Resource.{method.python_name}.")
+        if prefix
+        else _docstring(method, fields),
         request="" if streams_in else _request(method, fields),
         sent=wrapped(start, arguments, ")", depth=8),
     )
@@ -155,7 +231,10 @@ def _accepted(field: Field) -> tuple[str, str]:
         type_, default = "Decimal | str | int", "0"
     elif field.type.enum is not None:
         # Not the member: Python looks that up slowly, and each call would do it.
-        type_, default = f"{type_} | str", '""'
+        type_, default = f"{type_} | {_texts(field)}", '""'
+    if field.name in _LITERALS and field.type.kind == "string":
+        alias = _alias_name(field.name)
+        return (f"{alias} | Sequence[{alias}]", "()") if field.cardinality == "repeated" else (alias, '""')
     if field.cardinality == "repeated":
         single = "str | " if field.type.annotation == "str" or field.type.enum is not None else ""
         return f"{single}Sequence[{type_}]", "()"
@@ -166,6 +245,14 @@ def _accepted(field: Field) -> tuple[str, str]:
     if field.nullable:
         return type_ if type_ == "Any" else f"{type_} | None", "None"
     return type_, default
+
+
+def _texts(field: Field) -> str:
+    """What an enum's argument may be but a member: any text, or of an interval one that is known."""
+    if field.name != "interval" or field.type.enum is None:
+        return "str"
+    values = [f'"{value.value}"' for value in field.type.enum.values if value.number]
+    return f'Literal["", {", ".join(values)}]'
 
 
 def _request(method: Method, fields: list[Field]) -> str:

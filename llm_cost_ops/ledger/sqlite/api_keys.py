@@ -60,7 +60,7 @@ class SqliteKeys:
     async def add(self, key: ApiKey, context: CallContext) -> None:
         """Keep a key; see KeyStore."""
 
-        def job(cursor: sqlite3.Cursor, _: Any) -> None:
+        def job(cursor: sqlite3.Cursor, _: object) -> None:
             if _find(cursor, key.id) is not None:
                 raise RpcError(StatusCode.ALREADY_EXISTS, f"there is a key {key.id!r} already")
             cursor.execute(f"INSERT INTO api_key ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", _row(key))
@@ -70,7 +70,7 @@ class SqliteKeys:
     async def revoke(self, key_id: str, at: datetime, context: CallContext) -> ApiKey | None:
         """Revoke a key; see KeyStore."""
 
-        def job(cursor: sqlite3.Cursor, _: Any) -> ApiKey | None:
+        def job(cursor: sqlite3.Cursor, _: object) -> ApiKey | None:
             cursor.execute(
                 "UPDATE api_key SET revoked = ? WHERE id = ? AND revoked IS NULL", (to_micros(at), key_id)
             )
@@ -98,14 +98,14 @@ def _secret(connection: sqlite3.Connection | sqlite3.Cursor) -> bytes | None:
     return None if row is None else bytes(row[0])
 
 
-def _make_secret(cursor: sqlite3.Cursor, _: Any) -> bytes:
+def _make_secret(cursor: sqlite3.Cursor, _: object) -> bytes:
     made = secrets.token_bytes(_SECRET_BYTES)
     # Another process may have made one in between.
     cursor.execute("INSERT OR IGNORE INTO secret VALUES ('api_key', ?)", (made,))
     return _secret(cursor) or made
 
 
-def _row(key: ApiKey) -> tuple[Any, ...]:
+def _row(key: ApiKey) -> tuple[object, ...]:
     return (
         key.id,
         key.hash,

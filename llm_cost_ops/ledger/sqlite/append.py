@@ -101,7 +101,7 @@ class Interner:
         return ids
 
 
-def _id(cursor: sqlite3.Cursor, find: str, add: str, values: Sequence[Any]) -> int:
+def _id(cursor: sqlite3.Cursor, find: str, add: str, values: Sequence[object]) -> int:
     row = cursor.execute(find, values).fetchone()
     if row is None:
         cursor.execute(add, values)

@@ -195,7 +195,7 @@ class Database:
         execute("SELECT count(*) FROM sqlite_schema").fetchone()
 
 
-_LONGEST = 30.0
+_MAX_WAIT = 30.0
 
 
 def _late_error(path: str | None) -> RpcError:
@@ -233,7 +233,7 @@ class BusyRetry:
     def allowed(context: CallContext | None) -> float:
         """Seconds that a call may wait, from now."""
         remaining = None if context is None else context.remaining()
-        return _LONGEST if remaining is None else remaining - min(_MARGIN, remaining / 10)
+        return _MAX_WAIT if remaining is None else remaining - min(_MARGIN, remaining / 10)
 
     def left(self) -> float:
         """Seconds that may still be waited; UNAVAILABLE when there are none."""
@@ -252,7 +252,7 @@ class BusyRetry:
 
 
 class FifoLock:
-    """A lock that threads and tasks queue for, first come, first served, each within its patience."""
+    """A lock that threads and tasks queue for, first come, first served, each for as long as its call may."""
 
     __slots__ = ("_held", "_waiting", "try_acquire")
 

@@ -160,7 +160,7 @@ class GroupCommit:
         if not group:
             return
 
-        def jobs(cursor: sqlite3.Cursor, interner: Interner) -> list[tuple[_Ticket, Any]]:
+        def jobs(cursor: sqlite3.Cursor, interner: Interner) -> list[tuple[_Ticket, object]]:
             # From here on nobody can cancel: the transaction has begun.
             begun = [ticket for ticket in group if _begin(ticket)]
             return [(ticket, ticket.job(cursor, interner)) for ticket in begun]
@@ -194,7 +194,7 @@ class GroupCommit:
                 error = self._writer.translated(error)
             ticket.future.set_exception(error)
 
-    def _transact(self, ticket: _Ticket) -> Any:
+    def _transact(self, ticket: _Ticket) -> object:
         """Run a job in a transaction of its own; while the file is busy, wait as long as its call may."""
         began = time.monotonic()
         while True:

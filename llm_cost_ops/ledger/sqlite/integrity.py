@@ -42,7 +42,8 @@ def find_obvious_fault(connection: sqlite3.Connection) -> str:
 
 _NOT_INDEXED = """
     SELECT 1 FROM usage u WHERE u.seq > ? AND (
-        NOT EXISTS (SELECT 1 FROM usage i INDEXED BY usage_id WHERE i.id = u.id AND i.seq = u.seq)
+        NOT EXISTS (SELECT 1 FROM usage i INDEXED BY usage_id WHERE i.org = u.org AND i.id = u.id
+            AND i.seq = u.seq)
         OR NOT EXISTS (
             SELECT 1 FROM usage i INDEXED BY usage_time WHERE i.org = u.org AND i.ts = u.ts AND i.seq = u.seq
         )
@@ -97,16 +98,31 @@ def _wrong_sums(connection: sqlite3.Connection) -> Iterator[str]:
             yield f"sums: {count} {text}"
 
 
-_KEYED = (
-    "SELECT u.id, u.key, o.name FROM usage u LEFT JOIN organization o ON o.id = u.org WHERE u.key NOTNULL"
+_WITH_KEYS = (
+    "SELECT u.id, u.key, u.org, o.name FROM usage u LEFT JOIN organization o ON o.id = u.org "
+    "WHERE u.key NOTNULL"
 )
-_NOT_EARLIER = " AND u.seq NOT IN (SELECT usage FROM earlier)"
+_TAKEN = "SELECT 1 FROM usage WHERE org = ? AND id = ? AND key IS NOT ?"
 
 
 def _wrong_ids(connection: sqlite3.Connection) -> Iterator[str]:
-    """Receipts whose ids do not follow from their organizations and keys: resent, they would count again."""
+    """Records whose ids do not follow from their organizations and keys: resent, they would count again."""
     wrong = 0
-    for stored, key, organization in connection.execute(_KEYED + _NOT_EARLIER):
-        wrong += organization is None or usage_id(organization, as_text(key))[1] != stored
+    for stored, key, org, organization in connection.execute(_WITH_KEYS):
+        wrong += organization is None or not _follows(connection, stored, key, org, organization)
     if wrong:
         yield f"ids: {wrong} do not follow from their keys"
+
+
+def _follows(
+    connection: sqlite3.Connection, stored: bytes, key: str | bytes, org: int, organization: str
+) -> bool:
+    """Whether an id is that of the first attempt whose id no other key of the organization has."""
+    attempt = 0
+    while True:
+        _, made, _ = usage_id(organization, as_text(key), attempt)
+        if made == stored:
+            return True
+        if connection.execute(_TAKEN, (org, made, key)).fetchone() is None:
+            return False
+        attempt += 1

@@ -309,9 +309,9 @@ class SqliteSums:
         )
         return await self._readers.read(query, context)
 
-    async def span(self, where: Filter, context: CallContext) -> tuple[datetime, datetime] | None:
-        """The filter's interval, closed where it is open; see Sums."""
-        return await self._readers.read(partial(history.span, where=where), context)
+    async def occupied(self, where: Filter, width: int, context: CallContext) -> list[int]:
+        """The stretches of time that hold records; see Sums."""
+        return await self._readers.read(partial(history.occupied, where=where, width=width), context)
 
     async def count(self, where: Filter, context: CallContext) -> int:
         """How many records the filter lets through; see Sums."""

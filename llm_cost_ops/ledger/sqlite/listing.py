@@ -1,12 +1,10 @@
-"""Reading records back: pages of them, and the time that they span."""
+"""Reading records back: pages of them, and the stretches of time that hold any."""
 
 from __future__ import annotations
 
 import re
 import sqlite3
 from collections.abc import Sequence
-from datetime import datetime, timedelta
-from typing import Any
 
 from msgspec import structs
 
@@ -15,17 +13,14 @@ from llm_cost_ops.ledger.sqlite.rows import RECORD_COLUMNS, decode_record
 from llm_cost_ops.ledger.sqlite.sums import Newest, newest, per_record_conditions, series_conditions
 from llm_cost_ops.ledger.types import Filter
 from llm_cost_ops.rpc.status import invalid_argument
-from llm_cost_ops.rules.times import from_micros, to_micros
+from llm_cost_ops.rules.times import to_micros
 
-__all__ = ["is_quick", "list_usage", "span"]
+__all__ = ["is_quick", "list_usage", "occupied"]
 
 _SORTS = {"timestamp": "ts", "ingested_at": "seq"}
 _POSITION = re.compile(r"(-?[0-9]{1,18})\.([0-9]{1,18})", re.ASCII)
 _QUICK_LIMIT = 100
-_FIRST_AND_LAST = (
-    "SELECT (SELECT u.ts FROM usage u WHERE u.org = o.id ORDER BY u.ts LIMIT 1), "
-    "(SELECT u.ts FROM usage u WHERE u.org = o.id ORDER BY u.ts DESC LIMIT 1) FROM organization o"
-)
+_OPEN = 2**62
 
 
 def is_quick(where: Filter, sort: str, limit: int, offset: int | None) -> bool:
@@ -104,7 +99,7 @@ def _organizations(connection: sqlite3.Connection, names: Sequence[str]) -> list
     return [org for (org,) in connection.execute(query, names)]
 
 
-def _conditions(where: Filter, cost: Newest) -> tuple[list[str], list[Any]]:
+def _conditions(where: Filter, cost: Newest) -> tuple[list[str], list[object]]:
     conditions, parameters = per_record_conditions(where)
     wanted, values = series_conditions(structs.replace(where, organization_ids=()))
     if wanted:
@@ -143,16 +138,22 @@ def _records(
     return [rows[seq] for seq in seqs]
 
 
-def span(connection: sqlite3.Connection, where: Filter) -> tuple[datetime, datetime] | None:
-    """The filter's interval; an open end is at the first, or behind the last, record of its organizations."""
-    start, end = where.start, where.end
-    if start is None or end is None:
-        conditions, parameters = series_conditions(Filter(organization_ids=where.organization_ids))
-        rows = connection.execute(_FIRST_AND_LAST + conditions, parameters).fetchall()
-        firsts = [first for first, _ in rows if first is not None]
-        lasts = [last for _, last in rows if last is not None]
-        if not firsts:
-            return None
-        start = from_micros(min(firsts)) if start is None else start
-        end = from_micros(max(lasts)) + timedelta(microseconds=1) if end is None else end
-    return (start, end) if start < end else None
+def occupied(connection: sqlite3.Connection, where: Filter, width: int) -> list[int]:
+    """The numbers of the stretches in which the filter's organizations have records; see Sums.
+
+    A stretch takes one look into the index, however many records it holds and however far the next one is.
+    """
+    conditions, parameters = series_conditions(Filter(organization_ids=where.organization_ids))
+    low = -_OPEN if where.start is None else to_micros(where.start)
+    high = _OPEN if where.end is None else to_micros(where.end)
+    # Whole division as Python does it, also before 1970.
+    number = f"(f.ts - (f.ts % {width} + {width}) % {width}) / {width}"
+    first = f"SELECT ts FROM usage WHERE org = {{}} AND ts >= {{}} AND ts < {high} ORDER BY ts LIMIT 1"
+    rows = connection.execute(
+        f"WITH RECURSIVE found (org, ts) AS (SELECT o.id, ({first.format('o.id', low)}) "
+        f"FROM organization o{conditions} UNION ALL "
+        f"SELECT f.org, ({first.format('f.org', f'({number} + 1) * {width}')}) FROM found f "
+        f"WHERE f.ts IS NOT NULL) SELECT DISTINCT {number} FROM found f WHERE f.ts IS NOT NULL ORDER BY 1",
+        parameters,
+    )
+    return [number for (number,) in rows]

@@ -50,7 +50,7 @@ RECORD_COLUMNS = "u.id, u.key, u.ingested, u.ts, u.record"
 _PICOS = 1_000_000
 
 
-def _write(value: Any) -> Any:
+def _write(value: object) -> object:
     # Unknown JSON is kept as text: decoded and encoded again it might not be the same.
     if type(value) is Unknown:
         texts = {name: bytes(raw).decode() for name, raw in value.json.items()}
@@ -58,7 +58,7 @@ def _write(value: Any) -> Any:
     raise TypeError(f"can't store a {type(value).__name__}")
 
 
-def _read(kind: Any, value: Any) -> Any:
+def _read(kind: Any, value: Any) -> object:
     if kind is WireDecimal:
         return Decimal(value)
     if kind is Unknown:
@@ -67,7 +67,7 @@ def _read(kind: Any, value: Any) -> Any:
     raise TypeError(f"can't read a {kind}")
 
 
-def struct_decoder(kind: type[Any]) -> msgspec.json.Decoder[Any]:
+def struct_decoder(kind: type[object]) -> msgspec.json.Decoder[Any]:
     """Reads structs of a type from what `encode_struct` made of them."""
     return msgspec.json.Decoder(kind, dec_hook=_read)
 
@@ -123,7 +123,7 @@ def prepare(entry: Entry) -> Prepared:
     )
 
 
-def _json(value: Any) -> str:
+def _json(value: object) -> str:
     return msgspec.json.encode(value).decode()
 
 
@@ -154,7 +154,7 @@ def columns_of(units: int | None, by: Pricing) -> tuple[int | None, int | None]:
     if units is None:
         return None, None
     if not -_MAX_COST_UNITS <= units <= _MAX_COST_UNITS:
-        raise _refused([Violation("", f"must cost at most {MAX_RECORD_COST:,} {by.currency}")])
+        raise _refused([Violation("a record", f"must cost at most {MAX_RECORD_COST:,} {by.currency}")])
     return divmod(units, _PICOS)
 
 

@@ -84,7 +84,7 @@ Place = tuple[int, int, int, str]
 # So many rows of the largest numbers that a store takes add up to less than 2^63.
 _AT_ONCE = 4096
 _PICOS = 1_000_000
-_LARGEST = 2**63 - 1
+_MAX_SUM = 2**63 - 1
 
 _COUNTS = ("records", "requests", "input", "output", "cached", "unpriced")
 # Whole division as Python does it, also before 1970.
@@ -115,7 +115,7 @@ def _saturated(name: str, added: str) -> str:
     Queries refuse it, as they do every sum above MAX_SUM. (SQLite goes on in floating point where an addition
     leaves 64 bits, and compares that with an integer exactly.)
     """
-    return f"{name} = iif({name} = {_LARGEST}, {_LARGEST}, min({name} + {added}, {_LARGEST}))"
+    return f"{name} = iif({name} = {_MAX_SUM}, {_MAX_SUM}, min({name} + {added}, {_MAX_SUM}))"
 
 
 _ON_CONFLICT = f"""
@@ -283,7 +283,7 @@ def series_conditions(where: Filter) -> tuple[str, list[str]]:
     return (f" WHERE {' AND '.join(conditions)}" if conditions else ""), parameters
 
 
-def per_record_conditions(where: Filter) -> tuple[list[str], list[Any]]:
+def per_record_conditions(where: Filter) -> tuple[list[str], list[object]]:
     """SQL on `usage u` for what series do not hold, and its parameters."""
     conditions: list[str] = []
     parameters: list[Any] = []
@@ -301,7 +301,7 @@ def per_record_conditions(where: Filter) -> tuple[list[str], list[Any]]:
     return conditions, parameters
 
 
-def _marks(values: Sequence[Any]) -> str:
+def _marks(values: Sequence[object]) -> str:
     return ", ".join("?" * len(values))
 
 
@@ -465,7 +465,7 @@ class SumQuery:
         keys = f"{cost.series}, g.bucket{named}"
         self._sum(keys, _row_amounts(cost), source, [*self._parameters, *parameters])
 
-    def _sum(self, keys: str, amounts: Sequence[str], source: str, parameters: list[Any]) -> None:
+    def _sum(self, keys: str, amounts: Sequence[str], source: str, parameters: list[object]) -> None:
         sums = ", ".join(f"sum({amount})" for amount in amounts)
         try:
             rows = self._connection.execute(f"SELECT {keys}, {sums} {source}", parameters).fetchall()

@@ -8,7 +8,7 @@ from typing import Any
 
 from llm_cost_ops.ledger import KeyStore
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.interceptor import UnaryContinuation
+from llm_cost_ops.rpc.interceptor import Req, Res, UnaryContinuation
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.service.access.keys import principal_of
@@ -35,15 +35,15 @@ class Authentication:
         self._required = required
 
     async def intercept_unary_unary(
-        self, continuation: UnaryContinuation, request: Any, context: CallContext
-    ) -> Any:
+        self, continuation: UnaryContinuation[Req, Res], request: Req, context: CallContext
+    ) -> Res:
         if context.principal is None:
             await self.admit(context)
         return await continuation(request, context)
 
     async def intercept_unary_stream(
-        self, continuation: Streaming, request: Any, context: CallContext
-    ) -> AsyncGenerator[Any, None]:
+        self, continuation: Streaming, request: object, context: CallContext
+    ) -> AsyncGenerator[object, None]:
         await self.admit(context)
         looked = context.runtime.monotonic()
         async with aclosing(continuation(request, context)) as messages:

@@ -15,14 +15,13 @@ import hmac
 import re
 import secrets
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from hashlib import blake2b
 
 from llm_cost_ops.ledger import ApiKey, KeyStore
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.rpc.status import RpcError, StatusCode, invalid_argument
 from llm_cost_ops.service.access.tenancy import Principal, Role
-from llm_cost_ops.service.pages import invalid
 
 __all__ = ["EVERY_ORGANIZATION", "create_key", "key_id_of", "principal_of", "revoke_key"]
 
@@ -48,10 +47,10 @@ async def create_key(
 
     Organizations that hold "*" mean all of them, those to come included. INVALID_ARGUMENT for what can't be.
     """
-    now = datetime.fromtimestamp(context.runtime.now(), UTC)
+    now = context.now()
     _check(organizations, role, name)
     if expires_at is not None and expires_at <= now:
-        raise invalid("expires", "must lie in the future")
+        raise invalid_argument("expires", "must lie in the future")
     everything = EVERY_ORGANIZATION in organizations
     secret = await keys.secret(context)
     while True:
@@ -77,7 +76,7 @@ async def create_key(
 async def revoke_key(keys: KeyStore, key_id: str, context: CallContext) -> ApiKey:
     """Revoke a key for ever; NOT_FOUND when there is none. A key that is revoked stays so."""
     found = key_id_of(key_id)
-    now = datetime.fromtimestamp(context.runtime.now(), UTC)
+    now = context.now()
     key = await keys.revoke(found, now, context) if found else None
     if key is None:
         what = f"there is no API key {found!r}" if found else "an API key's id has 8 letters and digits"
@@ -108,14 +107,14 @@ def key_id_of(text: str) -> str:
 
 def _check(organizations: Sequence[str], role: str, name: str) -> None:
     if not organizations:
-        raise invalid("organization", "must name at least one organization, or '*' for all of them")
+        raise invalid_argument("organization", "must name at least one organization, or '*' for all of them")
     for organization in organizations:
         if not 1 <= len(organization) <= 100 or not organization.isprintable():
-            raise invalid("organization", "must have 1 to 100 printable characters")
+            raise invalid_argument("organization", "must have 1 to 100 printable characters")
     if role.upper() not in Role.__members__:
-        raise invalid("role", f"must be reader, writer or admin, not {role[:32]!r}")
+        raise invalid_argument("role", f"must be reader, writer or admin, not {role[:32]!r}")
     if len(name) > _MAX_NAME or not name.isprintable():
-        raise invalid("name", f"must have at most {_MAX_NAME} printable characters")
+        raise invalid_argument("name", f"must have at most {_MAX_NAME} printable characters")
 
 
 def _random_text(size: int) -> str:

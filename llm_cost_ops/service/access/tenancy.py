@@ -37,8 +37,8 @@ from llm_cost_ops._gen.methods import (
     VERIFY_COST,
 )
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.interceptor import UnaryContinuation
-from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.rpc.interceptor import Req, Res, StreamContinuation, UnaryContinuation
+from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, invalid_argument
 
 __all__ = [
     "OPEN",
@@ -114,11 +114,7 @@ def organization_of(named: str, context: CallContext) -> str:
     if organizations is not None and len(organizations) == 1:
         return next(iter(organizations))
     rule = "must be given: the record is looked up in one organization, and this caller may see several"
-    raise RpcError(
-        StatusCode.INVALID_ARGUMENT,
-        f"organization_id {rule}",
-        violations=[Violation("organization_id", rule)],
-    )
+    raise invalid_argument("organization_id", rule)
 
 
 def tenant_of(context: CallContext) -> str:
@@ -133,11 +129,11 @@ def _denied(field: str, rule: str = OTHER_ORGANIZATION) -> RpcError:
     return RpcError(StatusCode.PERMISSION_DENIED, f"{field} {rule}", violations=[Violation(field, rule)])
 
 
-def _any(request: Any, _: frozenset[str]) -> Any:
+def _any(request: object, _: frozenset[str]) -> object:
     return request
 
 
-def _filtered(request: Any, organizations: frozenset[str]) -> Any:
+def _filtered(request: Any, organizations: frozenset[str]) -> object:
     """A filter by organizations: those named must be the caller's, and none named means all of them."""
     if not organizations.issuperset(request.organization_id):
         raise _denied("organization_id")
@@ -147,25 +143,25 @@ def _filtered(request: Any, organizations: frozenset[str]) -> Any:
     return request
 
 
-def _named(request: Any, organizations: frozenset[str]) -> Any:
+def _named(request: Any, organizations: frozenset[str]) -> object:
     """An organization beside what is everybody's."""
     if request.organization_id and request.organization_id not in organizations:
         raise _denied("organization_id")
     return request
 
 
-def _record(request: Any, organizations: frozenset[str]) -> Any:
+def _record(request: Any, organizations: frozenset[str]) -> object:
     if request.usage.organization_id not in organizations:
         raise _denied("organization_id")
     return request
 
 
-def _estimated(request: Any, organizations: frozenset[str]) -> Any:
+def _estimated(request: Any, organizations: frozenset[str]) -> object:
     # Without an organization only everybody's prices count.
     return _record(request, organizations) if request.usage.organization_id else request
 
 
-def _price(request: Any, organizations: frozenset[str]) -> Any:
+def _price(request: Any, organizations: frozenset[str]) -> object:
     if not request.organization_id:
         rule = "must be given: prices for everybody need an admin key of all organizations"
         raise _denied("organization_id", rule)
@@ -201,15 +197,15 @@ class Tenancy:
 
     # Not async: a layer that does nothing after the call costs half of what a coroutine does.
     def intercept_unary_unary(
-        self, continuation: UnaryContinuation, request: Any, context: CallContext
-    ) -> Awaitable[Any]:
+        self, continuation: UnaryContinuation[Req, Res], request: Req, context: CallContext
+    ) -> Awaitable[Res]:
         if context.principal is not None:
             request = _scoped(request, context)
         return continuation(request, context)
 
     async def intercept_unary_stream(
-        self, continuation: Callable[..., AsyncGenerator[Any, None]], request: Any, context: CallContext
-    ) -> AsyncGenerator[Any, None]:
+        self, continuation: StreamContinuation[Req, Res], request: Req, context: CallContext
+    ) -> AsyncGenerator[Res, None]:
         if context.principal is not None:
             request = _scoped(request, context)
         async with aclosing(continuation(request, context)) as messages:
@@ -220,7 +216,7 @@ class Tenancy:
     intercept_stream_stream = intercept_unary_stream
 
 
-def _scoped(request: Any, context: CallContext) -> Any:
+def _scoped(request: object, context: CallContext) -> Any:
     rule = check_role(context)
     organizations = allowed_organizations(context)
     return request if rule is None or organizations is None else rule.scoped(request, organizations)

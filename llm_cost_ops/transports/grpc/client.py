@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import ssl
 import threading
 import time
@@ -21,8 +20,10 @@ from urllib.parse import SplitResult
 
 from h2.errors import ErrorCodes
 
+from llm_cost_ops.rpc.backoff import Backoff
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.fifo import CallQueue
+from llm_cost_ops.rpc.forks import PerProcess
 from llm_cost_ops.rpc.status import RpcError, client_closed
 from llm_cost_ops.rpc.streams import step
 from llm_cost_ops.transports.grpc.connection import CallConnection, StreamFailedError
@@ -80,13 +81,13 @@ class _GrpcTransport:
         self._max_response_bytes = max_response_bytes
         self.closed = False
 
-    def _begin(self, request: Any, context: CallContext) -> GrpcExchange:
+    def _begin(self, request: object, context: CallContext) -> GrpcExchange:
         return self._exchange(GrpcExchange, request, context)
 
-    def _begin_stream(self, request: Any, context: CallContext) -> StreamingExchange:
+    def _begin_stream(self, request: object, context: CallContext) -> StreamingExchange:
         return self._exchange(StreamingExchange, request, context)
 
-    def _exchange(self, kind: type[E], request: Any, context: CallContext) -> E:
+    def _exchange(self, kind: type[E], request: object, context: CallContext) -> E:
         if self.closed:
             raise client_closed()
         scheme = "https" if self._target.tls else "http"
@@ -113,13 +114,13 @@ class AsyncGrpcTransport(_GrpcTransport):
         super().__init__(base_url, **settings)
         self._pools: dict[asyncio.AbstractEventLoop, ConnectionPool] = {}
 
-    async def unary_unary(self, request: Any, context: CallContext) -> Any:
+    async def unary_unary(self, request: object, context: CallContext) -> object:
         """Send the request, and return the response or raise RpcError."""
         exchange = self._begin(request, context)
         await self._pool().run(exchange)
         return exchange.finish()
 
-    async def unary_stream(self, request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
+    async def unary_stream(self, request: object, context: CallContext) -> AsyncGenerator[object, None]:
         """Send the request, and yield the responses as they come, or raise RpcError.
 
         The requests of a stream leave as they come, whether or not somebody waits for a response.
@@ -162,10 +163,9 @@ class GrpcTransport(_GrpcTransport):
 
     def __init__(self, base_url: str, **settings: Any) -> None:
         super().__init__(base_url, **settings)
-        # By process: what a parent left is neither used nor closed, only kept from collection.
-        self._crossings: dict[int, _Crossing] = {}
+        self._crossings = PerProcess[_Crossing]()
 
-    async def unary_unary(self, request: Any, context: CallContext) -> Any:
+    async def unary_unary(self, request: object, context: CallContext) -> object:
         """Send the request, and return the response or raise RpcError."""
         exchange = self._begin(request, context)
         crossing = self._crossing()
@@ -177,13 +177,13 @@ class GrpcTransport(_GrpcTransport):
             raise exchange.failure(error) if not self.closed else exchange.closed() from error
         return exchange.finish()
 
-    async def unary_stream(self, request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
+    async def unary_stream(self, request: object, context: CallContext) -> AsyncGenerator[object, None]:
         """Send the request, and yield the responses as they come, or raise RpcError."""
         async with aclosing(self._stream(self._begin_stream(request, context), Bridge(None))) as messages:
             async for message in messages:
                 yield message
 
-    async def stream_stream(self, requests: Any, context: CallContext) -> AsyncGenerator[Any, None]:
+    async def stream_stream(self, requests: Any, context: CallContext) -> AsyncGenerator[object, None]:
         """Send requests while a response is waited for, and yield the responses, or raise RpcError."""
         bridge = Bridge(aiter(requests))
         exchange = self._begin_stream(bridge.outgoing(), context)
@@ -191,7 +191,7 @@ class GrpcTransport(_GrpcTransport):
             async for message in messages:
                 yield message
 
-    async def _stream(self, exchange: StreamingExchange, bridge: Bridge) -> AsyncGenerator[Any, None]:
+    async def _stream(self, exchange: StreamingExchange, bridge: Bridge) -> AsyncGenerator[object, None]:
         crossing = self._crossing()
         try:
             work = crossing.portal.start(partial(bridge.carry, crossing.pool.stream(exchange)))
@@ -214,9 +214,7 @@ class GrpcTransport(_GrpcTransport):
             bridge.wait_for_end(MAX_END)
 
     def _crossing(self) -> _Crossing:
-        crossing = self._crossings.get(os.getpid()) or self._crossings.setdefault(
-            os.getpid(), _Crossing(Portal("llm-cost-ops-grpc"), self._open())
-        )
+        crossing = self._crossings.get(lambda: _Crossing(Portal("llm-cost-ops-grpc"), self._open()))
         if self.closed:  # by another thread, since the call began
             crossing.portal.close()
             raise client_closed()
@@ -225,7 +223,7 @@ class GrpcTransport(_GrpcTransport):
     async def aclose(self) -> None:
         """Close the connections, and end the thread. Does not suspend."""
         self.closed = True
-        crossing = self._crossings.pop(os.getpid(), None)
+        crossing = self._crossings.made
         if crossing is None:
             return
         try:
@@ -248,7 +246,7 @@ class Bridge:
     The caller's requests are taken in its own thread, while it waits for an answer.
     """
 
-    def __init__(self, requests: AsyncIterator[Any] | None, limit: int = 256) -> None:
+    def __init__(self, requests: AsyncIterator[object] | None, limit: int = 256) -> None:
         self._requests = requests
         self._limit = limit
         self._changed = threading.Condition()
@@ -264,7 +262,7 @@ class Bridge:
 
     # In the loop's thread.
 
-    async def carry(self, stream: AsyncGenerator[Any, None]) -> None:
+    async def carry(self, stream: AsyncGenerator[object, None]) -> None:
         """Take a stream's messages to the caller, to its end."""
         self._loop = asyncio.get_running_loop()
         try:
@@ -280,7 +278,7 @@ class Bridge:
                 self._ended = True
                 self._changed.notify_all()
 
-    async def outgoing(self) -> AsyncGenerator[Any, None]:
+    async def outgoing(self) -> AsyncGenerator[object, None]:
         """The caller's requests."""
         while True:
             with self._changed:
@@ -296,7 +294,7 @@ class Bridge:
             else:
                 await self._work.wait()
 
-    def _arrived(self, message: Any) -> bool:
+    def _arrived(self, message: object) -> bool:
         with self._changed:
             if len(self._incoming) >= self._limit:
                 self._room.clear()
@@ -307,7 +305,7 @@ class Bridge:
 
     # In the caller's thread.
 
-    def next(self, seconds: float | None) -> Any:
+    def next(self, seconds: float | None) -> object:
         """The next answer; StopAsyncIteration at the end, and LATE after some seconds.
 
         Raises what ended the stream in the loop, or what the caller's iterable raised here.
@@ -330,7 +328,7 @@ class Bridge:
                     continue
             self._offer(self._requests)
 
-    def _offer(self, requests: AsyncIterator[Any]) -> None:
+    def _offer(self, requests: AsyncIterator[object]) -> None:
         """Take a request from the caller's iterable and leave it for the loop."""
         try:
             request = step(requests)
@@ -354,9 +352,9 @@ class Bridge:
             self._changed.wait_for(lambda: self._ended, seconds)
 
 
-# How often a call is sent again that the server did not touch, and the first wait before the second time.
+# How often a call is sent again that the server did not touch: at once, and then after these waits.
 MAX_RESENDS = 5
-PAUSE = 0.01
+RESEND_BACKOFF = Backoff(0.02, 1.0)
 
 # A connection that is closed says so to the loop within so many seconds, or is left to it.
 MAX_CLOSE = 1.0
@@ -458,13 +456,13 @@ class ConnectionPool:
                         raise
                 if resend:
                     async with asyncio.timeout(exchange.seconds_left()):
-                        await asyncio.sleep(PAUSE * 2**resend)
+                        await asyncio.sleep(RESEND_BACKOFF.seconds(resend))
         except RpcError:
             raise
         except Exception as error:
             raise exchange.closed() if self._closed else exchange.failure(error) from error
 
-    async def stream(self, exchange: StreamingExchange) -> AsyncGenerator[Any, None]:
+    async def stream(self, exchange: StreamingExchange) -> AsyncGenerator[object, None]:
         """Carry a call with streams; yield the answers as they come, by the deadline. Raises RpcError."""
         try:
             for resend in range(MAX_RESENDS + 1):
@@ -480,7 +478,7 @@ class ConnectionPool:
                     return
                 if resend:
                     async with asyncio.timeout(exchange.seconds_left()):
-                        await asyncio.sleep(PAUSE * 2**resend)
+                        await asyncio.sleep(RESEND_BACKOFF.seconds(resend))
         except RpcError:
             raise
         except Exception as error:
@@ -488,7 +486,7 @@ class ConnectionPool:
                 raise exchange.broken from exchange.broken.__cause__  # the caller's own
             raise exchange.closed() if self._closed else exchange.failure(error) from error
 
-    async def _streamed(self, exchange: StreamingExchange) -> AsyncGenerator[Any, None]:
+    async def _streamed(self, exchange: StreamingExchange) -> AsyncGenerator[object, None]:
         async with self._turn(exchange):
             connection = await self._entered(exchange)
             try:

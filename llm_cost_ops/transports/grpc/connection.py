@@ -292,10 +292,10 @@ class CallConnection(H2Protocol, AbstractHandler):
             self.connection.flush_now()
         self.processor.close("the client was closed")
 
-    def accept(self, stream: Any, headers: Any, release_stream: Any) -> None:
+    def accept(self, stream: object, headers: object, release_stream: object) -> None:
         """Nothing: a server starts no streams."""
 
-    def cancel(self, stream: Any) -> None:
+    def cancel(self, stream: object) -> None:
         """Nothing: the stream knows."""
 
     def close(self) -> None:

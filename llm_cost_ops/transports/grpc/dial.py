@@ -176,7 +176,7 @@ def _drop(tasks: set[asyncio.Task[socket.socket]]) -> None:
         task.add_done_callback(close)
 
 
-async def _resolve(host: str, port: int) -> Sequence[tuple[int, Any]]:
+async def _resolve(host: str, port: int) -> Sequence[tuple[int, object]]:
     """A host's addresses, kinds in turn. A resolver can't be interrupted: it is left behind in its thread."""
     try:
         version = ipaddress.ip_address(host).version

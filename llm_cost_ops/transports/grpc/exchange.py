@@ -6,7 +6,6 @@ import base64
 import binascii
 import math
 import time
-from typing import Any
 from urllib.parse import unquote
 
 from hpack import NeverIndexedHeaderTuple
@@ -15,7 +14,7 @@ from llm_cost_ops.rpc.answers import missing_answer
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.method import Idempotency
-from llm_cost_ops.rpc.status import OVERLOADED, RpcError, StatusCode, Violation, client_closed
+from llm_cost_ops.rpc.status import OVERLOADED, RpcError, StatusCode, client_closed, invalid_argument
 from llm_cost_ops.transports.grpc.connection import CallStream, StreamFailedError
 from llm_cost_ops.transports.grpc.status import MAX_RETRY_DELAY, StatusDetails, read_status
 from llm_cost_ops.transports.net.bodies import BoundedBody
@@ -80,7 +79,7 @@ class GrpcExchange:
         self,
         scheme: str,
         authority: str,
-        request: Any,
+        request: object,
         context: CallContext,
         limit: int,
         serializer: Serializer | None = None,
@@ -104,7 +103,7 @@ class GrpcExchange:
         self._request = request
         self._frame = self._framed(request)
 
-    def _framed(self, request: Any) -> bytes:
+    def _framed(self, request: object) -> bytes:
         codec = self._context.method.request
         try:
             if self._serializer is None:
@@ -112,12 +111,7 @@ class GrpcExchange:
             else:
                 payload = to_wire(self._serializer, codec.encode_json(request))
         except EncodeError as error:
-            raise RpcError(
-                StatusCode.INVALID_ARGUMENT,
-                f"{error.path} {error.reason}",
-                violations=[Violation(error.path, error.reason)],
-                origin="client",
-            ) from error
+            raise invalid_argument(error.path, error.reason, origin="client") from error
         return b"\x00" + len(payload).to_bytes(4, "big") + payload
 
     def seconds_left(self) -> float | None:
@@ -243,7 +237,7 @@ class GrpcExchange:
         self._context.response_metadata = self._metadata
         return received
 
-    def finish(self) -> Any:
+    def finish(self) -> object:
         """The response message. RpcError when the server told an error, or nothing that can be understood."""
         context, method = self._context, self._context.method
         if self._status != "0":
@@ -257,7 +251,7 @@ class GrpcExchange:
         context.request_id = self._metadata.get(REQUEST_ID_HEADER) or context.request_id
         return response
 
-    def _decoded(self, message: bytes) -> Any:
+    def _decoded(self, message: bytes) -> object:
         codec = self._context.method.response
         try:
             if self._serializer is None:

@@ -121,7 +121,7 @@ def _read_detail(kind: str, content: bytes, details: StatusDetails) -> None:
         details.request_id = _text(fields.get(1))[:200]
 
 
-def _lenient(data: Any) -> Sequence[tuple[int, Any]]:
+def _lenient(data: object) -> Sequence[tuple[int, object]]:
     found = []
     try:
         for item in fields_of(data if isinstance(data, bytes) else b""):
@@ -131,11 +131,11 @@ def _lenient(data: Any) -> Sequence[tuple[int, Any]]:
     return found
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else ""
 
 
-def _seconds(duration: dict[int, Any]) -> float | None:
+def _seconds(duration: dict[int, object]) -> float | None:
     seconds, nanos = duration.get(1, 0), duration.get(2, 0)
     if not isinstance(seconds, int) or not isinstance(nanos, int):
         return None

@@ -33,7 +33,7 @@ class StreamingExchange(GrpcExchange):
         self,
         scheme: str,
         authority: str,
-        request: Any,
+        request: object,
         context: CallContext,
         limit: int,
         serializer: Serializer | None = None,
@@ -44,10 +44,10 @@ class StreamingExchange(GrpcExchange):
         self.broken: Exception | None = None
         super().__init__(scheme, authority, request, context, limit, serializer)
 
-    def _framed(self, request: Any) -> bytes:
+    def _framed(self, request: object) -> bytes:
         return b"" if request is self.requests and self._streams_in else super()._framed(request)
 
-    async def messages(self, stream: CallStream) -> AsyncGenerator[Any, None]:
+    async def messages(self, stream: CallStream) -> AsyncGenerator[object, None]:
         """Send the requests, and yield the responses. Raises StreamFailedError, or RpcError."""
         self._sent = False
         sending = None

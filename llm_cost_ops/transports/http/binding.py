@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote_to_bytes
 import msgspec
 
 from llm_cost_ops.rpc.method import HttpRule, MessageCodec, MethodDescriptor, QueryField
-from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.rpc.status import Violation, invalid_argument, invalid_arguments
 from llm_cost_ops.wire import DecodeError, EncodeError
 from llm_cost_ops.wire.json_keys import REPEATED, path_text, repeated_keys
 
@@ -70,7 +70,7 @@ class Binding:
 
     # Towards the server.
 
-    def encode(self, request: Any) -> HttpRequest:
+    def encode(self, request: object) -> HttpRequest:
         """The HTTP request for a message. RpcError INVALID_ARGUMENT when it can't be one."""
         rule, body = self.rule, None
         try:
@@ -83,14 +83,14 @@ class Binding:
             if self._in_path or self._in_query:
                 values = msgspec.json.decode(self.method.request.encode_json(request))
         except EncodeError as error:
-            raise _invalid([Violation(error.path, error.reason)], "client") from error
+            raise invalid_argument(error.path, error.reason, origin="client") from error
         path = self._path(values)
         if self._in_path and rule.body == "*" and body is not None:
             body = _without(body, [p.json_name for p in self._in_path.values()])
         query = "&".join(pair for p in self._in_query for pair in _pairs(p, values.get(p.json_name)))
         return HttpRequest(rule.verb, path, query, body)
 
-    def decode_response(self, body: bytes) -> Any:
+    def decode_response(self, body: bytes) -> object:
         """The message in the body of a success. DecodeError when there is none."""
         try:
             body = self._dialect.normalize(body)
@@ -98,14 +98,14 @@ class Binding:
             raise DecodeError(f"is not JSON of the expected shape: {error}") from error
         return self.method.response.decode_json(body)
 
-    def _path(self, values: dict[str, Any]) -> str:
+    def _path(self, values: dict[str, object]) -> str:
         path = self.rule.path
         for name, parameter in self._in_path.items():
             text = _text(values.get(parameter.json_name, ""))
             if text in {"", ".", ".."}:
                 # They would make it the path of something else.
                 rule = "must be given" if not text else "may not be '.' or '..'"
-                raise _invalid([Violation(name, rule)], "client")
+                raise invalid_argument(name, rule, origin="client")
             path = path.replace(f"{{{name}}}", quote(text, safe=""), 1)
         return path
 
@@ -132,7 +132,7 @@ class Binding:
             return None if self._in_path else self.method.request
         return self.rule.body_codec
 
-    def decode_around(self, variables: Sequence[str], query: str, part: Any) -> Any:
+    def decode_around(self, variables: Sequence[str], query: str, part: object) -> object:
         """As `decode`, where the body has become `part` by `body_codec`."""
         values, violations = self._read(variables, query)
         if self.rule.body == "*" and not violations:
@@ -141,18 +141,18 @@ class Binding:
         setattr(request, str(self.rule.body), part)
         return request
 
-    def _read(self, variables: Sequence[str], query: str) -> tuple[dict[str, Any], list[Violation]]:
+    def _read(self, variables: Sequence[str], query: str) -> tuple[dict[str, object], list[Violation]]:
         violations: list[Violation] = []
         values = self._read_query(query, violations)
         for parameter, text in zip(self._in_path.values(), variables, strict=True):
             values[parameter.json_name] = parameter.convert(text)
         return values, violations
 
-    def encode_response(self, response: Any) -> bytes:
+    def encode_response(self, response: object) -> bytes:
         """The body that tells a success."""
         return self.method.response.encode_json(response)
 
-    def _read_query(self, query: str, violations: list[Violation]) -> dict[str, Any]:
+    def _read_query(self, query: str, violations: list[Violation]) -> dict[str, object]:
         given: dict[str, list[tuple[str, str]]] = {}
         for name, text in _split_query(query, violations):
             base, bracket, key = name.partition("[")
@@ -169,7 +169,7 @@ class Binding:
                 values[parameter.json_name] = _value(parameter, pairs, violations)
         return values
 
-    def _from_values(self, values: dict[str, Any], violations: list[Violation]) -> Any:
+    def _from_values(self, values: dict[str, object], violations: list[Violation]) -> object:
         codec = self.method.request
         together = Violation("query", "is not what this method takes")
         if not violations:
@@ -182,7 +182,7 @@ class Binding:
                 codec.decode_json(msgspec.json.encode({name: value}))
             except DecodeError as error:
                 violations.append(Violation(error.path or name, error.reason))
-        raise _invalid(violations or [together])
+        raise invalid_arguments(violations or [together])
 
 
 @lru_cache(maxsize=1024)
@@ -225,7 +225,7 @@ class Router:
         bindings, texts = found
         variables = [value for text in texts if (value := _unquoted(text)) is not None]
         if len(variables) < len(texts):
-            raise _invalid([Violation("path", "must be percent-encoded UTF-8")])
+            raise invalid_argument("path", "must be percent-encoded UTF-8")
         return Route(bindings, variables)
 
     def _walk(
@@ -269,15 +269,15 @@ def _element(info: msgspec.inspect.Type) -> type[msgspec.inspect.Type]:
     return type(info)
 
 
-def _integer(text: str) -> Any:
+def _integer(text: str) -> object:
     return int(text) if _INTEGER.fullmatch(text) else text
 
 
-def _number(text: str) -> Any:
+def _number(text: str) -> object:
     return float(text) if _NUMBER.fullmatch(text) else text
 
 
-def _boolean(text: str) -> Any:
+def _boolean(text: str) -> object:
     return {"true": True, "false": False, "1": True, "0": False}.get(text.lower(), text)
 
 
@@ -295,7 +295,7 @@ def _body_codec(rule: HttpRule) -> Any:
     return rule.body_codec
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
@@ -358,7 +358,7 @@ def _separate(text: str) -> list[str]:
     return parts
 
 
-def _value(parameter: _Parameter, pairs: list[tuple[str, str]], violations: list[Violation]) -> Any:
+def _value(parameter: _Parameter, pairs: list[tuple[str, str]], violations: list[Violation]) -> object:
     name, kind = parameter.field.name, parameter.field.kind
     if kind == "map":
         values = {}
@@ -385,27 +385,22 @@ def _without(body: bytes, names: list[str]) -> bytes:
     return msgspec.json.encode(fields)
 
 
-def _with(body: bytes, values: dict[str, Any]) -> bytes:
+def _with(body: bytes, values: dict[str, object]) -> bytes:
     try:
         fields: dict[str, Any] = dict(_OBJECT.decode(body))
         repeated = repeated_keys(body)
     except (ValueError, RecursionError):
         return body
     if repeated:
-        raise _invalid([Violation(path_text(repeated[0]), REPEATED)])
+        raise invalid_argument(path_text(repeated[0]), REPEATED)
     return msgspec.json.encode(fields | values)
 
 
-def _decoded(codec: Any, body: bytes) -> Any:
+def _decoded(codec: Any, body: bytes) -> object:
     try:
         return codec.decode_json(body, unique=True)
     except DecodeError as error:
-        raise _invalid([Violation(error.path or "body", error.reason)]) from error
-
-
-def _invalid(violations: list[Violation], origin: str = "server") -> RpcError:
-    words = "; ".join(f"{field} {rule}" for field, rule in violations[:20])
-    return RpcError(StatusCode.INVALID_ARGUMENT, words, violations=violations, origin=origin)
+        raise invalid_argument(error.path or "body", error.reason) from error
 
 
 # What servers call the fields of a page, beside the documented names.
@@ -473,7 +468,7 @@ def _page(body: bytes) -> bytes:
     return msgspec.json.encode(envelope)
 
 
-def _completed(pagination: dict[str, Any]) -> dict[str, Any]:
+def _completed(pagination: dict[str, object]) -> dict[str, object]:
     page = {name: value for name, value in pagination.items() if value is not None and name not in _ALIASES}
     for alias, name in _ALIASES.items():
         value = pagination.get(alias)
@@ -490,5 +485,5 @@ def _completed(pagination: dict[str, Any]) -> dict[str, Any]:
     return page
 
 
-def _count(value: Any) -> int | None:
+def _count(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

@@ -1,4 +1,4 @@
-"""The HTTP/JSON leaves, on httpx. They talk to any server that keeps the documented REST shapes.
+"""The HTTP/JSON transports, on httpx. They talk to any server that keeps the documented REST shapes.
 
 A call ends by its deadline whatever the server does. In the sync transport every step on the socket is
 cut there by the transport of `http_pool`, in the async one the whole exchange by asyncio. With a
@@ -8,11 +8,19 @@ client of the user's own, the sync deadline is best effort: each step of it gets
 from __future__ import annotations
 
 import asyncio
-import os
 import ssl
 import threading
 import warnings
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    MutableMapping,
+)
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -23,6 +31,7 @@ import httpx
 
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.fifo import CallQueue
+from llm_cost_ops.rpc.forks import PerProcess
 from llm_cost_ops.rpc.status import RpcError, client_closed
 from llm_cost_ops.transports.http.exchange import Exchange, origin_of, proxy_for
 from llm_cost_ops.transports.http.sockets import AsyncioBackend, DeadlineBackend
@@ -103,7 +112,7 @@ class _HttpTransport(Generic[Client]):
         self._max_response_bytes = max_response_bytes
         self.closed = False
 
-    def _begin(self, request: Any, context: CallContext) -> Exchange:
+    def _begin(self, request: object, context: CallContext) -> Exchange:
         self._check_open()
         return Exchange(
             self._origin,
@@ -114,7 +123,7 @@ class _HttpTransport(Generic[Client]):
             serializer=self._serializer,
         )
 
-    def _begin_stream(self, request: Any, context: CallContext) -> StreamExchange:
+    def _begin_stream(self, request: object, context: CallContext) -> StreamExchange:
         self._check_open()
         own = self._client is None
         return StreamExchange(self._origin, request, context, self._max_response_bytes, own=own)
@@ -148,13 +157,12 @@ class HttpTransport(_HttpTransport[httpx.Client]):
 
     def __init__(self, base_url: str, **settings: Any) -> None:
         super().__init__(base_url, **settings)
-        # By process: what a parent left is neither used nor closed, only kept from collection.
-        self._pools: dict[int, _Pool] = {}
+        self._pool = PerProcess[_Pool]()
 
-    async def unary_unary(self, request: Any, context: CallContext) -> Any:
+    async def unary_unary(self, request: object, context: CallContext) -> object:
         """Send the request, and return the response or raise RpcError."""
         exchange = self._begin(request, context)
-        pool = self._pool()
+        pool = self._pool.get(self._open)
         if not pool.queue.enter(exchange.seconds_left()):
             raise exchange.out_of_time()
         try:
@@ -174,10 +182,10 @@ class HttpTransport(_HttpTransport[httpx.Client]):
         finally:
             pool.queue.leave(refused=exchange.refused)
 
-    async def unary_stream(self, request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
+    async def unary_stream(self, request: object, context: CallContext) -> AsyncGenerator[object, None]:
         """Send the request, and yield the responses as they come, or raise RpcError."""
         exchange = self._begin_stream(request, context)
-        pool = self._pool()
+        pool = self._pool.get(self._open)
         if not pool.queue.enter(exchange.seconds_left()):
             raise exchange.out_of_time()
         try:
@@ -206,14 +214,11 @@ class HttpTransport(_HttpTransport[httpx.Client]):
     async def aclose(self) -> None:
         """Close the connections; calls under way end with an error. Does not suspend."""
         self.closed = True
-        pool = self._pools.get(os.getpid())
+        pool = self._pool.made
         if pool is not None:
             pool.queue.close()
             if pool.transport is not None:
                 pool.transport.close()
-
-    def _pool(self) -> _Pool:
-        return self._pools.get(os.getpid()) or self._pools.setdefault(os.getpid(), self._open())
 
     def _open(self) -> _Pool:
         queue = CallQueue(self._in_flight)
@@ -230,7 +235,7 @@ class AsyncHttpTransport(_HttpTransport[httpx.AsyncClient]):
         super().__init__(base_url, **settings)
         self._pools: MutableMapping[asyncio.AbstractEventLoop, _Pool] = WeakKeyDictionary()
 
-    async def unary_unary(self, request: Any, context: CallContext) -> Any:
+    async def unary_unary(self, request: object, context: CallContext) -> object:
         """Send the request, and return the response or raise RpcError."""
         exchange = self._begin(request, context)
         pool = self._pool()
@@ -259,7 +264,7 @@ class AsyncHttpTransport(_HttpTransport[httpx.AsyncClient]):
         finally:
             await response.aclose()
 
-    async def unary_stream(self, request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
+    async def unary_stream(self, request: object, context: CallContext) -> AsyncGenerator[object, None]:
         """Send the request, and yield the responses as they come, or raise RpcError."""
         exchange = self._begin_stream(request, context)
         pool = self._pool()
@@ -367,7 +372,7 @@ class IdleConnections:
 
 
 class _Body(httpx.SyncByteStream):
-    def __init__(self, stream: Any, done: Callable[[], None]) -> None:
+    def __init__(self, stream: Iterable[bytes], done: Callable[[], None]) -> None:
         self._stream = stream
         self._done = done
 
@@ -383,7 +388,7 @@ class _Body(httpx.SyncByteStream):
 
 
 class _AsyncBody(httpx.AsyncByteStream):
-    def __init__(self, stream: Any, done: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, stream: AsyncIterable[bytes], done: Callable[[], Awaitable[None]]) -> None:
         self._stream = stream
         self._done = done
 

@@ -136,7 +136,7 @@ def _silent(status: int, metadata: Metadata) -> str:
     return f"the server answered with HTTP {status}"
 
 
-def _decoded_body(body: bytes) -> Mapping[str, Any]:
+def _decoded_body(body: bytes) -> Mapping[str, object]:
     try:
         decoded = msgspec.json.decode(body)
     except (ValueError, RecursionError):
@@ -144,13 +144,13 @@ def _decoded_body(body: bytes) -> Mapping[str, Any]:
     return decoded if isinstance(decoded, Mapping) else {}
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if isinstance(value, str):
         return value
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else ""
 
 
-def _violations(decoded: Any) -> list[Violation]:
+def _violations(decoded: object) -> list[Violation]:
     if isinstance(decoded, Mapping):
         if isinstance(decoded.get("field"), str):
             decoded = [decoded]
@@ -161,13 +161,13 @@ def _violations(decoded: Any) -> list[Violation]:
     return [violation for item in decoded if (violation := _violation(item)) is not None]
 
 
-def _rules(rule: Any) -> list[str]:
+def _rules(rule: object) -> list[str]:
     if isinstance(rule, str):
         return [rule]
     return [text for text in rule if isinstance(text, str)] if isinstance(rule, list) else []
 
 
-def _violation(item: Any) -> Violation | None:
+def _violation(item: object) -> Violation | None:
     if isinstance(item, str):
         return Violation("", item)
     if not isinstance(item, Mapping):
@@ -180,7 +180,7 @@ def _violation(item: Any) -> Violation | None:
 
 
 def _hint(
-    metadata: Metadata, facts: Mapping[str, Any], decoded: Mapping[str, Any], now: float
+    metadata: Metadata, facts: Mapping[str, object], decoded: Mapping[str, object], now: float
 ) -> float | None:
     milliseconds = retry_after(metadata.get("retry-after-ms"), now)
     if milliseconds is not None:

@@ -1,4 +1,4 @@
-"""One HTTP exchange without its I/O: what both leaves share."""
+"""One HTTP exchange without its I/O: what both transports share."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Exchange:
     def __init__(
         self,
         origin: str,
-        request: Any,
+        request: object,
         context: CallContext,
         limit: int,
         *,
@@ -106,7 +106,7 @@ class Exchange:
         self._http = self._encoded(request)
         self._origin = origin
 
-    def _encoded(self, request: Any) -> HttpRequest:
+    def _encoded(self, request: object) -> HttpRequest:
         http = self._binding.encode(request)
         if self._serializer is None or http.body is None:
             return http
@@ -127,7 +127,7 @@ class Exchange:
         left = self.seconds_left()
         return self._made(left, left, self._trace_async, self._content(asynchronous=True))
 
-    def _content(self, *, asynchronous: bool) -> Any:  # it matters to streams
+    def _content(self, *, asynchronous: bool) -> object:  # it matters to streams
         return self._http.body
 
     def _made(self, left: float | None, step: float | None, trace: Any, content: Any) -> httpx.Request:
@@ -164,7 +164,7 @@ class Exchange:
             # A tunnel's CONNECT tells the server nothing.
             self._sent = self._sent or getattr(info.get("request"), "method", b"") != b"CONNECT"
 
-    async def _trace_async(self, event: str, info: Any) -> None:
+    async def _trace_async(self, event: str, info: object) -> None:
         self._trace(event, info)
 
     def start(self, response: httpx.Response) -> None:
@@ -190,7 +190,7 @@ class Exchange:
         except ValueError as error:
             raise self._malformed(str(error)) from error
 
-    def finish(self) -> Any:
+    def finish(self) -> object:
         """The response message. RpcError when the server told an error, or nothing that can be understood."""
         context = self._context
         context.response_metadata = self._metadata

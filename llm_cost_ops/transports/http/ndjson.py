@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from llm_cost_ops.rpc.method import HttpRule, MethodDescriptor
-from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.rpc.status import invalid_argument
 from llm_cost_ops.transports.net.bodies import PIECE
 from llm_cost_ops.wire import DecodeError, EncodeError
 from llm_cost_ops.wire.unknown import Unknown
@@ -143,12 +143,9 @@ class Lines:
                 return b"".join([self._request_codec.encode_json(each) + b"\n" for each in part])
             return b"{}\n" if part is None else bytes(self._request_codec.encode_json(part)) + b"\n"
         except EncodeError as error:
-            violation = Violation(error.path, error.reason)
-            raise RpcError(
-                StatusCode.INVALID_ARGUMENT, " ".join(violation), violations=[violation], origin="client"
-            ) from error
+            raise invalid_argument(error.path, error.reason, origin="client") from error
 
-    def request(self, line: bytes | None, limit: int) -> Any:
+    def request(self, line: bytes | None, limit: int) -> object:
         """The request in a line; one that can't be decoded says why in its `unknown_`."""
         if line is None:
             return self._undecoded(f"is longer than {limit} bytes")
@@ -159,7 +156,7 @@ class Lines:
         message = [message] if self._many_in else message
         return self._request(**{self._request_field: message}) if self._request_field else message
 
-    def _undecoded(self, reason: str, path: str = "") -> Any:
+    def _undecoded(self, reason: str, path: str = "") -> object:
         return self._request(unknown_=Unknown(error=reason, error_field=path))
 
     def response_lines(self, response: Any) -> bytes:
@@ -170,7 +167,7 @@ class Lines:
         line: bytes = self._response_codec.encode_json(part)
         return line + b"\n"
 
-    def response(self, line: bytes) -> Any:
+    def response(self, line: bytes) -> object:
         """The response in a line. DecodeError when there is none."""
         message = self._response_codec.decode_json(line)
         message = [message] if self._many_out else message

@@ -260,7 +260,7 @@ class AsyncioBackend(httpcore.AsyncNetworkBackend):
         port: int,
         timeout: float | None = None,
         local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
+        socket_options: Iterable[object] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         loop = asyncio.get_running_loop()
         until = None if timeout is None else loop.time() + timeout
@@ -284,7 +284,7 @@ class AsyncioBackend(httpcore.AsyncNetworkBackend):
         raise httpcore.ConnectError(str(failure)) from failure
 
     async def connect_unix_socket(
-        self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
+        self, path: str, timeout: float | None = None, socket_options: Iterable[object] | None = None
     ) -> httpcore.AsyncNetworkStream:
         try:
             async with asyncio.timeout(timeout):

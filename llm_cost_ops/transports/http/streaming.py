@@ -1,4 +1,4 @@
-"""One HTTP exchange of streams without its I/O: what both leaves share."""
+"""One HTTP exchange of streams without its I/O: what both transports share."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class StreamExchange(Exchange):
     bounds a line of the answer. `broken` is what the caller's own iterable raised.
     """
 
-    def __init__(self, origin: str, request: Any, context: CallContext, limit: int, *, own: bool) -> None:
+    def __init__(self, origin: str, request: object, context: CallContext, limit: int, *, own: bool) -> None:
         self._streams_in = context.method.cardinality is Cardinality.STREAM_STREAM
         super().__init__(origin, request, context, limit, own=own)
         self._requests: Any = request if self._streams_in else None
@@ -45,7 +45,7 @@ class StreamExchange(Exchange):
         self._splitter: LineSplitter | None = None
         self.broken: Exception | None = None
 
-    def _encoded(self, request: Any) -> HttpRequest:
+    def _encoded(self, request: object) -> HttpRequest:
         if not self._streams_in:
             return super()._encoded(request)
         return HttpRequest(self._binding.rule.verb, self._binding.rule.path, "", None)
@@ -59,7 +59,7 @@ class StreamExchange(Exchange):
             headers.append(("content-type", "application/json"))
         return headers
 
-    def _content(self, *, asynchronous: bool) -> Any:
+    def _content(self, *, asynchronous: bool) -> object:
         if not self._streams_in:
             return super()._content(asynchronous=asynchronous)
         return self._body_async() if asynchronous else self._body_sync()
@@ -108,7 +108,7 @@ class StreamExchange(Exchange):
         encoding = "" if response.is_stream_consumed else response.headers.get("content-encoding", "")
         self._splitter = LineSplitter(self._limit, encoding)
 
-    def messages(self, chunk: bytes) -> Iterator[Any]:
+    def messages(self, chunk: bytes) -> Iterator[object]:
         """The messages that a part of the answer ends. RpcError where it tells of an error."""
         if self._splitter is None:
             self.feed(chunk)
@@ -117,14 +117,14 @@ class StreamExchange(Exchange):
             raise self.out_of_time()
         yield from self._decoded(self._splitter.feed(chunk))
 
-    def rest(self) -> Iterator[Any]:
+    def rest(self) -> Iterator[object]:
         """The messages that the end of the answer ends. RpcError when it was no success."""
         if self._splitter is None:
             self.finish()
             return
         yield from self._decoded(self._splitter.end())
 
-    def _decoded(self, lines: Iterator[bytes | None]) -> Iterator[Any]:
+    def _decoded(self, lines: Iterator[bytes | None]) -> Iterator[object]:
         try:
             for line in lines:
                 if line is None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,8 @@ import pytest
 from llm_cost_ops.cli import main
 from llm_cost_ops.ledger.types import Filter
 from llm_cost_ops.pricing.pricebook import Priced
-from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from tests.unit.ledger.making import Sync, context, entry, pricing
+from tests.unit.ledger.making import START, Sync, entry, pricing
 
 WRITING = """
 import sys, time
@@ -44,11 +44,11 @@ def test_20_backups_while_others_write(tmp_path: Path) -> None:
         assert main(["db", "backup", str(path), str(target)]) == 0
         assert stat.S_IMODE(target.stat().st_mode) == 0o600
         with Sync(target) as store:
-            counts.append(store.count_usage(Filter()))
+            counts.append(store.count(Filter()))
             # Whole batches, and none of their keys counts twice.
             assert counts[-1] % 20 == 0
             store.append([entry(n % 9_000, idempotency_key=f"{n}-{i}", user_id=str(i)) for i in range(20)])
-            assert store.count_usage(Filter()) == counts[-1]
+            assert store.count(Filter()) == counts[-1]
     writing.kill()
     writing.communicate()
     assert counts == sorted(counts)
@@ -60,8 +60,9 @@ def test_20_backups_while_others_write(tmp_path: Path) -> None:
 def filled(path: Path) -> Path:
     with Sync(path) as store:
         store.append([entry(n * 600, idempotency_key=str(n), user_id=str(n % 3)) for n in range(300)])
-        again = store.store.reprice([5, 6], lambda _: Priced(9, pricing()), context(), dry_run=False)
-        assert len(drive(again)) == 2
+        where = Filter(end=START + timedelta(minutes=20))
+        again = store.reprice(where, lambda _: Priced(9, pricing()), None, 1000, dry_run=False)
+        assert len(again.changes) == 2
     return path
 
 
@@ -137,7 +138,7 @@ def test_sums_of_another_moment_are_noticed_when_a_file_is_opened(tmp_path: Path
         with pytest.raises(RpcError, match="its sums hold 0 of the 1 records of a quarter of an hour"):
             store.check()
         # What can be read is read, so that it can be exported.
-        assert store.count_usage(Filter()) == 300
+        assert store.count(Filter()) == 300
 
 
 @pytest.mark.slow
@@ -157,13 +158,13 @@ def test_no_copy_made_with_cp_passes_for_good_when_it_is_wrong(tmp_path: Path) -
             continue
         passed += 1
         with Sync(copy) as store:
-            before = store.count_usage(Filter())
+            before = store.count(Filter())
             keys = range(before // 20)
             for key in keys:
                 store.append(
                     [entry(key % 9_000, idempotency_key=f"{key}-{i}", user_id=str(i)) for i in range(20)]
                 )
-            assert store.count_usage(Filter()) == before
+            assert store.count(Filter()) == before
     writing.kill()
     writing.communicate()
 

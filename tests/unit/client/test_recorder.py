@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from llm_cost_ops import RecorderConfig, RecorderFullError, UsageRecord, ValidationError
 from llm_cost_ops.client.recorder import MAX_BATCH_RECORDS, Recorder
 from llm_cost_ops.exceptions import AuthenticationError, NetworkError
+from llm_cost_ops.rpc.backoff import Backoff
 from llm_cost_ops.types import BatchReceipt, RecordError, SubmitResult, SubmitStatus
 
 
@@ -93,7 +94,7 @@ def test_records_leave_together_and_each_counts_once() -> None:
 
 @pytest.mark.parametrize("applied", [False, True])
 def test_an_outage_loses_and_doubles_nothing(applied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm_cost_ops.client.recorder._FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("llm_cost_ops.client.recorder._BACKOFF", Backoff(0.001, 5.0))
     failure = NetworkError("gone", maybe_applied=applied)
     ledger = Ledger(*[failure] * 6)
     with recording(ledger) as recorder:

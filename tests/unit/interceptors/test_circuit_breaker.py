@@ -225,3 +225,34 @@ def test_a_forked_child_has_no_probe_of_its_parents() -> None:
     assert breaker.admit(2.0) is None
     interceptor.forget()
     assert breaker.admit(2.0) is not None
+
+
+def test_a_server_that_refuses_a_call_since_it_has_too_many_does_not_open_the_breaker() -> None:
+    breaker = CircuitBreaker(CircuitBreakerConfig(failure_threshold=2, recovery_time=1))
+    refusal = Fault(503, error_code="OVERLOADED", retry_after=0.1)
+    channel = sync_channel([Fault(503), refusal, refusal, refusal, Fault(503), DONE], breaker)
+    for refused in (False, True, True, True):
+        with pytest.raises(ServerError) as caught:
+            put(channel)
+        assert (caught.value.code == "OVERLOADED") is refused
+    assert breaker.breaker.state is BreakerState.CLOSED
+    with pytest.raises(ServerError):
+        put(channel)
+    assert breaker.breaker.state is BreakerState.CLOSED, (
+        "a refusal ends a row of failures: the server answered"
+    )
+    assert put(channel) is DONE
+
+
+def test_a_probe_that_is_refused_since_the_server_has_too_many_calls_closes_the_breaker() -> None:
+    breaker = CircuitBreaker(CircuitBreakerConfig(failure_threshold=1, recovery_time=5))
+    refusal = Fault(503, error_code="OVERLOADED", retry_after=0.1)
+    channel = sync_channel([Fault(503), refusal, DONE], breaker)
+    with pytest.raises(ServerError):
+        put(channel)
+    assert breaker.breaker.state is BreakerState.OPEN
+    channel.core.runtime.advance(5)
+    with pytest.raises(ServerError):
+        put(channel)
+    assert breaker.breaker.state is BreakerState.CLOSED
+    assert put(channel) is DONE

@@ -53,17 +53,21 @@ def test_any_text_as_a_hint_is_survived(text: str) -> None:
 
 
 def test_back_off_doubles_to_the_cap_and_survives_attempt_1025() -> None:
-    policy = RetryPolicy(RetryConfig(max_retries=5000))
-    assert [policy.backoff(n) for n in range(1, 10)] == [0.5, 1, 2, 4, 8, 16, 32, 60, 60]
-    assert policy.backoff(1025) == policy.backoff(10**9) == 60
-    assert RetryPolicy(RetryConfig(initial_backoff=0, backoff_factor=1e300)).backoff(9999) == 0
+    def waits(config: RetryConfig, *attempts: int) -> list[float | None]:
+        policy, error = RetryPolicy(config), UNAVAILABLE
+        return [policy.delay(n, error, repeatable=True, draw=0.5) for n in attempts]
+
+    config = RetryConfig(max_retries=10**10, jitter=False)
+    assert waits(config, *range(1, 10)) == [0.5, 1, 2, 4, 8, 16, 32, 60, 60]
+    assert waits(config, 1025, 10**9) == [60, 60]
+    assert waits(config.replace(initial_backoff=0, backoff_factor=1e300), 9999) == [0]
 
 
 @given(draws, st.integers(1, 3))
 def test_jitter_is_full(draw: float, attempt: int) -> None:
     policy = RetryPolicy(RetryConfig())
     delay = policy.delay(attempt, UNAVAILABLE, repeatable=True, draw=draw)
-    assert delay == draw * policy.backoff(attempt)
+    assert delay == draw * 0.5 * 2 ** (attempt - 1)
 
 
 def test_waits_are_spread_evenly_from_0_to_the_back_off() -> None:

@@ -62,7 +62,7 @@ def entry(
     return Entry(record, key, TAKEN, units, by)
 
 
-SUMS = ("count", "span", "summarize", "summarize_meters")
+SUMS = ("count", "occupied", "summarize", "summarize_meters")
 
 
 class Sync:

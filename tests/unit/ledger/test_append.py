@@ -14,7 +14,7 @@ import pytest
 from llm_cost_ops._gen.messages import CostStatus, ModalityTokens, Operation, SubmitStatus
 from llm_cost_ops.ledger import ids
 from llm_cost_ops.ledger.ids import as_key, as_text, usage_id
-from llm_cost_ops.ledger.sqlite import append, rows
+from llm_cost_ops.ledger.sqlite import append, integrity, rows
 from llm_cost_ops.ledger.types import Entry, Filter
 from llm_cost_ops.pricing.money import UNITS
 from llm_cost_ops.rpc.ids import uuid7
@@ -281,6 +281,7 @@ def test_one_id_of_two_keys_merges_nothing(store: Sync, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(rows, "usage_id", colliding)
     monkeypatch.setattr(append, "usage_id", colliding)
+    monkeypatch.setattr(integrity, "usage_id", colliding)
     batches = [["a"], ["b", "a", "c"], ["d"], ["c", "e"]]
     seen: dict[str, str] = {}
     for batch in batches:
@@ -289,6 +290,21 @@ def test_one_id_of_two_keys_merges_nothing(store: Sync, monkeypatch: pytest.Monk
             assert seen.setdefault(key, done.usage_id) == done.usage_id
             assert store.get_cost(done.usage_id).record.idempotency_key == key
     assert len(set(seen.values())) == store.count(Filter()) == 5
+    connection = store.store._writer.open()
+    assert list(integrity.find_faults(connection)) == []
+    connection.execute("UPDATE usage SET id = randomblob(16) WHERE key = 'e'")
+    assert list(integrity.find_faults(connection)) == ["ids: 1 do not follow from their keys"]
+
+
+def test_the_look_at_a_file_searches_its_index_by_organization_and_id(tmp_path: Path) -> None:
+    """A look that reads the whole index for each row would take longer the larger the file is."""
+    with Sync(tmp_path / "costs.db") as store:
+        store.append([entry()])
+        connection = store.store._writer.open()
+        plan = connection.execute(f"EXPLAIN QUERY PLAN {integrity._NOT_INDEXED}", (0,)).fetchall()
+    steps = [detail for *_, detail in plan if " i " in detail]
+    assert len(steps) == 2
+    assert all(detail.startswith("SEARCH i ") for detail in steps), steps
 
 
 def test_an_id_is_looked_for_in_one_organization(store: Sync, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from llm_cost_ops.ledger.sqlite import sums as rollups
 from llm_cost_ops.ledger.types import Entry, Filter
 from llm_cost_ops.pricing.money import from_units
 from llm_cost_ops.pricing.pricebook import Pricing
-from llm_cost_ops.rules.times import buckets_between
+from llm_cost_ops.rules.times import QUARTER, QUARTERS_A_DAY, buckets_between, to_micros
 from tests.unit.ledger.making import START, TAKEN, Sync, entry
 
 ORGS = ["acme", "globex"]
@@ -241,19 +241,12 @@ class StoreBesideModel(RuleBasedStateMachine):
         # A list that goes down is one that goes up, from its end.
         return ids[::-1]
 
-    @rule(where=filters)
-    def span(self, where: Filter) -> None:
-        orgs = where.organization_ids
-        times = [i.record.timestamp for i in self.kept if not orgs or i.record.organization_id in orgs]
-        found = self.store.span(where)
-        if where.start is not None and where.end is not None:
-            assert found == ((where.start, where.end) if where.start < where.end else None)
-        elif not times:
-            assert found is None
-        else:
-            start = where.start or min(times)
-            end = where.end or max(times) + timedelta(microseconds=1)
-            assert found == ((start, end) if start < end else None)
+    @rule(where=filters, width=st.sampled_from([QUARTER, QUARTER * QUARTERS_A_DAY]))
+    def occupied(self, where: Filter, width: int) -> None:
+        found = self.store.occupied(where, width)
+        alone = Filter(organization_ids=where.organization_ids, start=where.start, end=where.end)
+        numbers = {to_micros(i.record.timestamp) // width for i in self.kept if passes(i.record, alone)}
+        assert found == sorted(numbers)
 
     @invariant()
     def rollups_and_rows_agree(self) -> None:

@@ -85,7 +85,7 @@ class RepricedBesideModel(StoreBesideModel):
     @rule()
     def every_cost(self) -> None:
         for item in self.kept[:10]:
-            found = self.store.get_cost(item.id)
+            found = self.store.get_cost(item.id, item.record.organization_id)
             expected = (item.by.status, item.by.currency, item.units)
             assert (found.status, found.currency, found.units) == expected
 

@@ -75,13 +75,13 @@ async def test_tasks_write_and_read_at_once(store: Sync) -> None:
     async def work(n: int) -> None:
         for i in range(5):
             await store.store.append([entry(i, project_id=str(n))], context(runtime=runtime))
-            found = await store.store.summarize(
+            found = await store.store.sums.summarize(
                 Filter(project_ids=(str(n),)), (), None, context(runtime=runtime)
             )
             assert [sums.requests for _, _, sums in found] == [i + 1]
 
     await asyncio.gather(*(work(n) for n in range(20)))
-    assert await store.store.count(Filter(), context(runtime=runtime)) == 100
+    assert await store.store.sums.count(Filter(), context(runtime=runtime)) == 100
 
 
 PROCESS = """
@@ -148,7 +148,7 @@ async def test_a_busy_file_holds_up_no_loop(
     found = await asyncio.gather(*waiting, return_exceptions=True)
     assert isinstance(found[0], asyncio.CancelledError)
     assert [done.status for answers in found[1:] for done in answers] == [CREATED, CREATED]
-    assert await store.count(Filter(), context(5, AsyncRuntime())) in (3, 4)
+    assert await store.sums.count(Filter(), context(5, AsyncRuntime())) in (3, 4)
     await store.aclose()
 
 

@@ -14,6 +14,7 @@ from llm_cost_ops.rules.times import (
     QUARTERS_A_DAY,
     bucket_label,
     bucket_start,
+    buckets_around,
     buckets_between,
     cover,
     from_micros,
@@ -156,6 +157,29 @@ def test_a_day_that_was_skipped_has_no_bucket() -> None:
     assert [bucket_label(day, "day", "Pacific/Apia") for day in days] == ["2011-12-29", "2011-12-31"]
 
 
+@pytest.mark.parametrize(
+    ("start", "end", "zone", "backwards"),
+    [
+        ("2026-11-02", "2026-11-01", "", True),
+        ("2026-11-02", "2026-11-01", "Europe/Berlin", True),
+        ("2026-11-02", "2026-11-01T23:59:59Z", "", True),
+        ("2026-11-02T00:00:00Z", "2026-11-01", "", True),
+        ("2026-11-02", "2026-11-02", "", False),
+        ("2026-11-02T00:00:00Z", "2026-11-02T00:00:00Z", "", False),
+        ("2026-11-02", "2026-11-02T00:00:00Z", "", False),
+        ("2011-12-30", "2011-12-30", "Pacific/Apia", False),  # a day that was skipped
+        ("2011-12-31", "2011-12-30", "Pacific/Apia", True),
+        ("2011-12-30", "2011-12-29", "Pacific/Apia", True),
+    ],
+)
+def test_an_end_before_the_start_is_refused(start: str, end: str, zone: str, backwards: bool) -> None:
+    if not backwards:
+        parse_interval(start, end, zone)
+        return
+    with pytest.raises(RpcError, match="end_date must not be before start_date"):
+        parse_interval(start, end, zone)
+
+
 def test_labels() -> None:
     start, end = utc("2026-01-01"), utc("2026-01-02")
     [week] = buckets_between(start, end, "week")
@@ -207,6 +231,39 @@ def test_buckets_tile_what_they_hold(start: datetime, minutes: int, interval: st
             assert local.date().weekday() == 0
         if interval == "month":
             assert local.date().day == 1
+
+
+@given(
+    st.lists(moments, max_size=8),
+    st.sampled_from([QUARTER, QUARTER * QUARTERS_A_DAY]),
+    st.sampled_from(["hour", "day", "week", "month"]),
+    st.sampled_from(ZONES),
+)
+def test_buckets_around_stretches_are_those_of_a_tiling(
+    found: list[datetime], width: int, interval: str, zone: str
+) -> None:
+    numbers = sorted({to_micros(moment) // width for moment in found})
+    buckets = buckets_around(numbers, width, interval, zone)
+    assert all(a[1] <= b[0] for a, b in pairwise(buckets))
+    assert buckets == sorted(
+        {
+            bucket
+            for number in numbers
+            for bucket in buckets_between(
+                from_micros(number * width), from_micros((number + 1) * width), interval, zone
+            )
+        }
+    )
+
+
+def test_only_the_buckets_around_stretches_count() -> None:
+    day = QUARTER * QUARTERS_A_DAY
+    years_apart = [to_micros(utc(f"{year}-06-01")) // day for year in (1971, 2026, 2100)]
+    assert len(buckets_around(years_apart, day, "hour")) == 72
+    with pytest.raises(RpcError, match="more than 10,000 buckets of one hour"):
+        buckets_around(range(0, 2000, 2), day, "hour")
+    with pytest.raises(RpcError, match="years 1 to 9999"):
+        buckets_around([to_micros(utc("9999-12-31")) // day], day, "hour")
 
 
 far = 3 * 366 * QUARTERS_A_DAY * QUARTER

@@ -1,0 +1,75 @@
+"""What a process makes for itself, and what a child of it finds."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import weakref
+
+import pytest
+
+from llm_cost_ops.rpc.forks import PerProcess
+
+
+class Connection:
+    closed = False
+
+    def __del__(self) -> None:
+        Connection.closed = True
+
+
+def test_threads_that_ask_at_the_same_time_get_the_same() -> None:
+    made, got = [], []
+    owned, begin = PerProcess[object](), threading.Barrier(8)
+
+    def make() -> object:
+        made.append(object())
+        return made[-1]
+
+    def ask() -> None:
+        begin.wait()
+        got.append(owned.get(make))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+    assert got == made * 8
+    assert owned.made is made[0]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_child_makes_its_own_and_leaves_the_parents_alone() -> None:
+    owned = PerProcess[Connection]()
+    parents = owned.get(Connection)
+    number = id(parents)
+    del parents
+    held = owned._lock
+    held.acquire()  # as another thread of the parent might, at the moment of the fork
+    try:
+        child = os.fork()
+        if not child:
+            first_none = owned.made is None
+            own = owned.get(Connection)
+            gc.collect()
+            fine = first_none and id(own) != number and owned.get(Connection) is own and not Connection.closed
+            os._exit(0 if fine else 1)
+    finally:
+        held.release()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert id(owned.made) == number
+
+
+def test_an_owner_that_is_dropped_goes_at_once_with_what_it_made() -> None:
+    """No cycle may hold it: a client that nobody closed lets go of its sockets when it is collected."""
+    owned = PerProcess[Connection]()
+    gone = weakref.ref(owned.get(Connection))
+    gc.disable()
+    try:
+        del owned
+        assert gone() is None
+    finally:
+        gc.enable()
