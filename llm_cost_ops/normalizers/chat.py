@@ -10,9 +10,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import Operation
-from llm_cost_ops.normalizers.checks import check_record, check_total, fit_details
-from llm_cost_ops.normalizers.details import cache_writes, claude_writes, read_modality
-from llm_cost_ops.normalizers.filling import (
+from llm_cost_ops.normalizers.payload import count, counted, section, text
+from llm_cost_ops.normalizers.record import (
+    cache_writes,
+    check_record,
+    check_total,
+    claude_writes,
+    fit_details,
+    read_modality,
     set_identity,
     set_meter,
     set_stated,
@@ -20,12 +25,11 @@ from llm_cost_ops.normalizers.filling import (
     set_tokens,
     set_unknown,
 )
-from llm_cost_ops.normalizers.reading import count, counted, section, text
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import UsageRecord
 
-__all__ = ["inclusive_output", "read_chat", "read_google_chat", "read_plain_chat"]
+__all__ = ["inclusive_output", "read_chat", "read_plain_chat"]
 
 # (prompt, completion, reasoning, stated total or None) -> (all output, reasoning)
 OutputRule = Callable[[int, int, int, "int | None"], tuple[int, int]]
@@ -59,18 +63,6 @@ def inclusive_output(prompt: int, completion: int, reasoning: int, total: int | 
 def read_plain_chat(payload: dict[str, object], record: UsageRecord) -> None:
     """OpenAI, Azure OpenAI, Groq and everything compatible with them."""
     read_chat(payload, record, inclusive_output)
-
-
-def read_google_chat(payload: dict[str, object], record: UsageRecord) -> None:
-    """Gemini's OpenAI-compatible endpoint, where only total_tokens tells that the model thought."""
-
-    def rule(prompt: int, completion: int, reasoning: int, total: int | None) -> tuple[int, int]:
-        hidden = 0 if total is None else total - prompt - completion
-        if hidden > 0 and reasoning in (0, hidden):
-            return completion + hidden, hidden
-        return inclusive_output(prompt, completion, reasoning, total)
-
-    read_chat(payload, record, rule)
 
 
 def read_chat(payload: dict[str, object], record: UsageRecord, rule: OutputRule) -> dict[str, object] | None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import ModalityTokens
-from llm_cost_ops.normalizers.checks import check_record, check_total
-from llm_cost_ops.normalizers.filling import (
+from llm_cost_ops.normalizers.payload import count, counted, duration_ms, has, section, text
+from llm_cost_ops.normalizers.provider import Provider
+from llm_cost_ops.normalizers.record import (
+    check_record,
+    check_total,
     set_identity,
     set_meter,
     set_modality,
@@ -14,12 +17,11 @@ from llm_cost_ops.normalizers.filling import (
     set_tier,
     set_unknown,
 )
-from llm_cost_ops.normalizers.reading import count, counted, duration_ms, has, section, text
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import UsageRecord
 
-__all__ = ["read_generic"]
+__all__ = ["PROVIDER"]
 
 _MODALITIES = tuple(name for name in ModalityTokens.__struct_fields__ if name.endswith("_tokens"))
 _METERS = (
@@ -93,3 +95,6 @@ def _read_meters(usage: dict[str, object], record: UsageRecord) -> None:
     meters = section(usage, "meters", "usage.meters") or {}
     for name in meters:
         set_meter(record, name, count(meters, name, "usage.meters"))
+
+
+PROVIDER = Provider("", {"generic": read_generic})

@@ -14,7 +14,7 @@ from decimal import Context, Decimal
 
 import msgspec
 
-from llm_cost_ops.normalizers.errors import PayloadError
+from llm_cost_ops.exceptions import PayloadError
 from llm_cost_ops.wire.decimals import from_text
 
 __all__ = [
