@@ -142,19 +142,19 @@ def _read_dimensions(usage: dict[str, object], record: UsageRecord) -> None:
 
 
 def _detect(payload: dict[str, object], usage: dict[str, object] | None) -> str:
-    is_message = payload.get("type") == "message" or (
-        usage is not None and any(key in usage for key in _OWN_COUNTS)
-    )
+    is_message = payload.get("type") == "message" or (usage is not None and not _OWN_COUNTS.isdisjoint(usage))
     return "anthropic.messages" if is_message else ""
 
 
-_OWN_COUNTS = (
-    "cache_read_input_tokens",
-    "cache_creation_input_tokens",
-    "server_tool_use",
-    "cache_creation",
-    "inference_geo",
-    "iterations",
+_OWN_COUNTS = frozenset(
+    (
+        "cache_read_input_tokens",
+        "cache_creation_input_tokens",
+        "server_tool_use",
+        "cache_creation",
+        "inference_geo",
+        "iterations",
+    )
 )
 PROVIDER = Provider(
     "anthropic",

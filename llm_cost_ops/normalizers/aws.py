@@ -149,7 +149,7 @@ def _read_tokens(usage: dict[str, object], record: UsageRecord) -> None:
 
 def _is_invoke(payload: dict[str, object]) -> bool:
     """Whether Bedrock's InvokeModel answered: the counts of Llama or Titan, or those in its headers."""
-    if any(key in payload for key in _INVOKE_KEYS):
+    if not _INVOKE_KEYS.isdisjoint(payload):
         return True
     metadata = payload.get("ResponseMetadata")
     return isinstance(metadata, dict) and "body" in payload
@@ -167,13 +167,15 @@ def _serves_claude(payload: dict[str, object], _usage: dict[str, object]) -> boo
     return text(payload, "id").startswith("msg_bdrk_")
 
 
-_INVOKE_KEYS = (
-    "prompt_token_count",
-    "generation_token_count",
-    "inputTextTokenCount",
-    "amazon-bedrock-invocationMetrics",
-    "x-amzn-bedrock-input-token-count",
-    "X-Amzn-Bedrock-Input-Token-Count",
+_INVOKE_KEYS = frozenset(
+    (
+        "prompt_token_count",
+        "generation_token_count",
+        "inputTextTokenCount",
+        "amazon-bedrock-invocationMetrics",
+        "x-amzn-bedrock-input-token-count",
+        "X-Amzn-Bedrock-Input-Token-Count",
+    )
 )
 PROVIDER = Provider(
     "aws",

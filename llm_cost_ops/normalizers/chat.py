@@ -77,11 +77,12 @@ def read_chat(payload: dict[str, object], record: UsageRecord, rule: OutputRule)
     prompt = counted(usage, "prompt_tokens", "usage")
     completion = counted(usage, "completion_tokens", "usage")
     total = counted(usage, "total_tokens", "usage")
-    if not set_stated(record, prompt, completion, total):
-        return usage
+    if prompt is None or completion is None:
+        if not set_stated(record, prompt, completion, total):
+            return usage
+        prompt, completion = record.input_tokens or 0, record.output_tokens or 0
     inputs = section(usage, "prompt_tokens_details", _INPUTS) or {}
     outputs = section(usage, "completion_tokens_details", _OUTPUTS) or {}
-    prompt, completion = record.input_tokens or 0, record.output_tokens or 0
     output, record.reasoning_tokens = rule(prompt, completion, _reasoning(outputs, usage), total)
     set_tokens(record, prompt, output)
     record.cached_tokens = _cached(inputs, usage)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from llm_cost_ops.exceptions import PayloadError
 from llm_cost_ops.normalizers.payload import section, text
-from llm_cost_ops.normalizers.providers import PROVIDERS, SHARED_APIS, UNIQUE_IDS
+from llm_cost_ops.normalizers.providers import PROVIDERS, SHARED_APIS
 
-__all__ = ["detect_api", "detect_provider", "ids_are_unique", "refuse_errors"]
+__all__ = ["detect_api", "detect_provider", "is_random", "refuse_errors"]
 
 _BY_OBJECT = {value: api for provider in PROVIDERS for value, api in provider.objects.items()}
 _DETECTORS = tuple(provider.detect for provider in PROVIDERS if provider.detect is not None)
@@ -57,14 +57,12 @@ def detect_provider(payload: dict[str, object], api: str) -> str:
     return ""
 
 
-def ids_are_unique(provider: str, response_id: str) -> bool:
-    """Whether two calls of the provider never share this id.
+def is_random(response_id: str) -> bool:
+    """Whether an id is long and random enough for a UUID, so that no two calls share it.
 
-    Ollama picks one of a thousand ids, lmdeploy counts up. Of a provider that is not known, or not
-    known to give unique ids, only an id that is long and random enough for a UUID is taken.
+    Only such ids are taken of a provider that is not known to give unique ones: Ollama picks one of a
+    thousand, lmdeploy counts up.
     """
-    if provider in UNIQUE_IDS:
-        return True
     tail = response_id.replace("-", "")[-24:]
     return len(tail) == 24 and len(set(tail)) >= 8 and not tail.isdigit()
 

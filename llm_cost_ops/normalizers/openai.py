@@ -84,9 +84,11 @@ def _read_tokens(usage: dict[str, object], record: UsageRecord) -> bool:
     """False when input or output is not stated and does not follow from the total."""
     total = counted(usage, "total_tokens", "usage")
     given, returned = counted(usage, "input_tokens", "usage"), counted(usage, "output_tokens", "usage")
-    if not set_stated(record, given, returned, total):
-        return False
-    prompt, output = record.input_tokens or 0, record.output_tokens or 0
+    if given is None or returned is None:
+        if not set_stated(record, given, returned, total):
+            return False
+        given, returned = record.input_tokens or 0, record.output_tokens or 0
+    prompt, output = given, returned
     inputs = section(usage, "input_tokens_details", _INPUTS)
     outputs = section(usage, "output_tokens_details", _OUTPUTS)
     reasoning = count(outputs, "reasoning_tokens", _OUTPUTS) if outputs else 0
@@ -108,14 +110,13 @@ def _read_tokens(usage: dict[str, object], record: UsageRecord) -> bool:
 def _count_calls(payload: dict[str, object], record: UsageRecord) -> None:
     if not payload.get("output"):
         return
-    preview = _is_preview(payload, record.model_id)
     containers: set[str] = set()
     for item in items(payload, "output", "output"):
         kind = text(item, "type")
         meter = _CALLS.get(kind)
         if meter is None or (kind == "web_search_call" and not _is_search(item)):
             continue
-        if kind == "web_search_call" and preview:
+        if kind == "web_search_call" and _is_preview(payload, record.model_id):
             meter = "web_search_previews"
         elif kind == "image_generation_call" and text(item, "status") == "failed":
             continue

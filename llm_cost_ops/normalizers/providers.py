@@ -25,13 +25,14 @@ __all__ = ["APIS", "DIALECTS", "NAMES", "PROVIDERS", "SHARED_APIS", "UNIQUE_IDS"
 
 # In the order in which their detectors and marks are asked.
 PROVIDERS: tuple[Provider, ...] = (
-    ollama.PROVIDER,
+    anthropic.PROVIDER,
     google.PROVIDER,
-    mistral.PROVIDER,
+    # Before Bedrock, which has the same two names of its totals.
     vercel.PROVIDER,
     aws.PROVIDER,
+    ollama.PROVIDER,
+    mistral.PROVIDER,
     cohere.PROVIDER,
-    anthropic.PROVIDER,
     openai.PROVIDER,
     xai.PROVIDER,
     groq.PROVIDER,

@@ -242,8 +242,14 @@ def cache_writes(details: dict[str, object], path: str) -> tuple[int, int]:
     return written, long
 
 
+_CLAUDE_USAGE = frozenset({"cache_creation_input_tokens", "cache_creation"})
+_CLAUDE_DETAILS = frozenset({"cache_creation_tokens", "cache_creation_token_details"})
+
+
 def claude_writes(details: dict[str, object], path: str, usage: dict[str, object]) -> tuple[int, int]:
     """Cache writes as LiteLLM tells them for Claude: in Anthropic's words, contained in the prompt."""
+    if _CLAUDE_USAGE.isdisjoint(usage) and _CLAUDE_DETAILS.isdisjoint(details):
+        return 0, 0
     written = count(usage, "cache_creation_input_tokens", "usage")
     if not written:
         written = count(details, "cache_creation_tokens", path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import msgspec
 
@@ -11,10 +11,10 @@ from llm_cost_ops._gen.codecs import USAGE_RECORD
 from llm_cost_ops._gen.messages import Operation, Outcome, UsageQuality, UsageRecord
 from llm_cost_ops.exceptions import PayloadError
 from llm_cost_ops.normalizers.anthropic import advisor_messages, read_messages
-from llm_cost_ops.normalizers.detect import detect_api, detect_provider, ids_are_unique, refuse_errors
+from llm_cost_ops.normalizers.detect import detect_api, detect_provider, is_random, refuse_errors
 from llm_cost_ops.normalizers.payload import as_mapping, items, moment, money, section
 from llm_cost_ops.normalizers.providers import APIS as _NORMALIZERS
-from llm_cost_ops.normalizers.providers import DIALECTS, NAMES, SHARED_APIS
+from llm_cost_ops.normalizers.providers import DIALECTS, NAMES, SHARED_APIS, UNIQUE_IDS
 from llm_cost_ops.normalizers.record import set_tokens, set_unknown
 from llm_cost_ops.normalizers.streams import fold, fold_all, is_stream, is_wrapper, unwrap
 from llm_cost_ops.rules.providers import canonical_provider
@@ -109,10 +109,12 @@ def _parts(payload: dict[str, object]) -> list[dict[str, object]]:
 
 def _given(fields: UsageRecordFields) -> tuple[str | None, str, dict[str, object]]:
     """The provider and the organization, and what else was given."""
-    given: dict[str, Any] = {**fields}
+    # The keywords of one call: nobody else has this dict.
+    given = cast("dict[str, Any]", fields)
+    provider, organization_id = given.pop("provider", None), given.pop("organization_id", "")
     if given and not given.keys() <= _FIELDS:
         raise TypeError(f"UsageRecord has no field {min(given.keys() - _FIELDS)!r}")
-    return given.pop("provider", None), given.pop("organization_id", ""), given
+    return provider, organization_id, given
 
 
 def _read(
@@ -190,8 +192,9 @@ def _normalize(
         set_tokens(record, 0, 0)
         return
     normalizer(payload, record)
-    key = record.idempotency_key
-    if key and not ids_are_unique(record.provider, key.removeprefix(f"{record.provider}:")):
+    if record.provider not in UNIQUE_IDS and not is_random(
+        record.idempotency_key.removeprefix(f"{record.provider}:")
+    ):
         record.idempotency_key = ""
 
 

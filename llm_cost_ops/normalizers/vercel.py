@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["PROVIDER"]
 
-_OWN = ("cachedInputTokens", "reasoningTokens", "inputTokenDetails", "outputTokenDetails", "promptTokens")
+_OWN = frozenset(
+    ("cachedInputTokens", "reasoningTokens", "inputTokenDetails", "outputTokenDetails", "promptTokens")
+)
 _NAMES = {
     "input_tokens": "usage.inputTokens",
     "output_tokens": "usage.outputTokens",
@@ -25,7 +27,7 @@ _NAMES = {
 
 def _is_vercel(usage: dict[str, object]) -> bool:
     """Whether these are the SDK's names; inputTokens and outputTokens alone are Bedrock's too."""
-    return any(has(usage, key) for key in _OWN) or isinstance(usage.get("inputTokens"), dict)
+    return not _OWN.isdisjoint(usage) or isinstance(usage.get("inputTokens"), dict)
 
 
 def read_vercel(payload: dict[str, object], record: UsageRecord) -> None:
