@@ -11,47 +11,13 @@ from typing import Any, Literal, TypedDict
 
 from llm_cost_ops._gen import methods
 from llm_cost_ops._gen.messages import (
-    Analytics,
-    BatchReceipt,
-    BatchSubmitUsageRequest,
-    CostRecord,
-    CostSummary,
-    CostVerification,
-    CreatePriceRequest,
-    EstimateCostRequest,
-    ExportUsageRequest,
-    GetAnalyticsRequest,
-    GetCostRequest,
-    GetCostSummaryRequest,
-    GetHealthRequest,
-    GetHealthResponse,
-    GetPriceRequest,
-    GetReadinessRequest,
-    GetReadinessResponse,
-    Interval,
-    ListPricesRequest,
-    ListPricesResponse,
-    ListUsageRequest,
-    ListUsageResponse,
-    ModalityTokens,
-    Operation,
-    Outcome,
-    PriceMultiplier,
-    PriceOrigin,
-    Rate,
-    RateCard,
-    RepriceReport,
-    RepriceUsageRequest,
-    StreamUsageRequest,
-    StreamUsageResponse,
-    SubmitUsageRequest,
-    TierBasis,
-    TierMode,
-    TimeWindow,
-    UsageQuality,
-    UsageReceipt,
-    UsageRecord,
-    VerifyCostRequest,
+    Analytics, BatchReceipt, BatchSubmitUsageRequest, CostRecord, CostSummary, CostVerification,
+    CreatePriceRequest, EstimateCostRequest, ExportUsageRequest, Filter, GetAnalyticsRequest, GetCostRequest,
+    GetCostSummaryRequest, GetHealthRequest, GetHealthResponse, GetPriceRequest, GetReadinessRequest,
+    GetReadinessResponse, Interval, ListPricesRequest, ListPricesResponse, ListUsageRequest,
+    ListUsageResponse, ModalityTokens, Operation, Outcome, PriceMultiplier, PriceOrigin, Rate, RateCard,
+    RepriceReport, RepriceUsageRequest, StreamUsageRequest, StreamUsageResponse, SubmitUsageRequest,
+    TierBasis, TierMode, TimeWindow, UsageQuality, UsageReceipt, UsageRecord, VerifyCostRequest,
 )
 from llm_cost_ops.config import RetryConfig
 from llm_cost_ops.rpc.channel import UNSET, AsyncChannel, Channel
@@ -61,32 +27,63 @@ from llm_cost_ops.wire import coerce
 from llm_cost_ops.wire.validation import EMPTY, ZERO
 
 __all__ = [
-    "AnalyticsResource",
-    "AsyncAnalyticsResource",
-    "AsyncCostsResource",
-    "AsyncHealthResource",
-    "AsyncPricingResource",
-    "AsyncUsageResource",
-    "CostsResource",
-    "GroupBy",
-    "HealthResource",
-    "Metrics",
-    "Order",
-    "PricingResource",
-    "RawAnalyticsResource",
-    "RawAsyncAnalyticsResource",
-    "RawAsyncCostsResource",
-    "RawAsyncHealthResource",
-    "RawAsyncPricingResource",
-    "RawAsyncUsageResource",
-    "RawCostsResource",
-    "RawHealthResource",
-    "RawPricingResource",
-    "RawUsageResource",
-    "Sort",
-    "UsageRecordFields",
+    "AnalyticsResource", "AsyncAnalyticsResource", "AsyncCostsResource", "AsyncHealthResource",
+    "AsyncPricingResource", "AsyncUsageResource", "CostsResource", "GroupBy", "HealthResource", "Metrics",
+    "Order", "PricingResource", "RawAnalyticsResource", "RawAsyncAnalyticsResource", "RawAsyncCostsResource",
+    "RawAsyncHealthResource", "RawAsyncPricingResource", "RawAsyncUsageResource", "RawCostsResource",
+    "RawHealthResource", "RawPricingResource", "RawUsageResource", "Sort", "UsageRecordFields",
     "UsageResource",
 ]
+
+
+def _set_filter(
+    request: Filter,
+    organization_id: str | Sequence[str],
+    provider: str | Sequence[str],
+    model_id: str | Sequence[str],
+    project_id: str | Sequence[str],
+    user_id: str | Sequence[str],
+    tag: str | Sequence[str],
+    label: Mapping[str, str] | None,
+    start_date: str | date | None,
+    end_date: str | date | None,
+    time_zone: str,
+    service_tier: str | Sequence[str],
+    processing: str | Sequence[str],
+    region: str | Sequence[str],
+    operation: str | Sequence[str],
+    status: str | Sequence[str],
+) -> None:
+    if organization_id:
+        request.organization_id = coerce.texts(organization_id)
+    if provider:
+        request.provider = coerce.texts(provider)
+    if model_id:
+        request.model_id = coerce.texts(model_id)
+    if project_id:
+        request.project_id = coerce.texts(project_id)
+    if user_id:
+        request.user_id = coerce.texts(user_id)
+    if tag:
+        request.tag = coerce.texts(tag)
+    if label:
+        request.label = coerce.mapping(label)
+    if start_date is not None:
+        request.start_date = coerce.moment(start_date)
+    if end_date is not None:
+        request.end_date = coerce.moment(end_date)
+    if time_zone is not EMPTY:
+        request.time_zone = time_zone
+    if service_tier:
+        request.service_tier = coerce.texts(service_tier)
+    if processing:
+        request.processing = coerce.texts(processing)
+    if region:
+        request.region = coerce.texts(region)
+    if operation:
+        request.operation = coerce.texts(operation)
+    if status:
+        request.status = coerce.texts(status)
 
 GroupBy = Literal[
     "none",
@@ -231,34 +228,24 @@ class AnalyticsResource:
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
         request = GetAnalyticsRequest(start_date=coerce.moment(start_date))
-        if organization_id:
-            request.organization_id = coerce.texts(organization_id)
-        if provider:
-            request.provider = coerce.texts(provider)
-        if model_id:
-            request.model_id = coerce.texts(model_id)
-        if project_id:
-            request.project_id = coerce.texts(project_id)
-        if user_id:
-            request.user_id = coerce.texts(user_id)
-        if tag:
-            request.tag = coerce.texts(tag)
-        if label:
-            request.label = coerce.mapping(label)
-        if end_date is not None:
-            request.end_date = coerce.moment(end_date)
-        if time_zone is not EMPTY:
-            request.time_zone = time_zone
-        if service_tier:
-            request.service_tier = coerce.texts(service_tier)
-        if processing:
-            request.processing = coerce.texts(processing)
-        if region:
-            request.region = coerce.texts(region)
-        if operation:
-            request.operation = coerce.texts(operation)
-        if status:
-            request.status = coerce.texts(status)
+        _set_filter(
+            request,
+            organization_id,
+            provider,
+            model_id,
+            project_id,
+            user_id,
+            tag,
+            label,
+            start_date,
+            end_date,
+            time_zone,
+            service_tier,
+            processing,
+            region,
+            operation,
+            status,
+        )
         if interval is not EMPTY:
             request.interval = coerce.member(Interval, interval)
         if metrics:
@@ -315,34 +302,24 @@ class AsyncAnalyticsResource:
     ) -> Analytics:
         """As AnalyticsResource.get."""
         request = GetAnalyticsRequest(start_date=coerce.moment(start_date))
-        if organization_id:
-            request.organization_id = coerce.texts(organization_id)
-        if provider:
-            request.provider = coerce.texts(provider)
-        if model_id:
-            request.model_id = coerce.texts(model_id)
-        if project_id:
-            request.project_id = coerce.texts(project_id)
-        if user_id:
-            request.user_id = coerce.texts(user_id)
-        if tag:
-            request.tag = coerce.texts(tag)
-        if label:
-            request.label = coerce.mapping(label)
-        if end_date is not None:
-            request.end_date = coerce.moment(end_date)
-        if time_zone is not EMPTY:
-            request.time_zone = time_zone
-        if service_tier:
-            request.service_tier = coerce.texts(service_tier)
-        if processing:
-            request.processing = coerce.texts(processing)
-        if region:
-            request.region = coerce.texts(region)
-        if operation:
-            request.operation = coerce.texts(operation)
-        if status:
-            request.status = coerce.texts(status)
+        _set_filter(
+            request,
+            organization_id,
+            provider,
+            model_id,
+            project_id,
+            user_id,
+            tag,
+            label,
+            start_date,
+            end_date,
+            time_zone,
+            service_tier,
+            processing,
+            region,
+            operation,
+            status,
+        )
         if interval is not EMPTY:
             request.interval = coerce.member(Interval, interval)
         if metrics:
@@ -426,36 +403,24 @@ class CostsResource:
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
         request = GetCostSummaryRequest()
-        if organization_id:
-            request.organization_id = coerce.texts(organization_id)
-        if provider:
-            request.provider = coerce.texts(provider)
-        if model_id:
-            request.model_id = coerce.texts(model_id)
-        if project_id:
-            request.project_id = coerce.texts(project_id)
-        if user_id:
-            request.user_id = coerce.texts(user_id)
-        if tag:
-            request.tag = coerce.texts(tag)
-        if label:
-            request.label = coerce.mapping(label)
-        if start_date is not None:
-            request.start_date = coerce.moment(start_date)
-        if end_date is not None:
-            request.end_date = coerce.moment(end_date)
-        if time_zone is not EMPTY:
-            request.time_zone = time_zone
-        if service_tier:
-            request.service_tier = coerce.texts(service_tier)
-        if processing:
-            request.processing = coerce.texts(processing)
-        if region:
-            request.region = coerce.texts(region)
-        if operation:
-            request.operation = coerce.texts(operation)
-        if status:
-            request.status = coerce.texts(status)
+        _set_filter(
+            request,
+            organization_id,
+            provider,
+            model_id,
+            project_id,
+            user_id,
+            tag,
+            label,
+            start_date,
+            end_date,
+            time_zone,
+            service_tier,
+            processing,
+            region,
+            operation,
+            status,
+        )
         if group_by:
             request.group_by = coerce.texts(group_by)
         if currency is not EMPTY:
@@ -758,36 +723,24 @@ class CostsResource:
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
         request = RepriceUsageRequest()
-        if organization_id:
-            request.organization_id = coerce.texts(organization_id)
-        if provider:
-            request.provider = coerce.texts(provider)
-        if model_id:
-            request.model_id = coerce.texts(model_id)
-        if project_id:
-            request.project_id = coerce.texts(project_id)
-        if user_id:
-            request.user_id = coerce.texts(user_id)
-        if tag:
-            request.tag = coerce.texts(tag)
-        if label:
-            request.label = coerce.mapping(label)
-        if start_date is not None:
-            request.start_date = coerce.moment(start_date)
-        if end_date is not None:
-            request.end_date = coerce.moment(end_date)
-        if time_zone is not EMPTY:
-            request.time_zone = time_zone
-        if service_tier:
-            request.service_tier = coerce.texts(service_tier)
-        if processing:
-            request.processing = coerce.texts(processing)
-        if region:
-            request.region = coerce.texts(region)
-        if operation:
-            request.operation = coerce.texts(operation)
-        if status:
-            request.status = coerce.texts(status)
+        _set_filter(
+            request,
+            organization_id,
+            provider,
+            model_id,
+            project_id,
+            user_id,
+            tag,
+            label,
+            start_date,
+            end_date,
+            time_zone,
+            service_tier,
+            processing,
+            region,
+            operation,
+            status,
+        )
         if as_of is not None:
             request.as_of = coerce.moment(as_of)
         if dry_run is not False:
@@ -842,36 +795,24 @@ class AsyncCostsResource:
     ) -> CostSummary:
         """As CostsResource.get."""
         request = GetCostSummaryRequest()
-        if organization_id:
-            request.organization_id = coerce.texts(organization_id)
-        if provider:
-            request.provider = coerce.texts(provider)
-        if model_id:
-            request.model_id = coerce.texts(model_id)
-        if project_id:
-            request.project_id = coerce.texts(project_id)
-        if user_id:
-            request.user_id = coerce.texts(user_id)
-        if tag:
-            request.tag = coerce.texts(tag)
-        if label:
-            request.label = coerce.mapping(label)
-        if start_date is not None:
-            request.start_date = coerce.moment(start_date)
-        if end_date is not None:
-            request.end_date = coerce.moment(end_date)
-        if time_zone is not EMPTY:
-            request.time_zone = time_zone
-        if service_tier:
-            request.service_tier = coerce.texts(service_tier)
-        if processing:
-            request.processing = coerce.texts(processing)
-        if region:
-            request.region = coerce.texts(region)
-        if operation:
-            request.operation = coerce.texts(operation)
-        if status:
-            request.status = coerce.texts(status)
+        _set_filter(
+            request,
+            organization_id,
+            provider,
+            model_id,
+            project_id,
+            user_id,
+            tag,
+            label,
+            start_date,
+            end_date,
+            time_zone,
+            service_tier,
+            processing,
+            region,
+            operation,
+            status,
+        )
         if group_by:
             request.group_by = coerce.texts(group_by)
         if currency is not EMPTY:
@@ -1071,36 +1012,24 @@ class AsyncCostsResource:
     ) -> RepriceReport:
         """As CostsResource.reprice."""
         request = RepriceUsageRequest()
-        if organization_id:
-            request.organization_id = coerce.texts(organization_id)
-        if provider:
-            request.provider = coerce.texts(provider)
-        if model_id:
-            request.model_id = coerce.texts(model_id)
-        if project_id:
-            request.project_id = coerce.texts(project_id)
-        if user_id:
-            request.user_id = coerce.texts(user_id)
-        if tag:
-            request.tag = coerce.texts(tag)
-        if label:
-            request.label = coerce.mapping(label)
-        if start_date is not None:
-            request.start_date = coerce.moment(start_date)
-        if end_date is not None:
-            request.end_date = coerce.moment(end_date)
-        if time_zone is not EMPTY:
-            request.time_zone = time_zone
-        if service_tier:
-            request.service_tier = coerce.texts(service_tier)
-        if processing:
-            request.processing = coerce.texts(processing)
-        if region:
-            request.region = coerce.texts(region)
-        if operation:
-            request.operation = coerce.texts(operation)
-        if status:
-            request.status = coerce.texts(status)
+        _set_filter(
+            request,
+            organization_id,
+            provider,
+            model_id,
+            project_id,
+            user_id,
+            tag,
+            label,
+            start_date,
+            end_date,
+            time_zone,
+            service_tier,
+            processing,
+            region,
+            operation,
+            status,
+        )
         if as_of is not None:
             request.as_of = coerce.moment(as_of)
         if dry_run is not False:
@@ -1848,36 +1777,24 @@ class UsageResource:
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
         request = ListUsageRequest()
-        if organization_id:
-            request.organization_id = coerce.texts(organization_id)
-        if provider:
-            request.provider = coerce.texts(provider)
-        if model_id:
-            request.model_id = coerce.texts(model_id)
-        if project_id:
-            request.project_id = coerce.texts(project_id)
-        if user_id:
-            request.user_id = coerce.texts(user_id)
-        if tag:
-            request.tag = coerce.texts(tag)
-        if label:
-            request.label = coerce.mapping(label)
-        if start_date is not None:
-            request.start_date = coerce.moment(start_date)
-        if end_date is not None:
-            request.end_date = coerce.moment(end_date)
-        if time_zone is not EMPTY:
-            request.time_zone = time_zone
-        if service_tier:
-            request.service_tier = coerce.texts(service_tier)
-        if processing:
-            request.processing = coerce.texts(processing)
-        if region:
-            request.region = coerce.texts(region)
-        if operation:
-            request.operation = coerce.texts(operation)
-        if status:
-            request.status = coerce.texts(status)
+        _set_filter(
+            request,
+            organization_id,
+            provider,
+            model_id,
+            project_id,
+            user_id,
+            tag,
+            label,
+            start_date,
+            end_date,
+            time_zone,
+            service_tier,
+            processing,
+            region,
+            operation,
+            status,
+        )
         if page is not ZERO:
             request.page = page
         if page_size is not ZERO:
@@ -1974,36 +1891,24 @@ class UsageResource:
             retry: how to retry this call, instead of as the client does; None for not at all.
         """
         request = ExportUsageRequest()
-        if organization_id:
-            request.organization_id = coerce.texts(organization_id)
-        if provider:
-            request.provider = coerce.texts(provider)
-        if model_id:
-            request.model_id = coerce.texts(model_id)
-        if project_id:
-            request.project_id = coerce.texts(project_id)
-        if user_id:
-            request.user_id = coerce.texts(user_id)
-        if tag:
-            request.tag = coerce.texts(tag)
-        if label:
-            request.label = coerce.mapping(label)
-        if start_date is not None:
-            request.start_date = coerce.moment(start_date)
-        if end_date is not None:
-            request.end_date = coerce.moment(end_date)
-        if time_zone is not EMPTY:
-            request.time_zone = time_zone
-        if service_tier:
-            request.service_tier = coerce.texts(service_tier)
-        if processing:
-            request.processing = coerce.texts(processing)
-        if region:
-            request.region = coerce.texts(region)
-        if operation:
-            request.operation = coerce.texts(operation)
-        if status:
-            request.status = coerce.texts(status)
+        _set_filter(
+            request,
+            organization_id,
+            provider,
+            model_id,
+            project_id,
+            user_id,
+            tag,
+            label,
+            start_date,
+            end_date,
+            time_zone,
+            service_tier,
+            processing,
+            region,
+            operation,
+            status,
+        )
         if order is not EMPTY:
             request.order = order
         response: Generator[UsageRecord, None, None] = self._channel.unary_stream(
@@ -2205,36 +2110,24 @@ class AsyncUsageResource:
     ) -> AsyncPager[ListUsageResponse, UsageRecord]:
         """As UsageResource.get_history."""
         request = ListUsageRequest()
-        if organization_id:
-            request.organization_id = coerce.texts(organization_id)
-        if provider:
-            request.provider = coerce.texts(provider)
-        if model_id:
-            request.model_id = coerce.texts(model_id)
-        if project_id:
-            request.project_id = coerce.texts(project_id)
-        if user_id:
-            request.user_id = coerce.texts(user_id)
-        if tag:
-            request.tag = coerce.texts(tag)
-        if label:
-            request.label = coerce.mapping(label)
-        if start_date is not None:
-            request.start_date = coerce.moment(start_date)
-        if end_date is not None:
-            request.end_date = coerce.moment(end_date)
-        if time_zone is not EMPTY:
-            request.time_zone = time_zone
-        if service_tier:
-            request.service_tier = coerce.texts(service_tier)
-        if processing:
-            request.processing = coerce.texts(processing)
-        if region:
-            request.region = coerce.texts(region)
-        if operation:
-            request.operation = coerce.texts(operation)
-        if status:
-            request.status = coerce.texts(status)
+        _set_filter(
+            request,
+            organization_id,
+            provider,
+            model_id,
+            project_id,
+            user_id,
+            tag,
+            label,
+            start_date,
+            end_date,
+            time_zone,
+            service_tier,
+            processing,
+            region,
+            operation,
+            status,
+        )
         if page is not ZERO:
             request.page = page
         if page_size is not ZERO:
@@ -2290,36 +2183,24 @@ class AsyncUsageResource:
     ) -> AsyncGenerator[UsageRecord, None]:
         """As UsageResource.export."""
         request = ExportUsageRequest()
-        if organization_id:
-            request.organization_id = coerce.texts(organization_id)
-        if provider:
-            request.provider = coerce.texts(provider)
-        if model_id:
-            request.model_id = coerce.texts(model_id)
-        if project_id:
-            request.project_id = coerce.texts(project_id)
-        if user_id:
-            request.user_id = coerce.texts(user_id)
-        if tag:
-            request.tag = coerce.texts(tag)
-        if label:
-            request.label = coerce.mapping(label)
-        if start_date is not None:
-            request.start_date = coerce.moment(start_date)
-        if end_date is not None:
-            request.end_date = coerce.moment(end_date)
-        if time_zone is not EMPTY:
-            request.time_zone = time_zone
-        if service_tier:
-            request.service_tier = coerce.texts(service_tier)
-        if processing:
-            request.processing = coerce.texts(processing)
-        if region:
-            request.region = coerce.texts(region)
-        if operation:
-            request.operation = coerce.texts(operation)
-        if status:
-            request.status = coerce.texts(status)
+        _set_filter(
+            request,
+            organization_id,
+            provider,
+            model_id,
+            project_id,
+            user_id,
+            tag,
+            label,
+            start_date,
+            end_date,
+            time_zone,
+            service_tier,
+            processing,
+            region,
+            operation,
+            status,
+        )
         if order is not EMPTY:
             request.order = order
         response: AsyncGenerator[UsageRecord, None] = self._channel.unary_stream(

@@ -139,13 +139,18 @@ class ProviderRow(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unkno
 
 
 class Payload(msgspec.Struct, kw_only=True):
-    """Everything below the header. `aliases` maps other names of providers to theirs."""
+    """Everything below the header.
+
+    `aliases` maps other names of providers to theirs. `origins` names, for some of `urls`, the source
+    and the version that their cards come from; all others come from that of the catalog.
+    """
 
     version: str
     published: str
     urls: list[str]
     aliases: dict[str, str]
     providers: dict[str, msgspec.Raw]
+    origins: dict[str, str] = {}
 
 
 def decode_rows(data: bytes | msgspec.Raw, kind: type[RowT]) -> RowT:

@@ -103,7 +103,7 @@ class Catalog:
 
     @property
     def version(self) -> str:
-        """The source and its version: what every card of this catalog gives as `origin_version`."""
+        """The source and its version: the `origin_version` of every card that no second source gave."""
         return self._header.version
 
     @property
@@ -232,13 +232,14 @@ class Catalog:
     def _made(self, model: ModelRow, row: CardRow, owner: str, shown: str, names: list[str]) -> RateCard:
         if not 0 <= row.url < len(self._payload.urls):
             raise CatalogError(f"the price catalog is malformed: {owner}/{model.id} has no source")
+        url = self._payload.urls[row.url]
         return materialise(
             row,
             provider=shown,
             model_id=model.id,
             names=names,
-            version=self.version,
-            url=self._payload.urls[row.url],
+            version=self._payload.origins.get(url, self.version),
+            url=url,
         )
 
 

@@ -152,6 +152,13 @@ def _add_prices(commands: _Commands) -> None:
     show.add_argument("model", nargs="+", help="such as openai/gpt-4o, or openai gpt-4o")
     diff = actions.add_parser("diff", help="what changes from one catalog file to another")
     diff.add_argument("files", nargs="+", metavar="FILE", help="the catalog, or the old one and the new one")
+    check = actions.add_parser(
+        "check",
+        help="how costs that providers stated differ from the catalog's",
+        description="Price the calls of a file by the catalog, and show by model where the costs that they "
+        "state are others. Nothing is recorded.",
+    )
+    check.add_argument("file", help="any file that `import` reads; - for standard input")
     update = actions.add_parser(
         "update",
         help="put another catalog in force",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time
 from itertools import groupby
 
 from rich.box import SIMPLE_HEAD
@@ -21,6 +21,7 @@ from llm_cost_ops.catalog import (
     price_diff,
     update_catalog,
 )
+from llm_cost_ops.cli.price_check import check_prices
 from llm_cost_ops.cli.reports import money
 from llm_cost_ops.pricing.selection import PriceQuery, select_card
 from llm_cost_ops.types import Rate, RateCard
@@ -33,7 +34,7 @@ _MAX_CHANGES = 200
 
 def prices(options: argparse.Namespace) -> int:
     """The `prices` command."""
-    actions = {"list": _list, "show": _show, "diff": _diff, "update": _update}
+    actions = {"list": _list, "show": _show, "diff": _diff, "update": _update, "check": check_prices}
     actions[options.action](options, Console())
     return 0
 
@@ -104,13 +105,19 @@ def _steps(rate: Rate) -> Iterator[tuple[str, str]]:
 def _terms(card: RateCard) -> Iterator[str]:
     """What a card holds for beyond its model."""
     if card.effective_from is not None or card.effective_until is not None:
-        since = card.effective_from.date().isoformat() if card.effective_from else "always"
-        yield f"from {since}" + (f" until {card.effective_until.date()}" if card.effective_until else "")
+        since = _moment(card.effective_from) if card.effective_from else "always"
+        yield f"from {since}" + (f" until {_moment(card.effective_until)}" if card.effective_until else "")
     for window in card.windows:
         days = f", days {' '.join(map(str, window.weekdays))}" if window.weekdays else ""
         yield f"{window.start} to {window.end} {window.time_zone or 'UTC'}{days}"
     for multiplier in card.multipliers:
         yield f"times {multiplier.value} for {multiplier.kind}"
+
+
+def _moment(at: datetime) -> str:
+    """A date, with its time in UTC where that is not midnight."""
+    at = at.astimezone(UTC)
+    return f"{at:%Y-%m-%d}" if at.time() == time.min else f"{at:%Y-%m-%d %H:%M} UTC"
 
 
 def _diff(options: argparse.Namespace, console: Console) -> None:

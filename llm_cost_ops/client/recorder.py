@@ -12,7 +12,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import count, islice
 from typing import Any, Protocol
 from weakref import WeakSet
@@ -24,10 +24,11 @@ from llm_cost_ops._gen.messages import BatchReceipt, RecordError, SubmitResult, 
 from llm_cost_ops.client.attribution import Attributes, current_attributes
 from llm_cost_ops.client.spool import Spool, SpoolBatch, SpoolFullError
 from llm_cost_ops.config import RecorderConfig
-from llm_cost_ops.exceptions import CostOpsError, RecorderFullError, ValidationError
+from llm_cost_ops.exceptions import CostOpsError, RecorderFullError, ServerError, ValidationError
 from llm_cost_ops.rpc.backoff import Backoff
 from llm_cost_ops.rpc.forks import forget_in_children
 from llm_cost_ops.rpc.ids import uuid7_series
+from llm_cost_ops.rpc.status import StatusCode
 
 __all__ = ["MAX_BATCH_BYTES", "MAX_BATCH_RECORDS", "Connection", "FlushReport", "Recorder", "Rejected"]
 
@@ -48,7 +49,7 @@ _ACCEPTED = (SubmitStatus.CREATED, SubmitStatus.DUPLICATE)
 
 # What `record` was called with (the record or None, the fields), and whose the call is; when, in nanoseconds
 # since 1970, and a number.
-_Raw = tuple[UsageRecord | None, dict[str, Any], Attributes, int, int]
+_Raw = tuple[UsageRecord | None, Mapping[str, Any], Attributes, int, int]
 _Built = tuple[UsageRecord, int]
 
 
@@ -110,7 +111,7 @@ class Recorder:
     def __init__(
         self,
         config: RecorderConfig,
-        build: Callable[[UsageRecord | None, dict[str, Any], Attributes], UsageRecord],
+        build: Callable[[UsageRecord | None, Mapping[str, Any], Attributes], UsageRecord],
         connect: Callable[[], Connection],
     ) -> None:
         self._config = config
@@ -125,7 +126,7 @@ class Recorder:
         forget_in_children(self)
         _open.add(self)
 
-    def record(self, record: UsageRecord | None, fields: dict[str, object]) -> None:
+    def record(self, record: UsageRecord | None, fields: Mapping[str, object]) -> None:
         """Take a record; never waits for the network. RecorderFullError where overflow is "raise"."""
         raw = (record, fields, current_attributes(), time.time_ns(), next(self._numbers))
         if self._spool is not None:
@@ -504,6 +505,11 @@ def _submitted(connection: Connection, records: list[UsageRecord]) -> list[Submi
             return [SubmitResult(status=SubmitStatus.INVALID, error=RecordError(message=error.message))]
         middle = len(records) // 2
         return _submitted(connection, records[:middle]) + _submitted(connection, records[middle:])
+    for result in results:
+        if result.error is not None and result.error.code == StatusCode.UNAVAILABLE.name:
+            # Such as for a clock that is wrong, there or here: the records stay until it is right again, and
+            # those of the batch that were written are duplicates then.
+            raise ServerError(result.error.message, grpc_code=StatusCode.UNAVAILABLE, retryable=True)
     if len(results) != len(records):
         raise CostOpsError(f"the answer has {len(results)} results for {len(records)} records")
     return results

@@ -7,7 +7,7 @@ import copy
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +75,7 @@ class Recording:
 
         signal.signal(signal.SIGTERM, handle)
 
-    def _build(self, record: UsageRecord | None, fields: dict[str, Any], inner: Attributes) -> UsageRecord:
+    def _build(self, record: UsageRecord | None, fields: Mapping[str, Any], inner: Attributes) -> UsageRecord:
         """The record that `submit` would send for the same arguments."""
         arguments = {name: value for name, value in fields.items() if name not in _PER_CALL}
         submitted: Any = UsageResource(_AS_GIVEN).submit(record, **arguments)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
-from concurrent.futures import Future
 
 from llm_cost_ops.config import RateLimitConfig
 from llm_cost_ops.exceptions import CostOpsError, RateLimitError
 from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.fifo import Fifo, RuntimeTurn
 from llm_cost_ops.rpc.forks import forget_in_children
 from llm_cost_ops.rpc.interceptor import Req, Res, UnaryContinuation
 from llm_cost_ops.rpc.streams import AroundStart
@@ -75,7 +74,9 @@ class RateLimit(AroundStart):
     def __init__(self, config: RateLimitConfig) -> None:
         self._config = config
         self._bucket: TokenBucket | None = None
-        self._line: deque[Future[None]] = deque()
+        # Who watches the clock is no more in the line.
+        self._line = Fifo[RuntimeTurn]()
+        self._watched = False
         self._lock = threading.Lock()
         forget_in_children(self)
 
@@ -94,29 +95,29 @@ class RateLimit(AroundStart):
             return await continuation(request, context)
         return await self._adapting(continuation, request, context)
 
-    def _enter(self, now: float, context: CallContext) -> Future[None] | None:
-        """Take a token, or else a place in the line, which is a future that is done at its head."""
+    def _enter(self, now: float, context: CallContext) -> RuntimeTurn | None:
+        """Take a token, or else a place in the line, whose turn to watch the clock is granted at its head."""
         with self._lock:
             bucket = self._bucket
             if bucket is None:
                 # The bucket starts with the first call, on the clock of the client's runtime.
                 rate = self._config.max_requests / self._config.time_window
                 bucket = self._bucket = TokenBucket(self._config.max_requests, rate, now)
-            if not self._line and not bucket.take(now):
+            if not self._watched and not bucket.take(now):
                 return None
-            wait = bucket.seconds_until(len(self._line) + 1, now)
+            wait = bucket.seconds_until(len(self._line) + self._watched + 1, now)
             self._refuse_if_late(wait, context)
-            turn: Future[None] = Future()
-            if not self._line:
-                turn.set_result(None)
-            self._line.append(turn)
+            turn = RuntimeTurn()
+            self._line.join(turn)
+            if not self._watched:
+                self._watched = self._line.grant_next()
             return turn
 
-    async def _wait(self, turn: Future[None], context: CallContext) -> None:
+    async def _wait(self, turn: RuntimeTurn, context: CallContext) -> None:
         runtime = context.runtime
-        if not turn.done():
+        if not turn.granted:
             try:
-                await runtime.wait(turn, context.remaining())
+                await runtime.wait(turn.future, context.remaining())
             except TimeoutError:
                 self._refuse_if_late(float("inf"), context)
         while wait := self._take(runtime.monotonic()):
@@ -128,13 +129,10 @@ class RateLimit(AroundStart):
             assert self._bucket is not None
             return self._bucket.take(now)
 
-    def _leave(self, turn: Future[None]) -> None:
+    def _leave(self, turn: RuntimeTurn) -> None:
         with self._lock:
-            first = self._line[0] is turn
-            self._line.remove(turn)
-            following = self._line[0] if first and self._line else None
-        if following is not None:
-            following.set_result(None)
+            if self._line.withdraw(turn):
+                self._watched = self._line.grant_next()
 
     def _refuse_if_late(self, wait: float, context: CallContext) -> None:
         remaining = context.remaining()
@@ -175,7 +173,7 @@ class RateLimit(AroundStart):
 
     def forget(self) -> None:
         """In a forked child: those in line are the parent's."""
-        self._line = deque()
+        self._line, self._watched = Fifo[RuntimeTurn](), False
         self._lock = threading.Lock()
 
 

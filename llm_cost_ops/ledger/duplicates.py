@@ -26,10 +26,10 @@ def is_duplicate(sent: UsageRecord, kept: UsageRecord, sent_at: datetime, kept_a
     """Whether `sent` says what `kept` says, which came first under the key; else it is a conflict.
 
     Both are as in Entry; `sent_at` and `kept_at` are their times, given or taken. A record without a time is
-    also the one with the time that it was given since. An observation is a duplicate whenever its counts are
-    the same, whatever its labels, names and times: several instruments may have seen the same call.
+    also the one with the time that it was given since. Where either is an observation, the counts alone
+    decide, whatever its labels, names and times: several instruments may have seen the same call.
     """
-    if sent.observation:
+    if sent.observation or kept.observation:
         return all(getattr(sent, name) == getattr(kept, name) for name in _COUNTS) and (
             (sent.request_count or 1) == (kept.request_count or 1)
         )

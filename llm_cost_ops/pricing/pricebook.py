@@ -182,7 +182,7 @@ class _Snapshot:
 
 
 class PriceBook:
-    """Prices records. It may be used by many threads, and its cards replaced while it is.
+    """Prices records. It may be used by many threads; for other cards, make another book.
 
     `sources` are asked for the cards of a model; `cards` are further ones, such as those that users
     created. For a provider in `reported_providers` a record's own reported_cost is taken, and so it is
@@ -211,16 +211,6 @@ class PriceBook:
     def cards(self) -> tuple[RateCard, ...]:
         """The cards beside those of the sources, as they were given."""
         return self._edition.cards
-
-    def replace_manual(self, cards: Iterable[RateCard]) -> None:
-        """Take these cards beside the sources from now on, in place of those given before."""
-        old = self._edition
-        self._edition = _Snapshot(old.sources, cards, old.fallbacks, old.capacity)
-
-    def replace_sources(self, sources: Sequence[CardSource]) -> None:
-        """Ask these sources from now on, in place of those given before."""
-        old = self._edition
-        self._edition = _Snapshot(sources, old.cards, old.fallbacks, old.capacity)
 
     def price(self, record: UsageRecord, *, at: datetime | None = None) -> Priced:
         """What the record costs by the card that holds at its timestamp, or at `at` where given.

@@ -1,49 +1,158 @@
-"""The queue in front of a pool of connections."""
+"""First come, first served: the one queue for turns, who waits in it, and the queue in front of a server."""
 
 from __future__ import annotations
 
-import asyncio
 import math
 import threading
 from collections import deque
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-__all__ = ["CallQueue"]
+if TYPE_CHECKING:
+    import asyncio
+
+# asyncio and concurrent.futures are imported where they are used: a sync embedded client has no use for them.
+
+__all__ = ["CallQueue", "Fifo", "RuntimeTurn", "TaskTurn", "ThreadTurn", "Turn"]
 
 
-class _ThreadWaiter:
+class Turn(Protocol):
+    """Somebody who waits."""
+
+    @property
+    def granted(self) -> bool:
+        """Whether the turn is theirs."""
+
+    def grant(self) -> bool:
+        """Wake them; False when they are gone, and the turn is for the next."""
+
+
+class ThreadTurn:
+    """A thread that waits. A plain lock: a Future's condition takes several times as long."""
+
+    __slots__ = ("_lock", "granted")
+
     def __init__(self) -> None:
         self.granted = False
-        self._turn = threading.Lock()
-        self._turn.acquire()
+        self._lock = threading.Lock()
+        self._lock.acquire()
 
     def grant(self) -> bool:
         self.granted = True
-        self._turn.release()
+        self._lock.release()
         return True
 
     def wait(self, seconds: float | None) -> None:
-        self._turn.acquire(timeout=-1 if seconds is None else max(0.0, seconds))
+        """Wait for the turn, for at most so many seconds."""
+        self._lock.acquire(timeout=-1 if seconds is None else max(0.0, seconds))
 
 
-class _TaskWaiter:
+class TaskTurn:
+    """A task that waits in the running event loop; any thread may grant it its turn."""
+
+    __slots__ = ("_future", "_loop", "granted")
+
     def __init__(self) -> None:
+        import asyncio
+
         self.granted = False
-        self.turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._future: asyncio.Future[None] = self._loop.create_future()
 
     def grant(self) -> bool:
-        if self.turn.done():
+        from asyncio import _get_running_loop
+
+        if self._future.done():
             return False
+        if _get_running_loop() is self._loop:
+            self._future.set_result(None)
+        else:
+            try:
+                self._loop.call_soon_threadsafe(self._wake)
+            except RuntimeError:  # the loop is closed
+                return False
         self.granted = True
-        self.turn.set_result(None)
         return True
+
+    def fail(self, error: Exception) -> None:
+        """Have the wait end with an error. Only in its event loop."""
+        if not self._future.done():
+            self._future.set_exception(error)
+
+    async def wait(self) -> None:
+        """Wait for the turn. One that is cancelled may have been granted its turn meanwhile."""
+        await self._future
+
+    def _wake(self) -> None:
+        if not self._future.done():
+            self._future.set_result(None)
+
+
+class RuntimeTurn:
+    """A call that waits as its runtime does: `await runtime.wait(turn.future, seconds)`."""
+
+    __slots__ = ("future",)
+
+    def __init__(self) -> None:
+        from concurrent.futures import Future
+
+        self.future: Future[None] = Future()
+
+    @property
+    def granted(self) -> bool:
+        return self.future.done()
+
+    def grant(self) -> bool:
+        self.future.set_result(None)
+        return True
+
+
+W = TypeVar("W", bound=Turn)
+
+
+class Fifo(Generic[W]):
+    """Turns in the order in which they joined.
+
+    It has no lock: its owner holds one, or is used in one event loop only.
+    """
+
+    __slots__ = ("_waiting",)
+
+    def __init__(self) -> None:
+        self._waiting: deque[W] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def join(self, turn: W) -> None:
+        """Stand behind the last."""
+        self._waiting.append(turn)
+
+    def grant_next(self) -> bool:
+        """Grant who waits longest the turn; False when nobody waits any more."""
+        while self._waiting:
+            if self._waiting.popleft().grant():
+                return True
+        return False
+
+    def withdraw(self, turn: W) -> bool:
+        """Wait no longer. True when the turn had been granted: whoever gives up then passes it on."""
+        if not turn.granted and turn in self._waiting:
+            self._waiting.remove(turn)
+        return turn.granted
+
+    def take_all(self) -> list[W]:
+        """Empty the queue, and give who waited in it."""
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        return waiting
 
 
 class CallQueue:
     """At most `limit` calls in flight; the others wait their turn, first come, first served.
 
-    A server that refuses calls, since it has too many, is sent fewer at a time: each round of refusals
-    halves how many are let in, down to one, and each call that is not refused adds a part of one, up to
-    `limit`. That is the pace that all calls to one server share.
+    Threads and tasks of any event loop may share it. A server that refuses calls, since it has too many, is
+    sent fewer at a time: each round of refusals halves how many are let in, down to one, and each call that
+    is not refused adds a part of one, up to `limit`. That is the pace that all calls to one server share.
     """
 
     def __init__(self, limit: int) -> None:
@@ -53,7 +162,7 @@ class CallQueue:
         self._in_flight = 0
         # Calls that were in flight when the window was halved: how they end says nothing about the new one.
         self._before_halving = 0
-        self._waiting: deque[_ThreadWaiter | _TaskWaiter] = deque()
+        self._waiting = Fifo[Turn]()
 
     @property
     def window(self) -> int:
@@ -64,22 +173,22 @@ class CallQueue:
         """Wait for a turn by blocking the thread; False when `seconds` pass first."""
         if self.enter_now():
             return True
-        waiter = _ThreadWaiter()
-        if self._joined(waiter):
-            waiter.wait(seconds)
-            return self._done(waiter)
+        turn = ThreadTurn()
+        if self._joined(turn):
+            turn.wait(seconds)
+            return self._withdrawn(turn)
         return True
 
     async def enter_async(self) -> None:
         """Wait for a turn in asyncio. A wait that is cancelled leaves the queue."""
         if self.enter_now():
             return
-        waiter = _TaskWaiter()
-        if self._joined(waiter):
+        turn = TaskTurn()
+        if self._joined(turn):
             try:
-                await waiter.turn
-            except asyncio.CancelledError:
-                if self._done(waiter):
+                await turn.wait()
+            except BaseException:
+                if self._withdrawn(turn):
                     self.leave()
                 raise
 
@@ -102,28 +211,26 @@ class CallQueue:
                 self._before_halving = self._in_flight
             elif self._window < self._max:
                 self._window = min(self._max, self._window + 1 / self._window)
-            while self._waiting and self._in_flight + 1 <= self._window:
-                if self._waiting.popleft().grant():
-                    self._in_flight += 1
+            self._admit()
 
     def close(self) -> None:
         """Let in everyone who waits, now and from now on: they are to find out that all is over."""
         with self._lock:
             self._window = self._max = math.inf
-            while self._waiting:
-                if self._waiting.popleft().grant():
-                    self._in_flight += 1
+            self._admit()
 
-    def _joined(self, waiter: _ThreadWaiter | _TaskWaiter) -> bool:
+    def _admit(self) -> None:
+        while self._waiting and self._in_flight + 1 <= self._window:
+            self._in_flight += self._waiting.grant_next()
+
+    def _joined(self, turn: Turn) -> bool:
         with self._lock:
             if not self._waiting and self._in_flight + 1 <= self._window:
                 self._in_flight += 1
                 return False
-            self._waiting.append(waiter)
+            self._waiting.join(turn)
             return True
 
-    def _done(self, waiter: _ThreadWaiter | _TaskWaiter) -> bool:
+    def _withdrawn(self, turn: Turn) -> bool:
         with self._lock:
-            if not waiter.granted and waiter in self._waiting:
-                self._waiting.remove(waiter)
-            return waiter.granted
+            return self._waiting.withdraw(turn)

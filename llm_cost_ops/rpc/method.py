@@ -23,7 +23,6 @@ class Cardinality(enum.Enum):
 
     UNARY_UNARY = "unary_unary"
     UNARY_STREAM = "unary_stream"
-    STREAM_UNARY = "stream_unary"
     STREAM_STREAM = "stream_stream"
 
 

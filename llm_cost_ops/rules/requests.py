@@ -28,7 +28,7 @@ from llm_cost_ops.rules.times import instant
 from llm_cost_ops.rules.usage import check_usage
 from llm_cost_ops.wire.unknown import refuse_unknown
 
-__all__ = ["CHECKS", "check_record"]
+__all__ = ["CHECKS", "SERVICE_CHECKS", "check_record"]
 
 MAX_BATCH = 10_000
 
@@ -36,11 +36,14 @@ MAX_BATCH = 10_000
 def check_record(
     record: UsageRecord,
     path: str,
-    now: datetime,
+    now: datetime | None,
     violations: list[Violation],
     keep_unknown: bool = False,
 ) -> None:
-    """Add every rule that a record breaks; `path` is where it stands in the request."""
+    """Add every rule that a record breaks; `path` is where it stands in the request.
+
+    A timestamp may be CLOCK_SKEW ahead of `now`; None leaves that unchecked.
+    """
     unknown = record.unknown_
     if unknown and unknown.error:
         field = ".".join(part for part in (path, unknown.error_field) if part)
@@ -55,7 +58,7 @@ def check_record(
 
 def _submit(
     request: SubmitUsageRequest,
-    now: datetime,
+    now: datetime | None,
     violations: list[Violation],
     keep_unknown: bool,
 ) -> None:
@@ -64,6 +67,15 @@ def _submit(
         check_record(request.usage, "", now, violations, keep_unknown)
     else:
         violations.append(Violation("usage", "must be a UsageRecord"))
+
+
+def _submit_at_any_time(
+    request: SubmitUsageRequest,
+    _now: datetime,
+    violations: list[Violation],
+    keep_unknown: bool,
+) -> None:
+    _submit(request, None, violations, keep_unknown)
 
 
 def _batch(
@@ -129,3 +141,6 @@ CHECKS: dict[str, Check] = {
     CREATE_PRICE.path: _create_price,
     ESTIMATE_COST.path: _estimate,
 }
+
+SERVICE_CHECKS: dict[str, Check] = {**CHECKS, SUBMIT_USAGE.path: _submit_at_any_time}
+"""As the service checks them: it looks for a duplicate before it compares a timestamp with its own clock."""

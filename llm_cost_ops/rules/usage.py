@@ -16,7 +16,15 @@ from llm_cost_ops.rules.currencies import is_currency
 from llm_cost_ops.rules.meters import METER_NAME, TOKEN_METERS
 from llm_cost_ops.wire.validation import check_between, entry
 
-__all__ = ["CLOCK_SKEW", "EARLIEST", "check_usage", "states_no_count", "total_tokens", "usage_error"]
+__all__ = [
+    "CLOCK_SKEW",
+    "EARLIEST",
+    "check_usage",
+    "is_ahead",
+    "states_no_count",
+    "total_tokens",
+    "usage_error",
+]
 
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 CLOCK_SKEW = timedelta(minutes=5)
@@ -61,6 +69,11 @@ def check_usage(
         pass
     groups = (_token_rules, _modality_rules, _meter_rules, _text_rules, _metadata_rules)
     check_between([_time_rules(record, now), *(rules(record) for rules in groups)], path, violations)
+
+
+def is_ahead(timestamp: datetime | None, now: datetime) -> bool:
+    """Whether a timestamp is further in the future than clocks may differ; a naive one is in UTC."""
+    return timestamp is not None and _timely(timestamp, None) and not _timely(timestamp, now)
 
 
 def _timely(timestamp: datetime | None, now: datetime | None) -> bool:

@@ -202,12 +202,16 @@ class AsgiApp:
         else:
             raise NotImplementedError(f"no {scope['type']} here")
 
+    async def aclose(self) -> None:
+        """Let go of what the handler holds, as at the end of the lifespan; may be called twice."""
+        if self._close is not None:
+            await self._close()
+
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        if self._close is not None:
-            await self._close()
+        await self.aclose()
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _http(self, scope: MutableMapping[str, object], receive: Receive, send: Send) -> None:

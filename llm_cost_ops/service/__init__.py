@@ -16,7 +16,7 @@ from llm_cost_ops.interceptors.validation import Validation
 from llm_cost_ops.ledger import Ledger, open_ledger
 from llm_cost_ops.rpc.handler import ServiceHandler
 from llm_cost_ops.rpc.interceptor import Interceptors
-from llm_cost_ops.rules.requests import CHECKS
+from llm_cost_ops.rules.requests import SERVICE_CHECKS
 from llm_cost_ops.service.access.tenancy import Tenancy
 from llm_cost_ops.service.analytics import AnalyticsService
 from llm_cost_ops.service.costs import CostService
@@ -49,13 +49,13 @@ class Service:
         self.prices = prices = Prices(ledger, reported_providers)
         self.handler = ServiceHandler(
             [
-                *bind_usage_service(UsageService(ledger, prices)),
+                *bind_usage_service(UsageService(ledger, prices, shares_clock=origin == "client")),
                 *bind_cost_service(CostService(ledger, prices)),
                 *bind_pricing_service(PricingService(ledger, prices)),
                 *bind_analytics_service(AnalyticsService(ledger)),
                 *bind_health_service(self.health),
             ],
-            [*interceptors, Validation(CHECKS, origin=origin), Tenancy()],
+            [*interceptors, Validation(SERVICE_CHECKS, origin=origin), Tenancy()],
         )
 
     def drain(self) -> None:

@@ -31,6 +31,8 @@ from llm_cost_ops._gen.messages import (
     UsageRecord,
 )
 from llm_cost_ops.ledger import Ledger, Position
+from llm_cost_ops.ledger.duplicates import is_duplicate
+from llm_cost_ops.ledger.ids import usage_id
 from llm_cost_ops.ledger.types import Appended, Entry
 from llm_cost_ops.pricing.money import UNITS, from_units
 from llm_cost_ops.pricing.pricebook import PriceBook
@@ -43,7 +45,7 @@ from llm_cost_ops.rules.chunks import chunks_of
 from llm_cost_ops.rules.limits import MAX_RECORD_COST
 from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.rules.requests import check_record
-from llm_cost_ops.rules.usage import total_tokens
+from llm_cost_ops.rules.usage import CLOCK_SKEW, is_ahead, total_tokens
 from llm_cost_ops.service.access.tenancy import OTHER_ORGANIZATION, may_access
 from llm_cost_ops.service.pages import Page, filter_of, meta_of
 from llm_cost_ops.service.prices import Prices
@@ -55,35 +57,48 @@ __all__ = ["UsageService", "check_record_cost", "export", "in_utc"]
 BATCH_RECORDS = 1000
 BATCH_SECONDS = 0.02
 
+# Seconds after which a record from the future may come again, at most.
+_MAX_WAIT = 60.0
+
 _CONFLICT = "the idempotency key was used before with other content"
 
 
 class UsageService:
-    """Validates, prices and stores; answers are given once the store has committed."""
+    """Validates, prices and stores; answers are given once the store has committed.
 
-    def __init__(self, ledger: Ledger, prices: Prices) -> None:
+    `shares_clock` says that callers have the clock of this process, so that a record from the future is
+    theirs to repair. From another host, its clock or ours may be wrong: UNAVAILABLE, as it may come again.
+    """
+
+    def __init__(self, ledger: Ledger, prices: Prices, *, shares_clock: bool = False) -> None:
         self._ledger = ledger
         self._prices = prices
+        self._ahead_code = StatusCode.INVALID_ARGUMENT if shares_clock else StatusCode.UNAVAILABLE
 
     async def submit_usage(self, request: SubmitUsageRequest, context: CallContext) -> SubmitUsageResponse:
         """Record one call."""
         assert request.usage is not None
         now = context.now()
-        while True:
+        done = None
+        if is_ahead(request.usage.timestamp, now):
+            done = await self._known(request.usage, context.idempotency_key, context)
+            if done is None:
+                raise self._ahead(request.usage, "timestamp", now)
+        while done is None:
             revision, book = self._prices.in_force
             entry = _entry(request.usage, context.idempotency_key, now, book)
             appended = await self._ledger.append([entry], context, revision)
             if appended is not None:
+                [done] = appended
                 break
             await self._reprice(context)
-        [done] = appended
         if done.status == SubmitStatus.CONFLICT:
             raise RpcError(
                 StatusCode.ALREADY_EXISTS, _CONFLICT, violations=[Violation("idempotency_key", _CONFLICT)]
             )
         if done.status == SubmitStatus.DUPLICATE:
             context.response_status = 200
-        receipt = _receipt(done, entry.record.organization_id)
+        receipt = _receipt(done, request.usage.organization_id)
         return SubmitUsageResponse(data=receipt, meta=meta_of(context))
 
     async def batch_submit_usage(
@@ -149,21 +164,8 @@ class UsageService:
         `paths` are where the records stand in the request; the first has the number `first` in the call.
         """
         now = utc_now(context.runtime)  # not the call's: a stream may go on for days
-        keep_unknown = keeps_unknown(context.metadata)
-        checked: list[SubmitResult | tuple[UsageRecord, str]] = []
         slices = Slices(context.runtime)
-        for index, (record, path) in enumerate(zip(records, paths, strict=False), first):
-            await slices.pause()
-            violations: list[Violation] = []
-            check_record(record, path, now, violations, keep_unknown)
-            if violations:
-                checked.append(refused(violations))
-            elif not may_access(context, record.organization_id):
-                foreign = [Violation(f"{path}.organization_id".lstrip("."), OTHER_ORGANIZATION)]
-                checked.append(refused(foreign, StatusCode.PERMISSION_DENIED))
-            else:
-                key = f"{context.idempotency_key}:{index}" if context.idempotency_key else ""
-                checked.append((record, key))
+        checked = await self._checked(zip(records, paths, strict=False), first, now, slices, context)
         while True:
             revision, book = self._prices.in_force
             priced: list[SubmitResult | Entry] = []
@@ -179,8 +181,85 @@ class UsageService:
         results: list[SubmitResult] = []
         for each in priced:
             await slices.pause()
-            results.append(each if isinstance(each, SubmitResult) else _result(each, next(answers)))
+            results.append(each if isinstance(each, SubmitResult) else _result(each.record, next(answers)))
         return results
+
+    async def _checked(
+        self,
+        records: Iterable[tuple[UsageRecord, str]],
+        first: int,
+        now: datetime,
+        slices: Slices,
+        context: CallContext,
+    ) -> list[SubmitResult | tuple[UsageRecord, str]]:
+        """Each record with its key, or what is known of it already."""
+        keep_unknown = keeps_unknown(context.metadata)
+        checked: list[SubmitResult | tuple[UsageRecord, str]] = []
+        for index, (record, path) in enumerate(records, first):
+            await slices.pause()
+            violations: list[Violation] = []
+            check_record(record, path, None, violations, keep_unknown)
+            if violations:
+                checked.append(refused(violations))
+            elif not may_access(context, record.organization_id):
+                foreign = [Violation(f"{path}.organization_id".lstrip("."), OTHER_ORGANIZATION)]
+                checked.append(refused(foreign, StatusCode.PERMISSION_DENIED))
+            else:
+                key = f"{context.idempotency_key}:{index}" if context.idempotency_key else ""
+                if is_ahead(record.timestamp, now):
+                    checked.append(await self._from_the_future(record, path, key, now, context))
+                else:
+                    checked.append((record, key))
+        return checked
+
+    async def _from_the_future(
+        self, record: UsageRecord, path: str, key: str, now: datetime, context: CallContext
+    ) -> SubmitResult:
+        done = await self._known(record, key, context)
+        if done is not None:
+            return _result(record, done)
+        error = self._ahead(record, f"{path}.timestamp".lstrip("."), now)
+        return refused(error.violations, error.code)
+
+    async def _known(self, sent: UsageRecord, key: str, context: CallContext) -> Appended | None:
+        """What became of a record whose key was used before, without writing it; None for a new one.
+
+        A retry may meet a server whose clock is behind that of the one which took the record.
+        """
+        key = sent.idempotency_key or key
+        if not key:
+            return None
+        organization = sent.organization_id
+        found = await self._ledger.get_cost(organization, usage_id(organization, key)[0], context)
+        if found is None or found.record.idempotency_key != key:
+            return None
+        moment, kept_moment = sent.timestamp, found.record.timestamp
+        assert moment is not None
+        assert kept_moment is not None
+        same = is_duplicate(_as_kept(sent), _as_kept(found.record), in_utc(moment), kept_moment)
+        return Appended(
+            SubmitStatus.DUPLICATE if same else SubmitStatus.CONFLICT,
+            found.record.id,
+            found.units,
+            found.currency,
+            found.status,
+            found.record.ingested_at or kept_moment,
+        )
+
+    def _ahead(self, record: UsageRecord, field: str, now: datetime) -> RpcError:
+        assert record.timestamp is not None
+        moment = in_utc(record.timestamp)
+        rule = (
+            f"must not be more than 5 minutes in the future: it is {_shown(moment)}, and the clock of the "
+            f"service has {_shown(now)}, so one of the two is wrong"
+        )
+        later = (moment - now - CLOCK_SKEW).total_seconds()
+        return RpcError(
+            self._ahead_code,
+            f"{field} {rule}; nothing was written",
+            violations=[Violation(field, rule)],
+            retry_after=None if self._ahead_code is StatusCode.INVALID_ARGUMENT else min(later, _MAX_WAIT),
+        )
 
     async def _reprice(self, context: CallContext) -> None:
         """Look for new cards: somebody added some since the records were priced."""
@@ -201,12 +280,20 @@ def _priced(
 
 def _entry(sent: UsageRecord, key: str, now: datetime, book: PriceBook) -> Entry:
     """The record as it will be stored, and its price."""
+    record = _as_kept(sent)
+    price = book.price(record, at=record.timestamp or now)
+    check_record_cost(price.units, price.by.currency)
+    return Entry(record, sent.idempotency_key or key, now, price.units, price.by)
+
+
+def _as_kept(sent: UsageRecord) -> UsageRecord:
+    """The record in the form of an Entry."""
     moment = sent.timestamp
     if moment is not None:
         moment = in_utc(moment)
     # What the caller put into fields that are for output only is dropped.
     uncounted = sent.input_tokens is None and sent.output_tokens is None
-    record = replace(
+    return replace(
         sent,
         id="",
         idempotency_key="",
@@ -219,9 +306,10 @@ def _entry(sent: UsageRecord, key: str, now: datetime, book: PriceBook) -> Entry
         currency="",
         cost_status=CostStatus.UNSPECIFIED,
     )
-    price = book.price(record, at=moment or now)
-    check_record_cost(price.units, price.by.currency)
-    return Entry(record, sent.idempotency_key or key, now, price.units, price.by)
+
+
+def _shown(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%dT%H:%M:%S}Z"
 
 
 def check_record_cost(units: int | None, currency: str) -> None:
@@ -276,12 +364,12 @@ def _acknowledged(before: StreamUsageResponse, results: Sequence[SubmitResult]) 
     return answer
 
 
-def _result(entry: Entry, done: Appended) -> SubmitResult:
+def _result(record: UsageRecord, done: Appended) -> SubmitResult:
     if done.status == SubmitStatus.CONFLICT:
         violation = FieldViolation(field="idempotency_key", description=_CONFLICT)
         error = RecordError(code="ALREADY_EXISTS", message=_CONFLICT, violations=[violation])
         return SubmitResult(status=done.status, error=error)
-    return SubmitResult(status=done.status, usage=_receipt(done, entry.record.organization_id))
+    return SubmitResult(status=done.status, usage=_receipt(done, record.organization_id))
 
 
 _PAGE = 500

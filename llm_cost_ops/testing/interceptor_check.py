@@ -23,9 +23,7 @@ from llm_cost_ops.testing.virtual_time import AsyncVirtualRuntime, VirtualRuntim
 
 __all__ = ["InterceptorCheckError", "check_interceptor"]
 
-_METHODS = tuple(
-    f"intercept_{kind}" for kind in ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
-)
+_METHODS = tuple(f"intercept_{kind}" for kind in ("unary_unary", "unary_stream", "stream_stream"))
 
 
 class InterceptorCheckError(AssertionError):
@@ -33,7 +31,10 @@ class InterceptorCheckError(AssertionError):
 
 
 def check_interceptor(
-    interceptor: AnyInterceptor, *, concurrent_calls: int = 8, timeout: float = 5.0
+    interceptor: AnyInterceptor | Callable[[], AnyInterceptor],
+    *,
+    concurrent_calls: int = 8,
+    timeout: float = 5.0,
 ) -> None:
     """Raise InterceptorCheckError unless an interceptor keeps the rules.
 
@@ -47,7 +48,8 @@ def check_interceptor(
     admits. `timeout` is the real seconds after which calls count as stuck.
     """
     made = not isinstance(interceptor, type) and any(hasattr(interceptor, name) for name in _METHODS)
-    make: Callable[[], Any] = (lambda: interceptor) if made or not callable(interceptor) else interceptor
+    given: Any = interceptor
+    make: Callable[[], Any] = given if callable(given) and not made else lambda: given
     _check_shape(make())
     _within(timeout, "a sync call", lambda: _check_sync(make()))
     _within(timeout, "an async call", lambda: asyncio.run(_check_async(make())))

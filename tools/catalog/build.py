@@ -1,7 +1,8 @@
 """Builds the bundled catalog: `python -m tools.catalog.build`.
 
 The prices come from the package genai-prices, which has to be installed; overrides.json is laid on
-top. The same inputs give the same file.
+top, and models that it does not have are added from litellm_prices.json. The same inputs give the
+same file.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import msgspec
 from llm_cost_ops.catalog import bundle
 from llm_cost_ops.catalog.bundle import Match, Payload, ProviderRow, read_bundle, write_bundle
 from llm_cost_ops.catalog.errors import CatalogError
+from tools.catalog.litellm import SOURCE_URL, SecondSource, add_models, read_second_source
 from tools.catalog.overrides import Overrides, apply_overrides
 from tools.catalog.sources import Draft, DraftModel, read_provider
 
@@ -24,9 +26,10 @@ __all__ = ["build_catalog", "main"]
 _HERE = Path(__file__).parent
 
 
-def build_catalog(overrides: bytes) -> tuple[bytes, Payload]:
+def build_catalog(overrides: bytes, second: SecondSource | None = None) -> tuple[bytes, Payload]:
     """Builds a catalog file from the installed genai-prices and the text of an overrides file.
 
+    `second` is the source of what genai-prices has not, by default that of litellm_prices.json.
     Returns the file and its payload. Raises CatalogError for data that cannot be mapped.
     """
     from genai_prices.data import providers
@@ -34,6 +37,8 @@ def build_catalog(overrides: bytes) -> tuple[bytes, Payload]:
     facts = msgspec.json.decode(overrides, type=Overrides)
     drafts = {provider.id: read_provider(provider, facts.backdates(provider.id)) for provider in providers}
     apply_overrides(drafts, facts)
+    second = second or read_second_source()
+    add_models(drafts, second)
     urls = sorted({url for draft in drafts.values() for model in draft.models for url in model.urls})
     unknown = set(facts.provider_aliases.values()) - drafts.keys()
     if unknown:
@@ -42,6 +47,7 @@ def build_catalog(overrides: bytes) -> tuple[bytes, Payload]:
         version=f"genai-prices {version('genai-prices')}+overrides.{facts.revision}",
         published=facts.published,
         urls=urls,
+        origins={SOURCE_URL: f"litellm {second.version}"},
         aliases=dict(sorted(facts.provider_aliases.items())),
         providers={name: _raw(_provider(drafts[name], urls)) for name in sorted(drafts)},
     )

@@ -53,6 +53,7 @@ class RateFact(ModelsFact):
     times: str = ""
     of: str = ""
     minimum: int = 0
+    tiers: list[tuple[int, bool, str]] = []
     missing_only: bool = False
 
 
@@ -72,11 +73,22 @@ class Period(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class AliasFact(Fact):
-    """An alias that moved from one model to another."""
+    """A name with cards of its own: one that moved from model to model, or is billed for more than its model.
+
+    `names` are further names of the same.
+    """
 
     alias: str
     name: str
     periods: list[Period]
+    names: list[str] = []
+
+
+class RedirectFact(ModelsFact):
+    """Names that another model has answered, at its prices, since a time."""
+
+    model: str
+    since: str
 
 
 class CloneFact(ModelsFact):
@@ -96,8 +108,9 @@ class Overrides(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     free: list[ModelsFact]
     cards: list[CardsFact]
     weekdays: list[WeekdaysFact]
-    rates: list[RateFact]
     moved_aliases: list[AliasFact]
+    rates: list[RateFact]
+    redirects: list[RedirectFact]
     clones: list[CloneFact]
 
     def backdates(self, provider: str) -> Backdate:
@@ -121,11 +134,15 @@ def apply_overrides(drafts: dict[str, Draft], overrides: Overrides) -> None:
         model.urls = [cards.source_url] * len(cards.cards)
     for days in overrides.weekdays:
         _limit_days(_models(drafts, days), days)
+    for alias in overrides.moved_aliases:
+        _move_alias(drafts, alias)
     for rate in overrides.rates:
         for model in _models(drafts, rate):
             _set_rate(model, rate)
-    for alias in overrides.moved_aliases:
-        _move_alias(drafts, alias)
+    for redirect in overrides.redirects:
+        target = _model(drafts, redirect.provider, redirect.model)
+        for model in _models(drafts, redirect):
+            _redirect(model, target, redirect)
     for clone in overrides.clones:
         for model in _models(drafts, clone):
             _clone(model, clone)
@@ -174,7 +191,7 @@ def _set_rate(model: DraftModel, fact: RateFact) -> None:
         if fact.times:
             rates[fact.meter] = _multiple(rates[fact.of], fact)
         elif fact.price:
-            rates[fact.meter] = RateRow(fact.meter, fact.price, fact.per, minimum=fact.minimum)
+            rates[fact.meter] = RateRow(fact.meter, fact.price, fact.per, fact.tiers, fact.minimum)
         elif old is not None:
             rates[fact.meter] = msgspec.structs.replace(old, minimum=fact.minimum)
         else:
@@ -192,18 +209,38 @@ def _times(price: str, factor: str) -> str:
     return f"{_exact.multiply(Decimal(price), Decimal(factor)).normalize(_exact):f}"
 
 
+def _within(cards: list[CardRow], since: str = "", until: str = "") -> list[CardRow]:
+    """The cards that hold at some time from `since` to before `until`, cut to it."""
+    cut: list[CardRow] = []
+    for card in cards:
+        first = max(card.since, since)
+        end = min(filter(None, (card.until, until)), default="")
+        if not end or first < end:
+            cut.append(msgspec.structs.replace(card, since=first, until=end))
+    return cut
+
+
+def _redirect(model: DraftModel, target: DraftModel, fact: RedirectFact) -> None:
+    cards: list[CardRow] = []
+    urls: list[str] = []
+    for card, url in zip(model.row.cards, model.urls, strict=True):
+        kept = _within([card], until=fact.since)
+        cards += kept
+        urls += [url] * len(kept)
+    after = _within(target.row.cards, since=fact.since)
+    model.row.cards = cards + after
+    model.urls = urls + [fact.source_url] * len(after)
+
+
 def _move_alias(drafts: dict[str, Draft], fact: AliasFact) -> None:
     cards: list[CardRow] = []
     for period in fact.periods:
-        for card in _model(drafts, fact.provider, period.model).row.cards:
-            since = max(card.since, period.since)
-            until = min(filter(None, (card.until, period.until)), default="")
-            if not until or since < until:
-                cards.append(msgspec.structs.replace(card, since=since, until=until))
-    row = ModelRow(id=fact.alias, name=fact.name, cards=cards)
+        model = _model(drafts, fact.provider, period.model)
+        cards += _within(model.row.cards, period.since, period.until)
+    row = ModelRow(id=fact.alias, name=fact.name, aliases=fact.names, cards=cards)
     models = drafts[fact.provider].models
     for model in models:
-        model.row.aliases = [name for name in model.row.aliases if name != fact.alias]
+        model.row.aliases = [name for name in model.row.aliases if name not in (fact.alias, *fact.names)]
     models.insert(0, DraftModel(row=row, match=None, urls=[fact.source_url] * len(cards)))
 
 

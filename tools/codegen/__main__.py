@@ -14,7 +14,7 @@ from betterproto.lib.google import protobuf as pb
 from betterproto.lib.google.protobuf import compiler
 
 from tools.codegen.json import emit_codecs
-from tools.codegen.methods import emit_methods, emit_servicers
+from tools.codegen.methods import emit_methods, emit_public, emit_servicers
 from tools.codegen.model import read_package
 from tools.codegen.nodes import ModelError
 from tools.codegen.protobuf import emit_protobuf
@@ -26,7 +26,7 @@ __all__ = ["generate", "main"]
 
 # Each is emit_<module>.
 _EMITTERS = (emit_messages, emit_protobuf, emit_validators, emit_codecs)
-_SERVICE_EMITTERS = (emit_methods, emit_resources, emit_servicers)
+_SERVICE_EMITTERS = (emit_methods, emit_resources, emit_servicers, emit_public)
 
 
 def generate(

@@ -1,13 +1,13 @@
-"""Emits methods.py (descriptors) and servicers.py (what a server implements)."""
+"""Emits methods.py (descriptors), servicers.py (what servers implement) and public.py (what users hold)."""
 
 from __future__ import annotations
 
 import re
 
-from tools.codegen.nodes import Field, Method, Package, Service
+from tools.codegen.nodes import Field, Message, Method, Package, Service
 from tools.codegen.text import docstring, fill, indented, module, strings, wrapped
 
-__all__ = ["emit_methods", "emit_servicers"]
+__all__ = ["emit_methods", "emit_public", "emit_servicers"]
 
 _METHODS_IMPORTS = """\
 $package.codecs *
@@ -47,7 +47,11 @@ $head
 
 def emit_methods(package: Package) -> str:
     """The text of methods.py."""
-    body = "".join(["\n", *map(_descriptor, package.methods)])
+    bases = {
+        base.constant: base for method in package.methods if method.verb and (base := method.request.base)
+    }
+    shared = "".join(map(_shared, bases.values()))
+    body = "".join(["\n", shared, *map(_descriptor, package.methods)])
     names = [method.constant for method in package.methods]
     return module(package, "The descriptors of the methods.", _METHODS_IMPORTS, names, body)
 
@@ -68,8 +72,10 @@ def _http(method: Method) -> str:
     rule = method.options.http
     body = method.request if rule.body == "*" else method.body and method.body.type.message
     in_path = re.findall(r"{(\w+)[^}]*}", method.path)
-    fields = []
-    for field in method.request.flat:
+    base = method.request.base
+    # Those of a flattened message are in a tuple of their own, which several methods share.
+    fields = [f"*_{base.constant}"] if base else []
+    for field in method.request.own if base else method.request.flat:
         in_query = rule.body not in ("*", field.name) and (field.key is not None or not field.type.is_message)
         if field.name in in_path or in_query:
             fields.append(_query_field(field))
@@ -84,6 +90,11 @@ def _http(method: Method) -> str:
     if not fields:
         return wrapped("http=HttpRule(", arguments, ")")[:-1] + ",\n"
     return "http=HttpRule(\n" + indented("".join(f"{argument},\n" for argument in arguments)) + "),\n"
+
+
+def _shared(base: Message) -> str:
+    fields = "".join(f"    {_query_field(field)},\n" for field in base.fields)
+    return f"\n_{base.constant} = (\n{fields})\n"
 
 
 def _query_field(field: Field) -> str:
@@ -120,3 +131,21 @@ def _bind(service: Service) -> str:
     head = wrapped(f"def bind_{service.snake}(", [f"servicer: {service.name}r"], result)
     pairs = "".join(f"({method.constant}, servicer.{method.attribute}),\n" for method in service.methods)
     return fill(_BIND, head=head, service=service.name, pairs=pairs)
+
+
+def emit_public(package: Package) -> str:
+    """The text of public.py: the enums, and the messages that Python methods take or give, at any depth."""
+    held: list[Message] = []
+    for method in package.methods:
+        held.append((method.returned and method.returned.type.message) or method.response)
+        taken = (method.body and method.body.type.message) or method.request
+        held += [field.type.message for field in taken.flat if field.type.message]
+        if taken is not method.request:
+            held.append(taken)
+        if method.cardinality.startswith("stream"):
+            held.append(method.request)
+    names = {message.name for each in held for message in (each, *each.within.values())}
+    names |= {enum.name for enum in package.enums}
+    title = "The messages and enums that users hold."
+    used = wrapped(f"from {package.python}.messages import (", sorted(names), ")")
+    return module(package, title, "", sorted(names), "").replace("\n__all__", f"\n{used}\n__all__", 1)

@@ -209,6 +209,8 @@ class _Reader:
             ways = [
                 "stream" if streams else "unary" for streams in (rpc.client_streaming, rpc.server_streaming)
             ]
+            if ways == ["stream", "unary"]:
+                raise ModelError(f"{full_name}.{rpc.name}: a stream of requests needs a stream of answers")
             python_name = options.python_name or snake
             service.methods.append(
                 Method(

@@ -92,6 +92,8 @@ def emit_resources(package: Package) -> str:
     fields = {_made(method).name: _typed_dict(method) for method in package.methods if _overlays(method)}
     used = [name for name in _LITERALS if re.search(rf": {_alias_name(name)}\b", body)]
     text = "\n" * bool(used) + "".join(map(_alias, used)) + "".join(fields.values()) + body
+    bases = [_made(method).base for method in package.methods if method.body is None]
+    text = "".join({base.name: _setter(base) for base in bases if base}.values()) + text
     names = re.findall(r"^(?:class )?(\w+)(?: = |\(|:$)", text, re.MULTILINE)
     return module(package, "The methods of the client, a class per service.", _IMPORTS, names, text)
 
@@ -262,13 +264,30 @@ def _request(method: Method, fields: list[Field]) -> str:
     required = [field for field in fields if body is None and field.options.rules.required]
     given = [f"{field.attribute}={_coerced(field)}" for field in required]
     text = wrapped(f"{target} = {made.name}(", given, ")", depth=4)
+    base = made.base if body is None else None
+    shared = _shared(base) if base else []
+    if base:
+        text += wrapped(f"_set_{base.snake}(", ["request", *(_name(field) for field in shared)], ")", depth=4)
     for field in fields:
-        if field not in required:
+        if field not in required and field.name not in {each.name for each in shared}:
             # Most arguments are left out: setting the others costs less than passing them all.
             text += f"if {_given(field)}:\n    {target}.{field.attribute} = {_coerced(field)}\n"
     if body is not None:
         text += f"request = {method.request.name}({body.attribute}=coerce.overlaid(record, fields))\n"
     return text
+
+
+def _shared(base: Message) -> list[Field]:
+    return [field for field in base.fields if "Output only." not in field.comment]
+
+
+def _setter(base: Message) -> str:
+    """The function that sets the fields of a flattened message, which several requests have."""
+    head = [f"request: {base.name}", *(f"{_name(field)}: {_accepted(field)[0]}" for field in _shared(base))]
+    text = wrapped(f"def _set_{base.snake}(", head, ") -> None:")
+    for field in _shared(base):
+        text += f"    if {_given(field)}:\n        request.{field.attribute} = {_coerced(field)}\n"
+    return f"\n\n{text}"
 
 
 def _given(field: Field) -> str:

@@ -51,7 +51,7 @@ def strings(names: Iterable[str]) -> str:
 
 
 def wrapped(start: str, items: Sequence[str], end: str, depth: int = 0) -> str:
-    """Items in brackets on a line, or else on one of their own, or else on one each.
+    """Items in brackets on a line, or else on one of their own, or else on one each; names fill lines.
 
     `depth` tells how many spaces will be put in front of the lines.
     """
@@ -61,6 +61,12 @@ def wrapped(start: str, items: Sequence[str], end: str, depth: int = 0) -> str:
         return f"{whole}\n"
     if depth + len(line) + 4 <= 110 and not start.startswith(("from ", "__all__")):
         return f"{start}\n    {line}\n{end}\n"
+    if start.startswith(("from ", "__all__")):
+        return (
+            f"{start}\n"
+            + textwrap.fill(f"{line},", 110, initial_indent="    ", subsequent_indent="    ")
+            + f"\n{end}\n"
+        )
     return f"{start}\n" + "".join(f"    {item},\n" for item in items) + f"{end}\n"
 
 

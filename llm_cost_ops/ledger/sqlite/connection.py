@@ -18,6 +18,7 @@ from llm_cost_ops.ledger.sqlite.errors import (
     StorageError,
     busy_error,
     closed_error,
+    is_at_size_limit,
     is_broken,
     is_busy,
     is_damage,
@@ -85,6 +86,7 @@ class Database:
         self.durability = durability
         self.name = "the database in memory" if path is None else "the database"
         self._looked_into = False
+        self._at_size_limit: BaseException | None = None
         self.files = None if path is None else FileWatch(path, every_commit=durability == "disk")
 
     def connect(self, is_late: Callable[[], bool] | None = None) -> sqlite3.Connection:
@@ -151,8 +153,10 @@ class Database:
             self.files.closed()
 
     def notice(self, error: BaseException) -> None:
-        """Remember damage that an error shows; before its connection is closed, which may hide the cause."""
-        if self.files is not None and is_broken(error):
+        """Remember what is behind an error; before its connection is closed, which may hide the cause."""
+        if self.path is not None and self.files is not None and is_broken(error):
+            if is_at_size_limit(self.path):
+                self._at_size_limit = error
             cut = self.files.truncated()
             if cut or is_damage(error):
                 self.files.note_damage(cut or "the database is damaged")
@@ -161,7 +165,13 @@ class Database:
         """The error to raise for one of SQLite's."""
         if self.files is not None and self.files.damage and is_broken(error):
             return self.files.damage_error(str(error))
-        return rpc_error(error, self.name, self.path, maybe_applied=maybe_applied)
+        return rpc_error(
+            error,
+            self.name,
+            self.path,
+            maybe_applied=maybe_applied,
+            at_size_limit=error is self._at_size_limit,
+        )
 
     @staticmethod
     def _check_inherited(path: str) -> None:

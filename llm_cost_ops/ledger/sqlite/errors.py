@@ -13,7 +13,16 @@ from pathlib import Path
 
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 
-__all__ = ["StorageError", "busy_error", "closed_error", "is_broken", "is_busy", "is_damage", "rpc_error"]
+__all__ = [
+    "StorageError",
+    "busy_error",
+    "closed_error",
+    "is_at_size_limit",
+    "is_broken",
+    "is_busy",
+    "is_damage",
+    "rpc_error",
+]
 
 
 class StorageError(RpcError):
@@ -103,9 +112,17 @@ def closed_error() -> RpcError:
 
 
 def rpc_error(
-    error: BaseException, name: str, path: str | None = None, *, maybe_applied: bool = False
+    error: BaseException,
+    name: str,
+    path: str | None = None,
+    *,
+    maybe_applied: bool = False,
+    at_size_limit: bool = False,
 ) -> RpcError:
-    """The error to raise for one of SQLite's. `name` is what the database is called."""
+    """The error to raise for one of SQLite's. `name` is what the database is called.
+
+    `at_size_limit` says that `is_at_size_limit` was true when the error came up.
+    """
     if is_busy(error):
         return busy_error(name)
     code = _code(error)
@@ -114,7 +131,7 @@ def rpc_error(
     kind = code & 0xFF
     if kind == sqlite3.SQLITE_IOERR and is_damage(error):
         kind = sqlite3.SQLITE_CORRUPT
-    elif kind == sqlite3.SQLITE_IOERR and _is_at_size_limit(path):
+    elif kind == sqlite3.SQLITE_IOERR and at_size_limit:
         kind = sqlite3.SQLITE_FULL
     status, text, reason = _MESSAGES.get(kind, (StatusCode.INTERNAL, "{name} failed", "STORAGE_FAILED"))
     return RpcError(
@@ -126,10 +143,13 @@ def rpc_error(
     )
 
 
-def _is_at_size_limit(path: str | None) -> bool:
-    """Whether a file of the database may not grow (RLIMIT_FSIZE), which SQLite calls a failing disk."""
+def is_at_size_limit(path: str) -> bool:
+    """Whether a file of the database may not grow (RLIMIT_FSIZE), which SQLite calls a failing disk.
+
+    To be asked before the connection is closed, which may take the log, the file that was full, away.
+    """
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if path is None or limit == resource.RLIM_INFINITY:
+    if limit == resource.RLIM_INFINITY:
         return False
     size = 0
     for suffix in ("", "-wal", "-journal"):

@@ -8,6 +8,7 @@ from datetime import datetime
 from itertools import product
 
 from llm_cost_ops._gen.messages import RateCard, UsageRecord
+from llm_cost_ops.ledger.shares import add_share, shares_of
 from llm_cost_ops.ledger.sqlite.cards import get_card, kept_card
 from llm_cost_ops.ledger.sqlite.rows import decode_usage, units_of
 from llm_cost_ops.ledger.sqlite.sums import (
@@ -20,14 +21,10 @@ from llm_cost_ops.ledger.sqlite.sums import (
     pieces_of,
 )
 from llm_cost_ops.ledger.types import Amounts, CardOf, Filter
-from llm_cost_ops.pricing.compiled import CompiledCard, compile_card, meter_costs, meters_used
+from llm_cost_ops.pricing.compiled import CompiledCard, compile_card
 from llm_cost_ops.rules.limits import check_amounts
-from llm_cost_ops.rules.meters import INPUT_METERS, OUTPUT_METERS
 
 __all__ = ["summarize_meters"]
-
-_INPUT = frozenset(INPUT_METERS)
-_OUTPUT = frozenset(OUTPUT_METERS)
 
 
 def summarize_meters(
@@ -49,14 +46,14 @@ def summarize_meters(
         record: UsageRecord = decode_usage(data)
         dimensions = series[of_series]
         currency = dimensions[-1]
-        shares = _shares(record, cards.compiled(pricing), units)
+        shares = shares_of(record, cards.compiled(pricing), units)
         for keys in product(*_values(group_by, record, dimensions, shares)):
             share = shares[keys[group_by.index("meter")]]
             place = (bucket, keys, currency)
             sums = totals.get(place)
             if sums is None:
                 sums = totals[place] = Amounts(currency=currency)
-            _add(sums, share, record.request_count or 1)
+            add_share(sums, share, record.request_count or 1)
     for sums in totals.values():
         check_amounts(sums)
     return [(keys, bucket, totals[bucket, keys, currency]) for bucket, keys, currency in sorted(totals)]
@@ -102,36 +99,6 @@ class _Cards:
         return manual if manual is not None else self._card_of(card_id, version, origin)
 
 
-# Of a meter: input, output and cached tokens, the cost, and whether it has none.
-_Share = tuple[int, int, int, int, bool]
-
-
-def _shares(record: UsageRecord, compiled: CompiledCard | None, units: int | None) -> dict[str, _Share]:
-    """A record's tokens and cost by meter; they add up to the record's."""
-    used = meters_used(record)
-    costs: dict[str, int | None] = {}
-    if compiled is not None and units is not None:
-        costs = meter_costs(compiled, record)
-        if sum(cost or 0 for cost in costs.values()) != units:
-            # Not what was recorded, and that is what counts.
-            costs = {}
-    unexplained = units is not None and not costs and units != 0
-    shares: dict[str, _Share] = {}
-    for meter in (*used, *(costs.keys() - used.keys())):
-        tokens = used.get(meter, 0)
-        cost = costs.get(meter)
-        shares[meter] = (
-            tokens if meter in _INPUT else 0,
-            tokens if meter in _OUTPUT else 0,
-            tokens if meter.startswith("CACHE_READ") else 0,
-            cost or 0,
-            cost is None and (units is None or meter in costs),
-        )
-    if unexplained or not shares:
-        shares[""] = (0, 0, 0, (units or 0) if not costs else 0, units is None)
-    return shares
-
-
 def _values(
     group_by: tuple[str, ...], record: UsageRecord, dimensions: tuple[str, ...], shares: Iterable[str]
 ) -> Iterator[Iterable[str]]:
@@ -146,14 +113,3 @@ def _values(
             yield dict.fromkeys(record.tags) or ("",)
         else:
             yield (record.labels.get(name.removeprefix("label:"), ""),)
-
-
-def _add(sums: Amounts, share: _Share, requests: int) -> None:
-    put_in, put_out, cached, units, unpriced = share
-    sums.requests += requests
-    sums.input_tokens += put_in
-    sums.output_tokens += put_out
-    sums.cached_tokens += cached
-    sums.units += units
-    if unpriced:
-        sums.unpriced_requests += requests

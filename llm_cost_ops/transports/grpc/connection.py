@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
@@ -24,6 +23,8 @@ from h2.events import ConnectionTerminated, Event, RemoteSettingsChanged, Stream
 from h2.exceptions import NoAvailableStreamIDError
 from h2.settings import SettingCodes, Settings
 from hpack import Encoder, NeverIndexedHeaderTuple
+
+from llm_cost_ops.rpc.fifo import Fifo, TaskTurn
 
 __all__ = ["CallConnection", "CallStream", "FrameWriter", "HeadEncoder", "StreamFailedError"]
 
@@ -139,7 +140,7 @@ class CallConnection(H2Protocol, AbstractHandler):
         self._opening = b""
         self._read = 0
         self._in_flight = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting = Fifo[TaskTurn]()
         self._idle_since = time.monotonic()
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = math.inf
@@ -215,15 +216,13 @@ class CallConnection(H2Protocol, AbstractHandler):
         """Wait until `enter_now` is possible, first come, first served."""
         if self.enter_now():
             return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        turn = TaskTurn()
+        self._waiting.join(turn)
         try:
-            await turn
+            await turn.wait()
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled() and turn.exception() is None:
+            if self._waiting.withdraw(turn):
                 self.leave()
-            elif turn in self._waiting:
-                self._waiting.remove(turn)
             raise
 
     def leave(self) -> None:
@@ -237,10 +236,7 @@ class CallConnection(H2Protocol, AbstractHandler):
     def admit(self) -> None:
         """Let in who waits, up to the server's limit."""
         while self._waiting and self._has_room():
-            turn = self._waiting.popleft()
-            if not turn.done():
-                self._in_flight += 1
-                turn.set_result(None)
+            self._in_flight += self._waiting.grant_next()
 
     def _has_room(self) -> bool:
         most = self.http2.remote_settings.max_concurrent_streams
@@ -305,10 +301,8 @@ class CallConnection(H2Protocol, AbstractHandler):
         self._refuse("the connection was lost")
 
     def _refuse(self, reason: str) -> None:
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_exception(StreamFailedError(reason, processed=False))
+        for turn in self._waiting.take_all():
+            turn.fail(StreamFailedError(reason, processed=False))
 
     def _set_alarm(self, deadline: float) -> None:
         if self._alarm is not None:

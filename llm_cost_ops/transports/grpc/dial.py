@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
-import ipaddress
 import socket
 import ssl
-import threading
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from llm_cost_ops.transports.grpc.connection import CallConnection
+from llm_cost_ops.transports.net.dial import connect, connect_any
 from llm_cost_ops.transports.net.proxies import environment_proxy
 
 __all__ = ["Target", "dial", "proxy_of", "target_of"]
 
 # Seconds for a connect with all its addresses, and TLS, where no call's deadline is sooner.
 MAX_DIAL = 20.0
-
-# The next address is tried beside one that has not answered for so many seconds.
-NEXT_ADDRESS = 0.25
 
 MAX_PROXY_ANSWER = 8192
 
@@ -93,16 +88,16 @@ async def dial(
     """Connect. Raises OSError, or one of its kinds: ssl.SSLError, socket.gaierror, TimeoutError."""
     async with asyncio.timeout(MAX_DIAL):
         if target.path:
-            connected = await _connect(socket.AF_UNIX, target.path)
+            connected = await connect((socket.AF_UNIX, target.path))
         elif proxy is not None:
-            connected = await _connect_any(proxy.hostname or "", proxy.port or 80)
+            connected = await connect_any(proxy.hostname or "", proxy.port or 80)
             try:
                 await _tunnel(connected, target, proxy)
             except BaseException:
                 connected.close()
                 raise
         else:
-            connected = await _connect_any(target.host, target.port)
+            connected = await connect_any(target.host, target.port)
         return await _begin(connected, target, tls, on_lost)
 
 
@@ -127,91 +122,6 @@ async def _begin(
         transport.abort()
         raise ConnectionError(f"{target.url} speaks {secured.selected_alpn_protocol()}, not HTTP/2")
     return connection
-
-
-async def _connect(family: int, address: Any) -> socket.socket:
-    made = socket.socket(family, socket.SOCK_STREAM)
-    if family != socket.AF_UNIX:
-        # asyncio does so only where the protocol is named. No frame waits until others are acknowledged.
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    try:
-        made.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(made, address)
-    except BaseException:
-        made.close()
-        raise
-    return made
-
-
-async def _connect_any(host: str, port: int) -> socket.socket:
-    """Connect to whichever address of a host answers first; each gets a moment before the next is tried."""
-    waiting = list(await _resolve(host, port))
-    trying: set[asyncio.Task[socket.socket]] = set()
-    failed: OSError = ConnectionError(f"{host} has no address")
-    try:
-        while waiting or trying:
-            if waiting:
-                trying.add(asyncio.create_task(_connect(*waiting.pop(0))))
-            done, trying = await asyncio.wait(
-                trying, timeout=NEXT_ADDRESS if waiting else None, return_when=asyncio.FIRST_COMPLETED
-            )
-            for task in done:
-                error = task.exception()
-                if error is None:
-                    trying |= done - {task}
-                    return task.result()
-                failed = error if isinstance(error, OSError) else ConnectionError(str(error))
-        raise failed
-    finally:
-        _drop(trying)
-
-
-def _drop(tasks: set[asyncio.Task[socket.socket]]) -> None:
-    def close(task: asyncio.Task[socket.socket]) -> None:
-        if not task.cancelled() and task.exception() is None:
-            task.result().close()
-
-    for task in tasks:
-        task.cancel()
-        task.add_done_callback(close)
-
-
-async def _resolve(host: str, port: int) -> Sequence[tuple[int, object]]:
-    """A host's addresses, kinds in turn. A resolver can't be interrupted: it is left behind in its thread."""
-    try:
-        version = ipaddress.ip_address(host).version
-        return [(socket.AF_INET if version == 4 else socket.AF_INET6, (host, port))]
-    except ValueError:
-        pass
-    loop = asyncio.get_running_loop()
-    found: asyncio.Future[list[Any]] = loop.create_future()
-
-    def tell(result: Any) -> None:
-        if found.done():
-            return
-        if isinstance(result, Exception):
-            found.set_exception(result)
-        else:
-            found.set_result(result)
-
-    def look_up() -> None:
-        result: Any
-        try:
-            result = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:
-            result = (
-                error if isinstance(error, OSError) else ConnectionError(f"can't resolve {host}: {error}")
-            )
-        with contextlib.suppress(RuntimeError):  # the loop may be gone by now
-            loop.call_soon_threadsafe(tell, result)
-
-    # A thread of the loop's pool would hold up the end of the process.
-    threading.Thread(target=look_up, daemon=True, name="llm-cost-ops-resolver").start()
-    addresses = list(dict.fromkeys((info[0], info[4]) for info in await found))
-    first = [address for address in addresses if address[0] == addresses[0][0]]
-    second = [address for address in addresses if address[0] != addresses[0][0]]
-    mixed = [one for pair in zip(first, second, strict=False) for one in pair]
-    return mixed + first[len(second) :] + second[len(first) :]
 
 
 async def _tunnel(connected: socket.socket, target: Target, proxy: SplitResult) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
 from llm_cost_ops.rpc.method import HttpRule, MethodDescriptor
 from llm_cost_ops.rpc.status import invalid_argument
-from llm_cost_ops.transports.net.bodies import PIECE
+from llm_cost_ops.transports.net.bodies import Inflater
 from llm_cost_ops.wire import DecodeError, EncodeError
 from llm_cost_ops.wire.unknown import Unknown
 
@@ -26,7 +25,7 @@ PAUSE = b""
 class LineSplitter:
     """Cuts a body into lines as it comes; blank ones are left out.
 
-    `encoding` is the Content-Encoding, as BoundedBody takes it: another raises ValueError, as do bytes
+    `encoding` is the Content-Encoding, as Inflater takes it: another raises ValueError, as do bytes
     that are not of the encoding, more than `max_bytes` after decompression, and over `max_blank_lines` more
     blank lines than others. Of a line of more than `limit` bytes None is given in place of the line.
     """
@@ -39,10 +38,7 @@ class LineSplitter:
         max_bytes: int | None = None,
         max_blank_lines: int | None = None,
     ) -> None:
-        encoding = encoding.strip().lower()
-        if encoding not in {"", "identity", "gzip", "x-gzip", "deflate"}:
-            raise ValueError(f"the content encoding {encoding[:40]!r} is not supported")
-        self._inflate = None if encoding in {"", "identity"} else zlib.decompressobj(zlib.MAX_WBITS | 32)
+        self._inflater = Inflater(encoding)
         self.limit = limit
         self._max_bytes = max_bytes
         self._bytes = 0
@@ -50,7 +46,6 @@ class LineSplitter:
         self._blank_lines = 0
         self._rest = bytearray()
         self._skipping = False
-        self._fed = False
 
     def feed(self, chunk: bytes) -> Iterator[bytes | None]:
         """The lines that a part of the body ends. Raises ValueError for broken compression."""
@@ -58,27 +53,14 @@ class LineSplitter:
 
     def feed_slowly(self, chunk: bytes) -> Iterator[bytes | None]:
         """As `feed`, with a PAUSE after each piece: a small chunk may become much, and hold no line."""
-        self._fed = self._fed or bool(chunk)
-        if self._inflate is None:
-            yield from self._split(chunk)
+        for piece in self._inflater.feed(chunk):
+            yield from self._split(piece)
             yield PAUSE
-            return
-        try:
-            while chunk and not self._inflate.eof:
-                yield from self._split(self._inflate.decompress(chunk, PIECE))
-                yield PAUSE
-                chunk = self._inflate.unconsumed_tail
-        except zlib.error as error:
-            raise ValueError(f"the body is not what its content encoding says: {error}") from None
-        if self._inflate.eof and (chunk or self._inflate.unused_data):
-            raise ValueError("the compressed body has more bytes than it should")
 
     def end(self) -> Iterator[bytes | None]:
         """The last line, where no line break ended it. Raises ValueError for truncated compression."""
-        if self._inflate is not None:
-            yield from self._split(self._inflate.flush())
-            if self._fed and not self._inflate.eof:
-                raise ValueError("the compressed body is truncated")
+        for piece in self._inflater.end():
+            yield from self._split(piece)
         if self._skipping:
             yield None
         elif self._rest.strip():

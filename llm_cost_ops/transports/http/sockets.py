@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import ipaddress
 import socket
 import ssl
 import threading
@@ -20,6 +19,8 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 import httpcore
+
+from llm_cost_ops.transports.net.dial import connect, connect_any, is_address, look_up
 
 __all__ = ["AsyncioBackend", "DeadlineBackend"]
 
@@ -116,22 +117,18 @@ class DeadlineBackend(httpcore.NetworkBackend):
             self._open.discard(connected)
 
     def _addresses(self, host: str, port: int, deadline: float | None) -> list[str]:
-        try:
-            return [str(ipaddress.ip_address(host))]
-        except ValueError:
-            pass
+        if is_address(host):
+            return [host]
 
-        def look_up() -> list[str]:
-            infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            return list(dict.fromkeys(str(info[4][0]) for info in infos))
+        def hosts() -> list[str]:
+            return [str(address[0]) for _, address in look_up(host, port)]
 
         try:
-            found: list[str] = self._elsewhere(look_up, _left(deadline, httpcore.ConnectTimeout))
+            return self._elsewhere(hosts, _left(deadline, httpcore.ConnectTimeout))
         except concurrent.futures.TimeoutError:
             raise httpcore.ConnectTimeout(f"resolving {host} took too long") from None
-        except (OSError, UnicodeError) as error:
+        except OSError as error:
             raise httpcore.ConnectError(f"can't resolve {host}: {error}") from error
-        return found
 
     def _connected(self, connect: Callable[[], httpcore.NetworkStream]) -> httpcore.NetworkStream:
         return self._elsewhere(connect, None, lambda stream: stream.close())
@@ -220,36 +217,6 @@ class DeadlineStream(httpcore.NetworkStream):
 # More than this is not read ahead.
 MAX_UNREAD = 256 * 1024
 
-Address = tuple[socket.AddressFamily, Any]
-
-
-async def _addresses(host: str, port: int) -> list[Address]:
-    try:
-        literal = ipaddress.ip_address(host)
-    except ValueError:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        return list(dict.fromkeys((info[0], info[4]) for info in found))
-    return [(socket.AF_INET if literal.version == 4 else socket.AF_INET6, (host, port))]
-
-
-async def _connected(address: Address, local: str | None, options: Iterable[Any]) -> socket.socket:
-    family, where = address
-    made = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        made.setblocking(False)
-        if family != socket.AF_UNIX:
-            # Head and body are two writes: the second may not wait until the first is acknowledged.
-            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for option in options:
-            made.setsockopt(*option)
-        if local is not None:
-            made.bind((local, 0))
-        await asyncio.get_running_loop().sock_connect(made, where)
-    except BaseException:
-        made.close()
-        raise
-    return made
-
 
 class AsyncioBackend(httpcore.AsyncNetworkBackend):
     """A network backend whose steps can be cancelled at any point."""
@@ -262,33 +229,21 @@ class AsyncioBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[object] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        loop = asyncio.get_running_loop()
-        until = None if timeout is None else loop.time() + timeout
-        failure: Exception = OSError(f"{host} has no address")
         try:
-            addresses = await _addresses(host, port)
-            for remaining in range(len(addresses), 0, -1):
-                # A dead address may not eat the time of those after it.
-                share = None if until is None else (until - loop.time()) / remaining
-                try:
-                    async with asyncio.timeout(share):
-                        made = await _connected(addresses[-remaining], local_address, socket_options or ())
-                except OSError as error:  # also a TimeoutError
-                    failure = error
-                else:
-                    return await _stream(made)
-        except (OSError, UnicodeError) as error:
-            failure = error
-        if isinstance(failure, TimeoutError):
-            raise httpcore.ConnectTimeout(str(failure)) from failure
-        raise httpcore.ConnectError(str(failure)) from failure
+            async with asyncio.timeout(timeout):
+                made = await connect_any(host, port, local=local_address, options=socket_options or ())
+            return await _stream(made)
+        except TimeoutError as error:
+            raise httpcore.ConnectTimeout(str(error)) from error
+        except OSError as error:
+            raise httpcore.ConnectError(str(error)) from error
 
     async def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[object] | None = None
     ) -> httpcore.AsyncNetworkStream:
         try:
             async with asyncio.timeout(timeout):
-                made = await _connected((socket.AF_UNIX, path), None, socket_options or ())
+                made = await connect((socket.AF_UNIX, path), options=socket_options or ())
             return await _stream(made)
         except TimeoutError as error:
             raise httpcore.ConnectTimeout(str(error)) from error

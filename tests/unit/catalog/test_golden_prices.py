@@ -49,7 +49,10 @@ def test_the_catalog_gives_the_published_price(case: dict[str, Any]) -> None:
     assert selection is not None
     found = _rates(selection.card)
     for rate in case["rates"]:
-        tiers = [(tier["above"], False, Decimal(tier["price"])) for tier in rate.get("tiers", [])]
+        tiers = [
+            (tier["above"], tier.get("inclusive", False), Decimal(tier["price"]))
+            for tier in rate.get("tiers", [])
+        ]
         expected = (Decimal(rate["price"]), rate["per"], tiers, rate.get("minimum", 0))
         assert found[rate["meter"]] == expected, rate["meter"]
     multipliers = [(each.kind, each.value) for each in selection.card.multipliers]
@@ -69,5 +72,6 @@ def test_the_cards_of_a_model_select_without_a_price_book(case: dict[str, Any]) 
     assert book is not None
     assert selection == book
     assert selection.card.origin is PriceOrigin.CATALOG
-    assert selection.card.origin_version == load_catalog().version
+    second = case["source"] == "litellm 1.110.2"
+    assert selection.card.origin_version == (case["source"] if second else load_catalog().version)
     assert selection.card.source_url.startswith("https://")

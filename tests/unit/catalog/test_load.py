@@ -96,7 +96,7 @@ def test_a_card_says_all_that_the_catalog_knows() -> None:
     assert card.effective_from == datetime(2026, 3, 16, tzinfo=UTC)
     assert card.effective_until is None
     assert card.origin is PriceOrigin.CATALOG
-    assert card.origin_version == "genai-prices 0.2.3+overrides.3"
+    assert card.origin_version == "genai-prices 0.2.3+overrides.4"
     assert card.source_url == "https://mistral.ai/pricing/api"
     assert {rate.meter: rate.price for rate in card.rates} == {
         "INPUT": Decimal("0.075"),
@@ -175,7 +175,7 @@ def test_every_card_is_found_by_its_id() -> None:
 
 def test_the_catalog_can_be_listed_and_searched() -> None:
     catalog = load_catalog()
-    assert len(catalog.providers()) == 47
+    assert len(catalog.providers()) == 49
     assert list(catalog.providers()) == sorted(catalog.providers())
     models = list(catalog.models())
     assert len(models) > 2200
@@ -250,3 +250,17 @@ def test_a_file_can_be_read_beside_the_one_in_force(bundle: Bundle, tmp_path: Pa
     assert load_catalog().version.startswith("genai-prices")
     with pytest.raises(CatalogError, match=r"missing\.bin cannot be read"):
         load_catalog(tmp_path / "missing.bin")
+
+
+def test_a_card_may_begin_at_a_time_of_day() -> None:
+    catalog = load_catalog()
+    card = catalog.card("x-ai/grok-4-fast-reasoning@2026-05-15T19:00Z")
+    assert card is not None
+    assert card.effective_from == datetime(2026, 5, 15, 19, tzinfo=UTC)
+    before = catalog.card("x-ai/grok-4-fast-reasoning")
+    assert before is not None
+    assert before.effective_until == card.effective_from
+    # The one that ends keeps its source; the one that follows has that of the retirement.
+    assert card.source_url == "https://docs.x.ai/developers/migration/may-15-retirement"
+    assert before.source_url != card.source_url
+    assert catalog.card("x-ai/grok-4-fast-reasoning@2026-05-15") is None

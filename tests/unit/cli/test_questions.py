@@ -181,6 +181,51 @@ def test_prices_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None
     assert "did you mean" in capsys.readouterr().err
 
 
+def test_stated_costs_are_compared_with_the_cards(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    when = "2026-11-20T15:00:00Z"
+    call = {"provider": "openai", "model_id": "gpt-4o", "input_tokens": 1001, "timestamp": when}
+    calls: list[dict[str, object]] = [
+        # 0.0025025 by the card: right to the last digit, right as far as it is stated, and wrong.
+        {**call, "reported_cost": "0.0025025"},
+        {**call, "reported_cost": "0.0025"},
+        {**call, "reported_cost": "0.0035"},
+        {**call, "reported_cost": "0.0035", "reported_currency": "EUR"},
+        {**call, "model_id": "m", "provider": "acme", "reported_cost": "0.004"},
+        # A gateway's statement is compared as well, though it is what is recorded.
+        {**call, "provider": "openrouter", "model_id": "openai/gpt-4o", "reported_cost": "0.0025025"},
+        {**call, "cached_tokens": 5000, "reported_cost": "1"},
+        call,
+    ]
+    path = tmp_path / "calls.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in calls), encoding="utf-8")
+    assert run("prices", "check", str(path)) == 0
+    *rows, last = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert " ".join(last) == (
+        "6 calls state their cost, 3 differ from the price cards; 1 state none, 1 lines are no valid calls"
+    )
+    assert rows[2:] == [
+        ["acme/m", "1", "1", "0.004", "USD", "unpriced"],
+        ["openai/gpt-4o", "1", "1", "0.0035", "EUR", "unpriced"],
+        ["openai/gpt-4o", "3", "1", "0.0085025", "USD", "0.0075075", "-0.000995"],
+        ["openrouter/openai/gpt-4o", "1", "0", "0.0025025", "USD", "0.0025025", "0.00"],
+    ]
+    path.write_text(json.dumps(call) + "\n", encoding="utf-8")
+    assert run("prices", "check", str(path)) == 0
+    assert capsys.readouterr().out.startswith("0 calls state their cost, 0 differ")
+
+
+def test_prices_of_a_part_of_a_day_show_the_time(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("prices", "show", "x-ai/grok-3") == 0
+    shown = capsys.readouterr().out
+    assert "from always until 2026-05-15 19:00 UTC\n" in shown
+    assert "from 2026-05-15 19:00 UTC\n" in shown
+    assert run("prices", "show", "deepseek/deepseek-reasoner") == 0
+    assert "from 2025-09-05 16:00 UTC until 2025-09-29\n" in capsys.readouterr().out
+
+
 def test_a_kind_in_a_cards_id_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     card = next(card for card in load.load_catalog() if card.id.endswith("[flex]") and "@" not in card.id)
     assert run("prices", "show", f"{card.provider}/{card.model_id}") == 0

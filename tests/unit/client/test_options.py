@@ -140,6 +140,20 @@ def test_a_raw_response_of_every_method() -> None:
         with client.with_raw_response as same:
             assert same.with_options(timeout=None).health().status == 200
         assert client.health().status == "healthy"
+        assert not hasattr(client.with_raw_response.usage, "stream")
+        assert not hasattr(client.with_raw_response.usage, "export")
+
+
+def test_a_raw_client_has_every_call_that_answers_once() -> None:
+    with memory_client() as client:
+        raw = client.with_raw_response
+        for name in ("usage", "costs", "pricing", "analytics", "_health"):
+            plain = [each for each in dir(getattr(client, name)) if not each.startswith("_")]
+            found = [each for each in dir(getattr(raw, name)) if not each.startswith("_")]
+            streams = {"export", "record", "stream", "stream_progress", "stream_requests"}
+            assert found == [each for each in plain if each not in streams]
+            for each in found:
+                assert getattr(getattr(raw, name), each).__doc__
 
 
 async def test_async_raw_responses_and_derived_clients() -> None:

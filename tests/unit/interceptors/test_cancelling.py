@@ -59,7 +59,7 @@ async def cancelled_after(turns: int, others: int) -> bool:
     first.cancel()
     outcome, *_ = await asyncio.gather(first, *rest, return_exceptions=True)
     assert isinstance(outcome, asyncio.CancelledError)
-    assert not limit._line
+    assert (len(limit._line), limit._watched) == (0, False)
     assert cache._under_way == {}
     assert auth._asking is None
     assert breaker.breaker.state is not BreakerState.HALF_OPEN

@@ -67,7 +67,7 @@ def test_back_off_doubles_to_the_cap_and_survives_attempt_1025() -> None:
 def test_jitter_is_full(draw: float, attempt: int) -> None:
     policy = RetryPolicy(RetryConfig())
     delay = policy.delay(attempt, UNAVAILABLE, repeatable=True, draw=draw)
-    assert delay == draw * 0.5 * 2 ** (attempt - 1)
+    assert delay == draw * (0.5 * 2 ** (attempt - 1))
 
 
 def test_waits_are_spread_evenly_from_0_to_the_back_off() -> None:

@@ -68,8 +68,10 @@ SUMS = ("count", "occupied", "summarize", "summarize_meters")
 class Sync:
     """A ledger whose methods are run to their end: `store.append(...)` without a context or an await."""
 
-    def __init__(self, path: Any = None, *, timeout: float | None = 20.0, **options: Any) -> None:
-        self.store = SqliteLedger(None if path is None else str(path), **options)
+    def __init__(
+        self, path: Any = None, *, ledger: Any = None, timeout: float | None = 20.0, **options: Any
+    ) -> None:
+        self.store = ledger or SqliteLedger(None if path is None else str(path), **options)
         self.timeout = timeout
 
     def __getattr__(self, name: str) -> Any:

@@ -9,6 +9,8 @@ import sqlite3
 import subprocess
 import sys
 import time
+import tomllib
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,7 @@ from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.rules.times import to_micros
 from tests.unit.ledger.making import START, Sync, entry
 
-GOLDEN = Path(__file__).parents[2] / "golden"
+ROOT = Path(__file__).parents[3]
 
 
 def refusal(path: Path) -> RpcError:
@@ -56,6 +58,21 @@ def test_calls_on_a_closed_store_say_so(tmp_path: Path) -> None:
             ):
                 with pytest.raises(RpcError, match="the store is closed"):
                     call(store)
+
+
+def test_the_schema_is_a_resource_of_the_package() -> None:
+    """So that it is found wherever the package is installed, from an archive too."""
+    text = resources.files("llm_cost_ops.ledger.sqlite").joinpath("schema.sql").read_text(encoding="utf-8")
+    made = sqlite3.connect(":memory:")
+    made.executescript(text)
+    opened = Database(None, "disk").connect()
+    tables = "SELECT type, name, sql FROM sqlite_schema ORDER BY name"
+    assert made.execute(tables).fetchall() == opened.execute(tables).fetchall() != []
+    made.close()
+    opened.close()
+    # The wheel takes every file of the package, whatever its suffix.
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["tool"]["hatch"]["build"]["targets"]["wheel"] == {"packages": ["llm_cost_ops"]}
 
 
 def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -141,7 +141,10 @@ class StoreBesideModel(RuleBasedStateMachine):
         self.folding = patch.object(rollups, "FOLD_EVERY", every)
         self.folding.start()
         self.folder = TemporaryDirectory()
-        self.store = Sync(f"{self.folder.name}/costs.db" if self.on_file else None, durability="process")
+        self.store = self.make()
+
+    def make(self) -> Sync:
+        return Sync(f"{self.folder.name}/costs.db" if self.on_file else None, durability="process")
 
     def teardown(self) -> None:
         self.store.aclose()

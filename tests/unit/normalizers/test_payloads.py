@@ -274,3 +274,12 @@ def test_sums_that_no_field_can_hold():
     usage = {"input_tokens": 1, "audio_ms": 2**63 - 1, "audio_seconds": 1}
     with pytest.raises(PayloadError, match="audio_ms together"):
         usage_from_response({"usage": usage}, provider="acme")
+
+
+def test_one_tag_may_be_given_as_text() -> None:
+    record = usage_from_response({"usage": {"input_tokens": 1}}, provider="acme", model_id="m", tags="a")
+    assert record.tags == ["a"]
+    again = usage_from_response(
+        {"usage": {"input_tokens": 1}}, provider="acme", model_id="m", tags=("a", "b")
+    )
+    assert again.tags == ["a", "b"]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
+import time
 from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_cost_ops.rpc.fifo import CallQueue
+from llm_cost_ops.rpc.fifo import CallQueue, Fifo, RuntimeTurn
 
 
 @given(st.integers(1, 50), st.lists(st.sampled_from(["enter", "leave", "refused"]), max_size=300))
@@ -107,3 +109,97 @@ def test_threads_give_up_in_time(limit: int) -> None:
     assert not queue.enter(0.01)
     queue.leave()
     assert queue.enter(0)
+
+
+def test_threads_and_tasks_of_two_loops_share_one_queue() -> None:
+    """A turn crosses from a thread into an event loop and back; none is lost, at most two are in."""
+    queue = CallQueue(2)
+    served, inside, most = [], set(), 0
+
+    def enter(name: str) -> None:
+        nonlocal most
+        inside.add(name)
+        most = max(most, len(inside))
+
+    def leave(name: str) -> None:
+        inside.discard(name)
+        served.append(name)
+        queue.leave()
+
+    def thread(number: int) -> None:
+        for call in range(50):
+            assert queue.enter(30)
+            enter(f"thread {number}.{call}")
+            leave(f"thread {number}.{call}")
+
+    def loop(number: int) -> None:
+        async def task(of: int) -> None:
+            for call in range(50):
+                await queue.enter_async()
+                enter(f"task {number}.{of}.{call}")
+                await asyncio.sleep(0)
+                leave(f"task {number}.{of}.{call}")
+
+        async def all_tasks() -> None:
+            async with asyncio.timeout(30):
+                await asyncio.gather(*map(task, range(4)))
+
+        asyncio.run(all_tasks())
+
+    threads = [threading.Thread(target=thread, args=(n,)) for n in range(4)]
+    threads += [threading.Thread(target=loop, args=(n,)) for n in range(2)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(60)
+    assert len(served) == len(set(served)) == 4 * 50 + 2 * 4 * 50
+    assert most == 2
+    assert queue.enter_now()
+    assert queue.enter_now()
+    assert not queue.enter_now()
+
+
+async def test_a_thread_that_leaves_wakes_a_loop_that_sleeps() -> None:
+    queue, since = CallQueue(1), time.monotonic()
+    assert queue.enter_now()
+    threading.Timer(0.1, queue.leave).start()
+    async with asyncio.timeout(10):
+        await queue.enter_async()
+    assert time.monotonic() - since < 5
+
+
+def test_a_turn_is_not_given_to_a_loop_that_is_gone() -> None:
+    queue, order = CallQueue(1), []
+    assert queue.enter_now()
+    loop = asyncio.new_event_loop()
+    waiting = loop.create_task(queue.enter_async())
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    thread = threading.Thread(target=lambda: order.append(queue.enter(10)))
+    thread.start()
+    while len(queue._waiting) < 2:
+        time.sleep(0.001)
+    queue.leave()
+    thread.join(10)
+    assert order == [True]
+    assert not waiting.done()
+
+
+@given(st.lists(st.sampled_from(["join", "grant", "withdraw"]), max_size=100), st.randoms())
+def test_turns_are_granted_in_the_order_of_those_who_stayed(
+    steps: Sequence[str], chance: random.Random
+) -> None:
+    fifo, model = Fifo[RuntimeTurn](), []
+    for step in steps:
+        if step == "join":
+            model.append(RuntimeTurn())
+            fifo.join(model[-1])
+        elif step == "grant":
+            first = model.pop(0) if model else None
+            assert fifo.grant_next() is (first is not None)
+            assert first is None or first.granted
+        elif model:
+            gone = model.pop(chance.randrange(len(model)))
+            assert not fifo.withdraw(gone)
+        assert len(fifo) == len(model)
+    assert fifo.take_all() == model

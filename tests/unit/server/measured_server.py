@@ -16,9 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from llm_cost_ops.ledger.sqlite.store import SqliteStore
-
 from llm_cost_ops._gen.methods import GET_HEALTH
+from llm_cost_ops.ledger.sqlite.ledger import SqliteLedger
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.runtime import AsyncRuntime
@@ -63,7 +62,7 @@ class Held:
 
 
 async def main(path: str) -> None:
-    store = SqliteStore(path, group_commit=True)
+    store = SqliteLedger(path, group_commit=True)
     runtime = AsyncRuntime()
     context = CallContext(GET_HEALTH, runtime, Metadata(), runtime.monotonic() + 30)
     keys = {

@@ -10,11 +10,11 @@ import pytest
 
 from llm_cost_ops import AsyncCostOpsClient, ClientConfig, ConfigurationError, NetworkError, RetryConfig
 from llm_cost_ops.cli import main
-from llm_cost_ops.cli.serving import _check_reach
 from llm_cost_ops.config import TLSConfig
 from llm_cost_ops.server.app import HttpServer, ServerTls
 from llm_cost_ops.server.grpc import GrpcServer
 from llm_cost_ops.server.http import AsgiApp
+from llm_cost_ops.server.running import _check_reach
 from llm_cost_ops.service import open_service
 from tests.conformance.clients import COLOURS, open_client, running_server
 
@@ -117,8 +117,9 @@ def test_files_that_can_not_be_used_are_refused(folder: Path, tmp_path: Path) ->
         assert caught.value.parameter == option
 
 
-def test_without_tls_a_public_address_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_tls_a_public_address_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     for secret in (True, False):
         _check_reach("http", {"host": "0.0.0.0"}, required=True, secret=secret)
-        told = capsys.readouterr().err
-        assert ("plain text: give --tls-cert" in told) is not secret
+        told = caplog.text
+        caplog.clear()
+        assert ("plain text: give a TLS certificate" in told) is not secret

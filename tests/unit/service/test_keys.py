@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -75,7 +76,8 @@ def test_a_key_of_one_database_is_none_of_another(tmp_path: Path, context: CallC
     paths = [tmp_path / "a.db", tmp_path / "b.db"]
     stores = [SqliteLedger(str(path)) for path in paths]
     (_, text), _ = (create(store, context) for store in stores)
-    rows = sqlite3.connect(paths[0]).execute("SELECT * FROM api_key").fetchall()
+    with contextlib.closing(sqlite3.connect(paths[0])) as source:
+        rows = source.execute("SELECT * FROM api_key").fetchall()
     with sqlite3.connect(paths[1]) as connection:
         connection.executemany("INSERT INTO api_key VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
     connection.close()

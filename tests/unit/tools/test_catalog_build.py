@@ -20,6 +20,7 @@ from llm_cost_ops.catalog import CatalogError, bundle, load_catalog
 from llm_cost_ops.catalog.bundle import read_bundle
 from llm_cost_ops.pricing.selection import PriceQuery, select_card
 from tools.catalog import build
+from tools.catalog.litellm import read_second_source
 from tools.catalog.sources import MAPPED_PRICES, read_provider
 
 HERE = Path(build.__file__).parent
@@ -66,7 +67,7 @@ def test_what_ships_is_what_a_build_writes(tmp_path: Path, capsys: pytest.Captur
     assert output.read_bytes() == _build()
     assert read_bundle(output.read_bytes())[1] == read_bundle((SHIPPED / "prices.bin").read_bytes())[1]
     build.main(["--check"])
-    assert capsys.readouterr().out.startswith("genai-prices 0.2.3+overrides.3: 47 providers, ")
+    assert capsys.readouterr().out.startswith("genai-prices 0.2.3+overrides.4: 49 providers, ")
     output.write_bytes(_build(provider_aliases={}))
     with pytest.raises(SystemExit):
         build.main(["--check", "--output", str(output)])
@@ -75,6 +76,9 @@ def test_what_ships_is_what_a_build_writes(tmp_path: Path, capsys: pytest.Captur
 def test_the_notice_of_the_source_is_kept() -> None:
     notice = (SHIPPED / "NOTICE").read_text(encoding="utf-8")
     assert "Copyright (c) Pydantic Services Inc." in notice
+    assert "Copyright (c) 2023 Berri AI" in notice
+    assert f"litellm {read_second_source().version}\n" in notice
+    assert f"genai-prices {version('genai-prices')} " in notice
     assert "The above copyright notice and this permission notice shall be included" in notice
 
 
@@ -170,6 +174,7 @@ def test_a_variant_is_backdated_no_further_than_the_standard_price_beside_it() -
 def _overridden() -> set[tuple[str, str]]:
     """The models whose prices are not to be those of the source."""
     facts = [*OVERRIDES["rates"], *OVERRIDES["free"], *OVERRIDES["weekdays"], *OVERRIDES["clones"]]
+    facts += OVERRIDES["redirects"]
     patterns = [
         (fact["provider"], name)
         for fact in facts

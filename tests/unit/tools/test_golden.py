@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 
@@ -90,3 +91,14 @@ def test_proto2_is_refused_by_name() -> None:
     files = descriptors("google/protobuf/descriptor.proto").file
     with pytest.raises(ModelError, match=r"descriptor\.proto: google\.protobuf\.\w+ is not proto3"):
         read_package(files, ["google.protobuf"])
+
+
+def test_a_stream_that_gets_one_answer_is_refused() -> None:
+    """No transport carries one, and no method needs it."""
+    files = copy.deepcopy(descriptors("oddities.proto").file)
+    [chat] = [
+        method for file in files for each in file.service for method in each.method if method.name == "Chat"
+    ]
+    chat.server_streaming = False
+    with pytest.raises(ModelError, match=r"Chat: a stream of requests needs a stream of answers"):
+        read_package(files, ["oddities.v1"])

@@ -36,7 +36,6 @@ class Recorder:
         self.calls.append(arguments)
         return iter(["answer"])
 
-    stream_unary = unary_unary
     stream_stream = unary_stream
 
 
@@ -48,8 +47,6 @@ class AsyncRecorder:
 
     async def unary_stream(self, *arguments: Any) -> AsyncIterator[Any]:
         yield "answer"
-
-    stream_unary = unary_unary
 
 
 def violations(message: Any) -> dict[str, str]:
@@ -199,9 +196,8 @@ def test_json_refuses_two_members_of_a_oneof() -> None:
 
 def test_methods_describe_every_cardinality() -> None:
     methods = odd.methods
-    assert [x.cardinality for x in (methods.WATCH_MANY, methods.SEND_MANY, methods.CHAT)] == [
+    assert [x.cardinality for x in (methods.WATCH_MANY, methods.CHAT)] == [
         Cardinality.UNARY_STREAM,
-        Cardinality.STREAM_UNARY,
         Cardinality.STREAM_STREAM,
     ]
     one = methods.GET_ONE
@@ -236,7 +232,6 @@ def test_resource_methods_call_the_channel() -> None:
     assert channel.calls.pop()[1] == request
     assert next(resource.watch_many(name="n", tags="t", outer=None, shade="dark", price="0.5")) == "answer"
     assert channel.calls.pop()[1] == m.Ruled(name="n", tags=["t"], shade=m.Shade.DARK, price=Decimal("0.5"))
-    assert resource.send_many([m.Ruled()]) == "answer"
     assert next(resource.chat([m.Ruled()])) == "answer"
     resource.make_one(name="n", tags=["t"], outer=m.Outer(), shade="new", idempotency_key="k", timeout=0)
     method, request, timeout, headers, _retry, key = channel.calls.pop()
@@ -247,7 +242,6 @@ async def test_async_resource_methods_await_it() -> None:
     resource = odd.resources.AsyncOddResource(AsyncRecorder())
     assert await resource.import_(from_="f") == "answer"
     assert [x async for x in resource.watch_many(name="n", tags=(), outer=None, shade="")] == ["answer"]
-    assert await resource.send_many([]) == "answer"
 
 
 def test_servicers_are_bound_to_their_methods() -> None:
@@ -259,7 +253,6 @@ def test_servicers_are_bound_to_their_methods() -> None:
     assert [(method.name, name) for method, name in bound] == [
         ("GetOne", "get_one"),
         ("WatchMany", "watch_many"),
-        ("SendMany", "send_many"),
         ("Chat", "chat"),
         ("MakeOne", "make_one"),
         ("Ask", "ask"),

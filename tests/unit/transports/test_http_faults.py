@@ -127,12 +127,25 @@ def test_name_resolution(colour, monkeypatch, how):
         raise socket.gaierror(-3, "Temporary failure in name resolution")
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    if how == "hangs" and colour == "async":
-        threading.Timer(0.6, released.set).start()  # asyncio.run waits for its threads
+    since = time.monotonic()
     error = call(colour, "http://costs.example")
+    assert time.monotonic() - since < 3, "nothing waits for the resolver, the end of asyncio.run included"
     released.set()
     assert error.code is (StatusCode.UNAVAILABLE if how == "fails" else StatusCode.DEADLINE_EXCEEDED)
     assert error.maybe_applied is False
+
+
+def test_a_dead_address_does_not_eat_the_time_of_the_next(monkeypatch):
+    with full_backlog() as dead, FaultyPeer(answering(GOOD)) as peer:
+        infos = [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", dead)),
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", peer.port)),
+        ]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_kwargs: infos)
+        since = time.monotonic()
+        call("async", "http://costs.example", timeout=20.0)
+        assert time.monotonic() - since < 5, "half of the deadline, when one was tried after the other"
+        assert peer.connections == 1
 
 
 def test_silent_tls_ends_at_the_deadline(colour):

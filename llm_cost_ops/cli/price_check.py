@@ -1,0 +1,116 @@
+"""`prices check`: what the catalog makes of calls whose cost the provider stated, beside that cost."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+
+import msgspec
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from llm_cost_ops.catalog import load_catalog
+from llm_cost_ops.cli.reports import money
+from llm_cost_ops.exceptions import ValidationError
+from llm_cost_ops.imports import Item, UsageFile
+from llm_cost_ops.pricing.calculator import DEFAULT_CURRENCY
+from llm_cost_ops.pricing.pricebook import PriceBook
+from llm_cost_ops.types import CostStatus, UsageRecord
+
+__all__ = ["check_prices"]
+
+_STATUSES = (CostStatus.PRICED, CostStatus.ESTIMATED, CostStatus.PARTIAL, CostStatus.UNPRICED)
+
+
+class _Model(msgspec.Struct):
+    """The sums of one model's calls in one currency: stated, and by the price cards."""
+
+    calls: int = 0
+    differ: int = 0
+    stated: Decimal = Decimal(0)
+    priced: Decimal = Decimal(0)
+    status: CostStatus = CostStatus.PRICED
+
+
+class _Check:
+    """Prices the calls of a file, and keeps sums of those whose cost is stated."""
+
+    def __init__(self) -> None:
+        self._book = PriceBook([load_catalog()])
+        self.models: dict[tuple[str, str, str], _Model] = {}
+        self.unstated = self.unread = 0
+
+    def add(self, item: Item) -> None:
+        record = item.record
+        if isinstance(record, str):
+            self.unread += 1
+        elif record.reported_cost is None:
+            self.unstated += 1
+        else:
+            self._compare(record, record.reported_cost)
+
+    def _compare(self, record: UsageRecord, stated: Decimal) -> None:
+        currency = record.reported_currency or DEFAULT_CURRENCY
+        # The cards are asked as if nothing were stated: otherwise the statement would be the answer.
+        asked = msgspec.structs.replace(record, reported_cost=None)
+        try:
+            cost = self._book.cost(asked, at=record.timestamp or datetime.now(UTC))
+        except ValidationError:
+            self.unread += 1
+            return
+        total, status = cost.total_cost, cost.status
+        if total is None or cost.currency != currency:
+            total, status = Decimal(0), CostStatus.UNPRICED
+        sums = self.models.setdefault((record.provider, record.model_id, currency), _Model())
+        sums.calls += 1
+        sums.stated += stated
+        sums.priced += total
+        sums.status = max(sums.status, status, key=_STATUSES.index)
+        # A statement may be rounded: it is compared in the digits that it has.
+        sums.differ += total.quantize(stated) != stated
+
+    def table(self) -> Table:
+        """A row a model, those that differ most first."""
+        table = Table(box=SIMPLE_HEAD)
+        table.add_column("model", overflow="fold", min_width=16)
+        for name in ("calls", "differ", "stated", "cards", "difference"):
+            table.add_column(name, justify="right", no_wrap=True)
+        rows = sorted(self.models.items(), key=lambda row: (-abs(row[1].stated - row[1].priced), row[0]))
+        for (provider, model, currency), sums in rows:
+            known = sums.status is not CostStatus.UNPRICED
+            doubt = "" if sums.status is CostStatus.PRICED else f" ({sums.status.value})"
+            table.add_row(
+                escape(f"{provider}/{model}"),
+                f"{sums.calls:,}",
+                f"{sums.differ:,}",
+                f"{money(sums.stated)} {currency}",
+                money(sums.priced) + doubt if known else "unpriced",
+                money((sums.priced - sums.stated).normalize()) if known else "",
+            )
+        return table
+
+
+def check_prices(options: argparse.Namespace, console: Console) -> None:
+    """Read a file of usage, and print how its stated costs differ from those of the catalog."""
+    check = _Check()
+    from_stdin = options.file == "-"
+    path = Path(options.file)
+    with nullcontext(sys.stdin.buffer) if from_stdin else path.open("rb") as stream:
+        for item in UsageFile(stream, "" if from_stdin else path.name):
+            check.add(item)
+    if check.models:
+        console.print(check.table())
+    calls = sum(sums.calls for sums in check.models.values())
+    differ = sum(sums.differ for sums in check.models.values())
+    console.print(
+        f"{calls:,} calls state their cost, {differ:,} differ from the price cards; "
+        f"{check.unstated:,} state none, {check.unread:,} lines are no valid calls",
+        soft_wrap=True,
+        highlight=False,
+    )

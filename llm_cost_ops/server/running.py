@@ -1,0 +1,224 @@
+"""What runs the service: an ASGI app over a ledger, and the process with its listeners."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from llm_cost_ops._gen.messages import GetReadinessRequest
+from llm_cost_ops._gen.methods import GET_HEALTH, GET_READINESS
+from llm_cost_ops.config import REPORTED_PROVIDERS
+from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
+from llm_cost_ops.ledger import Ledger, open_ledger
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.method import MethodDescriptor
+from llm_cost_ops.rpc.runtime import AsyncRuntime
+from llm_cost_ops.rpc.status import RpcError
+from llm_cost_ops.server.admission import Admission
+from llm_cost_ops.server.app import HttpServer, Server, ServerTls
+from llm_cost_ops.server.app import serve as run_servers
+from llm_cost_ops.server.http import AsgiApp
+from llm_cost_ops.server.limits import AsgiLimits
+from llm_cost_ops.service import Service
+from llm_cost_ops.service.access.authentication import Authentication
+from llm_cost_ops.service.access.tenancy import OPEN
+
+__all__ = ["asgi_app", "serve"]
+
+MAX_CALLS = 256
+
+_log = logging.getLogger(__name__)
+
+_PORTS = {"http": 8080, "grpc": 50051}
+_REQUIRED = "every call but health needs an API key"
+_UNASKED = (
+    "NO API KEYS: whoever can connect may read and write everything; "
+    "from the first `llm-cost-ops keys create` on, every call needs a key"
+)
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def asgi_app(
+    ledger: Ledger | str,
+    *,
+    require_keys: bool = True,
+    max_calls: int = MAX_CALLS,
+    durability: str = "disk",
+    reported_providers: Collection[str] = REPORTED_PROVIDERS,
+    limits: AsgiLimits | None = None,
+) -> AsgiApp:
+    """The HTTP interface as an ASGI app, for an ASGI server or to be mounted under a prefix of another app.
+
+    `ledger` is one that the caller opened and closes, or a URL or path for `open_ledger`. One that is opened
+    here is closed at the end of the lifespan; a mounted app has none in most frameworks: await `aclose()`.
+    Without `require_keys` anybody may call until there is a first key. More than `max_calls` at a time are
+    refused.
+
+    Raises ConfigurationError as `open_ledger` does. The file is opened by the first call.
+    """
+    opened = None
+    if isinstance(ledger, str):
+        ledger = opened = open_ledger(ledger, durability=durability, group_commit=True)
+    keys = Authentication(ledger.keys, required=require_keys)
+    admission = Admission(max_calls, exempt=OPEN)
+    service = Service(ledger, [admission, keys], reported_providers=reported_providers)
+    return AsgiApp(
+        service.handler,
+        close=None if opened is None else service.aclose,
+        admit=keys.admit,
+        admission=admission,
+        limits=limits,
+    )
+
+
+def serve(
+    db: str,
+    *,
+    http: str | None = None,
+    grpc: str | None = None,
+    durability: str = "disk",
+    require_keys: bool = False,
+    max_calls: int = MAX_CALLS,
+    reported_providers: Collection[str] = REPORTED_PROVIDERS,
+    tls: ServerTls | None = None,
+    announce: Callable[[str], Any] = print,
+) -> None:
+    """Run the service until SIGTERM or SIGINT, as `llm-cost-ops serve` does; calls in flight are answered.
+
+    `db` is the path of a SQLite file. `http` and `grpc` are addresses such as "127.0.0.1:8080" or
+    "unix:PATH"; with neither it is HTTP there. Without API keys only loopback and Unix sockets are taken.
+    `announce` gets a line about the keys, and one for each listener once it accepts.
+
+    Raises ConfigurationError, before anything listens, for what can't be served: an address, the database.
+    """
+    if "://" in db:
+        raise ConfigurationError(f"db must be the path of a file, not {db!r}", parameter="db")
+    http = http or (None if grpc else "127.0.0.1:8080")
+    listeners = {option: _address(option, text) for option, text in (("http", http), ("grpc", grpc)) if text}
+    asyncio.run(
+        _serve(
+            db,
+            listeners,
+            # One that is not there is not made before the addresses are found good.
+            exists=Path(db).exists(),
+            durability=durability,
+            require_keys=require_keys,
+            max_calls=max_calls,
+            reported_providers=reported_providers,
+            tls=tls,
+            announce=announce,
+        )
+    )
+
+
+async def _serve(
+    db: str,
+    listeners: dict[str, dict[str, Any]],
+    *,
+    exists: bool,
+    durability: str,
+    require_keys: bool,
+    max_calls: int,
+    reported_providers: Collection[str],
+    tls: ServerTls | None,
+    announce: Callable[[str], Any],
+) -> None:
+    required = require_keys or (exists and await _holds_keys(db))
+    for option, where in listeners.items():
+        _check_reach(option, where, required=required, secret=tls is not None)
+    ledger = await _opened(db, durability)
+    announce(_REQUIRED if required else _UNASKED)
+    keys = Authentication(ledger.keys, required=required)
+    admission = Admission(max_calls, exempt=OPEN)
+    service = Service(ledger, [admission, keys], reported_providers=reported_providers)
+    servers: list[Server] = []
+    if "http" in listeners:
+        app = AsgiApp(service.handler, admit=keys.admit, admission=admission)
+        servers.append(HttpServer(app, tls=tls, **listeners["http"]))
+    if "grpc" in listeners:
+        from llm_cost_ops.server.grpc import GrpcServer
+
+        ready = partial(_ready, service)
+        where = listeners["grpc"]
+        servers.append(
+            GrpcServer(service.handler, ready=ready, admit=keys.admit, admission=admission, tls=tls, **where)
+        )
+    await run_servers(
+        servers,
+        on_drain=service.drain,
+        close=service.aclose,
+        announce=lambda text: announce(f"{text}, {db}"),
+    )
+
+
+async def _opened(db: str, durability: str) -> Ledger:
+    """The ledger, which has shown that it can be written."""
+    ledger = open_ledger(db, durability=durability, group_commit=True)
+    try:
+        await ledger.check(_context(GET_READINESS))
+    except RpcError as error:
+        await ledger.aclose()
+        raise ConfigurationError(f"db {db}: {error.message}", parameter="db") from error
+    return ledger
+
+
+async def _holds_keys(db: str) -> bool:
+    ledger = open_ledger(db)
+    try:
+        return await ledger.keys.any(_context(GET_HEALTH))
+    except RpcError as error:
+        raise error_from_rpc(error) from error
+    finally:
+        await ledger.aclose()
+
+
+def _context(method: MethodDescriptor[Any, Any], timeout: float = 30.0) -> CallContext:
+    runtime = AsyncRuntime()
+    return CallContext(method, runtime, Metadata(), runtime.monotonic() + timeout)
+
+
+async def _ready(service: Service) -> bool:
+    try:
+        await service.health.get_readiness(GetReadinessRequest(), _context(GET_READINESS, 1.0))
+    except RpcError:
+        return False
+    return True
+
+
+def _address(option: str, text: str) -> dict[str, Any]:
+    if text.startswith("unix:"):
+        return {"uds": text.removeprefix("unix:")}
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not (port.isascii() and port.isdigit() and int(port) < 65536):
+        raise ConfigurationError(
+            f"{option} must be HOST:PORT such as 127.0.0.1:{_PORTS[option]}, or unix:PATH, not {text!r}",
+            parameter=option,
+        )
+    return {"host": host, "port": int(port)}
+
+
+def _check_reach(option: str, where: dict[str, Any] | None, *, required: bool, secret: bool) -> None:
+    """Without keys, whoever can connect may do everything: so only this machine may connect."""
+    host = (where or {}).get("host", "localhost")
+    if host in _LOOPBACK:
+        return
+    if not required:
+        raise ConfigurationError(
+            f"{option} {host}: without API keys the service listens on loopback only (127.0.0.1, [::1] or "
+            "a Unix socket); make a key with `llm-cost-ops keys create`, or require keys from the start",
+            parameter=option,
+        )
+    if secret:
+        return
+    _log.warning(
+        "%s %s takes keys and data in plain text: give a TLS certificate and its key, or let a proxy "
+        "speak TLS to others",
+        option,
+        host,
+    )

@@ -1,0 +1,468 @@
+"""A ledger in dicts and lists: the contract without SQL, by the recipe for a new backend.
+
+It runs the same suite as SQLite (tests/ledger_suite.py). Sums are added up from all records.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import product
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from llm_cost_ops._gen.messages import CostStatus, RateCard, SubmitStatus, UsageRecord
+from llm_cost_ops.ledger import (
+    Amounts,
+    ApiKey,
+    Appended,
+    CardOf,
+    Change,
+    Committed,
+    Entry,
+    Filter,
+    Price,
+    Recorded,
+    Repriced,
+)
+from llm_cost_ops.ledger.duplicates import is_duplicate
+from llm_cost_ops.ledger.ids import usage_id
+from llm_cost_ops.ledger.shares import Share, add_share, shares_of
+from llm_cost_ops.pricing.cards import kept_form
+from llm_cost_ops.pricing.compiled import compile_card
+from llm_cost_ops.pricing.money import UNITS, from_units
+from llm_cost_ops.pricing.pricebook import Pricing
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.status import RpcError, StatusCode, invalid_argument
+from llm_cost_ops.rules.cards import overlap_of
+from llm_cost_ops.rules.limits import MAX_COUNT, MAX_RECORD_COST, check_amounts
+
+__all__ = ["DictLedger", "open"]
+
+Keys = tuple[str, ...]
+_FIELDS = {
+    "organization": "organization_id",
+    "provider": "provider",
+    "model": "model_id",
+    "project": "project_id",
+    "user": "user_id",
+    "operation": "operation",
+    "service_tier": "service_tier",
+    "processing": "processing",
+    "region": "region",
+}
+
+
+def open(url: str, *, durability: str, group_commit: bool) -> DictLedger:  # noqa: A001 - each backend has it
+    """An empty ledger, whatever the URL says behind dict://."""
+    return DictLedger()
+
+
+class _Cost(NamedTuple):
+    units: int | None
+    by: Pricing
+    calculated_at: datetime
+
+
+class _Row:
+    """A record as it was sent, and its costs: the last one is in force."""
+
+    def __init__(self, entry: Entry, made: str) -> None:
+        self.id = made
+        self.key = entry.key
+        self.sent = entry.record
+        self.ingested_at = entry.ingested_at
+        self.timestamp = entry.record.timestamp or entry.ingested_at
+        self.costs = [_Cost(entry.units, entry.by, entry.ingested_at)]
+
+    def record(self, revision: int) -> UsageRecord:
+        units, by, _ = self.costs[revision - 1]
+        return replace(
+            self.sent,
+            id=self.id,
+            idempotency_key=self.key,
+            ingested_at=self.ingested_at,
+            timestamp=self.timestamp,
+            estimated_cost=None if units is None else from_units(units),
+            currency=by.currency,
+            cost_status=by.status,
+        )
+
+    def passes(self, where: Filter) -> bool:
+        sent = self.sent
+        for values, value in (
+            (where.organization_ids, sent.organization_id),
+            (where.providers, sent.provider),
+            (where.model_ids, sent.model_id),
+            (where.project_ids, sent.project_id),
+            (where.user_ids, sent.user_id),
+            (where.service_tiers, sent.service_tier),
+            (where.processings, sent.processing),
+            (where.regions, sent.region),
+            (where.operations, str(sent.operation)),
+            (where.statuses, str(self.costs[-1].by.status)),
+        ):
+            if values and value not in values:
+                return False
+        if where.tags and set(where.tags).isdisjoint(sent.tags):
+            return False
+        if any(sent.labels.get(key) != value for key, value in where.labels.items()):
+            return False
+        return (where.start is None or where.start <= self.timestamp) and (
+            where.end is None or self.timestamp < where.end
+        )
+
+    def values(self, name: str) -> Sequence[str]:
+        """The groups of one dimension that the record is in."""
+        if name == "tag":
+            return list(dict.fromkeys(self.sent.tags)) or [""]
+        if name.startswith("label:"):
+            return [self.sent.labels.get(name.removeprefix("label:"), "")]
+        if name == "status":
+            return [str(self.costs[-1].by.status)]
+        if name not in _FIELDS:
+            raise invalid_argument("group_by", f"{name!r} is nothing that usage can be grouped by")
+        return [str(getattr(self.sent, _FIELDS[name]))]
+
+
+class DictLedger:
+    """A Ledger in this object alone, safe for threads; it is its own Sums."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._rows: list[_Row] = []
+        self._by_id: dict[tuple[str, str], _Row] = {}
+        self._commits: list[tuple[_Row, int]] = []
+        self._consumers: dict[str, int] = {}
+        self._cards: list[tuple[Keys, bytes, RateCard]] = []
+        self._card_keys: dict[tuple[str, str], tuple[bytes, RateCard]] = {}
+        self._kept: dict[bytes, RateCard] = {}
+        self._closed = False
+        self.keys = DictKeys()
+
+    @property
+    def sums(self) -> DictLedger:
+        return self
+
+    def _begin(self, context: CallContext) -> None:
+        context.check_deadline()
+        if self._closed:
+            raise RpcError(StatusCode.FAILED_PRECONDITION, "the ledger is closed")
+
+    async def append(
+        self, entries: Sequence[Entry], context: CallContext, revision: int | None = None
+    ) -> list[Appended] | None:
+        self._begin(context)
+        for entry in entries:
+            if max(entry.record.input_tokens or 0, entry.record.output_tokens or 0) > MAX_COUNT:
+                raise invalid_argument("input_tokens", f"must be at most {MAX_COUNT:,}")
+            _check_cost(entry.units)
+        with self._lock:
+            if revision is not None and revision != len(self._cards):
+                return None
+            return [self._append(entry) for entry in entries]
+
+    def _append(self, entry: Entry) -> Appended:
+        organization, attempt = entry.record.organization_id, 0
+        made = usage_id(organization, entry.key)[0]
+        while (found := self._by_id.get((organization, made))) is not None and found.key != entry.key:
+            attempt += 1
+            made = usage_id(organization, entry.key, attempt)[0]
+        status, row = SubmitStatus.CREATED, _Row(entry, made)
+        if found is not None:
+            same = is_duplicate(row.sent, found.sent, row.timestamp, found.timestamp)
+            status, row = SubmitStatus.DUPLICATE if same else SubmitStatus.CONFLICT, found
+        else:
+            self._rows.append(row)
+            self._by_id[organization, made] = row
+            self._commits.append((row, 1))
+            self._keep(entry.by)
+        units, by, _ = row.costs[0]
+        return Appended(status, row.id, units, by.currency, by.status, row.ingested_at)
+
+    def _keep(self, by: Pricing) -> None:
+        if by.digest and by.card is not None:
+            self._kept.setdefault(by.digest, kept_form(by.card))
+
+    async def list_usage(
+        self,
+        where: Filter,
+        sort: str,
+        descending: bool,
+        limit: int,
+        after: str | None,
+        offset: int | None,
+        context: CallContext,
+    ) -> tuple[list[UsageRecord], str | None]:
+        self._begin(context)
+        with self._lock:
+            first = datetime.min.replace(tzinfo=UTC)
+
+            def place(seq: int) -> tuple[datetime, int]:
+                return (self._rows[seq].timestamp if sort == "timestamp" else first, seq)
+
+            found = [place(seq) for seq, row in enumerate(self._rows) if row.passes(where)]
+            found.sort(reverse=descending)
+            if after is not None:
+                edge = place(_number(after, len(self._rows)))
+                found = [other for other in found if (other < edge if descending else other > edge)]
+            page = [seq for _, seq in found[offset or 0 :][: limit + 1]]
+            position = str(page[limit - 1]) if len(page) > limit else None
+            rows = [self._rows[seq] for seq in page[:limit]]
+            return [row.record(len(row.costs)) for row in rows], position
+
+    async def get_cost(self, organization_id: str, usage_id: str, context: CallContext) -> Recorded | None:
+        self._begin(context)
+        with self._lock:
+            row = self._by_id.get((organization_id, usage_id))
+            if row is None:
+                return None
+            units, by, at = row.costs[-1]
+            return Recorded(
+                record=row.record(len(row.costs)),
+                revision=len(row.costs),
+                status=CostStatus(by.status),
+                currency=by.currency,
+                units=units,
+                card_id=by.card_id,
+                card_version=by.card_version,
+                origin_version=by.origin_version,
+                fallbacks=tuple(by.fallbacks),
+                card=self._kept.get(by.digest),
+                digest=by.digest,
+                calculated_at=at,
+            )
+
+    async def reprice(
+        self,
+        where: Filter,
+        price: Price,
+        after: str | None,
+        limit: int,
+        context: CallContext,
+        *,
+        dry_run: bool,
+    ) -> Repriced:
+        self._begin(context)
+        with self._lock:
+            first = 0 if after is None else _number(after, len(self._rows)) + 1
+            seqs = [seq for seq in range(first, len(self._rows)) if self._rows[seq].passes(where)][:limit]
+            changes, new = [], []
+            for row in (self._rows[seq] for seq in seqs):
+                priced, before = price(replace(row.sent, timestamp=row.timestamp)), row.costs[-1]
+                by = priced.by
+                if (by.status, by.currency, priced.units) == (
+                    before.by.status,
+                    before.by.currency,
+                    before.units,
+                ):
+                    continue
+                _check_cost(priced.units)
+                new.append((row, _Cost(priced.units, by, datetime.fromtimestamp(context.runtime.now(), UTC))))
+                changes.append(
+                    Change(
+                        provider=row.sent.provider,
+                        model_id=row.sent.model_id,
+                        units_before=before.units,
+                        currency_before=before.by.currency,
+                        units_after=priced.units,
+                        currency_after=by.currency,
+                    )
+                )
+            for row, cost in () if dry_run else new:
+                row.costs.append(cost)
+                self._commits.append((row, len(row.costs)))
+                self._keep(cost.by)
+            return Repriced(len(seqs), changes, str(seqs[-1]) if seqs else None)
+
+    async def committed(
+        self, after: str | None, limit: int, context: CallContext
+    ) -> tuple[list[Committed], str | None]:
+        self._begin(context)
+        with self._lock:
+            first = 0 if after is None else _number(after, len(self._commits)) + 1
+            page = self._commits[first : first + limit]
+            found = [Committed(row.record(number), number) for row, number in page]
+            return found, str(first + len(page) - 1) if page else after
+
+    async def consumer_position(self, name: str, context: CallContext) -> str | None:
+        self._begin(context)
+        found = self._consumers.get(name)
+        return None if found is None else str(found)
+
+    async def move_consumer(self, name: str, position: str, context: CallContext) -> None:
+        self._begin(context)
+        with self._lock:
+            number = _number(position, len(self._commits))
+            self._consumers[name] = max(number, self._consumers.get(name, number))
+
+    async def add_card(
+        self, card: RateCard, key: str, fingerprint: bytes, context: CallContext
+    ) -> tuple[RateCard, SubmitStatus]:
+        self._begin(context)
+        with self._lock:
+            org = card.organization_id
+            if key and (found := self._card_keys.get((org, key))) is not None:
+                same = found[0] == fingerprint
+                return found[1], SubmitStatus.DUPLICATE if same else SubmitStatus.CONFLICT
+            names = (org, card.provider, card.model_id, card.region, card.service_tier, card.processing)
+            line = (*names, card.speed, card.currency)
+            versions = [(kept, added) for other, kept, added in self._cards if other == line]
+            status = SubmitStatus.DUPLICATE
+            if versions and versions[-1][0] == fingerprint:
+                added = versions[-1][1]
+            else:
+                broken = overlap_of(card, [other for _, other in versions])
+                if broken is not None:
+                    raise invalid_argument(*broken)
+                status, added = SubmitStatus.CREATED, replace(card, version=len(versions) + 1)
+                self._cards.append((line, fingerprint, added))
+            if key:
+                self._card_keys[org, key] = (fingerprint, added)
+            return added, status
+
+    async def get_card(self, card_id: str, context: CallContext) -> RateCard | None:
+        self._begin(context)
+        return next((card for _, _, card in self._cards if card.id == card_id), None)
+
+    async def all_cards(self, context: CallContext) -> list[RateCard]:
+        self._begin(context)
+        first = datetime.min.replace(tzinfo=UTC)
+        return sorted(
+            (card for _, _, card in self._cards),
+            key=lambda card: (card.provider, card.model_id, card.effective_from or first, card.version),
+        )
+
+    async def cards_revision(self, context: CallContext) -> int:
+        self._begin(context)
+        return len(self._cards)
+
+    async def check(self, context: CallContext) -> None:
+        self._begin(context)
+
+    async def aclose(self) -> None:
+        self._closed = True
+
+    async def summarize(
+        self,
+        where: Filter,
+        group_by: Keys,
+        buckets: Sequence[tuple[datetime, datetime]] | None,
+        context: CallContext,
+    ) -> list[tuple[Keys, int, Amounts]]:
+        def whole(row: _Row) -> dict[str, Share]:
+            sent, units = row.sent, row.costs[-1].units
+            tokens = (sent.input_tokens or 0, sent.output_tokens or 0, sent.cached_tokens)
+            return {"": (*tokens, units or 0, units is None)}
+
+        return self._summarize(where, group_by, buckets, context, whole)
+
+    async def summarize_meters(
+        self,
+        where: Filter,
+        group_by: Keys,
+        buckets: Sequence[tuple[datetime, datetime]] | None,
+        card_of: CardOf,
+        context: CallContext,
+    ) -> list[tuple[Keys, int, Amounts]]:
+        def by_meter(row: _Row) -> dict[str, Share]:
+            units, by, _ = row.costs[-1]
+            card = None
+            if by.card_id:
+                manual = next((card for _, _, card in self._cards if card.id == by.card_id), None)
+                card = self._kept.get(by.digest) or manual
+                card = card or card_of(by.card_id, by.card_version, by.origin_version)
+            return shares_of(row.sent, None if card is None else compile_card(card), units)
+
+        return self._summarize(where, group_by, buckets, context, by_meter)
+
+    def _summarize(
+        self,
+        where: Filter,
+        group_by: Keys,
+        buckets: Sequence[tuple[datetime, datetime]] | None,
+        context: CallContext,
+        share_of: Callable[[_Row], dict[str, Share]],
+    ) -> list[tuple[Keys, int, Amounts]]:
+        self._begin(context)
+        totals: dict[tuple[int, Keys, str], Amounts] = {}
+        always = [(datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))]
+        with self._lock:
+            for row in self._rows:
+                if not row.passes(where):
+                    continue
+                shares = share_of(row)
+                values: list[Iterable[str]] = [
+                    shares if name == "meter" else row.values(name) for name in group_by
+                ]
+                for index, (low, high) in enumerate(always if buckets is None else buckets):
+                    if not low <= row.timestamp < high:
+                        continue
+                    for keys in product(*values):
+                        share = shares[keys[group_by.index("meter")] if "meter" in group_by else ""]
+                        currency = row.costs[-1].by.currency
+                        sums = totals.setdefault((index, keys, currency), Amounts(currency=currency))
+                        add_share(sums, share, row.sent.request_count or 1)
+        for sums in totals.values():
+            check_amounts(sums)
+        return [(keys, bucket, totals[bucket, keys, code]) for bucket, keys, code in sorted(totals)]
+
+    async def span(self, where: Filter, context: CallContext) -> tuple[datetime, datetime] | None:
+        self._begin(context)
+        start, end = where.start, where.end
+        if start is None or end is None:
+            wanted = where.organization_ids
+            times = [row.timestamp for row in self._rows if not wanted or row.sent.organization_id in wanted]
+            if not times:
+                return None
+            start, end = start or min(times), end or max(times) + timedelta(microseconds=1)
+        return (start, end) if start < end else None
+
+    async def count(self, where: Filter, context: CallContext) -> int:
+        self._begin(context)
+        return sum(row.passes(where) for row in self._rows)
+
+
+class DictKeys:
+    """The KeyStore of a DictLedger."""
+
+    def __init__(self) -> None:
+        self._keys: dict[str, ApiKey] = {}
+        self._secret = secrets.token_bytes(32)
+
+    async def any(self, context: CallContext) -> bool:
+        return bool(self._keys)
+
+    async def find(self, key_id: str, context: CallContext) -> ApiKey | None:
+        return self._keys.get(key_id)
+
+    async def all(self, context: CallContext) -> list[ApiKey]:
+        return sorted(self._keys.values(), key=lambda key: (key.created_at, key.id))
+
+    async def secret(self, context: CallContext) -> bytes:
+        return self._secret
+
+    async def add(self, key: ApiKey, context: CallContext) -> None:
+        if key.id in self._keys:
+            raise RpcError(StatusCode.ALREADY_EXISTS, f"there is a key {key.id!r} already")
+        self._keys[key.id] = key
+
+    async def revoke(self, key_id: str, at: datetime, context: CallContext) -> ApiKey | None:
+        key = self._keys.get(key_id)
+        if key is not None and key.revoked_at is None:
+            key = self._keys[key_id] = replace(key, revoked_at=at)
+        return key
+
+
+def _check_cost(units: int | None) -> None:
+    if units is not None and abs(units) > MAX_RECORD_COST * UNITS:
+        raise invalid_argument("a record", f"must cost at most {MAX_RECORD_COST:,}")
+
+
+def _number(position: str, count: int) -> int:
+    if not (position.isascii() and position.isdigit() and int(position) < count):
+        raise invalid_argument("position", "is not one that this ledger gave")
+    return int(position)

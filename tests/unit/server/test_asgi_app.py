@@ -1,0 +1,83 @@
+"""The public ASGI app: over a URL or a ledger, and mounted under a prefix of another app."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from llm_cost_ops.exceptions import ConfigurationError
+from llm_cost_ops.ledger import Filter, open_ledger
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.runtime import AsyncRuntime
+from llm_cost_ops.server import asgi_app, serve
+from tests.tiny_service import PUT_NOTE
+
+RECORD = {"organization_id": "acme", "provider": "openai", "model_id": "gpt-4o", "input_tokens": 1000}
+
+
+class Mount:
+    """What Starlette and FastAPI do for `app.mount(prefix, app)`: root_path grows, the path stays whole."""
+
+    def __init__(self, prefix: str, app: Any) -> None:
+        self.prefix = prefix
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        assert scope["path"].startswith(self.prefix)
+        await self.app({**scope, "root_path": scope.get("root_path", "") + self.prefix}, receive, send)
+
+
+def client_of(app: Any) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+
+
+async def test_it_is_mounted_under_a_prefix(tmp_path: Path) -> None:
+    app = asgi_app(str(tmp_path / "costs.db"), require_keys=False)
+    async with client_of(Mount("/costs", app)) as client:
+        assert (await client.post("/costs/api/v1/usage", json=RECORD)).status_code == 201
+        answer = await client.get("/costs/api/v1/costs")
+        assert answer.json()["data"]["total_cost"] == "0.0025"
+    await app.aclose()
+    await app.aclose()
+
+
+async def test_keys_are_required_unless_it_is_said_otherwise() -> None:
+    async with client_of(asgi_app("sqlite://")) as client:
+        assert (await client.get("/api/v1/costs")).status_code == 401
+
+
+async def test_a_ledger_that_was_given_stays_open() -> None:
+    ledger = open_ledger("sqlite://")
+    app = asgi_app(ledger, require_keys=False)
+    async with client_of(app) as client:
+        await client.post("/api/v1/usage", json=RECORD)
+    await app.aclose()
+    runtime = AsyncRuntime()
+    context = CallContext(PUT_NOTE, runtime, Metadata(), runtime.monotonic() + 5)
+    assert await ledger.sums.count(Filter(), context) == 1
+    await ledger.aclose()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"db": "sqlite:///x.db"}, "db must be the path of a file"),
+        ({"db": "x.db", "http": "nowhere"}, "http must be HOST:PORT"),
+        ({"db": "x.db", "grpc": "127.0.0.1:99999"}, "grpc must be HOST:PORT"),
+        ({"db": "x.db", "http": "0.0.0.0:0"}, "without API keys"),
+        ({"db": "missing/x.db", "http": "127.0.0.1:0"}, "missing/x.db"),
+    ],
+)
+def test_what_cannot_be_served_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    announced: list[str] = []
+    with pytest.raises(ConfigurationError, match=message):
+        serve(options.pop("db"), announce=announced.append, **options)
+    assert announced == []
+    assert not (tmp_path / "x.db").exists()

@@ -1,0 +1,96 @@
+"""What of HTTP/1.1 the listener takes, without sockets."""
+
+from __future__ import annotations
+
+import h11
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_cost_ops.server.h11_limits import StrictConnection
+
+CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+names = st.sampled_from([b"X-A", b"Accept", b"Content-Length", b"content-length"])
+values = st.sampled_from([b"0", b"a b", b"a\tb", b"1, 1"])
+ends = st.sampled_from([b"\r\n"] * 6 + [b"\n", b"\r", b"\r\n ", b"\r\n\t", b"\n\r\n"])
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def is_strict(head: bytes) -> bool:
+    """Whether RFC 9112 leaves one reading of lines and one length: the oracle, written another way."""
+    lines = head.split(b"\r\n\r\n")[0].split(b"\r\n")
+    if any(b"\r" in line or b"\n" in line or line[:1] in (b" ", b"\t") for line in lines):
+        return False
+    lengths = [line for line in lines if line.lower().startswith(b"content-length:")]
+    return len(lengths) <= 1 and not any(b"," in line for line in lengths)
+
+
+@given(st.lists(st.tuples(names, values, ends), max_size=4), st.integers(1, 200))
+def test_a_head_with_two_readings_is_refused_however_it_comes(
+    fields: list[tuple[bytes, bytes, bytes]], step: int
+) -> None:
+    head = b"GET / HTTP/1.1\r\nHost: x\r\n" + b"".join(b"%s: %s%s" % each for each in fields) + b"\r\n"
+    connection = StrictConnection(32768)
+    refused = False
+    event = None
+    for at in range(0, len(head), step):
+        connection.receive_data(head[at : at + step])
+        try:
+            event = connection.next_event()
+        except h11.RemoteProtocolError:
+            refused = True
+            break
+        if event is not h11.NEED_DATA:
+            break
+    if not is_strict(head):
+        assert refused
+    elif not refused:
+        # h11 has rules of its own, such as for what a length may be.
+        assert type(event) is h11.Request or b"\r\n\r\n" not in head
+
+
+def feed(connection: StrictConnection, data: bytes) -> int:
+    """How many bytes of body come out."""
+    connection.receive_data(data)
+    found = 0
+    while (event := connection.next_event()) is not h11.NEED_DATA:
+        found += len(event.data) if isinstance(event, h11.Data) else 0
+    return found
+
+
+def test_a_body_has_so_many_chunks_as_its_bytes_and_its_seconds_allow() -> None:
+    clock = Clock()
+    connection = StrictConnection(32768, clock)
+    feed(connection, CHUNKED)
+    assert feed(connection, b"1\r\na\r\n" * 64) == 64
+    assert feed(connection, b"100\r\n" + b"a" * 256 + b"\r\n") == 256
+    clock.now = 2.0
+    assert feed(connection, b"1\r\na\r\n" * 999) == 999
+    with pytest.raises(h11.RemoteProtocolError, match="too small"):
+        feed(connection, b"1\r\na\r\n" * 6)
+
+
+def test_a_stream_of_a_record_now_and_then_goes_on() -> None:
+    clock = Clock()
+    connection = StrictConnection(32768, clock)
+    feed(connection, CHUNKED)
+    for second in range(2000):
+        clock.now = float(second)
+        assert feed(connection, b"64\r\n" + b"a" * 100 + b"\r\n") == 100
+
+
+def test_each_body_of_a_connection_is_counted_from_nothing() -> None:
+    connection = StrictConnection(32768, Clock())
+    for _ in range(3):
+        connection.receive_data(CHUNKED + b"1\r\na\r\n" * 60 + b"0\r\n\r\n")
+        while type(connection.next_event()) is not h11.EndOfMessage:
+            pass
+        connection.send(h11.Response(status_code=204, headers=[]))
+        connection.send(h11.EndOfMessage())
+        connection.start_next_cycle()

@@ -1,0 +1,167 @@
+"""The second source: what of litellm's prices is understood, and that it never stands before the first."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from llm_cost_ops.catalog import CatalogError, load_catalog
+from llm_cost_ops.catalog.bundle import CardRow, ModelRow, RateRow
+from tools.catalog import build, litellm
+from tools.catalog.litellm import SecondModel, SecondSource, add_models, read_second_source, read_wheel
+from tools.catalog.sources import Draft, DraftModel
+
+
+def _wheel(tmp_path: Path, **entries: Any) -> Path:
+    path = tmp_path / "litellm-9.8.7-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("litellm/model_prices_and_context_window_backup.json", json.dumps(entries))
+    return path
+
+
+def _entry(provider: str = "ai21", mode: str = "chat", **prices: Any) -> dict[str, Any]:
+    return {"litellm_provider": provider, "mode": mode, **prices}
+
+
+def _read(tmp_path: Path, **entries: Any) -> dict[str, list[RateRow]]:
+    source = read_wheel(_wheel(tmp_path, **entries))
+    assert source.version == "9.8.7"
+    return {f"{model.provider}/{model.name}": model.rates for model in source.models}
+
+
+def test_prices_by_the_token_become_prices_by_the_million(tmp_path: Path) -> None:
+    found = _read(
+        tmp_path,
+        a=_entry(
+            input_cost_per_token=2e-07,
+            output_cost_per_token=4.5e-06,
+            cache_read_input_token_cost=2.5e-08,
+            input_cost_per_token_above_200k_tokens=4e-07,
+            input_cost_per_token_batches=1e-07,
+            max_tokens=5,
+        ),
+    )
+    assert found == {
+        "ai21/a": [
+            RateRow("INPUT", "0.2", 1_000_000, [(200_000, False, "0.4")]),
+            RateRow("CACHE_READ", "0.025", 1_000_000),
+            RateRow("OUTPUT", "4.5", 1_000_000),
+        ]
+    }
+
+
+def test_names_lose_the_prefix_of_their_provider(tmp_path: Path) -> None:
+    entries = {
+        "voyage/rerank-9": _entry("voyage", "rerank", input_cost_per_token=1e-06),
+        "together_ai/a/b": _entry("together_ai", input_cost_per_token=1e-06),
+        "bedrock_mantle/m": _entry("bedrock_mantle", input_cost_per_token=1e-06),
+        "bedrock/us-east-1/n": _entry("bedrock", input_cost_per_token=1e-06),
+    }
+    assert _read(tmp_path, **entries).keys() == {"voyageai/rerank-9", "together/a/b", "aws/m"}
+
+
+def test_xai_begins_its_tiers_at_the_bound(tmp_path: Path) -> None:
+    entry = _entry(
+        "xai",
+        input_cost_per_token=1e-06,
+        input_cost_per_image_token=1e-06,
+        input_cost_per_token_above_200k_tokens=2e-06,
+    )
+    (rates,) = _read(tmp_path, **{"xai/g": entry}).values()
+    assert [rate.tiers for rate in rates] == [[(199_999, False, "2")]] * 2
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        _entry(input_cost_per_token=0, output_cost_per_token=0.0),
+        _entry(input_cost_per_token=1e-06, input_cost_per_moon=1),
+        _entry(input_cost_per_token="1e-06"),
+        _entry(input_cost_per_token=1e-06, tiered_pricing=[{"input_cost_per_token": 2e-06}]),
+        _entry(input_cost_per_token=-1e-06),
+        _entry(input_cost_per_token_above_200k_tokens=1e-06, output_cost_per_token=1e-06),
+        _entry(mode="image_generation", input_cost_per_token=1e-06),
+        _entry("snowflake", input_cost_per_token=1e-06),
+    ],
+)
+def test_what_is_not_understood_is_left_out(tmp_path: Path, entry: dict[str, Any]) -> None:
+    assert _read(tmp_path, a=entry) == {}
+
+
+def test_a_name_with_two_prices_has_none(tmp_path: Path) -> None:
+    entries = {
+        "m": _entry("bedrock", input_cost_per_token=1e-06),
+        "bedrock_mantle/m": _entry("bedrock_mantle", input_cost_per_token=2e-06),
+    }
+    assert _read(tmp_path, **entries) == {}
+
+
+def _source(*models: tuple[str, str]) -> SecondSource:
+    rates = [RateRow("INPUT", "7")]
+    return SecondSource(
+        version="9.8.7", models=[SecondModel(provider=p, name=name, rates=rates) for p, name in models]
+    )
+
+
+def test_the_first_source_keeps_its_names_and_patterns() -> None:
+    card = CardRow(rates=[RateRow("INPUT", "1")])
+    known = DraftModel(row=ModelRow(id="m", aliases=["n"], cards=[card]), match=None, urls=["u"])
+    drafts = {"cohere": Draft("cohere", "Cohere", [], "u", [known])}
+    add_models(drafts, _source(("cohere", "M"), ("cohere", "n"), ("cohere", "o"), ("ai21", "j")))
+    assert [model.row.id for model in drafts["cohere"].models] == ["m", "o"]
+    assert [model.row.id for model in drafts["ai21"].models] == ["j"]
+    with pytest.raises(CatalogError, match="unknown providers: nobody"):
+        add_models(drafts, _source(("nobody", "m")))
+
+
+def test_its_cards_say_where_they_come_from() -> None:
+    second = read_second_source()
+    catalog = load_catalog()
+    mine = [card for card in catalog if card.origin_version == f"litellm {second.version}"]
+    assert 200 < len(mine) <= len(second.models)
+    assert all(card.source_url == litellm.SOURCE_URL for card in mine)
+    assert {card.origin_version for card in catalog} == {catalog.version, f"litellm {second.version}"}
+    listed = {(model.provider, model.name): model for model in second.models}
+    for card in mine:
+        model = listed[card.provider, card.model_id]
+        assert [(rate.meter, rate.price) for rate in card.rates] == [
+            (rate.meter, Decimal(rate.price)) for rate in model.rates
+        ]
+
+
+def test_a_build_without_it_has_the_first_source_alone() -> None:
+    overrides = (Path(build.__file__).parent / "overrides.json").read_bytes()
+    _, payload = build.build_catalog(overrides, SecondSource(version="0", models=[]))
+    assert "ai21" not in payload.providers
+    assert litellm.SOURCE_URL not in payload.urls
+
+
+def test_the_command_writes_what_is_missing_and_prints_what_differs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entries = {
+        "gpt-4o-2024-08-06": _entry("openai", input_cost_per_token=9e-06, output_cost_per_token=1e-05),
+        "no-such-model": _entry("openai", input_cost_per_token=1e-06),
+    }
+    output = tmp_path / "out.json"
+    litellm.main([str(_wheel(tmp_path, **entries)), "--output", str(output)])
+    assert [model.name for model in read_second_source(output).models] == ["no-such-model"]
+    assert capsys.readouterr().out == (
+        "openai/gpt-4o-2024-08-06 INPUT: 2.5 in the catalog, 9 in litellm, per 1000000\n"
+        "litellm 9.8.7: 1 models added, 1 rates disagree\n"
+    )
+    with pytest.raises(CatalogError, match="is not a wheel of litellm"):
+        litellm.main([str(output), "--output", str(output)])
+
+
+def test_the_file_is_what_the_command_writes() -> None:
+    path = Path(litellm.__file__).with_name("litellm_prices.json")
+    source = msgspec.json.decode(path.read_bytes(), type=SecondSource)
+    places = [(model.provider, model.name) for model in source.models]
+    assert places == sorted(set(places))
