@@ -9,15 +9,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import Operation
-from llm_cost_ops.normalizers.checks import check_record, check_total
-from llm_cost_ops.normalizers.errors import PayloadError
-from llm_cost_ops.normalizers.filling import set_key, set_meter, set_model, set_tier, set_tokens, set_unknown
-from llm_cost_ops.normalizers.reading import count, counted, has, items, section, text
+from llm_cost_ops.exceptions import PayloadError
+from llm_cost_ops.normalizers.payload import count, counted, has, items, section, text
+from llm_cost_ops.normalizers.provider import Provider
+from llm_cost_ops.normalizers.record import (
+    check_record,
+    check_total,
+    set_key,
+    set_meter,
+    set_model,
+    set_tier,
+    set_tokens,
+    set_unknown,
+)
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import UsageRecord
 
-__all__ = ["advisor_messages", "read_messages"]
+__all__ = ["PROVIDER", "advisor_messages", "read_messages"]
 
 _CHAT = Operation.CHAT
 NAMES = {
@@ -130,3 +139,27 @@ def _read_dimensions(usage: dict[str, object], record: UsageRecord) -> None:
     if details is not None:
         path = "usage.output_tokens_details"
         record.reasoning_tokens = count(details, "thinking_tokens", path)
+
+
+def _detect(payload: dict[str, object], usage: dict[str, object] | None) -> str:
+    is_message = payload.get("type") == "message" or (usage is not None and not _OWN_COUNTS.isdisjoint(usage))
+    return "anthropic.messages" if is_message else ""
+
+
+_OWN_COUNTS = frozenset(
+    (
+        "cache_read_input_tokens",
+        "cache_creation_input_tokens",
+        "server_tool_use",
+        "cache_creation",
+        "inference_geo",
+        "iterations",
+    )
+)
+PROVIDER = Provider(
+    "anthropic",
+    {"anthropic.messages": read_messages},
+    models=("claude-",),
+    detect=_detect,
+    shared=frozenset({"anthropic.messages"}),
+)

@@ -10,9 +10,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import Operation
-from llm_cost_ops.normalizers.checks import check_record, check_total, fit_details
-from llm_cost_ops.normalizers.details import cache_writes, claude_writes, read_modality
-from llm_cost_ops.normalizers.filling import (
+from llm_cost_ops.normalizers.payload import count, counted, section, text
+from llm_cost_ops.normalizers.record import (
+    cache_writes,
+    check_record,
+    check_total,
+    claude_writes,
+    fit_details,
+    read_modality,
     set_identity,
     set_meter,
     set_stated,
@@ -20,12 +25,11 @@ from llm_cost_ops.normalizers.filling import (
     set_tokens,
     set_unknown,
 )
-from llm_cost_ops.normalizers.reading import count, counted, section, text
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import UsageRecord
 
-__all__ = ["inclusive_output", "read_chat", "read_google_chat", "read_plain_chat"]
+__all__ = ["inclusive_output", "read_chat", "read_plain_chat"]
 
 # (prompt, completion, reasoning, stated total or None) -> (all output, reasoning)
 OutputRule = Callable[[int, int, int, "int | None"], tuple[int, int]]
@@ -61,18 +65,6 @@ def read_plain_chat(payload: dict[str, object], record: UsageRecord) -> None:
     read_chat(payload, record, inclusive_output)
 
 
-def read_google_chat(payload: dict[str, object], record: UsageRecord) -> None:
-    """Gemini's OpenAI-compatible endpoint, where only total_tokens tells that the model thought."""
-
-    def rule(prompt: int, completion: int, reasoning: int, total: int | None) -> tuple[int, int]:
-        hidden = 0 if total is None else total - prompt - completion
-        if hidden > 0 and reasoning in (0, hidden):
-            return completion + hidden, hidden
-        return inclusive_output(prompt, completion, reasoning, total)
-
-    read_chat(payload, record, rule)
-
-
 def read_chat(payload: dict[str, object], record: UsageRecord, rule: OutputRule) -> dict[str, object] | None:
     """Fill in the record and return the payload's usage, None when it has none."""
     record.operation = _TEXT if payload.get("object") == "text_completion" else _CHAT
@@ -85,11 +77,12 @@ def read_chat(payload: dict[str, object], record: UsageRecord, rule: OutputRule)
     prompt = counted(usage, "prompt_tokens", "usage")
     completion = counted(usage, "completion_tokens", "usage")
     total = counted(usage, "total_tokens", "usage")
-    if not set_stated(record, prompt, completion, total):
-        return usage
+    if prompt is None or completion is None:
+        if not set_stated(record, prompt, completion, total):
+            return usage
+        prompt, completion = record.input_tokens or 0, record.output_tokens or 0
     inputs = section(usage, "prompt_tokens_details", _INPUTS) or {}
     outputs = section(usage, "completion_tokens_details", _OUTPUTS) or {}
-    prompt, completion = record.input_tokens or 0, record.output_tokens or 0
     output, record.reasoning_tokens = rule(prompt, completion, _reasoning(outputs, usage), total)
     set_tokens(record, prompt, output)
     record.cached_tokens = _cached(inputs, usage)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import Operation
-from llm_cost_ops.normalizers.errors import PayloadError
-from llm_cost_ops.normalizers.filling import (
+from llm_cost_ops.exceptions import PayloadError
+from llm_cost_ops.normalizers.payload import count, counted, has, section, text
+from llm_cost_ops.normalizers.provider import Provider
+from llm_cost_ops.normalizers.record import (
     set_key,
     set_meter,
     set_modality,
@@ -14,12 +16,11 @@ from llm_cost_ops.normalizers.filling import (
     set_tokens,
     set_unknown,
 )
-from llm_cost_ops.normalizers.reading import count, counted, has, section, text
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import UsageRecord
 
-__all__ = ["read_cohere"]
+__all__ = ["PROVIDER"]
 
 _METERS = ("search_units", "classifications", "pages", "images")
 
@@ -76,3 +77,14 @@ def _operation(payload: dict[str, object], billed: dict[str, object]) -> Operati
     if has(billed, "classifications"):
         return Operation.UNSPECIFIED
     return Operation.CHAT
+
+
+def _detect(payload: dict[str, object], usage: dict[str, object] | None) -> str:
+    if usage is not None:
+        return "cohere.chat" if "billed_units" in usage or "tokens" in usage else ""
+    meta = None if type(payload.get("meta")) in _PLAIN else section(payload, "meta", "meta")
+    return "cohere.chat" if meta is not None and "billed_units" in meta else ""
+
+
+_PLAIN = (str, bytes, int, float, bool, list, tuple)
+PROVIDER = Provider("cohere", {"cohere.chat": read_cohere}, models=("command-",), detect=_detect)

@@ -5,21 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import ModalityTokens
-from llm_cost_ops.normalizers.checks import check_record, check_total
-from llm_cost_ops.normalizers.filling import (
+from llm_cost_ops.normalizers.payload import count, counted, duration_ms, has, section, text
+from llm_cost_ops.normalizers.provider import Provider
+from llm_cost_ops.normalizers.record import (
+    check_record,
+    check_total,
     set_identity,
     set_meter,
     set_modality,
+    set_stated,
     set_tier,
-    set_tokens,
     set_unknown,
 )
-from llm_cost_ops.normalizers.reading import count, duration_ms, section, text
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import UsageRecord
 
-__all__ = ["read_generic"]
+__all__ = ["PROVIDER"]
 
 _MODALITIES = tuple(name for name in ModalityTokens.__struct_fields__ if name.endswith("_tokens"))
 _METERS = (
@@ -44,6 +46,7 @@ _DETAILS = ("cache_write_tokens", "cache_write_extended_tokens", "reasoning_toke
 def read_generic(payload: dict[str, object], record: UsageRecord) -> None:
     """`usage` with inclusive input_tokens and output_tokens, their details, and meters by name.
 
+    A count that is left out is what total_tokens leaves for it, or 0; one that is null is not known.
     cached_tokens may be called cache_read_tokens; audio_seconds become `meters.audio_ms`.
     """
     set_identity(record, payload)
@@ -52,10 +55,18 @@ def read_generic(payload: dict[str, object], record: UsageRecord) -> None:
     if not usage:
         set_unknown(record)
         return
-    set_tokens(record, count(usage, "input_tokens", "usage"), count(usage, "output_tokens", "usage"))
-    if usage.get("total_tokens") is not None:
-        stated = count(usage, "total_tokens", "usage")
-        check_total("usage.total_tokens", stated, record.total_tokens or 0, "input_tokens + output_tokens")
+    _read_meters(usage, record)
+    total = counted(usage, "total_tokens", "usage")
+    given, returned = _stated(usage, "input_tokens"), _stated(usage, "output_tokens")
+    if given is None and returned is None and total is None:
+        # Billed by its meters alone, if it has any.
+        if not record.meters:
+            set_unknown(record)
+        return
+    if not set_stated(record, given, returned, total):
+        return
+    if total is not None:
+        check_total("usage.total_tokens", total, record.total_tokens or 0, "input_tokens + output_tokens")
     record.cached_tokens = _cached(usage, "tokens")
     for name in _DETAILS:
         setattr(record, name, count(usage, name, "usage"))
@@ -63,10 +74,13 @@ def read_generic(payload: dict[str, object], record: UsageRecord) -> None:
     for kind in ("audio", "image", "video"):
         modalities[f"cached_{kind}_tokens"] = _cached(usage, f"{kind}_tokens")
     set_modality(record, **modalities)
-    _read_meters(usage, record)
     check_record(record, {})
-    if not record.meters and "input_tokens" not in usage and "output_tokens" not in usage:
-        set_unknown(record)
+
+
+def _stated(usage: dict[str, object], key: str) -> int | None:
+    """A count that is left out beside another is 0; one that is null, or all left out, is not known."""
+    is_left_out = key not in usage and ("input_tokens" in usage or "output_tokens" in usage)
+    return 0 if is_left_out and not has(usage, "total_tokens") else counted(usage, key, "usage")
 
 
 def _cached(usage: dict[str, object], of: str) -> int:
@@ -81,3 +95,6 @@ def _read_meters(usage: dict[str, object], record: UsageRecord) -> None:
     meters = section(usage, "meters", "usage.meters") or {}
     for name in meters:
         set_meter(record, name, count(meters, name, "usage.meters"))
+
+
+PROVIDER = Provider("", {"generic": read_generic})

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import Operation
 from llm_cost_ops.normalizers.chat import inclusive_output, read_chat
-from llm_cost_ops.normalizers.filling import set_key, set_meter, set_model, set_unknown
-from llm_cost_ops.normalizers.reading import count, duration_ms, section, text
+from llm_cost_ops.normalizers.payload import count, duration_ms, section, text
+from llm_cost_ops.normalizers.provider import Provider
+from llm_cost_ops.normalizers.record import set_key, set_meter, set_model, set_unknown
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import UsageRecord
 
-__all__ = ["read_mistral_chat", "read_mistral_ocr"]
+__all__ = ["PROVIDER"]
 
 
 def read_mistral_chat(payload: dict[str, object], record: UsageRecord) -> None:
@@ -51,3 +52,16 @@ def read_mistral_ocr(payload: dict[str, object], record: UsageRecord) -> None:
     pages = count(usage, "pages_processed", "usage_info")
     annotated = payload.get("document_annotation")
     set_meter(record, "annotated_pages" if isinstance(annotated, str) and annotated else "pages", pages)
+
+
+def _detect(payload: dict[str, object], _usage: dict[str, object] | None) -> str:
+    return "mistral.ocr" if "usage_info" in payload else ""
+
+
+PROVIDER = Provider(
+    "mistral",
+    {"mistral.chat": read_mistral_chat, "mistral.ocr": read_mistral_ocr},
+    chat=read_mistral_chat,
+    models=("mistral-", "ministral-", "codestral-", "magistral-", "devstral-", "pixtral-", "voxtral-"),
+    detect=_detect,
+)

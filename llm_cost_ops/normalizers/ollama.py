@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import Operation
-from llm_cost_ops.normalizers.filling import set_model, set_stated
-from llm_cost_ops.normalizers.reading import counted, created_at, has, text
+from llm_cost_ops.normalizers.payload import counted, created_at, has, text
+from llm_cost_ops.normalizers.provider import Provider
+from llm_cost_ops.normalizers.record import set_model, set_stated
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import UsageRecord
 
-__all__ = ["read_ollama"]
+__all__ = ["PROVIDER"]
 
 
 def read_ollama(payload: dict[str, object], record: UsageRecord) -> None:
@@ -24,3 +25,11 @@ def read_ollama(payload: dict[str, object], record: UsageRecord) -> None:
     if is_embedding and returned is None:
         returned = 0
     set_stated(record, counted(payload, "prompt_eval_count", ""), returned, None)
+
+
+def _detect(payload: dict[str, object], _usage: dict[str, object] | None) -> str:
+    return "ollama" if has(payload, "prompt_eval_count") or has(payload, "eval_count") else ""
+
+
+# Ollama picks one of a thousand ids.
+PROVIDER = Provider("ollama", {"ollama": read_ollama}, detect=_detect, unique_ids=False)

@@ -8,17 +8,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llm_cost_ops._gen.messages import Operation
-from llm_cost_ops.normalizers.checks import check_record, check_total
-from llm_cost_ops.normalizers.errors import PayloadError
-from llm_cost_ops.normalizers.filling import set_key, set_model, set_tier, set_tokens, set_unknown
-from llm_cost_ops.normalizers.reading import count, moment, section, text
+from llm_cost_ops.exceptions import PayloadError
+from llm_cost_ops.normalizers.payload import count, counted, moment, section, text
+from llm_cost_ops.normalizers.provider import Provider
+from llm_cost_ops.normalizers.record import (
+    check_record,
+    check_total,
+    set_key,
+    set_model,
+    set_stated,
+    set_tier,
+)
 from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.rules.usage import total_tokens
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import UsageRecord
 
-__all__ = ["is_span", "read_attributes"]
+__all__ = ["PROVIDER"]
 
 _USAGE = "gen_ai.usage."
 _INPUT = ("input_tokens", "prompt_tokens")
@@ -53,7 +60,7 @@ _OPERATIONS = {
 }
 
 
-def is_span(payload: dict[str, object]) -> bool:
+def _is_span(payload: dict[str, object]) -> bool:
     """Whether this is a dict of gen_ai.* attributes, or a span that carries one in `attributes`."""
     attributes = payload.get("attributes")
     keys = attributes if isinstance(attributes, dict) else payload
@@ -84,10 +91,10 @@ def read_attributes(payload: dict[str, Any], record: UsageRecord) -> None:
 
 def _read_counts(attributes: dict[str, object], record: UsageRecord) -> None:
     given, returned = _one_of(attributes, _INPUT), _one_of(attributes, _OUTPUT)
-    if given is None and returned is None:
-        set_unknown(record)
+    if record.operation == Operation.EMBEDDINGS and returned is None and given is not None:
+        returned = 0
+    if not set_stated(record, given, returned, counted(attributes, _USAGE + "total_tokens", "attributes")):
         return
-    set_tokens(record, given or 0, returned or 0)
     record.cached_tokens = _one_of(attributes, _CACHED) or 0
     record.cache_write_tokens = _one_of(attributes, _WRITTEN) or 0
     record.reasoning_tokens = _one_of(attributes, _REASONING) or 0
@@ -111,3 +118,10 @@ def _one_of(attributes: dict[str, object], spellings: tuple[str, ...]) -> int | 
             raise PayloadError(key, f"is {value}, but {first} is {found}")
         found, first = value, first or key
     return found
+
+
+def _detect(payload: dict[str, object], usage: dict[str, object] | None) -> str:
+    return "opentelemetry" if usage is None and _is_span(payload) else ""
+
+
+PROVIDER = Provider("", {"opentelemetry": read_attributes}, detect=_detect)

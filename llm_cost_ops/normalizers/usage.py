@@ -1,81 +1,36 @@
-"""From a provider's response to a UsageRecord."""
+"""From a provider's response, or a line of a JSONL file, to a UsageRecord."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
+import msgspec
+
+from llm_cost_ops._gen.codecs import USAGE_RECORD
 from llm_cost_ops._gen.messages import Operation, Outcome, UsageQuality, UsageRecord
-from llm_cost_ops.normalizers import chat, dialects, media, mistral
+from llm_cost_ops.exceptions import PayloadError
 from llm_cost_ops.normalizers.anthropic import advisor_messages, read_messages
-from llm_cost_ops.normalizers.bedrock import read_converse, read_invoke
-from llm_cost_ops.normalizers.cohere import read_cohere
-from llm_cost_ops.normalizers.detection import detect_api, detect_provider, refuse_errors
-from llm_cost_ops.normalizers.errors import PayloadError
-from llm_cost_ops.normalizers.filling import set_tokens, set_unknown
-from llm_cost_ops.normalizers.gemini import read_generate_content, read_interaction
-from llm_cost_ops.normalizers.generic import read_generic
-from llm_cost_ops.normalizers.ollama import read_ollama
-from llm_cost_ops.normalizers.opentelemetry import read_attributes
-from llm_cost_ops.normalizers.reading import as_mapping, items, moment, money, section
-from llm_cost_ops.normalizers.responses import read_responses
-from llm_cost_ops.normalizers.streams import fold, fold_all, is_stream
-from llm_cost_ops.normalizers.vercel import read_vercel
-from llm_cost_ops.normalizers.wrappers import unwrap
+from llm_cost_ops.normalizers.detect import detect_api, detect_provider, is_random, refuse_errors
+from llm_cost_ops.normalizers.payload import as_mapping, items, moment, money, section
+from llm_cost_ops.normalizers.providers import APIS as _NORMALIZERS
+from llm_cost_ops.normalizers.providers import DIALECTS, NAMES, SHARED_APIS, UNIQUE_IDS
+from llm_cost_ops.normalizers.record import set_tokens, set_unknown
+from llm_cost_ops.normalizers.streams import fold, fold_all, is_stream, is_wrapper, unwrap
 from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.rules.usage import total_tokens
 from llm_cost_ops.wire.coerce import texts
+from llm_cost_ops.wire.errors import DecodeError
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.resources import UsageRecordFields
 
-__all__ = ["APIS", "usage_from_response", "usages_from_response"]
+__all__ = ["APIS", "record_from_line", "usage_from_response", "usages_from_response"]
 
-Normalizer = Callable[[dict[str, Any], UsageRecord], None]
-
-# Each API: who serves it ("" where that must be told or found), and its normalizer.
-_NORMALIZERS: dict[str, tuple[str, Normalizer]] = {
-    "openai.chat": ("openai", chat.read_plain_chat),
-    "openai.responses": ("openai", read_responses),
-    "openai.embeddings": ("openai", media.read_embeddings),
-    "openai.transcription": ("openai", media.read_transcription),
-    "openai.speech": ("openai", media.read_speech),
-    "openai.images": ("openai", media.read_images),
-    "openai.realtime": ("openai", media.read_realtime),
-    "azure.chat": ("azure", chat.read_plain_chat),
-    "anthropic.messages": ("anthropic", read_messages),
-    "google.generate": ("google", read_generate_content),
-    "google.interactions": ("google", read_interaction),
-    "bedrock.converse": ("aws", read_converse),
-    "bedrock.invoke": ("aws", read_invoke),
-    "ollama": ("ollama", read_ollama),
-    "vercel": ("", read_vercel),
-    "cohere.chat": ("cohere", read_cohere),
-    "mistral.chat": ("mistral", mistral.read_mistral_chat),
-    "mistral.ocr": ("mistral", mistral.read_mistral_ocr),
-    "xai.chat": ("x-ai", dialects.read_xai_chat),
-    "deepseek.chat": ("deepseek", dialects.read_deepseek_chat),
-    "groq.chat": ("groq", dialects.read_groq_chat),
-    "perplexity.chat": ("perplexity", dialects.read_perplexity_chat),
-    "openrouter.chat": ("openrouter", dialects.read_openrouter_chat),
-    "opentelemetry": ("", read_attributes),
-    "generic": ("", read_generic),
-}
-APIS = tuple(_NORMALIZERS)
-# How a provider speaks the chat API that OpenAI defined.
-_DIALECTS: dict[str, Normalizer] = {
-    "groq": dialects.read_groq_chat,
-    "x-ai": dialects.read_xai_chat,
-    "deepseek": dialects.read_deepseek_chat,
-    "perplexity": dialects.read_perplexity_chat,
-    "openrouter": dialects.read_openrouter_chat,
-    "mistral": mistral.read_mistral_chat,
-    "google": chat.read_google_chat,
-}
-_SHARED = frozenset({"openai.chat", "openai.responses", "openai.embeddings", "anthropic.messages"})
 _ENUMS: dict[str, type[Enum]] = {"operation": Operation, "outcome": Outcome, "quality": UsageQuality}
 _FIELDS = frozenset(UsageRecord.__struct_fields__) - {"unknown_"}
+_ENVELOPE = _FIELDS | {"response", "provider", "api"}
+APIS = tuple(_NORMALIZERS)
 
 
 def usage_from_response(
@@ -154,10 +109,12 @@ def _parts(payload: dict[str, object]) -> list[dict[str, object]]:
 
 def _given(fields: UsageRecordFields) -> tuple[str | None, str, dict[str, object]]:
     """The provider and the organization, and what else was given."""
-    given: dict[str, Any] = {**fields}
+    # The keywords of one call: nobody else has this dict.
+    given = cast("dict[str, Any]", fields)
+    provider, organization_id = given.pop("provider", None), given.pop("organization_id", "")
     if given and not given.keys() <= _FIELDS:
         raise TypeError(f"UsageRecord has no field {min(given.keys() - _FIELDS)!r}")
-    return given.pop("provider", None), given.pop("organization_id", ""), given
+    return provider, organization_id, given
 
 
 def _read(
@@ -180,7 +137,27 @@ def _read(
         set_unknown(record)
     if fields:
         _set_fields(record, fields)
+    if record.model_id.startswith("@"):
+        _drop_integration(record)
     return record
+
+
+def _drop_integration(record: UsageRecord) -> None:
+    """Portkey's `@integration/model`: the model is what follows; an integration may be a provider's name.
+
+    Cloudflare's `@cf/maker/model` are names of its own.
+    """
+    integration, _, model = record.model_id[1:].partition("/")
+    if not integration or not model or integration in _CLOUDFLARE:
+        return
+    record.requested_model_id = record.requested_model_id or record.model_id
+    record.model_id = model
+    provider = canonical_provider(integration)
+    if not record.provider and provider in NAMES:
+        record.provider = provider
+
+
+_CLOUDFLARE = frozenset({"cf", "hf"})
 
 
 def _normalize(
@@ -204,17 +181,21 @@ def _normalize(
         record.provider = canonical_provider(provider)
         if api == "generic" and not stated and record.provider == "anthropic":
             normalizer = read_messages
-    elif api in _SHARED:
+    elif api in SHARED_APIS:
         record.provider = detect_provider(payload, api) or (default if stated else "")
     else:
         record.provider = default
     if api == "openai.chat":
-        normalizer = _DIALECTS.get(record.provider, normalizer)
+        normalizer = DIALECTS.get(record.provider, normalizer)
     if not payload and record.outcome != Outcome.UNSPECIFIED:
         # A request of a batch that failed is not billed: its counts are known to be 0.
         set_tokens(record, 0, 0)
         return
     normalizer(payload, record)
+    if record.provider not in UNIQUE_IDS and not is_random(
+        record.idempotency_key.removeprefix(f"{record.provider}:")
+    ):
+        record.idempotency_key = ""
 
 
 def _set_fields(record: UsageRecord, fields: dict[str, Any]) -> None:
@@ -232,3 +213,54 @@ def _set_fields(record: UsageRecord, fields: dict[str, Any]) -> None:
         setattr(record, name, value)
     if ("input_tokens" in fields or "output_tokens" in fields) and "total_tokens" not in fields:
         record.total_tokens = total_tokens(record)
+
+
+def record_from_line(obj: dict[str, object]) -> UsageRecord:
+    """The record that one JSON object stands for.
+
+    It is a UsageRecord as REST has it (known by `model_id` or `input_tokens` at its top), a
+    provider's response as it came, or an envelope: `response` with, beside it, `provider`, `api` and
+    any fields of UsageRecord, which win over the response.
+
+    Raises PayloadError, with `path`, for anything else and for contradictions.
+    """
+    if not isinstance(obj, dict):
+        raise PayloadError("", f"expected a JSON object, got {type(obj).__name__}")
+    # Ollama's own answers have their text in `response`.
+    if "response" in obj and not is_wrapper(obj) and detect_api(obj) != "ollama":
+        return _from_envelope(obj)
+    if "model_id" in obj or "input_tokens" in obj:
+        return _decode(obj)
+    return usage_from_response(obj)
+
+
+def _from_envelope(obj: dict[str, object]) -> UsageRecord:
+    unknown = sorted(obj.keys() - _ENVELOPE)
+    if unknown:
+        raise PayloadError(unknown[0], "is no field of an envelope around a response")
+    given = {name: value for name, value in obj.items() if name not in ("response", "provider", "api")}
+    record = _decode(given)
+    fields = {name: getattr(record, name) for name in given if name != "organization_id"}
+    return usage_from_response(
+        obj["response"],
+        provider=_text(obj, "provider") or "",
+        api=_text(obj, "api"),
+        organization_id=record.organization_id,
+        **fields,
+    )
+
+
+def _text(obj: dict[str, object], key: str) -> str | None:
+    value = obj.get(key)
+    if value is not None and not isinstance(value, str):
+        raise PayloadError(key, f"expected a string, got {type(value).__name__}")
+    return value
+
+
+def _decode(obj: dict[str, object]) -> UsageRecord:
+    try:
+        return USAGE_RECORD.decode_json(msgspec.json.encode(obj))
+    except DecodeError as error:
+        raise PayloadError(error.path, error.reason) from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PayloadError("", str(error)) from error

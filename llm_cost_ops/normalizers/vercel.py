@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llm_cost_ops._gen.messages import Operation
-from llm_cost_ops.normalizers.checks import check_record, check_total
-from llm_cost_ops.normalizers.filling import set_identity, set_stated, set_unknown
-from llm_cost_ops.normalizers.reading import count, counted, has, section
+from llm_cost_ops.normalizers.payload import count, counted, has, section
+from llm_cost_ops.normalizers.provider import Provider
+from llm_cost_ops.normalizers.record import check_record, check_total, set_identity, set_stated, set_unknown
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import UsageRecord
 
-__all__ = ["is_vercel", "read_vercel"]
+__all__ = ["PROVIDER"]
 
-_OWN = ("cachedInputTokens", "reasoningTokens", "inputTokenDetails", "outputTokenDetails", "promptTokens")
+_OWN = frozenset(
+    ("cachedInputTokens", "reasoningTokens", "inputTokenDetails", "outputTokenDetails", "promptTokens")
+)
 _NAMES = {
     "input_tokens": "usage.inputTokens",
     "output_tokens": "usage.outputTokens",
@@ -23,9 +25,9 @@ _NAMES = {
 }
 
 
-def is_vercel(usage: dict[str, object]) -> bool:
+def _is_vercel(usage: dict[str, object]) -> bool:
     """Whether these are the SDK's names; inputTokens and outputTokens alone are Bedrock's too."""
-    return any(has(usage, key) for key in _OWN) or isinstance(usage.get("inputTokens"), dict)
+    return not _OWN.isdisjoint(usage) or isinstance(usage.get("inputTokens"), dict)
 
 
 def read_vercel(payload: dict[str, object], record: UsageRecord) -> None:
@@ -73,3 +75,10 @@ def _side(usage: dict[str, Any], side: str, before: str) -> tuple[dict[str, obje
         return renamed, counted(found, "total", f"usage.{key}")
     details = section(usage, f"{side}TokenDetails", f"usage.{side}TokenDetails") or {}
     return details, counted(usage, key if has(usage, key) else before, "usage")
+
+
+def _detect(_payload: dict[str, object], usage: dict[str, object] | None) -> str:
+    return "vercel" if usage is not None and _is_vercel(usage) else ""
+
+
+PROVIDER = Provider("", {"vercel": read_vercel}, detect=_detect)

@@ -147,7 +147,11 @@ def test_contradictions_say_how(change, path, says):
         ),
         ({"usage_info": {"pages_processed": -3}}, "usage_info.pages_processed"),
         (
-            {"gen_ai.usage.input_tokens": 3, "gen_ai.usage.cache_read.input_tokens": 4},
+            {
+                "gen_ai.usage.input_tokens": 3,
+                "gen_ai.usage.output_tokens": 0,
+                "gen_ai.usage.cache_read.input_tokens": 4,
+            },
             "gen_ai.usage.cache_read.input_tokens",
         ),
         (

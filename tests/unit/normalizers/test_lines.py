@@ -114,3 +114,20 @@ def test_the_examples_are_all_read_and_each_is_one_call():
     assert all(record.quality == "unspecified" and record.input_tokens for record in records)
     for detail in ("cached_tokens", "cache_write_extended_tokens", "reasoning_tokens", "modality", "meters"):
         assert any(getattr(record, detail) for record in records), detail
+
+
+def test_the_text_of_an_ollama_answer_is_no_envelope():
+    line = {
+        "model": "llama3.2",
+        "created_at": "2026-11-02T00:00:00Z",
+        "response": "The sky is blue.",
+        "done": True,
+        "prompt_eval_count": 26,
+        "eval_count": 9,
+    }
+    record = record_from_line(line)
+    assert (record.provider, record.model_id) == ("ollama", "llama3.2")
+    assert (record.input_tokens, record.output_tokens) == (26, 9)
+    assert usage_from_response(line) == record
+    with pytest.raises(PayloadError):
+        record_from_line({"response": "text", "done": True})

@@ -1,4 +1,4 @@
-"""Gemini and Vertex AI: generateContent.
+"""Gemini and Vertex AI: generateContent, Interactions, and the chat API in Google's counts.
 
 promptTokenCount includes the cached content but not the prompts of tools; candidatesTokenCount
 excludes thoughts. Counts come by modality too; documents count as images.
@@ -10,9 +10,13 @@ import re
 from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import Operation
-from llm_cost_ops.normalizers.checks import check_record, check_total
-from llm_cost_ops.normalizers.errors import PayloadError
-from llm_cost_ops.normalizers.filling import (
+from llm_cost_ops.exceptions import PayloadError
+from llm_cost_ops.normalizers.chat import inclusive_output, read_chat
+from llm_cost_ops.normalizers.payload import count, counted, created_at, has, items, section, text
+from llm_cost_ops.normalizers.provider import Provider
+from llm_cost_ops.normalizers.record import (
+    check_record,
+    check_total,
     set_key,
     set_meter,
     set_modality,
@@ -21,12 +25,11 @@ from llm_cost_ops.normalizers.filling import (
     set_tokens,
     set_unknown,
 )
-from llm_cost_ops.normalizers.reading import count, counted, created_at, has, items, section, text
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import UsageRecord
 
-__all__ = ["read_generate_content", "read_interaction"]
+__all__ = ["PROVIDER"]
 
 NAMES = {
     "input_tokens": "usageMetadata.promptTokenCount",
@@ -203,3 +206,38 @@ def _count_searches(payload: dict[str, object], record: UsageRecord) -> None:
 
 def _camel(fields: dict[str, object]) -> dict[str, object]:
     return {re.sub(r"_([a-z])", lambda found: found[1].upper(), key): value for key, value in fields.items()}
+
+
+def read_google_chat(payload: dict[str, object], record: UsageRecord) -> None:
+    """Gemini's OpenAI-compatible endpoint, where only total_tokens tells that the model thought."""
+
+    def rule(prompt: int, completion: int, reasoning: int, total: int | None) -> tuple[int, int]:
+        hidden = 0 if total is None else total - prompt - completion
+        if hidden > 0 and reasoning in (0, hidden):
+            return completion + hidden, hidden
+        return inclusive_output(prompt, completion, reasoning, total)
+
+    read_chat(payload, record, rule)
+
+
+def _detect(payload: dict[str, object], usage: dict[str, object] | None) -> str:
+    if "usageMetadata" in payload or "usage_metadata" in payload:
+        return "google.generate"
+    if usage is not None:
+        return "google.interactions" if "total_input_tokens" in usage else ""
+    return "google.generate" if "candidates" in payload or "modelVersion" in payload else ""
+
+
+def _serves_claude(payload: dict[str, object], _usage: dict[str, object]) -> bool:
+    return text(payload, "id").startswith("msg_vrtx_")
+
+
+PROVIDER = Provider(
+    "google",
+    {"google.generate": read_generate_content, "google.interactions": read_interaction},
+    chat=read_google_chat,
+    models=("gemini-", "models/gemini-"),
+    objects={"interaction": "google.interactions"},
+    detect=_detect,
+    serves={"anthropic.messages": _serves_claude},
+)

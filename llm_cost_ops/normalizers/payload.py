@@ -14,7 +14,7 @@ from decimal import Context, Decimal
 
 import msgspec
 
-from llm_cost_ops.normalizers.errors import PayloadError
+from llm_cost_ops.exceptions import PayloadError
 from llm_cost_ops.wire.decimals import from_text
 
 __all__ = [
@@ -41,6 +41,8 @@ _EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 _MAX_SECONDS = 10**11
 # What SDKs put where a field was not sent: openai's NotGiven and Omit, mistralai's Unset.
 _NOT_SENT = frozenset({"NotGiven", "Omit", "Unset", "UnsetType"})
+# Asked first: the name of a type is slow to get.
+_JSON_TYPES = frozenset({int, str, dict, list, float, bool})
 _DECIMAL_PLACES = Decimal("1e-18")
 _MAX_MONEY = Decimal(10**18)
 # Never the caller's decimal context.
@@ -107,7 +109,9 @@ def items(payload: dict[str, object], key: str, path: str) -> list[dict[str, obj
 def has(fields: dict[str, object], key: str) -> bool:
     """Whether something is stated at `key`: SDK objects have every key, with null where nothing is."""
     value = fields.get(key)
-    return value is not None and type(value).__name__ not in _NOT_SENT
+    if value is None:
+        return False
+    return type(value) in _JSON_TYPES or type(value).__name__ not in _NOT_SENT
 
 
 def counted(fields: dict[str, object], key: str, path: str) -> int | None:

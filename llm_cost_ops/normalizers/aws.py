@@ -9,9 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import Operation
-from llm_cost_ops.normalizers.checks import check_record
-from llm_cost_ops.normalizers.errors import PayloadError
-from llm_cost_ops.normalizers.filling import (
+from llm_cost_ops.exceptions import PayloadError
+from llm_cost_ops.normalizers.payload import count, counted, has, items, section, text
+from llm_cost_ops.normalizers.provider import Provider
+from llm_cost_ops.normalizers.record import (
+    check_record,
     set_key,
     set_model,
     set_stated,
@@ -19,12 +21,11 @@ from llm_cost_ops.normalizers.filling import (
     set_tokens,
     set_unknown,
 )
-from llm_cost_ops.normalizers.reading import count, counted, has, items, section, text
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import UsageRecord
 
-__all__ = ["read_converse", "read_invoke", "region_of"]
+__all__ = ["PROVIDER"]
 
 _CHAT = Operation.CHAT
 NAMES = {
@@ -58,6 +59,9 @@ def read_converse(payload: dict[str, object], record: UsageRecord) -> None:
     if usage is None or not (has(usage, "inputTokens") or has(usage, "outputTokens")):
         set_unknown(record)
         return
+    if has(usage, "inputTokens") and not has(usage, "outputTokens") and _is_blocked(payload):
+        # A guardrail wrote the answer in the model's place: the model's output is none.
+        usage = {**usage, "outputTokens": 0}
     if not has(usage, "inputTokens") or not has(usage, "outputTokens"):
         record.input_tokens = counted(usage, "inputTokens", "usage")
         record.output_tokens = counted(usage, "outputTokens", "usage")
@@ -65,6 +69,14 @@ def read_converse(payload: dict[str, object], record: UsageRecord) -> None:
         return
     _read_tokens(usage, record)
     check_record(record, NAMES)
+
+
+def _is_blocked(payload: dict[str, object]) -> bool:
+    """Whether a guardrail intervened: as Converse says it, or as InvokeModel does."""
+    return (
+        text(payload, "stopReason") == "guardrail_intervened"
+        or text(payload, "amazon-bedrock-guardrailAction") == "INTERVENED"
+    )
 
 
 def read_invoke(payload: dict[str, object], record: UsageRecord) -> None:
@@ -133,3 +145,41 @@ def _read_tokens(usage: dict[str, object], record: UsageRecord) -> None:
     record.cached_tokens = read
     record.cache_write_tokens = written
     record.cache_write_extended_tokens = split["1h"]
+
+
+def _is_invoke(payload: dict[str, object]) -> bool:
+    """Whether Bedrock's InvokeModel answered: the counts of Llama or Titan, or those in its headers."""
+    if not _INVOKE_KEYS.isdisjoint(payload):
+        return True
+    metadata = payload.get("ResponseMetadata")
+    return isinstance(metadata, dict) and "body" in payload
+
+
+def _detect(payload: dict[str, object], usage: dict[str, object] | None) -> str:
+    if usage is not None:
+        return "bedrock.converse" if "inputTokens" in usage or "outputTokens" in usage else ""
+    if _is_invoke(payload):
+        return "bedrock.invoke"
+    return "bedrock.converse" if "stopReason" in payload else ""
+
+
+def _serves_claude(payload: dict[str, object], _usage: dict[str, object]) -> bool:
+    return text(payload, "id").startswith("msg_bdrk_")
+
+
+_INVOKE_KEYS = frozenset(
+    (
+        "prompt_token_count",
+        "generation_token_count",
+        "inputTextTokenCount",
+        "amazon-bedrock-invocationMetrics",
+        "x-amzn-bedrock-input-token-count",
+        "X-Amzn-Bedrock-Input-Token-Count",
+    )
+)
+PROVIDER = Provider(
+    "aws",
+    {"bedrock.converse": read_converse, "bedrock.invoke": read_invoke},
+    detect=_detect,
+    serves={"anthropic.messages": _serves_claude},
+)

@@ -1,0 +1,39 @@
+"""Groq: compound systems are billed by the models that they used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llm_cost_ops.normalizers.chat import inclusive_output, read_chat
+from llm_cost_ops.normalizers.payload import items, section, text
+from llm_cost_ops.normalizers.provider import Provider
+from llm_cost_ops.normalizers.record import set_meter
+
+if TYPE_CHECKING:
+    from llm_cost_ops._gen.messages import UsageRecord
+
+__all__ = ["PROVIDER"]
+
+
+def read_groq_chat(payload: dict[str, object], record: UsageRecord) -> None:
+    """Groq: a compound system is billed by the models that it used, which usage_breakdown names."""
+    read_chat(payload, record, inclusive_output)
+    breakdown = section(payload, "usage_breakdown", "usage_breakdown")
+    if breakdown is None:
+        return
+    models = items(breakdown, "models", "usage_breakdown.models")
+    if len(models) == 1:
+        if text(models[0], "model") == record.model_id:
+            return
+        record.requested_model_id, record.model_id = record.model_id, text(models[0], "model")
+    elif models:
+        set_meter(record, "other_model_calls", len(models))
+
+
+def _serves(payload: dict[str, object], _usage: dict[str, object]) -> bool:
+    return "x_groq" in payload
+
+
+PROVIDER = Provider(
+    "groq", {"groq.chat": read_groq_chat}, chat=read_groq_chat, serves={"openai.chat": _serves}
+)

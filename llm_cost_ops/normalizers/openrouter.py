@@ -1,0 +1,53 @@
+"""OpenRouter: models of many makers, and what was charged for each call."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llm_cost_ops.normalizers.chat import inclusive_output, read_chat
+from llm_cost_ops.normalizers.payload import count, money, section, text
+from llm_cost_ops.normalizers.provider import Provider
+from llm_cost_ops.normalizers.record import set_meter
+
+if TYPE_CHECKING:
+    from llm_cost_ops._gen.messages import UsageRecord
+
+__all__ = ["PROVIDER", "read_gateway_cost"]
+
+
+def read_openrouter_chat(payload: dict[str, object], record: UsageRecord) -> None:
+    """OpenRouter: models carry their maker's prefix, usage.cost is what was charged.
+
+    With a key of one's own (is_byok) the upstream's charge comes on top of OpenRouter's.
+    """
+    usage = read_chat(payload, record, inclusive_output)
+    if usage is None:
+        return
+    read_gateway_cost(usage, record)
+    for key in ("server_tool_use_details", "server_tool_use"):
+        tools = section(usage, key, f"usage.{key}")
+        if tools is not None:
+            set_meter(record, "web_searches", count(tools, "web_search_requests", f"usage.{key}"))
+            break
+
+
+def read_gateway_cost(usage: dict[str, object], record: UsageRecord) -> None:
+    """What OpenRouter charged, and with a key of one's own what the upstream charged on top."""
+    cost = money(usage.get("cost"), "usage.cost")
+    if cost is not None and usage.get("is_byok"):
+        details = section(usage, "cost_details", "usage.cost_details") or {}
+        path = "usage.cost_details.upstream_inference_cost"
+        cost += money(details.get("upstream_inference_cost"), path) or 0
+    record.reported_cost = cost
+
+
+def _serves(payload: dict[str, object], _usage: dict[str, object]) -> bool:
+    return text(payload, "id").startswith("gen-") or type(payload.get("provider")) is str
+
+
+PROVIDER = Provider(
+    "openrouter",
+    {"openrouter.chat": read_openrouter_chat},
+    chat=read_openrouter_chat,
+    serves={"openai.chat": _serves},
+)

@@ -1,0 +1,296 @@
+"""Writing what payloads state into a record, and the checks that every record must pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+from llm_cost_ops._gen.messages import ModalityTokens, UsageQuality
+from llm_cost_ops.exceptions import PayloadError
+from llm_cost_ops.normalizers.payload import MAX_NUMBER, count, created_at, section, text
+
+if TYPE_CHECKING:
+    from llm_cost_ops._gen.messages import UsageRecord
+
+__all__ = [
+    "cache_writes",
+    "check_record",
+    "check_total",
+    "claude_writes",
+    "fit_details",
+    "read_modality",
+    "set_identity",
+    "set_key",
+    "set_meter",
+    "set_modality",
+    "set_model",
+    "set_stated",
+    "set_tier",
+    "set_tokens",
+    "set_unknown",
+]
+
+_MAX_KEY = 255
+# The names by which providers call the tier that costs the list price.
+_STANDARD = frozenset({"", "default", "standard", "auto", "on_demand", "standard_only", "unspecified"})
+
+
+def set_key(record: UsageRecord, response_id: str) -> None:
+    """Make the response's id the idempotency key, with the provider before it.
+
+    Recording one response twice then counts once. An id too long for a key is hashed.
+    """
+    if response_id:
+        key = f"{record.provider}:{response_id}" if record.provider else response_id
+        if len(key) > _MAX_KEY:
+            key = f"{record.provider[:100]}:{blake2b(response_id.encode(), digest_size=32).hexdigest()}"
+        record.idempotency_key = key
+
+
+def set_model(record: UsageRecord, model: str) -> None:
+    """Set the model unless the caller named it."""
+    if not record.model_id:
+        record.model_id = model
+
+
+def set_identity(record: UsageRecord, payload: dict[str, object], created: str = "created") -> None:
+    """Set model, time and key from `model`, `created` and `id`."""
+    if not record.model_id:
+        record.model_id = text(payload, "model")
+    set_key(record, text(payload, "id"))
+    if created in payload:
+        record.timestamp = created_at(payload[created])
+
+
+def set_tier(record: UsageRecord, tier: str) -> None:
+    """Set the service tier that served the call; the provider's names of the standard one are ""."""
+    tier = tier.lower()
+    if tier == "batch":
+        record.processing = "batch"
+    elif tier not in _STANDARD:
+        record.service_tier = tier
+
+
+def set_meter(record: UsageRecord, name: str, quantity: int) -> None:
+    """Add to a meter; a quantity of 0 leaves no trace."""
+    if quantity:
+        total = record.meters.get(name, 0) + quantity
+        if total > MAX_NUMBER:
+            raise PayloadError("usage", f"{name} together cannot exceed 2^63 - 1, got {total}")
+        record.meters[name] = total
+
+
+def set_tokens(record: UsageRecord, input_tokens: int, output_tokens: int) -> None:
+    """Set both totals and their sum; PayloadError when the sum exceeds 2^63 - 1."""
+    total = input_tokens + output_tokens
+    if total > MAX_NUMBER:
+        raise PayloadError("usage", f"the tokens together cannot exceed 2^63 - 1, got {total}")
+    record.input_tokens = input_tokens
+    record.output_tokens = output_tokens
+    record.total_tokens = total
+
+
+def set_stated(record: UsageRecord, given: int | None, returned: int | None, total: int | None) -> bool:
+    """Set the totals that are stated; False, and quality UNKNOWN, unless both are.
+
+    One that is not stated is what the stated total leaves for it.
+    """
+    if total is not None:
+        if given is None and returned is not None and total >= returned:
+            given = total - returned
+        elif returned is None and given is not None and total >= given:
+            returned = total - given
+    if given is None or returned is None:
+        record.input_tokens, record.output_tokens = given, returned
+        set_unknown(record)
+        return False
+    set_tokens(record, given, returned)
+    return True
+
+
+def set_modality(record: UsageRecord, **counts: int) -> None:
+    """Set the counts by modality, if any of them is not 0."""
+    if any(counts.values()):
+        modality = record.modality = ModalityTokens()
+        for name, value in counts.items():
+            setattr(modality, name, value)
+
+
+def set_unknown(record: UsageRecord) -> None:
+    """Mark the counts as unknown: such a record is unpriced, its cost is never zero."""
+    record.quality = UsageQuality.UNKNOWN
+
+
+_DETAILS = ("cached_tokens", "cache_write_tokens", "cache_write_extended_tokens", "reasoning_tokens")
+_CACHED = ("cached_audio_tokens", "cached_image_tokens", "cached_video_tokens")
+_INPUT = ("input_audio_tokens", "input_image_tokens", "input_video_tokens")
+_OUTPUT = ("output_audio_tokens", "output_image_tokens", "output_video_tokens")
+
+
+def check_total(path: str, stated: int, expected: int, parts: str) -> None:
+    """Raise PayloadError unless the total that the payload states is the sum of its `parts`."""
+    if stated != expected:
+        raise PayloadError(path, f"is {stated}, but {parts} is {expected}")
+
+
+def check_record(record: UsageRecord, names: Mapping[str, str]) -> None:
+    """Raise PayloadError when a detail exceeds its total.
+
+    `names` gives the payload's path of a record field; the record's own name stands for others.
+    """
+    written = record.cache_write_tokens
+    if (
+        (record.modality is None or _fits(record, record.modality))
+        and record.cached_tokens + written <= (record.input_tokens or 0)
+        and record.cache_write_extended_tokens <= written
+        and record.reasoning_tokens <= (record.output_tokens or 0)
+    ):
+        return
+    for field, total in (
+        ("cached_tokens", "input_tokens"),
+        ("cache_write_tokens", "input_tokens"),
+        ("cache_write_extended_tokens", "cache_write_tokens"),
+        ("reasoning_tokens", "output_tokens"),
+    ):
+        _within(names, field, getattr(record, field), total, getattr(record, total) or 0)
+    if record.cached_tokens + written > (record.input_tokens or 0):
+        raise PayloadError(
+            names.get("cached_tokens", "cached_tokens"),
+            f"cache reads ({record.cached_tokens}) and cache writes ({written}) together exceed "
+            f"{names.get('input_tokens', 'input_tokens')} ({record.input_tokens})",
+        )
+    if record.modality is not None:
+        _check_modality(record, record.modality, names)
+
+
+def fit_details(record: UsageRecord) -> None:
+    """Cut the details that exceed their total, and say ESTIMATED where one did.
+
+    Gateways state the totals and the charge, but details of another tokenizer, or reads of what the
+    same call wrote: the call was charged and must not be lost.
+    """
+    given, returned = record.input_tokens or 0, record.output_tokens or 0
+    cached = min(record.cached_tokens, given)
+    written = min(record.cache_write_tokens, given - cached)
+    extended = min(record.cache_write_extended_tokens, written)
+    reasoning = min(record.reasoning_tokens, returned)
+    fitted = (cached, written, extended, reasoning)
+    if fitted != tuple(getattr(record, name) for name in _DETAILS) or (
+        record.modality is not None and not _fits(record, record.modality)
+    ):
+        for name, value in zip(_DETAILS, fitted, strict=True):
+            setattr(record, name, value)
+        if record.modality is not None and not _fits(record, record.modality):
+            record.modality = None
+        record.quality = UsageQuality.ESTIMATED
+
+
+def _fits(record: UsageRecord, m: ModalityTokens) -> bool:
+    """Whether no count by modality exceeds its total: the quick answer, without saying which does."""
+    spoken = m.output_audio_tokens + m.output_image_tokens + m.output_video_tokens
+    return (
+        m.cached_audio_tokens <= m.input_audio_tokens
+        and m.cached_image_tokens <= m.input_image_tokens
+        and m.cached_video_tokens <= m.input_video_tokens
+        and m.input_audio_tokens + m.input_image_tokens + m.input_video_tokens <= (record.input_tokens or 0)
+        and m.cached_audio_tokens + m.cached_image_tokens + m.cached_video_tokens <= record.cached_tokens
+        and record.reasoning_tokens + spoken <= (record.output_tokens or 0)
+    )
+
+
+def _within(names: Mapping[str, str], field: str, value: int, total: str, limit: int) -> None:
+    if value > limit:
+        raise PayloadError(
+            names.get(field, field), f"is {value}, more than {names.get(total, total)} ({limit}), its total"
+        )
+
+
+def _check_modality(record: UsageRecord, modality: ModalityTokens, names: Mapping[str, str]) -> None:
+    for field, whole in zip(_CACHED, _INPUT, strict=True):
+        _within(names, field, getattr(modality, field), whole, getattr(modality, whole))
+    for fields, total in ((_INPUT, "input_tokens"), (_CACHED, "cached_tokens"), (_OUTPUT, "output_tokens")):
+        parts = sum(getattr(modality, field) for field in fields)
+        if parts > (getattr(record, total) or 0):
+            raise PayloadError(
+                names.get(total, total),
+                f"is {getattr(record, total)}, less than the sum of its modalities ({parts})",
+            )
+    spent = record.reasoning_tokens + sum(getattr(modality, field) for field in _OUTPUT)
+    if spent > (record.output_tokens or 0):
+        raise PayloadError(
+            names.get("output_tokens", "output_tokens"),
+            f"is {record.output_tokens}, less than reasoning and modalities together ({spent})",
+        )
+
+
+def cache_writes(details: dict[str, object], path: str) -> tuple[int, int]:
+    """All cache writes, and those with the long time to live, from the details of the input."""
+    written = count(details, "cache_write_tokens", path)
+    split = details
+    if "cache_write_tokens_details" in details:
+        split = (
+            section(details, "cache_write_tokens_details", f"{path}.cache_write_tokens_details") or details
+        )
+    if split is details and not ("ttl_12h" in details or "ttl_12h_tokens" in details):
+        return written, 0
+    short, long = _lived(split, "ttl_30m", path), _lived(split, "ttl_12h", path)
+    if details.get("cache_write_tokens") is None:
+        return short + long, long
+    if short + long > written:
+        check_total(f"{path}.cache_write_tokens", written, short + long, "ttl_30m + ttl_12h")
+    return written, long
+
+
+_CLAUDE_USAGE = frozenset({"cache_creation_input_tokens", "cache_creation"})
+_CLAUDE_DETAILS = frozenset({"cache_creation_tokens", "cache_creation_token_details"})
+
+
+def claude_writes(details: dict[str, object], path: str, usage: dict[str, object]) -> tuple[int, int]:
+    """Cache writes as LiteLLM tells them for Claude: in Anthropic's words, contained in the prompt."""
+    if _CLAUDE_USAGE.isdisjoint(usage) and _CLAUDE_DETAILS.isdisjoint(details):
+        return 0, 0
+    written = count(usage, "cache_creation_input_tokens", "usage")
+    if not written:
+        written = count(details, "cache_creation_tokens", path)
+    split: dict[str, Any] = {}
+    for holder, key in ((details, "cache_creation_token_details"), (usage, "cache_creation")):
+        split = split or section(holder, key, f"{path}.{key}") or {}
+    long = count(split, "ephemeral_1h_input_tokens", path)
+    return written or count(split, "ephemeral_5m_input_tokens", path) + long, long
+
+
+def _lived(split: dict[str, object], ttl: str, path: str) -> int:
+    return count(split, f"{ttl}_tokens" if f"{ttl}_tokens" in split else ttl, path)
+
+
+def read_modality(
+    inputs: dict[str, object],
+    input_path: str,
+    outputs: dict[str, object],
+    output_path: str,
+    record: UsageRecord,
+) -> None:
+    """Set the counts by modality, if the details of input or output have any that is not 0."""
+    cached: dict[str, Any] = {}
+    cached_path = ""
+    if inputs.get("cached_tokens_details") is not None:
+        cached_path = f"{input_path}.cached_tokens_details"
+        cached = section(inputs, "cached_tokens_details", cached_path) or {}
+    if not (_has_any(inputs) or _has_any(outputs) or _has_any(cached)):
+        return
+    record.modality = ModalityTokens(
+        input_audio_tokens=count(inputs, "audio_tokens", input_path),
+        input_image_tokens=count(inputs, "image_tokens", input_path),
+        input_video_tokens=count(inputs, "video_tokens", input_path),
+        cached_audio_tokens=count(cached, "audio_tokens", cached_path),
+        cached_image_tokens=count(cached, "image_tokens", cached_path),
+        cached_video_tokens=count(cached, "video_tokens", cached_path),
+        output_audio_tokens=count(outputs, "audio_tokens", output_path),
+        output_image_tokens=count(outputs, "image_tokens", output_path),
+        output_video_tokens=count(outputs, "video_tokens", output_path),
+    )
+
+
+def _has_any(details: dict[str, object]) -> bool:
+    return bool(details.get("audio_tokens") or details.get("image_tokens") or details.get("video_tokens"))
