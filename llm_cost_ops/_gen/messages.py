@@ -455,6 +455,8 @@ class CostGroup(MessageStruct, kw_only=True, gc=False):
     """Cached tokens, a subset of input_tokens."""
     unpriced_requests: Int64 = 0
     """How many of the calls have no price: when any, cost is a lower bound."""
+    other_currencies: list[CurrencyTotal] = []
+    """What the calls cost that are priced in other currencies, which is not in cost."""
 
 
 class CurrencyTotal(MessageStruct, kw_only=True, gc=False):

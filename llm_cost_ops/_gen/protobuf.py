@@ -1628,8 +1628,8 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_COST_GROUP_NAMES: dict[int, tuple[str, str]] = {10: ("dimension", ""), 18: ("value", ""), 26: ("cost", ""), 32: ("tokens", ""), 40: ("requests", ""), 50: ("keys", "keys"), 56: ("input_tokens", ""), 64: ("output_tokens", ""), 72: ("cached_tokens", ""), 80: ("unpriced_requests", "")}
-_COST_GROUP_TAGS: frozenset[int] = frozenset([10, 18, 26, 32, 40, 50, 56, 64, 72, 80])
+_COST_GROUP_NAMES: dict[int, tuple[str, str]] = {10: ("dimension", ""), 18: ("value", ""), 26: ("cost", ""), 32: ("tokens", ""), 40: ("requests", ""), 50: ("keys", "keys"), 56: ("input_tokens", ""), 64: ("output_tokens", ""), 72: ("cached_tokens", ""), 80: ("unpriced_requests", ""), 90: ("other_currencies", "other_currencies")}
+_COST_GROUP_TAGS: frozenset[int] = frozenset([10, 18, 26, 32, 40, 50, 56, 64, 72, 80, 90])
 
 
 def encode_cost_group(m: CostGroup) -> bytes:
@@ -1690,6 +1690,15 @@ def encode_cost_group(m: CostGroup) -> bytes:
             at = "unpriced_requests"
             w(b"\x50")
             w(SHORT[v10] if 0 <= v10 < 16384 else int64(v10))
+        if v11 := m.other_currencies:
+            at = "other_currencies"
+            for i, x11 in enumerate(v11):
+                b = encode_currency_total(x11)
+                n = len(b)
+                w(b"\x5a")
+                w(SHORT[n] if n < 16384 else varint(n))
+                w(b)
+            i = -1
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
@@ -1822,6 +1831,21 @@ def _read_cost_group(data: bytes, pos: int, end: int, depth: int, m: CostGroup |
                 m.unpriced_requests = n
                 if pos >= end: break
                 t = data[pos]
+            if t == 90:
+                x11 = m.other_currencies.append
+                while t == 90:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    if pos > end: raise IndexError
+                    x11(_read_currency_total(data, s, pos, depth + 1, None))
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
             if t in _COST_GROUP_NAMES: continue
             s = skip_field(data, pos, end, _COST_GROUP_TAGS)
             if s < 0:

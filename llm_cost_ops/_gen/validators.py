@@ -351,6 +351,9 @@ def validate_cost_group(m: CostGroup, path: str, violations: list[Violation]) ->
     v = m.unpriced_requests
     if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
         check_int(v, "unpriced_requests", violations, -9223372036854775808, 9223372036854775807)
+    v = m.other_currencies
+    if (v or type(v) is not list) and check_items(v, "other_currencies", violations):
+        check_messages(v, "other_currencies", violations, CurrencyTotal, validate_currency_total)
     if path and len(violations) != start:
         relocate(violations, start, path)
 

@@ -43,7 +43,6 @@ from llm_cost_ops.service.sums import (
     dimensions_of,
     fraction,
     key_list,
-    other_currencies,
     summed,
 )
 from llm_cost_ops.service.usage import check_record_cost, in_utc
@@ -122,7 +121,7 @@ class CostService:
                 # A record counts once under each of its tags.
                 additive="tag" not in dimensions,
                 unpriced_requests=total.unpriced_requests,
-                other_currencies=other_currencies((sums for _, _, sums in plain), currency),
+                other_currencies=total.other_currencies,
                 priced_fraction=fraction(total.requests - total.unpriced_requests, total.requests),
             ),
             meta=meta_of(context),
@@ -148,6 +147,7 @@ def _breakdown(
             output_tokens=total.output_tokens,
             cached_tokens=total.cached_tokens,
             unpriced_requests=total.unpriced_requests,
+            other_currencies=total.other_currencies,
         )
         for values, total in ordered
     ]

@@ -25,7 +25,6 @@ __all__ = [
     "dimensions_of",
     "fraction",
     "key_list",
-    "other_currencies",
     "summed",
 ]
 
@@ -71,7 +70,15 @@ def dimensions_of(group_by: Iterable[str], *, allow_time: bool) -> tuple[list[st
 class Total:
     """What several rows add up to, in one currency. Costs of other currencies are not in `units`."""
 
-    __slots__ = ("cached_tokens", "input_tokens", "output_tokens", "requests", "units", "unpriced_requests")
+    __slots__ = (
+        "_others",
+        "cached_tokens",
+        "input_tokens",
+        "output_tokens",
+        "requests",
+        "units",
+        "unpriced_requests",
+    )
 
     def __init__(self) -> None:
         self.requests = 0
@@ -80,6 +87,8 @@ class Total:
         self.cached_tokens = 0
         self.unpriced_requests = 0
         self.units = 0
+        # By currency: 10^-12 of it, and priced calls.
+        self._others: dict[str, list[int]] = {}
 
     def add(self, sums: Amounts, currency: str) -> None:
         """Add a row; its calls and tokens count whatever its currency."""
@@ -90,6 +99,10 @@ class Total:
         self.unpriced_requests += sums.unpriced_requests
         if sums.currency == currency:
             self.units += sums.units
+        elif priced := sums.requests - sums.unpriced_requests:
+            other = self._others.setdefault(sums.currency, [0, 0])
+            other[0] += sums.units
+            other[1] += priced
         # Groups that are within bounds may come to more together.
         check_amounts(self)
 
@@ -102,6 +115,14 @@ class Total:
     def cost(self) -> Decimal:
         """The cost in the currency that was asked for."""
         return from_units(self.units)
+
+    @property
+    def other_currencies(self) -> list[CurrencyTotal]:
+        """The costs in currencies other than the one asked for, by code."""
+        return [
+            CurrencyTotal(currency=code, cost=from_units(units), requests=requests)
+            for code, (units, requests) in sorted(self._others.items())
+        ]
 
 
 async def summed(
@@ -120,21 +141,6 @@ async def summed(
     if _SEVERAL_GROUPS.isdisjoint(group_by):
         return rows, rows
     return rows, await ledger.sums.summarize(where, (), None, context)
-
-
-def other_currencies(rows: Iterable[Amounts], currency: str) -> list[CurrencyTotal]:
-    """The costs in currencies other than the one asked for, by code."""
-    found: dict[str, list[int]] = {}
-    for sums in rows:
-        priced = sums.requests - sums.unpriced_requests
-        if sums.currency != currency and priced:
-            total = found.setdefault(sums.currency, [0, 0])
-            total[0] += sums.units
-            total[1] += priced
-    return [
-        CurrencyTotal(currency=code, cost=from_units(units), requests=requests)
-        for code, (units, requests) in sorted(found.items())
-    ]
 
 
 def average(numerator: Decimal | int, count: int) -> Decimal | None:
