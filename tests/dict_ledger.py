@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from itertools import product
 from typing import NamedTuple
 
@@ -39,6 +39,7 @@ from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode, invalid_argument
 from llm_cost_ops.rules.cards import overlap_of
 from llm_cost_ops.rules.limits import MAX_COUNT, MAX_RECORD_COST, check_amounts
+from llm_cost_ops.rules.times import to_micros
 
 __all__ = ["DictLedger", "open"]
 
@@ -410,16 +411,10 @@ class DictLedger:
             check_amounts(sums)
         return [(keys, bucket, totals[bucket, keys, code]) for bucket, keys, code in sorted(totals)]
 
-    async def span(self, where: Filter, context: CallContext) -> tuple[datetime, datetime] | None:
+    async def occupied(self, where: Filter, width: int, context: CallContext) -> list[int]:
         self._begin(context)
-        start, end = where.start, where.end
-        if start is None or end is None:
-            wanted = where.organization_ids
-            times = [row.timestamp for row in self._rows if not wanted or row.sent.organization_id in wanted]
-            if not times:
-                return None
-            start, end = start or min(times), end or max(times) + timedelta(microseconds=1)
-        return (start, end) if start < end else None
+        alone = Filter(organization_ids=where.organization_ids, start=where.start, end=where.end)
+        return sorted({to_micros(row.timestamp) // width for row in self._rows if row.passes(alone)})
 
     async def count(self, where: Filter, context: CallContext) -> int:
         self._begin(context)

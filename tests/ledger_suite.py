@@ -255,16 +255,19 @@ class LedgerSuite:
         by_meter = {keys[0]: (s.units, s.input_tokens, s.output_tokens) for keys, _, s in found}
         assert by_meter == {"INPUT": (100, 200, 0), "OUTPUT": (0, 0, 7), "": (3, 0, 0)}
 
-    def test_span_and_count(self, ledger: Sync) -> None:
-        assert ledger.span(EVERYTHING) is None
-        ledger.append([entry(3), entry(8), entry(99, organization_id="globex")])
-        acme = Filter(organization_ids=("acme",))
-        assert ledger.span(acme) == (
-            START + timedelta(seconds=3),
-            START + timedelta(seconds=8, microseconds=1),
+    def test_occupied_stretches_and_count(self, ledger: Sync) -> None:
+        second = 10**6
+        assert ledger.occupied(EVERYTHING, second) == []
+        before_1970 = START.replace(year=1969, month=12, day=31, hour=23, minute=59, second=59)
+        ledger.append(
+            [entry(3), entry(8), entry(8.5), entry(before_1970), entry(99, organization_id="globex")]
         )
-        assert ledger.count(acme) == 2
-        assert ledger.count(Filter(end=START + timedelta(seconds=8))) == 1
+        acme = Filter(organization_ids=("acme",), model_ids=("none",))
+        first = int(START.timestamp())
+        assert ledger.occupied(acme, second) == [-1, first + 3, first + 8]
+        assert ledger.occupied(replace(acme, end=START + timedelta(seconds=8)), second) == [-1, first + 3]
+        assert ledger.count(Filter(organization_ids=("acme",))) == 4
+        assert ledger.count(Filter(end=START + timedelta(seconds=8))) == 2
 
     def test_keys_are_added_once_and_revoked(self, ledger: Sync) -> None:
         def ask(name: str, *arguments: Any) -> Any:
