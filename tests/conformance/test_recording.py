@@ -142,7 +142,9 @@ ENDS = {
     "falls off its end": "pass",
     "exits": "sys.exit(3)",
     "raises": "raise RuntimeError('over')",
-    "is interrupted": "os.kill(os.getpid(), signal.SIGINT); time.sleep(5)",
+    # A shell that starts jobs in the background has them ignore SIGINT.
+    "is interrupted": "signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "os.kill(os.getpid(), signal.SIGINT); time.sleep(5)",
     "is terminated": "client.close_on_sigterm(); os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)",
     "forks": FORK,
     "is killed": "os.kill(os.getpid(), signal.SIGKILL)",
