@@ -72,12 +72,11 @@ class SpoolBatch(msgspec.Struct, kw_only=True):
 class _Segment:
     """A segment that this process may read, and delete: its own, or one of a process that is dead."""
 
-    __slots__ = ("damaged", "descriptor", "name", "own", "read", "records", "size", "taken")
+    __slots__ = ("damaged", "descriptor", "name", "read", "records", "size", "taken")
 
-    def __init__(self, name: str, descriptor: int, *, own: bool) -> None:
+    def __init__(self, name: str, descriptor: int) -> None:
         self.name = name
         self.descriptor = descriptor
-        self.own = own
         # Up to where it was read, and acknowledged; how many whole records lie behind that.
         self.read = self.taken = len(_HEADER)
         self.size = os.fstat(descriptor).st_size
@@ -260,7 +259,7 @@ class Spool:
             with contextlib.suppress(OSError):
                 os.unlink(unlocked, dir_fd=self._directory)
             raise _full(error) from error
-        self._current = segment = _Segment(name, descriptor, own=True)
+        self._current = segment = _Segment(name, descriptor)
         self._segments.append(segment)
         self._bytes += segment.size
         return segment
@@ -298,7 +297,7 @@ class Spool:
         if gone or not self._is_ours(name, header):
             os.close(descriptor)
             return None
-        segment = _Segment(name, descriptor, own=False)
+        segment = _Segment(name, descriptor)
         segment.records = sum(1 for frame in _frames(segment, len(_HEADER)) if frame[1] is not None)
         with self._lock:
             self._segments.append(segment)
