@@ -274,13 +274,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"llm-cost-ops: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
     except ImportError as error:
-        extra = {
-            "h11": "server",
-            "rich": "cli",
-            "uvicorn": "server",
-            "granian": "server",
-            "grpc": "server",
-        }.get((error.name or "").split(".")[0])
+        extra = {"rich": "cli", "uvicorn": "server", "granian": "server", "grpc": "server"}.get(
+            (error.name or "").split(".")[0]
+        )
         if extra is None:
             raise
         print(f"llm-cost-ops: this needs more: pip install 'llm-cost-ops[{extra}]'", file=sys.stderr)

@@ -277,9 +277,11 @@ class Passing:
     async def _return(self, answer: Answer, read: bytes, allow: Callable[[float], None]) -> None:
         """Give the caller an answer, of whose body this much was read already."""
         send, idle = self._send, self._limits.idle_timeout
-        seen = None
+        seen, left = None, -1
         if self._call is not None and answer.status < 300:
             headers = dict(answer.headers)
+            length = headers.get(b"content-length", b"")
+            left = int(length) if length.isdigit() else -1
             kind = headers.get(b"content-type", b"").decode("latin-1")
             encoding = headers.get(b"content-encoding", b"").decode("latin-1").strip().lower()
             self._seen = seen = watch(self._call, kind, encoding, _decompressed, hide=self._asks)
@@ -292,6 +294,10 @@ class Passing:
         async for data in answer.parts:
             allow(idle)
             passing = data if seen is None else seen.feed(data)
+            left -= len(data)
+            if left == 0 and seen is not None:
+                # A caller that has its whole answer is recorded.
+                seen.finish(finished=True)
             if passing:
                 await send({"type": "http.response.body", "body": passing, "more_body": True})
         if seen is not None:
