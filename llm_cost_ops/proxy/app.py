@@ -91,7 +91,8 @@ class ProxyApp:
         raw: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
         # The app may be mounted below a prefix of a bigger one.
         path = raw.removeprefix(quote(scope.get("root_path", "")).encode())
-        name, _, rest = path.removeprefix(b"/").partition(b"/")
+        # Any other form of a target, such as one with a scheme and a host, has no slash first.
+        name, _, rest = path[1:].partition(b"/") if path[:1] == b"/" else (b"", b"", b"")
         first = name.decode("latin-1")
         if first in RESERVED and not rest:
             await _tell(send, scope, *self._state(first))

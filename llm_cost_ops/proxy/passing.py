@@ -92,20 +92,21 @@ class Passing:
             task.uncancel()
         except TimeoutError:
             self._end_abandoned()
-            self._broken("the provider took too long", RefusedError(504, "upstream_timeout", _LATE))
+            self._broken("the provider did not answer in time", status=504, code="upstream_timeout")
         except _FAILURES as error:
-            reason = f"no answer from {self._upstream.name}: {type(error).__name__}"
+            reason = "the answer broke off" if self.begun else "no answer"
             if self.begun:
                 self._end_abandoned()
-            self._broken(reason, RefusedError(502, "upstream_unreachable", reason))
+            # An error's own text may quote what was sent.
+            self._broken(f"{reason}: {type(error).__name__}")
         finally:
             if self._watching is not None:
                 self._watching.cancel()
 
-    def _broken(self, reason: str, refused: RefusedError) -> None:
+    def _broken(self, reason: str, *, status: int = 502, code: str = "upstream_unreachable") -> None:
         _log.warning("%s: %s", self._upstream.name, reason)
         if not self.begun:
-            raise refused
+            raise RefusedError(status, code, f"{self._upstream.name}: {reason}")
         # Without the end of the body the server closes the connection: the caller sees that it broke.
 
     def _end_abandoned(self) -> None:
@@ -118,14 +119,8 @@ class Passing:
 
     async def _pass(self, timer: asyncio.Timeout) -> None:
         content, headers = await self._request()
-        started = asyncio.get_running_loop().time()
-        last = timer.when()
-        assert last is not None
-
-        def allow(seconds: float) -> None:
-            timer.reschedule(min(last, asyncio.get_running_loop().time() + seconds))
-
-        timer.reschedule(min(last, started + self._limits.answer_timeout))
+        allow = _Allowance(timer).give
+        allow(self._limits.answer_timeout)
         answer = await self._open(content, headers)
         try:
             if self._asks and answer.status in (400, 422):
@@ -289,6 +284,7 @@ class Passing:
             {"type": "http.response.start", "status": answer.status, "headers": self._returned(answer)}
         )
         self.begun = True
+        allow(idle)
         if read:
             await send({"type": "http.response.body", "body": read, "more_body": True})
         async for data in answer.parts:
@@ -321,7 +317,25 @@ class Passing:
         return headers
 
 
-_LATE = "the provider did not answer in time"
+class _Allowance:
+    """Time until the next part of an answer, within what is left for the whole call."""
+
+    def __init__(self, timer: asyncio.Timeout) -> None:
+        last = timer.when()
+        assert last is not None
+        self._timer = timer
+        self._last = last
+        self._clock = asyncio.get_running_loop().time
+        self._given = self._seconds = 0.0
+
+    def give(self, seconds: float) -> None:
+        """Allow so many seconds from now on, or a tenth less: setting a timer costs more than a part."""
+        now = self._clock()
+        if seconds != self._seconds or now - self._given > min(1.0, seconds / 10):
+            self._given, self._seconds = now, seconds
+            self._timer.reschedule(min(self._last, now + seconds))
+
+
 _FAILURES = (
     httpcore.ConnectTimeout,
     httpcore.NetworkError,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
@@ -24,6 +25,10 @@ RESERVED = frozenset({"health", "ready"})
 
 MAX_IDLE = 100
 KEEPALIVE_SECONDS = 15.0
+
+# At DEBUG it logs the headers of answers, cookies too.
+if logging.getLogger("httpcore").level == logging.NOTSET:
+    logging.getLogger("httpcore").setLevel(logging.INFO)
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 

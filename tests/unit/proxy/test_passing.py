@@ -69,11 +69,11 @@ def test_any_method_and_path_passes_and_is_not_recorded(
     assert records_of(client) == []
 
 
-@pytest.mark.parametrize("status", [204, 301, 304, 400, 401, 404, 429, 500, 503, 529])
+@pytest.mark.parametrize("status", [301, 304, 400, 401, 404, 429, 500, 503, 529])
 def test_a_status_that_is_no_success_passes_and_is_not_recorded(
     proxy: str, provider: Provider, client: CostOpsClient, status: int
 ) -> None:
-    body = b"" if status in (204, 304) else b'{"error": {"message": "no"}}'
+    body = b"" if status == 304 else b'{"error": {"message": "no"}}'
 
     def answer(handler: Any) -> None:
         headers = (("retry-after", "7"), ("location", "https://elsewhere.example/"))
@@ -86,8 +86,7 @@ def test_a_status_that_is_no_success_passes_and_is_not_recorded(
     given = httpx.post(proxy + COMPLETIONS, json=CHAT)
     assert (given.status_code, given.content) == (status, body)
     assert (given.headers["retry-after"], given.headers["location"]) == ("7", "https://elsewhere.example/")
-    expected = 1 if status == 204 else 0
-    assert len(records_of(client)) == expected
+    assert records_of(client) == []
 
 
 def test_headers_of_an_answer_pass_but_those_of_its_connection(proxy: str, provider: Provider) -> None:
