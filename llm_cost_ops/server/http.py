@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
 from contextlib import aclosing
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import msgspec
@@ -25,6 +25,7 @@ from llm_cost_ops.server.decoding import (
     INLINE_BYTES,
     UNBOUNDED_ANSWERS,
     decode_json,
+    key_of,
     max_bytes_of,
     violation_of,
 )
@@ -35,7 +36,6 @@ from llm_cost_ops.transports.http.ndjson import MEDIA_TYPE, PAUSE, Lines, LineSp
 from llm_cost_ops.transports.net.bodies import BodyTooLargeError, BoundedBody
 from llm_cost_ops.transports.net.headers import (
     DEADLINE_HEADER,
-    IDEMPOTENCY_HEADER,
     REQUEST_ID_HEADER,
     decode_timeout,
     from_headers,
@@ -49,6 +49,7 @@ __all__ = [
     "LINE_TYPES",
     "AsgiApp",
     "DisconnectedError",
+    "Page",
     "Receive",
     "Send",
     "StreamAnswer",
@@ -158,9 +159,17 @@ class _Request:
             runtime,
             metadata,
             runtime.monotonic() + seconds,
-            metadata.get(IDEMPOTENCY_HEADER),
+            key_of(metadata),
             request_id=self.id,
         )
+
+
+class Page(NamedTuple):
+    """What a GET of a page is answered with, whoever asks."""
+
+    content_type: str
+    body: bytes
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 class AsgiApp:
@@ -172,6 +181,7 @@ class AsgiApp:
     Errors are `{"error": {"code", "message", "details"}, "request_id"}`. An error that a servicer
     did not mean to raise is logged under its request id and tells the client nothing. A servicer
     may set `context.response_status` and `context.response_metadata`.
+    `pages` are shown beside the methods, by path; one that gives None is not there.
     """
 
     def __init__(
@@ -183,8 +193,10 @@ class AsgiApp:
         admission: Admission | None = None,
         limits: AsgiLimits | None = None,
         runtime: Runtime | None = None,
+        pages: Mapping[str, Callable[[], Page | None]] | None = None,
     ) -> None:
         self._handler = handler
+        self._pages = pages or {}
         self._close = close
         self._admit = admit
         self._admission = admission
@@ -234,7 +246,7 @@ class AsgiApp:
             _log.exception("%s %s failed, request %s", request.verb, request.path, request.id)
             status, headers, body = _error(RpcError(StatusCode.INTERNAL, "internal error"), request.id)
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
-        if body:
+        if body and not any(name == b"content-type" for name, _ in raw):
             raw.append((b"content-type", b"application/json"))
         if status != 204:
             raw.append((b"content-length", str(len(body)).encode()))
@@ -250,6 +262,8 @@ class AsgiApp:
             refusal = await self._admission.refusal(self._runtime, left)
             if refusal is not None:
                 raise refusal
+        if request.path in self._pages and (page := self._pages[request.path]()) is not None:
+            return _shown(page, request)
         route = self._router.match(request.path)
         if route is None:
             raise RpcError(StatusCode.NOT_FOUND, f"there is no {request.path[:200]}", error_code="NOT_FOUND")
@@ -330,6 +344,13 @@ class AsgiApp:
         if binding.method.path in UNBOUNDED_ANSWERS:
             return await self._runtime.offload(binding.encode_response, response)
         return binding.encode_response(response)
+
+
+def _shown(page: Page, request: _Request) -> Answer:
+    if request.verb not in ("GET", "HEAD"):
+        raise _refused(405, f"{request.verb} is not allowed here")
+    headers = [("content-type", page.content_type), ("x-content-type-options", "nosniff")]
+    return 200, [*headers, *page.headers], page.body
 
 
 def _take_unknown(binding: Binding, request: _Request) -> None:
