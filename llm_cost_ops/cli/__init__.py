@@ -248,6 +248,10 @@ def _dispatch(options: argparse.Namespace) -> int:
         from llm_cost_ops.cli.export import export
 
         return export(options)
+    if options.run == "usage":
+        from llm_cost_ops.cli.usage import usage
+
+        return usage(options)
     if options.run in ("estimate", "reprice"):
         from llm_cost_ops.cli import receipts
 
