@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from itertools import count, islice
 from typing import Any, Protocol
 from weakref import WeakSet
@@ -250,7 +251,8 @@ class Recorder:
         self._rejected: deque[Rejected] = deque(maxlen=MAX_REJECTED)
         self._numbers = count()
         self._key_of = uuid7_series()
-        self._progress = threading.Condition()
+        self._lock = threading.RLock()
+        self._progress = threading.Condition(self._lock)
         self._starting = threading.Lock()
         self._hurry = threading.Event()
         self._thread: threading.Thread | None = None
@@ -319,7 +321,7 @@ class Recorder:
         payload = USAGE_RECORD.encode_json(built)
         while True:
             try:
-                with self._progress:
+                with self._lock:  # that of _progress, whose own `with` takes as long as the write
                     self._spooled += 1
                 self._spool.append(payload)
             except OSError as error:
@@ -580,10 +582,9 @@ def _given(raw: _Raw) -> UsageRecord | None:
     return raw[0] if isinstance(raw[0], UsageRecord) else None
 
 
-def _moment(nanoseconds: int) -> Any:
-    from datetime import UTC, datetime, timedelta
-
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=nanoseconds // 1000)
+def _moment(nanoseconds: int) -> datetime:
+    # Exact to the microsecond until the year 2106, and much faster than a timedelta.
+    return datetime.fromtimestamp(nanoseconds // 1000 / 1e6, UTC)
 
 
 _open: WeakSet[Recorder] = WeakSet()

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_cost_ops import RecorderConfig, RecorderFullError, UsageRecord, ValidationError
-from llm_cost_ops.client.recorder import MAX_BATCH_RECORDS, Recorder
+from llm_cost_ops.client.recorder import MAX_BATCH_RECORDS, Recorder, _moment
 from llm_cost_ops.exceptions import AuthenticationError, NetworkError
 from llm_cost_ops.rpc.backoff import Backoff
 from llm_cost_ops.types import BatchReceipt, RecordError, SubmitResult, SubmitStatus
@@ -309,6 +310,13 @@ def test_a_forked_child_sends_its_own_and_the_parent_its_own() -> None:
         ledger.allowed.set()
         assert recorder.flush(10).delivered == 1
     assert [record.model_id for record in ledger.keys.values()] == ["parent"]
+
+
+@given(st.integers(0, (1 << 32) * 10**9 - 1))
+def test_the_moment_of_a_record_is_exact_to_the_microsecond(nanoseconds: int) -> None:
+    assert _moment(nanoseconds) == datetime(1970, 1, 1, tzinfo=UTC) + timedelta(
+        microseconds=nanoseconds // 1000
+    )
 
 
 def test_a_fork_while_the_first_batch_imports_what_it_needs(
