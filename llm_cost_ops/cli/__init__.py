@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from llm_cost_ops import __version__
-from llm_cost_ops.cli.options import add_questions, add_target
+from llm_cost_ops.cli.options import add_proxy, add_questions, add_target, at_least_one
 from llm_cost_ops.config import REPORTED_PROVIDERS, split_names
 from llm_cost_ops.exceptions import CostOpsError
 
@@ -25,6 +25,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_quickstart(commands)
     _add_serve(commands)
+    add_proxy(commands)
     _add_keys(commands)
     _add_import(commands)
     _add_database(commands)
@@ -90,18 +91,12 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument(
         "--max-calls",
-        type=_at_least_one,
+        type=at_least_one,
         default=256,
         metavar="N",
         help="calls in flight; further ones are told to come back later; default: %(default)s",
     )
     parser.set_defaults(run="serve")
-
-
-def _at_least_one(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text[:9]) >= 1):
-        raise argparse.ArgumentTypeError("must be a number from 1 on")
-    return int(text[:9])
 
 
 def _add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -224,6 +219,10 @@ def _dispatch(options: argparse.Namespace) -> int:
         from llm_cost_ops.cli.serving import serve
 
         return serve(options)
+    if options.run == "proxy":
+        from llm_cost_ops.cli.proxying import proxy
+
+        return proxy(options)
     if options.run == "keys":
         from llm_cost_ops.cli.keys import keys
 

@@ -29,7 +29,7 @@ from llm_cost_ops.service import Service
 from llm_cost_ops.service.access.authentication import Authentication
 from llm_cost_ops.service.access.tenancy import OPEN
 
-__all__ = ["asgi_app", "serve"]
+__all__ = ["address_of", "asgi_app", "check_reach", "is_local", "serve"]
 
 MAX_CALLS = 256
 
@@ -101,7 +101,9 @@ def serve(
     if "://" in db:
         raise ConfigurationError(f"db must be the path of a file, not {db!r}", parameter="db")
     http = http or (None if grpc else "127.0.0.1:8080")
-    listeners = {option: _address(option, text) for option, text in (("http", http), ("grpc", grpc)) if text}
+    listeners = {
+        option: address_of(option, text) for option, text in (("http", http), ("grpc", grpc)) if text
+    }
     asyncio.run(
         _serve(
             db,
@@ -132,7 +134,7 @@ async def _serve(
 ) -> None:
     required = require_keys or (exists and await _holds_keys(db))
     for option, where in listeners.items():
-        _check_reach(option, where, required=required, secret=tls is not None)
+        check_reach(option, where, required=required, secret=tls is not None)
     ledger = await _opened(db, durability)
     announce(_REQUIRED if required else _UNASKED)
     keys = Authentication(ledger.keys, required=required)
@@ -192,7 +194,8 @@ async def _ready(service: Service) -> bool:
     return True
 
 
-def _address(option: str, text: str) -> dict[str, Any]:
+def address_of(option: str, text: str) -> dict[str, Any]:
+    """Where HttpServer or GrpcServer is to listen. ConfigurationError for what is no address."""
     if text.startswith("unix:"):
         return {"uds": text.removeprefix("unix:")}
     host, colon, port = text.rpartition(":")
@@ -205,11 +208,16 @@ def _address(option: str, text: str) -> dict[str, Any]:
     return {"host": host, "port": int(port)}
 
 
-def _check_reach(option: str, where: dict[str, Any] | None, *, required: bool, secret: bool) -> None:
+def is_local(where: dict[str, Any]) -> bool:
+    """Whether only this machine can connect."""
+    return where.get("host", "localhost") in _LOOPBACK
+
+
+def check_reach(option: str, where: dict[str, Any] | None, *, required: bool, secret: bool) -> None:
     """Without keys, whoever can connect may do everything: so only this machine may connect."""
-    host = (where or {}).get("host", "localhost")
-    if host in _LOOPBACK:
+    if where is None or is_local(where):
         return
+    host = where["host"]
     if not required:
         raise ConfigurationError(
             f"{option} {host}: without API keys the service listens on loopback only (127.0.0.1, [::1] or "
