@@ -38,6 +38,7 @@ _OF_THE_DATABASE = (
 )
 
 _TYPES = {
+    "seq": "bigint",
     "series": "bigint",
     "pricing": "bigint",
     "id": "uuid",
@@ -57,16 +58,16 @@ _TYPES = {
 _COLUMNS = ", ".join(_TYPES)
 _ARRAYS = ", ".join(f"%({name})s::{kind}[]" for name, kind in _TYPES.items())
 _COUNTS = "sum({0}requests), sum({0}input), sum({0}output), sum({0}cached)"
-# Rows are numbered in the order in which they came, and inserted in that of their ids: two transactions that
-# share some then wait for each other in one direction only.
+# Rows are inserted in the order of their ids: two transactions that share some wait for each other in one
+# direction only.
 _INSERT = f"""
     WITH at AS (SELECT coalesce(max(seq), 0) AS revision FROM llm_cost_ops.card),
-    numbered AS MATERIALIZED (
-        SELECT nextval('llm_cost_ops.seq') AS seq, n.* FROM unnest({_ARRAYS}) AS n ({_COLUMNS})
+    sent AS MATERIALIZED (
+        SELECT n.* FROM unnest({_ARRAYS}) AS n ({_COLUMNS})
         WHERE %(revision)s::bigint IS NULL OR %(revision)s::bigint = (SELECT revision FROM at)
     ), new AS (
-        INSERT INTO llm_cost_ops.usage (org, seq, {_COLUMNS})
-        SELECT %(org)s, seq, {_COLUMNS} FROM numbered ORDER BY id, seq
+        INSERT INTO llm_cost_ops.usage (org, {_COLUMNS})
+        SELECT %(org)s, {_COLUMNS} FROM sent ORDER BY id, seq
         ON CONFLICT (org, id) DO NOTHING
         RETURNING id, series, ts, requests, input, output, cached, cost, usr
     ), added AS (
@@ -243,6 +244,7 @@ class Appender:
         for number, (org, _, _) in enumerate(ids):
             numbers_of.setdefault(org, []).append(number)
         revision = places[0][0].revision
+        seqs = session.numbers(len(rows))
         answers: list[tuple[int, list[int], psycopg.Cursor[Any]]] = []
         try:
             with session.connection.pipeline():
@@ -251,7 +253,9 @@ class Appender:
                 if revision is not None:
                     session.run("SELECT pg_advisory_xact_lock_shared(%s)", schema.LOCK_CARDS)
                 for org, numbers in sorted(numbers_of.items()):
-                    columns = _columns([(*ids[number][1:], *rows[number][2:]) for number in numbers])
+                    columns = _columns(
+                        [(seqs[number], *ids[number][1:], *rows[number][2:]) for number in numbers]
+                    )
                     cursor = session.run(_INSERT, org=org, revision=revision, **columns)
                     answers.append((org, numbers, cursor))
                 session.begin_commit()

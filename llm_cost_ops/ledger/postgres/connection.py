@@ -27,6 +27,8 @@ DURABILITIES = {"disk": "on", "process": "off", "replicated": "on"}
 _MIN_VERSION = 150000
 _BETWEEN_LOOKS = 0.1
 _ROWS_AT_ONCE = 2000
+_BLOCK = 1000
+"""By how much the sequence of rows is incremented; see schema.sql."""
 _CANCELLING = 1.0
 _MAX_TIMEOUT = 2**31 - 1
 # Seconds for which an attempt to connect that failed stands for others.
@@ -154,6 +156,7 @@ class Session:
         self._synchronous_commit = synchronous_commit
         self._until: float | None = None
         self._warned = False
+        self._numbers: list[int] = []
         connection.add_notice_handler(self._notice)
 
     @property
@@ -176,6 +179,14 @@ class Session:
         """Run a statement. Without parameters it may be several."""
         parameters: Sequence[object] | dict[str, object] | None = named or values or None
         return self.connection.execute(sql.encode(), parameters)
+
+    def numbers(self, count: int) -> list[int]:
+        """So many numbers for rows, ascending, that nobody else has; taken from the sequence in blocks."""
+        while len(self._numbers) < count:
+            [(first,)] = self.rows("SELECT nextval('llm_cost_ops.seq')")
+            self._numbers += range(first, first + _BLOCK)
+        taken, self._numbers = self._numbers[:count], self._numbers[count:]
+        return taken
 
     def each(self, sql: str, named: dict[str, object]) -> Iterator[tuple[Any, ...]]:
         """The rows of a query, fetched some thousands at a time; within a transaction."""

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TypeVar
 
 from llm_cost_ops._gen.messages import RateCard, SubmitStatus, UsageRecord
-from llm_cost_ops.ledger.postgres import cards, listing, revisions, sums
+from llm_cost_ops.ledger.postgres import cards, integrity, listing, revisions, sums
 from llm_cost_ops.ledger.postgres.api_keys import PostgresKeys
 from llm_cost_ops.ledger.postgres.append import Append, Appender
 from llm_cost_ops.ledger.postgres.connection import Database, Session
@@ -187,6 +187,10 @@ class PostgresLedger:
                 session.run("UPDATE llm_cost_ops.meta SET checks = checks + 1")
 
         await self._workers.run(job, context, writes=True)
+
+    async def find_faults(self, context: CallContext) -> list[str]:
+        """What is inconsistent in the whole database, in words; it reads all of it."""
+        return await self._workers.run(lambda session: list(integrity.find_faults(session)), context)
 
     async def aclose(self) -> None:
         """Finish what was begun and let go of connections and threads. May be called twice."""

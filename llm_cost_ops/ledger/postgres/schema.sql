@@ -46,8 +46,9 @@ CREATE TABLE llm_cost_ops.pricing (
 -- Each card that priced a record, once: receipts outlive the catalog that the card came from.
 CREATE TABLE llm_cost_ops.kept_card (digest bytea PRIMARY KEY, card text NOT NULL);
 
--- The order of records and revisions within a transaction, and of those with one time.
-CREATE SEQUENCE llm_cost_ops.seq;
+-- The order of records and revisions within a transaction, and of those with one time. Processes take numbers
+-- in blocks, since the rows of a transaction are numbered before they are written, across organizations.
+CREATE SEQUENCE llm_cost_ops.seq INCREMENT BY 1000;
 
 -- A record and its first cost, which never change. Transactions end in another order than they begin:
 -- (xid, seq) is an order in which nothing is put in before what readers of `committed` have seen.

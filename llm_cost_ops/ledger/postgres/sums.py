@@ -20,12 +20,16 @@ from llm_cost_ops.rules.limits import check_amounts
 from llm_cost_ops.rules.times import QUARTER, QUARTERS_A_DAY, cover, to_micros
 
 __all__ = [
+    "DAYS",
     "PIECES_OF_ROWS",
+    "QUARTERS",
     "SERIES_COLUMNS",
+    "USER_DAYS",
     "Keys",
     "Newest",
     "Piece",
     "count",
+    "day_sql",
     "fold",
     "newest",
     "pieces_of",
@@ -84,9 +88,13 @@ def quarter_sql(ts: str) -> str:
     return f"(({ts} - mod(mod({ts}, {QUARTER}) + {QUARTER}, {QUARTER})) / {QUARTER})::int"
 
 
-_DAY = (
-    f"((bucket - mod(mod(bucket, {QUARTERS_A_DAY}) + {QUARTERS_A_DAY}, {QUARTERS_A_DAY})) / {QUARTERS_A_DAY})"
-)
+def day_sql(quarter: str) -> str:
+    """SQL for the number of the day that holds a quarter of an hour, by whole division as Python does it."""
+    number = QUARTERS_A_DAY
+    return f"(({quarter} - mod(mod({quarter}, {number}) + {number}, {number})) / {number})"
+
+
+_DAY = day_sql("bucket")
 _TOTALS = ", ".join(f"sum({name}) AS {name}" for name in _AMOUNTS)
 _MAX_FOLDED = 20_000
 _FOLD = f"""
