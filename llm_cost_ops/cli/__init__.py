@@ -57,12 +57,18 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="such as 127.0.0.1:8080, or unix:/path/to.sock; default: 127.0.0.1:8080 without --grpc",
     )
     parser.add_argument("--grpc", metavar="HOST:PORT", help="such as 127.0.0.1:50051; beside --http or alone")
-    parser.add_argument("--db", default="llm_cost_ops.db", metavar="PATH", help="default: %(default)s")
+    parser.add_argument(
+        "--db",
+        default="llm_cost_ops.db",
+        metavar="PATH",
+        help="a SQLite file, or postgresql://user@host/database; default: %(default)s",
+    )
     parser.add_argument(
         "--durability",
-        choices=("disk", "process"),
+        choices=("disk", "process", "replicated"),
         default="disk",
-        help="what an acknowledged record survives: a power cut (disk, the default) or a crash (process)",
+        help="what an acknowledged record survives: a power cut (disk, the default), a crash (process), or "
+        "the loss of the primary (replicated, with a synchronous standby of PostgreSQL)",
     )
     parser.add_argument(
         "--reported-providers",
@@ -278,9 +284,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"llm-cost-ops: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
     except ImportError as error:
-        extra = {"rich": "cli", "uvicorn": "server", "granian": "server", "grpc": "server"}.get(
-            (error.name or "").split(".")[0]
-        )
+        extra = {
+            "rich": "cli",
+            "psycopg": "postgres",
+            "uvicorn": "server",
+            "granian": "server",
+            "grpc": "server",
+        }.get((error.name or "").split(".")[0])
         if extra is None:
             raise
         print(f"llm-cost-ops: this needs more: pip install 'llm-cost-ops[{extra}]'", file=sys.stderr)

@@ -40,7 +40,11 @@ _TEXTS = (
 def add_target(parser: argparse.ArgumentParser) -> None:
     """Take --db or --base-url."""
     target = parser.add_mutually_exclusive_group()
-    target.add_argument("--db", metavar="PATH", help="a database file of the embedded engine")
+    target.add_argument(
+        "--db",
+        metavar="PATH",
+        help="a database file of the embedded engine, or postgresql://user@host/database",
+    )
     target.add_argument(
         "--base-url", metavar="URL", help="where to send it; default: LLM_COST_OPS_BASE_URL, else --db"
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 from llm_cost_ops._gen.messages import GetReadinessRequest
 from llm_cost_ops._gen.methods import GET_HEALTH, GET_READINESS
-from llm_cost_ops.config import REPORTED_PROVIDERS
+from llm_cost_ops.config import REPORTED_PROVIDERS, without_password
 from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
 from llm_cost_ops.ledger import Ledger, open_ledger
 from llm_cost_ops.rpc.context import CallContext
@@ -92,14 +92,15 @@ def serve(
 ) -> None:
     """Run the service until SIGTERM or SIGINT, as `llm-cost-ops serve` does; calls in flight are answered.
 
-    `db` is the path of a SQLite file. `http` and `grpc` are addresses such as "127.0.0.1:8080" or
-    "unix:PATH"; with neither it is HTTP there. Without API keys only loopback and Unix sockets are taken.
-    `announce` gets a line about the keys, and one for each listener once it accepts.
+    `db` is the path of a SQLite file, or `postgresql://user@host/database`. `http` and `grpc` are addresses
+    such as "127.0.0.1:8080" or "unix:PATH"; with neither it is HTTP there. Without API keys only loopback and
+    Unix sockets are taken. `announce` gets a line about the keys, and one for each listener once it accepts.
 
     Raises ConfigurationError, before anything listens, for what can't be served: an address, the database.
     """
-    if "://" in db:
-        raise ConfigurationError(f"db must be the path of a file, not {db!r}", parameter="db")
+    if "://" in db and db.partition("://")[0] not in ("postgres", "postgresql"):
+        rule = "must be the path of a file, or postgresql://user@host/database"
+        raise ConfigurationError(f"db {rule}, not {without_password(db)!r}", parameter="db")
     http = http or (None if grpc else "127.0.0.1:8080")
     listeners = {
         option: address_of(option, text) for option, text in (("http", http), ("grpc", grpc)) if text
@@ -109,7 +110,7 @@ def serve(
             db,
             listeners,
             # One that is not there is not made before the addresses are found good.
-            exists=Path(db).exists(),
+            exists="://" in db or Path(db).exists(),
             durability=durability,
             require_keys=require_keys,
             max_calls=max_calls,
@@ -156,7 +157,7 @@ async def _serve(
         servers,
         on_drain=service.drain,
         close=service.aclose,
-        announce=lambda text: announce(f"{text}, {db}"),
+        announce=lambda text: announce(f"{text}, {without_password(db)}"),
     )
 
 
@@ -167,7 +168,8 @@ async def _opened(db: str, durability: str) -> Ledger:
         await ledger.check(_context(GET_READINESS))
     except RpcError as error:
         await ledger.aclose()
-        raise ConfigurationError(f"db {db}: {error.message}", parameter="db") from error
+        shown = without_password(db)
+        raise ConfigurationError(f"db {shown}: {error.message}", parameter="db") from error
     return ledger
 
 
