@@ -25,6 +25,7 @@ from llm_cost_ops.server.app import serve as run_servers
 from llm_cost_ops.server.http import AsgiApp
 from llm_cost_ops.server.limits import AsgiLimits
 from llm_cost_ops.server.reference import REFERENCE
+from llm_cost_ops.server.traces import TRACES_PATH, Traces
 from llm_cost_ops.service import Service
 from llm_cost_ops.service.access.authentication import Authentication
 from llm_cost_ops.service.access.tenancy import OPEN
@@ -74,6 +75,7 @@ def asgi_app(
         admit=keys.admit,
         admission=admission,
         limits=limits,
+        routes={TRACES_PATH: Traces(service.handler)},
         pages=REFERENCE,
     )
 
@@ -143,7 +145,8 @@ async def _serve(
     service = Service(ledger, [admission, keys], reported_providers=reported_providers)
     servers: list[Server] = []
     if "http" in listeners:
-        app = AsgiApp(service.handler, admit=keys.admit, admission=admission, pages=REFERENCE)
+        routes = {TRACES_PATH: Traces(service.handler)}
+        app = AsgiApp(service.handler, admit=keys.admit, admission=admission, routes=routes, pages=REFERENCE)
         servers.append(HttpServer(app, tls=tls, **listeners["http"]))
     if "grpc" in listeners:
         from llm_cost_ops.server.grpc import GrpcServer
