@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote
 
 import msgspec
@@ -49,6 +49,7 @@ __all__ = [
     "LINE_TYPES",
     "AsgiApp",
     "DisconnectedError",
+    "Pages",
     "Receive",
     "Send",
     "StreamAnswer",
@@ -163,12 +164,23 @@ class _Request:
         )
 
 
+class Pages(Protocol):
+    """Answers some requests by pages for browsers."""
+
+    def serves(self, scope: MutableMapping[str, Any]) -> bool:
+        """Whether a request is for it."""
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer a request."""
+
+
 class AsgiApp:
     """An ASGI app over a ServiceHandler.
 
     `close` lets go of what the handler holds; it is awaited when the ASGI server ends the lifespan.
     `admit` raises RpcError for a call that is not to be answered, before anything of it is decoded;
-    `admission` refuses one before anything is looked at but its path.
+    `admission` refuses one before anything is looked at but its path. `pages` answers what it `serves`, in
+    place of the methods.
     Errors are `{"error": {"code", "message", "details"}, "request_id"}`. An error that a servicer
     did not mean to raise is logged under its request id and tells the client nothing. A servicer
     may set `context.response_status` and `context.response_metadata`.
@@ -183,8 +195,10 @@ class AsgiApp:
         admission: Admission | None = None,
         limits: AsgiLimits | None = None,
         runtime: Runtime | None = None,
+        pages: Pages | None = None,
     ) -> None:
         self._handler = handler
+        self._pages = pages
         self._close = close
         self._admit = admit
         self._admission = admission
@@ -197,6 +211,8 @@ class AsgiApp:
     async def __call__(self, scope: MutableMapping[str, object], receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
+        elif scope["type"] == "http" and self._pages is not None and self._pages.serves(scope):
+            await self._pages(scope, receive, send)
         elif scope["type"] == "http":
             await self._http(scope, receive, send)
         else:
