@@ -15,6 +15,7 @@ from llm_cost_ops.dashboard.report import Report, Series, read_report
 __all__ = ["costs_csv", "costs_page", "requests_page", "tokens_page"]
 
 _MAX_ROWS = 100
+_KINDS = {"Input, not cached": 0, "Input from cache": 6, "Output": 1}
 # To split so many calls by meter takes a part of a second: each is priced anew, in about 15 µs.
 _MAX_METERED = 10_000
 
@@ -63,7 +64,7 @@ async def tokens_page(page: Page) -> Answer:
     ]
     hits = [(found.cache_share or Decimal(0)) * 100 for found in report.buckets]
     charts = [
-        _chart(report, f"Tokens per {report.interval}", kinds, "bars", "tokens"),
+        _chart(report, f"Tokens per {report.interval}", kinds, "bars", "tokens", _KINDS),
         _chart(
             report,
             "Cache-hit share of input",
@@ -120,8 +121,15 @@ async def _meters(page: Page, report: Report) -> list[CostGroup]:
     return answer.data.breakdown
 
 
-def _chart(report: Report, title: str, series: list[Series], kind: str, unit: str) -> _Chart:
-    colours = colours_of(each.name for each in series)
+def _chart(
+    report: Report,
+    title: str,
+    series: list[Series],
+    kind: str,
+    unit: str,
+    colours: dict[str, int] | None = None,
+) -> _Chart:
+    colours = colours or colours_of(each.name for each in series)
     data = chart_data(report.labels, series, colours, kind=kind, unit=unit)
     return _Chart(title, data, series, colours, kind, unit)
 

@@ -6,7 +6,9 @@ from datetime import datetime
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from zoneinfo import ZoneInfo
 
-__all__ = ["change", "compact", "count", "exact", "moment", "money", "percent", "ratio", "share"]
+from llm_cost_ops.pricing.money import plain
+
+__all__ = ["change", "compact", "count", "exact", "moment", "money", "percent", "price", "ratio", "share"]
 
 _EXACT = Context(prec=60, rounding=ROUND_HALF_EVEN)
 _SYMBOLS = {"USD": "$", "EUR": "€", "GBP": "£", "JPY": "¥", "INR": "₹", "CNY": "CN¥"}
@@ -16,24 +18,34 @@ NONE = "–"
 
 def exact(value: Decimal | None) -> str:
     """Every digit of an amount; "" for none."""
-    return "" if value is None else f"{value:f}"
+    return "" if value is None else f"{plain(value):f}"
+
+
+def price(value: Decimal, currency: str) -> str:
+    """A price, with every digit and at least two places."""
+    whole, _, places = exact(value).partition(".")
+    return _with_symbol(f"{whole}.{places.ljust(2, '0')}", currency)
 
 
 def money(value: Decimal | None, currency: str, *, signed: bool = False) -> str:
-    """An amount, to cents; what is below 1 to two digits that are not 0. What is not 0 never reads so."""
+    """An amount, to cents; what is below 1 to three digits that are not 0. What is not 0 never reads so."""
     if value is None:
         return NONE
     places = 0 if currency in _NO_CENTS else 2
     size = abs(value)
     if 0 < size < 1:
-        places = max(places, 1 - size.adjusted())
+        places = max(places, 2 - size.adjusted())
     rounded = f"{_EXACT.quantize(size, Decimal(1).scaleb(-places)):,f}"
     if places > 2:
         whole, _, cents = rounded.partition(".")
         rounded = f"{whole}.{cents.rstrip('0').ljust(2, '0')}"
     sign = "−" if value < 0 else "+" if signed and value > 0 else ""
+    return sign + _with_symbol(rounded, currency)
+
+
+def _with_symbol(text: str, currency: str) -> str:
     symbol = _SYMBOLS.get(currency)
-    return f"{sign}{symbol}{rounded}" if symbol else f"{sign}{currency} {rounded}"
+    return f"{symbol}{text}" if symbol else f"{currency} {text}"
 
 
 def count(value: int | Decimal | None) -> str:

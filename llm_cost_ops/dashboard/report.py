@@ -10,6 +10,7 @@ from decimal import Decimal
 from operator import attrgetter
 
 import msgspec
+from msgspec.structs import replace
 
 from llm_cost_ops._gen.messages import (
     Analytics,
@@ -26,7 +27,6 @@ from llm_cost_ops._gen.methods import GET_ANALYTICS, GET_COST_SUMMARY
 from llm_cost_ops.dashboard.caller import Caller
 from llm_cost_ops.dashboard.figures import change, ratio
 from llm_cost_ops.dashboard.view import FILTERS, Span, View
-from llm_cost_ops.rules.times import bucket_label
 
 __all__ = ["OTHERS", "Figures", "Group", "Report", "Series", "read_report"]
 
@@ -172,14 +172,14 @@ async def read_report(view: View, now: datetime, caller: Caller, metric: str = "
         span=span,
         interval=interval,
         currency=summary.currency,
-        total=_added(buckets),
+        total=replace(_added(buckets), cost=summary.total_cost),
         before=Figures(
             cost=earlier.total_cost, requests=earlier.total_requests, unpriced=earlier.unpriced_requests
         ),
         groups=groups,
         others=summary.other_currencies,
         additive=summary.additive,
-        labels=[_label(start, interval, view) for start in starts],
+        labels=[_label(start, interval, view, years=span.start.year != now.year) for start in starts],
         starts=starts,
         buckets=buckets,
         series=_series(top, trends, [_value(found, metric) for found in buckets], additive=summary.additive),
@@ -270,9 +270,8 @@ def _trends(
     return dict(trends)
 
 
-def _label(start: datetime, interval: str, view: View) -> str:
+def _label(start: datetime, interval: str, view: View, *, years: bool) -> str:
+    local = start.astimezone(view.zone)
     if interval == "hour":
-        return f"{start.astimezone(view.zone):%-d %b %H:%M}"
-    if interval == "month":
-        return f"{start.astimezone(view.zone):%b %Y}"
-    return bucket_label((start, start), interval, view.time_zone)
+        return f"{local:%-d %b %H:%M}"
+    return f"{local:%b %Y}" if interval == "month" else f"{local:%-d %b %Y}" if years else f"{local:%-d %b}"

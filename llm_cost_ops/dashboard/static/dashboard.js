@@ -155,7 +155,8 @@
         {
           ...axis,
           grid: { show: false },
-          size: 30,
+          size: 34,
+          gap: 9,
           splits: (plot) => {
             const room = Math.max(1, Math.floor(plot.bbox.width / devicePixelRatio / 84));
             const step = Math.max(1, Math.ceil(places.length / room));
