@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from decimal import Decimal
@@ -21,12 +20,12 @@ from llm_cost_ops._gen.messages import (
     GetCostSummaryRequest,
     Interval,
     MetricValues,
-    TimeSeriesPoint,
 )
 from llm_cost_ops._gen.methods import GET_ANALYTICS, GET_COST_SUMMARY
 from llm_cost_ops.dashboard.caller import Caller
 from llm_cost_ops.dashboard.figures import change, ratio
 from llm_cost_ops.dashboard.view import FILTERS, Span, View
+from llm_cost_ops.rules.times import buckets_between
 
 __all__ = ["OTHERS", "Figures", "Group", "Report", "Series", "read_report"]
 
@@ -36,8 +35,6 @@ OTHERS = "All others"
 MAX_SERIES = 7
 # With more groups the series of the largest alone are read: all would be a sum for each group and bucket.
 _MAX_GROUPS_IN_SERIES = 60
-# How users change is read for their total alone: a sum over users is the dearest there is.
-_MANY = frozenset(("user", "tag"))
 
 _METRICS = [
     "total_cost",
@@ -47,13 +44,13 @@ _METRICS = [
     "cached_tokens",
     "unpriced_requests",
 ]
-_COSTS = Decimal(0)
+_ZERO = Decimal(0)
 
 
 class Figures(msgspec.Struct, kw_only=True):
     """Sums of calls. `cost` is that of the priced ones, in the currency of the view."""
 
-    cost: Decimal = _COSTS
+    cost: Decimal = _ZERO
     requests: int = 0
     unpriced: int = 0
     input_tokens: int = 0
@@ -95,7 +92,7 @@ class Group(Figures, kw_only=True):
     """The calls with one value in what is grouped by; `value` is "" where they have none.
 
     `trend` has what the page is about for each bucket, None where it was not read. `before` is the same
-    figure in the period before, None where it was not read.
+    figure in the period before, None where it was not read: a sum over users is the dearest there is.
     """
 
     value: str
@@ -145,52 +142,127 @@ async def read_report(view: View, now: datetime, caller: Caller, metric: str = "
     """Ask the service for all that a page about `metric` shows: an attribute of Figures."""
     span = view.span(now)
     interval = view.interval_of(span)
-    many = view.by in _MANY
-    summary, earlier, total = await asyncio.gather(
-        _summary(view, span, [view.by], caller),
-        _summary(view, span.before(), [] if many else [view.by], caller),
-        _analytics(view, span, interval, [], (), caller),
-    )
-    groups = [_group(found) for found in summary.breakdown]
-    groups.sort(key=lambda group: (-_value(group, metric), group.value))
-    before = {found.value: found for found in map(_group, earlier.breakdown)}
-    whole = len(groups) <= _MAX_GROUPS_IN_SERIES and not many
-    # No filter lets only those through that have no value.
-    top = [group.value for group in groups if _value(group, metric) and (whole or group.value)][:MAX_SERIES]
-    # A record with a tag may have others: their filter must stay as it is.
-    only = () if whole or any(name == view.by for name, _ in view.filters) else top
-    parts = await _analytics(view, span, interval, [view.by], only, caller)
-    starts = [point.timestamp for point in total.time_series if point.timestamp is not None]
-    trends = _trends(parts.time_series, starts, metric)
+    read = await _read(view, span, interval, caller)
+    groups = sorted(read.groups, key=lambda group: (-_value(group, metric), group.value))
+    # Of many groups no filter lets only those through that have no value.
+    top = [group.value for group in groups if _value(group, metric) and (read.whole or group.value)]
+    del top[MAX_SERIES:]
+    if read.parts is None:
+        only = () if any(name == view.by for name, _ in view.filters) else top
+        read.parts = _by_group(await _analytics(view, span, interval, [view.by], only, caller), read.starts)
+    nothing = [Figures()] * len(read.starts)
+    trends = {
+        group.value: [_value(found, metric) for found in read.parts.get(group.value, nothing)]
+        for group in groups
+        if read.whole or group.value in top
+    }
+    before = {found.value: found for found in map(_group, read.earlier.breakdown)}
     for group in groups:
-        if whole or group.value in top:
-            group.trend = trends.get(group.value, [_COSTS] * len(starts))
-        if not many:
+        group.trend = trends.get(group.value)
+        if read.compared:
             group.before = _value(before.get(group.value, Figures()), metric)
-    buckets = [_figures(point.metrics) for point in total.time_series]
+    totals = [_value(found, metric) for found in read.buckets]
+    earlier = read.earlier
     return Report(
         span=span,
         interval=interval,
-        currency=summary.currency,
-        total=replace(_added(buckets), cost=summary.total_cost),
+        currency=read.summary.currency,
+        total=replace(_added(read.buckets), cost=read.summary.total_cost),
         before=Figures(
             cost=earlier.total_cost, requests=earlier.total_requests, unpriced=earlier.unpriced_requests
         ),
         groups=groups,
-        others=summary.other_currencies,
-        additive=summary.additive,
-        labels=[_label(start, interval, view, years=span.start.year != now.year) for start in starts],
+        others=read.summary.other_currencies,
+        additive=view.by != "tag",
+        labels=[_label(start, interval, view, years=span.start.year != now.year) for start in read.starts],
+        starts=read.starts,
+        buckets=read.buckets,
+        series=_series(top, trends, totals, additive=view.by != "tag"),
+    )
+
+
+class _Read(msgspec.Struct, kw_only=True):
+    """What was read of a period. `parts` are the buckets by group, None where they are not read yet.
+
+    `whole` says that they are, or will be, those of every group; `compared` that `earlier` has groups.
+    """
+
+    summary: CostSummary
+    earlier: CostSummary
+    groups: list[Group]
+    starts: list[datetime]
+    buckets: list[Figures]
+    parts: dict[str, list[Figures]] | None
+    whole: bool
+    compared: bool
+
+
+async def _read(view: View, span: Span, interval: str, caller: Caller) -> _Read:
+    """Ask no more than is needed: a sum over a rollup costs some milliseconds, one over records seconds."""
+    if view.by == "tag":
+        # Nothing adds tags up in advance: their records are read once, and the groups are made of it.
+        return await _read_tags(view, span, interval, caller)
+    compared = view.by != "user"
+    summary, earlier = await asyncio.gather(
+        _summary(view, span, [view.by], caller),
+        _summary(view, span.before(), [view.by] if compared else [], caller),
+    )
+    groups = [_group(found) for found in summary.breakdown]
+    whole = len(groups) <= _MAX_GROUPS_IN_SERIES
+    series = await _analytics(view, span, interval, [view.by] if whole else [], (), caller)
+    if whole:
+        starts = [start for start, _ in buckets_between(span.start, span.end, interval, view.time_zone)]
+        parts = _by_group(series, starts)
+        buckets = [_added(found) for found in zip(*parts.values(), strict=True)] or [
+            Figures() for _ in starts
+        ]
+    else:
+        starts, buckets, parts = *_buckets(series), None
+    return _Read(
+        summary=summary,
+        earlier=earlier,
+        groups=groups,
         starts=starts,
         buckets=buckets,
-        series=_series(top, trends, [_value(found, metric) for found in buckets], additive=summary.additive),
+        parts=parts,
+        whole=whole,
+        compared=compared,
     )
+
+
+async def _read_tags(view: View, span: Span, interval: str, caller: Caller) -> _Read:
+    summary, earlier, total, tagged = await asyncio.gather(
+        _summary(view, span, [], caller),
+        _summary(view, span.before(), [], caller),
+        _analytics(view, span, interval, [], (), caller),
+        _analytics(view, span, interval, ["tag"], (), caller),
+    )
+    starts, buckets = _buckets(total)
+    parts = _by_group(tagged, starts)
+    groups = [Group(value=tag, **msgspec.structs.asdict(_added(found))) for tag, found in parts.items()]
+    return _Read(
+        summary=summary,
+        earlier=earlier,
+        groups=groups,
+        starts=starts,
+        buckets=buckets,
+        parts=parts,
+        whole=True,
+        compared=False,
+    )
+
+
+def _buckets(series: Analytics) -> tuple[list[datetime], list[Figures]]:
+    points = series.time_series
+    starts = [point.timestamp for point in points if point.timestamp is not None]
+    return starts, [_figures(point.metrics) for point in points]
 
 
 def _series(
     top: Sequence[str], trends: dict[str, list[Decimal]], totals: Sequence[Decimal], *, additive: bool
 ) -> list[Series]:
     """The series of the largest groups, and what is left of the total."""
-    nothing = [_COSTS] * len(totals)
+    nothing = [_ZERO] * len(totals)
     series = [Series(name=value, value=value, points=trends.get(value, nothing)) for value in top]
     if additive:
         left = list(totals)
@@ -242,7 +314,7 @@ def _group(found: CostGroup) -> Group:
 def _figures(found: MetricValues | None) -> Figures:
     assert found is not None
     return Figures(
-        cost=found.total_cost or _COSTS,
+        cost=found.total_cost or _ZERO,
         requests=found.total_requests or 0,
         unpriced=found.unpriced_requests or 0,
         input_tokens=found.input_tokens or 0,
@@ -259,15 +331,15 @@ def _added(several: Iterable[Figures]) -> Figures:
     return total
 
 
-def _trends(
-    points: Iterable[TimeSeriesPoint], starts: Sequence[datetime], metric: str
-) -> dict[str, list[Decimal]]:
+def _by_group(series: Analytics, starts: Sequence[datetime]) -> dict[str, list[Figures]]:
+    """The buckets of each group, those without calls included."""
     places = {start: place for place, start in enumerate(starts)}
-    trends: dict[str, list[Decimal]] = defaultdict(lambda: [_COSTS] * len(starts))
-    for point in points:
+    parts: dict[str, list[Figures]] = {}
+    for point in series.time_series:
         assert point.timestamp is not None
-        trends[point.group[-1].value][places[point.timestamp]] = _value(_figures(point.metrics), metric)
-    return dict(trends)
+        found = parts.setdefault(point.group[-1].value, [Figures() for _ in starts])
+        found[places[point.timestamp]] = _figures(point.metrics)
+    return parts
 
 
 def _label(start: datetime, interval: str, view: View, *, years: bool) -> str:
