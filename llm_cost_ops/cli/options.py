@@ -23,7 +23,12 @@ _LISTS = (
     ("--processing", "processing", "HOW", "such as batch"),
     ("--region", "region", "REGION", None),
     ("--operation", "operation", "KIND", "such as chat or embeddings"),
-    ("--status", "status", "STATUS", "priced, estimated, partial, unpriced or reported"),
+    (
+        "--status",
+        "status",
+        "STATUS",
+        "priced, estimated, partial, unpriced, reported or voided",
+    ),
 )
 _TEXTS = (
     ("--start", "start_date", "DATE", "a date or a time, inclusive"),
@@ -35,7 +40,11 @@ _TEXTS = (
 def add_target(parser: argparse.ArgumentParser) -> None:
     """Take --db or --base-url."""
     target = parser.add_mutually_exclusive_group()
-    target.add_argument("--db", metavar="PATH", help="a database file of the embedded engine")
+    target.add_argument(
+        "--db",
+        metavar="PATH",
+        help="a database file of the embedded engine, or postgresql://user@host/database",
+    )
     target.add_argument(
         "--base-url", metavar="URL", help="where to send it; default: LLM_COST_OPS_BASE_URL, else --db"
     )
@@ -141,6 +150,7 @@ def add_questions(commands: _Commands) -> None:
     _add_export(commands)
     _add_estimate(commands)
     _add_reprice(commands)
+    _add_usage(commands)
     _add_prices(commands)
 
 
@@ -205,6 +215,43 @@ def _add_reprice(commands: _Commands) -> None:
     parser.add_argument("--as-of", default="", metavar="DATE", help="leave out cards created after it")
     parser.add_argument("--dry-run", action="store_true", help="show what would change, and write nothing")
     parser.set_defaults(run="reprice")
+
+
+def _add_usage(commands: _Commands) -> None:
+    parser = commands.add_parser("usage", help="correct a recorded call, void it, or show what became of it")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    void = actions.add_parser(
+        "void",
+        help="take a record out of every sum",
+        description="Take a record out of every sum and list. It stays, with its revisions, and its key "
+        "stays taken.",
+    )
+    correct = actions.add_parser(
+        "correct",
+        help="change fields of a record",
+        description="Change fields of a record and price it again. What was recorded stays as a revision. "
+        "Its organization, key and time can't be changed: void it, and record it anew under another key.",
+    )
+    correct.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        required=True,
+        metavar="FIELD=VALUE",
+        help="a field of the record and what it is to be: text, or JSON, where null takes it away; may be "
+        "given again",
+    )
+    revisions = actions.add_parser("revisions", help="every revision of a record, from the first on")
+    for action in (void, correct, revisions):
+        action.add_argument("id", metavar="ID", help="the id of the record")
+        action.add_argument(
+            "--organization", default="", metavar="ID", help="whose record; may be left out with a key of one"
+        )
+        if action is not revisions:
+            action.add_argument("--reason", required=True, help="for who reads the revisions")
+        action.add_argument("--json", action="store_true", help="print each revision as a line of JSON")
+        add_target(action)
+    parser.set_defaults(run="usage")
 
 
 def _add_prices(commands: _Commands) -> None:

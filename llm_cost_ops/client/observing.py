@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from llm_cost_ops.client.clients import AsyncCostOpsClient, CostOpsClient
     from llm_cost_ops.client.recording import Recording
 
-__all__ = ["instrument", "observe", "sink_of", "uninstrument"]
+__all__ = ["default_client", "instrument", "observe", "sink_of", "uninstrument"]
 
 _SDKClient = TypeVar("_SDKClient")
 
@@ -82,7 +82,8 @@ _default: CostOpsClient | None = None
 _lock = threading.Lock()
 
 
-def _default_client() -> CostOpsClient:
+def default_client() -> CostOpsClient:
+    """The client of the process, which the environment sets up; made when it is first asked for."""
     global _default  # noqa: PLW0603  # one for the process
     with _lock:
         if _default is None:
@@ -103,6 +104,6 @@ def instrument(
 
     It is made when it is first used, shared by the process, and sends what is left when the process ends.
     """
-    return _default_client().instrument(
+    return default_client().instrument(
         sdk_client, provider=provider, stream_usage=stream_usage, **attribution
     )
