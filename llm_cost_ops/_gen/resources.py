@@ -546,9 +546,9 @@ class CostsResource:
             model_id: The model that served the call. Example: "gpt-4o".
             input_tokens: Everything that went in: uncached, cached, cache-written, every modality,
                 tool prompts. Unset when not known: a record that states no count of any kind is
-                unpriced, where a stated 0 is 0.
+                unpriced, where a stated 0 is 0. Example: "1200".
             output_tokens: Everything that came out: visible, reasoning, every modality. Unset when
-                not known.
+                not known. Example: "350".
             total_tokens: input_tokens + output_tokens; checked when sent, present in answers where
                 one of them is.
             cached_tokens: Cache reads, a subset of input_tokens.
@@ -1202,8 +1202,8 @@ class PricingResource:
         Args:
             provider: The provider. Example: "openai".
             model_id: The model's id, or a prefix that ends in "*". Example: "gpt-4o".
-            input_price_per_1k: The price of 1,000 input tokens. Example: "0.0025".
-            output_price_per_1k: The price of 1,000 output tokens. Example: "0.01".
+            input_price_per_1k: The price of 1,000 input tokens.
+            output_price_per_1k: The price of 1,000 output tokens.
             currency: ISO 4217; USD when not given.
             effective_date: The first moment, inclusive; a date means its midnight in UTC. Now when
                 not given.
@@ -1573,9 +1573,9 @@ class UsageResource:
             model_id: The model that served the call. Example: "gpt-4o".
             input_tokens: Everything that went in: uncached, cached, cache-written, every modality,
                 tool prompts. Unset when not known: a record that states no count of any kind is
-                unpriced, where a stated 0 is 0.
+                unpriced, where a stated 0 is 0. Example: "1200".
             output_tokens: Everything that came out: visible, reasoning, every modality. Unset when
-                not known.
+                not known. Example: "350".
             total_tokens: input_tokens + output_tokens; checked when sent, present in answers where
                 one of them is.
             cached_tokens: Cache reads, a subset of input_tokens.

@@ -62,7 +62,7 @@ def validate_get_analytics_request(m: GetAnalyticsRequest, path: str, violations
     v: Any
     validate_filter(m, "", violations)
     v = m.interval
-    if type(v) is not Interval:
+    if type(v) is not Interval or v.number is None:
         check_enum(v, "interval", violations, Interval)
     v = m.metrics
     if (v or type(v) is not list) and check_items(v, "metrics", violations, max_items=16):
@@ -173,7 +173,7 @@ def validate_analytics(m: Analytics, path: str, violations: list[Violation]) -> 
     if v is not None:
         validate_analytics_summary(v, "summary", violations) if type(v) is AnalyticsSummary else check_instance(v, "summary", violations, AnalyticsSummary)
     v = m.interval
-    if type(v) is not Interval:
+    if type(v) is not Interval or v.number is None:
         check_enum(v, "interval", violations, Interval)
     v = m.period_start
     if v is not None and type(v) is not datetime:
@@ -242,7 +242,7 @@ def validate_cost_record(m: CostRecord, path: str, violations: list[Violation]) 
     if v is not ZERO and (type(v) is not int or not -2147483648 <= v <= 2147483647):
         check_int(v, "revision", violations, -2147483648, 2147483647)
     v = m.status
-    if type(v) is not CostStatus:
+    if type(v) is not CostStatus or v.number is None:
         check_enum(v, "status", violations, CostStatus)
     v = m.currency
     if v is not EMPTY and (type(v) is not str or not v.isprintable()):
@@ -286,7 +286,7 @@ def validate_cost_record(m: CostRecord, path: str, violations: list[Violation]) 
     if v is not EMPTY and (type(v) is not str or not v.isprintable()):
         check_text(v, "origin_version", violations)
     v = m.revision_kind
-    if type(v) is not RevisionKind:
+    if type(v) is not RevisionKind or v.number is None:
         check_enum(v, "revision_kind", violations, RevisionKind)
     v = m.revision_reason
     if v is not EMPTY and (type(v) is not str or not v.isprintable()):
@@ -721,7 +721,7 @@ def validate_component_health(m: ComponentHealth, path: str, violations: list[Vi
     if v is not EMPTY and (type(v) is not str or not v.isprintable()):
         check_text(v, "name", violations)
     v = m.status
-    if type(v) is not HealthStatus:
+    if type(v) is not HealthStatus or v.number is None:
         check_enum(v, "status", violations, HealthStatus)
     v = m.message
     if v is not EMPTY and (type(v) is not str or not v.isprintable()):
@@ -739,7 +739,7 @@ def validate_get_health_response(m: GetHealthResponse, path: str, violations: li
     start = len(violations)
     v: Any
     v = m.status
-    if type(v) is not HealthStatus:
+    if type(v) is not HealthStatus or v.number is None:
         check_enum(v, "status", violations, HealthStatus)
     v = m.version
     if v is not EMPTY and (type(v) is not str or not v.isprintable()):
@@ -763,7 +763,7 @@ def validate_get_readiness_response(m: GetReadinessResponse, path: str, violatio
     start = len(violations)
     v: Any
     v = m.status
-    if type(v) is not HealthStatus:
+    if type(v) is not HealthStatus or v.number is None:
         check_enum(v, "status", violations, HealthStatus)
     v = m.version
     if v is not EMPTY and (type(v) is not str or not v.isprintable()):
@@ -963,16 +963,16 @@ def validate_rate_card(m: RateCard, path: str, violations: list[Violation]) -> N
     if (v or type(v) is not list) and check_items(v, "rates", violations):
         check_messages(v, "rates", violations, Rate, validate_rate)
     v = m.tier_mode
-    if type(v) is not TierMode:
+    if type(v) is not TierMode or v.number is None:
         check_enum(v, "tier_mode", violations, TierMode)
     v = m.tier_basis
-    if type(v) is not TierBasis:
+    if type(v) is not TierBasis or v.number is None:
         check_enum(v, "tier_basis", violations, TierBasis)
     v = m.multipliers
     if (v or type(v) is not list) and check_items(v, "multipliers", violations):
         check_messages(v, "multipliers", violations, PriceMultiplier, validate_price_multiplier)
     v = m.origin
-    if type(v) is not PriceOrigin:
+    if type(v) is not PriceOrigin or v.number is None:
         check_enum(v, "origin", violations, PriceOrigin)
     v = m.origin_version
     if v is not EMPTY and (type(v) is not str or not v.isprintable()):
@@ -1057,10 +1057,10 @@ def validate_create_price_request(m: CreatePriceRequest, path: str, violations: 
     if (v or type(v) is not list) and check_items(v, "rates", violations, max_items=64):
         check_messages(v, "rates", violations, Rate, validate_rate)
     v = m.tier_mode
-    if type(v) is not TierMode:
+    if type(v) is not TierMode or v.number is None:
         check_enum(v, "tier_mode", violations, TierMode)
     v = m.tier_basis
-    if type(v) is not TierBasis:
+    if type(v) is not TierBasis or v.number is None:
         check_enum(v, "tier_basis", violations, TierBasis)
     v = m.multipliers
     if (v or type(v) is not list) and check_items(v, "multipliers", violations, max_items=16):
@@ -1141,7 +1141,7 @@ def validate_list_prices_request(m: ListPricesRequest, path: str, violations: li
     if v is not EMPTY and (type(v) is not str or not v.isprintable()):
         check_text(v, "active_at", violations)
     v = m.origin
-    if type(v) is not PriceOrigin:
+    if type(v) is not PriceOrigin or v.number is None:
         check_enum(v, "origin", violations, PriceOrigin)
     v = m.currency
     if v is not EMPTY and (type(v) is not str or len(v) > 3 or not v.isprintable()):
@@ -1282,13 +1282,13 @@ def validate_usage_record(m: UsageRecord, path: str, violations: list[Violation]
     if v is not None and (type(v) is not int or not 1 <= v <= 2147483647):
         check_int(v, "request_count", violations, 1, 2147483647)
     v = m.operation
-    if type(v) is not Operation:
+    if type(v) is not Operation or v.number is None:
         check_enum(v, "operation", violations, Operation)
     v = m.outcome
-    if type(v) is not Outcome:
+    if type(v) is not Outcome or v.number is None:
         check_enum(v, "outcome", violations, Outcome)
     v = m.quality
-    if type(v) is not UsageQuality:
+    if type(v) is not UsageQuality or v.number is None:
         check_enum(v, "quality", violations, UsageQuality)
     v = m.requested_model_id
     if v is not EMPTY and (type(v) is not str or len(v) > 255 or not v.isprintable()):
@@ -1351,7 +1351,7 @@ def validate_usage_record(m: UsageRecord, path: str, violations: list[Violation]
     if v is not EMPTY and (type(v) is not str or not v.isprintable()):
         check_text(v, "currency", violations)
     v = m.cost_status
-    if type(v) is not CostStatus:
+    if type(v) is not CostStatus or v.number is None:
         check_enum(v, "cost_status", violations, CostStatus)
     v = m.observation
     if type(v) is not bool:
@@ -1393,7 +1393,7 @@ def validate_usage_receipt(m: UsageReceipt, path: str, violations: list[Violatio
     if v is not None and type(v) is not datetime:
         check_instance(v, "processed_at", violations, datetime)
     v = m.cost_status
-    if type(v) is not CostStatus:
+    if type(v) is not CostStatus or v.number is None:
         check_enum(v, "cost_status", violations, CostStatus)
     v = m.duplicate
     if type(v) is not bool:
@@ -1451,7 +1451,7 @@ def validate_submit_result(m: SubmitResult, path: str, violations: list[Violatio
     start = len(violations)
     v: Any
     v = m.status
-    if type(v) is not SubmitStatus:
+    if type(v) is not SubmitStatus or v.number is None:
         check_enum(v, "status", violations, SubmitStatus)
     v = m.usage
     if v is not None:
@@ -1562,7 +1562,7 @@ def validate_stream_problem(m: StreamProblem, path: str, violations: list[Violat
     if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
         check_int(v, "index", violations, -9223372036854775808, 9223372036854775807)
     v = m.status
-    if type(v) is not SubmitStatus:
+    if type(v) is not SubmitStatus or v.number is None:
         check_enum(v, "status", violations, SubmitStatus)
     v = m.error
     if v is not None:
@@ -1628,7 +1628,7 @@ def validate_usage_revision(m: UsageRevision, path: str, violations: list[Violat
     if v is not ZERO and (type(v) is not int or not -2147483648 <= v <= 2147483647):
         check_int(v, "revision", violations, -2147483648, 2147483647)
     v = m.kind
-    if type(v) is not RevisionKind:
+    if type(v) is not RevisionKind or v.number is None:
         check_enum(v, "kind", violations, RevisionKind)
     v = m.reason
     if v is not EMPTY and (type(v) is not str or not v.isprintable()):

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from llm_cost_ops import __version__
-from llm_cost_ops.cli.options import add_questions, add_target
+from llm_cost_ops.cli.options import add_proxy, add_questions, add_target, at_least_one
 from llm_cost_ops.config import REPORTED_PROVIDERS, split_names
 from llm_cost_ops.exceptions import CostOpsError
 
@@ -25,6 +25,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_quickstart(commands)
     _add_serve(commands)
+    add_proxy(commands)
     _add_keys(commands)
     _add_import(commands)
     _add_database(commands)
@@ -56,12 +57,18 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="such as 127.0.0.1:8080, or unix:/path/to.sock; default: 127.0.0.1:8080 without --grpc",
     )
     parser.add_argument("--grpc", metavar="HOST:PORT", help="such as 127.0.0.1:50051; beside --http or alone")
-    parser.add_argument("--db", default="llm_cost_ops.db", metavar="PATH", help="default: %(default)s")
+    parser.add_argument(
+        "--db",
+        default="llm_cost_ops.db",
+        metavar="PATH",
+        help="a SQLite file, or postgresql://user@host/database; default: %(default)s",
+    )
     parser.add_argument(
         "--durability",
-        choices=("disk", "process"),
+        choices=("disk", "process", "replicated"),
         default="disk",
-        help="what an acknowledged record survives: a power cut (disk, the default) or a crash (process)",
+        help="what an acknowledged record survives: a power cut (disk, the default), a crash (process), or "
+        "the loss of the primary (replicated, with a synchronous standby of PostgreSQL)",
     )
     parser.add_argument(
         "--reported-providers",
@@ -90,18 +97,12 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument(
         "--max-calls",
-        type=_at_least_one,
+        type=at_least_one,
         default=256,
         metavar="N",
         help="calls in flight; further ones are told to come back later; default: %(default)s",
     )
     parser.set_defaults(run="serve")
-
-
-def _at_least_one(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text[:9]) >= 1):
-        raise argparse.ArgumentTypeError("must be a number from 1 on")
-    return int(text[:9])
 
 
 def _add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -224,6 +225,10 @@ def _dispatch(options: argparse.Namespace) -> int:
         from llm_cost_ops.cli.serving import serve
 
         return serve(options)
+    if options.run == "proxy":
+        from llm_cost_ops.cli.proxying import proxy
+
+        return proxy(options)
     if options.run == "keys":
         from llm_cost_ops.cli.keys import keys
 
@@ -279,9 +284,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"llm-cost-ops: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
     except ImportError as error:
-        extra = {"rich": "cli", "uvicorn": "server", "granian": "server", "grpc": "server"}.get(
-            (error.name or "").split(".")[0]
-        )
+        extra = {
+            "rich": "cli",
+            "psycopg": "postgres",
+            "uvicorn": "server",
+            "granian": "server",
+            "grpc": "server",
+        }.get((error.name or "").split(".")[0])
         if extra is None:
             raise
         print(f"llm-cost-ops: this needs more: pip install 'llm-cost-ops[{extra}]'", file=sys.stderr)

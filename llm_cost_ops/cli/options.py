@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from llm_cost_ops.exceptions import ConfigurationError
 
-__all__ = ["add_filters", "add_questions", "add_target", "filters_of", "pairs"]
+__all__ = ["add_filters", "add_proxy", "add_questions", "add_target", "at_least_one", "filters_of", "pairs"]
 
 _Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001  # it has no public name
 
@@ -40,7 +40,11 @@ _TEXTS = (
 def add_target(parser: argparse.ArgumentParser) -> None:
     """Take --db or --base-url."""
     target = parser.add_mutually_exclusive_group()
-    target.add_argument("--db", metavar="PATH", help="a database file of the embedded engine")
+    target.add_argument(
+        "--db",
+        metavar="PATH",
+        help="a database file of the embedded engine, or postgresql://user@host/database",
+    )
     target.add_argument(
         "--base-url", metavar="URL", help="where to send it; default: LLM_COST_OPS_BASE_URL, else --db"
     )
@@ -72,6 +76,72 @@ def pairs(texts: list[str], option: str) -> dict[str, str]:
             raise ConfigurationError(f"--{option} must be KEY=VALUE, not {text!r}", parameter=option)
         found[key] = value
     return found
+
+
+def at_least_one(text: str) -> int:
+    """A number from 1 on, as an option's type."""
+    if not (text.isascii() and text.isdigit() and int(text[:9]) >= 1):
+        raise argparse.ArgumentTypeError("must be a number from 1 on")
+    return int(text[:9])
+
+
+def add_proxy(commands: _Commands) -> None:
+    """Add the command that runs the recording proxy."""
+    parser = commands.add_parser(
+        "proxy",
+        help="pass calls on to providers, and record what each one used",
+        description="Run the recording proxy: http://HOST:PORT/NAME/... goes to the upstream of that name. "
+        "Provider keys are passed through and kept nowhere. On loopback and Unix sockets callers need no API "
+        "key of ours; elsewhere they show one of the database's as x-lco-api-key.",
+    )
+    parser.add_argument(
+        "--upstream",
+        action="append",
+        required=True,
+        metavar="NAME=URL",
+        help="such as openai=https://api.openai.com; may be given again",
+    )
+    parser.add_argument(
+        "--http",
+        default="127.0.0.1:8090",
+        metavar="HOST:PORT",
+        help="or unix:/path/to.sock; default: %(default)s",
+    )
+    add_target(parser)
+    parser.add_argument(
+        "--organization",
+        metavar="ID",
+        help="whose the calls are that say nothing; default: the environment's",
+    )
+    parser.add_argument(
+        "--keys", metavar="PATH", help="the database whose API keys callers show; default: --db"
+    )
+    parser.add_argument("--require-keys", action="store_true", help="ask for API keys on loopback too")
+    parser.add_argument(
+        "--spool",
+        default="llm_cost_ops.spool",
+        metavar="FOLDER",
+        help="where records wait until they are sent; default: %(default)s",
+    )
+    parser.add_argument(
+        "--stream-usage",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="whether chat streams are asked for their usage; auto: where the provider is known to take it",
+    )
+    parser.add_argument(
+        "--max-calls",
+        type=at_least_one,
+        default=1000,
+        metavar="N",
+        help="calls in flight; further ones are told to come back later; default: %(default)s",
+    )
+    parser.add_argument("--tls-cert", metavar="FILE", help="PEM file of a certificate and its chain")
+    parser.add_argument("--tls-key", metavar="FILE", help="PEM file of the certificate's key")
+    parser.add_argument(
+        "--tls-client-ca", metavar="FILE", help="PEM file of authorities of the clients that are let in"
+    )
+    parser.set_defaults(run="proxy")
 
 
 def add_questions(commands: _Commands) -> None:

@@ -8,7 +8,7 @@ from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.server import serve as run
 from llm_cost_ops.server.app import ServerTls
 
-__all__ = ["serve"]
+__all__ = ["serve", "tls_of"]
 
 
 def serve(options: argparse.Namespace) -> int:
@@ -21,13 +21,14 @@ def serve(options: argparse.Namespace) -> int:
         require_keys=options.require_keys,
         max_calls=options.max_calls,
         reported_providers=options.reported_providers,
-        tls=_tls(options),
+        tls=tls_of(options),
         announce=lambda text: print(f"llm-cost-ops: {text}", flush=True),
     )
     return 0
 
 
-def _tls(options: argparse.Namespace) -> ServerTls | None:
+def tls_of(options: argparse.Namespace) -> ServerTls | None:
+    """The certificate that the options name; ConfigurationError for half of one."""
     if options.tls_cert is None and options.tls_key is None and options.tls_client_ca is None:
         return None
     for option in ("tls-cert", "tls-key"):

@@ -50,11 +50,16 @@ __all__ = [
 ]
 
 # The package of each backend; it has a function open(url, *, durability, group_commit).
-_BACKENDS = {"sqlite": "llm_cost_ops.ledger.sqlite"}
+_BACKENDS = {
+    "sqlite": "llm_cost_ops.ledger.sqlite",
+    "postgresql": "llm_cost_ops.ledger.postgres",
+    "postgres": "llm_cost_ops.ledger.postgres",
+}
 
 
 def open_ledger(url: str, *, durability: str = "disk", group_commit: bool = False) -> Ledger:
-    """The ledger at a URL: `sqlite:///costs.db` is a file, `sqlite://` private memory.
+    """The ledger at a URL: `sqlite:///costs.db` is a file, `sqlite://` private memory, and
+    `postgresql://user@host/database` a database that servers share.
 
     What has no `://` is the path of a SQLite file.
 

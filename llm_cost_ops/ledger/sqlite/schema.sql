@@ -139,7 +139,7 @@ CREATE TABLE api_key (
     created INTEGER NOT NULL,
     expires INTEGER,
     revoked INTEGER
-) STRICT, WITHOUT ROWID;
+) STRICT;  -- with the rowid, by which keys of one moment keep their order
 CREATE TABLE secret (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
 
 -- Where each consumer of what was committed goes on: behind this row of usage and this one of revision.
