@@ -24,6 +24,8 @@ from llm_cost_ops.ledger.types import (
     Price,
     Recorded,
     Repriced,
+    Revised,
+    Revision,
 )
 
 __all__ = [
@@ -41,6 +43,8 @@ __all__ = [
     "Price",
     "Recorded",
     "Repriced",
+    "Revised",
+    "Revision",
     "Sums",
     "open_ledger",
 ]

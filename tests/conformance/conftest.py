@@ -80,11 +80,11 @@ def sending(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     elif how == "in-batches":
         outcome_of = batching.TaskBatching._outcome
 
-        async def fly(self: Any, rider: Any) -> Any:
+        async def fly(self: Any, rider: Any, gathered: Any) -> Any:
             rider.group.remove(rider)
             rider.group.in_flight += 1
             self._take_off([rider])
-            return await outcome_of(self, rider)
+            return await outcome_of(self, rider, gathered)
 
         async def lead(self: Any, rider: Any) -> Any:
             rider.group.remove(rider)
