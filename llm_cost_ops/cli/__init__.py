@@ -8,14 +8,18 @@ import sys
 from collections.abc import Sequence
 
 from llm_cost_ops import __version__
-from llm_cost_ops.cli.options import add_questions, add_target
+from llm_cost_ops.cli.options import add_proxy, add_questions, add_target, at_least_one
 from llm_cost_ops.config import REPORTED_PROVIDERS, split_names
 from llm_cost_ops.exceptions import CostOpsError
 
 __all__ = ["main"]
 
 # The extra that brings a module which is missing.
-_EXTRAS = {"rich": "cli", **dict.fromkeys(("granian", "grpc", "h11", "jinja2", "uvicorn"), "server")}
+_EXTRAS = {
+    "psycopg": "postgres",
+    "rich": "cli",
+    **dict.fromkeys(("granian", "grpc", "h11", "jinja2", "uvicorn"), "server"),
+}
 
 EXIT_OK, EXIT_REJECTED, EXIT_FAILED, EXIT_PIPE = 0, 1, 2, 141
 
@@ -28,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_quickstart(commands)
     _add_serve(commands)
+    add_proxy(commands)
     _add_dashboard(commands)
     _add_keys(commands)
     _add_import(commands)
@@ -60,12 +65,18 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="such as 127.0.0.1:8080, or unix:/path/to.sock; default: 127.0.0.1:8080 without --grpc",
     )
     parser.add_argument("--grpc", metavar="HOST:PORT", help="such as 127.0.0.1:50051; beside --http or alone")
-    parser.add_argument("--db", default="llm_cost_ops.db", metavar="PATH", help="default: %(default)s")
+    parser.add_argument(
+        "--db",
+        default="llm_cost_ops.db",
+        metavar="PATH",
+        help="a SQLite file, or postgresql://user@host/database; default: %(default)s",
+    )
     parser.add_argument(
         "--durability",
-        choices=("disk", "process"),
+        choices=("disk", "process", "replicated"),
         default="disk",
-        help="what an acknowledged record survives: a power cut (disk, the default) or a crash (process)",
+        help="what an acknowledged record survives: a power cut (disk, the default), a crash (process), or "
+        "the loss of the primary (replicated, with a synchronous standby of PostgreSQL)",
     )
     parser.add_argument(
         "--reported-providers",
@@ -94,7 +105,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument(
         "--max-calls",
-        type=_at_least_one,
+        type=at_least_one,
         default=256,
         metavar="N",
         help="calls in flight; further ones are told to come back later; default: %(default)s",
@@ -242,6 +253,10 @@ def _dispatch(options: argparse.Namespace) -> int:
         from llm_cost_ops.cli.serving import serve
 
         return serve(options)
+    if options.run == "proxy":
+        from llm_cost_ops.cli.proxying import proxy
+
+        return proxy(options)
     if options.run == "dashboard":
         from llm_cost_ops.cli.serving import dashboard
 
@@ -270,6 +285,10 @@ def _dispatch(options: argparse.Namespace) -> int:
         from llm_cost_ops.cli.export import export
 
         return export(options)
+    if options.run == "usage":
+        from llm_cost_ops.cli.usage import usage
+
+        return usage(options)
     if options.run in ("estimate", "reprice"):
         from llm_cost_ops.cli import receipts
 

@@ -12,7 +12,7 @@ from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.server import serve as run
 from llm_cost_ops.server.app import ServerTls
 
-__all__ = ["dashboard", "serve"]
+__all__ = ["dashboard", "serve", "tls_of"]
 
 
 def serve(options: argparse.Namespace) -> int:
@@ -25,7 +25,7 @@ def serve(options: argparse.Namespace) -> int:
         require_keys=options.require_keys,
         max_calls=options.max_calls,
         reported_providers=options.reported_providers,
-        tls=_tls(options),
+        tls=tls_of(options),
         announce=_announce,
         dashboard=not options.no_dashboard,
     )
@@ -58,7 +58,8 @@ def _announce_and_open(text: str) -> None:
         threading.Thread(target=webbrowser.open, args=(f"{address[1]}/",), daemon=True).start()
 
 
-def _tls(options: argparse.Namespace) -> ServerTls | None:
+def tls_of(options: argparse.Namespace) -> ServerTls | None:
+    """The certificate that the options name; ConfigurationError for half of one."""
     if options.tls_cert is None and options.tls_key is None and options.tls_client_ca is None:
         return None
     for option in ("tls-cert", "tls-key"):

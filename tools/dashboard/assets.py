@@ -1,4 +1,4 @@
-"""Fetches the files of others that the dashboard loads, from npm, into llm_cost_ops/dashboard/assets.
+"""Fetches the files of others that the server's pages load, from npm, into the `assets` beside them.
 
 Each package is pinned, and its archive checked against a SHA-512 before anything of it is kept.
 `python -m tools.dashboard.assets` needs npm, which knows the registry of this machine.
@@ -16,9 +16,11 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["AXE", "UPLOT", "Package", "fetch", "main"]
+__all__ = ["AXE", "SWAGGER_UI", "UPLOT", "Package", "fetch", "main"]
 
-TARGET = Path(__file__).resolve().parents[2] / "llm_cost_ops" / "dashboard" / "assets"
+_PACKAGE = Path(__file__).resolve().parents[2] / "llm_cost_ops"
+TARGET = _PACKAGE / "dashboard" / "assets"
+REFERENCE = _PACKAGE / "server" / "assets"
 
 
 class Package(NamedTuple):
@@ -40,6 +42,19 @@ UPLOT = Package(
         "package/LICENSE": "uPlot.LICENSE.txt",
     },
 )
+SWAGGER_UI = Package(
+    "swagger-ui-dist",
+    "5.35.0",
+    "U06rpMtW9V3XPGOBeamTUSr0Z09jMX4IJuANpE/EZbAhw0G8CgwrzU4YmXkn/h0wCDNsXdGarTNNHC3sU8yVUQ==",
+    {
+        "package/swagger-ui.css": "swagger-ui.css",
+        "package/swagger-ui-bundle.js": "swagger-ui-bundle.js",
+        "package/swagger-ui-bundle.js.LICENSE.txt": "swagger-ui-bundle.js.LICENSE.txt",
+        "package/LICENSE": "swagger-ui.LICENSE.txt",
+        "package/NOTICE": "swagger-ui.NOTICE.txt",
+    },
+)
+"""What shows the HTTP reference at /docs."""
 AXE = Package(
     "axe-core",
     "4.14.1",
@@ -84,12 +99,13 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
 
 def main() -> int:
     """Fetch what pages load; the exit status is 1 when that failed."""
-    try:
-        fetch(UPLOT, TARGET)
-    except RuntimeError as error:
-        print(f"make assets: {error}", file=sys.stderr)
-        return 1
-    print(f"{UPLOT.name} {UPLOT.version} is in {TARGET}")
+    for package, target in ((UPLOT, TARGET), (SWAGGER_UI, REFERENCE)):
+        try:
+            fetch(package, target)
+        except RuntimeError as error:
+            print(f"make assets: {error}", file=sys.stderr)
+            return 1
+        print(f"{package.name} {package.version} is in {target}")
     return 0
 
 
