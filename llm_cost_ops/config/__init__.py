@@ -366,8 +366,8 @@ def split_base_url(base_url: object) -> SplitResult:
         "must be a URL such as sqlite:///costs.db, sqlite://, postgresql://user@host/costs, "
         "https://costs.example.com or grpcs://costs.example.com:443"
     )
+    shown = without_password(base_url) if isinstance(base_url, str) else base_url
     if not isinstance(base_url, str) or not re.fullmatch(r"[\x21-\x7e\u00a0-\uffff]+", base_url):
-        shown = without_password(base_url) if isinstance(base_url, str) else base_url
         raise wrong("base_url", rule, shown)
     try:
         if base_url.startswith(("postgres:", "postgresql:")):
@@ -376,16 +376,16 @@ def split_base_url(base_url: object) -> SplitResult:
         parts = urlsplit(base_url)
         _ = parts.port
     except ValueError:
-        raise wrong("base_url", rule, base_url) from None
+        raise wrong("base_url", rule, shown) from None
     if parts.scheme not in SCHEMES or parts.fragment:
-        raise wrong("base_url", rule, base_url)
+        raise wrong("base_url", rule, shown)
     if parts.username or parts.password:
         raise ConfigurationError("base_url must not hold a password: use api_key", parameter="base_url")
     if parts.scheme == "sqlite":
         if parts.netloc:
-            raise wrong("base_url", "of the embedded engine has three slashes before the path", base_url)
+            raise wrong("base_url", "of the embedded engine has three slashes before the path", shown)
     elif parts.query or not (parts.hostname or parts.path):
-        raise wrong("base_url", rule, base_url)
+        raise wrong("base_url", rule, shown)
     return parts
 
 
@@ -398,5 +398,7 @@ def _split_database_url(base_url: str, rule: str) -> SplitResult:
 
 def without_password(url: str) -> str:
     """The URL of a database as it may be shown: with *** for a password."""
+    if "://" not in url or url.startswith("sqlite:"):
+        return url
     url = re.sub(r"(//[^/?#:]*:)[^/?#]*@", r"\1***@", url)
     return re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1***", url)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, MutableMapping, Sequence
 from contextlib import aclosing
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 from urllib.parse import quote
 
 import msgspec
@@ -49,7 +49,7 @@ __all__ = [
     "LINE_TYPES",
     "AsgiApp",
     "DisconnectedError",
-    "Page",
+    "Pages",
     "Receive",
     "Route",
     "Send",
@@ -168,14 +168,6 @@ class _Request:
         )
 
 
-class Page(NamedTuple):
-    """What a GET of a page is answered with, whoever asks."""
-
-    content_type: str
-    body: bytes
-    headers: tuple[tuple[str, str], ...] = ()
-
-
 class Route(Protocol):
     """What answers POSTs to a path that no method of the service has.
 
@@ -196,16 +188,26 @@ class Route(Protocol):
         """The body that tells an error."""
 
 
+class Pages(Protocol):
+    """Answers some requests by pages for browsers."""
+
+    def serves(self, scope: MutableMapping[str, Any]) -> bool:
+        """Whether a request is for it."""
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer a request."""
+
+
 class AsgiApp:
     """An ASGI app over a ServiceHandler.
 
     `close` lets go of what the handler holds; it is awaited when the ASGI server ends the lifespan.
     `admit` raises RpcError for a call that is not to be answered, before anything of it is decoded;
-    `admission` refuses one before anything is looked at but its path. `routes` are further paths.
+    `admission` refuses one before anything is looked at but its path. `routes` are further paths, and each
+    of `pages` answers what it `serves`, in place of the methods.
     Errors are `{"error": {"code", "message", "details"}, "request_id"}`. An error that a servicer
     did not mean to raise is logged under its request id and tells the client nothing. A servicer
     may set `context.response_status` and `context.response_metadata`.
-    `pages` are shown beside the methods, by path; one that gives None is not there.
     """
 
     def __init__(
@@ -218,11 +220,11 @@ class AsgiApp:
         limits: AsgiLimits | None = None,
         runtime: Runtime | None = None,
         routes: Mapping[str, Route] | None = None,
-        pages: Mapping[str, Callable[[], Page | None]] | None = None,
+        pages: Sequence[Pages] = (),
     ) -> None:
         self._handler = handler
         self._routes = routes or {}
-        self._pages = pages or {}
+        self._pages = pages
         self._close = close
         self._admit = admit
         self._admission = admission
@@ -236,7 +238,8 @@ class AsgiApp:
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         elif scope["type"] == "http":
-            await self._http(scope, receive, send)
+            pages = next((pages for pages in self._pages if pages.serves(scope)), self._http)
+            await pages(scope, receive, send)
         else:
             raise NotImplementedError(f"no {scope['type']} here")
 
@@ -288,8 +291,6 @@ class AsgiApp:
             refusal = await self._admission.refusal(self._runtime, left)
             if refusal is not None:
                 raise refusal
-        if request.path in self._pages and (page := self._pages[request.path]()) is not None:
-            return _shown(page, request)
         route = self._router.match(request.path)
         if route is None and request.path in self._routes:
             return await self._post(self._routes[request.path], request, receive)
@@ -399,13 +400,6 @@ def _other_verb(request: _Request, allowed: list[str]) -> Answer:
     verb = "GET" if request.verb == "HEAD" else request.verb
     status, headers, body = _error(_refused(405, f"{verb} is not allowed here"), request.id)
     return status, headers + allow, body
-
-
-def _shown(page: Page, request: _Request) -> Answer:
-    if request.verb not in ("GET", "HEAD"):
-        raise _refused(405, f"{request.verb} is not allowed here")
-    headers = [("content-type", page.content_type), ("x-content-type-options", "nosniff")]
-    return 200, [*headers, *page.headers], page.body
 
 
 def _take_unknown(binding: Binding, request: _Request) -> None:

@@ -5,17 +5,17 @@ The viewer is Swagger UI, which `make assets` fetches into `assets/`; without it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Mapping, MutableMapping
+from functools import lru_cache, partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from llm_cost_ops.server.http import Page
+from llm_cost_ops.server.http import Receive, Send
 
-__all__ = ["REFERENCE"]
+__all__ = ["Reference"]
 
 _DOCUMENT = Path(__file__).parents[1] / "_gen" / "openapi.json"
 _ASSETS = Path(__file__).with_name("assets")
@@ -54,25 +54,55 @@ would stand here is not installed: in a clone of the project, <code>make assets<
 """
 
 
-@lru_cache(maxsize=1)
-def _document() -> Page:
-    return Page("application/json", _DOCUMENT.read_bytes())
+class Reference:
+    """`/openapi.json` and `/docs`. They tell how to ask, and nothing that was recorded: no key is needed."""
+
+    def serves(self, scope: MutableMapping[str, Any]) -> bool:
+        """Whether a request is for one of them."""
+        return _path(scope) in _PAGES
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        kind, read = _PAGES[_path(scope)]
+        verb = scope["method"]
+        status, body = (200, read()) if verb in ("GET", "HEAD") else (405, b"")
+        if body is None:
+            status, body = 404, b""
+        headers = [
+            (b"content-type", kind.encode()),
+            (b"content-length", str(len(body)).encode()),
+            (b"content-security-policy", _POLICY.encode()),
+            (b"x-content-type-options", b"nosniff"),
+        ]
+        if status == 405:
+            headers.append((b"allow", b"GET, HEAD"))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if verb == "HEAD" else body})
+
+
+def _path(scope: MutableMapping[str, Any]) -> str:
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 @lru_cache(maxsize=1)
-def _viewer() -> Page:
+def _document() -> bytes:
+    return _DOCUMENT.read_bytes()
+
+
+@lru_cache(maxsize=1)
+def _viewer() -> bytes:
+    head, body = _PLAIN, _MISSING.format(rows=_rows())
     if all((_ASSETS / name).is_file() for name in _VIEWER):
-        head = '<link rel="stylesheet" href="docs/swagger-ui.css">'
         scripts = ("swagger-ui-bundle.js", "show.js")
+        head = '<link rel="stylesheet" href="docs/swagger-ui.css">'
         body = "".join(f'<script src="docs/{name}"></script>' for name in scripts)
         body = f'<div id="reference"></div>{body}'
-    else:
-        head, body = _PLAIN, _MISSING.format(rows=_rows())
-    return _page(_FRAME.format(head=head, body=body))
+    return _FRAME.format(head=head, body=body).encode()
 
 
 def _rows() -> str:
-    paths: Mapping[str, Mapping[str, Any]] = msgspec.json.decode(_document().body)["paths"]
+    paths: Mapping[str, Mapping[str, Any]] = msgspec.json.decode(_document())["paths"]
     return "".join(
         f"<tr><td><code>{verb.upper()} {escape(path)}</code></td><td>{escape(operation['summary'])}</td></tr>"
         for path, verbs in paths.items()
@@ -80,23 +110,14 @@ def _rows() -> str:
     )
 
 
-def _page(text: str) -> Page:
-    return Page("text/html; charset=utf-8", text.encode(), (("content-security-policy", _POLICY),))
+def _asset(name: str) -> bytes | None:
+    path = _ASSETS / name
+    return path.read_bytes() if path.is_file() else None
 
 
-def _asset(name: str, kind: str) -> Callable[[], Page | None]:
-    @lru_cache(maxsize=1)
-    def read() -> Page | None:
-        path = _ASSETS / name
-        return Page(f"{kind}; charset=utf-8", path.read_bytes()) if path.is_file() else None
-
-    return read
-
-
-REFERENCE: dict[str, Callable[[], Page | None]] = {
-    "/openapi.json": _document,
-    "/docs": _viewer,
-    "/docs/show.js": lambda: Page("text/javascript; charset=utf-8", _SHOW),
-    **{f"/docs/{name}": _asset(name, kind) for name, kind in _VIEWER.items()},
+_PAGES: dict[str, tuple[str, Callable[[], bytes | None]]] = {
+    "/openapi.json": ("application/json", _document),
+    "/docs": ("text/html; charset=utf-8", _viewer),
+    "/docs/show.js": ("text/javascript; charset=utf-8", lambda: _SHOW),
+    **{f"/docs/{name}": (f"{kind}; charset=utf-8", partial(_asset, name)) for name, kind in _VIEWER.items()},
 }
-"""The pages by path. They tell how to ask, and nothing that was recorded: no key is needed for them."""

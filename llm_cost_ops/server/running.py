@@ -22,9 +22,9 @@ from llm_cost_ops.rpc.status import RpcError
 from llm_cost_ops.server.admission import Admission
 from llm_cost_ops.server.app import HttpServer, Server, ServerTls
 from llm_cost_ops.server.app import serve as run_servers
-from llm_cost_ops.server.http import AsgiApp
+from llm_cost_ops.server.http import AsgiApp, Pages
 from llm_cost_ops.server.limits import AsgiLimits
-from llm_cost_ops.server.reference import REFERENCE
+from llm_cost_ops.server.reference import Reference
 from llm_cost_ops.server.traces import TRACES_PATH, Traces
 from llm_cost_ops.service import Service
 from llm_cost_ops.service.access.authentication import Authentication
@@ -53,13 +53,14 @@ def asgi_app(
     durability: str = "disk",
     reported_providers: Collection[str] = REPORTED_PROVIDERS,
     limits: AsgiLimits | None = None,
+    dashboard: bool = False,
 ) -> AsgiApp:
     """The HTTP interface as an ASGI app, for an ASGI server or to be mounted under a prefix of another app.
 
     `ledger` is one that the caller opened and closes, or a URL or path for `open_ledger`. One that is opened
     here is closed at the end of the lifespan; a mounted app has none in most frameworks: await `aclose()`.
     Without `require_keys` anybody may call until there is a first key. More than `max_calls` at a time are
-    refused.
+    refused. With `dashboard` its pages are at `/` and below `/dashboard/` of the app.
 
     Raises ConfigurationError as `open_ledger` does. The file is opened by the first call.
     """
@@ -76,7 +77,7 @@ def asgi_app(
         admission=admission,
         limits=limits,
         routes={TRACES_PATH: Traces(service.handler)},
-        pages=REFERENCE,
+        pages=_pages(service, keys, dashboard=dashboard),
     )
 
 
@@ -91,12 +92,14 @@ def serve(
     reported_providers: Collection[str] = REPORTED_PROVIDERS,
     tls: ServerTls | None = None,
     announce: Callable[[str], Any] = print,
+    dashboard: bool = True,
 ) -> None:
     """Run the service until SIGTERM or SIGINT, as `llm-cost-ops serve` does; calls in flight are answered.
 
     `db` is the path of a SQLite file, or `postgresql://user@host/database`. `http` and `grpc` are addresses
     such as "127.0.0.1:8080" or "unix:PATH"; with neither it is HTTP there. Without API keys only loopback and
     Unix sockets are taken. `announce` gets a line about the keys, and one for each listener once it accepts.
+    The dashboard is at `/` of HTTP, unless `dashboard` is False.
 
     Raises ConfigurationError, before anything listens, for what can't be served: an address, the database.
     """
@@ -119,6 +122,7 @@ def serve(
             reported_providers=reported_providers,
             tls=tls,
             announce=announce,
+            dashboard=dashboard,
         )
     )
 
@@ -134,6 +138,7 @@ async def _serve(
     reported_providers: Collection[str],
     tls: ServerTls | None,
     announce: Callable[[str], Any],
+    dashboard: bool,
 ) -> None:
     required = require_keys or (exists and await _holds_keys(db))
     for option, where in listeners.items():
@@ -145,8 +150,13 @@ async def _serve(
     service = Service(ledger, [admission, keys], reported_providers=reported_providers)
     servers: list[Server] = []
     if "http" in listeners:
-        routes = {TRACES_PATH: Traces(service.handler)}
-        app = AsgiApp(service.handler, admit=keys.admit, admission=admission, routes=routes, pages=REFERENCE)
+        app = AsgiApp(
+            service.handler,
+            admit=keys.admit,
+            admission=admission,
+            routes={TRACES_PATH: Traces(service.handler)},
+            pages=_pages(service, keys, dashboard=dashboard),
+        )
         servers.append(HttpServer(app, tls=tls, **listeners["http"]))
     if "grpc" in listeners:
         from llm_cost_ops.server.grpc import GrpcServer
@@ -162,6 +172,15 @@ async def _serve(
         close=service.aclose,
         announce=lambda text: announce(f"{text}, {without_password(db)}"),
     )
+
+
+def _pages(service: Service, keys: Authentication, *, dashboard: bool) -> list[Pages]:
+    pages: list[Pages] = [Reference()]
+    if dashboard:
+        from llm_cost_ops.dashboard import Dashboard
+
+        pages.append(Dashboard(service.handler, keys, service.ledger.keys))
+    return pages
 
 
 async def _opened(db: str, durability: str) -> Ledger:

@@ -132,13 +132,14 @@ def test_an_upload_begins_before_it_ends(proxy: str, provider: Provider) -> None
         assert rest.wait(10)
         yield b"y"
 
-    original = provider.RequestHandlerClass._body
+    handling: Any = provider.RequestHandlerClass
+    original = handling._body
 
     def reading(handler: Any) -> bytes:
         reached.set()
         return original(handler)
 
-    provider.RequestHandlerClass._body = reading  # type: ignore[attr-defined]
+    handling._body = reading
     try:
         sender = threading.Thread(target=lambda: httpx.put(proxy + "/openai/v1/files", content=parts()))
         sender.start()
@@ -146,7 +147,7 @@ def test_an_upload_begins_before_it_ends(proxy: str, provider: Provider) -> None
         rest.set()
         sender.join(10)
     finally:
-        provider.RequestHandlerClass._body = original  # type: ignore[attr-defined]
+        handling._body = original
     assert provider.seen[0].size == 100_001
 
 
