@@ -294,7 +294,7 @@ class LedgerSuite:
     def test_every_revision_is_kept(self, ledger: Sync) -> None:
         first = entry(idempotency_key="k", units=3)
         [done] = ledger.append([first])
-        ledger.reprice(EVERYTHING, lambda _: priced(4), None, 9, dry_run=False)
+        ledger.reprice(EVERYTHING, lambda _: priced(4), None, 9, dry_run=False, actor="lco_2")
         assert revise(ledger, done.usage_id, 2, replace(first.record, input_tokens=7))
         ledger.reprice(EVERYTHING, lambda _: priced(6), None, 9, dry_run=False)
         assert revise(ledger, done.usage_id, 4, replace(first.record, input_tokens=8))
@@ -317,6 +317,7 @@ class LedgerSuite:
         ]
         assert found == expected
         assert (revised[2].reason, revised[2].actor) == ("a reason", "lco_1")
+        assert (revised[1].actor, revised[3].actor) == ("lco_2", "")
         assert revised[2].made_at == TAKEN + timedelta(days=2)
         assert (revised[0].reason, revised[0].actor, revised[0].made_at) == ("", "", TAKEN)
         assert ledger.revisions("globex", done.usage_id) == ledger.revisions("acme", "none") == []
