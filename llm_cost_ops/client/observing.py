@@ -12,10 +12,10 @@ from llm_cost_ops.instrumentation import instrument as wrap
 from llm_cost_ops.rules.providers import canonical_provider
 
 if TYPE_CHECKING:
-    from llm_cost_ops.client.clients import CostOpsClient
+    from llm_cost_ops.client.clients import AsyncCostOpsClient, CostOpsClient
     from llm_cost_ops.client.recording import Recording
 
-__all__ = ["default_client", "instrument", "observe", "uninstrument"]
+__all__ = ["default_client", "instrument", "observe", "sink_of", "uninstrument"]
 
 _SDKClient = TypeVar("_SDKClient")
 
@@ -42,6 +42,11 @@ def observe(
         sdk=type(sdk_client).__module__.partition(".")[0],
     )
     wrap(sdk_client, options)
+
+
+def sink_of(client: CostOpsClient | AsyncCostOpsClient) -> Recording:
+    """Where what was seen on a client's behalf goes: its recorder."""
+    return client._recording  # noqa: SLF001  # of the same room, and of no use to the client's users
 
 
 _default: CostOpsClient | None = None

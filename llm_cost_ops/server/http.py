@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, MutableMapping, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -25,6 +25,7 @@ from llm_cost_ops.server.decoding import (
     INLINE_BYTES,
     UNBOUNDED_ANSWERS,
     decode_json,
+    key_of,
     max_bytes_of,
     violation_of,
 )
@@ -35,7 +36,6 @@ from llm_cost_ops.transports.http.ndjson import MEDIA_TYPE, PAUSE, Lines, LineSp
 from llm_cost_ops.transports.net.bodies import BodyTooLargeError, BoundedBody
 from llm_cost_ops.transports.net.headers import (
     DEADLINE_HEADER,
-    IDEMPOTENCY_HEADER,
     REQUEST_ID_HEADER,
     decode_timeout,
     from_headers,
@@ -49,6 +49,7 @@ __all__ = [
     "LINE_TYPES",
     "AsgiApp",
     "DisconnectedError",
+    "Pages",
     "Receive",
     "Route",
     "Send",
@@ -162,7 +163,7 @@ class _Request:
             runtime,
             metadata,
             runtime.monotonic() + seconds,
-            metadata.get(IDEMPOTENCY_HEADER),
+            key_of(metadata),
             request_id=self.id,
         )
 
@@ -187,12 +188,23 @@ class Route(Protocol):
         """The body that tells an error."""
 
 
+class Pages(Protocol):
+    """Answers some requests by pages for browsers."""
+
+    def serves(self, scope: MutableMapping[str, Any]) -> bool:
+        """Whether a request is for it."""
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer a request."""
+
+
 class AsgiApp:
     """An ASGI app over a ServiceHandler.
 
     `close` lets go of what the handler holds; it is awaited when the ASGI server ends the lifespan.
     `admit` raises RpcError for a call that is not to be answered, before anything of it is decoded;
-    `admission` refuses one before anything is looked at but its path. `routes` are further paths.
+    `admission` refuses one before anything is looked at but its path. `routes` are further paths, and each
+    of `pages` answers what it `serves`, in place of the methods.
     Errors are `{"error": {"code", "message", "details"}, "request_id"}`. An error that a servicer
     did not mean to raise is logged under its request id and tells the client nothing. A servicer
     may set `context.response_status` and `context.response_metadata`.
@@ -208,9 +220,11 @@ class AsgiApp:
         limits: AsgiLimits | None = None,
         runtime: Runtime | None = None,
         routes: Mapping[str, Route] | None = None,
+        pages: Sequence[Pages] = (),
     ) -> None:
         self._handler = handler
         self._routes = routes or {}
+        self._pages = pages
         self._close = close
         self._admit = admit
         self._admission = admission
@@ -224,7 +238,8 @@ class AsgiApp:
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         elif scope["type"] == "http":
-            await self._http(scope, receive, send)
+            pages = next((pages for pages in self._pages if pages.serves(scope)), self._http)
+            await pages(scope, receive, send)
         else:
             raise NotImplementedError(f"no {scope['type']} here")
 
@@ -260,7 +275,7 @@ class AsgiApp:
             _log.exception("%s %s failed, request %s", request.verb, request.path, request.id)
             status, headers, body = _error(RpcError(StatusCode.INTERNAL, "internal error"), request.id)
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
-        if body and all(name != b"content-type" for name, _ in raw):
+        if body and not any(name == b"content-type" for name, _ in raw):
             raw.append((b"content-type", b"application/json"))
         if status != 204:
             raw.append((b"content-length", str(len(body)).encode()))
