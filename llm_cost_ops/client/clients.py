@@ -219,7 +219,7 @@ class _Client:
         """
         from llm_cost_ops.client.observing import observe
 
-        observe(self._recording, sdk_client, provider, stream_usage, attribution)
+        observe(self._recording, sdk_client, provider, stream_usage, attribution, self.config.recording_proxy)
         return sdk_client
 
     def uninstrument(self, sdk_client: object) -> None:
