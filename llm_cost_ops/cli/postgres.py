@@ -49,6 +49,8 @@ def _init(session: Session, shown: str) -> int:
 def _migrate(session: Session, shown: str) -> int:
     _of_a_ledger(session)
     schema.migrate(session)
+    if schema.adopt(session):
+        print(f"{shown}: was restored from a dump, and follows this server from now on")
     print(f"{shown}: its tables are of version {schema.VERSION}")
     return 0
 

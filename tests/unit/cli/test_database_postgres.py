@@ -14,6 +14,7 @@ from llm_cost_ops.ledger import Filter, open_ledger
 from llm_cost_ops.ledger.postgres import connection
 from llm_cost_ops.pricing.cards import card_digest
 from llm_cost_ops.pricing.pricebook import Pricing
+from llm_cost_ops.rpc.status import RpcError
 from tests.ledger_suite import card, priced, revise
 from tests.unit.ledger.making import Sync, entry
 
@@ -141,3 +142,35 @@ def test_a_copy_that_was_stopped_is_begun_again(
     assert main(["db", "copy", file, postgres_url]) == 2
     monkeypatch.setattr(connection.Session, "run", run)
     assert main(["db", "copy", file, postgres_url]) == 0
+
+
+def test_a_database_that_was_restored_from_a_dump(
+    postgres: Any, postgres_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Sync(ledger=open_ledger(postgres_url)) as ledger:
+        fill(ledger)
+        expected = [(item.record.id, item.revision) for item in ledger.committed(None, 1000)[0]]
+        _, position = ledger.committed(None, 10)
+        ledger.move_consumer("alerts", position)
+    restored = postgres.new_database(empty=True)
+    names = [url.partition("?")[0].rpartition("/")[2] for url in (postgres_url, restored)]
+    dump = postgres.run("pg_dump", "-d", postgres_url)
+    # As if it were of a server that is further ahead.
+    (postgres.folder / "dump.sql").write_text(dump)
+    postgres.run("psql", "-q", "-d", restored, "-f", str(postgres.folder / "dump.sql"))
+    for table in ("usage", "revision", "consumer"):
+        ahead = "(xid::text::bigint + 1000000000)::text::xid8"
+        postgres.execute(f"UPDATE llm_cost_ops.{table} SET xid = {ahead}", names[1])
+    with Sync(ledger=open_ledger(restored)) as ledger, pytest.raises(RpcError, match="restored from a dump"):
+        ledger.check()
+    assert main(["db", "migrate", restored]) == 0
+    assert "follows this server" in capsys.readouterr().out
+    with Sync(ledger=open_ledger(restored)) as ledger:
+        found = [(item.record.id, item.revision) for item in ledger.committed(None, 1000)[0]]
+        assert sorted(found) == sorted(expected)
+        left, _ = ledger.committed(ledger.consumer_position("alerts"), 1000)
+        assert {(item.record.id, item.revision) for item in left} >= set(expected[10:])
+        [new] = ledger.append([entry(77)])
+        assert ledger.committed(None, 1000)[0][-1].record.id == new.usage_id
+        assert ledger.find_faults() == []
+    postgres.drop(restored)
