@@ -7,7 +7,16 @@ from typing import Any, TypeAlias
 
 from llm_cost_ops.exceptions import ConfigurationError
 
-__all__ = ["add_filters", "add_proxy", "add_questions", "add_target", "at_least_one", "filters_of", "pairs"]
+__all__ = [
+    "add_filters",
+    "add_proxy",
+    "add_questions",
+    "add_target",
+    "add_tls",
+    "at_least_one",
+    "filters_of",
+    "pairs",
+]
 
 _Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001  # it has no public name
 
@@ -35,6 +44,21 @@ _TEXTS = (
     ("--end", "end_date", "DATE", "a date (through that day) or a time"),
     ("--time-zone", "time_zone", "ZONE", "an IANA name; default: UTC"),
 )
+
+
+def add_tls(parser: argparse.ArgumentParser) -> None:
+    """The options of a certificate to listen with."""
+    parser.add_argument(
+        "--tls-cert",
+        metavar="FILE",
+        help="PEM file of a certificate and its chain: all but Unix sockets then speak TLS",
+    )
+    parser.add_argument("--tls-key", metavar="FILE", help="PEM file of the certificate's key")
+    parser.add_argument(
+        "--tls-client-ca",
+        metavar="FILE",
+        help="PEM file of authorities: only clients with a certificate of theirs are let in",
+    )
 
 
 def add_target(parser: argparse.ArgumentParser) -> None:
@@ -136,11 +160,7 @@ def add_proxy(commands: _Commands) -> None:
         metavar="N",
         help="calls in flight; further ones are told to come back later; default: %(default)s",
     )
-    parser.add_argument("--tls-cert", metavar="FILE", help="PEM file of a certificate and its chain")
-    parser.add_argument("--tls-key", metavar="FILE", help="PEM file of the certificate's key")
-    parser.add_argument(
-        "--tls-client-ca", metavar="FILE", help="PEM file of authorities of the clients that are let in"
-    )
+    add_tls(parser)
     parser.set_defaults(run="proxy")
 
 

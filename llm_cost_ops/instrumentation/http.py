@@ -20,8 +20,15 @@ from llm_cost_ops.instrumentation.answers import (
     watch,
     with_usage,
 )
-from llm_cost_ops.instrumentation.calls import Call, Options, model_in_path
+from llm_cost_ops.instrumentation.calls import (
+    KEY_HEADER,
+    PROVIDER_HEADER,
+    Call,
+    Options,
+    model_in_path,
+)
 from llm_cost_ops.instrumentation.providers import api_of, provider_of
+from llm_cost_ops.rpc.ids import uuid7
 
 __all__ = ["unwrap_client", "wrap_client"]
 
@@ -132,6 +139,10 @@ class _Exchange:
             call.request_body = _watch_form(request)
         else:
             call.request_body = functools.partial(_content, request)
+        self._handed_on = options.proxy is not None and options.proxy.serves(request.url)
+        if options.proxy is not None and self._handed_on:
+            call.key = uuid7()
+            request.headers.update({**options.proxy.headers(call.attributes), KEY_HEADER: call.key})
         self._asks = False
         if (
             api == "openai.chat"
@@ -167,6 +178,9 @@ class _Exchange:
 
     def _look(self, response: Any) -> None:
         call = self._call
+        if provider := response.headers.get(PROVIDER_HEADER, ""):
+            call.served_by(provider)
+            call.left_to_proxy = self._handed_on
         kind = response.headers.get("content-type", "")
         is_stream = kind.startswith("text/event-stream")
         if response.is_stream_consumed:

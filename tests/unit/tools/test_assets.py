@@ -61,7 +61,7 @@ def test_another_archive_is_refused(npm: Path, tmp_path: Path) -> None:
 
 
 def test_a_package_that_cannot_be_had_says_so(npm: Path, tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="npm pack .* failed"):
+    with pytest.raises(RuntimeError, match=r"npm pack .* failed"):
         fetch(package(b""), tmp_path / "to")
 
 
