@@ -26,7 +26,7 @@ SOURCE = "instrument"
 _FINAL_TYPES = frozenset({
     "message_stop", "message-end", "response.completed", "response.incomplete", "response.failed",
     "response.done", "speech.audio.done", "transcript.text.done", "image_generation.completed",
-    "image_edit.completed", "conversation.response.done",
+    "image_edit.completed", "conversation.response.done", "interaction.completed",
 })  # fmt: skip
 _FORM_MODEL = re.compile(rb'name="model"\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]+)\r\n')
 _PATH_MODEL = re.compile(r"(?:^|/)(?:models?|deployments)/([^/:?]+)")
@@ -70,8 +70,9 @@ class Call:
     """One call: told from its request, given its answer, made into a record."""
 
     __slots__ = (
-        "_abandonable", "_attributes", "_options", "_started", "_trace", "api", "body", "events",
-        "finished", "latency_ms", "model", "provider", "request_body", "time_to_first_ms", "unique",
+        "_abandonable", "_attributes", "_done", "_options", "_started", "_trace", "api", "body", "events",
+        "finished", "key", "latency_ms", "model", "provider", "request_body", "time_to_first_ms", "timed",
+        "unique",
     )  # fmt: skip
 
     def __init__(
@@ -81,7 +82,7 @@ class Call:
         self._attributes = options.attributes()
         self._trace = _current_span()
         self._started = time.monotonic()
-        self._abandonable = False
+        self._abandonable = self._done = False
         self.api = api
         self.provider = provider
         self.unique = (known_host or bool(options.provider)) and provider in UNIQUE_IDS
@@ -89,7 +90,10 @@ class Call:
         self.request_body: Callable[[], bytes] = bytes
         self.body: Callable[[], Any] | None = None
         self.events: Callable[[], list[bytes]] | None = None
+        self.key = ""
+        """The record's key where the answer has no id."""
         self.finished = False
+        self.timed = True
         self.latency_ms: int | None = None
         self.time_to_first_ms: int | None = None
 
@@ -105,19 +109,45 @@ class Call:
 
     def finish(self, *, finished: bool) -> None:
         """The answer is there, or nothing more of it will come. Records; the second time does nothing."""
-        if self.latency_ms is None:
-            self.latency_ms = self._elapsed()
+        if not self._done:
+            self._done = True
+            self._note_time()
             self.finished = finished
             self._abandonable = False
             # What is broken off may be so by the garbage collector.
             sink = self._options.sink
             (sink.observe if finished else sink.observe_abandoned)(self.record, self._attributes)
 
+    def drop(self) -> None:
+        """There is nothing to record."""
+        self._done = True
+        self._abandonable = False
+
+    def wait(self) -> None:
+        """The answer will be fetched later, and how long it takes is not seen. Lets go of the request."""
+        self.begin_stream()
+        self.model = self._asked().model or self.model
+        self.request_body = bytes
+        self.timed = False
+        self.time_to_first_ms = None
+
+    def answer_later(self, fetched: Call) -> None:
+        """Record what was fetched as the answer."""
+        fetched.drop()
+        self.body, self.events = fetched.body, fetched.events
+        self.finish(finished=True)
+
     def __del__(self) -> None:
         if getattr(self, "_abandonable", False):
+            # The collector may close the stream after this.
+            self._done = True
             self._abandonable = False
-            self.latency_ms = self._elapsed()
+            self._note_time()
             self._options.sink.observe_abandoned(_Kept(self).record, self._attributes)
+
+    def _note_time(self) -> None:
+        if self.timed:
+            self.latency_ms = self._elapsed()
 
     def _elapsed(self) -> int:
         return int((time.monotonic() - self._started) * 1000)
@@ -128,7 +158,7 @@ class Call:
         model = asked.model or self.model
         try:
             payload = self._payload(asked, model)
-            api = None if isinstance(payload, list) and self.api in _STREAMS_TELL else self.api
+            api = None if isinstance(payload, list) and self.api in _STREAMS_TELL else self.api or None
             named: dict[str, Any] = {"model_id": model} if model and api in _NAMELESS else {}
             record = usage_from_response(payload, provider=self.provider, api=api, **named)
         except (PayloadError, ValueError, TypeError):
@@ -142,6 +172,7 @@ class Call:
         record.model_id = record.model_id or model or "unknown"
         if not self.unique:
             record.idempotency_key = ""
+        record.idempotency_key = record.idempotency_key or self.key
         record.observation = True
         record.source = record.source or SOURCE
         record.latency_ms = self.latency_ms
@@ -194,7 +225,9 @@ class _Kept:
 # The APIs whose answers do not name the model.
 _NAMELESS = frozenset({"bedrock.converse", "cohere.chat"})
 # The APIs whose streams say by their events which they are.
-_STREAMS_TELL = frozenset({"anthropic.messages", "openai.responses", "openai.images", "openai.transcription"})
+_STREAMS_TELL = frozenset({
+    "anthropic.messages", "google.interactions", "openai.images", "openai.responses", "openai.transcription",
+})  # fmt: skip
 
 
 def _decoded(data: bytes) -> dict[str, Any] | None:
@@ -210,7 +243,7 @@ def _decoded(data: bytes) -> dict[str, Any] | None:
 
 def _is_final(event: dict[str, Any]) -> bool:
     """Whether the counts of a stream do not change after this event."""
-    if not event or event.get("type") in _FINAL_TYPES:
+    if not event or event.get("type", event.get("event_type")) in _FINAL_TYPES:
         return True
     if event.get("type") == "message_delta":
         delta = event.get("delta")

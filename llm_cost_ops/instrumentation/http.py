@@ -11,13 +11,20 @@ import re
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from inspect import iscoroutinefunction
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from llm_cost_ops.instrumentation.calls import Call, Options, model_in_path
-from llm_cost_ops.instrumentation.events import EventReader
-from llm_cost_ops.instrumentation.providers import TAKE_STREAM_OPTIONS, api_of, provider_of
+from llm_cost_ops.instrumentation.events import EventReader, FrameReader
+from llm_cost_ops.instrumentation.fetched import Background, ResultLines
+from llm_cost_ops.instrumentation.providers import (
+    TAKE_STREAM_OPTIONS,
+    api_of,
+    bedrock_model,
+    fetched_of,
+    provider_of,
+)
 
 __all__ = ["unwrap_client", "wrap_client"]
 
@@ -25,7 +32,9 @@ MAX_BODY = 64 * 1024 * 1024
 """Of a body that the caller streams so much is kept to be read, in bytes."""
 
 _MAX_FORM = 16 * 1024
-_SDK_PROVIDERS = {"cohere": "cohere", "mistralai": "mistral"}
+_SDK_PROVIDERS = {"cohere": "cohere", "google": "google", "mistralai": "mistral"}
+_FRAMES = "application/vnd.amazon.eventstream"
+_BACKGROUND_APIS = ("google.interactions", "openai.responses")
 _BINARY = re.compile("(?:audio|video|image)/|application/octet-stream")
 
 _log = logging.getLogger("llm_cost_ops.instrumentation")
@@ -107,16 +116,21 @@ class _Hook:
         self.options: Options | None = None
         self.send: Any = None
         self.refusing: set[str] = set()
+        self.background = Background()
 
     def begin(self, request: Any) -> _Exchange | None:
         """The exchange of a request, None where it is not one to record. Never raises."""
         options = self.options
-        if options is None or request.method != "POST":
+        if options is None:
             return None
         try:
-            path = request.url.path
-            api = api_of(path)
-            return _Exchange(self, options, request, api, path) if api else None
+            method, path = request.method, request.url.path
+            if method == "POST" and (api := api_of(path)):
+                return _Asking(self, options, request, api, path)
+            fetched = fetched_of(method, path)
+            if fetched == "batch":
+                return _FetchedResults(self, options, request, "", path)
+            return _Fetched(self, options, request, fetched, path) if fetched else None
         except Exception:  # noqa: BLE001  # the caller's call goes on, whatever is wrong with ours
             _report("a call can't be recorded")
             return None
@@ -126,18 +140,120 @@ class _Exchange:
     """A request and its answer."""
 
     def __init__(self, hook: _Hook, options: Options, request: Any, api: str, path: str) -> None:
-        self._hook = hook
-        self._given = self.request = request
-        self._host = host = request.url.host
-        known = provider_of(host)
-        provider = options.provider or known or _SDK_PROVIDERS.get(options.sdk, "")
-        self._call = call = Call(options, api, provider, known_host=bool(known), model=model_in_path(path))
-        if request.headers.get("content-type", "").startswith("multipart/"):
-            call.request_body = _watch_form(request)
+        self.request = request
+        self._options = options
+        self._known = known = provider_of(request.url.host)
+        self._provider = options.provider or known or _SDK_PROVIDERS.get(options.sdk, "")
+        if path.endswith("/decisions") and self._provider == "google":
+            api = "google.interactions"
+        self._call = self._begin(api, bedrock_model(path) or model_in_path(path))
+        self._complete: Callable[..., None] = self._call.finish
+
+    def _begin(self, api: str = "", model: str = "") -> Call:
+        return Call(self._options, api, self._provider, known_host=bool(self._known), model=model)
+
+    def may_have_harmed(self, response: Any) -> bool:
+        """Whether an error may be due to what we asked for."""
+        return False
+
+    def harmed(self, response: Any) -> bool:
+        """Whether it is; the request is then again as it was given."""
+        return False
+
+    def answered(self, response: Any) -> Any:
+        """Look at an answer as it passes. Never raises."""
+        try:
+            if response.status_code < 300:
+                self._look(response)
+        except Exception:  # noqa: BLE001  # the caller's call goes on, whatever is wrong with ours
+            _report("an answer can't be recorded")
+        return response
+
+    def _look(self, response: Any) -> None:
+        call = self._call
+        kind = response.headers.get("content-type", "")
+        encoding = response.headers.get("content-encoding", "")
+        reader = self._reader(kind)
+        if response.is_stream_consumed:
+            content = response.content
+            if reader is not None:
+                call.events = functools.partial(_events_of, type(reader), content)
+            else:
+                call.body = lambda: content
+            self._complete(finished=True)
+            return
+        watch: _Watch
+        if reader is not None and encoding in ("", "identity"):
+            call.events = reader.events
+            watch = _Watch(call, self._complete, reader)
+        elif reader is None and _BINARY.match(kind):
+            watch = _Watch(call, self._complete)
         else:
-            call.request_body = functools.partial(_content, request)
+            body = bytearray()
+            decoded = functools.partial(_decompressed, type(response), encoding, body)
+            if reader is not None:
+                call.events = lambda: _events_of(type(reader), decoded())
+            else:
+                call.body = decoded
+            watch = _Watch(call, self._complete, body=body)
+        call.begin_stream()
+        _put_before(response, watch)
+
+    def _reader(self, kind: str) -> EventReader | FrameReader | None:
+        if kind.startswith("text/event-stream"):
+            return EventReader()
+        return FrameReader() if kind.startswith(_FRAMES) else None
+
+
+class _Fetched(_Exchange):
+    """A question after what is made in the background."""
+
+    def __init__(self, hook: _Hook, options: Options, request: Any, api: str, path: str) -> None:
+        super().__init__(hook, options, request, api, path)
+        self._complete = functools.partial(hook.background.fetched, self._call)
+
+
+class _FetchedResults(_Exchange):
+    """A file that may be the results of a batch."""
+
+    def _look(self, response: Any) -> None:
+        url = self.request.url
+        lines = ResultLines(self._begin, f"{url.host}{url.path}")
+        if response.is_stream_consumed:
+            lines.feed(response.content)
+            lines.rest()
+            return
+        encoding = response.headers.get("content-encoding", "")
+        if encoding in ("", "identity"):
+            _put_before(response, _Watch(None, _nothing, lines))
+            return
+        body = bytearray()
+
+        def complete(*, finished: bool) -> None:
+            lines.feed(_decompressed(type(response), encoding, body))
+            if finished:
+                lines.rest()
+            body.clear()
+
+        _put_before(response, _Watch(None, complete, body=body))
+
+
+class _Asking(_Exchange):
+    """A request for work, and its answer."""
+
+    def __init__(self, hook: _Hook, options: Options, request: Any, api: str, path: str) -> None:
+        super().__init__(hook, options, request, api, path)
+        self._hook = hook
+        self._given = request
+        self._host = request.url.host
+        if request.headers.get("content-type", "").startswith("multipart/"):
+            self._call.request_body = _watch_form(request)
+        else:
+            self._call.request_body = functools.partial(_content, request)
+        if api in _BACKGROUND_APIS and b'"background"' in _content(request):
+            self._complete = functools.partial(hook.background.asked, self._call)
         self._asks = False
-        if api == "openai.chat" and path.endswith("completions") and self._may_ask(options, known):
+        if api == "openai.chat" and path.endswith("completions") and self._may_ask(options, self._known):
             asking = _asking(request)
             if asking is not None:
                 self.request, self._asks = asking, True
@@ -161,60 +277,49 @@ class _Exchange:
 
     def answered(self, response: Any) -> Any:
         """Look at an answer as it passes. Never raises."""
-        try:
-            if self._asks:
-                response.request = self._given
-            if response.status_code < 300:
-                self._look(response)
-        except Exception:  # noqa: BLE001  # the caller's call goes on, whatever is wrong with ours
-            _report("an answer can't be recorded")
-        return response
+        if self._asks:
+            response.request = self._given
+        return super().answered(response)
 
-    def _look(self, response: Any) -> None:
-        call = self._call
-        kind = response.headers.get("content-type", "")
-        is_stream = kind.startswith("text/event-stream")
-        if response.is_stream_consumed:
-            content = response.content
-            if is_stream:
-                call.events = functools.partial(_events_of, content)
-            else:
-                call.body = lambda: content
-            call.finish(finished=True)
-            return
-        encoding = response.headers.get("content-encoding", "")
-        reader = None
-        if is_stream and encoding in ("", "identity"):
-            reader = EventReader(hide=self._asks)
-            call.events = reader.events
-        body = None if reader is not None or _BINARY.match(kind) else bytearray()
-        if body is not None:
-            decoded = functools.partial(_decompressed, type(response), encoding, body)
-            if is_stream:
-                call.events = lambda: _events_of(decoded())
-            else:
-                call.body = decoded
-        call.begin_stream()
-        sync_tee, async_tee, _ = _stream_types(_library_of(response))
-        tee = async_tee if hasattr(response.stream, "aclose") else sync_tee
-        response.stream = tee(response.stream, _Watch(call, reader, body))
+    def _reader(self, kind: str) -> EventReader | FrameReader | None:
+        if self._asks and kind.startswith("text/event-stream"):
+            return EventReader(hide=True)
+        return super()._reader(kind)
+
+
+class _Reader(Protocol):
+    """Reads the bytes of an answer."""
+
+    def feed(self, data: bytes) -> bytes:
+        """Take bytes, and give what may pass."""
+
+    def rest(self) -> bytes:
+        """At the end: what did not pass yet."""
 
 
 class _Watch:
     """Sees the bytes of an answer as they pass. Never raises."""
 
-    def __init__(self, call: Call, reader: EventReader | None, body: bytearray | None) -> None:
+    def __init__(
+        self,
+        call: Call | None,
+        complete: Callable[..., None],
+        reader: _Reader | None = None,
+        body: bytearray | None = None,
+    ) -> None:
         self._call = call
+        self._complete = complete
         self._reader = reader
         self._body = body
-        self._broken = False
+        self._broken = self._ended = False
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes, and give what may pass."""
         if self._broken:
             return data
         try:
-            self._call.first_byte()
+            if self._call is not None:
+                self._call.first_byte()
             if self._reader is not None:
                 return self._reader.feed(data)
             if self._body is not None and len(self._body) + len(data) <= MAX_BODY:
@@ -237,8 +342,11 @@ class _Watch:
 
     def finish(self, *, finished: bool = False) -> None:
         """Nothing more will come."""
+        if self._ended:
+            return
+        self._ended = True
         try:
-            self._call.finish(finished=finished)
+            self._complete(finished=finished)
         except Exception:  # noqa: BLE001  # as above
             _report("a call can't be recorded")
 
@@ -367,8 +475,19 @@ def _watch_form(request: Any) -> Callable[[], bytes]:
     return lambda: bytes(head)
 
 
-def _events_of(content: bytes) -> list[bytes]:
-    reader = EventReader()
+def _nothing(*, finished: bool) -> None:
+    """Nothing is left to be done at the end of an answer."""
+
+
+def _put_before(response: Any, watch: _Watch) -> None:
+    """Have the bytes of an answer seen."""
+    sync_tee, async_tee, _ = _stream_types(_library_of(response))
+    tee = async_tee if hasattr(response.stream, "aclose") else sync_tee
+    response.stream = tee(response.stream, watch)
+
+
+def _events_of(kind: type[EventReader | FrameReader], content: bytes) -> list[bytes]:
+    reader = kind()
     reader.feed(content)
     reader.rest()
     return reader.events()
