@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from llm_cost_ops import __version__
-from llm_cost_ops.cli.options import add_questions, add_target
+from llm_cost_ops.cli.options import add_form, add_questions, add_target
 from llm_cost_ops.config import REPORTED_PROVIDERS, split_names
 from llm_cost_ops.exceptions import CostOpsError
 
@@ -133,6 +133,7 @@ def _add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     revoke.add_argument("id", metavar="ID", help="as `list` shows it")
     for action in (create, listing, revoke):
         action.add_argument("--db", default="llm_cost_ops.db", metavar="PATH", help="default: %(default)s")
+    add_form(listing)
     parser.set_defaults(run="keys")
 
 
@@ -275,7 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"llm-cost-ops: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
     except ImportError as error:
-        extra = {"rich": "cli", "uvicorn": "server", "granian": "server", "grpc": "server"}.get(
+        extra = {"uvicorn": "server", "granian": "server", "grpc": "server"}.get(
             (error.name or "").split(".")[0]
         )
         if extra is None:

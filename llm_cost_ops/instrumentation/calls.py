@@ -17,6 +17,7 @@ import msgspec
 from llm_cost_ops._gen.messages import UsageQuality, UsageRecord
 from llm_cost_ops.instrumentation.providers import API_PROVIDERS, UNIQUE_IDS
 from llm_cost_ops.normalizers import PayloadError, usage_from_response
+from llm_cost_ops.normalizers.aws import region_of
 
 __all__ = ["Call", "Options", "Sink", "model_in_path"]
 
@@ -70,7 +71,8 @@ class Call:
     """One call: told from its request, given its answer, made into a record."""
 
     __slots__ = (
-        "_abandonable", "_attributes", "_done", "_options", "_started", "_trace", "api", "body", "events",
+        "_abandonable", "_attributes", "_done", "_options", "_started", "_trace", "api",
+        "billed_model", "body", "events",
         "finished", "key", "latency_ms", "model", "provider", "request_body", "time_to_first_ms", "timed",
         "unique",
     )  # fmt: skip
@@ -90,6 +92,8 @@ class Call:
         self.request_body: Callable[[], bytes] = bytes
         self.body: Callable[[], Any] | None = None
         self.events: Callable[[], list[bytes]] | None = None
+        self.billed_model = ""
+        """What the path names and is billed, where the answer names the model otherwise."""
         self.key = ""
         """The record's key where the answer has no id."""
         self.finished = False
@@ -160,6 +164,8 @@ class Call:
             payload = self._payload(asked, model)
             api = None if isinstance(payload, list) and self.api in _STREAMS_TELL else self.api or None
             named: dict[str, Any] = {"model_id": model} if model and api in _NAMELESS else {}
+            if self.billed_model:
+                named = {"model_id": self.billed_model, "region": region_of(self.billed_model)}
             record = usage_from_response(payload, provider=self.provider, api=api, **named)
         except (PayloadError, ValueError, TypeError):
             # The call was made and is billed, though its answer can't be read.

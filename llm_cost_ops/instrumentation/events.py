@@ -101,7 +101,7 @@ class EventReader(_KeptEvents):
 class _Chunk(msgspec.Struct):
     """The payload of a frame of Bedrock's InvokeModelWithResponseStream: an event in base64."""
 
-    bytes: bytes = b""
+    event: bytes = msgspec.field(default=b"", name="bytes")
 
 
 class FrameReader(_KeptEvents):
@@ -126,7 +126,7 @@ class FrameReader(_KeptEvents):
                 break
             payload = bytes(pending[12 + headers : total - 4])
             del pending[:total]
-            if chunk := msgspec.json.decode(payload, type=_Chunk).bytes:
+            if chunk := msgspec.json.decode(payload, type=_Chunk).event:
                 self.keep(chunk)
         return data
 

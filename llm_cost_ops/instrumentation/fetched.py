@@ -149,7 +149,7 @@ class _Line(msgspec.Struct):
         if self.result is not None:
             return self.result.type == "succeeded"
         answer = self.response
-        return answer is not None and answer.status_code < 300 and bytes(answer.body[:1]) == b"{"
+        return answer is not None and answer.status_code < 300 and bytes(memoryview(answer.body)[:1]) == b"{"
 
 
 class ResultLines:
@@ -179,9 +179,7 @@ class ResultLines:
             for line in lines:
                 self._take(line)
         if len(pending) > MAX_LINE:
-            _log.warning(
-                "results of a batch are not read from a line over %d bytes on", MAX_LINE
-            )
+            _log.warning("results of a batch are not read from a line over %d bytes on", MAX_LINE)
             self._over = True
         if self._over or (pending and not pending.startswith(b"{")):
             self._over = True

@@ -146,7 +146,9 @@ class _Exchange:
         self._provider = options.provider or known or _SDK_PROVIDERS.get(options.sdk, "")
         if path.endswith("/decisions") and self._provider == "google":
             api = "google.interactions"
-        self._call = self._begin(api, bedrock_model(path) or model_in_path(path))
+        billed = bedrock_model(path)
+        self._call = self._begin(api, billed or model_in_path(path))
+        self._call.billed_model = billed
         self._complete: Callable[..., None] = self._call.finish
 
     def _begin(self, api: str = "", model: str = "") -> Call:
@@ -246,14 +248,22 @@ class _Asking(_Exchange):
         self._hook = hook
         self._given = request
         self._host = request.url.host
-        if request.headers.get("content-type", "").startswith("multipart/"):
+        headers = request.headers
+        if headers.get("content-type", "").startswith("multipart/"):
             self._call.request_body = _watch_form(request)
         else:
             self._call.request_body = functools.partial(_content, request)
         if api in _BACKGROUND_APIS and b'"background"' in _content(request):
             self._complete = functools.partial(hook.background.asked, self._call)
         self._asks = False
-        if api == "openai.chat" and path.endswith("completions") and self._may_ask(options, self._known):
+        # What AWS signed can't be changed.
+        signed = "x-amz-date" in headers
+        if (
+            api == "openai.chat"
+            and path.endswith("completions")
+            and not signed
+            and self._may_ask(options, self._known)
+        ):
             asking = _asking(request)
             if asking is not None:
                 self.request, self._asks = asking, True
