@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from llm_cost_ops._gen.messages import CostStatus, Rate, RateCard, SubmitStatus
+from llm_cost_ops._gen.messages import CostStatus, Rate, RateCard, SubmitStatus, UsageQuality
 from llm_cost_ops.ledger import ApiKey, Filter, open_ledger
 from llm_cost_ops.pricing.cards import card_digest
 from llm_cost_ops.pricing.pricebook import Priced, Pricing
@@ -92,6 +92,10 @@ class LedgerSuite:
         assert statuses(ledger, entry(idempotency_key="l")) == [CREATED]
         assert statuses(ledger, entry(5, idempotency_key="l", **seen)) == [DUPLICATE]
         assert statuses(ledger, entry(5, idempotency_key="l", **seen, cached_tokens=1)) == [CONFLICT]
+        unknown = {**seen, "quality": UsageQuality.UNKNOWN, "input_tokens": None, "output_tokens": None}
+        assert statuses(ledger, entry(5, idempotency_key="l", **unknown)) == [DUPLICATE]
+        assert statuses(ledger, entry(5, idempotency_key="m", **unknown)) == [CREATED]
+        assert statuses(ledger, entry(5, idempotency_key="m", **seen)) == [CONFLICT]
 
     @pytest.mark.parametrize(
         "wrong",

@@ -35,7 +35,7 @@ class _KeptEvents:
     def keep(self, data: bytes) -> bool:
         """Keep an event where it matters; whether it states usage."""
         self._number += 1
-        states = _USAGE.search(data) is not None
+        states = b'"usage' in data and _USAGE.search(data) is not None
         if self._number <= _FIRST:
             self._first.append((self._number, data))
         elif states:
@@ -68,6 +68,15 @@ class EventReader(_KeptEvents):
     def feed(self, data: bytes) -> bytes:
         """Take bytes of the body, and give those that may pass now."""
         pending = self._pending
+        if (
+            not pending
+            and data.endswith(b"\n\n")
+            and data.find(b"\n\n") == len(data) - 2
+            and b"\r" not in data
+        ):
+            # One event and nothing else, as they mostly come.
+            hidden = self._take(data)
+            return b"" if hidden else data
         pending += data
         passing: list[bytes] = []
         start = 0
@@ -137,6 +146,8 @@ class FrameReader(_KeptEvents):
 
 def data_of(block: bytes) -> bytes:
     """The data of an event: its lines that begin with `data:`, joined."""
+    if block.startswith(b"data: ") and block.endswith(b"\n\n") and block.find(b"\n") == len(block) - 2:
+        return block[6:-2]
     if b"\r" in block:
         block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     return b"\n".join(_DATA.findall(block))

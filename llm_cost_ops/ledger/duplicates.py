@@ -6,7 +6,7 @@ from datetime import datetime
 
 from msgspec.structs import replace
 
-from llm_cost_ops._gen.messages import UsageRecord
+from llm_cost_ops._gen.messages import UsageQuality, UsageRecord
 
 __all__ = ["is_duplicate"]
 
@@ -27,9 +27,12 @@ def is_duplicate(sent: UsageRecord, kept: UsageRecord, sent_at: datetime, kept_a
 
     Both are as in Entry; `sent_at` and `kept_at` are their times, given or taken. A record without a time is
     also the one with the time that it was given since. Where either is an observation, the counts alone
-    decide, whatever its labels, names and times: several instruments may have seen the same call.
+    decide, whatever its labels, names and times: several instruments may have seen the same call. An
+    observation of unknown usage says nothing against counts that are there.
     """
     if sent.observation or kept.observation:
+        if sent.observation and sent.quality == UsageQuality.UNKNOWN:
+            return True
         return all(getattr(sent, name) == getattr(kept, name) for name in _COUNTS) and (
             (sent.request_count or 1) == (kept.request_count or 1)
         )

@@ -83,6 +83,14 @@ def test_a_client_that_is_closed_harms_no_call(stub: Stub) -> None:
     assert client.flush(0).dropped == 1
 
 
+def test_what_aws_signed_is_not_changed(stub: Stub, client: CostOpsClient) -> None:
+    asked = {**CHAT, "stream": True}
+    with client.instrument(httpx.Client(), stream_usage=True) as sdk:
+        sdk.post(url(stub), json=asked, headers={"x-amz-date": "20261127T120000Z"})
+        sdk.post(url(stub), json=asked)
+    assert ["stream_options" in body for _, body in stub.requests] == [False, True]
+
+
 def test_exceptions_pass_as_they_are(client: CostOpsClient) -> None:
     failure = httpx.ConnectError("no way")
 
