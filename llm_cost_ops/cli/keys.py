@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from llm_cost_ops._gen.methods import GET_HEALTH
 from llm_cost_ops.cli.output import Column, Output, Table, form_of
+from llm_cost_ops.config import without_password
 from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
 from llm_cost_ops.ledger import ApiKey, KeyStore, open_ledger
 from llm_cost_ops.rpc.context import CallContext
@@ -44,7 +45,7 @@ def _create(options: argparse.Namespace) -> None:
     whose = "every organization" if key.organizations is None else ", ".join(key.organizations)
     print(
         f"The key {key.id}, {key.role} of {whose}. It is shown this once: keep it where secrets are kept.\n"
-        f"To revoke it: llm-cost-ops keys revoke {key.id} --db {options.db}",
+        f"To revoke it: llm-cost-ops keys revoke {key.id} --db {without_password(options.db)}",
         file=sys.stderr,
     )
 
@@ -67,7 +68,7 @@ def _list(options: argparse.Namespace) -> None:
     listed = _with_keys(options.db, found)
     output = Output(form_of(options))
     if not listed and output.form == "text":
-        output.line(f"{options.db} holds no API key: a server over it asks for none")
+        output.line(f"{without_password(options.db)} holds no API key: a server over it asks for none")
         return
     names = ("id", "name", "role", "organizations", "created", "state")
     table = Table(columns=[Column(name, fold=name in ("name", "organizations")) for name in names])

@@ -17,7 +17,15 @@ from llm_cost_ops.client.attribution import Attributes, Attribution, Attribution
 from llm_cost_ops.client.options import chain_of
 from llm_cost_ops.client.recording import Recording, async_connection, sync_connection
 from llm_cost_ops.client.uploads import AsyncStreamingUsageResource, StreamingUsageResource
-from llm_cost_ops.config import ApiKey, ClientConfig, RetryConfig, split_base_url, split_names
+from llm_cost_ops.config import (
+    EMBEDDED,
+    ApiKey,
+    ClientConfig,
+    RetryConfig,
+    split_base_url,
+    split_names,
+    without_password,
+)
 from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
 from llm_cost_ops.interceptors.validation import Validation
 from llm_cost_ops.rpc.channel import UNSET, AsyncChannel, Channel
@@ -141,7 +149,7 @@ def _open_transport(
         from llm_cost_ops.transports.serializer import check_serializer
 
         check_serializer(serializer, scheme)
-    if scheme == "sqlite":
+    if scheme in EMBEDDED:
         return _embedded_transport(config, sync=sync)
     if scheme in ("grpc", "grpcs"):
         return _grpc_transport(config, serializer, sync=sync)
@@ -179,7 +187,7 @@ class _Client:
                 f"{parameter} can't go with a transport of your own", parameter=parameter
             )
         self._interceptors = tuple(interceptors)
-        self._embedded = transport is None and split_base_url(config.base_url).scheme == "sqlite"
+        self._embedded = transport is None and split_base_url(config.base_url).scheme in EMBEDDED
         headers = dict(config.headers)
         if config.user_agent:
             headers["user-agent"] = config.user_agent
@@ -323,7 +331,7 @@ class _Client:
         return made
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(base_url={self.config.base_url!r})"
+        return f"{type(self).__name__}(base_url={without_password(self.config.base_url)!r})"
 
 
 _RESOURCES = frozenset({"_health", "analytics", "costs", "pricing", "usage"})

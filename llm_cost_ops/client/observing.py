@@ -12,10 +12,10 @@ from llm_cost_ops.instrumentation import instrument as wrap
 from llm_cost_ops.rules.providers import canonical_provider
 
 if TYPE_CHECKING:
-    from llm_cost_ops.client.clients import CostOpsClient
+    from llm_cost_ops.client.clients import AsyncCostOpsClient, CostOpsClient
     from llm_cost_ops.client.recording import Recording
 
-__all__ = ["instrument", "observe", "uninstrument"]
+__all__ = ["default_client", "instrument", "observe", "sink_of", "uninstrument"]
 
 _SDKClient = TypeVar("_SDKClient")
 
@@ -44,11 +44,17 @@ def observe(
     wrap(sdk_client, options)
 
 
+def sink_of(client: CostOpsClient | AsyncCostOpsClient) -> Recording:
+    """Where what was seen on a client's behalf goes: its recorder."""
+    return client._recording  # noqa: SLF001  # of the same room, and of no use to the client's users
+
+
 _default: CostOpsClient | None = None
 _lock = threading.Lock()
 
 
-def _default_client() -> CostOpsClient:
+def default_client() -> CostOpsClient:
+    """The client of the process, which the environment sets up; made when it is first asked for."""
     global _default  # noqa: PLW0603  # one for the process
     with _lock:
         if _default is None:
@@ -69,6 +75,6 @@ def instrument(
 
     It is made when it is first used, shared by the process, and sends what is left when the process ends.
     """
-    return _default_client().instrument(
+    return default_client().instrument(
         sdk_client, provider=provider, stream_usage=stream_usage, **attribution
     )

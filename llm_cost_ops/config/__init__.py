@@ -50,7 +50,10 @@ REPORTED_PROVIDERS = ("openrouter",)
 """Gateways that charge the cost that their responses state."""
 
 DEFAULT_BASE_URL = "sqlite:///llm_cost_ops.db"
-SCHEMES = ("http", "https", "grpc", "grpcs", "sqlite")
+EMBEDDED = ("postgres", "postgresql", "sqlite")
+"""The schemes of a database that the client opens itself."""
+
+SCHEMES = ("http", "https", "grpc", "grpcs", *EMBEDDED)
 
 ApiKey = str | Callable[[], str | Awaitable[str]]
 """A key, or what gives the key to use now."""
@@ -113,7 +116,7 @@ class ClientConfig(Config, frozen=True, kw_only=True):
             if not isinstance(value, kind) and not (value is None and parameter in _OPTIONAL_PARTS):
                 raise wrong(parameter, f"must be a {kind.__name__}", value)
         flag("verify_ssl", self.verify_ssl)
-        text("durability", self.durability, ("disk", "process"))
+        text("durability", self.durability, ("disk", "process", "replicated"))
         text("organization_id", self.organization_id)
         text("project_id", self.project_id)
         labels = dict(self.labels)
@@ -251,6 +254,8 @@ class ClientConfig(Config, frozen=True, kw_only=True):
                 value = None if value is None else "***"
             elif name == "proxy" and value:
                 value = re.sub(r"//[^@/]*@", "//***@", value)
+            elif name == "base_url":
+                value = without_password(value)
             elif name == "default_headers":
                 value = dict.fromkeys(value, "***")
             shown.append(f"{name}={value!r}")
@@ -277,6 +282,8 @@ class ClientConfig(Config, frozen=True, kw_only=True):
         """The name of the parameter that holds a secret, "" when none does."""
         if isinstance(self.api_key, str):
             return "api_key"
+        if without_password(self.base_url) != self.base_url:
+            return "base_url (its password)"
         if self.proxy is not None and "@" in self.proxy:
             return "proxy (its password)"
         names = (name for name in self.default_headers if _SECRET_HEADER.search(name))
@@ -356,12 +363,16 @@ def provider_names(parameter: str, value: object) -> tuple[str, ...]:
 def split_base_url(base_url: object) -> SplitResult:
     """The parts of a base URL, or ConfigurationError saying what is wrong with it."""
     rule = (
-        "must be a URL such as sqlite:///costs.db, sqlite://, https://costs.example.com "
-        "or grpcs://costs.example.com:443"
+        "must be a URL such as sqlite:///costs.db, sqlite://, postgresql://user@host/costs, "
+        "https://costs.example.com or grpcs://costs.example.com:443"
     )
     if not isinstance(base_url, str) or not re.fullmatch(r"[\x21-\x7e\u00a0-\uffff]+", base_url):
-        raise wrong("base_url", rule, base_url)
+        shown = without_password(base_url) if isinstance(base_url, str) else base_url
+        raise wrong("base_url", rule, shown)
     try:
+        if base_url.startswith(("postgres:", "postgresql:")):
+            # Its driver reads it: it may have several hosts, and none.
+            return _split_database_url(base_url, rule)
         parts = urlsplit(base_url)
         _ = parts.port
     except ValueError:
@@ -376,3 +387,16 @@ def split_base_url(base_url: object) -> SplitResult:
     elif parts.query or not (parts.hostname or parts.path):
         raise wrong("base_url", rule, base_url)
     return parts
+
+
+def _split_database_url(base_url: str, rule: str) -> SplitResult:
+    parts = urlsplit(base_url)
+    if parts.fragment or not base_url.partition(":")[2].startswith("//"):
+        raise wrong("base_url", rule, without_password(base_url))
+    return parts
+
+
+def without_password(url: str) -> str:
+    """The URL of a database as it may be shown: with *** for a password."""
+    url = re.sub(r"(//[^/?#:]*:)[^/?#]*@", r"\1***@", url)
+    return re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1***", url)

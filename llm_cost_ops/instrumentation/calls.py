@@ -58,6 +58,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Whether chat streams are asked for their usage; "auto": where the host is known to take it."""
     sdk: str = ""
     """The SDK's package."""
+    source: str = SOURCE
+    """What saw the calls: the `source` of their records."""
 
 
 class _Asked(msgspec.Struct):
@@ -68,13 +70,16 @@ class _Asked(msgspec.Struct):
 
 
 class Call:
-    """One call: told from its request, given its answer, made into a record."""
+    """One call: told from its request, given its answer, made into a record.
+
+    `key` is the record's idempotency key where the answer has no id that is unique; "" for one of its own.
+    `trace` are the ids of the trace and the span around the call.
+    """
 
     __slots__ = (
-        "_abandonable", "_attributes", "_done", "_options", "_started", "_trace", "api",
-        "billed_model", "body", "events",
-        "finished", "key", "latency_ms", "model", "provider", "request_body", "time_to_first_ms", "timed",
-        "unique",
+        "_abandonable", "_attributes", "_done", "_options", "_started", "api", "billed_model", "body",
+        "events", "finished", "key", "latency_ms", "model", "provider", "request_body", "time_to_first_ms",
+        "timed", "trace", "unique",
     )  # fmt: skip
 
     def __init__(
@@ -82,20 +87,19 @@ class Call:
     ) -> None:
         self._options = options
         self._attributes = options.attributes()
-        self._trace = _current_span()
+        self.trace = _current_span()
         self._started = time.monotonic()
         self._abandonable = self._done = False
         self.api = api
         self.provider = provider
         self.unique = (known_host or bool(options.provider)) and provider in UNIQUE_IDS
+        self.key = ""
         self.model = model
         self.request_body: Callable[[], bytes] = bytes
         self.body: Callable[[], Any] | None = None
         self.events: Callable[[], list[bytes]] | None = None
         self.billed_model = ""
         """What the path names and is billed, where the answer names the model otherwise."""
-        self.key = ""
-        """The record's key where the answer has no id."""
         self.finished = False
         self.timed = True
         self.latency_ms: int | None = None
@@ -176,14 +180,13 @@ class Call:
         if model and record.model_id and record.model_id != model and not record.requested_model_id:
             record.requested_model_id = model
         record.model_id = record.model_id or model or "unknown"
-        if not self.unique:
-            record.idempotency_key = ""
-        record.idempotency_key = record.idempotency_key or self.key
+        if not (self.unique and record.idempotency_key):
+            record.idempotency_key = self.key
         record.observation = True
-        record.source = record.source or SOURCE
+        record.source = record.source or self._options.source
         record.latency_ms = self.latency_ms
         record.time_to_first_token_ms = self.time_to_first_ms
-        record.trace_id, record.span_id = self._trace
+        record.trace_id, record.span_id = self.trace
         return record
 
     def _asked(self) -> _Asked:

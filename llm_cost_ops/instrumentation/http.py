@@ -6,39 +6,30 @@ The libraries are alike and neither is imported: the types that are needed are t
 from __future__ import annotations
 
 import functools
-import logging
-import re
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from inspect import iscoroutinefunction
-from typing import Any, Protocol
+from typing import Any
 
-import msgspec
-
-from llm_cost_ops.instrumentation.calls import Call, Options, model_in_path
-from llm_cost_ops.instrumentation.events import EventReader, FrameReader
-from llm_cost_ops.instrumentation.fetched import Background, ResultLines
-from llm_cost_ops.instrumentation.providers import (
-    TAKE_STREAM_OPTIONS,
-    api_of,
-    bedrock_model,
-    fetched_of,
-    provider_of,
+from llm_cost_ops.instrumentation.answers import (
+    MAX_FORM,
+    Watch,
+    events_of,
+    may_ask,
+    reader_of,
+    report,
+    watch,
+    watch_lines,
+    with_usage,
 )
+from llm_cost_ops.instrumentation.calls import Call, Options, model_in_path
+from llm_cost_ops.instrumentation.fetched import Background, ResultLines
+from llm_cost_ops.instrumentation.providers import api_of, bedrock_model, fetched_of, provider_of
 
 __all__ = ["unwrap_client", "wrap_client"]
 
-MAX_BODY = 64 * 1024 * 1024
-"""Of a body that the caller streams so much is kept to be read, in bytes."""
-
-_MAX_FORM = 16 * 1024
 _SDK_PROVIDERS = {"cohere": "cohere", "google": "google", "mistralai": "mistral"}
-_FRAMES = "application/vnd.amazon.eventstream"
 _BACKGROUND_APIS = ("google.interactions", "openai.responses")
-_BINARY = re.compile("(?:audio|video|image)/|application/octet-stream")
-
-_log = logging.getLogger("llm_cost_ops.instrumentation")
-_said: set[str] = set()
 
 
 def wrap_client(http_client: Any, options: Options) -> None:
@@ -132,7 +123,7 @@ class _Hook:
                 return _FetchedResults(self, options, request, "", path)
             return _Fetched(self, options, request, fetched, path) if fetched else None
         except Exception:  # noqa: BLE001  # the caller's call goes on, whatever is wrong with ours
-            _report("a call can't be recorded")
+            report("a call can't be recorded")
             return None
 
 
@@ -144,6 +135,7 @@ class _Exchange:
         self._options = options
         self._known = known = provider_of(request.url.host)
         self._provider = options.provider or known or _SDK_PROVIDERS.get(options.sdk, "")
+        self._asks = False
         if path.endswith("/decisions") and self._provider == "google":
             api = "google.interactions"
         billed = bedrock_model(path)
@@ -168,43 +160,25 @@ class _Exchange:
             if response.status_code < 300:
                 self._look(response)
         except Exception:  # noqa: BLE001  # the caller's call goes on, whatever is wrong with ours
-            _report("an answer can't be recorded")
+            report("an answer can't be recorded")
         return response
 
     def _look(self, response: Any) -> None:
         call = self._call
         kind = response.headers.get("content-type", "")
-        encoding = response.headers.get("content-encoding", "")
-        reader = self._reader(kind)
-        if response.is_stream_consumed:
-            content = response.content
-            if reader is not None:
-                call.events = functools.partial(_events_of, type(reader), content)
-            else:
-                call.body = lambda: content
-            self._complete(finished=True)
+        if not response.is_stream_consumed:
+            encoding = response.headers.get("content-encoding", "")
+            decompressed = functools.partial(_decompressed, type(response))
+            seen = watch(call, kind, encoding, decompressed, hide=self._asks, complete=self._complete)
+            _put_before(response, seen)
             return
-        watch: _Watch
-        if reader is not None and encoding in ("", "identity"):
-            call.events = reader.events
-            watch = _Watch(call, self._complete, reader)
-        elif reader is None and _BINARY.match(kind):
-            watch = _Watch(call, self._complete)
+        content = response.content
+        reader = reader_of(kind)
+        if reader is not None:
+            call.events = functools.partial(events_of, content, type(reader))
         else:
-            body = bytearray()
-            decoded = functools.partial(_decompressed, type(response), encoding, body)
-            if reader is not None:
-                call.events = lambda: _events_of(type(reader), decoded())
-            else:
-                call.body = decoded
-            watch = _Watch(call, self._complete, body=body)
-        call.begin_stream()
-        _put_before(response, watch)
-
-    def _reader(self, kind: str) -> EventReader | FrameReader | None:
-        if kind.startswith("text/event-stream"):
-            return EventReader()
-        return FrameReader() if kind.startswith(_FRAMES) else None
+            call.body = lambda: content
+        self._complete(finished=True)
 
 
 class _Fetched(_Exchange):
@@ -224,20 +198,10 @@ class _FetchedResults(_Exchange):
         if response.is_stream_consumed:
             lines.feed(response.content)
             lines.rest()
-            return
-        encoding = response.headers.get("content-encoding", "")
-        if encoding in ("", "identity"):
-            _put_before(response, _Watch(None, _nothing, lines))
-            return
-        body = bytearray()
-
-        def complete(*, finished: bool) -> None:
-            lines.feed(_decompressed(type(response), encoding, body))
-            if finished:
-                lines.rest()
-            body.clear()
-
-        _put_before(response, _Watch(None, complete, body=body))
+        else:
+            encoding = response.headers.get("content-encoding", "")
+            decompressed = functools.partial(_decompressed, type(response))
+            _put_before(response, watch_lines(lines, encoding, decompressed))
 
 
 class _Asking(_Exchange):
@@ -247,7 +211,7 @@ class _Asking(_Exchange):
         super().__init__(hook, options, request, api, path)
         self._hook = hook
         self._given = request
-        self._host = request.url.host
+        self._host = host = request.url.host
         headers = request.headers
         if headers.get("content-type", "").startswith("multipart/"):
             self._call.request_body = _watch_form(request)
@@ -255,30 +219,22 @@ class _Asking(_Exchange):
             self._call.request_body = functools.partial(_content, request)
         if api in _BACKGROUND_APIS and b'"background"' in _content(request):
             self._complete = functools.partial(hook.background.asked, self._call)
-        self._asks = False
-        # What AWS signed can't be changed.
-        signed = "x-amz-date" in headers
         if (
             api == "openai.chat"
             and path.endswith("completions")
-            and not signed
-            and self._may_ask(options, self._known)
+            # What AWS signed can't be changed.
+            and "x-amz-date" not in headers
+            and may_ask(options, self._known, host, hook.refusing)
         ):
             asking = _asking(request)
             if asking is not None:
                 self.request, self._asks = asking, True
 
-    def _may_ask(self, options: Options, provider: str) -> bool:
-        if options.stream_usage != "auto":
-            return bool(options.stream_usage)
-        return provider in TAKE_STREAM_OPTIONS and self._host not in self._hook.refusing
-
     def may_have_harmed(self, response: Any) -> bool:
-        """Whether an error may be due to what we asked for."""
         return self._asks and response.status_code in (400, 422)
 
     def harmed(self, response: Any) -> bool:
-        """Whether it is; the request is then again as it was given, and the host is not asked again."""
+        """Whether it is; the host is then not asked again."""
         if b"stream_options" not in response.content:
             return False
         self._hook.refusing.add(self._host)
@@ -286,85 +242,15 @@ class _Asking(_Exchange):
         return True
 
     def answered(self, response: Any) -> Any:
-        """Look at an answer as it passes. Never raises."""
         if self._asks:
             response.request = self._given
         return super().answered(response)
-
-    def _reader(self, kind: str) -> EventReader | FrameReader | None:
-        if self._asks and kind.startswith("text/event-stream"):
-            return EventReader(hide=True)
-        return super()._reader(kind)
-
-
-class _Reader(Protocol):
-    """Reads the bytes of an answer."""
-
-    def feed(self, data: bytes) -> bytes:
-        """Take bytes, and give what may pass."""
-
-    def rest(self) -> bytes:
-        """At the end: what did not pass yet."""
-
-
-class _Watch:
-    """Sees the bytes of an answer as they pass. Never raises."""
-
-    def __init__(
-        self,
-        call: Call | None,
-        complete: Callable[..., None],
-        reader: _Reader | None = None,
-        body: bytearray | None = None,
-    ) -> None:
-        self._call = call
-        self._complete = complete
-        self._reader = reader
-        self._body = body
-        self._broken = self._ended = False
-
-    def feed(self, data: bytes) -> bytes:
-        """Take bytes, and give what may pass."""
-        if self._broken:
-            return data
-        try:
-            if self._call is not None:
-                self._call.first_byte()
-            if self._reader is not None:
-                return self._reader.feed(data)
-            if self._body is not None and len(self._body) + len(data) <= MAX_BODY:
-                self._body += data
-        except Exception:  # noqa: BLE001  # the bytes pass, whatever is wrong with us
-            self._broken = True
-            _report("a stream can't be read")
-        return data
-
-    def end(self) -> bytes:
-        """The answer ended as it should; what was held back."""
-        rest = b""
-        try:
-            if self._reader is not None:
-                rest = self._reader.rest()
-            self.finish(finished=True)
-        except Exception:  # noqa: BLE001  # as above
-            _report("a stream can't be recorded")
-        return rest
-
-    def finish(self, *, finished: bool = False) -> None:
-        """Nothing more will come."""
-        if self._ended:
-            return
-        self._ended = True
-        try:
-            self._complete(finished=finished)
-        except Exception:  # noqa: BLE001  # as above
-            _report("a call can't be recorded")
 
 
 class _Tee:
     """Stands before an answer's own stream."""
 
-    def __init__(self, inner: Any, watch: _Watch) -> None:
+    def __init__(self, inner: Any, watch: Watch) -> None:
         self._inner = inner
         self._watch = watch
 
@@ -425,8 +311,8 @@ class _Form:
             yield data
 
     def _keep(self, data: bytes) -> None:
-        if len(self._head) < _MAX_FORM:
-            self._head.extend(data[:_MAX_FORM])
+        if len(self._head) < MAX_FORM:
+            self._head.extend(data[:MAX_FORM])
 
 
 @functools.cache
@@ -446,19 +332,18 @@ def _library_of(thing: Any) -> Any:
     return sys.modules[home.__module__.partition(".")[0]]
 
 
+def _put_before(response: Any, seen: Watch) -> None:
+    """Have the bytes of an answer seen."""
+    sync_tee, async_tee, _ = _stream_types(_library_of(response))
+    tee = async_tee if hasattr(response.stream, "aclose") else sync_tee
+    response.stream = tee(response.stream, seen)
+
+
 def _asking(request: Any) -> Any:
     """A chat request that asks for usage too; None where it is no stream, or asks by itself."""
-    content = _content(request)
-    if b'"stream"' not in content:
+    body = with_usage(_content(request))
+    if body is None:
         return None
-    fields = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
-    if bytes(fields.get("stream", msgspec.Raw(b"false"))) != b"true":
-        return None
-    stated = msgspec.json.decode(fields.get("stream_options", msgspec.Raw(b"null"))) or {}
-    if not isinstance(stated, dict) or stated.get("include_usage"):
-        return None
-    options = {**stated, "include_usage": True}
-    body = msgspec.json.encode({**fields, "stream_options": msgspec.Raw(msgspec.json.encode(options))})
     headers = request.headers.copy()
     headers.pop("content-length", None)
     # What the chunk is cut out of must be plain.
@@ -485,35 +370,8 @@ def _watch_form(request: Any) -> Callable[[], bytes]:
     return lambda: bytes(head)
 
 
-def _nothing(*, finished: bool) -> None:
-    """Nothing is left to be done at the end of an answer."""
-
-
-def _put_before(response: Any, watch: _Watch) -> None:
-    """Have the bytes of an answer seen."""
-    sync_tee, async_tee, _ = _stream_types(_library_of(response))
-    tee = async_tee if hasattr(response.stream, "aclose") else sync_tee
-    response.stream = tee(response.stream, watch)
-
-
-def _events_of(kind: type[EventReader | FrameReader], content: bytes) -> list[bytes]:
-    reader = kind()
-    reader.feed(content)
-    reader.rest()
-    return reader.events()
-
-
-def _decompressed(response: type, encoding: str, body: bytearray) -> bytes:
+def _decompressed(response: type, encoding: str, body: bytes) -> bytes:
     """A body as the library reads it."""
-    if encoding in ("", "identity"):
-        return bytes(body)
-    made = response(200, headers={"content-encoding": encoding}, content=bytes(body))
+    made = response(200, headers={"content-encoding": encoding}, content=body)
     content: bytes = made.content
     return content
-
-
-def _report(trouble: str) -> None:
-    """Log a kind of trouble once."""
-    if trouble not in _said:
-        _said.add(trouble)
-        _log.warning("%s", trouble, exc_info=True)

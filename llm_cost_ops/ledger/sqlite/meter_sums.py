@@ -53,7 +53,8 @@ def summarize_meters(
             sums = totals.get(place)
             if sums is None:
                 sums = totals[place] = Amounts(currency=currency)
-            add_share(sums, share, record.request_count or 1)
+            reported = dimensions[SERIES_PLACES["status"]] == "reported"
+            add_share(sums, share, record.request_count or 1, reported=reported)
     for sums in totals.values():
         check_amounts(sums)
     return [(keys, bucket, totals[bucket, keys, currency]) for bucket, keys, currency in sorted(totals)]

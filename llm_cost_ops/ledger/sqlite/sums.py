@@ -18,6 +18,7 @@ from llm_cost_ops.rules.times import QUARTER, QUARTERS_A_DAY, cover, to_micros
 __all__ = [
     "DAYS",
     "KEPT",
+    "NOT_VOIDED",
     "QUARTERS",
     "SERIES_PLACES",
     "USER_DAYS",
@@ -221,7 +222,12 @@ _PICK = (
     "SELECT s.id, s.org, o.name, s.provider, s.model, s.project, s.operation, s.service_tier, s.processing, "
     "s.region, s.status, s.currency FROM series s JOIN organization o ON o.id = s.org"
 )
+NOT_VOIDED = "s.status <> 'voided'"
+"""SQL on `series s` for a filter without statuses."""
+
 _AMOUNTS = ("records", "requests", "input", "output", "cached", "unpriced", "cost_micros", "cost_picos")
+# Places in _AMOUNTS of what is also added up apart, for records whose costs providers reported.
+_REPORTED = (1, 6, 7)
 _OPEN = 2**62
 
 
@@ -235,7 +241,7 @@ def summarize(
     totals = _totals(connection, where, group_by, buckets)
     found = []
     for (keys, bucket, currency), amounts in sorted(totals.items(), key=_by_bucket):
-        records, requests, put_in, put_out, cached, unpriced, micros, picos = amounts
+        records, requests, put_in, put_out, cached, unpriced, micros, picos, *of_reported = amounts
         # Repricing leaves sums of nothing behind.
         if records:
             sums = Amounts(
@@ -245,6 +251,8 @@ def summarize(
                 cached_tokens=cached,
                 unpriced_requests=unpriced,
                 units=micros * _PICOS + picos,
+                reported_requests=of_reported[0],
+                reported_units=of_reported[1] * _PICOS + of_reported[2],
                 currency=currency,
             )
             check_amounts(sums)
@@ -350,6 +358,8 @@ def pick_series(connection: sqlite3.Connection, where: Filter) -> dict[int, tupl
     Their ids, and those of their organizations, are in temp.picked afterwards.
     """
     conditions, parameters = series_conditions(where)
+    if not where.statuses:
+        conditions += f"{' AND' if conditions else ' WHERE'} {NOT_VOIDED}"
     rows = connection.execute(_PICK + conditions, parameters).fetchall()
     connection.execute("DELETE FROM temp.picked")
     connection.executemany("INSERT INTO temp.picked VALUES (?, ?)", (row[:2] for row in rows))
@@ -482,7 +492,10 @@ class SumQuery:
         place = (tuple([values[at] for at in self._places]), found[1], dimensions[-1])
         sums = self._totals.get(place)
         if sums is None:
-            sums = self._totals[place] = [0, 0, 0, 0, 0, 0, 0, 0]
+            sums = self._totals[place] = [0] * (len(_AMOUNTS) + len(_REPORTED))
         for at, amount in enumerate(amounts):
             if amount:
                 sums[at] += amount
+        if dimensions[SERIES_PLACES["status"]] == "reported":
+            for at, of in enumerate(_REPORTED, len(_AMOUNTS)):
+                sums[at] += amounts[of] or 0
