@@ -58,7 +58,7 @@ docs: $(VENV)/.with-docs ## build docs/ into build/docs, warnings are errors
 	$(BIN)/sphinx-build -W --keep-going -q -b html -d build/doctrees docs build/docs
 	@echo "build/docs/index.html"
 
-assets: $(BIN)/pip ## fetch what the dashboard loads from others (uPlot), pinned and checked (wants npm)
+assets: $(BIN)/pip ## fetch what pages load from others (uPlot, Swagger UI), pinned and checked (wants npm)
 	$(BIN)/python -m tools.dashboard.assets
 
 screenshots: $(VENV)/.with-dev $(VENV)/.with-browser assets ## take the pictures of the dashboard in docs/images (wants Chromium)
