@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
 
@@ -25,6 +26,14 @@ class TestPostgres(LedgerSuite):
     @pytest.fixture
     def url(self, postgres_url: str) -> str:
         return postgres_url
+
+
+class TestPostgres15(LedgerSuite):
+    @pytest.fixture
+    def url(self, postgres_15: Any) -> Iterator[str]:
+        url = postgres_15.new_database()
+        yield url
+        postgres_15.drop(url)
 
 
 def test_the_records_of_a_batch_are_in_its_order_whosever_they_are(postgres_url: str) -> None:
