@@ -248,9 +248,39 @@ async def test_a_record_and_its_receipt(client: httpx.AsyncClient) -> None:
     for line in cost["lines"]:
         assert f">{line['cost']}<" in record.text
     assert "<dt>Model</dt><dd><bdi>gpt-4o</bdi></dd>" in record.text
-    # Without its moment, as in an address that somebody shortened: the receipt is there.
-    bare = await client.get(f"/dashboard/record/{usage_id[1]}?organization={organization[1]}")
-    assert total_of(bare) == cost["total_cost"]
+
+
+async def test_a_record_shows_what_became_of_it() -> None:
+    ledger = filled()
+    async with browser(ledger, require_keys=False) as client:
+        record = {"organization_id": "acme", "provider": "openai", "model_id": "gpt-4o", "input_tokens": 1000}
+        usage_id = (await client.post("/api/v1/usage", json=record)).json()["data"]["usage_id"]
+        address = f"/dashboard/record/{usage_id}?organization=acme"
+        assert "Revisions" not in (await client.get(address)).text
+        scope = {"organization_id": "acme"}
+        changes = {**scope, "reason": "<b>counted twice</b>", "changes": {"input_tokens": 500}}
+        assert (await client.post(f"/api/v1/usage/{usage_id}/correct", json=changes)).status_code == 200
+        page = await client.get(address)
+        assert total_of(page) == "0.00125"
+        assert "&lt;b&gt;counted twice&lt;/b&gt;" in page.text
+        assert page.text.count("<td>correct") == 1
+        void = {**scope, "reason": "a test"}
+        assert (await client.post(f"/api/v1/usage/{usage_id}/void", json=void)).status_code == 200
+        page = await client.get(address)
+        assert "it is in no sum" in page.text
+        assert parsed(page).faults == []
+    drive(ledger.aclose())
+
+
+async def test_what_providers_stated_is_told() -> None:
+    ledger = filled()
+    async with browser(ledger, require_keys=False) as client:
+        assert "providers stated" not in (await client.get("/")).text
+        record = {"organization_id": "acme", "provider": "openrouter", "model_id": "x/y", "input_tokens": 10,
+                  "reported_cost": "1.25"}  # fmt: skip
+        assert (await client.post("/api/v1/usage", json=record)).status_code == 201
+        assert 'Of the cost, <data value="1.25"' in (await client.get("/")).text
+    drive(ledger.aclose())
 
 
 async def test_what_cannot_be_shown_says_why(client: httpx.AsyncClient) -> None:
