@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -13,8 +13,9 @@ import msgspec
 from llm_cost_ops.rpc.ids import uuid7
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 
-__all__ = ["Answer", "PageRequest", "Receive", "Send", "path_of", "redirect", "send_answer"]
+__all__ = ["Answer", "PageRequest", "Receive", "Scope", "Send", "path_of", "redirect", "send_answer"]
 
+Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
@@ -33,9 +34,10 @@ _HEADERS = (
     ("x-content-type-options", "nosniff"),
     # Addresses hold what was filtered by, which is nobody else's business.
     ("referrer-policy", "same-origin"),
-    ("cross-origin-opener-policy", "same-origin"),
     ("cross-origin-resource-policy", "same-origin"),
 )
+# Browsers take it over TLS and from this machine only, and complain about it elsewhere.
+_OVER_TLS = (("cross-origin-opener-policy", "same-origin"),)
 
 
 class Answer(msgspec.Struct, kw_only=True):
@@ -54,7 +56,7 @@ def redirect(location: str, cookie: str = "") -> Answer:
     return Answer(status=303, headers=headers)
 
 
-def path_of(scope: Mapping[str, Any]) -> str:
+def path_of(scope: Scope) -> str:
     """The path below the prefix that the app is mounted at."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
@@ -63,7 +65,7 @@ def path_of(scope: Mapping[str, Any]) -> str:
 class PageRequest:
     """What a browser sent, decoded."""
 
-    def __init__(self, scope: MutableMapping[str, Any], receive: Receive) -> None:
+    def __init__(self, scope: Scope, receive: Receive) -> None:
         self._receive = receive
         self._headers: dict[bytes, bytes] = {}
         for name, value in scope["headers"]:
@@ -153,6 +155,7 @@ async def send_answer(answer: Answer, request: PageRequest, send: Send) -> None:
     """Send a response with the headers that every page has."""
     headers = [
         *_HEADERS,
+        *(_OVER_TLS if request.is_secure else ()),
         ("cache-control", answer.cache),
         ("x-request-id", request.id),
         *answer.headers,

@@ -6,7 +6,6 @@ import csv
 import io
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
 from urllib.parse import urlencode
 
 from llm_cost_ops._gen.methods import LIST_USAGE
@@ -73,14 +72,14 @@ class Page:
         """The context in which the reader's keys are managed."""
         return self.caller.context(LIST_USAGE)
 
-    def url(self, path: str, **changes: Any) -> str:
+    def url(self, path: str, **changes: object) -> str:
         """The address of one of our pages with the view of this one."""
         return self.request.root + self.view.url(path, **changes)
 
-    def render(self, template: str, title: str, *, status: int = 200, **values: Any) -> Answer:
+    def render(self, template: str, title: str, *, status: int = 200, **values: object) -> Answer:
         """The answer that shows a template in the frame of all pages."""
         view = self.view
-        frame: dict[str, Any] = {
+        frame: dict[str, object] = {
             "title": title,
             "root": self.request.root,
             "path": self.request.path,
