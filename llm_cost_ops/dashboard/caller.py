@@ -51,6 +51,10 @@ class Caller:
             principal=self.principal,
         )
 
+    def extend(self) -> None:
+        """Give the calls from here on as much time as those of a page that begins now."""
+        self._deadline = self._runtime.monotonic() + PAGE_SECONDS
+
     async def call(self, method: MethodDescriptor[Req, Res], request: Req, *, key: str = "") -> Res:
         """The service's answer; RpcError as it raises it. `key` is the idempotency key of a write."""
         context = self.context(method)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
+from contextlib import aclosing
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -45,7 +46,7 @@ class Answer(msgspec.Struct, kw_only=True):
 
     status: int = 200
     headers: list[tuple[str, str]] = msgspec.field(default_factory=list)
-    body: bytes | AsyncIterator[bytes] = b""
+    body: bytes | AsyncGenerator[bytes, None] = b""
     content_type: str = "text/html; charset=utf-8"
     cache: str = "no-store"
 
@@ -121,6 +122,11 @@ class PageRequest:
         origin = self.header("origin")
         return bool(origin) and urlsplit(origin).netloc != self.header("host")
 
+    async def left(self) -> None:
+        """Wait until the browser has gone away."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
     async def form(self) -> dict[str, str]:
         """The fields of a form that was posted. Raises INVALID_ARGUMENT for what is none."""
         if self.header("content-type").partition(";")[0].strip() != "application/x-www-form-urlencoded":
@@ -171,6 +177,18 @@ async def send_answer(answer: Answer, request: PageRequest, send: Send) -> None:
         await send({"type": "http.response.body", "body": b"" if request.verb == "HEAD" else body})
         return
     if request.verb != "HEAD":
-        async for piece in body:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await _stream(body, request, send)
     await send({"type": "http.response.body", "body": b""})
+
+
+async def _stream(pieces: AsyncGenerator[bytes, None], request: PageRequest, send: Send) -> None:
+    """Send what there is, until the reader goes away: a server drops what is sent after that, unread."""
+    gone = asyncio.create_task(request.left())
+    try:
+        async with aclosing(pieces):
+            async for piece in pieces:
+                if gone.done():
+                    return
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+    finally:
+        gone.cancel()

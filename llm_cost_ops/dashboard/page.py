@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from datetime import UTC, datetime
 from urllib.parse import urlencode
 
@@ -138,7 +138,7 @@ class Page:
         return DIMENSIONS
 
 
-def csv_answer(name: str, lines: AsyncIterator[bytes] | bytes) -> Answer:
+def csv_answer(name: str, lines: AsyncGenerator[bytes, None] | bytes) -> Answer:
     """A file to be kept."""
     headers = [("content-disposition", f'attachment; filename="{name}"')]
     return Answer(body=lines, content_type="text/csv; charset=utf-8", headers=headers)

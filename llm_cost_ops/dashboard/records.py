@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from urllib.parse import unquote
 
 from llm_cost_ops._gen.messages import (
@@ -79,12 +79,14 @@ async def records_csv(page: Page) -> Answer:
     return csv_answer("records.csv", _lines(page))
 
 
-async def _lines(page: Page) -> AsyncIterator[bytes]:
+async def _lines(page: Page) -> AsyncGenerator[bytes, None]:
     yield csv_line(_COLUMNS)
     fields = page.view.filter_fields(page.view.span(page.now))
     cursor = ""
     while True:
         request = ListUsageRequest(**fields, page_size=_CSV_PAGE_SIZE, cursor=cursor)
+        # All of them may take longer than a page may.
+        page.caller.extend()
         answer = await page.caller.call(LIST_USAGE, request)
         yield b"".join(_line(record) for record in answer.data)
         assert answer.pagination is not None
