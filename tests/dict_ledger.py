@@ -416,7 +416,7 @@ class DictLedger:
         alone = Filter(organization_ids=where.organization_ids, start=where.start, end=where.end)
         return sorted({to_micros(row.timestamp) // width for row in self._rows if row.passes(alone)})
 
-    async def count(self, where: Filter, context: CallContext) -> int:
+    async def count(self, where: Filter, context: CallContext, max_rows: int | None = None) -> int | None:
         self._begin(context)
         return sum(row.passes(where) for row in self._rows)
 

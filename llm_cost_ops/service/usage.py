@@ -33,7 +33,7 @@ from llm_cost_ops._gen.messages import (
 from llm_cost_ops.ledger import Ledger, Position
 from llm_cost_ops.ledger.duplicates import is_duplicate
 from llm_cost_ops.ledger.ids import usage_id
-from llm_cost_ops.ledger.types import Appended, Entry
+from llm_cost_ops.ledger.types import Appended, Entry, Filter
 from llm_cost_ops.pricing.money import UNITS, from_units
 from llm_cost_ops.pricing.pricebook import PriceBook
 from llm_cost_ops.rpc.context import CallContext
@@ -56,6 +56,9 @@ __all__ = ["UsageService", "check_record_cost", "export", "in_utc"]
 # Records of a stream go into one transaction: so many, or those that came in so many seconds.
 BATCH_RECORDS = 1000
 BATCH_SECONDS = 0.02
+
+MAX_COUNTED = 20_000
+"""Where more records than these would have to be read to count those of a list, its total is not given."""
 
 # Seconds after which a record from the future may come again, at most.
 _MAX_WAIT = 60.0
@@ -151,10 +154,19 @@ class UsageService:
             page.offset,
             context,
         )
-        total = await self._ledger.sums.count(where, context) if page.number else None
+        total = await self._total(where, page, position, len(records), context) if page.number else None
         return ListUsageResponse(
             data=records, pagination=page.described(position, total), meta=meta_of(context)
         )
+
+    async def _total(
+        self, where: Filter, page: Page, following: Position | None, found: int, context: CallContext
+    ) -> int | None:
+        """How many records there are on all pages, where that is known or cheap to find out."""
+        before = (page.number - 1) * page.size
+        if following is None and (found or not before):
+            return before + found
+        return await self._ledger.sums.count(where, context, MAX_COUNTED)
 
     async def _write(
         self, records: Sequence[UsageRecord], paths: Iterable[str], first: int, context: CallContext

@@ -52,18 +52,27 @@ DURABILITIES = {"disk": "FULL", "process": "NORMAL"}
 # The first with STRICT tables.
 _MIN_VERSION = (3, 37)
 
-# Of a query: the series that its filter lets through, the pieces of time it sums, and the sums of the rows
-# that are not in rollup yet.
+# Of a query: the series that its filter lets through, and the group of each; the pieces of time it sums, of
+# one organization or of all; the days that are kept of these, and their groups that the filter lets through;
+# and the sums of the rows that are not in rollup yet.
 _TEMPORARY = (
-    "CREATE TEMP TABLE picked (id INTEGER PRIMARY KEY, org INTEGER NOT NULL)",
+    """CREATE TEMP TABLE picked (
+        grp INTEGER NOT NULL, id INTEGER NOT NULL UNIQUE, org INTEGER NOT NULL, PRIMARY KEY (grp, id)
+    ) WITHOUT ROWID""",
     """CREATE TEMP TABLE piece (
-        n INTEGER PRIMARY KEY, bucket INTEGER NOT NULL, low INTEGER NOT NULL, high INTEGER NOT NULL
+        n INTEGER PRIMARY KEY, bucket INTEGER NOT NULL, low INTEGER NOT NULL, high INTEGER NOT NULL,
+        org INTEGER, after INTEGER
     )""",
+    """CREATE TEMP TABLE kept (
+        grouping INTEGER NOT NULL, day INTEGER NOT NULL, bucket INTEGER NOT NULL,
+        PRIMARY KEY (bucket, grouping, day)
+    ) WITHOUT ROWID""",
+    "CREATE TEMP TABLE wanted (grp INTEGER PRIMARY KEY)",
     """CREATE TEMP TABLE tail (
-        series INTEGER NOT NULL, level INTEGER NOT NULL, bucket INTEGER NOT NULL, user TEXT NOT NULL,
+        series INTEGER NOT NULL, level INTEGER NOT NULL, bucket INTEGER NOT NULL,
         records INTEGER NOT NULL, requests INTEGER NOT NULL, input INTEGER NOT NULL,
         output INTEGER NOT NULL, cached INTEGER NOT NULL, unpriced INTEGER NOT NULL,
-        cost_micros INTEGER NOT NULL, cost_picos INTEGER NOT NULL, PRIMARY KEY (series, level, bucket, user)
+        cost_micros INTEGER NOT NULL, cost_picos INTEGER NOT NULL, PRIMARY KEY (series, level, bucket)
     ) WITHOUT ROWID""",
 )
 

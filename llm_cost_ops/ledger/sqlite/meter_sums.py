@@ -1,77 +1,71 @@
-"""Amounts by meter: of every record the lines are calculated again, since no table holds them."""
+"""Amounts by meter: of every record the lines are calculated again, since no row holds them."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
+from collections.abc import Iterable, Iterator
 from itertools import product
 
 from llm_cost_ops._gen.messages import RateCard, UsageRecord
-from llm_cost_ops.ledger.shares import add_share, shares_of
+from llm_cost_ops.ledger.shares import Share, shares_of
 from llm_cost_ops.ledger.sqlite.cards import get_card, kept_card
 from llm_cost_ops.ledger.sqlite.rows import decode_usage, units_of
 from llm_cost_ops.ledger.sqlite.sums import (
-    SERIES_PLACES,
+    SERIES_COLUMNS,
     Keys,
-    load_intervals,
+    Totals,
+    add_amounts,
     newest,
     per_record_conditions,
     pick_series,
-    pieces_of,
 )
-from llm_cost_ops.ledger.types import Amounts, CardOf, Filter
+from llm_cost_ops.ledger.types import CardOf, Filter
 from llm_cost_ops.pricing.compiled import CompiledCard, compile_card
-from llm_cost_ops.rules.limits import check_amounts
 
-__all__ = ["summarize_meters"]
+__all__ = ["add_meter_rows"]
 
 
-def summarize_meters(
+def add_meter_rows(
     connection: sqlite3.Connection,
     where: Filter,
-    group_by: tuple[str, ...],
-    buckets: Sequence[tuple[datetime, datetime]] | None,
+    group_by: Keys,
+    belongs: str,
     card_of: CardOf,
-) -> list[tuple[Keys, int, Amounts]]:
-    """The sums of each group, bucket and currency that has any, by bucket and keys."""
-    series = pick_series(connection, where)
-    pieces = list(pieces_of(where, buckets))
-    if not series or not pieces:
-        return []
-    load_intervals(connection, pieces)
+    totals: Totals,
+) -> None:
+    """Add what the rows hold that belong to the pieces in temp.piece (see sums.ANY_ORG)."""
+    of_series = [name for name in group_by if name in SERIES_COLUMNS]
+    groups = pick_series(connection, where, of_series)
     cards = _Cards(connection, card_of)
-    totals: dict[tuple[int, Keys, str], Amounts] = {}
-    for of_series, bucket, pricing, units, data in _rows(connection, where):
+    for group, bucket, pricing, units, data in _rows(connection, where, belongs):
         record: UsageRecord = decode_usage(data)
-        dimensions = series[of_series]
-        currency = dimensions[-1]
+        *values, currency = groups[group]
+        dimensions = dict(zip(of_series, values, strict=True))
         shares = shares_of(record, cards.compiled(pricing), units)
         for keys in product(*_values(group_by, record, dimensions, shares)):
             share = shares[keys[group_by.index("meter")]]
-            place = (bucket, keys, currency)
-            sums = totals.get(place)
-            if sums is None:
-                sums = totals[place] = Amounts(currency=currency)
-            add_share(sums, share, record.request_count or 1)
-    for sums in totals.values():
-        check_amounts(sums)
-    return [(keys, bucket, totals[bucket, keys, currency]) for bucket, keys, currency in sorted(totals)]
+            add_amounts(totals, (keys, bucket, currency), _amounts(share, record.request_count or 1))
 
 
-def _rows(connection: sqlite3.Connection, where: Filter) -> Iterator[tuple[int, int, int, int | None, bytes]]:
+def _amounts(share: Share, requests: int) -> tuple[int, ...]:
+    put_in, put_out, cached, units, unpriced = share
+    return (1, requests, put_in, put_out, cached, requests if unpriced else 0, 0, units)
+
+
+def _rows(
+    connection: sqlite3.Connection, where: Filter, belongs: str
+) -> Iterator[tuple[int, int, int, int | None, bytes]]:
     cost = newest(connection)
     conditions, parameters = per_record_conditions(where)
     more = "".join(f" AND {condition}" for condition in conditions)
     rows = connection.execute(
-        f"SELECT {cost.series}, g.bucket, {cost.pricing}, {cost.micros}, {cost.picos}, u.record "
-        f"FROM temp.piece g CROSS JOIN usage u{cost.join} "
-        "WHERE u.org IN (SELECT org FROM temp.picked) AND u.ts >= g.low AND u.ts < g.high "
-        f"AND {cost.series} IN (SELECT id FROM temp.picked){more}",
+        f"SELECT p.grp, g.bucket, {cost.pricing}, {cost.micros}, {cost.picos}, u.record "
+        f"FROM temp.piece g CROSS JOIN usage u{cost.join} CROSS JOIN temp.picked p "
+        f"WHERE {belongs} AND p.id = {cost.series}{more}",
         parameters,
     )
-    for of_series, bucket, pricing, micros, picos, data in rows:
-        yield of_series, bucket, pricing, units_of(micros, picos), data
+    for group, bucket, pricing, micros, picos, data in rows:
+        yield group, bucket, pricing, units_of(micros, picos), data
 
 
 class _Cards:
@@ -100,11 +94,11 @@ class _Cards:
 
 
 def _values(
-    group_by: tuple[str, ...], record: UsageRecord, dimensions: tuple[str, ...], shares: Iterable[str]
+    group_by: Keys, record: UsageRecord, dimensions: dict[str, str], shares: Iterable[str]
 ) -> Iterator[Iterable[str]]:
     for name in group_by:
-        if name in SERIES_PLACES:
-            yield (dimensions[SERIES_PLACES[name]],)
+        if name in dimensions:
+            yield (dimensions[name],)
         elif name == "meter":
             yield shares
         elif name == "user":

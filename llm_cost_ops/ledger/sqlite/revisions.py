@@ -110,7 +110,7 @@ def _find(connection: sqlite3.Connection, seqs: Sequence[int], price: Price) -> 
     cost = newest(connection)
     rows = connection.execute(
         f"SELECT u.ts, u.record, {cost.micros}, {cost.picos}, s.currency, s.status, u.seq, {cost.number}, "
-        f"s.id, ifnull(u.user, ''), u.requests, u.input, u.output, u.cached FROM usage u{cost.join} "
+        f"s.id, u.requests, u.input, u.output, u.cached FROM usage u{cost.join} "
         f"JOIN series s ON s.id = {cost.series} WHERE u.seq IN ({', '.join('?' * len(seqs))})",
         tuple(seqs),
     ).fetchall()
@@ -148,12 +148,12 @@ def reprice(
     sums: dict[Place, list[int]] = {}
     revisions = []
     found = _find(cursor.connection, seqs, price)
-    for (seq, number, before, user, *counts, ts), series_key, cost, change in found:
+    for (seq, number, before, *counts, ts), series_key, cost, change in found:
         _, after, pricing = interner.ids(cursor, series_key)
         revisions.append((seq, number + 1, after, pricing, *cost, to_micros(now)))
         for series, sign, units in ((before, -1, change.units_before), (after, 1, change.units_after)):
             amounts = [1, *counts, counts[0] if units is None else 0, units or 0]
-            for place in places(series, ts, user):
+            for place in places(series, ts):
                 totals = sums.setdefault(place, [0] * 7)
                 for at, amount in enumerate(amounts):
                     totals[at] += sign * amount

@@ -260,12 +260,12 @@ def test_a_sum_that_is_too_large_is_out_of_range_when_read(store: Sync, column: 
     assert not refused(store)
     # Above what is answered, then above what 64 bits hold.
     store.append([largest] * 128)
-    assert refused(store, "user")
+    assert refused(store, "project")
     writer.execute(f"UPDATE rollup SET {column} = ?", (2**63 - 2,))
     for _ in range(2):
         assert {done.status for done in store.append([largest] * 128)} == {CREATED}
         assert refused(store)
-        assert refused(store, "provider", "user")
+        assert refused(store, "provider", "project")
     assert writer.execute(f"SELECT DISTINCT {column} FROM rollup").fetchall() == [(2**63 - 1,)]
     # Rows are summed apart from that.
     assert not refused(store, "label:x")
