@@ -251,8 +251,7 @@ def _settle(rider: _Rider, outcome: Any) -> None:
     context.response_metadata = Metadata(batch.response_metadata or ())
     context.response_status = batch.response_status
     if isinstance(outcome, SubmitUsageResponse) and outcome.data is not None:
-        assert SUBMIT_USAGE.http is not None
-        context.response_status = 200 if outcome.data.duplicate else SUBMIT_USAGE.http.status
+        context.response_status = 200 if outcome.data.duplicate else SUBMIT_USAGE.success_status
 
 
 def _too_late(rider: _Rider) -> CostOpsError:

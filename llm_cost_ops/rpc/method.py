@@ -155,5 +155,10 @@ class MethodDescriptor(Generic[Req, Res]):
         self.fill_key = fill_key
         self.unwrap = unwrap
 
+    @property
+    def success_status(self) -> int:
+        """The HTTP status of an ordinary success."""
+        return 200 if self.http is None else self.http.status
+
     def __repr__(self) -> str:
         return f"MethodDescriptor({self.full_name})"

@@ -39,7 +39,12 @@ from llm_cost_ops.server.limits import BACKLOG, GrpcLimits
 from llm_cost_ops.server.reflection import SERVICES as REFLECTION_SERVICES
 from llm_cost_ops.server.reflection import DescriptorImage, ReflectionHandler
 from llm_cost_ops.transports.grpc.status import fields_of, number, write_status
-from llm_cost_ops.transports.net.headers import IDEMPOTENCY_HEADER, REQUEST_ID_HEADER, is_request_id
+from llm_cost_ops.transports.net.headers import (
+    IDEMPOTENCY_HEADER,
+    REQUEST_ID_HEADER,
+    STATUS_HEADER,
+    is_request_id,
+)
 from llm_cost_ops.wire import DecodeError
 from llm_cost_ops.wire.fields import walk
 from llm_cost_ops.wire.unknown import Unknown
@@ -264,7 +269,10 @@ class _Method:
             await _abort(grpc_context, hidden, context, str(request_id))
         finally:
             self._in_flight.calls -= 1
-        grpc_context.set_trailing_metadata(_trailers(str(request_id), context.response_metadata))
+        trailers = _trailers(str(request_id), context.response_metadata)
+        if context.response_status:
+            trailers = (*trailers, (STATUS_HEADER, str(context.response_status)))
+        grpc_context.set_trailing_metadata(trailers)
         return answered
 
     async def _request(self, data: bytes) -> object:

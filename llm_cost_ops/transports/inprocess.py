@@ -42,7 +42,7 @@ class InProcessTransport:
             raise _hidden(error, served) from error
         finally:
             context.response_metadata = served.response_metadata
-        context.response_status = served.response_status or _usual(context)
+        context.response_status = served.response_status or context.method.success_status
         return response
 
     def unary_stream(self, request: object, context: CallContext) -> AsyncGenerator[object, None]:
@@ -60,7 +60,7 @@ class InProcessTransport:
         try:
             async with aclosing(answer(request, served)) as responses:
                 async for response in responses:
-                    context.response_status = served.response_status or _usual(context)
+                    context.response_status = served.response_status or context.method.success_status
                     yield response
         except RpcError as error:
             raise self._with_request_id(error, served) from error.__cause__
@@ -99,10 +99,6 @@ class InProcessTransport:
         close, self._close = self._close, None
         if close is not None:
             await close()
-
-
-def _usual(context: CallContext) -> int:
-    return 200 if context.method.http is None else context.method.http.status
 
 
 def _hidden(error: Exception, served: CallContext) -> RpcError:

@@ -327,3 +327,13 @@ async def test_filters(client: Any, organization: str) -> None:
     assert await found(start_date=date(2026, 11, 21)) == {4}
     assert await found(start_date=AT, end_date=AT) == set(), "half-open"
     assert await found(start_date=AT, end_date=AT + timedelta(microseconds=1)) == {1, 2, 3}
+
+
+async def test_the_status_tells_a_repeat(client: Any, organization: str) -> None:
+    raw = client.with_raw_response
+    call = {"organization_id": organization, "idempotency_key": "k", **CALL}
+    assert [(await raw.usage.submit(**call)).status for _ in range(2)] == [201, 200]
+    price = {"provider": f"p-{organization[-12:]}", "model_id": "m", "input_price_per_1k": "1"}
+    made = [await raw.pricing.create(**price, idempotency_key=organization) for _ in range(2)]
+    assert [answer.status for answer in made] == [201, 200]
+    assert made[0].parsed.id == made[1].parsed.id

@@ -19,8 +19,8 @@ from grpclib.protocol import AbstractHandler, Buffer, Connection, EventsProcesso
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
-from h2.events import ConnectionTerminated, Event, RemoteSettingsChanged, StreamReset
-from h2.exceptions import NoAvailableStreamIDError
+from h2.events import ConnectionTerminated, Event, RemoteSettingsChanged, RequestReceived, StreamReset
+from h2.exceptions import NoAvailableStreamIDError, ProtocolError
 from h2.settings import SettingCodes, Settings
 from hpack import Encoder, NeverIndexedHeaderTuple
 
@@ -100,6 +100,10 @@ class _Events(EventsProcessor):
         for stream in list(self.calls.values()):
             stream.fail(StreamFailedError(reason))
         self.__dict__.pop("processors", None)
+
+    def process_request_received(self, event: RequestReceived) -> None:
+        """Only a client opens streams (RFC 9113, section 8.4: none was asked to push)."""
+        raise ProtocolError(f"stream {event.stream_id} was opened by the server")
 
     def process_remote_settings_changed(self, event: RemoteSettingsChanged) -> None:
         super().process_remote_settings_changed(event)

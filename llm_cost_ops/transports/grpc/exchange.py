@@ -21,6 +21,7 @@ from llm_cost_ops.transports.net.bodies import BoundedBody
 from llm_cost_ops.transports.net.headers import (
     IDEMPOTENCY_HEADER,
     REQUEST_ID_HEADER,
+    STATUS_HEADER,
     encode_timeout,
     from_headers,
     retry_after,
@@ -36,6 +37,8 @@ MAX_MESSAGE = 2000
 
 # The content types of an answer; the first is that of a request.
 _PROTOBUF = ("application/grpc", "application/grpc+proto")
+
+_SUCCESSES = ("200", "201")
 
 # What an answer that is not gRPC's means, by its HTTP status.
 _HTTP = {
@@ -247,7 +250,8 @@ class GrpcExchange:
         response = self._decoded(self._message)
         if missing := missing_answer(method, self._request, response):
             raise self._malformed(missing)
-        context.response_status = 200 if method.http is None else method.http.status
+        status = self._metadata.get(STATUS_HEADER)
+        context.response_status = int(status) if status in _SUCCESSES else method.success_status
         context.request_id = self._metadata.get(REQUEST_ID_HEADER) or context.request_id
         return response
 

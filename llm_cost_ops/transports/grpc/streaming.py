@@ -77,7 +77,7 @@ class StreamingExchange(GrpcExchange):
 
     def _answered(self) -> None:
         context = self._context
-        context.response_status = 200 if context.method.http is None else context.method.http.status
+        context.response_status = context.method.success_status
         context.request_id = self._metadata.get(REQUEST_ID_HEADER) or context.request_id
 
     async def _send_all(self, stream: CallStream) -> None:

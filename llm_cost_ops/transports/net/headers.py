@@ -15,6 +15,7 @@ __all__ = [
     "DEADLINE_HEADER",
     "IDEMPOTENCY_HEADER",
     "REQUEST_ID_HEADER",
+    "STATUS_HEADER",
     "decode_timeout",
     "encode_timeout",
     "from_headers",
@@ -27,6 +28,8 @@ __all__ = [
 DEADLINE_HEADER = "grpc-timeout"
 IDEMPOTENCY_HEADER = "idempotency-key"
 REQUEST_ID_HEADER = "x-request-id"
+# Over gRPC: the HTTP status of a success, where it is not the method's ordinary one. grpc-gateway's name.
+STATUS_HEADER = "x-http-code"
 
 MAX_RETRY_AFTER = 24 * 3600.0
 

@@ -123,6 +123,7 @@ CHANGES = st.lists(st.tuples(st.integers(0, len(ANSWER) - 1), st.integers(0, 255
 @example([], len(ANSWER), len(ANSWER))
 @example([], len(ANSWER), 1)
 @example([], len(ANSWER), 4)
+@example([(68, 2)], len(ANSWER), 1).via("a stream that the server opens")
 @given(CHANGES, st.integers(0, len(ANSWER)), st.integers(1, len(ANSWER)))
 def test_a_garbled_answer_ends_its_call_or_lets_it_wait(changes, length, cut):
     data = bytearray(ANSWER)
