@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
+from copy import copy
 from datetime import UTC, datetime
 from itertools import repeat
-
-from msgspec.structs import replace
 
 from llm_cost_ops._gen.messages import (
     BatchSubmitUsageRequest,
@@ -45,13 +44,13 @@ from llm_cost_ops.rules.chunks import chunks_of
 from llm_cost_ops.rules.limits import MAX_RECORD_COST
 from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.rules.requests import check_record
-from llm_cost_ops.rules.usage import CLOCK_SKEW, is_ahead, total_tokens
+from llm_cost_ops.rules.usage import CLOCK_SKEW, is_ahead
 from llm_cost_ops.service.access.tenancy import OTHER_ORGANIZATION, may_access
 from llm_cost_ops.service.pages import Page, filter_of, meta_of
 from llm_cost_ops.service.prices import Prices
 from llm_cost_ops.wire.unknown import keeps_unknown
 
-__all__ = ["UsageService", "check_record_cost", "export", "in_utc"]
+__all__ = ["UsageService", "check_record_cost", "export", "in_utc", "new_entry"]
 
 # Records of a stream go into one transaction: so many, or those that came in so many seconds.
 BATCH_RECORDS = 1000
@@ -62,6 +61,14 @@ MAX_COUNTED = 20_000
 
 # Seconds after which a record from the future may come again, at most.
 _MAX_WAIT = 60.0
+
+_CONFLICTED = SubmitStatus.CONFLICT
+_DUPLICATE = SubmitStatus.DUPLICATE
+_MAX_UNITS = MAX_RECORD_COST * UNITS
+_NO_STATUS = CostStatus.UNSPECIFIED
+
+# Records that are dealt with between two looks at the clock: less than a millisecond.
+_AT_ONCE = 32
 
 _CONFLICT = "the idempotency key was used before with other content"
 
@@ -89,7 +96,7 @@ class UsageService:
                 raise self._ahead(request.usage, "timestamp", now)
         while done is None:
             revision, book = self._prices.in_force
-            entry = _entry(request.usage, context.idempotency_key, now, book)
+            entry = new_entry(request.usage, context.idempotency_key, now, book)
             appended = await self._ledger.append([entry], context, revision)
             if appended is not None:
                 [done] = appended
@@ -181,9 +188,12 @@ class UsageService:
         while True:
             revision, book = self._prices.in_force
             priced: list[SubmitResult | Entry] = []
-            for item in checked:
+            for at in range(0, len(checked), _AT_ONCE):
                 await slices.pause()
-                priced.append(_priced(item, now, book))
+                priced += [
+                    item if isinstance(item, SubmitResult) else _priced(item, now, book)
+                    for item in checked[at : at + _AT_ONCE]
+                ]
             entries = [item for item in priced if isinstance(item, Entry)]
             appended = await self._ledger.append(entries, context, revision)
             if appended is not None:
@@ -191,9 +201,12 @@ class UsageService:
             await self._reprice(context)
         answers = iter(appended)
         results: list[SubmitResult] = []
-        for each in priced:
+        for at in range(0, len(priced), _AT_ONCE):
             await slices.pause()
-            results.append(each if isinstance(each, SubmitResult) else _result(each.record, next(answers)))
+            results += [
+                each if isinstance(each, SubmitResult) else _result(each.record, next(answers))
+                for each in priced[at : at + _AT_ONCE]
+            ]
         return results
 
     async def _checked(
@@ -206,22 +219,30 @@ class UsageService:
     ) -> list[SubmitResult | tuple[UsageRecord, str]]:
         """Each record with its key, or what is known of it already."""
         keep_unknown = keeps_unknown(context.metadata)
+        call_key = context.idempotency_key
         checked: list[SubmitResult | tuple[UsageRecord, str]] = []
+        violations: list[Violation] = []
+        accessible: str | None = None
         for index, (record, path) in enumerate(records, first):
-            await slices.pause()
-            violations: list[Violation] = []
+            if not index % _AT_ONCE:
+                await slices.pause()
             check_record(record, path, None, violations, keep_unknown)
             if violations:
                 checked.append(refused(violations))
-            elif not may_access(context, record.organization_id):
-                foreign = [Violation(f"{path}.organization_id".lstrip("."), OTHER_ORGANIZATION)]
-                checked.append(refused(foreign, StatusCode.PERMISSION_DENIED))
+                violations = []
+                continue
+            organization = record.organization_id
+            if organization != accessible:
+                if not may_access(context, organization):
+                    foreign = [Violation(f"{path}.organization_id".lstrip("."), OTHER_ORGANIZATION)]
+                    checked.append(refused(foreign, StatusCode.PERMISSION_DENIED))
+                    continue
+                accessible = organization
+            key = record.idempotency_key or (f"{call_key}:{index}" if call_key else "")
+            if record.timestamp is not None and is_ahead(record.timestamp, now):
+                checked.append(await self._from_the_future(record, path, key, now, context))
             else:
-                key = f"{context.idempotency_key}:{index}" if context.idempotency_key else ""
-                if is_ahead(record.timestamp, now):
-                    checked.append(await self._from_the_future(record, path, key, now, context))
-                else:
-                    checked.append((record, key))
+                checked.append((record, key))
         return checked
 
     async def _from_the_future(
@@ -279,45 +300,51 @@ class UsageService:
         context.check_deadline()
 
 
-def _priced(
-    item: SubmitResult | tuple[UsageRecord, str], now: datetime, book: PriceBook
-) -> SubmitResult | Entry:
-    if isinstance(item, SubmitResult):
-        return item
+def _priced(item: tuple[UsageRecord, str], now: datetime, book: PriceBook) -> SubmitResult | Entry:
     try:
-        return _entry(*item, now, book)
+        return new_entry(*item, now, book)
     except RpcError as error:
         return refused(error.violations, error.code)
 
 
-def _entry(sent: UsageRecord, key: str, now: datetime, book: PriceBook) -> Entry:
+def new_entry(sent: UsageRecord, key: str, now: datetime, book: PriceBook) -> Entry:
     """The record as it will be stored, and its price."""
     record = _as_kept(sent)
     price = book.price(record, at=record.timestamp or now)
-    check_record_cost(price.units, price.by.currency)
-    return Entry(record, sent.idempotency_key or key, now, price.units, price.by)
+    units = price.units
+    if units is not None and units > _MAX_UNITS:
+        check_record_cost(units, price.by.currency)
+    return Entry(record, sent.idempotency_key or key, now, units, price.by)
 
 
 def _as_kept(sent: UsageRecord) -> UsageRecord:
     """The record in the form of an Entry."""
-    moment = sent.timestamp
-    if moment is not None:
-        moment = in_utc(moment)
-    # What the caller put into fields that are for output only is dropped.
-    uncounted = sent.input_tokens is None and sent.output_tokens is None
-    return replace(
-        sent,
-        id="",
-        idempotency_key="",
-        provider=canonical_provider(sent.provider),
-        total_tokens=None if uncounted else total_tokens(sent),
-        quality=UsageQuality.UNKNOWN if uncounted and not sent.meters else sent.quality,
-        timestamp=moment,
-        ingested_at=None,
-        estimated_cost=None,
-        currency="",
-        cost_status=CostStatus.UNSPECIFIED,
-    )
+    kept = copy(sent)
+    # What the caller put into fields that are for output only is dropped. Most records have none of it, and
+    # to look takes less time than to write.
+    if kept.id:
+        kept.id = ""
+    if kept.idempotency_key:
+        kept.idempotency_key = ""
+    if kept.ingested_at is not None:
+        kept.ingested_at = None
+    if kept.estimated_cost is not None:
+        kept.estimated_cost = None
+    if kept.currency:
+        kept.currency = ""
+    if kept.cost_status is not _NO_STATUS:
+        kept.cost_status = _NO_STATUS
+    kept.provider = canonical_provider(kept.provider)
+    if kept.input_tokens is None and kept.output_tokens is None:
+        kept.total_tokens = None
+        if not kept.meters:
+            kept.quality = UsageQuality.UNKNOWN
+    else:
+        kept.total_tokens = (kept.input_tokens or 0) + (kept.output_tokens or 0)
+    moment = kept.timestamp
+    if moment is not None and moment.tzinfo is not UTC:
+        kept.timestamp = in_utc(moment)
+    return kept
 
 
 def _shown(moment: datetime) -> str:
@@ -326,7 +353,7 @@ def _shown(moment: datetime) -> str:
 
 def check_record_cost(units: int | None, currency: str) -> None:
     """Refuse a cost in 10^-12 of a currency that is above MAX_RECORD_COST: INVALID_ARGUMENT."""
-    if units is not None and units > MAX_RECORD_COST * UNITS:
+    if units is not None and units > _MAX_UNITS:
         rule = f"and the other counts come to more than {MAX_RECORD_COST:,} {currency}"
         raise invalid_argument("input_tokens", rule)
 
@@ -346,7 +373,7 @@ def _receipt(done: Appended, organization_id: str) -> UsageReceipt:
         currency=done.currency,
         processed_at=done.processed_at,
         cost_status=done.cost_status,
-        duplicate=done.status == SubmitStatus.DUPLICATE,
+        duplicate=done.status is _DUPLICATE,
     )
 
 
@@ -377,7 +404,7 @@ def _acknowledged(before: StreamUsageResponse, results: Sequence[SubmitResult]) 
 
 
 def _result(record: UsageRecord, done: Appended) -> SubmitResult:
-    if done.status == SubmitStatus.CONFLICT:
+    if done.status is _CONFLICTED:
         violation = FieldViolation(field="idempotency_key", description=_CONFLICT)
         error = RecordError(code="ALREADY_EXISTS", message=_CONFLICT, violations=[violation])
         return SubmitResult(status=done.status, error=error)

@@ -375,3 +375,14 @@ def test_the_interner_is_bounded(store: Sync) -> None:
     assert len(interner._known) <= 10
     assert statuses(store, *(entry(organization_id=f"o{n}") for n in range(35))) == [CREATED] * 35
     assert len(store.summarize(Filter(), ("organization",), None)) == 35
+
+
+def test_keys_of_a_batch_whose_numbers_are_equal_are_several_keys(store: Sync) -> None:
+    """Ids of a batch follow from the numbers behind its key, which may be written in several ways."""
+    call = uuid7()
+    keys = [f"{call}:{number}" for number in ("7", "07", "٧", "8", "", "x", "7:7", "9" * 20)]
+    assert statuses(store, *(entry(idempotency_key=key) for key in keys)) == [CREATED] * 8
+    assert statuses(store, *(entry(idempotency_key=key) for key in keys)) == [DUPLICATE] * 8
+    records, _ = store.list_usage(Filter(), "ingested_at", False, 20, None, None)
+    assert [record.idempotency_key for record in records] == keys
+    assert len({record.id for record in records}) == 8
