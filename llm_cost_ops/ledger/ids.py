@@ -22,8 +22,9 @@ def usage_id(organization_id: str, key: str, attempt: int = 0) -> tuple[str, byt
 
     The id is a UUID (RFC 9562), another one each time without a key. Of a key that begins with a UUID of
     version 7 it keeps the first 18 characters, so that ids which are made one after the other lie together
-    in the index; the rest is a hash, as is all of it for another key (version 8). Where another key
-    of the organization has that id already, the next `attempt` gives another one.
+    in the index; the rest is a hash, as is all of it for another key (version 8). The hash of a batch's key
+    plus the number behind it is the rest for the keys of a batch. Where another key of the organization has
+    that id already, the next `attempt` gives another one.
 
         key 01a20359-ab54-7000-bc5b-ba4c242805a1    id 01a20359-ab54-7000-8…
         key 01a20359-ab54-7000-bc5b-ba4c242805a1:7  id 01a20359-ab54-7000-9…
