@@ -62,12 +62,16 @@ def some(chance: random.Random) -> dict[str, Any]:
     )
     if chance.random() < 0.1:
         moment = datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
+    cached = chance.choice([0, 200])
     return {
         "organization_id": chance.choice(["acme", "globex"]),
         "model_id": chance.choice(["a", "b", "c"]),
         "timestamp": moment,
-        "input_tokens": chance.randrange(3000),
-        "output_tokens": chance.randrange(3000),
+        "input_tokens": chance.choice([0, None, 600, 2500]),
+        "output_tokens": chance.choice([0, None, 100, 2500]),
+        "cached_tokens": cached,
+        "cache_write_tokens": chance.choice([0, 0, 0, cached // 2]),
+        "reasoning_tokens": chance.choice([0, 0, 0, 50]),
         "project_id": chance.choice(["", "p"]),
         "user_id": chance.choice(["", "u", "v"]),
         "tags": chance.choice([[], ["x"], ["y", "x", "y"], ["x,y"]]),
@@ -100,11 +104,18 @@ GROUPINGS = [
 ]
 
 
-def entry(fields: dict[str, Any], prices: PriceBook) -> Entry:
-    record = UsageRecord(provider="openai", **fields)
+def entry(chance: random.Random, prices: PriceBook) -> Entry:
+    record = UsageRecord(provider="openai", **some(chance))
+    if not record.input_tokens:
+        record.cached_tokens = record.cache_write_tokens = 0
+    if not record.output_tokens:
+        record.reasoning_tokens = 0
     record.total_tokens = (record.input_tokens or 0) + (record.output_tokens or 0)
     priced = prices.price(record)
-    return Entry(record, "", TAKEN, priced.units, priced.by)
+    units = priced.units
+    if units is not None and chance.random() < 0.1:
+        units += 1  # what was recorded counts, though the card says something else
+    return Entry(record, "", TAKEN, units, priced.by)
 
 
 async def nothing(*_: object) -> None:
@@ -130,7 +141,7 @@ def test_answers_are_those_of_a_ledger_in_dicts(
         for _ in range(100):
             action = chance.choice(["append", "reprice", "forget", *["ask"] * 7])
             if action == "append":
-                batch = [entry(some(chance), prices) for _ in range(chance.randrange(1, 9))]
+                batch = [entry(chance, prices) for _ in range(chance.randrange(1, 9))]
                 store.append(batch)
                 dicts.append(batch)
             elif action == "reprice":
