@@ -52,7 +52,7 @@ MAX_DIMENSIONS = 32
 
 DAY = QUARTER * QUARTERS_A_DAY
 
-MIN_ROWS_A_GROUP = 4
+MIN_ROWS_A_GROUP = 2
 """Days with fewer rows a group are read from rows: to keep their sums would save nothing."""
 
 _MAX_PIECES = 100_000
