@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test long generate checkgenerate lint format typecheck conformance bench docs release-image clean
+.PHONY: help quickstart test long generate checkgenerate lint format typecheck conformance bench docs assets screenshots release-image clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,12 @@ bench: $(VENV)/.with-dev ## run every benchmark
 docs: $(VENV)/.with-docs ## build docs/ into build/docs, warnings are errors
 	$(BIN)/sphinx-build -W --keep-going -q -b html -d build/doctrees docs build/docs
 	@echo "build/docs/index.html"
+
+assets: $(BIN)/pip ## fetch what the dashboard loads from others (uPlot), pinned and checked (wants npm)
+	$(BIN)/python -m tools.dashboard.assets
+
+screenshots: $(VENV)/.with-dev $(VENV)/.with-browser assets ## take the pictures of the dashboard in docs/images (wants Chromium)
+	$(BIN)/python -m tools.dashboard.screenshots
 
 release-image: $(VENV)/.with-dev ## make today's protocol the one that breaking changes are measured against
 	$(BIN)/python -m tools.proto release-image

@@ -34,8 +34,8 @@ from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.ids import uuid7
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.runtime import SyncRuntime, drive
+from llm_cost_ops.service.entries import new_entry
 from llm_cost_ops.service.prices import Prices
-from llm_cost_ops.service.usage import new_entry
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 MODELS = [

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
-__all__ = ["no_settings_from_the_environment"]
+__all__ = ["no_settings_from_the_environment", "postgres", "postgres_url"]
 
 # A shared machine has slow moments; a failure prints what reproduces it.
 settings.register_profile("llm-cost-ops", deadline=None, print_blob=True)
@@ -19,3 +21,23 @@ def no_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take away the LLM_COST_OPS_* variables of whoever runs the tests."""
     for name in [name for name in os.environ if name.startswith("LLM_COST_OPS_")]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Any]:
+    """A PostgreSQL server for the whole run, in which nothing has to survive a crash."""
+    pytest.importorskip("psycopg", reason="needs the extra postgres")
+    from tests.postgres_server import FAST, PostgresServer, why_there_is_none
+
+    if why_there_is_none():
+        pytest.skip(why_there_is_none())
+    with PostgresServer(*FAST) as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres: Any) -> Iterator[str]:
+    """The URL of a database with the tables of a ledger, and nothing in them."""
+    url = postgres.new_database()
+    yield url
+    postgres.drop(url)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from llm_cost_ops._gen.messages import CostStatus, RateCard, SubmitStatus, UsageRecord
+from llm_cost_ops._gen.messages import CostStatus, RateCard, RevisionKind, SubmitStatus, UsageRecord
 from llm_cost_ops.ledger import (
     Amounts,
     ApiKey,
@@ -27,8 +27,10 @@ from llm_cost_ops.ledger import (
     Price,
     Recorded,
     Repriced,
+    Revised,
+    Revision,
 )
-from llm_cost_ops.ledger.duplicates import is_duplicate
+from llm_cost_ops.ledger.duplicates import is_duplicate, supersedes, superseding
 from llm_cost_ops.ledger.ids import usage_id
 from llm_cost_ops.ledger.shares import Share, add_share, shares_of
 from llm_cost_ops.pricing.cards import kept_form
@@ -63,13 +65,19 @@ def open(url: str, *, durability: str, group_commit: bool) -> DictLedger:  # noq
 
 
 class _Cost(NamedTuple):
+    """A revision: the record, and what it cost."""
+
     units: int | None
     by: Pricing
     calculated_at: datetime
+    record: UsageRecord
+    kind: RevisionKind = RevisionKind.RECORDED
+    reason: str = ""
+    actor: str = ""
 
 
 class _Row:
-    """A record as it was sent, and its costs: the last one is in force."""
+    """A record as it was sent, or superseded what was, and its revisions: the last one is in force."""
 
     def __init__(self, entry: Entry, made: str) -> None:
         self.id = made
@@ -77,12 +85,13 @@ class _Row:
         self.sent = entry.record
         self.ingested_at = entry.ingested_at
         self.timestamp = entry.record.timestamp or entry.ingested_at
-        self.costs = [_Cost(entry.units, entry.by, entry.ingested_at)]
+        self.costs = [_Cost(entry.units, entry.by, entry.ingested_at, entry.record)]
+        self.answer = self.costs[:1]
 
     def record(self, revision: int) -> UsageRecord:
-        units, by, _ = self.costs[revision - 1]
+        units, by, _, record, *_ = self.costs[revision - 1]
         return replace(
-            self.sent,
+            record,
             id=self.id,
             idempotency_key=self.key,
             ingested_at=self.ingested_at,
@@ -92,8 +101,15 @@ class _Row:
             cost_status=by.status,
         )
 
+    @property
+    def now(self) -> UsageRecord:
+        """The record in force."""
+        return self.costs[-1].record
+
     def passes(self, where: Filter) -> bool:
-        sent = self.sent
+        sent = self.now
+        if not where.statuses and self.costs[-1].by.status == CostStatus.VOIDED:
+            return False
         for values, value in (
             (where.organization_ids, sent.organization_id),
             (where.providers, sent.provider),
@@ -116,17 +132,20 @@ class _Row:
             where.end is None or self.timestamp < where.end
         )
 
+    def may_be_superseded(self) -> bool:
+        return all(cost.kind in (RevisionKind.RECORDED, RevisionKind.REPRICED) for cost in self.costs)
+
     def values(self, name: str) -> Sequence[str]:
         """The groups of one dimension that the record is in."""
         if name == "tag":
-            return list(dict.fromkeys(self.sent.tags)) or [""]
+            return list(dict.fromkeys(self.now.tags)) or [""]
         if name.startswith("label:"):
-            return [self.sent.labels.get(name.removeprefix("label:"), "")]
+            return [self.now.labels.get(name.removeprefix("label:"), "")]
         if name == "status":
             return [str(self.costs[-1].by.status)]
         if name not in _FIELDS:
             raise invalid_argument("group_by", f"{name!r} is nothing that usage can be grouped by")
-        return [str(getattr(self.sent, _FIELDS[name]))]
+        return [str(getattr(self.now, _FIELDS[name]))]
 
 
 class DictLedger:
@@ -173,7 +192,14 @@ class DictLedger:
             attempt += 1
             made = usage_id(organization, entry.key, attempt)[0]
         status, row = SubmitStatus.CREATED, _Row(entry, made)
-        if found is not None:
+        if found is not None and found.may_be_superseded() and supersedes(row.sent, found.sent):
+            record = superseding(row.sent, found.sent)
+            self._revise(
+                found, _Cost(entry.units, entry.by, entry.ingested_at, record, RevisionKind.SUPERSEDED)
+            )
+            found.sent, found.answer = record, found.costs[-1:]
+            row = found
+        elif found is not None:
             same = is_duplicate(row.sent, found.sent, row.timestamp, found.timestamp)
             status, row = SubmitStatus.DUPLICATE if same else SubmitStatus.CONFLICT, found
         else:
@@ -181,8 +207,13 @@ class DictLedger:
             self._by_id[organization, made] = row
             self._commits.append((row, 1))
             self._keep(entry.by)
-        units, by, _ = row.costs[0]
+        units, by, *_ = row.answer[0]
         return Appended(status, row.id, units, by.currency, by.status, row.ingested_at)
+
+    def _revise(self, row: _Row, cost: _Cost) -> None:
+        row.costs.append(cost)
+        self._commits.append((row, len(row.costs)))
+        self._keep(cost.by)
 
     def _keep(self, by: Pricing) -> None:
         if by.digest and by.card is not None:
@@ -221,7 +252,7 @@ class DictLedger:
             row = self._by_id.get((organization_id, usage_id))
             if row is None:
                 return None
-            units, by, at = row.costs[-1]
+            units, by, at, _, kind, reason, _ = row.costs[-1]
             return Recorded(
                 record=row.record(len(row.costs)),
                 revision=len(row.costs),
@@ -235,7 +266,38 @@ class DictLedger:
                 card=self._kept.get(by.digest),
                 digest=by.digest,
                 calculated_at=at,
+                kind=kind,
+                reason=reason,
             )
+
+    async def revise(self, revision: Revision, context: CallContext) -> bool:
+        self._begin(context)
+        _check_cost(revision.units)
+        with self._lock:
+            row = self._by_id.get((revision.organization_id, revision.usage_id))
+            if row is None or len(row.costs) != revision.after:
+                return False
+            said = (revision.kind, revision.reason, revision.actor)
+            record = revision.record or row.now
+            self._revise(row, _Cost(revision.units, revision.by, revision.made_at, record, *said))
+            return True
+
+    async def revisions(self, organization_id: str, usage_id: str, context: CallContext) -> list[Revised]:
+        self._begin(context)
+        with self._lock:
+            row = self._by_id.get((organization_id, usage_id))
+            return [
+                Revised(
+                    number=number,
+                    kind=cost.kind,
+                    record=row.record(number),
+                    reason=cost.reason,
+                    actor=cost.actor,
+                    made_at=cost.calculated_at,
+                )
+                for number, cost in enumerate(row.costs if row else (), 1)
+                if row
+            ]
 
     async def reprice(
         self,
@@ -253,7 +315,10 @@ class DictLedger:
             seqs = [seq for seq in range(first, len(self._rows)) if self._rows[seq].passes(where)][:limit]
             changes, new = [], []
             for row in (self._rows[seq] for seq in seqs):
-                priced, before = price(replace(row.sent, timestamp=row.timestamp)), row.costs[-1]
+                before = row.costs[-1]
+                if before.by.status == CostStatus.VOIDED:
+                    continue
+                priced = price(replace(row.now, timestamp=row.timestamp))
                 by = priced.by
                 if (by.status, by.currency, priced.units) == (
                     before.by.status,
@@ -262,11 +327,12 @@ class DictLedger:
                 ):
                     continue
                 _check_cost(priced.units)
-                new.append((row, _Cost(priced.units, by, datetime.fromtimestamp(context.runtime.now(), UTC))))
+                at = datetime.fromtimestamp(context.runtime.now(), UTC)
+                new.append((row, _Cost(priced.units, by, at, row.now, RevisionKind.REPRICED)))
                 changes.append(
                     Change(
-                        provider=row.sent.provider,
-                        model_id=row.sent.model_id,
+                        provider=row.now.provider,
+                        model_id=row.now.model_id,
                         units_before=before.units,
                         currency_before=before.by.currency,
                         units_after=priced.units,
@@ -274,9 +340,7 @@ class DictLedger:
                     )
                 )
             for row, cost in () if dry_run else new:
-                row.costs.append(cost)
-                self._commits.append((row, len(row.costs)))
-                self._keep(cost.by)
+                self._revise(row, cost)
             return Repriced(len(seqs), changes, str(seqs[-1]) if seqs else None)
 
     async def committed(
@@ -355,7 +419,7 @@ class DictLedger:
         context: CallContext,
     ) -> list[tuple[Keys, int, Amounts]]:
         def whole(row: _Row) -> dict[str, Share]:
-            sent, units = row.sent, row.costs[-1].units
+            sent, units = row.now, row.costs[-1].units
             tokens = (sent.input_tokens or 0, sent.output_tokens or 0, sent.cached_tokens)
             return {"": (*tokens, units or 0, units is None)}
 
@@ -370,13 +434,13 @@ class DictLedger:
         context: CallContext,
     ) -> list[tuple[Keys, int, Amounts]]:
         def by_meter(row: _Row) -> dict[str, Share]:
-            units, by, _ = row.costs[-1]
+            units, by, *_ = row.costs[-1]
             card = None
             if by.card_id:
                 manual = next((card for _, _, card in self._cards if card.id == by.card_id), None)
                 card = self._kept.get(by.digest) or manual
                 card = card or card_of(by.card_id, by.card_version, by.origin_version)
-            return shares_of(row.sent, None if card is None else compile_card(card), units)
+            return shares_of(row.now, None if card is None else compile_card(card), units)
 
         return self._summarize(where, group_by, buckets, context, by_meter)
 
@@ -405,16 +469,24 @@ class DictLedger:
                     for keys in product(*values):
                         share = shares[keys[group_by.index("meter")] if "meter" in group_by else ""]
                         currency = row.costs[-1].by.currency
+                        reported = row.costs[-1].by.status == CostStatus.REPORTED
                         sums = totals.setdefault((index, keys, currency), Amounts(currency=currency))
-                        add_share(sums, share, row.sent.request_count or 1)
+                        add_share(sums, share, row.now.request_count or 1, reported=reported)
         for sums in totals.values():
             check_amounts(sums)
         return [(keys, bucket, totals[bucket, keys, code]) for bucket, keys, code in sorted(totals)]
 
     async def occupied(self, where: Filter, width: int, context: CallContext) -> list[int]:
         self._begin(context)
-        alone = Filter(organization_ids=where.organization_ids, start=where.start, end=where.end)
-        return sorted({to_micros(row.timestamp) // width for row in self._rows if row.passes(alone)})
+        return sorted(
+            {
+                to_micros(row.timestamp) // width
+                for row in self._rows
+                if (not where.organization_ids or row.sent.organization_id in where.organization_ids)
+                and (where.start is None or where.start <= row.timestamp)
+                and (where.end is None or row.timestamp < where.end)
+            }
+        )
 
     async def count(self, where: Filter, context: CallContext, max_rows: int | None = None) -> int | None:
         self._begin(context)

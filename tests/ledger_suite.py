@@ -17,8 +17,16 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from llm_cost_ops._gen.messages import CostStatus, Rate, RateCard, SubmitStatus
-from llm_cost_ops.ledger import ApiKey, Filter, open_ledger
+from llm_cost_ops._gen.messages import (
+    CostStatus,
+    Rate,
+    RateCard,
+    RevisionKind,
+    SubmitStatus,
+    UsageQuality,
+    UsageRecord,
+)
+from llm_cost_ops.ledger import ApiKey, Filter, Revision, open_ledger
 from llm_cost_ops.pricing.cards import card_digest
 from llm_cost_ops.pricing.pricebook import Priced, Pricing
 from llm_cost_ops.rpc.ids import uuid7
@@ -44,6 +52,31 @@ def card(price: str = "2", **fields: Any) -> RateCard:
 
 def priced(units: int | None, status: CostStatus = CostStatus.PRICED) -> Priced:
     return Priced(units, pricing(CostStatus.UNPRICED if units is None else status))
+
+
+def revise(ledger: Sync, usage_id: str, after: int, record: UsageRecord | None = None, **fields: Any) -> bool:
+    """Correct a record, or void it when there is none."""
+    voided = record is None
+    units = fields.pop("units", 5)
+    revision = Revision(
+        organization_id=fields.pop("organization_id", "acme"),
+        usage_id=usage_id,
+        after=after,
+        kind=RevisionKind.VOIDED if voided else RevisionKind.CORRECTED,
+        record=record,
+        units=units,
+        by=pricing(CostStatus.VOIDED if voided else CostStatus.PRICED),
+        reason="a reason",
+        actor="lco_1",
+        made_at=TAKEN + timedelta(days=after),
+    )
+    return bool(ledger.revise(revision))
+
+
+def sums(ledger: Sync, group_by: tuple[str, ...] = (), where: Filter = EVERYTHING) -> list[Any]:
+    return [
+        (*keys, s.requests, s.input_tokens, s.units) for keys, _, s in ledger.summarize(where, group_by, None)
+    ]
 
 
 class LedgerSuite:
@@ -92,6 +125,47 @@ class LedgerSuite:
         assert statuses(ledger, entry(idempotency_key="l")) == [CREATED]
         assert statuses(ledger, entry(5, idempotency_key="l", **seen)) == [DUPLICATE]
         assert statuses(ledger, entry(5, idempotency_key="l", **seen, cached_tokens=1)) == [CONFLICT]
+
+    def test_counts_supersede_an_observation_without_them(self, ledger: Sync) -> None:
+        seen = {"observation": True, "quality": UsageQuality.UNKNOWN, "input_tokens": None}
+        first = entry(units=None, idempotency_key="k", user_id="u", labels={"team": "red"}, **seen)
+        counted = entry(9, units=5, idempotency_key="k", labels={"by": "proxy"})
+        [unknown] = ledger.append([first])
+        [done] = ledger.append([counted])
+        assert (done.status, done.usage_id, done.units) == (CREATED, unknown.usage_id, 5)
+        assert sums(ledger, ("user",)) == [("u", 1, 100, 5)]
+        assert ledger.count(EVERYTHING) == 1
+        found = ledger.get_cost(done.usage_id)
+        assert (found.revision, found.kind, found.record.timestamp) == (2, RevisionKind.SUPERSEDED, START)
+        assert (found.record.labels, found.record.input_tokens) == ({"by": "proxy"}, 100)
+        for again in (first, counted, entry(5, idempotency_key="k", observation=True)):
+            [answer] = ledger.append([again])
+            assert (answer.status, answer.units) == (DUPLICATE, 5)
+        assert statuses(ledger, entry(9, idempotency_key="k", input_tokens=7)) == [CONFLICT]
+        kinds = [(item.revision, item.record.input_tokens) for item in ledger.committed(None, 9)[0]]
+        assert kinds == [(1, None), (2, 100)]
+
+    def test_an_observation_without_counts_contradicts_none(self, ledger: Sync) -> None:
+        unknown = {"observation": True, "quality": UsageQuality.UNKNOWN, "units": None}
+        late = entry(3, idempotency_key="k", input_tokens=None, **unknown)
+        other = entry(4, idempotency_key="l", input_tokens=3, **unknown)
+        counted = entry(idempotency_key="l")
+        # All in one list: the order is that of the list.
+        batch = [entry(idempotency_key="k"), late, other, replace(other), counted, counted]
+        assert statuses(ledger, *batch) == [CREATED, DUPLICATE, CREATED, DUPLICATE, CREATED, DUPLICATE]
+        assert [row[:2] for row in sums(ledger)] == [(2, 200)]
+
+    def test_what_was_corrected_or_voided_is_not_superseded(self, ledger: Sync) -> None:
+        seen = {"observation": True, "quality": UsageQuality.UNKNOWN, "units": None}
+        first, second = (entry(idempotency_key=key, **seen) for key in "kl")
+        ids = [done.usage_id for done in ledger.append([first, second])]
+        assert revise(ledger, ids[0], 1, replace(first.record, input_tokens=7))
+        assert revise(ledger, ids[1], 1)
+        assert (
+            statuses(ledger, *(entry(idempotency_key=key, input_tokens=9) for key in "kl")) == [CONFLICT] * 2
+        )
+        assert statuses(ledger, first, second) == [DUPLICATE] * 2
+        assert [row[:2] for row in sums(ledger)] == [(1, 7)]
 
     @pytest.mark.parametrize(
         "wrong",
@@ -165,6 +239,98 @@ class LedgerSuite:
         assert ledger.count(Filter(statuses=("unpriced",))) == 2
         found = ledger.get_cost(ids[4])
         assert (found.units, found.revision) == (9, 3)
+
+    def test_a_correction_is_a_revision_and_sums_follow(self, ledger: Sync) -> None:
+        first = entry(idempotency_key="k", units=3, user_id="u", tags=["x"], labels={"team": "red"})
+        [done, _] = ledger.append([first, entry(1, units=1, model_id="b")])
+        changes = {"input_tokens": 7, "user_id": "v", "tags": ["y"], "labels": {}, "model_id": "b"}
+        record = replace(first.record, **changes, request_count=4)
+        assert not revise(ledger, done.usage_id, 2, record)
+        assert not revise(ledger, done.usage_id, 1, record, organization_id="globex")
+        assert not revise(ledger, "none", 1, record)
+        assert revise(ledger, done.usage_id, 1, record)
+        assert not revise(ledger, done.usage_id, 1, record)
+        assert sums(ledger, ("model",)) == [("b", 5, 107, 6)]
+        assert sums(ledger, ("user",)) == [("", 1, 100, 1), ("v", 4, 7, 5)]
+        assert sums(ledger, ("tag",)) == [("", 1, 100, 1), ("y", 4, 7, 5)]
+        assert sums(ledger, ("label:team",)) == [("", 5, 107, 6)]
+        assert sums(ledger, (), Filter(tags=("x",))) == sums(ledger, (), Filter(user_ids=("u",))) == []
+        assert sums(ledger, (), Filter(user_ids=("v",), model_ids=("b",))) == [(4, 7, 5)]
+        metered = ledger.summarize_meters(EVERYTHING, ("meter", "user"), None, lambda *_: None)
+        assert [(*keys, s.input_tokens) for keys, _, s in metered if s.input_tokens] == [
+            ("INPUT", "", 100),
+            ("INPUT", "v", 7),
+        ]
+        found = ledger.get_cost(done.usage_id)
+        assert (found.record.input_tokens, found.record.timestamp) == (7, START)
+        assert (found.revision, found.kind, found.reason) == (2, RevisionKind.CORRECTED, "a reason")
+        [listed], _ = ledger.list_usage(Filter(user_ids=("v",)), "timestamp", False, 5, None, None)
+        assert listed == found.record
+        # As it was sent it is still a duplicate, and as it is now another one.
+        assert statuses(ledger, first) == [DUPLICATE]
+        assert statuses(ledger, entry(idempotency_key="k", input_tokens=7)) == [CONFLICT]
+
+    def test_voided_records_are_out_of_sums_and_lists(self, ledger: Sync) -> None:
+        first = entry(idempotency_key="k", units=5, user_id="u", tags=["x"])
+        [done, other] = ledger.append([first, entry(1, units=1)])
+        assert revise(ledger, done.usage_id, 1)
+        voided = Filter(statuses=("voided",))
+        for group_by in ((), ("status",), ("user",), ("tag",)):
+            assert [row[-3:] for row in sums(ledger, group_by)] == [(1, 100, 1)]
+            assert [row[-3:] for row in sums(ledger, group_by, voided)] == [(1, 100, 5)]
+        metered = ledger.summarize_meters(EVERYTHING, ("meter",), None, lambda *_: None)
+        assert sum(s.units for _, _, s in metered) == 1
+        assert (ledger.count(EVERYTHING), ledger.count(voided)) == (1, 1)
+        for sort in ("timestamp", "ingested_at"):
+            for where, expected in ((EVERYTHING, other), (voided, done)):
+                records, _ = ledger.list_usage(where, sort, True, 9, None, None)
+                assert [record.id for record in records] == [expected.usage_id]
+        assert ledger.get_cost(done.usage_id).status == CostStatus.VOIDED
+        for where in (EVERYTHING, voided):
+            ledger.reprice(where, lambda _: priced(9), None, 9, dry_run=False)
+        assert (sums(ledger), sums(ledger, (), voided)) == ([(1, 100, 9)], [(1, 100, 5)])
+        assert statuses(ledger, first, replace(first)) == [DUPLICATE] * 2
+
+    def test_every_revision_is_kept(self, ledger: Sync) -> None:
+        first = entry(idempotency_key="k", units=3)
+        [done] = ledger.append([first])
+        ledger.reprice(EVERYTHING, lambda _: priced(4), None, 9, dry_run=False)
+        assert revise(ledger, done.usage_id, 2, replace(first.record, input_tokens=7))
+        ledger.reprice(EVERYTHING, lambda _: priced(6), None, 9, dry_run=False)
+        assert revise(ledger, done.usage_id, 4, replace(first.record, input_tokens=8))
+        assert revise(ledger, done.usage_id, 5, units=5)
+        expected = [
+            ("recorded", 100, 3),
+            ("repriced", 100, 4),
+            ("corrected", 7, 5),
+            ("repriced", 7, 6),
+            ("corrected", 8, 5),
+            ("voided", 8, 5),
+        ]
+        revised = ledger.revisions("acme", done.usage_id)
+        assert [each.number for each in revised] == [1, 2, 3, 4, 5, 6]
+        committed, _ = ledger.committed(None, 9)
+        assert [each.record for each in committed] == [each.record for each in revised]
+        found = [
+            (str(each.kind), each.record.input_tokens, int(each.record.estimated_cost * 10**12))
+            for each in revised
+        ]
+        assert found == expected
+        assert (revised[2].reason, revised[2].actor) == ("a reason", "lco_1")
+        assert revised[2].made_at == TAKEN + timedelta(days=2)
+        assert (revised[0].reason, revised[0].actor, revised[0].made_at) == ("", "", TAKEN)
+        assert ledger.revisions("globex", done.usage_id) == ledger.revisions("acme", "none") == []
+
+    def test_reported_costs_are_summed_apart(self, ledger: Sync) -> None:
+        reported = Pricing(CostStatus.REPORTED, "USD")
+        ledger.append([replace(entry(units=5, request_count=3, user_id="u"), by=reported), entry(units=7)])
+        for group_by in ((), ("provider",), ("tag",)):
+            [(_, _, found)] = ledger.summarize(EVERYTHING, group_by, None)
+            assert (found.units, found.reported_requests, found.reported_units) == (12, 3, 5)
+        users = {keys: s.reported_units for keys, _, s in ledger.summarize(EVERYTHING, ("user",), None)}
+        assert users == {("",): 0, ("u",): 5}
+        metered = ledger.summarize_meters(EVERYTHING, ("meter",), None, lambda *_: None)
+        assert sum(s.reported_units for _, _, s in metered) == 5
 
     def test_commits_come_in_order_and_consumers_move_forward(self, ledger: Sync) -> None:
         ids = [done.usage_id for done in ledger.append([entry(n, units=5) for n in range(3)])]

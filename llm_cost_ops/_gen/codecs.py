@@ -8,56 +8,63 @@ from datetime import UTC
 
 from llm_cost_ops._gen.messages import (
     Analytics, AnalyticsSummary, BatchReceipt, BatchSubmitUsageRequest, BatchSubmitUsageResponse,
-    ComponentHealth, CostGroup, CostLine, CostRecord, CostSummary, CostVerification, CreatePriceRequest,
-    CreatePriceResponse, CurrencyTotal, EstimateCostRequest, EstimateCostResponse, ExportUsageRequest,
-    ExportUsageResponse, FieldViolation, Filter, GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest,
-    GetCostResponse, GetCostSummaryRequest, GetCostSummaryResponse, GetHealthRequest, GetHealthResponse,
-    GetPriceRequest, GetPriceResponse, GetReadinessRequest, GetReadinessResponse, GroupKey, ListPricesRequest,
-    ListPricesResponse, ListUsageRequest, ListUsageResponse, MetricValues, ModalityTokens, Pagination,
-    PriceMultiplier, PriceTier, Rate, RateCard, RecordError, RepriceDifference, RepriceReport,
-    RepriceUsageRequest, RepriceUsageResponse, ResponseMeta, StreamProblem, StreamUsageRequest,
+    ComponentHealth, CorrectUsageRequest, CorrectUsageResponse, CostGroup, CostLine, CostRecord, CostSummary,
+    CostVerification, CreatePriceRequest, CreatePriceResponse, CurrencyTotal, EstimateCostRequest,
+    EstimateCostResponse, ExportUsageRequest, ExportUsageResponse, FieldViolation, Filter,
+    GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest, GetCostResponse, GetCostSummaryRequest,
+    GetCostSummaryResponse, GetHealthRequest, GetHealthResponse, GetPriceRequest, GetPriceResponse,
+    GetReadinessRequest, GetReadinessResponse, GroupKey, ListPricesRequest, ListPricesResponse,
+    ListUsageRequest, ListUsageResponse, ListUsageRevisionsRequest, ListUsageRevisionsResponse, MetricValues,
+    ModalityTokens, Pagination, PriceMultiplier, PriceTier, Rate, RateCard, RecordError, RepriceDifference,
+    RepriceReport, RepriceUsageRequest, RepriceUsageResponse, ResponseMeta, StreamProblem, StreamUsageRequest,
     StreamUsageResponse, SubmitResult, SubmitUsageRequest, SubmitUsageResponse, TimeSeriesPoint, TimeWindow,
-    UsageReceipt, UsageRecord, VerifyCostRequest, VerifyCostResponse,
+    UsageReceipt, UsageRecord, UsageRevision, UsageRevisions, VerifyCostRequest, VerifyCostResponse,
+    VoidUsageRequest, VoidUsageResponse,
 )
 from llm_cost_ops._gen.validators import (
     validate_analytics, validate_analytics_summary, validate_batch_receipt,
     validate_batch_submit_usage_request, validate_batch_submit_usage_response, validate_component_health,
-    validate_cost_group, validate_cost_line, validate_cost_record, validate_cost_summary,
-    validate_cost_verification, validate_create_price_request, validate_create_price_response,
-    validate_currency_total, validate_estimate_cost_request, validate_estimate_cost_response,
-    validate_export_usage_request, validate_export_usage_response, validate_field_violation, validate_filter,
-    validate_get_analytics_request, validate_get_analytics_response, validate_get_cost_request,
-    validate_get_cost_response, validate_get_cost_summary_request, validate_get_cost_summary_response,
-    validate_get_health_request, validate_get_health_response, validate_get_price_request,
-    validate_get_price_response, validate_get_readiness_request, validate_get_readiness_response,
-    validate_group_key, validate_list_prices_request, validate_list_prices_response,
-    validate_list_usage_request, validate_list_usage_response, validate_metric_values,
-    validate_modality_tokens, validate_pagination, validate_price_multiplier, validate_price_tier,
-    validate_rate, validate_rate_card, validate_record_error, validate_reprice_difference,
-    validate_reprice_report, validate_reprice_usage_request, validate_reprice_usage_response,
-    validate_response_meta, validate_stream_problem, validate_stream_usage_request,
-    validate_stream_usage_response, validate_submit_result, validate_submit_usage_request,
-    validate_submit_usage_response, validate_time_series_point, validate_time_window, validate_usage_receipt,
-    validate_usage_record, validate_verify_cost_request, validate_verify_cost_response,
+    validate_correct_usage_request, validate_correct_usage_response, validate_cost_group, validate_cost_line,
+    validate_cost_record, validate_cost_summary, validate_cost_verification, validate_create_price_request,
+    validate_create_price_response, validate_currency_total, validate_estimate_cost_request,
+    validate_estimate_cost_response, validate_export_usage_request, validate_export_usage_response,
+    validate_field_violation, validate_filter, validate_get_analytics_request,
+    validate_get_analytics_response, validate_get_cost_request, validate_get_cost_response,
+    validate_get_cost_summary_request, validate_get_cost_summary_response, validate_get_health_request,
+    validate_get_health_response, validate_get_price_request, validate_get_price_response,
+    validate_get_readiness_request, validate_get_readiness_response, validate_group_key,
+    validate_list_prices_request, validate_list_prices_response, validate_list_usage_request,
+    validate_list_usage_response, validate_list_usage_revisions_request,
+    validate_list_usage_revisions_response, validate_metric_values, validate_modality_tokens,
+    validate_pagination, validate_price_multiplier, validate_price_tier, validate_rate, validate_rate_card,
+    validate_record_error, validate_reprice_difference, validate_reprice_report,
+    validate_reprice_usage_request, validate_reprice_usage_response, validate_response_meta,
+    validate_stream_problem, validate_stream_usage_request, validate_stream_usage_response,
+    validate_submit_result, validate_submit_usage_request, validate_submit_usage_response,
+    validate_time_series_point, validate_time_window, validate_usage_receipt, validate_usage_record,
+    validate_usage_revision, validate_usage_revisions, validate_verify_cost_request,
+    validate_verify_cost_response, validate_void_usage_request, validate_void_usage_response,
 )
 from llm_cost_ops.rpc.method import MessageCodec
 from llm_cost_ops.wire.json import JsonCodec
 
 __all__ = [
     "ANALYTICS", "ANALYTICS_SUMMARY", "BATCH_RECEIPT", "BATCH_SUBMIT_USAGE_REQUEST",
-    "BATCH_SUBMIT_USAGE_RESPONSE", "COMPONENT_HEALTH", "COST_GROUP", "COST_LINE", "COST_RECORD",
-    "COST_SUMMARY", "COST_VERIFICATION", "CREATE_PRICE_REQUEST", "CREATE_PRICE_RESPONSE", "CURRENCY_TOTAL",
-    "ESTIMATE_COST_REQUEST", "ESTIMATE_COST_RESPONSE", "EXPORT_USAGE_REQUEST", "EXPORT_USAGE_RESPONSE",
-    "FIELD_VIOLATION", "FILTER", "GET_ANALYTICS_REQUEST", "GET_ANALYTICS_RESPONSE", "GET_COST_REQUEST",
-    "GET_COST_RESPONSE", "GET_COST_SUMMARY_REQUEST", "GET_COST_SUMMARY_RESPONSE", "GET_HEALTH_REQUEST",
-    "GET_HEALTH_RESPONSE", "GET_PRICE_REQUEST", "GET_PRICE_RESPONSE", "GET_READINESS_REQUEST",
-    "GET_READINESS_RESPONSE", "GROUP_KEY", "LIST_PRICES_REQUEST", "LIST_PRICES_RESPONSE",
-    "LIST_USAGE_REQUEST", "LIST_USAGE_RESPONSE", "METRIC_VALUES", "MODALITY_TOKENS", "PAGINATION",
-    "PRICE_MULTIPLIER", "PRICE_TIER", "RATE", "RATE_CARD", "RECORD_ERROR", "REPRICE_DIFFERENCE",
+    "BATCH_SUBMIT_USAGE_RESPONSE", "COMPONENT_HEALTH", "CORRECT_USAGE_REQUEST", "CORRECT_USAGE_RESPONSE",
+    "COST_GROUP", "COST_LINE", "COST_RECORD", "COST_SUMMARY", "COST_VERIFICATION", "CREATE_PRICE_REQUEST",
+    "CREATE_PRICE_RESPONSE", "CURRENCY_TOTAL", "ESTIMATE_COST_REQUEST", "ESTIMATE_COST_RESPONSE",
+    "EXPORT_USAGE_REQUEST", "EXPORT_USAGE_RESPONSE", "FIELD_VIOLATION", "FILTER", "GET_ANALYTICS_REQUEST",
+    "GET_ANALYTICS_RESPONSE", "GET_COST_REQUEST", "GET_COST_RESPONSE", "GET_COST_SUMMARY_REQUEST",
+    "GET_COST_SUMMARY_RESPONSE", "GET_HEALTH_REQUEST", "GET_HEALTH_RESPONSE", "GET_PRICE_REQUEST",
+    "GET_PRICE_RESPONSE", "GET_READINESS_REQUEST", "GET_READINESS_RESPONSE", "GROUP_KEY",
+    "LIST_PRICES_REQUEST", "LIST_PRICES_RESPONSE", "LIST_USAGE_REQUEST", "LIST_USAGE_RESPONSE",
+    "LIST_USAGE_REVISIONS_REQUEST", "LIST_USAGE_REVISIONS_RESPONSE", "METRIC_VALUES", "MODALITY_TOKENS",
+    "PAGINATION", "PRICE_MULTIPLIER", "PRICE_TIER", "RATE", "RATE_CARD", "RECORD_ERROR", "REPRICE_DIFFERENCE",
     "REPRICE_REPORT", "REPRICE_USAGE_REQUEST", "REPRICE_USAGE_RESPONSE", "RESPONSE_META", "STREAM_PROBLEM",
     "STREAM_USAGE_REQUEST", "STREAM_USAGE_RESPONSE", "SUBMIT_RESULT", "SUBMIT_USAGE_REQUEST",
     "SUBMIT_USAGE_RESPONSE", "TIME_SERIES_POINT", "TIME_WINDOW", "USAGE_RECEIPT", "USAGE_RECORD",
-    "VERIFY_COST_REQUEST", "VERIFY_COST_RESPONSE",
+    "USAGE_REVISION", "USAGE_REVISIONS", "VERIFY_COST_REQUEST", "VERIFY_COST_RESPONSE", "VOID_USAGE_REQUEST",
+    "VOID_USAGE_RESPONSE",
 ]
 
 
@@ -240,6 +247,39 @@ def _settled_export_usage_response(m: ExportUsageResponse) -> bool:
     return True
 
 
+def _settled_usage_revision(m: UsageRevision) -> bool:
+    if m.made_at is not None and m.made_at.tzinfo is not UTC:
+        return False
+    if m.usage is not None and not _settled_usage_record(m.usage):
+        return False
+    return True
+
+
+def _settled_void_usage_response(m: VoidUsageResponse) -> bool:
+    if m.data is not None and not _settled_usage_revision(m.data):
+        return False
+    return True
+
+
+def _settled_correct_usage_response(m: CorrectUsageResponse) -> bool:
+    if m.data is not None and not _settled_usage_revision(m.data):
+        return False
+    return True
+
+
+def _settled_usage_revisions(m: UsageRevisions) -> bool:
+    for each2 in m.revisions:
+        if not _settled_usage_revision(each2):
+            return False
+    return True
+
+
+def _settled_list_usage_revisions_response(m: ListUsageRevisionsResponse) -> bool:
+    if m.data is not None and not _settled_usage_revisions(m.data):
+        return False
+    return True
+
+
 _json_get_analytics_request = JsonCodec(GetAnalyticsRequest)
 _json_metric_values = JsonCodec(MetricValues)
 _json_time_series_point = JsonCodec(TimeSeriesPoint, settled=_settled_time_series_point)
@@ -308,6 +348,16 @@ _json_stream_problem = JsonCodec(StreamProblem)
 _json_stream_usage_response = JsonCodec(StreamUsageResponse)
 _json_export_usage_request = JsonCodec(ExportUsageRequest)
 _json_export_usage_response = JsonCodec(ExportUsageResponse, settled=_settled_export_usage_response)
+_json_usage_revision = JsonCodec(UsageRevision, settled=_settled_usage_revision)
+_json_void_usage_request = JsonCodec(VoidUsageRequest)
+_json_void_usage_response = JsonCodec(VoidUsageResponse, settled=_settled_void_usage_response)
+_json_correct_usage_request = JsonCodec(CorrectUsageRequest)
+_json_correct_usage_response = JsonCodec(CorrectUsageResponse, settled=_settled_correct_usage_response)
+_json_list_usage_revisions_request = JsonCodec(ListUsageRevisionsRequest)
+_json_usage_revisions = JsonCodec(UsageRevisions, settled=_settled_usage_revisions)
+_json_list_usage_revisions_response = JsonCodec(
+    ListUsageRevisionsResponse, settled=_settled_list_usage_revisions_response
+)
 
 GET_ANALYTICS_REQUEST = MessageCodec(
     GetAnalyticsRequest,
@@ -804,4 +854,68 @@ EXPORT_USAGE_RESPONSE = MessageCodec(
     encode_json=_json_export_usage_response.encode,
     decode_json=_json_export_usage_response.decode,
     validate=validate_export_usage_response,
+)
+USAGE_REVISION = MessageCodec(
+    UsageRevision,
+    "llm_cost_ops.v1.UsageRevision",
+    protobuf="llm_cost_ops._gen.protobuf:usage_revision",
+    encode_json=_json_usage_revision.encode,
+    decode_json=_json_usage_revision.decode,
+    validate=validate_usage_revision,
+)
+VOID_USAGE_REQUEST = MessageCodec(
+    VoidUsageRequest,
+    "llm_cost_ops.v1.VoidUsageRequest",
+    protobuf="llm_cost_ops._gen.protobuf:void_usage_request",
+    encode_json=_json_void_usage_request.encode,
+    decode_json=_json_void_usage_request.decode,
+    validate=validate_void_usage_request,
+)
+VOID_USAGE_RESPONSE = MessageCodec(
+    VoidUsageResponse,
+    "llm_cost_ops.v1.VoidUsageResponse",
+    protobuf="llm_cost_ops._gen.protobuf:void_usage_response",
+    encode_json=_json_void_usage_response.encode,
+    decode_json=_json_void_usage_response.decode,
+    validate=validate_void_usage_response,
+)
+CORRECT_USAGE_REQUEST = MessageCodec(
+    CorrectUsageRequest,
+    "llm_cost_ops.v1.CorrectUsageRequest",
+    protobuf="llm_cost_ops._gen.protobuf:correct_usage_request",
+    encode_json=_json_correct_usage_request.encode,
+    decode_json=_json_correct_usage_request.decode,
+    validate=validate_correct_usage_request,
+)
+CORRECT_USAGE_RESPONSE = MessageCodec(
+    CorrectUsageResponse,
+    "llm_cost_ops.v1.CorrectUsageResponse",
+    protobuf="llm_cost_ops._gen.protobuf:correct_usage_response",
+    encode_json=_json_correct_usage_response.encode,
+    decode_json=_json_correct_usage_response.decode,
+    validate=validate_correct_usage_response,
+)
+LIST_USAGE_REVISIONS_REQUEST = MessageCodec(
+    ListUsageRevisionsRequest,
+    "llm_cost_ops.v1.ListUsageRevisionsRequest",
+    protobuf="llm_cost_ops._gen.protobuf:list_usage_revisions_request",
+    encode_json=_json_list_usage_revisions_request.encode,
+    decode_json=_json_list_usage_revisions_request.decode,
+    validate=validate_list_usage_revisions_request,
+)
+USAGE_REVISIONS = MessageCodec(
+    UsageRevisions,
+    "llm_cost_ops.v1.UsageRevisions",
+    protobuf="llm_cost_ops._gen.protobuf:usage_revisions",
+    encode_json=_json_usage_revisions.encode,
+    decode_json=_json_usage_revisions.decode,
+    validate=validate_usage_revisions,
+)
+LIST_USAGE_REVISIONS_RESPONSE = MessageCodec(
+    ListUsageRevisionsResponse,
+    "llm_cost_ops.v1.ListUsageRevisionsResponse",
+    protobuf="llm_cost_ops._gen.protobuf:list_usage_revisions_response",
+    encode_json=_json_list_usage_revisions_response.encode,
+    decode_json=_json_list_usage_revisions_response.decode,
+    validate=validate_list_usage_revisions_response,
 )

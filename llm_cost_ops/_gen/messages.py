@@ -17,19 +17,21 @@ from llm_cost_ops.wire.open_enum import OpenEnum
 
 __all__ = [
     "Analytics", "AnalyticsSummary", "BatchReceipt", "BatchSubmitUsageRequest", "BatchSubmitUsageResponse",
-    "ComponentHealth", "CostGroup", "CostLine", "CostRecord", "CostStatus", "CostSummary", "CostVerification",
-    "CreatePriceRequest", "CreatePriceResponse", "CurrencyTotal", "EstimateCostRequest",
-    "EstimateCostResponse", "ExportUsageRequest", "ExportUsageResponse", "FieldViolation", "Filter",
-    "GetAnalyticsRequest", "GetAnalyticsResponse", "GetCostRequest", "GetCostResponse",
-    "GetCostSummaryRequest", "GetCostSummaryResponse", "GetHealthRequest", "GetHealthResponse",
-    "GetPriceRequest", "GetPriceResponse", "GetReadinessRequest", "GetReadinessResponse", "GroupKey",
-    "HealthStatus", "Interval", "ListPricesRequest", "ListPricesResponse", "ListUsageRequest",
-    "ListUsageResponse", "MetricValues", "ModalityTokens", "Operation", "Outcome", "Pagination",
-    "PriceMultiplier", "PriceOrigin", "PriceTier", "Rate", "RateCard", "RecordError", "RepriceDifference",
-    "RepriceReport", "RepriceUsageRequest", "RepriceUsageResponse", "ResponseMeta", "StreamProblem",
+    "ComponentHealth", "CorrectUsageRequest", "CorrectUsageResponse", "CostGroup", "CostLine", "CostRecord",
+    "CostStatus", "CostSummary", "CostVerification", "CreatePriceRequest", "CreatePriceResponse",
+    "CurrencyTotal", "EstimateCostRequest", "EstimateCostResponse", "ExportUsageRequest",
+    "ExportUsageResponse", "FieldViolation", "Filter", "GetAnalyticsRequest", "GetAnalyticsResponse",
+    "GetCostRequest", "GetCostResponse", "GetCostSummaryRequest", "GetCostSummaryResponse",
+    "GetHealthRequest", "GetHealthResponse", "GetPriceRequest", "GetPriceResponse", "GetReadinessRequest",
+    "GetReadinessResponse", "GroupKey", "HealthStatus", "Interval", "ListPricesRequest", "ListPricesResponse",
+    "ListUsageRequest", "ListUsageResponse", "ListUsageRevisionsRequest", "ListUsageRevisionsResponse",
+    "MetricValues", "ModalityTokens", "Operation", "Outcome", "Pagination", "PriceMultiplier", "PriceOrigin",
+    "PriceTier", "Rate", "RateCard", "RecordError", "RepriceDifference", "RepriceReport",
+    "RepriceUsageRequest", "RepriceUsageResponse", "ResponseMeta", "RevisionKind", "StreamProblem",
     "StreamUsageRequest", "StreamUsageResponse", "SubmitResult", "SubmitStatus", "SubmitUsageRequest",
     "SubmitUsageResponse", "TierBasis", "TierMode", "TimeSeriesPoint", "TimeWindow", "UsageQuality",
-    "UsageReceipt", "UsageRecord", "VerifyCostRequest", "VerifyCostResponse",
+    "UsageReceipt", "UsageRecord", "UsageRevision", "UsageRevisions", "VerifyCostRequest",
+    "VerifyCostResponse", "VoidUsageRequest", "VoidUsageResponse",
 ]
 
 
@@ -72,6 +74,9 @@ class CostStatus(OpenEnum):
 
     REPORTED = "reported", 5
     """The cost that the provider reported was taken."""
+
+    VOIDED = "voided", 6
+    """The record was voided: no sum and no list has it, but where this status is asked for. Its cost is what it was."""
 
 
 class HealthStatus(OpenEnum):
@@ -223,6 +228,28 @@ class SubmitStatus(OpenEnum):
     """It broke a rule; nothing was written."""
 
 
+class RevisionKind(OpenEnum):
+    """Why a record has a revision."""
+
+    UNSPECIFIED = "unspecified", 0
+    """Not given."""
+
+    RECORDED = "recorded", 1
+    """The record as it was sent, and its first cost."""
+
+    REPRICED = "repriced", 2
+    """The same record at other prices."""
+
+    CORRECTED = "corrected", 3
+    """Fields were corrected."""
+
+    VOIDED = "voided", 4
+    """The record counts no more."""
+
+    SUPERSEDED = "superseded", 5
+    """An observation without counts got those of another one of the same call."""
+
+
 class Filter(MessageStruct, kw_only=True, omit_defaults=True, gc=False):
     """Which usage is meant. Fields are ANDed; the values of one field are ORed; an empty one restricts nothing."""
 
@@ -255,7 +282,9 @@ class Filter(MessageStruct, kw_only=True, omit_defaults=True, gc=False):
     operation: list[str] = []
     """The kinds of call: chat, embeddings…"""
     status: list[str] = []
-    """How sure the costs are: priced, estimated, partial, unpriced, reported."""
+    """How sure the costs are: priced, estimated, partial, unpriced, reported. All of these when not given;
+    records that were voided count only where voided is among the values.
+    """
 
 
 class GetAnalyticsRequest(Filter, kw_only=True, omit_defaults=True, gc=False):
@@ -380,7 +409,7 @@ class CostRecord(MessageStruct, kw_only=True, gc=False):
     usage_id: str = ""
     """The usage that it prices."""
     revision: Int32 = 0
-    """1 at first; repricing adds one, and the highest is in force."""
+    """1 at first; repricing, correcting and voiding add one, and the highest is in force."""
     status: CostStatus = CostStatus.UNSPECIFIED
     """How sure the cost is."""
     currency: str = ""
@@ -409,6 +438,10 @@ class CostRecord(MessageStruct, kw_only=True, gc=False):
     """When it was calculated."""
     origin_version: str = ""
     """Where the card came from, such as "genai-prices 0.2.3"."""
+    revision_kind: RevisionKind = RevisionKind.UNSPECIFIED
+    """Why the record has this revision; not given in an estimate."""
+    revision_reason: str = ""
+    """The reason that was given for it."""
 
 
 class GroupKey(MessageStruct, kw_only=True, gc=False):
@@ -457,6 +490,10 @@ class CostGroup(MessageStruct, kw_only=True, gc=False):
     """How many of the calls have no price: when any, cost is a lower bound."""
     other_currencies: list[CurrencyTotal] = []
     """What the calls cost that are priced in other currencies, which is not in cost."""
+    reported_requests: Int64 = 0
+    """How many of the calls cost what their provider reported."""
+    reported_cost: WireDecimal = Decimal(0)
+    """The part of cost that providers reported, which no price card explains."""
 
 
 class CurrencyTotal(MessageStruct, kw_only=True, gc=False):
@@ -497,6 +534,10 @@ class CostSummary(MessageStruct, kw_only=True, gc=False):
     """The cost in other currencies; total_tokens and total_requests cover these calls too."""
     priced_fraction: WireDecimal | None = None
     """The part of the calls that has a price, 0 to 1, to 6 places; unset without calls."""
+    reported_requests: Int64 = 0
+    """How many of the calls cost what their provider reported."""
+    reported_cost: WireDecimal = Decimal(0)
+    """The part of total_cost that providers reported, which no price card explains."""
 
 
 class GetCostSummaryResponse(MessageStruct, kw_only=True, gc=False):
@@ -1052,7 +1093,7 @@ class UsageRecord(MessageStruct, kw_only=True, omit_defaults=True, gc=False):
     observation: bool = False
     """Whether it was seen by an instrument beside the call (an SDK's hook, a proxy, a span), and another one may
     have seen the same call: whoever comes first counts, and its key with equal counts is a duplicate whatever
-    the labels.
+    the labels. One whose counts are unknown is superseded by the first that has them, as a revision.
     """
 
 
@@ -1213,3 +1254,96 @@ class ExportUsageResponse(MessageStruct, kw_only=True, gc=False):
 
     records: list[UsageRecord] = []
     """The records."""
+
+
+class UsageRevision(MessageStruct, kw_only=True, gc=False):
+    """A record as it was at one time, with what it cost then."""
+
+    usage_id: str = ""
+    """The id of the record."""
+    organization_id: str = ""
+    """The organization that pays."""
+    revision: Int32 = 0
+    """1 for the record as it was sent; the highest is in force."""
+    kind: RevisionKind = RevisionKind.UNSPECIFIED
+    """Why it was made."""
+    reason: str = ""
+    """The reason that was given for a correction or for voiding."""
+    actor: str = ""
+    """The id of the API key that made it; empty where the caller needed none, and in revisions 1."""
+    made_at: datetime | None = None
+    """When it was made."""
+    usage: UsageRecord | None = None
+    """The record, with its cost by this revision."""
+
+
+class VoidUsageRequest(MessageStruct, kw_only=True, omit_defaults=True, gc=False):
+    """Asks to take a record out of the sums."""
+
+    usage_id: str = ""
+    """The id of the record."""
+    organization_id: str = ""
+    """The organization of the record. Needed where the caller may see several."""
+    reason: str = ""
+    """Why, for who reads the revisions."""
+
+
+class VoidUsageResponse(MessageStruct, kw_only=True, gc=False):
+    """Answers VoidUsage."""
+
+    data: UsageRevision | None = None
+    """The revision that is in force."""
+    meta: ResponseMeta | None = None
+    """About the response."""
+
+
+class CorrectUsageRequest(MessageStruct, kw_only=True, omit_defaults=True, gc=False):
+    """Asks to change fields of a record."""
+
+    usage_id: str = ""
+    """The id of the record."""
+    organization_id: str = ""
+    """The organization of the record. Needed where the caller may see several."""
+    reason: str = ""
+    """Why, for who reads the revisions."""
+    changes: dict[str, Any] | None = None
+    """The fields to change, by their names in a UsageRecord; each replaces what is there as a whole, and null
+    takes it away. total_tokens follows the others unless it is given. Not organization_id, idempotency_key,
+    timestamp and observation: a record with a wrong one is voided, and recorded anew under another key.
+    """
+
+
+class CorrectUsageResponse(MessageStruct, kw_only=True, gc=False):
+    """Answers CorrectUsage."""
+
+    data: UsageRevision | None = None
+    """The revision that is in force."""
+    meta: ResponseMeta | None = None
+    """About the response."""
+
+
+class ListUsageRevisionsRequest(MessageStruct, kw_only=True, omit_defaults=True, gc=False):
+    """Asks for the revisions of a record."""
+
+    usage_id: str = ""
+    """The id of the record."""
+    organization_id: str = ""
+    """The organization of the record. Needed where the caller may see several."""
+
+
+class UsageRevisions(MessageStruct, kw_only=True, gc=False):
+    """What became of a record."""
+
+    usage_id: str = ""
+    """The id of the record."""
+    revisions: list[UsageRevision] = []
+    """Every revision, from the first on."""
+
+
+class ListUsageRevisionsResponse(MessageStruct, kw_only=True, gc=False):
+    """Answers ListUsageRevisions."""
+
+    data: UsageRevisions | None = None
+    """The revisions."""
+    meta: ResponseMeta | None = None
+    """About the response."""

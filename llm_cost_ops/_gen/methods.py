@@ -5,31 +5,34 @@
 from __future__ import annotations
 
 from llm_cost_ops._gen.codecs import (
-    BATCH_SUBMIT_USAGE_REQUEST, BATCH_SUBMIT_USAGE_RESPONSE, CREATE_PRICE_REQUEST, CREATE_PRICE_RESPONSE,
-    ESTIMATE_COST_REQUEST, ESTIMATE_COST_RESPONSE, EXPORT_USAGE_REQUEST, EXPORT_USAGE_RESPONSE,
-    GET_ANALYTICS_REQUEST, GET_ANALYTICS_RESPONSE, GET_COST_REQUEST, GET_COST_RESPONSE,
-    GET_COST_SUMMARY_REQUEST, GET_COST_SUMMARY_RESPONSE, GET_HEALTH_REQUEST, GET_HEALTH_RESPONSE,
-    GET_PRICE_REQUEST, GET_PRICE_RESPONSE, GET_READINESS_REQUEST, GET_READINESS_RESPONSE, LIST_PRICES_REQUEST,
-    LIST_PRICES_RESPONSE, LIST_USAGE_REQUEST, LIST_USAGE_RESPONSE, REPRICE_USAGE_REQUEST,
+    BATCH_SUBMIT_USAGE_REQUEST, BATCH_SUBMIT_USAGE_RESPONSE, CORRECT_USAGE_REQUEST, CORRECT_USAGE_RESPONSE,
+    CREATE_PRICE_REQUEST, CREATE_PRICE_RESPONSE, ESTIMATE_COST_REQUEST, ESTIMATE_COST_RESPONSE,
+    EXPORT_USAGE_REQUEST, EXPORT_USAGE_RESPONSE, GET_ANALYTICS_REQUEST, GET_ANALYTICS_RESPONSE,
+    GET_COST_REQUEST, GET_COST_RESPONSE, GET_COST_SUMMARY_REQUEST, GET_COST_SUMMARY_RESPONSE,
+    GET_HEALTH_REQUEST, GET_HEALTH_RESPONSE, GET_PRICE_REQUEST, GET_PRICE_RESPONSE, GET_READINESS_REQUEST,
+    GET_READINESS_RESPONSE, LIST_PRICES_REQUEST, LIST_PRICES_RESPONSE, LIST_USAGE_REQUEST,
+    LIST_USAGE_RESPONSE, LIST_USAGE_REVISIONS_REQUEST, LIST_USAGE_REVISIONS_RESPONSE, REPRICE_USAGE_REQUEST,
     REPRICE_USAGE_RESPONSE, STREAM_USAGE_REQUEST, STREAM_USAGE_RESPONSE, SUBMIT_USAGE_REQUEST,
-    SUBMIT_USAGE_RESPONSE, USAGE_RECORD, VERIFY_COST_REQUEST, VERIFY_COST_RESPONSE,
+    SUBMIT_USAGE_RESPONSE, USAGE_RECORD, VERIFY_COST_REQUEST, VERIFY_COST_RESPONSE, VOID_USAGE_REQUEST,
+    VOID_USAGE_RESPONSE,
 )
 from llm_cost_ops._gen.messages import (
-    BatchSubmitUsageRequest, BatchSubmitUsageResponse, CreatePriceRequest, CreatePriceResponse,
-    EstimateCostRequest, EstimateCostResponse, ExportUsageRequest, ExportUsageResponse, GetAnalyticsRequest,
-    GetAnalyticsResponse, GetCostRequest, GetCostResponse, GetCostSummaryRequest, GetCostSummaryResponse,
-    GetHealthRequest, GetHealthResponse, GetPriceRequest, GetPriceResponse, GetReadinessRequest,
-    GetReadinessResponse, ListPricesRequest, ListPricesResponse, ListUsageRequest, ListUsageResponse,
+    BatchSubmitUsageRequest, BatchSubmitUsageResponse, CorrectUsageRequest, CorrectUsageResponse,
+    CreatePriceRequest, CreatePriceResponse, EstimateCostRequest, EstimateCostResponse, ExportUsageRequest,
+    ExportUsageResponse, GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest, GetCostResponse,
+    GetCostSummaryRequest, GetCostSummaryResponse, GetHealthRequest, GetHealthResponse, GetPriceRequest,
+    GetPriceResponse, GetReadinessRequest, GetReadinessResponse, ListPricesRequest, ListPricesResponse,
+    ListUsageRequest, ListUsageResponse, ListUsageRevisionsRequest, ListUsageRevisionsResponse,
     RepriceUsageRequest, RepriceUsageResponse, StreamUsageRequest, StreamUsageResponse, SubmitUsageRequest,
-    SubmitUsageResponse, VerifyCostRequest, VerifyCostResponse,
+    SubmitUsageResponse, VerifyCostRequest, VerifyCostResponse, VoidUsageRequest, VoidUsageResponse,
 )
 from llm_cost_ops.rpc.method import Cardinality, HttpRule, Idempotency, MethodDescriptor, QueryField
 from llm_cost_ops.wire.keys import fill_idempotency_key
 
 __all__ = [
-    "BATCH_SUBMIT_USAGE", "CREATE_PRICE", "ESTIMATE_COST", "EXPORT_USAGE", "GET_ANALYTICS", "GET_COST",
-    "GET_COST_SUMMARY", "GET_HEALTH", "GET_PRICE", "GET_READINESS", "LIST_PRICES", "LIST_USAGE",
-    "REPRICE_USAGE", "STREAM_USAGE", "SUBMIT_USAGE", "VERIFY_COST",
+    "BATCH_SUBMIT_USAGE", "CORRECT_USAGE", "CREATE_PRICE", "ESTIMATE_COST", "EXPORT_USAGE", "GET_ANALYTICS",
+    "GET_COST", "GET_COST_SUMMARY", "GET_HEALTH", "GET_PRICE", "GET_READINESS", "LIST_PRICES", "LIST_USAGE",
+    "LIST_USAGE_REVISIONS", "REPRICE_USAGE", "STREAM_USAGE", "SUBMIT_USAGE", "VERIFY_COST", "VOID_USAGE",
 ]
 
 
@@ -369,4 +372,72 @@ are added meanwhile disturb nothing: each is given once or, where it is added be
 
 Over HTTP the answer is NDJSON, a record a line; an error after the first line is a last line
 {"error": ...}.
+"""
+
+VOID_USAGE: MethodDescriptor[VoidUsageRequest, VoidUsageResponse] = MethodDescriptor(
+    "llm_cost_ops.v1.UsageService",
+    "VoidUsage",
+    cardinality=Cardinality.UNARY_UNARY,
+    idempotency=Idempotency.IDEMPOTENT,
+    request=VOID_USAGE_REQUEST,
+    response=VOID_USAGE_RESPONSE,
+    http=HttpRule(
+        "POST",
+        "/api/v1/usage/{usage_id}/void",
+        "*",
+        200,
+        (QueryField("usage_id", "usage_id", "scalar"),),
+        VOID_USAGE_REQUEST,
+    ),
+    unwrap="data",
+)
+"""Takes a record out of every sum and list, as a revision: the record and its revisions before
+stay, and are found with `status` voided. Its key stays taken. A record that is void already
+gives that revision again.
+"""
+
+CORRECT_USAGE: MethodDescriptor[CorrectUsageRequest, CorrectUsageResponse] = MethodDescriptor(
+    "llm_cost_ops.v1.UsageService",
+    "CorrectUsage",
+    cardinality=Cardinality.UNARY_UNARY,
+    idempotency=Idempotency.IDEMPOTENT,
+    request=CORRECT_USAGE_REQUEST,
+    response=CORRECT_USAGE_RESPONSE,
+    http=HttpRule(
+        "POST",
+        "/api/v1/usage/{usage_id}/correct",
+        "*",
+        200,
+        (QueryField("usage_id", "usage_id", "scalar"),),
+        CORRECT_USAGE_REQUEST,
+    ),
+    unwrap="data",
+)
+"""Changes fields of a record, as a revision: it is priced again by the cards of today, sums and
+lists follow, and the record as it was sent stays. Changes that change nothing give the revision
+in force again. A record that was voided is FAILED_PRECONDITION.
+"""
+
+LIST_USAGE_REVISIONS: MethodDescriptor[ListUsageRevisionsRequest, ListUsageRevisionsResponse] = MethodDescriptor(
+    "llm_cost_ops.v1.UsageService",
+    "ListUsageRevisions",
+    cardinality=Cardinality.UNARY_UNARY,
+    idempotency=Idempotency.NO_SIDE_EFFECTS,
+    request=LIST_USAGE_REVISIONS_REQUEST,
+    response=LIST_USAGE_REVISIONS_RESPONSE,
+    http=HttpRule(
+        "GET",
+        "/api/v1/usage/{usage_id}/revisions",
+        None,
+        200,
+        (
+            QueryField("usage_id", "usage_id", "scalar"),
+            QueryField("organization_id", "organization_id", "scalar"),
+        ),
+        None,
+    ),
+    unwrap="data",
+)
+"""Gives every revision of a record: as it was sent, and each repricing, correction or voiding
+since.
 """

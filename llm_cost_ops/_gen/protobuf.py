@@ -6,18 +6,19 @@ from __future__ import annotations
 
 from llm_cost_ops._gen.messages import (
     Analytics, AnalyticsSummary, BatchReceipt, BatchSubmitUsageRequest, BatchSubmitUsageResponse,
-    ComponentHealth, CostGroup, CostLine, CostRecord, CostStatus, CostSummary, CostVerification,
-    CreatePriceRequest, CreatePriceResponse, CurrencyTotal, EstimateCostRequest, EstimateCostResponse,
-    ExportUsageRequest, ExportUsageResponse, FieldViolation, Filter, GetAnalyticsRequest,
-    GetAnalyticsResponse, GetCostRequest, GetCostResponse, GetCostSummaryRequest, GetCostSummaryResponse,
-    GetHealthRequest, GetHealthResponse, GetPriceRequest, GetPriceResponse, GetReadinessRequest,
-    GetReadinessResponse, GroupKey, HealthStatus, Interval, ListPricesRequest, ListPricesResponse,
-    ListUsageRequest, ListUsageResponse, MetricValues, ModalityTokens, Operation, Outcome, Pagination,
-    PriceMultiplier, PriceOrigin, PriceTier, Rate, RateCard, RecordError, RepriceDifference, RepriceReport,
-    RepriceUsageRequest, RepriceUsageResponse, ResponseMeta, StreamProblem, StreamUsageRequest,
+    ComponentHealth, CorrectUsageRequest, CorrectUsageResponse, CostGroup, CostLine, CostRecord, CostStatus,
+    CostSummary, CostVerification, CreatePriceRequest, CreatePriceResponse, CurrencyTotal,
+    EstimateCostRequest, EstimateCostResponse, ExportUsageRequest, ExportUsageResponse, FieldViolation,
+    Filter, GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest, GetCostResponse, GetCostSummaryRequest,
+    GetCostSummaryResponse, GetHealthRequest, GetHealthResponse, GetPriceRequest, GetPriceResponse,
+    GetReadinessRequest, GetReadinessResponse, GroupKey, HealthStatus, Interval, ListPricesRequest,
+    ListPricesResponse, ListUsageRequest, ListUsageResponse, ListUsageRevisionsRequest,
+    ListUsageRevisionsResponse, MetricValues, ModalityTokens, Operation, Outcome, Pagination, PriceMultiplier,
+    PriceOrigin, PriceTier, Rate, RateCard, RecordError, RepriceDifference, RepriceReport,
+    RepriceUsageRequest, RepriceUsageResponse, ResponseMeta, RevisionKind, StreamProblem, StreamUsageRequest,
     StreamUsageResponse, SubmitResult, SubmitStatus, SubmitUsageRequest, SubmitUsageResponse, TierBasis,
-    TierMode, TimeSeriesPoint, TimeWindow, UsageQuality, UsageReceipt, UsageRecord, VerifyCostRequest,
-    VerifyCostResponse,
+    TierMode, TimeSeriesPoint, TimeWindow, UsageQuality, UsageReceipt, UsageRecord, UsageRevision,
+    UsageRevisions, VerifyCostRequest, VerifyCostResponse, VoidUsageRequest, VoidUsageResponse,
 )
 from llm_cost_ops.wire.decimals import from_text, plain
 from llm_cost_ops.wire.fields import (
@@ -33,25 +34,29 @@ from llm_cost_ops.wire.varint import (
 __all__ = [
     "decode_analytics", "decode_analytics_summary", "decode_batch_receipt",
     "decode_batch_submit_usage_request", "decode_batch_submit_usage_response", "decode_component_health",
-    "decode_cost_group", "decode_cost_line", "decode_cost_record", "decode_cost_summary",
-    "decode_cost_verification", "decode_create_price_request", "decode_create_price_response",
-    "decode_currency_total", "decode_estimate_cost_request", "decode_estimate_cost_response",
-    "decode_export_usage_request", "decode_export_usage_response", "decode_field_violation", "decode_filter",
-    "decode_get_analytics_request", "decode_get_analytics_response", "decode_get_cost_request",
-    "decode_get_cost_response", "decode_get_cost_summary_request", "decode_get_cost_summary_response",
-    "decode_get_health_request", "decode_get_health_response", "decode_get_price_request",
-    "decode_get_price_response", "decode_get_readiness_request", "decode_get_readiness_response",
-    "decode_group_key", "decode_list_prices_request", "decode_list_prices_response",
-    "decode_list_usage_request", "decode_list_usage_response", "decode_metric_values",
-    "decode_modality_tokens", "decode_pagination", "decode_price_multiplier", "decode_price_tier",
-    "decode_rate", "decode_rate_card", "decode_record_error", "decode_reprice_difference",
-    "decode_reprice_report", "decode_reprice_usage_request", "decode_reprice_usage_response",
-    "decode_response_meta", "decode_stream_problem", "decode_stream_usage_request",
-    "decode_stream_usage_response", "decode_submit_result", "decode_submit_usage_request",
-    "decode_submit_usage_response", "decode_time_series_point", "decode_time_window", "decode_usage_receipt",
-    "decode_usage_record", "decode_verify_cost_request", "decode_verify_cost_response", "encode_analytics",
-    "encode_analytics_summary", "encode_batch_receipt", "encode_batch_submit_usage_request",
-    "encode_batch_submit_usage_response", "encode_component_health", "encode_cost_group", "encode_cost_line",
+    "decode_correct_usage_request", "decode_correct_usage_response", "decode_cost_group", "decode_cost_line",
+    "decode_cost_record", "decode_cost_summary", "decode_cost_verification", "decode_create_price_request",
+    "decode_create_price_response", "decode_currency_total", "decode_estimate_cost_request",
+    "decode_estimate_cost_response", "decode_export_usage_request", "decode_export_usage_response",
+    "decode_field_violation", "decode_filter", "decode_get_analytics_request",
+    "decode_get_analytics_response", "decode_get_cost_request", "decode_get_cost_response",
+    "decode_get_cost_summary_request", "decode_get_cost_summary_response", "decode_get_health_request",
+    "decode_get_health_response", "decode_get_price_request", "decode_get_price_response",
+    "decode_get_readiness_request", "decode_get_readiness_response", "decode_group_key",
+    "decode_list_prices_request", "decode_list_prices_response", "decode_list_usage_request",
+    "decode_list_usage_response", "decode_list_usage_revisions_request",
+    "decode_list_usage_revisions_response", "decode_metric_values", "decode_modality_tokens",
+    "decode_pagination", "decode_price_multiplier", "decode_price_tier", "decode_rate", "decode_rate_card",
+    "decode_record_error", "decode_reprice_difference", "decode_reprice_report",
+    "decode_reprice_usage_request", "decode_reprice_usage_response", "decode_response_meta",
+    "decode_stream_problem", "decode_stream_usage_request", "decode_stream_usage_response",
+    "decode_submit_result", "decode_submit_usage_request", "decode_submit_usage_response",
+    "decode_time_series_point", "decode_time_window", "decode_usage_receipt", "decode_usage_record",
+    "decode_usage_revision", "decode_usage_revisions", "decode_verify_cost_request",
+    "decode_verify_cost_response", "decode_void_usage_request", "decode_void_usage_response",
+    "encode_analytics", "encode_analytics_summary", "encode_batch_receipt",
+    "encode_batch_submit_usage_request", "encode_batch_submit_usage_response", "encode_component_health",
+    "encode_correct_usage_request", "encode_correct_usage_response", "encode_cost_group", "encode_cost_line",
     "encode_cost_record", "encode_cost_summary", "encode_cost_verification", "encode_create_price_request",
     "encode_create_price_response", "encode_currency_total", "encode_estimate_cost_request",
     "encode_estimate_cost_response", "encode_export_usage_request", "encode_export_usage_response",
@@ -61,14 +66,16 @@ __all__ = [
     "encode_get_health_response", "encode_get_price_request", "encode_get_price_response",
     "encode_get_readiness_request", "encode_get_readiness_response", "encode_group_key",
     "encode_list_prices_request", "encode_list_prices_response", "encode_list_usage_request",
-    "encode_list_usage_response", "encode_metric_values", "encode_modality_tokens", "encode_pagination",
-    "encode_price_multiplier", "encode_price_tier", "encode_rate", "encode_rate_card", "encode_record_error",
-    "encode_reprice_difference", "encode_reprice_report", "encode_reprice_usage_request",
-    "encode_reprice_usage_response", "encode_response_meta", "encode_stream_problem",
-    "encode_stream_usage_request", "encode_stream_usage_response", "encode_submit_result",
-    "encode_submit_usage_request", "encode_submit_usage_response", "encode_time_series_point",
-    "encode_time_window", "encode_usage_receipt", "encode_usage_record", "encode_verify_cost_request",
-    "encode_verify_cost_response",
+    "encode_list_usage_response", "encode_list_usage_revisions_request",
+    "encode_list_usage_revisions_response", "encode_metric_values", "encode_modality_tokens",
+    "encode_pagination", "encode_price_multiplier", "encode_price_tier", "encode_rate", "encode_rate_card",
+    "encode_record_error", "encode_reprice_difference", "encode_reprice_report",
+    "encode_reprice_usage_request", "encode_reprice_usage_response", "encode_response_meta",
+    "encode_stream_problem", "encode_stream_usage_request", "encode_stream_usage_response",
+    "encode_submit_result", "encode_submit_usage_request", "encode_submit_usage_response",
+    "encode_time_series_point", "encode_time_window", "encode_usage_receipt", "encode_usage_record",
+    "encode_usage_revision", "encode_usage_revisions", "encode_verify_cost_request",
+    "encode_verify_cost_response", "encode_void_usage_request", "encode_void_usage_response",
 ]
 
 _T0A = prefixes(b"\x0a")
@@ -127,6 +134,9 @@ _OUTCOME_0 = _OUTCOME_MEMBERS[0]
 _PRICE_ORIGIN_VARINTS = enum_varints(PriceOrigin)
 _PRICE_ORIGIN_MEMBERS = enum_members(PriceOrigin)
 _PRICE_ORIGIN_0 = _PRICE_ORIGIN_MEMBERS[0]
+_REVISION_KIND_VARINTS = enum_varints(RevisionKind)
+_REVISION_KIND_MEMBERS = enum_members(RevisionKind)
+_REVISION_KIND_0 = _REVISION_KIND_MEMBERS[0]
 _SUBMIT_STATUS_VARINTS = enum_varints(SubmitStatus)
 _SUBMIT_STATUS_MEMBERS = enum_members(SubmitStatus)
 _SUBMIT_STATUS_0 = _SUBMIT_STATUS_MEMBERS[0]
@@ -1110,8 +1120,8 @@ def _read_cost_line(data: bytes, pos: int, end: int, depth: int, m: CostLine | N
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_COST_RECORD_NAMES: dict[int, tuple[str, str]] = {10: ("id", ""), 18: ("usage_id", ""), 24: ("revision", ""), 32: ("status", ""), 42: ("currency", ""), 50: ("total_cost", ""), 58: ("input_cost", ""), 66: ("output_cost", ""), 74: ("other_cost", ""), 82: ("lines", "lines"), 90: ("rate_card_id", ""), 96: ("rate_card_version", ""), 106: ("fallback_dimensions", "fallback_dimensions"), 114: ("cache_savings", ""), 122: ("calculator_version", ""), 258: ("calculated_at", ""), 266: ("origin_version", "")}
-_COST_RECORD_TAGS: frozenset[int] = frozenset([10, 18, 24, 32, 42, 50, 58, 66, 74, 82, 90, 96, 106, 114, 122, 130, 138])
+_COST_RECORD_NAMES: dict[int, tuple[str, str]] = {10: ("id", ""), 18: ("usage_id", ""), 24: ("revision", ""), 32: ("status", ""), 42: ("currency", ""), 50: ("total_cost", ""), 58: ("input_cost", ""), 66: ("output_cost", ""), 74: ("other_cost", ""), 82: ("lines", "lines"), 90: ("rate_card_id", ""), 96: ("rate_card_version", ""), 106: ("fallback_dimensions", "fallback_dimensions"), 114: ("cache_savings", ""), 122: ("calculator_version", ""), 258: ("calculated_at", ""), 266: ("origin_version", ""), 272: ("revision_kind", ""), 282: ("revision_reason", "")}
+_COST_RECORD_TAGS: frozenset[int] = frozenset([10, 18, 24, 32, 42, 50, 58, 66, 74, 82, 90, 96, 106, 114, 122, 130, 138, 144, 154])
 
 
 def encode_cost_record(m: CostRecord) -> bytes:
@@ -1221,6 +1231,16 @@ def encode_cost_record(m: CostRecord) -> bytes:
             b = v17.encode()
             n = len(b)
             w(_T8A01[n] if n < 128 else b"\x8a\x01" + varint(n))
+            w(b)
+        if (v18 := m.revision_kind) is not _REVISION_KIND_0 and v18 != "unspecified":
+            at = "revision_kind"
+            w(b"\x90\x01")
+            w(_REVISION_KIND_VARINTS.get(v18) or enum_varint(RevisionKind, v18))
+        if v19 := m.revision_reason:
+            at = "revision_reason"
+            b = v19.encode()
+            n = len(b)
+            w(_T9A01[n] if n < 128 else b"\x9a\x01" + varint(n))
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
@@ -1437,6 +1457,29 @@ def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord
                 if pos >= end: break
                 t = data[pos]
                 if t > 127: t += data[pos + 1] << 7
+            if t == 272:
+                n = data[pos + 2]
+                if n < 128: pos = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; pos = pos + 4
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                m.revision_kind = _REVISION_KIND_MEMBERS.get(n) or read_enum(RevisionKind, _REVISION_KIND_MEMBERS, n)
+                if pos >= end: break
+                t = data[pos]
+                if t > 127: t += data[pos + 1] << 7
+            if t == 282:
+                n = data[pos + 2]
+                if n < 128: s = pos + 3
+                else:
+                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.revision_reason = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+                if t > 127: t += data[pos + 1] << 7
             if t in _COST_RECORD_NAMES: continue
             s = skip_field(data, pos, end, _COST_RECORD_TAGS)
             if s < 0:
@@ -1628,8 +1671,8 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_COST_GROUP_NAMES: dict[int, tuple[str, str]] = {10: ("dimension", ""), 18: ("value", ""), 26: ("cost", ""), 32: ("tokens", ""), 40: ("requests", ""), 50: ("keys", "keys"), 56: ("input_tokens", ""), 64: ("output_tokens", ""), 72: ("cached_tokens", ""), 80: ("unpriced_requests", ""), 90: ("other_currencies", "other_currencies")}
-_COST_GROUP_TAGS: frozenset[int] = frozenset([10, 18, 26, 32, 40, 50, 56, 64, 72, 80, 90])
+_COST_GROUP_NAMES: dict[int, tuple[str, str]] = {10: ("dimension", ""), 18: ("value", ""), 26: ("cost", ""), 32: ("tokens", ""), 40: ("requests", ""), 50: ("keys", "keys"), 56: ("input_tokens", ""), 64: ("output_tokens", ""), 72: ("cached_tokens", ""), 80: ("unpriced_requests", ""), 90: ("other_currencies", "other_currencies"), 96: ("reported_requests", ""), 106: ("reported_cost", "")}
+_COST_GROUP_TAGS: frozenset[int] = frozenset([10, 18, 26, 32, 40, 50, 56, 64, 72, 80, 90, 96, 106])
 
 
 def encode_cost_group(m: CostGroup) -> bytes:
@@ -1699,6 +1742,16 @@ def encode_cost_group(m: CostGroup) -> bytes:
                 w(SHORT[n] if n < 16384 else varint(n))
                 w(b)
             i = -1
+        if v12 := m.reported_requests:
+            at = "reported_requests"
+            w(b"\x60")
+            w(SHORT[v12] if 0 <= v12 < 16384 else int64(v12))
+        if v13 := m.reported_cost:
+            at = "reported_cost"
+            b = plain(v13).encode()
+            n = len(b)
+            w(_T6A[n] if n < 128 else b"\x6a" + varint(n))
+            w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
@@ -1846,6 +1899,28 @@ def _read_cost_group(data: bytes, pos: int, end: int, depth: int, m: CostGroup |
                     if pos >= end: break
                     t = data[pos]
                 if pos >= end: break
+            if t == 96:
+                n = data[pos + 1]
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.reported_requests = n
+                if pos >= end: break
+                t = data[pos]
+            if t == 106:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.reported_cost = from_text(data[s:pos].decode() or "0")
+                if pos >= end: break
+                t = data[pos]
             if t in _COST_GROUP_NAMES: continue
             s = skip_field(data, pos, end, _COST_GROUP_TAGS)
             if s < 0:
@@ -1952,8 +2027,8 @@ def _read_currency_total(data: bytes, pos: int, end: int, depth: int, m: Currenc
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
-_COST_SUMMARY_NAMES: dict[int, tuple[str, str]] = {10: ("total_cost", ""), 18: ("currency", ""), 24: ("total_tokens", ""), 32: ("total_requests", ""), 42: ("period_start", ""), 50: ("period_end", ""), 58: ("breakdown", "breakdown"), 64: ("additive", ""), 72: ("unpriced_requests", ""), 82: ("other_currencies", "other_currencies"), 90: ("priced_fraction", "")}
-_COST_SUMMARY_TAGS: frozenset[int] = frozenset([10, 18, 24, 32, 42, 50, 58, 64, 72, 82, 90])
+_COST_SUMMARY_NAMES: dict[int, tuple[str, str]] = {10: ("total_cost", ""), 18: ("currency", ""), 24: ("total_tokens", ""), 32: ("total_requests", ""), 42: ("period_start", ""), 50: ("period_end", ""), 58: ("breakdown", "breakdown"), 64: ("additive", ""), 72: ("unpriced_requests", ""), 82: ("other_currencies", "other_currencies"), 90: ("priced_fraction", ""), 96: ("reported_requests", ""), 106: ("reported_cost", "")}
+_COST_SUMMARY_TAGS: frozenset[int] = frozenset([10, 18, 24, 32, 42, 50, 58, 64, 72, 82, 90, 96, 106])
 
 
 def encode_cost_summary(m: CostSummary) -> bytes:
@@ -2025,6 +2100,16 @@ def encode_cost_summary(m: CostSummary) -> bytes:
             b = plain(v11).encode()
             n = len(b)
             w(_T5A[n] if n < 128 else b"\x5a" + varint(n))
+            w(b)
+        if v12 := m.reported_requests:
+            at = "reported_requests"
+            w(b"\x60")
+            w(SHORT[v12] if 0 <= v12 < 16384 else int64(v12))
+        if v13 := m.reported_cost:
+            at = "reported_cost"
+            b = plain(v13).encode()
+            n = len(b)
+            w(_T6A[n] if n < 128 else b"\x6a" + varint(n))
             w(b)
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
@@ -2172,6 +2257,28 @@ def _read_cost_summary(data: bytes, pos: int, end: int, depth: int, m: CostSumma
                         n, s = read_more(data, s, n)
                 pos = s + n
                 m.priced_fraction = from_text(data[s:pos].decode())
+                if pos >= end: break
+                t = data[pos]
+            if t == 96:
+                n = data[pos + 1]
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.reported_requests = n
+                if pos >= end: break
+                t = data[pos]
+            if t == 106:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.reported_cost = from_text(data[s:pos].decode() or "0")
                 if pos >= end: break
                 t = data[pos]
             if t in _COST_SUMMARY_NAMES: continue
@@ -8736,5 +8843,791 @@ def _read_export_usage_response(data: bytes, pos: int, end: int, depth: int, m: 
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _EXPORT_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+_USAGE_REVISION_NAMES: dict[int, tuple[str, str]] = {10: ("usage_id", ""), 18: ("organization_id", ""), 24: ("revision", ""), 32: ("kind", ""), 42: ("reason", ""), 50: ("actor", ""), 58: ("made_at", ""), 66: ("usage", "")}
+_USAGE_REVISION_TAGS: frozenset[int] = frozenset([10, 18, 24, 32, 42, 50, 58, 66])
+
+
+def encode_usage_revision(m: UsageRevision) -> bytes:
+    """The protobuf bytes of a UsageRevision. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at = ""
+    i = -1
+    try:
+        if v1 := m.usage_id:
+            at = "usage_id"
+            b = v1.encode()
+            n = len(b)
+            w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
+            w(b)
+        if v2 := m.organization_id:
+            at = "organization_id"
+            b = v2.encode()
+            n = len(b)
+            w(_T12[n] if n < 128 else b"\x12" + varint(n))
+            w(b)
+        if v3 := m.revision:
+            at = "revision"
+            w(b"\x18")
+            w(SHORT[v3] if 0 <= v3 < 16384 else int32(v3))
+        if (v4 := m.kind) is not _REVISION_KIND_0 and v4 != "unspecified":
+            at = "kind"
+            w(b"\x20")
+            w(_REVISION_KIND_VARINTS.get(v4) or enum_varint(RevisionKind, v4))
+        if v5 := m.reason:
+            at = "reason"
+            b = v5.encode()
+            n = len(b)
+            w(_T2A[n] if n < 128 else b"\x2a" + varint(n))
+            w(b)
+        if v6 := m.actor:
+            at = "actor"
+            b = v6.encode()
+            n = len(b)
+            w(_T32[n] if n < 128 else b"\x32" + varint(n))
+            w(b)
+        if (v7 := m.made_at) is not None:
+            at = "made_at"
+            b = write_timestamp(v7)
+            n = len(b)
+            w(_T3A[n] if n < 128 else b"\x3a" + varint(n))
+            w(b)
+        if (v8 := m.usage) is not None:
+            at = "usage"
+            b = encode_usage_record(v8)
+            n = len(b)
+            w(b"\x42")
+            w(SHORT[n] if n < 16384 else varint(n))
+            w(b)
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise encode_error(error, at, i) from None
+    return b"".join(out)
+
+
+def decode_usage_revision(data: bytes) -> UsageRevision:
+    """The UsageRevision that protobuf bytes hold. Raises DecodeError."""
+    return _read_usage_revision(data, 0, len(data), 0, None)
+
+
+def _read_usage_revision(data: bytes, pos: int, end: int, depth: int, m: UsageRevision | None) -> UsageRevision:
+    if m is None: m = UsageRevision()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.usage_id = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 18:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.organization_id = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 24:
+                n = data[pos + 1]
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFF: n = to_int32(n)
+                m.revision = n
+                if pos >= end: break
+                t = data[pos]
+            if t == 32:
+                n = data[pos + 1]
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                m.kind = _REVISION_KIND_MEMBERS.get(n) or read_enum(RevisionKind, _REVISION_KIND_MEMBERS, n)
+                if pos >= end: break
+                t = data[pos]
+            if t == 42:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.reason = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 50:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.actor = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 58:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                if pos > end: raise IndexError
+                m.made_at = read_timestamp(data, s, pos, m.made_at)
+                if pos >= end: break
+                t = data[pos]
+            if t == 66:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                if pos > end: raise IndexError
+                m.usage = _read_usage_record(data, s, pos, depth + 1, m.usage)
+                if pos >= end: break
+                t = data[pos]
+            if t in _USAGE_REVISION_NAMES: continue
+            s = skip_field(data, pos, end, _USAGE_REVISION_TAGS)
+            if s < 0:
+                data = canonicalize_tags(data, pos, end, _USAGE_REVISION_TAGS)
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
+            pos = s
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise decode_error(error, m, _USAGE_REVISION_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+_VOID_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("usage_id", ""), 18: ("organization_id", ""), 26: ("reason", "")}
+_VOID_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26])
+
+
+def encode_void_usage_request(m: VoidUsageRequest) -> bytes:
+    """The protobuf bytes of a VoidUsageRequest. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at = ""
+    i = -1
+    try:
+        if v1 := m.usage_id:
+            at = "usage_id"
+            b = v1.encode()
+            n = len(b)
+            w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
+            w(b)
+        if v2 := m.organization_id:
+            at = "organization_id"
+            b = v2.encode()
+            n = len(b)
+            w(_T12[n] if n < 128 else b"\x12" + varint(n))
+            w(b)
+        if v3 := m.reason:
+            at = "reason"
+            b = v3.encode()
+            n = len(b)
+            w(_T1A[n] if n < 128 else b"\x1a" + varint(n))
+            w(b)
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise encode_error(error, at, i) from None
+    return b"".join(out)
+
+
+def decode_void_usage_request(data: bytes) -> VoidUsageRequest:
+    """The VoidUsageRequest that protobuf bytes hold. Raises DecodeError."""
+    return _read_void_usage_request(data, 0, len(data), 0, None)
+
+
+def _read_void_usage_request(data: bytes, pos: int, end: int, depth: int, m: VoidUsageRequest | None) -> VoidUsageRequest:
+    if m is None: m = VoidUsageRequest()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.usage_id = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 18:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.organization_id = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 26:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.reason = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t in _VOID_USAGE_REQUEST_NAMES: continue
+            s = skip_field(data, pos, end, _VOID_USAGE_REQUEST_TAGS)
+            if s < 0:
+                data = canonicalize_tags(data, pos, end, _VOID_USAGE_REQUEST_TAGS)
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
+            pos = s
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise decode_error(error, m, _VOID_USAGE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+_VOID_USAGE_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
+_VOID_USAGE_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
+
+
+def encode_void_usage_response(m: VoidUsageResponse) -> bytes:
+    """The protobuf bytes of a VoidUsageResponse. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at = ""
+    i = -1
+    try:
+        if (v1 := m.data) is not None:
+            at = "data"
+            b = encode_usage_revision(v1)
+            n = len(b)
+            w(b"\x0a")
+            w(SHORT[n] if n < 16384 else varint(n))
+            w(b)
+        if (v2 := m.meta) is not None:
+            at = "meta"
+            b = encode_response_meta(v2)
+            n = len(b)
+            w(b"\x12")
+            w(SHORT[n] if n < 16384 else varint(n))
+            w(b)
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise encode_error(error, at, i) from None
+    return b"".join(out)
+
+
+def decode_void_usage_response(data: bytes) -> VoidUsageResponse:
+    """The VoidUsageResponse that protobuf bytes hold. Raises DecodeError."""
+    return _read_void_usage_response(data, 0, len(data), 0, None)
+
+
+def _read_void_usage_response(data: bytes, pos: int, end: int, depth: int, m: VoidUsageResponse | None) -> VoidUsageResponse:
+    if m is None: m = VoidUsageResponse()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                if pos > end: raise IndexError
+                m.data = _read_usage_revision(data, s, pos, depth + 1, m.data)
+                if pos >= end: break
+                t = data[pos]
+            if t == 18:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                if pos > end: raise IndexError
+                m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
+                if pos >= end: break
+                t = data[pos]
+            if t in _VOID_USAGE_RESPONSE_NAMES: continue
+            s = skip_field(data, pos, end, _VOID_USAGE_RESPONSE_TAGS)
+            if s < 0:
+                data = canonicalize_tags(data, pos, end, _VOID_USAGE_RESPONSE_TAGS)
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
+            pos = s
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise decode_error(error, m, _VOID_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+_CORRECT_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("usage_id", ""), 18: ("organization_id", ""), 26: ("reason", ""), 34: ("changes", "")}
+_CORRECT_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26, 34])
+
+
+def encode_correct_usage_request(m: CorrectUsageRequest) -> bytes:
+    """The protobuf bytes of a CorrectUsageRequest. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at = ""
+    i = -1
+    try:
+        if v1 := m.usage_id:
+            at = "usage_id"
+            b = v1.encode()
+            n = len(b)
+            w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
+            w(b)
+        if v2 := m.organization_id:
+            at = "organization_id"
+            b = v2.encode()
+            n = len(b)
+            w(_T12[n] if n < 128 else b"\x12" + varint(n))
+            w(b)
+        if v3 := m.reason:
+            at = "reason"
+            b = v3.encode()
+            n = len(b)
+            w(_T1A[n] if n < 128 else b"\x1a" + varint(n))
+            w(b)
+        if (v4 := m.changes) is not None:
+            at = "changes"
+            b = write_raw_json(v4)
+            n = len(b)
+            w(_T22[n] if n < 128 else b"\x22" + varint(n))
+            w(b)
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise encode_error(error, at, i) from None
+    return b"".join(out)
+
+
+def decode_correct_usage_request(data: bytes) -> CorrectUsageRequest:
+    """The CorrectUsageRequest that protobuf bytes hold. Raises DecodeError."""
+    return _read_correct_usage_request(data, 0, len(data), 0, None)
+
+
+def _read_correct_usage_request(data: bytes, pos: int, end: int, depth: int, m: CorrectUsageRequest | None) -> CorrectUsageRequest:
+    if m is None: m = CorrectUsageRequest()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.usage_id = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 18:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.organization_id = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 26:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.reason = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 34:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.changes = read_raw_json(data[s:pos])
+                if pos >= end: break
+                t = data[pos]
+            if t in _CORRECT_USAGE_REQUEST_NAMES: continue
+            s = skip_field(data, pos, end, _CORRECT_USAGE_REQUEST_TAGS)
+            if s < 0:
+                data = canonicalize_tags(data, pos, end, _CORRECT_USAGE_REQUEST_TAGS)
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
+            pos = s
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise decode_error(error, m, _CORRECT_USAGE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+_CORRECT_USAGE_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
+_CORRECT_USAGE_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
+
+
+def encode_correct_usage_response(m: CorrectUsageResponse) -> bytes:
+    """The protobuf bytes of a CorrectUsageResponse. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at = ""
+    i = -1
+    try:
+        if (v1 := m.data) is not None:
+            at = "data"
+            b = encode_usage_revision(v1)
+            n = len(b)
+            w(b"\x0a")
+            w(SHORT[n] if n < 16384 else varint(n))
+            w(b)
+        if (v2 := m.meta) is not None:
+            at = "meta"
+            b = encode_response_meta(v2)
+            n = len(b)
+            w(b"\x12")
+            w(SHORT[n] if n < 16384 else varint(n))
+            w(b)
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise encode_error(error, at, i) from None
+    return b"".join(out)
+
+
+def decode_correct_usage_response(data: bytes) -> CorrectUsageResponse:
+    """The CorrectUsageResponse that protobuf bytes hold. Raises DecodeError."""
+    return _read_correct_usage_response(data, 0, len(data), 0, None)
+
+
+def _read_correct_usage_response(data: bytes, pos: int, end: int, depth: int, m: CorrectUsageResponse | None) -> CorrectUsageResponse:
+    if m is None: m = CorrectUsageResponse()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                if pos > end: raise IndexError
+                m.data = _read_usage_revision(data, s, pos, depth + 1, m.data)
+                if pos >= end: break
+                t = data[pos]
+            if t == 18:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                if pos > end: raise IndexError
+                m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
+                if pos >= end: break
+                t = data[pos]
+            if t in _CORRECT_USAGE_RESPONSE_NAMES: continue
+            s = skip_field(data, pos, end, _CORRECT_USAGE_RESPONSE_TAGS)
+            if s < 0:
+                data = canonicalize_tags(data, pos, end, _CORRECT_USAGE_RESPONSE_TAGS)
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
+            pos = s
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise decode_error(error, m, _CORRECT_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+_LIST_USAGE_REVISIONS_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("usage_id", ""), 18: ("organization_id", "")}
+_LIST_USAGE_REVISIONS_REQUEST_TAGS: frozenset[int] = frozenset([10, 18])
+
+
+def encode_list_usage_revisions_request(m: ListUsageRevisionsRequest) -> bytes:
+    """The protobuf bytes of a ListUsageRevisionsRequest. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at = ""
+    i = -1
+    try:
+        if v1 := m.usage_id:
+            at = "usage_id"
+            b = v1.encode()
+            n = len(b)
+            w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
+            w(b)
+        if v2 := m.organization_id:
+            at = "organization_id"
+            b = v2.encode()
+            n = len(b)
+            w(_T12[n] if n < 128 else b"\x12" + varint(n))
+            w(b)
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise encode_error(error, at, i) from None
+    return b"".join(out)
+
+
+def decode_list_usage_revisions_request(data: bytes) -> ListUsageRevisionsRequest:
+    """The ListUsageRevisionsRequest that protobuf bytes hold. Raises DecodeError."""
+    return _read_list_usage_revisions_request(data, 0, len(data), 0, None)
+
+
+def _read_list_usage_revisions_request(data: bytes, pos: int, end: int, depth: int, m: ListUsageRevisionsRequest | None) -> ListUsageRevisionsRequest:
+    if m is None: m = ListUsageRevisionsRequest()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.usage_id = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 18:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.organization_id = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t in _LIST_USAGE_REVISIONS_REQUEST_NAMES: continue
+            s = skip_field(data, pos, end, _LIST_USAGE_REVISIONS_REQUEST_TAGS)
+            if s < 0:
+                data = canonicalize_tags(data, pos, end, _LIST_USAGE_REVISIONS_REQUEST_TAGS)
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
+            pos = s
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise decode_error(error, m, _LIST_USAGE_REVISIONS_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+_USAGE_REVISIONS_NAMES: dict[int, tuple[str, str]] = {10: ("usage_id", ""), 18: ("revisions", "revisions")}
+_USAGE_REVISIONS_TAGS: frozenset[int] = frozenset([10, 18])
+
+
+def encode_usage_revisions(m: UsageRevisions) -> bytes:
+    """The protobuf bytes of a UsageRevisions. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at = ""
+    i = -1
+    try:
+        if v1 := m.usage_id:
+            at = "usage_id"
+            b = v1.encode()
+            n = len(b)
+            w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
+            w(b)
+        if v2 := m.revisions:
+            at = "revisions"
+            for i, x2 in enumerate(v2):
+                b = encode_usage_revision(x2)
+                n = len(b)
+                w(b"\x12")
+                w(SHORT[n] if n < 16384 else varint(n))
+                w(b)
+            i = -1
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise encode_error(error, at, i) from None
+    return b"".join(out)
+
+
+def decode_usage_revisions(data: bytes) -> UsageRevisions:
+    """The UsageRevisions that protobuf bytes hold. Raises DecodeError."""
+    return _read_usage_revisions(data, 0, len(data), 0, None)
+
+
+def _read_usage_revisions(data: bytes, pos: int, end: int, depth: int, m: UsageRevisions | None) -> UsageRevisions:
+    if m is None: m = UsageRevisions()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.usage_id = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 18:
+                x2 = m.revisions.append
+                while t == 18:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    if pos > end: raise IndexError
+                    x2(_read_usage_revision(data, s, pos, depth + 1, None))
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t in _USAGE_REVISIONS_NAMES: continue
+            s = skip_field(data, pos, end, _USAGE_REVISIONS_TAGS)
+            if s < 0:
+                data = canonicalize_tags(data, pos, end, _USAGE_REVISIONS_TAGS)
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
+            pos = s
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise decode_error(error, m, _USAGE_REVISIONS_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+_LIST_USAGE_REVISIONS_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
+_LIST_USAGE_REVISIONS_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
+
+
+def encode_list_usage_revisions_response(m: ListUsageRevisionsResponse) -> bytes:
+    """The protobuf bytes of a ListUsageRevisionsResponse. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at = ""
+    i = -1
+    try:
+        if (v1 := m.data) is not None:
+            at = "data"
+            b = encode_usage_revisions(v1)
+            n = len(b)
+            w(b"\x0a")
+            w(SHORT[n] if n < 16384 else varint(n))
+            w(b)
+        if (v2 := m.meta) is not None:
+            at = "meta"
+            b = encode_response_meta(v2)
+            n = len(b)
+            w(b"\x12")
+            w(SHORT[n] if n < 16384 else varint(n))
+            w(b)
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise encode_error(error, at, i) from None
+    return b"".join(out)
+
+
+def decode_list_usage_revisions_response(data: bytes) -> ListUsageRevisionsResponse:
+    """The ListUsageRevisionsResponse that protobuf bytes hold. Raises DecodeError."""
+    return _read_list_usage_revisions_response(data, 0, len(data), 0, None)
+
+
+def _read_list_usage_revisions_response(data: bytes, pos: int, end: int, depth: int, m: ListUsageRevisionsResponse | None) -> ListUsageRevisionsResponse:
+    if m is None: m = ListUsageRevisionsResponse()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                if pos > end: raise IndexError
+                m.data = _read_usage_revisions(data, s, pos, depth + 1, m.data)
+                if pos >= end: break
+                t = data[pos]
+            if t == 18:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                if pos > end: raise IndexError
+                m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
+                if pos >= end: break
+                t = data[pos]
+            if t in _LIST_USAGE_REVISIONS_RESPONSE_NAMES: continue
+            s = skip_field(data, pos, end, _LIST_USAGE_REVISIONS_RESPONSE_TAGS)
+            if s < 0:
+                data = canonicalize_tags(data, pos, end, _LIST_USAGE_REVISIONS_RESPONSE_TAGS)
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
+            pos = s
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise decode_error(error, m, _LIST_USAGE_REVISIONS_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m

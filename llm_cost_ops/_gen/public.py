@@ -9,9 +9,9 @@ from llm_cost_ops._gen.messages import (
     CostSummary, CostVerification, CurrencyTotal, FieldViolation, GetHealthResponse, GetReadinessResponse,
     GroupKey, HealthStatus, Interval, ListPricesResponse, ListUsageResponse, MetricValues, ModalityTokens,
     Operation, Outcome, Pagination, PriceMultiplier, PriceOrigin, PriceTier, Rate, RateCard, RecordError,
-    RepriceDifference, RepriceReport, ResponseMeta, StreamProblem, StreamUsageRequest, StreamUsageResponse,
-    SubmitResult, SubmitStatus, TierBasis, TierMode, TimeSeriesPoint, TimeWindow, UsageQuality, UsageReceipt,
-    UsageRecord,
+    RepriceDifference, RepriceReport, ResponseMeta, RevisionKind, StreamProblem, StreamUsageRequest,
+    StreamUsageResponse, SubmitResult, SubmitStatus, TierBasis, TierMode, TimeSeriesPoint, TimeWindow,
+    UsageQuality, UsageReceipt, UsageRecord, UsageRevision, UsageRevisions,
 )
 
 __all__ = [
@@ -20,7 +20,8 @@ __all__ = [
     "GetReadinessResponse", "GroupKey", "HealthStatus", "Interval", "ListPricesResponse", "ListUsageResponse",
     "MetricValues", "ModalityTokens", "Operation", "Outcome", "Pagination", "PriceMultiplier", "PriceOrigin",
     "PriceTier", "Rate", "RateCard", "RecordError", "RepriceDifference", "RepriceReport", "ResponseMeta",
-    "StreamProblem", "StreamUsageRequest", "StreamUsageResponse", "SubmitResult", "SubmitStatus", "TierBasis",
-    "TierMode", "TimeSeriesPoint", "TimeWindow", "UsageQuality", "UsageReceipt", "UsageRecord",
+    "RevisionKind", "StreamProblem", "StreamUsageRequest", "StreamUsageResponse", "SubmitResult",
+    "SubmitStatus", "TierBasis", "TierMode", "TimeSeriesPoint", "TimeWindow", "UsageQuality", "UsageReceipt",
+    "UsageRecord", "UsageRevision", "UsageRevisions",
 ]
 

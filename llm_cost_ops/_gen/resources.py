@@ -11,13 +11,15 @@ from typing import Any, Literal, TypedDict
 
 from llm_cost_ops._gen import methods
 from llm_cost_ops._gen.messages import (
-    Analytics, BatchReceipt, BatchSubmitUsageRequest, CostRecord, CostSummary, CostVerification,
-    CreatePriceRequest, EstimateCostRequest, ExportUsageRequest, Filter, GetAnalyticsRequest, GetCostRequest,
-    GetCostSummaryRequest, GetHealthRequest, GetHealthResponse, GetPriceRequest, GetReadinessRequest,
-    GetReadinessResponse, Interval, ListPricesRequest, ListPricesResponse, ListUsageRequest,
-    ListUsageResponse, ModalityTokens, Operation, Outcome, PriceMultiplier, PriceOrigin, Rate, RateCard,
-    RepriceReport, RepriceUsageRequest, StreamUsageRequest, StreamUsageResponse, SubmitUsageRequest,
-    TierBasis, TierMode, TimeWindow, UsageQuality, UsageReceipt, UsageRecord, VerifyCostRequest,
+    Analytics, BatchReceipt, BatchSubmitUsageRequest, CorrectUsageRequest, CostRecord, CostSummary,
+    CostVerification, CreatePriceRequest, EstimateCostRequest, ExportUsageRequest, Filter,
+    GetAnalyticsRequest, GetCostRequest, GetCostSummaryRequest, GetHealthRequest, GetHealthResponse,
+    GetPriceRequest, GetReadinessRequest, GetReadinessResponse, Interval, ListPricesRequest,
+    ListPricesResponse, ListUsageRequest, ListUsageResponse, ListUsageRevisionsRequest, ModalityTokens,
+    Operation, Outcome, PriceMultiplier, PriceOrigin, Rate, RateCard, RepriceReport, RepriceUsageRequest,
+    StreamUsageRequest, StreamUsageResponse, SubmitUsageRequest, TierBasis, TierMode, TimeWindow,
+    UsageQuality, UsageReceipt, UsageRecord, UsageRevision, UsageRevisions, VerifyCostRequest,
+    VoidUsageRequest,
 )
 from llm_cost_ops.config import RetryConfig
 from llm_cost_ops.rpc.channel import UNSET, AsyncChannel, Channel
@@ -216,7 +218,9 @@ class AnalyticsResource:
             processing: How they were processed, such as batch.
             region: The geographies that set the price.
             operation: The kinds of call: chat, embeddings…
-            status: How sure the costs are: priced, estimated, partial, unpriced, reported.
+            status: How sure the costs are: priced, estimated, partial, unpriced, reported. All of
+                these when not given; records that were voided count only where voided is among the
+                values.
             interval: The length of a bucket.
             metrics: The metrics of each bucket: total_cost, total_tokens, total_requests,
                 input_tokens, output_tokens, cached_tokens, unpriced_requests,
@@ -392,7 +396,9 @@ class CostsResource:
             processing: How they were processed, such as batch.
             region: The geographies that set the price.
             operation: The kinds of call: chat, embeddings…
-            status: How sure the costs are: priced, estimated, partial, unpriced, reported.
+            status: How sure the costs are: priced, estimated, partial, unpriced, reported. All of
+                these when not given; records that were voided count only where voided is among the
+                values.
             group_by: What to group by, at most 4 of: none, provider, model, organization, project,
                 user, tag, label:<key>, operation, service_tier, processing, region, status, meter,
                 and one of hour, day, week, month. By meter, cost and tokens are split, and a call
@@ -540,9 +546,9 @@ class CostsResource:
             model_id: The model that served the call. Example: "gpt-4o".
             input_tokens: Everything that went in: uncached, cached, cache-written, every modality,
                 tool prompts. Unset when not known: a record that states no count of any kind is
-                unpriced, where a stated 0 is 0.
+                unpriced, where a stated 0 is 0. Example: "1200".
             output_tokens: Everything that came out: visible, reasoning, every modality. Unset when
-                not known.
+                not known. Example: "350".
             total_tokens: input_tokens + output_tokens; checked when sent, present in answers where
                 one of them is.
             cached_tokens: Cache reads, a subset of input_tokens.
@@ -582,7 +588,8 @@ class CostsResource:
             source: What sent it: "api", "webhook", "file", "stream", or an adapter and its version.
             observation: Whether it was seen by an instrument beside the call (an SDK's hook, a proxy,
                 a span), and another one may have seen the same call: whoever comes first counts, and
-                its key with equal counts is a duplicate whatever the labels.
+                its key with equal counts is a duplicate whatever the labels. One whose counts are
+                unknown is superseded by the first that has them, as a revision.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
@@ -714,7 +721,9 @@ class CostsResource:
             processing: How they were processed, such as batch.
             region: The geographies that set the price.
             operation: The kinds of call: chat, embeddings…
-            status: How sure the costs are: priced, estimated, partial, unpriced, reported.
+            status: How sure the costs are: priced, estimated, partial, unpriced, reported. All of
+                these when not given; records that were voided count only where voided is among the
+                values.
             as_of: Leaves out cards that were created after this moment; a date means the end of that
                 day. All cards count when not given, and those of the bundled catalog always.
             dry_run: Report what would change, and write nothing.
@@ -1193,8 +1202,8 @@ class PricingResource:
         Args:
             provider: The provider. Example: "openai".
             model_id: The model's id, or a prefix that ends in "*". Example: "gpt-4o".
-            input_price_per_1k: The price of 1,000 input tokens. Example: "0.0025".
-            output_price_per_1k: The price of 1,000 output tokens. Example: "0.01".
+            input_price_per_1k: The price of 1,000 input tokens.
+            output_price_per_1k: The price of 1,000 output tokens.
             currency: ISO 4217; USD when not given.
             effective_date: The first moment, inclusive; a date means its midnight in UTC. Now when
                 not given.
@@ -1564,9 +1573,9 @@ class UsageResource:
             model_id: The model that served the call. Example: "gpt-4o".
             input_tokens: Everything that went in: uncached, cached, cache-written, every modality,
                 tool prompts. Unset when not known: a record that states no count of any kind is
-                unpriced, where a stated 0 is 0.
+                unpriced, where a stated 0 is 0. Example: "1200".
             output_tokens: Everything that came out: visible, reasoning, every modality. Unset when
-                not known.
+                not known. Example: "350".
             total_tokens: input_tokens + output_tokens; checked when sent, present in answers where
                 one of them is.
             cached_tokens: Cache reads, a subset of input_tokens.
@@ -1606,7 +1615,8 @@ class UsageResource:
             source: What sent it: "api", "webhook", "file", "stream", or an adapter and its version.
             observation: Whether it was seen by an instrument beside the call (an SDK's hook, a proxy,
                 a span), and another one may have seen the same call: whoever comes first counts, and
-                its key with equal counts is a duplicate whatever the labels.
+                its key with equal counts is a duplicate whatever the labels. One whose counts are
+                unknown is superseded by the first that has them, as a revision.
             timeout: seconds for the whole call, retries included; None for no limit.
             headers: metadata to send beside that of the client.
             retry: how to retry this call, instead of as the client does; None for not at all.
@@ -1765,7 +1775,9 @@ class UsageResource:
             processing: How they were processed, such as batch.
             region: The geographies that set the price.
             operation: The kinds of call: chat, embeddings…
-            status: How sure the costs are: priced, estimated, partial, unpriced, reported.
+            status: How sure the costs are: priced, estimated, partial, unpriced, reported. All of
+                these when not given; records that were voided count only where voided is among the
+                values.
             page: The page's number, from 1. Numbered pages are counted, and may shift while items are
                 added.
             page_size: The most items to return, 20 when not given.
@@ -1884,7 +1896,9 @@ class UsageResource:
             processing: How they were processed, such as batch.
             region: The geographies that set the price.
             operation: The kinds of call: chat, embeddings…
-            status: How sure the costs are: priced, estimated, partial, unpriced, reported.
+            status: How sure the costs are: priced, estimated, partial, unpriced, reported. All of
+                these when not given; records that were voided count only where voided is among the
+                values.
             order: "asc" (the default) or "desc", by timestamp.
             timeout: seconds for the whole stream, retries included; None for no limit.
             headers: metadata to send beside that of the client.
@@ -1916,6 +1930,98 @@ class UsageResource:
         )
         return response
 
+    def void(
+        self,
+        usage_id: str,
+        *,
+        reason: str,
+        organization_id: str = "",
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
+    ) -> UsageRevision:
+        """Takes a record out of every sum and list, as a revision: the record and its revisions before
+        stay, and are found with `status` voided. Its key stays taken. A record that is void already
+        gives that revision again.
+
+        Args:
+            usage_id: The id of the record.
+            organization_id: The organization of the record. Needed where the caller may see several.
+            reason: Why, for who reads the revisions.
+            timeout: seconds for the whole call, retries included; None for no limit.
+            headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
+        """
+        request = VoidUsageRequest(usage_id=usage_id, reason=reason)
+        if organization_id is not EMPTY:
+            request.organization_id = organization_id
+        response: UsageRevision = self._channel.unary_unary(
+            methods.VOID_USAGE, request, timeout, headers, retry
+        )
+        return response
+
+    def correct(
+        self,
+        usage_id: str,
+        *,
+        reason: str,
+        changes: dict[str, Any] | None,
+        organization_id: str = "",
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
+    ) -> UsageRevision:
+        """Changes fields of a record, as a revision: it is priced again by the cards of today, sums and
+        lists follow, and the record as it was sent stays. Changes that change nothing give the revision
+        in force again. A record that was voided is FAILED_PRECONDITION.
+
+        Args:
+            usage_id: The id of the record.
+            organization_id: The organization of the record. Needed where the caller may see several.
+            reason: Why, for who reads the revisions.
+            changes: The fields to change, by their names in a UsageRecord; each replaces what is
+                there as a whole, and null takes it away. total_tokens follows the others unless it is
+                given. Not organization_id, idempotency_key, timestamp and observation: a record with
+                a wrong one is voided, and recorded anew under another key.
+            timeout: seconds for the whole call, retries included; None for no limit.
+            headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
+        """
+        request = CorrectUsageRequest(usage_id=usage_id, reason=reason, changes=changes)
+        if organization_id is not EMPTY:
+            request.organization_id = organization_id
+        response: UsageRevision = self._channel.unary_unary(
+            methods.CORRECT_USAGE, request, timeout, headers, retry
+        )
+        return response
+
+    def revisions(
+        self,
+        usage_id: str,
+        *,
+        organization_id: str = "",
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
+    ) -> UsageRevisions:
+        """Gives every revision of a record: as it was sent, and each repricing, correction or voiding
+        since.
+
+        Args:
+            usage_id: The id of the record.
+            organization_id: The organization of the record. Needed where the caller may see several.
+            timeout: seconds for the whole call, retries included; None for no limit.
+            headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
+        """
+        request = ListUsageRevisionsRequest(usage_id=usage_id)
+        if organization_id is not EMPTY:
+            request.organization_id = organization_id
+        response: UsageRevisions = self._channel.unary_unary(
+            methods.LIST_USAGE_REVISIONS, request, timeout, headers, retry
+        )
+        return response
+
     list = get_history
 
 
@@ -1925,6 +2031,9 @@ class RawUsageResource(RawResource):
     submit = raw(UsageResource.submit)
     submit_batch = raw(UsageResource.submit_batch)
     get_history = raw_pages(UsageResource.get_history)
+    void = raw(UsageResource.void)
+    correct = raw(UsageResource.correct)
+    revisions = raw(UsageResource.revisions)
     list = get_history
 
 
@@ -2208,6 +2317,63 @@ class AsyncUsageResource:
         )
         return response
 
+    async def void(
+        self,
+        usage_id: str,
+        *,
+        reason: str,
+        organization_id: str = "",
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
+    ) -> UsageRevision:
+        """As UsageResource.void."""
+        request = VoidUsageRequest(usage_id=usage_id, reason=reason)
+        if organization_id is not EMPTY:
+            request.organization_id = organization_id
+        response: UsageRevision = await self._channel.unary_unary(
+            methods.VOID_USAGE, request, timeout, headers, retry
+        )
+        return response
+
+    async def correct(
+        self,
+        usage_id: str,
+        *,
+        reason: str,
+        changes: dict[str, Any] | None,
+        organization_id: str = "",
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
+    ) -> UsageRevision:
+        """As UsageResource.correct."""
+        request = CorrectUsageRequest(usage_id=usage_id, reason=reason, changes=changes)
+        if organization_id is not EMPTY:
+            request.organization_id = organization_id
+        response: UsageRevision = await self._channel.unary_unary(
+            methods.CORRECT_USAGE, request, timeout, headers, retry
+        )
+        return response
+
+    async def revisions(
+        self,
+        usage_id: str,
+        *,
+        organization_id: str = "",
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
+    ) -> UsageRevisions:
+        """As UsageResource.revisions."""
+        request = ListUsageRevisionsRequest(usage_id=usage_id)
+        if organization_id is not EMPTY:
+            request.organization_id = organization_id
+        response: UsageRevisions = await self._channel.unary_unary(
+            methods.LIST_USAGE_REVISIONS, request, timeout, headers, retry
+        )
+        return response
+
     list = get_history
 
 
@@ -2217,4 +2383,7 @@ class RawAsyncUsageResource(RawResource):
     submit = async_raw(AsyncUsageResource.submit)
     submit_batch = async_raw(AsyncUsageResource.submit_batch)
     get_history = async_raw_pages(AsyncUsageResource.get_history)
+    void = async_raw(AsyncUsageResource.void)
+    correct = async_raw(AsyncUsageResource.correct)
+    revisions = async_raw(AsyncUsageResource.revisions)
     list = get_history

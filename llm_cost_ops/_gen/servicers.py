@@ -8,18 +8,19 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Protocol
 
 from llm_cost_ops._gen.messages import (
-    BatchSubmitUsageRequest, BatchSubmitUsageResponse, CreatePriceRequest, CreatePriceResponse,
-    EstimateCostRequest, EstimateCostResponse, ExportUsageRequest, ExportUsageResponse, GetAnalyticsRequest,
-    GetAnalyticsResponse, GetCostRequest, GetCostResponse, GetCostSummaryRequest, GetCostSummaryResponse,
-    GetHealthRequest, GetHealthResponse, GetPriceRequest, GetPriceResponse, GetReadinessRequest,
-    GetReadinessResponse, ListPricesRequest, ListPricesResponse, ListUsageRequest, ListUsageResponse,
+    BatchSubmitUsageRequest, BatchSubmitUsageResponse, CorrectUsageRequest, CorrectUsageResponse,
+    CreatePriceRequest, CreatePriceResponse, EstimateCostRequest, EstimateCostResponse, ExportUsageRequest,
+    ExportUsageResponse, GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest, GetCostResponse,
+    GetCostSummaryRequest, GetCostSummaryResponse, GetHealthRequest, GetHealthResponse, GetPriceRequest,
+    GetPriceResponse, GetReadinessRequest, GetReadinessResponse, ListPricesRequest, ListPricesResponse,
+    ListUsageRequest, ListUsageResponse, ListUsageRevisionsRequest, ListUsageRevisionsResponse,
     RepriceUsageRequest, RepriceUsageResponse, StreamUsageRequest, StreamUsageResponse, SubmitUsageRequest,
-    SubmitUsageResponse, VerifyCostRequest, VerifyCostResponse,
+    SubmitUsageResponse, VerifyCostRequest, VerifyCostResponse, VoidUsageRequest, VoidUsageResponse,
 )
 from llm_cost_ops._gen.methods import (
-    BATCH_SUBMIT_USAGE, CREATE_PRICE, ESTIMATE_COST, EXPORT_USAGE, GET_ANALYTICS, GET_COST, GET_COST_SUMMARY,
-    GET_HEALTH, GET_PRICE, GET_READINESS, LIST_PRICES, LIST_USAGE, REPRICE_USAGE, STREAM_USAGE, SUBMIT_USAGE,
-    VERIFY_COST,
+    BATCH_SUBMIT_USAGE, CORRECT_USAGE, CREATE_PRICE, ESTIMATE_COST, EXPORT_USAGE, GET_ANALYTICS, GET_COST,
+    GET_COST_SUMMARY, GET_HEALTH, GET_PRICE, GET_READINESS, LIST_PRICES, LIST_USAGE, LIST_USAGE_REVISIONS,
+    REPRICE_USAGE, STREAM_USAGE, SUBMIT_USAGE, VERIFY_COST, VOID_USAGE,
 )
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.method import MethodDescriptor
@@ -169,6 +170,25 @@ class UsageServicer(Protocol):
         {"error": ...}.
         """
 
+    async def void_usage(self, request: VoidUsageRequest, context: CallContext) -> VoidUsageResponse:
+        """Takes a record out of every sum and list, as a revision: the record and its revisions before
+        stay, and are found with `status` voided. Its key stays taken. A record that is void already
+        gives that revision again.
+        """
+
+    async def correct_usage(self, request: CorrectUsageRequest, context: CallContext) -> CorrectUsageResponse:
+        """Changes fields of a record, as a revision: it is priced again by the cards of today, sums and
+        lists follow, and the record as it was sent stays. Changes that change nothing give the revision
+        in force again. A record that was voided is FAILED_PRECONDITION.
+        """
+
+    async def list_usage_revisions(
+        self, request: ListUsageRevisionsRequest, context: CallContext
+    ) -> ListUsageRevisionsResponse:
+        """Gives every revision of a record: as it was sent, and each repricing, correction or voiding
+        since.
+        """
+
 
 def bind_usage_service(servicer: UsageServicer) -> list[tuple[MethodDescriptor[Any, Any], Any]]:
     """Pair the methods of UsageService with those of a servicer."""
@@ -178,4 +198,7 @@ def bind_usage_service(servicer: UsageServicer) -> list[tuple[MethodDescriptor[A
         (LIST_USAGE, servicer.list_usage),
         (STREAM_USAGE, servicer.stream_usage),
         (EXPORT_USAGE, servicer.export_usage),
+        (VOID_USAGE, servicer.void_usage),
+        (CORRECT_USAGE, servicer.correct_usage),
+        (LIST_USAGE_REVISIONS, servicer.list_usage_revisions),
     ]

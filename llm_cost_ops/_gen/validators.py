@@ -9,18 +9,19 @@ from typing import Any
 
 from llm_cost_ops._gen.messages import (
     Analytics, AnalyticsSummary, BatchReceipt, BatchSubmitUsageRequest, BatchSubmitUsageResponse,
-    ComponentHealth, CostGroup, CostLine, CostRecord, CostStatus, CostSummary, CostVerification,
-    CreatePriceRequest, CreatePriceResponse, CurrencyTotal, EstimateCostRequest, EstimateCostResponse,
-    ExportUsageRequest, ExportUsageResponse, FieldViolation, Filter, GetAnalyticsRequest,
-    GetAnalyticsResponse, GetCostRequest, GetCostResponse, GetCostSummaryRequest, GetCostSummaryResponse,
-    GetHealthRequest, GetHealthResponse, GetPriceRequest, GetPriceResponse, GetReadinessRequest,
-    GetReadinessResponse, GroupKey, HealthStatus, Interval, ListPricesRequest, ListPricesResponse,
-    ListUsageRequest, ListUsageResponse, MetricValues, ModalityTokens, Operation, Outcome, Pagination,
-    PriceMultiplier, PriceOrigin, PriceTier, Rate, RateCard, RecordError, RepriceDifference, RepriceReport,
-    RepriceUsageRequest, RepriceUsageResponse, ResponseMeta, StreamProblem, StreamUsageRequest,
+    ComponentHealth, CorrectUsageRequest, CorrectUsageResponse, CostGroup, CostLine, CostRecord, CostStatus,
+    CostSummary, CostVerification, CreatePriceRequest, CreatePriceResponse, CurrencyTotal,
+    EstimateCostRequest, EstimateCostResponse, ExportUsageRequest, ExportUsageResponse, FieldViolation,
+    Filter, GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest, GetCostResponse, GetCostSummaryRequest,
+    GetCostSummaryResponse, GetHealthRequest, GetHealthResponse, GetPriceRequest, GetPriceResponse,
+    GetReadinessRequest, GetReadinessResponse, GroupKey, HealthStatus, Interval, ListPricesRequest,
+    ListPricesResponse, ListUsageRequest, ListUsageResponse, ListUsageRevisionsRequest,
+    ListUsageRevisionsResponse, MetricValues, ModalityTokens, Operation, Outcome, Pagination, PriceMultiplier,
+    PriceOrigin, PriceTier, Rate, RateCard, RecordError, RepriceDifference, RepriceReport,
+    RepriceUsageRequest, RepriceUsageResponse, ResponseMeta, RevisionKind, StreamProblem, StreamUsageRequest,
     StreamUsageResponse, SubmitResult, SubmitStatus, SubmitUsageRequest, SubmitUsageResponse, TierBasis,
-    TierMode, TimeSeriesPoint, TimeWindow, UsageQuality, UsageReceipt, UsageRecord, VerifyCostRequest,
-    VerifyCostResponse,
+    TierMode, TimeSeriesPoint, TimeWindow, UsageQuality, UsageReceipt, UsageRecord, UsageRevision,
+    UsageRevisions, VerifyCostRequest, VerifyCostResponse, VoidUsageRequest, VoidUsageResponse,
 )
 from llm_cost_ops.rpc.status import Violation
 from llm_cost_ops.wire.validation import (
@@ -31,24 +32,27 @@ from llm_cost_ops.wire.validation import (
 __all__ = [
     "validate_analytics", "validate_analytics_summary", "validate_batch_receipt",
     "validate_batch_submit_usage_request", "validate_batch_submit_usage_response",
-    "validate_component_health", "validate_cost_group", "validate_cost_line", "validate_cost_record",
-    "validate_cost_summary", "validate_cost_verification", "validate_create_price_request",
-    "validate_create_price_response", "validate_currency_total", "validate_estimate_cost_request",
-    "validate_estimate_cost_response", "validate_export_usage_request", "validate_export_usage_response",
-    "validate_field_violation", "validate_filter", "validate_get_analytics_request",
-    "validate_get_analytics_response", "validate_get_cost_request", "validate_get_cost_response",
-    "validate_get_cost_summary_request", "validate_get_cost_summary_response", "validate_get_health_request",
-    "validate_get_health_response", "validate_get_price_request", "validate_get_price_response",
-    "validate_get_readiness_request", "validate_get_readiness_response", "validate_group_key",
-    "validate_list_prices_request", "validate_list_prices_response", "validate_list_usage_request",
-    "validate_list_usage_response", "validate_metric_values", "validate_modality_tokens",
-    "validate_pagination", "validate_price_multiplier", "validate_price_tier", "validate_rate",
-    "validate_rate_card", "validate_record_error", "validate_reprice_difference", "validate_reprice_report",
-    "validate_reprice_usage_request", "validate_reprice_usage_response", "validate_response_meta",
-    "validate_stream_problem", "validate_stream_usage_request", "validate_stream_usage_response",
-    "validate_submit_result", "validate_submit_usage_request", "validate_submit_usage_response",
-    "validate_time_series_point", "validate_time_window", "validate_usage_receipt", "validate_usage_record",
-    "validate_verify_cost_request", "validate_verify_cost_response",
+    "validate_component_health", "validate_correct_usage_request", "validate_correct_usage_response",
+    "validate_cost_group", "validate_cost_line", "validate_cost_record", "validate_cost_summary",
+    "validate_cost_verification", "validate_create_price_request", "validate_create_price_response",
+    "validate_currency_total", "validate_estimate_cost_request", "validate_estimate_cost_response",
+    "validate_export_usage_request", "validate_export_usage_response", "validate_field_violation",
+    "validate_filter", "validate_get_analytics_request", "validate_get_analytics_response",
+    "validate_get_cost_request", "validate_get_cost_response", "validate_get_cost_summary_request",
+    "validate_get_cost_summary_response", "validate_get_health_request", "validate_get_health_response",
+    "validate_get_price_request", "validate_get_price_response", "validate_get_readiness_request",
+    "validate_get_readiness_response", "validate_group_key", "validate_list_prices_request",
+    "validate_list_prices_response", "validate_list_usage_request", "validate_list_usage_response",
+    "validate_list_usage_revisions_request", "validate_list_usage_revisions_response",
+    "validate_metric_values", "validate_modality_tokens", "validate_pagination", "validate_price_multiplier",
+    "validate_price_tier", "validate_rate", "validate_rate_card", "validate_record_error",
+    "validate_reprice_difference", "validate_reprice_report", "validate_reprice_usage_request",
+    "validate_reprice_usage_response", "validate_response_meta", "validate_stream_problem",
+    "validate_stream_usage_request", "validate_stream_usage_response", "validate_submit_result",
+    "validate_submit_usage_request", "validate_submit_usage_response", "validate_time_series_point",
+    "validate_time_window", "validate_usage_receipt", "validate_usage_record", "validate_usage_revision",
+    "validate_usage_revisions", "validate_verify_cost_request", "validate_verify_cost_response",
+    "validate_void_usage_request", "validate_void_usage_response",
 ]
 
 
@@ -58,7 +62,7 @@ def validate_get_analytics_request(m: GetAnalyticsRequest, path: str, violations
     v: Any
     validate_filter(m, "", violations)
     v = m.interval
-    if type(v) is not Interval:
+    if type(v) is not Interval or v.number is None:
         check_enum(v, "interval", violations, Interval)
     v = m.metrics
     if (v or type(v) is not list) and check_items(v, "metrics", violations, max_items=16):
@@ -169,7 +173,7 @@ def validate_analytics(m: Analytics, path: str, violations: list[Violation]) -> 
     if v is not None:
         validate_analytics_summary(v, "summary", violations) if type(v) is AnalyticsSummary else check_instance(v, "summary", violations, AnalyticsSummary)
     v = m.interval
-    if type(v) is not Interval:
+    if type(v) is not Interval or v.number is None:
         check_enum(v, "interval", violations, Interval)
     v = m.period_start
     if v is not None and type(v) is not datetime:
@@ -238,7 +242,7 @@ def validate_cost_record(m: CostRecord, path: str, violations: list[Violation]) 
     if v is not ZERO and (type(v) is not int or not -2147483648 <= v <= 2147483647):
         check_int(v, "revision", violations, -2147483648, 2147483647)
     v = m.status
-    if type(v) is not CostStatus:
+    if type(v) is not CostStatus or v.number is None:
         check_enum(v, "status", violations, CostStatus)
     v = m.currency
     if v is not EMPTY and (type(v) is not str or not v.isprintable()):
@@ -281,6 +285,12 @@ def validate_cost_record(m: CostRecord, path: str, violations: list[Violation]) 
     v = m.origin_version
     if v is not EMPTY and (type(v) is not str or not v.isprintable()):
         check_text(v, "origin_version", violations)
+    v = m.revision_kind
+    if type(v) is not RevisionKind or v.number is None:
+        check_enum(v, "revision_kind", violations, RevisionKind)
+    v = m.revision_reason
+    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
+        check_text(v, "revision_reason", violations)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -354,6 +364,11 @@ def validate_cost_group(m: CostGroup, path: str, violations: list[Violation]) ->
     v = m.other_currencies
     if (v or type(v) is not list) and check_items(v, "other_currencies", violations):
         check_messages(v, "other_currencies", violations, CurrencyTotal, validate_currency_total)
+    v = m.reported_requests
+    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
+        check_int(v, "reported_requests", violations, -9223372036854775808, 9223372036854775807)
+    v = m.reported_cost
+    check_decimal(v, "reported_cost", violations)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -410,6 +425,11 @@ def validate_cost_summary(m: CostSummary, path: str, violations: list[Violation]
     v = m.priced_fraction
     if v is not None:
         check_decimal(v, "priced_fraction", violations)
+    v = m.reported_requests
+    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
+        check_int(v, "reported_requests", violations, -9223372036854775808, 9223372036854775807)
+    v = m.reported_cost
+    check_decimal(v, "reported_cost", violations)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -701,7 +721,7 @@ def validate_component_health(m: ComponentHealth, path: str, violations: list[Vi
     if v is not EMPTY and (type(v) is not str or not v.isprintable()):
         check_text(v, "name", violations)
     v = m.status
-    if type(v) is not HealthStatus:
+    if type(v) is not HealthStatus or v.number is None:
         check_enum(v, "status", violations, HealthStatus)
     v = m.message
     if v is not EMPTY and (type(v) is not str or not v.isprintable()):
@@ -719,7 +739,7 @@ def validate_get_health_response(m: GetHealthResponse, path: str, violations: li
     start = len(violations)
     v: Any
     v = m.status
-    if type(v) is not HealthStatus:
+    if type(v) is not HealthStatus or v.number is None:
         check_enum(v, "status", violations, HealthStatus)
     v = m.version
     if v is not EMPTY and (type(v) is not str or not v.isprintable()):
@@ -743,7 +763,7 @@ def validate_get_readiness_response(m: GetReadinessResponse, path: str, violatio
     start = len(violations)
     v: Any
     v = m.status
-    if type(v) is not HealthStatus:
+    if type(v) is not HealthStatus or v.number is None:
         check_enum(v, "status", violations, HealthStatus)
     v = m.version
     if v is not EMPTY and (type(v) is not str or not v.isprintable()):
@@ -943,16 +963,16 @@ def validate_rate_card(m: RateCard, path: str, violations: list[Violation]) -> N
     if (v or type(v) is not list) and check_items(v, "rates", violations):
         check_messages(v, "rates", violations, Rate, validate_rate)
     v = m.tier_mode
-    if type(v) is not TierMode:
+    if type(v) is not TierMode or v.number is None:
         check_enum(v, "tier_mode", violations, TierMode)
     v = m.tier_basis
-    if type(v) is not TierBasis:
+    if type(v) is not TierBasis or v.number is None:
         check_enum(v, "tier_basis", violations, TierBasis)
     v = m.multipliers
     if (v or type(v) is not list) and check_items(v, "multipliers", violations):
         check_messages(v, "multipliers", violations, PriceMultiplier, validate_price_multiplier)
     v = m.origin
-    if type(v) is not PriceOrigin:
+    if type(v) is not PriceOrigin or v.number is None:
         check_enum(v, "origin", violations, PriceOrigin)
     v = m.origin_version
     if v is not EMPTY and (type(v) is not str or not v.isprintable()):
@@ -1037,10 +1057,10 @@ def validate_create_price_request(m: CreatePriceRequest, path: str, violations: 
     if (v or type(v) is not list) and check_items(v, "rates", violations, max_items=64):
         check_messages(v, "rates", violations, Rate, validate_rate)
     v = m.tier_mode
-    if type(v) is not TierMode:
+    if type(v) is not TierMode or v.number is None:
         check_enum(v, "tier_mode", violations, TierMode)
     v = m.tier_basis
-    if type(v) is not TierBasis:
+    if type(v) is not TierBasis or v.number is None:
         check_enum(v, "tier_basis", violations, TierBasis)
     v = m.multipliers
     if (v or type(v) is not list) and check_items(v, "multipliers", violations, max_items=16):
@@ -1121,7 +1141,7 @@ def validate_list_prices_request(m: ListPricesRequest, path: str, violations: li
     if v is not EMPTY and (type(v) is not str or not v.isprintable()):
         check_text(v, "active_at", violations)
     v = m.origin
-    if type(v) is not PriceOrigin:
+    if type(v) is not PriceOrigin or v.number is None:
         check_enum(v, "origin", violations, PriceOrigin)
     v = m.currency
     if v is not EMPTY and (type(v) is not str or len(v) > 3 or not v.isprintable()):
@@ -1262,13 +1282,13 @@ def validate_usage_record(m: UsageRecord, path: str, violations: list[Violation]
     if v is not None and (type(v) is not int or not 1 <= v <= 2147483647):
         check_int(v, "request_count", violations, 1, 2147483647)
     v = m.operation
-    if type(v) is not Operation:
+    if type(v) is not Operation or v.number is None:
         check_enum(v, "operation", violations, Operation)
     v = m.outcome
-    if type(v) is not Outcome:
+    if type(v) is not Outcome or v.number is None:
         check_enum(v, "outcome", violations, Outcome)
     v = m.quality
-    if type(v) is not UsageQuality:
+    if type(v) is not UsageQuality or v.number is None:
         check_enum(v, "quality", violations, UsageQuality)
     v = m.requested_model_id
     if v is not EMPTY and (type(v) is not str or len(v) > 255 or not v.isprintable()):
@@ -1331,7 +1351,7 @@ def validate_usage_record(m: UsageRecord, path: str, violations: list[Violation]
     if v is not EMPTY and (type(v) is not str or not v.isprintable()):
         check_text(v, "currency", violations)
     v = m.cost_status
-    if type(v) is not CostStatus:
+    if type(v) is not CostStatus or v.number is None:
         check_enum(v, "cost_status", violations, CostStatus)
     v = m.observation
     if type(v) is not bool:
@@ -1373,7 +1393,7 @@ def validate_usage_receipt(m: UsageReceipt, path: str, violations: list[Violatio
     if v is not None and type(v) is not datetime:
         check_instance(v, "processed_at", violations, datetime)
     v = m.cost_status
-    if type(v) is not CostStatus:
+    if type(v) is not CostStatus or v.number is None:
         check_enum(v, "cost_status", violations, CostStatus)
     v = m.duplicate
     if type(v) is not bool:
@@ -1431,7 +1451,7 @@ def validate_submit_result(m: SubmitResult, path: str, violations: list[Violatio
     start = len(violations)
     v: Any
     v = m.status
-    if type(v) is not SubmitStatus:
+    if type(v) is not SubmitStatus or v.number is None:
         check_enum(v, "status", violations, SubmitStatus)
     v = m.usage
     if v is not None:
@@ -1542,7 +1562,7 @@ def validate_stream_problem(m: StreamProblem, path: str, violations: list[Violat
     if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
         check_int(v, "index", violations, -9223372036854775808, 9223372036854775807)
     v = m.status
-    if type(v) is not SubmitStatus:
+    if type(v) is not SubmitStatus or v.number is None:
         check_enum(v, "status", violations, SubmitStatus)
     v = m.error
     if v is not None:
@@ -1590,5 +1610,150 @@ def validate_export_usage_response(m: ExportUsageResponse, path: str, violations
     v = m.records
     if (v or type(v) is not list) and check_items(v, "records", violations):
         check_messages(v, "records", violations, UsageRecord, validate_usage_record)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_usage_revision(m: UsageRevision, path: str, violations: list[Violation]) -> None:
+    """Check a UsageRevision."""
+    start = len(violations)
+    v: Any
+    v = m.usage_id
+    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
+        check_text(v, "usage_id", violations)
+    v = m.organization_id
+    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
+        check_text(v, "organization_id", violations)
+    v = m.revision
+    if v is not ZERO and (type(v) is not int or not -2147483648 <= v <= 2147483647):
+        check_int(v, "revision", violations, -2147483648, 2147483647)
+    v = m.kind
+    if type(v) is not RevisionKind or v.number is None:
+        check_enum(v, "kind", violations, RevisionKind)
+    v = m.reason
+    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
+        check_text(v, "reason", violations)
+    v = m.actor
+    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
+        check_text(v, "actor", violations)
+    v = m.made_at
+    if v is not None and type(v) is not datetime:
+        check_instance(v, "made_at", violations, datetime)
+    v = m.usage
+    if v is not None:
+        validate_usage_record(v, "usage", violations) if type(v) is UsageRecord else check_instance(v, "usage", violations, UsageRecord)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_void_usage_request(m: VoidUsageRequest, path: str, violations: list[Violation]) -> None:
+    """Check a VoidUsageRequest."""
+    start = len(violations)
+    v: Any
+    v = m.usage_id
+    if not v or type(v) is not str or len(v) > 64 or not v.isprintable():
+        check_text(v, "usage_id", violations, 64, required=True)
+    v = m.organization_id
+    if v is not EMPTY and (type(v) is not str or len(v) > 100 or not v.isprintable()):
+        check_text(v, "organization_id", violations, 100)
+    v = m.reason
+    if not v or type(v) is not str or len(v) > 1000 or not v.isprintable():
+        check_text(v, "reason", violations, 1000, required=True)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_void_usage_response(m: VoidUsageResponse, path: str, violations: list[Violation]) -> None:
+    """Check a VoidUsageResponse."""
+    start = len(violations)
+    v: Any
+    v = m.data
+    if v is not None:
+        validate_usage_revision(v, "data", violations) if type(v) is UsageRevision else check_instance(v, "data", violations, UsageRevision)
+    v = m.meta
+    if v is not None:
+        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_correct_usage_request(m: CorrectUsageRequest, path: str, violations: list[Violation]) -> None:
+    """Check a CorrectUsageRequest."""
+    start = len(violations)
+    v: Any
+    v = m.usage_id
+    if not v or type(v) is not str or len(v) > 64 or not v.isprintable():
+        check_text(v, "usage_id", violations, 64, required=True)
+    v = m.organization_id
+    if v is not EMPTY and (type(v) is not str or len(v) > 100 or not v.isprintable()):
+        check_text(v, "organization_id", violations, 100)
+    v = m.reason
+    if not v or type(v) is not str or len(v) > 1000 or not v.isprintable():
+        check_text(v, "reason", violations, 1000, required=True)
+    v = m.changes
+    if v is not None:
+        check_json(v, "changes", violations)
+    if v is None:
+        missing("changes", violations)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_correct_usage_response(m: CorrectUsageResponse, path: str, violations: list[Violation]) -> None:
+    """Check a CorrectUsageResponse."""
+    start = len(violations)
+    v: Any
+    v = m.data
+    if v is not None:
+        validate_usage_revision(v, "data", violations) if type(v) is UsageRevision else check_instance(v, "data", violations, UsageRevision)
+    v = m.meta
+    if v is not None:
+        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_list_usage_revisions_request(
+    m: ListUsageRevisionsRequest, path: str, violations: list[Violation]
+) -> None:
+    """Check a ListUsageRevisionsRequest."""
+    start = len(violations)
+    v: Any
+    v = m.usage_id
+    if not v or type(v) is not str or len(v) > 64 or not v.isprintable():
+        check_text(v, "usage_id", violations, 64, required=True)
+    v = m.organization_id
+    if v is not EMPTY and (type(v) is not str or len(v) > 100 or not v.isprintable()):
+        check_text(v, "organization_id", violations, 100)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_usage_revisions(m: UsageRevisions, path: str, violations: list[Violation]) -> None:
+    """Check a UsageRevisions."""
+    start = len(violations)
+    v: Any
+    v = m.usage_id
+    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
+        check_text(v, "usage_id", violations)
+    v = m.revisions
+    if (v or type(v) is not list) and check_items(v, "revisions", violations):
+        check_messages(v, "revisions", violations, UsageRevision, validate_usage_revision)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_list_usage_revisions_response(
+    m: ListUsageRevisionsResponse, path: str, violations: list[Violation]
+) -> None:
+    """Check a ListUsageRevisionsResponse."""
+    start = len(violations)
+    v: Any
+    v = m.data
+    if v is not None:
+        validate_usage_revisions(v, "data", violations) if type(v) is UsageRevisions else check_instance(v, "data", violations, UsageRevisions)
+    v = m.meta
+    if v is not None:
+        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
     if path and len(violations) != start:
         relocate(violations, start, path)

@@ -8,11 +8,18 @@ import sys
 from collections.abc import Sequence
 
 from llm_cost_ops import __version__
-from llm_cost_ops.cli.options import add_questions, add_target
+from llm_cost_ops.cli.options import add_proxy, add_questions, add_target, add_tls, at_least_one
 from llm_cost_ops.config import REPORTED_PROVIDERS, split_names
 from llm_cost_ops.exceptions import CostOpsError
 
 __all__ = ["main"]
+
+# The extra that brings a module which is missing.
+_EXTRAS = {
+    "psycopg": "postgres",
+    "rich": "cli",
+    **dict.fromkeys(("granian", "grpc", "h11", "jinja2", "uvicorn"), "server"),
+}
 
 EXIT_OK, EXIT_REJECTED, EXIT_FAILED, EXIT_PIPE = 0, 1, 2, 141
 
@@ -25,6 +32,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_quickstart(commands)
     _add_serve(commands)
+    add_proxy(commands)
+    _add_dashboard(commands)
     _add_keys(commands)
     _add_import(commands)
     _add_database(commands)
@@ -56,12 +65,18 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="such as 127.0.0.1:8080, or unix:/path/to.sock; default: 127.0.0.1:8080 without --grpc",
     )
     parser.add_argument("--grpc", metavar="HOST:PORT", help="such as 127.0.0.1:50051; beside --http or alone")
-    parser.add_argument("--db", default="llm_cost_ops.db", metavar="PATH", help="default: %(default)s")
+    parser.add_argument(
+        "--db",
+        default="llm_cost_ops.db",
+        metavar="PATH",
+        help="a SQLite file, or postgresql://user@host/database; default: %(default)s",
+    )
     parser.add_argument(
         "--durability",
-        choices=("disk", "process"),
+        choices=("disk", "process", "replicated"),
         default="disk",
-        help="what an acknowledged record survives: a power cut (disk, the default) or a crash (process)",
+        help="what an acknowledged record survives: a power cut (disk, the default), a crash (process), or "
+        "the loss of the primary (replicated, with a synchronous standby of PostgreSQL)",
     )
     parser.add_argument(
         "--reported-providers",
@@ -77,25 +92,29 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="ask for API keys although the database holds none yet, so that other addresses than "
         "loopback may be listened on",
     )
-    parser.add_argument(
-        "--tls-cert",
-        metavar="FILE",
-        help="PEM file of a certificate and its chain: HTTP and gRPC then speak TLS, Unix sockets not",
-    )
-    parser.add_argument("--tls-key", metavar="FILE", help="PEM file of the certificate's key")
-    parser.add_argument(
-        "--tls-client-ca",
-        metavar="FILE",
-        help="PEM file of authorities: only clients with a certificate of theirs are let in",
-    )
+    add_tls(parser)
     parser.add_argument(
         "--max-calls",
-        type=_at_least_one,
+        type=at_least_one,
         default=256,
         metavar="N",
         help="calls in flight; further ones are told to come back later; default: %(default)s",
     )
+    parser.add_argument("--no-dashboard", action="store_true", help="serve no pages at / of HTTP")
     parser.set_defaults(run="serve")
+
+
+def _add_dashboard(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "dashboard",
+        help="look at a database in the browser",
+        description="Serve the dashboard of a database on loopback, and open it in the browser, until it is "
+        "interrupted. A database that holds API keys asks for one.",
+    )
+    parser.add_argument("--db", default="llm_cost_ops.db", metavar="PATH", help="default: %(default)s")
+    parser.add_argument("--port", type=int, default=0, metavar="N", help="default: any that is free")
+    parser.add_argument("--no-browser", action="store_true", help="only print the address")
+    parser.set_defaults(run="dashboard")
 
 
 def _at_least_one(text: str) -> int:
@@ -224,6 +243,14 @@ def _dispatch(options: argparse.Namespace) -> int:
         from llm_cost_ops.cli.serving import serve
 
         return serve(options)
+    if options.run == "proxy":
+        from llm_cost_ops.cli.proxying import proxy
+
+        return proxy(options)
+    if options.run == "dashboard":
+        from llm_cost_ops.cli.serving import dashboard
+
+        return dashboard(options)
     if options.run == "keys":
         from llm_cost_ops.cli.keys import keys
 
@@ -248,6 +275,10 @@ def _dispatch(options: argparse.Namespace) -> int:
         from llm_cost_ops.cli.export import export
 
         return export(options)
+    if options.run == "usage":
+        from llm_cost_ops.cli.usage import usage
+
+        return usage(options)
     if options.run in ("estimate", "reprice"):
         from llm_cost_ops.cli import receipts
 
@@ -275,9 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"llm-cost-ops: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
     except ImportError as error:
-        extra = {"rich": "cli", "uvicorn": "server", "granian": "server", "grpc": "server"}.get(
-            (error.name or "").split(".")[0]
-        )
+        extra = _EXTRAS.get((error.name or "").split(".")[0])
         if extra is None:
             raise
         print(f"llm-cost-ops: this needs more: pip install 'llm-cost-ops[{extra}]'", file=sys.stderr)

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from llm_cost_ops._gen.methods import GET_HEALTH
+from llm_cost_ops.config import without_password
 from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
 from llm_cost_ops.ledger import ApiKey, KeyStore, open_ledger
 from llm_cost_ops.rpc.context import CallContext
@@ -34,7 +35,7 @@ _TIMEOUT = 30.0
 
 def keys(options: argparse.Namespace) -> int:
     """The `keys` command."""
-    if options.action != "create" and not Path(options.db).is_file():
+    if options.action != "create" and "://" not in options.db and not Path(options.db).is_file():
         raise ConfigurationError(f"there is no database {options.db}", parameter="db")
     {"create": _create, "list": _list, "revoke": _revoke}[options.action](options)
     return 0
@@ -48,7 +49,7 @@ def _create(options: argparse.Namespace) -> None:
     whose = "every organization" if key.organizations is None else ", ".join(key.organizations)
     print(
         f"The key {key.id}, {key.role} of {whose}. It is shown this once: keep it where secrets are kept.\n"
-        f"To revoke it: llm-cost-ops keys revoke {key.id} --db {options.db}",
+        f"To revoke it: llm-cost-ops keys revoke {key.id} --db {without_password(options.db)}",
         file=sys.stderr,
     )
 
@@ -71,7 +72,7 @@ def _list(options: argparse.Namespace) -> None:
     console = Console()
     listed = _with_keys(options.db, found)
     if not listed:
-        print(f"{options.db} holds no API key: a server over it asks for none")
+        print(f"{without_password(options.db)} holds no API key: a server over it asks for none")
         return
     table = Table(box=SIMPLE_HEAD)
     for title in ("id", "name", "role", "organizations", "created", "state"):

@@ -7,7 +7,16 @@ from typing import Any, TypeAlias
 
 from llm_cost_ops.exceptions import ConfigurationError
 
-__all__ = ["add_filters", "add_questions", "add_target", "filters_of", "pairs"]
+__all__ = [
+    "add_filters",
+    "add_proxy",
+    "add_questions",
+    "add_target",
+    "add_tls",
+    "at_least_one",
+    "filters_of",
+    "pairs",
+]
 
 _Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001  # it has no public name
 
@@ -23,7 +32,12 @@ _LISTS = (
     ("--processing", "processing", "HOW", "such as batch"),
     ("--region", "region", "REGION", None),
     ("--operation", "operation", "KIND", "such as chat or embeddings"),
-    ("--status", "status", "STATUS", "priced, estimated, partial, unpriced or reported"),
+    (
+        "--status",
+        "status",
+        "STATUS",
+        "priced, estimated, partial, unpriced, reported or voided",
+    ),
 )
 _TEXTS = (
     ("--start", "start_date", "DATE", "a date or a time, inclusive"),
@@ -32,10 +46,29 @@ _TEXTS = (
 )
 
 
+def add_tls(parser: argparse.ArgumentParser) -> None:
+    """The options of a certificate to listen with."""
+    parser.add_argument(
+        "--tls-cert",
+        metavar="FILE",
+        help="PEM file of a certificate and its chain: all but Unix sockets then speak TLS",
+    )
+    parser.add_argument("--tls-key", metavar="FILE", help="PEM file of the certificate's key")
+    parser.add_argument(
+        "--tls-client-ca",
+        metavar="FILE",
+        help="PEM file of authorities: only clients with a certificate of theirs are let in",
+    )
+
+
 def add_target(parser: argparse.ArgumentParser) -> None:
     """Take --db or --base-url."""
     target = parser.add_mutually_exclusive_group()
-    target.add_argument("--db", metavar="PATH", help="a database file of the embedded engine")
+    target.add_argument(
+        "--db",
+        metavar="PATH",
+        help="a database file of the embedded engine, or postgresql://user@host/database",
+    )
     target.add_argument(
         "--base-url", metavar="URL", help="where to send it; default: LLM_COST_OPS_BASE_URL, else --db"
     )
@@ -69,12 +102,75 @@ def pairs(texts: list[str], option: str) -> dict[str, str]:
     return found
 
 
+def at_least_one(text: str) -> int:
+    """A number from 1 on, as an option's type."""
+    if not (text.isascii() and text.isdigit() and int(text[:9]) >= 1):
+        raise argparse.ArgumentTypeError("must be a number from 1 on")
+    return int(text[:9])
+
+
+def add_proxy(commands: _Commands) -> None:
+    """Add the command that runs the recording proxy."""
+    parser = commands.add_parser(
+        "proxy",
+        help="pass calls on to providers, and record what each one used",
+        description="Run the recording proxy: http://HOST:PORT/NAME/... goes to the upstream of that name. "
+        "Provider keys are passed through and kept nowhere. On loopback and Unix sockets callers need no API "
+        "key of ours; elsewhere they show one of the database's as x-lco-api-key.",
+    )
+    parser.add_argument(
+        "--upstream",
+        action="append",
+        required=True,
+        metavar="NAME=URL",
+        help="such as openai=https://api.openai.com; may be given again",
+    )
+    parser.add_argument(
+        "--http",
+        default="127.0.0.1:8090",
+        metavar="HOST:PORT",
+        help="or unix:/path/to.sock; default: %(default)s",
+    )
+    add_target(parser)
+    parser.add_argument(
+        "--organization",
+        metavar="ID",
+        help="whose the calls are that say nothing; default: the environment's",
+    )
+    parser.add_argument(
+        "--keys", metavar="PATH", help="the database whose API keys callers show; default: --db"
+    )
+    parser.add_argument("--require-keys", action="store_true", help="ask for API keys on loopback too")
+    parser.add_argument(
+        "--spool",
+        default="llm_cost_ops.spool",
+        metavar="FOLDER",
+        help="where records wait until they are sent; default: %(default)s",
+    )
+    parser.add_argument(
+        "--stream-usage",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="whether chat streams are asked for their usage; auto: where the provider is known to take it",
+    )
+    parser.add_argument(
+        "--max-calls",
+        type=at_least_one,
+        default=1000,
+        metavar="N",
+        help="calls in flight; further ones are told to come back later; default: %(default)s",
+    )
+    add_tls(parser)
+    parser.set_defaults(run="proxy")
+
+
 def add_questions(commands: _Commands) -> None:
     """Add the commands that ask."""
     _add_costs(commands)
     _add_export(commands)
     _add_estimate(commands)
     _add_reprice(commands)
+    _add_usage(commands)
     _add_prices(commands)
 
 
@@ -139,6 +235,43 @@ def _add_reprice(commands: _Commands) -> None:
     parser.add_argument("--as-of", default="", metavar="DATE", help="leave out cards created after it")
     parser.add_argument("--dry-run", action="store_true", help="show what would change, and write nothing")
     parser.set_defaults(run="reprice")
+
+
+def _add_usage(commands: _Commands) -> None:
+    parser = commands.add_parser("usage", help="correct a recorded call, void it, or show what became of it")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    void = actions.add_parser(
+        "void",
+        help="take a record out of every sum",
+        description="Take a record out of every sum and list. It stays, with its revisions, and its key "
+        "stays taken.",
+    )
+    correct = actions.add_parser(
+        "correct",
+        help="change fields of a record",
+        description="Change fields of a record and price it again. What was recorded stays as a revision. "
+        "Its organization, key and time can't be changed: void it, and record it anew under another key.",
+    )
+    correct.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        required=True,
+        metavar="FIELD=VALUE",
+        help="a field of the record and what it is to be: text, or JSON, where null takes it away; may be "
+        "given again",
+    )
+    revisions = actions.add_parser("revisions", help="every revision of a record, from the first on")
+    for action in (void, correct, revisions):
+        action.add_argument("id", metavar="ID", help="the id of the record")
+        action.add_argument(
+            "--organization", default="", metavar="ID", help="whose record; may be left out with a key of one"
+        )
+        if action is not revisions:
+            action.add_argument("--reason", required=True, help="for who reads the revisions")
+        action.add_argument("--json", action="store_true", help="print each revision as a line of JSON")
+        add_target(action)
+    parser.set_defaults(run="usage")
 
 
 def _add_prices(commands: _Commands) -> None:

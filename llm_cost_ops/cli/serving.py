@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import re
+import threading
+import webbrowser
+from pathlib import Path
 
 from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.server import serve as run
 from llm_cost_ops.server.app import ServerTls
 
-__all__ = ["serve"]
+__all__ = ["dashboard", "serve", "tls_of"]
 
 
 def serve(options: argparse.Namespace) -> int:
@@ -21,13 +25,41 @@ def serve(options: argparse.Namespace) -> int:
         require_keys=options.require_keys,
         max_calls=options.max_calls,
         reported_providers=options.reported_providers,
-        tls=_tls(options),
-        announce=lambda text: print(f"llm-cost-ops: {text}", flush=True),
+        tls=tls_of(options),
+        announce=_announce,
+        dashboard=not options.no_dashboard,
     )
     return 0
 
 
-def _tls(options: argparse.Namespace) -> ServerTls | None:
+def dashboard(options: argparse.Namespace) -> int:
+    """Serve the pages of a file that is there, and open them; it ends as `serve` does."""
+    if not Path(options.db).is_file():
+        raise ConfigurationError(f"there is no database {options.db}", parameter="db")
+    if not 0 <= options.port < 65536:
+        raise ConfigurationError(f"port must be 0 to 65535, not {options.port}", parameter="port")
+    run(
+        options.db,
+        http=f"127.0.0.1:{options.port}",
+        announce=_announce if options.no_browser else _announce_and_open,
+    )
+    return 0
+
+
+def _announce(text: str) -> None:
+    print(f"llm-cost-ops: {text}", flush=True)
+
+
+def _announce_and_open(text: str) -> None:
+    _announce(text)
+    address = re.match(r"listening on (http://[^ ,]+)", text)
+    if address is not None:
+        # In a thread, since some browsers are waited for; the server has to answer meanwhile.
+        threading.Thread(target=webbrowser.open, args=(f"{address[1]}/",), daemon=True).start()
+
+
+def tls_of(options: argparse.Namespace) -> ServerTls | None:
+    """The certificate that the options name; ConfigurationError for half of one."""
     if options.tls_cert is None and options.tls_key is None and options.tls_client_ca is None:
         return None
     for option in ("tls-cert", "tls-key"):

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from llm_cost_ops.client.clients import CostOpsClient
-from llm_cost_ops.config import SCHEMES, ClientConfig, RetryConfig
+from llm_cost_ops.config import EMBEDDED, SCHEMES, ClientConfig, RetryConfig
 from llm_cost_ops.exceptions import ConfigurationError
 
 __all__ = ["open_client", "url_of"]
@@ -29,7 +29,7 @@ def open_client(
     config = ClientConfig.from_env(**({"base_url": base_url} if base_url else {}))
     reported = getattr(options, "reported_providers", None)
     if reported is not None:
-        if not config.base_url.startswith("sqlite:"):
+        if config.base_url.partition(":")[0] not in EMBEDDED:
             raise ConfigurationError(
                 "--reported-providers goes with --db: a server has its own setting",
                 parameter="reported_providers",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llm_cost_ops.config import ClientConfig, split_base_url
+from llm_cost_ops.config import EMBEDDED, ClientConfig, split_base_url
 from llm_cost_ops.interceptors.error_mapping import ErrorMapping
 from llm_cost_ops.interceptors.retry import Retry
 
@@ -37,7 +37,7 @@ def chain_of(
 
         chain.append((known.get(Cache) if same_key else None) or Cache(config.cache))
     limit = _rate_limit(config, known)
-    if config.batching.enabled and split_base_url(config.base_url).scheme != "sqlite":
+    if config.batching.enabled and split_base_url(config.base_url).scheme not in EMBEDDED:
         from llm_cost_ops.client.batching import TaskBatching, ThreadBatching
 
         kind: Any = ThreadBatching if sync else TaskBatching

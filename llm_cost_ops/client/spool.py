@@ -124,8 +124,9 @@ class Spool:
                 errno.EMSGSIZE, f"a record has {len(payload)} bytes, more than {MAX_FRAME_BYTES}"
             )
         frame = _FRAME.pack(_MARK, len(payload), crc32(payload)) + payload
+        size = len(frame)
         with self._lock:
-            if self._bytes + len(frame) > self._max_bytes:
+            if self._bytes + size > self._max_bytes:
                 raise SpoolFullError(errno.ENOSPC, f"the spool {self.folder} holds {self._bytes} bytes")
             segment = self._current
             if segment is None or segment.size >= self._segment_bytes:
@@ -135,13 +136,12 @@ class Spool:
             except OSError as error:
                 self._cut(segment)
                 raise _full(error) from error
-            if written != len(frame):
+            if written != size:
                 self._cut(segment)
                 raise SpoolFullError(errno.ENOSPC, f"no space left for the spool {self.folder}")
-            segment.size += written
+            segment.size = end = segment.size + size
             segment.records += 1
-            self._bytes += written
-            end = segment.size
+            self._bytes += size
         if self._sync:
             self._sync_to(segment, end)
 

@@ -50,7 +50,10 @@ REPORTED_PROVIDERS = ("openrouter",)
 """Gateways that charge the cost that their responses state."""
 
 DEFAULT_BASE_URL = "sqlite:///llm_cost_ops.db"
-SCHEMES = ("http", "https", "grpc", "grpcs", "sqlite")
+EMBEDDED = ("postgres", "postgresql", "sqlite")
+"""The schemes of a database that the client opens itself."""
+
+SCHEMES = ("http", "https", "grpc", "grpcs", *EMBEDDED)
 
 ApiKey = str | Callable[[], str | Awaitable[str]]
 """A key, or what gives the key to use now."""
@@ -72,11 +75,10 @@ class ClientConfig(Config, frozen=True, kw_only=True):
     belongs to the embedded engine: "disk" survives a power cut, "process" survives a crash of the
     process and is faster. `unknown_fields` says what becomes of a field that a record or a price does
     not have: "refuse" (it may be a misspelt count) or "keep", for a service that is newer than this
-    client; gRPC, whose messages have no names, refuses it always. `api_key` may be a callable that
-    returns the key.
-    process and is faster. `reported_providers` belongs to it as well: for these providers the cost that a
-    response states is taken as it is, before any price card. `api_key` may be a callable that returns
-    the key.
+    client; gRPC, whose messages have no names, refuses it always. `reported_providers` belongs to the
+    embedded engine as well: for these providers the cost that a response states is taken as it is, before any
+    price card. `api_key` may be a callable that returns the key. `recording_proxy` is the URL of a proxy of
+    ours (`llm-cost-ops proxy`) that instrumented SDK clients call: it is told whose a call is, and its key.
     """
 
     api_key: ApiKey | None = None
@@ -93,6 +95,7 @@ class ClientConfig(Config, frozen=True, kw_only=True):
     verify_ssl: bool = True
     tls: TLSConfig | None = None
     proxy: str | None = None
+    recording_proxy: str | None = None
     default_headers: Mapping[str, str] = {}
     durability: str = "disk"
     batching: BatchingConfig = BatchingConfig()
@@ -113,7 +116,7 @@ class ClientConfig(Config, frozen=True, kw_only=True):
             if not isinstance(value, kind) and not (value is None and parameter in _OPTIONAL_PARTS):
                 raise wrong(parameter, f"must be a {kind.__name__}", value)
         flag("verify_ssl", self.verify_ssl)
-        text("durability", self.durability, ("disk", "process"))
+        text("durability", self.durability, ("disk", "process", "replicated"))
         text("organization_id", self.organization_id)
         text("project_id", self.project_id)
         labels = dict(self.labels)
@@ -121,6 +124,8 @@ class ClientConfig(Config, frozen=True, kw_only=True):
             raise wrong("labels", "must be texts by names", self.labels)
         msgspec.structs.force_setattr(self, "labels", labels)
         text("unknown_fields", self.unknown_fields, ("refuse", "keep"))
+        if self.recording_proxy is not None:
+            _check_recording_proxy(self.recording_proxy)
         for parameter in ("user_agent", "proxy"):
             value = getattr(self, parameter)
             if value is not None and not (isinstance(value, str) and _HEADER_VALUE.fullmatch(value)):
@@ -160,10 +165,8 @@ class ClientConfig(Config, frozen=True, kw_only=True):
         """Read LLM_COST_OPS_* variables; explicit arguments win over them.
 
         BASE_URL, API_KEY, TIMEOUT (seconds), MAX_RETRIES, VERIFY_SSL (true or false), PROXY,
-        LOG_LEVEL (turns logging on), DURABILITY, SPOOL (a folder), ORGANIZATION_ID and PROJECT_ID are read,
-        each after the prefix.
-        LOG_LEVEL (turns logging on), DURABILITY and REPORTED_PROVIDERS (names with commas between them) are
-        read, each after the prefix.
+        RECORDING_PROXY, LOG_LEVEL (turns logging on), DURABILITY, SPOOL (a folder), ORGANIZATION_ID,
+        PROJECT_ID and REPORTED_PROVIDERS (names with commas between them) are read, each after the prefix.
         """
         found: dict[str, Any] = {}
         for name, (parameter, read) in _ENVIRONMENT.items():
@@ -251,6 +254,8 @@ class ClientConfig(Config, frozen=True, kw_only=True):
                 value = None if value is None else "***"
             elif name == "proxy" and value:
                 value = re.sub(r"//[^@/]*@", "//***@", value)
+            elif name == "base_url":
+                value = without_password(value)
             elif name == "default_headers":
                 value = dict.fromkeys(value, "***")
             shown.append(f"{name}={value!r}")
@@ -277,6 +282,8 @@ class ClientConfig(Config, frozen=True, kw_only=True):
         """The name of the parameter that holds a secret, "" when none does."""
         if isinstance(self.api_key, str):
             return "api_key"
+        if without_password(self.base_url) != self.base_url:
+            return "base_url (its password)"
         if self.proxy is not None and "@" in self.proxy:
             return "proxy (its password)"
         names = (name for name in self.default_headers if _SECRET_HEADER.search(name))
@@ -333,6 +340,7 @@ _ENVIRONMENT: dict[str, tuple[str, Callable[[str], Any]]] = {
     "LLM_COST_OPS_MAX_RETRIES": ("retry", lambda value: RetryConfig(max_retries=int(value))),
     "LLM_COST_OPS_VERIFY_SSL": ("verify_ssl", lambda value: _BOOLEAN[value.strip().lower()]),
     "LLM_COST_OPS_PROXY": ("proxy", str.strip),
+    "LLM_COST_OPS_RECORDING_PROXY": ("recording_proxy", str.strip),
     "LLM_COST_OPS_LOG_LEVEL": (
         "logging",
         lambda value: LoggingConfig(enabled=True, level=value.strip()),
@@ -353,26 +361,56 @@ def provider_names(parameter: str, value: object) -> tuple[str, ...]:
     return names
 
 
+def _check_recording_proxy(url: object) -> None:
+    rule = "must be the URL of a proxy such as http://127.0.0.1:8090"
+    try:
+        parts = urlsplit(url) if isinstance(url, str) else urlsplit("")
+        known = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
+    except ValueError:
+        known = False
+    if not known or "@" in str(url):
+        raise ConfigurationError(f"recording_proxy {rule}", parameter="recording_proxy")
+
+
 def split_base_url(base_url: object) -> SplitResult:
     """The parts of a base URL, or ConfigurationError saying what is wrong with it."""
     rule = (
-        "must be a URL such as sqlite:///costs.db, sqlite://, https://costs.example.com "
-        "or grpcs://costs.example.com:443"
+        "must be a URL such as sqlite:///costs.db, sqlite://, postgresql://user@host/costs, "
+        "https://costs.example.com or grpcs://costs.example.com:443"
     )
+    shown = without_password(base_url) if isinstance(base_url, str) else base_url
     if not isinstance(base_url, str) or not re.fullmatch(r"[\x21-\x7e\u00a0-\uffff]+", base_url):
-        raise wrong("base_url", rule, base_url)
+        raise wrong("base_url", rule, shown)
     try:
+        if base_url.startswith(("postgres:", "postgresql:")):
+            # Its driver reads it: it may have several hosts, and none.
+            return _split_database_url(base_url, rule)
         parts = urlsplit(base_url)
         _ = parts.port
     except ValueError:
-        raise wrong("base_url", rule, base_url) from None
+        raise wrong("base_url", rule, shown) from None
     if parts.scheme not in SCHEMES or parts.fragment:
-        raise wrong("base_url", rule, base_url)
+        raise wrong("base_url", rule, shown)
     if parts.username or parts.password:
         raise ConfigurationError("base_url must not hold a password: use api_key", parameter="base_url")
     if parts.scheme == "sqlite":
         if parts.netloc:
-            raise wrong("base_url", "of the embedded engine has three slashes before the path", base_url)
+            raise wrong("base_url", "of the embedded engine has three slashes before the path", shown)
     elif parts.query or not (parts.hostname or parts.path):
-        raise wrong("base_url", rule, base_url)
+        raise wrong("base_url", rule, shown)
     return parts
+
+
+def _split_database_url(base_url: str, rule: str) -> SplitResult:
+    parts = urlsplit(base_url)
+    if parts.fragment or not base_url.partition(":")[2].startswith("//"):
+        raise wrong("base_url", rule, without_password(base_url))
+    return parts
+
+
+def without_password(url: str) -> str:
+    """The URL of a database as it may be shown: with *** for a password."""
+    if "://" not in url or url.startswith("sqlite:"):
+        return url
+    url = re.sub(r"(//[^/?#:]*:)[^/?#]*@", r"\1***@", url)
+    return re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1***", url)

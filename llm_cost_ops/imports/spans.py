@@ -1,9 +1,14 @@
-"""Spans: OTLP in JSON, spans as SDKs print them, OpenInference, and those of Vercel's AI SDK."""
+"""Spans of calls: OTLP in JSON, spans as SDKs print them, OpenInference, and those of Vercel's AI SDK.
+
+One reader for all of them: files, the server's /v1/traces and the span processor make a `Span` of what they
+have, `calls_of` leaves those that are one call of a model each, and `observed` gives the record of one.
+"""
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Any
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from llm_cost_ops.imports.values import (
     PROVIDERS,
@@ -20,13 +25,141 @@ from llm_cost_ops.imports.values import (
     whole_input,
 )
 from llm_cost_ops.normalizers import PayloadError, usage_from_response
-from llm_cost_ops.types import Operation, UsageRecord
+from llm_cost_ops.normalizers.detect import is_random
+from llm_cost_ops.normalizers.providers import UNIQUE_IDS
+from llm_cost_ops.normalizers.record import set_key
+from llm_cost_ops.types import Operation, UsageQuality, UsageRecord
 
-__all__ = ["OTLP", "SPANS"]
+__all__ = [
+    "OTLP",
+    "PREFIXES",
+    "SPANS",
+    "Span",
+    "calls_of",
+    "has_counts",
+    "is_call",
+    "is_embedding",
+    "observed",
+]
 
 _INFERENCE = ("chat", "text_completion", "generate_content", "embeddings", "completion", "responses")
 _COUNTS = ("gen_ai.usage.", "llm.token_count.", "ai.usage.")
-_PREFIXES = ("gen_ai.", "llm.", "ai.", "openinference.")
+PREFIXES = ("gen_ai.", "llm.", "ai.", "openinference.", "embedding.")
+"""How the names of the attributes begin that tell of calls."""
+_KINDS = ("ai.operationId", "gen_ai.operation.name", "openinference.span.kind")
+
+# Their protocols are spoken by servers that people run themselves, which count ids from 0 after each start,
+# and a span does not say whose server it was.
+_IMITATED = frozenset({"anthropic", "openai"})
+
+
+class Span(NamedTuple):
+    """A span in whatever form it came: ids in hexadecimal, times as `moment` takes them.
+
+    `failed` is its status ERROR, `resource` has the attributes of what it runs in.
+    """
+
+    attributes: dict[str, Any]
+    trace_id: str = ""
+    span_id: str = ""
+    parent_id: str = ""
+    start: object = None
+    end: object = None
+    failed: bool = False
+    resource: Mapping[str, object] = {}
+    where: str = ""
+
+
+def is_call(span: Span) -> bool:
+    """Whether a span is a call of a model that may be billed, and no sum of several.
+
+    One that failed without an answer is not billed.
+    """
+    attributes = span.attributes
+    if not any(name.startswith(PREFIXES) for name in attributes):
+        return False
+    if has_counts(span):
+        return _is_inference(attributes) if any(text(attributes, name) for name in _KINDS) else True
+    return _is_inference(attributes) and not (span.failed and not _response_id(attributes))
+
+
+def has_counts(span: Span) -> bool:
+    """Whether a span has counts of tokens."""
+    return any(name.startswith(_COUNTS) for name in span.attributes)
+
+
+def is_embedding(span: Span) -> bool:
+    """Whether a span is a call for embeddings."""
+    kinds = (text(span.attributes, name).lower() for name in _KINDS)
+    return any("embed" in kind for kind in kinds)
+
+
+def calls_of(spans: Iterable[Span]) -> list[Span]:
+    """The spans that are calls: where one lies in another, the inner one that has counts.
+
+    Frameworks and the SDKs below them each make a span of the same call.
+    """
+    calls = [span for span in spans if is_call(span)]
+    counted = [span for span in calls if has_counts(span)]
+    repeated = {(span.trace_id, span.parent_id, is_embedding(span)) for span in counted if span.parent_id}
+    known = {(span.trace_id, span.span_id) for span in counted if span.span_id}
+    return [
+        span
+        for span in calls
+        if (span.trace_id, span.span_id, is_embedding(span)) not in repeated
+        and (has_counts(span) or (span.trace_id, span.parent_id) not in known)
+    ]
+
+
+def _record_of(span: Span) -> UsageRecord:
+    """The record of a call, an observation. Its key is the response's id, else the span's.
+
+    Raises PayloadError or ValueError for counts or times that can't be.
+    """
+    record = _record(span.attributes)
+    if record.provider in _IMITATED and not is_random(record.idempotency_key.partition(":")[2]):
+        record.idempotency_key = ""
+    start, end = moment(span.start), moment(span.end)
+    record.timestamp = start
+    if start is not None and end is not None and end >= start:
+        record.latency_ms = round((end - start).total_seconds() * 1000)
+    _identify(record, span)
+    return record
+
+
+def observed(span: Span) -> UsageRecord:
+    """The record of a call that was just made: one whose counts can't be read is of unknown usage."""
+    attributes = span.attributes
+    try:
+        record = _record_of(span)
+    except (PayloadError, ValueError):
+        # The call is billed all the same.
+        stated = text(attributes, "gen_ai.provider.name", "gen_ai.system", "llm.provider", "llm.system")
+        model = text(attributes, "gen_ai.response.model", "gen_ai.request.model", "llm.model_name")
+        record = UsageRecord(provider=stated.lower(), model_id=model, quality=UsageQuality.UNKNOWN)
+        _identify(record, span)
+    record.provider = record.provider or provider_of(record.model_id) or "unknown"
+    record.model_id = record.model_id or "unknown"
+    return record
+
+
+def _identify(record: UsageRecord, span: Span) -> None:
+    """Say which call it is, and whose."""
+    attributes, resource = span.attributes, dict(span.resource)
+    if len(span.trace_id) == 32 and len(span.span_id) == 16:
+        record.trace_id, record.span_id = span.trace_id, span.span_id
+    if not record.idempotency_key and span.trace_id and span.span_id:
+        record.idempotency_key = f"{span.trace_id}:{span.span_id}"
+    record.user_id = record.user_id or text(attributes, "user.id", "enduser.id")[:255]
+    record.session_id = record.session_id or text(attributes, "session.id")[:255]
+    for name in ("organization_id", "project_id"):
+        stated = f"llm_cost_ops.{name}"
+        setattr(record, name, text(attributes, stated) or text(resource, stated))
+    service = text(resource, "service.name")
+    if service and not service.startswith("unknown_service"):
+        record.labels = {**record.labels, "service": service[:255]}
+    record.observation = True
+    record.source = "otlp"
 
 
 def _is_otlp(obj: dict[str, object]) -> bool:
@@ -34,18 +167,18 @@ def _is_otlp(obj: dict[str, object]) -> bool:
 
 
 def _read_otlp(obj: dict[str, object], _state: State) -> Found:
-    spans: list[tuple[str, dict[str, Any]]] = []
+    for span in calls_of(_otlp_spans(obj)):
+        yield _part(span)
+
+
+def _otlp_spans(obj: dict[str, object]) -> Iterator[Span]:
+    """The spans of an OTLP document in JSON."""
     for index, resource in enumerate(_objects(obj, "resourceSpans", "resource_spans")):
+        of = _attributes(nested(resource, "resource"))
         for place, scope in enumerate(_objects(resource, "scopeSpans", "scope_spans")):
             where = f"resourceSpans[{index}].scopeSpans[{place}].spans"
-            found = _objects(scope, "spans")
-            spans += [(f"{where}[{number}]", span) for number, span in enumerate(found)]
-    counted = [(where, span, _attributes(span)) for where, span in spans]
-    # A span that has the counts of spans below it repeats them.
-    parents = {_parent(span) for _, span, attributes in counted if _has_counts(attributes)}
-    for where, span, attributes in counted:
-        if _span_id(span) not in parents or _is_inference(attributes):
-            yield from _read(where, span, attributes)
+            for number, span in enumerate(_objects(scope, "spans")):
+                yield _span(span, f"{where}[{number}]", of)
 
 
 def _objects(obj: dict[str, object], *names: str) -> list[dict[str, object]]:
@@ -65,10 +198,37 @@ def _is_span(obj: dict[str, object]) -> bool:
 
 
 def _read_span(obj: dict[str, object], _state: State) -> Found:
-    yield from _read("", obj, _attributes(obj))
+    span = _span(obj)
+    if is_call(span):
+        yield _part(span)
 
 
-def _attributes(span: dict[str, object]) -> dict[str, object]:
+def _part(span: Span) -> Part:
+    try:
+        return Part(span.where, _record_of(span))
+    except (PayloadError, ValueError) as error:
+        return Part(span.where, str(error))
+
+
+def _span(obj: dict[str, object], where: str = "", resource: Mapping[str, object] | None = None) -> Span:
+    context, status = nested(obj, "context"), nested(obj, "status")
+    trace = text(obj, "traceId", "trace_id", "context.trace_id") or text(context, "trace_id")
+    own = text(obj, "spanId", "span_id", "context.span_id") or text(context, "span_id")
+    state = status.get("code") or status.get("status_code") or obj.get("status_code")
+    return Span(
+        attributes=_attributes(obj),
+        trace_id=trace.removeprefix("0x"),
+        span_id=own.removeprefix("0x"),
+        parent_id=text(obj, "parentSpanId", "parent_span_id", "parent_id").removeprefix("0x"),
+        start=_time(obj, "start"),
+        end=_time(obj, "end"),
+        failed=state in (2, "STATUS_CODE_ERROR", "ERROR"),
+        resource=_attributes(nested(obj, "resource")) if resource is None else resource,
+        where=where,
+    )
+
+
+def _attributes(span: dict[str, object]) -> dict[str, Any]:
     """The attributes by their names, from OTLP's lists, from objects in each other, or from columns."""
     found = span.get("attributes")
     if isinstance(found, list):
@@ -102,10 +262,6 @@ def _flatten(value: object, path: str, flat: dict[str, object]) -> None:
         flat[path] = value
 
 
-def _has_counts(attributes: dict[str, object]) -> bool:
-    return any(name.startswith(_COUNTS) for name in attributes)
-
-
 def _is_inference(attributes: dict[str, object]) -> bool:
     """Whether a span says that it is one call of a model, and no sum of several."""
     named = text(attributes, "ai.operationId")
@@ -117,73 +273,49 @@ def _is_inference(attributes: dict[str, object]) -> bool:
     return text(attributes, "openinference.span.kind").upper() in ("LLM", "EMBEDDING")
 
 
-def _tells_kind(attributes: dict[str, object]) -> bool:
-    kinds = ("ai.operationId", "gen_ai.operation.name", "openinference.span.kind")
-    return any(text(attributes, name) for name in kinds)
-
-
-def _parent(span: dict[str, object]) -> str:
-    return text(span, "parentSpanId", "parent_span_id", "parent_id").removeprefix("0x")
-
-
-def _span_id(span: dict[str, object]) -> str:
-    return text(span, "spanId", "span_id", "context.span_id") or text(nested(span, "context"), "span_id")
-
-
-def _read(where: str, span: dict[str, object], attributes: dict[str, object]) -> Found:
-    if not any(name.startswith(_PREFIXES) for name in attributes):
-        return
-    if not (_is_inference(attributes) if _tells_kind(attributes) else _has_counts(attributes)):
-        return
-    try:
-        record = _record(attributes)
-        start, end = _time(span, "start"), _time(span, "end")
-    except (PayloadError, ValueError) as error:
-        yield Part(where, str(error))
-        return
-    context = nested(span, "context")
-    trace = text(span, "traceId", "trace_id", "context.trace_id") or text(context, "trace_id")
-    trace, own = trace.removeprefix("0x"), _span_id(span).removeprefix("0x")
-    record.timestamp = start
-    if start is not None and end is not None and end >= start:
-        record.latency_ms = round((end - start).total_seconds() * 1000)
-    if len(trace) == 32 and len(own) == 16:
-        record.trace_id, record.span_id = trace, own
-    if not record.idempotency_key and trace and own:
-        record.idempotency_key = f"{trace}:{own}"
-    record.user_id = record.user_id or text(attributes, "user.id", "enduser.id")[:255]
-    record.session_id = record.session_id or text(attributes, "session.id")[:255]
-    record.observation = True
-    record.source = "otlp"
-    yield Part(where, record)
-
-
-def _time(span: dict[str, object], which: str) -> datetime | None:
+def _time(span: dict[str, object], which: str) -> object:
     names = (f"{which}TimeUnixNano", f"{which}_time_unix_nano", f"{which}_time", f"{which}Time")
-    return moment(next((span[name] for name in names if span.get(name)), None))
+    return next((span[name] for name in names if span.get(name)), None)
+
+
+def _response_id(attributes: dict[str, object]) -> str:
+    """The id of the response. OpenInference has it only within the whole response, where that is noted."""
+    found = text(attributes, "gen_ai.response.id", "ai.response.id")
+    if found or text(attributes, "output.mime_type") != "application/json":
+        return found
+    try:
+        output = json.loads(text(attributes, "output.value"))
+    except (ValueError, RecursionError):
+        return ""
+    return text(output, "id") if isinstance(output, dict) else ""
 
 
 def _record(attributes: dict[str, object]) -> UsageRecord:
     # The AI SDK writes both, and only its own tell what was cached.
-    if any(name.startswith("ai.usage.") for name in attributes):
+    if text(attributes, "ai.operationId") or _has(attributes, "ai.usage."):
         return _vercel(attributes)
-    if not any(name.startswith("gen_ai.usage.") for name in attributes) and any(
-        name.startswith("llm.") for name in attributes
-    ):
+    counted_by = "gen_ai.usage." if _has(attributes, "llm.token_count.") else "gen_ai."
+    if not _has(attributes, counted_by):
         return _openinference(attributes)
     return usage_from_response({"attributes": attributes}, api="opentelemetry")
 
 
+def _has(attributes: dict[str, object], prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in attributes)
+
+
 def _openinference(attributes: dict[str, object]) -> UsageRecord:
     prefix = "llm.token_count."
-    model = text(attributes, "llm.model_name", "embedding.model_name")
+    model = text(attributes, "llm.model_name", "embedding.model_name") or _asked_model(attributes)
     cached = count(attributes, f"{prefix}prompt_details.cache_read") or 0
     written = count(attributes, f"{prefix}prompt_details.cache_write") or 0
     read, output = count(attributes, f"{prefix}prompt"), count(attributes, f"{prefix}completion")
     total = count(attributes, f"{prefix}total")
     stated = text(attributes, "llm.provider", "llm.system").lower()
-    kind = text(attributes, "openinference.span.kind").upper()
-    return made(
+    embeds = text(attributes, "openinference.span.kind").upper() == "EMBEDDING"
+    if embeds and read is not None and output is None:
+        output = 0
+    record = made(
         provider=PROVIDERS.get(stated, stated) or provider_of(model),
         model_id=model,
         input_tokens=None if read is None else whole_input(read, cached, written, output or 0, total),
@@ -196,8 +328,20 @@ def _openinference(attributes: dict[str, object]) -> UsageRecord:
             0,
             count(attributes, f"{prefix}completion_details.audio"),
         ),
-        operation=Operation.EMBEDDINGS if kind == "EMBEDDING" else Operation.CHAT,
+        operation=Operation.EMBEDDINGS if embeds else Operation.CHAT,
     )
+    _set_response_key(record, attributes)
+    return record
+
+
+def _asked_model(attributes: dict[str, object]) -> str:
+    return text(nested(attributes, "llm.invocation_parameters"), "model")
+
+
+def _set_response_key(record: UsageRecord, attributes: dict[str, object]) -> None:
+    response_id = _response_id(attributes)
+    if record.provider in UNIQUE_IDS or is_random(response_id):
+        set_key(record, response_id)
 
 
 def _vercel(attributes: dict[str, object]) -> UsageRecord:
@@ -211,7 +355,7 @@ def _vercel(attributes: dict[str, object]) -> UsageRecord:
     output = count(attributes, "ai.usage.outputTokens", "ai.usage.completionTokens")
     total = count(attributes, "ai.usage.totalTokens")
     embeds = "doEmbed" in text(attributes, "ai.operationId")
-    return made(
+    record = made(
         provider=PROVIDERS.get(stated, stated) or provider_of(model),
         model_id=model,
         input_tokens=None if read is None else whole_input(read, cached, written, output or 0, total),
@@ -223,6 +367,8 @@ def _vercel(attributes: dict[str, object]) -> UsageRecord:
         ),
         operation=Operation.EMBEDDINGS if embeds else Operation.CHAT,
     )
+    _set_response_key(record, attributes)
+    return record
 
 
 OTLP = Format("OpenTelemetry traces (OTLP JSON)", _is_otlp, _read_otlp)

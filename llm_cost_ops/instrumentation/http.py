@@ -6,30 +6,33 @@ The libraries are alike and neither is imported: the types that are needed are t
 from __future__ import annotations
 
 import functools
-import logging
-import re
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from inspect import iscoroutinefunction
 from typing import Any
 
-import msgspec
-
-from llm_cost_ops.instrumentation.calls import Call, Options, model_in_path
-from llm_cost_ops.instrumentation.events import EventReader
-from llm_cost_ops.instrumentation.providers import TAKE_STREAM_OPTIONS, api_of, provider_of
+from llm_cost_ops.instrumentation.answers import (
+    MAX_FORM,
+    Watch,
+    events_of,
+    may_ask,
+    report,
+    watch,
+    with_usage,
+)
+from llm_cost_ops.instrumentation.calls import (
+    KEY_HEADER,
+    PROVIDER_HEADER,
+    Call,
+    Options,
+    model_in_path,
+)
+from llm_cost_ops.instrumentation.providers import api_of, provider_of
+from llm_cost_ops.rpc.ids import uuid7
 
 __all__ = ["unwrap_client", "wrap_client"]
 
-MAX_BODY = 64 * 1024 * 1024
-"""Of a body that the caller streams so much is kept to be read, in bytes."""
-
-_MAX_FORM = 16 * 1024
 _SDK_PROVIDERS = {"cohere": "cohere", "mistralai": "mistral"}
-_BINARY = re.compile("(?:audio|video|image)/|application/octet-stream")
-
-_log = logging.getLogger("llm_cost_ops.instrumentation")
-_said: set[str] = set()
 
 
 def wrap_client(http_client: Any, options: Options) -> None:
@@ -118,7 +121,7 @@ class _Hook:
             api = api_of(path)
             return _Exchange(self, options, request, api, path) if api else None
         except Exception:  # noqa: BLE001  # the caller's call goes on, whatever is wrong with ours
-            _report("a call can't be recorded")
+            report("a call can't be recorded")
             return None
 
 
@@ -136,16 +139,19 @@ class _Exchange:
             call.request_body = _watch_form(request)
         else:
             call.request_body = functools.partial(_content, request)
+        self._handed_on = options.proxy is not None and options.proxy.serves(request.url)
+        if options.proxy is not None and self._handed_on:
+            call.key = uuid7()
+            request.headers.update({**options.proxy.headers(call.attributes), KEY_HEADER: call.key})
         self._asks = False
-        if api == "openai.chat" and path.endswith("completions") and self._may_ask(options, known):
+        if (
+            api == "openai.chat"
+            and path.endswith("completions")
+            and may_ask(options, known, host, hook.refusing)
+        ):
             asking = _asking(request)
             if asking is not None:
                 self.request, self._asks = asking, True
-
-    def _may_ask(self, options: Options, provider: str) -> bool:
-        if options.stream_usage != "auto":
-            return bool(options.stream_usage)
-        return provider in TAKE_STREAM_OPTIONS and self._host not in self._hook.refusing
 
     def may_have_harmed(self, response: Any) -> bool:
         """Whether an error may be due to what we asked for."""
@@ -167,86 +173,36 @@ class _Exchange:
             if response.status_code < 300:
                 self._look(response)
         except Exception:  # noqa: BLE001  # the caller's call goes on, whatever is wrong with ours
-            _report("an answer can't be recorded")
+            report("an answer can't be recorded")
         return response
 
     def _look(self, response: Any) -> None:
         call = self._call
+        if provider := response.headers.get(PROVIDER_HEADER, ""):
+            call.served_by(provider)
+            call.left_to_proxy = self._handed_on
         kind = response.headers.get("content-type", "")
         is_stream = kind.startswith("text/event-stream")
         if response.is_stream_consumed:
             content = response.content
             if is_stream:
-                call.events = functools.partial(_events_of, content)
+                call.events = functools.partial(events_of, content)
             else:
                 call.body = lambda: content
             call.finish(finished=True)
             return
         encoding = response.headers.get("content-encoding", "")
-        reader = None
-        if is_stream and encoding in ("", "identity"):
-            reader = EventReader(hide=self._asks)
-            call.events = reader.events
-        body = None if reader is not None or _BINARY.match(kind) else bytearray()
-        if body is not None:
-            decoded = functools.partial(_decompressed, type(response), encoding, body)
-            if is_stream:
-                call.events = lambda: _events_of(decoded())
-            else:
-                call.body = decoded
-        call.begin_stream()
+        decompressed = functools.partial(_decompressed, type(response))
         sync_tee, async_tee, _ = _stream_types(_library_of(response))
         tee = async_tee if hasattr(response.stream, "aclose") else sync_tee
-        response.stream = tee(response.stream, _Watch(call, reader, body))
-
-
-class _Watch:
-    """Sees the bytes of an answer as they pass. Never raises."""
-
-    def __init__(self, call: Call, reader: EventReader | None, body: bytearray | None) -> None:
-        self._call = call
-        self._reader = reader
-        self._body = body
-        self._broken = False
-
-    def feed(self, data: bytes) -> bytes:
-        """Take bytes, and give what may pass."""
-        if self._broken:
-            return data
-        try:
-            self._call.first_byte()
-            if self._reader is not None:
-                return self._reader.feed(data)
-            if self._body is not None and len(self._body) + len(data) <= MAX_BODY:
-                self._body += data
-        except Exception:  # noqa: BLE001  # the bytes pass, whatever is wrong with us
-            self._broken = True
-            _report("a stream can't be read")
-        return data
-
-    def end(self) -> bytes:
-        """The answer ended as it should; what was held back."""
-        rest = b""
-        try:
-            if self._reader is not None:
-                rest = self._reader.rest()
-            self.finish(finished=True)
-        except Exception:  # noqa: BLE001  # as above
-            _report("a stream can't be recorded")
-        return rest
-
-    def finish(self, *, finished: bool = False) -> None:
-        """Nothing more will come."""
-        try:
-            self._call.finish(finished=finished)
-        except Exception:  # noqa: BLE001  # as above
-            _report("a call can't be recorded")
+        seen = watch(call, kind, encoding, decompressed, hide=self._asks)
+        response.stream = tee(response.stream, seen)
 
 
 class _Tee:
     """Stands before an answer's own stream."""
 
-    def __init__(self, inner: Any, watch: _Watch) -> None:
+    def __init__(self, inner: Any, watch: Watch) -> None:
         self._inner = inner
         self._watch = watch
 
@@ -307,8 +263,8 @@ class _Form:
             yield data
 
     def _keep(self, data: bytes) -> None:
-        if len(self._head) < _MAX_FORM:
-            self._head.extend(data[:_MAX_FORM])
+        if len(self._head) < MAX_FORM:
+            self._head.extend(data[:MAX_FORM])
 
 
 @functools.cache
@@ -330,17 +286,9 @@ def _library_of(thing: Any) -> Any:
 
 def _asking(request: Any) -> Any:
     """A chat request that asks for usage too; None where it is no stream, or asks by itself."""
-    content = _content(request)
-    if b'"stream"' not in content:
+    body = with_usage(_content(request))
+    if body is None:
         return None
-    fields = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
-    if bytes(fields.get("stream", msgspec.Raw(b"false"))) != b"true":
-        return None
-    stated = msgspec.json.decode(fields.get("stream_options", msgspec.Raw(b"null"))) or {}
-    if not isinstance(stated, dict) or stated.get("include_usage"):
-        return None
-    options = {**stated, "include_usage": True}
-    body = msgspec.json.encode({**fields, "stream_options": msgspec.Raw(msgspec.json.encode(options))})
     headers = request.headers.copy()
     headers.pop("content-length", None)
     # What the chunk is cut out of must be plain.
@@ -367,24 +315,8 @@ def _watch_form(request: Any) -> Callable[[], bytes]:
     return lambda: bytes(head)
 
 
-def _events_of(content: bytes) -> list[bytes]:
-    reader = EventReader()
-    reader.feed(content)
-    reader.rest()
-    return reader.events()
-
-
-def _decompressed(response: type, encoding: str, body: bytearray) -> bytes:
+def _decompressed(response: type, encoding: str, body: bytes) -> bytes:
     """A body as the library reads it."""
-    if encoding in ("", "identity"):
-        return bytes(body)
-    made = response(200, headers={"content-encoding": encoding}, content=bytes(body))
+    made = response(200, headers={"content-encoding": encoding}, content=body)
     content: bytes = made.content
     return content
-
-
-def _report(trouble: str) -> None:
-    """Log a kind of trouble once."""
-    if trouble not in _said:
-        _said.add(trouble)
-        _log.warning("%s", trouble, exc_info=True)

@@ -58,7 +58,15 @@ _PATHS = {
     "v1/ocr": "mistral.ocr",
 }
 # By the method of a resource, after a colon.
-_VERBS = {"rawPredict": "anthropic.messages", "streamRawPredict": "anthropic.messages"}
+_VERBS = {
+    "rawPredict": "anthropic.messages",
+    "streamRawPredict": "anthropic.messages",
+    "generateContent": "google.generate",
+    "streamGenerateContent": "google.generate",
+    "embedContent": "google.generate",
+    "batchEmbedContents": "google.generate",
+    "predict": "google.generate",
+}
 
 API_PROVIDERS = {
     "openai.chat": "openai",

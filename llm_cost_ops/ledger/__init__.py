@@ -24,6 +24,8 @@ from llm_cost_ops.ledger.types import (
     Price,
     Recorded,
     Repriced,
+    Revised,
+    Revision,
 )
 
 __all__ = [
@@ -41,16 +43,23 @@ __all__ = [
     "Price",
     "Recorded",
     "Repriced",
+    "Revised",
+    "Revision",
     "Sums",
     "open_ledger",
 ]
 
 # The package of each backend; it has a function open(url, *, durability, group_commit).
-_BACKENDS = {"sqlite": "llm_cost_ops.ledger.sqlite"}
+_BACKENDS = {
+    "sqlite": "llm_cost_ops.ledger.sqlite",
+    "postgresql": "llm_cost_ops.ledger.postgres",
+    "postgres": "llm_cost_ops.ledger.postgres",
+}
 
 
 def open_ledger(url: str, *, durability: str = "disk", group_commit: bool = False) -> Ledger:
-    """The ledger at a URL: `sqlite:///costs.db` is a file, `sqlite://` private memory.
+    """The ledger at a URL: `sqlite:///costs.db` is a file, `sqlite://` private memory, and
+    `postgresql://user@host/database` a database that servers share.
 
     What has no `://` is the path of a SQLite file.
 

@@ -23,6 +23,8 @@ from llm_cost_ops.ledger.types import (
     Price,
     Recorded,
     Repriced,
+    Revised,
+    Revision,
 )
 from llm_cost_ops.rpc.context import CallContext
 
@@ -123,6 +125,9 @@ class Ledger(Protocol):
         An (organization, key) counts once, however often and by however many processes it is sent at the same
         time: the same record again is a duplicate, another one a conflict (`duplicates.is_duplicate` says
         which), and neither harms its neighbours. The key itself decides, not the id that was made of it.
+        Where `duplicates.supersedes` says so and the record was neither corrected nor voided, the new one
+        takes its place as a revision of kind SUPERSEDED, with `duplicates.superseding` as its content: that
+        is a created one, and what later ones are compared with; the time and the id stay.
         Counts above MAX_COUNT, or a cost above MAX_RECORD_COST, are INVALID_ARGUMENT for the whole list:
         validation should have caught them. What a sum would become is no reason to refuse.
 
@@ -162,12 +167,22 @@ class Ledger(Protocol):
         dry_run: bool,
     ) -> Repriced:
         """Look at the next records that the filter lets through, and add a revision to each whose status,
-        currency or cost is not what `price` says.
+        currency or cost is not what `price` says. Voided records are passed over.
 
         Records come in the order in which they were committed, at most `limit` of them in one transaction,
         which writes revisions and sums; earlier revisions stay as they are. With `dry_run` nothing is
         written, and the answer is the same.
         """
+
+    async def revise(self, revision: Revision, context: CallContext) -> bool:
+        """Add a revision to a record; sums, lists and `committed` follow in the same transaction.
+
+        False, and nothing is written, when there is no such record, or another revision is in force than the
+        one that it comes after. Its content as it was sent stays what a duplicate is told by.
+        """
+
+    async def revisions(self, organization_id: str, usage_id: str, context: CallContext) -> list[Revised]:
+        """Every revision of an organization's record, from the first on; none when it has no such record."""
 
     async def committed(
         self, after: Position | None, limit: int, context: CallContext

@@ -42,8 +42,11 @@ def shares_of(record: UsageRecord, compiled: CompiledCard | None, units: int | N
     return shares
 
 
-def add_share(sums: Amounts, share: Share, requests: int) -> None:
-    """Add a record's share to the sums of a group; `requests` is how many calls the record counts as."""
+def add_share(sums: Amounts, share: Share, requests: int, *, reported: bool) -> None:
+    """Add a record's share to the sums of a group; `requests` is how many calls the record counts as.
+
+    `reported` says that its cost is the one that its provider stated.
+    """
     put_in, put_out, cached, units, unpriced = share
     sums.requests += requests
     sums.input_tokens += put_in
@@ -52,3 +55,6 @@ def add_share(sums: Amounts, share: Share, requests: int) -> None:
     sums.units += units
     if unpriced:
         sums.unpriced_requests += requests
+    if reported:
+        sums.reported_requests += requests
+        sums.reported_units += units

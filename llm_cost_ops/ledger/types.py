@@ -7,7 +7,7 @@ from datetime import datetime
 
 import msgspec
 
-from llm_cost_ops._gen.messages import CostStatus, RateCard, SubmitStatus, UsageRecord
+from llm_cost_ops._gen.messages import CostStatus, RateCard, RevisionKind, SubmitStatus, UsageRecord
 from llm_cost_ops.pricing.pricebook import Priced, Pricing
 
 __all__ = [
@@ -23,6 +23,8 @@ __all__ = [
     "Price",
     "Recorded",
     "Repriced",
+    "Revised",
+    "Revision",
 ]
 
 Position = str
@@ -56,7 +58,8 @@ class Recorded(msgspec.Struct, gc=False, kw_only=True):
     """A record with the revision of its cost that is in force.
 
     `units` as in Entry. `card` is the card that was kept when the cost was calculated, None where
-    none was; `digest` is that of the card then. `calculated_at` is when it was calculated.
+    none was; `digest` is that of the card then. `calculated_at` is when it was calculated. `kind` says why
+    there is this revision, and `reason` what was given for it.
     """
 
     record: UsageRecord
@@ -71,6 +74,40 @@ class Recorded(msgspec.Struct, gc=False, kw_only=True):
     card: RateCard | None
     digest: bytes
     calculated_at: datetime
+    kind: RevisionKind = RevisionKind.RECORDED
+    reason: str = ""
+
+
+class Revision(msgspec.Struct, gc=False, kw_only=True):
+    """A revision of a record, on its way into the ledger.
+
+    `after` is the number of the revision that is in force. `record` is the record from now on, as in Entry
+    and of the same organization; None where it stays as it is. `units` and `by` are its cost, as in Entry: a
+    voided one has the cost that it had, in a Pricing with the status VOIDED. `actor` is who made it, "" when
+    nobody in particular.
+    """
+
+    organization_id: str
+    usage_id: str
+    after: int
+    kind: RevisionKind
+    record: UsageRecord | None
+    units: int | None
+    by: Pricing
+    reason: str
+    actor: str
+    made_at: datetime
+
+
+class Revised(msgspec.Struct, gc=False, kw_only=True):
+    """A revision that was made: `record` is what it was then, with its cost then."""
+
+    number: int
+    kind: RevisionKind
+    record: UsageRecord
+    reason: str
+    actor: str
+    made_at: datetime
 
 
 class Change(msgspec.Struct, gc=False, kw_only=True):
@@ -98,7 +135,8 @@ class Repriced(msgspec.Struct, gc=False):
 class Committed(msgspec.Struct, gc=False):
     """That a record was committed, or a revision of its cost.
 
-    `record` has the cost of that `revision`, which is 1 for a new record and more for a repriced one.
+    `record` is what it was in that `revision`, with its cost then: 1 is a new record, and what follows was
+    repriced, corrected, superseded or voided.
     """
 
     record: UsageRecord
@@ -122,7 +160,8 @@ class Appended(msgspec.Struct, gc=False):
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
     """Which records: fields are ANDed, the values of one field are ORed, and labels must all be there.
 
-    An empty field does not restrict. The interval is [start, end); None is open.
+    An empty field does not restrict, but that voided records pass only where `statuses` has "voided". The
+    interval is [start, end); None is open.
     """
 
     organization_ids: tuple[str, ...] = ()
@@ -145,6 +184,7 @@ class Amounts(msgspec.Struct, gc=False, kw_only=True):
     """The exact sums of a group in one currency; `units` are 10^-12 of it.
 
     `requests` counts calls, and `unpriced_requests` those among them whose price is not known.
+    `reported_requests` and `reported_units` are the part whose status is REPORTED.
     """
 
     requests: int = 0
@@ -153,6 +193,8 @@ class Amounts(msgspec.Struct, gc=False, kw_only=True):
     cached_tokens: int = 0
     unpriced_requests: int = 0
     units: int = 0
+    reported_requests: int = 0
+    reported_units: int = 0
     currency: str = "USD"
 
 

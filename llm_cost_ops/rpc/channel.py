@@ -8,6 +8,7 @@ from collections.abc import (
     AsyncIterable,
     Awaitable,
     Callable,
+    Coroutine,
     Generator,
     Iterable,
     Mapping,
@@ -351,7 +352,7 @@ class AsyncChannel(_Channel):
     def _runtime() -> Runtime:
         return AsyncRuntime()
 
-    async def unary_unary(
+    def unary_unary(
         self,
         method: MethodDescriptor[Req, Res],
         request: Req,
@@ -359,9 +360,9 @@ class AsyncChannel(_Channel):
         headers: Mapping[str, str] | None = None,
         retry: object = UNSET,
         idempotency_key: str = "",
-    ) -> Any:
+    ) -> Coroutine[Any, Any, Any]:
         """Call a method; what its Python method returns comes back. As Channel.unary_unary."""
-        return await self.core.unary_unary(method, request, timeout, headers, retry, idempotency_key)
+        return self.core.unary_unary(method, request, timeout, headers, retry, idempotency_key)
 
     def pages(
         self,

@@ -79,6 +79,6 @@ def uuid7_series() -> Callable[[int, int], str]:
 
     def uuid7_at(nanoseconds: int, number: int) -> str:
         millis = nanoseconds // 1_000_000
-        return f"{millis >> 16:08x}-{millis & 0xFFFF:04x}{middle}{start + number:012x}"
+        return "%08x-%04x%s%012x" % (millis >> 16, millis & 0xFFFF, middle, start + number)  # noqa: UP031  # faster
 
     return uuid7_at

@@ -22,7 +22,7 @@ from llm_cost_ops.rpc.status import RpcError, Violation, violations_text
 from llm_cost_ops.rules.currencies import is_currency
 from llm_cost_ops.rules.meters import METER_NAME, TOKEN_METERS
 from llm_cost_ops.rules.times import parse_end, parse_start
-from llm_cost_ops.wire.validation import check_between
+from llm_cost_ops.wire.validation import check_between, no_member
 
 __all__ = ["PRICE_FIELDS", "card_error", "check_card", "check_overlaps", "clock_seconds", "overlap_of"]
 
@@ -42,7 +42,15 @@ _Found = Iterator[tuple[str, str]]
 
 def check_card(card: RateCard | CreatePriceRequest, path: str, violations: list[Violation]) -> None:
     """Add every rule between fields that the card breaks; `path` is where the card stands, "" for alone."""
-    groups = (_currency_rules, _name_rules, _interval_rules, _rates_rules, _windows_rules, _multiplier_rules)
+    groups = (
+        _currency_rules,
+        _name_rules,
+        _interval_rules,
+        _rates_rules,
+        _tier_enum_rules,
+        _windows_rules,
+        _multiplier_rules,
+    )
     check_between((rules(card) for rules in groups), path, violations)
 
 
@@ -56,6 +64,13 @@ def _name_rules(card: RateCard | CreatePriceRequest) -> _Found:
     for field, name in names:
         if "*" in name[:-1]:
             yield field, 'may have a "*" only at its end'
+
+
+def _tier_enum_rules(card: RateCard | CreatePriceRequest) -> _Found:
+    """How tiers count decides what is paid: what only a newer version knows can't be priced here."""
+    for field, value in (("tier_mode", card.tier_mode), ("tier_basis", card.tier_basis)):
+        if not value.known:
+            yield field, no_member(value.value, type(value))
 
 
 def _windows_rules(card: RateCard | CreatePriceRequest) -> _Found:

@@ -5,14 +5,16 @@ The client runs the same checks before it sends, so that a bad request costs no 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 import msgspec
 
-from llm_cost_ops._gen.codecs import CREATE_PRICE_REQUEST, USAGE_RECORD
+from llm_cost_ops._gen.codecs import CORRECT_USAGE_REQUEST, CREATE_PRICE_REQUEST, USAGE_RECORD
 from llm_cost_ops._gen.messages import (
     BatchSubmitUsageRequest,
+    CorrectUsageRequest,
     CreatePriceRequest,
     EstimateCostRequest,
     ModalityTokens,
@@ -20,15 +22,22 @@ from llm_cost_ops._gen.messages import (
     SubmitUsageRequest,
     UsageRecord,
 )
-from llm_cost_ops._gen.methods import BATCH_SUBMIT_USAGE, CREATE_PRICE, ESTIMATE_COST, SUBMIT_USAGE
+from llm_cost_ops._gen.methods import (
+    BATCH_SUBMIT_USAGE,
+    CORRECT_USAGE,
+    CREATE_PRICE,
+    ESTIMATE_COST,
+    SUBMIT_USAGE,
+)
 from llm_cost_ops.interceptors.validation import Check
 from llm_cost_ops.rpc.status import Violation
 from llm_cost_ops.rules.cards import PRICE_FIELDS, check_card
 from llm_cost_ops.rules.times import instant
 from llm_cost_ops.rules.usage import check_usage
+from llm_cost_ops.wire.errors import DecodeError
 from llm_cost_ops.wire.unknown import refuse_unknown
 
-__all__ = ["CHECKS", "SERVICE_CHECKS", "check_record"]
+__all__ = ["CHECKS", "SERVICE_CHECKS", "check_record", "corrected"]
 
 MAX_BATCH = 10_000
 
@@ -135,7 +144,55 @@ def _estimate(
     check_record(record, "", latest, violations, keep_unknown)
 
 
+# What says which record it is, and when: a record with a wrong one is another record.
+_FIXED = ("organization_id", "idempotency_key", "timestamp", "observation")
+_OUTPUT_ONLY = ("id", "ingested_at", "estimated_cost", "currency", "cost_status")
+
+
+def _correct(
+    request: CorrectUsageRequest,
+    _now: datetime,
+    violations: list[Violation],
+    _keep_unknown: bool,
+) -> None:
+    CORRECT_USAGE_REQUEST.validate(request, "", violations)
+    if violations or request.changes is None:
+        return
+    known = [info.encode_name for info in msgspec.structs.fields(UsageRecord) if info.name != "unknown_"]
+    for name in request.changes:
+        if name in _FIXED:
+            rule = "can't be corrected: void the record, and record it anew under another key"
+            violations.append(Violation(f"changes.{name}", rule))
+        elif name in _OUTPUT_ONLY:
+            violations.append(Violation(f"changes.{name}", "can't be corrected: it follows from the others"))
+    try:
+        changed = corrected(UsageRecord(), request.changes)
+    except DecodeError as error:
+        violations.append(Violation(f"changes.{error.path}".rstrip("."), error.reason))
+    else:
+        refuse_unknown(changed, "changes", violations)
+    if not request.changes:
+        violations.append(Violation("changes", f"must name a field of the record, such as {known[5]}"))
+
+
+def corrected(record: UsageRecord, changes: Mapping[str, object]) -> UsageRecord:
+    """The record with fields replaced, by their names in JSON; None takes one away.
+
+    The total follows, unless it is given itself. Raises DecodeError for a value that is none of the field.
+    """
+    fields = msgspec.json.decode(USAGE_RECORD.encode_json(record), type=dict[str, msgspec.Raw])
+    if "input_tokens" in changes or "output_tokens" in changes:
+        fields.pop("total_tokens", None)
+    for name, value in changes.items():
+        if value is None:
+            fields.pop(name, None)
+        else:
+            fields[name] = msgspec.Raw(msgspec.json.encode(value))
+    return USAGE_RECORD.decode_json(msgspec.json.encode(fields))
+
+
 CHECKS: dict[str, Check] = {
+    CORRECT_USAGE.path: _correct,
     SUBMIT_USAGE.path: _submit,
     BATCH_SUBMIT_USAGE.path: _batch,
     CREATE_PRICE.path: _create_price,

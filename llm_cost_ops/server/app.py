@@ -18,7 +18,6 @@ import uvicorn
 
 from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.server.h11_limits import limited_protocol
-from llm_cost_ops.server.http import AsgiApp
 from llm_cost_ops.server.limits import ConnectionLimits
 
 __all__ = [
@@ -30,6 +29,9 @@ __all__ = [
     "remove_stale_socket",
     "serve",
 ]
+
+
+AsgiApplication = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 class Server(Protocol):
@@ -51,7 +53,7 @@ class _Uvicorn(uvicorn.Server):
 
 
 class HttpServer:
-    """The ASGI app on uvicorn, with limits of our own on what a connection may take.
+    """An ASGI app on uvicorn, with limits of our own on what a connection may take.
 
     It listens on `host` and `port`, loopback unless told otherwise; port 0 takes a free one. With
     `uds` it listens on that Unix socket instead, which only the process's user may open. With `tls` it
@@ -60,7 +62,7 @@ class HttpServer:
 
     def __init__(
         self,
-        app: AsgiApp,
+        app: AsgiApplication,
         *,
         host: str = "127.0.0.1",
         port: int = 8080,

@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 from llm_cost_ops._gen.codecs import USAGE_RECORD
 from llm_cost_ops._gen.messages import UsageRecord
 from llm_cost_ops._gen.methods import BATCH_SUBMIT_USAGE, GET_ANALYTICS, GET_COST_SUMMARY
+from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.method import MessageCodec, MethodDescriptor
 from llm_cost_ops.rpc.runtime import Runtime
 from llm_cost_ops.rpc.status import RpcError, StatusCode, invalid_argument
 from llm_cost_ops.rules.requests import MAX_BATCH
+from llm_cost_ops.transports.net.headers import IDEMPOTENCY_HEADER
 from llm_cost_ops.wire import DecodeError
 from llm_cost_ops.wire.fields import walk
 from llm_cost_ops.wire.json import decode_quickly, is_json
@@ -32,6 +34,7 @@ __all__ = [
     "Batch",
     "decode_json",
     "decode_protobuf",
+    "key_of",
     "max_bytes_of",
     "too_many_bytes",
     "violation_of",
@@ -42,6 +45,9 @@ UNBOUNDED_ANSWERS = frozenset({BATCH_SUBMIT_USAGE.path, GET_COST_SUMMARY.path, G
 
 # Decoding so many bytes may be left to the event loop: it takes a few milliseconds at the worst.
 INLINE_BYTES = 16 * 1024
+
+# As the protos say of the field in a request.
+MAX_KEY_LENGTH = 255
 
 
 MAX_VALUES = 500_000
@@ -72,6 +78,15 @@ BATCHES: dict[str, Batch] = {BATCH_SUBMIT_USAGE.path: Batch("records", 1, USAGE_
 def max_bytes_of(method: MethodDescriptor[Any, Any], of_message: int, of_batch: int) -> int:
     """The bytes that a request of a method may have."""
     return max(of_message, of_batch) if method.path in BATCHES else min(of_message, of_batch)
+
+
+def key_of(metadata: Metadata) -> str:
+    """The idempotency key beside a request. RpcError INVALID_ARGUMENT when no record could have it."""
+    key = metadata.get(IDEMPOTENCY_HEADER)
+    if len(key) > MAX_KEY_LENGTH:
+        rule = f"must have at most {MAX_KEY_LENGTH} characters, not {len(key)}"
+        raise invalid_argument("idempotency_key", rule)
+    return key
 
 
 def too_many_bytes(what: str, limit: int) -> RpcError:

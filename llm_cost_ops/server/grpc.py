@@ -31,6 +31,7 @@ from llm_cost_ops.server.app import ServerTls, private_sockets, remove_socket, r
 from llm_cost_ops.server.decoding import (
     UNBOUNDED_ANSWERS,
     decode_protobuf,
+    key_of,
     max_bytes_of,
     too_many_bytes,
     violation_of,
@@ -40,7 +41,6 @@ from llm_cost_ops.server.reflection import SERVICES as REFLECTION_SERVICES
 from llm_cost_ops.server.reflection import DescriptorImage, ReflectionHandler
 from llm_cost_ops.transports.grpc.status import fields_of, number, write_status
 from llm_cost_ops.transports.net.headers import (
-    IDEMPOTENCY_HEADER,
     REQUEST_ID_HEADER,
     STATUS_HEADER,
     is_request_id,
@@ -339,7 +339,7 @@ class _Method:
             self._runtime,
             metadata,
             self._runtime.monotonic() + seconds,
-            metadata.get(IDEMPOTENCY_HEADER),
+            key_of(metadata),
             request_id=request_id,
         )
 

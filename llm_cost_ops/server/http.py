@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, MutableMapping, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote
 
 import msgspec
@@ -25,6 +25,7 @@ from llm_cost_ops.server.decoding import (
     INLINE_BYTES,
     UNBOUNDED_ANSWERS,
     decode_json,
+    key_of,
     max_bytes_of,
     violation_of,
 )
@@ -35,7 +36,6 @@ from llm_cost_ops.transports.http.ndjson import MEDIA_TYPE, PAUSE, Lines, LineSp
 from llm_cost_ops.transports.net.bodies import BodyTooLargeError, BoundedBody
 from llm_cost_ops.transports.net.headers import (
     DEADLINE_HEADER,
-    IDEMPOTENCY_HEADER,
     REQUEST_ID_HEADER,
     decode_timeout,
     from_headers,
@@ -49,7 +49,9 @@ __all__ = [
     "LINE_TYPES",
     "AsgiApp",
     "DisconnectedError",
+    "Pages",
     "Receive",
+    "Route",
     "Send",
     "StreamAnswer",
     "messages_of",
@@ -93,17 +95,20 @@ class _Request:
             # Two lengths are how requests are smuggled past a proxy.
             raise _refused(400, "a request has either Content-Length or Transfer-Encoding")
 
-    async def body(self, receive: Receive, limit: int, runtime: Runtime) -> bytes:
-        """The whole body, decompressed: at most `limit` bytes."""
+    async def body(
+        self, receive: Receive, limit: int, runtime: Runtime, kinds: Collection[str] = ()
+    ) -> bytes:
+        """The whole body, decompressed: at most `limit` bytes. It is JSON, or of one of `kinds`."""
         length = self.text("content-length")
         too_large = _refused(413, f"the body may have at most {limit} bytes")
         if length.isdecimal() and int(length[:20]) > limit:
             raise too_large
         kind = self.kind()
-        if kind not in {"", "application/json"} and not (
-            kind.startswith("application/") and kind.endswith("+json")
+        if kind not in (kinds or {"", "application/json"}) and (
+            kinds or not (kind.startswith("application/") and kind.endswith("+json"))
         ):
-            raise _refused(415, "the content type must be application/json")
+            asked = " or ".join(kinds) or "application/json"
+            raise _refused(415, f"the content type must be {asked}")
         try:
             body = BoundedBody(limit, self.text("content-encoding"))
         except ValueError as error:
@@ -138,14 +143,14 @@ class _Request:
         except ValueError as error:
             raise _refused(415, str(error)) from error
 
-    def context(self, binding: Binding, runtime: Runtime) -> CallContext:
+    def context(self, method: MethodDescriptor[Any, Any], runtime: Runtime) -> CallContext:
         try:
             metadata = from_headers(self.raw_headers, strict=True)
         except ValueError as error:
             raise _refused(400, str(error)) from error
         if self.unknown_fields:
             metadata.set(UNKNOWN_FIELDS, self.unknown_fields)
-        unary = binding.method.cardinality is Cardinality.UNARY_UNARY
+        unary = method.cardinality is Cardinality.UNARY_UNARY
         seconds = self.limits.call_timeout if unary else self.limits.stream_timeout
         asked = self.text(DEADLINE_HEADER)
         if asked:
@@ -154,13 +159,43 @@ class _Request:
                 raise _refused(400, f"{DEADLINE_HEADER} must be digits and a unit, such as 1500m")
             seconds = min(seconds, asked_seconds)
         return CallContext(
-            binding.method,
+            method,
             runtime,
             metadata,
             runtime.monotonic() + seconds,
-            metadata.get(IDEMPOTENCY_HEADER),
+            key_of(metadata),
             request_id=self.id,
         )
+
+
+class Route(Protocol):
+    """What answers POSTs to a path that no method of the service has.
+
+    Who may call it, and the size of its body, are those of `method`; its body and its answer are of one of
+    the media types `kinds`.
+    """
+
+    @property
+    def method(self) -> MethodDescriptor[Any, Any]: ...
+
+    @property
+    def kinds(self) -> Collection[str]: ...
+
+    async def answer(self, kind: str, body: bytes, context: CallContext) -> bytes:
+        """The body of the answer, or RpcError."""
+
+    def error(self, kind: str, error: RpcError) -> bytes:
+        """The body that tells an error."""
+
+
+class Pages(Protocol):
+    """Answers some requests by pages for browsers."""
+
+    def serves(self, scope: MutableMapping[str, Any]) -> bool:
+        """Whether a request is for it."""
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer a request."""
 
 
 class AsgiApp:
@@ -168,7 +203,8 @@ class AsgiApp:
 
     `close` lets go of what the handler holds; it is awaited when the ASGI server ends the lifespan.
     `admit` raises RpcError for a call that is not to be answered, before anything of it is decoded;
-    `admission` refuses one before anything is looked at but its path.
+    `admission` refuses one before anything is looked at but its path. `routes` are further paths, and each
+    of `pages` answers what it `serves`, in place of the methods.
     Errors are `{"error": {"code", "message", "details"}, "request_id"}`. An error that a servicer
     did not mean to raise is logged under its request id and tells the client nothing. A servicer
     may set `context.response_status` and `context.response_metadata`.
@@ -183,8 +219,12 @@ class AsgiApp:
         admission: Admission | None = None,
         limits: AsgiLimits | None = None,
         runtime: Runtime | None = None,
+        routes: Mapping[str, Route] | None = None,
+        pages: Sequence[Pages] = (),
     ) -> None:
         self._handler = handler
+        self._routes = routes or {}
+        self._pages = pages
         self._close = close
         self._admit = admit
         self._admission = admission
@@ -198,7 +238,8 @@ class AsgiApp:
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         elif scope["type"] == "http":
-            await self._http(scope, receive, send)
+            pages = next((pages for pages in self._pages if pages.serves(scope)), self._http)
+            await pages(scope, receive, send)
         else:
             raise NotImplementedError(f"no {scope['type']} here")
 
@@ -234,7 +275,7 @@ class AsgiApp:
             _log.exception("%s %s failed, request %s", request.verb, request.path, request.id)
             status, headers, body = _error(RpcError(StatusCode.INTERNAL, "internal error"), request.id)
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
-        if body:
+        if body and not any(name == b"content-type" for name, _ in raw):
             raw.append((b"content-type", b"application/json"))
         if status != 204:
             raw.append((b"content-length", str(len(body)).encode()))
@@ -251,19 +292,17 @@ class AsgiApp:
             if refusal is not None:
                 raise refusal
         route = self._router.match(request.path)
+        if route is None and request.path in self._routes:
+            return await self._post(self._routes[request.path], request, receive)
         if route is None:
             raise RpcError(StatusCode.NOT_FOUND, f"there is no {request.path[:200]}", error_code="NOT_FOUND")
         verb = "GET" if request.verb == "HEAD" else request.verb
         binding = route.bindings.get(verb)
         if binding is None:
             allowed = sorted({*route.bindings, "OPTIONS", *(["HEAD"] if "GET" in route.bindings else [])})
-            allow = [("allow", ", ".join(allowed))]
-            if verb == "OPTIONS":
-                return 204, allow, b""
-            status, headers, body = _error(_refused(405, f"{verb} is not allowed here"), request.id)
-            return status, headers + allow, body
+            return _other_verb(request, allowed)
         _take_unknown(binding, request)
-        context = request.context(binding, self._runtime)
+        context = request.context(binding.method, self._runtime)
         if self._admit is not None:
             await self._admit(context)
         if binding.method.cardinality is not Cardinality.UNARY_UNARY:
@@ -330,6 +369,37 @@ class AsgiApp:
         if binding.method.path in UNBOUNDED_ANSWERS:
             return await self._runtime.offload(binding.encode_response, response)
         return binding.encode_response(response)
+
+    async def _post(self, route: Route, request: _Request, receive: Receive) -> Answer:
+        if request.verb != "POST":
+            return _other_verb(request, ["OPTIONS", "POST"])
+        kind = request.kind()
+        try:
+            context = request.context(route.method, self._runtime)
+            if self._admit is not None:
+                await self._admit(context)
+            limits = self._limits
+            most = max_bytes_of(route.method, limits.max_message_bytes, limits.max_body_bytes)
+            body = await request.body(receive, most, self._runtime, route.kinds)
+            try:
+                async with asyncio.timeout(context.remaining()):
+                    return 200, [("content-type", kind)], await route.answer(kind, body, context)
+            except TimeoutError:
+                context.check_deadline(maybe_applied=True)
+                raise
+        except RpcError as error:
+            status, headers, _ = _error(error, request.id)
+            shown = kind if kind in route.kinds else "application/json"
+            return status, [*headers, ("content-type", shown)], route.error(kind, error)
+
+
+def _other_verb(request: _Request, allowed: list[str]) -> Answer:
+    allow = [("allow", ", ".join(allowed))]
+    if request.verb == "OPTIONS":
+        return 204, allow, b""
+    verb = "GET" if request.verb == "HEAD" else request.verb
+    status, headers, body = _error(_refused(405, f"{verb} is not allowed here"), request.id)
+    return status, headers + allow, body
 
 
 def _take_unknown(binding: Binding, request: _Request) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from llm_cost_ops._gen.messages import GetReadinessRequest
 from llm_cost_ops._gen.methods import GET_HEALTH, GET_READINESS
-from llm_cost_ops.config import REPORTED_PROVIDERS
+from llm_cost_ops.config import REPORTED_PROVIDERS, without_password
 from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
 from llm_cost_ops.ledger import Ledger, open_ledger
 from llm_cost_ops.rpc.context import CallContext
@@ -22,13 +22,15 @@ from llm_cost_ops.rpc.status import RpcError
 from llm_cost_ops.server.admission import Admission
 from llm_cost_ops.server.app import HttpServer, Server, ServerTls
 from llm_cost_ops.server.app import serve as run_servers
-from llm_cost_ops.server.http import AsgiApp
+from llm_cost_ops.server.http import AsgiApp, Pages
 from llm_cost_ops.server.limits import AsgiLimits
+from llm_cost_ops.server.reference import Reference
+from llm_cost_ops.server.traces import TRACES_PATH, Traces
 from llm_cost_ops.service import Service
 from llm_cost_ops.service.access.authentication import Authentication
 from llm_cost_ops.service.access.tenancy import OPEN
 
-__all__ = ["asgi_app", "serve"]
+__all__ = ["address_of", "asgi_app", "check_reach", "is_local", "serve"]
 
 MAX_CALLS = 256
 
@@ -51,13 +53,14 @@ def asgi_app(
     durability: str = "disk",
     reported_providers: Collection[str] = REPORTED_PROVIDERS,
     limits: AsgiLimits | None = None,
+    dashboard: bool = False,
 ) -> AsgiApp:
     """The HTTP interface as an ASGI app, for an ASGI server or to be mounted under a prefix of another app.
 
     `ledger` is one that the caller opened and closes, or a URL or path for `open_ledger`. One that is opened
     here is closed at the end of the lifespan; a mounted app has none in most frameworks: await `aclose()`.
     Without `require_keys` anybody may call until there is a first key. More than `max_calls` at a time are
-    refused.
+    refused. With `dashboard` its pages are at `/` and below `/dashboard/` of the app.
 
     Raises ConfigurationError as `open_ledger` does. The file is opened by the first call.
     """
@@ -73,6 +76,8 @@ def asgi_app(
         admit=keys.admit,
         admission=admission,
         limits=limits,
+        routes={TRACES_PATH: Traces(service.handler)},
+        pages=_pages(service, keys, dashboard=dashboard),
     )
 
 
@@ -87,31 +92,37 @@ def serve(
     reported_providers: Collection[str] = REPORTED_PROVIDERS,
     tls: ServerTls | None = None,
     announce: Callable[[str], Any] = print,
+    dashboard: bool = True,
 ) -> None:
     """Run the service until SIGTERM or SIGINT, as `llm-cost-ops serve` does; calls in flight are answered.
 
-    `db` is the path of a SQLite file. `http` and `grpc` are addresses such as "127.0.0.1:8080" or
-    "unix:PATH"; with neither it is HTTP there. Without API keys only loopback and Unix sockets are taken.
-    `announce` gets a line about the keys, and one for each listener once it accepts.
+    `db` is the path of a SQLite file, or `postgresql://user@host/database`. `http` and `grpc` are addresses
+    such as "127.0.0.1:8080" or "unix:PATH"; with neither it is HTTP there. Without API keys only loopback and
+    Unix sockets are taken. `announce` gets a line about the keys, and one for each listener once it accepts.
+    The dashboard is at `/` of HTTP, unless `dashboard` is False.
 
     Raises ConfigurationError, before anything listens, for what can't be served: an address, the database.
     """
-    if "://" in db:
-        raise ConfigurationError(f"db must be the path of a file, not {db!r}", parameter="db")
+    if "://" in db and db.partition("://")[0] not in ("postgres", "postgresql"):
+        rule = "must be the path of a file, or postgresql://user@host/database"
+        raise ConfigurationError(f"db {rule}, not {without_password(db)!r}", parameter="db")
     http = http or (None if grpc else "127.0.0.1:8080")
-    listeners = {option: _address(option, text) for option, text in (("http", http), ("grpc", grpc)) if text}
+    listeners = {
+        option: address_of(option, text) for option, text in (("http", http), ("grpc", grpc)) if text
+    }
     asyncio.run(
         _serve(
             db,
             listeners,
             # One that is not there is not made before the addresses are found good.
-            exists=Path(db).exists(),
+            exists="://" in db or Path(db).exists(),
             durability=durability,
             require_keys=require_keys,
             max_calls=max_calls,
             reported_providers=reported_providers,
             tls=tls,
             announce=announce,
+            dashboard=dashboard,
         )
     )
 
@@ -127,10 +138,11 @@ async def _serve(
     reported_providers: Collection[str],
     tls: ServerTls | None,
     announce: Callable[[str], Any],
+    dashboard: bool,
 ) -> None:
     required = require_keys or (exists and await _holds_keys(db))
     for option, where in listeners.items():
-        _check_reach(option, where, required=required, secret=tls is not None)
+        check_reach(option, where, required=required, secret=tls is not None)
     ledger = await _opened(db, durability)
     announce(_REQUIRED if required else _UNASKED)
     keys = Authentication(ledger.keys, required=required)
@@ -138,7 +150,13 @@ async def _serve(
     service = Service(ledger, [admission, keys], reported_providers=reported_providers)
     servers: list[Server] = []
     if "http" in listeners:
-        app = AsgiApp(service.handler, admit=keys.admit, admission=admission)
+        app = AsgiApp(
+            service.handler,
+            admit=keys.admit,
+            admission=admission,
+            routes={TRACES_PATH: Traces(service.handler)},
+            pages=_pages(service, keys, dashboard=dashboard),
+        )
         servers.append(HttpServer(app, tls=tls, **listeners["http"]))
     if "grpc" in listeners:
         from llm_cost_ops.server.grpc import GrpcServer
@@ -152,8 +170,17 @@ async def _serve(
         servers,
         on_drain=service.drain,
         close=service.aclose,
-        announce=lambda text: announce(f"{text}, {db}"),
+        announce=lambda text: announce(f"{text}, {without_password(db)}"),
     )
+
+
+def _pages(service: Service, keys: Authentication, *, dashboard: bool) -> list[Pages]:
+    pages: list[Pages] = [Reference()]
+    if dashboard:
+        from llm_cost_ops.dashboard import Dashboard
+
+        pages.append(Dashboard(service.handler, keys, service.ledger.keys))
+    return pages
 
 
 async def _opened(db: str, durability: str) -> Ledger:
@@ -163,7 +190,8 @@ async def _opened(db: str, durability: str) -> Ledger:
         await ledger.check(_context(GET_READINESS))
     except RpcError as error:
         await ledger.aclose()
-        raise ConfigurationError(f"db {db}: {error.message}", parameter="db") from error
+        shown = without_password(db)
+        raise ConfigurationError(f"db {shown}: {error.message}", parameter="db") from error
     return ledger
 
 
@@ -190,7 +218,8 @@ async def _ready(service: Service) -> bool:
     return True
 
 
-def _address(option: str, text: str) -> dict[str, Any]:
+def address_of(option: str, text: str) -> dict[str, Any]:
+    """Where HttpServer or GrpcServer is to listen. ConfigurationError for what is no address."""
     if text.startswith("unix:"):
         return {"uds": text.removeprefix("unix:")}
     host, colon, port = text.rpartition(":")
@@ -203,11 +232,16 @@ def _address(option: str, text: str) -> dict[str, Any]:
     return {"host": host, "port": int(port)}
 
 
-def _check_reach(option: str, where: dict[str, Any] | None, *, required: bool, secret: bool) -> None:
+def is_local(where: dict[str, Any]) -> bool:
+    """Whether only this machine can connect."""
+    return where.get("host", "localhost") in _LOOPBACK
+
+
+def check_reach(option: str, where: dict[str, Any] | None, *, required: bool, secret: bool) -> None:
     """Without keys, whoever can connect may do everything: so only this machine may connect."""
-    host = (where or {}).get("host", "localhost")
-    if host in _LOOPBACK:
+    if where is None or is_local(where):
         return
+    host = where["host"]
     if not required:
         raise ConfigurationError(
             f"{option} {host}: without API keys the service listens on loopback only (127.0.0.1, [::1] or "

@@ -35,6 +35,7 @@ from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.rules.times import QUARTER, QUARTERS_A_DAY, bucket_label, buckets_around, parse_end
 from llm_cost_ops.service.access.tenancy import organization_of
+from llm_cost_ops.service.entries import check_record_cost, in_utc
 from llm_cost_ops.service.pages import filter_of, meta_of
 from llm_cost_ops.service.prices import Prices, catalog_card
 from llm_cost_ops.service.sums import (
@@ -45,7 +46,6 @@ from llm_cost_ops.service.sums import (
     key_list,
     summed,
 )
-from llm_cost_ops.service.usage import check_record_cost, in_utc
 
 __all__ = ["CostService", "reprice", "verify"]
 
@@ -123,6 +123,8 @@ class CostService:
                 unpriced_requests=total.unpriced_requests,
                 other_currencies=total.other_currencies,
                 priced_fraction=fraction(total.requests - total.unpriced_requests, total.requests),
+                reported_requests=total.reported_requests,
+                reported_cost=total.reported_cost,
             ),
             meta=meta_of(context),
         )
@@ -148,6 +150,8 @@ def _breakdown(
             cached_tokens=total.cached_tokens,
             unpriced_requests=total.unpriced_requests,
             other_currencies=total.other_currencies,
+            reported_requests=total.reported_requests,
+            reported_cost=total.reported_cost,
         )
         for values, total in ordered
     ]
@@ -170,8 +174,11 @@ async def verify(
         card = await _look_up(ledger, found, context)
     recomputed, reason = _recomputed(found, card)
     if recomputed is not None:
-        for name in ("id", "usage_id", "revision", "calculated_at"):
+        for name in ("id", "usage_id", "revision", "calculated_at", "revision_kind", "revision_reason"):
             setattr(recomputed, name, getattr(recorded, name))
+        if found.status == CostStatus.VOIDED:
+            # Its cost is what it was before, however sure that is.
+            recomputed.status = CostStatus.VOIDED
         reason = reason or _difference(recorded, recomputed)
         if not reason:
             recorded = recomputed
@@ -192,6 +199,8 @@ def _stored(found: Recorded) -> CostRecord:
         calculator_version=CALCULATOR_VERSION,
         calculated_at=found.calculated_at,
         origin_version=found.origin_version,
+        revision_kind=found.kind,
+        revision_reason=found.reason,
     )
 
 
@@ -205,7 +214,8 @@ async def _look_up(ledger: Ledger, found: Recorded, context: CallContext) -> Rat
 def _recomputed(found: Recorded, card: RateCard | None) -> tuple[CostRecord | None, str]:
     """The cost by the card, or why there is none."""
     record = found.record
-    if found.status == CostStatus.REPORTED:
+    was_reported = found.status == CostStatus.VOIDED and not found.card_id and found.units is not None
+    if found.status == CostStatus.REPORTED or was_reported:
         return calculate_cost(record, None, reported_providers={record.provider}), ""
     if not found.card_id:
         cost = calculate_cost(record, None)

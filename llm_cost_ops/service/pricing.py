@@ -36,6 +36,7 @@ from llm_cost_ops.service.pages import Page, meta_of
 from llm_cost_ops.service.prices import Prices
 from llm_cost_ops.wire.decimals import from_text
 from llm_cost_ops.wire.unknown import Unknown
+from llm_cost_ops.wire.validation import no_member
 
 __all__ = ["PricingService", "canonical_json"]
 
@@ -112,6 +113,9 @@ class PricingService:
             and allowed_organizations(context) is None
             and not request.organization_id
         )
+        if not request.origin.known:
+            # Taken for none it would widen the list.
+            raise invalid_argument("origin", no_member(request.origin.value, PriceOrigin))
         found: list[RateCard | CardEntry] = []
         if request.origin != PriceOrigin.CATALOG:
             book = await self._prices.refresh(context)

@@ -75,6 +75,8 @@ class Total:
         "cached_tokens",
         "input_tokens",
         "output_tokens",
+        "reported_requests",
+        "reported_units",
         "requests",
         "units",
         "unpriced_requests",
@@ -86,7 +88,9 @@ class Total:
         self.output_tokens = 0
         self.cached_tokens = 0
         self.unpriced_requests = 0
+        self.reported_requests = 0
         self.units = 0
+        self.reported_units = 0
         # By currency: 10^-12 of it, and priced calls.
         self._others: dict[str, list[int]] = {}
 
@@ -97,8 +101,10 @@ class Total:
         self.output_tokens += sums.output_tokens
         self.cached_tokens += sums.cached_tokens
         self.unpriced_requests += sums.unpriced_requests
+        self.reported_requests += sums.reported_requests
         if sums.currency == currency:
             self.units += sums.units
+            self.reported_units += sums.reported_units
         elif priced := sums.requests - sums.unpriced_requests:
             other = self._others.setdefault(sums.currency, [0, 0])
             other[0] += sums.units
@@ -115,6 +121,11 @@ class Total:
     def cost(self) -> Decimal:
         """The cost in the currency that was asked for."""
         return from_units(self.units)
+
+    @property
+    def reported_cost(self) -> Decimal:
+        """The part of the cost that providers stated."""
+        return from_units(self.reported_units)
 
     @property
     def other_currencies(self) -> list[CurrencyTotal]:

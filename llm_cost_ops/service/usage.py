@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
-from copy import copy
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import repeat
 
 from llm_cost_ops._gen.messages import (
     BatchSubmitUsageRequest,
     BatchSubmitUsageResponse,
-    CostStatus,
+    CorrectUsageRequest,
+    CorrectUsageResponse,
     ExportUsageRequest,
     ExportUsageResponse,
     FieldViolation,
     ListUsageRequest,
     ListUsageResponse,
+    ListUsageRevisionsRequest,
+    ListUsageRevisionsResponse,
     RecordError,
+    RevisionKind,
     StreamProblem,
     StreamUsageRequest,
     StreamUsageResponse,
@@ -25,15 +28,17 @@ from llm_cost_ops._gen.messages import (
     SubmitStatus,
     SubmitUsageRequest,
     SubmitUsageResponse,
-    UsageQuality,
     UsageReceipt,
     UsageRecord,
+    UsageRevisions,
+    VoidUsageRequest,
+    VoidUsageResponse,
 )
 from llm_cost_ops.ledger import Ledger, Position
 from llm_cost_ops.ledger.duplicates import is_duplicate
 from llm_cost_ops.ledger.ids import usage_id
 from llm_cost_ops.ledger.types import Appended, Entry, Filter
-from llm_cost_ops.pricing.money import UNITS, from_units
+from llm_cost_ops.pricing.money import from_units, to_units
 from llm_cost_ops.pricing.pricebook import PriceBook
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.runtime import utc_now
@@ -41,16 +46,16 @@ from llm_cost_ops.rpc.slices import Slices
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, invalid_argument
 from llm_cost_ops.rules.batches import counted, refused
 from llm_cost_ops.rules.chunks import chunks_of
-from llm_cost_ops.rules.limits import MAX_RECORD_COST
-from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.rules.requests import check_record
 from llm_cost_ops.rules.usage import CLOCK_SKEW, is_ahead
+from llm_cost_ops.service import corrections
 from llm_cost_ops.service.access.tenancy import OTHER_ORGANIZATION, may_access
+from llm_cost_ops.service.entries import as_kept, in_utc, new_entry
 from llm_cost_ops.service.pages import Page, filter_of, meta_of
 from llm_cost_ops.service.prices import Prices
 from llm_cost_ops.wire.unknown import keeps_unknown
 
-__all__ = ["UsageService", "check_record_cost", "export", "in_utc", "new_entry"]
+__all__ = ["UsageService", "export"]
 
 # Records of a stream go into one transaction: so many, or those that came in so many seconds.
 BATCH_RECORDS = 1000
@@ -64,8 +69,6 @@ _MAX_WAIT = 60.0
 
 _CONFLICTED = SubmitStatus.CONFLICT
 _DUPLICATE = SubmitStatus.DUPLICATE
-_MAX_UNITS = MAX_RECORD_COST * UNITS
-_NO_STATUS = CostStatus.UNSPECIFIED
 
 # Records that are dealt with between two looks at the clock: less than a millisecond.
 _AT_ONCE = 32
@@ -175,6 +178,24 @@ class UsageService:
             return before + found
         return await self._ledger.sums.count(where, context, MAX_COUNTED)
 
+    async def void_usage(self, request: VoidUsageRequest, context: CallContext) -> VoidUsageResponse:
+        """Take a record out of the sums."""
+        revision = await corrections.void(self._ledger, request, context)
+        return VoidUsageResponse(data=revision, meta=meta_of(context))
+
+    async def correct_usage(self, request: CorrectUsageRequest, context: CallContext) -> CorrectUsageResponse:
+        """Change fields of a record."""
+        revision = await corrections.correct(self._ledger, self._prices, request, context)
+        return CorrectUsageResponse(data=revision, meta=meta_of(context))
+
+    async def list_usage_revisions(
+        self, request: ListUsageRevisionsRequest, context: CallContext
+    ) -> ListUsageRevisionsResponse:
+        """Give every revision of a record."""
+        found = await corrections.revisions(self._ledger, request, context)
+        data = UsageRevisions(usage_id=request.usage_id, revisions=found)
+        return ListUsageRevisionsResponse(data=data, meta=meta_of(context))
+
     async def _write(
         self, records: Sequence[UsageRecord], paths: Iterable[str], first: int, context: CallContext
     ) -> list[SubmitResult]:
@@ -263,19 +284,23 @@ class UsageService:
         if not key:
             return None
         organization = sent.organization_id
-        found = await self._ledger.get_cost(organization, usage_id(organization, key)[0], context)
-        if found is None or found.record.idempotency_key != key:
+        revisions = await self._ledger.revisions(organization, usage_id(organization, key)[0], context)
+        if not revisions or revisions[0].record.idempotency_key != key:
             return None
+        # As it was sent: what was corrected since makes it no other.
+        sent_kinds = (RevisionKind.RECORDED, RevisionKind.SUPERSEDED)
+        found = [revision for revision in revisions if revision.kind in sent_kinds][-1]
         moment, kept_moment = sent.timestamp, found.record.timestamp
         assert moment is not None
         assert kept_moment is not None
-        same = is_duplicate(_as_kept(sent), _as_kept(found.record), in_utc(moment), kept_moment)
+        same = is_duplicate(as_kept(sent), as_kept(found.record), in_utc(moment), kept_moment)
+        cost = found.record.estimated_cost
         return Appended(
             SubmitStatus.DUPLICATE if same else SubmitStatus.CONFLICT,
             found.record.id,
-            found.units,
-            found.currency,
-            found.status,
+            None if cost is None else to_units(cost),
+            found.record.currency,
+            found.record.cost_status,
             found.record.ingested_at or kept_moment,
         )
 
@@ -307,62 +332,8 @@ def _priced(item: tuple[UsageRecord, str], now: datetime, book: PriceBook) -> Su
         return refused(error.violations, error.code)
 
 
-def new_entry(sent: UsageRecord, key: str, now: datetime, book: PriceBook) -> Entry:
-    """The record as it will be stored, and its price."""
-    record = _as_kept(sent)
-    price = book.price(record, at=record.timestamp or now)
-    units = price.units
-    if units is not None and units > _MAX_UNITS:
-        check_record_cost(units, price.by.currency)
-    return Entry(record, sent.idempotency_key or key, now, units, price.by)
-
-
-def _as_kept(sent: UsageRecord) -> UsageRecord:
-    """The record in the form of an Entry."""
-    kept = copy(sent)
-    # What the caller put into fields that are for output only is dropped. Most records have none of it, and
-    # to look takes less time than to write.
-    if kept.id:
-        kept.id = ""
-    if kept.idempotency_key:
-        kept.idempotency_key = ""
-    if kept.ingested_at is not None:
-        kept.ingested_at = None
-    if kept.estimated_cost is not None:
-        kept.estimated_cost = None
-    if kept.currency:
-        kept.currency = ""
-    if kept.cost_status is not _NO_STATUS:
-        kept.cost_status = _NO_STATUS
-    kept.provider = canonical_provider(kept.provider)
-    if kept.input_tokens is None and kept.output_tokens is None:
-        kept.total_tokens = None
-        if not kept.meters:
-            kept.quality = UsageQuality.UNKNOWN
-    else:
-        kept.total_tokens = (kept.input_tokens or 0) + (kept.output_tokens or 0)
-    moment = kept.timestamp
-    if moment is not None and moment.tzinfo is not UTC:
-        kept.timestamp = in_utc(moment)
-    return kept
-
-
 def _shown(moment: datetime) -> str:
     return f"{moment:%Y-%m-%dT%H:%M:%S}Z"
-
-
-def check_record_cost(units: int | None, currency: str) -> None:
-    """Refuse a cost in 10^-12 of a currency that is above MAX_RECORD_COST: INVALID_ARGUMENT."""
-    if units is not None and units > _MAX_UNITS:
-        rule = f"and the other counts come to more than {MAX_RECORD_COST:,} {currency}"
-        raise invalid_argument("input_tokens", rule)
-
-
-def in_utc(moment: datetime) -> datetime:
-    """The same moment in UTC, which is also the zone of a naive one."""
-    if moment.tzinfo is UTC:
-        return moment
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
 def _receipt(done: Appended, organization_id: str) -> UsageReceipt:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from llm_cost_ops.config import EMBEDDED
 from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.wire import DecodeError
 
@@ -37,7 +38,7 @@ class Serializer(Protocol):
 
 def check_serializer(serializer: object, scheme: str) -> None:
     """Raise ConfigurationError for what is no Serializer, and for a transport that takes none."""
-    if scheme == "sqlite":
+    if scheme in EMBEDDED:
         raise ConfigurationError(
             "serializer goes with an http(s) or grpc(s) base_url: the embedded engine serializes nothing",
             parameter="serializer",

@@ -63,7 +63,8 @@ def _shown(value: object) -> str:
     if isinstance(value, int) and value.bit_length() > 200:
         return f"a number of {value.bit_length()} bits"
     if isinstance(value, str):
-        return repr(value) if len(value) <= _MAX_SHOWN else repr(value[:_MAX_SHOWN] + "…")
+        text = str(value)  # an enum's member is a text, and shows itself otherwise
+        return repr(text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…")
     if value is None or isinstance(value, int | float | Decimal | datetime):
         text = str(value)
         return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
@@ -184,8 +185,8 @@ def check_decimal(
 def check_enum(
     value: object, name: str, violations: Violations, enum: type[OpenEnum], required: bool = False
 ) -> None:
-    """A member of an enum, known or not."""
-    if not isinstance(value, enum):
+    """A member of an enum: one that this version knows, or a number, which a newer version may know."""
+    if not isinstance(value, enum) or value.number is None:
         violations.append(Violation(name, no_member(value, enum)))
     elif required and value.number == 0:
         missing(name, violations)

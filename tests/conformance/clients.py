@@ -55,8 +55,11 @@ def open_client(base_url: str, colour: str, **options: Any) -> Any:
 
 
 @contextmanager
-def running_server(folder: Path, *arguments: str) -> Iterator[dict[str, str]]:
-    """A server of its own process on free ports; yields the base URL of each transport."""
+def running_server(folder: Path, *arguments: str, db: str = "") -> Iterator[dict[str, str]]:
+    """A server of its own process on free ports; yields the base URL of each transport.
+
+    Its database is a file in the folder, or `db`.
+    """
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     command = [
         sys.executable,
@@ -64,7 +67,7 @@ def running_server(folder: Path, *arguments: str) -> Iterator[dict[str, str]]:
         "llm_cost_ops.cli",
         "serve",
         "--db",
-        str(folder / "server.db"),
+        db or str(folder / "server.db"),
         *arguments,
     ]
     process = subprocess.Popen(

@@ -19,6 +19,21 @@ def server_urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
         yield urls
 
 
+@pytest.fixture(scope="session")
+def postgres_urls(postgres: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A database in PostgreSQL, and a server over it."""
+    listeners = ("--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0")
+    db = postgres.new_database()
+    with running_server(tmp_path_factory.mktemp("postgres"), *listeners, db=db) as urls:
+        yield {"inprocess": db, **urls}
+
+
+@pytest.fixture
+def database(request: pytest.FixtureRequest) -> str:
+    """Where the ledger is: "sqlite" or "postgres"."""
+    return str(getattr(request, "param", "sqlite"))
+
+
 @pytest.fixture(params=[f"{transport}-{colour}" for transport in TRANSPORTS for colour in COLOURS])
 def way(request: pytest.FixtureRequest) -> tuple[str, str]:
     transport, colour = request.param.split("-")
@@ -26,7 +41,9 @@ def way(request: pytest.FixtureRequest) -> tuple[str, str]:
 
 
 @pytest.fixture
-def base_url(way: tuple[str, str], request: pytest.FixtureRequest) -> str:
+def base_url(way: tuple[str, str], database: str, request: pytest.FixtureRequest) -> str:
+    if database == "postgres":
+        return str(request.getfixturevalue("postgres_urls")[way[0]])
     if way[0] == "inprocess":
         return "sqlite://"
     return request.getfixturevalue("server_urls")[way[0]]
@@ -36,9 +53,16 @@ IN_BATCHES_TOO = ("test_usage", "test_errors", "test_keys", "test_tenancy", "tes
 """What holds for a submit holds as well for one that rides in a batch, and with batching off."""
 
 
+ON_POSTGRES_TOO = ("test_usage", "test_queries", "test_receipts", "test_many_calls", "test_recording")
+"""What holds whatever database the ledger is in."""
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if metafunc.module.__name__.rpartition(".")[2] in IN_BATCHES_TOO:
+    name = metafunc.module.__name__.rpartition(".")[2]
+    if name in IN_BATCHES_TOO:
         metafunc.parametrize("sending", ["", "alone", "in-batches"], indirect=True)
+    if "base_url" in metafunc.fixturenames and name in ON_POSTGRES_TOO:
+        metafunc.parametrize("database", ["sqlite", "postgres"], indirect=True)
 
 
 @pytest.fixture(autouse=True)
@@ -56,11 +80,11 @@ def sending(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     elif how == "in-batches":
         outcome_of = batching.TaskBatching._outcome
 
-        async def fly(self: Any, rider: Any) -> Any:
+        async def fly(self: Any, rider: Any, gathered: Any) -> Any:
             rider.group.remove(rider)
             rider.group.in_flight += 1
             self._take_off([rider])
-            return await outcome_of(self, rider)
+            return await outcome_of(self, rider, gathered)
 
         async def lead(self: Any, rider: Any) -> Any:
             rider.group.remove(rider)

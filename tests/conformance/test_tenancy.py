@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import pytest
@@ -277,6 +278,42 @@ async def verify_cost(clients: Clients, project: str) -> None:
     usage_id = await one_record(clients, project)
     assert (await clients.globex.costs.verify(usage_id)).matches
     await hidden(lambda client: client.costs.verify, clients, usage_id)
+
+
+@covers(methods.VOID_USAGE)
+async def void_usage(clients: Clients, project: str) -> None:
+    usage_id = await one_record(clients, project)
+    await hidden(lambda client: partial(client.usage.void, reason="r"), clients, usage_id)
+    await refused(clients.acme_admin.usage.void(usage_id, reason="r", organization_id="globex"))
+    await refused(clients.globex.usage.void(usage_id, reason="r"), "role admin")
+    assert (await clients.globex.costs.get(project_id=project)).total_requests == 1
+    voided = await clients.globex_admin.usage.void(usage_id, reason="r")
+    assert voided.actor
+    assert (await clients.globex.costs.get(project_id=project)).total_requests == 0
+
+
+@covers(methods.CORRECT_USAGE)
+async def correct_usage(clients: Clients, project: str) -> None:
+    usage_id = await one_record(clients, project)
+    change: dict[str, Any] = {"reason": "r", "changes": {"input_tokens": 7}}
+    await hidden(lambda client: partial(client.usage.correct, **change), clients, usage_id)
+    await refused(clients.acme_admin.usage.correct(usage_id, organization_id="globex", **change))
+    await refused(clients.globex.usage.correct(usage_id, **change), "role admin")
+    with pytest.raises(ValidationError, match=r"changes\.organization_id"):
+        await clients.everyone.usage.correct(
+            usage_id, organization_id="globex", reason="r", changes={"organization_id": "acme"}
+        )
+    corrected = await clients.globex_admin.usage.correct(usage_id, **change)
+    assert (corrected.revision, corrected.usage.input_tokens) == (2, 7)
+    assert corrected.actor
+
+
+@covers(methods.LIST_USAGE_REVISIONS)
+async def list_usage_revisions(clients: Clients, project: str) -> None:
+    usage_id = await one_record(clients, project)
+    assert len((await clients.globex.usage.revisions(usage_id)).revisions) == 1
+    await hidden(lambda client: client.usage.revisions, clients, usage_id)
+    await refused(clients.acme_admin.usage.revisions(usage_id, organization_id="globex"))
 
 
 @covers(methods.ESTIMATE_COST)

@@ -135,3 +135,31 @@ def test_the_nearest_field(tmp_path: Path, name: str, meant: str) -> None:
     assert violation.field == name
     wanted = f": did you mean {meant}?" if meant else "is not a known field"
     assert violation.description.endswith(wanted)
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "rule"),
+    [
+        ("/api/v1/usage", {"operation": "chta"}, "not 'chta': did you mean 'chat'?"),
+        ("/api/v1/usage", {"quality": "estimatd"}, "did you mean 'estimated'?"),
+        ("/api/v1/pricing", {"tier_mode": "graduatd"}, "did you mean 'graduated'?"),
+        ("/api/v1/pricing", {"tier_mode": "99"}, "must be one of whole_request, graduated"),
+    ],
+)
+def test_a_mistyped_value_is_refused_in_json_too(
+    urls: dict[str, str], path: str, change: dict[str, str], rule: str
+) -> None:
+    """How a count or a price is meant decides the cost: an unknown word is never taken for the default."""
+    body = {"input_price_per_1k": "1"} if path.endswith("pricing") else {}
+    fields = CALL if path.endswith("usage") else {"provider": "p", "model_id": "m"}
+    answer = httpx.post(urls["http"] + path, json={**fields, **body, **change})
+    assert answer.status_code == 400
+    [detail] = answer.json()["error"]["details"]
+    assert detail["field"] == next(iter(change))
+    assert rule in detail["description"]
+
+
+def test_a_mistyped_filter_of_prices_is_refused_in_a_query_too(urls: dict[str, str]) -> None:
+    answer = httpx.get(urls["http"] + "/api/v1/pricing?origin=catalogue")
+    assert answer.status_code == 400
+    assert "did you mean 'catalog'?" in answer.text

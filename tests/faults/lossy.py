@@ -28,7 +28,7 @@ from llm_cost_ops._gen.methods import SUBMIT_USAGE
 from tests.faulty_grpc_peers import DONE, HEAD, Http2, frame
 from tests.faulty_peers import answer, reset
 
-__all__ = ["DELAY", "LossyGrpc", "LossyHttp", "Served"]
+__all__ = ["DELAY", "LossyGrpc", "LossyHttp", "RefusingGrpc", "RefusingHttp", "Served"]
 
 DELAY = 0.03
 
@@ -75,9 +75,13 @@ class Served:
         assert self._process.stdout is not None
         self._process.stdout.close()
 
+    def start(self) -> None:
+        """Serve again, after `kill`."""
+        self._process = self._start()
+
     def restart(self) -> None:
         self.kill()
-        self._process = self._start()
+        self.start()
 
 
 class _Lossy:
@@ -244,3 +248,23 @@ class LossyGrpc(_Lossy):
             time.sleep(DELAY)
         peer.answer(stream, told)
         return True
+
+
+class _Refusing(_Lossy):
+    """Answers 503, without a hint, while `refusing`; else forwards."""
+
+    refusing = False
+
+    def _draw(self, key: str) -> str:
+        fault = "503" if self.refusing else "none"
+        with self._lock:
+            self.faults[fault] += 1
+        return fault
+
+
+class RefusingHttp(_Refusing, LossyHttp):
+    """Over HTTP: 503 without Retry-After."""
+
+
+class RefusingGrpc(_Refusing, LossyGrpc):
+    """Over gRPC: UNAVAILABLE without pushback."""

@@ -213,9 +213,13 @@ def _parameters(method: Method, fields: list[Field], prefix: str) -> list[str]:
         return [f"requests: {prefix}Iterable[{method.request.name}]", "*"]
     if method.body is not None:
         return [f"record: {_made(method).name} | None = None", "/", "*", *map(_optional, fields)]
-    first = [f"{_name(field)}: {_accepted(field)[0]}" for field in fields if field.options.rules.required]
-    rest = [_optional(field) for field in fields if not field.options.rules.required]
-    return [*first, "*", *rest] if len(first) == 1 else ["*", *first, *rest]
+    required = [field for field in fields if field.options.rules.required]
+    # What the path names comes by its place, and so does what alone is required.
+    placed = [field for field in required if f"{{{field.name}}}" in method.path or len(required) == 1]
+    named = [field for field in required if field not in placed]
+    rest = [_optional(field) for field in fields if field not in required]
+    given = [[f"{_name(field)}: {_accepted(field)[0]}" for field in group] for group in (placed, named)]
+    return [*given[0], "*", *given[1], *rest]
 
 
 def _optional(field: Field) -> str:

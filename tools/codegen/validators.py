@@ -93,7 +93,7 @@ def _check(type_: Type, rules: Rules, name: str, v: str = "v", required: bool = 
     length = [str(rules.max_length)] * (rules.max_length is not None)
     quick, check, extra = f"type({v}) is not {annotation}", "instance", [annotation]
     if type_.enum is not None:
-        quick += f" or not {v}.number" * required
+        quick += f" or not {v}.number" if required else f" or {v}.number is None"
         check, extra = "enum", [annotation, *needed]
     elif kind == "string":
         quick += "".join(f" or len({v}) > {most}" for most in length) + f" or not {v}.isprintable()"

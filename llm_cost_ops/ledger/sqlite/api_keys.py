@@ -90,7 +90,9 @@ def _find(connection: sqlite3.Connection | sqlite3.Cursor, key_id: str) -> ApiKe
 
 
 def _all(connection: sqlite3.Connection) -> list[ApiKey]:
-    return [_key(row) for row in connection.execute(f"SELECT {_COLUMNS} FROM api_key ORDER BY created, id")]
+    return [
+        _key(row) for row in connection.execute(f"SELECT {_COLUMNS} FROM api_key ORDER BY created, rowid")
+    ]
 
 
 def _secret(connection: sqlite3.Connection | sqlite3.Cursor) -> bytes | None:

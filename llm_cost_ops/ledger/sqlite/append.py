@@ -8,13 +8,14 @@ from contextlib import suppress
 from itertools import chain
 from typing import Any
 
-from llm_cost_ops._gen.messages import CostStatus, SubmitStatus
-from llm_cost_ops.ledger.duplicates import is_duplicate
+from llm_cost_ops._gen.messages import CostStatus, RevisionKind, SubmitStatus, UsageRecord
+from llm_cost_ops.ledger.duplicates import is_duplicate, supersedes, superseding
 from llm_cost_ops.ledger.ids import as_text, usage_id
 from llm_cost_ops.ledger.sqlite import cards
 from llm_cost_ops.ledger.sqlite import sums as rollups
+from llm_cost_ops.ledger.sqlite.revise import revise
 from llm_cost_ops.ledger.sqlite.rows import SeriesKey, decode_usage, prepare, prepare_all, units_of
-from llm_cost_ops.ledger.types import Appended, Entry
+from llm_cost_ops.ledger.types import Appended, Entry, Revision
 from llm_cost_ops.pricing.pricebook import Pricing
 from llm_cost_ops.rules.times import from_micros
 
@@ -32,9 +33,17 @@ _ROWS_AT_ONCE = 50
 _INSERT_ROWS = f"INSERT INTO usage VALUES {', '.join([f'({_MARKS})'] * _ROWS_AT_ONCE)}"
 _INSERT_AT = f"INSERT INTO usage SELECT {_MARKS} WHERE ? = (SELECT ifnull(max(seq), 0) FROM card)"
 _INSERT_NEW = f"{_INSERT} ON CONFLICT (org, id) DO NOTHING"
+# With the record as it was sent, or as it superseded one without counts. The last column is the number of the
+# revision in force where the record may be superseded itself, else NULL.
 _FIND = (
-    "SELECT u.key, u.record, u.cost_micros, u.cost_picos, s.currency, s.status, u.ingested, u.ts "
-    "FROM usage u JOIN series s ON s.id = u.series WHERE u.org = ? AND u.id = ?"
+    "SELECT u.key, coalesce(v.record, f.record, u.record), "
+    "iif(v.usage IS NULL, u.cost_micros, v.cost_micros), "
+    "iif(v.usage IS NULL, u.cost_picos, v.cost_picos), s.currency, s.status, u.ingested, u.ts, "
+    "(SELECT iif(sum(w.kind <> 'repriced') > 0, NULL, ifnull(max(w.number), 1)) FROM revision w "
+    "WHERE w.usage = u.seq) "
+    "FROM usage u LEFT JOIN first_record f ON f.usage = u.seq "
+    "LEFT JOIN revision v ON v.usage = u.seq AND v.kind = 'superseded' "
+    "JOIN series s ON s.id = ifnull(v.series, u.series) WHERE u.org = ? AND u.id = ?"
 )
 _FIND_SERIES = (
     "SELECT id FROM series WHERE org = ? AND provider = ? AND model = ? AND project = ? AND operation = ? "
@@ -138,7 +147,7 @@ class AppendOne:
         except sqlite3.IntegrityError as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_UNIQUE:
                 raise
-            settled = _settle(cursor, row, self._entry, self._insert)
+            settled = _settle(cursor, interner, row, self._entry, self._insert, self._revision)
             return None if settled is None else [settled]
         if not appended:
             return None
@@ -191,7 +200,7 @@ class AppendMany:
         settled: list[Appended | None] = [
             _created(made, entry)
             if row[0] in inserted
-            else _settle(cursor, (None, *row[1:]), entry, _insert_row)
+            else _settle(cursor, interner, (None, *row[1:]), entry, _insert_row)
             for row, (_, _, made), entry in answers
         ]
         rollups.fold_if_due(cursor, first, first + len(rows) - 1)
@@ -220,14 +229,46 @@ def _insert_row(cursor: sqlite3.Cursor, row: Row) -> bool:
     return True
 
 
-def _settle(
-    cursor: sqlite3.Cursor, row: Row, entry: Entry, insert: Callable[[sqlite3.Cursor, Row], bool]
-) -> Appended | None:
-    """What becomes of an entry whose id the organization has already.
+class _NeedsTransactionError(Exception):
+    """What is to be written takes more than one statement."""
 
-    Under the same key it is a duplicate or a conflict. Under another one the two have one id by chance, or by
-    somebody's design: the entry gets the id of the next attempt, until one is free or has its key. None when
-    `insert` found other cards.
+
+def _settle(
+    cursor: sqlite3.Cursor,
+    interner: Interner,
+    row: Row,
+    entry: Entry,
+    insert: Callable[[sqlite3.Cursor, Row], bool],
+    revision: int | None = None,
+) -> Appended | None:
+    """What becomes of an entry whose id the organization has already; None when the cards are others.
+
+    `revision` is that of the cards, where they were not looked at in this transaction.
+    """
+    try:
+        return _look(cursor, interner, row, entry, insert, revision)
+    except _NeedsTransactionError:
+        # What was found may be another by now: it is looked up again.
+        cursor.execute("BEGIN IMMEDIATE")
+        settled = _look(cursor, interner, row, entry, insert, revision)
+        cursor.execute("COMMIT")
+        interner.keep()
+        return settled
+
+
+def _look(
+    cursor: sqlite3.Cursor,
+    interner: Interner,
+    row: Row,
+    entry: Entry,
+    insert: Callable[[sqlite3.Cursor, Row], bool],
+    revision: int | None,
+) -> Appended | None:
+    """As `_settle`, in the transaction of the caller if there is one.
+
+    Under the same key it is a duplicate or a conflict, or supersedes what was found. Under another one the
+    two have one id by chance, or by somebody's design: the entry gets the id of the next attempt, until one
+    is free or has its key.
     """
     attempt = 0
     while True:
@@ -236,7 +277,28 @@ def _settle(
             with suppress(sqlite3.IntegrityError):  # another process may take the id in between
                 return _created(as_text(row[4]), entry) if insert(cursor, row) else None
         elif found[0] is not None and found[0] == row[5]:
-            return _first(row, found)
+            kept = decode_usage(found[1])
+            number = found[8]
+            if number is None or not supersedes(entry.record, kept):
+                return _first(row, kept, found)
+            if not cursor.connection.in_transaction:
+                raise _NeedsTransactionError
+            if revision is not None and cards.revision(cursor) != revision:
+                return None
+            supersede = Revision(
+                organization_id=entry.record.organization_id,
+                usage_id=as_text(row[4]),
+                after=number,
+                kind=RevisionKind.SUPERSEDED,
+                record=superseding(entry.record, kept),
+                units=entry.units,
+                by=entry.by,
+                reason="",
+                actor="",
+                made_at=entry.ingested_at,
+            )
+            revise(cursor, interner.ids, supersede)
+            return _created(supersede.usage_id, entry)
         else:
             attempt += 1
             row = (*row[:4], usage_id(entry.record.organization_id, entry.key, attempt)[1], *row[5:])
@@ -247,13 +309,11 @@ def _created(usage_id: str, entry: Entry) -> Appended:
     return Appended(SubmitStatus.CREATED, usage_id, entry.units, by.currency, by.status, entry.ingested_at)
 
 
-def _first(row: Row, found: tuple[Any, ...]) -> Appended:
-    """The answer that the first entry with the key was given."""
-    _, kept, micros, picos, currency, cost_status, ingested, first_ts = found
+def _first(row: Row, kept: UsageRecord, found: tuple[Any, ...]) -> Appended:
+    """The answer that the first entry with the key was given, which `kept` is."""
+    _, data, micros, picos, currency, cost_status, ingested, first_ts, _ = found
     ts, sent = row[7], row[-1]
-    same = sent == kept or is_duplicate(
-        decode_usage(sent), decode_usage(kept), from_micros(ts), from_micros(first_ts)
-    )
+    same = sent == data or is_duplicate(decode_usage(sent), kept, from_micros(ts), from_micros(first_ts))
     return Appended(
         SubmitStatus.DUPLICATE if same else SubmitStatus.CONFLICT,
         as_text(row[4]),

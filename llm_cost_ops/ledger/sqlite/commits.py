@@ -18,12 +18,19 @@ __all__ = ["committed", "consumer_position", "move_consumer"]
 
 _POSITION = re.compile(r"([0-9]{1,18})\.([0-9]{1,18})", re.ASCII)
 _COST = "cost_micros, {0}.cost_picos, s.currency, s.status"
+# The record as it was in a revision: that of the last one up to it which changed it, or the first.
+_CONTENT = (
+    "ifnull((SELECT w.record FROM revision w WHERE w.usage = v.usage AND w.number <= v.number "
+    "AND w.record NOT NULL ORDER BY w.number DESC LIMIT 1), "
+    "(SELECT record FROM first_record f WHERE f.usage = v.usage))"
+)
 _CREATED = (
-    f"SELECT u.seq, 0, 1, {RECORD_COLUMNS}, u.{_COST.format('u')} FROM usage u "
-    "JOIN series s ON s.id = u.series WHERE u.seq > ? ORDER BY u.seq LIMIT ?"
+    f"SELECT u.seq, 0, 1, f.record, {RECORD_COLUMNS}, u.{_COST.format('u')} FROM usage u "
+    "JOIN series s ON s.id = u.series LEFT JOIN first_record f ON f.usage = u.seq "
+    "WHERE u.seq > ? ORDER BY u.seq LIMIT ?"
 )
 _REVISED = (
-    f"SELECT v.behind, v.seq, v.number, {RECORD_COLUMNS}, v.{_COST.format('v')} FROM revision v "
+    f"SELECT v.behind, v.seq, v.number, {_CONTENT}, {RECORD_COLUMNS}, v.{_COST.format('v')} FROM revision v "
     "JOIN usage u ON u.seq = v.usage JOIN series s ON s.id = v.series WHERE v.seq > ? ORDER BY v.seq LIMIT ?"
 )
 
@@ -38,12 +45,13 @@ def committed(
     # Revisions come behind all records up to `behind`: their second number is above 0.
     rows.sort(key=lambda row: row[:2])
     found = []
-    for usage_seq, revision_seq, number, *record in rows[:limit]:
+    for usage_seq, revision_seq, number, content, *record in rows[:limit]:
         if revision_seq:
             revision = revision_seq
         else:
             usage = usage_seq
-        found.append(Committed(decode_record(tuple(record[:7]), *record[7:]), number))
+        row = (*record[:4], content or record[4], *record[5:7])
+        found.append(Committed(decode_record(row, *record[7:]), number))
     return found, f"{usage}.{revision}" if found else after
 
 

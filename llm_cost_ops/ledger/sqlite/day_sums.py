@@ -16,9 +16,11 @@ from typing import NamedTuple
 
 import msgspec
 
+from llm_cost_ops._gen.messages import CostStatus
 from llm_cost_ops.ledger.sqlite.sums import (
     DAYS,
     PICOS,
+    TOTALS,
     Keys,
     Piece,
     Totals,
@@ -117,6 +119,9 @@ def dimensions_of(where: Filter, group_by: Keys) -> Keys | None:
     """By what sums must be kept to answer a query, in order; None where kept sums can't."""
     names = {name for name in group_by if name != "organization"}
     names |= {name for name, field in _FILTERED.items() if getattr(where, field)}
+    if CostStatus.VOIDED in where.statuses:
+        # What is kept is in force.
+        return None
     if where.tags:
         # A record counts once, however many of the tags it has; and it stands in the groups of all its tags.
         if len(where.tags) > 1 or "tag" in group_by:
@@ -341,7 +346,7 @@ def _add(cursor: sqlite3.Cursor, grouping: int, day: int, state: State, sums: To
     place = (grouping, day)
     groups = {(keys, currency): group for group, keys, currency in cursor.execute(_GROUPS, (grouping,))}
     rows: list[tuple[int, ...]] = []
-    for (keys, _, currency), (*counts, micros, picos) in sums.items():
+    for (keys, _, currency), amounts in sums.items():
         text = msgspec.json.encode(keys).decode()
         group = groups.get((text, currency))
         if group is None:
@@ -349,7 +354,10 @@ def _add(cursor: sqlite3.Cursor, grouping: int, day: int, state: State, sums: To
                 break
             cursor.execute(_ADD_GROUP, (grouping, text, currency))
             group = cursor.lastrowid or 0
-        rows.append((*place, group, *counts, micros + picos // PICOS, picos % PICOS))
+        *counts, micros, picos, reported, of_micros, of_picos = amounts
+        cost = (micros + picos // PICOS, picos % PICOS)
+        of_cost = (of_micros + of_picos // PICOS, of_picos % PICOS)
+        rows.append((*place, group, *counts, *cost, reported, *of_cost))
     else:
         cursor.executemany(_ADD, rows)
         [number] = cursor.execute(_COUNT, place).fetchone()
@@ -362,11 +370,10 @@ def _add(cursor: sqlite3.Cursor, grouping: int, day: int, state: State, sums: To
 _ADD_GROUP = "INSERT INTO day_group (grouping, keys, currency) VALUES (?, ?, ?)"
 _COUNT = "SELECT count(*) FROM day_sum WHERE grouping = ? AND day = ?"
 _GROUPS = "SELECT id, keys, currency FROM day_group WHERE grouping = ?"
-_COLUMNS = ("records", "requests", "input", "output", "cached", "unpriced", "cost_micros", "cost_picos")
 _ADD = (
-    f"INSERT INTO day_sum VALUES ({', '.join('?' * (3 + len(_COLUMNS)))}) "
+    f"INSERT INTO day_sum VALUES ({', '.join('?' * (3 + len(TOTALS)))}) "
     "ON CONFLICT (grouping, day, grp) DO UPDATE SET "
-    + ", ".join(saturated(name, f"excluded.{name}") for name in _COLUMNS)
+    + ", ".join(saturated(name, f"excluded.{name}") for name in TOTALS)
 )
 
 
@@ -396,7 +403,7 @@ def _add_days(
         connection.execute("DELETE FROM temp.wanted")
         connection.executemany("INSERT INTO temp.wanted VALUES (?)", [(group,) for group in groups])
         source = f"temp.kept k CROSS JOIN temp.wanted w CROSS JOIN day_sum d {_OF_WANTED}"
-    sums = ", ".join(f"sum(d.{name})" for name in _COLUMNS)
+    sums = ", ".join(f"sum(d.{name})" for name in TOTALS)
     rows = connection.execute(f"SELECT k.bucket, d.grp, {sums} FROM {source} GROUP BY k.bucket, d.grp")
     for bucket, group, *amounts in rows:
         keys, currency = groups[group]

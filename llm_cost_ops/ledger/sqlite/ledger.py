@@ -20,6 +20,7 @@ from llm_cost_ops.ledger.sqlite.errors import closed_error
 from llm_cost_ops.ledger.sqlite.files import refuse_in_this_process
 from llm_cost_ops.ledger.sqlite.group_commit import GroupCommit
 from llm_cost_ops.ledger.sqlite.readers import Query, Readers
+from llm_cost_ops.ledger.sqlite.revise import revise
 from llm_cost_ops.ledger.types import (
     Amounts,
     Appended,
@@ -31,6 +32,8 @@ from llm_cost_ops.ledger.types import (
     Price,
     Recorded,
     Repriced,
+    Revised,
+    Revision,
 )
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.forks import quiesce_for_forks
@@ -182,6 +185,19 @@ class SqliteLedger:
             job = partial(revisions.reprice, seqs=seqs, price=price, now=now)
             changes = await self._write(job, context, len(seqs))
         return Repriced(len(seqs), changes, str(seqs[-1]))
+
+    async def revise(self, revision: Revision, context: CallContext) -> bool:
+        """Add a revision to a record; see Ledger."""
+
+        def job(cursor: sqlite3.Cursor, interner: Interner) -> bool:
+            return revise(cursor, interner.ids, revision)
+
+        return await self._write(job, context)
+
+    async def revisions(self, organization_id: str, usage_id: str, context: CallContext) -> list[Revised]:
+        """Every revision of a record; see Ledger."""
+        query = partial(revisions.revisions, organization_id=organization_id, usage_id=usage_id)
+        return await self._readers.read(query, context)
 
     async def committed(
         self, after: Position | None, limit: int, context: CallContext

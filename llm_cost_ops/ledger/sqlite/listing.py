@@ -10,7 +10,13 @@ from msgspec import structs
 
 from llm_cost_ops._gen.messages import UsageRecord
 from llm_cost_ops.ledger.sqlite.rows import RECORD_COLUMNS, decode_record
-from llm_cost_ops.ledger.sqlite.sums import Newest, newest, per_record_conditions, series_conditions
+from llm_cost_ops.ledger.sqlite.sums import (
+    NOT_VOIDED,
+    Newest,
+    newest,
+    per_record_conditions,
+    series_conditions,
+)
 from llm_cost_ops.ledger.types import Filter
 from llm_cost_ops.rpc.status import invalid_argument
 from llm_cost_ops.rules.times import to_micros
@@ -106,6 +112,9 @@ def _organizations(connection: sqlite3.Connection, names: Sequence[str]) -> list
 def _conditions(where: Filter, cost: Newest) -> tuple[list[str], list[object]]:
     conditions, parameters = per_record_conditions(where)
     wanted, values = series_conditions(structs.replace(where, organization_ids=()))
+    if cost.join and not where.statuses:
+        # As long as there is no revision, nothing was voided.
+        wanted += f"{' AND' if wanted else ' WHERE'} {NOT_VOIDED}"
     if wanted:
         series = f"SELECT s.id FROM series s{wanted}"
         conditions.append(f"{cost.series} IN ({series})")

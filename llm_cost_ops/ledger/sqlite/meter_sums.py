@@ -49,16 +49,19 @@ def add_meter_rows(
             continue
         group, bucket, pricing = place
         record: UsageRecord = decode_usage(data)
-        *values, currency = groups[group]
-        dimensions = dict(zip(of_series, values, strict=True))
+        picked = groups[group]
+        dimensions = dict(zip(of_series, picked.values, strict=True))
         shares = shares_of(record, cards.compiled(pricing), units)
         for keys in product(*_values(group_by, record, dimensions, shares)):
             share = shares[keys[group_by.index("meter")]]
-            add_amounts(totals, (keys, bucket, currency), _amounts(share, 1, counts[0]))
+            to = (keys, bucket, picked.currency)
+            add_amounts(totals, to, _amounts(share, 1, counts[0]), reported=picked.reported)
     for (group, bucket, _), share, meter, records, requests in plain.found() if plain is not None else ():
-        *values, currency = groups[group]
+        values = list(groups[group].values)
         values.insert(group_by.index("meter"), meter)
-        add_amounts(totals, (tuple(values), bucket, currency), _amounts(share, records, requests))
+        add_amounts(
+            totals, (tuple(values), bucket, groups[group].currency), _amounts(share, records, requests)
+        )
 
 
 def _amounts(share: Share, records: int, requests: int) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
-"""Costs after the first: one record's cost with what priced it, and repricing.
+"""Revisions: one record's cost with what priced it, every revision of it, repricing, correcting and voiding.
 
-The usage row keeps the first cost for ever. A revision is a row beside it; the sums move from the cost
-before to the cost after in the same transaction.
+The usage row keeps the first cost for ever. A revision is a row beside it; the sums move from what counted
+before to what counts after in the same transaction.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from llm_cost_ops._gen.messages import CostStatus
+from llm_cost_ops._gen.messages import CostStatus, RevisionKind
 from llm_cost_ops.ledger.ids import as_key
 from llm_cost_ops.ledger.sqlite.append import Interner
 from llm_cost_ops.ledger.sqlite.cards import kept_card
+from llm_cost_ops.ledger.sqlite.revise import OF_RECORD, Counted, NewRevision, add_revisions
 from llm_cost_ops.ledger.sqlite.rows import (
     RECORD_COLUMNS,
     SeriesKey,
@@ -24,33 +25,40 @@ from llm_cost_ops.ledger.sqlite.rows import (
     series_key_of,
     units_of,
 )
-from llm_cost_ops.ledger.sqlite.sums import Place, add, newest, per_record_conditions, pick_series, places
-from llm_cost_ops.ledger.types import Change, Filter, Price, Recorded
+from llm_cost_ops.ledger.sqlite.sums import newest, per_record_conditions, pick_series
+from llm_cost_ops.ledger.types import Change, Filter, Price, Recorded, Revised
 from llm_cost_ops.rpc.status import invalid_argument
 from llm_cost_ops.rules.times import from_micros, to_micros
 
-__all__ = ["find_changes", "get_cost", "matching", "reprice"]
+__all__ = ["find_changes", "get_cost", "matching", "reprice", "revisions"]
 
-_ADD_REVISION = (
-    "INSERT INTO revision (usage, number, behind, series, pricing, cost_micros, cost_picos, made) "
-    "VALUES (?, ?, (SELECT max(seq) FROM usage), ?, ?, ?, ?, ?)"
+_REVISIONS = (
+    f"SELECT v.number, v.kind, v.reason, v.actor, v.made, v.record, {RECORD_COLUMNS}, v.cost_micros, "
+    "v.cost_picos, s.currency, s.status FROM usage u JOIN revision v ON v.usage = u.seq "
+    f"JOIN series s ON s.id = v.series WHERE {OF_RECORD} ORDER BY v.number"
+)
+_FIRST = (
+    f"SELECT 1, 'recorded', '', '', u.ingested, f.record, {RECORD_COLUMNS}, u.cost_micros, u.cost_picos, "
+    "s.currency, s.status FROM usage u JOIN series s ON s.id = u.series "
+    f"LEFT JOIN first_record f ON f.usage = u.seq WHERE {OF_RECORD}"
 )
 
 
 def get_cost(connection: sqlite3.Connection, organization_id: str, usage_id: str) -> Recorded | None:
     """A record and the revision of its cost that is in force; None when the organization has none such."""
     cost = newest(connection)
-    made = "v.made" if cost.join else "NULL"
+    made = "v.made, v.kind, v.reason" if cost.join else "NULL, NULL, NULL"
     row = connection.execute(
         f"SELECT {RECORD_COLUMNS}, {cost.micros}, {cost.picos}, s.currency, s.status, {cost.number}, {made}, "
         f"p.card_id, p.card_version, p.origin_version, p.fallbacks, p.digest FROM usage u{cost.join} "
         f"JOIN series s ON s.id = {cost.series} JOIN pricing p ON p.id = {cost.pricing} "
-        "WHERE u.org = (SELECT id FROM organization WHERE name = ?) AND u.id = ?",
+        f"WHERE {OF_RECORD}",
         (organization_id, as_key(usage_id)),
     ).fetchone()
     if row is None:
         return None
-    micros, picos, currency, status, number, at, card_id, version, origin, fallbacks, digest = row[5:]
+    micros, picos, currency, status, number, at, kind, reason, *priced = row[5:]
+    card_id, version, origin, fallbacks, digest = priced
     record = decode_record(row[:7], currency, status)
     taken = record.ingested_at
     assert taken is not None
@@ -67,7 +75,32 @@ def get_cost(connection: sqlite3.Connection, organization_id: str, usage_id: str
         card=kept_card(connection, digest) if digest else None,
         digest=digest,
         calculated_at=taken if at is None else from_micros(at),
+        kind=RevisionKind(kind or "recorded"),
+        reason=reason or "",
     )
+
+
+def revisions(connection: sqlite3.Connection, organization_id: str, usage_id: str) -> list[Revised]:
+    """Every revision of a record; none when the organization has no such record."""
+    asked = (organization_id, as_key(usage_id))
+    rows = connection.execute(_FIRST, asked).fetchall()
+    rows += connection.execute(_REVISIONS, asked).fetchall()
+    found = []
+    content = None
+    for number, kind, reason, actor, made, changed, *row in rows:
+        # The row has the record in force; what it was before stands in first_record and in revisions.
+        content = changed or content or row[4]
+        record = decode_record((*row[:4], content, *row[5:7]), *row[7:])
+        revised = Revised(
+            number=number,
+            kind=RevisionKind(kind),
+            record=record,
+            reason=reason,
+            actor=actor,
+            made_at=from_micros(made),
+        )
+        found.append(revised)
+    return found
 
 
 def matching(connection: sqlite3.Connection, where: Filter, after: str | None, limit: int) -> list[int]:
@@ -110,13 +143,15 @@ def _find(connection: sqlite3.Connection, seqs: Sequence[int], price: Price) -> 
     cost = newest(connection)
     rows = connection.execute(
         f"SELECT u.ts, u.record, {cost.micros}, {cost.picos}, s.currency, s.status, u.seq, {cost.number}, "
-        f"s.id, u.requests, u.input, u.output, u.cached FROM usage u{cost.join} "
+        f"s.id, ifnull(u.user, ''), u.requests, u.input, u.output, u.cached FROM usage u{cost.join} "
         f"JOIN series s ON s.id = {cost.series} WHERE u.seq IN ({', '.join('?' * len(seqs))})",
         tuple(seqs),
     ).fetchall()
     found = []
     for ts, data, micros, picos, currency, status, *row in rows:
         record = decode_usage(data)
+        if status == CostStatus.VOIDED:
+            continue
         record.timestamp = from_micros(ts)
         priced = price(record)
         by, units = priced.by, units_of(micros, picos)
@@ -144,19 +179,13 @@ def reprice(
     cursor: sqlite3.Cursor, interner: Interner, seqs: Sequence[int], price: Price, now: datetime
 ) -> list[Change]:
     """Add a revision to each of the records whose status, currency or cost is not what `price` says."""
-    # What is added is after - before, whether the cost before is in the sums already or in the tail.
-    sums: dict[Place, list[int]] = {}
-    revisions = []
     found = _find(cursor.connection, seqs, price)
-    for (seq, number, before, *counts, ts), series_key, cost, change in found:
-        _, after, pricing = interner.ids(cursor, series_key)
-        revisions.append((seq, number + 1, after, pricing, *cost, to_micros(now)))
-        for series, sign, units in ((before, -1, change.units_before), (after, 1, change.units_after)):
-            amounts = [1, *counts, counts[0] if units is None else 0, units or 0]
-            for place in places(series, ts):
-                totals = sums.setdefault(place, [0] * 7)
-                for at, amount in enumerate(amounts):
-                    totals[at] += sign * amount
-    cursor.executemany(_ADD_REVISION, revisions)
-    add(cursor, {place: amounts for place, amounts in sums.items() if any(amounts)})
+    new = []
+    for (seq, number, *counted, ts), series_key, cost, change in found:
+        _, series, pricing = interner.ids(cursor, series_key)
+        before = Counted._make((*counted, change.units_before))
+        after = before._replace(series=series, units=change.units_after)
+        made, kind = to_micros(now), RevisionKind.REPRICED
+        new.append(NewRevision(seq, ts, number + 1, before, after, pricing, cost, made, kind))
+    add_revisions(cursor, new)
     return [change for _, _, _, change in found]

@@ -38,7 +38,8 @@ CREATE TABLE pricing (
 -- Each card that priced a record, once: receipts outlive the catalog that the card came from.
 CREATE TABLE kept_card (digest BLOB PRIMARY KEY, card BLOB NOT NULL) STRICT, WITHOUT ROWID;
 
--- A record and its first cost, which never change. seq is the order of the commits.
+-- A record and its first cost. seq is the order of the commits. The first cost never changes; the record is
+-- the one in force: where it was corrected or superseded, first_record has what was sent.
 CREATE TABLE usage (
     seq INTEGER PRIMARY KEY,
     org INTEGER NOT NULL,
@@ -64,8 +65,12 @@ CREATE UNIQUE INDEX usage_id ON usage (org, id);
 -- With all that a page, or a user's sums, need to find their rows.
 CREATE INDEX usage_time ON usage (org, ts, seq, user);
 
--- What repricing found: the highest number of a record is in force, and rollup follows it. seq is the order
--- of the commits, and behind the last row of usage that was committed before this one.
+-- Records as they were sent, of those that were corrected or superseded since.
+CREATE TABLE first_record (usage INTEGER PRIMARY KEY REFERENCES usage, record BLOB NOT NULL) STRICT;
+
+-- What became of records: the highest number of a record is in force, and rollup follows it. seq is the order
+-- of the commits, and behind the last row of usage that was committed before this one. kind is repriced,
+-- corrected, voided or superseded; record is set where the record changed, and holds until the next that is.
 CREATE TABLE revision (
     seq INTEGER PRIMARY KEY,
     usage INTEGER NOT NULL REFERENCES usage,
@@ -76,6 +81,10 @@ CREATE TABLE revision (
     cost_micros INTEGER,
     cost_picos INTEGER,
     made INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    actor TEXT NOT NULL,
+    record BLOB,
     UNIQUE (usage, number)
 ) STRICT;
 
@@ -139,6 +148,9 @@ CREATE TABLE day_sum (
     unpriced INTEGER NOT NULL,
     cost_micros INTEGER NOT NULL,
     cost_picos INTEGER NOT NULL,
+    reported_requests INTEGER NOT NULL,
+    reported_micros INTEGER NOT NULL,
+    reported_picos INTEGER NOT NULL,
     PRIMARY KEY (grouping, day, grp)
 ) STRICT, WITHOUT ROWID;
 
@@ -170,7 +182,7 @@ CREATE TABLE api_key (
     created INTEGER NOT NULL,
     expires INTEGER,
     revoked INTEGER
-) STRICT, WITHOUT ROWID;
+) STRICT;  -- with the rowid, by which keys of one moment keep their order
 CREATE TABLE secret (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
 
 -- Where each consumer of what was committed goes on: behind this row of usage and this one of revision.

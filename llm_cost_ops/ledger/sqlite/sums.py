@@ -21,13 +21,16 @@ __all__ = [
     "HOURS",
     "ITS_ORG",
     "KEPT",
+    "NOT_VOIDED",
     "PICOS",
     "QUARTERS",
     "SERIES_COLUMNS",
+    "TOTALS",
     "Keys",
     "Newest",
     "Piece",
     "Place",
+    "SeriesGroup",
     "SumQuery",
     "Totals",
     "add",
@@ -223,7 +226,7 @@ def load_tail(connection: sqlite3.Connection) -> bool:
 Keys = tuple[str, ...]
 
 Totals = dict[tuple[Keys, int, str], list[int]]
-"""By keys, bucket and currency: records, requests, input, output, cached, unpriced and the cost's columns."""
+"""By keys, bucket and currency: what TOTALS names."""
 
 Piece = tuple[int, int | None, int | None]
 """A bucket, and the first moment and the one after the last in microseconds; None is open."""
@@ -239,13 +242,19 @@ SERIES_COLUMNS = {
     "region": "s.region",
     "status": "s.status",
 }
+NOT_VOIDED = "s.status <> 'voided'"
+"""SQL on `series s` for a filter without statuses."""
+
 _AMOUNTS = ("records", "requests", "input", "output", "cached", "unpriced", "cost_micros", "cost_picos")
+TOTALS = (*_AMOUNTS, "reported_requests", "reported_micros", "reported_picos")
+"""What is added up; of records whose costs providers reported, some of it again."""
+
 _OPEN = 2**62
 
 
 def to_amounts(amounts: Sequence[int], currency: str) -> Amounts:
     """The sums of a group; OUT_OF_RANGE when one is too large."""
-    _, requests, put_in, put_out, cached, unpriced, micros, picos = amounts
+    _, requests, put_in, put_out, cached, unpriced, micros, picos, *reported = amounts
     sums = Amounts(
         requests=requests,
         input_tokens=put_in,
@@ -253,6 +262,8 @@ def to_amounts(amounts: Sequence[int], currency: str) -> Amounts:
         cached_tokens=cached,
         unpriced_requests=unpriced,
         units=micros * PICOS + picos,
+        reported_requests=reported[0],
+        reported_units=reported[1] * PICOS + reported[2],
         currency=currency,
     )
     check_amounts(sums)
@@ -302,25 +313,38 @@ def _marks(values: Sequence[object]) -> str:
     return ", ".join("?" * len(values))
 
 
-def pick_series(connection: sqlite3.Connection, where: Filter, names: Sequence[str] = ()) -> list[Keys]:
-    """The series that the filter lets through, grouped by dimensions of series and their currency.
+class SeriesGroup(NamedTuple):
+    """What some series have in common: values of dimensions, the currency, and whether costs are reported."""
 
-    The answer holds the values of each group, the currency last; a group's number is its place in it.
-    temp.picked has the ids of the series, and of their organizations and groups, afterwards.
+    values: Keys
+    currency: str
+    reported: bool
+
+
+def pick_series(
+    connection: sqlite3.Connection, where: Filter, names: Sequence[str] = ()
+) -> list[SeriesGroup]:
+    """The series that the filter lets through, grouped by dimensions of series; those in force without one.
+
+    A group's number is its place in the answer. temp.picked has the ids of the series, and of their
+    organizations and groups, afterwards.
     """
     conditions, parameters = series_conditions(where)
+    if not where.statuses:
+        conditions += f"{' AND' if conditions else ' WHERE'} {NOT_VOIDED}"
     columns = "".join(f"{SERIES_COLUMNS[name]}, " for name in names)
     rows = connection.execute(
-        f"SELECT s.id, s.org, {columns}s.currency FROM series s JOIN organization o ON o.id = s.org"
-        f"{conditions}",
+        f"SELECT s.id, s.org, {columns}s.status = 'reported', s.currency FROM series s "
+        f"JOIN organization o ON o.id = s.org{conditions}",
         parameters,
     ).fetchall()
-    groups: dict[Keys, int] = {}
+    groups: dict[SeriesGroup, int] = {}
+    picked = []
+    for series, org, *values, reported, currency in rows:
+        group = SeriesGroup(tuple(values), currency, bool(reported))
+        picked.append((groups.setdefault(group, len(groups)), series, org))
     connection.execute("DELETE FROM temp.picked")
-    connection.executemany(
-        "INSERT INTO temp.picked VALUES (?, ?, ?)",
-        [(groups.setdefault(tuple(values), len(groups)), series, org) for series, org, *values in rows],
-    )
+    connection.executemany("INSERT INTO temp.picked VALUES (?, ?, ?)", picked)
     return list(groups)
 
 
@@ -388,7 +412,7 @@ class SumQuery:
             if name in SERIES_COLUMNS:
                 self._places.append(of_series.index(name))
             else:
-                self._places.append(len(of_series) + 1 + len(self._columns))
+                self._places.append(len(of_series) + len(self._columns))
                 self._columns.append(self._column(name))
         self.groups = pick_series(connection, where, of_series)
 
@@ -449,18 +473,22 @@ class SumQuery:
             raise
         for row in rows:
             group = self.groups[row[0]]
-            values = (*group, *row[2:-8])
-            add_amounts(
-                self._totals, (tuple([values[at] for at in self._places]), row[1], group[-1]), row[-8:]
-            )
+            values = (*group.values, *row[2:-8])
+            place = (tuple([values[at] for at in self._places]), row[1], group.currency)
+            add_amounts(self._totals, place, row[-8:], reported=group.reported)
 
 
-def add_amounts(totals: Totals, place: tuple[Keys, int, str], amounts: Sequence[int | None]) -> None:
-    """Add amounts, in the order of Totals, where they belong."""
+def add_amounts(
+    totals: Totals, place: tuple[Keys, int, str], amounts: Sequence[int | None], *, reported: bool = False
+) -> None:
+    """Add amounts, in the order of TOTALS, where they belong; those of reported costs twice."""
     sums = totals.get(place)
     if sums is None:
-        totals[place] = [amount or 0 for amount in amounts]
-        return
+        sums = totals[place] = [0] * len(TOTALS)
     for at, amount in enumerate(amounts):
         if amount:
             sums[at] += amount
+    if reported:
+        sums[8] += amounts[1] or 0
+        sums[9] += amounts[6] or 0
+        sums[10] += amounts[7] or 0

@@ -23,7 +23,14 @@ from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode, invalid_argument
 from llm_cost_ops.service.access.tenancy import Principal, Role
 
-__all__ = ["EVERY_ORGANIZATION", "create_key", "key_id_of", "principal_of", "revoke_key"]
+__all__ = [
+    "EVERY_ORGANIZATION",
+    "create_key",
+    "key_id_of",
+    "principal_of",
+    "principal_of_id",
+    "revoke_key",
+]
 
 EVERY_ORGANIZATION = "*"
 
@@ -92,6 +99,16 @@ async def principal_of(keys: KeyStore, text: str, context: CallContext) -> Princ
     given = _hash(secret, *form.groups()) if form else _NOBODY
     if not hmac.compare_digest(given, key.hash if key is not None else _NOBODY) or key is None:
         return None
+    return _principal(key, context)
+
+
+async def principal_of_id(keys: KeyStore, key_id: str, context: CallContext) -> Principal | None:
+    """Who a key stands for, by its id: only for a caller that has shown the key before, as a session has."""
+    key = await keys.find(key_id, context)
+    return None if key is None else _principal(key, context)
+
+
+def _principal(key: ApiKey, context: CallContext) -> Principal | None:
     now = context.runtime.now()
     if key.revoked_at is not None or (key.expires_at is not None and key.expires_at.timestamp() <= now):
         return None

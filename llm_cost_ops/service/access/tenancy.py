@@ -20,6 +20,7 @@ import msgspec
 
 from llm_cost_ops._gen.methods import (
     BATCH_SUBMIT_USAGE,
+    CORRECT_USAGE,
     CREATE_PRICE,
     ESTIMATE_COST,
     EXPORT_USAGE,
@@ -31,10 +32,12 @@ from llm_cost_ops._gen.methods import (
     GET_READINESS,
     LIST_PRICES,
     LIST_USAGE,
+    LIST_USAGE_REVISIONS,
     REPRICE_USAGE,
     STREAM_USAGE,
     SUBMIT_USAGE,
     VERIFY_COST,
+    VOID_USAGE,
 )
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.interceptor import Req, Res, StreamContinuation, UnaryContinuation
@@ -61,8 +64,8 @@ OTHER_ORGANIZATION = "is none that this API key may use"
 class Role(enum.IntEnum):
     """What a key may do; each role may do what those before it may.
 
-    A reader reads, a writer records usage, an admin keeps prices. Prices without an organization hold for
-    everybody, so that they need an admin of all organizations.
+    A reader reads, a writer records usage, an admin keeps prices and corrects usage. Prices without an
+    organization hold for everybody, so that they need an admin of all organizations.
     """
 
     READER = 1
@@ -178,6 +181,9 @@ RULES: dict[str, Rule] = {
     STREAM_USAGE.path: Rule(Role.WRITER, _any),
     LIST_USAGE.path: Rule(Role.READER, _filtered),
     EXPORT_USAGE.path: Rule(Role.READER, _filtered),
+    VOID_USAGE.path: Rule(Role.ADMIN, _named),
+    CORRECT_USAGE.path: Rule(Role.ADMIN, _named),
+    LIST_USAGE_REVISIONS.path: Rule(Role.READER, _named),
     GET_COST_SUMMARY.path: Rule(Role.READER, _filtered),
     GET_ANALYTICS.path: Rule(Role.READER, _filtered),
     GET_COST.path: Rule(Role.READER, _named),

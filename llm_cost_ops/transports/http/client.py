@@ -470,7 +470,13 @@ class AsyncPoolTransport(httpx.AsyncBaseTransport):
         self._idle = IdleConnections(max_idle)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        sent = _request(request)
+        response, done = await self.open(_request(request))
+        parts: Any = response.stream
+        stream = _AsyncBody(parts, done)
+        return httpx.Response(response.status, headers=response.headers, stream=stream)
+
+    async def open(self, sent: httpcore.Request) -> tuple[httpcore.Response, Callable[[], Awaitable[None]]]:
+        """An answer whose body is to be read and closed, and what gives its connection back after that."""
         connection, dead = self._idle.take()
         await self._close(dead)
         if connection is None:
@@ -480,12 +486,10 @@ class AsyncPoolTransport(httpx.AsyncBaseTransport):
             await self._close(self._idle.give(connection))
 
         try:
-            response = await connection.handle_async_request(sent)
+            return await connection.handle_async_request(sent), done
         except BaseException:
             await done()
             raise
-        stream = _AsyncBody(response.stream, done)
-        return httpx.Response(response.status, headers=response.headers, stream=stream)
 
     async def aclose(self) -> None:
         await self._close(self._idle.end())

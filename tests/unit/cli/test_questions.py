@@ -321,3 +321,33 @@ def test_costs_in_a_currency_that_nothing_cost_tell_the_others(
     printed = capsys.readouterr().out
     assert "1.00 EUR for 2 requests" in printed
     assert "and 0.01 USD for 1 request" in printed
+
+
+def test_usage_is_corrected_voided_and_its_revisions_shown(
+    database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = ("--db", database, "--organization", "acme")
+    with CostOpsClient(base_url=f"sqlite:///{database}") as client:
+        [record] = client.usage.get_history(label={"team": "search"}).data
+    changes = ("--set", "input_tokens=2000", "--set", "tags=null", "--set", "model_id=gpt-4o-mini")
+    assert run("usage", "correct", record.id, *place, "--reason", "wrong model", *changes) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("2  ")
+    assert "corrected  openai/gpt-4o-mini  2000 in, 500 out" in shown
+    assert "wrong model" in shown
+    assert run("usage", "void", record.id, *place, "--reason", "a test") == 0
+    capsys.readouterr()
+    assert run("usage", "revisions", record.id, *place, "--json") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    found = [(line["revision"], line["kind"], line["usage"]["model_id"], line["reason"]) for line in lines]
+    assert found == [
+        (1, "recorded", "gpt-4o", ""),
+        (2, "corrected", "gpt-4o-mini", "wrong model"),
+        (3, "voided", "gpt-4o-mini", "a test"),
+    ]
+    assert run("costs", "--db", database, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["total_requests"] == 2
+    assert run("usage", "correct", record.id, *place, "--reason", "r", "--set", "input_tokens=1") == 2
+    assert "was voided" in capsys.readouterr().err
+    assert run("usage", "void", "no-such-id", *place, "--reason", "r") == 2
+    assert "no usage record" in capsys.readouterr().err

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -36,7 +38,7 @@ from llm_cost_ops._gen.messages import (
     SubmitUsageResponse,
     UsageReceipt,
 )
-from llm_cost_ops.client.batching import Batching
+from llm_cost_ops.client.batching import Batching, TaskBatching
 from llm_cost_ops.exceptions import TimeoutError as DeadlinePassed
 from llm_cost_ops.rpc.runtime import SyncRuntime
 from llm_cost_ops.rpc.status import RpcError, StatusCode
@@ -118,7 +120,7 @@ def waiting_in(client: Any) -> int:
     """How many submits wait."""
     [batching] = [each for each in client._channel.core.interceptors if isinstance(each, Batching)]
     groups = getattr(batching, "_groups", None)
-    found = [groups] if groups is not None else list(batching._loops.values())
+    found = [groups] if groups is not None else [loop.groups for loop in batching._loops.values()]
     return sum(len(group) for groups in found for group in list(groups.values()))
 
 
@@ -358,6 +360,45 @@ def test_a_caller_leaves_a_batch_under_way_at_its_own_deadline(colour: str) -> N
     assert type(told[1]) is DeadlinePassed
     assert (told[1].attempts, told[1].maybe_applied) == (1, True)
     assert service.sent == [["a"], ["b", "c", "d"]]
+
+
+@pytest.mark.parametrize("sent", [False, True], ids=["waiting", "under way"])
+async def test_each_task_stops_at_its_own_deadline_whichever_comes_first(sent: bool) -> None:
+    service, order, took = Service(), random.Random(7).sample(range(40), 40), {}
+    async with AsyncCostOpsClient(
+        config=ClientConfig(base_url="http://test", batching=ONE_AT_A_TIME, retry=QUICK), transport=service
+    ) as client:
+
+        async def call(number: int) -> None:
+            began, timeout = time.monotonic(), 0.05 + 0.02 * number
+            with pytest.raises(DeadlinePassed) as caught:
+                await client.usage.submit(**CALL, timeout=timeout)
+            took[number] = time.monotonic() - began - timeout
+            assert caught.value.maybe_applied is sent
+
+        first = asyncio.create_task(client.usage.submit(**CALL, timeout=0.02 if sent else 2))
+        await asyncio.sleep(0)
+        await asyncio.gather(*(call(number) for number in order))
+        service.gate.set()
+        await asyncio.gather(first, return_exceptions=True)
+    assert list(took) == sorted(order), "in the order of their deadlines"
+    assert min(took.values()) >= -0.002
+    assert sorted(took.values())[35] < 0.05
+
+
+async def run_and_leave(client: AsyncCostOpsClient) -> None:
+    await asyncio.gather(*(client.usage.submit(**CALL) for _ in range(20)))
+
+
+def test_an_event_loop_that_is_over_is_not_kept() -> None:
+    service = Service()
+    service.gate.set()
+    client = AsyncCostOpsClient(config=ClientConfig(base_url="http://test"), transport=service)
+    for _ in range(3):
+        asyncio.run(run_and_leave(client))
+    gc.collect()
+    [batching] = [each for each in client._channel.core.interceptors if isinstance(each, TaskBatching)]
+    assert len(batching._loops) == 0
 
 
 async def test_who_is_cancelled_leaves_the_others_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import subprocess
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_cost_ops import RecorderConfig, RecorderFullError, UsageRecord, ValidationError
-from llm_cost_ops.client.recorder import MAX_BATCH_RECORDS, Recorder
+from llm_cost_ops.client.recorder import MAX_BATCH_RECORDS, Recorder, _moment
 from llm_cost_ops.exceptions import AuthenticationError, NetworkError
 from llm_cost_ops.rpc.backoff import Backoff
 from llm_cost_ops.types import BatchReceipt, RecordError, SubmitResult, SubmitStatus
@@ -203,6 +205,25 @@ def test_closing_is_bounded_and_counts_what_is_lost(caplog: pytest.LogCaptureFix
     assert recorder.report().dropped == 8
 
 
+@pytest.mark.parametrize("answered", [True, False])
+def test_an_answer_that_comes_after_the_close_changes_no_count(answered: bool) -> None:
+    ledger = Ledger(None if answered else NetworkError("down"))
+    ledger.allowed.clear()
+    recorder = Recorder(RecorderConfig(), build, lambda: ledger)
+    for _ in range(7):
+        recorder.record(None, {"model_id": "m"})
+    began = time.monotonic()
+    report = recorder.close(0.1)
+    assert time.monotonic() - began < 0.1 + 0.4, "shutdown_timeout, and less than half a second"
+    assert (report.dropped, report.pending, report.recorded) == (7, 0, 7)
+    ledger.allowed.set()
+    until = time.monotonic() + 10
+    while not ledger.closed and time.monotonic() < until:
+        time.sleep(0.01)
+    assert ledger.closed == 1
+    assert recorder.report() == report
+
+
 @given(
     st.lists(st.sampled_from(["good", "bad", "wrong", "same", "wait"]), max_size=60),
     st.lists(st.sampled_from(["ok", "lost", "applied", "refused"]), max_size=8),
@@ -289,6 +310,38 @@ def test_a_forked_child_sends_its_own_and_the_parent_its_own() -> None:
         ledger.allowed.set()
         assert recorder.flush(10).delivered == 1
     assert [record.model_id for record in ledger.keys.values()] == ["parent"]
+
+
+@given(st.integers(0, (1 << 32) * 10**9 - 1))
+def test_the_moment_of_a_record_is_exact_to_the_microsecond(nanoseconds: int) -> None:
+    assert _moment(nanoseconds) == datetime(1970, 1, 1, tzinfo=UTC) + timedelta(
+        microseconds=nanoseconds // 1000
+    )
+
+
+def test_a_fork_while_the_first_batch_imports_what_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "imported_slowly.py").write_text("import time\ntime.sleep(0.3)\nSTATUS = 'created'\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    begun = threading.Event()
+
+    class Importing(Ledger):
+        def send(self, records: list[UsageRecord]) -> BatchReceipt:
+            begun.set()
+            assert importlib.import_module("imported_slowly").STATUS == "created"
+            return super().send(records)
+
+    with recording(Importing()) as recorder:
+        recorder.record(None, {"model_id": "parent"})
+        assert begun.wait(10)
+        child = os.fork()
+        recorder.record(None, {"model_id": "either"})
+        report = recorder.flush(5)
+        if child == 0:
+            os._exit(0 if report.delivered == 1 else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert report.delivered == 2
 
 
 def test_the_end_of_the_interpreter_sends_what_is_there(tmp_path: Path) -> None:

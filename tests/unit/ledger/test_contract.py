@@ -49,5 +49,5 @@ TestDictBesideModel = DictBesideModel.TestCase
 
 
 def test_only_what_is_registered_is_opened() -> None:
-    with pytest.raises(ConfigurationError, match="must be one of sqlite://"):
+    with pytest.raises(ConfigurationError, match="must be one of postgres://, postgresql://, sqlite://"):
         open_ledger("dict://")

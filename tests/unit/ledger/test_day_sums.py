@@ -12,12 +12,19 @@ from unittest.mock import patch
 
 import pytest
 
-from llm_cost_ops._gen.messages import ModalityTokens, Rate, RateCard, UsageRecord
+from llm_cost_ops._gen.messages import (
+    CostStatus,
+    ModalityTokens,
+    Rate,
+    RateCard,
+    RevisionKind,
+    UsageRecord,
+)
 from llm_cost_ops.ledger.sqlite import day_sums
 from llm_cost_ops.ledger.sqlite import sums as rollups
 from llm_cost_ops.ledger.sqlite.ledger import SqliteSums
-from llm_cost_ops.ledger.types import Entry, Filter
-from llm_cost_ops.pricing.pricebook import PriceBook
+from llm_cost_ops.ledger.types import Entry, Filter, Revision
+from llm_cost_ops.pricing.pricebook import PriceBook, Pricing
 from llm_cost_ops.rules.times import buckets_between
 from tests.dict_ledger import DictLedger
 from tests.unit.ledger.making import START, TAKEN, Sync
@@ -91,6 +98,7 @@ FILTERS = [
     Filter(labels={"team": ""}),
     Filter(model_ids=("a",), user_ids=("u",)),
     Filter(organization_ids=("acme",)),
+    Filter(statuses=("voided", "priced"), user_ids=("u",)),
     Filter(start=START + timedelta(microseconds=1)),
 ]
 GROUPINGS = [
@@ -115,7 +123,7 @@ def entry(chance: random.Random, prices: PriceBook) -> Entry:
     units = priced.units
     if units is not None and chance.random() < 0.1:
         units += 1  # what was recorded counts, though the card says something else
-    return Entry(record, "", TAKEN, units, priced.by)
+    return Entry(record, f"key-{chance.random()}", TAKEN, units, priced.by)
 
 
 async def nothing(*_: object) -> None:
@@ -139,7 +147,7 @@ def test_answers_are_those_of_a_ledger_in_dicts(
     path = tmp_path / "costs.db" if seed % 2 else None
     with Sync(path, durability="process") as store, Sync(ledger=DictLedger()) as dicts:
         for _ in range(100):
-            action = chance.choice(["append", "reprice", "forget", *["ask"] * 7])
+            action = chance.choice(["append", "reprice", "revise", "forget", *["ask"] * 7])
             if action == "append":
                 batch = [entry(chance, prices) for _ in range(chance.randrange(1, 9))]
                 store.append(batch)
@@ -148,12 +156,41 @@ def test_answers_are_those_of_a_ledger_in_dicts(
                 prices, where = book(chance.randrange(5)), chance.choice(FILTERS)
                 for ledger in (store, dicts):
                     ledger.reprice(where, prices.price, None, 1000, dry_run=False)
+            elif action == "revise":
+                revise(store, dicts, chance, prices)
             elif action == "forget" and chance.random() < 0.3:
                 day_sums.forget(store.store._writer.open().cursor(), "acme")
             else:
                 ask(store, dicts, chance)
                 kept += store.store._writer.open().execute("SELECT count(*) FROM day_sum").fetchone()[0]
     assert kept > 100
+
+
+def revise(store: Sync, dicts: Sync, chance: random.Random, prices: PriceBook) -> None:
+    """Correct or void one of the records."""
+    records, _ = dicts.list_usage(Filter(), "ingested_at", False, 1000, None, None)
+    if not records:
+        return
+    chosen = chance.choice(records)
+    found = dicts.get_cost(chosen.id, chosen.organization_id)
+    by, units, record = Pricing(CostStatus.VOIDED, found.currency), found.units, None
+    if chance.random() < 0.7:
+        made = entry(chance, prices)
+        record, units, by = made.record, made.units, made.by
+        record.organization_id, record.timestamp = chosen.organization_id, chosen.timestamp
+    revision = Revision(
+        organization_id=chosen.organization_id,
+        usage_id=chosen.id,
+        after=found.revision,
+        kind=RevisionKind.VOIDED if record is None else RevisionKind.CORRECTED,
+        record=record,
+        units=units,
+        by=by,
+        reason="",
+        actor="",
+        made_at=TAKEN,
+    )
+    assert store.revise(revision) is dicts.revise(revision) is True
 
 
 def ask(store: Sync, dicts: Sync, chance: random.Random) -> None:

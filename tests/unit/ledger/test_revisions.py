@@ -6,23 +6,31 @@ import threading
 import time
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import rule
+from hypothesis.stateful import invariant, rule
 from msgspec import structs
 
-from llm_cost_ops._gen.messages import CostStatus, Rate, RateCard, SubmitStatus, UsageRecord
+from llm_cost_ops._gen.messages import (
+    CostStatus,
+    Rate,
+    RateCard,
+    RevisionKind,
+    SubmitStatus,
+    UsageQuality,
+    UsageRecord,
+)
 from llm_cost_ops.ledger.sqlite import SqliteLedger
-from llm_cost_ops.ledger.types import Filter
+from llm_cost_ops.ledger.types import Entry, Filter, Revision
 from llm_cost_ops.pricing.cards import card_digest
 from llm_cost_ops.pricing.pricebook import Priced, Pricing
 from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.rpc.status import RpcError
-from tests.unit.ledger.making import START, Sync, context, entry
-from tests.unit.ledger.test_model import StoreBesideModel, filters, passes
+from tests.unit.ledger.making import START, TAKEN, Sync, context, entry
+from tests.unit.ledger.test_model import ORGS, Kept, StoreBesideModel, few, filters, money, passes
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 CARD = RateCard(
@@ -45,8 +53,118 @@ def at(units: int | None, currency: str = "USD", status: CostStatus | None = Non
     return lambda _record: Priced(units, by)
 
 
+class Seen(NamedTuple):
+    """What the model knows of a key that observers use."""
+
+    first: Entry
+    usage_id: str
+    units: int | None
+    counts: Any
+    open: bool
+
+
+observed = st.fixed_dictionaries(
+    {"organization_id": st.sampled_from(ORGS), "idempotency_key": st.sampled_from(["o1", "o2"])},
+    optional={
+        "input_tokens": st.sampled_from([1, 2]),
+        "quality": st.sampled_from([UsageQuality.UNKNOWN, UsageQuality.PROVIDER]),
+        **{name: few[name] for name in ("user_id", "labels", "tags", "project_id", "model_id")},
+    },
+)
+picks = st.integers(0, 10**6)
+corrections = st.fixed_dictionaries(
+    {},
+    optional={name: few[name] for name in few if name not in ("organization_id", "idempotency_key")},
+)
+
+
 class RepricedBesideModel(StoreBesideModel):
-    """The model is told what repricing makes of each record; every other rule then holds as before."""
+    """The model follows each revision of the records; every other rule then holds as before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.voided: list[Kept] = []
+        self.seen: dict[tuple[str, str], Seen] = {}
+
+    def revision(self, item: Kept, kind: RevisionKind, **fields: Any) -> Revision:
+        number = len(self.store.revisions(item.record.organization_id, item.id))
+        for place, seen in self.seen.items():
+            if seen.usage_id == item.id:
+                self.seen[place] = seen._replace(open=False)
+        return Revision(
+            organization_id=item.record.organization_id,
+            usage_id=item.id,
+            after=number,
+            kind=kind,
+            reason="r",
+            actor="a",
+            made_at=TAKEN,
+            **fields,
+        )
+
+    @rule(
+        pick=st.integers(0, 10**6), fields=corrections, units=money, currency=st.sampled_from(["USD", "EUR"])
+    )
+    def correct(self, pick: int, fields: dict[str, Any], units: int | None, currency: str) -> None:
+        if not self.kept:
+            return
+        index = pick % len(self.kept)
+        item = self.kept[index]
+        record = structs.replace(item.record, **fields)
+        record.total_tokens = (record.input_tokens or 0) + (record.output_tokens or 0)
+        by = Pricing(CostStatus.UNPRICED if units is None else CostStatus.PRICED, currency, "card-1", 1)
+        revision = self.revision(item, RevisionKind.CORRECTED, record=record, units=units, by=by)
+        assert self.store.revise(revision)
+        assert not self.store.revise(revision), "another revision is in force"
+        self.kept[index] = item._replace(record=record, units=units, by=by)
+
+    @rule(pick=picks)
+    def void(self, pick: int) -> None:
+        if not self.kept:
+            return
+        item = self.kept.pop(pick % len(self.kept))
+        by = structs.replace(item.by, status=CostStatus.VOIDED)
+        self.voided.append(item._replace(by=by))
+        revision = self.revision(item, RevisionKind.VOIDED, record=None, units=item.units, by=by)
+        assert self.store.revise(revision)
+
+    @rule(at=st.integers(0, 2), fields=observed, units=st.integers(0, 9))
+    def observe(self, at: int, fields: dict[str, Any], units: int) -> None:
+        """Whatever comes first: a call counts once, and with counts where anybody has them."""
+        unknown = fields.get("quality") == UsageQuality.UNKNOWN
+        item = entry(at, units=None if unknown else units, observation=True, **fields)
+        record, place = item.record, (item.record.organization_id, item.key)
+        [answer] = self.store.append([item])
+        seen, counts = self.seen.get(place), None if unknown else record.input_tokens
+        if seen is None:
+            status, seen = SubmitStatus.CREATED, Seen(item, answer.usage_id, item.units, counts, unknown)
+            self.kept.append(Kept(answer.usage_id, record, item.units, item.by))
+        elif unknown:
+            status = SubmitStatus.DUPLICATE
+        elif seen.open:
+            status, seen = SubmitStatus.CREATED, seen._replace(units=item.units, counts=counts, open=False)
+            [index] = [at for at, each in enumerate(self.kept) if each.id == seen.usage_id]
+            old = self.kept[index].record
+            names = ("user_id", "labels", "tags", "project_id")
+            kept = {name: getattr(record, name) or getattr(old, name) for name in names}
+            new = structs.replace(record, timestamp=old.timestamp, **kept)
+            self.kept[index] = Kept(seen.usage_id, new, item.units, item.by)
+        else:
+            first = seen.first.record.input_tokens if seen.counts is None else seen.counts
+            status = SubmitStatus.DUPLICATE if counts == first else SubmitStatus.CONFLICT
+        self.seen[place] = seen
+        assert (answer.status, answer.usage_id, answer.units) == (status, seen.usage_id, seen.units)
+
+    @invariant()
+    def voided_ones_are_summed_where_asked_for(self) -> None:
+        for group_by in ((), ("user",), ("label:team",)):
+            found = self.store.summarize(Filter(statuses=("voided",)), group_by, None)
+            assert sum(s.units for _, _, s in found) == sum(item.units or 0 for item in self.voided)
+            counts = [item.record.request_count or 1 for item in self.voided]
+            assert sum(s.requests for _, _, s in found) == sum(counts)
+
+    def everything(self) -> list[Kept]:
+        return [*self.kept, *self.voided]
 
     @rule(where=filters, salt=st.integers(0, 3), dry_run=st.booleans())
     def reprice(self, where: Filter, salt: int, dry_run: bool) -> None:
@@ -63,8 +181,8 @@ class RepricedBesideModel(StoreBesideModel):
         changed = 0
         for index, item in enumerate(self.kept):
             new = price(item.record)
-            told = (item.by.status, item.by.currency, item.units)
-            same = (new.by.status, new.by.currency, new.units) == told
+            before = (item.by.status, item.by.currency, item.units)
+            same = (new.by.status, new.by.currency, new.units) == before
             if not passes(item.record, where) or same:
                 continue
             changed += 1
@@ -77,14 +195,14 @@ class RepricedBesideModel(StoreBesideModel):
     @rule(status=st.sampled_from(list(CostStatus)))
     def by_status(self, status: CostStatus) -> None:
         where = Filter(statuses=(status.value,))
-        wanted = [item.id for item in self.kept if item.by.status == status]
+        wanted = [item.id for item in self.everything() if item.by.status == status]
         assert self.store.count(where) == len(wanted)
         found, _ = self.store.list_usage(where, "ingested_at", False, 1000, None, None)
         assert sorted(record.id for record in found) == sorted(wanted)
 
     @rule()
     def every_cost(self) -> None:
-        for item in self.kept[:10]:
+        for item in [*self.kept[:10], *self.voided[:5]]:
             found = self.store.get_cost(item.id, item.record.organization_id)
             expected = (item.by.status, item.by.currency, item.units)
             assert (found.status, found.currency, found.units) == expected

@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from llm_cost_ops._gen.messages import CreatePriceRequest, PriceMultiplier, RateCard, TimeWindow
+from llm_cost_ops._gen.messages import (
+    CreatePriceRequest,
+    PriceMultiplier,
+    RateCard,
+    TierBasis,
+    TierMode,
+    TimeWindow,
+)
 from llm_cost_ops.rpc.status import Violation
 from llm_cost_ops.rules.cards import card_error, check_card, check_overlaps
 from llm_cost_ops.rules.currencies import CURRENCIES
@@ -62,6 +69,8 @@ def test_valid(fields: dict[str, Any]) -> None:
             "must be after effective_from",
         ),
         ({"rates": []}, "rates", "at least one"),
+        ({"tier_mode": TierMode("99")}, "tier_mode", "must be one of whole_request, graduated"),
+        ({"tier_basis": TierBasis("newest")}, "tier_basis", "must be one of input_tokens, total_tokens"),
         ({"rates": [make_rate("INPUT", "1"), make_rate("input", "1")]}, "rates[1].meter", "must not repeat"),
         ({"rates": [make_rate("IN PUT", "1")]}, "rates[0].meter", "must be a letter"),
         ({"rates": [make_rate("INPUT", "0." + "1" * 19)]}, "rates[0].price", "at most 18 digits"),

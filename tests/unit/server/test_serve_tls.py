@@ -14,7 +14,7 @@ from llm_cost_ops.config import TLSConfig
 from llm_cost_ops.server.app import HttpServer, ServerTls
 from llm_cost_ops.server.grpc import GrpcServer
 from llm_cost_ops.server.http import AsgiApp
-from llm_cost_ops.server.running import _check_reach
+from llm_cost_ops.server.running import check_reach
 from llm_cost_ops.service import open_service
 from tests.conformance.clients import COLOURS, open_client, running_server
 
@@ -119,7 +119,7 @@ def test_files_that_can_not_be_used_are_refused(folder: Path, tmp_path: Path) ->
 
 def test_without_tls_a_public_address_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     for secret in (True, False):
-        _check_reach("http", {"host": "0.0.0.0"}, required=True, secret=secret)
+        check_reach("http", {"host": "0.0.0.0"}, required=True, secret=secret)
         told = caplog.text
         caplog.clear()
         assert ("plain text: give a TLS certificate" in told) is not secret

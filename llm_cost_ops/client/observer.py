@@ -1,0 +1,51 @@
+"""How what watches calls from outside, as callbacks and span processors do, has them recorded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from llm_cost_ops._gen.messages import UsageRecord
+from llm_cost_ops.client.attribution import Attributes, AttributionFields, current_attributes
+
+if TYPE_CHECKING:
+    from llm_cost_ops.client.clients import AsyncCostOpsClient, CostOpsClient
+    from llm_cost_ops.client.recording import Recording
+
+    AnyClient = CostOpsClient | AsyncCostOpsClient
+
+__all__ = ["Observer"]
+
+_log = logging.getLogger("llm_cost_ops.observer")
+
+
+class Observer:
+    """Gives records to a client's recorder; nothing that goes wrong is raised into who is watched.
+
+    Without a client it is the process's own, as for `llm_cost_ops.instrument`. `attribution` says whose the
+    calls are, where neither the record nor the block of code around the call does.
+    """
+
+    def __init__(self, client: AnyClient | None, attribution: AttributionFields) -> None:
+        fields: dict[str, Any] = {**attribution, "labels": dict(attribution.get("labels") or {})}
+        self._stated = Attributes(**fields)
+        self._client = client
+
+    def take(self, build: Callable[[], UsageRecord]) -> None:
+        """Have a record written that is built later, in the recorder's thread."""
+        try:
+            self._recording().observe(build, current_attributes().over(self._stated))
+        except Exception:  # noqa: BLE001  # whoever is watched has nothing to do with it
+            _log.warning("a call was not recorded", exc_info=True)
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until what was taken is sent, for at most so many seconds; whether it was."""
+        return self._recording().flush(timeout).pending == 0
+
+    def _recording(self) -> Recording:
+        if self._client is None:
+            from llm_cost_ops.client.observing import default_client
+
+            self._client = default_client()
+        return self._client._recording  # noqa: SLF001  # a part of the same client

@@ -1,0 +1,65 @@
+"""The ledger in PostgreSQL: a database that any number of servers share.
+
+Needs the extra `postgres`. Importing this loads the driver, so the registry does it when a URL asks for it.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from llm_cost_ops.exceptions import ConfigurationError
+
+try:
+    import psycopg
+except ImportError:
+    raise ConfigurationError(
+        "postgresql:// needs psycopg: pip install 'llm-cost-ops[postgres]'", parameter="base_url"
+    ) from None
+
+from llm_cost_ops.ledger.postgres.connection import DURABILITIES, Database
+from llm_cost_ops.ledger.postgres.ledger import PostgresLedger
+
+__all__ = ["PostgresLedger", "open"]
+
+_DEFAULTS = {"application_name": "llm-cost-ops", "target_session_attrs": "read-write", "connect_timeout": "5"}
+
+
+def open(  # noqa: A001 - each backend has it
+    url: str,
+    *,
+    durability: str,
+    group_commit: bool,  # noqa: ARG001 - as above
+) -> PostgresLedger:
+    """The ledger at `postgresql://user@host/database`; `?durability=` goes before the argument.
+
+    The other options are libpq's, such as sslmode; so are the variables of the environment and the files that
+    it reads, such as PGPASSWORD. Writes always share commits, whatever `group_commit` says.
+
+    Raises ConfigurationError for an option that libpq does not know, or another durability.
+    """
+    return PostgresLedger(database(url, durability))
+
+
+def database(url: str, durability: str = "disk") -> Database:
+    """The database at a URL; see `open`."""
+    parts = urlsplit(url)
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    durability = options.pop("durability", durability)
+    if durability not in DURABILITIES:
+        raise _wrong(f"durability must be {' or '.join(map(repr, DURABILITIES))}, not {durability!r}")
+    try:
+        named = psycopg.conninfo.conninfo_to_dict(urlunsplit(parts._replace(query=urlencode(options))))
+    except psycopg.ProgrammingError as error:
+        raise _wrong(f"is not a URL that PostgreSQL's driver reads: {_rule(error)}") from None
+    conninfo = psycopg.conninfo.make_conninfo("", **{**_DEFAULTS, **named})
+    return Database(conninfo, durability, str(named.get("dbname", "")))
+
+
+def _rule(error: Exception) -> str:
+    """What libpq says, unless it repeats a part of the URL, which may be the password."""
+    text = str(error).strip()
+    return text if text.startswith("invalid URI query parameter") else "see its parts, hosts and options"
+
+
+def _wrong(rule: str) -> ConfigurationError:
+    return ConfigurationError(f"base_url: {rule}", parameter="base_url")

@@ -1,0 +1,137 @@
+"""API keys in PostgreSQL: what is kept of them, and the secret that their hashes are keyed with."""
+
+from __future__ import annotations
+
+import secrets
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from llm_cost_ops.ledger.postgres.connection import Session
+from llm_cost_ops.ledger.postgres.workers import Workers
+from llm_cost_ops.ledger.types import ApiKey
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.rules.times import from_micros, to_micros
+
+__all__ = ["PostgresKeys"]
+
+_SECRET_BYTES = 32
+_COLUMNS = "id, hash, name, role, organizations, created, expires, revoked"
+_ADD = (
+    f"INSERT INTO llm_cost_ops.api_key ({_COLUMNS}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s) "
+    "ON CONFLICT (id) DO NOTHING RETURNING id"
+)
+
+_organizations = msgspec.json.Decoder(tuple[str, ...])
+
+
+class PostgresKeys:
+    """The KeyStore of a PostgresLedger.
+
+    No key is remembered between calls, so that what another server revoked is revoked here. The secret
+    is: once made, it never changes.
+    """
+
+    def __init__(self, workers: Workers) -> None:
+        self._run = workers.run
+        self._known: bytes | None = None
+
+    async def any(self, context: CallContext) -> bool:
+        """Whether there is or was a key; see KeyStore."""
+        return await self._run(_any, context)
+
+    async def find(self, key_id: str, context: CallContext) -> ApiKey | None:
+        """The key with an id; see KeyStore."""
+        return await self._run(partial(_find, key_id=key_id), context)
+
+    async def all(self, context: CallContext) -> list[ApiKey]:
+        """Every key; see KeyStore."""
+        return await self._run(_all, context)
+
+    async def secret(self, context: CallContext) -> bytes:
+        """The secret of this database; see KeyStore."""
+        if self._known is None:
+            self._known = await self._run(_secret, context)
+        return self._known
+
+    async def add(self, key: ApiKey, context: CallContext) -> None:
+        """Keep a key; see KeyStore."""
+
+        def job(session: Session) -> None:
+            with session.transaction():
+                if not session.rows(_ADD, *_row(key)):
+                    raise RpcError(StatusCode.ALREADY_EXISTS, f"there is a key {key.id!r} already")
+
+        await self._run(job, context, writes=True, repeatable=False)
+
+    async def revoke(self, key_id: str, at: datetime, context: CallContext) -> ApiKey | None:
+        """Revoke a key; see KeyStore."""
+
+        def job(session: Session) -> ApiKey | None:
+            with session.transaction():
+                session.run(
+                    "UPDATE llm_cost_ops.api_key SET revoked = %s WHERE id = %s AND revoked IS NULL",
+                    to_micros(at),
+                    key_id,
+                )
+                return _find(session, key_id)
+
+        return await self._run(job, context, writes=True)
+
+
+def _any(session: Session) -> bool:
+    return bool(session.rows("SELECT 1 FROM llm_cost_ops.api_key LIMIT 1"))
+
+
+def _find(session: Session, key_id: str) -> ApiKey | None:
+    rows = session.rows(f"SELECT {_COLUMNS} FROM llm_cost_ops.api_key WHERE id = %s", key_id)
+    return _key(rows[0]) if rows else None
+
+
+def _all(session: Session) -> list[ApiKey]:
+    rows = session.rows(f"SELECT {_COLUMNS} FROM llm_cost_ops.api_key ORDER BY created, seq")
+    return [_key(row) for row in rows]
+
+
+def _secret(session: Session) -> bytes:
+    find = "SELECT value FROM llm_cost_ops.secret WHERE name = 'api_key'"
+    rows = session.rows(find)
+    if not rows:
+        with session.transaction():
+            # Another process may have made one in between.
+            session.run(
+                "INSERT INTO llm_cost_ops.secret VALUES ('api_key', %s) ON CONFLICT DO NOTHING",
+                secrets.token_bytes(_SECRET_BYTES),
+            )
+        rows = session.rows(find)
+    return bytes(rows[0][0])
+
+
+def _row(key: ApiKey) -> tuple[object, ...]:
+    return (
+        key.id,
+        key.hash,
+        key.name,
+        key.role,
+        None if key.organizations is None else msgspec.json.encode(key.organizations).decode(),
+        to_micros(key.created_at),
+        None if key.expires_at is None else to_micros(key.expires_at),
+        None if key.revoked_at is None else to_micros(key.revoked_at),
+    )
+
+
+def _key(row: tuple[Any, ...]) -> ApiKey:
+    key_id, digest, name, role, organizations, created, expires, revoked = row
+    return ApiKey(
+        id=key_id,
+        hash=bytes(digest),
+        name=name,
+        role=role,
+        organizations=None if organizations is None else _organizations.decode(organizations),
+        created_at=from_micros(created),
+        expires_at=None if expires is None else from_micros(expires),
+        revoked_at=None if revoked is None else from_micros(revoked),
+    )

@@ -1,0 +1,272 @@
+"""A database and sessions in it: where it is, how durable commits are, statements that keep a deadline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from threading import Lock
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import pq
+from psycopg.adapt import Loader
+from psycopg.types.string import StrDumperUnknown
+
+from llm_cost_ops.ledger.postgres import schema
+from llm_cost_ops.ledger.postgres.errors import DeadlinePassedError, connect_error
+from llm_cost_ops.rpc.status import RpcError, StatusCode
+
+__all__ = ["DURABILITIES", "Database", "Session"]
+
+T = TypeVar("T")
+
+DURABILITIES = {"disk": "on", "process": "off", "replicated": "on"}
+"""The value of synchronous_commit for each durability."""
+
+_MIN_VERSION = 150000
+_BETWEEN_LOOKS = 0.1
+_ROWS_AT_ONCE = 2000
+_BLOCK = 1000
+"""By how much the sequence of rows is incremented; see schema.sql."""
+_CANCELLING = 1.0
+_MAX_TIMEOUT = 2**31 - 1
+# Seconds for which an attempt to connect that failed stands for others.
+_FAILURE_HOLDS = 0.2
+
+# PostgreSQL's planner compiles queries that it thinks long, which takes longer than most of ours do.
+_SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL jit = off"
+_SETTINGS = (
+    "SELECT set_config('synchronous_commit', %(commit)s, true), "
+    "set_config('statement_timeout', %(timeout)s, true)"
+)
+_STANDBY = (
+    "SELECT current_setting('synchronous_standby_names') <> '' AND EXISTS (SELECT 1 FROM pg_stat_replication "
+    # Who may not see the state sees that there is a standby.
+    "WHERE coalesce(sync_state, 'sync') IN ('sync', 'quorum'))"
+)
+
+
+class _WholeNumber(Loader):
+    """What we select of type numeric has no places."""
+
+    def load(self, data: Any) -> int:
+        return int(bytes(data))
+
+
+class _Text(StrDumperUnknown):
+    """No text in a ledger has control characters: with NUL, which PostgreSQL refuses, it equals none."""
+
+    def dump(self, obj: str) -> Any:
+        return super().dump(obj.encode("utf-8", "replace").decode().replace("\0", "\1"))
+
+
+class _Connection(psycopg.Connection[tuple[Any, ...]]):
+    """Stops waiting for a statement once `is_over` says so: cancels it, and closes itself."""
+
+    is_over: Callable[[], bool] = staticmethod(lambda: False)
+
+    def wait(self, gen: Any, interval: float = _BETWEEN_LOOKS, timeout: float | None = None) -> Any:
+        try:
+            return super().wait(_watched(gen, self.is_over), interval, timeout)
+        except DeadlinePassedError:
+            with suppress(psycopg.Error):
+                self.cancel_safe(timeout=_CANCELLING)
+            self.close()
+            raise
+
+
+def _watched(steps: Generator[Any, Any, T], is_over: Callable[[], bool]) -> Generator[Any, Any, T]:
+    try:
+        wanted = next(steps)
+        while True:
+            ready = yield wanted
+            if not ready and is_over():
+                raise DeadlinePassedError
+            wanted = steps.send(ready)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+
+
+class Database:
+    """Where a database is. Nothing is connected before `connect`."""
+
+    def __init__(self, conninfo: str, durability: str, name: str = "") -> None:
+        self.durability = durability
+        self.name = name
+        self._conninfo = conninfo
+        self._lock = Lock()
+        self._replicates = False
+        self._failure: tuple[float, Exception] | None = None
+
+    def connect(self, *, prepare: bool = True) -> Session:
+        """A session in the database, whose tables are made, or brought to this version, where they must be.
+
+        RpcError: UNAVAILABLE when it can't be reached now or takes no writes, FAILED_PRECONDITION for what
+        will not pass: another's database, a newer schema, an older server than 15, a refused user.
+        """
+        failure = self._failure
+        if failure is not None and time.monotonic() < failure[0]:
+            raise connect_error(failure[1])
+        try:
+            connection = _Connection.connect(self._conninfo, autocommit=True)
+        except (psycopg.Error, UnicodeError, OSError) as error:
+            self._failure = (time.monotonic() + _FAILURE_HOLDS, error.with_traceback(None))
+            raise connect_error(error) from None  # its frames hold the password
+        self._failure = None
+        connection.adapters.register_loader("numeric", _WholeNumber)
+        connection.adapters.register_dumper(str, _Text)
+        session = Session(connection, DURABILITIES[self.durability])
+        try:
+            self._check(session, prepare=prepare)
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    def _check(self, session: Session, *, prepare: bool) -> None:
+        version = session.connection.info.server_version
+        if version < _MIN_VERSION:
+            raise RpcError(
+                StatusCode.FAILED_PRECONDITION,
+                f"the database is PostgreSQL {version // 10000}, and the ledger needs 15 or newer",
+                error_code="STORAGE_UNUSABLE",
+            )
+        # At the start: later commits wait for a standby that is gone, and a promoted one may have none.
+        if self.durability == "replicated" and not self._replicates and not session.rows(_STANDBY)[0][0]:
+            raise RpcError(
+                StatusCode.FAILED_PRECONDITION,
+                "durability 'replicated' needs a synchronous standby: synchronous_standby_names is empty, or "
+                "no standby is connected",
+                error_code="STORAGE_UNUSABLE",
+            )
+        self._replicates = True
+        if prepare:
+            with self._lock:
+                schema.migrate(session)
+
+
+class Session:
+    """A connection, used by one thread at a time."""
+
+    def __init__(self, connection: _Connection, synchronous_commit: str) -> None:
+        self.connection = connection
+        self.committing = False
+        """Whether COMMIT was sent and not answered: what was written may be there."""
+        self.known: dict[Any, Any] = {}
+        """Ids of rows that never change, as this connection has seen them committed."""
+        self._synchronous_commit = synchronous_commit
+        self._until: float | None = None
+        self._warned = False
+        self._numbers: list[int] = []
+        connection.add_notice_handler(self._notice)
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can run another statement: it is open, and no transaction was left behind."""
+        connection = self.connection
+        return not connection.closed and connection.info.transaction_status == pq.TransactionStatus.IDLE
+
+    def keep(self, until: float | None, is_abandoned: Callable[[], bool]) -> None:
+        """Stop what runs from here on at `until` (time.monotonic), or when the caller has gone away."""
+        self._until = until
+        self.connection.is_over = lambda: is_abandoned() or (until is not None and time.monotonic() >= until)
+        self.committing = False
+
+    def rows(self, sql: str, *values: object, **named: object) -> list[tuple[Any, ...]]:
+        """The rows that a statement gives."""
+        return self.run(sql, *values, **named).fetchall()
+
+    def run(self, sql: str, *values: object, **named: object) -> psycopg.Cursor[tuple[Any, ...]]:
+        """Run a statement. Without parameters it may be several."""
+        parameters: Sequence[object] | dict[str, object] | None = named or values or None
+        return self.connection.execute(sql.encode(), parameters)
+
+    def numbers(self, count: int) -> list[int]:
+        """So many numbers for rows, ascending, that nobody else has; taken from the sequence in blocks."""
+        while len(self._numbers) < count:
+            [(first,)] = self.rows("SELECT nextval('llm_cost_ops.seq')")
+            self._numbers += range(first, first + _BLOCK)
+        taken, self._numbers = self._numbers[:count], self._numbers[count:]
+        return taken
+
+    def each(self, sql: str, named: dict[str, object]) -> Iterator[tuple[Any, ...]]:
+        """The rows of a query, fetched some thousands at a time; within a transaction."""
+        with self.connection.cursor(name="rows") as cursor:
+            cursor.itersize = _ROWS_AT_ONCE
+            cursor.execute(sql.encode(), named)
+            yield from cursor
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """All statements inside see the database as it is at the first of them, and write nothing."""
+        self.run(f"{_SNAPSHOT}; SET LOCAL statement_timeout = {self._timeout()}")
+        try:
+            yield
+        except BaseException:
+            self.roll_back()
+            raise
+        self.run("COMMIT")
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Commit what is done inside, as durably as the ledger promises, or nothing of it."""
+        self.run("BEGIN")
+        try:
+            self.settings()
+            yield
+            self.begin_commit()
+            self.run("COMMIT")
+            self.end_commit()
+        except BaseException:
+            self.roll_back()
+            raise
+
+    def settings(self) -> None:
+        """Set, for the transaction, how durable its commit is and how long a statement may take."""
+        self.run(_SETTINGS, commit=self._synchronous_commit, timeout=str(self._timeout()))
+
+    def begin_commit(self) -> None:
+        """What comes before COMMIT.
+
+        A time-out that ends the wait for a synchronous standby would make COMMIT succeed without it: none may
+        be set.
+        """
+        self.run("SET LOCAL statement_timeout = 0")
+        self.committing = True
+        self._warned = False
+
+    def end_commit(self) -> None:
+        """COMMIT was answered: raise when somebody ended its wait for a standby."""
+        if self._warned:
+            raise RpcError(
+                StatusCode.UNAVAILABLE,
+                "the commit was not confirmed by a standby; it may be lost with the primary",
+                retry_after=0.5,
+                maybe_applied=True,
+            )
+        self.committing = False
+
+    def _notice(self, diagnostic: psycopg.errors.Diagnostic) -> None:
+        if self.committing and diagnostic.severity_nonlocalized == "WARNING":
+            self._warned = True
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.connection.close()
+
+    def _timeout(self) -> int:
+        """Milliseconds until the deadline, 0 without one."""
+        if self._until is None:
+            return 0
+        return min(_MAX_TIMEOUT, max(1, int((self._until - time.monotonic()) * 1000)))
+
+    def roll_back(self) -> None:
+        """End a transaction that failed; one whose COMMIT was sent stays unsure."""
+        # Rows that it added to them are gone.
+        self.known.clear()
+        # What failed before says more.
+        with suppress(psycopg.Error, DeadlinePassedError):
+            if not self.connection.closed and not self.committing:
+                self.run("ROLLBACK")

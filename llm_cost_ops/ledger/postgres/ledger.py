@@ -1,0 +1,267 @@
+"""The ledger in PostgreSQL: a database that any number of servers share."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import TypeVar
+
+from llm_cost_ops._gen.messages import RateCard, SubmitStatus, UsageRecord
+from llm_cost_ops.ledger.postgres import cards, integrity, listing, revisions, sums
+from llm_cost_ops.ledger.postgres.api_keys import PostgresKeys
+from llm_cost_ops.ledger.postgres.append import Append, Appender
+from llm_cost_ops.ledger.postgres.connection import Database, Session
+from llm_cost_ops.ledger.postgres.meter_sums import summarize_meters
+from llm_cost_ops.ledger.postgres.revise import revise
+from llm_cost_ops.ledger.postgres.workers import Ticket, Workers, until_of
+from llm_cost_ops.ledger.types import (
+    Amounts,
+    Appended,
+    CardOf,
+    Committed,
+    Entry,
+    Filter,
+    Position,
+    Price,
+    Recorded,
+    Repriced,
+    Revised,
+    Revision,
+)
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.forks import forget_in_children
+from llm_cost_ops.rpc.status import RpcError
+
+__all__ = ["PostgresLedger"]
+
+T = TypeVar("T")
+
+_INLINE_ROWS = 1000
+FOLD_EVERY = 500
+"""Rows of an organization that a process writes before it has its sums folded."""
+
+
+class PostgresLedger:
+    """A Ledger in a PostgreSQL database. Nothing is connected, and no thread started, before the first call.
+
+    Writes of all calls that come at the same time share a commit. At most twice as many connections as there
+    are cores are open for everything else, and one for writing.
+
+    A child that the process forks opens connections of its own.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._unfolded: Counter[int] = Counter()
+        self._workers = Workers(database, 2 * (os.cpu_count() or 1))
+        self._appender = Appender(database, self._written)
+        self._closed = False
+        self._keys = PostgresKeys(self._workers)
+        forget_in_children(self._workers)
+        forget_in_children(self._appender)
+
+    def append(
+        self, entries: Sequence[Entry], context: CallContext, revision: int | None = None
+    ) -> Awaitable[list[Appended] | None]:
+        """Write usage and costs in one transaction; see Ledger."""
+        return self._append(entries, context, revision)
+
+    async def _append(
+        self, entries: Sequence[Entry], context: CallContext, revision: int | None
+    ) -> list[Appended] | None:
+        if not entries:
+            return []
+        context.check_deadline()
+        if len(entries) > _INLINE_ROWS:
+            # To make their rows takes longer than an event loop should wait.
+            append = await context.runtime.offload(Append, entries, revision)
+        else:
+            append = Append(entries, revision)
+        return await self._appender.put(append, until_of(context)).result(context)
+
+    def _written(self, org: int, rows: int) -> None:
+        """Have an organization's sums folded, beside the writing, once there is something to fold."""
+        self._unfolded[org] += rows
+        if self._unfolded[org] >= FOLD_EVERY:
+            del self._unfolded[org]
+            try:
+                self._workers.put(Ticket(partial(sums.fold, org=org), None))
+            except RpcError:
+                # It is being closed, or has more to do: whoever writes next folds.
+                return
+
+    async def list_usage(
+        self,
+        where: Filter,
+        sort: str,
+        descending: bool,
+        limit: int,
+        after: Position | None,
+        offset: int | None,
+        context: CallContext,
+    ) -> tuple[list[UsageRecord], Position | None]:
+        """A page of records and the position to go on after; see Ledger."""
+        query = partial(
+            listing.list_usage,
+            where=where,
+            sort=sort,
+            descending=descending,
+            limit=limit,
+            after=after,
+            offset=offset,
+        )
+        return await self.read(query, context)
+
+    async def get_cost(self, organization_id: str, usage_id: str, context: CallContext) -> Recorded | None:
+        """A record and its cost in force; see Ledger."""
+        query = partial(revisions.get_cost, organization_id=organization_id, usage_id=usage_id)
+        return await self.read(query, context)
+
+    async def reprice(
+        self,
+        where: Filter,
+        price: Price,
+        after: Position | None,
+        limit: int,
+        context: CallContext,
+        *,
+        dry_run: bool,
+    ) -> Repriced:
+        """Add revisions to the next records whose cost is another one; see Ledger."""
+        if dry_run:
+            found = partial(revisions.find_changes, where=where, price=price, after=after, limit=limit)
+            return await self._workers.run(found, context)
+        now = datetime.fromtimestamp(context.runtime.now(), UTC)
+        job = partial(revisions.reprice, where=where, price=price, after=after, limit=limit, now=now)
+        return await self._workers.run(job, context, writes=True, repeatable=False)
+
+    async def revise(self, revision: Revision, context: CallContext) -> bool:
+        """Add a revision to a record; see Ledger."""
+
+        def job(session: Session) -> bool:
+            with session.transaction():
+                return revise(session, revision)
+
+        return await self._workers.run(job, context, writes=True, repeatable=False)
+
+    async def revisions(self, organization_id: str, usage_id: str, context: CallContext) -> list[Revised]:
+        """Every revision of a record; see Ledger."""
+        query = partial(revisions.revisions, organization_id=organization_id, usage_id=usage_id)
+        return await self.read(query, context)
+
+    async def committed(
+        self, after: Position | None, limit: int, context: CallContext
+    ) -> tuple[list[Committed], Position | None]:
+        """What was committed after a position; see Ledger."""
+        return await self.read(partial(listing.committed, after=after, limit=limit), context)
+
+    async def consumer_position(self, name: str, context: CallContext) -> Position | None:
+        """Where a consumer goes on; see Ledger."""
+        return await self._workers.run(partial(listing.consumer_position, name=name), context)
+
+    async def move_consumer(self, name: str, position: Position, context: CallContext) -> None:
+        """Keep where a consumer goes on; see Ledger."""
+        job = partial(listing.move_consumer, name=name, position=position)
+        await self._workers.run(job, context, writes=True)
+
+    async def add_card(
+        self, card: RateCard, key: str, fingerprint: bytes, context: CallContext
+    ) -> tuple[RateCard, SubmitStatus]:
+        """Keep a card under its next version; see Ledger."""
+        job = partial(cards.add_card, card=card, key=key, fingerprint=fingerprint)
+        return await self._workers.run(job, context, writes=True, repeatable=bool(key))
+
+    async def get_card(self, card_id: str, context: CallContext) -> RateCard | None:
+        """The card with an id, or None."""
+        return await self._workers.run(partial(cards.get_card, card_id=card_id), context)
+
+    async def all_cards(self, context: CallContext) -> list[RateCard]:
+        """Every card, by provider, model, date and version."""
+        return await self._workers.run(cards.all_cards, context)
+
+    async def cards_revision(self, context: CallContext) -> int:
+        """A number that grows when a card is added, by any process."""
+        return await self._workers.run(cards.revision, context)
+
+    @property
+    def sums(self) -> PostgresSums:
+        """The sums over this ledger's records."""
+        return PostgresSums(self)
+
+    @property
+    def keys(self) -> PostgresKeys:
+        """The API keys of whoever may call the server over this ledger."""
+        return self._keys
+
+    async def check(self, context: CallContext) -> None:
+        """Write and commit a mark."""
+
+        def job(session: Session) -> None:
+            with session.transaction():
+                session.run("UPDATE llm_cost_ops.meta SET checks = checks + 1")
+
+        await self._workers.run(job, context, writes=True)
+
+    async def find_faults(self, context: CallContext) -> list[str]:
+        """What is inconsistent in the whole database, in words; it reads all of it."""
+        return await self._workers.run(lambda session: list(integrity.find_faults(session)), context)
+
+    async def aclose(self) -> None:
+        """Finish what was begun and let go of connections and threads. May be called twice."""
+        self._appender.close()
+        self._workers.close()
+
+    async def read(self, query: Callable[[Session], T], context: CallContext) -> T:
+        """Run a query in a snapshot."""
+
+        def job(session: Session) -> T:
+            with session.snapshot():
+                return query(session)
+
+        return await self._workers.run(job, context)
+
+    def __repr__(self) -> str:
+        return f"PostgresLedger({self._database.name!r}, durability={self._database.durability!r})"
+
+
+class PostgresSums:
+    """The Sums of a PostgresLedger."""
+
+    __slots__ = ("_ledger",)
+
+    def __init__(self, ledger: PostgresLedger) -> None:
+        self._ledger = ledger
+
+    async def summarize(
+        self,
+        where: Filter,
+        group_by: tuple[str, ...],
+        buckets: Sequence[tuple[datetime, datetime]] | None,
+        context: CallContext,
+    ) -> list[tuple[tuple[str, ...], int, Amounts]]:
+        """Exact sums per group, bucket and currency; see Sums."""
+        query = partial(sums.summarize, where=where, group_by=group_by, buckets=buckets)
+        return await self._ledger.read(query, context)
+
+    async def summarize_meters(
+        self,
+        where: Filter,
+        group_by: tuple[str, ...],
+        buckets: Sequence[tuple[datetime, datetime]] | None,
+        card_of: CardOf,
+        context: CallContext,
+    ) -> list[tuple[tuple[str, ...], int, Amounts]]:
+        """Exact sums by meter, bucket and currency; see Sums."""
+        query = partial(summarize_meters, where=where, group_by=group_by, buckets=buckets, card_of=card_of)
+        return await self._ledger.read(query, context)
+
+    async def occupied(self, where: Filter, width: int, context: CallContext) -> list[int]:
+        """The stretches of time that hold records; see Sums."""
+        return await self._ledger.read(partial(listing.occupied, where=where, width=width), context)
+
+    async def count(self, where: Filter, context: CallContext, max_rows: int | None = None) -> int:
+        """How many records the filter lets through, however many have to be read; see Sums."""
+        return await self._ledger.read(partial(sums.count, where=where), context)

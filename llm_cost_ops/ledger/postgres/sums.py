@@ -1,0 +1,380 @@
+"""Sums: the tables rollup and delta, and queries over them and over single rows.
+
+A record counts with its cost in force: that of its newest revision, or its first where there is none. A query
+reads in one snapshot, in which what was folded is in rollup and the rest in delta.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from llm_cost_ops.ledger.postgres import schema
+from llm_cost_ops.ledger.postgres.connection import Session
+from llm_cost_ops.ledger.postgres.interning import organization_ids
+from llm_cost_ops.ledger.postgres.rows import units_sql
+from llm_cost_ops.ledger.types import Amounts, Filter
+from llm_cost_ops.rpc.status import invalid_argument
+from llm_cost_ops.rules.limits import check_amounts
+from llm_cost_ops.rules.times import QUARTER, QUARTERS_A_DAY, cover, to_micros
+
+__all__ = [
+    "DAYS",
+    "PIECES_OF_ROWS",
+    "QUARTERS",
+    "SERIES_COLUMNS",
+    "USER_DAYS",
+    "Keys",
+    "Newest",
+    "Piece",
+    "count",
+    "day_sql",
+    "fold",
+    "newest",
+    "pieces_of",
+    "pieces_sql",
+    "quarter_sql",
+    "record_conditions",
+    "series_conditions",
+    "summarize",
+]
+
+QUARTERS, DAYS, USER_DAYS = 0, 1, 2
+"""The levels of the table rollup."""
+
+_COUNTS = ("records", "requests", "input", "output", "cached", "unpriced")
+_AMOUNTS = (*_COUNTS, "cost")
+# Further than every time, and small enough to be multiplied.
+_OPEN = 2**40
+_MAX_TS = 2**62
+
+
+class Newest(NamedTuple):
+    """SQL for the cost in force of `usage u`: what to join, and the columns."""
+
+    join: str
+    series: str
+    pricing: str
+    cost: str
+    number: str
+
+    @property
+    def join_series(self) -> str:
+        """SQL that joins the series of the cost in force, as s."""
+        return f"JOIN llm_cost_ops.series s ON s.org = u.org AND s.id = {self.series}"
+
+
+_FIRST = Newest("", "u.series", "u.pricing", "u.cost", "1")
+_REVISED = Newest(
+    " LEFT JOIN LATERAL (SELECT w.* FROM llm_cost_ops.revision w WHERE w.org = u.org AND w.id = u.id "
+    "ORDER BY w.number DESC LIMIT 1) v ON true",
+    "coalesce(v.series, u.series)",
+    "coalesce(v.pricing, u.pricing)",
+    # Not coalesce: a revision may find that there is no price.
+    "CASE WHEN v.id IS NULL THEN u.cost ELSE v.cost END",
+    "coalesce(v.number, 1)",
+)
+
+
+def newest(session: Session, orgs: Sequence[int]) -> Newest:
+    """The SQL to use. As long as nothing was repriced, queries pay nothing for revisions."""
+    found = session.rows("SELECT 1 FROM llm_cost_ops.revision WHERE org = ANY(%s) LIMIT 1", list(orgs))
+    return _REVISED if found else _FIRST
+
+
+def quarter_sql(ts: str) -> str:
+    """SQL for the number of the quarter of an hour, by whole division as Python does it, before 1970 too."""
+    return f"(({ts} - mod(mod({ts}, {QUARTER}) + {QUARTER}, {QUARTER})) / {QUARTER})::int"
+
+
+def day_sql(quarter: str) -> str:
+    """SQL for the number of the day that holds a quarter of an hour, by whole division as Python does it."""
+    number = QUARTERS_A_DAY
+    return f"(({quarter} - mod(mod({quarter}, {number}) + {number}, {number})) / {number})"
+
+
+_DAY = day_sql("bucket")
+_TOTALS = ", ".join(f"sum({name}) AS {name}" for name in _AMOUNTS)
+_MAX_FOLDED = 20_000
+_FOLD = f"""
+    WITH gone AS (
+        DELETE FROM llm_cost_ops.delta WHERE org = %(org)s AND ctid = ANY(ARRAY(
+            SELECT d.ctid FROM llm_cost_ops.delta d WHERE d.org = %(org)s LIMIT {_MAX_FOLDED}
+        )) RETURNING *
+    ), added (level, bucket, series, usr, {", ".join(_AMOUNTS)}) AS (
+        SELECT {QUARTERS}, bucket, series, '', {_TOTALS} FROM gone GROUP BY bucket, series
+        UNION ALL SELECT {DAYS}, {_DAY}, series, '', {_TOTALS} FROM gone GROUP BY {_DAY}, series
+        UNION ALL SELECT {USER_DAYS}, {_DAY}, series, usr, {_TOTALS} FROM gone GROUP BY {_DAY}, series, usr
+    )
+    INSERT INTO llm_cost_ops.rollup AS r (org, level, bucket, series, usr, {", ".join(_AMOUNTS)})
+    SELECT %(org)s, added.* FROM added ORDER BY level, bucket, series, usr
+    ON CONFLICT (org, level, bucket, series, usr) DO UPDATE SET
+    {", ".join(f"{name} = r.{name} + excluded.{name}" for name in _AMOUNTS)}
+"""
+
+
+def fold(session: Session, org: int) -> None:
+    """Move what is in delta of an organization into rollup, unless somebody else is at it."""
+    with session.transaction():
+        [(mine,)] = session.rows("SELECT pg_try_advisory_xact_lock(%s, %s)", schema.LOCK_FOLD, org)
+        if mine:
+            session.run(_FOLD, org=org)
+
+
+Keys = tuple[str, ...]
+Totals = dict[tuple[Keys, int, str], list[int]]
+Piece = tuple[int, int | None, int | None]
+
+SERIES_COLUMNS = {
+    "organization": "o.name",
+    "provider": "s.provider",
+    "model": "s.model",
+    "project": "s.project",
+    "operation": "s.operation",
+    "service_tier": "s.service_tier",
+    "processing": "s.processing",
+    "region": "s.region",
+    "status": "s.status",
+}
+
+
+def summarize(
+    session: Session,
+    where: Filter,
+    group_by: tuple[str, ...],
+    buckets: Sequence[tuple[datetime, datetime]] | None,
+) -> list[tuple[Keys, int, Amounts]]:
+    """The sums of each group, bucket and currency that has any, by bucket and keys."""
+    totals = _totals(session, where, group_by, buckets)
+    found = []
+    for (keys, bucket, currency), amounts in sorted(totals.items(), key=_by_bucket):
+        records, requests, put_in, put_out, cached, unpriced, reported, units, reported_units = amounts
+        # Repricing leaves sums of nothing behind.
+        if records:
+            sums = Amounts(
+                requests=requests,
+                input_tokens=put_in,
+                output_tokens=put_out,
+                cached_tokens=cached,
+                unpriced_requests=unpriced,
+                units=units,
+                reported_requests=reported,
+                reported_units=reported_units,
+                currency=currency,
+            )
+            check_amounts(sums)
+            found.append((keys, bucket, sums))
+    return found
+
+
+def _by_bucket(item: tuple[tuple[Keys, int, str], list[int]]) -> tuple[int, Keys, str]:
+    (keys, bucket, currency), _ = item
+    return bucket, keys, currency
+
+
+def count(session: Session, where: Filter) -> int:
+    """How many records the filter lets through."""
+    return sum(amounts[0] for amounts in _totals(session, where, (), None).values())
+
+
+def series_conditions(where: Filter) -> tuple[list[str], dict[str, object]]:
+    """SQL on `series s`, and its parameters; organizations are no part of it."""
+    conditions: list[str] = []
+    parameters: dict[str, object] = {}
+    for column, values in (
+        ("provider", where.providers),
+        ("model", where.model_ids),
+        ("project", where.project_ids),
+        ("service_tier", where.service_tiers),
+        ("processing", where.processings),
+        ("region", where.regions),
+        ("operation", where.operations),
+        ("status", where.statuses),
+    ):
+        if values:
+            conditions.append(f"s.{column} = ANY(%(s_{column})s)")
+            parameters[f"s_{column}"] = list(values)
+    if not where.statuses:
+        conditions.append("s.status <> 'voided'")
+    return conditions, parameters
+
+
+def record_conditions(where: Filter) -> tuple[list[str], dict[str, object]]:
+    """SQL on `usage u` for what series do not hold, and its parameters."""
+    conditions: list[str] = []
+    parameters: dict[str, object] = {}
+    if where.user_ids:
+        conditions.append("coalesce(u.usr, '') = ANY(%(users)s)")
+        parameters["users"] = list(where.user_ids)
+    if where.tags:
+        conditions.append("u.tags ?| %(tags)s::text[]")
+        parameters["tags"] = list(where.tags)
+    for at, (key, value) in enumerate(where.labels.items()):
+        conditions.append(f"u.labels ->> %(label{at})s::text = %(value{at})s")
+        parameters |= {f"label{at}": key, f"value{at}": value}
+    return conditions, parameters
+
+
+def _totals(
+    session: Session,
+    where: Filter,
+    group_by: tuple[str, ...],
+    buckets: Sequence[tuple[datetime, datetime]] | None,
+) -> Totals:
+    query = _SumQuery(session, where, group_by)
+    pieces = list(pieces_of(where, buckets))
+    if not query.orgs or not pieces:
+        return query.totals
+    if query.needs_rows:
+        query.add_rows(pieces)
+        return query.totals
+    rows: list[Piece] = []
+    quarters: list[Piece] = []
+    days: list[Piece] = []
+    for bucket, low, high in pieces:
+        parts = cover(low, high)
+        rows += ((bucket, *part) for part in parts.rows)
+        days += ((bucket, *part) for part in parts.days)
+        quarters += ((bucket, *part) for part in parts.quarters)
+    if query.by_user:
+        rows += ((bucket, *_micros(low, high)) for bucket, low, high in quarters)
+        query.add_rollups(USER_DAYS, days)
+    else:
+        query.add_rollups(QUARTERS, quarters)
+        query.add_rollups(DAYS, days)
+    query.add_rows(rows)
+    return query.totals
+
+
+def _micros(low: int | None, high: int | None) -> tuple[int | None, int | None]:
+    return None if low is None else low * QUARTER, None if high is None else high * QUARTER
+
+
+def pieces_of(where: Filter, buckets: Sequence[tuple[datetime, datetime]] | None) -> Iterable[Piece]:
+    """The buckets, in microseconds, cut to the filter's interval."""
+    start = None if where.start is None else to_micros(where.start)
+    end = None if where.end is None else to_micros(where.end)
+    if buckets is None:
+        if start is None or end is None or start < end:
+            yield 0, start, end
+        return
+    for index, (low, high) in enumerate(buckets):
+        first = to_micros(low) if start is None else max(start, to_micros(low))
+        last = to_micros(high) if end is None else min(end, to_micros(high))
+        if first < last:
+            yield index, first, last
+
+
+PIECES = "unnest(%(buckets)s::int[], %(lows)s::bigint[], %(highs)s::bigint[]) AS g (bucket, low, high)"
+
+
+PIECES_OF_ROWS = (
+    f"{PIECES} JOIN llm_cost_ops.usage u ON u.org = ANY(%(orgs)s) AND u.ts >= g.low AND u.ts < g.high"
+)
+
+
+def pieces_sql(pieces: Sequence[Piece], edge: int = _MAX_TS) -> dict[str, object]:
+    """The parameters of PIECES; an open end lies at `edge`."""
+    return {
+        "buckets": [bucket for bucket, _, _ in pieces],
+        "lows": [-edge if low is None else low for _, low, _ in pieces],
+        "highs": [edge if high is None else high for _, _, high in pieces],
+    }
+
+
+class _SumQuery:
+    """A query while it is answered; what it finds is added to `totals`."""
+
+    def __init__(self, session: Session, where: Filter, group_by: tuple[str, ...]) -> None:
+        self._session = session
+        self._where = where
+        self._group_by = group_by
+        self.totals: Totals = {}
+        self.by_user = bool("user" in group_by or where.user_ids)
+        self.needs_rows = bool(set(group_by) - {*SERIES_COLUMNS, "user"} or where.tags or where.labels)
+        self._joins = ""
+        self._parameters: dict[str, object] = {}
+        self._keys = [self._column(name, at) for at, name in enumerate(group_by)]
+        self.orgs = organization_ids(session, where.organization_ids)
+
+    def _column(self, name: str, at: int) -> str:
+        if name in SERIES_COLUMNS:
+            return SERIES_COLUMNS[name]
+        if name == "user":
+            return "coalesce(u.usr, '')"
+        if name == "tag":
+            self._joins += f" LEFT JOIN LATERAL jsonb_array_elements_text(u.tags) AS j{at} (tag) ON true"
+            return f"coalesce(j{at}.tag, '')"
+        if name.startswith("label:"):
+            self._parameters[f"key{at}"] = name.removeprefix("label:")
+            return f"coalesce(u.labels ->> %(key{at})s::text, '')"
+        raise invalid_argument("group_by", f"{name[:64]!r} is nothing that usage can be grouped by")
+
+    def add_rollups(self, level: int, pieces: list[Piece]) -> None:
+        """Add what rollup and delta hold of whole quarters of an hour or whole days."""
+        if not pieces:
+            return
+        width = 1 if level == QUARTERS else QUARTERS_A_DAY
+        of_user = "AND usr = ANY(%(users)s)" if self._where.user_ids else ""
+        amounts = ", ".join(_AMOUNTS)
+        source = f"""
+            {PIECES} CROSS JOIN LATERAL (
+                SELECT org, series, usr, {amounts} FROM llm_cost_ops.rollup WHERE org = ANY(%(orgs)s)
+                AND level = %(level)s AND bucket >= g.low AND bucket < g.high {of_user}
+                UNION ALL
+                SELECT org, series, usr, {amounts} FROM llm_cost_ops.delta WHERE org = ANY(%(orgs)s)
+                AND bucket >= g.low * {width} AND bucket < g.high * {width} {of_user}
+            ) u
+        """
+        parameters = pieces_sql(pieces, _OPEN) | {"level": level, "users": list(self._where.user_ids)}
+        self._sum(source, "u.series", [f"u.{name}" for name in _AMOUNTS], [], parameters)
+
+    def add_rows(self, pieces: list[Piece]) -> None:
+        """Add what rows hold, one by one."""
+        if not pieces:
+            return
+        cost = newest(self._session, self.orgs)
+        conditions, parameters = record_conditions(self._where)
+        source = f"{PIECES_OF_ROWS}{cost.join}{self._joins}"
+        unpriced = f"CASE WHEN {cost.cost} IS NULL THEN u.requests ELSE 0 END"
+        amounts = ["1", "u.requests", "u.input", "u.output", "u.cached", unpriced, cost.cost]
+        self._sum(source, cost.series, amounts, conditions, parameters | pieces_sql(pieces))
+
+    def _sum(
+        self,
+        source: str,
+        series: str,
+        amounts: Sequence[str],
+        conditions: list[str],
+        parameters: dict[str, object],
+    ) -> None:
+        of_series, named = series_conditions(self._where)
+        more = " AND ".join(["s.org = ANY(%(orgs)s)", *of_series, *conditions])
+        keys = "".join(f", {key}" for key in self._keys)
+        reported = " FILTER (WHERE s.status = 'reported')"
+        sums = ", ".join(
+            [
+                *(f"sum({amount})" for amount in amounts[:-1]),
+                f"sum({amounts[1]}){reported}",
+                units_sql(f"sum({amounts[-1]})"),
+                units_sql(f"sum({amounts[-1]}){reported}"),
+            ]
+        )
+        places = ", ".join(map(str, range(1, 3 + len(self._keys))))
+        rows = self._session.rows(
+            f"SELECT g.bucket, s.currency{keys}, {sums} FROM {source} "
+            f"JOIN llm_cost_ops.series s ON s.org = u.org AND s.id = {series} "
+            f"JOIN llm_cost_ops.organization o ON o.id = u.org WHERE {more} GROUP BY {places}",
+            orgs=self.orgs,
+            **parameters,
+            **named,
+            **self._parameters,
+        )
+        for row in rows:
+            self._add(row[0], row[1], row[2:-9], row[-9:])
+
+    def _add(self, bucket: int, currency: str, keys: Keys, amounts: Sequence[Any]) -> None:
+        sums = self.totals.setdefault((keys, bucket, currency), [0] * 9)
+        for at, amount in enumerate(amounts):
+            sums[at] += amount or 0

@@ -1,0 +1,230 @@
+"""The threads that talk to the database: each has a connection of its own, and calls wait for what they do.
+
+So an event loop is never held up, a sync client needs no loop, and the number of threads bounds that of the
+connections.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from threading import Condition, Thread, current_thread
+from typing import Any, Generic, TypeVar
+
+import psycopg
+
+from llm_cost_ops.ledger.postgres.connection import Database, Session
+from llm_cost_ops.ledger.postgres.errors import (
+    DeadlinePassedError,
+    busy_error,
+    closed_error,
+    is_lost,
+    is_retryable,
+    rpc_error,
+)
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.status import RpcError, StatusCode
+
+__all__ = ["Connected", "Job", "Ticket", "Workers", "until_of"]
+
+T = TypeVar("T")
+
+Job = Callable[[Session], T]
+"""What is done in one go with a connection. It is run again when the connection was lost."""
+
+_MAX_WAITING = 10_000
+_MAX_WAIT = 30.0
+_MARGIN = 0.01
+# How long a job is tried again on a database that can't be reached, before its caller is to decide.
+_RECONNECTING = 3.0
+_IDLE = 60.0
+
+
+class Ticket(Generic[T]):
+    """A job and who waits for it."""
+
+    __slots__ = ("abandoned", "future", "job", "repeatable", "until", "writes")
+
+    def __init__(
+        self, job: Job[T], until: float | None, *, repeatable: bool = True, writes: bool = False
+    ) -> None:
+        self.job = job
+        self.until = until
+        self.writes = writes
+        self.repeatable = repeatable
+        """Whether the job may be run again although it may have been committed."""
+        self.abandoned = False
+        self.future: Future[T] = Future()
+
+    def is_late(self) -> bool:
+        return self.until is not None and time.monotonic() >= self.until
+
+    async def result(self, context: CallContext) -> T:
+        """Wait for the job; UNAVAILABLE when it was not begun until just before the deadline."""
+        remaining = context.remaining()
+        try:
+            return await context.runtime.wait(
+                self.future, None if remaining is None else max(0.0, remaining - min(_MARGIN, remaining / 10))
+            )
+        except TimeoutError:
+            if self.future.cancel():
+                raise busy_error() from None
+            self.abandoned = True
+            raise RpcError(
+                StatusCode.DEADLINE_EXCEEDED,
+                "the deadline passed while the database was at it",
+                maybe_applied=self.writes,
+            ) from None
+        except BaseException:
+            self.future.cancel()
+            self.abandoned = True
+            raise
+
+
+def until_of(context: CallContext) -> float | None:
+    """The deadline on the clock of threads."""
+    remaining = context.remaining()
+    return None if remaining is None else time.monotonic() + remaining
+
+
+class Workers:
+    """At most `size` threads, started as they are needed; the last one that was busy is busy next."""
+
+    def __init__(self, database: Database, size: int) -> None:
+        self._database = database
+        self._size = size
+        self._begin()
+
+    def _begin(self) -> None:
+        self._changed = Condition()
+        self._waiting: deque[Ticket[Any]] = deque()
+        self._threads: set[Thread] = set()
+        self._idle = 0
+        self._closing = False
+
+    def forget(self) -> None:
+        """In a forked child: the threads and their connections are the parent's."""
+        closing = self._closing
+        self._begin()
+        self._closing = closing
+
+    async def run(
+        self, job: Job[T], context: CallContext, *, writes: bool = False, repeatable: bool = True
+    ) -> T:
+        """Have a job done. `repeatable` says that it may be done twice, as reads may be."""
+        context.check_deadline()
+        ticket = Ticket(job, until_of(context), repeatable=repeatable, writes=writes)
+        self.put(ticket)
+        return await ticket.result(context)
+
+    def put(self, ticket: Ticket[Any]) -> None:
+        """Queue a job."""
+        with self._changed:
+            if self._closing:
+                raise closed_error()
+            if len(self._waiting) >= _MAX_WAITING:
+                raise busy_error()
+            self._waiting.append(ticket)
+            if self._idle:
+                self._changed.notify()
+            elif len(self._threads) < self._size:
+                thread = Thread(target=self._work, name="llm-cost-ops-postgres", daemon=True)
+                self._threads.add(thread)
+                thread.start()
+
+    def close(self) -> None:
+        """Do what is queued, and end the threads."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+            threads = list(self._threads)
+        for thread in threads:
+            thread.join(_MAX_WAIT)
+
+    def _next(self) -> Ticket[Any] | None:
+        with self._changed:
+            self._idle += 1
+            try:
+                if not self._changed.wait_for(lambda: self._waiting or self._closing, _IDLE):
+                    return None
+                return self._waiting.popleft() if self._waiting else None
+            finally:
+                self._idle -= 1
+
+    def _work(self) -> None:
+        connected = Connected(self._database)
+        changed, threads = self._changed, self._threads
+        try:
+            while (ticket := self._next()) is not None:
+                if ticket.future.set_running_or_notify_cancel():
+                    connected.serve(ticket)
+                del ticket  # not kept alive while waiting for the next
+        finally:
+            connected.close()
+            with changed:
+                threads.discard(current_thread())
+
+
+class Connected:
+    """A session that is opened when it is needed, and again after it was lost."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._session: Session | None = None
+
+    def serve(self, ticket: Ticket[Any]) -> None:
+        """Do a job, and hand over what it gives or raises."""
+        try:
+            ticket.future.set_result(self.attempt(ticket))
+        except BaseException as error:  # noqa: BLE001 - it is the caller's to raise
+            ticket.future.set_exception(error)
+
+    def attempt(self, ticket: Ticket[T]) -> T:
+        """Do a job, again where the connection was lost and nothing can have come of it."""
+        until = time.monotonic() + _RECONNECTING
+        if ticket.until is not None:
+            until = min(until, ticket.until - _MARGIN)
+        delay = 0.02
+        while True:
+            try:
+                return self._once(ticket)
+            except RpcError as error:
+                if error.code is not StatusCode.UNAVAILABLE or error.maybe_applied:
+                    raise
+                failed: RpcError = error
+            except (psycopg.Error, DeadlinePassedError) as error:
+                unsure = self._is_unsure()
+                failed = rpc_error(error, maybe_applied=unsure)
+                passes = is_retryable(error) or (is_lost(error) and (ticket.repeatable or not unsure))
+                if isinstance(error, DeadlinePassedError) or not passes:
+                    raise failed from error
+            if ticket.abandoned or time.monotonic() + delay >= until:
+                raise failed
+            time.sleep(delay)
+            delay = min(0.3, delay * 2)
+
+    def session(self) -> Session:
+        """The session, which is opened where there is none that can be used."""
+        if self._session is not None and not self._session.usable:
+            self.close()
+        if self._session is None:
+            self._session = self._database.connect()
+        return self._session
+
+    def close(self) -> None:
+        """Close the session, if there is one."""
+        session, self._session = self._session, None
+        if session is not None:
+            with suppress(psycopg.Error):
+                session.close()
+
+    def _once(self, ticket: Ticket[T]) -> T:
+        session = self.session()
+        session.keep(ticket.until, lambda: ticket.abandoned)
+        return ticket.job(session)
+
+    def _is_unsure(self) -> bool:
+        return self._session is not None and self._session.committing

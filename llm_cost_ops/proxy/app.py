@@ -1,0 +1,169 @@
+"""The proxy as an ASGI app: which upstream a request is for, who calls, and what it may take."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any, Literal
+from urllib.parse import quote
+
+from llm_cost_ops.client.attribution import Attributes
+from llm_cost_ops.instrumentation import Options, Sink
+from llm_cost_ops.instrumentation.calls import Call, model_in_path
+from llm_cost_ops.instrumentation.providers import api_of
+from llm_cost_ops.proxy.attribution import stated_of, trace_of
+from llm_cost_ops.proxy.callers import Callers
+from llm_cost_ops.proxy.limits import ProxyLimits, RefusedError
+from llm_cost_ops.proxy.passing import Passing
+from llm_cost_ops.proxy.upstreams import RESERVED, Upstream
+
+__all__ = ["ProxyApp"]
+
+SOURCE = "proxy"
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_log = logging.getLogger("llm_cost_ops.proxy")
+
+# Segments that a provider may take as the way to another part of its host.
+_DOTS = re.compile(rb"/(?:\.|%2[eE]){1,2}(?=/|$)")
+
+
+class ProxyApp:
+    """Passes `/<upstream>/<path>` on to an upstream, and records each call below 300 that is billed.
+
+    `sink` takes the records, `defaults` say whose they are where a request does not. `close` is awaited at
+    the end of the lifespan, once the connections are closed.
+    """
+
+    def __init__(
+        self,
+        upstreams: Mapping[str, Upstream],
+        sink: Sink,
+        callers: Callers,
+        *,
+        defaults: Attributes,
+        limits: ProxyLimits,
+        stream_usage: bool | Literal["auto"] = "auto",
+        close: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self._upstreams = upstreams
+        self._sink = sink
+        self._callers = callers
+        self._defaults = defaults
+        self._limits = limits
+        self._stream_usage: bool | Literal["auto"] = stream_usage
+        self._close = close
+        self._in_flight: set[asyncio.Task[Any]] = set()
+        self._draining = False
+        # Hosts that did not take the question for usage.
+        self._refusing: set[str] = set()
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        else:
+            raise NotImplementedError(f"no {scope['type']} here")
+
+    def drain(self) -> None:
+        """Say on /ready that no more calls are to come."""
+        self._draining = True
+
+    async def aclose(self) -> None:
+        """End the calls that are left, and close the connections; may be called twice."""
+        left = [task for task in self._in_flight if task is not asyncio.current_task()]
+        for task in left:
+            task.cancel()
+        # What was seen of them is recorded before the recorder is closed.
+        await asyncio.gather(*left, return_exceptions=True)
+        for upstream in self._upstreams.values():
+            await upstream.aclose()
+        if self._close is not None:
+            await self._close()
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self.aclose()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _http(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        raw: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
+        # The app may be mounted below a prefix of a bigger one.
+        path = raw.removeprefix(quote(scope.get("root_path", "")).encode())
+        # Any other form of a target, such as one with a scheme and a host, has no slash first.
+        name, _, rest = path[1:].partition(b"/") if path[:1] == b"/" else (b"", b"", b"")
+        first = name.decode("latin-1")
+        if first in RESERVED and not rest:
+            await _tell(send, scope, *self._state(first))
+            return
+        passing = None
+        task = asyncio.current_task()
+        assert task is not None
+        self._in_flight.add(task)
+        try:
+            passing = await self._begun(scope, first, b"/" + rest, receive, send)
+            await passing.run()
+        except RefusedError as error:
+            await _tell(send, scope, error.status, error.body(), retry=error.status == 503)
+        except Exception:
+            _log.exception("a call to %s failed", first[:64])
+            if passing is not None and passing.begun:
+                raise
+            await _tell(send, scope, 500, RefusedError(500, "internal_error", "internal error").body())
+        finally:
+            self._in_flight.discard(task)
+
+    def _state(self, asked: str) -> tuple[int, bytes]:
+        if asked == "ready" and self._draining:
+            return 503, b'{"status":"draining"}'
+        return 200, b'{"status":"ok"}'
+
+    async def _begun(
+        self, scope: MutableMapping[str, Any], name: str, path: bytes, receive: Receive, send: Send
+    ) -> Passing:
+        """What passes a request on. RefusedError for one that is not passed on."""
+        upstream = self._upstreams.get(name)
+        if upstream is None:
+            raise RefusedError(404, "no_such_upstream", "a path begins with the name of an upstream")
+        if len(self._in_flight) > self._limits.max_calls:
+            raise RefusedError(503, "too_many_calls", "the proxy has as many calls in flight as it takes")
+        if _DOTS.search(path):
+            raise RefusedError(400, "invalid_path", "a path may not have segments of dots")
+        headers: list[tuple[bytes, bytes]] = [(name.lower(), value) for name, value in scope["headers"]]
+        stated = stated_of(headers, self._defaults)
+        named = stated.attributes.organization_id
+        organization = await self._callers.organization(stated.api_key, named, self._defaults.organization_id)
+        passing = Passing(scope, path, headers, upstream, self._limits, receive, send)
+        text = path.decode("latin-1")
+        api = api_of(text) if scope["method"] == "POST" else ""
+        if not api:
+            return passing
+        if not organization:
+            rule = "is needed: neither the API key nor the proxy says whose the calls are"
+            raise RefusedError(400, "no_organization", f"x-lco-organization {rule}")
+        attributes = Attributes(organization_id=organization).over(stated.attributes)
+        options = Options(
+            sink=self._sink, attributes=lambda: attributes, stream_usage=self._stream_usage, source=SOURCE
+        )
+        call = Call(options, api, upstream.provider, known_host=True, model=model_in_path(text))
+        call.key = stated.idempotency_key
+        call.trace = trace_of(passing.header(b"traceparent"))
+        passing.record(call, options, self._refusing)
+        return passing
+
+
+async def _tell(
+    send: Send, scope: MutableMapping[str, Any], status: int, body: bytes, *, retry: bool = False
+) -> None:
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if retry:
+        headers.append((b"retry-after", b"1"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})

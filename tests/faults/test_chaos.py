@@ -1,0 +1,119 @@
+"""Recording clients with spools, and their server, are killed at random: what was recorded counts, and once.
+
+LONG_TESTS=1 goes on for 100 seconds instead of 10. FAULTS_SEED repeats a run's moments and victims.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llm_cost_ops import ClientConfig, CostOpsClient, RecorderConfig
+from tests.faults.lossy import Served
+from tests.faults.recording_client import ORGANIZATION
+
+SECONDS = 100 if "LONG_TESTS" in os.environ else 10
+CLIENTS = [(transport, colour) for transport in ("http", "grpc") for colour in ("sync", "async")]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Served]:
+    made = Served(tmp_path)
+    yield made
+    made.kill()
+
+
+class Clients:
+    """Processes that record, some with a spool of their own and some with one between them."""
+
+    def __init__(self, server: Served, folder: Path) -> None:
+        self._urls = {
+            "http": f"http://127.0.0.1:{server.http_port}",
+            "grpc": f"grpc://127.0.0.1:{server.grpc_port}",
+        }
+        self._folder = folder
+        self._log = folder / "log"
+        self._processes = [self._start(*kind) for kind in CLIENTS]
+        self.killed = 0
+
+    def _start(self, transport: str, colour: str) -> subprocess.Popen[bytes]:
+        spool = self._folder / ("spool-of-async" if colour == "async" else f"spool-{transport}")
+        command = [sys.executable, "-m", "tests.faults.recording_client", self._urls[transport]]
+        return subprocess.Popen([*command, str(spool), str(self._log), colour], stderr=subprocess.DEVNULL)
+
+    def kill_one(self, number: int) -> None:
+        """Kill a process, and start one like it."""
+        self._kill(self._processes[number])
+        self._processes[number] = self._start(*CLIENTS[number])
+
+    def kill_all(self) -> None:
+        for process in self._processes:
+            self._kill(process)
+
+    def _kill(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.poll() is None, f"a client ended by itself: {process.returncode}"
+        process.kill()
+        process.wait(20)
+        self.killed += 1
+
+    def left(self) -> int:
+        """Deliver what lies in the spools, over the other transport; how many records that were."""
+        found = 0
+        for spool in sorted(self._folder.glob("spool-*")):
+            url = self._urls["http" if "grpc" in spool.name else "grpc"]
+            config = ClientConfig(base_url=url, recorder=RecorderConfig(spool=str(spool)))
+            with CostOpsClient(config=config) as client:
+                report = client.flush(60)
+            assert (report.rejected_count, report.conflicts, report.dropped, report.spooled) == (0, 0, 0, 0)
+            assert list(spool.iterdir()) == []
+            found += report.delivered + report.duplicates
+        return found
+
+    def told(self, mark: str) -> set[str]:
+        """The numbers behind a mark in the log; the last line of a process may be cut off."""
+        lines = self._log.read_text(encoding="ascii").split("\n")
+        return {line[1:] for line in lines if line.startswith(mark)}
+
+
+@pytest.mark.slow
+def test_what_was_recorded_counts_once(server: Served, tmp_path: Path) -> None:
+    seed = int(os.environ.get("FAULTS_SEED") or random.SystemRandom().randrange(1 << 32))
+    chance = random.Random(seed)
+    clients = Clients(server, tmp_path)
+    until = time.monotonic() + SECONDS
+    servers = 0
+    try:
+        for step in itertools.count():
+            time.sleep(chance.uniform(0.1, 1.0))
+            clients.kill_one(chance.randrange(len(CLIENTS)))
+            # Clients die while there is a server, and while there is none.
+            if step % 3 == 1:
+                server.kill()
+                servers += 1
+            elif step % 3 == 2:
+                server.start()
+                if time.monotonic() > until:
+                    break
+    finally:
+        clients.kill_all()
+    left = clients.left()
+    begun, returned = clients.told("+"), clients.told("=")
+    with CostOpsClient(base_url=f"http://127.0.0.1:{server.http_port}") as client:
+        held = [record.session_id for record in client.usage.list(organization_id=ORGANIZATION)]
+        total = client.costs.get(organization_id=ORGANIZATION).total_requests
+    figures = f"{len(returned)} recorded, {len(held)} held, {left} of them from what the dead left"
+    print(f"seed {seed}: killed {clients.killed} clients, {servers} servers; {figures}")  # noqa: T201  # the figures are what it is about
+    assert clients.killed - len(CLIENTS) >= SECONDS / 4
+    assert servers >= SECONDS / 10
+    assert len(held) == len(set(held)) == total, "counted twice"
+    assert returned <= set(held), "recorded and lost"
+    assert set(held) <= begun, "never recorded"
+    assert len(returned) > 50 * SECONDS
