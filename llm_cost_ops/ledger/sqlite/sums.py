@@ -25,6 +25,7 @@ __all__ = [
     "PICOS",
     "QUARTERS",
     "SERIES_COLUMNS",
+    "TEMPORARY",
     "TOTALS",
     "Keys",
     "Newest",
@@ -50,6 +51,34 @@ __all__ = [
     "series_conditions",
     "to_amounts",
 ]
+
+
+TEMPORARY = (
+    """CREATE TEMP TABLE IF NOT EXISTS picked (
+        grp INTEGER NOT NULL, id INTEGER NOT NULL UNIQUE, org INTEGER NOT NULL, PRIMARY KEY (grp, id)
+    ) WITHOUT ROWID""",
+    """CREATE TEMP TABLE IF NOT EXISTS piece (
+        n INTEGER PRIMARY KEY, bucket INTEGER NOT NULL, low INTEGER NOT NULL, high INTEGER NOT NULL,
+        org INTEGER, after INTEGER
+    )""",
+    """CREATE TEMP TABLE IF NOT EXISTS kept (
+        grouping INTEGER NOT NULL, day INTEGER NOT NULL, bucket INTEGER NOT NULL,
+        PRIMARY KEY (bucket, grouping, day)
+    ) WITHOUT ROWID""",
+    "CREATE TEMP TABLE IF NOT EXISTS wanted (grp INTEGER PRIMARY KEY)",
+    """CREATE TEMP TABLE IF NOT EXISTS tail (
+        series INTEGER NOT NULL, level INTEGER NOT NULL, bucket INTEGER NOT NULL,
+        records INTEGER NOT NULL, requests INTEGER NOT NULL, input INTEGER NOT NULL,
+        output INTEGER NOT NULL, cached INTEGER NOT NULL, unpriced INTEGER NOT NULL,
+        cost_micros INTEGER NOT NULL, cost_picos INTEGER NOT NULL, PRIMARY KEY (series, level, bucket)
+    ) WITHOUT ROWID""",
+)
+"""The tables that queries need on their connection.
+
+The series that a filter lets through, and the group of each; the pieces of time that are summed, of one
+organization or of all; the days that are kept of these, and their groups that the filter lets through; and
+the sums of the rows that are not in rollup yet.
+"""
 
 
 class Newest(NamedTuple):
