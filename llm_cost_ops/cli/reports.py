@@ -80,6 +80,11 @@ def print_total(console: Console, summary: CostSummary) -> None:
             f"[yellow]{_requests(summary.unpriced_requests)} {has} no price: the total is a lower bound.[/] "
             "Add one with client.pricing.create(…)."
         )
+    if summary.reported_requests and not is_elsewhere(summary):
+        of_them = f"{money(summary.reported_cost)} {summary.currency}"
+        console.print(
+            f"{of_them} of it is what providers reported, for {_requests(summary.reported_requests)}."
+        )
     for other in summary.other_currencies:
         and_ = "    " if is_elsewhere(summary) else "and "
         console.print(f"{and_}{money(other.cost)} {other.currency} for {_requests(other.requests)}")
