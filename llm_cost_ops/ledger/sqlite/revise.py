@@ -133,9 +133,9 @@ def add_revisions(cursor: sqlite3.Cursor, revisions: Sequence[NewRevision]) -> N
     sums: dict[Place, list[int]] = {}
     for each in revisions:
         for counted, sign in ((each.before, -1), (each.after, 1)):
-            series, user, *counts, units = counted
+            series, _, *counts, units = counted
             amounts = [1, *counts, counts[0] if units is None else 0, units or 0]
-            for place in places(series, each.ts, user):
+            for place in places(series, each.ts):
                 totals = sums.setdefault(place, [0] * 7)
                 for at, amount in enumerate(amounts):
                     totals[at] += sign * amount
