@@ -4,8 +4,8 @@ python benchmarks/bench_instrument.py [bursts]    (wants the extra [sdks])
 
 The SDK's own client calls a transport that answers at once. The figures are CPU time of the caller's thread,
 in bursts that take turns, the least of many. "hook" is what the call itself does more: its records go to
-a queue that nobody reads. "recorder" has the recorder's thread beside it, which reads answers and writes records
-while the caller goes on: they take turns at the interpreter, and each turn costs the caller a little.
+a queue that nobody reads. "recorder" has the recorder's thread beside it, which reads answers and writes
+records while the caller goes on: they take turns at the interpreter, and each turn costs the caller a little.
 """
 
 from __future__ import annotations

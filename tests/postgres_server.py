@@ -88,6 +88,17 @@ class PostgresServer:
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def standby(self) -> PostgresServer:
+        """A hot standby of this server, which is started by `start`, and stopped by leaving it."""
+        made = PostgresServer(port=self.port + 1)
+        source = f"host={self.folder} port={self.port} user=postgres application_name=standby"
+        made.run("pg_basebackup", "-D", str(made.data), "-d", source, "-R", "-c", "fast", "--no-sync")
+        return made
+
+    def promote(self) -> None:
+        """Make a primary of a standby."""
+        self.run("pg_ctl", "promote", "-D", str(self.data), "-w")
+
     def run(self, program: str, *arguments: str) -> str:
         """Run one of PostgreSQL's programs to its end, and return what it printed."""
         command = [str(self.bin / program), *arguments]

@@ -9,7 +9,14 @@ import sys
 from collections.abc import Sequence
 
 from llm_cost_ops import __version__
-from llm_cost_ops.cli.options import add_form, add_proxy, add_questions, add_target, at_least_one
+from llm_cost_ops.cli.options import (
+    add_form,
+    add_proxy,
+    add_questions,
+    add_target,
+    add_tls,
+    at_least_one,
+)
 from llm_cost_ops.config import REPORTED_PROVIDERS, split_names
 from llm_cost_ops.exceptions import CostOpsError
 
@@ -93,17 +100,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="ask for API keys although the database holds none yet, so that other addresses than "
         "loopback may be listened on",
     )
-    parser.add_argument(
-        "--tls-cert",
-        metavar="FILE",
-        help="PEM file of a certificate and its chain: HTTP and gRPC then speak TLS, Unix sockets not",
-    )
-    parser.add_argument("--tls-key", metavar="FILE", help="PEM file of the certificate's key")
-    parser.add_argument(
-        "--tls-client-ca",
-        metavar="FILE",
-        help="PEM file of authorities: only clients with a certificate of theirs are let in",
-    )
+    add_tls(parser)
     parser.add_argument(
         "--max-calls",
         type=at_least_one,

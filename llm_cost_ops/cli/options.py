@@ -13,6 +13,7 @@ __all__ = [
     "add_proxy",
     "add_questions",
     "add_target",
+    "add_tls",
     "at_least_one",
     "filters_of",
     "pairs",
@@ -44,6 +45,21 @@ _TEXTS = (
     ("--end", "end_date", "DATE", "a date (through that day) or a time"),
     ("--time-zone", "time_zone", "ZONE", "an IANA name; default: UTC"),
 )
+
+
+def add_tls(parser: argparse.ArgumentParser) -> None:
+    """The options of a certificate to listen with."""
+    parser.add_argument(
+        "--tls-cert",
+        metavar="FILE",
+        help="PEM file of a certificate and its chain: all but Unix sockets then speak TLS",
+    )
+    parser.add_argument("--tls-key", metavar="FILE", help="PEM file of the certificate's key")
+    parser.add_argument(
+        "--tls-client-ca",
+        metavar="FILE",
+        help="PEM file of authorities: only clients with a certificate of theirs are let in",
+    )
 
 
 def add_target(parser: argparse.ArgumentParser) -> None:
@@ -152,11 +168,7 @@ def add_proxy(commands: _Commands) -> None:
         metavar="N",
         help="calls in flight; further ones are told to come back later; default: %(default)s",
     )
-    parser.add_argument("--tls-cert", metavar="FILE", help="PEM file of a certificate and its chain")
-    parser.add_argument("--tls-key", metavar="FILE", help="PEM file of the certificate's key")
-    parser.add_argument(
-        "--tls-client-ca", metavar="FILE", help="PEM file of authorities of the clients that are let in"
-    )
+    add_tls(parser)
     parser.set_defaults(run="proxy")
 
 

@@ -8,7 +8,9 @@ from typing import Literal
 from llm_cost_ops.cli.options import pairs
 from llm_cost_ops.cli.serving import tls_of
 from llm_cost_ops.cli.target import open_client
+from llm_cost_ops.client.clients import CostOpsClient
 from llm_cost_ops.config import RecorderConfig
+from llm_cost_ops.exceptions import ConfigurationError, ServerError
 from llm_cost_ops.proxy import ProxyLimits
 from llm_cost_ops.proxy import serve as run
 
@@ -26,6 +28,8 @@ def proxy(options: argparse.Namespace) -> int:
         if options.organization:
             config = config.replace(organization_id=options.organization)
         with type(client)(config=config) as recording:
+            if options.db:
+                _check_database(recording, options.db)
             run(
                 upstreams,
                 recording,
@@ -38,3 +42,11 @@ def proxy(options: argparse.Namespace) -> int:
                 announce=lambda text: print(f"llm-cost-ops: {text}", flush=True),
             )
     return 0
+
+
+def _check_database(client: CostOpsClient, db: str) -> None:
+    """Refuse a database that can't be used: a service may be away for a while, this is a mistake."""
+    try:
+        client.with_options(retry=None).ready()
+    except ServerError as error:
+        raise ConfigurationError(f"db {db}: {error.message}", parameter="db") from error

@@ -10,12 +10,12 @@ from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
-from urllib.parse import parse_qs, urlencode
 
 from llm_cost_ops._gen import resources
 from llm_cost_ops.client.attribution import Attributes, Attribution, AttributionFields, attribute
 from llm_cost_ops.client.options import chain_of
 from llm_cost_ops.client.recording import Recording, async_connection, sync_connection
+from llm_cost_ops.client.transports import open_transport
 from llm_cost_ops.client.uploads import AsyncStreamingUsageResource, StreamingUsageResource
 from llm_cost_ops.config import (
     EMBEDDED,
@@ -23,7 +23,6 @@ from llm_cost_ops.config import (
     ClientConfig,
     RetryConfig,
     split_base_url,
-    split_names,
     without_password,
 )
 from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
@@ -63,97 +62,6 @@ def _configured(
     if not isinstance(config, ClientConfig):
         raise ConfigurationError("config must be a ClientConfig", parameter="config")
     return config.replace(**given) if given else config
-
-
-def _embedded_transport(config: ClientConfig, *, sync: bool) -> Transport:
-    from llm_cost_ops.service import open_service
-    from llm_cost_ops.transports.inprocess import InProcessTransport
-
-    query = parse_qs(split_base_url(config.base_url).query, keep_blank_values=True)
-    stated = query.pop("reported_providers", None)
-    url = config.base_url.partition("?")[0]
-    service = open_service(
-        f"{url}?{urlencode(query, doseq=True)}" if query else url,
-        durability=config.durability,
-        group_commit=not sync,
-        reported_providers=config.reported_providers if stated is None else split_names(stated[-1]),
-        origin="client",
-    )
-    return InProcessTransport(service.handler, service.aclose)
-
-
-def _http_transport(
-    config: ClientConfig, http_client: HttpClient | None, serializer: Serializer | None, *, sync: bool
-) -> Transport:
-    from llm_cost_ops.transports.http.client import AsyncHttpTransport, HttpTransport
-
-    kind: Any = HttpTransport if sync else AsyncHttpTransport
-    pool = config.connection_pool
-    verify: Any = config.verify_ssl
-    if config.tls is not None:
-        from llm_cost_ops.transports.net.tls import ssl_context
-
-        verify = ssl_context(config.tls, verify=config.verify_ssl)
-    transport: Transport = kind(
-        config.base_url,
-        max_connections=min(pool.max_connections, pool.max_in_flight),
-        max_keepalive_connections=pool.keepalive_connections,
-        keepalive_expiry=pool.keepalive_expiry,
-        verify=verify,
-        proxy=config.proxy,
-        http_client=http_client,
-        serializer=serializer,
-    )
-    return transport
-
-
-def _grpc_transport(config: ClientConfig, serializer: Serializer | None, *, sync: bool) -> Transport:
-    try:
-        from llm_cost_ops.transports.grpc.client import AsyncGrpcTransport, GrpcTransport
-    except ImportError as error:
-        raise ConfigurationError(
-            f"gRPC needs a library that is not installed ({error.name}): pip install 'llm-cost-ops[grpc]'",
-            parameter="base_url",
-        ) from None
-
-    tls = None
-    if split_base_url(config.base_url).scheme == "grpcs":
-        from llm_cost_ops.transports.net.tls import ssl_context
-
-        tls = ssl_context(config.tls, verify=config.verify_ssl, alpn=("h2",))
-    kind: Any = GrpcTransport if sync else AsyncGrpcTransport
-    try:
-        transport: Transport = kind(
-            config.base_url,
-            channels=config.connection_pool.grpc_channels,
-            max_in_flight=config.connection_pool.max_in_flight,
-            tls=tls,
-            proxy=config.proxy,
-            serializer=serializer,
-        )
-    except ValueError as error:
-        parameter = "proxy" if str(error).startswith("proxy") else "base_url"
-        raise ConfigurationError(str(error), parameter=parameter) from None
-    return transport
-
-
-def _open_transport(
-    config: ClientConfig, http_client: HttpClient | None, serializer: Serializer | None, *, sync: bool
-) -> Transport:
-    scheme = split_base_url(config.base_url).scheme
-    if http_client is not None and scheme not in ("http", "https"):
-        raise ConfigurationError(
-            f"http_client goes with an http(s) base_url, not with {scheme}", parameter="http_client"
-        )
-    if serializer is not None:
-        from llm_cost_ops.transports.serializer import check_serializer
-
-        check_serializer(serializer, scheme)
-    if scheme in EMBEDDED:
-        return _embedded_transport(config, sync=sync)
-    if scheme in ("grpc", "grpcs"):
-        return _grpc_transport(config, serializer, sync=sync)
-    return _http_transport(config, http_client, serializer, sync=sync)
 
 
 # Errors from before the chain: nothing was sent.
@@ -202,7 +110,7 @@ class _Client:
         chain = self._chain(config)
         kind: Any = Channel if sync else AsyncChannel
         self._channel = kind(
-            transport or _open_transport(config, http_client, serializer, sync=sync),
+            transport or open_transport(config, http_client, serializer, sync=sync),
             chain,
             runtime=runtime,
             timeout=config.timeout,
@@ -311,7 +219,7 @@ class _Client:
         """
         from llm_cost_ops.client.observing import observe
 
-        observe(self._recording, sdk_client, provider, stream_usage, attribution)
+        observe(self._recording, sdk_client, provider, stream_usage, attribution, self.config.recording_proxy)
         return sdk_client
 
     def uninstrument(self, sdk_client: object) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
+from urllib.parse import quote
 
 from llm_cost_ops.client.attribution import Attributes, AttributionFields, current_attributes
 from llm_cost_ops.exceptions import ConfigurationError
-from llm_cost_ops.instrumentation import Options, uninstrument
+from llm_cost_ops.instrumentation import Options, RecordingProxy, uninstrument
 from llm_cost_ops.instrumentation import instrument as wrap
 from llm_cost_ops.rules.providers import canonical_provider
 
@@ -26,8 +28,9 @@ def observe(
     provider: str,
     stream_usage: bool | Literal["auto"],
     attribution: AttributionFields,
+    recording_proxy: str | None = None,
 ) -> None:
-    """Have the calls of an SDK's client recorded."""
+    """Have the calls of an SDK's client recorded; those that go to `recording_proxy` by that."""
     if stream_usage not in (True, False, "auto"):
         raise ConfigurationError(
             f"stream_usage must be True, False or 'auto', not {stream_usage!r}", parameter="stream_usage"
@@ -40,8 +43,34 @@ def observe(
         provider=canonical_provider(provider) if provider else "",
         stream_usage=stream_usage,
         sdk=type(sdk_client).__module__.partition(".")[0],
+        proxy=None if recording_proxy is None else _proxy(recording_proxy, recording),
     )
     wrap(sdk_client, options)
+
+
+# Such labels can stand in the name of a header, whose letters have no case.
+_LABEL = re.compile(r"[0-9a-z._-]+")
+_SAFE = "!#$&'()*+,/:;<=>?@[]^`{|}"
+
+
+def _proxy(url: str, recording: Recording) -> RecordingProxy:
+    """A recording proxy that is told whose a call is, as far as headers can say it."""
+
+    def headers(attributes: Attributes) -> dict[str, str]:
+        whose = recording.whose(attributes)
+        said = {
+            "organization": whose.organization_id,
+            "project": whose.project_id,
+            "user": whose.user_id,
+            "session": whose.session_id,
+        }
+        said |= {f"label-{name}": value for name, value in whose.labels.items() if _LABEL.fullmatch(name)}
+        found = {f"x-lco-{name}": quote(value, safe=_SAFE) for name, value in said.items() if value}
+        if whose.tags:
+            found["x-lco-tags"] = ",".join(quote(tag, safe="") for tag in whose.tags)
+        return found
+
+    return RecordingProxy(url=url, headers=headers)
 
 
 def sink_of(client: CostOpsClient | AsyncCostOpsClient) -> Recording:

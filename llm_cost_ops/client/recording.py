@@ -80,6 +80,10 @@ class Recording:
 
         signal.signal(signal.SIGTERM, handle)
 
+    def whose(self, attributes: Attributes) -> Attributes:
+        """What is recorded for a call that says so much: the client's own fields where it says nothing."""
+        return self._attribution.in_force(attributes)
+
     def observe(self, build: Callable[[], UsageRecord], attributes: Attributes) -> None:
         """Take a record that an instrument saw, made when it is its turn. As `record` for the rest."""
         self.recorder.record(build, {}, attributes)

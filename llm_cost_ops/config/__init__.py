@@ -75,11 +75,10 @@ class ClientConfig(Config, frozen=True, kw_only=True):
     belongs to the embedded engine: "disk" survives a power cut, "process" survives a crash of the
     process and is faster. `unknown_fields` says what becomes of a field that a record or a price does
     not have: "refuse" (it may be a misspelt count) or "keep", for a service that is newer than this
-    client; gRPC, whose messages have no names, refuses it always. `api_key` may be a callable that
-    returns the key.
-    process and is faster. `reported_providers` belongs to it as well: for these providers the cost that a
-    response states is taken as it is, before any price card. `api_key` may be a callable that returns
-    the key.
+    client; gRPC, whose messages have no names, refuses it always. `reported_providers` belongs to the
+    embedded engine as well: for these providers the cost that a response states is taken as it is, before any
+    price card. `api_key` may be a callable that returns the key. `recording_proxy` is the URL of a proxy of
+    ours (`llm-cost-ops proxy`) that instrumented SDK clients call: it is told whose a call is, and its key.
     """
 
     api_key: ApiKey | None = None
@@ -96,6 +95,7 @@ class ClientConfig(Config, frozen=True, kw_only=True):
     verify_ssl: bool = True
     tls: TLSConfig | None = None
     proxy: str | None = None
+    recording_proxy: str | None = None
     default_headers: Mapping[str, str] = {}
     durability: str = "disk"
     batching: BatchingConfig = BatchingConfig()
@@ -124,6 +124,8 @@ class ClientConfig(Config, frozen=True, kw_only=True):
             raise wrong("labels", "must be texts by names", self.labels)
         msgspec.structs.force_setattr(self, "labels", labels)
         text("unknown_fields", self.unknown_fields, ("refuse", "keep"))
+        if self.recording_proxy is not None:
+            _check_recording_proxy(self.recording_proxy)
         for parameter in ("user_agent", "proxy"):
             value = getattr(self, parameter)
             if value is not None and not (isinstance(value, str) and _HEADER_VALUE.fullmatch(value)):
@@ -163,10 +165,8 @@ class ClientConfig(Config, frozen=True, kw_only=True):
         """Read LLM_COST_OPS_* variables; explicit arguments win over them.
 
         BASE_URL, API_KEY, TIMEOUT (seconds), MAX_RETRIES, VERIFY_SSL (true or false), PROXY,
-        LOG_LEVEL (turns logging on), DURABILITY, SPOOL (a folder), ORGANIZATION_ID and PROJECT_ID are read,
-        each after the prefix.
-        LOG_LEVEL (turns logging on), DURABILITY and REPORTED_PROVIDERS (names with commas between them) are
-        read, each after the prefix.
+        RECORDING_PROXY, LOG_LEVEL (turns logging on), DURABILITY, SPOOL (a folder), ORGANIZATION_ID,
+        PROJECT_ID and REPORTED_PROVIDERS (names with commas between them) are read, each after the prefix.
         """
         found: dict[str, Any] = {}
         for name, (parameter, read) in _ENVIRONMENT.items():
@@ -340,6 +340,7 @@ _ENVIRONMENT: dict[str, tuple[str, Callable[[str], Any]]] = {
     "LLM_COST_OPS_MAX_RETRIES": ("retry", lambda value: RetryConfig(max_retries=int(value))),
     "LLM_COST_OPS_VERIFY_SSL": ("verify_ssl", lambda value: _BOOLEAN[value.strip().lower()]),
     "LLM_COST_OPS_PROXY": ("proxy", str.strip),
+    "LLM_COST_OPS_RECORDING_PROXY": ("recording_proxy", str.strip),
     "LLM_COST_OPS_LOG_LEVEL": (
         "logging",
         lambda value: LoggingConfig(enabled=True, level=value.strip()),
@@ -360,14 +361,25 @@ def provider_names(parameter: str, value: object) -> tuple[str, ...]:
     return names
 
 
+def _check_recording_proxy(url: object) -> None:
+    rule = "must be the URL of a proxy such as http://127.0.0.1:8090"
+    try:
+        parts = urlsplit(url) if isinstance(url, str) else urlsplit("")
+        known = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
+    except ValueError:
+        known = False
+    if not known or "@" in str(url):
+        raise ConfigurationError(f"recording_proxy {rule}", parameter="recording_proxy")
+
+
 def split_base_url(base_url: object) -> SplitResult:
     """The parts of a base URL, or ConfigurationError saying what is wrong with it."""
     rule = (
         "must be a URL such as sqlite:///costs.db, sqlite://, postgresql://user@host/costs, "
         "https://costs.example.com or grpcs://costs.example.com:443"
     )
+    shown = without_password(base_url) if isinstance(base_url, str) else base_url
     if not isinstance(base_url, str) or not re.fullmatch(r"[\x21-\x7e\u00a0-\uffff]+", base_url):
-        shown = without_password(base_url) if isinstance(base_url, str) else base_url
         raise wrong("base_url", rule, shown)
     try:
         if base_url.startswith(("postgres:", "postgresql:")):
@@ -376,16 +388,16 @@ def split_base_url(base_url: object) -> SplitResult:
         parts = urlsplit(base_url)
         _ = parts.port
     except ValueError:
-        raise wrong("base_url", rule, base_url) from None
+        raise wrong("base_url", rule, shown) from None
     if parts.scheme not in SCHEMES or parts.fragment:
-        raise wrong("base_url", rule, base_url)
+        raise wrong("base_url", rule, shown)
     if parts.username or parts.password:
         raise ConfigurationError("base_url must not hold a password: use api_key", parameter="base_url")
     if parts.scheme == "sqlite":
         if parts.netloc:
-            raise wrong("base_url", "of the embedded engine has three slashes before the path", base_url)
+            raise wrong("base_url", "of the embedded engine has three slashes before the path", shown)
     elif parts.query or not (parts.hostname or parts.path):
-        raise wrong("base_url", rule, base_url)
+        raise wrong("base_url", rule, shown)
     return parts
 
 
@@ -398,5 +410,7 @@ def _split_database_url(base_url: str, rule: str) -> SplitResult:
 
 def without_password(url: str) -> str:
     """The URL of a database as it may be shown: with *** for a password."""
+    if "://" not in url or url.startswith("sqlite:"):
+        return url
     url = re.sub(r"(//[^/?#:]*:)[^/?#]*@", r"\1***@", url)
     return re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1***", url)

@@ -129,7 +129,9 @@ def _chart(
     unit: str,
     colours: dict[str, int] | None = None,
 ) -> _Chart:
-    colours = colours or colours_of(each.name for each in series)
+    if colours is None:
+        dearest = sorted(report.groups, key=lambda group: (-group.cost, group.value))
+        colours = colours_of([each.name for each in series], [group.value for group in dearest])
     data = chart_data(report.labels, series, colours, kind=kind, unit=unit)
     return _Chart(title, data, series, colours, kind, unit)
 

@@ -20,20 +20,29 @@ _USUAL = {"openai": 0, "anthropic": 1, "google": 2, "mistral": 3, "aws": 4, "azu
 _WIDTH, _HEIGHT = 96, 24
 
 
-def colours_of(names: Iterable[str]) -> dict[str, int]:
-    """The colour of each name, as a number: the same wherever the same names are shown together."""
-    colours: dict[str, int] = {}
-    for name in sorted(set(names)):
+def colours_of(shown: Sequence[str], names: Iterable[str] = ()) -> dict[str, int]:
+    """The colours of the series that are shown, as numbers; no two have the same one.
+
+    `names` are those of all groups, the dearest first: the first of them keep their colours from page to
+    page, whichever are shown there.
+    """
+    kept: dict[str, int] = {}
+    for name in sorted([*dict.fromkeys(names)][:_COLOURS]):
+        kept[name] = _free(name, kept.values())
+    colours = {name: kept[name] for name in shown if name in kept}
+    for name in shown:
         if name == OTHERS:
             colours[name] = GREY
-            continue
-        wanted = _USUAL.get(name)
-        if wanted is None:
-            wanted = blake2b(name.encode(), digest_size=1).digest()[0] % _COLOURS
-        free = [number % _COLOURS for number in range(wanted, wanted + _COLOURS)]
-        taken = set(colours.values())
-        colours[name] = next((number for number in free if number not in taken), wanted)
+        elif name not in colours:
+            colours[name] = _free(name, colours.values())
     return colours
+
+
+def _free(name: str, taken: Iterable[int]) -> int:
+    """The colour that a name would have, or the next that is not taken."""
+    wanted = _USUAL.get(name, blake2b(name.encode(), digest_size=1).digest()[0] % _COLOURS)
+    free = [number % _COLOURS for number in range(wanted, wanted + _COLOURS)]
+    return next((number for number in free if number not in set(taken)), wanted)
 
 
 def spark_points(values: Sequence[Decimal]) -> str:

@@ -55,11 +55,16 @@ def count(value: int | Decimal | None) -> str:
 
 def compact(value: int) -> str:
     """A count in three digits: 12.3 M."""
-    for size, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**4, "K")):
-        if value >= size:
-            scale = Decimal(size if unit != "K" else 1000)
-            scaled = _EXACT.divide(Decimal(value), scale)
-            places = max(0, 2 - scaled.adjusted())
+    # What rounds up to the next unit is in that.
+    for size, unit, least in (
+        (10**12, "T", 999_500_000_000),
+        (10**9, "B", 999_500_000),
+        (10**6, "M", 999_500),
+        (10**3, "K", 10_000),
+    ):
+        if value >= least:
+            scaled = _EXACT.divide(Decimal(value), Decimal(size))
+            places = max(0, 2 - max(0, scaled.adjusted()))
             return f"{_EXACT.quantize(scaled, Decimal(1).scaleb(-places)):f} {unit}"
     return f"{value:,}"
 

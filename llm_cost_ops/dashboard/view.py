@@ -135,15 +135,15 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
         return zone_of(self.time_zone)
 
     def span(self, now: datetime) -> Span:
-        """The period in full. Never later than `now`, unless it is asked for by date."""
+        """The period in full. It ends with the second after `now`, unless it is asked for by date."""
         if self.start or self.end:
             start, end = parse_interval(self.start, self.end, self.time_zone, fields=("start", "end"))
             end = end or now
             start = start or end - timedelta(days=30)
             label = f"{self._day(start)} to {self._day(end - timedelta(microseconds=1))}"
             return Span(start, max(end, start), label)
-        # To the second, so that an address of a link to records stays short.
-        now = now.replace(microsecond=0)
+        # What was recorded a moment ago is in it, and parts of a second are not worth a longer query.
+        now = now.replace(microsecond=0) + timedelta(seconds=1)
         if self.period == "24h":
             return Span(bucket_start(now - timedelta(hours=23), "hour", self.zone), now, "the last 24 hours")
         if self.period in _DAYS:

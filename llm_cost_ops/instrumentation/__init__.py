@@ -4,7 +4,7 @@ becomes one record. No SDK is imported; what to wrap is told from the client's o
 
 from __future__ import annotations
 
-from llm_cost_ops.instrumentation.calls import Options, Sink
+from llm_cost_ops.instrumentation.calls import Options, RecordingProxy, Sink
 from llm_cost_ops.instrumentation.hooks import instrument, uninstrument
 
-__all__ = ["Options", "Sink", "instrument", "uninstrument"]
+__all__ = ["Options", "RecordingProxy", "Sink", "instrument", "uninstrument"]

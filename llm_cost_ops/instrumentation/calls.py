@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -19,9 +20,23 @@ from llm_cost_ops.instrumentation.providers import API_PROVIDERS, UNIQUE_IDS
 from llm_cost_ops.normalizers import PayloadError, usage_from_response
 from llm_cost_ops.normalizers.aws import region_of
 
-__all__ = ["Call", "Options", "Sink", "model_in_path"]
+__all__ = [
+    "KEY_HEADER",
+    "PROVIDER_HEADER",
+    "Call",
+    "Options",
+    "RecordingProxy",
+    "Sink",
+    "model_in_path",
+]
 
 SOURCE = "instrument"
+
+KEY_HEADER = "x-lco-idempotency-key"
+"""By it an instrumented client tells a proxy of ours the key of a call."""
+
+PROVIDER_HEADER = "x-lco-provider"
+"""By it a proxy of ours says that it records a call, and who serves it."""
 
 # Types of events after which nothing more is counted.
 _FINAL_TYPES = frozenset({
@@ -46,6 +61,24 @@ class Sink(Protocol):
         """Be ready for a record that may come from a finalizer."""
 
 
+class RecordingProxy(msgspec.Struct, frozen=True, kw_only=True):
+    """A proxy of ours, which records what passes through it."""
+
+    url: str
+    headers: Callable[[Any], dict[str, str]]
+    """What a call with such attributes carries there, for it to be recorded as theirs."""
+
+    def serves(self, url: Any) -> bool:
+        """Whether a URL of httpx lies on it."""
+        own = urlsplit(self.url)
+        port = {"http": 80, "https": 443}
+        return (own.scheme, own.hostname, own.port or port.get(own.scheme)) == (
+            url.scheme,
+            url.host,
+            url.port or port.get(url.scheme),
+        )
+
+
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """How calls of a client are recorded."""
 
@@ -58,6 +91,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Whether chat streams are asked for their usage; "auto": where the host is known to take it."""
     sdk: str = ""
     """The SDK's package."""
+    proxy: RecordingProxy | None = None
+    """The proxy that calls may go to."""
     source: str = SOURCE
     """What saw the calls: the `source` of their records."""
 
@@ -73,13 +108,14 @@ class Call:
     """One call: told from its request, given its answer, made into a record.
 
     `key` is the record's idempotency key where the answer has no id that is unique; "" for one of its own.
-    `trace` are the ids of the trace and the span around the call.
+    `trace` are the ids of the trace and the span around the call. With `left_to_proxy` a proxy of ours has
+    recorded the call once its answer ended as it should: only one that breaks off is recorded here.
     """
 
     __slots__ = (
         "_abandonable", "_attributes", "_done", "_options", "_started", "api", "billed_model", "body",
-        "events", "finished", "key", "latency_ms", "model", "provider", "request_body", "time_to_first_ms",
-        "timed", "trace", "unique",
+        "events", "finished", "key", "latency_ms", "left_to_proxy", "model", "provider", "request_body",
+        "time_to_first_ms", "timed", "trace", "unique",
     )  # fmt: skip
 
     def __init__(
@@ -94,6 +130,7 @@ class Call:
         self.provider = provider
         self.unique = (known_host or bool(options.provider)) and provider in UNIQUE_IDS
         self.key = ""
+        self.left_to_proxy = False
         self.model = model
         self.request_body: Callable[[], bytes] = bytes
         self.body: Callable[[], Any] | None = None
@@ -104,6 +141,17 @@ class Call:
         self.timed = True
         self.latency_ms: int | None = None
         self.time_to_first_ms: int | None = None
+
+    @property
+    def attributes(self) -> Any:
+        """Whose the call is."""
+        return self._attributes
+
+    def served_by(self, provider: str) -> None:
+        """Whom the call went to in the end, where only the answer tells."""
+        if not self._options.provider:
+            self.provider = provider
+            self.unique = provider in UNIQUE_IDS
 
     def first_byte(self) -> None:
         """The first bytes of a stream are there."""
@@ -122,6 +170,8 @@ class Call:
             self._note_time()
             self.finished = finished
             self._abandonable = False
+            if finished and self.left_to_proxy:
+                return
             # What is broken off may be so by the garbage collector.
             sink = self._options.sink
             (sink.observe if finished else sink.observe_abandoned)(self.record, self._attributes)
@@ -216,6 +266,8 @@ class Call:
             parts = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
             return {name: msgspec.json.decode(raw) for name, raw in parts.items() if name != "data"}
         payload = msgspec.json.decode(body)
+        if isinstance(payload, list) and self.api == "google.generate":
+            return payload  # a stream that was not asked for as events
         if not isinstance(payload, dict):
             raise PayloadError("", "is not an object")
         return payload

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -15,9 +16,12 @@ import msgspec
 from llm_cost_ops.instrumentation.calls import Call, Options, model_in_path
 from llm_cost_ops.instrumentation.events import EventReader
 
-__all__ = ["METHODS", "unwrap_api_client", "wrap_api_client"]
+__all__ = ["METHODS", "PAST_METHODS", "unwrap_api_client", "wrap_api_client"]
 
 METHODS = ("request", "request_streamed", "async_request", "async_request_streamed")
+
+PAST_METHODS = re.compile(r"/interactions(?:/|$)|/decisions$")
+"""What it sends by its HTTP client without those methods."""
 
 _BILLED = ("generateContent", "streamGenerateContent", "embedContent", "batchEmbedContents", "predict")
 _OPTIONS = "llm_cost_ops_options"

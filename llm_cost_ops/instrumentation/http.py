@@ -6,6 +6,7 @@ The libraries are alike and neither is imported: the types that are needed are t
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from inspect import iscoroutinefunction
@@ -22,9 +23,16 @@ from llm_cost_ops.instrumentation.answers import (
     watch_lines,
     with_usage,
 )
-from llm_cost_ops.instrumentation.calls import Call, Options, model_in_path
+from llm_cost_ops.instrumentation.calls import (
+    KEY_HEADER,
+    PROVIDER_HEADER,
+    Call,
+    Options,
+    model_in_path,
+)
 from llm_cost_ops.instrumentation.fetched import Background, ResultLines
 from llm_cost_ops.instrumentation.providers import api_of, bedrock_model, fetched_of, provider_of
+from llm_cost_ops.rpc.ids import uuid7
 
 __all__ = ["unwrap_client", "wrap_client"]
 
@@ -32,8 +40,11 @@ _SDK_PROVIDERS = {"cohere": "cohere", "google": "google", "mistralai": "mistral"
 _BACKGROUND_APIS = ("google.interactions", "openai.responses")
 
 
-def wrap_client(http_client: Any, options: Options) -> None:
-    """Have an HTTP client's calls recorded. One that is wrapped already takes the new options."""
+def wrap_client(http_client: Any, options: Options, only: re.Pattern[str] | None = None) -> None:
+    """Have an HTTP client's calls recorded, those of paths in which `only` is found where it is given.
+
+    One that is wrapped already takes the new options.
+    """
     hook = _hook_of(http_client)
     if hook is None:
         hook = _Hook()
@@ -41,7 +52,7 @@ def wrap_client(http_client: Any, options: Options) -> None:
         wrap = _async_send if iscoroutinefunction(original) else _sync_send
         hook.send = http_client.send = wrap(original, hook)
         hook.send.llm_cost_ops_hook = hook
-    hook.options = options
+    hook.options, hook.only = options, only
 
 
 def unwrap_client(http_client: Any) -> None:
@@ -105,6 +116,7 @@ class _Hook:
 
     def __init__(self) -> None:
         self.options: Options | None = None
+        self.only: re.Pattern[str] | None = None
         self.send: Any = None
         self.refusing: set[str] = set()
         self.background = Background()
@@ -116,6 +128,8 @@ class _Hook:
             return None
         try:
             method, path = request.method, request.url.path
+            if self.only is not None and not self.only.search(path):
+                return None
             if method == "POST" and (api := api_of(path)):
                 return _Asking(self, options, request, api, path)
             fetched = fetched_of(method, path)
@@ -135,6 +149,7 @@ class _Exchange:
         self._options = options
         self._known = known = provider_of(request.url.host)
         self._provider = options.provider or known or _SDK_PROVIDERS.get(options.sdk, "")
+        self._handed_on = False
         self._asks = False
         if path.endswith("/decisions") and self._provider == "google":
             api = "google.interactions"
@@ -165,6 +180,9 @@ class _Exchange:
 
     def _look(self, response: Any) -> None:
         call = self._call
+        if provider := response.headers.get(PROVIDER_HEADER, ""):
+            call.served_by(provider)
+            call.left_to_proxy = self._handed_on
         kind = response.headers.get("content-type", "")
         if not response.is_stream_consumed:
             encoding = response.headers.get("content-encoding", "")
@@ -217,6 +235,10 @@ class _Asking(_Exchange):
             self._call.request_body = _watch_form(request)
         else:
             self._call.request_body = functools.partial(_content, request)
+        if options.proxy is not None and options.proxy.serves(request.url):
+            self._handed_on = True
+            self._call.key = uuid7()
+            headers.update({**options.proxy.headers(self._call.attributes), KEY_HEADER: self._call.key})
         if api in _BACKGROUND_APIS and b'"background"' in _content(request):
             self._complete = functools.partial(hook.background.asked, self._call)
         if (

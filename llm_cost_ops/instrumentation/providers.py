@@ -32,6 +32,7 @@ _HOSTS = {
 }
 _SUFFIXES = (
     (".api.openai.com", "openai"),
+    (".mistral.ai", "mistral"),
     (".openai.azure.com", "azure"),
     (".services.ai.azure.com", "azure"),
     (".cognitiveservices.azure.com", "azure"),
@@ -75,7 +76,15 @@ _PATHS = {
     "v1/ocr": "mistral.ocr",
 }
 # By the method of a resource, after a colon.
-_VERBS = {"rawPredict": "anthropic.messages", "streamRawPredict": "anthropic.messages"}
+_VERBS = {
+    "rawPredict": "anthropic.messages",
+    "streamRawPredict": "anthropic.messages",
+    "generateContent": "google.generate",
+    "streamGenerateContent": "google.generate",
+    "embedContent": "google.generate",
+    "batchEmbedContents": "google.generate",
+    "predict": "google.generate",
+}
 # Vertex counts tokens by a model of this name.
 _COUNTS_TOKENS = "count-tokens:rawPredict"
 _BEDROCK = re.compile(r"/model/(.+)/invoke(?:-with-response-stream)?$")

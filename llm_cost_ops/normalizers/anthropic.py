@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import Operation
 from llm_cost_ops.exceptions import PayloadError
-from llm_cost_ops.normalizers.payload import count, counted, has, items, section, text
+from llm_cost_ops.normalizers.payload import count, counted, items, section, text
 from llm_cost_ops.normalizers.provider import Provider
 from llm_cost_ops.normalizers.record import (
     check_record,
@@ -45,13 +45,15 @@ def read_messages(payload: dict[str, object], record: UsageRecord) -> None:
     set_model(record, text(payload, "model"))
     set_key(record, text(payload, "id"))
     usage = section(payload, "usage", "usage")
-    if usage is None or not (has(usage, "input_tokens") and has(usage, "output_tokens")):
-        if usage is not None:
-            record.input_tokens = counted(usage, "input_tokens", "usage")
-            record.output_tokens = counted(usage, "output_tokens", "usage")
+    if usage is None:
         set_unknown(record)
         return
-    counts = _counts(usage, "usage")
+    given, returned = counted(usage, "input_tokens", "usage"), counted(usage, "output_tokens", "usage")
+    if given is None or returned is None:
+        record.input_tokens, record.output_tokens = given, returned
+        set_unknown(record)
+        return
+    counts = _counts(usage, "usage", given, returned)
     if usage.get("iterations"):
         for index, iteration in enumerate(items(usage, "iterations", "usage.iterations")):
             kind = text(iteration, "type")
@@ -61,7 +63,9 @@ def read_messages(payload: dict[str, object], record: UsageRecord) -> None:
             elif kind == "fallback_message" and text(iteration, "model"):
                 _serve(record, text(iteration, "model"))
             elif kind == "compaction":
-                added = _counts(iteration, f"usage.iterations[{index}]")
+                path = f"usage.iterations[{index}]"
+                both = count(iteration, "input_tokens", path), count(iteration, "output_tokens", path)
+                added = _counts(iteration, path, *both)
                 counts = tuple(map(sum, zip(counts, added, strict=True)))
     plain, read, written, written_1h, output = counts
     set_tokens(record, plain + read + written, output)
@@ -88,15 +92,9 @@ def _serve(record: UsageRecord, model: str) -> None:
         record.requested_model_id, record.model_id = record.model_id, model
 
 
-def _counts(usage: dict[str, object], path: str) -> tuple[int, ...]:
+def _counts(usage: dict[str, object], path: str, given: int, returned: int) -> tuple[int, ...]:
     written, written_1h = _writes(usage, path)
-    return (
-        count(usage, "input_tokens", path),
-        count(usage, "cache_read_input_tokens", path),
-        written,
-        written_1h,
-        count(usage, "output_tokens", path),
-    )
+    return given, count(usage, "cache_read_input_tokens", path), written, written_1h, returned
 
 
 def _writes(usage: dict[str, object], path: str) -> tuple[int, int]:

@@ -56,13 +56,14 @@ def read_converse(payload: dict[str, object], record: UsageRecord) -> None:
     latency = text(section(payload, "performanceConfig", "performanceConfig") or {}, "latency")
     record.speed = "" if latency == "standard" else latency
     usage = section(payload, "usage", "usage")
-    if usage is None or not (has(usage, "inputTokens") or has(usage, "outputTokens")):
+    if usage is None:
         set_unknown(record)
         return
-    if has(usage, "inputTokens") and not has(usage, "outputTokens") and _is_blocked(payload):
+    returns = has(usage, "outputTokens")
+    if not returns and has(usage, "inputTokens") and _is_blocked(payload):
         # A guardrail wrote the answer in the model's place: the model's output is none.
-        usage = {**usage, "outputTokens": 0}
-    if not has(usage, "inputTokens") or not has(usage, "outputTokens"):
+        usage, returns = {**usage, "outputTokens": 0}, True
+    if not returns or not has(usage, "inputTokens"):
         record.input_tokens = counted(usage, "inputTokens", "usage")
         record.output_tokens = counted(usage, "outputTokens", "usage")
         set_unknown(record)

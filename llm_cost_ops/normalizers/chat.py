@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from llm_cost_ops._gen.messages import Operation
 from llm_cost_ops.normalizers.payload import count, counted, section, text
 from llm_cost_ops.normalizers.record import (
+    CLAUDE_WRITES,
     cache_writes,
     check_record,
     check_total,
@@ -55,7 +56,7 @@ NAMES = {
 
 def inclusive_output(prompt: int, completion: int, reasoning: int, total: int | None) -> tuple[int, int]:
     """OpenAI's rule: completion_tokens is all output, reasoning is in it."""
-    if total is not None:
+    if total is not None and total != prompt + completion:
         check_total("usage.total_tokens", total, prompt + completion, "prompt_tokens + completion_tokens")
     return completion, reasoning
 
@@ -70,7 +71,9 @@ def read_chat(payload: dict[str, object], record: UsageRecord, rule: OutputRule)
     record.operation = _TEXT if payload.get("object") == "text_completion" else _CHAT
     set_identity(record, payload)
     set_tier(record, text(payload, "service_tier"))
-    usage = _usage(payload)
+    usage = section(payload, "usage", "usage")
+    if usage is None and (groq := section(payload, "x_groq", "x_groq")) is not None:
+        usage = section(groq, "usage", "x_groq.usage")
     if usage is None:
         set_unknown(record)
         return usage
@@ -86,25 +89,22 @@ def read_chat(payload: dict[str, object], record: UsageRecord, rule: OutputRule)
     output, record.reasoning_tokens = rule(prompt, completion, _reasoning(outputs, usage), total)
     set_tokens(record, prompt, output)
     record.cached_tokens = _cached(inputs, usage)
+    written = 0, 0
     if inputs or outputs:
         written = cache_writes(inputs, _INPUTS)
         record.cache_write_tokens, record.cache_write_extended_tokens = written
         read_modality(inputs, _INPUTS, outputs, _OUTPUTS, record)
-    if not record.cache_write_tokens:
+    if not (
+        record.cache_write_tokens or (CLAUDE_WRITES.isdisjoint(usage) and CLAUDE_WRITES.isdisjoint(inputs))
+    ):
         written = claude_writes(inputs, _INPUTS, usage)
         record.cache_write_tokens, record.cache_write_extended_tokens = written
-    if record.model_id.startswith(_SEARCH_MODELS) and record.provider in ("openai", "azure", ""):
+    model = record.model_id
+    if "search" in model and model.startswith(_SEARCH_MODELS) and record.provider in ("openai", "azure", ""):
         set_meter(record, "web_searches", 1)
     if record.provider == "openrouter":
         fit_details(record)
     check_record(record, NAMES)
-    return usage
-
-
-def _usage(payload: dict[str, object]) -> dict[str, object] | None:
-    usage = section(payload, "usage", "usage")
-    if usage is None and (groq := section(payload, "x_groq", "x_groq")) is not None:
-        return section(groq, "usage", "x_groq.usage")
     return usage
 
 

@@ -14,9 +14,19 @@ _MARKS = {
     api: tuple((provider.serves[api], provider.name) for provider in PROVIDERS if api in provider.serves)
     for api in SHARED_APIS
 }
-# Open weights that anyone serves, whatever their prefix says.
-_ANYONES = ("gpt-oss",)
-_BY_MODEL = tuple((provider.models, provider.name) for provider in PROVIDERS if provider.models)
+
+
+def _by_start() -> dict[str, list[tuple[str, str]]]:
+    """The prefixes of models' names by their first two letters, each with its provider."""
+    # Open weights that anyone serves, whatever their prefix says.
+    found: dict[str, list[tuple[str, str]]] = {"gp": [("gpt-oss", "")]}
+    for provider in PROVIDERS:
+        for prefix in provider.models:
+            found.setdefault(prefix[:2], []).append((prefix, provider.name))
+    return found
+
+
+_BY_START = _by_start()
 
 
 def detect_api(payload: dict[str, object]) -> str:
@@ -50,10 +60,9 @@ def detect_provider(payload: dict[str, object], api: str) -> str:
     if api == "anthropic.messages":
         return "anthropic"
     lowered = text(payload, "model").lower()
-    if not lowered.startswith(_ANYONES):
-        for prefixes, provider in _BY_MODEL:
-            if lowered.startswith(prefixes):
-                return provider
+    for prefix, provider in _BY_START.get(lowered[:2], ()):
+        if lowered.startswith(prefix):
+            return provider
     return ""
 
 

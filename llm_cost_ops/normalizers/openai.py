@@ -306,12 +306,10 @@ def _serves_azure(payload: dict[str, object], _usage: dict[str, object]) -> bool
     if "prompt_filter_results" in payload:
         return True
     choices = payload.get("choices")
-    return (
-        isinstance(choices, list)
-        and bool(choices)
-        and isinstance(choices[0], dict)
-        and "content_filter_results" in choices[0]
-    )
+    if type(choices) is not list or not choices:
+        return False
+    first = choices[0]
+    return type(first) is dict and "content_filter_results" in first
 
 
 _CHAT_MODELS = ("gpt-", "o1", "o3", "o4-", "chatgpt-", "ft:gpt-")

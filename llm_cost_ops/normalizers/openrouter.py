@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_cost_ops.normalizers.chat import inclusive_output, read_chat
-from llm_cost_ops.normalizers.payload import count, money, section, text
+from llm_cost_ops.normalizers.payload import count, money, section
 from llm_cost_ops.normalizers.provider import Provider
 from llm_cost_ops.normalizers.record import set_meter
 
@@ -42,7 +42,10 @@ def read_gateway_cost(usage: dict[str, object], record: UsageRecord) -> None:
 
 
 def _serves(payload: dict[str, object], _usage: dict[str, object]) -> bool:
-    return text(payload, "id").startswith("gen-") or type(payload.get("provider")) is str
+    response_id = payload.get("id")
+    return (type(response_id) is str and response_id.startswith("gen-")) or type(
+        payload.get("provider")
+    ) is str
 
 
 PROVIDER = Provider(

@@ -37,6 +37,7 @@ MAX_NUMBER = 2**63 - 1
 _MAX_DIGITS = 19
 # Times before this are none: a server sent the seconds since it started.
 _EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
+_FIRST_SECOND = int(_EARLIEST.timestamp())
 # A Unix time above this is in milliseconds, microseconds or nanoseconds: in seconds it is the year 5138.
 _MAX_SECONDS = 10**11
 # What SDKs put where a field was not sent: openai's NotGiven and Omit, mistralai's Unset.
@@ -97,10 +98,17 @@ def section(payload: dict[str, object], key: str, path: str) -> dict[str, object
 def items(payload: dict[str, object], key: str, path: str) -> list[dict[str, object]]:
     """The list of objects at `key`; empty when it is absent or null."""
     value = payload.get(key)
-    if value is None or type(value).__name__ in _NOT_SENT:
+    if value is None:
         return []
-    if type(value) is list and all(type(item) is dict for item in value):
-        return value
+    if type(value) is list:
+        # A loop: a generator takes as long to make as a few items to look at.
+        for item in value:
+            if type(item) is not dict:
+                break
+        else:
+            return value
+    elif type(value).__name__ in _NOT_SENT:
+        return []
     if not isinstance(value, (list, tuple)):
         raise PayloadError(path, f"expected a list, got {type(value).__name__}")
     return [as_mapping(item, f"{path}[{index}]") for index, item in enumerate(value)]
@@ -162,6 +170,8 @@ def text(fields: dict[str, object], key: str) -> str:
     value = fields.get(key)
     if type(value) is str:
         return value
+    if value is None:
+        return ""
     if isinstance(value, enum.Enum):
         return value.value if isinstance(value.value, str) else value.name
     return value if isinstance(value, str) else ""
@@ -192,6 +202,8 @@ def created_at(value: object) -> datetime | None:
     Servers send milliseconds, digits as text, or a clock that does not count from 1970. The counts
     beside such a time are good, so it is read as what it is, or left open: it never raises.
     """
+    if type(value) is int and _FIRST_SECOND <= value <= _MAX_SECONDS:
+        return datetime.fromtimestamp(value, UTC)
     if isinstance(value, str) and value.isascii() and value.replace(".", "", 1).isdigit():
         value = float(value)
     if isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import UsageRecord
 
 __all__ = [
+    "CLAUDE_WRITES",
     "cache_writes",
     "check_record",
     "check_total",
@@ -65,6 +66,8 @@ def set_identity(record: UsageRecord, payload: dict[str, object], created: str =
 
 def set_tier(record: UsageRecord, tier: str) -> None:
     """Set the service tier that served the call; the provider's names of the standard one are ""."""
+    if tier in _STANDARD:
+        return
     tier = tier.lower()
     if tier == "batch":
         record.processing = "batch"
@@ -122,6 +125,7 @@ def set_unknown(record: UsageRecord) -> None:
     record.quality = UsageQuality.UNKNOWN
 
 
+_MODALITIES = ("audio_tokens", "image_tokens", "video_tokens")
 _DETAILS = ("cached_tokens", "cache_write_tokens", "cache_write_extended_tokens", "reasoning_tokens")
 _CACHED = ("cached_audio_tokens", "cached_image_tokens", "cached_video_tokens")
 _INPUT = ("input_audio_tokens", "input_image_tokens", "input_video_tokens")
@@ -226,7 +230,7 @@ def _check_modality(record: UsageRecord, modality: ModalityTokens, names: Mappin
 
 def cache_writes(details: dict[str, object], path: str) -> tuple[int, int]:
     """All cache writes, and those with the long time to live, from the details of the input."""
-    written = count(details, "cache_write_tokens", path)
+    written = count(details, "cache_write_tokens", path) if "cache_write_tokens" in details else 0
     split = details
     if "cache_write_tokens_details" in details:
         split = (
@@ -242,14 +246,19 @@ def cache_writes(details: dict[str, object], path: str) -> tuple[int, int]:
     return written, long
 
 
-_CLAUDE_USAGE = frozenset({"cache_creation_input_tokens", "cache_creation"})
-_CLAUDE_DETAILS = frozenset({"cache_creation_tokens", "cache_creation_token_details"})
+CLAUDE_WRITES = frozenset(
+    {
+        "cache_creation_input_tokens",
+        "cache_creation",
+        "cache_creation_tokens",
+        "cache_creation_token_details",
+    }
+)
+"""The fields of usage, or of its details, that `claude_writes` reads."""
 
 
 def claude_writes(details: dict[str, object], path: str, usage: dict[str, object]) -> tuple[int, int]:
     """Cache writes as LiteLLM tells them for Claude: in Anthropic's words, contained in the prompt."""
-    if _CLAUDE_USAGE.isdisjoint(usage) and _CLAUDE_DETAILS.isdisjoint(details):
-        return 0, 0
     written = count(usage, "cache_creation_input_tokens", "usage")
     if not written:
         written = count(details, "cache_creation_tokens", path)
@@ -277,7 +286,16 @@ def read_modality(
     if inputs.get("cached_tokens_details") is not None:
         cached_path = f"{input_path}.cached_tokens_details"
         cached = section(inputs, "cached_tokens_details", cached_path) or {}
-    if not (_has_any(inputs) or _has_any(outputs) or _has_any(cached)):
+    # Without a function for the three: most payloads have none, and calls are what this would cost.
+    if not (
+        inputs.get("audio_tokens")
+        or inputs.get("image_tokens")
+        or inputs.get("video_tokens")
+        or outputs.get("audio_tokens")
+        or outputs.get("image_tokens")
+        or outputs.get("video_tokens")
+        or (cached and any(map(cached.get, _MODALITIES)))
+    ):
         return
     record.modality = ModalityTokens(
         input_audio_tokens=count(inputs, "audio_tokens", input_path),
@@ -290,7 +308,3 @@ def read_modality(
         output_image_tokens=count(outputs, "image_tokens", output_path),
         output_video_tokens=count(outputs, "video_tokens", output_path),
     )
-
-
-def _has_any(details: dict[str, object]) -> bool:
-    return bool(details.get("audio_tokens") or details.get("image_tokens") or details.get("video_tokens"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Unpack, cast
+from typing import TYPE_CHECKING, Any, Unpack
 
 import msgspec
 
@@ -51,11 +51,17 @@ def usage_from_response(
     Raises PayloadError, with `path`, when the payload contradicts itself or has no known shape;
     ValueError for an unknown `api`; TypeError for a field that UsageRecord has not.
     """
-    provider, organization_id, given = _given(fields)
-    if type(response) is dict or not is_stream(response):
-        payload, stream_api, complete = as_mapping(response), "", True
-    else:
+    # The keywords of one call: nobody else has this dict.
+    given: Any = fields
+    provider, organization_id = given.pop("provider", None), given.pop("organization_id", "")
+    if given:
+        _check_names(given)
+    if type(response) is dict:
+        return _read(response, "", True, provider, api, organization_id, given)
+    if is_stream(response):
         payload, stream_api, complete = fold(response)
+    else:
+        payload, stream_api, complete = as_mapping(response), "", True
     return _read(payload, stream_api, complete, provider, api, organization_id, given)
 
 
@@ -68,7 +74,11 @@ def usages_from_response(
     a live session and the responses of several streams each give a record. Further records of one
     response have its idempotency key with their number after it.
     """
-    provider, organization_id, given = _given(fields)
+    # The keywords of one call: nobody else has this dict.
+    given: Any = fields
+    provider, organization_id = given.pop("provider", None), given.pop("organization_id", "")
+    if given:
+        _check_names(given)
     if type(response) is dict or not is_stream(response):
         found = [("", True, as_mapping(response))]
     else:
@@ -107,39 +117,69 @@ def _parts(payload: dict[str, object]) -> list[dict[str, object]]:
     return advisor_messages(payload) if payload.get("type") == "message" else []
 
 
-def _given(fields: UsageRecordFields) -> tuple[str | None, str, dict[str, object]]:
-    """The provider and the organization, and what else was given."""
-    # The keywords of one call: nobody else has this dict.
-    given = cast("dict[str, Any]", fields)
-    provider, organization_id = given.pop("provider", None), given.pop("organization_id", "")
-    if given and not given.keys() <= _FIELDS:
+def _check_names(given: dict[str, Any]) -> None:
+    if not given.keys() <= _FIELDS:
         raise TypeError(f"UsageRecord has no field {min(given.keys() - _FIELDS)!r}")
-    return provider, organization_id, given
 
 
 def _read(
     payload: dict[str, object],
-    stream_api: str,
+    found: str,
     complete: bool,
     provider: str | None,
     api: str | None,
     organization_id: str,
     fields: dict[str, object],
 ) -> UsageRecord:
-    model = fields.get("model_id")
-    record = UsageRecord(organization_id=organization_id, model_id=model if isinstance(model, str) else "")
-    found = stream_api
+    """The record of one call; `found` is the API that a stream was recognised as."""
+    record = UsageRecord(organization_id=organization_id)
+    if fields and isinstance(model := fields.get("model_id"), str):
+        record.model_id = model
     if "usage" not in payload and ("response" in payload or "result" in payload):
         payload, inner_api, record.processing, record.outcome = unwrap(payload)
         found = found or inner_api
-    _normalize(payload, record, provider, api, found)
+    # Who calls and names an API means its provider; a stream of a shared API leaves it open.
+    stated = api or (not payload and found == "openai.chat")
+    api = api or found or detect_api(payload)
+    if not api:
+        refuse_errors(payload)
+        if not provider:
+            raise PayloadError("", "no known shape of a response; pass api= or provider=")
+        api = "generic"
+    try:
+        default, normalizer = _NORMALIZERS[api]
+    except KeyError:
+        raise ValueError(f"unknown api {api!r}; known are {', '.join(APIS)}") from None
+    if provider:
+        record.provider = canonical_provider(provider)
+        if api == "generic" and not stated and record.provider == "anthropic":
+            normalizer = read_messages
+    elif api in SHARED_APIS:
+        record.provider = detect_provider(payload, api) or (default if stated else "")
+    else:
+        record.provider = default
+    if api == "openai.chat":
+        normalizer = DIALECTS.get(record.provider, normalizer)
+    if not payload and record.outcome != Outcome.UNSPECIFIED:
+        # A request of a batch that failed is not billed: its counts are known to be 0.
+        set_tokens(record, 0, 0)
+    else:
+        normalizer(payload, record)
+        if record.provider not in UNIQUE_IDS:
+            _keep_random_key(record)
     if not complete:
         set_unknown(record)
     if fields:
         _set_fields(record, fields)
-    if record.model_id.startswith("@"):
+    if record.model_id[:1] == "@":
         _drop_integration(record)
     return record
+
+
+def _keep_random_key(record: UsageRecord) -> None:
+    """Take back a key that was made of an id which another call may have."""
+    if not is_random(record.idempotency_key.removeprefix(f"{record.provider}:")):
+        record.idempotency_key = ""
 
 
 def _drop_integration(record: UsageRecord) -> None:
@@ -158,44 +198,6 @@ def _drop_integration(record: UsageRecord) -> None:
 
 
 _CLOUDFLARE = frozenset({"cf", "hf"})
-
-
-def _normalize(
-    payload: dict[str, object], record: UsageRecord, provider: str | None, api: str | None, found: str
-) -> None:
-    # Who calls and names an API means its provider; a stream of a shared API leaves it open.
-    stated = bool(api) or (found == "openai.chat" and not payload)
-    api = api or found
-    if not api:
-        api = detect_api(payload)
-        if not api:
-            refuse_errors(payload)
-            if not provider:
-                raise PayloadError("", "no known shape of a response; pass api= or provider=")
-            api = "generic"
-    try:
-        default, normalizer = _NORMALIZERS[api]
-    except KeyError:
-        raise ValueError(f"unknown api {api!r}; known are {', '.join(APIS)}") from None
-    if provider:
-        record.provider = canonical_provider(provider)
-        if api == "generic" and not stated and record.provider == "anthropic":
-            normalizer = read_messages
-    elif api in SHARED_APIS:
-        record.provider = detect_provider(payload, api) or (default if stated else "")
-    else:
-        record.provider = default
-    if api == "openai.chat":
-        normalizer = DIALECTS.get(record.provider, normalizer)
-    if not payload and record.outcome != Outcome.UNSPECIFIED:
-        # A request of a batch that failed is not billed: its counts are known to be 0.
-        set_tokens(record, 0, 0)
-        return
-    normalizer(payload, record)
-    if record.provider not in UNIQUE_IDS and not is_random(
-        record.idempotency_key.removeprefix(f"{record.provider}:")
-    ):
-        record.idempotency_key = ""
 
 
 def _set_fields(record: UsageRecord, fields: dict[str, Any]) -> None:

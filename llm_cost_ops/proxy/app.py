@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -56,7 +57,7 @@ class ProxyApp:
         self._limits = limits
         self._stream_usage: bool | Literal["auto"] = stream_usage
         self._close = close
-        self._in_flight = 0
+        self._in_flight: set[asyncio.Task[Any]] = set()
         self._draining = False
         # Hosts that did not take the question for usage.
         self._refusing: set[str] = set()
@@ -74,7 +75,12 @@ class ProxyApp:
         self._draining = True
 
     async def aclose(self) -> None:
-        """Close the connections, and send what was recorded; may be called twice."""
+        """End the calls that are left, and close the connections; may be called twice."""
+        left = [task for task in self._in_flight if task is not asyncio.current_task()]
+        for task in left:
+            task.cancel()
+        # What was seen of them is recorded before the recorder is closed.
+        await asyncio.gather(*left, return_exceptions=True)
         for upstream in self._upstreams.values():
             await upstream.aclose()
         if self._close is not None:
@@ -98,7 +104,9 @@ class ProxyApp:
             await _tell(send, scope, *self._state(first))
             return
         passing = None
-        self._in_flight += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._in_flight.add(task)
         try:
             passing = await self._begun(scope, first, b"/" + rest, receive, send)
             await passing.run()
@@ -110,7 +118,7 @@ class ProxyApp:
                 raise
             await _tell(send, scope, 500, RefusedError(500, "internal_error", "internal error").body())
         finally:
-            self._in_flight -= 1
+            self._in_flight.discard(task)
 
     def _state(self, asked: str) -> tuple[int, bytes]:
         if asked == "ready" and self._draining:
@@ -124,7 +132,7 @@ class ProxyApp:
         upstream = self._upstreams.get(name)
         if upstream is None:
             raise RefusedError(404, "no_such_upstream", "a path begins with the name of an upstream")
-        if self._in_flight > self._limits.max_calls:
+        if len(self._in_flight) > self._limits.max_calls:
             raise RefusedError(503, "too_many_calls", "the proxy has as many calls in flight as it takes")
         if _DOTS.search(path):
             raise RefusedError(400, "invalid_path", "a path may not have segments of dots")

@@ -6,10 +6,12 @@ import re
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from llm_cost_ops._gen.messages import UsageRecord
 from llm_cost_ops._gen.validators import validate_usage_record
 from llm_cost_ops.client.attribution import Attributes
+from llm_cost_ops.instrumentation.calls import KEY_HEADER
 from llm_cost_ops.proxy.limits import RefusedError
 from llm_cost_ops.rpc.status import Violation
 
@@ -18,7 +20,7 @@ __all__ = ["PREFIX", "Stated", "stated_of", "trace_of"]
 PREFIX = b"x-lco-"
 
 _API_KEY = b"x-lco-api-key"
-_IDEMPOTENCY_KEY = b"x-lco-idempotency-key"
+_IDEMPOTENCY_KEY = KEY_HEADER.encode()
 _TAGS = b"x-lco-tags"
 _LABEL = b"x-lco-label-"
 _FIELDS = {
@@ -64,7 +66,7 @@ def stated_of(pairs: Iterable[_Pair], defaults: Attributes) -> Stated:
         elif secrets[name]:
             raise _wrong(name.decode(), "is given more than once")
         else:
-            secrets[name] = _text(*pair)
+            secrets[name] = _decoded(*pair)
     key = secrets[_IDEMPOTENCY_KEY]
     if key:
         _check(UsageRecord(idempotency_key=key))
@@ -91,19 +93,21 @@ def _attributes(pairs: tuple[_Pair, ...], defaults: Attributes) -> Attributes:
 @lru_cache(maxsize=1024)
 def _parsed(pairs: tuple[_Pair, ...]) -> Attributes:
     fields: dict[str, Any] = {}
-    labels: dict[str, str] = {}
+    labels: dict[str, Any] = {}
     for name, raw in pairs:
-        value = _text(name, raw)
+        value: Any = _decoded(name, raw)
         if name.startswith(_LABEL) and len(name) > len(_LABEL):
             known, place = labels, name[len(_LABEL) :].decode("latin-1")
         elif name == _TAGS or name in _FIELDS:
             known, place = fields, _FIELDS.get(name, "tags")
+            if name == _TAGS:
+                value = [_decoded(name, each) for each in raw.split(b",")]
         else:
             raise _wrong(name.decode("latin-1")[:100], "is no header of this proxy")
         if place in known:
             raise _wrong(name.decode("latin-1")[:100], "is given more than once")
         known[place] = value
-    tags = [tag for each in fields.pop("tags", "").split(",") if (tag := each.strip())]
+    tags = [tag for tag in fields.pop("tags", ()) if tag]
     return Attributes(**fields, labels=labels, tags=tags)
 
 
@@ -119,9 +123,10 @@ def _check(record: UsageRecord) -> None:
         raise _wrong(_HEADERS.get(field, field), violations[0].description)
 
 
-def _text(name: bytes, raw: bytes) -> str:
+def _decoded(name: bytes, raw: bytes) -> str:
+    """A header's value: other characters than ASCII may be percent-encoded."""
     try:
-        return raw.decode().strip()
+        return unquote(raw.decode().strip(), errors="strict")
     except UnicodeDecodeError:
         raise _wrong(name.decode("latin-1")[:100], "must be UTF-8") from None
 

@@ -13,7 +13,7 @@ import msgspec
 
 from llm_cost_ops.instrumentation import Options
 from llm_cost_ops.instrumentation.answers import MAX_BODY, MAX_FORM, Watch, may_ask, watch, with_usage
-from llm_cost_ops.instrumentation.calls import Call
+from llm_cost_ops.instrumentation.calls import PROVIDER_HEADER, Call
 from llm_cost_ops.proxy.attribution import PREFIX
 from llm_cost_ops.proxy.limits import ProxyLimits, RefusedError
 from llm_cost_ops.proxy.upstreams import Answer, Headers, Upstream
@@ -312,8 +312,8 @@ class Passing:
             for pair in given
             if pair[0] not in dropped and pair[0] not in own and not pair[0].startswith(PREFIX)
         ]
-        if self._call is not None and self._call.key:
-            headers.append((b"x-lco-provider", self._call.provider.encode()))
+        if self._call is not None and answer.status < 300:
+            headers.append((PROVIDER_HEADER.encode(), self._call.provider.encode()))
         return headers
 
 

@@ -102,6 +102,7 @@ WRONG: list[tuple[type, str, list[Any]]] = [
     (ClientConfig, "reported_providers", ["openrouter", None, 1, [""], [1]]),
     (ClientConfig, "user_agent", ["", "a\r\nb", 5, "ü"]),
     (ClientConfig, "proxy", ["", "a b\n", 5]),
+    (ClientConfig, "recording_proxy", ["", "proxy:8090", "ftp://proxy", "http://", "http://a:b@proxy", 5]),
     (ClientConfig, "default_headers", [None, 5, {"a": 1}, {"a": "b\r\nc: d"}, {"a b": "c"}, {1: "a"}, [1]]),
     (
         ClientConfig,
@@ -231,6 +232,7 @@ ENVIRONMENT = {
     "LLM_COST_OPS_MAX_RETRIES": ("0", "retry", RetryConfig(max_retries=0)),
     "LLM_COST_OPS_VERIFY_SSL": ("False", "verify_ssl", False),
     "LLM_COST_OPS_PROXY": ("http://proxy:3128", "proxy", "http://proxy:3128"),
+    "LLM_COST_OPS_RECORDING_PROXY": ("http://proxy:8090", "recording_proxy", "http://proxy:8090"),
     "LLM_COST_OPS_LOG_LEVEL": ("debug", "logging", LoggingConfig(enabled=True, level="DEBUG")),
     "LLM_COST_OPS_DURABILITY": ("process", "durability", "process"),
     "LLM_COST_OPS_REPORTED_PROVIDERS": ("xai, perplexity", "reported_providers", ("xai", "perplexity")),

@@ -92,7 +92,7 @@ def _find(session: Session, key_id: str) -> ApiKey | None:
 
 
 def _all(session: Session) -> list[ApiKey]:
-    rows = session.rows(f'SELECT {_COLUMNS} FROM llm_cost_ops.api_key ORDER BY created, id COLLATE "C"')
+    rows = session.rows(f"SELECT {_COLUMNS} FROM llm_cost_ops.api_key ORDER BY created, seq")
     return [_key(row) for row in rows]
 
 

@@ -5,21 +5,22 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 
-from llm_cost_ops._gen.messages import CostStatus, SubmitStatus
-from llm_cost_ops.ledger.duplicates import is_duplicate
+from llm_cost_ops._gen.messages import CostStatus, RevisionKind, SubmitStatus
+from llm_cost_ops.ledger.duplicates import is_duplicate, supersedes, superseding
 from llm_cost_ops.ledger.ids import usage_id
-from llm_cost_ops.ledger.postgres import schema
+from llm_cost_ops.ledger.postgres import cards, schema
 from llm_cost_ops.ledger.postgres.connection import Database, Session
 from llm_cost_ops.ledger.postgres.errors import busy_error, closed_error, is_lost
 from llm_cost_ops.ledger.postgres.interning import intern, organization_ids
+from llm_cost_ops.ledger.postgres.revise import revise
 from llm_cost_ops.ledger.postgres.rows import Row, decode_usage, prepare, text_array, units_sql
 from llm_cost_ops.ledger.postgres.sums import quarter_sql
 from llm_cost_ops.ledger.postgres.workers import Connected, Ticket
-from llm_cost_ops.ledger.types import Appended, Entry
+from llm_cost_ops.ledger.types import Appended, Entry, Revision
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.rules.times import from_micros
 
@@ -78,9 +79,18 @@ _INSERT = f"""
     )
     SELECT (SELECT revision FROM at), array(SELECT id::text FROM new)
 """
+# With the record as it was sent, or as it superseded one without counts. The last column is the number of the
+# revision in force where the record may be superseded itself, else NULL.
 _FIND = f"""
-    SELECT u.id::text, u.key, u.record, {units_sql("u.cost")}, s.currency, s.status, u.ingested, u.ts
-    FROM llm_cost_ops.usage u JOIN llm_cost_ops.series s ON s.org = u.org AND s.id = u.series
+    SELECT u.id::text, u.key, coalesce(v.record, f.record, u.record),
+        {units_sql("CASE WHEN v.id IS NULL THEN u.cost ELSE v.cost END")}, s.currency, s.status,
+        u.ingested, u.ts,
+        (SELECT CASE WHEN bool_or(w.kind <> 'repriced') THEN NULL ELSE coalesce(max(w.number), 1) END
+        FROM llm_cost_ops.revision w WHERE w.org = u.org AND w.id = u.id)
+    FROM llm_cost_ops.usage u
+    LEFT JOIN llm_cost_ops.first_record f ON f.org = u.org AND f.id = u.id
+    LEFT JOIN llm_cost_ops.revision v ON v.org = u.org AND v.id = u.id AND v.kind = 'superseded'
+    JOIN llm_cost_ops.series s ON s.org = u.org AND s.id = coalesce(v.series, u.series)
     WHERE u.org = %(org)s AND u.id = ANY(%(ids)s::uuid[])
 """
 
@@ -90,7 +100,7 @@ Answer = list[Appended] | None
 class Append:
     """Entries that one call appends, and what is known of them so far."""
 
-    __slots__ = ("_attempts", "_entries", "answers", "other_cards", "revision", "rows")
+    __slots__ = ("_attempts", "answers", "entries", "other_cards", "revision", "rows")
 
     def __init__(self, entries: Sequence[Entry], revision: int | None) -> None:
         self.revision = revision
@@ -98,12 +108,12 @@ class Append:
         self.answers: list[Appended | None] = [None] * len(entries)
         self.other_cards = False
         """Whether the cards were of another revision, so that nothing was written."""
-        self._entries = entries
+        self.entries = entries
         self._attempts: dict[int, int] = {}
 
     def created(self, at: int) -> None:
         """Note that an entry was written."""
-        entry, by = self._entries[at], self._entries[at].by
+        entry, by = self.entries[at], self.entries[at].by
         self.answers[at] = Appended(
             SubmitStatus.CREATED,
             self.rows[at].id,
@@ -290,8 +300,9 @@ def _note(places: list[Place], numbers: list[int], created: set[str], *, other_c
 def _settle(session: Session, appends: list[Append]) -> list[Place]:
     """Answer what was not created with what is there, and return what is to be written with another id.
 
-    Under the same key it is a duplicate or a conflict. Under another one the two have one id by chance, or by
-    somebody's design: the entry gets the id of the next attempt, until one is free or has its key.
+    Under the same key it is a duplicate or a conflict, or supersedes what was found. Under another one the
+    two have one id by chance, or by somebody's design: the entry gets the id of the next attempt, until one
+    is free or has its key.
     """
     open_places: dict[str, list[Place]] = {}
     for append in appends:
@@ -301,12 +312,16 @@ def _settle(session: Session, appends: list[Append]) -> list[Place]:
     again: list[Place] = []
     for name, places in open_places.items():
         [org] = organization_ids(session, [name])
-        wanted = list({append.rows[at].id for append, at in places})
-        found = {row[0]: row for row in session.rows(_FIND, org=org, ids=wanted)}
+        found = _found(session, org, {append.rows[at].id for append, at in places})
         for append, at in places:
             row = append.rows[at]
             first = found.get(row.id)
-            if first is None or first[1] != row.key:
+            while first is not None and first.key == row.key and _supersede(session, append, at, first):
+                found |= _found(session, org, {row.id})
+                first = found[row.id]
+            if append.answers[at] is not None or append.other_cards:
+                continue
+            if first is None or first.key != row.key:
                 append.retry(at, free=first is None)
                 again.append((append, at))
             elif row.key is None:
@@ -317,19 +332,69 @@ def _settle(session: Session, appends: list[Append]) -> list[Place]:
     return again
 
 
-def _first(row: Row, found: tuple[Any, ...]) -> Appended:
+class _First(NamedTuple):
+    """What is kept under a key, as duplicates are told by it; `number` where it may be superseded."""
+
+    id: str
+    key: str | None
+    record: str
+    units: int | None
+    currency: str
+    status: str
+    ingested: int
+    ts: int
+    number: int | None
+
+
+def _found(session: Session, org: int, ids: set[str]) -> dict[str, _First]:
+    rows = session.rows(_FIND, org=org, ids=list(ids))
+    return {row[0]: _First._make(row) for row in rows}
+
+
+def _supersede(session: Session, append: Append, at: int, first: _First) -> bool:
+    """Have an entry with counts take the place of an observation without; whether to look again.
+
+    Rows that the same call created stay, though cards were added since: then this one is written too.
+    """
+    if append.answers[at] is not None or first.number is None or append.rows[at].key is None:
+        return False
+    kept, entry = decode_usage(first.record), append.entries[at]
+    if not supersedes(entry.record, kept):
+        return False
+    revision = Revision(
+        organization_id=entry.record.organization_id,
+        usage_id=first.id,
+        after=first.number,
+        kind=RevisionKind.SUPERSEDED,
+        record=superseding(entry.record, kept),
+        units=entry.units,
+        by=entry.by,
+        reason="",
+        actor="",
+        made_at=entry.ingested_at,
+    )
+    with session.transaction():
+        session.run("SELECT pg_advisory_xact_lock_shared(%s)", schema.LOCK_CARDS)
+        if append.revision not in (None, cards.revision(session)) and not any(append.answers):
+            append.other_cards = True
+            return False
+        if revise(session, revision):
+            append.created(at)
+    return True
+
+
+def _first(row: Row, first: _First) -> Appended:
     """The answer that the first entry with the key was given."""
-    made, _, kept, units, currency, cost_status, ingested, first_ts = found
-    same = row.record == kept or is_duplicate(
-        decode_usage(row.record), decode_usage(kept), from_micros(row.ts), from_micros(first_ts)
+    same = row.record == first.record or is_duplicate(
+        decode_usage(row.record), decode_usage(first.record), from_micros(row.ts), from_micros(first.ts)
     )
     return Appended(
         SubmitStatus.DUPLICATE if same else SubmitStatus.CONFLICT,
-        made,
-        units,
-        currency,
-        CostStatus(cost_status),
-        from_micros(ingested),
+        first.id,
+        first.units,
+        first.currency,
+        CostStatus(first.status),
+        from_micros(first.ingested),
     )
 
 

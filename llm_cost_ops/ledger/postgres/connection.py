@@ -97,6 +97,7 @@ class Database:
         self.name = name
         self._conninfo = conninfo
         self._lock = Lock()
+        self._replicates = False
         self._failure: tuple[float, Exception] | None = None
 
     def connect(self, *, prepare: bool = True) -> Session:
@@ -132,13 +133,15 @@ class Database:
                 f"the database is PostgreSQL {version // 10000}, and the ledger needs 15 or newer",
                 error_code="STORAGE_UNUSABLE",
             )
-        if self.durability == "replicated" and not session.rows(_STANDBY)[0][0]:
+        # At the start: later commits wait for a standby that is gone, and a promoted one may have none.
+        if self.durability == "replicated" and not self._replicates and not session.rows(_STANDBY)[0][0]:
             raise RpcError(
                 StatusCode.FAILED_PRECONDITION,
                 "durability 'replicated' needs a synchronous standby: synchronous_standby_names is empty, or "
                 "no standby is connected",
                 error_code="STORAGE_UNUSABLE",
             )
+        self._replicates = True
         if prepare:
             with self._lock:
                 schema.migrate(session)

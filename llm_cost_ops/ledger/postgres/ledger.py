@@ -15,6 +15,7 @@ from llm_cost_ops.ledger.postgres.api_keys import PostgresKeys
 from llm_cost_ops.ledger.postgres.append import Append, Appender
 from llm_cost_ops.ledger.postgres.connection import Database, Session
 from llm_cost_ops.ledger.postgres.meter_sums import summarize_meters
+from llm_cost_ops.ledger.postgres.revise import revise
 from llm_cost_ops.ledger.postgres.workers import Ticket, Workers, until_of
 from llm_cost_ops.ledger.types import (
     Amounts,
@@ -27,6 +28,8 @@ from llm_cost_ops.ledger.types import (
     Price,
     Recorded,
     Repriced,
+    Revised,
+    Revision,
 )
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.forks import forget_in_children
@@ -134,6 +137,20 @@ class PostgresLedger:
         now = datetime.fromtimestamp(context.runtime.now(), UTC)
         job = partial(revisions.reprice, where=where, price=price, after=after, limit=limit, now=now)
         return await self._workers.run(job, context, writes=True, repeatable=False)
+
+    async def revise(self, revision: Revision, context: CallContext) -> bool:
+        """Add a revision to a record; see Ledger."""
+
+        def job(session: Session) -> bool:
+            with session.transaction():
+                return revise(session, revision)
+
+        return await self._workers.run(job, context, writes=True, repeatable=False)
+
+    async def revisions(self, organization_id: str, usage_id: str, context: CallContext) -> list[Revised]:
+        """Every revision of a record; see Ledger."""
+        query = partial(revisions.revisions, organization_id=organization_id, usage_id=usage_id)
+        return await self.read(query, context)
 
     async def committed(
         self, after: Position | None, limit: int, context: CallContext
@@ -245,6 +262,6 @@ class PostgresSums:
         """The stretches of time that hold records; see Sums."""
         return await self._ledger.read(partial(listing.occupied, where=where, width=width), context)
 
-    async def count(self, where: Filter, context: CallContext) -> int:
-        """How many records the filter lets through; see Sums."""
+    async def count(self, where: Filter, context: CallContext, max_rows: int | None = None) -> int:
+        """How many records the filter lets through, however many have to be read; see Sums."""
         return await self._ledger.read(partial(sums.count, where=where), context)

@@ -122,13 +122,21 @@ def _never_given(field: str) -> RpcError:
 _STABLE = "xid < pg_snapshot_xmin(pg_current_snapshot()) AND {0}.org = ANY(%(orgs)s)"
 _COST = f"{units_sql('{0}.cost')}, s.currency, s.status"
 _BEHIND = "({0}.xid, {0}.seq) > (%(xid)s::text::xid8, %(seq)s)"
+# The record as it was in a revision: that of the last one up to it which changed it, or the first.
+_CONTENT = (
+    "coalesce((SELECT w.record FROM llm_cost_ops.revision w WHERE w.org = v.org AND w.id = v.id "
+    "AND w.number <= v.number AND w.record IS NOT NULL ORDER BY w.number DESC LIMIT 1), "
+    "(SELECT f.record FROM llm_cost_ops.first_record f WHERE f.org = v.org AND f.id = v.id))"
+)
 _CREATED = (
-    f"SELECT u.xid, u.seq, 1, {RECORD_COLUMNS}, {_COST.format('u')} FROM llm_cost_ops.usage u "
+    f"SELECT u.xid, u.seq, 1, f.record, {RECORD_COLUMNS}, {_COST.format('u')} FROM llm_cost_ops.usage u "
     "JOIN llm_cost_ops.series s ON s.org = u.org AND s.id = u.series "
+    "LEFT JOIN llm_cost_ops.first_record f ON f.org = u.org AND f.id = u.id "
     f"WHERE {_BEHIND.format('u')} AND u.{_STABLE.format('u')} ORDER BY u.xid, u.seq LIMIT %(limit)s"
 )
 _REVISED = (
-    f"SELECT v.xid, v.seq, v.number, {RECORD_COLUMNS}, {_COST.format('v')} FROM llm_cost_ops.revision v "
+    f"SELECT v.xid, v.seq, v.number, {_CONTENT}, {RECORD_COLUMNS}, {_COST.format('v')} "
+    "FROM llm_cost_ops.revision v "
     "JOIN llm_cost_ops.usage u ON u.org = v.org AND u.id = v.id "
     "JOIN llm_cost_ops.series s ON s.org = v.org AND s.id = v.series "
     f"WHERE {_BEHIND.format('v')} AND v.{_STABLE.format('v')} ORDER BY v.xid, v.seq LIMIT %(limit)s"
@@ -147,7 +155,7 @@ def committed(session: Session, after: str | None, limit: int) -> tuple[list[Com
         rows += session.rows(query, orgs=orgs, xid=xid, seq=seq, limit=limit)
     rows.sort(key=lambda row: (int(row[0]), row[1]))
     page = rows[:limit]
-    found = [Committed(decode_record(row[3:8], *row[8:]), row[2]) for row in page]
+    found = [Committed(decode_record((*row[4:8], row[3] or row[8]), *row[9:]), row[2]) for row in page]
     return found, f"{page[-1][0]}.{page[-1][1]}" if page else after
 
 

@@ -51,7 +51,7 @@ def summarize_meters(
             sums = totals.get(place)
             if sums is None:
                 sums = totals[place] = Amounts(currency=currency)
-            add_share(sums, share, record.request_count or 1)
+            add_share(sums, share, record.request_count or 1, reported=named["status"] == "reported")
     for sums in totals.values():
         check_amounts(sums)
     return [(keys, bucket, totals[bucket, keys, currency]) for bucket, keys, currency in sorted(totals)]

@@ -1,8 +1,4 @@
-"""Costs after the first: one record's cost with what priced it, and repricing.
-
-The row of usage keeps the first cost for ever. A revision is a row beside it; the sums move from the cost
-before to the cost after in the same transaction.
-"""
+"""Revisions: one record's cost with what priced it, every revision of it, and repricing."""
 
 from __future__ import annotations
 
@@ -10,65 +6,49 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from llm_cost_ops._gen.messages import CostStatus
+from llm_cost_ops._gen.messages import CostStatus, RevisionKind
 from llm_cost_ops.ledger.ids import as_key
 from llm_cost_ops.ledger.postgres.cards import kept_card
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.interning import intern, organization_ids
 from llm_cost_ops.ledger.postgres.listing import time_conditions, two_numbers
+from llm_cost_ops.ledger.postgres.revise import (
+    Counted,
+    Name,
+    NewRevision,
+    add_revisions,
+    lock_records,
+    names_of,
+)
 from llm_cost_ops.ledger.postgres.rows import (
     RECORD_COLUMNS,
     check_cost,
-    cost_text,
     decode_record,
     decode_usage,
     series_of,
-    text_array,
     units_sql,
 )
 from llm_cost_ops.ledger.postgres.sums import newest, record_conditions, series_conditions
-from llm_cost_ops.ledger.types import Change, Filter, Price, Recorded, Repriced
+from llm_cost_ops.ledger.types import Change, Filter, Price, Recorded, Repriced, Revised
 from llm_cost_ops.pricing.pricebook import Pricing
-from llm_cost_ops.rules.times import QUARTER, from_micros, to_micros
+from llm_cost_ops.rules.times import from_micros, to_micros
 
-__all__ = ["find_changes", "get_cost", "reprice"]
+__all__ = ["find_changes", "get_cost", "reprice", "revisions"]
 
-_REVISION = {
-    "org": "int",
-    "id": "uuid",
-    "number": "int",
-    "series": "bigint",
-    "pricing": "bigint",
-    "cost": "numeric",
-    "made": "bigint",
-}
-_DELTA = {
-    "org": "int",
-    "bucket": "int",
-    "series": "bigint",
-    "usr": "text",
-    "records": "bigint",
-    "requests": "bigint",
-    "input": "bigint",
-    "output": "bigint",
-    "cached": "bigint",
-    "unpriced": "bigint",
-    "cost": "numeric",
-}
-
-
-_Name = tuple[int, str]
-"""Of a record, the number of its organization and its id."""
-
-
-def _insert(table: str, columns: dict[str, str]) -> str:
-    arrays = ", ".join(f"%({name})s::{kind}[]" for name, kind in columns.items())
-    names = ", ".join(columns)
-    return f"INSERT INTO llm_cost_ops.{table} ({names}) SELECT {names} FROM unnest({arrays}) AS n ({names})"
-
-
-_ADD_REVISIONS = _insert("revision", _REVISION)
-_ADD_DELTAS = _insert("delta", _DELTA)
+_REVISIONS = (
+    f"SELECT v.number, v.kind, v.reason, v.actor, v.made, v.record, {RECORD_COLUMNS}, {units_sql('v.cost')}, "
+    "s.currency, s.status FROM llm_cost_ops.usage u "
+    "JOIN llm_cost_ops.revision v ON v.org = u.org AND v.id = u.id "
+    "JOIN llm_cost_ops.series s ON s.org = v.org AND s.id = v.series "
+    "WHERE u.org = %(org)s AND u.id = %(id)s::uuid ORDER BY v.number"
+)
+_FIRST = (
+    f"SELECT 1, 'recorded', '', '', u.ingested, f.record, {RECORD_COLUMNS}, {units_sql('u.cost')}, "
+    "s.currency, s.status FROM llm_cost_ops.usage u "
+    "JOIN llm_cost_ops.series s ON s.org = u.org AND s.id = u.series "
+    "LEFT JOIN llm_cost_ops.first_record f ON f.org = u.org AND f.id = u.id "
+    "WHERE u.org = %(org)s AND u.id = %(id)s::uuid"
+)
 
 
 def get_cost(session: Session, organization_id: str, usage_id: str) -> Recorded | None:
@@ -77,7 +57,7 @@ def get_cost(session: Session, organization_id: str, usage_id: str) -> Recorded 
     if not orgs or type(as_key(usage_id)) is not bytes:
         return None
     cost = newest(session, orgs)
-    made = "v.made" if cost.join else "NULL::bigint"
+    made = "v.made, v.kind, v.reason" if cost.join else "NULL::bigint, NULL, NULL"
     rows = session.rows(
         f"SELECT {RECORD_COLUMNS}, {units_sql(cost.cost)}, s.currency, s.status, {cost.number}, {made}, "
         "p.card_id, p.card_version, p.origin_version, p.fallbacks, p.digest "
@@ -88,7 +68,8 @@ def get_cost(session: Session, organization_id: str, usage_id: str) -> Recorded 
     )
     if not rows:
         return None
-    units, currency, status, number, at, card_id, version, origin, fallbacks, digest = rows[0][5:]
+    units, currency, status, number, at, kind, reason, *priced = rows[0][5:]
+    card_id, version, origin, fallbacks, digest = priced
     record = decode_record(rows[0][:5], units, currency, status)
     taken = record.ingested_at
     assert taken is not None
@@ -105,12 +86,38 @@ def get_cost(session: Session, organization_id: str, usage_id: str) -> Recorded 
         card=kept_card(session, digest) if digest else None,
         digest=bytes(digest),
         calculated_at=taken if at is None else from_micros(at),
+        kind=RevisionKind(kind or "recorded"),
+        reason=reason or "",
     )
+
+
+def revisions(session: Session, organization_id: str, usage_id: str) -> list[Revised]:
+    """Every revision of a record; none when the organization has no such record."""
+    orgs = organization_ids(session, [organization_id])
+    if not orgs or type(as_key(usage_id)) is not bytes:
+        return []
+    rows = session.rows(_FIRST, org=orgs[0], id=usage_id)
+    rows += session.rows(_REVISIONS, org=orgs[0], id=usage_id)
+    found = []
+    content = None
+    for number, kind, reason, actor, made, changed, *row in rows:
+        # The row has the record in force; what it was before stands in first_record and in revisions.
+        content = changed or content or row[4]
+        revised = Revised(
+            number=number,
+            kind=RevisionKind(kind),
+            record=decode_record((*row[:4], content), *row[5:]),
+            reason=reason,
+            actor=actor,
+            made_at=from_micros(made),
+        )
+        found.append(revised)
+    return found
 
 
 def _matching(
     session: Session, where: Filter, after: str | None, limit: int
-) -> tuple[list[_Name], str | None]:
+) -> tuple[list[Name], str | None]:
     """The first records after a position that the filter lets through, and the position of the last."""
     xid, seq = (0, 0) if after is None else two_numbers(after, "position")
     orgs = organization_ids(session, where.organization_ids)
@@ -144,24 +151,22 @@ class _Found(NamedTuple):
     change: Change
 
 
-def _names(records: Sequence[_Name]) -> dict[str, object]:
-    return {"orgs": [org for org, _ in records], "ids": [made for _, made in records]}
-
-
 _WANTED = "unnest(%(orgs)s::int[], %(ids)s::uuid[]) WITH ORDINALITY AS n (org, id, place)"
 
 
-def _find(session: Session, records: Sequence[_Name], price: Price) -> list[_Found]:
+def _find(session: Session, records: Sequence[Name], price: Price) -> list[_Found]:
     cost = newest(session, list({org for org, _ in records}))
     rows = session.rows(
         f"SELECT u.ts, u.record, {units_sql(cost.cost)}, s.currency, s.status, u.org, u.id::text, "
         f"{cost.number}, s.id, coalesce(u.usr, ''), u.requests, u.input, u.output, u.cached FROM {_WANTED} "
         f"JOIN llm_cost_ops.usage u ON u.org = n.org AND u.id = n.id{cost.join} "
         f"{cost.join_series} ORDER BY n.place",
-        **_names(records),
+        **names_of(records),
     )
     found = []
     for ts, data, units, currency, status, *row in rows:
+        if status == CostStatus.VOIDED:
+            continue
         record = decode_usage(data)
         record.timestamp = from_micros(ts)
         priced = price(record)
@@ -195,37 +200,16 @@ def reprice(
     """Add a revision to each of the next records whose status, currency or cost is not what `price` says."""
     with session.transaction():
         records, position = _matching(session, where, after, limit)
-        # Who else reprices one of them waits, and then sees, in a statement of its own, what was done.
-        session.run(
-            "SELECT 1 FROM llm_cost_ops.usage u JOIN unnest(%(orgs)s::int[], %(ids)s::uuid[]) AS n (org, id) "
-            "ON u.org = n.org AND u.id = n.id ORDER BY u.org, u.id FOR UPDATE OF u",
-            **_names(records),
-        )
+        lock_records(session, records)
         found = _find(session, records, price)
-        if found:
-            _write(session, found, to_micros(now))
+        ids = intern(session, [(each.series, each.by) for each in found])
+        new = []
+        for each, (_, series, pricing) in zip(found, ids, strict=True):
+            org, usage_id, number, *counted, ts = each.row
+            before = Counted._make((*counted, each.change.units_before))
+            after_it = before._replace(series=series, units=each.units)
+            kind, made = RevisionKind.REPRICED, to_micros(now)
+            name = (org, usage_id)
+            new.append(NewRevision(name, ts, number + 1, before, after_it, pricing, made, kind))
+        add_revisions(session, new)
     return Repriced(len(records), [each.change for each in found], position)
-
-
-def _write(session: Session, found: list[_Found], made: int) -> None:
-    ids = intern(session, [(each.series, each.by) for each in found])
-    revisions: list[tuple[object, ...]] = []
-    sums: dict[tuple[int, int, int, str], list[int]] = {}
-    for each, (_, after, pricing) in zip(found, ids, strict=True):
-        org, usage_id, number, before, user, *counts, ts = each.row
-        revisions.append((org, usage_id, number + 1, after, pricing, cost_text(each.units), made))
-        for series, sign, units in ((before, -1, each.change.units_before), (after, 1, each.units)):
-            amounts = [1, *counts, counts[0] if units is None else 0, units or 0]
-            totals = sums.setdefault((org, ts // QUARTER, series, user), [0] * 7)
-            for at, amount in enumerate(amounts):
-                totals[at] += sign * amount
-    session.run(_ADD_REVISIONS, **_columns(_REVISION, revisions))
-    changed = sorted((place, amounts) for place, amounts in sums.items() if any(amounts))
-    deltas = [(*place, *amounts[:6], cost_text(amounts[6])) for place, amounts in changed]
-
-    if deltas:
-        session.run(_ADD_DELTAS, **_columns(_DELTA, deltas))
-
-
-def _columns(names: dict[str, str], rows: list[tuple[Any, ...]]) -> dict[str, object]:
-    return dict(zip(names, map(text_array, zip(*rows, strict=True)), strict=True))

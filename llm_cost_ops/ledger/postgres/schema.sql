@@ -50,7 +50,8 @@ CREATE TABLE llm_cost_ops.kept_card (digest bytea PRIMARY KEY, card text NOT NUL
 -- in blocks, since the rows of a transaction are numbered before they are written, across organizations.
 CREATE SEQUENCE llm_cost_ops.seq INCREMENT BY 1000;
 
--- A record and its first cost, which never change. Transactions end in another order than they begin:
+-- A record and its first cost. The first cost never changes; the record is the one in force: where it was
+-- corrected or superseded, first_record has what was sent. Transactions end in another order than they begin:
 -- (xid, seq) is an order in which nothing is put in before what readers of `committed` have seen.
 CREATE TABLE llm_cost_ops.usage (
     org int NOT NULL,
@@ -76,7 +77,17 @@ CREATE TABLE llm_cost_ops.usage (
 CREATE INDEX usage_time ON llm_cost_ops.usage (org, ts, seq);
 CREATE INDEX usage_commit ON llm_cost_ops.usage (xid, seq);
 
--- What repricing found: the highest number of a record is in force, and the sums follow it.
+-- Records as they were sent, of those that were corrected or superseded since.
+CREATE TABLE llm_cost_ops.first_record (
+    org int NOT NULL,
+    id uuid NOT NULL,
+    record text NOT NULL,
+    PRIMARY KEY (org, id)
+);
+
+-- What became of records: the highest number of a record is in force, and the sums follow it. kind is
+-- repriced, corrected, voided or superseded; record is set where the record changed, and holds until the next
+-- that is.
 CREATE TABLE llm_cost_ops.revision (
     org int NOT NULL,
     id uuid NOT NULL,
@@ -87,6 +98,10 @@ CREATE TABLE llm_cost_ops.revision (
     pricing bigint NOT NULL,
     cost numeric(38, 12),
     made bigint NOT NULL,
+    kind text NOT NULL,
+    reason text NOT NULL,
+    actor text NOT NULL,
+    record text,
     PRIMARY KEY (org, id, number)
 );
 CREATE INDEX revision_commit ON llm_cost_ops.revision (xid, seq);
@@ -153,7 +168,8 @@ CREATE TABLE llm_cost_ops.api_key (
     organizations text,
     created bigint NOT NULL,
     expires bigint,
-    revoked bigint
+    revoked bigint,
+    seq bigint GENERATED ALWAYS AS IDENTITY     -- the order of those of one moment
 );
 CREATE TABLE llm_cost_ops.secret (name text PRIMARY KEY, value bytea NOT NULL);
 

@@ -149,7 +149,7 @@ def summarize(
     totals = _totals(session, where, group_by, buckets)
     found = []
     for (keys, bucket, currency), amounts in sorted(totals.items(), key=_by_bucket):
-        records, requests, put_in, put_out, cached, unpriced, units = amounts
+        records, requests, put_in, put_out, cached, unpriced, reported, units, reported_units = amounts
         # Repricing leaves sums of nothing behind.
         if records:
             sums = Amounts(
@@ -159,6 +159,8 @@ def summarize(
                 cached_tokens=cached,
                 unpriced_requests=unpriced,
                 units=units,
+                reported_requests=reported,
+                reported_units=reported_units,
                 currency=currency,
             )
             check_amounts(sums)
@@ -193,6 +195,8 @@ def series_conditions(where: Filter) -> tuple[list[str], dict[str, object]]:
         if values:
             conditions.append(f"s.{column} = ANY(%(s_{column})s)")
             parameters[f"s_{column}"] = list(values)
+    if not where.statuses:
+        conditions.append("s.status <> 'voided'")
     return conditions, parameters
 
 
@@ -348,10 +352,18 @@ class _SumQuery:
         of_series, named = series_conditions(self._where)
         more = " AND ".join(["s.org = ANY(%(orgs)s)", *of_series, *conditions])
         keys = "".join(f", {key}" for key in self._keys)
-        sums = ", ".join(f"sum({amount})" for amount in amounts[:-1])
+        reported = " FILTER (WHERE s.status = 'reported')"
+        sums = ", ".join(
+            [
+                *(f"sum({amount})" for amount in amounts[:-1]),
+                f"sum({amounts[1]}){reported}",
+                units_sql(f"sum({amounts[-1]})"),
+                units_sql(f"sum({amounts[-1]}){reported}"),
+            ]
+        )
         places = ", ".join(map(str, range(1, 3 + len(self._keys))))
         rows = self._session.rows(
-            f"SELECT g.bucket, s.currency{keys}, {sums}, {units_sql(f'sum({amounts[-1]})')} FROM {source} "
+            f"SELECT g.bucket, s.currency{keys}, {sums} FROM {source} "
             f"JOIN llm_cost_ops.series s ON s.org = u.org AND s.id = {series} "
             f"JOIN llm_cost_ops.organization o ON o.id = u.org WHERE {more} GROUP BY {places}",
             orgs=self.orgs,
@@ -360,9 +372,9 @@ class _SumQuery:
             **self._parameters,
         )
         for row in rows:
-            self._add(row[0], row[1], row[2:-7], row[-7:])
+            self._add(row[0], row[1], row[2:-9], row[-9:])
 
     def _add(self, bucket: int, currency: str, keys: Keys, amounts: Sequence[Any]) -> None:
-        sums = self.totals.setdefault((keys, bucket, currency), [0] * 7)
+        sums = self.totals.setdefault((keys, bucket, currency), [0] * 9)
         for at, amount in enumerate(amounts):
             sums[at] += amount or 0

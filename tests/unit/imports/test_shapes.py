@@ -50,12 +50,14 @@ class Drip(io.RawIOBase):
 
 
 def text_of(data: bytes, size: int = 1 << 20) -> tuple[bytes, TextFile]:
-    file = TextFile(Drip(data, size))  # type: ignore[arg-type]  # it has all that is used of one
+    dripping: Any = Drip(data, size)  # it has all that is used of a file
+    file = TextFile(dripping)
     return file.lines.read(), file
 
 
 def read(data: bytes, size: int = 1 << 20) -> list[Line]:
-    return list(read_json(TextFile(Drip(data, size)).lines))  # type: ignore[arg-type]  # as above
+    dripping: Any = Drip(data, size)
+    return list(read_json(TextFile(dripping).lines))
 
 
 LAYOUTS: dict[str, Any] = {

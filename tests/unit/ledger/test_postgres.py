@@ -11,10 +11,11 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, run_state_machine_as_test
 
+from llm_cost_ops._gen.messages import UsageQuality
 from llm_cost_ops.ledger import Filter, open_ledger
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.pricing.pricebook import Priced
-from tests.ledger_suite import LedgerSuite
+from tests.ledger_suite import LedgerSuite, revise
 from tests.unit.ledger.making import Sync, entry, pricing
 from tests.unit.ledger.test_revisions import RepricedBesideModel
 
@@ -65,7 +66,7 @@ def test_the_ledger_beside_a_model(postgres: Any) -> None:
     )
 
 
-_OF_ORGANIZATIONS = "series|usage|revision|rollup|delta"
+_OF_ORGANIZATIONS = "series|usage|first_record|revision|rollup|delta"
 _TABLE = re.compile(rf"\b(FROM|JOIN|INTO|UPDATE) llm_cost_ops\.({_OF_ORGANIZATIONS})\b(?: AS)? ?(\w+)?")
 
 
@@ -124,6 +125,10 @@ def use_everything(ledger: Sync, price: int) -> None:
     batch = [entry(n, units=5, tags=["x"], labels={"a": "b"}, user_id="u") for n in range(3)]
     [first, *_] = ledger.append([*batch, entry(9, idempotency_key="k"), entry(9, idempotency_key="k")])
     ledger.get_cost(first.usage_id)
+    number = len(ledger.revisions("acme", first.usage_id))
+    assert revise(ledger, first.usage_id, number, entry(tags=["z"]).record)
+    unknown = entry(idempotency_key=f"o{price}", observation=True, quality=UsageQuality.UNKNOWN, units=None)
+    ledger.append([unknown, entry(idempotency_key=f"o{price}")])
     everything = Filter(user_ids=("u",), tags=("x",), labels={"a": "b"}, providers=("openai",))
     for where in (Filter(), Filter(organization_ids=("acme",)), everything):
         ledger.count(where)

@@ -122,7 +122,9 @@ def test_an_upload_is_passed_on_as_it_comes(
     assert seen.header("content-length") == (None if chunked else str(len(content)))
 
 
-def test_an_upload_begins_before_it_ends(proxy: str, provider: Provider) -> None:
+def test_an_upload_begins_before_it_ends(
+    proxy: str, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The provider refuses by its headers what the caller is still sending."""
     reached = threading.Event()
     rest = threading.Event()
@@ -132,21 +134,19 @@ def test_an_upload_begins_before_it_ends(proxy: str, provider: Provider) -> None
         assert rest.wait(10)
         yield b"y"
 
-    original = provider.RequestHandlerClass._body
+    handlers: Any = provider.RequestHandlerClass
+    original = handlers._body
 
     def reading(handler: Any) -> bytes:
         reached.set()
         return original(handler)
 
-    provider.RequestHandlerClass._body = reading  # type: ignore[attr-defined]
-    try:
-        sender = threading.Thread(target=lambda: httpx.put(proxy + "/openai/v1/files", content=parts()))
-        sender.start()
-        assert reached.wait(10)
-        rest.set()
-        sender.join(10)
-    finally:
-        provider.RequestHandlerClass._body = original  # type: ignore[attr-defined]
+    monkeypatch.setattr(handlers, "_body", reading)
+    sender = threading.Thread(target=lambda: httpx.put(proxy + "/openai/v1/files", content=parts()))
+    sender.start()
+    assert reached.wait(10)
+    rest.set()
+    sender.join(10)
     assert provider.seen[0].size == 100_001
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llm_cost_ops._gen.methods import GET_COST_SUMMARY, GET_HEALTH, SUBMIT_USAGE
 from llm_cost_ops.ledger.sqlite import SqliteLedger
@@ -16,7 +18,7 @@ from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.runtime import AsyncRuntime
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from llm_cost_ops.server.admission import Admission
+from llm_cost_ops.server.admission import MAX_WAIT, Admission
 from llm_cost_ops.server.http import AsgiApp
 from llm_cost_ops.service import Service
 from llm_cost_ops.service.access.tenancy import OPEN
@@ -27,88 +29,167 @@ def context(method: Any = SUBMIT_USAGE) -> CallContext:
     return CallContext(method, AsyncRuntime(), Metadata())
 
 
-async def test_calls_over_the_limit_are_refused_before_anything_is_done() -> None:
-    admission, going, served = Admission(3, exempt={GET_HEALTH.path}), asyncio.Event(), []
+class Calls:
+    """A service that serves a call until it is told to end it."""
 
-    async def serve(request: Any, context: CallContext) -> str:
-        served.append(request)
-        await going.wait()
+    def __init__(self, admission: Admission, runtime: Any) -> None:
+        self.admission, self.runtime = admission, runtime
+        self.begun: list[Any] = []
+        self._ends: dict[Any, asyncio.Event] = {}
+
+    async def _serve(self, request: Any, context: CallContext) -> str:
+        self.begun.append(request)
+        await self._ends.setdefault(request, asyncio.Event()).wait()
         return "done"
 
-    calls = [
-        asyncio.create_task(admission.intercept_unary_unary(serve, n, context(method)))
-        for n, method in enumerate([SUBMIT_USAGE, GET_COST_SUMMARY] * 5)
-    ]
-    await asyncio.sleep(0)
-    assert served == [0, 1, 2]
-    assert admission.in_flight == 3
-    hints = set()
-    for call in calls[3:]:
+    def call(self, request: Any, method: Any = SUBMIT_USAGE, left: float | None = None) -> asyncio.Task[Any]:
+        deadline = None if left is None else self.runtime.monotonic() + left
+        context = CallContext(method, self.runtime, Metadata(), deadline)
+        return asyncio.create_task(self.admission.intercept_unary_unary(self._serve, request, context))
+
+    async def end(self, *requests: Any) -> None:
+        for request in requests:
+            self._ends[request].set()
+        await turns()
+
+    async def refusal_of(self, call: asyncio.Task[Any]) -> tuple[float, RpcError]:
+        """When a call was refused, and how."""
         with pytest.raises(RpcError) as caught:
             await call
-        assert caught.value.code is StatusCode.UNAVAILABLE
-        assert caught.value.retry_after is not None
-        assert 0.4 <= caught.value.retry_after <= 1, "a little less than half a second for who was held"
-        assert not caught.value.maybe_applied
-        hints.add(caught.value.retry_after)
-    assert len(hints) > 1, "those refused do not come back together"
-    health = asyncio.create_task(admission.intercept_unary_unary(serve, "health", context(GET_HEALTH)))
-    await asyncio.sleep(0)
-    assert served[-1] == "health"
-    going.set()
-    assert await asyncio.gather(*calls[:3], health) == ["done"] * 4
-    assert admission.in_flight == 0
-    assert await admission.intercept_unary_unary(serve, 11, context()) == "done"
+        return self.runtime.monotonic(), caught.value
 
 
-async def refused(admission: Admission, runtime: Any, left: float | None = None) -> tuple[float, float]:
-    """When a refusal was told, and its hint."""
-    error = await admission.refusal(runtime, left)
-    assert error is not None
-    assert error.retry_after is not None
-    return float(runtime.monotonic()), error.retry_after
+async def turns(count: int = 20) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
 
 
-async def test_a_storm_of_refusals_is_told_at_a_pace() -> None:
-    admission, runtime = Admission(1), AsyncVirtualRuntime()
-    admission.in_flight = 1
-    assert (await refused(admission, runtime))[0] == 0, "the first one at once"
-    told = await asyncio.gather(*(refused(admission, runtime) for _ in range(2000)))
-    moments = sorted(moment for moment, _ in told)
-    for start in range(0, 400, 50):
-        assert moments[start + 50] - moments[start] == pytest.approx(0.1), "500 in a second"
-    assert moments[-1] == 1, "and no one is held for longer than a second"
-    for moment, hint in told:
-        assert max(0.1, 0.5 - moment) - 0.001 <= hint <= max(0.1, 1 - moment) + 0.001, "the wait counts"
-    runtime.advance(5)
-    assert (await refused(admission, runtime))[0] == runtime.monotonic(), "it is over at once"
+async def test_calls_over_the_limit_wait_and_begin_in_their_order() -> None:
+    calls = Calls(Admission(3, exempt={GET_HEALTH.path}), AsyncRuntime())
+    made = [calls.call(n, method) for n, method in enumerate([SUBMIT_USAGE, GET_COST_SUMMARY] * 4)]
+    await turns()
+    assert calls.begun == [0, 1, 2]
+    assert calls.admission.in_flight == 3
+    assert calls.admission.full()
+    calls.call("health", GET_HEALTH)
+    await turns()
+    assert calls.begun[-1] == "health"
+    await calls.end(1)
+    await calls.end(0, 2)
+    assert calls.begun[4:] == [3, 4, 5]
+    late = calls.call(8)
+    await turns()
+    assert calls.begun[4:] == [3, 4, 5], "behind those that wait"
+    await calls.end(3, 4, 5)
+    await calls.end(6, 7, 8)
+    assert calls.begun[4:] == [3, 4, 5, 6, 7, 8]
+    assert await asyncio.gather(*made, late) == ["done"] * 9
+    assert calls.admission.in_flight == 0
+    assert not calls.admission.full()
 
 
-async def test_who_has_little_time_is_told_within_half_of_it() -> None:
-    admission, runtime = Admission(1), AsyncVirtualRuntime()
-    admission.in_flight = 1
-    told = await asyncio.gather(*(refused(admission, runtime, 0.1) for _ in range(500)))
-    assert max(moment for moment, _ in told) == 0.05
-    assert (await refused(admission, runtime, -1))[0] == runtime.monotonic()
+async def test_who_waits_for_a_second_in_vain_is_refused_before_anything_is_done() -> None:
+    calls = Calls(Admission(1), AsyncVirtualRuntime())
+    calls.call("first")
+    await turns()
+    refused = [await calls.refusal_of(call) for call in [calls.call(n) for n in range(200)]]
+    assert {moment for moment, _ in refused} == {MAX_WAIT}
+    hints = [error.retry_after for _, error in refused if error.retry_after is not None]
+    assert all(error.code is StatusCode.UNAVAILABLE and not error.maybe_applied for _, error in refused)
+    assert len(hints) == 200
+    assert all(0.5 <= hint <= 1 for hint in hints)
+    assert len(set(hints)) > 100, "those refused do not come back together"
+    assert calls.begun == ["first"]
 
 
-async def test_who_is_held_is_served_when_there_is_room() -> None:
-    admission, runtime = Admission(1), AsyncVirtualRuntime()
-    admission.in_flight = 1
+@pytest.mark.parametrize("left", [0.0, 0.1, 1.0, 10.0])
+async def test_who_has_little_time_is_told_within_half_of_it(left: float) -> None:
+    calls = Calls(Admission(1), AsyncVirtualRuntime())
+    calls.call("first")
+    await turns()
+    moment, _ = await calls.refusal_of(calls.call("second", left=left))
+    assert moment == pytest.approx(min(MAX_WAIT, left / 2))
 
-    async def leave() -> None:
-        await runtime.sleep(0.05)
-        admission.in_flight = 0
 
-    async def serve(request: Any, context: CallContext) -> str:
-        return "done"
+async def test_who_gives_up_leaves_the_turn_to_the_next() -> None:
+    calls = Calls(Admission(1), AsyncRuntime())
+    calls.call("first")
+    await turns()
+    waiting = [calls.call(n) for n in range(4)]
+    await turns()
+    waiting[0].cancel()
+    await calls.end("first")
+    await turns()
+    assert calls.begun == ["first", 1]
+    # Cancelled in the moment in which it is let in.
+    calls._ends[1].set()
+    waiting[1].add_done_callback(lambda _: waiting[2].cancel())
+    await turns()
+    await asyncio.sleep(0.1)
+    assert calls.begun[-1] == 3
+    await calls.end(3)
+    assert calls.admission.in_flight == 0
+    assert not calls.admission.full()
 
-    def call() -> Any:
-        return admission.intercept_unary_unary(serve, None, CallContext(SUBMIT_USAGE, runtime, Metadata()))
 
-    told = await asyncio.gather(leave(), *(call() for _ in range(100)), return_exceptions=True)
-    assert told.count("done") == pytest.approx(75, abs=1), "those whose turn was not before 0.05 s"
-    assert admission.in_flight == 0
+async def test_a_caller_that_was_let_in_and_sends_nothing_holds_nobody_up() -> None:
+    """Over HTTP a call is let in before its body is read."""
+    admission = Admission(2)
+    calls = Calls(admission, AsyncRuntime())
+    calls.call("a"), calls.call("b")
+    await turns()
+    slow = [asyncio.create_task(admission.refusal(calls.runtime, None)) for _ in range(2)]
+    await turns()
+    quick = [calls.call(n) for n in range(2)]
+    await calls.end("a", "b")
+    assert [task.result() for task in slow] == [None, None]
+    assert calls.begun == ["a", "b"]
+    await asyncio.sleep(0.2)
+    assert calls.begun == ["a", "b", 0, 1], "let in although nobody left"
+    await calls.end(0, 1)
+    await asyncio.gather(*quick)
+
+
+@given(
+    st.integers(1, 4),
+    st.lists(st.sampled_from(["call", "gate", "end", "cancel", "pause"]), max_size=60),
+    st.randoms(use_true_random=False),
+)
+@settings(max_examples=200, deadline=None)
+def test_never_more_than_the_limit_and_nobody_is_forgotten(limit: int, steps: list[str], chance: Any) -> None:
+    async def run() -> None:
+        calls = Calls(Admission(limit), AsyncRuntime())
+        made: dict[int, asyncio.Task[Any]] = {}
+        gates: list[asyncio.Task[Any]] = []
+        for number, step in enumerate(steps):
+            under_way = [n for n, call in made.items() if not call.done()]
+            serving = [n for n in under_way if n in calls._ends]
+            if step == "call":
+                made[number] = calls.call(number)
+            elif step == "gate":
+                gates.append(asyncio.create_task(calls.admission.refusal(calls.runtime, None)))
+            elif step == "end" and serving:
+                calls._ends[chance.choice(serving)].set()
+            elif step == "cancel" and under_way:
+                made[chance.choice(under_way)].cancel()
+            else:
+                await turns(3)
+            assert calls.admission.in_flight <= limit
+        for gate in gates:
+            gate.cancel()
+        while not all(call.done() for call in made.values()):
+            for end in calls._ends.values():
+                end.set()
+            await asyncio.sleep(0)
+        outcomes = await asyncio.gather(*made.values(), return_exceptions=True)
+        assert not [each for each in outcomes if isinstance(each, RpcError)], (
+            "refused although there was room"
+        )
+        assert calls.admission.in_flight == 0
+        await asyncio.sleep(0)
+        assert not calls.admission._waiting
+
+    asyncio.run(run())
 
 
 async def test_over_http_nothing_of_a_refused_call_is_looked_at_but_its_path() -> None:

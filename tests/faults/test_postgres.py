@@ -1,0 +1,268 @@
+"""Several servers over one database in PostgreSQL, and a primary that goes away under them."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from typing import Any, Self
+
+import psycopg
+import pytest
+
+from llm_cost_ops import CostOpsClient, CostOpsError
+from llm_cost_ops.cli import main
+from llm_cost_ops.ledger import Filter, open_ledger
+from llm_cost_ops.rpc.status import RpcError, StatusCode
+from tests.postgres_server import PostgresServer
+from tests.unit.ledger.making import Sync, entry
+
+pytestmark = pytest.mark.slow
+
+USAGE = {"provider": "openai", "model_id": "gpt-4o", "input_tokens": 10, "output_tokens": 5}
+
+
+class Server:
+    """A `serve` process; `url` is its HTTP address."""
+
+    def __init__(self, db: str) -> None:
+        command = [sys.executable, "-m", "llm_cost_ops.cli", "serve", "--db", db, "--http", "127.0.0.1:0"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert self.process.stdout is not None
+        seen = ""
+        for line in self.process.stdout:
+            seen += line
+            found = re.search(r"http://[^\s,]+", line)
+            if found:
+                self.url = found[0]
+                break
+        else:
+            raise AssertionError(seen)
+
+    def stop(self, how: int = signal.SIGTERM) -> None:
+        self.process.send_signal(how)
+        self.process.wait(20)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@contextmanager
+def servers(db: str, count: int = 3) -> Iterator[list[Server]]:
+    started: list[Server] = []
+    try:
+        started += (Server(db) for _ in range(count))
+        yield started
+    finally:
+        for server in started:
+            if server.process.poll() is None:
+                server.stop()
+
+
+def submit(client: CostOpsClient, key: str) -> str:
+    return client.usage.submit(organization_id="acme", idempotency_key=key, **USAGE).usage_id
+
+
+def test_three_servers_count_a_key_once(postgres_url: str) -> None:
+    with servers(postgres_url) as running, ExitStack() as stack:
+        clients = [stack.enter_context(CostOpsClient(base_url=server.url)) for server in running]
+        with ThreadPoolExecutor(32) as pool:
+            for round_ in range(5):
+                ids = list(pool.map(lambda n, r=round_: submit(clients[n % 3], f"k{r}"), range(32)))
+                assert len(set(ids)) == 1
+        totals = {client.costs.get(organization_id="acme").total_requests for client in clients}
+        assert totals == {5}
+        # Whichever is killed, the others know everything, and go on.
+        running[0].stop(signal.SIGKILL)
+        submit(clients[1], "after")
+        assert clients[2].costs.get(organization_id="acme").total_requests == 6
+    with Sync(ledger=open_ledger(postgres_url)) as ledger:
+        assert ledger.find_faults() == []
+
+
+def test_a_key_that_is_revoked_holds_at_once_on_every_server(
+    postgres_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["keys", "create", "--db", postgres_url, "--organization", "acme"]) == 0
+    text = capsys.readouterr().out.strip()
+    with servers(postgres_url, 2) as running:
+        for server in running:
+            with CostOpsClient(base_url=server.url, api_key=text) as client:
+                client.costs.get(organization_id="acme")
+        [(key_id,)] = execute(postgres_url, "SELECT id FROM llm_cost_ops.api_key")
+        assert main(["keys", "revoke", key_id, "--db", postgres_url]) == 0
+        for server in running:
+            with (
+                CostOpsClient(base_url=server.url, api_key=text) as client,
+                pytest.raises(CostOpsError, match="key"),
+            ):
+                client.costs.get(organization_id="acme")
+
+
+def execute(url: str, sql: str) -> list[Any]:
+    with psycopg.connect(url, autocommit=True) as connection:
+        cursor = connection.execute(sql.encode())
+        return cursor.fetchall() if cursor.description else []
+
+
+class Load:
+    """Threads that submit keys one after the other, and note which were acknowledged."""
+
+    def __init__(self, urls: list[str], threads: int = 6, timeout: float = 20.0) -> None:
+        self.acknowledged: list[str] = []
+        self.failed: list[str] = []
+        self.longest = 0.0
+        self._ended = threading.Event()
+        self._clients = [CostOpsClient(base_url=url, timeout=timeout) for url in urls]
+        self._threads = [threading.Thread(target=self._submit, args=(n,)) for n in range(threads)]
+
+    def _submit(self, thread: int) -> None:
+        client, number = self._clients[thread % len(self._clients)], 0
+        while not self._ended.is_set():
+            key, number, began = f"{thread}-{number}", number + 1, time.monotonic()
+            try:
+                submit(client, key)
+                self.acknowledged.append(key)
+            except CostOpsError as error:
+                self.failed.append(f"{key}: {error}")
+            self.longest = max(self.longest, time.monotonic() - began)
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+        for client in self._clients:
+            client.close()
+
+    def wait_for(self, more: int, seconds: float = 20.0) -> None:
+        """Wait until so many more keys were acknowledged."""
+        wanted, until = len(self.acknowledged) + more, time.monotonic() + seconds
+        while len(self.acknowledged) < wanted:
+            assert time.monotonic() < until, (self.failed[-3:], len(self.acknowledged))
+            time.sleep(0.02)
+
+
+def check_kept(url: str, load: Load) -> None:
+    """Every acknowledged key is there once, none twice, and the sums are those of the rows."""
+    kept = [key for (key,) in execute(url, "SELECT key FROM llm_cost_ops.usage")]
+    assert len(kept) == len(set(kept))
+    assert set(load.acknowledged) <= set(kept)
+    with Sync(ledger=open_ledger(url)) as ledger:
+        assert ledger.find_faults() == []
+        assert ledger.count(Filter()) == len(kept)
+
+
+def test_connections_that_are_ended_at_random_lose_and_double_nothing(postgres: Any) -> None:
+    url = postgres.new_database()
+    name = url.partition("?")[0].rpartition("/")[2]
+    with servers(url, 2) as running:
+        with Load([server.url for server in running]) as load:
+            for _ in range(25):
+                load.wait_for(7)
+                postgres.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    f"WHERE datname = '{name}' AND random() < 0.7"
+                )
+        assert load.failed == []
+        check_kept(url, load)
+    postgres.drop(url)
+
+
+def test_a_server_that_stands_still_is_waited_for_until_the_deadline(postgres: Any) -> None:
+    url = postgres.new_database()
+    with CostOpsClient(base_url=url, timeout=1.0) as client:
+        submit(client, "before")
+        postgres.pause()
+        try:
+            for call in (lambda: submit(client, "during"), client.costs.get):
+                began = time.monotonic()
+                with pytest.raises(CostOpsError) as caught:
+                    call()
+                assert caught.value.status_code is None or caught.value.retryable
+                assert time.monotonic() - began < 2.0
+        finally:
+            postgres.pause(resume=True)
+        with CostOpsClient(base_url=url, timeout=20) as later:
+            submit(later, "during")
+            assert later.costs.get().total_requests == 2
+    postgres.drop(url)
+
+
+def test_no_acknowledged_record_is_lost_with_the_primary() -> None:
+    """As it would be with `disk` and no standby, and as `replicated` promises it."""
+    with PostgresServer() as primary:
+        name = primary.new_database().partition("?")[0].rpartition("/")[2]
+        standby = primary.standby()
+        try:
+            follow(primary, standby)
+            hosts, ports = f"{primary.folder},{standby.folder}", f"{primary.port},{standby.port}"
+            url = f"postgresql://postgres@/{name}?host={hosts}&port={ports}&durability=replicated"
+            with servers(url) as running:
+                with Load([server.url for server in running], timeout=25.0) as load:
+                    load.wait_for(200)
+                    primary.stop(signal.SIGKILL)
+                    before = len(load.acknowledged)
+                    standby.promote()
+                    load.wait_for(200)
+                assert load.failed == []
+                assert load.longest < 20
+                assert len(load.acknowledged) > before
+            check_kept(standby.url(name), load)
+        finally:
+            standby.__exit__()
+
+
+def test_a_commit_that_no_standby_confirmed_is_not_acknowledged() -> None:
+    with PostgresServer() as primary:
+        url = primary.new_database()
+        standby = primary.standby()
+        try:
+            follow(primary, standby)
+            with Sync(ledger=open_ledger(url, durability="replicated"), timeout=3.0) as ledger:
+                assert len(ledger.append([entry()])) == 1
+                standby.stop(signal.SIGKILL)
+                with pytest.raises(RpcError) as caught:
+                    ledger.append([entry(idempotency_key="k")])
+                assert caught.value.maybe_applied
+                assert caught.value.code in (StatusCode.DEADLINE_EXCEEDED, StatusCode.UNAVAILABLE)
+                # Somebody ends the wait: PostgreSQL says that it is committed, and warns.
+                ended = threading.Timer(0.5, cancel_what_waits, [primary])
+                ended.start()
+                with pytest.raises(RpcError) as caught:
+                    ledger.append([entry(idempotency_key="l")])
+                assert caught.value.maybe_applied
+                ended.join()
+                standby.start()
+                [again] = ledger.append([entry(idempotency_key="l")])
+                assert again.status == "duplicate"
+        finally:
+            standby.__exit__()
+
+
+def follow(primary: PostgresServer, standby: PostgresServer) -> None:
+    """Have commits wait for the standby, and wait until it is there."""
+    standby.start()
+    primary.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+    primary.execute("SELECT pg_reload_conf()")
+    until = time.monotonic() + 20
+    while not primary.execute("SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def cancel_what_waits(server: PostgresServer) -> None:
+    for _ in range(100):
+        query = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+        if server.execute(query):
+            return
+        time.sleep(0.05)

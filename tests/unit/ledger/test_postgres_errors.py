@@ -1,0 +1,192 @@
+"""What a ledger in PostgreSQL says where it can't work, and that no password is shown."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import time
+from typing import Any
+
+import psycopg
+import pytest
+
+from llm_cost_ops import CostOpsClient, CostOpsError
+from llm_cost_ops.cli import main
+from llm_cost_ops.config import ClientConfig, without_password
+from llm_cost_ops.exceptions import ConfigurationError
+from llm_cost_ops.ledger import open_ledger
+from llm_cost_ops.rpc.status import RpcError, StatusCode
+from tests.unit.ledger.making import Sync, entry
+
+SECRET = "p4ss-w0rd"
+
+
+def refusal(url: str, *, timeout: float = 10.0, **options: Any) -> RpcError:
+    with Sync(ledger=open_ledger(url, **options), timeout=timeout) as ledger:
+        with pytest.raises(RpcError) as caught:
+            ledger.check()
+        with pytest.raises(RpcError) as again:
+            ledger.append([entry()])
+    assert caught.value.code == again.value.code
+    assert SECRET not in str(caught.value) + caught.value.local_detail
+    return caught.value
+
+
+def test_a_host_that_is_not_there_can_be_tried_again() -> None:
+    began = time.monotonic()
+    error = refusal(f"postgresql://me:{SECRET}@127.0.0.1:1/costs")
+    assert (error.code, error.retry_after) == (StatusCode.UNAVAILABLE, 0.5)
+    assert "can't be reached" in error.message
+    assert time.monotonic() - began < 9
+
+
+def test_what_the_url_says_wrongly_is_not_tried_again(postgres: Any) -> None:
+    began = time.monotonic()
+    for url in (
+        postgres.url("no_such_database"),
+        postgres.url("postgres").replace("postgres@", f"nobody_here:{SECRET}@"),
+        postgres.url("postgres", sslmode="verify-full", sslrootcert="/nowhere.pem").replace(
+            f"host={postgres.folder}", "host=127.0.0.1"
+        ),
+    ):
+        error = refusal(url)
+        if "127.0.0.1" not in url:
+            assert (error.code, error.error_code) == (StatusCode.FAILED_PRECONDITION, "STORAGE_UNUSABLE")
+    assert time.monotonic() - began < 20
+
+
+def test_a_wrong_password_is_refused(postgres: Any) -> None:
+    postgres.execute("CREATE ROLE locked LOGIN PASSWORD 'right'")
+    rules = (postgres.data / "pg_hba.conf").read_text()
+    (postgres.data / "pg_hba.conf").write_text(f"local all locked scram-sha-256\n{rules}")
+    postgres.execute("SELECT pg_reload_conf()")
+    try:
+        time.sleep(0.3)
+        url = postgres.url("postgres").replace("postgres@", f"locked:{SECRET}@")
+        error = refusal(url)
+        assert error.code is StatusCode.FAILED_PRECONDITION
+        assert "does not let this user in" in error.message
+    finally:
+        (postgres.data / "pg_hba.conf").write_text(rules)
+        postgres.execute("SELECT pg_reload_conf()")
+        postgres.execute("DROP ROLE locked")
+
+
+def test_anothers_schema_and_a_newer_one_are_left_alone(postgres: Any) -> None:
+    for statements, rule in (
+        (("CREATE SCHEMA llm_cost_ops", "CREATE TABLE llm_cost_ops.theirs (id int)"), "another application"),
+        (
+            (
+                "CREATE SCHEMA llm_cost_ops",
+                "CREATE TABLE llm_cost_ops.meta (id int, version int)",
+                "INSERT INTO llm_cost_ops.meta VALUES (1, 99)",
+            ),
+            "newer llm-cost-ops",
+        ),
+    ):
+        url = postgres.new_database(empty=True)
+        name = url.partition("?")[0].rpartition("/")[2]
+        for statement in statements:
+            postgres.execute(statement, name)
+        error = refusal(url)
+        assert (error.code, error.error_code) == (StatusCode.FAILED_PRECONDITION, "STORAGE_UNUSABLE")
+        assert rule in error.message
+        postgres.drop(url)
+
+
+def test_a_user_without_the_right_to_make_tables(postgres: Any) -> None:
+    url = postgres.new_database(empty=True)
+    name = url.partition("?")[0].rpartition("/")[2]
+    postgres.execute("CREATE ROLE serving LOGIN")
+    try:
+        serving = url.replace("postgres@", "serving@")
+        error = refusal(serving)
+        assert (error.code, error.error_code) == (StatusCode.FAILED_PRECONDITION, "STORAGE_UNUSABLE")
+        assert "llm-cost-ops db init" in error.message
+        with Sync(ledger=open_ledger(url)) as owner:
+            owner.check()
+        for grant in (
+            "USAGE ON SCHEMA llm_cost_ops TO serving",
+            "SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA llm_cost_ops TO serving",
+            "USAGE ON ALL SEQUENCES IN SCHEMA llm_cost_ops TO serving",
+        ):
+            postgres.execute(f"GRANT {grant}", name)
+        with Sync(ledger=open_ledger(serving)) as ledger:
+            ledger.append([entry()])
+    finally:
+        postgres.drop(url)
+        postgres.execute("DROP ROLE serving")
+
+
+def test_a_database_that_takes_no_writes(postgres: Any, postgres_url: str) -> None:
+    name = postgres_url.partition("?")[0].rpartition("/")[2]
+    postgres.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    error = refusal(postgres_url)
+    assert (error.code, error.error_code) == (StatusCode.UNAVAILABLE, "STORAGE_READ_ONLY")
+
+
+def test_an_older_server_is_named(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psycopg.ConnectionInfo, "server_version", 140012)
+    assert "PostgreSQL 14, and the ledger needs 15" in refusal(postgres_url).message
+
+
+def test_replicated_needs_a_standby(postgres_url: str) -> None:
+    error = refusal(postgres_url, durability="replicated")
+    assert error.code is StatusCode.FAILED_PRECONDITION
+    assert "synchronous standby" in error.message
+
+
+@pytest.mark.parametrize(
+    ("url", "rule"),
+    [
+        ("postgresql://h/d?colour=red", 'invalid URI query parameter: "colour"'),
+        (f"postgresql://u:{SECRET}@[::1/d", "base_url"),
+        ("postgresql://h/d?durability=paper", "durability must be"),
+    ],
+)
+def test_urls_that_are_refused_before_anything_is_connected(url: str, rule: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        CostOpsClient(base_url=url).close()
+    assert rule in str(caught.value)
+    assert SECRET not in str(caught.value)
+
+
+def test_no_password_is_shown(
+    postgres: Any, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    url = postgres.new_database()
+    name = url.partition("?")[0].rpartition("/")[2]
+    url = f"postgresql://postgres:{SECRET}@/{name}?host={postgres.folder}&port={postgres.port}"
+    caplog.set_level(logging.DEBUG)
+    config = ClientConfig(base_url=url)
+    ledger = open_ledger(url)
+    with CostOpsClient(config=config) as client:
+        client.usage.submit(organization_id="a", provider="openai", model_id="gpt-4o", input_tokens=1)
+        shown = repr(config) + repr(client) + repr(ledger)
+    with pytest.raises(TypeError, match="password"):
+        pickle.dumps(config)
+    assert main(["keys", "list", "--db", url]) == 0
+    assert main(["keys", "create", "--db", url, "--organization", "a"]) == 0
+    bad = url.replace(name, "no_such_database")
+    assert main(["keys", "list", "--db", bad]) == 2
+    with CostOpsClient(base_url=bad) as client, pytest.raises(CostOpsError) as caught:
+        client.costs.get()
+    printed = capsys.readouterr()
+    for text in (shown, str(caught.value), repr(caught.value), printed.out, printed.err, caplog.text):
+        assert SECRET not in text
+    assert "postgres:***@" in shown
+    postgres.drop(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://u:p@h/d", "postgresql://u:***@h/d"),
+        ("postgresql://u:p:q@h1,h2:6/d", "postgresql://u:***@h1,h2:6/d"),
+        ("postgresql://u@h/d?password=p&sslmode=require", "postgresql://u@h/d?password=***&sslmode=require"),
+        ("postgresql://h:5432/d", "postgresql://h:5432/d"),
+        ("sqlite:///a:b@c.db", "sqlite:///a:b@c.db"),
+    ],
+)
+def test_urls_as_they_are_shown(url: str, shown: str) -> None:
+    assert without_password(url) == shown

@@ -1,0 +1,213 @@
+"""`llm-cost-ops proxy` as a process: it drains, and goes on while its ledger is away."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from llm_cost_ops import CostOpsClient
+from llm_cost_ops.types import UsageQuality, UsageRecord
+from tests.proxies import ANSWER, CHUNK, Provider, event
+
+CHAT = {"model": "gpt-4o", "messages": []}
+PATH = "/openai/v1/chat/completions"
+OPENAI = ["--upstream", "openai=https://x.example"]
+
+
+class Process:
+    def __init__(self, folder: Path, provider: Provider, *options: str) -> None:
+        command = [sys.executable, "-m", "llm_cost_ops.cli", "proxy", "--http", "127.0.0.1:0"]
+        command += ["--upstream", f"openai={provider.url}", "--organization", "acme", *options]
+        self.process = subprocess.Popen(
+            command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout is not None
+        self.announced = [self.process.stdout.readline(), self.process.stdout.readline()]
+        self.url = self.announced[-1].split()[-1]
+
+    def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
+        self.process.send_signal(number)
+        _, errors = self.process.communicate(timeout=30)
+        return self.process.returncode, errors
+
+
+@contextmanager
+def running(folder: Path, provider: Provider, *options: str) -> Iterator[Process]:
+    made = Process(folder, provider, *options)
+    try:
+        yield made
+    finally:
+        if made.process.poll() is None:
+            made.process.kill()
+            made.process.communicate()
+
+
+def records(folder: Path) -> list[UsageRecord]:
+    with CostOpsClient(base_url=f"sqlite:///{folder}/llm_cost_ops.db") as client:
+        return list(client.usage.list())
+
+
+def numbered(provider: Provider) -> None:
+    numbers = iter(range(1000))
+
+    def answer(handler: Any) -> None:
+        handler.whole(json.dumps({**ANSWER, "id": f"chatcmpl-{next(numbers)}"}).encode())
+
+    provider.answer = answer
+
+
+def test_what_it_says_and_where_it_keeps_things(tmp_path: Path, provider: Provider) -> None:
+    with running(tmp_path, provider) as proxy:
+        assert "NO API KEYS NEEDED" in proxy.announced[0]
+        assert httpx.post(proxy.url + PATH, json=CHAT).status_code == 200
+        status, errors = proxy.end()
+    assert (status, errors) == (0, "")
+    assert [record.total_tokens for record in records(tmp_path)] == [1007]
+
+
+def test_a_call_in_flight_is_answered_and_recorded_before_the_end(tmp_path: Path, provider: Provider) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def answer(handler: Any) -> None:
+        handler.stream()
+        handler.part(event(CHUNK))
+        begun.set()
+        go_on.wait(20)
+        handler.part(event({**CHUNK, "choices": [], "usage": ANSWER["usage"]}) + event(b"[DONE]"))
+        handler.part(b"")
+
+    provider.answer = answer
+    with running(tmp_path, provider) as proxy:
+        answers: list[bytes] = []
+        call = threading.Thread(
+            target=lambda: answers.append(
+                httpx.post(proxy.url + PATH, json={**CHAT, "stream": True}, timeout=30).content
+            )
+        )
+        call.start()
+        assert begun.wait(10)
+        proxy.process.send_signal(signal.SIGTERM)
+        until = time.monotonic() + 10
+        while httpx.get(proxy.url + "/ready").status_code != 503:
+            assert time.monotonic() < until
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", int(proxy.url.rpartition(":")[2]))).close()
+            except ConnectionRefusedError:
+                break
+            assert time.monotonic() < until
+        go_on.set()
+        call.join(10)
+        proxy.process.communicate(timeout=30)
+        assert proxy.process.returncode == 0
+    assert answers == [event(CHUNK) + event(b"[DONE]")]
+    assert [record.total_tokens for record in records(tmp_path)] == [1007]
+
+
+def test_calls_go_on_while_the_ledger_is_away_and_count_once_later(
+    tmp_path: Path, provider: Provider
+) -> None:
+    numbered(provider)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with running(tmp_path, provider, "--base-url", f"http://127.0.0.1:{port}") as proxy:
+        began = time.monotonic()
+        with httpx.Client() as caller:
+            for _ in range(20):
+                assert caller.post(proxy.url + PATH, json=CHAT).status_code == 200
+        assert time.monotonic() - began < 10
+        status, _ = proxy.end()
+    assert status == 0
+    assert not (tmp_path / "llm_cost_ops.db").exists()
+    command = [sys.executable, "-m", "llm_cost_ops.cli", "spool", "drain", "llm_cost_ops.spool"]
+    drained = subprocess.run(
+        [*command, "--db", "llm_cost_ops.db"], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    assert drained.stdout.startswith("20 delivered"), drained.stdout
+    assert len(records(tmp_path)) == 20
+
+
+def test_what_was_answered_survives_a_kill(tmp_path: Path, provider: Provider) -> None:
+    """Whoever got a whole answer is recorded, in the ledger or in the spool."""
+    numbered(provider)
+    with running(tmp_path, provider) as proxy:
+        with httpx.Client() as caller:
+            for _ in range(20):
+                assert caller.post(proxy.url + PATH, json=CHAT).status_code == 200
+        proxy.process.kill()
+        proxy.process.communicate()
+    command = [sys.executable, "-m", "llm_cost_ops.cli", "spool", "drain", "llm_cost_ops.spool"]
+    subprocess.run(
+        [*command, "--db", "llm_cost_ops.db"], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    assert len(records(tmp_path)) == 20
+
+
+def test_a_stream_is_cut_where_the_grace_ends_and_is_of_unknown_usage(
+    tmp_path: Path, provider: Provider
+) -> None:
+    """A second signal ends the grace."""
+    begun = threading.Event()
+
+    def answer(handler: Any) -> None:
+        handler.stream()
+        handler.part(event(CHUNK))
+        begun.set()
+        handler.wait_until_closed(30)
+
+    provider.answer = answer
+    with running(tmp_path, provider) as proxy:
+        failed: list[Exception] = []
+
+        def call() -> None:
+            try:
+                httpx.post(proxy.url + PATH, json={**CHAT, "stream": True}, timeout=30)
+            except httpx.HTTPError as error:
+                failed.append(error)
+
+        caller = threading.Thread(target=call)
+        caller.start()
+        assert begun.wait(10)
+        proxy.process.send_signal(signal.SIGTERM)
+        time.sleep(1)
+        assert proxy.process.poll() is None
+        status, _ = proxy.end()
+        caller.join(10)
+    assert status == 0
+    assert len(failed) == 1
+    assert [record.quality for record in records(tmp_path)] == [UsageQuality.UNKNOWN]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--upstream", "openai"], "--upstream must be KEY=VALUE"),
+        (["--upstream", "openai=ftp://x"], "upstream openai: the URL must begin with"),
+        (
+            ["--upstream", "openai=https://x.example", "--http", "0.0.0.0:0", "--base-url", "http://h"],
+            "keys must be",
+        ),
+        (["--upstream", "openai=https://x.example", "--tls-cert", "none.pem"], "TLS needs --tls-key"),
+        (["--upstream", "openai=https://x.example", "--db", "/nowhere/x.db"], "nowhere"),
+    ],
+)
+def test_what_can_not_be_run_is_said(tmp_path: Path, options: list[str], says: str) -> None:
+    command = [sys.executable, "-m", "llm_cost_ops.cli", "proxy", *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("llm-cost-ops: ")
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "listening" not in done.stdout
