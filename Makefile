@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test long generate checkgenerate lint format typecheck conformance bench sdks docs assets screenshots release-image clean
+.PHONY: help quickstart test frameworks long generate checkgenerate lint format typecheck conformance bench sdks docs assets screenshots release-image clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,12 @@ quickstart: $(VENV)/.with-cli ## record the example responses and print what the
 
 test: $(VENV)/.with-dev ## run the whole test suite (PYTEST_ARGS="-k text" for a part)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+frameworks: ## the callbacks of frameworks that want older SDKs than the extra [sdks], each in an environment of its own
+	@set -e; for name in llama-index openai-agents; do \
+	  $(MAKE) --no-print-directory VENV=$(VENV)-$$name "$(VENV)-$$name/.with-dev,sdk-$$name"; \
+	  $(VENV)-$$name/bin/python -m pytest -q tests/unit/callbacks; \
+	done
 
 long: $(VENV)/.with-dev ## the long runs: state machines, faults, crash points at every write, power loss (an hour)
 	LONG_TESTS=1 LLM_COST_OPS_CRASH_STEP=1 $(BIN)/python -m pytest tests/unit/ledger tests/faults tests/property tests/unit/interceptors
@@ -58,7 +64,7 @@ docs: $(VENV)/.with-docs ## build docs/ into build/docs, warnings are errors
 	$(BIN)/sphinx-build -W --keep-going -q -b html -d build/doctrees docs build/docs
 	@echo "build/docs/index.html"
 
-assets: $(BIN)/pip ## fetch what the dashboard loads from others (uPlot), pinned and checked (wants npm)
+assets: $(BIN)/pip ## fetch what pages load from others (uPlot, Swagger UI), pinned and checked (wants npm)
 	$(BIN)/python -m tools.dashboard.assets
 
 screenshots: $(VENV)/.with-dev $(VENV)/.with-browser assets ## take the pictures of the dashboard in docs/images (wants Chromium)

@@ -308,6 +308,7 @@ class DictLedger:
         context: CallContext,
         *,
         dry_run: bool,
+        actor: str = "",
     ) -> Repriced:
         self._begin(context)
         with self._lock:
@@ -328,7 +329,8 @@ class DictLedger:
                     continue
                 _check_cost(priced.units)
                 at = datetime.fromtimestamp(context.runtime.now(), UTC)
-                new.append((row, _Cost(priced.units, by, at, row.now, RevisionKind.REPRICED)))
+                kind = RevisionKind.REPRICED
+                new.append((row, _Cost(priced.units, by, at, row.now, kind, actor=actor)))
                 changes.append(
                     Change(
                         provider=row.now.provider,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import compileall
 import subprocess
 import sys
 from collections import defaultdict
@@ -149,7 +150,11 @@ def files_of_a_submit() -> list[str]:
 
 
 def import_cost() -> float:
-    """What `from llm_cost_ops import CostOpsClient` takes, in parts of what `import httpx` takes."""
+    """What `from llm_cost_ops import CostOpsClient` takes, in parts of what `import httpx` takes.
+
+    Both are compiled before, as pip does for what it installs.
+    """
+    compileall.compile_dir(str(PACKAGE), quiet=2)
     done = subprocess.run([sys.executable, "-c", _COST], cwd=ROOT, capture_output=True, text=True, check=True)
     return float(done.stdout)
 

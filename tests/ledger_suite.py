@@ -79,6 +79,15 @@ def sums(ledger: Sync, group_by: tuple[str, ...] = (), where: Filter = EVERYTHIN
     ]
 
 
+def ask_everything(ledger: Sync) -> None:
+    """Ask for sums of every kind, so that a ledger which keeps answers has them before what comes next."""
+    for group_by in ((), ("user",), ("tag",), ("label:team",), ("status",), ("model", "user")):
+        ledger.summarize(EVERYTHING, group_by, None)
+        ledger.summarize(Filter(statuses=("voided",)), group_by, None)
+    ledger.summarize_meters(EVERYTHING, ("meter",), None, lambda *_: None)
+    ledger.count(EVERYTHING)
+
+
 class LedgerSuite:
     """The contract of Ledger, Sums and KeyStore."""
 
@@ -131,6 +140,7 @@ class LedgerSuite:
         first = entry(units=None, idempotency_key="k", user_id="u", labels={"team": "red"}, **seen)
         counted = entry(9, units=5, idempotency_key="k", labels={"by": "proxy"})
         [unknown] = ledger.append([first])
+        ask_everything(ledger)
         [done] = ledger.append([counted])
         assert (done.status, done.usage_id, done.units) == (CREATED, unknown.usage_id, 5)
         assert sums(ledger, ("user",)) == [("u", 1, 100, 5)]
@@ -245,6 +255,7 @@ class LedgerSuite:
         [done, _] = ledger.append([first, entry(1, units=1, model_id="b")])
         changes = {"input_tokens": 7, "user_id": "v", "tags": ["y"], "labels": {}, "model_id": "b"}
         record = replace(first.record, **changes, request_count=4)
+        ask_everything(ledger)
         assert not revise(ledger, done.usage_id, 2, record)
         assert not revise(ledger, done.usage_id, 1, record, organization_id="globex")
         assert not revise(ledger, "none", 1, record)
@@ -273,6 +284,7 @@ class LedgerSuite:
     def test_voided_records_are_out_of_sums_and_lists(self, ledger: Sync) -> None:
         first = entry(idempotency_key="k", units=5, user_id="u", tags=["x"])
         [done, other] = ledger.append([first, entry(1, units=1)])
+        ask_everything(ledger)
         assert revise(ledger, done.usage_id, 1)
         voided = Filter(statuses=("voided",))
         for group_by in ((), ("status",), ("user",), ("tag",)):
@@ -294,7 +306,7 @@ class LedgerSuite:
     def test_every_revision_is_kept(self, ledger: Sync) -> None:
         first = entry(idempotency_key="k", units=3)
         [done] = ledger.append([first])
-        ledger.reprice(EVERYTHING, lambda _: priced(4), None, 9, dry_run=False)
+        ledger.reprice(EVERYTHING, lambda _: priced(4), None, 9, dry_run=False, actor="lco_2")
         assert revise(ledger, done.usage_id, 2, replace(first.record, input_tokens=7))
         ledger.reprice(EVERYTHING, lambda _: priced(6), None, 9, dry_run=False)
         assert revise(ledger, done.usage_id, 4, replace(first.record, input_tokens=8))
@@ -317,6 +329,7 @@ class LedgerSuite:
         ]
         assert found == expected
         assert (revised[2].reason, revised[2].actor) == ("a reason", "lco_1")
+        assert (revised[1].actor, revised[3].actor) == ("lco_2", "")
         assert revised[2].made_at == TAKEN + timedelta(days=2)
         assert (revised[0].reason, revised[0].actor, revised[0].made_at) == ("", "", TAKEN)
         assert ledger.revisions("globex", done.usage_id) == ledger.revisions("acme", "none") == []

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
+from llm_cost_ops.rpc.rows import Table
 from llm_cost_ops.wire.decimals import WireDecimal
 from llm_cost_ops.wire.json_types import Int32, Int64
 from llm_cost_ops.wire.message import MessageStruct
@@ -356,9 +357,10 @@ class AnalyticsSummary(MessageStruct, kw_only=True, gc=False):
     """ISO 4217."""
 
 
-class Analytics(MessageStruct, kw_only=True, gc=False):
+class Analytics(Table, MessageStruct, kw_only=True, gc=False):
     """A series and its summary."""
 
+    rows_in_: ClassVar[str] = "time_series"
     time_series: list[TimeSeriesPoint] = []
     """The buckets in order; without group_by, those without usage are there too."""
     summary: AnalyticsSummary | None = None
@@ -507,9 +509,10 @@ class CurrencyTotal(MessageStruct, kw_only=True, gc=False):
     """How many calls."""
 
 
-class CostSummary(MessageStruct, kw_only=True, gc=False):
+class CostSummary(Table, MessageStruct, kw_only=True, gc=False):
     """The cost of a period."""
 
+    rows_in_: ClassVar[str] = "breakdown"
     total_cost: WireDecimal = Decimal(0)
     """What it cost in `currency`. A lower bound when unpriced_requests is not 0."""
     currency: str = ""
@@ -964,9 +967,10 @@ class ListPricesRequest(MessageStruct, kw_only=True, omit_defaults=True, gc=Fals
     """The cursor that the page before gave; excludes `page`."""
 
 
-class ListPricesResponse(MessageStruct, kw_only=True, gc=False):
+class ListPricesResponse(Table, MessageStruct, kw_only=True, gc=False):
     """Answers ListPrices."""
 
+    rows_in_: ClassVar[str] = "data"
     data: list[RateCard] = []
     """The cards."""
     pagination: Pagination | None = None
@@ -1200,9 +1204,10 @@ class ListUsageRequest(Filter, kw_only=True, omit_defaults=True, gc=False):
     """"desc" (the default) or "asc"."""
 
 
-class ListUsageResponse(MessageStruct, kw_only=True, gc=False):
+class ListUsageResponse(Table, MessageStruct, kw_only=True, gc=False):
     """Answers ListUsage."""
 
+    rows_in_: ClassVar[str] = "data"
     data: list[UsageRecord] = []
     """The records."""
     pagination: Pagination | None = None

@@ -165,7 +165,7 @@ def _add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _add_database(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("db", help="back up or check a database file, also while it is in use")
+    parser = commands.add_parser("db", help="make, migrate, back up, check or copy a database")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     backup = actions.add_parser(
         "backup",
@@ -181,7 +181,27 @@ def _add_database(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         description="Read the whole database and check its structure, its sums against its rows, and its ids "
         "against its keys. The exit status is 1 when something is wrong.",
     )
-    check.add_argument("path", metavar="PATH")
+    init = actions.add_parser(
+        "init",
+        help="make the tables of a ledger, where there are none",
+        description="Make the tables of a ledger. In PostgreSQL it takes a user who may make a schema; who "
+        "serves needs less. A database that is there is left as it is.",
+    )
+    status = actions.add_parser("status", help="show what version a database has, and how large it is")
+    migrate = actions.add_parser(
+        "migrate", help="bring the tables of a ledger to this version, where they are of an earlier one"
+    )
+    for action in (check, init, status, migrate):
+        action.add_argument("path", metavar="DB", help="a SQLite file, or postgresql://user@host/database")
+    copy = actions.add_parser(
+        "copy",
+        help="copy a ledger into another database, from SQLite to PostgreSQL or back",
+        description="Copy records, their revisions and price cards. Begun again after it was stopped, it "
+        "copies what is missing: records are found by their keys. At the end the sums of both are compared; "
+        "the exit status is 1 when they differ. API keys are not copied: their hashes belong to a database.",
+    )
+    copy.add_argument("source", metavar="FROM")
+    copy.add_argument("target", metavar="TO")
     parser.set_defaults(run="db")
 
 

@@ -1,4 +1,4 @@
-"""Backs up a database while it is in use, and checks one."""
+"""Makes, shows, checks and backs up a database, also while it is in use."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from llm_cost_ops._gen.methods import GET_HEALTH
 from llm_cost_ops.exceptions import ConfigurationError, CostOpsError, error_from_rpc
+from llm_cost_ops.ledger import open_ledger
 from llm_cost_ops.ledger.sqlite import schema
 from llm_cost_ops.ledger.sqlite.errors import rpc_error
 from llm_cost_ops.ledger.sqlite.integrity import find_faults
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.runtime import SyncRuntime, drive
 from llm_cost_ops.rpc.status import RpcError
 
 __all__ = ["database"]
@@ -24,7 +29,48 @@ _BUSY_SECONDS = 30.0
 
 def database(options: argparse.Namespace) -> int:
     """The `db` command; the exit status is 1 when something is wrong with the database."""
-    return _check(options.path) if options.action == "check" else _backup(options.source, options.target)
+    if options.action == "backup":
+        return _backup(options.source, options.target)
+    if options.action == "copy":
+        from llm_cost_ops.cli.copying import copy
+
+        return copy(options)
+    if options.path.startswith(("postgres://", "postgresql://")):
+        from llm_cost_ops.cli.postgres import ask
+
+        return ask(options.action, options.path)
+    if options.action == "check":
+        return _check(options.path)
+    return _status(options.path) if options.action == "status" else _make(options.path, options.action)
+
+
+def _make(path: str, action: str) -> int:
+    """Make a file, or bring one to this version: what opening it does."""
+    if action == "migrate" and not Path(path).is_file():
+        raise ConfigurationError(f"there is no database {path}", parameter="db")
+    ledger = open_ledger(path)
+    runtime = SyncRuntime()
+    context = CallContext(GET_HEALTH, runtime, Metadata(), runtime.monotonic() + _BUSY_SECONDS)
+    try:
+        drive(ledger.check(context))
+    except RpcError as error:
+        raise error_from_rpc(error) from error
+    finally:
+        drive(ledger.aclose())
+    print(f"{path}: its tables are of version {schema.VERSION}")
+    return 0
+
+
+def _status(path: str) -> int:
+    with _opened(path) as connection:
+        [records] = connection.execute("SELECT count(*) FROM usage").fetchone()
+        [organizations] = connection.execute("SELECT count(*) FROM organization").fetchone()
+    size = Path(path).stat().st_size
+    print(
+        f"{path}: SQLite {sqlite3.sqlite_version}, tables of version {schema.VERSION}, {records:,} records "
+        f"of {organizations:,} organizations, {size / 2**20:,.1f} MiB"
+    )
+    return 0
 
 
 def _check(path: str) -> int:

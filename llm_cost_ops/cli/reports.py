@@ -55,6 +55,11 @@ def print_total(output: Output, summary: CostSummary) -> None:
             (f"{count} {has} no price: the total is a lower bound.", "yellow"),
             " Add one with client.pricing.create(…).",
         )
+    if summary.reported_requests and not is_elsewhere(summary):
+        of_them = f"{money(summary.reported_cost)} {summary.currency}"
+        output.line(
+            f"{of_them} of it is what providers reported, for {_requests(summary.reported_requests)}."
+        )
     for other in summary.other_currencies:
         and_ = "    " if is_elsewhere(summary) else "and "
         output.line(f"{and_}{money(other.cost)} {other.currency} for {_requests(other.requests)}")

@@ -34,7 +34,7 @@ def serve(options: argparse.Namespace) -> int:
 
 def dashboard(options: argparse.Namespace) -> int:
     """Serve the pages of a file that is there, and open them; it ends as `serve` does."""
-    if not Path(options.db).is_file():
+    if "://" not in options.db and not Path(options.db).is_file():
         raise ConfigurationError(f"there is no database {options.db}", parameter="db")
     if not 0 <= options.port < 65536:
         raise ConfigurationError(f"port must be 0 to 65535, not {options.port}", parameter="port")

@@ -7,7 +7,7 @@ import concurrent.futures
 import contextvars
 import copy
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -79,7 +79,7 @@ class _Group(Gatherer["_Rider"]):
         self._others = others
 
     def leave(self) -> list[list[_Rider]]:
-        leaving = super().leave()
+        leaving = Gatherer.leave(self)
         if not self.in_flight and len(self._others) > MAX_IDLE_GROUPS:
             self._others.pop(self._key, None)
         return leaving
@@ -157,20 +157,30 @@ class Batching:
         """In a forked child: what waits is the parent's."""
         raise NotImplementedError
 
-    async def intercept_unary_unary(
+    def intercept_unary_unary(
         self, continuation: UnaryContinuation[Any, Any], request: Any, context: CallContext
-    ) -> Any:
+    ) -> Awaitable[Any]:
         if context.method.path != SUBMIT_USAGE.path:
-            return await continuation(request, context)
-        if self._rate_limit is not None:
-            await self._rate_limit.admit(context)
-            context.admitted = True
+            return continuation(request, context)
+        if self._rate_limit is not None and not context.admitted:
+            return self._admitted(self._rate_limit, continuation, request, context)
         if self._alone_until and context.runtime.monotonic() < self._alone_until:
-            return await continuation(request, context)
+            return continuation(request, context)
         key = self._key(request, context)
         if key is None:
-            return await continuation(request, context)
-        return await self._submit(key, continuation, request, context)
+            return continuation(request, context)
+        return self._submit(key, continuation, request, context)
+
+    async def _admitted(
+        self,
+        limit: RateLimit,
+        continuation: UnaryContinuation[Any, Any],
+        request: Any,
+        context: CallContext,
+    ) -> Any:
+        await limit.admit(context)
+        context.admitted = True
+        return await self.intercept_unary_unary(continuation, request, context)
 
     async def _submit(
         self, key: Hashable, continuation: UnaryContinuation[Any, Any], request: Any, context: CallContext
@@ -334,6 +344,10 @@ class _Loop:
             self._set_alarm(min(self._timed.values()))
 
 
+def _no_loop() -> None:
+    pass
+
+
 class TaskBatching(Batching):
     """Batching in asyncio: each event loop has its own, and a batch is a task of its own.
 
@@ -344,14 +358,23 @@ class TaskBatching(Batching):
     def forget(self) -> None:
         self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = WeakKeyDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._last: tuple[Callable[[], object], _Loop | None] = (_no_loop, None)
+
+    def _gathered_in(self, loop: asyncio.AbstractEventLoop) -> _Loop:
+        gathered = self._loops.get(loop)
+        if gathered is None:
+            gathered = self._loops.setdefault(loop, _Loop(loop))
+        # Mostly there is one. Kept as one object: loops of several threads read and replace it.
+        self._last = (ref(loop), gathered)
+        return gathered
 
     async def _submit(
         self, key: Hashable, continuation: UnaryContinuation[Any, Any], request: Any, context: CallContext
     ) -> Any:
         loop = asyncio.get_running_loop()
-        gathered = self._loops.get(loop)
-        if gathered is None:
-            gathered = self._loops.setdefault(loop, _Loop(loop))
+        last, gathered = self._last
+        if gathered is None or last() is not loop:
+            gathered = self._gathered_in(loop)
         group = self._of(gathered.groups, key)
         if not group.enter():
             rider = _Rider(group, continuation, request, context)

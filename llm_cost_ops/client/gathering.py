@@ -58,6 +58,9 @@ class Gatherer(Generic[T]):
     def leave(self) -> list[list[T]]:
         """Give a turn back. The items that leave next, each list of them with a turn."""
         self.in_flight -= 1
+        if not self._waiting:
+            self._limit = min(self._max_in_flight, self._limit + 1)
+            return []
         self._limit = self._side_by_side()
         leaving = []
         while self._waiting and self.in_flight < self._limit:
@@ -67,10 +70,8 @@ class Gatherer(Generic[T]):
         return leaving
 
     def _side_by_side(self) -> int:
-        """How many sendings there may be at a time now."""
+        """How many sendings there may be at a time now that some wait."""
         waiting = len(self._waiting)
-        if not waiting:
-            return min(self._max_in_flight, self._limit + 1)
         if waiting <= self._max_in_flight:
             return self._max_in_flight
         return min(self._max_in_flight, 1 if waiting < HALVED // 2 else 2)

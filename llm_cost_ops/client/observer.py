@@ -32,10 +32,14 @@ class Observer:
         self._stated = Attributes(**fields)
         self._client = client
 
-    def take(self, build: Callable[[], UsageRecord]) -> None:
-        """Have a record written that is built later, in the recorder's thread."""
+    def take(self, build: Callable[[], UsageRecord], within: Attributes | None = None) -> None:
+        """Have a record written that is built later, in the recorder's thread.
+
+        `within` is what the block of code around the call says, where that is not the one around this place.
+        """
         try:
-            self._recording().observe(build, current_attributes().over(self._stated))
+            inner = current_attributes() if within is None else within
+            self._recording().observe(build, inner.over(self._stated))
         except Exception:  # noqa: BLE001  # whoever is watched has nothing to do with it
             _log.warning("a call was not recorded", exc_info=True)
 

@@ -42,7 +42,7 @@ async def costs_page(page: Page) -> Answer:
 async def requests_page(page: Page) -> Answer:
     """How many calls there were, and what one cost."""
     report = await read_report(page.view, page.now, page.caller, "requests")
-    each = [found.cost_per_request or Decimal(0) for found in report.buckets]
+    each = [round(found.cost_per_request or Decimal(0), 12) for found in report.buckets]
     single = [Series(name="Cost per request", value="", points=each)]
     charts = [
         _chart(report, f"Requests per {report.interval}", report.series, "bars", "requests"),
@@ -62,7 +62,7 @@ async def tokens_page(page: Page) -> Answer:
             ("Output", "output_tokens"),
         )
     ]
-    hits = [(found.cache_share or Decimal(0)) * 100 for found in report.buckets]
+    hits = [round((found.cache_share or Decimal(0)) * 100, 2) for found in report.buckets]
     charts = [
         _chart(report, f"Tokens per {report.interval}", kinds, "bars", "tokens", _KINDS),
         _chart(

@@ -73,4 +73,8 @@ def chart_data(
         }
         for each in series
     ]
-    return msgspec.json.encode({"kind": kind, "unit": unit, "labels": labels, "series": drawn}).decode()
+    totals = [
+        exact(sum(points, Decimal(0))) for points in zip(*(each.points for each in series), strict=True)
+    ]
+    data = {"kind": kind, "unit": unit, "labels": labels, "series": drawn, "totals": totals}
+    return msgspec.json.encode(data).decode()

@@ -148,8 +148,7 @@ async def read_report(view: View, now: datetime, caller: Caller, metric: str = "
     top = [group.value for group in groups if _value(group, metric) and (read.whole or group.value)]
     del top[MAX_SERIES:]
     if read.parts is None:
-        only = () if any(name == view.by for name, _ in view.filters) else top
-        read.parts = _by_group(await _analytics(view, span, interval, [view.by], only, caller), read.starts)
+        read.parts = _by_group(await _analytics(view, span, interval, [view.by], top, caller), read.starts)
     nothing = [Figures()] * len(read.starts)
     trends = {
         group.value: [_value(found, metric) for found in read.parts.get(group.value, nothing)]

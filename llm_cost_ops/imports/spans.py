@@ -17,6 +17,7 @@ from llm_cost_ops.imports.values import (
     Part,
     State,
     count,
+    has_unsure_key,
     made,
     moment,
     nested,
@@ -25,8 +26,6 @@ from llm_cost_ops.imports.values import (
     whole_input,
 )
 from llm_cost_ops.normalizers import PayloadError, usage_from_response
-from llm_cost_ops.normalizers.detect import is_random
-from llm_cost_ops.normalizers.providers import UNIQUE_IDS
 from llm_cost_ops.normalizers.record import set_key
 from llm_cost_ops.types import Operation, UsageQuality, UsageRecord
 
@@ -47,10 +46,6 @@ _COUNTS = ("gen_ai.usage.", "llm.token_count.", "ai.usage.")
 PREFIXES = ("gen_ai.", "llm.", "ai.", "openinference.", "embedding.")
 """How the names of the attributes begin that tell of calls."""
 _KINDS = ("ai.operationId", "gen_ai.operation.name", "openinference.span.kind")
-
-# Their protocols are spoken by servers that people run themselves, which count ids from 0 after each start,
-# and a span does not say whose server it was.
-_IMITATED = frozenset({"anthropic", "openai"})
 
 
 class Span(NamedTuple):
@@ -117,7 +112,7 @@ def _record_of(span: Span) -> UsageRecord:
     Raises PayloadError or ValueError for counts or times that can't be.
     """
     record = _record(span.attributes)
-    if record.provider in _IMITATED and not is_random(record.idempotency_key.partition(":")[2]):
+    if has_unsure_key(record):
         record.idempotency_key = ""
     start, end = moment(span.start), moment(span.end)
     record.timestamp = start
@@ -330,18 +325,12 @@ def _openinference(attributes: dict[str, object]) -> UsageRecord:
         ),
         operation=Operation.EMBEDDINGS if embeds else Operation.CHAT,
     )
-    _set_response_key(record, attributes)
+    set_key(record, _response_id(attributes))
     return record
 
 
 def _asked_model(attributes: dict[str, object]) -> str:
     return text(nested(attributes, "llm.invocation_parameters"), "model")
-
-
-def _set_response_key(record: UsageRecord, attributes: dict[str, object]) -> None:
-    response_id = _response_id(attributes)
-    if record.provider in UNIQUE_IDS or is_random(response_id):
-        set_key(record, response_id)
 
 
 def _vercel(attributes: dict[str, object]) -> UsageRecord:
@@ -367,7 +356,7 @@ def _vercel(attributes: dict[str, object]) -> UsageRecord:
         ),
         operation=Operation.EMBEDDINGS if embeds else Operation.CHAT,
     )
-    _set_response_key(record, attributes)
+    set_key(record, _response_id(attributes))
     return record
 
 

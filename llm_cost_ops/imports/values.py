@@ -12,6 +12,8 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from llm_cost_ops.normalizers import PayloadError, usage_from_response
+from llm_cost_ops.normalizers.detect import is_random
+from llm_cost_ops.normalizers.providers import UNIQUE_IDS
 from llm_cost_ops.types import ModalityTokens, UsageRecord
 from llm_cost_ops.wire import coerce
 
@@ -23,6 +25,7 @@ __all__ = [
     "State",
     "cost",
     "count",
+    "has_unsure_key",
     "identity",
     "made",
     "moment",
@@ -179,6 +182,20 @@ def provider_of(model: str) -> str:
         return usage_from_response({"object": "chat.completion", "model": model, "choices": []}).provider
     except (PayloadError, ValueError):
         return ""
+
+
+# Their protocols are spoken by servers that people run themselves, which count ids from 0 after each start.
+_IMITATED = frozenset({"anthropic", "openai"})
+
+
+def has_unsure_key(record: UsageRecord) -> bool:
+    """Whether two calls may have the response id that a record's key is made of.
+
+    What watches from outside is not told whose server it was, so that the id of one that anybody may run
+    counts only where it looks random.
+    """
+    known = record.provider in UNIQUE_IDS - _IMITATED
+    return not known and not is_random(record.idempotency_key.removeprefix(f"{record.provider}:"))
 
 
 def whole_input(stated: int, cached: int, written: int, output: int, total: int | None) -> int:

@@ -9,7 +9,7 @@ import functools
 import logging
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -68,6 +68,12 @@ def _begin(api_client: Any, http_method: str, path: str) -> _Watch | _BatchWatch
         return None
 
 
+class _Part(Protocol):
+    """A whole answer, or a part of a stream."""
+
+    body: str | None
+
+
 class _Watch:
     """Sees the parts of an answer. Never raises."""
 
@@ -75,12 +81,12 @@ class _Watch:
         self._call = call
         self._reader = EventReader()
 
-    def whole(self, response: Any) -> None:
+    def whole(self, response: _Part) -> None:
         """The one part of an answer that is no stream."""
         self._call.body = (response.body or "").encode
         self._finish(finished=True)
 
-    def part(self, response: Any) -> None:
+    def part(self, response: _Part) -> None:
         """One part of a stream."""
         try:
             self._call.first_byte()
@@ -134,7 +140,7 @@ class _BatchWatch:
     def __init__(self, begin: Callable[[str], Call]) -> None:
         self._begin = begin
 
-    def whole(self, response: Any) -> None:
+    def whole(self, response: _Part) -> None:
         """A batch as it is now."""
         try:
             batch = msgspec.json.decode(response.body or b"{}", type=_Batch)

@@ -161,13 +161,14 @@ class Ledger(Protocol):
         context: CallContext,
         *,
         dry_run: bool,
+        actor: str = "",
     ) -> Repriced:
         """Look at the next records that the filter lets through, and add a revision to each whose status,
         currency or cost is not what `price` says. Voided records are passed over.
 
         Records come in the order in which they were committed, at most `limit` of them in one transaction,
         which writes revisions and sums; earlier revisions stay as they are. With `dry_run` nothing is
-        written, and the answer is the same.
+        written, and the answer is the same. `actor` is who made the revisions, as in Revision.
         """
 
     async def revise(self, revision: Revision, context: CallContext) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from llm_cost_ops.exceptions import PayloadError
 from llm_cost_ops.normalizers.payload import section, text
 from llm_cost_ops.normalizers.providers import PROVIDERS, SHARED_APIS
@@ -14,19 +16,10 @@ _MARKS = {
     api: tuple((provider.serves[api], provider.name) for provider in PROVIDERS if api in provider.serves)
     for api in SHARED_APIS
 }
-
-
-def _by_start() -> dict[str, list[tuple[str, str]]]:
-    """The prefixes of models' names by their first two letters, each with its provider."""
-    # Open weights that anyone serves, whatever their prefix says.
-    found: dict[str, list[tuple[str, str]]] = {"gp": [("gpt-oss", "")]}
-    for provider in PROVIDERS:
-        for prefix in provider.models:
-            found.setdefault(prefix[:2], []).append((prefix, provider.name))
-    return found
-
-
-_BY_START = _by_start()
+_MAX_NAME = 255
+# Open weights that anyone serves, whatever their prefix says.
+_ANYONES = ("gpt-oss",)
+_BY_MODEL = tuple((provider.models, provider.name) for provider in PROVIDERS if provider.models)
 
 
 def detect_api(payload: dict[str, object]) -> str:
@@ -59,10 +52,18 @@ def detect_provider(payload: dict[str, object], api: str) -> str:
             return provider
     if api == "anthropic.messages":
         return "anthropic"
-    lowered = text(payload, "model").lower()
-    for prefix, provider in _BY_START.get(lowered[:2], ()):
-        if lowered.startswith(prefix):
-            return provider
+    model = text(payload, "model")
+    return _provider_of(model if len(model) <= _MAX_NAME else model[:_MAX_NAME])
+
+
+# A program asks few models, and each of them many times.
+@lru_cache(maxsize=1024)
+def _provider_of(model: str) -> str:
+    lowered = model.lower()
+    if not lowered.startswith(_ANYONES):
+        for prefixes, provider in _BY_MODEL:
+            if lowered.startswith(prefixes):
+                return provider
     return ""
 
 

@@ -229,7 +229,8 @@ def _detect(payload: dict[str, object], usage: dict[str, object] | None) -> str:
 
 
 def _serves_claude(payload: dict[str, object], _usage: dict[str, object]) -> bool:
-    return text(payload, "id").startswith("msg_vrtx_")
+    response_id = payload.get("id")
+    return type(response_id) is str and response_id.startswith("msg_vrtx_")
 
 
 PROVIDER = Provider(

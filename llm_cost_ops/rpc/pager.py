@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from typing import Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
+from llm_cost_ops.rpc.rows import rows_of, to_pandas, to_polars
 from llm_cost_ops.rpc.status import RpcError, StatusCode
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
 
 __all__ = ["AsyncPager", "Pager"]
 
@@ -104,6 +109,19 @@ class Pager(_Pages[Res, Item]):
         for page in self.pages():
             yield from page.data
 
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """The items of every page as dicts: amounts are Decimal, times datetime in UTC."""
+        items: Any = self
+        return rows_of(items)
+
+    def to_pandas(self, *, floats: bool = False) -> pd.DataFrame:
+        """The items of every page as a DataFrame of pandas; see `Table.to_pandas`."""
+        return to_pandas(self.to_dicts(), floats=floats)
+
+    def to_polars(self, *, floats: bool = False) -> pl.DataFrame:
+        """The items of every page as a DataFrame of polars; see `Table.to_polars`."""
+        return to_polars(self.to_dicts(), floats=floats)
+
 
 class AsyncPager(_Pages[Res, Item]):
     """Iterates over the items of a list through all its pages; each page is one call.
@@ -140,3 +158,16 @@ class AsyncPager(_Pages[Res, Item]):
         async for page in self.pages():
             for item in page.data:
                 yield item
+
+    async def to_dicts(self) -> list[dict[str, Any]]:
+        """The items of every page as dicts: amounts are Decimal, times datetime in UTC."""
+        items: Any = [item async for item in self]
+        return rows_of(items)
+
+    async def to_pandas(self, *, floats: bool = False) -> pd.DataFrame:
+        """The items of every page as a DataFrame of pandas; see `Table.to_pandas`."""
+        return to_pandas(await self.to_dicts(), floats=floats)
+
+    async def to_polars(self, *, floats: bool = False) -> pl.DataFrame:
+        """The items of every page as a DataFrame of polars; see `Table.to_polars`."""
+        return to_polars(await self.to_dicts(), floats=floats)

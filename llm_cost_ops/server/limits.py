@@ -81,6 +81,11 @@ class GrpcLimits(msgspec.Struct, frozen=True, kw_only=True):
             ("grpc.keepalive_timeout_ms", round(self.keepalive_timeout * 1000)),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", round(self.min_ping_interval * 1000)),
+            # Each reset of a stream is answered with a ping, and a connection with many that were not taken
+            # back is read no further: that slows a flood of opened and reset streams down to what others
+            # do not notice. Together with a limit on streams it has no effect: what is over that limit is
+            # refused before its reset counts.
+            ("grpc.http2.ping_on_rst_stream_percent", 100),
             # A level heeds what the client accepts; an algorithm (`compression=`) does not.
             ("grpc.default_compression_level", 1),
             # Two servers on one port would share its connections at random.

@@ -21,10 +21,13 @@ __all__ = ["JSON", "PROTOBUF", "encode_answer", "encode_error", "json_spans", "p
 
 JSON, PROTOBUF = "application/json", "application/x-protobuf"
 
-MAX_PARTS = 500_000
-"""The most attributes and spans that are read of one request, in JSON the most objects in it."""
+MAX_OBJECTS = 500_000
+"""The most objects of a request in JSON: each attribute is two, and takes up to 300 bytes."""
 
-_TOO_MANY = f"has more than {MAX_PARTS:,} spans and attributes: export fewer at a time"
+MAX_FIELDS = 1_000_000
+"""The most fields of a request in protobuf that are looked at: each takes up to a microsecond."""
+
+_TOO_MANY = "has too many spans and attributes: export fewer at a time"
 
 # Beside what begins with one of PREFIXES.
 _ATTRIBUTES = frozenset({"enduser.id", "output.mime_type", "output.value", "session.id", "user.id"})
@@ -66,6 +69,23 @@ class _Resource(msgspec.Struct, frozen=True):
     attributes: list[_Attribute] | None = None
 
 
+# What is there where spans should be is found out before anything is kept of it.
+class _Object(msgspec.Struct, frozen=True):
+    pass
+
+
+class _ScopeShape(msgspec.Struct, frozen=True):
+    spans: list[_Object] | None = None
+
+
+class _ResourceShape(msgspec.Struct, frozen=True, rename="camel"):
+    scope_spans: list[_ScopeShape] | None = None
+
+
+class _Shape(msgspec.Struct, frozen=True, rename="camel"):
+    resource_spans: list[_ResourceShape] | None = None
+
+
 # Undecoded first: to decode all at once would hold up every other thread.
 class _Scope(msgspec.Struct, frozen=True):
     spans: list[msgspec.Raw] | None = None
@@ -82,10 +102,11 @@ class _Request(msgspec.Struct, frozen=True, rename="camel"):
 
 def json_spans(data: bytes) -> Iterator[Span]:
     """The spans of a request in JSON that may be calls. Raises DecodeError."""
-    if data.count(b"{") > MAX_PARTS:
+    if data.count(b"{") > MAX_OBJECTS:
         raise DecodeError(_TOO_MANY)
     decode = msgspec.json.decode
     try:
+        decode(data, type=_Shape)
         for raw in decode(data, type=_Request).resource_spans or ():
             each = decode(raw, type=_ResourceSpans)
             resource = {} if each.resource is None else _plain(each.resource.attributes)
@@ -134,7 +155,7 @@ def protobuf_spans(data: bytes) -> Iterator[Span]:
     """The spans of a request in protobuf that may be calls. Raises DecodeError."""
     reader = _Reader(data)
     try:
-        for tag, start, stop in walk(data, 0, len(data)):
+        for tag, start, stop in reader.fields(0, len(data)):
             if tag == _field(1):
                 yield from reader.resource_spans(start, stop)
     except IndexError:
@@ -152,31 +173,38 @@ class _Reader:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        self._parts = 0
+        self._read = 0
+
+    def fields(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """The tag of each field, and where its value starts and stops."""
+        for field in walk(self._data, start, stop):
+            self._read += 1
+            if self._read > MAX_FIELDS:
+                raise DecodeError(_TOO_MANY)
+            yield field
 
     def resource_spans(self, start: int, stop: int) -> Iterator[Span]:
         resource: dict[str, Any] = {}
-        scopes = []
-        for tag, at, end in walk(self._data, start, stop):
+        # The resource may stand behind its spans, which may be in millions of places: those are not kept.
+        for tag, at, end in self.fields(start, stop):
             if tag == _field(1):
-                for inner, first, last in walk(self._data, at, end):
+                for inner, first, last in self.fields(at, end):
                     if inner == _field(1):
                         self._attribute(first, last, resource, of_resource=True)
-            elif tag == _field(2):
-                self._count()
-                scopes.append((at, end))
-        for at, end in scopes:
-            for tag, first, last in walk(self._data, at, end):
-                if tag == _field(2):
-                    self._count()
-                    if any(self._data.find(mark, first, last) >= 0 for mark in _MARKS):
-                        yield self._span(first, last, resource)
+        for tag, at, end in self.fields(start, stop):
+            if tag == _field(2):
+                yield from self._scope_spans(at, end, resource)
+
+    def _scope_spans(self, start: int, stop: int, resource: dict[str, Any]) -> Iterator[Span]:
+        for tag, at, end in self.fields(start, stop):
+            if tag == _field(2) and any(self._data.find(mark, at, end) >= 0 for mark in _MARKS):
+                yield self._span(at, end, resource)
 
     def _span(self, start: int, stop: int, resource: dict[str, Any]) -> Span:
         data = self._data
         attributes: dict[str, Any] = {}
         found: dict[str, Any] = {}
-        for tag, at, end in walk(data, start, stop):
+        for tag, at, end in self.fields(start, stop):
             name = _IDS.get(tag)
             if name is not None:
                 found[name] = data[at:end].hex()
@@ -189,13 +217,12 @@ class _Reader:
         return Span(attributes=attributes, resource=resource, **found)
 
     def _is_error(self, start: int, stop: int) -> bool:
-        codes = [at for tag, at, _ in walk(self._data, start, stop) if tag == _field(3, 0)]
+        codes = [at for tag, at, _ in self.fields(start, stop) if tag == _field(3, 0)]
         return bool(codes) and read_varint(self._data, codes[-1])[0] == _ERROR
 
     def _attribute(self, start: int, stop: int, into: dict[str, Any], *, of_resource: bool = False) -> None:
-        self._count()
         name, value = "", None
-        for tag, at, end in walk(self._data, start, stop):
+        for tag, at, end in self.fields(start, stop):
             if tag == _field(1):
                 name = self._data[at:end].decode()
                 wanted = name.startswith(_RESOURCE if of_resource else (_OURS, *PREFIXES))
@@ -209,7 +236,7 @@ class _Reader:
     def _value(self, start: int, stop: int) -> object:
         """A text or a number; lists and maps are not looked at."""
         value: object = None
-        for tag, at, end in walk(self._data, start, stop):
+        for tag, at, end in self.fields(start, stop):
             if tag == _field(1):
                 value = self._data[at:end].decode()
             elif tag == _field(2, 0):
@@ -220,11 +247,6 @@ class _Reader:
             elif tag == _field(4, 1):
                 value = DOUBLE.unpack_from(self._data, at)[0]
         return value
-
-    def _count(self) -> None:
-        self._parts += 1
-        if self._parts > MAX_PARTS:
-            raise DecodeError(_TOO_MANY)
 
 
 _IDS = {_field(1): "trace_id", _field(2): "span_id", _field(4): "parent_id"}

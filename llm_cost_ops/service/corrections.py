@@ -19,7 +19,7 @@ from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, violations_text
 from llm_cost_ops.rules.requests import check_record, corrected
 from llm_cost_ops.rules.usage import states_no_count
-from llm_cost_ops.service.access.tenancy import Principal, organization_of
+from llm_cost_ops.service.access.tenancy import actor_of, organization_of
 from llm_cost_ops.service.entries import as_kept, check_record_cost
 from llm_cost_ops.service.prices import Prices
 
@@ -125,7 +125,6 @@ def _revision(
     reason: str,
     context: CallContext,
 ) -> Revision:
-    principal: Principal | None = context.principal
     return Revision(
         organization_id=found.record.organization_id,
         usage_id=found.record.id,
@@ -135,7 +134,7 @@ def _revision(
         units=units,
         by=by,
         reason=reason,
-        actor="" if principal is None else principal.key_id,
+        actor=actor_of(context),
         made_at=context.now(),
     )
 

@@ -34,7 +34,7 @@ from llm_cost_ops.pricing.money import from_units, to_units
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.rules.times import QUARTER, QUARTERS_A_DAY, bucket_label, buckets_around, parse_end
-from llm_cost_ops.service.access.tenancy import organization_of
+from llm_cost_ops.service.access.tenancy import actor_of, organization_of
 from llm_cost_ops.service.entries import check_record_cost, in_utc
 from llm_cost_ops.service.pages import filter_of, meta_of
 from llm_cost_ops.service.prices import Prices, catalog_card
@@ -267,7 +267,9 @@ async def reprice(
     after: Position | None = None
     try:
         while True:
-            step = await ledger.reprice(where, book.price, after, CHUNK, context, dry_run=request.dry_run)
+            step = await ledger.reprice(
+                where, book.price, after, CHUNK, context, dry_run=request.dry_run, actor=actor_of(context)
+            )
             tally.add(step.examined, step.changes)
             after = step.position
             if after is None:

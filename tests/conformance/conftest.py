@@ -53,7 +53,14 @@ IN_BATCHES_TOO = ("test_usage", "test_errors", "test_keys", "test_tenancy", "tes
 """What holds for a submit holds as well for one that rides in a batch, and with batching off."""
 
 
-ON_POSTGRES_TOO = ("test_usage", "test_queries", "test_receipts", "test_many_calls", "test_recording")
+ON_POSTGRES_TOO = (
+    "test_usage",
+    "test_queries",
+    "test_receipts",
+    "test_corrections",
+    "test_many_calls",
+    "test_recording",
+)
 """What holds whatever database the ledger is in."""
 
 

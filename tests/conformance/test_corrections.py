@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llm_cost_ops import ConflictError, NotFoundError, UsageRecord, ValidationError
+from llm_cost_ops import ConflictError, NotFoundError, UsageRecord, ValidationError, usage_from_response
 from llm_cost_ops.exceptions import CostOpsError
 from llm_cost_ops.rpc.ids import uuid7
 from llm_cost_ops.types import CostStatus, RevisionKind, SubmitStatus, UsageQuality
@@ -223,3 +223,24 @@ async def test_sums_tell_what_providers_reported(client: Any, organization: str)
     assert groups == {"openai": (0, Decimal(0)), "openrouter": (1, Decimal("0.5"))}
     in_euros = await client.costs.get(organization_id=organization, currency="EUR")
     assert (in_euros.reported_requests, in_euros.reported_cost) == (1, Decimal(0))
+
+
+@pytest.mark.parametrize("abandoned_first", [True, False])
+async def test_a_stream_that_one_observer_saw_to_its_end(
+    client: Any, organization: str, abandoned_first: bool
+) -> None:
+    response_id = f"chatcmpl-{uuid7()}"
+    chunk = {"id": response_id, "object": "chat.completion.chunk", "model": "gpt-4o", "created": 1793534400}
+    text = {**chunk, "choices": [{"index": 0, "delta": {"content": "Hel"}}]}
+    usage = {"prompt_tokens": 1000, "completion_tokens": 500, "total_tokens": 1500}
+    last = {**chunk, "choices": [], "usage": usage}
+    seen = {"organization_id": organization, "provider": "openai", "observation": True}
+    abandoned = usage_from_response(iter([text]), labels={"team": "red"}, **seen)
+    whole = usage_from_response(iter([text, last]), **seen)
+    assert (abandoned.quality, abandoned.idempotency_key) == (UsageQuality.UNKNOWN, whole.idempotency_key)
+    both = [abandoned, whole] if abandoned_first else [whole, abandoned]
+    receipts = [await client.usage.submit(record) for record in both]
+    assert receipts[0].usage_id == receipts[1].usage_id
+    assert receipts[1].estimated_cost == COST
+    assert receipts[1].duplicate is not abandoned_first
+    assert await facts(client, organization) == (COST, 1, 1500)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -22,19 +23,56 @@ from tests.conformance.clients import running_server
 
 NETWORK = ("http", "grpc")
 CALL: dict[str, Any] = {"provider": "openai", "model_id": "gpt-4o", "input_tokens": 1, "output_tokens": 1}
+UPLOAD = (
+    b"POST /api/v1/usage/stream HTTP/1.1\r\nhost: test\r\ncontent-type: application/x-ndjson\r\n"
+    b"transfer-encoding: chunked\r\n\r\n1\r\n\n\r\n"
+)
 ENDLESS = ClientConfig(timeout=120)
 
 
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A server that takes 4 calls at a time, so that most of what a client sends at once is refused."""
+    """A server that takes 4 calls at a time; `occupied` takes all of them."""
     listeners = ("--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--max-calls", "4")
     with running_server(tmp_path_factory.mktemp("narrow"), *listeners) as urls:
         yield urls
 
 
-async def submitted(url: str, organization: str, tasks: int, config: ClientConfig) -> list[Any]:
-    async with AsyncCostOpsClient(base_url=url, config=config) as client:
+@asynccontextmanager
+async def occupied(server: dict[str, str], seconds: float) -> AsyncIterator[None]:
+    """Have the server busy with 4 uploads that do not end, so that further calls wait for a second.
+
+    Its listeners share the calls that it takes.
+    """
+    host, _, port = server["http"].removeprefix("http://").partition(":")
+    uploads = []
+    for _ in range(4):
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.write(UPLOAD)
+        uploads.append(writer)
+        asyncio.get_running_loop().call_later(seconds, writer.close)
+    await asyncio.sleep(0.3)
+    yield
+    for writer in uploads:
+        writer.close()
+
+
+class Refusals:
+    """Counts the attempts that a server refused since it had too many calls."""
+
+    seen = 0
+
+    async def intercept_unary_unary(self, continuation: Any, request: Any, context: Any) -> Any:
+        try:
+            return await continuation(request, context)
+        finally:
+            self.seen += context.refusals
+
+
+async def submitted(
+    url: str, organization: str, tasks: int, config: ClientConfig, interceptors: Sequence[Any] = ()
+) -> list[Any]:
+    async with AsyncCostOpsClient(base_url=url, config=config, interceptors=interceptors) as client:
         calls = [client.usage.submit(organization_id=organization, **CALL) for _ in range(tasks)]
         told = await asyncio.gather(*calls, return_exceptions=True)
         assert (await client.costs.get(organization_id=organization)).total_requests == tasks
@@ -68,8 +106,13 @@ def test_five_hundred_threads(transport: str, server_urls: dict[str, str], organ
 async def test_who_is_refused_comes_again_without_budget(
     transport: str, narrow: dict[str, str], organization: str
 ) -> None:
-    config = ClientConfig(timeout=60, retry=RetryConfig(max_retries=1, budget=1, budget_refill=0))
-    assert await submitted(narrow[transport], organization, 300, config) == []
+    alone = BatchingConfig(enabled=False)
+    retry = RetryConfig(max_retries=1, budget=1, budget_refill=0)
+    config = ClientConfig(timeout=60, retry=retry, batching=alone)
+    refusals = Refusals()
+    async with occupied(narrow, 3.0):
+        assert await submitted(narrow[transport], organization, 100, config, [refusals]) == []
+    assert refusals.seen >= 20
 
 
 @pytest.mark.slow
@@ -81,8 +124,9 @@ async def test_a_refused_write_says_that_it_was_not_applied(
         batching=BatchingConfig(enabled=False), timeout=60, retry=RetryConfig(max_retries=0)
     )
     async with AsyncCostOpsClient(base_url=narrow[transport], config=config) as client:
-        calls = [client.usage.submit(organization_id=organization, **CALL) for _ in range(100)]
-        told = await asyncio.gather(*calls, return_exceptions=True)
+        async with occupied(narrow, 3.0):
+            calls = [client.usage.submit(organization_id=organization, **CALL) for _ in range(100)]
+            told = await asyncio.gather(*calls, return_exceptions=True)
         refused = [answer for answer in told if isinstance(answer, BaseException)]
         assert refused
         assert {type(error) for error in refused} == {ServerError}

@@ -340,6 +340,9 @@ async def reprice_usage(clients: Clients, project: str) -> None:
     await refused_filters(lambda client: client.costs.reprice, clients, project, client="acme_admin")
     report = await clients.acme_admin.costs.reprice(model_id=project)
     assert (report.examined, report.changed) == (1, 1)
+    [record] = (await clients.acme_admin.usage.get_history(model_id=project)).data
+    history = await clients.acme_admin.usage.revisions(record.id)
+    assert [bool(each.actor) for each in history.revisions] == [False, True]
     summary = await clients.everyone.costs.get(model_id=project, group_by="organization")
     shares = {group.value: (group.cost, group.unpriced_requests) for group in summary.breakdown}
     assert shares == {"acme": (Decimal(1), 0), "globex": (Decimal(0), 1)}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,3 +71,22 @@ def test_the_example_of_tests_runs_under_pytest(tmp_path: Path) -> None:
     options = ["-o", "asyncio_default_fixture_loop_scope=function", str(EXAMPLES / "testing_your_code.py")]
     done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "3 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its cells, one after another, as a kernel runs them; and the total of what they recorded."""
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    [path] = EXAMPLES.glob("*.ipynb")
+    names: dict[str, Any] = {}
+    shown: list[Any] = []
+    for cell in json.loads(path.read_text("utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            tree = ast.parse("".join(cell["source"]))
+            last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+            exec(compile(tree, path.name, "exec"), names)
+            if last is not None:
+                shown.append(eval(compile(ast.Expression(last.value), path.name, "eval"), names))
+    assert shown[0] == 90
+    assert [len(axes.containers) for axes in shown[1:2]] == [3]
+    assert len(names["series"]) in (31, 32)
+    assert shown[3].rows()[0][2] == 30

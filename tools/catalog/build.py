@@ -38,7 +38,7 @@ def build_catalog(overrides: bytes, second: SecondSource | None = None) -> tuple
     drafts = {provider.id: read_provider(provider, facts.backdates(provider.id)) for provider in providers}
     apply_overrides(drafts, facts)
     second = second or read_second_source()
-    add_models(drafts, second)
+    add_models(drafts, second, facts.disagreements)
     urls = sorted({url for draft in drafts.values() for model in draft.models for url in model.urls})
     unknown = set(facts.provider_aliases.values()) - drafts.keys()
     if unknown:

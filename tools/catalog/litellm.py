@@ -1,7 +1,8 @@
 """Picks prices from litellm's wheel for models that genai-prices has none of: the catalog's second source.
 
 `python -m tools.catalog.litellm WHEEL` writes litellm_prices.json, which the build reads, and prints
-where the two sources disagree. The file is kept in the repository, so that a build needs no litellm.
+where the two sources disagree. The file is kept in the repository, so that a build needs no litellm; it has
+the models whose rates are disputed too, and overrides.json decides about those.
 """
 
 from __future__ import annotations
@@ -11,20 +12,30 @@ import json
 import re
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from llm_cost_ops.catalog import load_catalog
 from llm_cost_ops.catalog.bundle import CardRow, ModelRow, RateRow
 from llm_cost_ops.catalog.errors import CatalogError
 from llm_cost_ops.catalog.names import NameTable
+from tools.catalog.overrides import DisagreementFact
 from tools.catalog.sources import Draft, DraftModel, read_provider
 
-__all__ = ["SOURCE_URL", "SecondSource", "add_models", "main", "read_second_source", "read_wheel"]
+__all__ = [
+    "SOURCE_URL",
+    "SecondModel",
+    "SecondSource",
+    "add_models",
+    "main",
+    "plain",
+    "read_second_source",
+    "read_wheel",
+]
 
 SOURCE_URL = "https://github.com/BerriAI/litellm/blob/main/model_prices_and_context_window.json"
 
@@ -87,10 +98,14 @@ class SecondModel(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unkno
 
 
 class SecondSource(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The whole of litellm_prices.json. `version` is litellm's."""
+    """The whole of litellm_prices.json. `version` is litellm's.
+
+    `models` are those that the first source has not, `disputed` those that it has at other rates.
+    """
 
     version: str
     models: list[SecondModel]
+    disputed: list[SecondModel] = []
 
 
 def read_second_source(path: Path = _HERE / "litellm_prices.json") -> SecondSource:
@@ -98,13 +113,38 @@ def read_second_source(path: Path = _HERE / "litellm_prices.json") -> SecondSour
     return msgspec.json.decode(path.read_bytes(), type=SecondSource)
 
 
-def add_models(drafts: dict[str, Draft], source: SecondSource) -> None:
-    """Adds the models that no name and no pattern of the drafts means."""
+def add_models(
+    drafts: dict[str, Draft], source: SecondSource, decisions: Sequence[DisagreementFact] = ()
+) -> None:
+    """Adds the models that no name and no pattern of the drafts means, and those that are decided for it."""
     for model in _missing(drafts, source):
         title = _NEW_PROVIDERS.get(model.provider, "")
         draft = drafts.setdefault(model.provider, Draft(model.provider, title, [], SOURCE_URL, []))
-        row = ModelRow(id=model.name, cards=[CardRow(rates=model.rates)])
-        draft.models.append(DraftModel(row=row, match=None, urls=[SOURCE_URL]))
+        draft.models.append(_draft_model(model))
+    for model in _taken(source, decisions):
+        models = drafts[model.provider].models
+        for known in models:
+            known.row.aliases = [name for name in known.row.aliases if name.lower() != model.name.lower()]
+        # A model of the very name is replaced: its cards are those of the first source.
+        models[:] = [known for known in models if known.row.id.lower() != model.name.lower()]
+        models.append(_draft_model(model))
+
+
+def _draft_model(model: SecondModel) -> DraftModel:
+    row = ModelRow(id=model.name, cards=[CardRow(rates=model.rates)])
+    return DraftModel(row=row, match=None, urls=[SOURCE_URL])
+
+
+def _taken(source: SecondSource, decisions: Sequence[DisagreementFact]) -> list[SecondModel]:
+    """The disputed models that are decided for the second source."""
+    return [
+        model
+        for model in source.disputed
+        for fact in decisions
+        if fact.take == "second"
+        and fact.provider == model.provider
+        and any(fnmatchcase(model.name, name) for name in fact.models)
+    ]
 
 
 def _missing(drafts: Mapping[str, Draft], source: SecondSource) -> list[SecondModel]:
@@ -175,7 +215,7 @@ def _rates(entry: Mapping[str, Any], lower: int) -> list[RateRow] | None:
         if known is None or not isinstance(value, int | Decimal) or value < 0:
             return None
         meter, per = known
-        price = _plain(Decimal(value) * per)
+        price = plain(Decimal(value) * per)
         if tier:
             tiers.append((meter, int(tier["thousands"]) * 1000 - lower, price))
         elif value or meter in ("INPUT", "OUTPUT"):
@@ -196,36 +236,17 @@ def _rates(entry: Mapping[str, Any], lower: int) -> list[RateRow] | None:
     return [kept[meter] for meter in order if meter in kept]
 
 
-def _plain(price: Decimal) -> str:
+def plain(price: Decimal) -> str:
+    """A price in digits, without an exponent and without zeros at its end."""
     return f"{price.normalize():f}"
-
-
-def _disagreements(source: SecondSource) -> Iterator[str]:
-    """A line for each rate that today's catalog has otherwise, cards of one undated kind only."""
-    catalog = load_catalog()
-    for model in source.models:
-        cards = catalog.cards(model.provider, model.name)
-        standard = [
-            card
-            for card in cards
-            if not (card.service_tier or card.processing or card.region or card.speed or card.windows)
-            and card.effective_until is None
-        ]
-        if len(standard) != 1 or standard[0].source_url == SOURCE_URL:
-            continue
-        ours = {rate.meter: rate for rate in standard[0].rates}
-        for rate in model.rates:
-            mine = ours.get(rate.meter)
-            if mine is not None and mine.price * rate.per != Decimal(rate.price) * (mine.per or 1_000_000):
-                yield (
-                    f"{model.provider}/{model.name} {rate.meter}: {_plain(mine.price)} in the catalog, "
-                    f"{rate.price} in litellm, per {rate.per}"
-                )
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Writes litellm_prices.json from a wheel, and prints where it and the catalog disagree."""
     from genai_prices.data import providers
+
+    # Which builds a catalog, and so reads what this module writes.
+    from tools.catalog.disagreements import find_disagreements, first_source
 
     parser = argparse.ArgumentParser(prog="python -m tools.catalog.litellm", description=main.__doc__)
     parser.add_argument("wheel", type=Path)
@@ -235,19 +256,25 @@ def main(arguments: list[str] | None = None) -> None:
         source = read_wheel(options.wheel)
     except (OSError, KeyError, zipfile.BadZipFile) as error:
         raise CatalogError(f"{options.wheel} is not a wheel of litellm: {error}") from error
-    lines = list(_disagreements(source))
+    found = list(find_disagreements(first_source((_HERE / "overrides.json").read_bytes()), source.models))
+    names = {(each.provider, each.model) for each in found}
+    source.disputed = [model for model in source.models if (model.provider, model.name) in names]
     source.models = _missing({each.id: read_provider(each, {}) for each in providers}, source)
     options.output.write_text(_written(source), encoding="utf-8")
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.write("".join(f"{each}\n" for each in found))
     sys.stdout.write(
-        f"litellm {source.version}: {len(source.models)} models added, {len(lines)} rates disagree\n"
+        f"litellm {source.version}: {len(source.models)} models added, {len(found)} rates disagree\n"
     )
 
 
 def _written(source: SecondSource) -> str:
     """One model a line, so that a change of prices is read in a diff."""
-    lines = ",\n".join(f"    {msgspec.json.encode(model).decode()}" for model in source.models)
-    return f'{{\n  "version": "{source.version}",\n  "models": [\n{lines}\n  ]\n}}\n'
+    lists = {
+        name: ",\n".join(f"    {msgspec.json.encode(model).decode()}" for model in models)
+        for name, models in (("models", source.models), ("disputed", source.disputed))
+    }
+    text = ",\n".join(f'  "{name}": [\n{lines}\n  ]' for name, lines in lists.items())
+    return f'{{\n  "version": "{source.version}",\n{text}\n}}\n'
 
 
 if __name__ == "__main__":

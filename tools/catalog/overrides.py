@@ -12,7 +12,7 @@ from llm_cost_ops.catalog.bundle import CardRow, ModelRow, MultiplierRow, RateRo
 from llm_cost_ops.catalog.errors import CatalogError
 from tools.catalog.sources import Backdate, Draft, DraftModel
 
-__all__ = ["Overrides", "apply_overrides"]
+__all__ = ["DisagreementFact", "Overrides", "apply_overrides"]
 
 _exact = Context(prec=60, traps=[Inexact])
 
@@ -98,6 +98,15 @@ class CloneFact(ModelsFact):
     multiplier: MultiplierRow
 
 
+class DisagreementFact(ModelsFact):
+    """Models that both sources price, and not alike: whether the first or the second source is taken.
+
+    `models` are the names that the second source has.
+    """
+
+    take: Literal["first", "second"]
+
+
 class Overrides(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The whole of overrides.json, in the order in which it applies."""
 
@@ -112,6 +121,7 @@ class Overrides(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     rates: list[RateFact]
     redirects: list[RedirectFact]
     clones: list[CloneFact]
+    disagreements: list[DisagreementFact]
 
     def backdates(self, provider: str) -> Backdate:
         """What is known of a provider's variants before the source begins them."""

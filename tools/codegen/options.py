@@ -50,6 +50,7 @@ class Options(betterproto.Message):
     rules: Rules = betterproto.message_field(50008)
     flatten: bool = betterproto.bool_field(50009)
     omit_defaults: bool = betterproto.bool_field(50101)
+    rows: str = betterproto.string_field(50102)
     python_name: str = betterproto.string_field(50201)
     http_status: int = betterproto.int32_field(50202)
     idempotency_key: str = betterproto.string_field(50203)

@@ -10,12 +10,13 @@ __all__ = ["annotation", "emit_messages"]
 _IMPORTS = """\
 datetime datetime timedelta
 decimal Decimal
-typing Any
+typing Any ClassVar
 msgspec
 llm_cost_ops.wire.decimals WireDecimal
 llm_cost_ops.wire.json_types BoolKey Int32 Int64 IntKey UInt32 UInt64
 llm_cost_ops.wire.open_enum OpenEnum
 llm_cost_ops.wire.message MessageStruct
+llm_cost_ops.rpc.rows Table
 """
 _STRUCT = """
 
@@ -60,13 +61,15 @@ def _enum(enum: Enum) -> str:
 
 def _struct(message: Message) -> str:
     base = message.base
-    config = ["MessageStruct" if base is None else base.name, "kw_only=True"]
+    rows = message.options.rows
+    config = ["Table"] * bool(rows) + ["MessageStruct" if base is None else base.name, "kw_only=True"]
     config += ["omit_defaults=True"] * message.options.omit_defaults + ["gc=False"] * (not message.cyclic)
+    fields = [f'rows_in_: ClassVar[str] = "{rows}"\n'] * bool(rows) + list(map(_attribute, message.own))
     return fill(
         _STRUCT,
         head=wrapped(f"class {message.name}(", config, "):"),
         docstring=docstring(message.comment or f"The message {message.full_name}."),
-        fields="".join(map(_attribute, message.own)),
+        fields="".join(fields),
     )
 
 

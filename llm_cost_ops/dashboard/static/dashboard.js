@@ -54,7 +54,7 @@
     return withUnit(new Intl.NumberFormat("en", options).format(value), unit);
   };
 
-  // A figure beside the pointer. The exact text is in the data; here it is cut to what is read.
+  // A figure beside the pointer: the exact text, cut to what is read, and never a float.
   const figure = (text, unit) => {
     const value = Number(text);
     const options = isCount(unit)
@@ -64,7 +64,7 @@
         : Math.abs(value) >= 1 || value === 0
           ? { minimumFractionDigits: 2, maximumFractionDigits: 2 }
           : { maximumSignificantDigits: 2 };
-    return withUnit(new Intl.NumberFormat("en", options).format(value), unit);
+    return withUnit(new Intl.NumberFormat("en", options).format(text), unit);
   };
 
   const stacked = (series) => {
@@ -108,8 +108,7 @@
             .map((each) => row(each.name, figure(each.points[place], data.unit), colour(`--s${each.colour}`)));
           tip.replaceChildren(title, ...lines);
           if (lines.length !== 1 && data.kind === "bars") {
-            const sum = data.series.reduce((total, each) => total + Number(each.points[place]), 0);
-            const total = row("Total", figure(String(sum), data.unit));
+            const total = row("Total", figure(data.totals[place], data.unit));
             total.className = "sum";
             tip.append(total);
           }
@@ -133,7 +132,7 @@
     // The tallest first, so that what is below it is drawn over it.
     const order = data.series.map((_, number) => number);
     if (bars) order.reverse();
-    const font = `11.5px ${getComputedStyle(body).fontFamily}`;
+    const font = `12px ${getComputedStyle(body).fontFamily}`;
     const axis = { stroke: colour("--muted"), font, grid: { stroke: colour("--grid"), width: 1 }, ticks: { show: false } };
     const series = order.map((number) => {
       const shade = colour(`--s${data.series[number].colour}`);
@@ -144,7 +143,7 @@
     const options = {
       width: box.clientWidth,
       height: box.clientHeight,
-      padding: [10, 8, 0, 0],
+      padding: [10, 30, 0, 0],
       legend: { show: false },
       cursor: { y: false, points: { show: !bars }, drag: { x: false, y: false } },
       scales: {

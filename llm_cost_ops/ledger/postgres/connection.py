@@ -98,6 +98,7 @@ class Database:
         self._conninfo = conninfo
         self._lock = Lock()
         self._replicates = False
+        self._looked = False
         self._failure: tuple[float, Exception] | None = None
 
     def connect(self, *, prepare: bool = True) -> Session:
@@ -144,7 +145,17 @@ class Database:
         self._replicates = True
         if prepare:
             with self._lock:
-                schema.migrate(session)
+                self._prepare(session)
+
+    def _prepare(self, session: Session) -> None:
+        schema.migrate(session)
+        if not self._looked and session.rows(schema.RESTORED)[0][0]:
+            raise RpcError(
+                StatusCode.FAILED_PRECONDITION,
+                "the database was restored from a dump of another server: run `llm-cost-ops db migrate` once",
+                error_code="STORAGE_UNUSABLE",
+            )
+        self._looked = True
 
 
 class Session:

@@ -129,13 +129,16 @@ class PostgresLedger:
         context: CallContext,
         *,
         dry_run: bool,
+        actor: str = "",
     ) -> Repriced:
         """Add revisions to the next records whose cost is another one; see Ledger."""
         if dry_run:
             found = partial(revisions.find_changes, where=where, price=price, after=after, limit=limit)
             return await self._workers.run(found, context)
         now = datetime.fromtimestamp(context.runtime.now(), UTC)
-        job = partial(revisions.reprice, where=where, price=price, after=after, limit=limit, now=now)
+        job = partial(
+            revisions.reprice, where=where, price=price, after=after, limit=limit, now=now, actor=actor
+        )
         return await self._workers.run(job, context, writes=True, repeatable=False)
 
     async def revise(self, revision: Revision, context: CallContext) -> bool:

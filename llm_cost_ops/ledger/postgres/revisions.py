@@ -195,7 +195,13 @@ def find_changes(session: Session, where: Filter, price: Price, after: str | Non
 
 
 def reprice(
-    session: Session, where: Filter, price: Price, after: str | None, limit: int, now: datetime
+    session: Session,
+    where: Filter,
+    price: Price,
+    after: str | None,
+    limit: int,
+    now: datetime,
+    actor: str,
 ) -> Repriced:
     """Add a revision to each of the next records whose status, currency or cost is not what `price` says."""
     with session.transaction():
@@ -210,6 +216,6 @@ def reprice(
             after_it = before._replace(series=series, units=each.units)
             kind, made = RevisionKind.REPRICED, to_micros(now)
             name = (org, usage_id)
-            new.append(NewRevision(name, ts, number + 1, before, after_it, pricing, made, kind))
+            new.append(NewRevision(name, ts, number + 1, before, after_it, pricing, made, kind, actor=actor))
         add_revisions(session, new)
     return Repriced(len(records), [each.change for each in found], position)

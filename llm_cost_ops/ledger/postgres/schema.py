@@ -10,7 +10,17 @@ from llm_cost_ops.rpc.status import RpcError, StatusCode
 if TYPE_CHECKING:
     from llm_cost_ops.ledger.postgres.connection import Session
 
-__all__ = ["LOCK_CARDS", "LOCK_FOLD", "LOCK_SCHEMA", "MIGRATIONS", "VERSION", "identify", "migrate"]
+__all__ = [
+    "LOCK_CARDS",
+    "LOCK_FOLD",
+    "LOCK_SCHEMA",
+    "MIGRATIONS",
+    "RESTORED",
+    "VERSION",
+    "adopt",
+    "identify",
+    "migrate",
+]
 
 MIGRATIONS: tuple[str, ...] = ()
 """The SQL that leads from each version to the next, from version 1 on."""
@@ -25,6 +35,39 @@ _LOOK = """
         to_regnamespace('llm_cost_ops') IS NOT NULL,
         EXISTS (SELECT 1 FROM pg_class WHERE relnamespace = to_regnamespace('llm_cost_ops'))
 """
+
+
+RESTORED = (
+    "SELECT EXISTS (SELECT 1 FROM llm_cost_ops.usage WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()))"
+)
+"""Whether rows say that they are of transactions which are still to come: those of the server that a dump was
+made of. (An index answers; it asks about every organization.)"""
+
+_BEHIND = "(x.xid, x.seq) > (c.xid, c.seq)"
+# In the order of their numbers, which rows of one transaction have; consumers go on before the first row that
+# they have not seen, and see some again.
+_RENUMBER = f"""
+    UPDATE llm_cost_ops.consumer c SET seq = least(
+        (SELECT min(x.seq) - 1 FROM llm_cost_ops.usage x WHERE {_BEHIND}),
+        (SELECT min(x.seq) - 1 FROM llm_cost_ops.revision x WHERE {_BEHIND}), {2**62}
+    );
+    UPDATE llm_cost_ops.consumer SET xid = '3';
+    UPDATE llm_cost_ops.usage SET xid = '3';
+    UPDATE llm_cost_ops.revision SET xid = '3'
+"""
+
+
+def adopt(session: Session) -> bool:
+    """Make a database that was restored from a dump follow the transactions of this server; whether it was.
+
+    It rewrites every row: nobody else may use the database meanwhile.
+    """
+    if not session.rows(RESTORED)[0][0]:
+        return False
+    with session.transaction():
+        session.run("LOCK TABLE llm_cost_ops.usage, llm_cost_ops.revision IN ACCESS EXCLUSIVE MODE")
+        session.run(_RENUMBER)
+    return True
 
 
 def identify(session: Session) -> int:

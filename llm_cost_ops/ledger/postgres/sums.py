@@ -289,18 +289,25 @@ class _SumQuery:
     def __init__(self, session: Session, where: Filter, group_by: tuple[str, ...]) -> None:
         self._session = session
         self._where = where
-        self._group_by = group_by
         self.totals: Totals = {}
         self.by_user = bool("user" in group_by or where.user_ids)
         self.needs_rows = bool(set(group_by) - {*SERIES_COLUMNS, "user"} or where.tags or where.labels)
         self._joins = ""
         self._parameters: dict[str, object] = {}
-        self._keys = [self._column(name, at) for at, name in enumerate(group_by)]
+        # Of rows, what series do not hold; and each key, of a series or of the rows.
+        self._columns: list[str] = []
+        self._keys = [self._key(name) for name in group_by]
+        self._named = "organization" in group_by
         self.orgs = organization_ids(session, where.organization_ids)
 
-    def _column(self, name: str, at: int) -> str:
+    def _key(self, name: str) -> str:
         if name in SERIES_COLUMNS:
             return SERIES_COLUMNS[name]
+        at = len(self._columns)
+        self._columns.append(self._column(name, at))
+        return f"f.k{at}"
+
+    def _column(self, name: str, at: int) -> str:
         if name == "user":
             return "coalesce(u.usr, '')"
         if name == "tag":
@@ -328,7 +335,7 @@ class _SumQuery:
             ) u
         """
         parameters = pieces_sql(pieces, _OPEN) | {"level": level, "users": list(self._where.user_ids)}
-        self._sum(source, "u.series", [f"u.{name}" for name in _AMOUNTS], [], parameters)
+        self._sum(source, "u.series", [f"u.{name}" for name in _AMOUNTS], parameters)
 
     def add_rows(self, pieces: list[Piece]) -> None:
         """Add what rows hold, one by one."""
@@ -337,35 +344,32 @@ class _SumQuery:
         cost = newest(self._session, self.orgs)
         conditions, parameters = record_conditions(self._where)
         source = f"{PIECES_OF_ROWS}{cost.join}{self._joins}"
+        if conditions:
+            source += f" WHERE {' AND '.join(conditions)}"
         unpriced = f"CASE WHEN {cost.cost} IS NULL THEN u.requests ELSE 0 END"
         amounts = ["1", "u.requests", "u.input", "u.output", "u.cached", unpriced, cost.cost]
-        self._sum(source, cost.series, amounts, conditions, parameters | pieces_sql(pieces))
+        self._sum(source, cost.series, amounts, parameters | pieces_sql(pieces))
 
-    def _sum(
-        self,
-        source: str,
-        series: str,
-        amounts: Sequence[str],
-        conditions: list[str],
-        parameters: dict[str, object],
-    ) -> None:
+    def _sum(self, source: str, series: str, amounts: Sequence[str], parameters: dict[str, object]) -> None:
+        """Add up by series first: joined before, a table without statistics was read once for each series."""
         of_series, named = series_conditions(self._where)
-        more = " AND ".join(["s.org = ANY(%(orgs)s)", *of_series, *conditions])
-        keys = "".join(f", {key}" for key in self._keys)
+        columns = "".join(f", {column} AS k{at}" for at, column in enumerate(self._columns))
+        inner = ", ".join(f"sum({amount}) AS {name}" for name, amount in zip(_AMOUNTS, amounts, strict=True))
         reported = " FILTER (WHERE s.status = 'reported')"
-        sums = ", ".join(
-            [
-                *(f"sum({amount})" for amount in amounts[:-1]),
-                f"sum({amounts[1]}){reported}",
-                units_sql(f"sum({amounts[-1]})"),
-                units_sql(f"sum({amounts[-1]}){reported}"),
-            ]
-        )
-        places = ", ".join(map(str, range(1, 3 + len(self._keys))))
+        outer = [
+            *(f"sum(f.{name})" for name in _COUNTS),
+            f"sum(f.requests){reported}",
+            units_sql("sum(f.cost)"),
+            units_sql(f"sum(f.cost){reported}"),
+        ]
+        names = "JOIN llm_cost_ops.organization o ON o.id = f.org " if self._named else ""
         rows = self._session.rows(
-            f"SELECT g.bucket, s.currency{keys}, {sums} FROM {source} "
-            f"JOIN llm_cost_ops.series s ON s.org = u.org AND s.id = {series} "
-            f"JOIN llm_cost_ops.organization o ON o.id = u.org WHERE {more} GROUP BY {places}",
+            f"WITH found AS MATERIALIZED (SELECT g.bucket, u.org, {series} AS series{columns}, {inner} "
+            f"FROM {source} GROUP BY {_ordinals(3 + len(self._columns))}) "
+            f"SELECT {', '.join(['f.bucket', 's.currency', *self._keys, *outer])} FROM found f "
+            f"JOIN llm_cost_ops.series s ON s.org = f.org AND s.id = f.series {names}"
+            f"WHERE {' AND '.join(['s.org = ANY(%(orgs)s)', *of_series])} "
+            f"GROUP BY {_ordinals(2 + len(self._keys))}",
             orgs=self.orgs,
             **parameters,
             **named,
@@ -378,3 +382,7 @@ class _SumQuery:
         sums = self.totals.setdefault((keys, bucket, currency), [0] * 9)
         for at, amount in enumerate(amounts):
             sums[at] += amount or 0
+
+
+def _ordinals(count: int) -> str:
+    return ", ".join(map(str, range(1, count + 1)))

@@ -170,6 +170,7 @@ class SqliteLedger:
         context: CallContext,
         *,
         dry_run: bool,
+        actor: str = "",
     ) -> Repriced:
         """Add revisions to the next records whose cost is another one; see Ledger."""
         matching = partial(revisions.matching, where=where, after=after, limit=limit)
@@ -181,7 +182,7 @@ class SqliteLedger:
             changes = await self._readers.read(found, context)
         else:
             now = datetime.fromtimestamp(context.runtime.now(), UTC)
-            job = partial(revisions.reprice, seqs=seqs, price=price, now=now)
+            job = partial(revisions.reprice, seqs=seqs, price=price, now=now, actor=actor)
             changes = await self._write(job, context, len(seqs))
         return Repriced(len(seqs), changes, str(seqs[-1]))
 

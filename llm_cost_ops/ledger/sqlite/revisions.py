@@ -176,7 +176,12 @@ def find_changes(connection: sqlite3.Connection, seqs: Sequence[int], price: Pri
 
 
 def reprice(
-    cursor: sqlite3.Cursor, interner: Interner, seqs: Sequence[int], price: Price, now: datetime
+    cursor: sqlite3.Cursor,
+    interner: Interner,
+    seqs: Sequence[int],
+    price: Price,
+    now: datetime,
+    actor: str,
 ) -> list[Change]:
     """Add a revision to each of the records whose status, currency or cost is not what `price` says."""
     found = _find(cursor.connection, seqs, price)
@@ -186,6 +191,6 @@ def reprice(
         before = Counted._make((*counted, change.units_before))
         after = before._replace(series=series, units=change.units_after)
         made, kind = to_micros(now), RevisionKind.REPRICED
-        new.append(NewRevision(seq, ts, number + 1, before, after, pricing, cost, made, kind))
+        new.append(NewRevision(seq, ts, number + 1, before, after, pricing, cost, made, kind, actor=actor))
     add_revisions(cursor, new)
     return [change for _, _, _, change in found]

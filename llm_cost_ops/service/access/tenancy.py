@@ -51,6 +51,7 @@ __all__ = [
     "Role",
     "Rule",
     "Tenancy",
+    "actor_of",
     "allowed_organizations",
     "check_role",
     "may_access",
@@ -104,6 +105,12 @@ def allowed_organizations(context: CallContext) -> frozenset[str] | None:
     """The caller's organizations; None for all of them."""
     principal: Principal | None = context.principal
     return None if principal is None else principal.organizations
+
+
+def actor_of(context: CallContext) -> str:
+    """The id of the key of who calls; "" where none is needed."""
+    principal: Principal | None = context.principal
+    return "" if principal is None else principal.key_id
 
 
 def organization_of(named: str, context: CallContext) -> str:

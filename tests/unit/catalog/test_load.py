@@ -96,7 +96,7 @@ def test_a_card_says_all_that_the_catalog_knows() -> None:
     assert card.effective_from == datetime(2026, 3, 16, tzinfo=UTC)
     assert card.effective_until is None
     assert card.origin is PriceOrigin.CATALOG
-    assert card.origin_version == "genai-prices 0.2.3+overrides.4"
+    assert card.origin_version == "genai-prices 0.2.3+overrides.5"
     assert card.source_url == "https://mistral.ai/pricing/api"
     assert {rate.meter: rate.price for rate in card.rates} == {
         "INPUT": Decimal("0.075"),
@@ -181,7 +181,8 @@ def test_the_catalog_can_be_listed_and_searched() -> None:
     assert len(models) > 2200
     assert {model.provider for model in catalog.models("mistral")} == {"mistral"}
     assert list(catalog.models("nobody")) == []
-    assert [model.id for model in catalog.find("aws NOVA micro")] == ["amazon.nova-micro-v1:0"]
+    found = [model.id for model in catalog.find("aws NOVA micro")]
+    assert found == ["amazon.nova-micro-v1:0", "apac.amazon.nova-micro-v1:0", "eu.amazon.nova-micro-v1:0"]
     assert catalog.find("no such thing") == []
     assert catalog.resells("azure") == ("openai", "anthropic", "deepseek", "x-ai", "moonshotai")
     assert catalog.resells("nobody") == ()

@@ -323,6 +323,16 @@ def test_costs_in_a_currency_that_nothing_cost_tell_the_others(
     assert "and 0.01 USD for 1 request" in printed
 
 
+def test_costs_tell_what_providers_reported(database: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("costs", "--db", database) == 0
+    assert "reported" not in capsys.readouterr().out
+    with CostOpsClient(base_url=f"sqlite:///{database}") as client:
+        reported = {"provider": "nobody", "model_id": "m", "input_tokens": 1, "reported_cost": "0.25"}
+        client.usage.submit(organization_id="acme", **reported)
+    assert run("costs", "--db", database) == 0
+    assert "0.25 USD of it is what providers reported, for 1 request." in capsys.readouterr().out
+
+
 def test_usage_is_corrected_voided_and_its_revisions_shown(
     database: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -35,6 +35,7 @@ EMBEDDED = {
     "llm_cost_ops.cli",
     "llm_cost_ops.transports.inprocess",
 }
+DRIVER = {"psycopg", "llm_cost_ops.ledger.postgres"}
 HTTP = {"httpx", "httpcore", "llm_cost_ops.transports.http.client"}
 GRPC = {"grpclib", "grpc", "llm_cost_ops.transports.grpc.client"}
 ASYNCIO = {"asyncio", "ssl"}
@@ -65,11 +66,18 @@ def loaded(url: str, *, answers: bool = True) -> dict[str, set[str]]:
 def test_a_client_loads_what_its_transport_uses(scheme: str) -> None:
     if scheme == "sqlite":
         stages = loaded("sqlite://")
-        unused = HTTP | GRPC | {"ssl"}
+        unused = HTTP | GRPC | DRIVER | {"ssl"}
     else:
         with FaultyPeer(_http if scheme.startswith("http") else _grpc) as peer:
             stages = loaded(f"{scheme}://127.0.0.1:{peer.port}", answers=not scheme.endswith("s"))
-        unused = EMBEDDED | (GRPC if scheme.startswith("http") else HTTP)
-    assert not stages["imported"] & (EMBEDDED | HTTP | GRPC | ASYNCIO)
+        unused = EMBEDDED | DRIVER | (GRPC if scheme.startswith("http") else HTTP)
+    assert not stages["imported"] & (EMBEDDED | DRIVER | HTTP | GRPC | ASYNCIO)
     assert not stages["made"] & unused
     assert not stages["called"] & unused
+
+
+def test_a_ledger_in_postgresql_loads_no_other(postgres_url: str) -> None:
+    stages = loaded(postgres_url)
+    assert not stages["imported"] & (EMBEDDED | DRIVER | HTTP | GRPC | ASYNCIO)
+    assert stages["called"] >= DRIVER
+    assert not stages["called"] & ({"sqlite3"} | HTTP | GRPC)

@@ -111,9 +111,13 @@ async def test_revoking_a_key_ends_its_sessions(ledger: Ledger) -> None:
 
 async def test_sessions_end(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     async with browser(ledger) as client:
-        monkeypatch.setattr("llm_cost_ops.dashboard.sessions.SESSION_SECONDS", -1)
         await sign_in(client, key_of(ledger, "acme"))
-        assert (await client.get("/")).status_code == 303
+        cookie = {"cookie": f"{COOKIE}={client.cookies[COOKIE]}"}
+        client.cookies.clear()
+        began = datetime.now(UTC).timestamp()
+        for later, status in ((SESSION_SECONDS - 60, 200), (SESSION_SECONDS + 60, 303)):
+            monkeypatch.setattr("llm_cost_ops.rpc.runtime.AsyncRuntime.now", lambda _, now=began + later: now)
+            assert (await client.get("/", headers=cookie)).status_code == status
 
 
 async def test_signing_out_takes_the_cookie_away(ledger: Ledger) -> None:

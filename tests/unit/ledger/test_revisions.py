@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +26,7 @@ from llm_cost_ops._gen.messages import (
     UsageRecord,
 )
 from llm_cost_ops.ledger.sqlite import SqliteLedger
+from llm_cost_ops.ledger.sqlite.integrity import find_faults
 from llm_cost_ops.ledger.types import Entry, Filter, Revision
 from llm_cost_ops.pricing.cards import card_digest
 from llm_cost_ops.pricing.pricebook import Priced, Pricing
@@ -372,3 +375,94 @@ def test_an_entry_without_a_card_keeps_none() -> None:
         found = store.get_cost(done.usage_id)
         assert (found.card, found.units, found.fallbacks) == (None, None, ("region",))
         assert store.get_cost("no-such-id") is None
+
+
+@pytest.mark.parametrize("group", [False, True])
+def test_observers_that_race_make_one_record_with_counts(tmp_path: Path, group: bool) -> None:
+    path = str(tmp_path / "costs.db")
+    unknown = {"observation": True, "quality": UsageQuality.UNKNOWN, "input_tokens": None}
+    with (
+        Sync(path, durability="process", group_commit=group) as one,
+        Sync(path, durability="process", group_commit=group) as two,
+    ):
+        # Series are known, so that appending is a single statement.
+        one.append([entry(units=None, **unknown)])
+        two.append([entry(units=5, observation=True)])
+        for n in range(40):
+            key = f"k{n}"
+            first = entry(units=None, idempotency_key=key, **unknown)
+            counted = entry(units=5, idempotency_key=key, observation=True)
+            found: list[Any] = []
+
+            def append(store: Sync, item: Entry, found: list[Any] = found) -> None:
+                found.extend(store.append([item]))
+
+            calls = [(one, first), (two, counted), (two, first), (one, counted)]
+            threads = [threading.Thread(target=append, args=call) for call in calls]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert len({answer.usage_id for answer in found}) == 1
+            assert {answer.status for answer in found} == {SubmitStatus.CREATED, SubmitStatus.DUPLICATE}
+            kept = one.get_cost(found[0].usage_id)
+            assert (kept.units, kept.record.input_tokens) == (5, 100)
+        [(_, _, sums)] = one.summarize(Filter(), (), None)
+        assert (sums.requests, sums.units, sums.unpriced_requests) == (42, 41 * 5, 1)
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        assert list(find_faults(connection)) == []
+
+
+def test_a_file_is_sound_after_corrections(tmp_path: Path) -> None:
+    path = str(tmp_path / "costs.db")
+    with Sync(path) as store:
+        done = store.append([entry(n, units=5, user_id="u", idempotency_key=f"k{n}") for n in range(300)])
+        for n, answer in enumerate(done[::3]):
+            record = None if n % 2 else structs.replace(entry(0).record, user_id="v", input_tokens=n)
+            status = CostStatus.PRICED if record else CostStatus.VOIDED
+            revision = Revision(
+                organization_id="acme",
+                usage_id=answer.usage_id,
+                after=1,
+                kind=RevisionKind.CORRECTED if record else RevisionKind.VOIDED,
+                record=record,
+                units=7 if record else 5,
+                by=Pricing(status, "USD"),
+                reason="r",
+                actor="",
+                made_at=TAKEN,
+            )
+            assert store.revise(revision)
+        store.append([entry(n, units=5) for n in range(300)])
+        found = {keys[0]: s.units for keys, _, s in store.summarize(Filter(), ("user",), None)}
+        assert found == {"": 1500, "u": 1000, "v": 350}
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        assert list(find_faults(connection)) == []
+
+
+def test_a_correction_is_whole_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Sync() as store:
+        first = entry(units=5, idempotency_key="k", user_id="u")
+        [done] = store.append([first])
+        record = structs.replace(first.record, input_tokens=7, user_id="v")
+        revision = Revision(
+            organization_id="acme",
+            usage_id=done.usage_id,
+            after=1,
+            kind=RevisionKind.CORRECTED,
+            record=record,
+            units=7,
+            by=Pricing(CostStatus.PRICED, "USD"),
+            reason="r",
+            actor="",
+            made_at=TAKEN,
+        )
+        monkeypatch.setattr("llm_cost_ops.ledger.sqlite.sums._ADD", "this is no SQL")
+        with pytest.raises(RpcError):
+            store.revise(revision)
+        monkeypatch.undo()
+        assert store.get_cost(done.usage_id).record.input_tokens == 100
+        assert len(store.revisions("acme", done.usage_id)) == 1
+        assert [s.units for _, _, s in store.summarize(Filter(user_ids=("u",)), (), None)] == [5]
+        assert store.revise(revision)
+        assert [s.units for _, _, s in store.summarize(Filter(user_ids=("v",)), (), None)] == [7]

@@ -17,16 +17,15 @@ from tests.proxies import ANSWER, CHUNK, Provider, event, running_proxy
 CHAT = {"model": "gpt-4o", "messages": []}
 PATH = "/openai/v1/chat/completions"
 EMBEDDINGS = {"object": "list", "model": "e", "data": [], "usage": {"prompt_tokens": 9, "total_tokens": 9}}
+ID = "chatcmpl-BZx7Lq2mKfWc9TnR4vYs"
 SPAN = {
-    "attributes": {
-        "gen_ai.operation.name": "chat",
-        "gen_ai.provider.name": "openai",
-        "gen_ai.request.model": "gpt-4o",
-        "gen_ai.response.model": "gpt-4o",
-        "gen_ai.response.id": "chatcmpl-1",
-        "gen_ai.usage.input_tokens": 1000,
-        "gen_ai.usage.output_tokens": 7,
-    }
+    "gen_ai.operation.name": "chat",
+    "gen_ai.provider.name": "openai",
+    "gen_ai.request.model": "gpt-4o",
+    "gen_ai.response.model": "gpt-4o",
+    "gen_ai.response.id": ID,
+    "gen_ai.usage.input_tokens": 1000,
+    "gen_ai.usage.output_tokens": 7,
 }
 
 
@@ -68,8 +67,10 @@ class Seen:
             return answer.read()
 
     def records(self) -> list[UsageRecord]:
+        self.received = 0
         for client in (self.behind, self.app, self.unaware):
             report = client.flush(10)
+            self.received += report.recorded
             assert report.conflicts == 0
             assert report.rejected == []
         return list(self.behind.usage.list())
@@ -97,17 +98,23 @@ def answering(provider: Provider, answer: dict[str, Any] | None) -> None:
         provider.answer = lambda handler: handler.whole(json.dumps(answer).encode())
 
 
-def test_four_observers_of_one_call_count_once(seen: Seen) -> None:
-    """A callback has the answer as the SDK gives it; a span comes from OpenTelemetry's attributes."""
-    given = seen.post(seen.unaware, CHAT)
-    assert given.json() == ANSWER
-    callback = usage_from_response(given.json(), provider="openai", observation=True)
-    span = usage_from_response(SPAN, observation=True)
-    assert callback.idempotency_key == span.idempotency_key == "openai:chatcmpl-1"
-    seen.unaware.usage.record(callback)
-    seen.unaware.usage.record(span)
+@pytest.mark.parametrize("aware", [True, False])
+def test_four_observers_of_one_call_count_once(seen: Seen, provider: Provider, *, aware: bool) -> None:
+    """A hook, the proxy, a callback, which has the answer as the SDK gives it, and a span around all."""
+    trace = pytest.importorskip("opentelemetry.sdk.trace", reason="needs the extra [dev]")
+    from llm_cost_ops.telemetry import CostOpsSpanProcessor
+
+    answering(provider, {**ANSWER, "id": ID})
+    app = seen.app if aware else seen.unaware
+    tracing = trace.TracerProvider(shutdown_on_exit=False)
+    tracing.add_span_processor(CostOpsSpanProcessor(app))
+    with tracing.get_tracer("test").start_as_current_span("chat gpt-4o") as span:
+        given = seen.post(app, CHAT).json()
+        app.usage.record(usage_from_response(given, provider="openai", observation=True))
+        span.set_attributes(SPAN)
+    tracing.shutdown()
     assert [record.input_tokens for record in seen.records()] == [1000]
-    assert seen.unaware.flush().duplicates == 3 - seen.unaware.flush().delivered
+    assert seen.received == (3 if aware else 4)
 
 
 @pytest.mark.parametrize("aware", [True, False])

@@ -24,6 +24,7 @@ from llm_cost_ops.rpc.runtime import AsyncRuntime
 from llm_cost_ops.server.app import HttpServer
 from llm_cost_ops.server.grpc import GrpcServer
 from llm_cost_ops.server.http import AsgiApp
+from llm_cost_ops.server.traces import TRACES_PATH, Traces
 from llm_cost_ops.service import Service
 from llm_cost_ops.service.access.authentication import Authentication
 from llm_cost_ops.service.access.keys import create_key
@@ -71,7 +72,8 @@ async def main(path: str) -> None:
     }
     authentication = Authentication(store.keys, required=True)
     handler = Service(store, [authentication]).handler
-    http = HttpServer(AsgiApp(handler, admit=authentication.admit), port=0)
+    routes = {TRACES_PATH: Traces(handler)}
+    http = HttpServer(AsgiApp(handler, admit=authentication.admit, routes=routes), port=0)
     grpc = GrpcServer(handler, port=0, admit=authentication.admit)
     addresses = {"http": await http.start(), "grpc": await grpc.start(), "keys": keys}
     say(addresses)

@@ -331,3 +331,54 @@ def test_a_json_batch_that_is_cut_is_the_same_batch(items):
     codec = BATCH_SUBMIT_USAGE.request
     cut = decoding._json_batch(codec, BATCH_FIELD, sent, 10_000)
     assert cut == codec.decode_json(sent, unique=True)
+
+
+def spans(count, size):
+    """A request of spans in JSON, calls with long texts, of about `size` bytes."""
+    counts = {"gen_ai.usage.input_tokens": 5, "gen_ai.usage.output_tokens": 5}
+    stated = {"gen_ai.system": "openai", "gen_ai.request.model": "gpt-4o"}
+    stated["gen_ai.prompt"] = "x" * (size // count - 600)
+    attributes = [{"key": key, "value": {"intValue": value}} for key, value in counts.items()]
+    attributes += [{"key": key, "value": {"stringValue": value}} for key, value in stated.items()]
+    found = [{"traceId": f"{n:032x}", "spanId": f"{n:016x}", "attributes": attributes} for n in range(count)]
+    return json.dumps({"resourceSpans": [{"scopeSpans": [{"spans": found}]}]}).encode()
+
+
+@pytest.mark.slow
+@costs_little
+def test_spans_in_16_mb_hold_nobody_up(server):
+    answer = server.http.post(
+        "/v1/traces",
+        content=spans(5000, BODY - 200_000),
+        headers={
+            "authorization": f"Bearer {server.keys['writer']}",
+            "content-type": "application/json",
+            "x-lco-organization": "acme",
+        },
+    )
+    assert (answer.status_code, answer.json()) == (200, {})
+
+
+IN_SPANS = b'{"resourceSpans":[{"scopeSpans":[{"spans":[%s]}]}]}'
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("json", IN_SPANS % b",".join([b"1"] * 8_000_000)),
+        ("json", IN_SPANS % b",".join([b"{}"] * 5_000_000)),
+        ("json", IN_SPANS % (b'{"x":"gen_ai.","attributes":[' + b",".join([b"1"] * 7_000_000) + b"]}")),
+        ("json", b'{"resourceSpans":' + b"[" * 15_000_000),
+        ("json", b'{"resourceSpans":"' + b"x" * 15_000_000),
+        ("x-protobuf", b"\x12\x00" * 8_000_000),
+        ("x-protobuf", b"\x0a\x00" * 8_000_000),
+        ("x-protobuf", b"\x0a" + varint(15_000_000) + b"\x12\x00" * 7_500_000),
+        ("x-protobuf", b"\x0a" + varint(15_000_005) + b"\x12" + varint(15_000_000) + b"\x12\x00" * 7_500_000),
+    ],
+    ids=["numbers", "objects", "attributes", "deep", "text", "unknown", "resources", "scopes", "spans"],
+)
+@pytest.mark.slow
+@costs_little
+def test_hostile_spans_hold_nobody_up(server, kind, body):
+    headers = {"authorization": f"Bearer {server.keys['writer']}", "content-type": f"application/{kind}"}
+    assert server.http.post("/v1/traces", content=body, headers=headers).status_code == 400

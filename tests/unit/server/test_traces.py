@@ -281,7 +281,8 @@ async def test_only_posts() -> None:
 
 
 def test_many_parts_are_refused_before_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(otlp, "MAX_PARTS", 10)
+    monkeypatch.setattr(otlp, "MAX_OBJECTS", 10)
+    monkeypatch.setattr(otlp, "MAX_FIELDS", 30)
     few, many = request(span(1, dict(list(CALL.items())[:2]))), request(*(span(n, CALL) for n in range(3)))
     for read, encode in ((otlp.json_spans, to_json), (otlp.protobuf_spans, to_protobuf)):
         assert len(list(read(encode(few)))) == 1

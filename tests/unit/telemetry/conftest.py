@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 
 from llm_cost_ops import ClientConfig, CostOpsClient
-from llm_cost_ops.server import asgi_app
-from llm_cost_ops.server.app import HttpServer
 from tests.sdk_stub import Stub, running_stub
 
 
@@ -43,6 +41,9 @@ def client() -> Iterator[CostOpsClient]:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[tuple[str, CostOpsClient]]:
     """The address of a server, and a client that reads what it recorded."""
+    from llm_cost_ops.server import asgi_app
+    from llm_cost_ops.server.app import HttpServer
+
     path = tmp_path / "costs.db"
     app = asgi_app(str(path), require_keys=False)
     listener, started, stop = HttpServer(app, port=0), threading.Event(), threading.Event()

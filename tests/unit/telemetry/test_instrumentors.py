@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from llm_cost_ops import CostOpsClient
 from llm_cost_ops.telemetry import CostOpsSpanProcessor
 from llm_cost_ops.types import UsageRecord
+from tests.proxies import running_proxy
 from tests.sdk_stub import Stub
 
 openai = pytest.importorskip("openai", reason="needs the extra [sdks]")
@@ -175,3 +176,23 @@ def test_a_span_and_the_hook_count_a_call_once(
     report = client.flush(10)
     assert (report.recorded, report.duplicates, report.conflicts) == (2, 1, 0)
     assert len(list(client.usage.list(organization_id="acme"))) == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_hook_callback_span_and_proxy_count_a_call_once(
+    processors: list[SpanProcessor], stub: Stub, client: CostOpsClient
+) -> None:
+    langchain_openai = pytest.importorskip("langchain_openai", reason=NEEDED)
+    from llm_cost_ops.callbacks.langchain import CostOpsCallbackHandler
+
+    processors.append(CostOpsSpanProcessor(client))
+    with running_proxy({"openai": stub.url}, client) as proxy:
+        model = langchain_openai.ChatOpenAI(
+            model="gpt-4o", base_url=f"{proxy}/openai/v1", api_key="k", max_retries=0
+        )
+        client.instrument(model, provider="openai")
+        model.invoke("hi", config={"callbacks": [CostOpsCallbackHandler(client)]})
+    report = client.flush(10)
+    assert (report.recorded, report.delivered, report.duplicates) == (4, 1, 3)
+    [record] = client.usage.list(organization_id="acme")
+    assert (record.input_tokens, record.output_tokens) == (1000, 7)

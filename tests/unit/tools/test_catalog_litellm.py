@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from decimal import Decimal
 from pathlib import Path
@@ -13,8 +14,9 @@ import pytest
 
 from llm_cost_ops.catalog import CatalogError, load_catalog
 from llm_cost_ops.catalog.bundle import CardRow, ModelRow, RateRow
-from tools.catalog import build, litellm
+from tools.catalog import build, disagreements, litellm
 from tools.catalog.litellm import SecondModel, SecondSource, add_models, read_second_source, read_wheel
+from tools.catalog.overrides import DisagreementFact
 from tools.catalog.sources import Draft, DraftModel
 
 
@@ -124,10 +126,10 @@ def test_its_cards_say_where_they_come_from() -> None:
     second = read_second_source()
     catalog = load_catalog()
     mine = [card for card in catalog if card.origin_version == f"litellm {second.version}"]
-    assert 200 < len(mine) <= len(second.models)
+    assert 200 < len(mine) <= len(second.models) + len(second.disputed)
     assert all(card.source_url == litellm.SOURCE_URL for card in mine)
     assert {card.origin_version for card in catalog} == {catalog.version, f"litellm {second.version}"}
-    listed = {(model.provider, model.name): model for model in second.models}
+    listed = {(model.provider, model.name): model for model in (*second.models, *second.disputed)}
     for card in mine:
         model = listed[card.provider, card.model_id]
         assert [(rate.meter, rate.price) for rate in card.rates] == [
@@ -142,6 +144,59 @@ def test_a_build_without_it_has_the_first_source_alone() -> None:
     assert litellm.SOURCE_URL not in payload.urls
 
 
+def test_a_decision_for_the_second_source_replaces_names_and_patterns() -> None:
+    card = CardRow(rates=[RateRow("INPUT", "1")])
+    known = DraftModel(row=ModelRow(id="m", aliases=["N"], cards=[card]), match=None, urls=["u"])
+    drafts = {"cohere": Draft("cohere", "Cohere", [], "u", [known])}
+    source = _source()
+    source.disputed = [SecondModel(provider="cohere", name=n, rates=[RateRow("INPUT", "7")]) for n in "no"]
+    take = {"why": "w", "source_url": "", "provider": "cohere", "take": "second"}
+    add_models(drafts, source, [DisagreementFact(models=["n"], **take)])
+    found = {model.row.id: (model.row.aliases, model.row.cards[0].rates) for model in drafts["cohere"].models}
+    assert found == {"m": ([], [RateRow("INPUT", "1")]), "n": ([], [RateRow("INPUT", "7")])}
+    add_models(drafts, source, [DisagreementFact(models=["m"], **take | {"take": "first"})])
+    assert len(drafts["cohere"].models) == 2
+
+
+def test_every_disagreement_is_decided_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert disagreements.main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rates = [line for line in lines if line.startswith("  ")]
+    assert lines[-1] == f"{len(rates)} rates disagree, 0 undecided"
+    assert len(rates) > 100
+    facts = [line for line in lines[:-1] if not line.startswith("  ")]
+    assert all(re.match(r"[1-9]\d* rates, (the catalog|litellm)'s taken\. [A-Z].+\.", line) for line in facts)
+    models = read_second_source().disputed
+    assert models == sorted(models, key=lambda model: (model.provider, model.name))
+
+
+def test_what_is_undecided_or_decided_twice_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = json.loads((Path(build.__file__).parent / "overrides.json").read_bytes())
+    groq = next(fact for fact in facts["disagreements"] if fact["provider"] == "groq")
+    for changed in (
+        [fact for fact in facts["disagreements"] if fact is not groq],
+        [*facts["disagreements"], groq],
+    ):
+        path = tmp_path / "overrides.json"
+        path.write_text(json.dumps({**facts, "disagreements": changed}))
+        assert disagreements.main(["--overrides", str(path)]) == 1
+        assert "not decided once: groq/openai/gpt-oss-safeguard-20b CACHE_READ" in capsys.readouterr().out
+
+
+def test_the_catalog_has_what_was_decided() -> None:
+    catalog = load_catalog()
+
+    def price(provider: str, model: str) -> tuple[str, str]:
+        [card] = catalog.cards(provider, model)
+        return str(card.rates[0].price), card.origin_version.partition(" ")[0]
+
+    assert price("aws", "eu.amazon.nova-lite-v1:0") == ("0.078", "litellm")
+    assert price("aws", "us.amazon.nova-lite-v1:0") == ("0.06", "genai-prices")
+    assert price("aws", "us-gov.anthropic.claude-sonnet-4-5-20250929-v1:0") == ("3.6", "litellm")
+    assert price("aws", "anthropic.claude-sonnet-4-6") == ("3.3", "genai-prices")
+    assert price("mistral", "open-mistral-nemo") == ("0.15", "genai-prices")
+
+
 def test_the_command_writes_what_is_missing_and_prints_what_differs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,7 +206,9 @@ def test_the_command_writes_what_is_missing_and_prints_what_differs(
     }
     output = tmp_path / "out.json"
     litellm.main([str(_wheel(tmp_path, **entries)), "--output", str(output)])
-    assert [model.name for model in read_second_source(output).models] == ["no-such-model"]
+    written = read_second_source(output)
+    assert [model.name for model in written.models] == ["no-such-model"]
+    assert [model.name for model in written.disputed] == ["gpt-4o-2024-08-06"]
     assert capsys.readouterr().out == (
         "openai/gpt-4o-2024-08-06 INPUT: 2.5 in the catalog, 9 in litellm, per 1000000\n"
         "litellm 9.8.7: 1 models added, 1 rates disagree\n"

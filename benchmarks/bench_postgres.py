@@ -1,0 +1,294 @@
+"""How fast is a ledger in PostgreSQL, beside COPY of the same rows into one table with the same key?
+
+The database is started for this, with fsync on, on the machine that the writers run on: compare the ratios of
+one run. "CPU" is what the process that writes, or the server, and the database computed for a record.
+
+Targets: batches of 1,000 at least 0.35 of COPY, two servers not slower than one, 64 callers that wait for
+each submit at least 0.5 of the rate of batches, a query of 30 days at most 20 ms and flat in the number of
+rows, 99 % of submits at most twice as slow while sums are folded.
+
+Run: python benchmarks/bench_postgres.py [--records 40000] [--rows 100000 1000000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from statistics import median, quantiles
+from threading import Thread
+from typing import Any, Self
+
+import psycopg
+
+from llm_cost_ops import AsyncCostOpsClient, CostOpsClient
+from llm_cost_ops._gen.messages import CostStatus, UsageRecord
+from llm_cost_ops.ledger import Entry, Filter, open_ledger
+from llm_cost_ops.ledger.postgres.rows import prepare
+from llm_cost_ops.pricing.pricebook import Pricing
+from llm_cost_ops.rpc.ids import uuid7
+from llm_cost_ops.rpc.runtime import drive
+from tests.postgres_server import PostgresServer
+from tests.unit.ledger.making import context
+
+BATCH = 1000
+START = datetime(2026, 6, 1, tzinfo=UTC)
+RECORD = {
+    "organization_id": "acme",
+    "provider": "openai",
+    "model_id": "gpt-4o",
+    "input_tokens": 1000,
+    "output_tokens": 500,
+}
+PRICINGS = [Pricing(CostStatus.PRICED, "USD", f"card-{n}", 1) for n in range(5)]
+
+
+def entries(count: int, first: int = 0, *, days: int = 0) -> list[Entry]:
+    """Entries of a hundred calls a second, or all over so many days."""
+    made = []
+    for n in range(first, first + count):
+        record = UsageRecord(
+            organization_id="acme",
+            provider="openai",
+            model_id=f"model-{n % 5}",
+            input_tokens=1000 + n % 977,
+            output_tokens=n % 491,
+            project_id=f"project-{n % 7}",
+            user_id=f"user-{n % 50}",
+            timestamp=START
+            + (timedelta(seconds=(n * 7919) % (days * 86400)) if days else timedelta(milliseconds=10 * n)),
+        )
+        record.total_tokens = (record.input_tokens or 0) + (record.output_tokens or 0)
+        made.append(Entry(record, uuid7(), datetime.now(UTC), 1_500_000_000 + n, PRICINGS[n % 5]))
+    return made
+
+
+def batches(count: int) -> list[list[Entry]]:
+    return [entries(BATCH, first) for first in range(0, count, BATCH)]
+
+
+def cpu_of(pids: list[int]) -> float:
+    total = 0
+    for pid in pids:
+        with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123
+            fields = file.read().rpartition(")")[2].split()
+        # Its own and that of its children that ended; those that run are counted by themselves.
+        total += sum(map(int, fields[11:15]))
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+def database_pids(server: PostgresServer) -> list[int]:
+    assert server._process is not None
+    return [server._process.pid, *server._children(server._process.pid)]
+
+
+class Measured:
+    """The seconds and the CPU of what is done inside."""
+
+    def __init__(self, server: PostgresServer, *pids: int) -> None:
+        self._server = server
+        self._pids = list(pids)
+
+    def __enter__(self) -> Self:
+        self._database = cpu_of(database_pids(self._server))
+        self._writers = cpu_of(self._pids)
+        self._began = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = time.perf_counter() - self._began
+        self.writers = cpu_of(self._pids) - self._writers
+        self.database = cpu_of(database_pids(self._server)) - self._database
+
+    def line(self, name: str, count: int, raw: float | None = None) -> float:
+        rate = count / self.seconds
+        ratio = f"  {rate / raw:5.2f} of COPY" if raw else ""
+        cpu = f"CPU {self.writers / count * 1e6:5.0f} + {self.database / count * 1e6:4.0f} us a record"
+        print(f"{name:<44}{rate:>10,.0f}/s  {cpu}{ratio}", flush=True)
+        return rate
+
+
+def raw_copy(server: PostgresServer, count: int) -> float:
+    url = server.new_database()
+    rows = [
+        [(1, row.id, *(str(part) for part in row.series[1:]), *row[3:]) for row in map(prepare, batch)]
+        for batch in batches(count)
+    ]
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "CREATE TABLE raw (org int, id uuid, provider text, model text, project text, operation text, "
+            "service_tier text, processing text, region text, currency text, status text, key text, "
+            "ingested bigint, ts bigint, requests bigint, input bigint, output bigint, cached bigint, "
+            "cost numeric(38, 12), usr text, tags jsonb, labels jsonb, record text, PRIMARY KEY (org, id))"
+        )
+        with Measured(server, os.getpid()) as measured:
+            for batch in rows:
+                with connection.transaction(), connection.cursor().copy("COPY raw FROM STDIN") as copy:
+                    for row in batch:
+                        copy.write_row(row)
+    return measured.line("COPY of batches into one table", count)
+
+
+def in_process(server: PostgresServer, count: int, raw: float) -> None:
+    ledger = open_ledger(server.new_database())
+    made = batches(count)
+    drive(ledger.append(made[0], context()))
+    with Measured(server, os.getpid()) as measured:
+        for batch in made[1:]:
+            drive(ledger.append(batch, context()))
+    measured.line("append, batches in the process", count - BATCH, raw)
+    drive(ledger.aclose())
+
+
+@contextmanager
+def served(db: str, count: int) -> Iterator[list[tuple[str, int]]]:
+    """The gRPC addresses and process ids of so many servers."""
+    with ExitStack() as stack:
+        found = []
+        for _ in range(count):
+            command = [sys.executable, "-m", "llm_cost_ops.cli", "serve", "--db", db, "--grpc", "127.0.0.1:0"]
+            process = stack.enter_context(
+                subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+            )
+            stack.callback(process.terminate)
+            assert process.stdout is not None
+            for line in process.stdout:
+                if match := re.search(r"grpc://[^\s,]+", line):
+                    found.append((match[0], process.pid))
+                    break
+        yield found
+
+
+def records(count: int) -> list[UsageRecord]:
+    made = [each.record for each in entries(count)]
+    for record in made:
+        record.timestamp = None
+    return made
+
+
+def through_servers(server: PostgresServer, count: int, raw: float) -> float:
+    rates = []
+    for number in (1, 2):
+        with served(server.new_database(), number) as running, ExitStack() as stack:
+            clients = [stack.enter_context(CostOpsClient(base_url=url, timeout=120)) for url, _ in running]
+            sent = records(BATCH)
+            for client in clients:
+                client.usage.submit_batch(sent)
+
+            def send(client: CostOpsClient, rounds: int, sent: list[UsageRecord] = sent) -> None:
+                for _ in range(rounds):
+                    client.usage.submit_batch(sent)
+
+            share = count // BATCH // number // 2
+            threads = [Thread(target=send, args=(client, share)) for client in clients for _ in range(2)]
+            with Measured(server, *(pid for _, pid in running)) as measured:
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+            name = f"batches by gRPC, {number} server{'s' * (number > 1)}, 2 callers each"
+            rates.append(measured.line(name, share * 2 * number * BATCH, raw))
+    print(f"{'two servers beside one':<44}{rates[1] / rates[0]:>10.2f}")
+    return rates[0]
+
+
+def single_submits(server: PostgresServer, seconds: float, of_batches: float) -> None:
+    with served(server.new_database(), 1) as [(url, pid)]:
+        done = 0
+        submit: dict[str, Any] = {**RECORD}
+
+        async def call(client: AsyncCostOpsClient, until: float) -> None:
+            nonlocal done
+            while time.perf_counter() < until:
+                await client.usage.submit(**submit)
+                done += 1
+
+        async def main() -> Measured:
+            async with AsyncCostOpsClient(base_url=url, timeout=60) as client:
+                await client.usage.submit(**submit)
+                with Measured(server, pid) as measured:
+                    until = time.perf_counter() + seconds
+                    await asyncio.gather(*(call(client, until) for _ in range(64)))
+            return measured
+
+        rate = asyncio.run(main()).line("64 callers, each awaits each submit", done)
+        print(f"{'beside the rate of batches':<44}{rate / of_batches:>10.2f}")
+
+
+def queries(server: PostgresServer, sizes: list[int]) -> None:
+    ledger = open_ledger(server.new_database())
+    written = 0
+    month = Filter(
+        organization_ids=("acme",), start=START + timedelta(days=10), end=START + timedelta(days=40)
+    )
+    cases = {
+        "30 days": (month, ()),
+        "30 days by model": (month, ("model",)),
+        "30 days by user": (month, ("user",)),
+        "all by project": (Filter(organization_ids=("acme",)), ("project",)),
+    }
+    for size in sizes:
+        while written < size:
+            drive(ledger.append(entries(10 * BATCH, written, days=60), context(120.0)))
+            written += 10 * BATCH
+        for name, (where, group_by) in cases.items():
+            times = []
+            for _ in range(7):
+                began = time.perf_counter()
+                drive(ledger.sums.summarize(where, group_by, None, context()))
+                times.append(time.perf_counter() - began)
+            print(f"{size:>12,} rows: {name:<30}{median(times) * 1000:>8.1f} ms", flush=True)
+    drive(ledger.aclose())
+
+
+def folding(server: PostgresServer, seconds: float) -> None:
+    """Submits of one caller, without sums to be folded and while they are."""
+    from llm_cost_ops.ledger.postgres import ledger as module
+
+    found = {}
+    for name, every in (("without folding", 10**9), ("while sums are folded", 100)):
+        module.FOLD_EVERY = every
+        ledger = open_ledger(server.new_database())
+        made = entries(20_000)
+        drive(ledger.append(made[:100], context()))
+        times, until = [], time.perf_counter() + seconds
+        for one in made[100:]:
+            began = time.perf_counter()
+            drive(ledger.append([one], context()))
+            times.append(time.perf_counter() - began)
+            if time.perf_counter() > until:
+                break
+        found[name] = quantiles(times, n=100)[98] * 1000
+        print(f"append of one, {name:<29}{median(times) * 1000:>8.2f} ms median, {found[name]:.2f} ms p99")
+        drive(ledger.aclose())
+    ratio = found["while sums are folded"] / found["without folding"]
+    print(f"{'p99 beside that without folding':<44}{ratio:>10.2f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--records", type=int, default=40_000)
+    parser.add_argument("--rows", type=int, nargs="*", default=[100_000, 1_000_000])
+    parser.add_argument("--seconds", type=float, default=4.0)
+    options = parser.parse_args()
+    with PostgresServer("shared_buffers=512MB", "max_wal_size=4GB") as server:
+        raw = raw_copy(server, options.records)
+        in_process(server, options.records, raw)
+        rate = through_servers(server, options.records, raw)
+        single_submits(server, options.seconds, rate)
+        folding(server, options.seconds)
+        queries(server, options.rows)
+
+
+if __name__ == "__main__":
+    main()

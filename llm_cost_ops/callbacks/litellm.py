@@ -1,0 +1,120 @@
+"""A logger for LiteLLM.
+
+    litellm.callbacks = [CostOpsLogger(client)]
+
+It can't see streams that are closed early, for which LiteLLM calls nobody back. Of streams that were not
+asked for their usage (`stream_options={"include_usage": True}`) LiteLLM counts the tokens by itself: they
+are estimated. Anthropic's and some others' answers get ids of LiteLLM's own: a call that something else
+records too counts twice.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Unpack
+
+from litellm.integrations.custom_logger import CustomLogger
+
+from llm_cost_ops.callbacks.records import Open, payload_record
+from llm_cost_ops.client.attribution import Attributes, AttributionFields, current_attributes
+from llm_cost_ops.client.observer import Observer
+from llm_cost_ops.types import UsageQuality, UsageRecord
+
+if TYPE_CHECKING:
+    from llm_cost_ops.client.clients import AsyncCostOpsClient, CostOpsClient
+
+__all__ = ["CostOpsLogger"]
+
+_SOURCE = "litellm"
+
+
+class CostOpsLogger(CustomLogger):
+    """Records the calls that LiteLLM makes, sync and async, whole and streamed.
+
+    Without a client it is one that the environment sets up, as for `llm_cost_ops.instrument`. Calls count as
+    those of the block of `attribute` around them, else as `attribution` says (the fields of `attribute`).
+    Failed calls are not recorded, nor is what LiteLLM's cache answers.
+    """
+
+    def __init__(
+        self,
+        client: CostOpsClient | AsyncCostOpsClient | None = None,
+        **attribution: Unpack[AttributionFields],
+    ) -> None:
+        super().__init__()
+        self._observer = Observer(client, attribution)
+        self._open: Open[Attributes] = Open()
+
+    def log_pre_api_call(self, model: Any, messages: Any, kwargs: Any) -> None:
+        """A call begins, on the caller's thread: later ones are not."""
+        self._open.begin(str(kwargs.get("litellm_call_id")), current_attributes())
+
+    def log_success_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
+        """A call is answered."""
+        within = self._open.end(str(kwargs.get("litellm_call_id")))
+        if not kwargs.get("cache_hit"):
+            seconds = (end_time - start_time).total_seconds()
+            self._observer.take(partial(_record, _known(kwargs), response_obj, int(seconds * 1000)), within)
+
+    async def async_log_success_event(
+        self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any
+    ) -> None:
+        """The same, of a call that was awaited."""
+        self.log_success_event(kwargs, response_obj, start_time, end_time)
+
+    def log_failure_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
+        """A call failed: nothing was billed."""
+        self._open.end(str(kwargs.get("litellm_call_id")))
+
+    async def async_log_failure_event(
+        self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any
+    ) -> None:
+        """The same, of a call that was awaited."""
+        self._open.end(str(kwargs.get("litellm_call_id")))
+
+
+def _known(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a call is looked at: the rest has all its messages."""
+    options = kwargs.get("optional_params") or {}
+    asked = (options.get("stream_options") or {}).get("include_usage")
+    return {
+        "provider": kwargs.get("custom_llm_provider") or "",
+        "model": kwargs.get("model") or "",
+        "user": options.get("user") or kwargs.get("user") or "",
+        "estimated": bool(kwargs.get("stream")) and not asked,
+    }
+
+
+def _record(known: dict[str, Any], response: Any, latency_ms: int) -> UsageRecord:
+    payload: dict[str, Any] = {
+        "id": _original_id(getattr(response, "id", None)),
+        "model": getattr(response, "model", None) or known["model"],
+        "service_tier": getattr(response, "service_tier", None),
+        "usage": getattr(response, "usage", None),
+    }
+    # LiteLLM tells usage in the words of OpenAI's chat, whatever was called.
+    embeds = type(response).__name__ == "EmbeddingResponse"
+    api = "openai.embeddings" if embeds else "openai.chat"
+    record = payload_record(
+        payload, source=_SOURCE, provider=known["provider"], model=known["model"], api=api
+    )
+    if known["estimated"] and record.quality != UsageQuality.UNKNOWN:
+        record.quality = UsageQuality.ESTIMATED
+    record.user_id = str(known["user"])[:255]
+    record.latency_ms = latency_ms
+    return record
+
+
+def _original_id(given: object) -> str:
+    """The provider's id, which LiteLLM packs into one of its own for responses."""
+    found = given if isinstance(given, str) else ""
+    if found.startswith("resp_"):
+        try:
+            packed = base64.b64decode(found.removeprefix("resp_") + "==").decode()
+        except (binascii.Error, UnicodeDecodeError):
+            return found
+        return packed.rpartition("response_id:")[2] or found
+    return found

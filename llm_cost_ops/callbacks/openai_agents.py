@@ -1,0 +1,105 @@
+"""A tracing processor for openai-agents.
+
+    agents.add_trace_processor(CostOpsTracingProcessor(client))
+
+It can't see runs whose tracing is disabled (`set_tracing_disabled`, `RunConfig(tracing_disabled=True)`),
+nor what is said of a response to chat completions but its counts: those have no id, so that a call which
+something else records too counts twice. Where that matters, instrument the client that the model is given
+instead.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any, Unpack
+
+from agents.tracing import TracingProcessor
+
+from llm_cost_ops.callbacks.records import counted_record, payload_record, unknown_record
+from llm_cost_ops.client.attribution import AttributionFields
+from llm_cost_ops.client.observer import Observer
+from llm_cost_ops.types import UsageRecord
+
+if TYPE_CHECKING:
+    from llm_cost_ops.client.clients import AsyncCostOpsClient, CostOpsClient
+
+__all__ = ["CostOpsTracingProcessor"]
+
+_SOURCE = "openai_agents"
+_FLUSH_SECONDS = 5.0
+
+
+class CostOpsTracingProcessor(TracingProcessor):
+    """Records the model calls of runs, by responses and by chat completions, whole and streamed.
+
+    Without a client it is one that the environment sets up, as for `llm_cost_ops.instrument`. Calls count as
+    those of the block of `attribute` around them, else as `attribution` says (the fields of `attribute`).
+    Failed calls are not recorded; a run that is cancelled while its stream goes on is of unknown usage.
+    """
+
+    def __init__(
+        self,
+        client: CostOpsClient | AsyncCostOpsClient | None = None,
+        **attribution: Unpack[AttributionFields],
+    ) -> None:
+        self._observer = Observer(client, attribution)
+
+    def on_trace_start(self, trace: Any) -> None:
+        """Of a run as a whole nothing is recorded."""
+
+    def on_trace_end(self, trace: Any) -> None:
+        """The same."""
+
+    def on_span_start(self, span: Any) -> None:
+        """A call is recorded when it ends."""
+
+    def on_span_end(self, span: Any) -> None:
+        """Record a call of a model."""
+        data = span.span_data
+        if data.type in ("generation", "response") and (span.error is None or data.usage):
+            self._observer.take(partial(_record, data, span))
+
+    def force_flush(self) -> None:
+        """Wait until what was recorded is sent."""
+        self._observer.flush(_FLUSH_SECONDS)
+
+    def shutdown(self) -> None:
+        """Send what is left."""
+        self.force_flush()
+
+
+def _record(data: Any, span: Any) -> UsageRecord:
+    response = getattr(data, "response", None)
+    if response is not None:
+        record = payload_record(response, source=_SOURCE, provider="openai", api="openai.responses")
+    else:
+        model, usage = getattr(data, "model", None) or "", data.usage
+        record = (
+            counted_record(source=_SOURCE, provider="openai", model=model, **_counts(usage))
+            if usage
+            else unknown_record(source=_SOURCE, provider="openai", model=model)
+        )
+    # The trace is none of OpenTelemetry's; its span makes a key that no other has.
+    record.idempotency_key = record.idempotency_key or f"{_SOURCE}:{span.span_id}"
+    record.session_id = span.trace_id
+    record.latency_ms = _latency(span)
+    return record
+
+
+def _counts(usage: dict[str, Any]) -> dict[str, Any]:
+    given, returned = usage.get("input_tokens_details") or {}, usage.get("output_tokens_details") or {}
+    return {
+        "input_tokens": usage.get("input_tokens"),
+        "output_tokens": usage.get("output_tokens"),
+        "cached": given.get("cached_tokens"),
+        "written": given.get("cache_write_tokens"),
+        "reasoning_tokens": returned.get("reasoning_tokens"),
+    }
+
+
+def _latency(span: Any) -> int | None:
+    if not span.started_at or not span.ended_at:
+        return None
+    between = datetime.fromisoformat(span.ended_at) - datetime.fromisoformat(span.started_at)
+    return int(between.total_seconds() * 1000)
