@@ -74,13 +74,22 @@ class Watch:
             if self._call is not None:
                 self._call.first_byte()
             if self._reader is not None:
-                return self._reader.feed(data)
+                return self._read(self._reader, data)
             if self._body is not None and len(self._body) + len(data) <= MAX_BODY:
                 self._body += data
         except Exception:  # noqa: BLE001  # the bytes pass, whatever is wrong with us
             self._broken = True
             report("a stream can't be read")
         return data
+
+    def _read(self, reader: EventReader, data: bytes) -> bytes:
+        passing = reader.feed(data)
+        if reader.ended:
+            # Who reads the stream may stop at this event: it passes when the call is recorded.
+            passing = passing + reader.rest()
+            self._reader = None
+            self.finish(finished=True)
+        return passing
 
     def rest(self) -> bytes:
         """What was held back, once no more bytes come."""
