@@ -73,8 +73,10 @@ class Watch:
         try:
             if self._call is not None:
                 self._call.first_byte()
-            if self._reader is not None:
+            if isinstance(self._reader, EventReader):
                 return self._read(self._reader, data)
+            if self._reader is not None:
+                return self._reader.feed(data)
             if self._body is not None and len(self._body) + len(data) <= MAX_BODY:
                 self._body += data
         except Exception:  # noqa: BLE001  # the bytes pass, whatever is wrong with us
