@@ -37,7 +37,7 @@ __all__ = [
 
 _MAX_COST_UNITS = MAX_RECORD_COST * UNITS
 
-RECORD_COLUMNS = "u.id::text, u.key, u.ingested, u.ts, u.record"
+RECORD_COLUMNS = "u.id::text AS id, u.key, u.ingested, u.ts, u.record"
 """Of `usage u`, what `decode_record` needs first."""
 
 
