@@ -21,7 +21,8 @@ test: $(VENV)/.with-dev ## run the whole test suite (PYTEST_ARGS="-k text" for a
 
 frameworks: ## the callbacks of frameworks that want older SDKs than the extra [sdks], each in an environment of its own
 	@set -e; for name in llama-index openai-agents; do \
-	  $(MAKE) --no-print-directory VENV=$(VENV)-$$name "$(VENV)-$$name/.with-dev,sdk-$$name"; \
+	  $(MAKE) --no-print-directory VENV=$(VENV)-$$name $(VENV)-$$name/bin/pip; \
+	  $(VENV)-$$name/bin/python -m pip install --quiet -e ".[server,sdk-$$name]" hypothesis pytest pytest-asyncio; \
 	  $(VENV)-$$name/bin/python -m pytest -q tests/unit/callbacks; \
 	done
 

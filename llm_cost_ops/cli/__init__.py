@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
 
 from llm_cost_ops import __version__
-from llm_cost_ops.cli.options import add_proxy, add_questions, add_target, add_tls, at_least_one
+from llm_cost_ops.cli.options import (
+    add_form,
+    add_proxy,
+    add_questions,
+    add_target,
+    add_tls,
+    at_least_one,
+)
 from llm_cost_ops.config import REPORTED_PROVIDERS, split_names
 from llm_cost_ops.exceptions import CostOpsError
 
@@ -152,6 +160,7 @@ def _add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     revoke.add_argument("id", metavar="ID", help="as `list` shows it")
     for action in (create, listing, revoke):
         action.add_argument("--db", default="llm_cost_ops.db", metavar="PATH", help="default: %(default)s")
+    add_form(listing)
     parser.set_defaults(run="keys")
 
 
@@ -314,6 +323,10 @@ def _dispatch(options: argparse.Namespace) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 0, 1 when records were rejected, or 2 when it failed."""
+    for stream in (sys.stdout, sys.stderr):
+        # A sign that a terminal can't show does not end a command.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     options = _parser().parse_args(arguments)
     try:
         return _dispatch(options)

@@ -7,10 +7,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-from llm_cost_ops.cli.reports import money
+from llm_cost_ops.cli.output import Output, money
 from llm_cost_ops.cli.target import open_client
 from llm_cost_ops.client.clients import CostOpsClient
 from llm_cost_ops.exceptions import ConfigurationError
@@ -35,7 +32,7 @@ class Import:
         self.tokens = 0
         self.unpriced = 0
         self.units: dict[str, int] = {}
-        self.errors = Console(stderr=True, soft_wrap=True, highlight=False)
+        self.errors = Output(stream=sys.stderr)
 
     @property
     def rejected(self) -> int:
@@ -44,21 +41,12 @@ class Import:
 
     def run(self, file: UsageFile, size: int | None) -> None:
         """Send every record, with a progress bar on a terminal; `size` is that of the file in bytes."""
-        bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[done]:,} records"),
-            TimeRemainingColumn(),
-            console=self.errors,
-            transient=True,
-        )
-        with bar if self.errors.is_terminal else nullcontext():
-            task = bar.add_task("recording", total=size, done=0)
+        with self.errors.progress("recording", size) as advance:
             for item in file:
                 self._pending.append(item)
                 if len(self._pending) >= self._size:
                     self._send()
-                    bar.update(task, completed=file.consumed, done=self.created + self.duplicates)
+                    advance(file.consumed, f"{self.created + self.duplicates:,} records")
             self._send()
 
     def _send(self) -> None:
@@ -95,25 +83,25 @@ class Import:
         else:
             self.invalid += 1
         if self.rejected <= SHOWN_REJECTIONS:
-            self.errors.print(f"line {number}: {why}", markup=False)
+            self.errors.line(f"line {number}: {why}")
         elif self.rejected == SHOWN_REJECTIONS + 1:
-            self.errors.print("further rejected lines are only counted")
+            self.errors.line("further rejected lines are only counted")
 
-    def report(self, console: Console, file: UsageFile) -> None:
+    def report(self, output: Output, file: UsageFile) -> None:
         """What the file was taken for, what was done, and what it cost."""
         if file.notes:
-            console.print(f"Read as {', '.join(file.notes)}", markup=False, soft_wrap=True)
+            output.line(f"Read as {', '.join(file.notes)}")
         passed = f", {file.passed_over:,} passed over that are no calls" if file.passed_over else ""
-        console.print(
-            f"[bold]{self.created:,}[/] recorded, {self.duplicates:,} were there before, "
+        output.line(
+            (f"{self.created:,}", "bold"),
+            f" recorded, {self.duplicates:,} were there before, "
             f"{self.conflicts:,} in conflict, {self.invalid:,} invalid{passed}",
-            soft_wrap=True,
         )
         costs = ", ".join(f"{money(from_units(units))} {code}" for code, units in sorted(self.units.items()))
         unpriced = f", {self.unpriced:,} unpriced" if self.unpriced else ""
-        console.print(f"{self.tokens:,} tokens, {costs or 'no cost'}{unpriced}")
+        output.line(f"{self.tokens:,} tokens, {costs or 'no cost'}{unpriced}")
         if file.hint():
-            self.errors.print(file.hint(), markup=False)
+            self.errors.line(file.hint())
 
 
 def _reason(result: SubmitResult) -> str:
@@ -151,5 +139,5 @@ def import_file(options: argparse.Namespace) -> int:
                 given=given,
             )
             job.run(file, None if from_stdin else path.stat().st_size)
-        job.report(Console(), file)
+        job.report(Output(), file)
     return 1 if job.rejected else 0

@@ -10,12 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from llm_cost_ops._gen.methods import GET_HEALTH
+from llm_cost_ops.cli.output import Column, Output, Table, form_of
 from llm_cost_ops.config import without_password
 from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
 from llm_cost_ops.ledger import ApiKey, KeyStore, open_ledger
@@ -69,20 +65,19 @@ def _list(options: argparse.Namespace) -> None:
     async def found(store: KeyStore, context: CallContext) -> list[ApiKey]:
         return await store.all(context)
 
-    console = Console()
     listed = _with_keys(options.db, found)
-    if not listed:
-        print(f"{without_password(options.db)} holds no API key: a server over it asks for none")
+    output = Output(form_of(options))
+    if not listed and output.form == "text":
+        output.line(f"{without_password(options.db)} holds no API key: a server over it asks for none")
         return
-    table = Table(box=SIMPLE_HEAD)
-    for title in ("id", "name", "role", "organizations", "created", "state"):
-        table.add_column(title, no_wrap=title not in ("name", "organizations"))
+    names = ("id", "name", "role", "organizations", "created", "state")
+    table = Table(columns=[Column(name, fold=name in ("name", "organizations")) for name in names])
     for key in listed:
         whose = "*" if key.organizations is None else ", ".join(key.organizations)
         state, style = _state(key)
-        created = f"{key.created_at:%Y-%m-%d %H:%M}"
-        table.add_row(key.id, escape(key.name), key.role, escape(whose), created, state, style=style)
-    console.print(table)
+        table.rows.append([key.id, key.name, key.role, whose, f"{key.created_at:%Y-%m-%d %H:%M}", state])
+        table.styles.append(style)
+    output.table(table)
 
 
 def _revoke(options: argparse.Namespace) -> None:

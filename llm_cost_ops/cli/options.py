@@ -9,6 +9,7 @@ from llm_cost_ops.exceptions import ConfigurationError
 
 __all__ = [
     "add_filters",
+    "add_form",
     "add_proxy",
     "add_questions",
     "add_target",
@@ -72,6 +73,13 @@ def add_target(parser: argparse.ArgumentParser) -> None:
     target.add_argument(
         "--base-url", metavar="URL", help="where to send it; default: LLM_COST_OPS_BASE_URL, else --db"
     )
+
+
+def add_form(parser: argparse.ArgumentParser) -> None:
+    """Take --json or --csv."""
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON, with values as they are")
+    form.add_argument("--csv", action="store_true", help="print CSV, with values as they are")
 
 
 def add_filters(parser: argparse.ArgumentParser) -> None:
@@ -187,7 +195,7 @@ def _add_costs(commands: _Commands) -> None:
         "default: %(default)s",
     )
     parser.add_argument("--currency", default="", help="ISO 4217; default: USD")
-    parser.add_argument("--json", action="store_true", help="print the answer as JSON")
+    add_form(parser)
     parser.set_defaults(run="costs")
 
 
@@ -220,6 +228,7 @@ def _add_estimate(commands: _Commands) -> None:
     for name in ("organization", "service-tier", "processing", "region", "speed"):
         parser.add_argument(f"--{name}", default="")
     parser.add_argument("--at", metavar="TIME", help="when the call is made; default: now")
+    add_form(parser)
     parser.set_defaults(run="estimate")
 
 
@@ -234,6 +243,7 @@ def _add_reprice(commands: _Commands) -> None:
     add_filters(parser)
     parser.add_argument("--as-of", default="", metavar="DATE", help="leave out cards created after it")
     parser.add_argument("--dry-run", action="store_true", help="show what would change, and write nothing")
+    add_form(parser)
     parser.set_defaults(run="reprice")
 
 
@@ -292,6 +302,8 @@ def _add_prices(commands: _Commands) -> None:
         "state are others. Nothing is recorded.",
     )
     check.add_argument("file", help="any file that `import` reads; - for standard input")
+    for action in (found, show, diff, check):
+        add_form(action)
     update = actions.add_parser(
         "update",
         help="put another catalog in force",

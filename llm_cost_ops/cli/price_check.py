@@ -10,13 +10,9 @@ from decimal import Decimal
 from pathlib import Path
 
 import msgspec
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from llm_cost_ops.catalog import load_catalog
-from llm_cost_ops.cli.reports import money
+from llm_cost_ops.cli.output import Cell, Column, Output, Table, money
 from llm_cost_ops.exceptions import ValidationError
 from llm_cost_ops.imports import Item, UsageFile
 from llm_cost_ops.pricing.calculator import DEFAULT_CURRENCY
@@ -77,26 +73,21 @@ class _Check:
 
     def table(self) -> Table:
         """A row a model, those that differ most first."""
-        table = Table(box=SIMPLE_HEAD)
-        table.add_column("model", overflow="fold", min_width=16)
-        for name in ("calls", "differ", "stated", "cards", "difference"):
-            table.add_column(name, justify="right", no_wrap=True)
+        names = ("calls", "differ", "stated", "cards", "difference")
+        table = Table(columns=[Column("model", fold=True), *(Column(name, right=True) for name in names)])
         rows = sorted(self.models.items(), key=lambda row: (-abs(row[1].stated - row[1].priced), row[0]))
         for (provider, model, currency), sums in rows:
             known = sums.status is not CostStatus.UNPRICED
             doubt = "" if sums.status is CostStatus.PRICED else f" ({sums.status.value})"
-            table.add_row(
-                escape(f"{provider}/{model}"),
-                f"{sums.calls:,}",
-                f"{sums.differ:,}",
-                f"{money(sums.stated)} {currency}",
-                money(sums.priced) + doubt if known else "unpriced",
-                money((sums.priced - sums.stated).normalize()) if known else "",
-            )
+            stated = f"{money(sums.stated)} {currency}"
+            cards = money(sums.priced) + doubt if known else "unpriced"
+            difference: Cell = (sums.priced - sums.stated).normalize() if known else ""
+            cells: list[Cell] = [f"{provider}/{model}", sums.calls, sums.differ, stated, cards, difference]
+            table.rows.append(cells)
         return table
 
 
-def check_prices(options: argparse.Namespace, console: Console) -> None:
+def check_prices(options: argparse.Namespace, output: Output) -> None:
     """Read a file of usage, and print how its stated costs differ from those of the catalog."""
     check = _Check()
     from_stdin = options.file == "-"
@@ -104,13 +95,11 @@ def check_prices(options: argparse.Namespace, console: Console) -> None:
     with nullcontext(sys.stdin.buffer) if from_stdin else path.open("rb") as stream:
         for item in UsageFile(stream, "" if from_stdin else path.name):
             check.add(item)
-    if check.models:
-        console.print(check.table())
+    if check.models or output.form != "text":
+        output.table(check.table())
     calls = sum(sums.calls for sums in check.models.values())
     differ = sum(sums.differ for sums in check.models.values())
-    console.print(
+    output.line(
         f"{calls:,} calls state their cost, {differ:,} differ from the price cards; "
         f"{check.unstated:,} state none, {check.unread:,} lines are no valid calls",
-        soft_wrap=True,
-        highlight=False,
     )

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, time
+from decimal import Decimal
 from itertools import groupby
-
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from llm_cost_ops.catalog import (
     Catalog,
@@ -21,8 +17,8 @@ from llm_cost_ops.catalog import (
     price_diff,
     update_catalog,
 )
+from llm_cost_ops.cli.output import Cell, Column, Output, Table, form_of, money
 from llm_cost_ops.cli.price_check import check_prices
-from llm_cost_ops.cli.reports import money
 from llm_cost_ops.pricing.selection import PriceQuery, select_card
 from llm_cost_ops.types import Rate, RateCard
 
@@ -35,17 +31,17 @@ _MAX_CHANGES = 200
 def prices(options: argparse.Namespace) -> int:
     """The `prices` command."""
     actions = {"list": _list, "show": _show, "diff": _diff, "update": _update, "check": check_prices}
-    actions[options.action](options, Console())
+    actions[options.action](options, Output(form_of(options)))
     return 0
 
 
-def _list(options: argparse.Namespace, console: Console) -> None:
+def _list(options: argparse.Namespace, output: Output) -> None:
     catalog = load_catalog()
-    table = Table(box=SIMPLE_HEAD, caption=f"per million tokens; {_named(catalog)}", caption_justify="left")
-    table.add_column("model", overflow="fold", ratio=1)
-    for name in ("input", "cached", "output"):
-        table.add_column(name, justify="right", overflow="fold", max_width=12)
-    table.add_column("currency", no_wrap=True)
+    prices = (Column(name, right=True) for name in ("input", "cached", "output"))
+    table = Table(
+        columns=[Column("model", fold=True), *prices, Column("currency")],
+        caption=f"per million tokens; {_named(catalog)}",
+    )
     for model in catalog.find(" ".join(options.words)):
         if options.provider and model.provider != options.provider:
             continue
@@ -53,11 +49,11 @@ def _list(options: argparse.Namespace, console: Console) -> None:
         if card is not None:
             found = {rate.meter: rate for rate in card.rates}
             cells = [_per_million(found.get(meter)) for meter in _SHOWN_METERS]
-            table.add_row(escape(f"{model.provider}/{model.id}"), *cells, card.currency)
-    if table.row_count:
-        console.print(table)
+            table.rows.append([f"{model.provider}/{model.id}", *cells, card.currency])
+    if table.rows or output.form != "text":
+        output.table(table)
     else:
-        console.print("No model of the catalog has such a name.")
+        output.line("No model of the catalog has such a name.")
 
 
 def _standard(catalog: Catalog, model: CatalogModel) -> RateCard | None:
@@ -67,13 +63,13 @@ def _standard(catalog: Catalog, model: CatalogModel) -> RateCard | None:
     return None if found is None else found.card
 
 
-def _per_million(rate: Rate | None) -> str:
+def _per_million(rate: Rate | None) -> Cell:
     if rate is None or rate.per not in (0, 1_000_000):
         return ""
-    return money(rate.price) + ("+" if rate.tiers else "")
+    return f"{money(rate.price)}+" if rate.tiers else rate.price
 
 
-def _show(options: argparse.Namespace, console: Console) -> None:
+def _show(options: argparse.Namespace, output: Output) -> None:
     catalog = load_catalog()
     name = "/".join(options.model)
     provider, slash, model = name.partition("/")
@@ -82,24 +78,39 @@ def _show(options: argparse.Namespace, console: Console) -> None:
         near = [f"{found.provider}/{found.id}" for found in catalog.find(model or provider)][:5]
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise CatalogError(f"the catalog has no model {name!r}{hint}")
+    if output.form != "text":
+        output.table(_all_rates(cards))
+        return
     for card in cards:
-        table = Table(box=SIMPLE_HEAD, title=escape(card.id), title_justify="left", title_style="bold")
-        table.add_column("meter", no_wrap=True)
-        table.add_column(f"price, {card.currency}", justify="right", no_wrap=True)
-        table.add_column("per", justify="right", no_wrap=True)
+        table = Table(title=card.id, columns=_rate_columns(f"price, {card.currency}"))
+        for rate in card.rates:
+            table.rows += [[name, price, rate.per or 1_000_000] for name, price in _steps(rate)]
+        output.table(table)
+        for line in _terms(card):
+            output.line(f"  {line}")
+    output.line(f"{_named(catalog)}; {cards[0].source_url}")
+
+
+def _rate_columns(price: str) -> list[Column]:
+    return [Column("meter"), Column(price, right=True, key="price"), Column("per", right=True)]
+
+
+def _all_rates(cards: Sequence[RateCard]) -> Table:
+    """The rates of several cards, for programs."""
+    names = ("card", "holds", "currency")
+    table = Table(columns=[*(Column(name) for name in names), *_rate_columns("price")])
+    for card in cards:
+        holds = "; ".join(_terms(card))
         for rate in card.rates:
             for name, price in _steps(rate):
-                table.add_row(name, price, f"{rate.per or 1_000_000:,}")
-        console.print(table)
-        for line in _terms(card):
-            console.print(f"  {line}", markup=False)
-    console.print(f"{_named(catalog)}; {cards[0].source_url}", markup=False)
+                table.rows.append([card.id, holds, card.currency, name.strip(), price, rate.per or 1_000_000])
+    return table
 
 
-def _steps(rate: Rate) -> Iterator[tuple[str, str]]:
-    yield rate.meter, money(rate.price)
+def _steps(rate: Rate) -> Iterator[tuple[str, Decimal]]:
+    yield rate.meter, rate.price
     for tier in rate.tiers:
-        yield f"  {'from' if tier.inclusive else 'above'} {tier.above:,} input tokens", money(tier.price)
+        yield f"  {'from' if tier.inclusive else 'above'} {tier.above:,} input tokens", tier.price
 
 
 def _terms(card: RateCard) -> Iterator[str]:
@@ -120,29 +131,28 @@ def _moment(at: datetime) -> str:
     return f"{at:%Y-%m-%d}" if at.time() == time.min else f"{at:%Y-%m-%d %H:%M} UTC"
 
 
-def _diff(options: argparse.Namespace, console: Console) -> None:
+def _diff(options: argparse.Namespace, output: Output) -> None:
     if len(options.files) > 2:
         raise CatalogError("`prices diff` takes one catalog or two")
     old = load_catalog(options.files[0]) if len(options.files) == 2 else load_catalog()
     new = load_catalog(options.files[-1])
-    console.print(f"from {_named(old)} to {_named(new)}", markup=False)
-    _print_changes(console, price_diff(old, new))
+    output.line(f"from {_named(old)} to {_named(new)}")
+    _print_changes(output, price_diff(old, new))
 
 
-def _print_changes(console: Console, changes: list[PriceChange]) -> None:
-    if not changes:
-        console.print("No price differs.")
+def _print_changes(output: Output, changes: list[PriceChange]) -> None:
+    if not changes and output.form == "text":
+        output.line("No price differs.")
         return
-    table = Table(box=SIMPLE_HEAD)
-    for name in ("", "card", "what", "old", "new"):
-        table.add_column(name, overflow="fold")
-    for change in changes[:_MAX_CHANGES]:
-        texts = (change.kind, change.card_id, change.field, change.old, change.new)
-        table.add_row(*map(escape, texts))
-    console.print(table)
-    if len(changes) > _MAX_CHANGES:
-        console.print(f"… and {len(changes) - _MAX_CHANGES:,} more")
-    console.print(", ".join(_counts(changes)))
+    kind = Column("", key="kind")
+    table = Table(columns=[kind, *(Column(name, fold=True) for name in ("card", "what", "old", "new"))])
+    shown = changes[:_MAX_CHANGES] if output.form == "text" else changes
+    for change in shown:
+        table.rows.append([change.kind, change.card_id, change.field, change.old, change.new])
+    output.table(table)
+    if len(changes) > len(shown):
+        output.line(f"… and {len(changes) - _MAX_CHANGES:,} more")
+    output.line(", ".join(_counts(changes)))
 
 
 def _counts(changes: Iterable[PriceChange]) -> Iterator[str]:
@@ -153,17 +163,15 @@ def _counts(changes: Iterable[PriceChange]) -> Iterator[str]:
         yield f"{len({change.card_id for change in found}):,} cards {kind}"
 
 
-def _update(options: argparse.Namespace, console: Console) -> None:
+def _update(options: argparse.Namespace, output: Output) -> None:
     done = update_catalog(
         options.source, path=options.path, sha256=options.sha256, allow_older=options.allow_older
     )
     if not done.changed:
-        console.print(f"{_named(done.catalog)} was in force already.", markup=False)
+        output.line(f"{_named(done.catalog)} was in force already.")
         return
-    _print_changes(console, price_diff(done.previous, done.catalog))
-    console.print(
-        f"{_named(done.catalog)} with {done.cards:,} cards is in force, kept in {done.path}", markup=False
-    )
+    _print_changes(output, price_diff(done.previous, done.catalog))
+    output.line(f"{_named(done.catalog)} with {done.cards:,} cards is in force, kept in {done.path}")
 
 
 def _named(catalog: Catalog) -> str:

@@ -8,11 +8,9 @@ from pathlib import Path
 from shlex import quote
 from shutil import which
 
-from rich.console import Console
-from rich.markup import escape
-
 from llm_cost_ops.cli.importing import Import
-from llm_cost_ops.cli.reports import cost_table, money, print_total
+from llm_cost_ops.cli.output import Output, money
+from llm_cost_ops.cli.reports import cost_table, print_total
 from llm_cost_ops.cli.target import url_of
 from llm_cost_ops.client.clients import CostOpsClient
 from llm_cost_ops.imports import UsageFile
@@ -32,21 +30,20 @@ def quickstart(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 2
-    console = Console()
+    output = Output()
     with CostOpsClient(base_url=url_of(options.db)) as client:
-        into = escape(options.db)
-        console.print(f"Recording the responses in [bold]{escape(_shown(path))}[/] into [bold]{into}[/]")
+        output.line("Recording the responses in ", (_shown(path), "bold"), " into ", (options.db, "bold"))
         job = Import(client, batch_size=100)
         with path.open("rb") as stream:
             file = UsageFile(stream, path.name)
             job.run(file, path.stat().st_size)
-        job.report(console, file)
+        job.report(output, file)
         by_model = client.costs.get(group_by=["provider", "model"])
         by_day = client.costs.get(group_by="day")
-        console.print()
-        console.print(cost_table("By provider and model", by_model, console.width))
-        console.print(cost_table("By day", by_day, console.width))
-        print_total(console, by_model)
+        output.line()
+        output.table(cost_table("By provider and model", by_model))
+        output.table(cost_table("By day", by_day))
+        print_total(output, by_model)
         today = client.usage.get_history(page_size=1).data
         if today:
             record = today[0]
@@ -55,13 +52,12 @@ def quickstart(options: argparse.Namespace) -> int:
                 if record.estimated_cost is None
                 else f"{money(record.estimated_cost)} {record.currency}"
             )
-            model = escape(f"{record.provider} {record.model_id}")
-            console.print(
-                f"The last call: {model}, {record.input_tokens:,} tokens in "
+            output.line(
+                f"The last call: {record.provider} {record.model_id}, {record.input_tokens:,} tokens in "
                 f"({record.cached_tokens:,} cached), {record.output_tokens:,} out: {cost}."
             )
     question = f"{_command()} costs --db {quote(options.db)} --group-by project,day"
-    console.print(f"Ask more: [bold]{escape(question)}[/]")
+    output.line("Ask more: ", (question, "bold"))
     return 1 if job.rejected else 0
 
 

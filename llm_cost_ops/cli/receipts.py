@@ -5,18 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
+from llm_cost_ops._gen.codecs import COST_RECORD, REPRICE_REPORT
 from llm_cost_ops.cli.options import filters_of, pairs
-from llm_cost_ops.cli.reports import money
+from llm_cost_ops.cli.output import Cell, Column, Output, Table, form_of, money
 from llm_cost_ops.cli.target import open_client
 from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
 from llm_cost_ops.rpc.status import RpcError
 from llm_cost_ops.rules.times import parse_start
-from llm_cost_ops.types import CostRecord
+from llm_cost_ops.types import CostRecord, RepriceDifference
 
 __all__ = ["estimate", "reprice"]
 
@@ -49,54 +45,73 @@ def estimate(options: argparse.Namespace) -> int:
             speed=options.speed,
             timestamp=at,
         )
-    _show(Console(), cost)
+    _show(Output(form_of(options)), cost)
     return 0
 
 
-def _show(console: Console, cost: CostRecord) -> None:
-    if cost.total_cost is None:
-        console.print("[yellow]No price is known for this call.[/]")
+def _show(output: Output, cost: CostRecord) -> None:
+    if output.form == "json":
+        output.json_text(COST_RECORD.encode_json(cost))
         return
-    table = Table(box=SIMPLE_HEAD, show_footer=True)
-    table.add_column("meter", footer="total", no_wrap=True)
-    table.add_column("quantity", justify="right", no_wrap=True)
-    table.add_column("price", justify="right", no_wrap=True)
-    table.add_column(f"cost, {cost.currency}", footer=money(cost.total_cost), justify="right", no_wrap=True)
+    if cost.total_cost is None and output.form == "text":
+        output.line(("No price is known for this call.", "yellow"))
+        return
+    table = Table(
+        columns=[
+            Column("meter"),
+            Column("quantity", right=True),
+            Column("price", right=True),
+            Column(f"cost, {cost.currency}", right=True, key="cost"),
+        ],
+        footer=["total", "", "", "" if cost.total_cost is None else cost.total_cost],
+    )
     for line in cost.lines:
         price = "-" if line.unit_price is None else f"{money(line.unit_price)} / {line.per:,}"
-        table.add_row(
-            escape(line.meter), f"{line.quantity:,f}", price, money(line.cost) if line.priced else "no price"
-        )
-    console.print(table)
+        quantity = line.quantity if output.form == "csv" else f"{line.quantity:,f}"
+        table.rows.append([line.meter, quantity, price, line.cost if line.priced else "no price"])
+    output.table(table)
     origin = f", {cost.origin_version}" if cost.origin_version else ""
-    console.print(f"{cost.status.value}, by the card {cost.rate_card_id}{origin}", markup=False)
+    output.line(f"{cost.status.value}, by the card {cost.rate_card_id}{origin}")
     if cost.fallback_dimensions:
-        console.print(f"The card stands in for another {' and '.join(cost.fallback_dimensions)}.")
+        output.line(f"The card stands in for another {' and '.join(cost.fallback_dimensions)}.")
 
 
 def reprice(options: argparse.Namespace) -> int:
     """The `reprice` command."""
     with open_client(options) as client:
         report = client.costs.reprice(**filters_of(options), as_of=options.as_of, dry_run=options.dry_run)
-    console = Console()
-    if report.differences:
-        table = Table(box=SIMPLE_HEAD)
-        for name in ("provider", "model"):
-            table.add_column(name, no_wrap=True)
-        for name in ("records", "before", "after", "difference"):
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("currency")
-        table.add_column("unpriced", justify="right")
-        for row in report.differences:
-            table.add_row(
-                escape(row.provider),
-                escape(row.model_id),
-                f"{row.records:,}",
-                *(money(amount) for amount in (row.before, row.after, row.difference)),
-                row.currency,
-                f"{row.unpriced_before:,} → {row.unpriced_after:,}",
-            )
-        console.print(table)
+    output = Output(form_of(options))
+    if output.form == "json":
+        output.json_text(REPRICE_REPORT.encode_json(report))
+        return 0
+    if report.differences or output.form == "csv":
+        output.table(_differences(report.differences))
     verb = "would get" if report.dry_run else "got"
-    console.print(f"{report.changed:,} of {report.examined:,} records {verb} another cost")
+    output.line(f"{report.changed:,} of {report.examined:,} records {verb} another cost")
     return 0
+
+
+def _differences(differences: list[RepriceDifference]) -> Table:
+    counted = (Column(name, right=True) for name in ("records", "before", "after", "difference"))
+    table = Table(
+        columns=[
+            Column("provider"),
+            Column("model"),
+            *counted,
+            Column("currency"),
+            Column("unpriced", right=True),
+        ]
+    )
+    for row in differences:
+        unpriced = f"{row.unpriced_before:,} → {row.unpriced_after:,}"
+        cells: list[Cell] = [
+            row.provider,
+            row.model_id,
+            row.records,
+            row.before,
+            row.after,
+            row.difference,
+            row.currency,
+        ]
+        table.rows.append([*cells, unpriced])
+    return table

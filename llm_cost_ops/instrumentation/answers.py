@@ -6,15 +6,26 @@ import functools
 import logging
 import re
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from llm_cost_ops.instrumentation.calls import Call, Options
-from llm_cost_ops.instrumentation.events import EventReader
+from llm_cost_ops.instrumentation.events import EventReader, FrameReader
 from llm_cost_ops.instrumentation.providers import TAKE_STREAM_OPTIONS
 
-__all__ = ["MAX_BODY", "MAX_FORM", "Watch", "events_of", "may_ask", "report", "watch", "with_usage"]
+__all__ = [
+    "MAX_BODY",
+    "MAX_FORM",
+    "Watch",
+    "events_of",
+    "may_ask",
+    "reader_of",
+    "report",
+    "watch",
+    "watch_lines",
+    "with_usage",
+]
 
 MAX_BODY = 64 * 1024 * 1024
 """Of a body that passes bit by bit so much is kept to be read, in bytes."""
@@ -22,27 +33,46 @@ MAX_BODY = 64 * 1024 * 1024
 MAX_FORM = 16 * 1024
 """Of a form that is sent so much is kept, in bytes: its fields come before its files."""
 
+_FRAMES = "application/vnd.amazon.eventstream"
 _BINARY = re.compile("(?:audio|video|image)/|application/octet-stream")
 
 _log = logging.getLogger("llm_cost_ops.instrumentation")
 _said: set[str] = set()
 
 
-class Watch:
-    """Sees the bytes of an answer as they pass. Never raises."""
+class Reader(Protocol):
+    """Reads the bytes of an answer."""
 
-    def __init__(self, call: Call, reader: EventReader | None, body: bytearray | None) -> None:
+    def feed(self, data: bytes) -> bytes:
+        """Take bytes, and give what may pass."""
+
+    def rest(self) -> bytes:
+        """At the end: what did not pass yet."""
+
+
+class Watch:
+    """Sees the bytes of an answer as they pass, and completes what is to be recorded of it. Never raises."""
+
+    def __init__(
+        self,
+        call: Call | None,
+        complete: Callable[..., None],
+        reader: Reader | None = None,
+        body: bytearray | None = None,
+    ) -> None:
         self._call = call
+        self._complete = complete
         self._reader = reader
         self._body = body
-        self._broken = False
+        self._broken = self._ended = False
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes, and give what may pass."""
         if self._broken:
             return data
         try:
-            self._call.first_byte()
+            if self._call is not None:
+                self._call.first_byte()
             if self._reader is not None:
                 return self._reader.feed(data)
             if self._body is not None and len(self._body) + len(data) <= MAX_BODY:
@@ -68,34 +98,71 @@ class Watch:
 
     def finish(self, *, finished: bool = False) -> None:
         """Nothing more will come."""
+        if self._ended:
+            return
+        self._ended = True
         try:
-            self._call.finish(finished=finished)
+            self._complete(finished=finished)
         except Exception:  # noqa: BLE001  # as above
             report("a call can't be recorded")
 
 
+def reader_of(kind: str, *, hide: bool = False) -> EventReader | FrameReader | None:
+    """What reads a stream of this Content-Type; None where it is no stream."""
+    if kind.startswith("text/event-stream"):
+        return EventReader(hide=hide)
+    return FrameReader() if kind.startswith(_FRAMES) else None
+
+
 def watch(
-    call: Call, kind: str, encoding: str, decompressed: Callable[[str, bytes], bytes], *, hide: bool
+    call: Call,
+    kind: str,
+    encoding: str,
+    decompressed: Callable[[str, bytes], bytes],
+    *,
+    hide: bool,
+    complete: Callable[..., None] | None = None,
 ) -> Watch:
     """What sees an answer pass that has this Content-Type and Content-Encoding.
 
     `decompressed` gives a body as it was before its encoding. With `hide` the chunk with the usage does not
-    pass, see EventReader.
+    pass, see EventReader. `complete(finished=...)` is called once at the end, the call's `finish` when it is
+    not given.
     """
-    is_stream = kind.startswith("text/event-stream")
-    reader = body = None
-    if is_stream and encoding in ("", "identity"):
-        reader = EventReader(hide=hide)
+    complete = complete or call.finish
+    reader = reader_of(kind, hide=hide)
+    body = None
+    if reader is not None and encoding in ("", "identity"):
         call.events = reader.events
-    elif not _BINARY.match(kind):
+    elif reader is not None or not _BINARY.match(kind):
         body = bytearray()
         decoded = functools.partial(_decoded, decompressed, encoding, body)
-        if is_stream:
-            call.events = lambda: events_of(decoded())
+        if reader is not None:
+            kept, reader = type(reader), None
+            call.events = lambda: events_of(decoded(), kept)
         else:
             call.body = decoded
     call.begin_stream()
-    return Watch(call, reader, body)
+    return Watch(call, complete, reader, body)
+
+
+def watch_lines(lines: Reader, encoding: str, decompressed: Callable[[str, bytes], bytes]) -> Watch:
+    """What sees a file of lines pass, each of which is a call of its own."""
+    if encoding in ("", "identity"):
+        return Watch(None, _nothing, lines)
+    body = bytearray()
+
+    def complete(*, finished: bool) -> None:
+        lines.feed(_decoded(decompressed, encoding, body))
+        if finished:
+            lines.rest()
+        body.clear()
+
+    return Watch(None, complete, body=body)
+
+
+def _nothing(*, finished: bool) -> None:
+    """Nothing is left to be done at the end of an answer."""
 
 
 def _decoded(decompressed: Callable[[str, bytes], bytes], encoding: str, body: bytearray) -> bytes:
@@ -103,9 +170,9 @@ def _decoded(decompressed: Callable[[str, bytes], bytes], encoding: str, body: b
     return bytes(body) if plain else decompressed(encoding, bytes(body))
 
 
-def events_of(content: bytes) -> list[bytes]:
+def events_of(content: bytes, kind: type[EventReader | FrameReader] = EventReader) -> list[bytes]:
     """The events of a whole body that can matter for its usage."""
-    reader = EventReader()
+    reader = kind()
     reader.feed(content)
     reader.rest()
     return reader.events()

@@ -18,6 +18,7 @@ import msgspec
 from llm_cost_ops._gen.messages import UsageQuality, UsageRecord
 from llm_cost_ops.instrumentation.providers import API_PROVIDERS, UNIQUE_IDS
 from llm_cost_ops.normalizers import PayloadError, usage_from_response
+from llm_cost_ops.normalizers.aws import region_of
 
 __all__ = [
     "KEY_HEADER",
@@ -41,7 +42,7 @@ PROVIDER_HEADER = "x-lco-provider"
 _FINAL_TYPES = frozenset({
     "message_stop", "message-end", "response.completed", "response.incomplete", "response.failed",
     "response.done", "speech.audio.done", "transcript.text.done", "image_generation.completed",
-    "image_edit.completed", "conversation.response.done",
+    "image_edit.completed", "conversation.response.done", "interaction.completed",
 })  # fmt: skip
 _FORM_MODEL = re.compile(rb'name="model"\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]+)\r\n')
 _PATH_MODEL = re.compile(r"(?:^|/)(?:models?|deployments)/([^/:?]+)")
@@ -112,9 +113,9 @@ class Call:
     """
 
     __slots__ = (
-        "_abandonable", "_attributes", "_options", "_started", "api", "body", "events", "finished", "key",
-        "latency_ms", "left_to_proxy", "model", "provider", "request_body", "time_to_first_ms", "trace",
-        "unique",
+        "_abandonable", "_attributes", "_done", "_options", "_started", "api", "billed_model", "body",
+        "events", "finished", "key", "latency_ms", "left_to_proxy", "model", "provider", "request_body",
+        "time_to_first_ms", "timed", "trace", "unique",
     )  # fmt: skip
 
     def __init__(
@@ -124,7 +125,7 @@ class Call:
         self._attributes = options.attributes()
         self.trace = _current_span()
         self._started = time.monotonic()
-        self._abandonable = False
+        self._abandonable = self._done = False
         self.api = api
         self.provider = provider
         self.unique = (known_host or bool(options.provider)) and provider in UNIQUE_IDS
@@ -134,7 +135,10 @@ class Call:
         self.request_body: Callable[[], bytes] = bytes
         self.body: Callable[[], Any] | None = None
         self.events: Callable[[], list[bytes]] | None = None
+        self.billed_model = ""
+        """What the path names and is billed, where the answer names the model otherwise."""
         self.finished = False
+        self.timed = True
         self.latency_ms: int | None = None
         self.time_to_first_ms: int | None = None
 
@@ -161,8 +165,9 @@ class Call:
 
     def finish(self, *, finished: bool) -> None:
         """The answer is there, or nothing more of it will come. Records; the second time does nothing."""
-        if self.latency_ms is None:
-            self.latency_ms = self._elapsed()
+        if not self._done:
+            self._done = True
+            self._note_time()
             self.finished = finished
             self._abandonable = False
             if finished and self.left_to_proxy:
@@ -171,11 +176,36 @@ class Call:
             sink = self._options.sink
             (sink.observe if finished else sink.observe_abandoned)(self.record, self._attributes)
 
+    def drop(self) -> None:
+        """There is nothing to record."""
+        self._done = True
+        self._abandonable = False
+
+    def wait(self) -> None:
+        """The answer will be fetched later, and how long it takes is not seen. Lets go of the request."""
+        self.begin_stream()
+        self.model = self._asked().model or self.model
+        self.request_body = bytes
+        self.timed = False
+        self.time_to_first_ms = None
+
+    def answer_later(self, fetched: Call) -> None:
+        """Record what was fetched as the answer."""
+        fetched.drop()
+        self.body, self.events = fetched.body, fetched.events
+        self.finish(finished=True)
+
     def __del__(self) -> None:
         if getattr(self, "_abandonable", False):
+            # The collector may close the stream after this.
+            self._done = True
             self._abandonable = False
-            self.latency_ms = self._elapsed()
+            self._note_time()
             self._options.sink.observe_abandoned(_Kept(self).record, self._attributes)
+
+    def _note_time(self) -> None:
+        if self.timed:
+            self.latency_ms = self._elapsed()
 
     def _elapsed(self) -> int:
         return int((time.monotonic() - self._started) * 1000)
@@ -186,8 +216,10 @@ class Call:
         model = asked.model or self.model
         try:
             payload = self._payload(asked, model)
-            api = None if isinstance(payload, list) and self.api in _STREAMS_TELL else self.api
+            api = None if isinstance(payload, list) and self.api in _STREAMS_TELL else self.api or None
             named: dict[str, Any] = {"model_id": model} if model and api in _NAMELESS else {}
+            if self.billed_model:
+                named = {"model_id": self.billed_model, "region": region_of(self.billed_model)}
             record = usage_from_response(payload, provider=self.provider, api=api, **named)
         except (PayloadError, ValueError, TypeError):
             # The call was made and is billed, though its answer can't be read.
@@ -254,7 +286,9 @@ class _Kept:
 # The APIs whose answers do not name the model.
 _NAMELESS = frozenset({"bedrock.converse", "cohere.chat"})
 # The APIs whose streams say by their events which they are.
-_STREAMS_TELL = frozenset({"anthropic.messages", "openai.responses", "openai.images", "openai.transcription"})
+_STREAMS_TELL = frozenset({
+    "anthropic.messages", "google.interactions", "openai.images", "openai.responses", "openai.transcription",
+})  # fmt: skip
 
 
 def _decoded(data: bytes) -> dict[str, Any] | None:
@@ -270,7 +304,7 @@ def _decoded(data: bytes) -> dict[str, Any] | None:
 
 def _is_final(event: dict[str, Any]) -> bool:
     """Whether the counts of a stream do not change after this event."""
-    if not event or event.get("type") in _FINAL_TYPES:
+    if not event or event.get("type", event.get("event_type")) in _FINAL_TYPES:
         return True
     if event.get("type") == "message_delta":
         delta = event.get("delta")

@@ -1,11 +1,14 @@
-"""Server-sent events, read as their bytes pass."""
+"""The events of a stream, read as their bytes pass: server-sent events, and the frames of AWS."""
 
 from __future__ import annotations
 
 import re
+import struct
 from collections import deque
 
-__all__ = ["EventReader", "data_of"]
+import msgspec
+
+__all__ = ["EventReader", "FrameReader", "data_of"]
 
 _BOUNDARY = re.compile(rb"\r\n\r\n|\n\r?\n|\r\r")
 _DATA = re.compile(rb"(?m)^data: ?([^\n]*)")
@@ -14,29 +17,66 @@ _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 
 # Of a long stream so many events are kept: the first, those that state usage, and the last.
 _FIRST, _STATING, _LAST = 4, 64, 8
+# What a frame of AWS may hold, in bytes.
+_MAX_FRAME = 24 * 1024 * 1024
 
 
-class EventReader:
+class _KeptEvents:
+    """The events of a stream that can matter for its usage."""
+
+    __slots__ = ("_first", "_last", "_number", "_stating")
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._first: list[tuple[int, bytes]] = []
+        self._stating: deque[tuple[int, bytes]] = deque(maxlen=_STATING)
+        self._last: deque[tuple[int, bytes]] = deque(maxlen=_LAST)
+
+    def keep(self, data: bytes) -> bool:
+        """Keep an event where it matters; whether it states usage."""
+        self._number += 1
+        states = b'"usage' in data and _USAGE.search(data) is not None
+        if self._number <= _FIRST:
+            self._first.append((self._number, data))
+        elif states:
+            self._stating.append((self._number, data))
+        else:
+            self._last.append((self._number, data))
+        return states
+
+    def events(self) -> list[bytes]:
+        """The data of the events that were kept, in their order."""
+        kept = {number: data for group in (self._first, self._stating, self._last) for number, data in group}
+        return [kept[number] for number in sorted(kept)]
+
+
+class EventReader(_KeptEvents):
     """Splits a body into events and keeps those that can matter for its usage.
 
     With `hide` the chunk of a chat stream that has no choices and states usage does not pass: it is the one
     that the caller did not ask for. Bytes of an event then pass once the event is complete.
     """
 
-    __slots__ = ("_first", "_hide", "_last", "_number", "_pending", "_scanned", "_stating")
+    __slots__ = ("_hide", "_pending", "_scanned")
 
     def __init__(self, *, hide: bool = False) -> None:
+        super().__init__()
         self._hide = hide
         self._pending = bytearray()
         self._scanned = 0
-        self._number = 0
-        self._first: list[tuple[int, bytes]] = []
-        self._stating: deque[tuple[int, bytes]] = deque(maxlen=_STATING)
-        self._last: deque[tuple[int, bytes]] = deque(maxlen=_LAST)
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes of the body, and give those that may pass now."""
         pending = self._pending
+        if (
+            not pending
+            and data.endswith(b"\n\n")
+            and data.find(b"\n\n") == len(data) - 2
+            and b"\r" not in data
+        ):
+            # One event and nothing else, as they mostly come.
+            hidden = self._take(data)
+            return b"" if hidden else data
         pending += data
         passing: list[bytes] = []
         start = 0
@@ -58,29 +98,56 @@ class EventReader:
         hidden = self._take(block) if block else False
         return block if self._hide and not hidden else b""
 
-    def events(self) -> list[bytes]:
-        """The data of the events that were kept, in their order."""
-        kept = {number: data for group in (self._first, self._stating, self._last) for number, data in group}
-        return [kept[number] for number in sorted(kept)]
-
     def _take(self, block: bytes) -> bool:
         """Keep an event where it matters; whether it is to be hidden."""
         data = data_of(block)
         if not data:
             return False
-        self._number += 1
-        states = _USAGE.search(data) is not None
-        if self._number <= _FIRST:
-            self._first.append((self._number, data))
-        elif states:
-            self._stating.append((self._number, data))
-        else:
-            self._last.append((self._number, data))
+        states = self.keep(data)
         return self._hide and states and _NO_CHOICES.search(data) is not None
+
+
+class _Chunk(msgspec.Struct):
+    """The payload of a frame of Bedrock's InvokeModelWithResponseStream: an event in base64."""
+
+    event: bytes = msgspec.field(default=b"", name="bytes")
+
+
+class FrameReader(_KeptEvents):
+    """Reads the frames of application/vnd.amazon.eventstream, in which Bedrock sends a model's events."""
+
+    __slots__ = ("_pending",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pending = bytearray()
+
+    def feed(self, data: bytes) -> bytes:
+        """Take bytes of the body, and give them back. ValueError where they are no frames."""
+        pending = self._pending
+        pending += data
+        while len(pending) >= 12:
+            # Lengths of the whole and of the headers, and a checksum of both; a checksum ends the frame.
+            total, headers = struct.unpack_from(">II", pending)
+            if not headers + 16 <= total <= _MAX_FRAME:
+                raise ValueError("not a frame of an event stream")
+            if len(pending) < total:
+                break
+            payload = bytes(pending[12 + headers : total - 4])
+            del pending[:total]
+            if chunk := msgspec.json.decode(payload, type=_Chunk).event:
+                self.keep(chunk)
+        return data
+
+    def rest(self) -> bytes:
+        """At the end of the body: nothing is held back."""
+        return b""
 
 
 def data_of(block: bytes) -> bytes:
     """The data of an event: its lines that begin with `data:`, joined."""
+    if block.startswith(b"data: ") and block.endswith(b"\n\n") and block.find(b"\n") == len(block) - 2:
+        return block[6:-2]
     if b"\r" in block:
         block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     return b"\n".join(_DATA.findall(block))

@@ -10,6 +10,8 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
+import msgspec
+
 from llm_cost_ops.instrumentation.calls import Call, Options, model_in_path
 from llm_cost_ops.instrumentation.events import EventReader
 
@@ -40,15 +42,23 @@ def unwrap_api_client(api_client: Any) -> None:
         delattr(api_client, _OPTIONS)
 
 
-def _begin(api_client: Any, http_method: str, path: str) -> _Watch | None:
+def _begin(api_client: Any, http_method: str, path: str) -> _Watch | _BatchWatch | None:
     """What watches a call, None where it is not billed. Never raises."""
     try:
         options: Options | None = getattr(api_client, _OPTIONS, None)
-        verb = path.partition("?")[0].rpartition(":")[2]
-        if options is None or http_method.lower() != "post" or verb not in _BILLED:
+        if options is None:
             return None
+        path, method = path.partition("?")[0], http_method.lower()
         provider = options.provider or "google"
-        return _Watch(Call(options, "google.generate", provider, known_host=True, model=model_in_path(path)))
+
+        def begin(model: str) -> Call:
+            return Call(options, "google.generate", provider, known_host=True, model=model)
+
+        if method == "get" and path.startswith("batches/"):
+            return _BatchWatch(begin)
+        if method == "post" and path.rpartition(":")[2] in _BILLED:
+            return _Watch(begin(model_in_path(path)))
+        return None
     except Exception:  # noqa: BLE001  # the caller's call goes on, whatever is wrong with ours
         _log.warning("a call can't be recorded", exc_info=True)
         return None
@@ -90,6 +100,51 @@ class _Watch:
             _log.warning("a call can't be recorded", exc_info=True)
 
 
+class _Answer(msgspec.Struct):
+    response: msgspec.Raw = msgspec.Raw(b"")
+
+
+class _Answers(msgspec.Struct, frozen=True, rename="camel"):
+    inlined_responses: list[_Answer] = []
+
+
+class _Output(msgspec.Struct, frozen=True, rename="camel"):
+    inlined_responses: _Answers = _Answers()
+
+
+class _BatchState(msgspec.Struct, frozen=True):
+    model: str = ""
+    output: _Output = _Output()
+
+
+class _Batch(msgspec.Struct):
+    """A batch whose results stand in it; those that stand in a file are not seen."""
+
+    name: str = ""
+    metadata: _BatchState = _BatchState()
+
+
+class _BatchWatch:
+    """Sees a batch as it is fetched: each request that succeeded is one call. Never raises."""
+
+    def __init__(self, begin: Callable[[str], Call]) -> None:
+        self._begin = begin
+
+    def whole(self, response: Any) -> None:
+        """A batch as it is now."""
+        try:
+            batch = msgspec.json.decode(response.body or b"{}", type=_Batch)
+            state = batch.metadata
+            for number, answer in enumerate(state.output.inlined_responses.inlined_responses):
+                if raw := bytes(answer.response):
+                    call = self._begin(state.model.removeprefix("models/"))
+                    call.body = functools.partial(bytes, b'{"key":"%d","response":%s}' % (number, raw))
+                    call.key = f"google:{batch.name}/{number}"
+                    call.finish(finished=True)
+        except Exception:  # noqa: BLE001  # as above
+            _log.warning("the results of a batch can't be recorded", exc_info=True)
+
+
 def _request(original: Callable[..., Any], api_client: Any) -> Callable[..., Any]:
     def request(http_method: str, path: str, *args: Any, **kwargs: Any) -> Any:
         watch = _begin(api_client, http_method, path)
@@ -116,7 +171,7 @@ def _streamed(original: Callable[..., Any], api_client: Any) -> Callable[..., An
     def request_streamed(http_method: str, path: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
         parts = original(http_method, path, *args, **kwargs)
         watch = _begin(api_client, http_method, path)
-        if watch is None:
+        if not isinstance(watch, _Watch):
             yield from parts
             return
         finished = begun = False
@@ -139,7 +194,7 @@ def _async_streamed(original: Callable[..., Any], api_client: Any) -> Callable[.
     async def async_request_streamed(http_method: str, path: str, *args: Any, **kwargs: Any) -> Any:
         watch = _begin(api_client, http_method, path)
         parts = await original(http_method, path, *args, **kwargs)
-        if watch is None:
+        if not isinstance(watch, _Watch):
             return parts
         watch.begin_stream()
         return _watched(parts, watch)

@@ -9,7 +9,7 @@ from llm_cost_ops.instrumentation import bedrock, genai
 from llm_cost_ops.instrumentation.calls import Options
 from llm_cost_ops.instrumentation.http import unwrap_client, wrap_client
 
-__all__ = ["instrument", "uninstrument"]
+__all__ = ["http_clients_of", "instrument", "uninstrument"]
 
 # The attributes on the way from a client to the HTTP client that it sends with.
 _PATHS = (
@@ -19,13 +19,18 @@ _PATHS = (
     ("_client_wrapper", "httpx_client", "httpx_client"),  # cohere
     ("root_client", "_client"),  # LangChain's models
     ("root_async_client", "_client"),
+    (
+        "_api_client",
+        "_httpx_client",
+    ),  # google-genai: beside what genai.py wraps
+    ("_api_client", "_async_httpx_client"),
     (),
 )
 
 
 def instrument(sdk_client: Any, options: Options) -> None:
     """Have what an SDK's client does recorded. TypeError for one that has no part to wrap."""
-    found = list(_http_clients(sdk_client))
+    found = list(http_clients_of(sdk_client))
     if (api_client := _genai_client(sdk_client)) is not None:
         genai.wrap_api_client(api_client, options)
     elif (events := _bedrock_events(sdk_client)) is not None:
@@ -45,7 +50,7 @@ def uninstrument(sdk_client: Any) -> None:
         genai.unwrap_api_client(api_client)
     if (events := _bedrock_events(sdk_client)) is not None:
         bedrock.unsubscribe(events)
-    for http_client in _http_clients(sdk_client):
+    for http_client in http_clients_of(sdk_client):
         unwrap_client(http_client)
 
 
@@ -62,7 +67,8 @@ def _bedrock_events(sdk_client: Any) -> Any:
     return getattr(meta, "events", None) if service == "bedrock-runtime" else None
 
 
-def _http_clients(sdk_client: Any) -> Iterator[Any]:
+def http_clients_of(sdk_client: Any) -> Iterator[Any]:
+    """The HTTP clients that an SDK's client sends with."""
     for path in _PATHS:
         found = sdk_client
         for name in path:

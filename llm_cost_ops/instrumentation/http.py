@@ -16,8 +16,10 @@ from llm_cost_ops.instrumentation.answers import (
     Watch,
     events_of,
     may_ask,
+    reader_of,
     report,
     watch,
+    watch_lines,
     with_usage,
 )
 from llm_cost_ops.instrumentation.calls import (
@@ -27,12 +29,14 @@ from llm_cost_ops.instrumentation.calls import (
     Options,
     model_in_path,
 )
-from llm_cost_ops.instrumentation.providers import api_of, provider_of
+from llm_cost_ops.instrumentation.fetched import Background, ResultLines
+from llm_cost_ops.instrumentation.providers import api_of, bedrock_model, fetched_of, provider_of
 from llm_cost_ops.rpc.ids import uuid7
 
 __all__ = ["unwrap_client", "wrap_client"]
 
-_SDK_PROVIDERS = {"cohere": "cohere", "mistralai": "mistral"}
+_SDK_PROVIDERS = {"cohere": "cohere", "google": "google", "mistralai": "mistral"}
+_BACKGROUND_APIS = ("google.interactions", "openai.responses")
 
 
 def wrap_client(http_client: Any, options: Options) -> None:
@@ -110,16 +114,22 @@ class _Hook:
         self.options: Options | None = None
         self.send: Any = None
         self.refusing: set[str] = set()
+        self.background = Background()
 
     def begin(self, request: Any) -> _Exchange | None:
         """The exchange of a request, None where it is not one to record. Never raises."""
         options = self.options
-        if options is None or request.method != "POST":
+        if options is None:
             return None
         try:
-            path = request.url.path
-            api = api_of(path)
-            return _Exchange(self, options, request, api, path) if api else None
+            method, path = request.method, request.url.path
+            api = api_of(path) if method == "POST" else ""
+            if api and not (api == "google.generate" and options.sdk == "google"):  # genai.py has seen that
+                return _Asking(self, options, request, api, path)
+            fetched = fetched_of(method, path)
+            if fetched == "batch":
+                return _FetchedResults(self, options, request, "", path)
+            return _Fetched(self, options, request, fetched, path) if fetched else None
         except Exception:  # noqa: BLE001  # the caller's call goes on, whatever is wrong with ours
             report("a call can't be recorded")
             return None
@@ -129,47 +139,33 @@ class _Exchange:
     """A request and its answer."""
 
     def __init__(self, hook: _Hook, options: Options, request: Any, api: str, path: str) -> None:
-        self._hook = hook
-        self._given = self.request = request
-        self._host = host = request.url.host
-        known = provider_of(host)
-        provider = options.provider or known or _SDK_PROVIDERS.get(options.sdk, "")
-        self._call = call = Call(options, api, provider, known_host=bool(known), model=model_in_path(path))
-        if request.headers.get("content-type", "").startswith("multipart/"):
-            call.request_body = _watch_form(request)
-        else:
-            call.request_body = functools.partial(_content, request)
-        self._handed_on = options.proxy is not None and options.proxy.serves(request.url)
-        if options.proxy is not None and self._handed_on:
-            call.key = uuid7()
-            request.headers.update({**options.proxy.headers(call.attributes), KEY_HEADER: call.key})
+        self.request = request
+        self._options = options
+        self._known = known = provider_of(request.url.host)
+        self._provider = options.provider or known or _SDK_PROVIDERS.get(options.sdk, "")
+        self._handed_on = False
         self._asks = False
-        if (
-            api == "openai.chat"
-            and path.endswith("completions")
-            and may_ask(options, known, host, hook.refusing)
-        ):
-            asking = _asking(request)
-            if asking is not None:
-                self.request, self._asks = asking, True
+        if path.endswith("/decisions") and self._provider == "google":
+            api = "google.interactions"
+        billed = bedrock_model(path)
+        self._call = self._begin(api, billed or model_in_path(path))
+        self._call.billed_model = billed
+        self._complete: Callable[..., None] = self._call.finish
+
+    def _begin(self, api: str = "", model: str = "") -> Call:
+        return Call(self._options, api, self._provider, known_host=bool(self._known), model=model)
 
     def may_have_harmed(self, response: Any) -> bool:
         """Whether an error may be due to what we asked for."""
-        return self._asks and response.status_code in (400, 422)
+        return False
 
     def harmed(self, response: Any) -> bool:
-        """Whether it is; the request is then again as it was given, and the host is not asked again."""
-        if b"stream_options" not in response.content:
-            return False
-        self._hook.refusing.add(self._host)
-        self.request, self._asks = self._given, False
-        return True
+        """Whether it is; the request is then again as it was given."""
+        return False
 
     def answered(self, response: Any) -> Any:
         """Look at an answer as it passes. Never raises."""
         try:
-            if self._asks:
-                response.request = self._given
             if response.status_code < 300:
                 self._look(response)
         except Exception:  # noqa: BLE001  # the caller's call goes on, whatever is wrong with ours
@@ -182,21 +178,89 @@ class _Exchange:
             call.served_by(provider)
             call.left_to_proxy = self._handed_on
         kind = response.headers.get("content-type", "")
-        is_stream = kind.startswith("text/event-stream")
-        if response.is_stream_consumed:
-            content = response.content
-            if is_stream:
-                call.events = functools.partial(events_of, content)
-            else:
-                call.body = lambda: content
-            call.finish(finished=True)
+        if not response.is_stream_consumed:
+            encoding = response.headers.get("content-encoding", "")
+            decompressed = functools.partial(_decompressed, type(response))
+            seen = watch(call, kind, encoding, decompressed, hide=self._asks, complete=self._complete)
+            _put_before(response, seen)
             return
-        encoding = response.headers.get("content-encoding", "")
-        decompressed = functools.partial(_decompressed, type(response))
-        sync_tee, async_tee, _ = _stream_types(_library_of(response))
-        tee = async_tee if hasattr(response.stream, "aclose") else sync_tee
-        seen = watch(call, kind, encoding, decompressed, hide=self._asks)
-        response.stream = tee(response.stream, seen)
+        content = response.content
+        reader = reader_of(kind)
+        if reader is not None:
+            call.events = functools.partial(events_of, content, type(reader))
+        else:
+            call.body = lambda: content
+        self._complete(finished=True)
+
+
+class _Fetched(_Exchange):
+    """A question after what is made in the background."""
+
+    def __init__(self, hook: _Hook, options: Options, request: Any, api: str, path: str) -> None:
+        super().__init__(hook, options, request, api, path)
+        self._complete = functools.partial(hook.background.fetched, self._call)
+
+
+class _FetchedResults(_Exchange):
+    """A file that may be the results of a batch."""
+
+    def _look(self, response: Any) -> None:
+        url = self.request.url
+        lines = ResultLines(self._begin, f"{url.host}{url.path}")
+        if response.is_stream_consumed:
+            lines.feed(response.content)
+            lines.rest()
+        else:
+            encoding = response.headers.get("content-encoding", "")
+            decompressed = functools.partial(_decompressed, type(response))
+            _put_before(response, watch_lines(lines, encoding, decompressed))
+
+
+class _Asking(_Exchange):
+    """A request for work, and its answer."""
+
+    def __init__(self, hook: _Hook, options: Options, request: Any, api: str, path: str) -> None:
+        super().__init__(hook, options, request, api, path)
+        self._hook = hook
+        self._given = request
+        self._host = host = request.url.host
+        headers = request.headers
+        if headers.get("content-type", "").startswith("multipart/"):
+            self._call.request_body = _watch_form(request)
+        else:
+            self._call.request_body = functools.partial(_content, request)
+        self._handed_on = options.proxy is not None and options.proxy.serves(request.url)
+        if options.proxy is not None and self._handed_on:
+            self._call.key = uuid7()
+            headers.update({**options.proxy.headers(self._call.attributes), KEY_HEADER: self._call.key})
+        if api in _BACKGROUND_APIS and b'"background"' in _content(request):
+            self._complete = functools.partial(hook.background.asked, self._call)
+        if (
+            api == "openai.chat"
+            and path.endswith("completions")
+            # What AWS signed can't be changed.
+            and "x-amz-date" not in headers
+            and may_ask(options, self._known, host, hook.refusing)
+        ):
+            asking = _asking(request)
+            if asking is not None:
+                self.request, self._asks = asking, True
+
+    def may_have_harmed(self, response: Any) -> bool:
+        return self._asks and response.status_code in (400, 422)
+
+    def harmed(self, response: Any) -> bool:
+        """Whether it is; the host is then not asked again."""
+        if b"stream_options" not in response.content:
+            return False
+        self._hook.refusing.add(self._host)
+        self.request, self._asks = self._given, False
+        return True
+
+    def answered(self, response: Any) -> Any:
+        if self._asks:
+            response.request = self._given
+        return super().answered(response)
 
 
 class _Tee:
@@ -282,6 +346,13 @@ def _library_of(thing: Any) -> Any:
     """The library whose Request or Response this is."""
     home = next(kind for kind in type(thing).__mro__ if kind.__name__ in ("Request", "Response"))
     return sys.modules[home.__module__.partition(".")[0]]
+
+
+def _put_before(response: Any, seen: Watch) -> None:
+    """Have the bytes of an answer seen."""
+    sync_tee, async_tee, _ = _stream_types(_library_of(response))
+    tee = async_tee if hasattr(response.stream, "aclose") else sync_tee
+    response.stream = tee(response.stream, seen)
 
 
 def _asking(request: Any) -> Any:

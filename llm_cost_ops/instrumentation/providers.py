@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["API_PROVIDERS", "TAKE_STREAM_OPTIONS", "UNIQUE_IDS", "api_of", "provider_of"]
+import re
+
+__all__ = [
+    "API_PROVIDERS",
+    "TAKE_STREAM_OPTIONS",
+    "UNIQUE_IDS",
+    "api_of",
+    "bedrock_model",
+    "fetched_of",
+    "provider_of",
+]
 
 _HOSTS = {
     "api.openai.com": "openai",
@@ -17,6 +27,8 @@ _HOSTS = {
     "openrouter.ai": "openrouter",
     "generativelanguage.googleapis.com": "google",
     "aiplatform.googleapis.com": "google",
+    # Anthropic serves it, by its own models' names and at its own prices.
+    "claude.googleapis.com": "anthropic",
 }
 _SUFFIXES = (
     (".api.openai.com", "openai"),
@@ -24,7 +36,10 @@ _SUFFIXES = (
     (".services.ai.azure.com", "azure"),
     (".cognitiveservices.azure.com", "azure"),
     ("-aiplatform.googleapis.com", "google"),
+    (".rep.googleapis.com", "google"),
     (".amazonaws.com", "aws"),
+    (".amazonaws.com.cn", "aws"),
+    (".api.aws", "aws"),
 )
 
 UNIQUE_IDS = frozenset({
@@ -41,6 +56,8 @@ _PATHS = {
     "chat/completions": "openai.chat",
     "completions": "openai.chat",
     "responses": "openai.responses",
+    "decisions": "openai.responses",
+    "interactions": "google.interactions",
     "embeddings": "openai.embeddings",
     "images/generations": "openai.images",
     "images/edits": "openai.images",
@@ -67,6 +84,11 @@ _VERBS = {
     "batchEmbedContents": "google.generate",
     "predict": "google.generate",
 }
+# Vertex counts tokens by a model of this name.
+_COUNTS_TOKENS = "count-tokens:rawPredict"
+_BEDROCK = re.compile(r"/model/(.+)/invoke(?:-with-response-stream)?$")
+_LATER = re.compile(r"/(?:responses|(interactions))/[^/]+(?:/cancel)?$")
+_RESULTS = re.compile(r"/(?:files/[^/]+/content|batches/[^/]+/results)$")
 
 API_PROVIDERS = {
     "openai.chat": "openai",
@@ -79,6 +101,7 @@ API_PROVIDERS = {
     "bedrock.converse": "aws",
     "cohere.chat": "cohere",
     "google.generate": "google",
+    "google.interactions": "google",
     "mistral.ocr": "mistral",
 }
 
@@ -87,6 +110,8 @@ def provider_of(host: str) -> str:
     """Who serves a host; "" when it is not known."""
     found = _HOSTS.get(host)
     if found is None:
+        if host.startswith("aws-external-anthropic."):
+            return "anthropic"
         found = next((provider for suffix, provider in _SUFFIXES if host.endswith(suffix)), "")
     return found
 
@@ -96,6 +121,24 @@ def api_of(path: str) -> str:
     segments = path.rstrip("/").rsplit("/", 2)
     last = segments[-1]
     found = _PATHS.get("/".join(segments[-2:])) or _PATHS.get(last)
-    if not found and ":" in last:
+    if not found and ":" in last and last != _COUNTS_TOKENS:
         found = _VERBS.get(last.rpartition(":")[2])
+    if not found and "anthropic" in bedrock_model(path):
+        found = "anthropic.messages"
     return found or ""
+
+
+def bedrock_model(path: str) -> str:
+    """The model that a path of Bedrock's InvokeModel names; "" for other paths."""
+    found = _BEDROCK.search(path)
+    return found[1] if found else ""
+
+
+def fetched_of(method: str, path: str) -> str:
+    """What a request fetches that was made earlier: its API, "batch" for results of a batch, else ""."""
+    if method == "GET" and _RESULTS.search(path):
+        return "batch"
+    found = _LATER.search(path)
+    if found is None or method not in ("GET", "POST") or (method == "POST") != path.endswith("/cancel"):
+        return ""
+    return "google.interactions" if found[1] else "openai.responses"

@@ -1,21 +1,109 @@
-"""Ways to call an SDK must leave one record each, with the usage that the stub sent, or UNKNOWN."""
+"""The matrix of instrumentation: each way to call an SDK's client leaves the records that it should.
+
+A way is written once and tried with the sync and the async client: `settle` awaits what is to be awaited.
+What is expected of it is "usage" (what the stub sent), "input" (the same, without output), "units" (a search
+unit), "unknown" (the call is there, its usage is not), or nothing, with `records=0`.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from llm_cost_ops import CostOpsClient
 from llm_cost_ops.types import UsageQuality, UsageRecord
-from tests.sdk_stub import INPUT, OUTPUT
+from tests.sdk_stub import INPUT, OUTPUT, Stub
+
+Call = Callable[[Any], Awaitable[None]]
 
 
-async def run(way: Callable[[Any], Any], sdk_client: Any) -> None:
-    """Run a way to call, which may be a coroutine function."""
-    result = way(sdk_client)
-    if inspect.isawaitable(result):
-        await result
+@dataclass(frozen=True)
+class Way:
+    """A way to call an SDK's client."""
+
+    style: str
+    call: Call
+    expected: str = "usage"
+    records: int = 1
+    modes: tuple[str, ...] = ("sync", "async")
+
+
+class Ways(list[Way]):
+    """The ways of an SDK; called with what a way is, it takes a function into them."""
+
+    def __call__(self, style: str, expected: str = "usage", **how: Any) -> Callable[[Call], Call]:
+        def take(call: Call) -> Call:
+            self.append(Way(style, call, expected, **how))
+            return call
+
+        return take
+
+
+@dataclass(frozen=True)
+class Column:
+    """An SDK's client: how it is made, and the ways to call it."""
+
+    name: str
+    package: str
+    provider: str
+    open: Callable[[Stub, bool], Any]
+    ways: list[Way]
+    without: frozenset[str] = field(default=frozenset())
+    modes: tuple[str, ...] = ("sync", "async")
+
+    def cases(self) -> list[tuple[Way, str]]:
+        """Each way in each mode."""
+        return [
+            (way, mode)
+            for way in self.ways
+            if way.style not in self.without
+            for mode in way.modes
+            if mode in self.modes
+        ]
+
+
+def is_async(sdk_client: Any) -> bool:
+    return type(sdk_client).__name__.startswith("Async")
+
+
+async def settle(value: Any) -> Any:
+    """What comes of it."""
+    return await value if inspect.isawaitable(value) else value
+
+
+async def items(stream: Any) -> list[Any]:
+    """All of a stream."""
+    if hasattr(stream, "__aiter__"):
+        return [item async for item in stream]
+    return list(stream)
+
+
+async def first(stream: Any) -> Any:
+    """The next of a stream."""
+    if hasattr(stream, "__anext__"):
+        return await anext(stream)
+    if hasattr(stream, "__aiter__"):
+        return await anext(aiter(stream))
+    return next(stream) if hasattr(stream, "__next__") else next(iter(stream))
+
+
+async def close(stream: Any) -> None:
+    """Close a stream."""
+    await settle(stream.aclose() if hasattr(stream, "aclose") else stream.close())
+
+
+@asynccontextmanager
+async def entered(manager: Any) -> AsyncIterator[Any]:
+    """What either kind of context manager gives."""
+    if hasattr(manager, "__aenter__"):
+        async with manager as inside:
+            yield inside
+    else:
+        with manager as inside:
+            yield inside
 
 
 def records_of(client: CostOpsClient) -> list[UsageRecord]:
@@ -27,16 +115,24 @@ def records_of(client: CostOpsClient) -> list[UsageRecord]:
 
 
 def only_record(client: CostOpsClient, expected: str) -> UsageRecord:
-    """The one record there is, which must be as is `expected`: "measured", "input", "unknown"."""
+    """The one record there is, which must be as is expected."""
     records = records_of(client)
     assert len(records) == 1, records
-    record = records[0]
+    check(records[0], expected)
+    return records[0]
+
+
+def check(record: UsageRecord, expected: str) -> None:
+    """A record must be as is expected."""
     assert record.observation
+    assert record.model_id not in ("", "unknown")
     if expected == "unknown":
         assert record.quality == UsageQuality.UNKNOWN
         assert record.estimated_cost is None
-    else:
-        assert record.quality != UsageQuality.UNKNOWN
-        assert record.input_tokens == INPUT
-        assert record.output_tokens == (0 if expected == "input" else OUTPUT)
-    return record
+        return
+    assert record.quality != UsageQuality.UNKNOWN
+    if expected == "units":
+        assert record.meters == {"search_units": 1}
+        return
+    assert record.input_tokens == INPUT
+    assert record.output_tokens == (0 if expected == "input" else OUTPUT)

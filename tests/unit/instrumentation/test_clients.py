@@ -28,7 +28,7 @@ def test_a_plain_http_client(stub: Stub, client: CostOpsClient) -> None:
     with client.instrument(httpx.Client()) as sdk:
         assert sdk.post(url(stub), json=CHAT).json()["usage"]["prompt_tokens"] == 1000
         sdk.get(stub.url)
-    record = only_record(client, "measured")
+    record = only_record(client, "usage")
     assert record.source == "instrument"
     assert record.latency_ms is not None
 
@@ -57,10 +57,10 @@ def test_another_wrapper_may_lie_above(stub: Stub, client: CostOpsClient) -> Non
         vars(sdk)["send"] = above
         client.instrument(sdk)
         sdk.post(url(stub), json=CHAT)
-        only_record(client, "measured")
+        only_record(client, "usage")
         client.uninstrument(sdk)
         sdk.post(url(stub), json=CHAT)
-        only_record(client, "measured")
+        only_record(client, "usage")
         assert sdk.send is above
 
 
@@ -81,6 +81,14 @@ def test_a_client_that_is_closed_harms_no_call(stub: Stub) -> None:
         client.close()
         assert sdk.post(url(stub), json=CHAT).status_code == 200
     assert client.flush(0).dropped == 1
+
+
+def test_what_aws_signed_is_not_changed(stub: Stub, client: CostOpsClient) -> None:
+    asked = {**CHAT, "stream": True}
+    with client.instrument(httpx.Client(), stream_usage=True) as sdk:
+        sdk.post(url(stub), json=asked, headers={"x-amz-date": "20261127T120000Z"})
+        sdk.post(url(stub), json=asked)
+    assert ["stream_options" in body for _, body in stub.requests] == [False, True]
 
 
 def test_exceptions_pass_as_they_are(client: CostOpsClient) -> None:
@@ -108,7 +116,7 @@ def test_the_span_around_a_call_is_noted(stub: Stub, client: CostOpsClient) -> N
         with trace.TracerProvider().get_tracer("t").start_as_current_span("s") as span:
             sdk.post(url(stub), json=CHAT)
         context = span.get_span_context()
-    record = only_record(client, "measured")
+    record = only_record(client, "usage")
     assert (record.trace_id, record.span_id) == (f"{context.trace_id:032x}", f"{context.span_id:016x}")
 
 

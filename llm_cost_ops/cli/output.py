@@ -1,0 +1,225 @@
+"""What commands print: tables and lines. On a terminal they have colours where rich is installed.
+
+Elsewhere, and without rich, tables are plain text that nothing is cut from, however wide; `--json` and
+`--csv` print a table's rows alone, with values as they are.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from decimal import Decimal
+from importlib.util import find_spec
+from typing import Any, Literal, TextIO, TypeAlias
+
+import msgspec
+
+__all__ = ["Cell", "Column", "Form", "Output", "Table", "form_of", "money"]
+
+Cell: TypeAlias = "str | int | Decimal"
+Form: TypeAlias = Literal["text", "json", "csv"]
+
+_GAP = "  "
+
+
+def money(value: Decimal) -> str:
+    """An amount with every digit that it has, and at least two after the point."""
+    whole, _, fraction = f"{value:f}".partition(".")
+    return f"{int(whole):,}.{fraction.ljust(2, '0')}" if whole != "-0" else f"-0.{fraction.ljust(2, '0')}"
+
+
+class Column(msgspec.Struct):
+    """A column of a table."""
+
+    name: str
+    right: bool = False
+    key: str = ""
+    """Its name for programs; the same when not given."""
+    style: str = ""
+    fold: bool = False
+    """Whether a terminal may break its values into lines."""
+
+
+class Table(msgspec.Struct, kw_only=True):
+    """Rows of cells: texts, counts, and amounts, whose points stand under each other."""
+
+    columns: list[Column]
+    rows: list[list[Cell]] = msgspec.field(default_factory=list)
+    footer: list[Cell] = msgspec.field(default_factory=list)
+    title: str = ""
+    caption: str = ""
+    styles: list[str] = msgspec.field(default_factory=list)
+    """A style for each row, or none at all."""
+    shares: list[float] = msgspec.field(default_factory=list)
+    """For each row a number from 0 to 1, shown as a bar on terminals with room for it."""
+
+
+def form_of(options: Any) -> Form:
+    """The form that --json or --csv asks for."""
+    if getattr(options, "json", False):
+        return "json"
+    return "csv" if getattr(options, "csv", False) else "text"
+
+
+class Output:
+    """Where a command prints."""
+
+    def __init__(self, form: Form = "text", stream: TextIO | None = None) -> None:
+        self.form = form
+        self.stream = sys.stdout if stream is None else stream
+        self.is_terminal = self.stream.isatty()
+        self._console: Any = None
+        if self.is_terminal and find_spec("rich") is not None:
+            from rich.console import Console
+
+            self._console = Console(file=self.stream, highlight=False)
+
+    def line(self, *parts: str | tuple[str, str]) -> None:
+        """A line for people: texts, or texts with a style of rich's."""
+        if self.form != "text":
+            return
+        if self._console is not None:
+            from rich.text import Text
+
+            self._console.print(Text.assemble(*parts), soft_wrap=True)
+        else:
+            self._write("".join(part if isinstance(part, str) else part[0] for part in parts) + "\n")
+
+    def table(self, table: Table) -> None:
+        """A table in the form that was asked for."""
+        if self.form == "json":
+            keys = [column.key or column.name for column in table.columns]
+            rows = [dict(zip(keys, map(_plain, row), strict=True)) for row in table.rows]
+            self._write(json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
+        elif self.form == "csv":
+            text = io.StringIO(newline="")
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerow([column.key or column.name for column in table.columns])
+            writer.writerows([_plain(cell) for cell in row] for row in table.rows)
+            self._write(text.getvalue())
+        elif self._console is not None:
+            self._console.print(_rich_table(table, shutil.get_terminal_size().columns))
+        else:
+            self._write(_plain_table(table))
+
+    @contextmanager
+    def progress(self, what: str, total: int | None) -> Iterator[Callable[[int, str], None]]:
+        """Call the function given with how much of the total is done, and a text: a bar on terminals."""
+        if self._console is None:
+            yield lambda _done, _text: None
+            return
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        words = TextColumn("{task.fields[text]}")
+        columns = (TextColumn("{task.description}"), BarColumn(), words, TimeRemainingColumn())
+        with Progress(*columns, console=self._console, transient=True) as bar:
+            task = bar.add_task(what, total=total, text="")
+            yield lambda done, text: bar.update(task, completed=done, text=text)
+
+    def json_text(self, text: bytes) -> None:
+        """JSON that is made already."""
+        self._write(text.decode() + "\n")
+
+    def _write(self, text: str) -> None:
+        # What programs read is UTF-8, whatever the locale is.
+        buffer = getattr(self.stream, "buffer", None)
+        if self.form != "text" and buffer is not None:
+            self.stream.flush()
+            buffer.write(text.encode())
+            buffer.flush()
+        else:
+            self.stream.write(text)
+
+
+def _plain(cell: Cell) -> str | int:
+    return f"{cell:f}" if isinstance(cell, Decimal) else cell
+
+
+def _shown(cell: Cell) -> str:
+    if isinstance(cell, Decimal):
+        return money(cell)
+    return cell if isinstance(cell, str) else f"{cell:,}"
+
+
+def _texts(table: Table) -> list[list[str]]:
+    """The columns' cells as they are shown, the footer's last; amounts have their points at one place."""
+    columns = []
+    for index in range(len(table.columns)):
+        cells = [row[index] for row in (*table.rows, *([table.footer] if table.footer else []))]
+        texts = [_shown(cell) for cell in cells]
+        places = max((len(_fraction(cell)) for cell in cells), default=0)
+        columns.append(
+            [
+                text + " " * (places - len(_fraction(cell))) if isinstance(cell, Decimal) else text
+                for text, cell in zip(texts, cells, strict=True)
+            ]
+        )
+    return columns
+
+
+def _fraction(cell: Cell) -> str:
+    return money(cell).partition(".")[2] if isinstance(cell, Decimal) else ""
+
+
+def _plain_table(table: Table) -> str:
+    columns = [[column.name, *texts] for column, texts in zip(table.columns, _texts(table), strict=True)]
+    widths = [max(map(len, texts)) for texts in columns]
+    lines = [[texts[number] for texts in columns] for number in range(len(columns[0]))]
+    lines.insert(1, ["-" * width for width in widths])
+    texts = [table.title] if table.title else []
+    texts += [_joined(line, widths, table.columns) for line in lines]
+    texts += [table.caption] if table.caption else []
+    return "\n".join(texts) + "\n\n"
+
+
+def _joined(cells: Sequence[str], widths: Sequence[int], columns: Sequence[Column]) -> str:
+    padded = [
+        cell.rjust(width) if column.right else cell.ljust(width)
+        for cell, width, column in zip(cells, widths, columns, strict=True)
+    ]
+    return _GAP.join(padded).rstrip()
+
+
+def _rich_table(table: Table, width: int) -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table as RichTable
+
+    made = RichTable(
+        title=escape(table.title) or None,
+        title_justify="left",
+        title_style="bold",
+        caption=escape(table.caption) or None,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        show_footer=bool(table.footer),
+    )
+    columns = _texts(table)
+    footer = [texts.pop() for texts in columns] if table.footer else [""] * len(columns)
+    for column, foot in zip(table.columns, footer, strict=True):
+        made.add_column(
+            escape(column.name),
+            footer=escape(foot),
+            justify="right" if column.right else "left",
+            style=column.style or None,
+            no_wrap=not column.fold,
+            overflow="fold" if column.fold else "ellipsis",
+        )
+    taken = sum(
+        max(map(len, (column.name, *texts)), default=0) + 3
+        for column, texts in zip(table.columns, columns, strict=True)
+    )
+    room = min(20, width - taken - 3)
+    bars = bool(table.shares) and room >= 6
+    if bars:
+        made.add_column("", style="cyan", no_wrap=True)
+    for number in range(len(table.rows)):
+        cells = [escape(texts[number]) for texts in columns]
+        bar = ["█" * round(room * table.shares[number])] if bars else []
+        made.add_row(*cells, *bar, style=table.styles[number] if table.styles else None)
+    return made
