@@ -224,7 +224,7 @@ def test_the_ends_of_a_process(
     for (colour, spooled), how in found.items():
         organization = f"{end}-{server}-{colour}-{spooled}"
         assert how.status in EXITS.get(end, (0,)), how.said
-        # Four at once, on a machine that may be busy: what took too long has to be in time alone, once of five.
+        # Four at once, on a busy machine: what took too long has to be in time alone, once in five.
         again = (one(colour, spooled, f"-{attempt}").seconds for attempt in range(5))
         limit = SHUTDOWN_TIMEOUT + SLACK
         assert how.seconds < limit or any(seconds < limit for seconds in again), (colour, spooled)
