@@ -28,6 +28,7 @@ from llm_cost_ops.ledger.types import (
     Committed,
     Entry,
     Filter,
+    LedgerFigures,
     Position,
     Price,
     Recorded,
@@ -261,6 +262,12 @@ class SqliteLedger:
             cursor.execute("UPDATE health SET checks = checks + 1")
 
         await self._write(job, context)
+
+    async def figures(self, context: CallContext) -> LedgerFigures:
+        """What an operator watches; see Ledger."""
+        unfolded, size = await self._readers.read(summing.figures, context)
+        queued = 0 if self._group is None else self._group.waiting
+        return LedgerFigures(commits=self._writer.commits, queued=queued, unfolded_rows=unfolded, bytes=size)
 
     async def aclose(self) -> None:
         """Finish what was begun and let go of files and threads. May be called twice."""
