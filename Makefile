@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test frameworks long generate checkgenerate lint format typecheck conformance bench docs assets screenshots release-image clean
+.PHONY: help quickstart test frameworks long generate checkgenerate lint format typecheck conformance bench sdks docs assets screenshots release-image clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,7 +21,8 @@ test: $(VENV)/.with-dev ## run the whole test suite (PYTEST_ARGS="-k text" for a
 
 frameworks: ## the callbacks of frameworks that want older SDKs than the extra [sdks], each in an environment of its own
 	@set -e; for name in llama-index openai-agents; do \
-	  $(MAKE) --no-print-directory VENV=$(VENV)-$$name "$(VENV)-$$name/.with-dev,sdk-$$name"; \
+	  $(MAKE) --no-print-directory VENV=$(VENV)-$$name $(VENV)-$$name/bin/pip; \
+	  $(VENV)-$$name/bin/python -m pip install --quiet -e ".[server,sdk-$$name]" hypothesis pytest pytest-asyncio; \
 	  $(VENV)-$$name/bin/python -m pytest -q tests/unit/callbacks; \
 	done
 
@@ -52,6 +53,13 @@ conformance: $(VENV)/.with-dev ## protobuf's own conformance runner against our 
 
 bench: $(VENV)/.with-dev ## run every benchmark
 	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+sdks: ## try instrumentation with the newest SDKs, in an environment of its own (a package index; not run by CI)
+	@$(PYTHON) -m venv .venv-sdks
+	@.venv-sdks/bin/python -m pip install --quiet --editable '.[dev]'
+	@.venv-sdks/bin/python -m pip install --quiet --upgrade $$(.venv-sdks/bin/python -c 'import tomllib; print(*(each.partition("==")[0] for each in tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["sdks"]))')
+	@.venv-sdks/bin/python -m pip list --format=freeze | grep -iE '^(aiohttp|anthropic|boto3|cohere|google-genai|mistralai|openai)=='
+	.venv-sdks/bin/python -m pytest tests/unit/instrumentation $(PYTEST_ARGS)
 
 docs: $(VENV)/.with-docs ## build docs/ into build/docs, warnings are errors
 	$(BIN)/sphinx-build -W --keep-going -q -b html -d build/doctrees docs build/docs

@@ -24,6 +24,8 @@ import openai
 from llm_cost_ops import ClientConfig, CostOpsClient
 from llm_cost_ops.client.attribution import Attributes, current_attributes
 from llm_cost_ops.instrumentation import Options, instrument
+from llm_cost_ops.instrumentation.calls import Call
+from llm_cost_ops.instrumentation.fetched import ResultLines
 
 BURST = 10
 LIMIT = 50.0
@@ -106,6 +108,19 @@ def compare(
     return more
 
 
+def batch_line() -> float:
+    """What a line of a batch's results takes, in microseconds."""
+    result = {"status_code": 200, "body": json.loads(answer())}
+    line = json.dumps({"id": "b", "custom_id": "c", "response": result}).encode() + b"\n"
+    options = Options(sink=Queue(), attributes=dict, provider="openai")
+    content, count, least = line * 1000, 1000, float("inf")
+    for _ in range(10):
+        lines = ResultLines(lambda: Call(options, "", "openai", known_host=True), "file")
+        pieces = [content[start : start + 65536] for start in range(0, len(content), 65536)]
+        least = min(least, microseconds(partial(list, map(lines.feed, pieces)), 1) / count)
+    return least
+
+
 def main() -> None:
     bursts = int(sys.argv[1] if len(sys.argv) > 1 else 100)
     with CostOpsClient(config=ClientConfig(base_url="sqlite://", organization_id="acme")) as client:
@@ -136,6 +151,7 @@ def main() -> None:
             print(f"{'':40} hook, a chunk: {more / CHUNKS:.2f} us")
         for c in (bare, hooked, recorded):
             c.close()
+    print(f"a line of a batch's results, 3 KB: {batch_line():.1f} us")
     print(f"the hook costs a call at most {LIMIT:.0f} us: {'yes' if hook <= LIMIT else 'NO'}")
 
 

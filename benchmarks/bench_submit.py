@@ -29,12 +29,16 @@ from llm_cost_ops._gen.resources import UsageResource
 from llm_cost_ops.config import RetryConfig
 from llm_cost_ops.interceptors.error_mapping import ErrorMapping
 from llm_cost_ops.interceptors.retry import Retry
+from llm_cost_ops.ledger.sqlite import SqliteLedger
+from llm_cost_ops.ledger.sqlite.connection import Database
+from llm_cost_ops.ledger.sqlite.rows import prepare
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.ids import uuid7
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.runtime import SyncRuntime, drive
 from llm_cost_ops.rules.requests import CHECKS
 from llm_cost_ops.service import open_service
+from llm_cost_ops.service.entries import new_entry
 from llm_cost_ops.service.prices import Prices
 from llm_cost_ops.service.usage import UsageService
 
@@ -145,22 +149,22 @@ def breakdown() -> dict[str, float]:
     through, *_ = median(lambda: submit_to(answering.usage))
 
     service = open_service("sqlite://", durability="process")
-    prices = Prices(service.store)
+    prices = Prices(service.ledger)
     context = CallContext(SUBMIT_USAGE, SyncRuntime(), Metadata())
     drive(prices.refresh(context))
     one = SubmitUsageRequest(usage=submit_to(Taking()))
     one.usage.idempotency_key = uuid7()
     check, moment = CHECKS[SUBMIT_USAGE.path], datetime.now(UTC)
-    validation, *_ = median(lambda: check(one, moment, []))
+    validation, *_ = median(lambda: check(one, moment, [], False))
 
-    keeping = Keeping(service.store, context)
+    keeping = Keeping(service.ledger, context)
     servicer = UsageService(keeping, prices)
     served, *_ = median(lambda: drive(servicer.submit_usage(one, context)))
     priced, book = keeping.entry.record, prices.in_force[1]
     pricing, *_ = median(lambda: book.price(priced, at=moment))
 
     entries = iter([replace(keeping.entry, key=uuid7()) for _ in range(SUBMITS + WARM_UP)])
-    store, *_ = median(lambda: drive(service.store.append([next(entries)], context)))
+    store, *_ = median(lambda: drive(service.ledger.append([next(entries)], context)))
     drive(service.aclose())
     return {
         "resource: arguments to a request": resource,
@@ -170,6 +174,21 @@ def breakdown() -> dict[str, float]:
         "service: record, receipt": served - pricing,
         "store: id, content, one transaction": store,
     }
+
+
+def bare(path: str | None, durability: str) -> tuple[float, float, float]:
+    """The statement of a submit alone: an INSERT of a ready row, committed by itself."""
+    store = SqliteLedger(path, durability=durability)
+    context = CallContext(SUBMIT_USAGE, SyncRuntime(), Metadata())
+    book, now = Prices(store).in_force[1], datetime.now(UTC)
+    entries = [new_entry(submit_to(Taking()), uuid7(), now, book) for _ in range(SUBMITS + WARM_UP + 1)]
+    drive(store.append([entries.pop()], context))
+    connection = Database(path, durability).connect() if path else store._writer.open()
+    rows = iter([(None, 1, 1, 1, *prepare(each)[1]) for each in entries])
+    insert = f"INSERT INTO usage VALUES ({', '.join('?' * 18)})"
+    found = median(lambda: connection.execute(insert, next(rows)))
+    connection.close()
+    return found
 
 
 def places(folder: str) -> list[tuple[str, int | None, Callable[[str], ClientConfig]]]:
@@ -191,9 +210,15 @@ def main() -> None:
     print(f"{SUBMITS} submits, one after the other, in µs: least of ten medians (median, 99th percentile).")
     with tempfile.TemporaryDirectory() as folder:
         for name, target, config in places(folder):
-            sync = "{:6.1f} ({:.1f}, {:.1f})".format(*sync_submit(config("sync")))
+            took = sync_submit(config("sync"))
+            durability = config("sync").durability
+            least, *_ = bare(None if name == "memory" else f"{folder}/bare-{durability}.db", durability)
+            sync = "{:6.1f} ({:.1f}, {:.1f})".format(*took)
             other = "{:6.1f} ({:.1f}, {:.1f})".format(*asyncio.run(async_submit(config("async"))))
-            print(f"{name:<18} sync {sync:<24} async {other:<24} {f'target {target}' if target else ''}")
+            print(
+                f"{name:<18} sync {sync:<24} async {other:<24} {f'target {target}' if target else '':<10} "
+                f"its INSERT alone {least:6.1f}: {took[0] / least:.1f} times"
+            )
     parts = breakdown()
     print("\nWhere a sync submit on memory spends it:")
     for name, micros in parts.items():

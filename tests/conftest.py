@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-__all__ = ["no_settings_from_the_environment", "postgres", "postgres_url"]
+__all__ = ["no_settings_from_the_environment", "postgres", "postgres_15", "postgres_url"]
 
 # A shared machine has slow moments; a failure prints what reproduces it.
 settings.register_profile("llm-cost-ops", deadline=None, print_blob=True)
@@ -32,6 +32,18 @@ def postgres() -> Iterator[Any]:
     if why_there_is_none():
         pytest.skip(why_there_is_none())
     with PostgresServer(*FAST) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_15() -> Iterator[Any]:
+    """As `postgres`, of the oldest version that a ledger works with."""
+    pytest.importorskip("psycopg", reason="needs the extra postgres")
+    from tests.postgres_server import FAST, PostgresServer, why_there_is_none
+
+    if why_there_is_none(15):
+        pytest.skip(why_there_is_none(15))
+    with PostgresServer(*FAST, version=15) as server:
         yield server
 
 

@@ -497,7 +497,7 @@ class DictLedger:
             }
         )
 
-    async def count(self, where: Filter, context: CallContext) -> int:
+    async def count(self, where: Filter, context: CallContext, max_rows: int | None = None) -> int | None:
         self._begin(context)
         return sum(row.passes(where) for row in self._rows)
 

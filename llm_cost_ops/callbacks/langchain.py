@@ -11,6 +11,7 @@ matters, instrument the model's client instead (`client.instrument(model)`).
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
@@ -24,11 +25,16 @@ from llm_cost_ops.types import UsageRecord
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from langchain_core.outputs import LLMResult
+
     from llm_cost_ops.client.clients import AsyncCostOpsClient, CostOpsClient
 
 __all__ = ["CostOpsCallbackHandler"]
 
 _SOURCE = "langchain"
+
+# What LangChain says of a call's model when it begins.
+Stated = Mapping[str, str | None] | None
 
 
 class _Begun(NamedTuple):
@@ -62,24 +68,24 @@ class CostOpsCallbackHandler(BaseCallbackHandler):
         self._open: Open[_Begun] = Open()
 
     def on_chat_model_start(
-        self, serialized: Any, messages: Any, *, run_id: UUID, metadata: Any = None, **_: Any
+        self, serialized: object, messages: object, *, run_id: UUID, metadata: Stated = None, **_: object
     ) -> None:
         """A call of a chat model begins."""
         self._begin(run_id, metadata)
 
     def on_llm_start(
-        self, serialized: Any, prompts: Any, *, run_id: UUID, metadata: Any = None, **_: Any
+        self, serialized: object, prompts: object, *, run_id: UUID, metadata: Stated = None, **_: object
     ) -> None:
         """A call of a model for texts begins."""
         self._begin(run_id, metadata)
 
-    def on_llm_end(self, response: Any, *, run_id: UUID, **_: Any) -> None:
+    def on_llm_end(self, response: LLMResult, *, run_id: UUID, **_: object) -> None:
         """A call is answered."""
         begun = self._open.end(str(run_id)) or _Begun()
         if not _is_cached(response):
             self._observer.take(partial(_record, response, begun, begun.latency_ms()))
 
-    def on_llm_error(self, error: BaseException, *, run_id: UUID, **found: Any) -> None:
+    def on_llm_error(self, error: BaseException, *, run_id: UUID, **found: object) -> None:
         """A call failed, or its stream was broken off: then it is billed for what was made."""
         begun = self._open.end(str(run_id)) or _Begun()
         generation = _first(found.get("response"))
@@ -88,23 +94,23 @@ class CostOpsCallbackHandler(BaseCallbackHandler):
             provider = details.get("model_provider") or begun.provider
             self._observer.take(partial(unknown_record, source=_SOURCE, provider=provider, model=begun.model))
 
-    def _begin(self, run_id: UUID, metadata: Any) -> None:
+    def _begin(self, run_id: UUID, metadata: Stated) -> None:
         known = metadata or {}
         begun = _Begun(known.get("ls_provider") or "", known.get("ls_model_name") or "", time.monotonic())
         self._open.begin(str(run_id), begun)
 
 
-def _first(response: Any) -> Any:
-    generations = getattr(response, "generations", None)
+def _first(response: object) -> object:
+    generations: list[list[object]] = getattr(response, "generations", None) or []
     return generations[0][0] if generations and generations[0] else None
 
 
-def _is_cached(response: Any) -> bool:
+def _is_cached(response: LLMResult) -> bool:
     usage = getattr(getattr(_first(response), "message", None), "usage_metadata", None)
     return isinstance(usage, dict) and usage.get("total_cost") == 0
 
 
-def _record(response: Any, begun: _Begun, latency_ms: int | None) -> UsageRecord:
+def _record(response: LLMResult, begun: _Begun, latency_ms: int | None) -> UsageRecord:
     message = getattr(_first(response), "message", None)
     details = {
         **(getattr(response, "llm_output", None) or {}),
@@ -136,7 +142,7 @@ def _record(response: Any, begun: _Begun, latency_ms: int | None) -> UsageRecord
     return record
 
 
-def _own_id(message: Any) -> str:
+def _own_id(message: object) -> str:
     """The id of a message, where it is the provider's."""
     given = getattr(message, "id", None) or ""
     return "" if given.startswith(("lc_", "run-")) else given
@@ -158,5 +164,5 @@ def _counts(usage: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _sum(details: dict[str, Any], name: str) -> int:
+def _sum(details: Mapping[str, int | None], name: str) -> int:
     return sum(details.get(f"{tier}{name}") or 0 for tier in ("", "flex_", "priority_"))

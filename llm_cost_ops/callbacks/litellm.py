@@ -13,14 +13,16 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
+from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 from litellm.integrations.custom_logger import CustomLogger
 
 from llm_cost_ops.callbacks.records import Open, payload_record
 from llm_cost_ops.client.attribution import Attributes, AttributionFields, current_attributes
 from llm_cost_ops.client.observer import Observer
+from llm_cost_ops.imports.values import nested, text
 from llm_cost_ops.types import UsageQuality, UsageRecord
 
 if TYPE_CHECKING:
@@ -29,6 +31,13 @@ if TYPE_CHECKING:
 __all__ = ["CostOpsLogger"]
 
 _SOURCE = "litellm"
+
+
+class _Known(NamedTuple):
+    provider: str
+    model: str
+    user: str
+    estimated: bool
 
 
 class CostOpsLogger(CustomLogger):
@@ -48,11 +57,13 @@ class CostOpsLogger(CustomLogger):
         self._observer = Observer(client, attribution)
         self._open: Open[Attributes] = Open()
 
-    def log_pre_api_call(self, model: Any, messages: Any, kwargs: Any) -> None:
+    def log_pre_api_call(self, model: object, messages: object, kwargs: Mapping[str, object]) -> None:
         """A call begins, on the caller's thread: later ones are not."""
         self._open.begin(str(kwargs.get("litellm_call_id")), current_attributes())
 
-    def log_success_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
+    def log_success_event(
+        self, kwargs: Mapping[str, object], response_obj: object, start_time: datetime, end_time: datetime
+    ) -> None:
         """A call is answered."""
         within = self._open.end(str(kwargs.get("litellm_call_id")))
         if not kwargs.get("cache_hit"):
@@ -60,50 +71,51 @@ class CostOpsLogger(CustomLogger):
             self._observer.take(partial(_record, _known(kwargs), response_obj, int(seconds * 1000)), within)
 
     async def async_log_success_event(
-        self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any
+        self, kwargs: Mapping[str, object], response_obj: object, start_time: datetime, end_time: datetime
     ) -> None:
         """The same, of a call that was awaited."""
         self.log_success_event(kwargs, response_obj, start_time, end_time)
 
-    def log_failure_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
+    def log_failure_event(
+        self, kwargs: Mapping[str, object], response_obj: object, start_time: datetime, end_time: datetime
+    ) -> None:
         """A call failed: nothing was billed."""
         self._open.end(str(kwargs.get("litellm_call_id")))
 
     async def async_log_failure_event(
-        self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any
+        self, kwargs: Mapping[str, object], response_obj: object, start_time: datetime, end_time: datetime
     ) -> None:
         """The same, of a call that was awaited."""
         self._open.end(str(kwargs.get("litellm_call_id")))
 
 
-def _known(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _known(kwargs: Mapping[str, object]) -> _Known:
     """What of a call is looked at: the rest has all its messages."""
-    options = kwargs.get("optional_params") or {}
-    asked = (options.get("stream_options") or {}).get("include_usage")
-    return {
-        "provider": kwargs.get("custom_llm_provider") or "",
-        "model": kwargs.get("model") or "",
-        "user": options.get("user") or kwargs.get("user") or "",
-        "estimated": bool(kwargs.get("stream")) and not asked,
-    }
+    stated = dict(kwargs)
+    options = nested(stated, "optional_params")
+    asked = nested(options, "stream_options").get("include_usage")
+    return _Known(
+        provider=text(stated, "custom_llm_provider"),
+        model=text(stated, "model"),
+        user=text(options, "user") or text(stated, "user"),
+        estimated=bool(kwargs.get("stream")) and not asked,
+    )
 
 
-def _record(known: dict[str, Any], response: Any, latency_ms: int) -> UsageRecord:
+def _record(known: _Known, response: object, latency_ms: int) -> UsageRecord:
     payload: dict[str, Any] = {
         "id": _original_id(getattr(response, "id", None)),
-        "model": getattr(response, "model", None) or known["model"],
+        "model": getattr(response, "model", None) or known.model,
         "service_tier": getattr(response, "service_tier", None),
         "usage": getattr(response, "usage", None),
     }
     # LiteLLM tells usage in the words of OpenAI's chat, whatever was called.
     embeds = type(response).__name__ == "EmbeddingResponse"
     api = "openai.embeddings" if embeds else "openai.chat"
-    record = payload_record(
-        payload, source=_SOURCE, provider=known["provider"], model=known["model"], api=api
-    )
-    if known["estimated"] and record.quality != UsageQuality.UNKNOWN:
+    record = payload_record(payload, source=_SOURCE, provider=known.provider, model=known.model, api=api)
+    if known.estimated and record.quality != UsageQuality.UNKNOWN:
         record.quality = UsageQuality.ESTIMATED
-    record.user_id = str(known["user"])[:255]
+    record.user_id = known.user[:255]
     record.latency_ms = latency_ms
     return record
 

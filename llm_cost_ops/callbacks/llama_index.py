@@ -22,6 +22,8 @@ from llm_cost_ops.client.observer import Observer
 from llm_cost_ops.types import UsageRecord
 
 if TYPE_CHECKING:
+    from llama_index.core.instrumentation.events import BaseEvent
+
     from llm_cost_ops.client.clients import AsyncCostOpsClient, CostOpsClient
 
 __all__ = ["CostOpsEventHandler"]
@@ -68,7 +70,7 @@ class CostOpsEventHandler(BaseEventHandler):
         """The name by which LlamaIndex knows handlers."""
         return "CostOpsEventHandler"
 
-    def handle(self, event: Any, **_: Any) -> None:
+    def handle(self, event: BaseEvent, **_: object) -> None:
         """Record a call that has ended."""
         kind, call_id = event.class_name(), event.span_id or ""
         if kind in ("LLMChatStartEvent", "LLMCompletionStartEvent"):
@@ -90,7 +92,7 @@ class CostOpsEventHandler(BaseEventHandler):
                 self._observer.take(partial(_broken_off, begun))
 
 
-def _record(raw: Any, begun: _Begun, latency_ms: int) -> UsageRecord:
+def _record(raw: object, begun: _Begun, latency_ms: int) -> UsageRecord:
     # The last event of a stream of responses has the response in it.
     raw = getattr(raw, "response", None) or raw
     record = payload_record(raw or {}, source=_SOURCE, provider=begun.provider, model=begun.model)

@@ -19,9 +19,12 @@ from agents.tracing import TracingProcessor
 from llm_cost_ops.callbacks.records import counted_record, payload_record, unknown_record
 from llm_cost_ops.client.attribution import AttributionFields
 from llm_cost_ops.client.observer import Observer
+from llm_cost_ops.imports.values import count, nested
 from llm_cost_ops.types import UsageRecord
 
 if TYPE_CHECKING:
+    from agents.tracing import Span, SpanData, Trace
+
     from llm_cost_ops.client.clients import AsyncCostOpsClient, CostOpsClient
 
 __all__ = ["CostOpsTracingProcessor"]
@@ -45,16 +48,16 @@ class CostOpsTracingProcessor(TracingProcessor):
     ) -> None:
         self._observer = Observer(client, attribution)
 
-    def on_trace_start(self, trace: Any) -> None:
+    def on_trace_start(self, trace: Trace) -> None:
         """Of a run as a whole nothing is recorded."""
 
-    def on_trace_end(self, trace: Any) -> None:
+    def on_trace_end(self, trace: Trace) -> None:
         """The same."""
 
-    def on_span_start(self, span: Any) -> None:
+    def on_span_start(self, span: Span) -> None:
         """A call is recorded when it ends."""
 
-    def on_span_end(self, span: Any) -> None:
+    def on_span_end(self, span: Span) -> None:
         """Record a call of a model."""
         data = span.span_data
         if data.type in ("generation", "response") and (span.error is None or data.usage):
@@ -69,7 +72,7 @@ class CostOpsTracingProcessor(TracingProcessor):
         self.force_flush()
 
 
-def _record(data: Any, span: Any) -> UsageRecord:
+def _record(data: SpanData, span: Span) -> UsageRecord:
     response = getattr(data, "response", None)
     if response is not None:
         record = payload_record(response, source=_SOURCE, provider="openai", api="openai.responses")
@@ -87,18 +90,18 @@ def _record(data: Any, span: Any) -> UsageRecord:
     return record
 
 
-def _counts(usage: dict[str, Any]) -> dict[str, Any]:
-    given, returned = usage.get("input_tokens_details") or {}, usage.get("output_tokens_details") or {}
+def _counts(usage: dict[str, object]) -> dict[str, Any]:
+    given, returned = nested(usage, "input_tokens_details"), nested(usage, "output_tokens_details")
     return {
-        "input_tokens": usage.get("input_tokens"),
-        "output_tokens": usage.get("output_tokens"),
-        "cached": given.get("cached_tokens"),
-        "written": given.get("cache_write_tokens"),
-        "reasoning_tokens": returned.get("reasoning_tokens"),
+        "input_tokens": count(usage, "input_tokens"),
+        "output_tokens": count(usage, "output_tokens"),
+        "cached": count(given, "cached_tokens"),
+        "written": count(given, "cache_write_tokens"),
+        "reasoning_tokens": count(returned, "reasoning_tokens"),
     }
 
 
-def _latency(span: Any) -> int | None:
+def _latency(span: Span) -> int | None:
     if not span.started_at or not span.ended_at:
         return None
     between = datetime.fromisoformat(span.ended_at) - datetime.fromisoformat(span.started_at)

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from pydantic_ai.models.wrapper import WrapperModel
 
@@ -22,6 +22,9 @@ from llm_cost_ops.client.observer import Observer
 from llm_cost_ops.types import UsageQuality, UsageRecord
 
 if TYPE_CHECKING:
+    from pydantic_ai.messages import ModelResponse
+    from pydantic_ai.models import Model, StreamedResponse
+
     from llm_cost_ops.client.clients import AsyncCostOpsClient, CostOpsClient
 
 __all__ = ["CostOpsModel"]
@@ -37,14 +40,14 @@ class CostOpsModel(WrapperModel):
 
     def __init__(
         self,
-        wrapped: Any,
+        wrapped: Model | str,
         client: CostOpsClient | AsyncCostOpsClient | None = None,
         **attribution: Unpack[AttributionFields],
     ) -> None:
         super().__init__(wrapped)
         self._observer = Observer(client, attribution)
 
-    async def request(self, *args: Any, **kwargs: Any) -> Any:
+    async def request(self, *args: object, **kwargs: object) -> ModelResponse:
         """Make a request, and record its answer."""
         started = time.monotonic()
         response = await super().request(*args, **kwargs)
@@ -52,7 +55,7 @@ class CostOpsModel(WrapperModel):
         return response
 
     @asynccontextmanager
-    async def request_stream(self, *args: Any, **kwargs: Any) -> AsyncGenerator[Any]:
+    async def request_stream(self, *args: object, **kwargs: object) -> AsyncGenerator[StreamedResponse]:
         """Make a request, and record its stream once it is over."""
         started = time.monotonic()
         async with super().request_stream(*args, **kwargs) as stream:
@@ -70,7 +73,7 @@ def _since(started: float) -> int:
     return int((time.monotonic() - started) * 1000)
 
 
-def _record(response: Any, latency_ms: int, *, complete: bool) -> UsageRecord:
+def _record(response: ModelResponse, latency_ms: int, *, complete: bool) -> UsageRecord:
     usage = response.usage
     details = usage.details or {}
     reasoning = getattr(usage, "output_reasoning_tokens", 0) or details.get("reasoning_tokens", 0)

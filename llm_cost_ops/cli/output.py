@@ -6,6 +6,7 @@ Elsewhere, and without rich, tables are plain text that nothing is cut from, how
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import json
@@ -15,9 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from importlib.util import find_spec
-from typing import Any, Literal, TextIO, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeAlias
 
 import msgspec
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
 
 __all__ = ["Cell", "Column", "Form", "Output", "Table", "form_of", "money"]
 
@@ -59,7 +63,7 @@ class Table(msgspec.Struct, kw_only=True):
     """For each row a number from 0 to 1, shown as a bar on terminals with room for it."""
 
 
-def form_of(options: Any) -> Form:
+def form_of(options: argparse.Namespace) -> Form:
     """The form that --json or --csv asks for."""
     if getattr(options, "json", False):
         return "json"
@@ -185,7 +189,7 @@ def _joined(cells: Sequence[str], widths: Sequence[int], columns: Sequence[Colum
     return _GAP.join(padded).rstrip()
 
 
-def _rich_table(table: Table, width: int) -> Any:
+def _rich_table(table: Table, width: int) -> RichTable:
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table as RichTable

@@ -57,8 +57,9 @@ def print_total(output: Output, summary: CostSummary) -> None:
         )
     if summary.reported_requests and not is_elsewhere(summary):
         of_them = f"{money(summary.reported_cost)} {summary.currency}"
-        requests = _requests(summary.reported_requests)
-        output.line(f"{of_them} of it is what providers reported, for {requests}.")
+        output.line(
+            f"{of_them} of it is what providers reported, for {_requests(summary.reported_requests)}."
+        )
     for other in summary.other_currencies:
         and_ = "    " if is_elsewhere(summary) else "and "
         output.line(f"{and_}{money(other.cost)} {other.currency} for {_requests(other.requests)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 import msgspec
 
@@ -35,7 +34,7 @@ def _correct(client: CostOpsClient, options: argparse.Namespace) -> list[UsageRe
     return [client.usage.correct(options.id, changes=changes, **place)]
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> object:
     """A number, list, object or null where it is one in JSON, else the text."""
     try:
         return msgspec.json.decode(text)

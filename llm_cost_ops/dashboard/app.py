@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, MutableMapping
-from typing import Any
 from urllib.parse import quote, urlencode
 
 from llm_cost_ops._gen.methods import GET_COST_SUMMARY
@@ -14,6 +12,7 @@ from llm_cost_ops.dashboard.exchange import (
     Answer,
     PageRequest,
     Receive,
+    Scope,
     Send,
     path_of,
     redirect,
@@ -54,12 +53,12 @@ class Dashboard:
         self._keys = keys
         self._sessions = Sessions(keys)
 
-    def serves(self, scope: Mapping[str, Any]) -> bool:
+    def serves(self, scope: Scope) -> bool:
         """Whether a request is for the dashboard."""
         path = path_of(scope)
         return path in ("", "/", "/dashboard", "/favicon.ico") or path.startswith("/dashboard/")
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = PageRequest(scope, receive)
         try:
             answer = await self._answer(request)

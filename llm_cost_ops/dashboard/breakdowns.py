@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from llm_cost_ops._gen.messages import CostGroup, GetCostSummaryRequest
 from llm_cost_ops._gen.methods import GET_COST_SUMMARY
@@ -137,7 +137,12 @@ def _chart(
 
 
 def _render(
-    page: Page, template: str, title: str, report: Report, charts: list[_Chart], **values: Any
+    page: Page,
+    template: str,
+    title: str,
+    report: Report,
+    charts: list[_Chart],
+    meters: list[CostGroup] | None = None,
 ) -> Answer:
     return page.render(
         template,
@@ -147,5 +152,5 @@ def _render(
         colours=charts[0].colours,
         groups=report.groups[:_MAX_ROWS],
         hidden=max(0, len(report.groups) - _MAX_ROWS),
-        **values,
+        meters=meters,
     )

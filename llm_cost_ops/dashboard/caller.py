@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.handler import ServiceHandler
@@ -40,7 +40,7 @@ class Caller:
         """Whether they may keep prices and keys."""
         return self.principal is None or self.principal.role >= Role.ADMIN
 
-    def context(self, method: MethodDescriptor[Any, Any]) -> CallContext:
+    def context(self, method: MethodDescriptor[Req, Res]) -> CallContext:
         """The context of a call as this caller."""
         return CallContext(
             method,
@@ -50,6 +50,10 @@ class Caller:
             request_id=self._request_id,
             principal=self.principal,
         )
+
+    def extend(self) -> None:
+        """Give the calls from here on as much time as those of a page that begins now."""
+        self._deadline = self._runtime.monotonic() + PAGE_SECONDS
 
     async def call(self, method: MethodDescriptor[Req, Res], request: Req, *, key: str = "") -> Res:
         """The service's answer; RpcError as it raises it. `key` is the idempotency key of a write."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
+from contextlib import aclosing
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -13,8 +14,9 @@ import msgspec
 from llm_cost_ops.rpc.ids import uuid7
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 
-__all__ = ["Answer", "PageRequest", "Receive", "Send", "path_of", "redirect", "send_answer"]
+__all__ = ["Answer", "PageRequest", "Receive", "Scope", "Send", "path_of", "redirect", "send_answer"]
 
+Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
@@ -33,9 +35,10 @@ _HEADERS = (
     ("x-content-type-options", "nosniff"),
     # Addresses hold what was filtered by, which is nobody else's business.
     ("referrer-policy", "same-origin"),
-    ("cross-origin-opener-policy", "same-origin"),
     ("cross-origin-resource-policy", "same-origin"),
 )
+# Browsers take it over TLS and from this machine only, and complain about it elsewhere.
+_OVER_TLS = (("cross-origin-opener-policy", "same-origin"),)
 
 
 class Answer(msgspec.Struct, kw_only=True):
@@ -43,7 +46,7 @@ class Answer(msgspec.Struct, kw_only=True):
 
     status: int = 200
     headers: list[tuple[str, str]] = msgspec.field(default_factory=list)
-    body: bytes | AsyncIterator[bytes] = b""
+    body: bytes | AsyncGenerator[bytes, None] = b""
     content_type: str = "text/html; charset=utf-8"
     cache: str = "no-store"
 
@@ -54,7 +57,7 @@ def redirect(location: str, cookie: str = "") -> Answer:
     return Answer(status=303, headers=headers)
 
 
-def path_of(scope: Mapping[str, Any]) -> str:
+def path_of(scope: Scope) -> str:
     """The path below the prefix that the app is mounted at."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
@@ -63,7 +66,7 @@ def path_of(scope: Mapping[str, Any]) -> str:
 class PageRequest:
     """What a browser sent, decoded."""
 
-    def __init__(self, scope: MutableMapping[str, Any], receive: Receive) -> None:
+    def __init__(self, scope: Scope, receive: Receive) -> None:
         self._receive = receive
         self._headers: dict[bytes, bytes] = {}
         for name, value in scope["headers"]:
@@ -119,6 +122,11 @@ class PageRequest:
         origin = self.header("origin")
         return bool(origin) and urlsplit(origin).netloc != self.header("host")
 
+    async def left(self) -> None:
+        """Wait until the browser has gone away."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
     async def form(self) -> dict[str, str]:
         """The fields of a form that was posted. Raises INVALID_ARGUMENT for what is none."""
         if self.header("content-type").partition(";")[0].strip() != "application/x-www-form-urlencoded":
@@ -153,6 +161,7 @@ async def send_answer(answer: Answer, request: PageRequest, send: Send) -> None:
     """Send a response with the headers that every page has."""
     headers = [
         *_HEADERS,
+        *(_OVER_TLS if request.is_secure else ()),
         ("cache-control", answer.cache),
         ("x-request-id", request.id),
         *answer.headers,
@@ -168,6 +177,18 @@ async def send_answer(answer: Answer, request: PageRequest, send: Send) -> None:
         await send({"type": "http.response.body", "body": b"" if request.verb == "HEAD" else body})
         return
     if request.verb != "HEAD":
-        async for piece in body:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await _stream(body, request, send)
     await send({"type": "http.response.body", "body": b""})
+
+
+async def _stream(pieces: AsyncGenerator[bytes, None], request: PageRequest, send: Send) -> None:
+    """Send what there is, until the reader goes away: a server drops what is sent after that, unread."""
+    gone = asyncio.create_task(request.left())
+    try:
+        async with aclosing(pieces):
+            async for piece in pieces:
+                if gone.done():
+                    return
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+    finally:
+        gone.cancel()

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from datetime import UTC, datetime
-from typing import Any
 from urllib.parse import urlencode
 
 from llm_cost_ops._gen.methods import LIST_USAGE
@@ -73,14 +72,14 @@ class Page:
         """The context in which the reader's keys are managed."""
         return self.caller.context(LIST_USAGE)
 
-    def url(self, path: str, **changes: Any) -> str:
+    def url(self, path: str, **changes: object) -> str:
         """The address of one of our pages with the view of this one."""
         return self.request.root + self.view.url(path, **changes)
 
-    def render(self, template: str, title: str, *, status: int = 200, **values: Any) -> Answer:
+    def render(self, template: str, title: str, *, status: int = 200, **values: object) -> Answer:
         """The answer that shows a template in the frame of all pages."""
         view = self.view
-        frame: dict[str, Any] = {
+        frame: dict[str, object] = {
             "title": title,
             "root": self.request.root,
             "path": self.request.path,
@@ -139,7 +138,7 @@ class Page:
         return DIMENSIONS
 
 
-def csv_answer(name: str, lines: AsyncIterator[bytes] | bytes) -> Answer:
+def csv_answer(name: str, lines: AsyncGenerator[bytes, None] | bytes) -> Answer:
     """A file to be kept."""
     headers = [("content-disposition", f'attachment; filename="{name}"')]
     return Answer(body=lines, content_type="text/csv; charset=utf-8", headers=headers)

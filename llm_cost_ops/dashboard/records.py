@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from datetime import timedelta
+import asyncio
+from collections.abc import AsyncGenerator
 from urllib.parse import unquote
 
-from llm_cost_ops._gen.messages import ListUsageRequest, UsageRecord, VerifyCostRequest
-from llm_cost_ops._gen.methods import LIST_USAGE, VERIFY_COST
+from llm_cost_ops._gen.messages import (
+    ListUsageRequest,
+    ListUsageRevisionsRequest,
+    UsageRecord,
+    VerifyCostRequest,
+)
+from llm_cost_ops._gen.methods import LIST_USAGE, LIST_USAGE_REVISIONS, VERIFY_COST
 from llm_cost_ops.dashboard.exchange import Answer
 from llm_cost_ops.dashboard.page import Page, csv_answer, csv_line
-from llm_cost_ops.rules.times import parse_start
 
 __all__ = ["RECORD_PATH", "record_page", "records_csv", "records_page"]
 
@@ -18,7 +22,6 @@ RECORD_PATH = "/dashboard/record/"
 
 _PAGE_SIZE = 50
 _CSV_PAGE_SIZE = 1000
-_MAX_AT_A_MOMENT = 1000
 _COLUMNS = (
     "timestamp organization provider model project user tags input_tokens cached_tokens output_tokens cost "
     "currency status id"
@@ -48,37 +51,27 @@ async def records_page(page: Page) -> Answer:
 
 
 async def record_page(page: Page) -> Answer:
-    """A record, and how its cost came about."""
+    """A record, how its cost came about, and what became of it."""
     usage_id = unquote(page.request.path.removeprefix(RECORD_PATH))
     organization = page.request.param("organization")
-    request = VerifyCostRequest(usage_id=usage_id, organization_id=organization)
-    answer = await page.caller.call(VERIFY_COST, request)
-    assert answer.data is not None
+    verified, revised = await asyncio.gather(
+        page.caller.call(VERIFY_COST, VerifyCostRequest(usage_id=usage_id, organization_id=organization)),
+        page.caller.call(
+            LIST_USAGE_REVISIONS, ListUsageRevisionsRequest(usage_id=usage_id, organization_id=organization)
+        ),
+    )
+    assert verified.data is not None
+    assert revised.data is not None
+    revisions = revised.data.revisions
     return page.render(
         "record.html",
         "Record",
         usage_id=usage_id,
-        record=await _record(page, usage_id, organization),
-        verification=answer.data,
-        cost=answer.data.recorded,
+        record=revisions[-1].usage,
+        revisions=revisions,
+        verification=verified.data,
+        cost=verified.data.recorded,
     )
-
-
-async def _record(page: Page, usage_id: str, organization: str) -> UsageRecord | None:
-    """The record of an id, among those of its moment, which the address has: no method gives one by id."""
-    at = page.request.param("at")
-    if not at:
-        return None
-    moment = parse_start(at, field="at")
-    end = (moment + timedelta(microseconds=1)).isoformat().replace("+00:00", "Z")
-    request = ListUsageRequest(
-        organization_id=[organization] if organization else [],
-        start_date=at,
-        end_date=end,
-        page_size=_MAX_AT_A_MOMENT,
-    )
-    found = await page.caller.call(LIST_USAGE, request)
-    return next((record for record in found.data if record.id == usage_id), None)
 
 
 async def records_csv(page: Page) -> Answer:
@@ -86,12 +79,14 @@ async def records_csv(page: Page) -> Answer:
     return csv_answer("records.csv", _lines(page))
 
 
-async def _lines(page: Page) -> AsyncIterator[bytes]:
+async def _lines(page: Page) -> AsyncGenerator[bytes, None]:
     yield csv_line(_COLUMNS)
     fields = page.view.filter_fields(page.view.span(page.now))
     cursor = ""
     while True:
         request = ListUsageRequest(**fields, page_size=_CSV_PAGE_SIZE, cursor=cursor)
+        # All of them may take longer than a page may.
+        page.caller.extend()
         answer = await page.caller.call(LIST_USAGE, request)
         yield b"".join(_line(record) for record in answer.data)
         assert answer.pagination is not None

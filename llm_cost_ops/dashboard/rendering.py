@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
@@ -27,7 +26,7 @@ _FILES = {
 }
 
 
-def render(template: str, values: dict[str, Any]) -> bytes:
+def render(template: str, values: dict[str, object]) -> bytes:
     """A page as HTML. Every value is escaped, whatever it is."""
     return _templates().get_template(template).render(values).encode()
 

@@ -111,7 +111,8 @@ class Series(msgspec.Struct, kw_only=True):
 class Report(msgspec.Struct, kw_only=True):
     """A period: its total, that of the period before, its groups, and its buckets by name and start.
 
-    `others` are costs in other currencies. `additive` is False where a call is in several groups.
+    `others` are costs in other currencies, `reported` the part of the total that providers stated.
+    `additive` is False where a call is in several groups.
     """
 
     span: Span
@@ -121,6 +122,7 @@ class Report(msgspec.Struct, kw_only=True):
     before: Figures
     groups: list[Group]
     others: list[CurrencyTotal]
+    reported: Decimal
     additive: bool
     labels: list[str]
     starts: list[datetime]
@@ -172,6 +174,7 @@ async def read_report(view: View, now: datetime, caller: Caller, metric: str = "
         ),
         groups=groups,
         others=read.summary.other_currencies,
+        reported=read.summary.reported_cost,
         additive=view.by != "tag",
         labels=[_label(start, interval, view, years=span.start.year != now.year) for start in read.starts],
         starts=read.starts,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from llm_cost_ops.imports.values import (
     PROVIDERS,
@@ -54,7 +54,7 @@ class Span(NamedTuple):
     `failed` is its status ERROR, `resource` has the attributes of what it runs in.
     """
 
-    attributes: dict[str, Any]
+    attributes: dict[str, object]
     trace_id: str = ""
     span_id: str = ""
     parent_id: str = ""
@@ -223,13 +223,13 @@ def _span(obj: dict[str, object], where: str = "", resource: Mapping[str, object
     )
 
 
-def _attributes(span: dict[str, object]) -> dict[str, Any]:
+def _attributes(span: dict[str, object]) -> dict[str, object]:
     """The attributes by their names, from OTLP's lists, from objects in each other, or from columns."""
     found = span.get("attributes")
     if isinstance(found, list):
         pairs = [each for each in found if isinstance(each, dict)]
         return {text(each, "key"): _value(each.get("value")) for each in pairs}
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     _flatten(nested(span, "attributes"), "", flat)
     for name, value in span.items():
         if name.startswith("attributes.") and value not in (None, ""):

@@ -73,6 +73,8 @@ class Watch:
         try:
             if self._call is not None:
                 self._call.first_byte()
+            if isinstance(self._reader, EventReader):
+                return self._read(self._reader, data)
             if self._reader is not None:
                 return self._reader.feed(data)
             if self._body is not None and len(self._body) + len(data) <= MAX_BODY:
@@ -81,6 +83,15 @@ class Watch:
             self._broken = True
             report("a stream can't be read")
         return data
+
+    def _read(self, reader: Reader, data: bytes) -> bytes:
+        passing = reader.feed(data)
+        if isinstance(reader, EventReader) and reader.ended:
+            # Who reads the stream may stop at this event: it passes when the call is recorded.
+            passing = passing + reader.rest()
+            self._reader = None
+            self.finish(finished=True)
+        return passing
 
     def rest(self) -> bytes:
         """What was held back, once no more bytes come."""

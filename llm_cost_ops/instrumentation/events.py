@@ -13,6 +13,9 @@ __all__ = ["EventReader", "FrameReader", "data_of"]
 _BOUNDARY = re.compile(rb"\r\n\r\n|\n\r?\n|\r\r")
 _DATA = re.compile(rb"(?m)^data: ?([^\n]*)")
 _USAGE = re.compile(rb'"usage(?:Metadata)?"\s*:\s*\{')
+_END = re.compile(
+    rb'\s*(?:\[DONE\]|\{\s*"type"\s*:\s*"(?:message_stop|message-end|response\.(?:completed|incomplete|failed))")'
+)
 _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 
 # Of a long stream so many events are kept: the first, those that state usage, and the last.
@@ -54,14 +57,16 @@ class EventReader(_KeptEvents):
     """Splits a body into events and keeps those that can matter for its usage.
 
     With `hide` the chunk of a chat stream that has no choices and states usage does not pass: it is the one
-    that the caller did not ask for. Bytes of an event then pass once the event is complete.
+    that the caller did not ask for. Bytes of an event then pass once the event is complete. `ended` says
+    whether an event was complete after which none counts.
     """
 
-    __slots__ = ("_hide", "_pending", "_scanned")
+    __slots__ = ("_hide", "_pending", "_scanned", "ended")
 
     def __init__(self, *, hide: bool = False) -> None:
         super().__init__()
         self._hide = hide
+        self.ended = False
         self._pending = bytearray()
         self._scanned = 0
 
@@ -103,6 +108,7 @@ class EventReader(_KeptEvents):
         data = data_of(block)
         if not data:
             return False
+        self.ended = self.ended or _END.match(data) is not None
         states = self.keep(data)
         return self._hide and states and _NO_CHOICES.search(data) is not None
 

@@ -78,6 +78,8 @@ class Background:
             return
         waiting = self._waiting.pop(state.id, None)
         if waiting is not None:
+            # A recording proxy sees no answers to such questions.
+            waiting.left_to_proxy = False
             waiting.answer_later(call)
         elif state.background and call.unique:
             call.latency_ms = None

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from llm_cost_ops.instrumentation.calls import Call, Options, model_in_path
 from llm_cost_ops.instrumentation.events import EventReader
 
-__all__ = ["METHODS", "unwrap_api_client", "wrap_api_client"]
+__all__ = ["METHODS", "PAST_METHODS", "unwrap_api_client", "wrap_api_client"]
 
 METHODS = ("request", "request_streamed", "async_request", "async_request_streamed")
+
+PAST_METHODS = re.compile(r"/interactions(?:/|$)|/decisions$")
+"""What it sends by its HTTP client without those methods."""
 
 _BILLED = ("generateContent", "streamGenerateContent", "embedContent", "batchEmbedContents", "predict")
 _OPTIONS = "llm_cost_ops_options"
@@ -64,6 +68,12 @@ def _begin(api_client: Any, http_method: str, path: str) -> _Watch | _BatchWatch
         return None
 
 
+class _Part(Protocol):
+    """A whole answer, or a part of a stream."""
+
+    body: str | None
+
+
 class _Watch:
     """Sees the parts of an answer. Never raises."""
 
@@ -71,12 +81,12 @@ class _Watch:
         self._call = call
         self._reader = EventReader()
 
-    def whole(self, response: Any) -> None:
+    def whole(self, response: _Part) -> None:
         """The one part of an answer that is no stream."""
         self._call.body = (response.body or "").encode
         self._finish(finished=True)
 
-    def part(self, response: Any) -> None:
+    def part(self, response: _Part) -> None:
         """One part of a stream."""
         try:
             self._call.first_byte()
@@ -130,7 +140,7 @@ class _BatchWatch:
     def __init__(self, begin: Callable[[str], Call]) -> None:
         self._begin = begin
 
-    def whole(self, response: Any) -> None:
+    def whole(self, response: _Part) -> None:
         """A batch as it is now."""
         try:
             batch = msgspec.json.decode(response.body or b"{}", type=_Batch)

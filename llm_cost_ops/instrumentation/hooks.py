@@ -33,7 +33,10 @@ def instrument(sdk_client: Any, options: Options) -> None:
     found = list(http_clients_of(sdk_client))
     if (api_client := _genai_client(sdk_client)) is not None:
         genai.wrap_api_client(api_client, options)
-    elif (events := _bedrock_events(sdk_client)) is not None:
+        for http_client in found:
+            wrap_client(http_client, options, genai.PAST_METHODS)
+        return
+    if (events := _bedrock_events(sdk_client)) is not None:
         bedrock.subscribe(events, options)
     elif not found:
         raise TypeError(

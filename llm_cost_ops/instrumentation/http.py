@@ -6,10 +6,11 @@ The libraries are alike and neither is imported: the types that are needed are t
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from inspect import iscoroutinefunction
-from typing import Any
+from typing import Any, Protocol
 
 from llm_cost_ops.instrumentation.answers import (
     MAX_FORM,
@@ -39,8 +40,11 @@ _SDK_PROVIDERS = {"cohere": "cohere", "google": "google", "mistralai": "mistral"
 _BACKGROUND_APIS = ("google.interactions", "openai.responses")
 
 
-def wrap_client(http_client: Any, options: Options) -> None:
-    """Have an HTTP client's calls recorded. One that is wrapped already takes the new options."""
+def wrap_client(http_client: Any, options: Options, only: re.Pattern[str] | None = None) -> None:
+    """Have an HTTP client's calls recorded, those of paths in which `only` is found where it is given.
+
+    One that is wrapped already takes the new options.
+    """
     hook = _hook_of(http_client)
     if hook is None:
         hook = _Hook()
@@ -48,7 +52,7 @@ def wrap_client(http_client: Any, options: Options) -> None:
         wrap = _async_send if iscoroutinefunction(original) else _sync_send
         hook.send = http_client.send = wrap(original, hook)
         hook.send.llm_cost_ops_hook = hook
-    hook.options = options
+    hook.options, hook.only = options, only
 
 
 def unwrap_client(http_client: Any) -> None:
@@ -107,24 +111,48 @@ def _async_send(original: Callable[..., Any], hook: _Hook) -> Callable[..., Any]
     return send
 
 
+class _Request(Protocol):
+    """What is used of a request of either library."""
+
+    method: str
+    url: Any
+    headers: Any
+    content: bytes
+    stream: Any
+    extensions: Any
+
+
+class _Response(Protocol):
+    """What is used of an answer of either library."""
+
+    status_code: int
+    headers: Any
+    content: bytes
+    is_stream_consumed: bool
+    stream: Any
+    request: Any
+
+
 class _Hook:
     """What a wrapped client's calls have in common."""
 
     def __init__(self) -> None:
         self.options: Options | None = None
+        self.only: re.Pattern[str] | None = None
         self.send: Any = None
         self.refusing: set[str] = set()
         self.background = Background()
 
-    def begin(self, request: Any) -> _Exchange | None:
+    def begin(self, request: _Request) -> _Exchange | None:
         """The exchange of a request, None where it is not one to record. Never raises."""
         options = self.options
         if options is None:
             return None
         try:
             method, path = request.method, request.url.path
-            api = api_of(path) if method == "POST" else ""
-            if api and not (api == "google.generate" and options.sdk == "google"):  # genai.py has seen that
+            if self.only is not None and not self.only.search(path):
+                return None
+            if method == "POST" and (api := api_of(path)):
                 return _Asking(self, options, request, api, path)
             fetched = fetched_of(method, path)
             if fetched == "batch":
@@ -138,7 +166,7 @@ class _Hook:
 class _Exchange:
     """A request and its answer."""
 
-    def __init__(self, hook: _Hook, options: Options, request: Any, api: str, path: str) -> None:
+    def __init__(self, hook: _Hook, options: Options, request: _Request, api: str, path: str) -> None:
         self.request = request
         self._options = options
         self._known = known = provider_of(request.url.host)
@@ -155,15 +183,15 @@ class _Exchange:
     def _begin(self, api: str = "", model: str = "") -> Call:
         return Call(self._options, api, self._provider, known_host=bool(self._known), model=model)
 
-    def may_have_harmed(self, response: Any) -> bool:
+    def may_have_harmed(self, response: _Response) -> bool:
         """Whether an error may be due to what we asked for."""
         return False
 
-    def harmed(self, response: Any) -> bool:
+    def harmed(self, response: _Response) -> bool:
         """Whether it is; the request is then again as it was given."""
         return False
 
-    def answered(self, response: Any) -> Any:
+    def answered(self, response: _Response) -> _Response:
         """Look at an answer as it passes. Never raises."""
         try:
             if response.status_code < 300:
@@ -172,7 +200,7 @@ class _Exchange:
             report("an answer can't be recorded")
         return response
 
-    def _look(self, response: Any) -> None:
+    def _look(self, response: _Response) -> None:
         call = self._call
         if provider := response.headers.get(PROVIDER_HEADER, ""):
             call.served_by(provider)
@@ -196,7 +224,7 @@ class _Exchange:
 class _Fetched(_Exchange):
     """A question after what is made in the background."""
 
-    def __init__(self, hook: _Hook, options: Options, request: Any, api: str, path: str) -> None:
+    def __init__(self, hook: _Hook, options: Options, request: _Request, api: str, path: str) -> None:
         super().__init__(hook, options, request, api, path)
         self._complete = functools.partial(hook.background.fetched, self._call)
 
@@ -204,7 +232,7 @@ class _Fetched(_Exchange):
 class _FetchedResults(_Exchange):
     """A file that may be the results of a batch."""
 
-    def _look(self, response: Any) -> None:
+    def _look(self, response: _Response) -> None:
         url = self.request.url
         lines = ResultLines(self._begin, f"{url.host}{url.path}")
         if response.is_stream_consumed:
@@ -219,7 +247,7 @@ class _FetchedResults(_Exchange):
 class _Asking(_Exchange):
     """A request for work, and its answer."""
 
-    def __init__(self, hook: _Hook, options: Options, request: Any, api: str, path: str) -> None:
+    def __init__(self, hook: _Hook, options: Options, request: _Request, api: str, path: str) -> None:
         super().__init__(hook, options, request, api, path)
         self._hook = hook
         self._given = request
@@ -229,8 +257,8 @@ class _Asking(_Exchange):
             self._call.request_body = _watch_form(request)
         else:
             self._call.request_body = functools.partial(_content, request)
-        self._handed_on = options.proxy is not None and options.proxy.serves(request.url)
-        if options.proxy is not None and self._handed_on:
+        if options.proxy is not None and options.proxy.serves(request.url):
+            self._handed_on = True
             self._call.key = uuid7()
             headers.update({**options.proxy.headers(self._call.attributes), KEY_HEADER: self._call.key})
         if api in _BACKGROUND_APIS and b'"background"' in _content(request):
@@ -246,10 +274,10 @@ class _Asking(_Exchange):
             if asking is not None:
                 self.request, self._asks = asking, True
 
-    def may_have_harmed(self, response: Any) -> bool:
+    def may_have_harmed(self, response: _Response) -> bool:
         return self._asks and response.status_code in (400, 422)
 
-    def harmed(self, response: Any) -> bool:
+    def harmed(self, response: _Response) -> bool:
         """Whether it is; the host is then not asked again."""
         if b"stream_options" not in response.content:
             return False
@@ -257,7 +285,7 @@ class _Asking(_Exchange):
         self.request, self._asks = self._given, False
         return True
 
-    def answered(self, response: Any) -> Any:
+    def answered(self, response: _Response) -> _Response:
         if self._asks:
             response.request = self._given
         return super().answered(response)
@@ -348,14 +376,14 @@ def _library_of(thing: Any) -> Any:
     return sys.modules[home.__module__.partition(".")[0]]
 
 
-def _put_before(response: Any, seen: Watch) -> None:
+def _put_before(response: _Response, seen: Watch) -> None:
     """Have the bytes of an answer seen."""
     sync_tee, async_tee, _ = _stream_types(_library_of(response))
     tee = async_tee if hasattr(response.stream, "aclose") else sync_tee
     response.stream = tee(response.stream, seen)
 
 
-def _asking(request: Any) -> Any:
+def _asking(request: _Request) -> _Request | None:
     """A chat request that asks for usage too; None where it is no stream, or asks by itself."""
     body = with_usage(_content(request))
     if body is None:
@@ -364,12 +392,14 @@ def _asking(request: Any) -> Any:
     headers.pop("content-length", None)
     # What the chunk is cut out of must be plain.
     headers["accept-encoding"] = "identity"
-    return type(request)(
+    made: Any = type(request)
+    asking: _Request = made(
         request.method, request.url, headers=headers, content=body, extensions=request.extensions
     )
+    return asking
 
 
-def _content(request: Any) -> bytes:
+def _content(request: _Request) -> bytes:
     """The body of a request, where it is in memory."""
     try:
         content: bytes = request.content
@@ -378,7 +408,7 @@ def _content(request: Any) -> bytes:
     return content
 
 
-def _watch_form(request: Any) -> Callable[[], bytes]:
+def _watch_form(request: _Request) -> Callable[[], bytes]:
     """Have the beginning of a form kept as it is sent."""
     head = bytearray()
     *_, form = _stream_types(_library_of(request))

@@ -32,6 +32,7 @@ _HOSTS = {
 }
 _SUFFIXES = (
     (".api.openai.com", "openai"),
+    (".mistral.ai", "mistral"),
     (".openai.azure.com", "azure"),
     (".services.ai.azure.com", "azure"),
     (".cognitiveservices.azure.com", "azure"),

@@ -6,6 +6,7 @@ beside the id is compared, since two keys may have the same id.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from hashlib import sha256
 
 from llm_cost_ops.rpc.ids import uuid7
@@ -13,6 +14,7 @@ from llm_cost_ops.rpc.ids import uuid7
 __all__ = ["as_key", "as_text", "usage_id"]
 
 _LENGTH = 36
+_TAIL = 2**60 - 1
 
 
 def usage_id(organization_id: str, key: str, attempt: int = 0) -> tuple[str, bytes, str | bytes | None]:
@@ -20,8 +22,9 @@ def usage_id(organization_id: str, key: str, attempt: int = 0) -> tuple[str, byt
 
     The id is a UUID (RFC 9562), another one each time without a key. Of a key that begins with a UUID of
     version 7 it keeps the first 18 characters, so that ids which are made one after the other lie together
-    in the index; the rest is a hash, as is all of it for another key (version 8). Where another key
-    of the organization has that id already, the next `attempt` gives another one.
+    in the index; the rest is a hash, as is all of it for another key (version 8). The hash of a batch's key
+    plus the number behind it is the rest for the keys of a batch. Where another key of the organization has
+    that id already, the next `attempt` gives another one.
 
         key 01a20359-ab54-7000-bc5b-ba4c242805a1    id 01a20359-ab54-7000-8…
         key 01a20359-ab54-7000-bc5b-ba4c242805a1:7  id 01a20359-ab54-7000-9…
@@ -32,18 +35,37 @@ def usage_id(organization_id: str, key: str, attempt: int = 0) -> tuple[str, byt
         return made, bytes.fromhex(made.replace("-", "")), None
     if attempt:
         organization_id = f"{organization_id} {attempt}"
+    if len(key) > _LENGTH and key[14] == "7" and (head := _head(organization_id, key[:_LENGTH])) is not None:
+        # As the keys in a batch: those of a call, and a number behind. Their ids lie behind each other.
+        first, text, stored_head = head
+        rest = key[_LENGTH:]
+        if rest[0] == ":" and len(rest) < 12 and rest[1:].isdecimal():
+            number = first + int(rest[1:])
+        else:
+            number = first + int.from_bytes(sha256(rest.encode()).digest()[:8], "big")
+        tail = (9 << 60 | number & _TAIL).to_bytes(8, "big")
+        shown = tail.hex()
+        return f"{text}-{shown[:4]}-{shown[4:]}", stored_head + tail, key
     stored = as_key(key)
     if type(stored) is bytes and key[14] == "7":
         h = sha256(stored + organization_id.encode()).hexdigest()
         made = f"{key[:18]}-8{h[:3]}-{h[3:15]}"
     else:
         h = sha256(f"{len(organization_id)} {organization_id} {key}".encode()).hexdigest()
-        # As the keys in a batch: those of a call, and a number behind.
-        if len(key) > _LENGTH and key[14] == "7" and type(as_key(key[:_LENGTH])) is bytes:
-            made = f"{key[:18]}-9{h[:3]}-{h[3:15]}"
-        else:
-            made = f"{h[:8]}-{h[8:12]}-8{h[12:15]}-8{h[15:18]}-{h[18:30]}"
+        made = f"{h[:8]}-{h[8:12]}-8{h[12:15]}-8{h[15:18]}-{h[18:30]}"
     return made, bytes.fromhex(made.replace("-", "")), stored
+
+
+@lru_cache(maxsize=64)
+def _head(organization_id: str, key: str) -> tuple[int, str, bytes] | None:
+    """What the ids of a batch have of its key: the number of their ends, and their beginning in both forms.
+
+    None for a key that is no UUID in its canonical form.
+    """
+    if type(as_key(key)) is str:
+        return None
+    h = sha256(f"{len(organization_id)} {organization_id} {key}".encode()).digest()
+    return int.from_bytes(h[:8], "big"), key[:18], bytes.fromhex(key[:18].replace("-", ""))
 
 
 def as_key(text: str) -> str | bytes:

@@ -90,8 +90,8 @@ class Sums(Protocol):
         as unpriced where the meter has no price. What has no lines stands under "": a cost that the
         provider reported, and one whose card nobody knows any more.
 
-        The lines are calculated anew from every record that the filter lets through, about 15 µs each
-        (a sum that needs no meters reads rollups, or takes 2 µs a record); writing pays nothing for them.
+        The lines are calculated from every record that the filter lets through, about 15 µs each; writing
+        pays nothing for them. A ledger may keep what it calculated for the next query.
         """
 
     async def occupied(self, where: Filter, width: int, context: CallContext) -> list[int]:
@@ -101,8 +101,12 @@ class Sums(Protocol):
         backwards from -1. The other conditions of the filter do not count. It costs what the answer is long.
         """
 
-    async def count(self, where: Filter, context: CallContext) -> int:
-        """How many records the filter lets through."""
+    async def count(self, where: Filter, context: CallContext, max_rows: int | None = None) -> int | None:
+        """How many records the filter lets through.
+
+        None where a ledger would have to read more than about `max_rows` records to know; never None
+        without `max_rows`.
+        """
 
 
 class Ledger(Protocol):

@@ -117,7 +117,7 @@ def _parts(payload: dict[str, object]) -> list[dict[str, object]]:
     return advisor_messages(payload) if payload.get("type") == "message" else []
 
 
-def _check_names(given: dict[str, Any]) -> None:
+def _check_names(given: dict[str, object]) -> None:
     if not given.keys() <= _FIELDS:
         raise TypeError(f"UsageRecord has no field {min(given.keys() - _FIELDS)!r}")
 

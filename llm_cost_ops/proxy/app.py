@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -16,15 +16,12 @@ from llm_cost_ops.instrumentation.providers import api_of
 from llm_cost_ops.proxy.attribution import stated_of, trace_of
 from llm_cost_ops.proxy.callers import Callers
 from llm_cost_ops.proxy.limits import ProxyLimits, RefusedError
-from llm_cost_ops.proxy.passing import Passing
+from llm_cost_ops.proxy.passing import Passing, Receive, Scope, Send
 from llm_cost_ops.proxy.upstreams import RESERVED, Upstream
 
 __all__ = ["ProxyApp"]
 
 SOURCE = "proxy"
-
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _log = logging.getLogger("llm_cost_ops.proxy")
 
@@ -62,7 +59,7 @@ class ProxyApp:
         # Hosts that did not take the question for usage.
         self._refusing: set[str] = set()
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         elif scope["type"] == "http":
@@ -93,7 +90,7 @@ class ProxyApp:
         await self.aclose()
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def _http(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         raw: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
         # The app may be mounted below a prefix of a bigger one.
         path = raw.removeprefix(quote(scope.get("root_path", "")).encode())
@@ -125,9 +122,7 @@ class ProxyApp:
             return 503, b'{"status":"draining"}'
         return 200, b'{"status":"ok"}'
 
-    async def _begun(
-        self, scope: MutableMapping[str, Any], name: str, path: bytes, receive: Receive, send: Send
-    ) -> Passing:
+    async def _begun(self, scope: Scope, name: str, path: bytes, receive: Receive, send: Send) -> Passing:
         """What passes a request on. RefusedError for one that is not passed on."""
         upstream = self._upstreams.get(name)
         if upstream is None:
@@ -159,9 +154,7 @@ class ProxyApp:
         return passing
 
 
-async def _tell(
-    send: Send, scope: MutableMapping[str, Any], status: int, body: bytes, *, retry: bool = False
-) -> None:
+async def _tell(send: Send, scope: Scope, status: int, body: bytes, *, retry: bool = False) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if retry:
         headers.append((b"retry-after", b"1"))

@@ -19,7 +19,14 @@ from llm_cost_ops.proxy.limits import ProxyLimits, RefusedError
 from llm_cost_ops.proxy.upstreams import Answer, Headers, Upstream
 from llm_cost_ops.transports.net.bodies import BoundedBody
 
-__all__ = ["Passing"]
+__all__ = ["Passing", "Receive", "Scope", "Send"]
+
+# Of ASGI.
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+Content = bytes | AsyncIterator[bytes]
 
 _log = logging.getLogger("llm_cost_ops.proxy")
 
@@ -42,13 +49,13 @@ class Passing:
 
     def __init__(
         self,
-        scope: MutableMapping[str, Any],
+        scope: Scope,
         path: bytes,
         headers: Headers,
         upstream: Upstream,
         limits: ProxyLimits,
-        receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
-        send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
+        receive: Receive,
+        send: Send,
     ) -> None:
         query: bytes = scope.get("query_string", b"")
         self._target = path + b"?" + query if query else path
@@ -137,7 +144,7 @@ class Passing:
         finally:
             await answer.aclose()
 
-    async def _request(self) -> tuple[Any, Headers]:
+    async def _request(self) -> tuple[Content, Headers]:
         """The body, whole or as it comes, and the headers, as they are passed on."""
         length = self.header(b"content-length")
         chunked = bool(self.header(b"transfer-encoding"))
@@ -256,7 +263,7 @@ class Passing:
         assert task is not None
         self._watching = asyncio.create_task(self._until_gone(task))
 
-    async def _until_gone(self, task: asyncio.Task[Any]) -> None:
+    async def _until_gone(self, task: asyncio.Task[object]) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         # A server says so too when the answer is complete.
@@ -264,7 +271,7 @@ class Passing:
             self._gone = True
             task.cancel()
 
-    async def _open(self, content: Any, headers: Headers) -> Answer:
+    async def _open(self, content: Content, headers: Headers) -> Answer:
         self._sent = True
         limits = self._limits
         return await self._upstream.send(self._method, self._target, headers, content, limits.connect_timeout)

@@ -82,7 +82,7 @@ def serve(
     stream_usage: StreamUsage = "auto",
     limits: ProxyLimits | None = None,
     tls: ServerTls | None = None,
-    announce: Callable[[str], Any] = print,
+    announce: Callable[[str], object] = print,
 ) -> None:
     """Run the proxy until SIGTERM or SIGINT, as `llm-cost-ops proxy` does; calls in flight are answered.
 
@@ -117,7 +117,7 @@ async def _serve(
     where: dict[str, Any],
     tls: ServerTls | None,
     client: CostOpsClient,
-    announce: Callable[[str], Any],
+    announce: Callable[[str], object],
 ) -> None:
     async def close() -> None:
         await app.aclose()

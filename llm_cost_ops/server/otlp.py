@@ -119,7 +119,7 @@ def json_spans(data: bytes) -> Iterator[Span]:
         raise DecodeError(f"is not OTLP in JSON: {error}") from None
 
 
-def _from_json(span: _Span, resource: dict[str, Any]) -> Span:
+def _from_json(span: _Span, resource: dict[str, object]) -> Span:
     return Span(
         attributes=_plain(span.attributes),
         trace_id=(span.trace_id or "").lower(),
@@ -132,8 +132,8 @@ def _from_json(span: _Span, resource: dict[str, Any]) -> Span:
     )
 
 
-def _plain(attributes: list[_Attribute] | None) -> dict[str, Any]:
-    plain: dict[str, Any] = {}
+def _plain(attributes: list[_Attribute] | None) -> dict[str, object]:
+    plain: dict[str, object] = {}
     for each in attributes or ():
         value = each.value
         if value is None:
@@ -184,7 +184,7 @@ class _Reader:
             yield field
 
     def resource_spans(self, start: int, stop: int) -> Iterator[Span]:
-        resource: dict[str, Any] = {}
+        resource: dict[str, object] = {}
         # The resource may stand behind its spans, which may be in millions of places: those are not kept.
         for tag, at, end in self.fields(start, stop):
             if tag == _field(1):
@@ -195,14 +195,14 @@ class _Reader:
             if tag == _field(2):
                 yield from self._scope_spans(at, end, resource)
 
-    def _scope_spans(self, start: int, stop: int, resource: dict[str, Any]) -> Iterator[Span]:
+    def _scope_spans(self, start: int, stop: int, resource: dict[str, object]) -> Iterator[Span]:
         for tag, at, end in self.fields(start, stop):
             if tag == _field(2) and any(self._data.find(mark, at, end) >= 0 for mark in _MARKS):
                 yield self._span(at, end, resource)
 
-    def _span(self, start: int, stop: int, resource: dict[str, Any]) -> Span:
+    def _span(self, start: int, stop: int, resource: dict[str, object]) -> Span:
         data = self._data
-        attributes: dict[str, Any] = {}
+        attributes: dict[str, object] = {}
         found: dict[str, Any] = {}
         for tag, at, end in self.fields(start, stop):
             name = _IDS.get(tag)
@@ -220,7 +220,9 @@ class _Reader:
         codes = [at for tag, at, _ in self.fields(start, stop) if tag == _field(3, 0)]
         return bool(codes) and read_varint(self._data, codes[-1])[0] == _ERROR
 
-    def _attribute(self, start: int, stop: int, into: dict[str, Any], *, of_resource: bool = False) -> None:
+    def _attribute(
+        self, start: int, stop: int, into: dict[str, object], *, of_resource: bool = False
+    ) -> None:
         name, value = "", None
         for tag, at, end in self.fields(start, stop):
             if tag == _field(1):

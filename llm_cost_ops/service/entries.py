@@ -2,45 +2,65 @@
 
 from __future__ import annotations
 
+from copy import copy
 from datetime import UTC, datetime
 
-from msgspec.structs import replace
-
 from llm_cost_ops._gen.messages import CostStatus, UsageQuality, UsageRecord
+from llm_cost_ops.ledger.types import Entry
 from llm_cost_ops.pricing.money import UNITS
+from llm_cost_ops.pricing.pricebook import PriceBook
 from llm_cost_ops.rpc.status import invalid_argument
 from llm_cost_ops.rules.limits import MAX_RECORD_COST
 from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.rules.usage import total_tokens
 
-__all__ = ["as_kept", "check_record_cost", "in_utc"]
+__all__ = ["as_kept", "check_record_cost", "in_utc", "new_entry"]
+
+_MAX_UNITS = MAX_RECORD_COST * UNITS
+_NO_STATUS = CostStatus.UNSPECIFIED
+
+
+def new_entry(sent: UsageRecord, key: str, now: datetime, book: PriceBook) -> Entry:
+    """The record as it will be stored, and its price."""
+    record = as_kept(sent)
+    price = book.price(record, at=record.timestamp or now)
+    check_record_cost(price.units, price.by.currency)
+    return Entry(record, sent.idempotency_key or key, now, price.units, price.by)
 
 
 def as_kept(sent: UsageRecord) -> UsageRecord:
     """The record in the form of an Entry."""
-    moment = sent.timestamp
-    if moment is not None:
-        moment = in_utc(moment)
-    # What the caller put into fields that are for output only is dropped.
-    uncounted = sent.input_tokens is None and sent.output_tokens is None
-    return replace(
-        sent,
-        id="",
-        idempotency_key="",
-        provider=canonical_provider(sent.provider),
-        total_tokens=None if uncounted else total_tokens(sent),
-        quality=UsageQuality.UNKNOWN if uncounted and not sent.meters else sent.quality,
-        timestamp=moment,
-        ingested_at=None,
-        estimated_cost=None,
-        currency="",
-        cost_status=CostStatus.UNSPECIFIED,
-    )
+    kept = copy(sent)
+    # What the caller put into fields that are for output only is dropped. Most records have none of it, and
+    # to look takes less time than to write.
+    if kept.id:
+        kept.id = ""
+    if kept.idempotency_key:
+        kept.idempotency_key = ""
+    if kept.ingested_at is not None:
+        kept.ingested_at = None
+    if kept.estimated_cost is not None:
+        kept.estimated_cost = None
+    if kept.currency:
+        kept.currency = ""
+    if kept.cost_status is not _NO_STATUS:
+        kept.cost_status = _NO_STATUS
+    kept.provider = canonical_provider(kept.provider)
+    if kept.input_tokens is None and kept.output_tokens is None:
+        kept.total_tokens = None
+        if not kept.meters:
+            kept.quality = UsageQuality.UNKNOWN
+    else:
+        kept.total_tokens = total_tokens(kept)
+    moment = kept.timestamp
+    if moment is not None and moment.tzinfo is not UTC:
+        kept.timestamp = in_utc(moment)
+    return kept
 
 
 def check_record_cost(units: int | None, currency: str) -> None:
     """Refuse a cost in 10^-12 of a currency that is above MAX_RECORD_COST: INVALID_ARGUMENT."""
-    if units is not None and units > MAX_RECORD_COST * UNITS:
+    if units is not None and units > _MAX_UNITS:
         rule = f"and the other counts come to more than {MAX_RECORD_COST:,} {currency}"
         raise invalid_argument("input_tokens", rule)
 

@@ -37,7 +37,7 @@ from llm_cost_ops._gen.messages import (
 from llm_cost_ops.ledger import Ledger, Position
 from llm_cost_ops.ledger.duplicates import is_duplicate
 from llm_cost_ops.ledger.ids import usage_id
-from llm_cost_ops.ledger.types import Appended, Entry
+from llm_cost_ops.ledger.types import Appended, Entry, Filter
 from llm_cost_ops.pricing.money import from_units, to_units
 from llm_cost_ops.pricing.pricebook import PriceBook
 from llm_cost_ops.rpc.context import CallContext
@@ -50,7 +50,7 @@ from llm_cost_ops.rules.requests import check_record
 from llm_cost_ops.rules.usage import CLOCK_SKEW, is_ahead
 from llm_cost_ops.service import corrections
 from llm_cost_ops.service.access.tenancy import OTHER_ORGANIZATION, may_access
-from llm_cost_ops.service.entries import as_kept, check_record_cost, in_utc
+from llm_cost_ops.service.entries import as_kept, in_utc, new_entry
 from llm_cost_ops.service.pages import Page, filter_of, meta_of
 from llm_cost_ops.service.prices import Prices
 from llm_cost_ops.wire.unknown import keeps_unknown
@@ -61,8 +61,17 @@ __all__ = ["UsageService", "export"]
 BATCH_RECORDS = 1000
 BATCH_SECONDS = 0.02
 
+MAX_COUNTED = 20_000
+"""Where more records than these would have to be read to count those of a list, its total is not given."""
+
 # Seconds after which a record from the future may come again, at most.
 _MAX_WAIT = 60.0
+
+_CONFLICTED = SubmitStatus.CONFLICT
+_DUPLICATE = SubmitStatus.DUPLICATE
+
+# Records that are dealt with between two looks at the clock: less than a millisecond.
+_AT_ONCE = 32
 
 _CONFLICT = "the idempotency key was used before with other content"
 
@@ -90,7 +99,7 @@ class UsageService:
                 raise self._ahead(request.usage, "timestamp", now)
         while done is None:
             revision, book = self._prices.in_force
-            entry = _entry(request.usage, context.idempotency_key, now, book)
+            entry = new_entry(request.usage, context.idempotency_key, now, book)
             appended = await self._ledger.append([entry], context, revision)
             if appended is not None:
                 [done] = appended
@@ -155,10 +164,19 @@ class UsageService:
             page.offset,
             context,
         )
-        total = await self._ledger.sums.count(where, context) if page.number else None
+        total = await self._total(where, page, position, len(records), context) if page.number else None
         return ListUsageResponse(
             data=records, pagination=page.described(position, total), meta=meta_of(context)
         )
+
+    async def _total(
+        self, where: Filter, page: Page, following: Position | None, found: int, context: CallContext
+    ) -> int | None:
+        """How many records there are on all pages, where that is known or cheap to find out."""
+        before = (page.number - 1) * page.size
+        if following is None and (found or not before):
+            return before + found
+        return await self._ledger.sums.count(where, context, MAX_COUNTED)
 
     async def void_usage(self, request: VoidUsageRequest, context: CallContext) -> VoidUsageResponse:
         """Take a record out of the sums."""
@@ -191,9 +209,12 @@ class UsageService:
         while True:
             revision, book = self._prices.in_force
             priced: list[SubmitResult | Entry] = []
-            for item in checked:
+            for at in range(0, len(checked), _AT_ONCE):
                 await slices.pause()
-                priced.append(_priced(item, now, book))
+                priced += [
+                    item if isinstance(item, SubmitResult) else _priced(item, now, book)
+                    for item in checked[at : at + _AT_ONCE]
+                ]
             entries = [item for item in priced if isinstance(item, Entry)]
             appended = await self._ledger.append(entries, context, revision)
             if appended is not None:
@@ -201,9 +222,12 @@ class UsageService:
             await self._reprice(context)
         answers = iter(appended)
         results: list[SubmitResult] = []
-        for each in priced:
+        for at in range(0, len(priced), _AT_ONCE):
             await slices.pause()
-            results.append(each if isinstance(each, SubmitResult) else _result(each.record, next(answers)))
+            results += [
+                each if isinstance(each, SubmitResult) else _result(each.record, next(answers))
+                for each in priced[at : at + _AT_ONCE]
+            ]
         return results
 
     async def _checked(
@@ -216,22 +240,30 @@ class UsageService:
     ) -> list[SubmitResult | tuple[UsageRecord, str]]:
         """Each record with its key, or what is known of it already."""
         keep_unknown = keeps_unknown(context.metadata)
+        call_key = context.idempotency_key
         checked: list[SubmitResult | tuple[UsageRecord, str]] = []
+        violations: list[Violation] = []
+        accessible: str | None = None
         for index, (record, path) in enumerate(records, first):
-            await slices.pause()
-            violations: list[Violation] = []
+            if not index % _AT_ONCE:
+                await slices.pause()
             check_record(record, path, None, violations, keep_unknown)
             if violations:
                 checked.append(refused(violations))
-            elif not may_access(context, record.organization_id):
-                foreign = [Violation(f"{path}.organization_id".lstrip("."), OTHER_ORGANIZATION)]
-                checked.append(refused(foreign, StatusCode.PERMISSION_DENIED))
+                violations = []
+                continue
+            organization = record.organization_id
+            if organization != accessible:
+                if not may_access(context, organization):
+                    foreign = [Violation(f"{path}.organization_id".lstrip("."), OTHER_ORGANIZATION)]
+                    checked.append(refused(foreign, StatusCode.PERMISSION_DENIED))
+                    continue
+                accessible = organization
+            key = record.idempotency_key or (f"{call_key}:{index}" if call_key else "")
+            if record.timestamp is not None and is_ahead(record.timestamp, now):
+                checked.append(await self._from_the_future(record, path, key, now, context))
             else:
-                key = f"{context.idempotency_key}:{index}" if context.idempotency_key else ""
-                if is_ahead(record.timestamp, now):
-                    checked.append(await self._from_the_future(record, path, key, now, context))
-                else:
-                    checked.append((record, key))
+                checked.append((record, key))
         return checked
 
     async def _from_the_future(
@@ -293,23 +325,11 @@ class UsageService:
         context.check_deadline()
 
 
-def _priced(
-    item: SubmitResult | tuple[UsageRecord, str], now: datetime, book: PriceBook
-) -> SubmitResult | Entry:
-    if isinstance(item, SubmitResult):
-        return item
+def _priced(item: tuple[UsageRecord, str], now: datetime, book: PriceBook) -> SubmitResult | Entry:
     try:
-        return _entry(*item, now, book)
+        return new_entry(*item, now, book)
     except RpcError as error:
         return refused(error.violations, error.code)
-
-
-def _entry(sent: UsageRecord, key: str, now: datetime, book: PriceBook) -> Entry:
-    """The record as it will be stored, and its price."""
-    record = as_kept(sent)
-    price = book.price(record, at=record.timestamp or now)
-    check_record_cost(price.units, price.by.currency)
-    return Entry(record, sent.idempotency_key or key, now, price.units, price.by)
 
 
 def _shown(moment: datetime) -> str:
@@ -324,7 +344,7 @@ def _receipt(done: Appended, organization_id: str) -> UsageReceipt:
         currency=done.currency,
         processed_at=done.processed_at,
         cost_status=done.cost_status,
-        duplicate=done.status == SubmitStatus.DUPLICATE,
+        duplicate=done.status is _DUPLICATE,
     )
 
 
@@ -355,7 +375,7 @@ def _acknowledged(before: StreamUsageResponse, results: Sequence[SubmitResult]) 
 
 
 def _result(record: UsageRecord, done: Appended) -> SubmitResult:
-    if done.status == SubmitStatus.CONFLICT:
+    if done.status is _CONFLICTED:
         violation = FieldViolation(field="idempotency_key", description=_CONFLICT)
         error = RecordError(code="ALREADY_EXISTS", message=_CONFLICT, violations=[violation])
         return SubmitResult(status=done.status, error=error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from functools import partial
 from operator import is_not
 from typing import Any
@@ -27,7 +28,12 @@ def fill_idempotency_key(*path: str) -> Callable[[Any, str, Callable[[], str]], 
         filled: Any
         if isinstance(message, list):
             key = key or make()
-            filled = [_with_own(name, each, f"{key}:{i}") for i, each in enumerate(message)]
+            filled = message.copy()
+            for i, each in enumerate(message):
+                # Written out: batches have thousands. The validator says what should have been a struct.
+                if isinstance(each, msgspec.Struct) and not getattr(each, name, None):
+                    filled[i] = copied = copy(each)
+                    setattr(copied, name, f"{key}:{i}")
             changed = any(map(is_not, filled, message))
         else:
             filled, key = _fill(name, message, key, make)
@@ -52,8 +58,3 @@ def _fill(name: str, message: object, key: str, make: Callable[[], str]) -> tupl
         message = changed.__copy__()
         setattr(message, name, key)
     return message, key
-
-
-def _with_own(name: str, message: object, key: str) -> object:
-    own = getattr(message, name, None)
-    return message if own else _fill(name, message, key, str)[0]

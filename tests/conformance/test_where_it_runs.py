@@ -155,9 +155,13 @@ def test_celerys_prefork_pool(url: str, counted: CounterOf, tmp_path: Path, most
 
 LAMBDA = """
 import handler, time
+pending = 0
 for number in range(200):
-    assert handler.handler({}, None) == {"pending": 0}, number
+    pending += handler.handler({}, None)["pending"] > 0
     time.sleep(0.01)
+# Those that met the freeze; their records were sent after it.
+assert pending <= 20, pending
+assert handler.client.flush(20).pending == 0
 """
 
 
@@ -172,5 +176,5 @@ def test_a_function_that_is_frozen_and_thawed(url: str, counted: CounterOf, tmp_
             time.sleep(pause)
             process.send_signal(signal.SIGCONT)
             time.sleep(0.2)
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
     assert counted.reach(200) == 200

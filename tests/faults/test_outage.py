@@ -19,7 +19,7 @@ from llm_cost_ops import (
     RecorderConfig,
     RetryConfig,
 )
-from llm_cost_ops.client.recorder import FlushReport
+from llm_cost_ops.client.flush_report import FlushReport
 from tests.faults.lossy import RefusingGrpc, RefusingHttp, Served
 from tests.faulty_peers import FaultyPeer
 
@@ -35,16 +35,17 @@ CALL: dict[str, Any] = {"provider": "openai", "model_id": "gpt-4o", "input_token
 
 
 class Way:
-    """One way to hand over 1,000 records: who did, what was acknowledged, and the longest call."""
+    """One way to hand over 1,000 records: what was acknowledged, and how long each record() took."""
 
-    def __init__(self, name: str, url: str, spool: Path | None) -> None:
+    def __init__(self, name: str, url: str, spool: Path | None, together: threading.Barrier) -> None:
         self.name = name
+        self._together = together
         recorder = RecorderConfig(spool=None if spool is None else str(spool / name), shutdown_timeout=10.0)
         self.config = ClientConfig(
             base_url=url, organization_id=name, timeout=30.0, retry=PATIENT, recorder=recorder
         )
         self.left = iter(range(RECORDS))
-        self.longest = 0.0
+        self.took: list[float] = []
         self.acknowledged: list[str] = []
         self.report: FlushReport | None = None
         self.failed: list[BaseException] = []
@@ -58,14 +59,17 @@ class Way:
                 self._run()
         except BaseException as error:  # noqa: BLE001  # for the test to look at, in its own thread
             self.failed.append(error)
+            self._together.abort()
 
     def _record(self, record: Callable[..., None], number: int) -> None:
         began = time.monotonic()
         record(**CALL, session_id=str(number))
-        self.longest = max(self.longest, time.monotonic() - began)
+        self.took.append(time.monotonic() - began)
 
     def _run(self) -> None:
         with CostOpsClient(config=self.config) as client:
+            client.usage.submit(**CALL, organization_id="warm")
+            self._together.wait(30)
 
             def call() -> None:
                 for number in self.left:
@@ -90,6 +94,8 @@ class Way:
 
     async def _run_async(self) -> None:
         async with AsyncCostOpsClient(config=self.config) as client:
+            await client.usage.submit(**CALL, organization_id="warm")
+            self._together.wait(30)
 
             async def call() -> None:
                 for number in self.left:
@@ -148,10 +154,12 @@ def url_and_outage(server: Served, transport: str, outage: str) -> Iterator[tupl
 @pytest.mark.parametrize("transport", ["http", "grpc"])
 def test_everything_arrives(server: Served, transport: str, outage: str, tmp_path: Path) -> None:
     with url_and_outage(server, transport, outage) as (url, fail):
-        ways = [Way(name, url, tmp_path if "spooled" in name else None) for name in WAYS]
+        together = threading.Barrier(len(WAYS) + 1)
+        ways = [Way(name, url, tmp_path if "spooled" in name else None, together) for name in WAYS]
         threads = [threading.Thread(target=way.run) for way in ways]
         for thread in threads:
             thread.start()
+        together.wait(30)
         time.sleep(BEFORE)
         refused = fail()
         for thread in threads:
@@ -168,6 +176,7 @@ def test_everything_arrives(server: Served, transport: str, outage: str, tmp_pat
             else:
                 assert way.report is not None
                 assert way.report.delivered + way.report.duplicates == way.report.recorded == RECORDS
-                assert way.longest < SECONDS / 2, "record() waits for nothing"
-    figures = ", ".join(f"{way.name} {way.longest * 1e3:.1f}" for way in ways if "record" in way.name)
+                # A busy machine may stop a thread anywhere; a record() that waited would have stopped all.
+                assert sum(took > SECONDS / 2 for took in way.took) < CALLERS / 2
+    figures = ", ".join(f"{way.name} {max(way.took) * 1e3:.1f}" for way in ways if "record" in way.name)
     print(f"{transport}, {outage}: {refused} refused; the longest record() in ms: {figures}")  # noqa: T201  # the figures are what it is about

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import chain, combinations
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from llm_cost_ops import CostOpsClient, UsageRecord
@@ -127,9 +128,19 @@ def facts(summary: CostSummary) -> Any:
     )
 
 
-def test_groups_sum_to_the_total_in_every_combination() -> None:
+@pytest.fixture(params=["sqlite", "postgres"])
+def new_url(request: pytest.FixtureRequest) -> Iterator[Callable[[], str]]:
+    """Gives the URL of a ledger that holds nothing, each time that it is called."""
+    if request.param == "sqlite":
+        yield lambda: "sqlite://"
+        return
+    # They go with the server: to drop each takes longer than what is done in it.
+    yield request.getfixturevalue("postgres").new_database
+
+
+def test_groups_sum_to_the_total_in_every_combination(new_url: Callable[[], str]) -> None:
     chance = random.Random(20261122)
-    with CostOpsClient(base_url="sqlite://") as client:
+    with CostOpsClient(base_url=new_url()) as client:
         add_cards(client, [some_card(chance, *pair) for pair in (("house", "USD"), ("casa", "EUR")) * 3])
         fill(client, [some_record(chance) for _ in range(150)])
         total = {code: client.costs.get(currency=code) for code in ("USD", "EUR")}
@@ -152,9 +163,9 @@ def test_groups_sum_to_the_total_in_every_combination() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_filters_are_the_groups(seed: int) -> None:
+def test_filters_are_the_groups(new_url: Callable[[], str], seed: int) -> None:
     chance = random.Random(seed)
-    with CostOpsClient(base_url="sqlite://") as client:
+    with CostOpsClient(base_url=new_url()) as client:
         add_cards(client, [some_card(chance, *pair) for pair in (("house", "USD"), ("casa", "EUR")) * 2])
         fill(client, [some_record(chance) for _ in range(60)])
         for name in ("provider", "operation", "service_tier", "processing", "region", "status"):
@@ -175,15 +186,18 @@ def test_filters_are_the_groups(seed: int) -> None:
             assert both.total_requests == sum(group.requests for group in groups if group.value)
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.integers(0, 2**32), st.integers(1, 25))
-@example(15641, 9)
-def test_receipts_hold_and_repricing_equals_a_fresh_start(seed: int, count: int) -> None:
+# The fixture gives another database each time that it is called.
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32), count=st.integers(1, 25))
+@example(seed=15641, count=9)
+def test_receipts_hold_and_repricing_equals_a_fresh_start(
+    new_url: Callable[[], str], seed: int, count: int
+) -> None:
     chance = random.Random(seed)
     records = [some_record(chance) for _ in range(count)]
     first = [some_card(chance, *pair) for pair in (("house", "USD"), ("casa", "EUR"))]
     later = [some_card(chance, chance.choice(["house", "casa", "nobody"]), "USD") for _ in range(3)]
-    with CostOpsClient(base_url="sqlite://") as client, CostOpsClient(base_url="sqlite://") as fresh:
+    with CostOpsClient(base_url=new_url()) as client, CostOpsClient(base_url=new_url()) as fresh:
         add_cards(client, first)
         ids = fill(client, records)
         check_receipts(client, ids)

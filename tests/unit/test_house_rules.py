@@ -32,6 +32,7 @@ LAZY = {
     "http.server",
     "httpcore",
     "httpx",
+    "jinja2",
     "opentelemetry",
     "prometheus_client",
     "rich",

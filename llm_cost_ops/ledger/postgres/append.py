@@ -204,22 +204,26 @@ class Appender:
             connected.close()
 
     def _next_group(self) -> list[tuple[Append, Ticket[Answer]]]:
-        """Wait for a ticket, and take those behind it that were priced with the same cards."""
+        """Wait for tickets, and take those that were priced with the same cards; none when it is closed."""
         group: list[tuple[Append, Ticket[Answer]]] = []
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed)
-            rows = 0
-            while self._waiting and rows < _MAX_ROWS:
-                append, ticket = self._waiting[0]
-                if group and append.revision != group[0][0].revision:
-                    break
-                self._waiting.popleft()
-                if ticket.is_late() or not ticket.future.set_running_or_notify_cancel():
-                    _fail(ticket, busy_error())
-                    continue
-                group.append((append, ticket))
-                rows += len(append.rows)
-            return group or (self._next_group() if self._waiting or not self._closed else [])
+            while not group and (self._waiting or not self._closed):
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                self._take(group)
+        return group
+
+    def _take(self, group: list[tuple[Append, Ticket[Answer]]]) -> None:
+        rows = 0
+        while self._waiting and rows < _MAX_ROWS:
+            append, ticket = self._waiting[0]
+            if group and append.revision != group[0][0].revision:
+                return
+            self._waiting.popleft()
+            if ticket.is_late() or not ticket.future.set_running_or_notify_cancel():
+                _fail(ticket, busy_error())
+                continue
+            group.append((append, ticket))
+            rows += len(append.rows)
 
     def _commit(self, connected: Connected, group: list[tuple[Append, Ticket[Answer]]]) -> None:
         """Commit a group; where some of it is refused, each alone, so that none harms its neighbours."""
@@ -230,8 +234,8 @@ class Appender:
             together = Ticket(lambda session: self._together(session, appends), until)
             try:
                 answers = connected.attempt(together)
-            except RpcError as error:
-                if error.code in _OF_THE_DATABASE:
+            except Exception as error:  # noqa: BLE001 - nobody may wait for ever, and who caused it is seen next
+                if isinstance(error, RpcError) and error.code in _OF_THE_DATABASE:
                     for _, ticket in group:
                         _fail(ticket, error)
                     return

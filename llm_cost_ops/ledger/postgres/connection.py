@@ -101,6 +101,10 @@ class Database:
         self._looked = False
         self._failure: tuple[float, Exception] | None = None
 
+    def forget(self) -> None:
+        """In a forked child: no other thread is there to release the lock."""
+        self._lock = Lock()
+
     def connect(self, *, prepare: bool = True) -> Session:
         """A session in the database, whose tables are made, or brought to this version, where they must be.
 

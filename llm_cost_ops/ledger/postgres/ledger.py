@@ -61,8 +61,8 @@ class PostgresLedger:
         self._appender = Appender(database, self._written)
         self._closed = False
         self._keys = PostgresKeys(self._workers)
-        forget_in_children(self._workers)
-        forget_in_children(self._appender)
+        for owner in (database, self._workers, self._appender):
+            forget_in_children(owner)
 
     def append(
         self, entries: Sequence[Entry], context: CallContext, revision: int | None = None

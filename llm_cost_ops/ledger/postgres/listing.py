@@ -10,7 +10,7 @@ from llm_cost_ops._gen.messages import UsageRecord
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.interning import organization_ids
 from llm_cost_ops.ledger.postgres.rows import RECORD_COLUMNS, decode_record, units_sql
-from llm_cost_ops.ledger.postgres.sums import newest, record_conditions, series_conditions
+from llm_cost_ops.ledger.postgres.sums import Newest, newest, record_conditions, series_conditions
 from llm_cost_ops.ledger.types import Committed, Filter
 from llm_cost_ops.rpc.status import RpcError, invalid_argument
 from llm_cost_ops.rules.times import to_micros
@@ -21,6 +21,7 @@ __all__ = [
     "list_usage",
     "move_consumer",
     "occupied",
+    "picked_series",
     "time_conditions",
     "two_numbers",
 ]
@@ -47,33 +48,55 @@ def list_usage(
     cost = newest(session, orgs)
     conditions, parameters = record_conditions(where)
     in_time, times = time_conditions(where)
-    of_series, named = series_conditions(where)
-    conditions += in_time + of_series
+    in_series, picked = picked_series(session, where, orgs, cost)
+    conditions += in_time + in_series
     if after is not None:
         times |= _after(session, orgs, column, after)
         conditions.append(f"(u.{column}, u.seq) {'<' if descending else '>'} ({_edge(column)}, %(edge_seq)s)")
     direction = "DESC" if descending else "ASC"
-    joined = f"llm_cost_ops.usage u{cost.join} {cost.join_series}"
-    columns = f"{RECORD_COLUMNS}, {units_sql(cost.cost)}, s.currency, s.status, u.{column} AS moment, u.seq"
     more = "".join(f" AND {condition}" for condition in conditions)
+    rows_of = (
+        f"SELECT u.org, {RECORD_COLUMNS}, {cost.series} AS series, {cost.cost} AS cost, "
+        f"u.{column} AS moment, u.seq FROM llm_cost_ops.usage u{cost.join} WHERE u.org = {{}}{more} "
+        f"ORDER BY u.{column} {direction}, u.seq {direction} LIMIT %(all)s"
+    )
+    found = rows_of.format("ANY(%(orgs)s)")
     if column == "ts":
         # Each organization's rows are in order in an index, and those of several are merged.
-        query = (
-            "SELECT f.* FROM unnest(%(orgs)s::int[]) AS n (org) CROSS JOIN LATERAL ("
-            f"SELECT {columns} FROM {joined} WHERE u.org = n.org{more} "
-            f"ORDER BY u.ts {direction}, u.seq {direction} LIMIT %(all)s) f "
-            f"ORDER BY f.moment {direction}, f.seq {direction} LIMIT %(limit)s OFFSET %(offset)s"
-        )
-    else:
-        query = (
-            f"SELECT {columns} FROM {joined} WHERE u.org = ANY(%(orgs)s){more} "
-            f"ORDER BY u.xid {direction}, u.seq {direction} LIMIT %(limit)s OFFSET %(offset)s"
-        )
+        each = rows_of.format("n.org")
+        found = f"SELECT f.* FROM unnest(%(orgs)s::int[]) AS n (org) CROSS JOIN LATERAL ({each}) f"
+    # Series are joined to what the page has, since a table without statistics might else be read for each.
+    query = (
+        f"WITH page AS MATERIALIZED ({found}) SELECT p.id, p.key, p.ingested, p.ts, p.record, "
+        f"{units_sql('p.cost')}, s.currency, s.status, p.moment, p.seq FROM page p "
+        "JOIN llm_cost_ops.series s ON s.org = p.org AND s.id = p.series "
+        f"ORDER BY p.moment {direction}, p.seq {direction} LIMIT %(limit)s OFFSET %(offset)s"
+    )
     first = offset or 0
     pages = {"limit": limit + 1, "all": first + limit + 1, "offset": first}
-    rows = session.rows(query, orgs=orgs, **pages, **times, **parameters, **named)
+    rows = session.rows(query, orgs=orgs, **pages, **times, **parameters, **picked)
     position = f"{rows[limit - 1][8]}.{rows[limit - 1][9]}" if len(rows) > limit > 0 else None
     return [decode_record(row[:5], *row[5:8]) for row in rows[:limit]], position
+
+
+def picked_series(
+    session: Session, where: Filter, orgs: Sequence[int], cost: Newest
+) -> tuple[list[str], dict[str, object]]:
+    """SQL on `usage u` for what the filter says of series, and its parameters: their ids."""
+    conditions, named = series_conditions(where)
+    if not named and not cost.join:
+        # As long as there is no revision, nothing was voided.
+        return [], {}
+    if not named:
+        conditions = ["s.status = 'voided'"]
+    more = " AND ".join(conditions)
+    rows = session.rows(
+        f"SELECT s.id FROM llm_cost_ops.series s WHERE s.org = ANY(%(orgs)s) AND {more}",
+        orgs=list(orgs),
+        **named,
+    )
+    comparison = "= ANY" if named else "<> ALL"
+    return [f"{cost.series} {comparison}(%(series)s::bigint[])"], {"series": [row[0] for row in rows]}
 
 
 def _edge(column: str) -> str:
@@ -129,10 +152,11 @@ _CONTENT = (
     "(SELECT f.record FROM llm_cost_ops.first_record f WHERE f.org = v.org AND f.id = v.id))"
 )
 _CREATED = (
-    f"SELECT u.xid, u.seq, 1, f.record, {RECORD_COLUMNS}, {_COST.format('u')} FROM llm_cost_ops.usage u "
+    "WITH page AS MATERIALIZED (SELECT u.* FROM llm_cost_ops.usage u "
+    f"WHERE {_BEHIND.format('u')} AND u.{_STABLE.format('u')} ORDER BY u.xid, u.seq LIMIT %(limit)s) "
+    f"SELECT u.xid, u.seq, 1, f.record, {RECORD_COLUMNS}, {_COST.format('u')} FROM page u "
     "JOIN llm_cost_ops.series s ON s.org = u.org AND s.id = u.series "
-    "LEFT JOIN llm_cost_ops.first_record f ON f.org = u.org AND f.id = u.id "
-    f"WHERE {_BEHIND.format('u')} AND u.{_STABLE.format('u')} ORDER BY u.xid, u.seq LIMIT %(limit)s"
+    "LEFT JOIN llm_cost_ops.first_record f ON f.org = u.org AND f.id = u.id"
 )
 _REVISED = (
     f"SELECT v.xid, v.seq, v.number, {_CONTENT}, {RECORD_COLUMNS}, {_COST.format('v')} "

@@ -11,7 +11,7 @@ from llm_cost_ops.ledger.ids import as_key
 from llm_cost_ops.ledger.postgres.cards import kept_card
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.interning import intern, organization_ids
-from llm_cost_ops.ledger.postgres.listing import time_conditions, two_numbers
+from llm_cost_ops.ledger.postgres.listing import picked_series, time_conditions, two_numbers
 from llm_cost_ops.ledger.postgres.revise import (
     Counted,
     Name,
@@ -28,7 +28,7 @@ from llm_cost_ops.ledger.postgres.rows import (
     series_of,
     units_sql,
 )
-from llm_cost_ops.ledger.postgres.sums import newest, record_conditions, series_conditions
+from llm_cost_ops.ledger.postgres.sums import newest, record_conditions
 from llm_cost_ops.ledger.types import Change, Filter, Price, Recorded, Repriced, Revised
 from llm_cost_ops.pricing.pricebook import Pricing
 from llm_cost_ops.rules.times import from_micros, to_micros
@@ -124,19 +124,19 @@ def _matching(
     cost = newest(session, orgs)
     conditions, parameters = record_conditions(where)
     in_time, times = time_conditions(where)
-    of_series, named = series_conditions(where)
-    more = "".join(f" AND {condition}" for condition in [*conditions, *in_time, *of_series])
+    in_series, picked = picked_series(session, where, orgs, cost)
+    more = "".join(f" AND {condition}" for condition in [*conditions, *in_time, *in_series])
     rows = session.rows(
         f"SELECT u.org, u.id::text, u.xid, u.seq FROM llm_cost_ops.usage u{cost.join} "
-        f"{cost.join_series} WHERE u.org = ANY(%(orgs)s) "
-        f"AND (u.xid, u.seq) > (%(xid)s::text::xid8, %(seq)s){more} ORDER BY u.xid, u.seq LIMIT %(limit)s",
+        "WHERE u.org = ANY(%(orgs)s) AND (u.xid, u.seq) > (%(xid)s::text::xid8, %(seq)s)"
+        f"{more} ORDER BY u.xid, u.seq LIMIT %(limit)s",
         orgs=orgs,
         xid=xid,
         seq=seq,
         limit=limit,
         **parameters,
         **times,
-        **named,
+        **picked,
     )
     return [(org, made) for org, made, _, _ in rows], f"{rows[-1][2]}.{rows[-1][3]}" if rows else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 from llm_cost_ops._gen.messages import CostStatus, RevisionKind, SubmitStatus, UsageRecord
@@ -13,7 +14,7 @@ from llm_cost_ops.ledger.ids import as_text, usage_id
 from llm_cost_ops.ledger.sqlite import cards
 from llm_cost_ops.ledger.sqlite import sums as rollups
 from llm_cost_ops.ledger.sqlite.revise import revise
-from llm_cost_ops.ledger.sqlite.rows import SeriesKey, decode_usage, prepare, units_of
+from llm_cost_ops.ledger.sqlite.rows import SeriesKey, decode_usage, prepare, prepare_all, units_of
 from llm_cost_ops.ledger.types import Appended, Entry, Revision
 from llm_cost_ops.pricing.pricebook import Pricing
 from llm_cost_ops.rules.times import from_micros
@@ -26,6 +27,10 @@ Row = tuple[Any, ...]
 _MARKS = ", ".join("?" * 18)
 # Where the organization has a record with the id already, the index refuses the row.
 _INSERT = f"INSERT INTO usage VALUES ({_MARKS})"
+# A statement of many rows takes three quarters of the time of as many statements. Where one is refused, none
+# of its statement is inserted.
+_ROWS_AT_ONCE = 50
+_INSERT_ROWS = f"INSERT INTO usage VALUES {', '.join([f'({_MARKS})'] * _ROWS_AT_ONCE)}"
 _INSERT_AT = f"INSERT INTO usage SELECT {_MARKS} WHERE ? = (SELECT ifnull(max(seq), 0) FROM card)"
 _INSERT_NEW = f"{_INSERT} ON CONFLICT (org, id) DO NOTHING"
 # With the record as it was sent, or as it superseded one without counts. The last column is the number of the
@@ -171,17 +176,20 @@ class AppendMany:
     def __init__(self, entries: Sequence[Entry], revision: int | None) -> None:
         self._entries = entries
         self._revision = revision
-        self._prepared = [prepare(entry) for entry in entries]
+        self._prepared = prepare_all(entries)
 
     def __call__(self, cursor: sqlite3.Cursor, interner: Interner) -> list[Appended] | None:
         """Append the entries."""
         if self._revision is not None and cards.revision(cursor) != self._revision:
             return None
         [first] = cursor.execute("SELECT ifnull(max(seq), 0) + 1 FROM usage").fetchone()
-        rows = [
-            (seq, *interner.ids(cursor, series_key), *values)
-            for seq, (series_key, values, _) in enumerate(self._prepared, first)
-        ]
+        ids: dict[SeriesKey, Ids] = {}
+        rows: list[Row] = []
+        for seq, (series_key, values, _) in enumerate(self._prepared, first):
+            known = ids.get(series_key)
+            if known is None:
+                known = ids[series_key] = interner.ids(cursor, series_key)
+            rows.append((seq, *known, *values))
         complete = _insert_rows(cursor, rows)
         answers = zip(rows, self._prepared, self._entries, strict=True)
         if complete:
@@ -201,8 +209,11 @@ class AppendMany:
 
 def _insert_rows(cursor: sqlite3.Cursor, rows: list[Row]) -> bool:
     """Insert rows but for those whose ids are taken; whether there were none of these."""
+    whole = len(rows) - len(rows) % _ROWS_AT_ONCE
     try:
-        cursor.executemany(_INSERT, rows)
+        for at in range(0, whole, _ROWS_AT_ONCE):
+            cursor.execute(_INSERT_ROWS, list(chain.from_iterable(rows[at : at + _ROWS_AT_ONCE])))
+        cursor.executemany(_INSERT, rows[whole:])
     except sqlite3.IntegrityError as error:
         if error.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_UNIQUE:
             raise
@@ -210,7 +221,7 @@ def _insert_rows(cursor: sqlite3.Cursor, rows: list[Row]) -> bool:
         [done] = cursor.execute("SELECT count(*) FROM usage WHERE seq >= ?", rows[0][:1]).fetchone()
         cursor.executemany(_INSERT_NEW, rows[done:])
         return False
-    return cursor.rowcount == len(rows)
+    return True
 
 
 def _insert_row(cursor: sqlite3.Cursor, row: Row) -> bool:

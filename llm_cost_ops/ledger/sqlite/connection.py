@@ -31,6 +31,7 @@ from llm_cost_ops.ledger.sqlite.files import (
     is_refused,
 )
 from llm_cost_ops.ledger.sqlite.queue import QueuedError, WriteQueue
+from llm_cost_ops.ledger.sqlite.sums import TEMPORARY
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 
@@ -51,22 +52,6 @@ DURABILITIES = {"disk": "FULL", "process": "NORMAL"}
 
 # The first with STRICT tables.
 _MIN_VERSION = (3, 37)
-
-# Of a query: the series that its filter lets through, the pieces of time it sums, and the sums of the rows
-# that are not in rollup yet.
-_TEMPORARY = (
-    "CREATE TEMP TABLE picked (id INTEGER PRIMARY KEY, org INTEGER NOT NULL)",
-    """CREATE TEMP TABLE piece (
-        n INTEGER PRIMARY KEY, bucket INTEGER NOT NULL, low INTEGER NOT NULL, high INTEGER NOT NULL
-    )""",
-    """CREATE TEMP TABLE tail (
-        series INTEGER NOT NULL, level INTEGER NOT NULL, bucket INTEGER NOT NULL, user TEXT NOT NULL,
-        records INTEGER NOT NULL, requests INTEGER NOT NULL, input INTEGER NOT NULL,
-        output INTEGER NOT NULL, cached INTEGER NOT NULL, unpriced INTEGER NOT NULL,
-        cost_micros INTEGER NOT NULL, cost_picos INTEGER NOT NULL, PRIMARY KEY (series, level, bucket, user)
-    ) WITHOUT ROWID""",
-)
-
 
 STEPS_BETWEEN_LOOKS = 10_000
 """Steps of SQLite's machine between two looks at a deadline."""
@@ -199,7 +184,7 @@ class Database:
         execute("PRAGMA secure_delete = OFF").fetchone()
         if version < schema.VERSION:
             schema.migrate(connection, self.name)
-        for statement in _TEMPORARY:
+        for statement in TEMPORARY:
             execute(statement)
         # From the first read on the -wal and -shm files are there.
         execute("SELECT count(*) FROM sqlite_schema").fetchone()

@@ -9,8 +9,10 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 
+import msgspec
+
 from llm_cost_ops.ledger.ids import as_text, usage_id
-from llm_cost_ops.ledger.sqlite import sums
+from llm_cost_ops.ledger.sqlite import day_sums, summaries, sums
 from llm_cost_ops.rules.times import QUARTER
 
 __all__ = ["find_faults", "find_obvious_fault"]
@@ -73,12 +75,15 @@ def _compare_quarter(connection: sqlite3.Connection, folded: int, org: int, ts: 
 
 def find_faults(connection: sqlite3.Connection) -> Iterator[str]:
     """Everything that is wrong with a database, in words; reads all of it, in one transaction."""
+    for statement in sums.TEMPORARY:
+        connection.execute(statement)
     connection.execute("BEGIN")
     try:
         for (text,) in connection.execute("PRAGMA integrity_check(20)"):
             if text != "ok":
                 yield f"SQLite: {text}"
         yield from _wrong_sums(connection)
+        yield from _wrong_days(connection)
         yield from _wrong_ids(connection)
     finally:
         if connection.in_transaction:
@@ -96,6 +101,43 @@ def _wrong_sums(connection: sqlite3.Connection) -> Iterator[str]:
         [count] = connection.execute(f"SELECT count(*) FROM ({one} EXCEPT {other})", values).fetchone()
         if count:
             yield f"sums: {count} {text}"
+
+
+_DAYS = (
+    "SELECT g.id, g.dimensions, o.id, o.name, s.day, s.seq, s.revision, s.records FROM day_state s "
+    "JOIN day_grouping g ON g.id = s.grouping JOIN organization o ON o.id = g.org WHERE s.seq IS NOT NULL"
+)
+_OF_DAY = (
+    f"SELECT k.keys, k.currency, {', '.join(f'd.{name}' for name in sums.TOTALS)} FROM day_sum d "
+    "JOIN day_group k ON k.id = d.grp WHERE d.grouping = ? AND d.day = ?"
+)
+
+
+def _wrong_days(connection: sqlite3.Connection) -> Iterator[str]:
+    """Kept sums of days that hold all of their records, and are not what these add up to."""
+    wrong = 0
+    for grouping, text, org, organization, day, *state in connection.execute(_DAYS):
+        dimensions = msgspec.json.decode(text, type=sums.Keys)
+        fold = day_sums.Fold(org, organization, day, 0, None, 0)
+        [(_, now, totals)] = summaries.fold(connection, [fold], dimensions)
+        if (state[1], state[2]) != (now.revision, now.records) or now.seq is None:
+            continue
+        kept = {
+            (keys, currency): _normalized(amounts)
+            for keys, currency, *amounts in connection.execute(_OF_DAY, (grouping, day))
+        }
+        wrong += kept != {
+            (msgspec.json.encode(keys).decode(), currency): _normalized(amounts)
+            for (keys, _, currency), amounts in totals.items()
+        }
+    if wrong:
+        yield f"sums: those of {wrong} kept days are not those of the rows"
+
+
+def _normalized(amounts: list[int]) -> tuple[int, ...]:
+    """Amounts in the order of sums.TOTALS, with each cost as one number."""
+    *counts, micros, picos, reported, of_micros, of_picos = amounts
+    return (*counts, micros * sums.PICOS + picos, reported, of_micros * sums.PICOS + of_picos)
 
 
 _WITH_KEYS = (

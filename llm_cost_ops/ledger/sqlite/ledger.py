@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
 
+from msgspec.structs import replace
+
 from llm_cost_ops._gen.messages import RateCard, SubmitStatus, UsageRecord
-from llm_cost_ops.ledger.sqlite import cards, commits, revisions
+from llm_cost_ops.ledger.sqlite import cards, commits, day_sums, revisions, summaries, sums
 from llm_cost_ops.ledger.sqlite import listing as history
-from llm_cost_ops.ledger.sqlite import meter_sums as metering
-from llm_cost_ops.ledger.sqlite import sums as summing
 from llm_cost_ops.ledger.sqlite.api_keys import SqliteKeys
 from llm_cost_ops.ledger.sqlite.append import AppendMany, AppendOne, Interner
 from llm_cost_ops.ledger.sqlite.connection import Database, Job, Writer
@@ -38,6 +38,7 @@ from llm_cost_ops.ledger.types import (
 )
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.forks import quiesce_for_forks
+from llm_cost_ops.rpc.status import RpcError
 
 __all__ = ["SqliteLedger"]
 
@@ -248,7 +249,7 @@ class SqliteLedger:
     @property
     def sums(self) -> SqliteSums:
         """The sums over this ledger's records."""
-        return SqliteSums(self._readers)
+        return SqliteSums(self._readers, self._write)
 
     @property
     def keys(self) -> SqliteKeys:
@@ -265,7 +266,7 @@ class SqliteLedger:
 
     async def figures(self, context: CallContext) -> LedgerFigures:
         """What an operator watches; see Ledger."""
-        unfolded, size = await self._readers.read(summing.figures, context)
+        unfolded, size = await self._readers.read(sums.figures, context)
         queued = 0 if self._group is None else self._group.waiting
         return LedgerFigures(commits=self._writer.commits, queued=queued, unfolded_rows=unfolded, bytes=size)
 
@@ -300,13 +301,20 @@ async def _nothing(answer: list[Appended] | None) -> list[Appended] | None:
     return answer
 
 
+_FOLD_RECORDS = 100_000
+_FOLD_WAIT = 0.25
+
+Write = Callable[[Job[None], CallContext], Awaitable[None]]
+
+
 class SqliteSums:
-    """The Sums of a SqliteLedger, read on its connections."""
+    """The Sums of a SqliteLedger, read on its connections; the sums of days that it keeps are written."""
 
-    __slots__ = ("_readers",)
+    __slots__ = ("_readers", "_write")
 
-    def __init__(self, readers: Readers) -> None:
+    def __init__(self, readers: Readers, write: Write) -> None:
         self._readers = readers
+        self._write = write
 
     async def summarize(
         self,
@@ -316,7 +324,8 @@ class SqliteSums:
         context: CallContext,
     ) -> list[tuple[tuple[str, ...], int, Amounts]]:
         """Exact sums per group, bucket and currency; see Sums."""
-        query = partial(summing.summarize, where=where, group_by=group_by, buckets=buckets)
+        await self._fold(where, group_by, buckets, context)
+        query = partial(summaries.summarize, where=where, group_by=group_by, buckets=buckets)
         return await self._readers.read(query, context)
 
     async def summarize_meters(
@@ -328,18 +337,58 @@ class SqliteSums:
         context: CallContext,
     ) -> list[tuple[tuple[str, ...], int, Amounts]]:
         """Exact sums by meter, bucket and currency; see Sums."""
-        query = partial(
-            metering.summarize_meters, where=where, group_by=group_by, buckets=buckets, card_of=card_of
-        )
+        await self._fold(where, group_by, buckets, context)
+        query = partial(summaries.summarize, where=where, group_by=group_by, buckets=buckets, card_of=card_of)
         return await self._readers.read(query, context)
+
+    async def _fold(
+        self,
+        where: Filter,
+        group_by: tuple[str, ...],
+        buckets: Sequence[tuple[datetime, datetime]] | None,
+        context: CallContext,
+    ) -> None:
+        """Keep the sums of days that a query is about to read, some days at a time.
+
+        The query is exact without them: what can't be written now is left to the next one.
+        """
+        dimensions = day_sums.dimensions_of(where, group_by)
+        if dimensions is None or not summaries.needs_rows(where, group_by):
+            return
+        query = partial(summaries.to_fold, where=where, group_by=group_by, buckets=buckets)
+        left = await self._readers.read(query, context)
+        while left:
+            size = records = 0
+            while size < len(left) and (not size or records + left[size].records <= _FOLD_RECORDS):
+                records += left[size].records
+                size += 1
+            folds, left = left[:size], left[size:]
+            found = partial(summaries.fold, folds=folds, dimensions=dimensions)
+            try:
+                folded = await self._readers.read(found, context)
+                await self._keep(dimensions, folded, context)
+            except RpcError:
+                context.check_deadline()
+                return
+
+    async def _keep(
+        self, dimensions: tuple[str, ...], folded: list[day_sums.Folded], context: CallContext
+    ) -> None:
+        def job(cursor: sqlite3.Cursor, _: Interner) -> None:
+            day_sums.store(cursor, dimensions, folded)
+
+        # Writers come first: a query does not wait long for its turn.
+        soon = context.runtime.monotonic() + _FOLD_WAIT
+        deadline = soon if context.deadline is None else min(soon, context.deadline)
+        await self._write(job, replace(context, deadline=deadline))
 
     async def occupied(self, where: Filter, width: int, context: CallContext) -> list[int]:
         """The stretches of time that hold records; see Sums."""
         return await self._readers.read(partial(history.occupied, where=where, width=width), context)
 
-    async def count(self, where: Filter, context: CallContext) -> int:
+    async def count(self, where: Filter, context: CallContext, max_rows: int | None = None) -> int | None:
         """How many records the filter lets through; see Sums."""
-        return await self._readers.read(partial(summing.count, where=where), context)
+        return await self._readers.read(partial(summaries.count, where=where, max_rows=max_rows), context)
 
 
 _inherited: list[Any] = []

@@ -57,14 +57,18 @@ def list_usage(
     first = offset or 0
     found: list[tuple[int, int]] = []
     lists = _lists(_organizations(connection, where.organization_ids), column, descending, position)
+    skipped = 0
+    if [len(ranges) for ranges in lists] == [1]:
+        # SQLite passes over them where they stand; where there are several lists, one must see them.
+        skipped, first = first, 0
     for ranges in lists:
         wanted = first + limit + 1
         for within, values in ranges:
             query = (
                 f"SELECT u.{column}, u.seq FROM usage u{hint}{cost.join} WHERE {within}{more} "
-                f"ORDER BY u.{column} {direction}, u.seq {direction} LIMIT ?"
+                f"ORDER BY u.{column} {direction}, u.seq {direction} LIMIT ? OFFSET ?"
             )
-            rows = connection.execute(query, (*values, *parameters, wanted)).fetchall()
+            rows = connection.execute(query, (*values, *parameters, wanted, skipped)).fetchall()
             found += rows
             wanted -= len(rows)
             if not wanted:

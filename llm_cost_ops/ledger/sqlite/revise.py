@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from llm_cost_ops._gen.messages import RevisionKind
 from llm_cost_ops.ledger.ids import as_key
@@ -73,10 +73,12 @@ class NewRevision(NamedTuple):
     kind: RevisionKind
     reason: str = ""
     actor: str = ""
-    content: tuple[Any, ...] | None = None
+    content: tuple[object, ...] | None = None
 
 
-def _changed_to(series: int, values: Sequence[Any], units: int | None) -> tuple[Counted, tuple[Any, ...]]:
+def _changed_to(
+    series: int, values: Sequence[object], units: int | None
+) -> tuple[Counted, tuple[object, ...]]:
     """What a row counts as, and its `content`, once its record is the one that `values` were prepared of."""
     _, _, _, _, *counts, _, _, user, tags, labels, record = values
     return Counted._make((series, user or "", *counts, units)), (tags, labels, record)
@@ -133,9 +135,9 @@ def add_revisions(cursor: sqlite3.Cursor, revisions: Sequence[NewRevision]) -> N
     sums: dict[Place, list[int]] = {}
     for each in revisions:
         for counted, sign in ((each.before, -1), (each.after, 1)):
-            series, user, *counts, units = counted
+            series, _, *counts, units = counted
             amounts = [1, *counts, counts[0] if units is None else 0, units or 0]
-            for place in places(series, each.ts, user):
+            for place in places(series, each.ts):
                 totals = sums.setdefault(place, [0] * 7)
                 for at, amount in enumerate(amounts):
                     totals[at] += sign * amount
@@ -147,7 +149,7 @@ def add_revisions(cursor: sqlite3.Cursor, revisions: Sequence[NewRevision]) -> N
     add(cursor, {place: amounts for place, amounts in sums.items() if any(amounts)})
 
 
-def _row(new: NewRevision) -> tuple[Any, ...]:
+def _row(new: NewRevision) -> tuple[object, ...]:
     record = None if new.content is None else new.content[-1]
     said = (str(new.kind), new.reason, new.actor, record)
     return (new.seq, new.number, new.after.series, new.pricing, *new.cost, new.made, *said)

@@ -6,6 +6,8 @@ A row holds the record as the caller sent it, and beside it what the service add
 from __future__ import annotations
 
 from base64 import b64decode
+from collections.abc import Iterable
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
@@ -31,6 +33,7 @@ __all__ = [
     "decode_usage",
     "encode_struct",
     "prepare",
+    "prepare_all",
     "series_key_of",
     "struct_decoder",
     "units_of",
@@ -94,44 +97,55 @@ def series_key_of(record: UsageRecord, by: Pricing) -> SeriesKey:
 
 def prepare(entry: Entry) -> Prepared:
     """What the transaction needs of an entry; everything that can be done before it."""
-    record, units = entry.record, entry.units
-    input_tokens, output_tokens = record.input_tokens or 0, record.output_tokens or 0
-    if input_tokens > MAX_COUNT or output_tokens > MAX_COUNT:
-        raise _too_many(record)
-    made, stored, stored_key = usage_id(record.organization_id, entry.key)
-    ingested = to_micros(entry.ingested_at)
-    tags, labels, moment = record.tags, record.labels, record.timestamp
-    return (
-        series_key_of(record, entry.by),
-        (
+    return prepare_all((entry,))[0]
+
+
+def prepare_all(entries: Iterable[Entry]) -> list[Prepared]:
+    """`prepare` of each entry."""
+    prepared = []
+    taken: datetime | None = None
+    ingested = 0
+    for entry in entries:
+        record = entry.record
+        read, written = record.input_tokens or 0, record.output_tokens or 0
+        if read > MAX_COUNT or written > MAX_COUNT:
+            raise _too_many(record)
+        by = entry.by
+        made, stored, stored_key = usage_id(record.organization_id, entry.key)
+        if entry.ingested_at is not taken:
+            # Those of a batch share the object.
+            taken = entry.ingested_at
+            ingested = to_micros(taken)
+        moment, tags, labels = record.timestamp, record.tags, record.labels
+        try:
+            data = encode_struct(record)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise RpcError(StatusCode.INVALID_ARGUMENT, f"a record can't be stored: {error}") from error
+        values = (
             stored,
             stored_key,
             ingested,
             ingested if moment is None else to_micros(moment),
             record.request_count or 1,
-            input_tokens,
-            output_tokens,
+            read,
+            written,
             record.cached_tokens,
-            *columns_of(units, entry.by),
+            *columns_of(entry.units, by),
             record.user_id or None,
             # A tag counts a record once, however often it has it.
             _json(list(dict.fromkeys(tags))) if tags else None,
             _json(labels) if labels else None,
-            _encoded(record),
-        ),
-        made,
-    )
+            data,
+        )
+        prepared.append((series_key_of(record, by), values, made))
+    return prepared
+
+
+_encode_json = msgspec.json.Encoder().encode
 
 
 def _json(value: object) -> str:
-    return msgspec.json.encode(value).decode()
-
-
-def _encoded(record: UsageRecord) -> bytes:
-    try:
-        return encode_struct(record)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise RpcError(StatusCode.INVALID_ARGUMENT, f"a record can't be stored: {error}") from error
+    return _encode_json(value).decode()
 
 
 def _too_many(record: UsageRecord) -> RpcError:

@@ -89,13 +89,12 @@ CREATE TABLE revision (
 ) STRICT;
 
 -- The sums of rows up to rollup_watermark, and of all revisions. level 0: bucket is a quarter of an hour since
--- 1970; 1: a day of UTC; 2: a day of UTC and a user. user is '' on the other levels. A sum that would leave
--- 64 bits stays at 2^63 - 1, which no query answers (MAX_SUM in rules/limits.py).
+-- 1970; 1: a day of UTC; 2: an hour. A sum that would leave 64 bits stays at 2^63 - 1, which no query answers
+-- (MAX_SUM in rules/limits.py).
 CREATE TABLE rollup (
     series INTEGER NOT NULL,
     level INTEGER NOT NULL,
     bucket INTEGER NOT NULL,
-    user TEXT NOT NULL,
     records INTEGER NOT NULL,
     requests INTEGER NOT NULL,
     input INTEGER NOT NULL,
@@ -104,12 +103,56 @@ CREATE TABLE rollup (
     unpriced INTEGER NOT NULL,
     cost_micros INTEGER NOT NULL,
     cost_picos INTEGER NOT NULL,
-    PRIMARY KEY (series, level, bucket, user)
+    PRIMARY KEY (series, level, bucket)
 ) STRICT, WITHOUT ROWID;
 
 -- The last row of usage that is in rollup.
 CREATE TABLE rollup_watermark (id INTEGER PRIMARY KEY CHECK (id = 1), seq INTEGER NOT NULL) STRICT;
 INSERT INTO rollup_watermark VALUES (1, 0);
+
+-- Sums of whole days of UTC by users, tags, labels, meters and what goes with them, kept for queries that ask
+-- for the same again (ledger/sqlite/day_sums.py). They may be deleted at any time. dimensions and keys are JSON
+-- lists of names and of their values.
+CREATE TABLE day_grouping (
+    id INTEGER PRIMARY KEY,
+    org INTEGER NOT NULL REFERENCES organization,
+    dimensions TEXT NOT NULL,
+    UNIQUE (dimensions, org)
+) STRICT;
+CREATE TABLE day_group (
+    id INTEGER PRIMARY KEY,
+    grouping INTEGER NOT NULL REFERENCES day_grouping,
+    keys TEXT NOT NULL,
+    currency TEXT NOT NULL,
+    UNIQUE (grouping, keys, currency)
+) STRICT;
+-- A day holds its rows up to seq, with the revisions up to revision: so many records. seq is NULL where it has
+-- too many groups.
+CREATE TABLE day_state (
+    grouping INTEGER NOT NULL,
+    day INTEGER NOT NULL,
+    seq INTEGER,
+    revision INTEGER NOT NULL,
+    records INTEGER NOT NULL,
+    PRIMARY KEY (grouping, day)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE day_sum (
+    grouping INTEGER NOT NULL,
+    day INTEGER NOT NULL,
+    grp INTEGER NOT NULL,
+    records INTEGER NOT NULL,
+    requests INTEGER NOT NULL,
+    input INTEGER NOT NULL,
+    output INTEGER NOT NULL,
+    cached INTEGER NOT NULL,
+    unpriced INTEGER NOT NULL,
+    cost_micros INTEGER NOT NULL,
+    cost_picos INTEGER NOT NULL,
+    reported_requests INTEGER NOT NULL,
+    reported_micros INTEGER NOT NULL,
+    reported_picos INTEGER NOT NULL,
+    PRIMARY KEY (grouping, day, grp)
+) STRICT, WITHOUT ROWID;
 
 -- Price cards that were added; line is what a card is a version of: everything but its dates and prices.
 CREATE TABLE card (

@@ -13,25 +13,34 @@ from typing import Any, NamedTuple
 from llm_cost_ops.ledger.types import Amounts, Filter
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.rules.limits import check_amounts, check_sum
-from llm_cost_ops.rules.times import QUARTER, QUARTERS_A_DAY, cover, to_micros
+from llm_cost_ops.rules.times import QUARTER, QUARTERS_A_DAY, to_micros
 
 __all__ = [
+    "ANY_ORG",
     "DAYS",
+    "HOURS",
+    "ITS_ORG",
     "KEPT",
     "NOT_VOIDED",
+    "PICOS",
     "QUARTERS",
-    "SERIES_PLACES",
-    "USER_DAYS",
+    "SERIES_COLUMNS",
+    "TEMPORARY",
+    "TOTALS",
     "Keys",
     "Newest",
     "Piece",
     "Place",
+    "SeriesGroup",
+    "SumQuery",
+    "Totals",
     "add",
-    "count",
+    "add_amounts",
     "figures",
     "fold",
     "fold_if_due",
     "load_intervals",
+    "load_rests",
     "load_tail",
     "newest",
     "per_record_conditions",
@@ -39,9 +48,38 @@ __all__ = [
     "pieces_of",
     "places",
     "recalculated",
+    "saturated",
     "series_conditions",
-    "summarize",
+    "to_amounts",
 ]
+
+
+TEMPORARY = (
+    """CREATE TEMP TABLE IF NOT EXISTS picked (
+        grp INTEGER NOT NULL, id INTEGER NOT NULL UNIQUE, org INTEGER NOT NULL, PRIMARY KEY (grp, id)
+    ) WITHOUT ROWID""",
+    """CREATE TEMP TABLE IF NOT EXISTS piece (
+        n INTEGER PRIMARY KEY, bucket INTEGER NOT NULL, low INTEGER NOT NULL, high INTEGER NOT NULL,
+        org INTEGER, after INTEGER
+    )""",
+    """CREATE TEMP TABLE IF NOT EXISTS kept (
+        grouping INTEGER NOT NULL, day INTEGER NOT NULL, bucket INTEGER NOT NULL,
+        PRIMARY KEY (bucket, grouping, day)
+    ) WITHOUT ROWID""",
+    "CREATE TEMP TABLE IF NOT EXISTS wanted (grp INTEGER PRIMARY KEY)",
+    """CREATE TEMP TABLE IF NOT EXISTS tail (
+        series INTEGER NOT NULL, level INTEGER NOT NULL, bucket INTEGER NOT NULL,
+        records INTEGER NOT NULL, requests INTEGER NOT NULL, input INTEGER NOT NULL,
+        output INTEGER NOT NULL, cached INTEGER NOT NULL, unpriced INTEGER NOT NULL,
+        cost_micros INTEGER NOT NULL, cost_picos INTEGER NOT NULL, PRIMARY KEY (series, level, bucket)
+    ) WITHOUT ROWID""",
+)
+"""The tables that queries need on their connection.
+
+The series that a filter lets through, and the group of each; the pieces of time that are summed, of one
+organization or of all; the days that are kept of these, and their groups that the filter lets through; and
+the sums of the rows that are not in rollup yet.
+"""
 
 
 class Newest(NamedTuple):
@@ -77,41 +115,49 @@ def newest(connection: sqlite3.Connection) -> Newest:
 FOLD_EVERY = 128
 """Rows are added to the sums by the transaction that writes the row of a number divisible by this."""
 
-QUARTERS, DAYS, USER_DAYS = 0, 1, 2
+QUARTERS, DAYS, HOURS = 0, 1, 2
 """The levels of the table rollup."""
 
-Place = tuple[int, int, int, str]
-"""A series, a level, a bucket and a user ("" where the level has none) of the table rollup."""
+Place = tuple[int, int, int]
+"""A series, a level and a bucket of the table rollup."""
 
 # So many rows of the largest numbers that a store takes add up to less than 2^63.
 _AT_ONCE = 4096
-_PICOS = 1_000_000
+_QUARTERS_AN_HOUR = 4
+PICOS = 1_000_000
+"""How many 10^-12 of a currency make one millionth of it."""
 _MAX_SUM = 2**63 - 1
 
 _COUNTS = ("records", "requests", "input", "output", "cached", "unpriced")
-# Whole division as Python does it, also before 1970.
-_QUARTER = f"(ts - (ts % {QUARTER} + {QUARTER}) % {QUARTER}) / {QUARTER}"
-_DAY = f"(bucket - (bucket % {QUARTERS_A_DAY} + {QUARTERS_A_DAY}) % {QUARTERS_A_DAY}) / {QUARTERS_A_DAY}"
+
+
+def _floor(number: str, width: int) -> str:
+    """SQL for a whole division as Python does it, also before 1970."""
+    return f"({number} - ({number} % {width} + {width}) % {width}) / {width}"
+
+
+_QUARTER = _floor("ts", QUARTER)
+_HOUR, _DAY = _floor("bucket", _QUARTERS_AN_HOUR), _floor("bucket", QUARTERS_A_DAY)
 _TOTALS = ", ".join(f"sum({name})" for name in (*_COUNTS, "micros", "picos"))
 # What the rows between two numbers add.
 _SUMS = f"""
     WITH found AS MATERIALIZED (
-        SELECT series, {_QUARTER} AS bucket, ifnull(user, '') AS user, count(*) AS records,
+        SELECT series, {_QUARTER} AS bucket, count(*) AS records,
             sum(requests) AS requests, sum(input) AS input, sum(output) AS output, sum(cached) AS cached,
             sum(iif(cost_micros IS NULL, requests, 0)) AS unpriced, ifnull(sum(cost_micros), 0) AS micros,
             ifnull(sum(cost_picos), 0) AS picos
-        FROM usage WHERE seq > ? AND seq <= ? GROUP BY series, bucket, ifnull(user, '')
-    ), place (series, level, bucket, user, {", ".join(_COUNTS)}, micros, picos) AS (
-        SELECT series, {QUARTERS}, bucket, '', {_TOTALS} FROM found GROUP BY series, bucket
-        UNION ALL SELECT series, {DAYS}, {_DAY}, '', {_TOTALS} FROM found GROUP BY series, {_DAY}
-        UNION ALL SELECT series, {USER_DAYS}, {_DAY}, user, {_TOTALS} FROM found GROUP BY series, {_DAY}, user
+        FROM usage WHERE seq > ? AND seq <= ? GROUP BY series, bucket
+    ), place (series, level, bucket, {", ".join(_COUNTS)}, micros, picos) AS (
+        SELECT series, {QUARTERS}, bucket, {", ".join(_COUNTS)}, micros, picos FROM found
+        UNION ALL SELECT series, {DAYS}, {_DAY}, {_TOTALS} FROM found GROUP BY series, {_DAY}
+        UNION ALL SELECT series, {HOURS}, {_HOUR}, {_TOTALS} FROM found GROUP BY series, {_HOUR}
     )
-    SELECT series, level, bucket, user, {", ".join(_COUNTS)}, micros + picos / {_PICOS}, picos % {_PICOS}
+    SELECT series, level, bucket, {", ".join(_COUNTS)}, micros + picos / {PICOS}, picos % {PICOS}
     FROM place WHERE true
 """
 
 
-def _saturated(name: str, added: str) -> str:
+def saturated(name: str, added: str) -> str:
     """SQL for a sum that stays at the largest integer once it got there: a write never fails for it.
 
     Queries refuse it, as they do every sum above MAX_SUM. (SQLite goes on in floating point where an addition
@@ -121,20 +167,20 @@ def _saturated(name: str, added: str) -> str:
 
 
 _ON_CONFLICT = f"""
-    ON CONFLICT (series, level, bucket, user) DO UPDATE SET
-    {", ".join(_saturated(name, f"excluded.{name}") for name in _COUNTS)},
-    {_saturated("cost_micros", f"excluded.cost_micros + (cost_picos + excluded.cost_picos) / {_PICOS}")},
-    cost_picos = (cost_picos + excluded.cost_picos) % {_PICOS}
+    ON CONFLICT (series, level, bucket) DO UPDATE SET
+    {", ".join(saturated(name, f"excluded.{name}") for name in _COUNTS)},
+    {saturated("cost_micros", f"excluded.cost_micros + (cost_picos + excluded.cost_picos) / {PICOS}")},
+    cost_picos = (cost_picos + excluded.cost_picos) % {PICOS}
 """
 _FOLD = f"INSERT INTO rollup {_SUMS} {_ON_CONFLICT}"
-_ADD = f"INSERT INTO rollup VALUES ({', '.join('?' * 12)}) {_ON_CONFLICT}"
+_ADD = f"INSERT INTO rollup VALUES ({', '.join('?' * 11)}) {_ON_CONFLICT}"
 _ADD_TAIL = f"INSERT INTO temp.tail {_SUMS}"
 
 
 KEPT = f"""
-    SELECT series, level, bucket, user, {", ".join(f"sum({name})" for name in _COUNTS)},
-        sum(cost_micros) + sum(cost_picos) / {_PICOS}, sum(cost_picos) % {_PICOS}
-    FROM rollup GROUP BY series, level, bucket, user HAVING sum(records) <> 0
+    SELECT series, level, bucket, {", ".join(f"sum({name})" for name in _COUNTS)},
+        sum(cost_micros) + sum(cost_picos) / {PICOS}, sum(cost_picos) % {PICOS}
+    FROM rollup GROUP BY series, level, bucket HAVING sum(records) <> 0
 """
 """The sums that are kept, as `recalculated` gives them."""
 
@@ -143,18 +189,21 @@ def recalculated(connection: sqlite3.Connection) -> str:
     """SQL for the sums of the rows up to a number (its one parameter), from the costs that are in force."""
     cost = newest(connection)
     rows = (
-        f"SELECT u.seq, {cost.series} AS series, u.ts, u.user, u.requests, u.input, u.output, u.cached, "
+        f"SELECT u.seq, {cost.series} AS series, u.ts, u.requests, u.input, u.output, u.cached, "
         f"{cost.micros} AS cost_micros, {cost.picos} AS cost_picos FROM usage u{cost.join}"
     )
     found = _SUMS.replace("FROM usage WHERE seq > ? AND seq <= ?", f"FROM ({rows}) WHERE seq <= ?")
     return f"SELECT * FROM ({found})"
 
 
-def places(series: int, ts: int, user: str) -> tuple[Place, Place, Place]:
+def places(series: int, ts: int) -> tuple[Place, Place, Place]:
     """Where the sums hold a row with this time, in microseconds."""
     quarter = ts // QUARTER
-    day = quarter // QUARTERS_A_DAY
-    return (series, QUARTERS, quarter, ""), (series, DAYS, day, ""), (series, USER_DAYS, day, user)
+    return (
+        (series, QUARTERS, quarter),
+        (series, DAYS, quarter // QUARTERS_A_DAY),
+        (series, HOURS, quarter // _QUARTERS_AN_HOUR),
+    )
 
 
 def fold_if_due(cursor: sqlite3.Cursor, first: int, last: int) -> None:
@@ -193,7 +242,7 @@ def fold(cursor: sqlite3.Cursor) -> None:
 
 def add(cursor: sqlite3.Cursor, sums: dict[Place, list[int]]) -> None:
     """Add amounts to the sums: records, requests, input, output, cached, unpriced, and the cost in 10^-12."""
-    rows = [(*place, *amounts[:6], *divmod(amounts[6], _PICOS)) for place, amounts in sorted(sums.items())]
+    rows = [(*place, *amounts[:6], *divmod(amounts[6], PICOS)) for place, amounts in sorted(sums.items())]
     cursor.executemany(_ADD, rows)
 
 
@@ -215,70 +264,50 @@ def figures(connection: sqlite3.Connection) -> tuple[int, int]:
 
 
 Keys = tuple[str, ...]
-Totals = dict[tuple[Keys, int, str], list[int]]
-Piece = tuple[int, int | None, int | None]
 
-SERIES_PLACES = {
-    "organization": 0,
-    "provider": 1,
-    "model": 2,
-    "project": 3,
-    "operation": 4,
-    "service_tier": 5,
-    "processing": 6,
-    "region": 7,
-    "status": 8,
+Totals = dict[tuple[Keys, int, str], list[int]]
+"""By keys, bucket and currency: what TOTALS names."""
+
+Piece = tuple[int, int | None, int | None]
+"""A bucket, and the first moment and the one after the last in microseconds; None is open."""
+
+SERIES_COLUMNS = {
+    "organization": "o.name",
+    "provider": "s.provider",
+    "model": "s.model",
+    "project": "s.project",
+    "operation": "s.operation",
+    "service_tier": "s.service_tier",
+    "processing": "s.processing",
+    "region": "s.region",
+    "status": "s.status",
 }
-_PICK = (
-    "SELECT s.id, s.org, o.name, s.provider, s.model, s.project, s.operation, s.service_tier, s.processing, "
-    "s.region, s.status, s.currency FROM series s JOIN organization o ON o.id = s.org"
-)
 NOT_VOIDED = "s.status <> 'voided'"
 """SQL on `series s` for a filter without statuses."""
 
 _AMOUNTS = ("records", "requests", "input", "output", "cached", "unpriced", "cost_micros", "cost_picos")
-# Places in _AMOUNTS of what is also added up apart, for records whose costs providers reported.
-_REPORTED = (1, 6, 7)
+TOTALS = (*_AMOUNTS, "reported_requests", "reported_micros", "reported_picos")
+"""What is added up; of records whose costs providers reported, some of it again."""
+
 _OPEN = 2**62
 
 
-def summarize(
-    connection: sqlite3.Connection,
-    where: Filter,
-    group_by: tuple[str, ...],
-    buckets: Sequence[tuple[datetime, datetime]] | None,
-) -> list[tuple[Keys, int, Amounts]]:
-    """The sums of each group, bucket and currency that has any, by bucket and keys."""
-    totals = _totals(connection, where, group_by, buckets)
-    found = []
-    for (keys, bucket, currency), amounts in sorted(totals.items(), key=_by_bucket):
-        records, requests, put_in, put_out, cached, unpriced, micros, picos, *of_reported = amounts
-        # Repricing leaves sums of nothing behind.
-        if records:
-            sums = Amounts(
-                requests=requests,
-                input_tokens=put_in,
-                output_tokens=put_out,
-                cached_tokens=cached,
-                unpriced_requests=unpriced,
-                units=micros * _PICOS + picos,
-                reported_requests=of_reported[0],
-                reported_units=of_reported[1] * _PICOS + of_reported[2],
-                currency=currency,
-            )
-            check_amounts(sums)
-            found.append((keys, bucket, sums))
-    return found
-
-
-def _by_bucket(item: tuple[tuple[Keys, int, str], list[int]]) -> tuple[int, Keys, str]:
-    (keys, bucket, currency), _ = item
-    return bucket, keys, currency
-
-
-def count(connection: sqlite3.Connection, where: Filter) -> int:
-    """How many records the filter lets through."""
-    return sum(amounts[0] for amounts in _totals(connection, where, (), None).values())
+def to_amounts(amounts: Sequence[int], currency: str) -> Amounts:
+    """The sums of a group; OUT_OF_RANGE when one is too large."""
+    _, requests, put_in, put_out, cached, unpriced, micros, picos, *reported = amounts
+    sums = Amounts(
+        requests=requests,
+        input_tokens=put_in,
+        output_tokens=put_out,
+        cached_tokens=cached,
+        unpriced_requests=unpriced,
+        units=micros * PICOS + picos,
+        reported_requests=reported[0],
+        reported_units=reported[1] * PICOS + reported[2],
+        currency=currency,
+    )
+    check_amounts(sums)
+    return sums
 
 
 def series_conditions(where: Filter) -> tuple[str, list[str]]:
@@ -324,57 +353,39 @@ def _marks(values: Sequence[object]) -> str:
     return ", ".join("?" * len(values))
 
 
-def _totals(
-    connection: sqlite3.Connection,
-    where: Filter,
-    group_by: tuple[str, ...],
-    buckets: Sequence[tuple[datetime, datetime]] | None,
-) -> Totals:
-    series = pick_series(connection, where)
-    pieces = list(pieces_of(where, buckets))
-    totals: Totals = {}
-    if not series or not pieces:
-        return totals
-    query = SumQuery(connection, where, group_by, series, totals)
-    if query.needs_rows:
-        query.add_rows(pieces)
-        return totals
-    rows: list[Piece] = []
-    levels: dict[int, list[Piece]] = {QUARTERS: [], DAYS: [], USER_DAYS: []}
-    for bucket, low, high in pieces:
-        parts = cover(low, high)
-        rows += ((bucket, *part) for part in parts.rows)
-        levels[USER_DAYS if query.by_user else DAYS].extend((bucket, *part) for part in parts.days)
-        if query.by_user:
-            rows += ((bucket, *_micros(part)) for part in parts.quarters)
-        else:
-            levels[QUARTERS].extend((bucket, *part) for part in parts.quarters)
-    if any(levels.values()):
-        tables = ("rollup", "temp.tail") if load_tail(connection) else ("rollup",)
-        for table in tables:
-            for level, found in levels.items():
-                query.add_rollups(table, level, found)
-    query.add_rows(rows)
-    return totals
+class SeriesGroup(NamedTuple):
+    """What some series have in common: values of dimensions, the currency, and whether costs are reported."""
+
+    values: Keys
+    currency: str
+    reported: bool
 
 
-def _micros(quarters: tuple[int | None, int | None]) -> tuple[int | None, int | None]:
-    low, high = (None if edge is None else edge * QUARTER for edge in quarters)
-    return low, high
+def pick_series(
+    connection: sqlite3.Connection, where: Filter, names: Sequence[str] = ()
+) -> list[SeriesGroup]:
+    """The series that the filter lets through, grouped by dimensions of series; those in force without one.
 
-
-def pick_series(connection: sqlite3.Connection, where: Filter) -> dict[int, tuple[str, ...]]:
-    """The dimensions and the currency of the series that the filter lets through, by id.
-
-    Their ids, and those of their organizations, are in temp.picked afterwards.
+    A group's number is its place in the answer. temp.picked has the ids of the series, and of their
+    organizations and groups, afterwards.
     """
     conditions, parameters = series_conditions(where)
     if not where.statuses:
         conditions += f"{' AND' if conditions else ' WHERE'} {NOT_VOIDED}"
-    rows = connection.execute(_PICK + conditions, parameters).fetchall()
+    columns = "".join(f"{SERIES_COLUMNS[name]}, " for name in names)
+    rows = connection.execute(
+        f"SELECT s.id, s.org, {columns}s.status = 'reported', s.currency FROM series s "
+        f"JOIN organization o ON o.id = s.org{conditions}",
+        parameters,
+    ).fetchall()
+    groups: dict[SeriesGroup, int] = {}
+    picked = []
+    for series, org, *values, reported, currency in rows:
+        group = SeriesGroup(tuple(values), currency, bool(reported))
+        picked.append((groups.setdefault(group, len(groups)), series, org))
     connection.execute("DELETE FROM temp.picked")
-    connection.executemany("INSERT INTO temp.picked VALUES (?, ?)", (row[:2] for row in rows))
-    return {row[0]: row[2:] for row in rows}
+    connection.executemany("INSERT INTO temp.picked VALUES (?, ?, ?)", picked)
+    return list(groups)
 
 
 def pieces_of(where: Filter, buckets: Sequence[tuple[datetime, datetime]] | None) -> Iterable[Piece]:
@@ -404,39 +415,46 @@ def load_intervals(connection: sqlite3.Connection, pieces: Iterable[Piece]) -> N
     )
 
 
+def load_rests(connection: sqlite3.Connection, rests: Iterable[tuple[int, int, int, int, int]]) -> None:
+    """Put pieces of an organization each into temp.piece: bucket, low, high, the organization, and the number
+    of the row that the rows to be read are behind.
+    """
+    connection.execute("DELETE FROM temp.piece")
+    connection.executemany("INSERT INTO temp.piece VALUES (NULL, ?, ?, ?, ?, ?)", rests)
+
+
 def _row_amounts(cost: Newest) -> tuple[str, ...]:
     unpriced = f"CASE WHEN {cost.micros} IS NULL THEN u.requests ELSE 0 END"
     return ("1", "u.requests", "u.input", "u.output", "u.cached", unpriced, cost.micros, cost.picos)
+
+
+ANY_ORG = "u.org IN (SELECT org FROM temp.picked) AND u.ts >= g.low AND u.ts < g.high"
+ITS_ORG = "u.org = g.org AND u.ts >= g.low AND u.ts < g.high AND u.seq > g.after"
+"""Which rows of `usage u` belong to a piece `g`, loaded by `load_intervals` and by `load_rests`."""
 
 
 class SumQuery:
     """A query while it is answered; what it finds is added to `totals`."""
 
     def __init__(
-        self,
-        connection: sqlite3.Connection,
-        where: Filter,
-        group_by: tuple[str, ...],
-        series: dict[int, tuple[str, ...]],
-        totals: Totals,
+        self, connection: sqlite3.Connection, where: Filter, group_by: tuple[str, ...], totals: Totals
     ) -> None:
         self._connection = connection
         self._where = where
-        self._series = series
         self._totals = totals
         self._columns: list[str] = []
         self._joins: list[str] = []
         self._parameters: list[str] = []
-        # Where each key comes from: a place in the dimensions of the series, or behind them in the row.
+        of_series = [name for name in group_by if name in SERIES_COLUMNS]
+        # Where each key comes from: a place in the values of the group of series, or behind them in the row.
         self._places: list[int] = []
         for name in group_by:
-            if name in SERIES_PLACES:
-                self._places.append(SERIES_PLACES[name])
+            if name in SERIES_COLUMNS:
+                self._places.append(of_series.index(name))
             else:
-                self._places.append(len(SERIES_PLACES) + 1 + len(self._columns))
+                self._places.append(len(of_series) + len(self._columns))
                 self._columns.append(self._column(name))
-        self.by_user = bool("user" in group_by or where.user_ids)
-        self.needs_rows = bool(set(group_by) - {*SERIES_PLACES, "user"} or where.tags or where.labels)
+        self.groups = pick_series(connection, where, of_series)
 
     def _column(self, name: str) -> str:
         if name == "user":
@@ -452,41 +470,40 @@ class SumQuery:
         raise RpcError(StatusCode.INVALID_ARGUMENT, rule, violations=[Violation("group_by", rule)])
 
     def add_rollups(self, table: str, level: int, pieces: list[Piece]) -> None:
-        """Add what a table holds of whole quarters of an hour or whole days."""
+        """Add what a table holds of whole buckets of a level; the pieces count in these."""
         if not pieces:
             return
         load_intervals(self._connection, pieces)
-        user = ", r.user" * len(self._columns)
-        users = self._where.user_ids
         # CROSS JOIN fixes the order of the loops, in which the groups come out sorted.
         source = (
-            f"FROM temp.picked p CROSS JOIN temp.piece g CROSS JOIN {table} r "
+            f"FROM temp.piece g CROSS JOIN temp.picked p CROSS JOIN {table} r "
             "WHERE r.series = p.id AND r.level = ? AND r.bucket >= g.low AND r.bucket < g.high "
-            f"{f'AND r.user IN ({_marks(users)}) ' if users else ''}GROUP BY p.id, g.n{user}"
+            "GROUP BY g.n, p.grp"
         )
-        amounts = [f"r.{name}" for name in _AMOUNTS]
-        self._sum(f"p.id, g.bucket{user}", amounts, source, [level, *users])
+        self._sum("p.grp, g.bucket", [f"r.{name}" for name in _AMOUNTS], source, [level])
 
     def add_rows(self, pieces: list[Piece]) -> None:
         """Add what rows hold, one by one."""
-        if not pieces:
-            return
-        load_intervals(self._connection, pieces)
+        if pieces:
+            load_intervals(self._connection, pieces)
+            self.add_rows_of_pieces(ANY_ORG)
+
+    def add_rows_of_pieces(self, belongs: str) -> None:
+        """Add what the rows hold that belong to the pieces in temp.piece."""
         cost = newest(self._connection)
         conditions, parameters = per_record_conditions(self._where)
         more = "".join(f" AND {condition}" for condition in conditions)
         aliases = [f"k{at}" for at in range(len(self._columns))]
         named = "".join(f", {column} AS {name}" for column, name in zip(self._columns, aliases, strict=True))
         source = (
-            f"FROM temp.piece g CROSS JOIN usage u{cost.join}{''.join(self._joins)} "
-            "WHERE u.org IN (SELECT org FROM temp.picked) AND u.ts >= g.low AND u.ts < g.high "
-            f"AND {cost.series} IN (SELECT id FROM temp.picked){more} "
-            f"GROUP BY {', '.join((cost.series, 'g.bucket', *aliases))}"
+            f"FROM temp.piece g CROSS JOIN usage u{cost.join} CROSS JOIN temp.picked p"
+            f"{''.join(self._joins)} WHERE {belongs} AND p.id = {cost.series}{more} "
+            f"GROUP BY {', '.join(('p.grp', 'g.bucket', *aliases))}"
         )
-        keys = f"{cost.series}, g.bucket{named}"
+        keys = f"p.grp, g.bucket{named}"
         self._sum(keys, _row_amounts(cost), source, [*self._parameters, *parameters])
 
-    def _sum(self, keys: str, amounts: Sequence[str], source: str, parameters: list[object]) -> None:
+    def _sum(self, keys: str, amounts: Sequence[str], source: str, parameters: Sequence[object]) -> None:
         sums = ", ".join(f"sum({amount})" for amount in amounts)
         try:
             rows = self._connection.execute(f"SELECT {keys}, {sums} {source}", parameters).fetchall()
@@ -495,18 +512,23 @@ class SumQuery:
                 check_sum("a group", 2**63)
             raise
         for row in rows:
-            self._add(row[:-8], row[-8:])
+            group = self.groups[row[0]]
+            values = (*group.values, *row[2:-8])
+            place = (tuple([values[at] for at in self._places]), row[1], group.currency)
+            add_amounts(self._totals, place, row[-8:], reported=group.reported)
 
-    def _add(self, found: tuple[Any, ...], amounts: Sequence[int | None]) -> None:
-        dimensions = self._series[found[0]]
-        values = (*dimensions, *found[2:])
-        place = (tuple([values[at] for at in self._places]), found[1], dimensions[-1])
-        sums = self._totals.get(place)
-        if sums is None:
-            sums = self._totals[place] = [0] * (len(_AMOUNTS) + len(_REPORTED))
-        for at, amount in enumerate(amounts):
-            if amount:
-                sums[at] += amount
-        if dimensions[SERIES_PLACES["status"]] == "reported":
-            for at, of in enumerate(_REPORTED, len(_AMOUNTS)):
-                sums[at] += amounts[of] or 0
+
+def add_amounts(
+    totals: Totals, place: tuple[Keys, int, str], amounts: Sequence[int | None], *, reported: bool = False
+) -> None:
+    """Add amounts, in the order of TOTALS, where they belong; those of reported costs twice."""
+    sums = totals.get(place)
+    if sums is None:
+        sums = totals[place] = [0] * len(TOTALS)
+    for at, amount in enumerate(amounts):
+        if amount:
+            sums[at] += amount
+    if reported:
+        sums[8] += amounts[1] or 0
+        sums[9] += amounts[6] or 0
+        sums[10] += amounts[7] or 0

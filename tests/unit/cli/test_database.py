@@ -11,10 +11,12 @@ import threading
 import time
 from datetime import timedelta
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from llm_cost_ops.cli import main
+from llm_cost_ops.ledger.sqlite import day_sums
 from llm_cost_ops.ledger.types import Filter
 from llm_cost_ops.pricing.pricebook import Priced
 from llm_cost_ops.rpc.status import RpcError, StatusCode
@@ -63,6 +65,8 @@ def filled(path: Path) -> Path:
         where = Filter(end=START + timedelta(minutes=20))
         again = store.reprice(where, lambda _: Priced(9, pricing()), None, 1000, dry_run=False)
         assert len(again.changes) == 2
+        with patch.object(day_sums, "MIN_ROWS", 1):
+            assert len(store.summarize(Filter(), ("user",), None)) == 3
     return path
 
 
@@ -72,6 +76,10 @@ def break_sum(connection: sqlite3.Connection) -> None:
 
 def lose_sum(connection: sqlite3.Connection) -> None:
     connection.execute("DELETE FROM rollup WHERE level = 2")
+
+
+def break_day(connection: sqlite3.Connection) -> None:
+    connection.execute("UPDATE day_sum SET reported_picos = reported_picos + 1 WHERE grp = 1")
 
 
 def lose_rows(connection: sqlite3.Connection) -> None:
@@ -101,6 +109,7 @@ def drop_from_index(connection: sqlite3.Connection) -> None:
     [
         (break_sum, "are not those of the rows", False),
         (lose_sum, "are missing", False),
+        (break_day, "sums: those of 3 kept days are not those of the rows", False),
         (lose_rows, "sums: they hold rows up to number 300, and the last row is number 250", True),
         (change_id, "ids: 1 do not follow from their keys", False),
         (drop_from_index, "SQLite: ", True),

@@ -361,6 +361,8 @@ def test_an_admin_adds_a_price_and_a_key(tab: Callable[..., Any], tmp_path: Path
         answer = httpx.get(f"{site}/api/v1/costs", headers={"authorization": f"Bearer {made}"})
         assert answer.status_code == 200
         page.goto(f"{site}/dashboard/keys?tz=UTC")
+        page.set_viewport_size({"width": 390, "height": 844})
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
         row = page.locator("tbody tr", has_text=made[4:12])
         row.get_by_text("Revoke…").click()
         row.get_by_role("button").click()

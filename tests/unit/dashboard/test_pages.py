@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import re
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from html.parser import HTMLParser
+from typing import Any
 from urllib.parse import quote
 
 import httpx
@@ -17,6 +19,7 @@ import pytest
 from llm_cost_ops.dashboard import rendering
 from llm_cost_ops.ledger import Ledger
 from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.server import asgi_app
 from tests.unit.dashboard.site import (
     FORMULA,
     HOSTILE,
@@ -221,6 +224,40 @@ async def test_csv_of_records_has_every_one_in_order(client: httpx.AsyncClient, 
     assert total == Decimal(total_of(await client.get("/?period=90d")))
 
 
+async def test_csv_takes_as_long_as_it_takes_and_ends_with_its_reader(ledger: Ledger, monkeypatch) -> None:
+    monkeypatch.setattr("llm_cost_ops.dashboard.records._CSV_PAGE_SIZE", 10)
+    read = 0
+    list_usage = ledger.list_usage
+
+    async def counted(*arguments: Any) -> Any:
+        nonlocal read
+        read += 1
+        await asyncio.sleep(0.02)
+        return await list_usage(*arguments)
+
+    monkeypatch.setattr(ledger, "list_usage", counted)
+    async with browser(ledger, require_keys=False) as client:
+        # 24 pages of 20 ms, and a page of the dashboard may take 0.3 s.
+        monkeypatch.setattr("llm_cost_ops.dashboard.caller.PAGE_SECONDS", 0.3)
+        answer = await client.get("/dashboard/records.csv?period=90d")
+        assert (len(answer.text.splitlines()), read) == (241, 24)
+    read = 0
+    gone = asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        if read == 2:
+            gone.set()
+
+    scope = {"type": "http", "method": "GET", "path": "/dashboard/records.csv", "query_string": b"period=90d",
+             "headers": [(b"host", b"localhost")]}  # fmt: skip
+    await asgi_app(ledger, require_keys=False, dashboard=True)(scope, receive, send)
+    assert read <= 4
+
+
 async def test_pages_of_records_follow_each_other(client: httpx.AsyncClient) -> None:
     seen: list[str] = []
     address = "/dashboard/records?period=90d&tz=Asia/Kolkata"
@@ -248,9 +285,39 @@ async def test_a_record_and_its_receipt(client: httpx.AsyncClient) -> None:
     for line in cost["lines"]:
         assert f">{line['cost']}<" in record.text
     assert "<dt>Model</dt><dd><bdi>gpt-4o</bdi></dd>" in record.text
-    # Without its moment, as in an address that somebody shortened: the receipt is there.
-    bare = await client.get(f"/dashboard/record/{usage_id[1]}?organization={organization[1]}")
-    assert total_of(bare) == cost["total_cost"]
+
+
+async def test_a_record_shows_what_became_of_it() -> None:
+    ledger = filled()
+    async with browser(ledger, require_keys=False) as client:
+        record = {"organization_id": "acme", "provider": "openai", "model_id": "gpt-4o", "input_tokens": 1000}
+        usage_id = (await client.post("/api/v1/usage", json=record)).json()["data"]["usage_id"]
+        address = f"/dashboard/record/{usage_id}?organization=acme"
+        assert "Revisions" not in (await client.get(address)).text
+        scope = {"organization_id": "acme"}
+        changes = {**scope, "reason": "<b>counted twice</b>", "changes": {"input_tokens": 500}}
+        assert (await client.post(f"/api/v1/usage/{usage_id}/correct", json=changes)).status_code == 200
+        page = await client.get(address)
+        assert total_of(page) == "0.00125"
+        assert "&lt;b&gt;counted twice&lt;/b&gt;" in page.text
+        assert page.text.count("<td>correct") == 1
+        void = {**scope, "reason": "a test"}
+        assert (await client.post(f"/api/v1/usage/{usage_id}/void", json=void)).status_code == 200
+        page = await client.get(address)
+        assert "it is in no sum" in page.text
+        assert parsed(page).faults == []
+    drive(ledger.aclose())
+
+
+async def test_what_providers_stated_is_told() -> None:
+    ledger = filled()
+    async with browser(ledger, require_keys=False) as client:
+        assert "providers stated" not in (await client.get("/")).text
+        record = {"organization_id": "acme", "provider": "openrouter", "model_id": "x/y", "input_tokens": 10,
+                  "reported_cost": "1.25"}  # fmt: skip
+        assert (await client.post("/api/v1/usage", json=record)).status_code == 201
+        assert 'Of the cost, <data value="1.25"' in (await client.get("/")).text
+    drive(ledger.aclose())
 
 
 async def test_what_cannot_be_shown_says_why(client: httpx.AsyncClient) -> None:
@@ -367,8 +434,6 @@ async def test_from_an_unpriced_model_to_its_price() -> None:
 
 
 async def test_it_is_mounted_under_a_prefix() -> None:
-    from llm_cost_ops.server import asgi_app
-
     ledger = filled()
     app = asgi_app(ledger, dashboard=True)
 

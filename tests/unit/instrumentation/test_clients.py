@@ -13,6 +13,7 @@ import pytest
 
 import llm_cost_ops
 from llm_cost_ops import ClientConfig, ConfigurationError, CostOpsClient
+from llm_cost_ops.instrumentation.providers import fetched_of, provider_of
 from llm_cost_ops.types import UsageQuality
 from tests.sdk_stub import Stub
 from tests.unit.instrumentation.matrix import only_record, records_of
@@ -151,3 +152,45 @@ def test_two_lines_record_a_program(stub: Stub, tmp_path: Any) -> None:
 def test_the_function_is_not_hidden_by_a_module() -> None:
     assert callable(llm_cost_ops.instrument)
     assert callable(llm_cost_ops.uninstrument)
+
+
+@pytest.mark.parametrize(
+    ("host", "provider"),
+    [
+        ("us.api.openai.com", "openai"),
+        ("api.eu.mistral.ai", "mistral"),
+        ("x.openai.azure.com", "azure"),
+        ("x.services.ai.azure.com", "azure"),
+        ("us-east5-aiplatform.googleapis.com", "google"),
+        ("aiplatform.eu.rep.googleapis.com", "google"),
+        ("claude.googleapis.com", "anthropic"),
+        ("bedrock-runtime.us-east-1.amazonaws.com", "aws"),
+        ("bedrock-mantle.us-east-1.api.aws", "aws"),
+        ("aws-external-anthropic.us-east-1.api.aws", "anthropic"),
+        ("127.0.0.1", ""),
+        ("notapi.openai.com.example", ""),
+    ],
+)
+def test_a_host_tells_who_serves_it(host: str, provider: str) -> None:
+    assert provider_of(host) == provider
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "found"),
+    [
+        ("GET", "/v1/responses/resp_1", "openai.responses"),
+        ("POST", "/openai/v1/responses/resp_1/cancel", "openai.responses"),
+        ("GET", "/v1/responses/resp_1/cancel", ""),
+        ("POST", "/v1/responses/resp_1", ""),
+        ("GET", "/v1/responses/resp_1/input_items", ""),
+        ("DELETE", "/v1/responses/resp_1", ""),
+        ("GET", "/v1beta/interactions/i1", "google.interactions"),
+        ("GET", "/v1/files/f1/content", "batch"),
+        ("GET", "/v1/files/f1", ""),
+        ("GET", "/v1/messages/batches/b1/results", "batch"),
+        ("GET", "/v1/messages/batches/b1", ""),
+        ("HEAD", "/v1/files/f1/content", ""),
+    ],
+)
+def test_what_a_path_fetches(method: str, path: str, found: str) -> None:
+    assert fetched_of(method, path) == found

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_cost_ops import CostOpsClient
+from llm_cost_ops import ClientConfig, CostOpsClient, RecorderConfig
 from llm_cost_ops.instrumentation.calls import Call, Options
 from llm_cost_ops.instrumentation.fetched import Background, ResultLines
 from llm_cost_ops.types import UsageQuality, UsageRecord
@@ -189,3 +189,25 @@ def test_a_file_with_a_line_without_end_is_not_kept(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("llm_cost_ops.instrumentation.fetched.MAX_LINE", 1000)
     good = json.dumps(line(1)).encode()
     assert len(read(good + b"\n" + b"{" * 2000 + b"\n" + good, [500, 1500, 2100])) == 1
+
+
+def test_a_file_longer_than_the_queue_is_recorded_whole_with_a_spool(tmp_path: Path) -> None:
+    content = b"\n".join(json.dumps(line(number)).encode() for number in range(3000))
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=content))
+    recorder = RecorderConfig(max_records=600, spool=str(tmp_path / "spool"))
+    config = ClientConfig(base_url="sqlite://", organization_id="acme", recorder=recorder)
+    with CostOpsClient(config=config) as client:
+        with client.instrument(httpx.Client(transport=transport)) as sdk:
+            sdk.get("https://api.openai.com/v1/files/f/content")
+        report = client.flush(60)
+        assert (report.delivered, report.dropped, report.pending) == (3000, 0, 0)
+
+
+def test_what_the_recorder_drops_is_counted_line_by_line() -> None:
+    content = b"\n".join(json.dumps(line(number)).encode() for number in range(1200))
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=content))
+    client = CostOpsClient(config=ClientConfig(base_url="sqlite://", organization_id="acme"))
+    client.close()
+    with client.instrument(httpx.Client(transport=transport)) as sdk:
+        sdk.get("https://api.openai.com/v1/files/f/content")
+    assert client.flush(0).dropped == 1200

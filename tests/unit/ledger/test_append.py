@@ -163,7 +163,15 @@ def test_keys_that_differ_in_spelling_are_different(store: Sync) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [uuid7(), uuid7().upper(), "", "x" * 36, "-" * 36, "00000000-0000-0000-0000-000000000000"]
+    "text",
+    [
+        "01a21d7c-a262-76e1-b7bc-3012661e3a3d",
+        "01A21D7C-A262-76E1-B7BC-3012661E3A3D",
+        "",
+        "x" * 36,
+        "-" * 36,
+        "00000000-0000-0000-0000-000000000000",
+    ],
 )
 def test_keys_come_back_as_they_were(text: str) -> None:
     assert as_text(as_key(text)) == text
@@ -260,12 +268,12 @@ def test_a_sum_that_is_too_large_is_out_of_range_when_read(store: Sync, column: 
     assert not refused(store)
     # Above what is answered, then above what 64 bits hold.
     store.append([largest] * 128)
-    assert refused(store, "user")
+    assert refused(store, "project")
     writer.execute(f"UPDATE rollup SET {column} = ?", (2**63 - 2,))
     for _ in range(2):
         assert {done.status for done in store.append([largest] * 128)} == {CREATED}
         assert refused(store)
-        assert refused(store, "provider", "user")
+        assert refused(store, "provider", "project")
     assert writer.execute(f"SELECT DISTINCT {column} FROM rollup").fetchall() == [(2**63 - 1,)]
     # Rows are summed apart from that.
     assert not refused(store, "label:x")
@@ -375,3 +383,14 @@ def test_the_interner_is_bounded(store: Sync) -> None:
     assert len(interner._known) <= 10
     assert statuses(store, *(entry(organization_id=f"o{n}") for n in range(35))) == [CREATED] * 35
     assert len(store.summarize(Filter(), ("organization",), None)) == 35
+
+
+def test_keys_of_a_batch_whose_numbers_are_equal_are_several_keys(store: Sync) -> None:
+    """Ids of a batch follow from the numbers behind its key, which may be written in several ways."""
+    call = uuid7()
+    keys = [f"{call}:{number}" for number in ("7", "07", "٧", "8", "", "x", "7:7", "9" * 20)]
+    assert statuses(store, *(entry(idempotency_key=key) for key in keys)) == [CREATED] * 8
+    assert statuses(store, *(entry(idempotency_key=key) for key in keys)) == [DUPLICATE] * 8
+    records, _ = store.list_usage(Filter(), "ingested_at", False, 20, None, None)
+    assert {record.idempotency_key for record in records} == set(keys)
+    assert len({record.id for record in records}) == 8

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from unittest.mock import patch
 
+import psycopg
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -16,8 +22,10 @@ from llm_cost_ops.ledger import Filter, open_ledger
 from llm_cost_ops.ledger.postgres import schema
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.pricing.pricebook import Priced
-from tests.ledger_suite import LedgerSuite, revise
-from tests.unit.ledger.making import Sync, entry, pricing
+from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.rpc.status import RpcError, StatusCode
+from tests.ledger_suite import LedgerSuite, card, revise
+from tests.unit.ledger.making import Sync, context, entry, pricing
 from tests.unit.ledger.test_revisions import RepricedBesideModel
 
 
@@ -25,6 +33,14 @@ class TestPostgres(LedgerSuite):
     @pytest.fixture
     def url(self, postgres_url: str) -> str:
         return postgres_url
+
+
+class TestPostgres15(LedgerSuite):
+    @pytest.fixture
+    def url(self, postgres_15: Any) -> Iterator[str]:
+        url = postgres_15.new_database()
+        yield url
+        postgres_15.drop(url)
 
 
 def test_the_records_of_a_batch_are_in_its_order_whosever_they_are(postgres_url: str) -> None:
@@ -147,3 +163,102 @@ def use_everything(ledger: Sync, price: int) -> None:
     ledger.move_consumer("c", position)
     ledger.consumer_position("c")
     assert ledger.find_faults() == []
+
+
+FORKING = """
+import os, sys
+from llm_cost_ops.ledger import Filter, open_ledger
+from tests.unit.ledger.making import Sync, entry
+ledger = Sync(ledger=open_ledger(sys.argv[1]))
+for n in range(3):
+    ledger.append([entry(n)])
+    ledger.count(Filter())
+    child = os.fork()
+    if not child:
+        ledger.append([entry(n, model_id="of-the-child")])
+        assert ledger.count(Filter()) == 2 * n + 2
+        ledger.aclose()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert ledger.count(Filter()) == 2 * n + 2
+ledger.aclose()
+"""
+
+
+def test_a_child_has_connections_of_its_own(postgres_url: str) -> None:
+    command = [sys.executable, "-W", "error", "-c", FORKING, postgres_url]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_one_call_breaks_harms_none_that_commits_with_it(postgres_url: str) -> None:
+    with Sync(ledger=open_ledger(postgres_url)) as ledger:
+        good, bad = entry(idempotency_key="k"), entry(idempotency_key="l", user_id="\ud800")
+        with ThreadPoolExecutor(16) as pool:
+            tried = [pool.submit(ledger.append, [bad if n % 4 == 1 else good]) for n in range(64)]
+        errors = [each.exception() for each in tried]
+        assert [error is None for error in errors] == [n % 4 != 1 for n in range(64)]
+        assert ledger.count(Filter()) == 1
+        ledger.append([entry()])
+
+
+def test_calls_are_refused_or_wait_when_every_connection_is_in_use(postgres_url: str) -> None:
+    with Sync(ledger=open_ledger(postgres_url)) as ledger:
+        ledger.check()
+        size = ledger.store._workers._size
+
+        def asleep(session: Session) -> None:
+            session.run("SELECT pg_sleep(1)")
+
+        with ThreadPoolExecutor(40) as pool:
+            calls = [pool.submit(drive, ledger.store._workers.run(asleep, context(5.0))) for _ in range(size)]
+            time.sleep(0.3)
+            with pytest.raises(RpcError, match="busy with other calls") as caught:
+                drive(ledger.store.keys.any(context(0.2)))
+            assert caught.value.code is StatusCode.UNAVAILABLE
+            waiting = [pool.submit(ledger.count, Filter()) for _ in range(20)]
+            assert [each.result() for each in waiting] == [0] * 20
+            assert [each.result() for each in calls] == [None] * size
+        assert len(ledger.store._workers._threads) <= size
+
+
+def test_a_query_ends_at_its_deadline_in_the_server_too(postgres_url: str, postgres: Any) -> None:
+    with Sync(ledger=open_ledger(postgres_url)) as ledger:
+        ledger.check()
+
+        def slow(session: Session) -> None:
+            session.run("SELECT pg_sleep(30)")
+
+        for within in (slow, lambda session: in_snapshot(session, slow)):
+            began = time.monotonic()
+            with pytest.raises(RpcError) as caught:
+                drive(ledger.store._workers.run(within, context(0.5)))
+            assert caught.value.code is StatusCode.DEADLINE_EXCEEDED
+            assert time.monotonic() - began < 3
+        until = time.monotonic() + 5
+        running = "SELECT 1 FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(30)' AND state = 'active'"
+        while postgres.execute(running):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+
+def in_snapshot(session: Session, query: Any) -> None:
+    with session.snapshot():
+        query(session)
+
+
+def test_a_card_waits_for_appends_that_were_priced_without_it(postgres_url: str) -> None:
+    """Else they could be committed after it, and after a repricing that did not see them."""
+    with (
+        Sync(ledger=open_ledger(postgres_url)) as ledger,
+        ThreadPoolExecutor(1) as pool,
+        psycopg.connect(postgres_url) as appending,
+    ):
+        ledger.check()
+        appending.execute("SELECT pg_advisory_xact_lock_shared(%s)", [schema.LOCK_CARDS])
+        adding = pool.submit(ledger.add_card, card(), "k", b"1" * 16)
+        time.sleep(0.5)
+        assert not adding.done()
+        appending.rollback()
+        assert adding.result()[1] == "created"
+        assert drive(ledger.store.append([entry()], context(), 0)) is None

@@ -10,7 +10,8 @@ from typing import Any, Self
 import httpx
 import pytest
 
-from llm_cost_ops import ClientConfig, CostOpsClient, usage_from_response
+from llm_cost_ops import ClientConfig, CostOpsClient
+from llm_cost_ops.callbacks.records import payload_record
 from llm_cost_ops.types import UsageQuality, UsageRecord
 from tests.proxies import ANSWER, CHUNK, Provider, event, running_proxy
 
@@ -100,7 +101,7 @@ def answering(provider: Provider, answer: dict[str, Any] | None) -> None:
 
 @pytest.mark.parametrize("aware", [True, False])
 def test_four_observers_of_one_call_count_once(seen: Seen, provider: Provider, *, aware: bool) -> None:
-    """A hook, the proxy, a callback, which has the answer as the SDK gives it, and a span around all."""
+    """A hook, the proxy, a callback, as those of frameworks make their records, and a span around all."""
     trace = pytest.importorskip("opentelemetry.sdk.trace", reason="needs the extra [dev]")
     from llm_cost_ops.telemetry import CostOpsSpanProcessor
 
@@ -110,7 +111,7 @@ def test_four_observers_of_one_call_count_once(seen: Seen, provider: Provider, *
     tracing.add_span_processor(CostOpsSpanProcessor(app))
     with tracing.get_tracer("test").start_as_current_span("chat gpt-4o") as span:
         given = seen.post(app, CHAT).json()
-        app.usage.record(usage_from_response(given, provider="openai", observation=True))
+        app.usage.record(payload_record(given, source="litellm", provider="openai"))
         span.set_attributes(SPAN)
     tracing.shutdown()
     assert [record.input_tokens for record in seen.records()] == [1000]

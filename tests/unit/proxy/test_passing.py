@@ -405,3 +405,37 @@ def test_upstreams_of_servers_that_people_run_themselves(client: CostOpsClient, 
     records = records_of(client)
     assert len(records) == 4
     assert {record.provider for record in records} == {"vllm"}
+
+
+@pytest.mark.parametrize(
+    ("path", "last"),
+    [
+        (COMPLETIONS, b"data: [DONE]\n\n"),
+        ("/anthropic/v1/messages", b'event: message_stop\ndata: {"type":"message_stop"}\n\n'),
+        ("/openai/v1/responses", b'data: {"type": "response.completed", "response": {"id": "resp_1"}}\n\n'),
+    ],
+)
+@pytest.mark.parametrize("cut", [0, 9])
+def test_a_stream_is_recorded_before_its_last_event_passes(
+    proxy: str, provider: Provider, client: CostOpsClient, path: str, last: bytes, cut: int
+) -> None:
+    """SDKs stop reading at that event, and the end of the body may never be sent."""
+    end = threading.Event()
+
+    def answer(handler: Any) -> None:
+        handler.stream()
+        for part in (event(CHUNK), last[:cut], last[cut:]):
+            if part:
+                handler.part(part)
+        end.wait(10)
+        handler.part(b"")
+
+    provider.answer = answer
+    received = b""
+    with httpx.stream("POST", proxy + path, json={**CHAT, "stream": True}) as given:
+        for data in given.iter_raw():
+            received += data
+            if received == event(CHUNK) + last:
+                break
+        assert len(records_of(client)) == 1
+        end.set()

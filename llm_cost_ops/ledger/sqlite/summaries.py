@@ -1,0 +1,188 @@
+"""Answers of sums: from the table rollup, from kept sums of days, and from rows.
+
+rollup holds what series hold. What a query needs beside it (users, tags, labels, meters) is in the kept sums
+of days (day_sums.py) or has to be read from rows.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from datetime import datetime
+
+from llm_cost_ops._gen.messages import RateCard
+from llm_cost_ops.ledger.sqlite import day_sums
+from llm_cost_ops.ledger.sqlite.meter_sums import add_meter_rows
+from llm_cost_ops.ledger.sqlite.sums import (
+    ANY_ORG,
+    DAYS,
+    HOURS,
+    ITS_ORG,
+    QUARTERS,
+    SERIES_COLUMNS,
+    Keys,
+    Piece,
+    SumQuery,
+    Totals,
+    load_intervals,
+    load_rests,
+    load_tail,
+    pieces_of,
+    to_amounts,
+)
+from llm_cost_ops.ledger.types import Amounts, CardOf, Filter
+from llm_cost_ops.rules.times import cover
+
+__all__ = ["count", "fold", "needs_rows", "summarize", "to_fold"]
+
+Buckets = Sequence[tuple[datetime, datetime]] | None
+
+_QUARTERS_AN_HOUR = 4
+
+
+def summarize(
+    connection: sqlite3.Connection,
+    where: Filter,
+    group_by: Keys,
+    buckets: Buckets,
+    card_of: CardOf | None = None,
+) -> list[tuple[Keys, int, Amounts]]:
+    """The sums of each group, bucket and currency that has any, by bucket, keys and currency.
+
+    `card_of` is needed where `group_by` holds meter.
+    """
+    totals = _totals(connection, where, group_by, buckets, card_of)
+    found = []
+    for bucket, keys, currency in sorted((bucket, keys, currency) for keys, bucket, currency in totals):
+        amounts = totals[keys, bucket, currency]
+        # Repricing leaves sums of nothing behind.
+        if amounts[0]:
+            found.append((keys, bucket, to_amounts(amounts, currency)))
+    return found
+
+
+def count(connection: sqlite3.Connection, where: Filter, max_rows: int | None = None) -> int | None:
+    """How many records the filter lets through; None where more than `max_rows` rows must be read for it."""
+    if max_rows is not None and needs_rows(where, ()):
+        wide = Filter(organization_ids=where.organization_ids, start=where.start, end=where.end)
+        if _count(connection, wide) > max_rows:
+            return None
+    return _count(connection, where)
+
+
+def _count(connection: sqlite3.Connection, where: Filter) -> int:
+    return sum(amounts[0] for amounts in _totals(connection, where, (), None, None).values())
+
+
+def needs_rows(where: Filter, group_by: Keys) -> bool:
+    """Whether series do not hold all that is asked for."""
+    return bool(where.user_ids or where.tags or where.labels or set(group_by) - SERIES_COLUMNS.keys())
+
+
+def to_fold(
+    connection: sqlite3.Connection, where: Filter, group_by: Keys, buckets: Buckets
+) -> list[day_sums.Fold]:
+    """Which days are to be kept before a query is answered."""
+    return day_sums.to_fold(connection, where, group_by, list(pieces_of(where, buckets)))
+
+
+def fold(
+    connection: sqlite3.Connection,
+    folds: Sequence[day_sums.Fold],
+    dimensions: Keys,
+) -> list[day_sums.Folded]:
+    """What is to be kept of days, from their rows."""
+    unkept_cards: list[str] = []
+
+    def unkept(card_id: str, *_: object) -> RateCard | None:
+        # Another query may know another card, or none.
+        unkept_cards.append(card_id)
+        return None
+
+    found = []
+    for each in folds:
+        unkept_cards.clear()
+        sums: Totals = {}
+        where = Filter(organization_ids=(each.organization,))
+        query = None if "meter" in dimensions else SumQuery(connection, where, dimensions, sums)
+        start = each.day * day_sums.DAY
+        load_rests(connection, [(0, start, start + day_sums.DAY, each.org, each.after)])
+        if query is None:
+            add_meter_rows(connection, where, dimensions, ITS_ORG, unkept, sums)
+        else:
+            query.add_rows_of_pieces(ITS_ORG)
+        state = day_sums.state_now(connection, each)
+        found.append(day_sums.Folded(each, state._replace(seq=None) if unkept_cards else state, sums))
+    return found
+
+
+def _totals(
+    connection: sqlite3.Connection,
+    where: Filter,
+    group_by: Keys,
+    buckets: Buckets,
+    card_of: CardOf | None,
+) -> Totals:
+    totals: Totals = {}
+    if "meter" in group_by:
+        query = None
+    else:
+        query = SumQuery(connection, where, group_by, totals)
+        if not query.groups:
+            return totals
+    pieces = list(pieces_of(where, buckets))
+    if not pieces:
+        return totals
+    if query is not None and not needs_rows(where, group_by):
+        _add_rollups(connection, query, pieces)
+        return totals
+
+    def add_rows(belongs: str) -> None:
+        if query is None:
+            assert card_of is not None
+            add_meter_rows(connection, where, group_by, belongs, card_of, totals)
+        else:
+            query.add_rows_of_pieces(belongs)
+
+    rest = day_sums.add_kept(connection, where, group_by, pieces, totals)
+    if rest.anywhere:
+        load_intervals(connection, rest.anywhere)
+        add_rows(ANY_ORG)
+    if rest.of_organizations:
+        rest.load(connection)
+        add_rows(ITS_ORG)
+    return totals
+
+
+def _add_rollups(connection: sqlite3.Connection, query: SumQuery, pieces: list[Piece]) -> None:
+    rows: list[Piece] = []
+    levels: dict[int, list[Piece]] = {QUARTERS: [], DAYS: [], HOURS: []}
+    for bucket, low, high in pieces:
+        parts = cover(low, high)
+        rows += ((bucket, *part) for part in parts.rows)
+        levels[DAYS].extend((bucket, *part) for part in parts.days)
+        for quarters in parts.quarters:
+            _split_quarters(bucket, quarters, levels)
+    if any(levels.values()):
+        tables = ("rollup", "temp.tail") if load_tail(connection) else ("rollup",)
+        for table in tables:
+            for level, found in levels.items():
+                query.add_rollups(table, level, found)
+    query.add_rows(rows)
+
+
+def _split_quarters(
+    bucket: int, quarters: tuple[int | None, int | None], levels: dict[int, list[Piece]]
+) -> None:
+    """Take the whole hours out of quarters of an hour."""
+    first, last = quarters
+    low = None if first is None else -(-first // _QUARTERS_AN_HOUR)
+    high = None if last is None else last // _QUARTERS_AN_HOUR
+    if low is not None and high is not None and low >= high:
+        levels[QUARTERS].append((bucket, first, last))
+        return
+    levels[HOURS].append((bucket, low, high))
+    if low is not None and first != low * _QUARTERS_AN_HOUR:
+        levels[QUARTERS].append((bucket, first, low * _QUARTERS_AN_HOUR))
+    if high is not None and last != high * _QUARTERS_AN_HOUR:
+        levels[QUARTERS].append((bucket, high * _QUARTERS_AN_HOUR, last))
