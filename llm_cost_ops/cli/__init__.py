@@ -108,6 +108,12 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="N",
         help="calls in flight; further ones are told to come back later; default: %(default)s",
     )
+    parser.add_argument(
+        "--access-log",
+        choices=("off", "text", "json"),
+        default="off",
+        help="a line for each call on standard error, without what callers sent; default: %(default)s",
+    )
     parser.add_argument("--no-dashboard", action="store_true", help="serve no pages at / of HTTP")
     parser.set_defaults(run="serve")
 
