@@ -158,15 +158,17 @@ def _add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     create.add_argument(
         "--organization",
         action="append",
-        required=True,
+        default=[],
         metavar="ID",
-        help="whose data the key may use; may be given again; '*' for every organization",
+        help="whose data the key may use; may be given again; '*' for every organization, which is what the "
+        "role metrics is for",
     )
     create.add_argument(
         "--role",
-        choices=("reader", "writer", "admin"),
+        choices=("metrics", "reader", "writer", "admin"),
         default="writer",
-        help="reader: queries; writer: also records usage; admin: also keeps prices; default: %(default)s",
+        help="metrics: the server's figures at /metrics and nothing else; reader: queries; "
+        "writer: also records usage; admin: also keeps prices; default: %(default)s",
     )
     create.add_argument("--name", default="", help="what the key is for")
     create.add_argument("--expires", default="", metavar="DATE", help="a date (through that day) or a time")

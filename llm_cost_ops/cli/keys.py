@@ -54,7 +54,7 @@ async def _made(store: KeyStore, context: CallContext, options: argparse.Namespa
     return await create_key(
         store,
         context,
-        organizations=options.organization,
+        organizations=options.organization or (["*"] if options.role == "metrics" else []),
         role=options.role,
         name=options.name,
         expires_at=parse_end(options.expires, field="expires") if options.expires else None,

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from llm_cost_ops.cli.target import open_client
-from llm_cost_ops.client.recorder import FlushReport
+from llm_cost_ops.client.flush_report import FlushReport
 from llm_cost_ops.client.spool import Spool
 from llm_cost_ops.config import RecorderConfig
 from llm_cost_ops.exceptions import ConfigurationError

@@ -161,9 +161,9 @@ def _unix(path: str) -> socket.socket:
 async def serve(
     servers: Sequence[Server],
     *,
-    on_drain: Callable[[], Any] | None = None,
+    on_drain: Callable[[], object] | None = None,
     close: Callable[[], Awaitable[None]] | None = None,
-    announce: Callable[[str], Any] = print,
+    announce: Callable[[str], object] = print,
     drain_delay: float = 0.5,
     grace: float = 30.0,
     stopped: asyncio.Event | None = None,
@@ -203,7 +203,7 @@ async def _unless(event: asyncio.Event, work: Awaitable[Any]) -> None:
 
 
 @contextlib.contextmanager
-def _signals(handle: Callable[[], Any]) -> Iterator[None]:
+def _signals(handle: Callable[[], object]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     watched = []
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -24,6 +24,8 @@ from llm_cost_ops.server.app import HttpServer, Server, ServerTls
 from llm_cost_ops.server.app import serve as run_servers
 from llm_cost_ops.server.http import AsgiApp, Pages
 from llm_cost_ops.server.limits import AsgiLimits
+from llm_cost_ops.server.metrics import Metrics
+from llm_cost_ops.server.metrics_page import MetricsPage
 from llm_cost_ops.server.reference import Reference
 from llm_cost_ops.server.traces import TRACES_PATH, Traces
 from llm_cost_ops.service import Service
@@ -91,7 +93,7 @@ def serve(
     max_calls: int = MAX_CALLS,
     reported_providers: Collection[str] = REPORTED_PROVIDERS,
     tls: ServerTls | None = None,
-    announce: Callable[[str], Any] = print,
+    announce: Callable[[str], object] = print,
     dashboard: bool = True,
 ) -> None:
     """Run the service until SIGTERM or SIGINT, as `llm-cost-ops serve` does; calls in flight are answered.
@@ -137,7 +139,7 @@ async def _serve(
     max_calls: int,
     reported_providers: Collection[str],
     tls: ServerTls | None,
-    announce: Callable[[str], Any],
+    announce: Callable[[str], object],
     dashboard: bool,
 ) -> None:
     required = require_keys or (exists and await _holds_keys(db))
@@ -147,7 +149,8 @@ async def _serve(
     announce(_REQUIRED if required else _UNASKED)
     keys = Authentication(ledger.keys, required=required)
     admission = Admission(max_calls, exempt=OPEN)
-    service = Service(ledger, [admission, keys], reported_providers=reported_providers)
+    metrics = Metrics(ledger, admission)
+    service = Service(ledger, [admission, keys, metrics], reported_providers=reported_providers)
     servers: list[Server] = []
     if "http" in listeners:
         app = AsgiApp(
@@ -155,7 +158,8 @@ async def _serve(
             admit=keys.admit,
             admission=admission,
             routes={TRACES_PATH: Traces(service.handler)},
-            pages=_pages(service, keys, dashboard=dashboard),
+            pages=[MetricsPage(metrics, keys), *_pages(service, keys, dashboard=dashboard)],
+            observe=metrics.observe,
         )
         servers.append(HttpServer(app, tls=tls, **listeners["http"]))
     if "grpc" in listeners:
@@ -164,7 +168,15 @@ async def _serve(
         ready = partial(_ready, service)
         where = listeners["grpc"]
         servers.append(
-            GrpcServer(service.handler, ready=ready, admit=keys.admit, admission=admission, tls=tls, **where)
+            GrpcServer(
+                service.handler,
+                ready=ready,
+                admit=keys.admit,
+                admission=admission,
+                tls=tls,
+                observe=metrics.observe,
+                **where,
+            )
         )
     await run_servers(
         servers,

@@ -152,6 +152,8 @@ class Appender:
         self._database = database
         self._written = written
         self._closed = False
+        self.commits = 0
+        """How many transactions wrote usage."""
         self._begin()
 
     def _begin(self) -> None:
@@ -177,6 +179,11 @@ class Appender:
                 self._thread.start()
             self._changed.notify()
         return ticket
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for a commit."""
+        return len(self._waiting)
 
     def close(self) -> None:
         """Commit what is queued, and end the thread."""
@@ -275,6 +282,7 @@ class Appender:
                 session.begin_commit()
                 session.run("COMMIT")
             session.end_commit()
+            self.commits += 1
         except psycopg.Error as error:
             if not is_lost(error):
                 session.committing = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64decode
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -175,16 +175,19 @@ def cost_text(units: int | None) -> str | None:
     return None if units is None else f"{units}e-12"
 
 
-def text_array(values: Iterable[object]) -> str:
-    """A column as PostgreSQL reads an array: several times as fast as the driver's own."""
+def text_array(values: Sequence[object]) -> str:
+    """A column of integers, or of texts and None, as PostgreSQL reads an array.
+
+    It takes a fraction of the time of the driver's own, which looks at each value for its type.
+    """
+    if values and type(values[0]) is int:
+        return f"{{{','.join(map(str, values))}}}"
     return f"{{{','.join(map(_element, values))}}}"
 
 
 def _element(value: object) -> str:
     if value is None:
         return "NULL"
-    if type(value) is int:
-        return str(value)
     return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
