@@ -29,7 +29,8 @@ _EXTRAS = {
     **dict.fromkeys(("granian", "grpc", "h11", "jinja2", "uvicorn"), "server"),
 }
 
-EXIT_OK, EXIT_REJECTED, EXIT_FAILED, EXIT_PIPE = 0, 1, 2, 141
+# As docs/command-line.md lists them. The last two are what shells give for SIGINT and SIGPIPE.
+EXIT_REJECTED, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,7 +48,21 @@ def _parser() -> argparse.ArgumentParser:
     _add_database(commands)
     _add_spool(commands)
     add_questions(commands)
+    _add_completion(commands)
     return parser
+
+
+def _add_completion(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "completion",
+        help="print a script that completes commands and options in a shell",
+        description="Print a script for a shell. "
+        'For bash: eval "$(llm-cost-ops completion bash)" in ~/.bashrc; '
+        "for zsh: keep it as _llm-cost-ops in a folder of $fpath; "
+        "for fish: keep it as ~/.config/fish/completions/llm-cost-ops.fish.",
+    )
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"))
+    parser.set_defaults(run="completion")
 
 
 def _add_quickstart(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -324,13 +339,23 @@ def _dispatch(options: argparse.Namespace) -> int:
         from llm_cost_ops.cli.prices import prices
 
         return prices(options)
+    if options.run == "completion":
+        from llm_cost_ops.cli.completion import script
+
+        print(script(options.shell, _parser()), end="")
+        return 0
     from llm_cost_ops.cli.quickstart import quickstart
 
     return quickstart(options)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status is 0, 1 when records were rejected, or 2 when it failed."""
+    """Run a command and give its exit status.
+
+    0 when it did what was asked; 1 when the answer is no, or not whole: lines were rejected, a price is not
+    known, a check found something; 2 when it failed or was called wrongly; 130 when it was interrupted; 141
+    when whoever read its output had enough.
+    """
     for stream in (sys.stdout, sys.stderr):
         # A sign that a terminal can't show does not end a command.
         if isinstance(stream, io.TextIOWrapper):
@@ -353,4 +378,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"llm-cost-ops: this needs more: pip install 'llm-cost-ops[{extra}]'", file=sys.stderr)
     except KeyboardInterrupt:
         print("llm-cost-ops: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
     return EXIT_FAILED
