@@ -94,7 +94,11 @@ class HttpServer:
 
     async def start(self) -> str:
         """Bind and accept; the address really bound. Raises OSError when that can't be."""
-        listener = _unix(self._uds) if self._uds is not None else _tcp(self._host, self._port)
+        where = self._uds or f"{self._host}:{self._port}"
+        try:
+            listener = _unix(self._uds) if self._uds is not None else _tcp(self._host, self._port)
+        except OSError as error:
+            raise OSError(error.errno, f"can't listen there: {error.strerror or error}", where) from None
         self._task = asyncio.create_task(self._server.serve(sockets=[listener]))
         while not self._server.started:
             if self._task.done():
