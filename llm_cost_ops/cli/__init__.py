@@ -26,7 +26,7 @@ __all__ = ["main"]
 _EXTRAS = {
     "psycopg": "postgres",
     "rich": "cli",
-    **dict.fromkeys(("granian", "grpc", "h11", "jinja2", "uvicorn"), "server"),
+    **dict.fromkeys(("grpc", "h11", "jinja2", "uvicorn"), "server"),
 }
 
 # As docs/command-line.md lists them. The last two are what shells give for SIGINT and SIGPIPE.
@@ -69,7 +69,9 @@ def _add_quickstart(commands: argparse._SubParsersAction[argparse.ArgumentParser
     parser = commands.add_parser(
         "quickstart", help="record example responses with the embedded engine and show what they cost"
     )
-    parser.add_argument("file", nargs="?", help="JSONL of provider responses; default: the examples")
+    parser.add_argument(
+        "file", nargs="?", help="JSONL of provider responses; default: the examples of a checkout"
+    )
     parser.add_argument("--db", default="quickstart.db", metavar="PATH", help="default: %(default)s")
     parser.set_defaults(run="quickstart")
 
@@ -123,6 +125,12 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="N",
         help="calls in flight; further ones are told to come back later; default: %(default)s",
     )
+    parser.add_argument(
+        "--access-log",
+        choices=("off", "text", "json"),
+        default="off",
+        help="a line for each call on standard error, without what callers sent; default: %(default)s",
+    )
     parser.add_argument("--no-dashboard", action="store_true", help="serve no pages at / of HTTP")
     parser.set_defaults(run="serve")
 
@@ -138,12 +146,6 @@ def _add_dashboard(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     parser.add_argument("--port", type=int, default=0, metavar="N", help="default: any that is free")
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
     parser.set_defaults(run="dashboard")
-
-
-def _at_least_one(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text[:9]) >= 1):
-        raise argparse.ArgumentTypeError("must be a number from 1 on")
-    return int(text[:9])
 
 
 def _add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -364,7 +366,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PIPE
     except OSError as error:
-        print(f"llm-cost-ops: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"llm-cost-ops: {where}{error.strerror or error}", file=sys.stderr)
     except ImportError as error:
         extra = _EXTRAS.get((error.name or "").split(".")[0])
         if extra is None:

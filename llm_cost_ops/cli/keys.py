@@ -38,6 +38,10 @@ def keys(options: argparse.Namespace) -> int:
 
 
 def _create(options: argparse.Namespace) -> None:
+    if not options.organization and options.role != "metrics":
+        raise ConfigurationError(
+            "--organization must be given, for whose data the key is", parameter="organization"
+        )
     made = partial(_made, options=options)
     key, text = _with_keys(options.db, made)
     # Alone on standard output, so that a script can take it from there.

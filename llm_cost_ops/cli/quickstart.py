@@ -24,9 +24,9 @@ def quickstart(options: argparse.Namespace) -> int:
     """The `quickstart` command."""
     path = Path(options.file) if options.file else EXAMPLES
     if not path.exists():
+        problem = f"there is no file {path}" if options.file else "the examples are in the repository only"
         print(
-            f"llm-cost-ops: no file {path}: the examples come with the repository; "
-            "or name a JSONL file of provider responses",
+            f"llm-cost-ops: {problem}; name a JSONL file of provider responses: llm-cost-ops quickstart FILE",
             file=sys.stderr,
         )
         return 2

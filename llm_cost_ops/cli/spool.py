@@ -34,7 +34,7 @@ def _status(folder: str) -> int:
 
 
 def _drain(options: argparse.Namespace) -> int:
-    with open_client(options, create=True) as client:
+    with open_client(options, create=True, waits=True) as client:
         settings = RecorderConfig(spool=options.folder, shutdown_timeout=options.timeout)
         with type(client)(config=client.config.replace(recorder=settings)) as sender:
             report = sender.flush(options.timeout)

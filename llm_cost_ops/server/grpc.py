@@ -27,7 +27,13 @@ from llm_cost_ops.rpc.runtime import AsyncRuntime, Runtime
 from llm_cost_ops.rpc.slices import Slices
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.server.admission import Admission, overloaded
-from llm_cost_ops.server.app import ServerTls, private_sockets, remove_socket, remove_stale_socket
+from llm_cost_ops.server.app import (
+    ServerTls,
+    private_sockets,
+    remove_socket,
+    remove_stale_socket,
+    tcp_listener,
+)
 from llm_cost_ops.server.calls import CallObserver, Traffic
 from llm_cost_ops.server.decoding import (
     UNBOUNDED_ANSWERS,
@@ -145,6 +151,8 @@ class GrpcServer:
                 self._listen(server, f"unix:{self._uds}")
             return f"unix:{self._uds}"
         host = f"[{self._host}]" if ":" in self._host else self._host
+        # grpcio says no more than that it can't, and writes lines of its own to standard error.
+        tcp_listener(self._host, self._port).close()
         port = self._listen(server, f"{host}:{self._port}")
         return f"{'grpc' if self._credentials is None else 'grpcs'}://{host}:{port}"
 
