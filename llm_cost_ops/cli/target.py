@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from llm_cost_ops.client.clients import CostOpsClient
-from llm_cost_ops.config import EMBEDDED, SCHEMES, ClientConfig, RetryConfig
+from llm_cost_ops.config import EMBEDDED, SCHEMES, ClientConfig, RetryConfig, without_password
 from llm_cost_ops.exceptions import ConfigurationError
 
 __all__ = ["open_client", "url_of"]
@@ -38,7 +38,7 @@ def open_client(
     path = _file_of(config.base_url)
     if path is not None and not create and not path.exists():
         if without is None:
-            raise ConfigurationError(f"there is no database {path}", parameter="db")
+            raise ConfigurationError(f"there is no database {without_password(str(path))}", parameter="db")
         config = config.replace(base_url=without)
     # A command has nobody waiting behind it: it may be more patient than a service.
     return CostOpsClient(config=config.replace(timeout=120.0, retry=RetryConfig(max_retries=6)))
