@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import re
+import sys
 from importlib.metadata import version as installed
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tools import http_reference
 
 project = "llm-cost-ops"
 version = release = installed("llm-cost-ops")
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
-html_theme = "alabaster"
-html_theme_options = {"description": "What LLM calls cost, exactly", "fixed_sidebar": True}
+html_theme = "furo"
+html_title = f"llm-cost-ops {version}"
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#0b5d4e", "color-brand-content": "#0b6b5a"},
+    "dark_css_variables": {"color-brand-primary": "#5fd0b4", "color-brand-content": "#6fdcc0"},
+}
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+html_show_sphinx = False
+# What is copied of a console is its commands, without the prompt and what they print.
+copybutton_prompt_text = r"\$ |>>> |\.\.\. "
+copybutton_prompt_is_regexp = True
+copybutton_only_copy_prompt_lines = True
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 nitpicky = True
@@ -54,7 +70,14 @@ def _plain(*told: Any) -> tuple[Any, Any]:
     return signature, returned
 
 
+def _with_reference(app: Any, name: str, source: list[str]) -> None:
+    """The HTTP reference is made from the OpenAPI document each time."""
+    if name == "http":
+        source[0] = source[0].replace("<!-- every route -->", http_reference.read())
+
+
 def setup(app: Any) -> None:
     """Called by Sphinx."""
+    app.connect("source-read", _with_reference)
     app.connect("autodoc-process-docstring", _as_rest)
     app.connect("autodoc-process-signature", _plain)

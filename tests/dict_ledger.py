@@ -24,6 +24,7 @@ from llm_cost_ops.ledger import (
     Committed,
     Entry,
     Filter,
+    LedgerFigures,
     Price,
     Recorded,
     Repriced,
@@ -161,6 +162,7 @@ class DictLedger:
         self._card_keys: dict[tuple[str, str], tuple[bytes, RateCard]] = {}
         self._kept: dict[bytes, RateCard] = {}
         self._closed = False
+        self._appends = 0
         self.keys = DictKeys()
 
     @property
@@ -183,6 +185,7 @@ class DictLedger:
         with self._lock:
             if revision is not None and revision != len(self._cards):
                 return None
+            self._appends += 1
             return [self._append(entry) for entry in entries]
 
     def _append(self, entry: Entry) -> Appended:
@@ -409,6 +412,10 @@ class DictLedger:
 
     async def check(self, context: CallContext) -> None:
         self._begin(context)
+
+    async def figures(self, context: CallContext) -> LedgerFigures:
+        self._begin(context)
+        return LedgerFigures(commits=self._appends, queued=0, unfolded_rows=0, bytes=1)
 
     async def aclose(self) -> None:
         self._closed = True

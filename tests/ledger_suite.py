@@ -110,6 +110,15 @@ class LedgerSuite:
         assert statuses(ledger, entry(idempotency_key="k", organization_id="globex")) == [CREATED]
         assert ledger.count(EVERYTHING) == 3
 
+    def test_figures_follow_what_is_written(self, ledger: Sync) -> None:
+        before = ledger.figures()
+        ledger.append([entry()])
+        after = ledger.figures()
+        assert after.commits == before.commits + 1
+        assert after.queued == 0
+        assert 0 <= after.unfolded_rows <= 1
+        assert after.bytes >= before.bytes > 0
+
     def test_a_duplicate_gets_the_first_answer(self, ledger: Sync) -> None:
         [first] = ledger.append([entry(idempotency_key="k", units=5)])
         later = replace(entry(idempotency_key="k", units=9), ingested_at=TAKEN + timedelta(days=1))

@@ -6,6 +6,7 @@ in a folder of their own under the folder for temporary files, which is removed 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pwd
 import shutil
@@ -63,6 +64,15 @@ def _user() -> str | None:
     return None
 
 
+_libc = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
+
+
+def _end_with_parent() -> None:
+    """Have this process, which is to be a server, get SIGQUIT when the tests are killed."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT)
+
+
 class PostgresServer:
     """A server with databases in it; a context manager."""
 
@@ -112,7 +122,14 @@ class PostgresServer:
         options = [part for setting in settings for part in ("-c", setting)]
         command = [str(self.bin / "postgres"), "-D", str(self.data), "-p", str(self.port), *options]
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd="/", user=_user())
+            self._process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                user=_user(),
+                preexec_fn=_end_with_parent,  # noqa: PLW1509 - it takes no lock
+            )
         until = time.monotonic() + 30
         while True:
             with suppress(psycopg.OperationalError):

@@ -29,7 +29,8 @@ _EXTRAS = {
     **dict.fromkeys(("grpc", "h11", "jinja2", "uvicorn"), "server"),
 }
 
-EXIT_OK, EXIT_REJECTED, EXIT_FAILED, EXIT_PIPE = 0, 1, 2, 141
+# As docs/command-line.md lists them. The last two are what shells give for SIGINT and SIGPIPE.
+EXIT_REJECTED, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,7 +48,21 @@ def _parser() -> argparse.ArgumentParser:
     _add_database(commands)
     _add_spool(commands)
     add_questions(commands)
+    _add_completion(commands)
     return parser
+
+
+def _add_completion(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "completion",
+        help="print a script that completes commands and options in a shell",
+        description="Print a script for a shell. "
+        'For bash: eval "$(llm-cost-ops completion bash)" in ~/.bashrc; '
+        "for zsh: keep it as _llm-cost-ops in a folder of $fpath; "
+        "for fish: keep it as ~/.config/fish/completions/llm-cost-ops.fish.",
+    )
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"))
+    parser.set_defaults(run="completion")
 
 
 def _add_quickstart(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -110,6 +125,12 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="N",
         help="calls in flight; further ones are told to come back later; default: %(default)s",
     )
+    parser.add_argument(
+        "--access-log",
+        choices=("off", "text", "json"),
+        default="off",
+        help="a line for each call on standard error, without what callers sent; default: %(default)s",
+    )
     parser.add_argument("--no-dashboard", action="store_true", help="serve no pages at / of HTTP")
     parser.set_defaults(run="serve")
 
@@ -139,15 +160,17 @@ def _add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     create.add_argument(
         "--organization",
         action="append",
-        required=True,
+        default=[],
         metavar="ID",
-        help="whose data the key may use; may be given again; '*' for every organization",
+        help="whose data the key may use; may be given again; '*' for every organization, which is what the "
+        "role metrics is for",
     )
     create.add_argument(
         "--role",
-        choices=("reader", "writer", "admin"),
+        choices=("metrics", "reader", "writer", "admin"),
         default="writer",
-        help="reader: queries; writer: also records usage; admin: also keeps prices; default: %(default)s",
+        help="metrics: the server's figures at /metrics and nothing else; reader: queries; "
+        "writer: also records usage; admin: also keeps prices; default: %(default)s",
     )
     create.add_argument("--name", default="", help="what the key is for")
     create.add_argument("--expires", default="", metavar="DATE", help="a date (through that day) or a time")
@@ -312,13 +335,23 @@ def _dispatch(options: argparse.Namespace) -> int:
         from llm_cost_ops.cli.prices import prices
 
         return prices(options)
+    if options.run == "completion":
+        from llm_cost_ops.cli.completion import script
+
+        print(script(options.shell, _parser()), end="")
+        return 0
     from llm_cost_ops.cli.quickstart import quickstart
 
     return quickstart(options)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status is 0, 1 when records were rejected, or 2 when it failed."""
+    """Run a command and give its exit status.
+
+    0 when it did what was asked; 1 when the answer is no, or not whole: lines were rejected, a price is not
+    known, a check found something; 2 when it failed or was called wrongly; 130 when it was interrupted; 141
+    when whoever read its output had enough.
+    """
     for stream in (sys.stdout, sys.stderr):
         # A sign that a terminal can't show does not end a command.
         if isinstance(stream, io.TextIOWrapper):
@@ -342,4 +375,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"llm-cost-ops: this needs more: pip install 'llm-cost-ops[{extra}]'", file=sys.stderr)
     except KeyboardInterrupt:
         print("llm-cost-ops: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
     return EXIT_FAILED

@@ -38,6 +38,10 @@ def keys(options: argparse.Namespace) -> int:
 
 
 def _create(options: argparse.Namespace) -> None:
+    if not options.organization and options.role != "metrics":
+        raise ConfigurationError(
+            "--organization must be given, for whose data the key is", parameter="organization"
+        )
     made = partial(_made, options=options)
     key, text = _with_keys(options.db, made)
     # Alone on standard output, so that a script can take it from there.
@@ -54,7 +58,7 @@ async def _made(store: KeyStore, context: CallContext, options: argparse.Namespa
     return await create_key(
         store,
         context,
-        organizations=options.organization,
+        organizations=options.organization or (["*"] if options.role == "metrics" else []),
         role=options.role,
         name=options.name,
         expires_at=parse_end(options.expires, field="expires") if options.expires else None,

@@ -23,7 +23,7 @@ def proxy(options: argparse.Namespace) -> int:
     """Run the proxy; it ends on SIGTERM or SIGINT, when calls in flight have been answered."""
     upstreams = pairs(options.upstream, "upstream")
     options.db = options.db or (None if options.base_url else "llm_cost_ops.db")
-    with open_client(options, create=True) as client:
+    with open_client(options, create=True, waits=True) as client:
         config = client.config.replace(recorder=RecorderConfig(spool=options.spool))
         if options.organization:
             config = config.replace(organization_id=options.organization)

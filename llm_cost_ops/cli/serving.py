@@ -29,6 +29,7 @@ def serve(options: argparse.Namespace) -> int:
         tls=tls_of(options),
         announce=_announce,
         dashboard=not options.no_dashboard,
+        access_log=options.access_log,
     )
     return 0
 

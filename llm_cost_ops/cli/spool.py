@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from llm_cost_ops.cli.target import open_client
-from llm_cost_ops.client.recorder import FlushReport
+from llm_cost_ops.client.flush_report import FlushReport
 from llm_cost_ops.client.spool import Spool
 from llm_cost_ops.config import RecorderConfig
 from llm_cost_ops.exceptions import ConfigurationError
@@ -34,7 +34,7 @@ def _status(folder: str) -> int:
 
 
 def _drain(options: argparse.Namespace) -> int:
-    with open_client(options, create=True) as client:
+    with open_client(options, create=True, waits=True) as client:
         settings = RecorderConfig(spool=options.folder, shutdown_timeout=options.timeout)
         with type(client)(config=client.config.replace(recorder=settings)) as sender:
             report = sender.flush(options.timeout)

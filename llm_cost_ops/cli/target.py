@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 from llm_cost_ops.client.clients import CostOpsClient
 from llm_cost_ops.config import EMBEDDED, SCHEMES, ClientConfig, RetryConfig, without_password
-from llm_cost_ops.exceptions import ConfigurationError
+from llm_cost_ops.exceptions import ConfigurationError, NetworkError
 
 __all__ = ["open_client", "url_of"]
 
+_PORTS = {"http": 80, "https": 443, "grpc": 50051, "grpcs": 443}
+_PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+
 
 def open_client(
-    options: argparse.Namespace, *, create: bool = False, without: str | None = None
+    options: argparse.Namespace, *, create: bool = False, without: str | None = None, waits: bool = False
 ) -> CostOpsClient:
     """A client for --db or --base-url, or for what the environment says.
 
     Where that is a database file that does not exist, it is made with `create`, and `without` is used
     instead when that is given. Raises ConfigurationError otherwise: a question to a misspelt file would be
-    answered with nothing.
+    answered with nothing. NetworkError where no server listens, unless the command `waits` for one.
     """
     base_url = getattr(options, "base_url", None)
     if options.db:
@@ -40,8 +44,32 @@ def open_client(
         if without is None:
             raise ConfigurationError(f"there is no database {without_password(str(path))}", parameter="db")
         config = config.replace(base_url=without)
+    if not waits:
+        _check_reachable(config)
     # A command has nobody waiting behind it: it may be more patient than a service.
     return CostOpsClient(config=config.replace(timeout=120.0, retry=RetryConfig(max_retries=6)))
+
+
+def _check_reachable(config: ClientConfig) -> None:
+    """NetworkError, at once and with what to do, where nothing listens at the address of a server.
+
+    Once a command has begun it is patient with a server that restarts; one that was never there is
+    somebody's mistake.
+    """
+    url = urlsplit(config.base_url)
+    port = _PORTS.get(url.scheme)
+    if port is None or not url.hostname or config.proxy or any(map(os.environ.get, _PROXIES)):
+        return
+    try:
+        socket.create_connection((url.hostname, url.port or port), timeout=0.5).close()
+    except ConnectionRefusedError:
+        raise NetworkError(
+            f"nothing listens at {url.scheme}://{url.hostname}:{url.port or port}: start a server with "
+            "`llm-cost-ops serve`, or name another by --base-url or LLM_COST_OPS_BASE_URL, or a file by --db"
+        ) from None
+    except OSError:
+        # A name that is not known yet, or a network that is slow: the call itself says what is wrong.
+        return
 
 
 def _file_of(base_url: str) -> Path | None:

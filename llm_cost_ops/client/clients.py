@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import httpx
 
     from llm_cost_ops._gen.messages import GetHealthResponse, GetReadinessResponse
-    from llm_cost_ops.client.recorder import FlushReport
+    from llm_cost_ops.client.flush_report import FlushReport
     from llm_cost_ops.rpc.raw import RawResponse
     from llm_cost_ops.transports.serializer import Serializer
 

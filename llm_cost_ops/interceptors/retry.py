@@ -13,7 +13,7 @@ from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.forks import forget_in_children
 from llm_cost_ops.rpc.interceptor import Req, Res, UnaryContinuation
 from llm_cost_ops.rpc.method import Idempotency
-from llm_cost_ops.rpc.status import OVERLOADED
+from llm_cost_ops.rpc.status import OVERLOADED, UNTRUSTED_CERTIFICATE
 from llm_cost_ops.rpc.streams import AroundStart
 
 __all__ = ["Retry", "RetryBudget", "RetryPolicy"]
@@ -46,6 +46,8 @@ class RetryPolicy:
         return self._backoff.jittered(attempt, draw) if config.jitter else self._backoff.seconds(attempt)
 
     def _transient(self, error: CostOpsError) -> bool:
+        if error.code == UNTRUSTED_CERTIFICATE:
+            return False
         if error.status_code is not None:
             return error.status_code in self._config.retry_on_status
         return (

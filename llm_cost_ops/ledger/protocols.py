@@ -19,6 +19,7 @@ from llm_cost_ops.ledger.types import (
     Committed,
     Entry,
     Filter,
+    LedgerFigures,
     Position,
     Price,
     Recorded,
@@ -229,6 +230,9 @@ class Ledger(Protocol):
 
     async def check(self, context: CallContext) -> None:
         """Write and commit a mark; raises as any other write does."""
+
+    async def figures(self, context: CallContext) -> LedgerFigures:
+        """What an operator watches; cheap enough to ask every few seconds."""
 
     async def aclose(self) -> None:
         """Finish what was begun and let go of files and threads. May be called twice."""

@@ -19,6 +19,7 @@ __all__ = [
     "Committed",
     "Entry",
     "Filter",
+    "LedgerFigures",
     "Position",
     "Price",
     "Recorded",
@@ -198,11 +199,25 @@ class Amounts(msgspec.Struct, gc=False, kw_only=True):
     currency: str = "USD"
 
 
+class LedgerFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator watches of a ledger.
+
+    `commits` counts the transactions that wrote since this process opened it, `queued` the writes that wait
+    for one. `unfolded_rows` are those that are not in the kept sums yet, so that queries add them up. `bytes`
+    is the size of the database.
+    """
+
+    commits: int
+    queued: int
+    unfolded_rows: int
+    bytes: int
+
+
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     """What is kept of an API key: never the key itself.
 
-    `id` is the visible prefix, `hash` the 32 bytes of a keyed hash, `role` one of reader, writer, admin.
-    `organizations` None means all of them. Times are in UTC; None means never.
+    `id` is the visible prefix, `hash` the 32 bytes of a keyed hash, `role` one of metrics, reader, writer,
+    admin. `organizations` None means all of them. Times are in UTC; None means never.
     """
 
     id: str

@@ -112,8 +112,9 @@ class MethodDescriptor(Generic[Req, Res]):
 
     `fill_key(request, key, make)` returns the request, copied where it had to be changed, with its
     idempotency key filled: from `key` when that is not empty, else from `make()`; and the key. It
-    is None for methods that carry none. `unwrap` names the response field that the Python method
-    returns, if not the whole response; of a stream, it gives the elements of a list one by one.
+    is None for methods that carry none. `success_status` is the HTTP status of an ordinary success.
+    `unwrap` names the response field that the Python method returns, if not the whole response; of a
+    stream, it gives the elements of a list one by one.
     """
 
     __slots__ = (
@@ -127,6 +128,7 @@ class MethodDescriptor(Generic[Req, Res]):
         "request",
         "response",
         "service",
+        "success_status",
         "unwrap",
     )
 
@@ -152,13 +154,9 @@ class MethodDescriptor(Generic[Req, Res]):
         self.request = request
         self.response = response
         self.http = http
+        self.success_status = 200 if http is None else http.status
         self.fill_key = fill_key
         self.unwrap = unwrap
-
-    @property
-    def success_status(self) -> int:
-        """The HTTP status of an ordinary success."""
-        return 200 if self.http is None else self.http.status
 
     def __repr__(self) -> str:
         return f"MethodDescriptor({self.full_name})"

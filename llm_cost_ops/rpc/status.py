@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "OVERLOADED",
     "STATUS_BY_REASON",
+    "UNTRUSTED_CERTIFICATE",
     "RpcError",
     "StatusCode",
     "Violation",
@@ -51,6 +52,9 @@ class StatusCode(enum.IntEnum):
 
 OVERLOADED = "OVERLOADED"
 """The error code of a server that has too many calls, and did nothing with this one."""
+
+UNTRUSTED_CERTIFICATE = "UNTRUSTED_CERTIFICATE"
+"""The error code where a server's certificate is not trusted: another attempt would find the same."""
 
 
 class Violation(NamedTuple):
@@ -104,6 +108,16 @@ class RpcError(Exception):
     def is_refusal(self) -> bool:
         """Whether the server had too many calls, did nothing with this one, and says when to come again."""
         return self.error_code == OVERLOADED and self.retry_after is not None
+
+    @staticmethod
+    def code_of_cause(error: BaseException) -> str:
+        """UNTRUSTED_CERTIFICATE where that is what an exception, or one behind it, says; else ""."""
+        seen: BaseException | None = error
+        while seen is not None:
+            if type(seen).__name__ == "SSLCertVerificationError":
+                return UNTRUSTED_CERTIFICATE
+            seen = seen.__cause__ or seen.__context__
+        return ""
 
     def __str__(self) -> str:
         details = "; ".join(f"{v.field}: {v.description}" for v in self.violations)

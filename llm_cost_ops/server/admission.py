@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Collection
+from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing
-from typing import Any
 
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.fifo import Fifo, TaskTurn
-from llm_cost_ops.rpc.interceptor import Req, Res, UnaryContinuation
+from llm_cost_ops.rpc.interceptor import Req, Res, StreamContinuation, UnaryContinuation
 from llm_cost_ops.rpc.runtime import Runtime
 from llm_cost_ops.rpc.status import OVERLOADED, RpcError, StatusCode
 
@@ -44,10 +43,17 @@ class Admission:
         self._limit = limit
         self.exempt = frozenset(exempt)
         self.in_flight = 0
+        self.refused = 0
+        """How many calls were refused since the start."""
         self._waiting = Fifo[TaskTurn]()
         # When calls that waited were let in that have not begun yet: their bodies are being read.
         self._coming: deque[float] = deque()
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for room."""
+        return len(self._waiting)
 
     def full(self) -> bool:
         """Whether a further call would have to wait."""
@@ -65,8 +71,8 @@ class Admission:
             self._leave()
 
     async def intercept_unary_stream(
-        self, continuation: Callable[..., AsyncGenerator[Any, None]], request: object, context: CallContext
-    ) -> AsyncGenerator[object, None]:
+        self, continuation: StreamContinuation[Req, Res], request: Req, context: CallContext
+    ) -> AsyncGenerator[Res, None]:
         await self._enter(context)
         try:
             async with aclosing(continuation(request, context)) as messages:
@@ -92,7 +98,10 @@ class Admission:
         try:
             await runtime.within(turn.wait(), seconds)
         except TimeoutError:
-            return None if self._waiting.withdraw(turn) else overloaded(runtime)
+            if self._waiting.withdraw(turn):
+                return None
+            self.refused += 1
+            return overloaded(runtime)
         except BaseException:
             if self._waiting.withdraw(turn):
                 self._begun()

@@ -28,6 +28,7 @@ __all__ = [
     "remove_socket",
     "remove_stale_socket",
     "serve",
+    "tcp_listener",
 ]
 
 
@@ -94,11 +95,7 @@ class HttpServer:
 
     async def start(self) -> str:
         """Bind and accept; the address really bound. Raises OSError when that can't be."""
-        where = self._uds or f"{self._host}:{self._port}"
-        try:
-            listener = _unix(self._uds) if self._uds is not None else _tcp(self._host, self._port)
-        except OSError as error:
-            raise OSError(error.errno, f"can't listen there: {error.strerror or error}", where) from None
+        listener = _unix(self._uds) if self._uds is not None else tcp_listener(self._host, self._port)
         self._task = asyncio.create_task(self._server.serve(sockets=[listener]))
         while not self._server.started:
             if self._task.done():
@@ -134,7 +131,16 @@ def _tls_settings(tls: ServerTls) -> dict[str, Any]:
     }
 
 
-def _tcp(host: str, port: int) -> socket.socket:
+def tcp_listener(host: str, port: int) -> socket.socket:
+    """A socket bound to an address. OSError, with the address as its filename, when that can't be."""
+    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        return _bound(host, port)
+    except OSError as error:
+        raise OSError(error.errno, f"can't listen there: {error.strerror or error}", shown) from None
+
+
+def _bound(host: str, port: int) -> socket.socket:
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
@@ -156,18 +162,18 @@ def _unix(path: str) -> socket.socket:
         with private_sockets():
             listener.bind(path)
         listener.setblocking(False)
-    except OSError:
+    except OSError as error:
         listener.close()
-        raise
+        raise OSError(error.errno, f"can't listen there: {error.strerror or error}", path) from None
     return listener
 
 
 async def serve(
     servers: Sequence[Server],
     *,
-    on_drain: Callable[[], Any] | None = None,
+    on_drain: Callable[[], object] | None = None,
     close: Callable[[], Awaitable[None]] | None = None,
-    announce: Callable[[str], Any] = print,
+    announce: Callable[[str], object] = print,
     drain_delay: float = 0.5,
     grace: float = 30.0,
     stopped: asyncio.Event | None = None,
@@ -207,7 +213,7 @@ async def _unless(event: asyncio.Event, work: Awaitable[Any]) -> None:
 
 
 @contextlib.contextmanager
-def _signals(handle: Callable[[], Any]) -> Iterator[None]:
+def _signals(handle: Callable[[], object]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     watched = []
     for number in (signal.SIGTERM, signal.SIGINT):

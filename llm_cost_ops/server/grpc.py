@@ -27,7 +27,14 @@ from llm_cost_ops.rpc.runtime import AsyncRuntime, Runtime
 from llm_cost_ops.rpc.slices import Slices
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.server.admission import Admission, overloaded
-from llm_cost_ops.server.app import ServerTls, private_sockets, remove_socket, remove_stale_socket
+from llm_cost_ops.server.app import (
+    ServerTls,
+    private_sockets,
+    remove_socket,
+    remove_stale_socket,
+    tcp_listener,
+)
+from llm_cost_ops.server.calls import CallObserver, Traffic
 from llm_cost_ops.server.decoding import (
     UNBOUNDED_ANSWERS,
     decode_protobuf,
@@ -71,7 +78,7 @@ class GrpcServer:
     `uds` it listens on that Unix socket instead, which only the process's user may open.
     `tls` turns TLS on, but not on a Unix socket. `ready` tells health whether the service takes traffic.
     `admit` raises RpcError for a call that is not to be answered, and `admission` where one is too many:
-    both before anything of it is decoded.
+    both before anything of it is decoded. `observe` gets each call of the service that was answered.
     An error that a servicer did not mean to raise is logged under its request id and tells the client
     nothing.
     """
@@ -89,8 +96,10 @@ class GrpcServer:
         admission: Admission | None = None,
         limits: GrpcLimits | None = None,
         runtime: Runtime | None = None,
+        observe: CallObserver | None = None,
     ) -> None:
         self._handler = handler
+        self._observe = observe
         self._host = host
         self._port = port
         self._uds = uds
@@ -142,6 +151,8 @@ class GrpcServer:
                 self._listen(server, f"unix:{self._uds}")
             return f"unix:{self._uds}"
         host = f"[{self._host}]" if ":" in self._host else self._host
+        # grpcio says no more than that it can't, and writes lines of its own to standard error.
+        tcp_listener(self._host, self._port).close()
         port = self._listen(server, f"{host}:{self._port}")
         return f"{'grpc' if self._credentials is None else 'grpcs'}://{host}:{port}"
 
@@ -165,6 +176,7 @@ class GrpcServer:
                 self._in_flight,
                 self._admit,
                 None if self._admission is None or method.path in self._admission.exempt else self._admission,
+                self._observe,
             )
             if method.cardinality is Cardinality.UNARY_UNARY:
                 handlers[method.name] = grpc.unary_unary_rpc_method_handler(call.serve)
@@ -204,8 +216,10 @@ class _Method:
         in_flight: _InFlight,
         admit: Callable[[CallContext], Awaitable[None]],
         admission: Admission | None,
+        observe: CallObserver | None,
     ) -> None:
         self._admit = admit
+        self._observe = observe
         self._admission = admission
         self._in_flight = in_flight
         self._method = method
@@ -220,37 +234,49 @@ class _Method:
             async with self._in_time(context):
                 response = await self._handler.unary_unary(await self._request(data), context)
                 if self._method.path in UNBOUNDED_ANSWERS:
-                    return await self._runtime.offload(self._method.response.encode, response)
-            return self._method.response.encode(response)
+                    encoded = await self._runtime.offload(self._method.response.encode, response)
+                    traffic.sent = len(encoded)
+                    return encoded
+            encoded = self._method.response.encode(response)
+            traffic.sent = len(encoded)
+            return encoded
 
-        answered: bytes = await self._guarded(answer, grpc_context)
+        traffic = Traffic()
+        traffic.received = len(data)
+        answered: bytes = await self._guarded(answer, grpc_context, traffic)
         if len(answered) < _COMPRESSED_FROM:
             grpc_context.disable_next_message_compression()
         return answered
 
     async def stream(self, incoming: Any, grpc_context: Context) -> None:
         """Write the bytes of each response; or grpcio's abort, with the error's status."""
+        traffic = Traffic()
 
         async def answer(context: CallContext) -> None:
             if self._method.cardinality is Cardinality.UNARY_STREAM:
+                traffic.received = len(incoming)
                 stream = self._handler.unary_stream(await self._request(incoming), context)
             else:
-                stream = self._handler.stream_stream(self._requests(incoming), context)
+                stream = self._handler.stream_stream(self._requests(incoming, traffic), context)
             async with self._in_time(context), aclosing(stream) as responses:
                 async for response in responses:
                     data = self._method.response.encode(response)
                     if len(data) < _COMPRESSED_FROM:
                         grpc_context.disable_next_message_compression()
+                    traffic.sent += len(data)
                     await grpc_context.write(data)
 
-        await self._guarded(answer, grpc_context)
+        await self._guarded(answer, grpc_context, traffic)
 
-    async def _guarded(self, answer: Callable[[CallContext], Awaitable[Any]], grpc_context: Context) -> Any:
+    async def _guarded(
+        self, answer: Callable[[CallContext], Awaitable[Any]], grpc_context: Context, traffic: Traffic
+    ) -> Any:
         received = _received(grpc_context)
         request_id = next((value for key, value in received if key == REQUEST_ID_HEADER), "")
         request_id = request_id if is_request_id(str(request_id)) else uuid7()
         context: CallContext | None = None
         self._in_flight.calls += 1
+        started, traffic.status = self._runtime.monotonic(), "CANCELLED"
         try:
             if self._in_flight.calls > self._limits.max_concurrent_calls:
                 raise overloaded(self._runtime)
@@ -261,14 +287,20 @@ class _Method:
                     raise refusal
             await self._admit(context)
             answered = await answer(context)
+            traffic.status = "OK"
         except RpcError as error:
+            traffic.status = error.code.name
             await _abort(grpc_context, error, context, str(request_id))
         except Exception:  # noqa: BLE001  # logged, and hidden from the client
             _log.exception("%s failed, request %s", self._method.name, request_id)
+            traffic.status = "INTERNAL"
             hidden = RpcError(StatusCode.INTERNAL, "internal error")
             await _abort(grpc_context, hidden, context, str(request_id))
         finally:
             self._in_flight.calls -= 1
+            if self._observe is not None:
+                seconds = self._runtime.monotonic() - started
+                self._observe(traffic.grpc_call(context, self._method.full_name, str(request_id), seconds))
         trailers = _trailers(str(request_id), context.response_metadata)
         if context.response_status:
             trailers = (*trailers, (STATUS_HEADER, str(context.response_status)))
@@ -285,12 +317,14 @@ class _Method:
         except DecodeError as error:
             raise violation_of(error, "the request") from error
 
-    async def _requests(self, incoming: AsyncIterator[bytes]) -> AsyncGenerator[object, None]:
+    async def _requests(
+        self, incoming: AsyncIterator[bytes], traffic: Traffic
+    ) -> AsyncGenerator[object, None]:
         """The requests of a stream; one that can't be decoded comes in parts."""
-        received, slices = 0, Slices(self._runtime)
+        slices = Slices(self._runtime)
         async for data in incoming:
-            received += len(data)
-            if received > self._limits.max_stream_bytes:
+            traffic.received += len(data)
+            if traffic.received > self._limits.max_stream_bytes:
                 raise too_many_bytes("all requests of a stream", self._limits.max_stream_bytes)
             try:
                 yield await self._request(data)
@@ -413,16 +447,14 @@ class HealthHandler:
         }
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
-    async def check(self, request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+    async def check(self, request: bytes, context: Context) -> bytes:
         """The status of a service now; NOT_FOUND for one that is not here."""
         status = await self._status_of(await _service(request, context))
         if status == SERVICE_UNKNOWN:
             await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service")
         return number(1, status)
 
-    async def watch(
-        self, request: bytes, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> AsyncIterator[bytes]:
+    async def watch(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
         """The status of a service now, and whenever it changes."""
         service = await _service(request, context)
         sent = 0
@@ -455,7 +487,7 @@ class HealthHandler:
         return self._status
 
 
-async def _service(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> str:
+async def _service(request: bytes, context: Context) -> str:
     try:
         return str(dict(fields_of(request)).get(1, b""), "utf-8")
     except (DecodeError, UnicodeDecodeError, TypeError) as error:

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, MutableMapping, Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 from urllib.parse import quote
-
-import msgspec
 
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.handler import ServiceHandler
 from llm_cost_ops.rpc.ids import uuid7
-from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.method import Cardinality, MethodDescriptor
 from llm_cost_ops.rpc.runtime import AsyncRuntime, Runtime
 from llm_cost_ops.rpc.slices import Slices
-from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, invalid_argument
+from llm_cost_ops.rpc.status import RpcError, StatusCode, invalid_argument
 from llm_cost_ops.server.admission import Admission
+from llm_cost_ops.server.calls import CallObserver, Receive, Scope, Send, Traffic, watched
 from llm_cost_ops.server.decoding import (
     BATCHES,
-    INLINE_BYTES,
     UNBOUNDED_ANSWERS,
     decode_json,
     key_of,
@@ -30,9 +26,17 @@ from llm_cost_ops.server.decoding import (
     violation_of,
 )
 from llm_cost_ops.server.limits import AsgiLimits
+from llm_cost_ops.server.lines import (
+    LINE_TYPES,
+    MAX_BLANK_LINES,
+    DisconnectedError,
+    StreamAnswer,
+    messages_of,
+    metadata_headers,
+)
 from llm_cost_ops.transports.http.binding import Binding, Router
 from llm_cost_ops.transports.http.errors import error_to_response
-from llm_cost_ops.transports.http.ndjson import MEDIA_TYPE, PAUSE, Lines, LineSplitter
+from llm_cost_ops.transports.http.ndjson import MEDIA_TYPE, LineSplitter
 from llm_cost_ops.transports.net.bodies import BodyTooLargeError, BoundedBody
 from llm_cost_ops.transports.net.headers import (
     DEADLINE_HEADER,
@@ -40,23 +44,11 @@ from llm_cost_ops.transports.net.headers import (
     decode_timeout,
     from_headers,
     is_request_id,
-    to_headers,
 )
 from llm_cost_ops.wire import DecodeError
 from llm_cost_ops.wire.unknown import UNKNOWN_FIELDS
 
-__all__ = [
-    "LINE_TYPES",
-    "AsgiApp",
-    "DisconnectedError",
-    "Pages",
-    "Receive",
-    "Route",
-    "Send",
-    "StreamAnswer",
-    "messages_of",
-    "metadata_headers",
-]
+__all__ = ["AsgiApp", "Pages", "Route"]
 
 
 _log = logging.getLogger("llm_cost_ops.server")
@@ -69,7 +61,7 @@ _SERVED = {Cardinality.UNARY_UNARY, Cardinality.UNARY_STREAM, Cardinality.STREAM
 class _Request:
     """One request's head, checked."""
 
-    def __init__(self, scope: MutableMapping[str, Any], limits: AsgiLimits) -> None:
+    def __init__(self, scope: Scope, limits: AsgiLimits) -> None:
         self.headers: dict[bytes, bytes] = {}
         self.raw_headers: list[tuple[bytes, bytes]] = list(scope["headers"])
         for name, value in self.raw_headers:
@@ -84,6 +76,7 @@ class _Request:
         self.query: str = scope.get("query_string", b"").decode("latin-1")
         self.limits = limits
         self.unknown_fields = ""
+        self.call: CallContext | None = None
 
     def text(self, name: str) -> str:
         return self.headers.get(name.encode(), b"").decode("latin-1").strip()
@@ -138,7 +131,7 @@ class _Request:
                 limits.max_message_bytes,
                 encoding,
                 max_bytes=limits.max_stream_bytes,
-                max_blank_lines=_MAX_BLANK_LINES,
+                max_blank_lines=MAX_BLANK_LINES,
             )
         except ValueError as error:
             raise _refused(415, str(error)) from error
@@ -158,7 +151,7 @@ class _Request:
             if asked_seconds is None:
                 raise _refused(400, f"{DEADLINE_HEADER} must be digits and a unit, such as 1500m")
             seconds = min(seconds, asked_seconds)
-        return CallContext(
+        self.call = CallContext(
             method,
             runtime,
             metadata,
@@ -166,6 +159,7 @@ class _Request:
             key_of(metadata),
             request_id=self.id,
         )
+        return self.call
 
 
 class Route(Protocol):
@@ -191,10 +185,10 @@ class Route(Protocol):
 class Pages(Protocol):
     """Answers some requests by pages for browsers."""
 
-    def serves(self, scope: MutableMapping[str, Any]) -> bool:
+    def serves(self, scope: Scope) -> bool:
         """Whether a request is for it."""
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
 
 
@@ -204,7 +198,8 @@ class AsgiApp:
     `close` lets go of what the handler holds; it is awaited when the ASGI server ends the lifespan.
     `admit` raises RpcError for a call that is not to be answered, before anything of it is decoded;
     `admission` refuses one before anything is looked at but its path. `routes` are further paths, and each
-    of `pages` answers what it `serves`, in place of the methods.
+    of `pages` answers what it `serves`, in place of the methods. `observe` gets each request that was
+    answered.
     Errors are `{"error": {"code", "message", "details"}, "request_id"}`. An error that a servicer
     did not mean to raise is logged under its request id and tells the client nothing. A servicer
     may set `context.response_status` and `context.response_metadata`.
@@ -221,8 +216,10 @@ class AsgiApp:
         runtime: Runtime | None = None,
         routes: Mapping[str, Route] | None = None,
         pages: Sequence[Pages] = (),
+        observe: CallObserver | None = None,
     ) -> None:
         self._handler = handler
+        self._observe = observe
         self._routes = routes or {}
         self._pages = pages
         self._close = close
@@ -234,12 +231,18 @@ class AsgiApp:
         self._runtime = runtime or AsyncRuntime()
         self._router = Router(m for m in handler.methods.values() if m.cardinality in _SERVED)
 
-    async def __call__(self, scope: MutableMapping[str, object], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         elif scope["type"] == "http":
-            pages = next((pages for pages in self._pages if pages.serves(scope)), self._http)
-            await pages(scope, receive, send)
+            pages = next((pages for pages in self._pages if pages.serves(scope)), None)
+            request = _Request(scope, self._limits)
+            if self._observe is not None:
+                await self._observed(self._observe, pages, request, scope, receive, send)
+            elif pages is not None:
+                await pages(scope, receive, send)
+            else:
+                await self._http(request, receive, send)
         else:
             raise NotImplementedError(f"no {scope['type']} here")
 
@@ -255,8 +258,27 @@ class AsgiApp:
         await self.aclose()
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def _http(self, scope: MutableMapping[str, object], receive: Receive, send: Send) -> None:
-        request = _Request(scope, self._limits)
+    async def _observed(
+        self,
+        observe: CallObserver,
+        pages: Pages | None,
+        request: _Request,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        traffic, started = Traffic(), self._runtime.monotonic()
+        receive, send = watched(traffic, receive, send)
+        try:
+            if pages is not None:
+                await pages(scope, receive, send)
+            else:
+                await self._http(request, receive, send)
+        finally:
+            seconds = self._runtime.monotonic() - started
+            observe(traffic.http_call(request.call, request.id, seconds, pages=pages is not None))
+
+    async def _http(self, request: _Request, receive: Receive, send: Send) -> None:
         try:
             answer = await self._answer(request, receive, send)
             if answer is None:
@@ -439,146 +461,3 @@ async def _feed(body: BoundedBody, receive: Receive, runtime: Runtime) -> None:
             await slices.pause()
         if not message.get("more_body", False):
             return
-
-
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
-LINE_TYPES = frozenset(("", MEDIA_TYPE, "application/ndjson", "application/jsonl", "application/json"))
-
-_MAX_BLANK_LINES = 10_000
-
-# Lines of an export are sent in pieces of so many bytes.
-_PIECE = 32 * 1024
-
-
-class DisconnectedError(Exception):
-    """The client went away."""
-
-
-def metadata_headers(metadata: Metadata | None) -> list[tuple[str, str]]:
-    """What a servicer tells beside its answer, as headers."""
-    if metadata is None:
-        return []
-    return [pair for pair in to_headers(metadata) if pair[0] != REQUEST_ID_HEADER]
-
-
-async def messages_of(
-    receive: Receive, splitter: LineSplitter, method: MethodDescriptor[Any, Any], runtime: Runtime
-) -> AsyncGenerator[object, None]:
-    """The messages in the lines of a body, read as they are asked for."""
-    lines, slices = Lines(method), Slices(runtime)
-    more = True
-    try:
-        while more:
-            part = await receive()
-            if part["type"] == "http.disconnect":
-                raise DisconnectedError
-            more = part.get("more_body", False)
-            for line in splitter.feed_slowly(part.get("body", b"")):
-                await slices.pause()
-                if line != PAUSE:
-                    yield await _line(lines, line, splitter.limit, runtime)
-        for line in splitter.end():
-            yield await _line(lines, line, splitter.limit, runtime)
-    except ValueError as error:
-        violations = [Violation("body", str(error))]
-        raise RpcError(StatusCode.INVALID_ARGUMENT, str(error), violations=violations) from error
-
-
-async def _line(lines: Lines, line: bytes | None, limit: int, runtime: Runtime) -> object:
-    if line is not None and len(line) > INLINE_BYTES:
-        return await runtime.offload(lines.request, line, limit)
-    return lines.request(line, limit)
-
-
-class StreamAnswer:
-    """One answer that is a stream: its head goes out with the first message.
-
-    An error before that is raised, for a plain error response. After it the last line tells the error:
-    `{"error": {"status", "code", "message", "details"}, "request_id"}`.
-    """
-
-    def __init__(self, binding: Binding, context: CallContext, send: Send) -> None:
-        self._binding = binding
-        self._context = context
-        self._send = send
-        self._lines = Lines(binding.method)
-        # An acknowledgement goes out at once.
-        self._piece = 0 if binding.method.cardinality is Cardinality.STREAM_STREAM else _PIECE
-        self._begun = False
-
-    async def run(self, stream: AsyncGenerator[object, None], receive: Receive | None = None) -> None:
-        """Send all that a stream yields, by the deadline.
-
-        With `receive`, for a request that has been read to its end, it ends when the client goes away.
-        """
-        gone = None if receive is None else asyncio.create_task(_disconnected(receive))
-        try:
-            tail = await self._messages(stream, gone)
-        except Exception as error:
-            if not self._begun or isinstance(error, DisconnectedError):
-                raise
-            tail = self._last_line(error)
-        except asyncio.CancelledError:
-            if not self._begun:
-                raise
-            tail = self._last_line(RpcError(StatusCode.UNAVAILABLE, "the server is stopping"))
-        finally:
-            if gone is not None:
-                gone.cancel()
-        await self._write(tail, more=False)
-
-    async def _messages(self, stream: AsyncGenerator[object, None], gone: asyncio.Task[None] | None) -> bytes:
-        """Send the messages, and return the bytes that are left for the end."""
-        data = bytearray()
-        try:
-            async with asyncio.timeout(self._context.remaining()), aclosing(stream):
-                async for message in stream:
-                    data += self._lines.response_lines(message)
-                    if len(data) >= self._piece:
-                        if gone is not None and gone.done():
-                            raise DisconnectedError
-                        await self._write(bytes(data), more=True)
-                        data.clear()
-        except TimeoutError as error:
-            self._context.check_deadline(maybe_applied=True)
-            raise RpcError(StatusCode.INTERNAL, "internal error") from error
-        except Exception as error:
-            if not self._begun and not data:
-                raise
-            return bytes(data) + self._last_line(error)
-        return bytes(data)
-
-    async def _write(self, data: bytes, *, more: bool) -> None:
-        if not self._begun:
-            self._begun = True
-            context = self._context
-            headers = [
-                ("content-type", MEDIA_TYPE),
-                *metadata_headers(context.response_metadata),
-                (REQUEST_ID_HEADER, context.request_id),
-            ]
-            raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
-            status = context.response_status or self._binding.rule.status
-            await self._send({"type": "http.response.start", "status": status, "headers": raw})
-        await self._send({"type": "http.response.body", "body": data, "more_body": more})
-
-    def _last_line(self, error: Exception) -> bytes:
-        context = self._context
-        if isinstance(error, DisconnectedError):
-            raise error
-        if not isinstance(error, RpcError):
-            _log.error("%s failed, request %s", context.method.name, context.request_id, exc_info=error)
-            error = RpcError(StatusCode.INTERNAL, "internal error")
-        status, _, body = error_to_response(error, context.request_id)
-        asked_seconds: dict[str, Any] = msgspec.json.decode(body)
-        asked_seconds["error"]["status"] = status
-        if error.retry_after is not None:
-            asked_seconds["error"]["retry_after"] = error.retry_after
-        return msgspec.json.encode(asked_seconds) + b"\n"
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -5,7 +5,7 @@ The viewer is Swagger UI, which `make assets` fetches into `assets/`; without it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from html import escape
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from llm_cost_ops.server.http import Receive, Send
+from llm_cost_ops.server.calls import Receive, Scope, Send
 
 __all__ = ["Reference"]
 
@@ -57,11 +57,11 @@ would stand here is not installed: in a clone of the project, <code>make assets<
 class Reference:
     """`/openapi.json` and `/docs`. They tell how to ask, and nothing that was recorded: no key is needed."""
 
-    def serves(self, scope: MutableMapping[str, Any]) -> bool:
+    def serves(self, scope: Scope) -> bool:
         """Whether a request is for one of them."""
         return _path(scope) in _PAGES
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
         kind, read = _PAGES[_path(scope)]
         verb = scope["method"]
@@ -80,7 +80,7 @@ class Reference:
         await send({"type": "http.response.body", "body": b"" if verb == "HEAD" else body})
 
 
-def _path(scope: MutableMapping[str, Any]) -> str:
+def _path(scope: Scope) -> str:
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
 

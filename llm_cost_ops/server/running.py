@@ -19,11 +19,15 @@ from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.method import MethodDescriptor
 from llm_cost_ops.rpc.runtime import AsyncRuntime
 from llm_cost_ops.rpc.status import RpcError
+from llm_cost_ops.server.access_log import ACCESS_LOGS, AccessLog
 from llm_cost_ops.server.admission import Admission
 from llm_cost_ops.server.app import HttpServer, Server, ServerTls
 from llm_cost_ops.server.app import serve as run_servers
+from llm_cost_ops.server.calls import CallObserver, ServedCall
 from llm_cost_ops.server.http import AsgiApp, Pages
 from llm_cost_ops.server.limits import AsgiLimits
+from llm_cost_ops.server.metrics import Metrics
+from llm_cost_ops.server.metrics_page import MetricsPage
 from llm_cost_ops.server.reference import Reference
 from llm_cost_ops.server.traces import TRACES_PATH, Traces
 from llm_cost_ops.service import Service
@@ -91,21 +95,27 @@ def serve(
     max_calls: int = MAX_CALLS,
     reported_providers: Collection[str] = REPORTED_PROVIDERS,
     tls: ServerTls | None = None,
-    announce: Callable[[str], Any] = print,
+    announce: Callable[[str], object] = print,
     dashboard: bool = True,
+    access_log: str = "off",
 ) -> None:
     """Run the service until SIGTERM or SIGINT, as `llm-cost-ops serve` does; calls in flight are answered.
 
     `db` is the path of a SQLite file, or `postgresql://user@host/database`. `http` and `grpc` are addresses
     such as "127.0.0.1:8080" or "unix:PATH"; with neither it is HTTP there. Without API keys only loopback and
     Unix sockets are taken. `announce` gets a line about the keys, and one for each listener once it accepts.
-    The dashboard is at `/` of HTTP, unless `dashboard` is False.
+    The dashboard is at `/` of HTTP, unless `dashboard` is False; figures for Prometheus are at `/metrics`.
+    With `access_log` "text" or "json" each call that was answered is a line on standard error.
 
     Raises ConfigurationError, before anything listens, for what can't be served: an address, the database.
     """
     if "://" in db and db.partition("://")[0] not in ("postgres", "postgresql"):
         rule = "must be the path of a file, or postgresql://user@host/database"
         raise ConfigurationError(f"db {rule}, not {without_password(db)!r}", parameter="db")
+    if access_log not in ACCESS_LOGS:
+        raise ConfigurationError(
+            f"access_log must be {', '.join(ACCESS_LOGS)}, not {access_log!r}", parameter="access_log"
+        )
     http = http or (None if grpc else "127.0.0.1:8080")
     listeners = {
         option: address_of(option, text) for option, text in (("http", http), ("grpc", grpc)) if text
@@ -123,6 +133,7 @@ def serve(
             tls=tls,
             announce=announce,
             dashboard=dashboard,
+            access_log=access_log,
         )
     )
 
@@ -137,8 +148,9 @@ async def _serve(
     max_calls: int,
     reported_providers: Collection[str],
     tls: ServerTls | None,
-    announce: Callable[[str], Any],
+    announce: Callable[[str], object],
     dashboard: bool,
+    access_log: str,
 ) -> None:
     required = require_keys or (exists and await _holds_keys(db))
     for option, where in listeners.items():
@@ -147,7 +159,9 @@ async def _serve(
     announce(_REQUIRED if required else _UNASKED)
     keys = Authentication(ledger.keys, required=required)
     admission = Admission(max_calls, exempt=OPEN)
-    service = Service(ledger, [admission, keys], reported_providers=reported_providers)
+    metrics = Metrics(ledger, admission)
+    observe = _observer(metrics, access_log)
+    service = Service(ledger, [admission, keys, metrics], reported_providers=reported_providers)
     servers: list[Server] = []
     if "http" in listeners:
         app = AsgiApp(
@@ -155,7 +169,8 @@ async def _serve(
             admit=keys.admit,
             admission=admission,
             routes={TRACES_PATH: Traces(service.handler)},
-            pages=_pages(service, keys, dashboard=dashboard),
+            pages=[MetricsPage(metrics, keys), *_pages(service, keys, dashboard=dashboard)],
+            observe=observe,
         )
         servers.append(HttpServer(app, tls=tls, **listeners["http"]))
     if "grpc" in listeners:
@@ -164,7 +179,15 @@ async def _serve(
         ready = partial(_ready, service)
         where = listeners["grpc"]
         servers.append(
-            GrpcServer(service.handler, ready=ready, admit=keys.admit, admission=admission, tls=tls, **where)
+            GrpcServer(
+                service.handler,
+                ready=ready,
+                admit=keys.admit,
+                admission=admission,
+                tls=tls,
+                observe=observe,
+                **where,
+            )
         )
     await run_servers(
         servers,
@@ -172,6 +195,18 @@ async def _serve(
         close=service.aclose,
         announce=lambda text: announce(f"{text}, {without_password(db)}"),
     )
+
+
+def _observer(metrics: Metrics, access_log: str) -> CallObserver:
+    if access_log == "off":
+        return metrics.observe
+    log = AccessLog(access_log)
+
+    def observe(call: ServedCall) -> None:
+        metrics.observe(call)
+        log(call)
+
+    return observe
 
 
 def _pages(service: Service, keys: Authentication, *, dashboard: bool) -> list[Pages]:

@@ -79,6 +79,7 @@ async def test_a_ca_bundle_is_trusted(dialler: Dialler, certificate: tuple[Path,
     with pytest.raises(NetworkError, match=r"(?i)certificate") as caught:
         await dialler.open().health()
     assert caught.value.maybe_applied is False
+    assert (caught.value.code, caught.value.attempts) == ("UNTRUSTED_CERTIFICATE", 1)
     with pytest.raises(NetworkError, match=r"(?i)certificate"):
         await dialler.open("127.0.0.1", tls=TLSConfig(ca_file=str(certificate[0]))).health()
 

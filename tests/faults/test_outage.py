@@ -19,7 +19,7 @@ from llm_cost_ops import (
     RecorderConfig,
     RetryConfig,
 )
-from llm_cost_ops.client.recorder import FlushReport
+from llm_cost_ops.client.flush_report import FlushReport
 from tests.faults.lossy import RefusingGrpc, RefusingHttp, Served
 from tests.faulty_peers import FaultyPeer
 

@@ -84,6 +84,13 @@ def test_what_the_documentation_names_is_there() -> None:
     assert [item for item in missing if not (ROOT / item[1]).exists()] == []
 
 
+def test_every_page_is_found_from_the_first() -> None:
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    listed = " ".join(re.findall(r"^```\{toctree\}\n(.*?)^```$", index, re.MULTILINE | re.DOTALL)).split()
+    pages = {path.stem for path in (ROOT / "docs").glob("*.md")} - {"index"}
+    assert sorted(name for name in listed if not name.startswith(":") and name in pages) == sorted(pages)
+
+
 @pytest.mark.parametrize("line", _commands())
 def test_the_command_line_takes_what_the_documentation_shows(line: str) -> None:
     assert cli._parser().parse_args(shlex.split(line)).command == line.split()[0]

@@ -17,9 +17,10 @@ from llm_cost_ops.ledger.postgres.connection import Database, Session
 from llm_cost_ops.ledger.postgres.errors import busy_error, closed_error, is_lost
 from llm_cost_ops.ledger.postgres.interning import intern, organization_ids
 from llm_cost_ops.ledger.postgres.revise import revise
-from llm_cost_ops.ledger.postgres.rows import Row, decode_usage, prepare, text_array, units_sql
+from llm_cost_ops.ledger.postgres.rows import Row, prepare, text_array, units_sql
 from llm_cost_ops.ledger.postgres.sums import quarter_sql
 from llm_cost_ops.ledger.postgres.workers import Connected, Ticket
+from llm_cost_ops.ledger.structs import decode_usage
 from llm_cost_ops.ledger.types import Appended, Entry, Revision
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.rules.times import from_micros
@@ -152,6 +153,8 @@ class Appender:
         self._database = database
         self._written = written
         self._closed = False
+        self.commits = 0
+        """How many transactions wrote usage."""
         self._begin()
 
     def _begin(self) -> None:
@@ -177,6 +180,11 @@ class Appender:
                 self._thread.start()
             self._changed.notify()
         return ticket
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for a commit."""
+        return len(self._waiting)
 
     def close(self) -> None:
         """Commit what is queued, and end the thread."""
@@ -275,6 +283,7 @@ class Appender:
                 session.begin_commit()
                 session.run("COMMIT")
             session.end_commit()
+            self.commits += 1
         except psycopg.Error as error:
             if not is_lost(error):
                 session.committing = False

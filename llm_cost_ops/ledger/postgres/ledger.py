@@ -24,6 +24,7 @@ from llm_cost_ops.ledger.types import (
     Committed,
     Entry,
     Filter,
+    LedgerFigures,
     Position,
     Price,
     Recorded,
@@ -207,6 +208,14 @@ class PostgresLedger:
                 session.run("UPDATE llm_cost_ops.meta SET checks = checks + 1")
 
         await self._workers.run(job, context, writes=True)
+
+    async def figures(self, context: CallContext) -> LedgerFigures:
+        """What an operator watches; see Ledger."""
+        unfolded, size = await self.read(sums.figures, context)
+        appender = self._appender
+        return LedgerFigures(
+            commits=appender.commits, queued=appender.waiting, unfolded_rows=unfolded, bytes=size
+        )
 
     async def find_faults(self, context: CallContext) -> list[str]:
         """What is inconsistent in the whole database, in words; it reads all of it."""

@@ -30,6 +30,7 @@ __all__ = [
     "Piece",
     "count",
     "day_sql",
+    "figures",
     "fold",
     "newest",
     "pieces_of",
@@ -120,6 +121,16 @@ def fold(session: Session, org: int) -> None:
         [(mine,)] = session.rows("SELECT pg_try_advisory_xact_lock(%s, %s)", schema.LOCK_FOLD, org)
         if mine:
             session.run(_FOLD, org=org)
+
+
+def figures(session: Session) -> tuple[int, int]:
+    """How many rows of delta are not in rollup yet, and the bytes of the tables with their indexes."""
+    [(unfolded,)] = session.rows("SELECT count(*) FROM llm_cost_ops.delta")
+    [(size,)] = session.rows(
+        "SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint FROM pg_class c "
+        "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'llm_cost_ops' AND c.relkind = 'r'"
+    )
+    return unfolded, size
 
 
 Keys = tuple[str, ...]

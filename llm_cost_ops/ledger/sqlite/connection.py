@@ -336,6 +336,8 @@ class Writer:
         self.database = database
         self.turn = FifoLock()
         self.closed = False
+        self.commits = 0
+        """How many transactions were committed."""
         self.is_childs = False
         """Whether what it wrote to is in the memory of the process that forked this one."""
         self._connection: sqlite3.Connection | None = None
@@ -439,6 +441,7 @@ class Writer:
                 self._committing = True
                 execute("COMMIT")
                 self.interner.keep()
+            self.commits += 1
         except BaseException as error:
             self.database.notice(error)
             self._roll_back(error)

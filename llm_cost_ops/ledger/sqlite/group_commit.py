@@ -77,6 +77,11 @@ class GroupCommit:
             raise
         return result
 
+    @property
+    def waiting(self) -> int:
+        """How many jobs wait for a commit."""
+        return self._queue.qsize()
+
     def close(self) -> None:
         """Commit what is queued and end the thread."""
         with self._starting:

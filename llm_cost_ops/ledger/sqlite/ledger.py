@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from msgspec.structs import replace
 
 from llm_cost_ops._gen.messages import RateCard, SubmitStatus, UsageRecord
-from llm_cost_ops.ledger.sqlite import cards, commits, day_sums, revisions, summaries
+from llm_cost_ops.ledger.sqlite import cards, commits, day_sums, revisions, summaries, sums
 from llm_cost_ops.ledger.sqlite import listing as history
 from llm_cost_ops.ledger.sqlite.api_keys import SqliteKeys
 from llm_cost_ops.ledger.sqlite.append import AppendMany, AppendOne, Interner
@@ -28,6 +28,7 @@ from llm_cost_ops.ledger.types import (
     Committed,
     Entry,
     Filter,
+    LedgerFigures,
     Position,
     Price,
     Recorded,
@@ -262,6 +263,12 @@ class SqliteLedger:
             cursor.execute("UPDATE health SET checks = checks + 1")
 
         await self._write(job, context)
+
+    async def figures(self, context: CallContext) -> LedgerFigures:
+        """What an operator watches; see Ledger."""
+        unfolded, size = await self._readers.read(sums.figures, context)
+        queued = 0 if self._group is None else self._group.waiting
+        return LedgerFigures(commits=self._writer.commits, queued=queued, unfolded_rows=unfolded, bytes=size)
 
     async def aclose(self) -> None:
         """Finish what was begun and let go of files and threads. May be called twice."""

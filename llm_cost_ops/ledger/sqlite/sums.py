@@ -36,6 +36,7 @@ __all__ = [
     "Totals",
     "add",
     "add_amounts",
+    "figures",
     "fold",
     "fold_if_due",
     "load_intervals",
@@ -250,6 +251,16 @@ def load_tail(connection: sqlite3.Connection) -> bool:
     connection.execute("DELETE FROM temp.tail")
     [done] = connection.execute("SELECT seq FROM rollup_watermark").fetchone()
     return connection.execute(_ADD_TAIL, (done, 2**63 - 1)).rowcount > 0
+
+
+def figures(connection: sqlite3.Connection) -> tuple[int, int]:
+    """How many rows are not in the sums yet, and the size of the database in bytes."""
+    [unfolded] = connection.execute(
+        "SELECT ifnull((SELECT max(seq) FROM usage), 0) - seq FROM rollup_watermark"
+    ).fetchone()
+    [pages] = connection.execute("PRAGMA page_count").fetchone()
+    [size] = connection.execute("PRAGMA page_size").fetchone()
+    return max(0, unfolded), pages * size
 
 
 Keys = tuple[str, ...]

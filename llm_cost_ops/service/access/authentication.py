@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
 
 from llm_cost_ops.ledger import KeyStore
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.interceptor import Req, Res, UnaryContinuation
+from llm_cost_ops.rpc.interceptor import Req, Res, StreamContinuation, UnaryContinuation
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.service.access.keys import principal_of
-from llm_cost_ops.service.access.tenancy import OPEN, check_role
+from llm_cost_ops.service.access.tenancy import OPEN, Principal, check_role
 
 __all__ = ["Authentication"]
-
-Streaming = Callable[[Any, CallContext], AsyncGenerator[Any, None]]
 
 _FRESH = 1.0
 
@@ -42,8 +39,8 @@ class Authentication:
         return await continuation(request, context)
 
     async def intercept_unary_stream(
-        self, continuation: Streaming, request: object, context: CallContext
-    ) -> AsyncGenerator[object, None]:
+        self, continuation: StreamContinuation[Req, Res], request: Req, context: CallContext
+    ) -> AsyncGenerator[Res, None]:
         await self.admit(context)
         looked = context.runtime.monotonic()
         async with aclosing(continuation(request, context)) as messages:
@@ -63,16 +60,20 @@ class Authentication:
         """
         if context.method.path in OPEN:
             return
-        key = _bearer(context.metadata)
-        if key:
-            context.principal = await principal_of(self._keys, key, context)
-            if context.principal is not None:
-                check_role(context)
-                return
+        principal = await self.principal(context)
+        if principal is not None:
+            context.principal = principal
+            check_role(context)
+            return
         if self._required or await self._keys.any(context):
             raise RpcError(
                 StatusCode.UNAUTHENTICATED, "a valid API key is needed, as `Authorization: Bearer lco_...`"
             )
+
+    async def principal(self, context: CallContext) -> Principal | None:
+        """Whose key a call carries; None without one that is in force."""
+        key = _bearer(context.metadata)
+        return await principal_of(self._keys, key, context) if key else None
 
 
 def _bearer(metadata: Metadata) -> str:

@@ -129,7 +129,9 @@ def _check(organizations: Sequence[str], role: str, name: str) -> None:
         if not 1 <= len(organization) <= 100 or not organization.isprintable():
             raise invalid_argument("organization", "must have 1 to 100 printable characters")
     if role.upper() not in Role.__members__:
-        raise invalid_argument("role", f"must be reader, writer or admin, not {role[:32]!r}")
+        raise invalid_argument("role", f"must be metrics, reader, writer or admin, not {role[:32]!r}")
+    if role.upper() == Role.METRICS.name and EVERY_ORGANIZATION not in organizations:
+        raise invalid_argument("organization", "must be '*' for the role metrics: figures are of the server")
     if len(name) > _MAX_NAME or not name.isprintable():
         raise invalid_argument("name", f"must have at most {_MAX_NAME} printable characters")
 

@@ -65,10 +65,12 @@ OTHER_ORGANIZATION = "is none that this API key may use"
 class Role(enum.IntEnum):
     """What a key may do; each role may do what those before it may.
 
-    A reader reads, a writer records usage, an admin keeps prices and corrects usage. Prices without an
-    organization hold for everybody, so that they need an admin of all organizations.
+    A key for metrics reads the server's figures at /metrics, and may call no method. A reader reads, a writer
+    records usage, an admin keeps prices and corrects usage. Prices without an organization hold for
+    everybody, so that they need an admin of all organizations.
     """
 
+    METRICS = 0
     READER = 1
     WRITER = 2
     ADMIN = 3

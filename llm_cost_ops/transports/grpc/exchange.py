@@ -334,6 +334,7 @@ class GrpcExchange:
             origin="network",
             maybe_applied=self._sent and not self._safe and not untouched,
             request_id=self._context.request_id,
+            error_code=RpcError.code_of_cause(error),
         )
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 import httpx
 
+from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.rpc.answers import missing_answer
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.metadata import Metadata
@@ -66,6 +68,14 @@ def proxy_for(origin: str, proxy: str | None) -> httpx.Proxy | None:
         proxy = environment_proxy((url.scheme, "all"), url.host, port)
     if not proxy:
         return None
+    if proxy.startswith("socks"):
+        try:
+            import_module("socksio")
+        except ImportError:
+            raise ConfigurationError(
+                "proxy: a SOCKS proxy needs a library that is not installed: pip install 'httpx[socks]'",
+                parameter="proxy",
+            ) from None
     return httpx.Proxy(proxy if "://" in proxy else f"http://{proxy}")
 
 
@@ -239,6 +249,7 @@ class Exchange:
             origin="network",
             maybe_applied=self._maybe_applied(error),
             request_id=self._context.request_id,
+            error_code=RpcError.code_of_cause(error),
         )
 
     def closed(self, error: Exception | None = None) -> RpcError:

@@ -58,6 +58,7 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, said in (
         (["revoke", "aaaaaaaa"], "there is no API key 'aaaaaaaa'"),
         (["revoke", f"{key}x".replace(key[4:12], "bbbbbbbb")], "there is no API key 'bbbbbbbb'"),
+        (["create"], "--organization must be given"),
         (["create", "--organization", ""], "organization must have 1 to 100"),
         (["create", "--organization", "a", "--expires", "tomorrow"], "expires"),
         (["create", "--organization", "a", "--expires", "2020-01-01"], "expires must lie in the future"),
@@ -66,7 +67,7 @@ def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         printed = capsys.readouterr()
         assert said in printed.err
         assert key[13:] not in printed.err + printed.out
-    for arguments in (["create"], ["create", "--organization", "a", "--role", "root"], []):
+    for arguments in (["create", "--organization", "a", "--role", "root"], []):
         with pytest.raises(SystemExit):
             main(["keys", *arguments])
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from unittest.mock import patch
 
+import psycopg
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -23,7 +24,7 @@ from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.pricing.pricebook import Priced
 from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from tests.ledger_suite import LedgerSuite, revise
+from tests.ledger_suite import LedgerSuite, card, revise
 from tests.unit.ledger.making import Sync, context, entry, pricing
 from tests.unit.ledger.test_revisions import RepricedBesideModel
 
@@ -244,3 +245,20 @@ def test_a_query_ends_at_its_deadline_in_the_server_too(postgres_url: str, postg
 def in_snapshot(session: Session, query: Any) -> None:
     with session.snapshot():
         query(session)
+
+
+def test_a_card_waits_for_appends_that_were_priced_without_it(postgres_url: str) -> None:
+    """Else they could be committed after it, and after a repricing that did not see them."""
+    with (
+        Sync(ledger=open_ledger(postgres_url)) as ledger,
+        ThreadPoolExecutor(1) as pool,
+        psycopg.connect(postgres_url) as appending,
+    ):
+        ledger.check()
+        appending.execute("SELECT pg_advisory_xact_lock_shared(%s)", [schema.LOCK_CARDS])
+        adding = pool.submit(ledger.add_card, card(), "k", b"1" * 16)
+        time.sleep(0.5)
+        assert not adding.done()
+        appending.rollback()
+        assert adding.result()[1] == "created"
+        assert drive(ledger.store.append([entry()], context(), 0)) is None

@@ -157,7 +157,7 @@ def test_an_id_that_is_taken_is_not_given_again(
         ({"organizations": [""]}, "organization must have 1 to 100"),
         ({"organizations": ["x" * 101]}, "organization must have 1 to 100"),
         ({"organizations": ["a\nb"]}, "organization must have 1 to 100"),
-        ({"role": "root"}, "role must be reader, writer or admin, not 'root'"),
+        ({"role": "root"}, "role must be metrics, reader, writer or admin, not 'root'"),
         ({"name": "x" * 101}, "name must have at most 100"),
         ({"name": "a\x1b[2J"}, "name must have at most 100"),
     ],

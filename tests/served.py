@@ -1,0 +1,82 @@
+"""`llm-cost-ops serve` as a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+
+class Served:
+    """A server that runs: its addresses, and all that it has printed."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.printed: list[str] = []
+        self._said = threading.Condition()
+        self._readers = [
+            threading.Thread(target=self._read, args=(stream,), daemon=True)
+            for stream in (process.stdout, process.stderr)
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, stream: Any) -> None:
+        for line in stream:
+            with self._said:
+                self.printed.append(line)
+                self._said.notify_all()
+        with self._said:
+            self._said.notify_all()
+
+    @property
+    def text(self) -> str:
+        return "".join(self.printed)
+
+    @property
+    def urls(self) -> list[str]:
+        return re.findall(r"listening on ([^ ,]+)", self.text)
+
+    def wait_for(self, pattern: str, seconds: float = 30.0) -> re.Match[str]:
+        """Wait until something was printed that a pattern finds."""
+        with self._said:
+            self._said.wait_for(
+                lambda: re.search(pattern, self.text) or self.process.poll() is not None, seconds
+            )
+        found = re.search(pattern, self.text)
+        assert found is not None, self.text
+        return found
+
+    def end(self) -> int:
+        """Stop the server as systemd does; its exit status."""
+        self.process.terminate()
+        status = self.process.wait(30)
+        for reader in self._readers:
+            reader.join(5)
+        return status
+
+
+@contextlib.contextmanager
+def served(
+    *arguments: str, listeners: int = 1, environment: Mapping[str, str] | None = None, **options: Any
+) -> Iterator[Served]:
+    """A server with these options of `serve`, once all its listeners accept."""
+    command: Sequence[str] = [sys.executable, "-m", "llm_cost_ops.cli", "serve", *arguments]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=None if environment is None else dict(environment),
+        **options,
+    ) as process:
+        server = Served(process)
+        try:
+            server.wait_for(r"(?s)" + r"listening on .*" * listeners)
+            yield server
+        finally:
+            server.end()
