@@ -13,6 +13,7 @@ from llm_cost_ops.cli.output import Output, money
 from llm_cost_ops.cli.reports import cost_table, print_total
 from llm_cost_ops.cli.target import url_of
 from llm_cost_ops.client.clients import CostOpsClient
+from llm_cost_ops.config import without_password
 from llm_cost_ops.imports import UsageFile
 
 __all__ = ["quickstart"]
@@ -32,7 +33,12 @@ def quickstart(options: argparse.Namespace) -> int:
         return 2
     output = Output()
     with CostOpsClient(base_url=url_of(options.db)) as client:
-        output.line("Recording the responses in ", (_shown(path), "bold"), " into ", (options.db, "bold"))
+        output.line(
+            "Recording the responses in ",
+            (_shown(path), "bold"),
+            " into ",
+            (without_password(options.db), "bold"),
+        )
         job = Import(client, batch_size=100)
         with path.open("rb") as stream:
             file = UsageFile(stream, path.name)
@@ -56,7 +62,7 @@ def quickstart(options: argparse.Namespace) -> int:
                 f"The last call: {record.provider} {record.model_id}, {record.input_tokens:,} tokens in "
                 f"({record.cached_tokens:,} cached), {record.output_tokens:,} out: {cost}."
             )
-    question = f"{_command()} costs --db {quote(options.db)} --group-by project,day"
+    question = f"{_command()} costs --db {quote(without_password(options.db))} --group-by project,day"
     output.line("Ask more: ", (question, "bold"))
     return 1 if job.rejected else 0
 
