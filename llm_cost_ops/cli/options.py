@@ -8,7 +8,6 @@ from typing import Any, TypeAlias
 
 from llm_cost_ops.cli.periods import PERIOD_WORDS, period_end, period_start
 from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
-from llm_cost_ops.rpc.status import RpcError
 
 __all__ = [
     "add_filters",
@@ -111,6 +110,8 @@ def add_filters(parser: argparse.ArgumentParser) -> None:
 
 def filters_of(options: argparse.Namespace) -> dict[str, Any]:
     """The filters as parameters of the client's methods."""
+    from llm_cost_ops.rpc.status import RpcError
+
     found = {name: getattr(options, name) for _, name, _, _ in (*_LISTS, *_TEXTS)}
     now = datetime.now(UTC)
     try:

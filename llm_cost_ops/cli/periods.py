@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from datetime import UTC, date, datetime, timedelta
 
-from llm_cost_ops.rules.times import zone_of
-
 __all__ = ["PERIOD_WORDS", "period_end", "period_start"]
 
 PERIOD_WORDS = ("today", "yesterday", "this-week", "last-week", "this-month", "last-month", "this-year")
@@ -33,6 +31,9 @@ def _end_of(text: str, time_zone: str, now: datetime, *, last: bool) -> str:
     ago = _AGO.fullmatch(text)
     if text not in PERIOD_WORDS and ago is None:
         return text
+    # The parser is made for every command, also for those that ask nothing.
+    from llm_cost_ops.rules.times import zone_of
+
     today = now.astimezone(zone_of(time_zone)).date()
     if ago is None:
         return _days(text, today)[last].isoformat()
