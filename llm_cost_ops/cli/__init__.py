@@ -82,31 +82,70 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="run the service",
         description="Run the service. A database that holds API keys (see `llm-cost-ops keys`) is served to "
         "who has one; health needs none. Without any key the service listens on loopback only, and whoever "
-        "can connect may read and write everything.",
+        "can connect may read and write everything. A setting that no flag gives is taken from the "
+        "environment (LLM_COST_OPS_SERVE_HTTP and so on), then from the file that --config names.",
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        default=None,
+        help="a TOML file of settings, named as the flags with _ for -; default: LLM_COST_OPS_SERVE_CONFIG",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        default=False,
+        help="check the settings, the certificate and that the database can be written, and end",
     )
     parser.add_argument(
         "--http",
+        action="append",
         metavar="HOST:PORT",
-        help="such as 127.0.0.1:8080, or unix:/path/to.sock; default: 127.0.0.1:8080 without --grpc",
+        help="such as 127.0.0.1:8080, or unix:/path/to.sock; may be given again; "
+        "default: 127.0.0.1:8080 without --grpc",
     )
-    parser.add_argument("--grpc", metavar="HOST:PORT", help="such as 127.0.0.1:50051; beside --http or alone")
+    parser.add_argument(
+        "--grpc",
+        action="append",
+        metavar="HOST:PORT",
+        help="such as 127.0.0.1:50051; beside --http or alone; may be given again",
+    )
     parser.add_argument(
         "--db",
-        default="llm_cost_ops.db",
         metavar="PATH",
-        help="a SQLite file, or postgresql://user@host/database; default: %(default)s",
+        help="a SQLite file, or postgresql://user@host/database; default: llm_cost_ops.db",
     )
+    _add_keeping(parser)
+    add_tls(parser)
+    parser.add_argument(
+        "--max-calls",
+        type=at_least_one,
+        metavar="N",
+        help="calls in flight; further ones are told to come back later; default: 256",
+    )
+    parser.add_argument(
+        "--access-log",
+        choices=("off", "text", "json"),
+        help="a line for each call on standard error, without what callers sent; default: off",
+    )
+    parser.add_argument(
+        "--no-dashboard", dest="dashboard", action="store_false", help="serve no pages at / of HTTP"
+    )
+    parser.set_defaults(run="serve")
+
+
+def _add_keeping(parser: argparse.ArgumentParser) -> None:
+    """What `serve` promises of records, and whom it lets in."""
     parser.add_argument(
         "--durability",
         choices=("disk", "process", "replicated"),
-        default="disk",
         help="what an acknowledged record survives: a power cut (disk, the default), a crash (process), or "
         "the loss of the primary (replicated, with a synchronous standby of PostgreSQL)",
     )
     parser.add_argument(
         "--reported-providers",
         type=split_names,
-        default=REPORTED_PROVIDERS,
         metavar="NAMES",
         help="with commas: providers whose stated costs are taken before those by price cards; "
         f"default: {','.join(REPORTED_PROVIDERS)}",
@@ -117,22 +156,6 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="ask for API keys although the database holds none yet, so that other addresses than "
         "loopback may be listened on",
     )
-    add_tls(parser)
-    parser.add_argument(
-        "--max-calls",
-        type=at_least_one,
-        default=256,
-        metavar="N",
-        help="calls in flight; further ones are told to come back later; default: %(default)s",
-    )
-    parser.add_argument(
-        "--access-log",
-        choices=("off", "text", "json"),
-        default="off",
-        help="a line for each call on standard error, without what callers sent; default: %(default)s",
-    )
-    parser.add_argument("--no-dashboard", action="store_true", help="serve no pages at / of HTTP")
-    parser.set_defaults(run="serve")
 
 
 def _add_dashboard(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import threading
 import webbrowser
 from pathlib import Path
 
+from llm_cost_ops.cli.settings import SETTINGS, serve_settings
 from llm_cost_ops.config import without_password
 from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.server import serve as run
@@ -18,18 +20,21 @@ __all__ = ["dashboard", "serve", "tls_of"]
 
 def serve(options: argparse.Namespace) -> int:
     """Run the service; it ends on SIGTERM or SIGINT, when calls in flight have been answered."""
+    given = {name: value for name, value in vars(options).items() if name in SETTINGS}
+    found = argparse.Namespace(**serve_settings(given, os.environ, options.config))
     run(
-        options.db,
-        http=options.http,
-        grpc=options.grpc,
-        durability=options.durability,
-        require_keys=options.require_keys,
-        max_calls=options.max_calls,
-        reported_providers=options.reported_providers,
-        tls=tls_of(options),
+        found.db,
+        http=found.http,
+        grpc=found.grpc,
+        durability=found.durability,
+        require_keys=found.require_keys,
+        max_calls=found.max_calls,
+        reported_providers=found.reported_providers,
+        tls=tls_of(found),
         announce=_announce,
-        dashboard=not options.no_dashboard,
-        access_log=options.access_log,
+        dashboard=found.dashboard,
+        access_log=found.access_log,
+        check=options.check,
     )
     return 0
 

@@ -44,6 +44,9 @@ class Server(Protocol):
     async def stop(self, grace: float) -> None:
         """Accept no more; let calls in flight finish, for at most `grace` seconds."""
 
+    def reload_certificates(self) -> None:
+        """Use the certificate that is in the files now, for connections that come."""
+
 
 class _Uvicorn(uvicorn.Server):
     """Signals are `serve`'s business: the process has more than one server to drain."""
@@ -120,6 +123,11 @@ class HttpServer:
         if self._uds is not None:
             remove_socket(self._uds)
 
+    def reload_certificates(self) -> None:
+        """Use the certificate that is in the files now, for connections that come."""
+        if self._tls is not None and self._config.ssl is not None:
+            self._config.ssl.load_cert_chain(self._tls.cert_file, self._tls.key_file)
+
 
 def _tls_settings(tls: ServerTls) -> dict[str, Any]:
     asked = ssl.CERT_NONE if tls.client_ca_file is None else ssl.CERT_REQUIRED
@@ -177,16 +185,24 @@ async def serve(
     drain_delay: float = 0.5,
     grace: float = 30.0,
     stopped: asyncio.Event | None = None,
+    reload: Callable[[], object] | None = None,
 ) -> None:
     """Run servers until SIGTERM or SIGINT, or until `stopped` is set.
 
     `announce` is told the address of each once it accepts. To stop, `on_drain` is called first, for
     readiness to say so; after `drain_delay` seconds the servers accept no more, calls in flight get
-    `grace` seconds, and `close` is awaited last. A second signal ends the delay and the grace.
+    `grace` seconds, and `close` is awaited last. `reload` is called on SIGHUP.
+    A second signal to stop ends the delay and the grace.
     """
     stop, hurry = stopped or asyncio.Event(), asyncio.Event()
     started: list[Server] = []
-    with _signals(lambda: hurry.set() if stop.is_set() else stop.set()):
+    handlers: dict[signal.Signals, Callable[[], object]] = dict.fromkeys(
+        (signal.SIGTERM, signal.SIGINT), lambda: hurry.set() if stop.is_set() else stop.set()
+    )
+    if reload is not None:
+        # Else the end of a terminal ends the server, as ever.
+        handlers[signal.SIGHUP] = reload
+    with _signals(handlers):
         try:
             for server in servers:
                 address = await server.start()
@@ -213,10 +229,10 @@ async def _unless(event: asyncio.Event, work: Awaitable[Any]) -> None:
 
 
 @contextlib.contextmanager
-def _signals(handle: Callable[[], object]) -> Iterator[None]:
+def _signals(handlers: dict[signal.Signals, Callable[[], object]]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     watched = []
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number, handle in handlers.items():
         # Not in the main thread, as in tests: then whoever runs it sets `stopped`.
         with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
             loop.add_signal_handler(number, handle)
@@ -231,9 +247,9 @@ def _signals(handle: Callable[[], object]) -> Iterator[None]:
 class ServerTls(msgspec.Struct, frozen=True, kw_only=True):
     """Paths of PEM files: a certificate with its chain, and its key without a password.
 
-    With `client_ca_file` only clients with a certificate of one of its authorities are let in. The files
-    are read once. Raises ConfigurationError, with the option of `serve` as its parameter, when one can't
-    be read or they do not belong together.
+    With `client_ca_file` only clients with a certificate of one of its authorities are let in. The files are
+    read at the start, and by `reload_certificates`. Raises ConfigurationError, with the option of `serve` as
+    its parameter, when one can't be read or they do not belong together.
     """
 
     cert_file: str

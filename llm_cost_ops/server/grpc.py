@@ -103,7 +103,8 @@ class GrpcServer:
         self._host = host
         self._port = port
         self._uds = uds
-        self._credentials = None if tls is None or uds is not None else _credentials(tls)
+        self._certificate = None if tls is None or uds is not None else _Certificate(tls)
+        self._credentials = None if self._certificate is None else self._certificate.credentials()
         self._ready = ready or _always
         self._admit = admit or _anybody
         self._admission = admission
@@ -142,6 +143,11 @@ class GrpcServer:
         await stopping
         if self._uds is not None:
             remove_socket(self._uds)
+
+    def reload_certificates(self) -> None:
+        """Use the certificate that is in the files now, for connections that come."""
+        if self._certificate is not None:
+            self._certificate.read()
 
     def _bind(self, server: grpc.aio.Server) -> str:
         if self._uds is not None:
@@ -192,10 +198,33 @@ class GrpcServer:
         return (*ours, health.handler(), *reflection.handlers())
 
 
-def _credentials(tls: ServerTls) -> grpc.ServerCredentials:
-    key, certificate = (Path(name).read_bytes() for name in (tls.key_file, tls.cert_file))
-    authorities = None if tls.client_ca_file is None else Path(tls.client_ca_file).read_bytes()
-    return grpc.ssl_server_credentials([(key, certificate)], authorities, authorities is not None)
+class _Certificate:
+    """What the files of a certificate hold, as grpcio asks for it at each handshake."""
+
+    def __init__(self, tls: ServerTls) -> None:
+        self._tls = tls
+        self._read = self._given = self.read()
+
+    def read(self) -> grpc.ServerCertificateConfiguration:
+        """Read the files, and have handshakes from now on use what is in them."""
+        tls = self._tls
+        key, certificate = (Path(name).read_bytes() for name in (tls.key_file, tls.cert_file))
+        authorities = None if tls.client_ca_file is None else Path(tls.client_ca_file).read_bytes()
+        self._read = grpc.ssl_server_certificate_configuration([(key, certificate)], authorities)
+        return self._read
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """The credentials of a port."""
+        required = self._tls.client_ca_file is not None
+        # None, for no other one, is what grpcio documents and its stubs leave out.
+        newer: Callable[[], Any] = self._newer
+        return grpc.dynamic_ssl_server_credentials(self._read, newer, required)
+
+    def _newer(self) -> grpc.ServerCertificateConfiguration | None:
+        if self._read is self._given:
+            return None
+        self._given = self._read
+        return self._read
 
 
 class _InFlight:

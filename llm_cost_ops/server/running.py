@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from llm_cost_ops._gen.messages import GetReadinessRequest
 from llm_cost_ops._gen.methods import GET_HEALTH, GET_READINESS
@@ -88,8 +90,8 @@ def asgi_app(
 def serve(
     db: str,
     *,
-    http: str | None = None,
-    grpc: str | None = None,
+    http: str | Sequence[str] | None = None,
+    grpc: str | Sequence[str] | None = None,
     durability: str = "disk",
     require_keys: bool = False,
     max_calls: int = MAX_CALLS,
@@ -98,14 +100,18 @@ def serve(
     announce: Callable[[str], object] = print,
     dashboard: bool = True,
     access_log: str = "off",
+    check: bool = False,
 ) -> None:
     """Run the service until SIGTERM or SIGINT, as `llm-cost-ops serve` does; calls in flight are answered.
 
     `db` is the path of a SQLite file, or `postgresql://user@host/database`. `http` and `grpc` are addresses
-    such as "127.0.0.1:8080" or "unix:PATH"; with neither it is HTTP there. Without API keys only loopback and
-    Unix sockets are taken. `announce` gets a line about the keys, and one for each listener once it accepts.
-    The dashboard is at `/` of HTTP, unless `dashboard` is False; figures for Prometheus are at `/metrics`.
+    such as "127.0.0.1:8080" or "unix:PATH", or several; with neither it is HTTP there. Without API keys only
+    loopback and Unix sockets are taken. `announce` gets a line about the keys, and one for each listener
+    once it accepts. The dashboard is at `/` of HTTP, unless `dashboard` is False; figures for Prometheus are
+    at `/metrics`.
     With `access_log` "text" or "json" each call that was answered is a line on standard error.
+    With `check` nothing is listened on, so that a server may run there: it ends once the rest was found good,
+    that the database can be written among it. SIGHUP has certificates read again.
 
     Raises ConfigurationError, before anything listens, for what can't be served: an address, the database.
     """
@@ -116,10 +122,12 @@ def serve(
         raise ConfigurationError(
             f"access_log must be {', '.join(ACCESS_LOGS)}, not {access_log!r}", parameter="access_log"
         )
-    http = http or (None if grpc else "127.0.0.1:8080")
-    listeners = {
-        option: address_of(option, text) for option, text in (("http", http), ("grpc", grpc)) if text
-    }
+    http = http or ([] if grpc else ["127.0.0.1:8080"])
+    listeners = [
+        (option, address_of(option, text))
+        for option, texts in (("http", http), ("grpc", grpc or []))
+        for text in ([texts] if isinstance(texts, str) else texts)
+    ]
     asyncio.run(
         _serve(
             db,
@@ -134,13 +142,14 @@ def serve(
             announce=announce,
             dashboard=dashboard,
             access_log=access_log,
+            check=check,
         )
     )
 
 
 async def _serve(
     db: str,
-    listeners: dict[str, dict[str, Any]],
+    listeners: list[tuple[str, dict[str, Any]]],
     *,
     exists: bool,
     durability: str,
@@ -151,50 +160,76 @@ async def _serve(
     announce: Callable[[str], object],
     dashboard: bool,
     access_log: str,
+    check: bool,
 ) -> None:
     required = require_keys or (exists and await _holds_keys(db))
-    for option, where in listeners.items():
+    for option, where in listeners:
         check_reach(option, where, required=required, secret=tls is not None)
     ledger = await _opened(db, durability)
     announce(_REQUIRED if required else _UNASKED)
+    if check:
+        await ledger.aclose()
+        announce(f"the settings and {without_password(db)} are good")
+        return
     keys = Authentication(ledger.keys, required=required)
     admission = Admission(max_calls, exempt=OPEN)
     metrics = Metrics(ledger, admission)
     observe = _observer(metrics, access_log)
     service = Service(ledger, [admission, keys, metrics], reported_providers=reported_providers)
-    servers: list[Server] = []
-    if "http" in listeners:
-        app = AsgiApp(
-            service.handler,
-            admit=keys.admit,
-            admission=admission,
-            routes={TRACES_PATH: Traces(service.handler)},
-            pages=[MetricsPage(metrics, keys), *_pages(service, keys, dashboard=dashboard)],
-            observe=observe,
-        )
-        servers.append(HttpServer(app, tls=tls, **listeners["http"]))
-    if "grpc" in listeners:
-        from llm_cost_ops.server.grpc import GrpcServer
-
-        ready = partial(_ready, service)
-        where = listeners["grpc"]
-        servers.append(
-            GrpcServer(
-                service.handler,
-                ready=ready,
-                admit=keys.admit,
-                admission=admission,
-                tls=tls,
-                observe=observe,
-                **where,
-            )
-        )
+    app = AsgiApp(
+        service.handler,
+        admit=keys.admit,
+        admission=admission,
+        routes={TRACES_PATH: Traces(service.handler)},
+        pages=[MetricsPage(metrics, keys), *_pages(service, keys, dashboard=dashboard)],
+        observe=observe,
+    )
+    servers = [
+        HttpServer(app, tls=tls, **where)
+        if option == "http"
+        else _grpc_server(service, keys, admission, tls, observe, where)
+        for option, where in listeners
+    ]
     await run_servers(
         servers,
         on_drain=service.drain,
         close=service.aclose,
         announce=lambda text: announce(f"{text}, {without_password(db)}"),
+        reload=None if tls is None else partial(_reload, tls, servers),
     )
+
+
+def _grpc_server(
+    service: Service,
+    keys: Authentication,
+    admission: Admission,
+    tls: ServerTls | None,
+    observe: CallObserver,
+    where: dict[str, Any],
+) -> Server:
+    from llm_cost_ops.server.grpc import GrpcServer
+
+    return GrpcServer(
+        service.handler,
+        ready=partial(_ready, service),
+        admit=keys.admit,
+        admission=admission,
+        tls=tls,
+        observe=observe,
+        **where,
+    )
+
+
+def _reload(tls: ServerTls, servers: Sequence[Server]) -> None:
+    """Use the certificates that are there now. Where they can't be used, those of before stay."""
+    try:
+        replace(tls)
+        for server in servers:
+            server.reload_certificates()
+    except (ConfigurationError, OSError, ValueError) as error:
+        _log.error("the certificates were not read again: %s", error)  # the reason is enough
+    else:
+        _log.warning("the certificates were read again")
 
 
 def _observer(metrics: Metrics, access_log: str) -> CallObserver:
