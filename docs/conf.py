@@ -63,10 +63,11 @@ def _as_rest(*told: Any) -> None:
 
 
 def _plain(*told: Any) -> tuple[Any, Any]:
-    """The bounds of a 64-bit integer are no news."""
+    """The bounds of a 64-bit integer are no news, and UNSET is a name for nobody to write."""
     signature, returned = told[-2:]
     if signature:
         signature = re.sub(r"Annotated\[int, [^]]*\]", "int", signature)
+        signature = signature.replace("= UNSET", "= ...")
     return signature, returned
 
 

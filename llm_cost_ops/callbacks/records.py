@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from llm_cost_ops.imports.values import PROVIDERS, has_unsure_key, made, provider_of
 from llm_cost_ops.normalizers import PayloadError, usage_from_response
-from llm_cost_ops.normalizers.record import set_key
+from llm_cost_ops.normalizers.record import fit_texts, set_key
 from llm_cost_ops.types import UsageQuality, UsageRecord
 
 __all__ = ["Open", "counted_record", "payload_record", "unknown_record"]
@@ -94,4 +94,5 @@ def _finished(record: UsageRecord, source: str, model: str) -> UsageRecord:
         record.idempotency_key = ""
     record.observation = True
     record.source = source
+    fit_texts(record)
     return record

@@ -26,10 +26,11 @@ __all__ = ["main"]
 _EXTRAS = {
     "psycopg": "postgres",
     "rich": "cli",
-    **dict.fromkeys(("granian", "grpc", "h11", "jinja2", "uvicorn"), "server"),
+    **dict.fromkeys(("grpc", "h11", "jinja2", "uvicorn"), "server"),
 }
 
-EXIT_OK, EXIT_REJECTED, EXIT_FAILED, EXIT_PIPE = 0, 1, 2, 141
+# As docs/command-line.md lists them. The last two are what shells give for SIGINT and SIGPIPE.
+EXIT_REJECTED, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,14 +48,30 @@ def _parser() -> argparse.ArgumentParser:
     _add_database(commands)
     _add_spool(commands)
     add_questions(commands)
+    _add_completion(commands)
     return parser
+
+
+def _add_completion(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "completion",
+        help="print a script that completes commands and options in a shell",
+        description="Print a script for a shell. "
+        'For bash: eval "$(llm-cost-ops completion bash)" in ~/.bashrc; '
+        "for zsh: keep it as _llm-cost-ops in a folder of $fpath; "
+        "for fish: keep it as ~/.config/fish/completions/llm-cost-ops.fish.",
+    )
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"))
+    parser.set_defaults(run="completion")
 
 
 def _add_quickstart(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "quickstart", help="record example responses with the embedded engine and show what they cost"
     )
-    parser.add_argument("file", nargs="?", help="JSONL of provider responses; default: the examples")
+    parser.add_argument(
+        "file", nargs="?", help="JSONL of provider responses; default: the examples of a checkout"
+    )
     parser.add_argument("--db", default="quickstart.db", metavar="PATH", help="default: %(default)s")
     parser.set_defaults(run="quickstart")
 
@@ -152,12 +169,6 @@ def _add_dashboard(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     parser.add_argument("--port", type=int, default=0, metavar="N", help="default: any that is free")
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
     parser.set_defaults(run="dashboard")
-
-
-def _at_least_one(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text[:9]) >= 1):
-        raise argparse.ArgumentTypeError("must be a number from 1 on")
-    return int(text[:9])
 
 
 def _add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -347,13 +358,23 @@ def _dispatch(options: argparse.Namespace) -> int:
         from llm_cost_ops.cli.prices import prices
 
         return prices(options)
+    if options.run == "completion":
+        from llm_cost_ops.cli.completion import script
+
+        print(script(options.shell, _parser()), end="")
+        return 0
     from llm_cost_ops.cli.quickstart import quickstart
 
     return quickstart(options)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status is 0, 1 when records were rejected, or 2 when it failed."""
+    """Run a command and give its exit status.
+
+    0 when it did what was asked; 1 when the answer is no, or not whole: lines were rejected, a price is not
+    known, a check found something; 2 when it failed or was called wrongly; 130 when it was interrupted; 141
+    when whoever read its output had enough.
+    """
     for stream in (sys.stdout, sys.stderr):
         # A sign that a terminal can't show does not end a command.
         if isinstance(stream, io.TextIOWrapper):
@@ -368,7 +389,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PIPE
     except OSError as error:
-        print(f"llm-cost-ops: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"llm-cost-ops: {where}{error.strerror or error}", file=sys.stderr)
     except ImportError as error:
         extra = _EXTRAS.get((error.name or "").split(".")[0])
         if extra is None:
@@ -376,4 +398,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"llm-cost-ops: this needs more: pip install 'llm-cost-ops[{extra}]'", file=sys.stderr)
     except KeyboardInterrupt:
         print("llm-cost-ops: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
     return EXIT_FAILED

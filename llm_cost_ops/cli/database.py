@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llm_cost_ops._gen.methods import GET_HEALTH
+from llm_cost_ops.config import without_password
 from llm_cost_ops.exceptions import ConfigurationError, CostOpsError, error_from_rpc
 from llm_cost_ops.ledger import open_ledger
 from llm_cost_ops.ledger.sqlite import schema
@@ -47,7 +48,7 @@ def database(options: argparse.Namespace) -> int:
 def _make(path: str, action: str) -> int:
     """Make a file, or bring one to this version: what opening it does."""
     if action == "migrate" and not Path(path).is_file():
-        raise ConfigurationError(f"there is no database {path}", parameter="db")
+        raise ConfigurationError(f"there is no database {without_password(str(path))}", parameter="db")
     ledger = open_ledger(path)
     runtime = SyncRuntime()
     context = CallContext(GET_HEALTH, runtime, Metadata(), runtime.monotonic() + _BUSY_SECONDS)
@@ -135,7 +136,7 @@ def _faults_of(path: str) -> list[str]:
 def _opened(path: str) -> Iterator[sqlite3.Connection]:
     """A connection to a file that must be there, and of this version."""
     if not Path(path).is_file():
-        raise ConfigurationError(f"there is no database {path}", parameter="db")
+        raise ConfigurationError(f"there is no database {without_password(str(path))}", parameter="db")
     connection = sqlite3.connect(
         f"{Path(path).absolute().as_uri()}?mode=rw", uri=True, timeout=_BUSY_SECONDS, isolation_level=None
     )

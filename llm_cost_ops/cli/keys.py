@@ -32,7 +32,7 @@ _TIMEOUT = 30.0
 def keys(options: argparse.Namespace) -> int:
     """The `keys` command."""
     if options.action != "create" and "://" not in options.db and not Path(options.db).is_file():
-        raise ConfigurationError(f"there is no database {options.db}", parameter="db")
+        raise ConfigurationError(f"there is no database {without_password(options.db)}", parameter="db")
     {"create": _create, "list": _list, "revoke": _revoke}[options.action](options)
     return 0
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
-from llm_cost_ops.exceptions import ConfigurationError
+from llm_cost_ops.cli.periods import PERIOD_WORDS, period_end, period_start
+from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
 
 __all__ = [
     "add_filters",
@@ -41,8 +43,19 @@ _LISTS = (
     ),
 )
 _TEXTS = (
-    ("--start", "start_date", "DATE", "a date or a time, inclusive"),
-    ("--end", "end_date", "DATE", "a date (through that day) or a time"),
+    (
+        "--start",
+        "start_date",
+        "DATE",
+        "a date or a time, inclusive; how long ago, as 12h, 7d or 4w; or the first day of "
+        + ", ".join(PERIOD_WORDS),
+    ),
+    (
+        "--end",
+        "end_date",
+        "DATE",
+        "a date (through that day) or a time; or the last day of a word, as --start",
+    ),
     ("--time-zone", "time_zone", "ZONE", "an IANA name; default: UTC"),
 )
 
@@ -75,11 +88,13 @@ def add_target(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_form(parser: argparse.ArgumentParser) -> None:
-    """Take --json or --csv."""
+def add_form(parser: argparse.ArgumentParser, *, plot: bool = False) -> None:
+    """Take --json or --csv; with `plot` --plot instead of either."""
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON, with values as they are")
     form.add_argument("--csv", action="store_true", help="print CSV, with values as they are")
+    if plot:
+        form.add_argument("--plot", action="store_true", help="draw a bar for each group")
 
 
 def add_filters(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +110,15 @@ def add_filters(parser: argparse.ArgumentParser) -> None:
 
 def filters_of(options: argparse.Namespace) -> dict[str, Any]:
     """The filters as parameters of the client's methods."""
+    from llm_cost_ops.rpc.status import RpcError
+
     found = {name: getattr(options, name) for _, name, _, _ in (*_LISTS, *_TEXTS)}
+    now = datetime.now(UTC)
+    try:
+        found["start_date"] = period_start(options.start_date, options.time_zone, now)
+        found["end_date"] = period_end(options.end_date, options.time_zone, now)
+    except RpcError as error:
+        raise error_from_rpc(error) from error
     return {**found, "label": pairs(options.label, "label")}
 
 
@@ -187,15 +210,17 @@ def _add_costs(commands: _Commands) -> None:
     add_target(parser)
     add_filters(parser)
     parser.add_argument(
+        "--by",
         "--group-by",
-        default="provider,model",
+        dest="group_by",
+        action="append",
         metavar="NAMES",
         help="none, or any of provider, model, organization, project, user, tag, label:<key>, operation, "
-        "service_tier, processing, region, status, meter, and one of hour, day, week, month, by comma; "
-        "default: %(default)s",
+        "service_tier, processing, region, status, meter, and one of hour, day, week, month; may be given "
+        "again, or name several by comma; default: provider,model",
     )
     parser.add_argument("--currency", default="", help="ISO 4217; default: USD")
-    add_form(parser)
+    add_form(parser, plot=True)
     parser.set_defaults(run="costs")
 
 
@@ -248,8 +273,28 @@ def _add_reprice(commands: _Commands) -> None:
 
 
 def _add_usage(commands: _Commands) -> None:
-    parser = commands.add_parser("usage", help="correct a recorded call, void it, or show what became of it")
+    parser = commands.add_parser(
+        "usage", help="list recorded calls, show one with its receipt, correct or void it"
+    )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = actions.add_parser(
+        "list",
+        help="recorded calls, the newest first",
+        description="Recorded calls with their costs, the newest first. `llm-cost-ops export` writes every "
+        "field of all of them.",
+    )
+    add_filters(listing)
+    listing.add_argument(
+        "--limit", type=at_least_one, default=50, metavar="N", help="at most so many; default: %(default)s"
+    )
+    show = actions.add_parser(
+        "show",
+        help="a recorded call with its receipt",
+        description="What a recorded call used, what each meter cost and by which price card, and whether "
+        "that is what the card gives when it is calculated again. The exit status is 1 when it is not.",
+    )
+    for action in (listing, show):
+        add_form(action)
     void = actions.add_parser(
         "void",
         help="take a record out of every sum",
@@ -272,20 +317,24 @@ def _add_usage(commands: _Commands) -> None:
         "given again",
     )
     revisions = actions.add_parser("revisions", help="every revision of a record, from the first on")
-    for action in (void, correct, revisions):
+    for action in (show, void, correct, revisions):
         action.add_argument("id", metavar="ID", help="the id of the record")
         action.add_argument(
             "--organization", default="", metavar="ID", help="whose record; may be left out with a key of one"
         )
-        if action is not revisions:
+        if action in (void, correct):
             action.add_argument("--reason", required=True, help="for who reads the revisions")
-        action.add_argument("--json", action="store_true", help="print each revision as a line of JSON")
+        if action is not show:
+            action.add_argument("--json", action="store_true", help="print each revision as a line of JSON")
+    for action in (listing, show, void, correct, revisions):
         add_target(action)
     parser.set_defaults(run="usage")
 
 
 def _add_prices(commands: _Commands) -> None:
-    parser = commands.add_parser("prices", help="look into, compare and refresh the catalog of public prices")
+    parser = commands.add_parser(
+        "prices", help="look into, compare and refresh the catalog of public prices, and add your own"
+    )
     parser.set_defaults(run="prices")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     found = actions.add_parser("list", help="models and what they cost today")
@@ -304,6 +353,7 @@ def _add_prices(commands: _Commands) -> None:
     check.add_argument("file", help="any file that `import` reads; - for standard input")
     for action in (found, show, diff, check):
         add_form(action)
+    _add_own_price(actions)
     update = actions.add_parser(
         "update",
         help="put another catalog in force",
@@ -314,3 +364,33 @@ def _add_prices(commands: _Commands) -> None:
     update.add_argument("--sha256", help="refuse a file that has another SHA-256")
     update.add_argument("--path", help="where to keep it; processes look for it in the default place only")
     update.add_argument("--allow-older", action="store_true", help="take one older than what is in force")
+
+
+def _add_own_price(actions: _Commands) -> None:
+    parser = actions.add_parser(
+        "add",
+        help="add a price card of your own",
+        description="Add a price card, which wins over the catalog from its date on. Prices are per million. "
+        "What is recorded keeps its price: `llm-cost-ops reprice` prices it again.",
+    )
+    parser.add_argument("provider")
+    parser.add_argument("model", help="its id, or a prefix that ends in *")
+    for name in ("input", "output", "cached", "cache-write"):
+        parser.add_argument(f"--{name}", metavar="PRICE", help=f"a million {name} tokens")
+    parser.add_argument(
+        "--meter",
+        action="append",
+        default=[],
+        metavar="NAME=PRICE",
+        help="a million of another meter, or with /N after the price, N of it: WEB_SEARCHES=10/1000",
+    )
+    parser.add_argument("--currency", default="", help="ISO 4217; default: USD")
+    parser.add_argument("--from", dest="since", default="", metavar="DATE", help="default: from now on")
+    parser.add_argument("--until", default="", metavar="DATE", help="through that day; default: open")
+    parser.add_argument(
+        "--organization", default="", metavar="ID", help="whose contract; default: everyone's"
+    )
+    for name in ("service-tier", "processing", "region", "speed"):
+        parser.add_argument(f"--{name}", default="")
+    parser.add_argument("--source-url", default="", metavar="URL", help="where the price was published")
+    add_target(parser)

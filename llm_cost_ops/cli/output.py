@@ -16,19 +16,23 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TextIO, TypeAlias
 
 import msgspec
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-__all__ = ["Cell", "Column", "Form", "Output", "Table", "form_of", "money"]
+__all__ = ["Bar", "Cell", "Column", "Form", "Output", "Table", "form_of", "money"]
 
 Cell: TypeAlias = "str | int | Decimal"
 Form: TypeAlias = Literal["text", "json", "csv"]
 
 _GAP = "  "
+_BLOCKS = " ▏▎▍▌▋▊▉█"
+"""From no eighth of a column to all eight."""
+
+_MIN_BAR, _MAX_BAR = 8, 60
 
 
 def money(value: Decimal) -> str:
@@ -61,6 +65,15 @@ class Table(msgspec.Struct, kw_only=True):
     """A style for each row, or none at all."""
     shares: list[float] = msgspec.field(default_factory=list)
     """For each row a number from 0 to 1, shown as a bar on terminals with room for it."""
+
+
+class Bar(NamedTuple):
+    """A bar of a plot: what it is of, how long it is against the others, and the texts beside it."""
+
+    label: str
+    value: Decimal
+    text: str
+    note: str = ""
 
 
 def form_of(options: argparse.Namespace) -> Form:
@@ -111,6 +124,18 @@ class Output:
         else:
             self._write(_plain_table(table))
 
+    def bars(self, bars: Sequence[Bar]) -> None:
+        """A plot of bars, as wide as the terminal, or 80 columns; of `#` where blocks can't be shown."""
+        columns = shutil.get_terminal_size().columns if self.is_terminal else 80
+        blocks = _can_show(self.stream, _BLOCKS)
+        for label, text, drawn, note in _drawn(bars, columns, cut=self.is_terminal, blocks=blocks):
+            plain = f"{label}  {text}  {drawn}  {note}".rstrip()
+            start = len(label) + len(text) + 4
+            # Split at the bar, which alone has a colour.
+            head, bar, rest = plain[:start], plain[start : start + len(drawn)], plain[start + len(drawn) :]
+            self.line(head, (bar, "cyan"), rest)
+        self.line()
+
     @contextmanager
     def progress(self, what: str, total: int | None) -> Iterator[Callable[[int, str], None]]:
         """Call the function given with how much of the total is done, and a text: a bar on terminals."""
@@ -138,6 +163,50 @@ class Output:
             buffer.flush()
         else:
             self.stream.write(text)
+
+
+def _can_show(stream: TextIO, text: str) -> bool:
+    try:
+        text.encode(stream.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def _drawn(
+    bars: Sequence[Bar], columns: int, *, cut: bool, blocks: bool
+) -> Iterator[tuple[str, str, str, str]]:
+    """Label, text, bar and note of each, the first two as wide as the widest; labels are cut if need be."""
+    places = max((len(bar.text.partition(".")[2]) for bar in bars), default=0)
+    amounts = [_at_point(bar.text, places) for bar in bars]
+    texts = max(map(len, amounts), default=0)
+    notes = max((len(bar.note) + 2 for bar in bars if bar.note), default=0)
+    labels = max((len(bar.label) for bar in bars), default=0)
+    if cut:
+        labels = min(labels, max(8, columns - texts - notes - 4 - _MIN_BAR))
+    room = max(_MIN_BAR, min(_MAX_BAR, columns - 1 - labels - texts - notes - 4))
+    largest = max((bar.value for bar in bars), default=Decimal(0))
+    more = "…" if blocks else "~"
+    for bar, amount in zip(bars, amounts, strict=True):
+        label = bar.label if len(bar.label) <= labels else bar.label[: labels - 1] + more
+        share = float(max(bar.value, Decimal(0)) / largest) if largest > 0 else 0.0
+        yield label.ljust(labels), amount.rjust(texts), _bar(share, room, blocks=blocks), bar.note
+
+
+def _at_point(text: str, places: int) -> str:
+    """An amount with room behind it, so that the points of all stand under each other."""
+    fraction = text.partition(".")[2]
+    return text + " " * (places - len(fraction)) if fraction else text
+
+
+def _bar(share: float, room: int, *, blocks: bool) -> str:
+    """A bar of a share of the room; what is more than nothing is seen."""
+    if share <= 0:
+        return ""
+    if not blocks:
+        return "#" * max(1, round(share * room))
+    eighths = max(1, round(share * room * 8))
+    return "█" * (eighths // 8) + _BLOCKS[eighths % 8].strip()
 
 
 def _plain(cell: Cell) -> str | int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, time
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from itertools import groupby
 
 from llm_cost_ops.catalog import (
@@ -17,8 +17,11 @@ from llm_cost_ops.catalog import (
     price_diff,
     update_catalog,
 )
+from llm_cost_ops.cli.options import pairs
 from llm_cost_ops.cli.output import Cell, Column, Output, Table, form_of, money
 from llm_cost_ops.cli.price_check import check_prices
+from llm_cost_ops.cli.target import open_client
+from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.pricing.selection import PriceQuery, select_card
 from llm_cost_ops.types import Rate, RateCard
 
@@ -30,12 +33,16 @@ _MAX_CHANGES = 200
 
 def prices(options: argparse.Namespace) -> int:
     """The `prices` command."""
-    actions = {"list": _list, "show": _show, "diff": _diff, "update": _update, "check": check_prices}
-    actions[options.action](options, Output(form_of(options)))
+    output = Output(form_of(options))
+    if options.action == "list":
+        return 0 if _list(options, output) else 1
+    actions = {"show": _show, "diff": _diff, "update": _update, "check": check_prices, "add": _add}
+    actions[options.action](options, output)
     return 0
 
 
-def _list(options: argparse.Namespace, output: Output) -> None:
+def _list(options: argparse.Namespace, output: Output) -> bool:
+    """List models; whether there was any."""
     catalog = load_catalog()
     prices = (Column(name, right=True) for name in ("input", "cached", "output"))
     table = Table(
@@ -54,6 +61,7 @@ def _list(options: argparse.Namespace, output: Output) -> None:
         output.table(table)
     else:
         output.line("No model of the catalog has such a name.")
+    return bool(table.rows)
 
 
 def _standard(catalog: Catalog, model: CatalogModel) -> RateCard | None:
@@ -172,6 +180,56 @@ def _update(options: argparse.Namespace, output: Output) -> None:
         return
     _print_changes(output, price_diff(done.previous, done.catalog))
     output.line(f"{_named(done.catalog)} with {done.cards:,} cards is in force, kept in {done.path}")
+
+
+def _add(options: argparse.Namespace, output: Output) -> None:
+    rates = _rates(options)
+    with open_client(options, create=True) as client:
+        card = client.pricing.create(
+            provider=options.provider,
+            model_id=options.model,
+            rates=rates,
+            currency=options.currency,
+            effective_date=options.since or None,
+            end_date=options.until or None,
+            organization_id=options.organization,
+            service_tier=options.service_tier,
+            processing=options.processing,
+            region=options.region,
+            speed=options.speed,
+            source_url=options.source_url,
+        )
+    table = Table(title=card.id, columns=_rate_columns(f"price, {card.currency}"))
+    table.rows += [[rate.meter, rate.price, rate.per or 1_000_000] for rate in card.rates]
+    output.table(table)
+    for line in _terms(card):
+        output.line(f"  {line}")
+
+
+def _rates(options: argparse.Namespace) -> list[Rate]:
+    """The rates that the options give, each for a million unless it says for how many."""
+    given = {
+        "INPUT": options.input,
+        "OUTPUT": options.output,
+        "CACHE_READ": options.cached,
+        "CACHE_WRITE": options.cache_write,
+    }
+    meters = {meter: text for meter, text in given.items() if text is not None}
+    meters |= pairs(options.meter, "meter")
+    if not meters:
+        raise ConfigurationError("give at least one price: --input, --output or --meter", parameter="input")
+    rates = []
+    for meter, text in meters.items():
+        price, slash, per = text.partition("/")
+        try:
+            rates.append(Rate(meter=meter, price=Decimal(price), per=int(per) if slash else 1_000_000))
+        except (InvalidOperation, ValueError):
+            raise ConfigurationError(
+                f"the price of {meter} must be a number, or a number /N for another count than a million, "
+                f"not {text!r}",
+                parameter="meter",
+            ) from None
+    return rates
 
 
 def _named(catalog: Catalog) -> str:

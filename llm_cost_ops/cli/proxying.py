@@ -9,7 +9,7 @@ from llm_cost_ops.cli.options import pairs
 from llm_cost_ops.cli.serving import tls_of
 from llm_cost_ops.cli.target import open_client
 from llm_cost_ops.client.clients import CostOpsClient
-from llm_cost_ops.config import RecorderConfig
+from llm_cost_ops.config import RecorderConfig, without_password
 from llm_cost_ops.exceptions import ConfigurationError, ServerError
 from llm_cost_ops.proxy import ProxyLimits
 from llm_cost_ops.proxy import serve as run
@@ -49,4 +49,4 @@ def _check_database(client: CostOpsClient, db: str) -> None:
     try:
         client.with_options(retry=None).ready()
     except ServerError as error:
-        raise ConfigurationError(f"db {db}: {error.message}", parameter="db") from error
+        raise ConfigurationError(f"db {without_password(db)}: {error.message}", parameter="db") from error

@@ -13,6 +13,7 @@ from llm_cost_ops.cli.output import Output, money
 from llm_cost_ops.cli.reports import cost_table, print_total
 from llm_cost_ops.cli.target import url_of
 from llm_cost_ops.client.clients import CostOpsClient
+from llm_cost_ops.config import without_password
 from llm_cost_ops.imports import UsageFile
 
 __all__ = ["quickstart"]
@@ -24,15 +25,20 @@ def quickstart(options: argparse.Namespace) -> int:
     """The `quickstart` command."""
     path = Path(options.file) if options.file else EXAMPLES
     if not path.exists():
+        problem = f"there is no file {path}" if options.file else "the examples are in the repository only"
         print(
-            f"llm-cost-ops: no file {path}: the examples come with the repository; "
-            "or name a JSONL file of provider responses",
+            f"llm-cost-ops: {problem}; name a JSONL file of provider responses: llm-cost-ops quickstart FILE",
             file=sys.stderr,
         )
         return 2
     output = Output()
     with CostOpsClient(base_url=url_of(options.db)) as client:
-        output.line("Recording the responses in ", (_shown(path), "bold"), " into ", (options.db, "bold"))
+        output.line(
+            "Recording the responses in ",
+            (_shown(path), "bold"),
+            " into ",
+            (without_password(options.db), "bold"),
+        )
         job = Import(client, batch_size=100)
         with path.open("rb") as stream:
             file = UsageFile(stream, path.name)
@@ -56,7 +62,7 @@ def quickstart(options: argparse.Namespace) -> int:
                 f"The last call: {record.provider} {record.model_id}, {record.input_tokens:,} tokens in "
                 f"({record.cached_tokens:,} cached), {record.output_tokens:,} out: {cost}."
             )
-    question = f"{_command()} costs --db {quote(options.db)} --group-by project,day"
+    question = f"{_command()} costs --db {quote(without_password(options.db))} --group-by project,day"
     output.line("Ask more: ", (question, "bold"))
     return 1 if job.rejected else 0
 

@@ -12,9 +12,9 @@ from llm_cost_ops.cli.target import open_client
 from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
 from llm_cost_ops.rpc.status import RpcError
 from llm_cost_ops.rules.times import parse_start
-from llm_cost_ops.types import CostRecord, RepriceDifference
+from llm_cost_ops.types import CostRecord, CostStatus, RepriceDifference
 
-__all__ = ["estimate", "reprice"]
+__all__ = ["estimate", "receipt_table", "reprice", "show_receipt"]
 
 
 def estimate(options: argparse.Namespace) -> int:
@@ -45,17 +45,32 @@ def estimate(options: argparse.Namespace) -> int:
             speed=options.speed,
             timestamp=at,
         )
-    _show(Output(form_of(options)), cost)
-    return 0
-
-
-def _show(output: Output, cost: CostRecord) -> None:
+    output = Output(form_of(options))
     if output.form == "json":
         output.json_text(COST_RECORD.encode_json(cost))
-        return
+    else:
+        show_receipt(output, cost)
+    # A script must not take what is unknown, or a part, for the cost.
+    return 1 if cost.status in (CostStatus.UNPRICED, CostStatus.PARTIAL) else 0
+
+
+def show_receipt(output: Output, cost: CostRecord) -> None:
+    """What each meter cost, and by which card."""
     if cost.total_cost is None and output.form == "text":
         output.line(("No price is known for this call.", "yellow"))
         return
+    output.table(receipt_table(cost))
+    if cost.rate_card_id:
+        origin = f", {cost.origin_version}" if cost.origin_version else ""
+        output.line(f"{cost.status.value}, by the card {cost.rate_card_id}{origin}")
+    else:
+        output.line(cost.status.value)
+    if cost.fallback_dimensions:
+        output.line(f"The card stands in for another {' and '.join(cost.fallback_dimensions)}.")
+
+
+def receipt_table(cost: CostRecord) -> Table:
+    """A row a meter, with the total below."""
     table = Table(
         columns=[
             Column("meter"),
@@ -67,13 +82,10 @@ def _show(output: Output, cost: CostRecord) -> None:
     )
     for line in cost.lines:
         price = "-" if line.unit_price is None else f"{money(line.unit_price)} / {line.per:,}"
-        quantity = line.quantity if output.form == "csv" else f"{line.quantity:,f}"
+        # A count as a decimal would be shown with two places.
+        quantity: Cell = int(line.quantity) if line.quantity == int(line.quantity) else f"{line.quantity:f}"
         table.rows.append([line.meter, quantity, price, line.cost if line.priced else "no price"])
-    output.table(table)
-    origin = f", {cost.origin_version}" if cost.origin_version else ""
-    output.line(f"{cost.status.value}, by the card {cost.rate_card_id}{origin}")
-    if cost.fallback_dimensions:
-        output.line(f"The card stands in for another {' and '.join(cost.fallback_dimensions)}.")
+    return table
 
 
 def reprice(options: argparse.Namespace) -> int:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import argparse
+from datetime import timedelta
 from decimal import Decimal
 
 from llm_cost_ops._gen.codecs import COST_SUMMARY
 from llm_cost_ops.cli.options import filters_of
-from llm_cost_ops.cli.output import Cell, Column, Output, Table, form_of, money
+from llm_cost_ops.cli.output import Bar, Cell, Column, Output, Table, form_of, money
 from llm_cost_ops.cli.target import open_client
 from llm_cost_ops.client.clients import CostOpsClient
+from llm_cost_ops.rpc.status import RpcError
+from llm_cost_ops.rules.times import bucket_label, buckets_between, parse_start
 from llm_cost_ops.types import CostSummary
 
-__all__ = ["cost_table", "is_elsewhere", "print_total", "show_costs"]
+__all__ = ["cost_bars", "cost_table", "is_elsewhere", "print_total", "show_costs"]
+
+_INTERVALS = ("hour", "day", "week", "month")
+_MAX_BARS = 1000
 
 
 def cost_table(title: str, summary: CostSummary) -> Table:
@@ -41,6 +47,40 @@ def cost_table(title: str, summary: CostSummary) -> Table:
     return table
 
 
+def cost_bars(summary: CostSummary, time_zone: str) -> list[Bar]:
+    """A bar a group; where groups are times, hours or days without a call are there as well, with 0."""
+    found = {", ".join(key.value or "-" for key in group.keys): group for group in summary.breakdown}
+    keys = summary.breakdown[0].keys
+    labels = list(found)
+    if len(keys) == 1 and keys[0].dimension in _INTERVALS:
+        labels = _without_gaps(labels, keys[0].dimension, time_zone)
+    bars = []
+    for label in labels:
+        group = found.get(label)
+        if group is None:
+            bars.append(Bar(label, Decimal(0), money(Decimal(0))))
+            continue
+        count = group.unpriced_requests
+        priced = count < group.requests or group.cost
+        note = f"{_requests(count)} without a price" if count else ""
+        bars.append(Bar(label, group.cost, money(group.cost) if priced else "no price", note))
+    return bars
+
+
+def _without_gaps(labels: list[str], interval: str, time_zone: str) -> list[str]:
+    """The labels of every bucket from the first to the last; as they are where those would be too many."""
+    day = "-01" if interval == "month" else ""
+    try:
+        start, end = (parse_start(label + day, time_zone) for label in (min(labels), max(labels)))
+        buckets = buckets_between(
+            start, end + timedelta(microseconds=1), interval, time_zone, limit=_MAX_BARS
+        )
+    except RpcError:
+        return labels
+    made = [bucket_label(bucket, interval, time_zone) for bucket in buckets]
+    return made if set(labels) <= set(made) else labels
+
+
 def print_total(output: Output, summary: CostSummary) -> None:
     """The total, and what it does not cover."""
     if is_elsewhere(summary):
@@ -53,7 +93,7 @@ def print_total(output: Output, summary: CostSummary) -> None:
         count = _requests(summary.unpriced_requests)
         output.line(
             (f"{count} {has} no price: the total is a lower bound.", "yellow"),
-            " Add one with client.pricing.create(…).",
+            " Add one: llm-cost-ops prices add.",
         )
     if summary.reported_requests and not is_elsewhere(summary):
         of_them = f"{money(summary.reported_cost)} {summary.currency}"
@@ -84,7 +124,10 @@ def show_costs(options: argparse.Namespace) -> int:
     if output.form == "json":
         output.json_text(COST_SUMMARY.encode_json(summary))
         return 0
-    if output.form == "csv" or (summary.breakdown and not is_elsewhere(summary)):
+    if options.plot:
+        if summary.breakdown and not is_elsewhere(summary):
+            output.bars(cost_bars(summary, options.time_zone))
+    elif output.form == "csv" or (summary.breakdown and not is_elsewhere(summary)):
         output.table(cost_table("What it cost", summary))
     print_total(output, summary)
     return 0
@@ -93,6 +136,6 @@ def show_costs(options: argparse.Namespace) -> int:
 def _asked(client: CostOpsClient, options: argparse.Namespace) -> CostSummary:
     return client.costs.get(
         **filters_of(options),
-        group_by=[name.strip() for name in options.group_by.split(",")],
+        group_by=[name.strip() for name in ",".join(options.group_by or ["provider,model"]).split(",")],
         currency=options.currency,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from llm_cost_ops.client.clients import CostOpsClient
-from llm_cost_ops.config import EMBEDDED, SCHEMES, ClientConfig, RetryConfig
+from llm_cost_ops.config import EMBEDDED, SCHEMES, ClientConfig, RetryConfig, without_password
 from llm_cost_ops.exceptions import ConfigurationError, NetworkError
 
 __all__ = ["open_client", "url_of"]
@@ -42,7 +42,7 @@ def open_client(
     path = _file_of(config.base_url)
     if path is not None and not create and not path.exists():
         if without is None:
-            raise ConfigurationError(f"there is no database {path}", parameter="db")
+            raise ConfigurationError(f"there is no database {without_password(str(path))}", parameter="db")
         config = config.replace(base_url=without)
     if not waits:
         _check_reachable(config)

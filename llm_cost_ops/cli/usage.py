@@ -1,26 +1,117 @@
-"""The `usage` commands: taking a record out of the sums, correcting one, and what became of one."""
+"""The `usage` commands: records listed, shown, corrected, taken out of the sums, and their history."""
 
 from __future__ import annotations
 
 import argparse
+from datetime import UTC
+from itertools import islice
 
 import msgspec
 
-from llm_cost_ops.cli.options import pairs
+from llm_cost_ops.cli.options import filters_of, pairs
+from llm_cost_ops.cli.output import Column, Output, Table, form_of
+from llm_cost_ops.cli.receipts import receipt_table, show_receipt
 from llm_cost_ops.cli.target import open_client
 from llm_cost_ops.client.clients import CostOpsClient
-from llm_cost_ops.types import UsageRevision
+from llm_cost_ops.types import UsageRecord, UsageRevision
 
 __all__ = ["usage"]
+
+_FIRST = ("id", "organization_id", "provider", "model_id", "timestamp", "input_tokens", "output_tokens")
+# Beside what the receipt shows.
+_HIDDEN = {"unknown_", "estimated_cost", "currency", "cost_status", "total_tokens", *_FIRST}
 
 
 def usage(options: argparse.Namespace) -> int:
     """The `usage` command."""
+    if options.action == "list":
+        return _list(options)
+    if options.action == "show":
+        return _show(options)
     action = {"void": _void, "correct": _correct, "revisions": _revisions}[options.action]
     with open_client(options) as client:
         for revision in action(client, options):
             print(revision.to_json() if options.json else _line(revision))
     return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    with open_client(options) as client:
+        size = min(options.limit + 1, 1000)
+        found = list(
+            islice(client.usage.get_history(**filters_of(options), page_size=size), options.limit + 1)
+        )
+    output = Output(form_of(options))
+    table = Table(columns=[Column(name) for name in ("time", "id", "organization", "provider", "model")])
+    table.columns += [Column(name, right=True) for name in ("input", "output", "cost")]
+    table.columns += [Column(name) for name in ("currency", "status")]
+    for record in found[: options.limit]:
+        cost = "" if record.estimated_cost is None else record.estimated_cost
+        names = [record.organization_id, record.provider, record.model_id]
+        counts = ["" if each is None else each for each in (record.input_tokens, record.output_tokens)]
+        row = [_moment(record), record.id, *names, *counts, cost, record.currency, record.cost_status.value]
+        table.rows.append(row)
+    if found or output.form != "text":
+        output.table(table)
+    else:
+        output.line("Nothing is recorded that these filters let through.")
+    if len(found) > options.limit:
+        output.line(
+            f"There are more: --limit shows them, and `export` all. These are the newest {options.limit:,}."
+        )
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    with open_client(options) as client:
+        revisions = client.usage.revisions(options.id, organization_id=options.organization).revisions
+        checked = client.costs.verify(options.id, organization_id=options.organization)
+    record, cost = revisions[-1].usage, checked.recorded
+    assert record is not None
+    assert cost is not None
+    output = Output(form_of(options))
+    if output.form == "json":
+        answer = {"usage": record.to_dict(), "cost": cost.to_dict(), "matches": checked.matches}
+        output.json_text(msgspec.json.encode(answer))
+    elif output.form == "csv":
+        output.table(receipt_table(cost))
+    else:
+        for line in _described(record):
+            output.line(line)
+        output.line()
+        show_receipt(output, cost)
+        same = (
+            "Calculated again, it is the same." if checked.matches else f"It does not hold: {checked.reason}"
+        )
+        output.line((same, "" if checked.matches else "red"))
+        if len(revisions) > 1:
+            output.line(f"{len(revisions)} revisions: `llm-cost-ops usage revisions {record.id}` shows them.")
+    return 0 if checked.matches else 1
+
+
+def _described(record: UsageRecord) -> list[str]:
+    """A record's fields that say something, a line each."""
+    shown = {name: getattr(record, name) for name in _FIRST}
+    rest = {name: getattr(record, name) for name in UsageRecord.__struct_fields__ if name not in _HIDDEN}
+    fields = {**shown, **{name: value for name, value in rest.items() if value not in (None, "", 0, [], {})}}
+    fields["timestamp"] = _moment(record)
+    fields["input_tokens"], fields["output_tokens"] = (
+        "not known" if count is None else f"{count:,}"
+        for count in (record.input_tokens, record.output_tokens)
+    )
+    return [f"{name:<16} {_text(value)}" for name, value in fields.items() if _text(value) != "unspecified"]
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={each}" for key, each in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+def _moment(record: UsageRecord) -> str:
+    return f"{record.timestamp.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}" if record.timestamp else ""
 
 
 def _void(client: CostOpsClient, options: argparse.Namespace) -> list[UsageRevision]:

@@ -409,8 +409,11 @@ def _split_database_url(base_url: str, rule: str) -> SplitResult:
 
 
 def without_password(url: str) -> str:
-    """The URL of a database as it may be shown: with *** for a password."""
-    if "://" not in url or url.startswith("sqlite:"):
+    """The URL of a database as it may be shown: with *** for a password, also one that is not encoded."""
+    scheme = url.partition(":")[0].lower()
+    if scheme == "sqlite" or not re.match(r"[a-z][a-z0-9+.-]*:/", url, re.IGNORECASE):
         return url
-    url = re.sub(r"(//[^/?#:]*:)[^/?#]*@", r"\1***@", url)
+    # The path of a server may have an @ of its own.
+    password = "[^/?#]*" if scheme in SCHEMES and scheme not in EMBEDDED else ".*"
+    url = re.sub(rf"(:/+[^/?#:]*:){password}@", r"\1***@", url)
     return re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1***", url)

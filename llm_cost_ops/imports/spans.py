@@ -26,7 +26,8 @@ from llm_cost_ops.imports.values import (
     whole_input,
 )
 from llm_cost_ops.normalizers import PayloadError, usage_from_response
-from llm_cost_ops.normalizers.record import set_key
+from llm_cost_ops.normalizers.record import fit_text, fit_texts, set_key
+from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.types import Operation, UsageQuality, UsageRecord
 
 __all__ = [
@@ -112,12 +113,8 @@ def _record_of(span: Span) -> UsageRecord:
     Raises PayloadError or ValueError for counts or times that can't be.
     """
     record = _record(span.attributes)
-    if has_unsure_key(record):
-        record.idempotency_key = ""
-    start, end = moment(span.start), moment(span.end)
-    record.timestamp = start
-    if start is not None and end is not None and end >= start:
-        record.latency_ms = round((end - start).total_seconds() * 1000)
+    _clear_unsure_key(record)
+    _set_times(record, span)
     _identify(record, span)
     return record
 
@@ -131,11 +128,31 @@ def observed(span: Span) -> UsageRecord:
         # The call is billed all the same.
         stated = text(attributes, "gen_ai.provider.name", "gen_ai.system", "llm.provider", "llm.system")
         model = text(attributes, "gen_ai.response.model", "gen_ai.request.model", "llm.model_name")
-        record = UsageRecord(provider=stated.lower(), model_id=model, quality=UsageQuality.UNKNOWN)
+        provider = canonical_provider(PROVIDERS.get(stated.lower(), stated)) or provider_of(model)
+        record = UsageRecord(provider=provider, model_id=model, quality=UsageQuality.UNKNOWN)
+        set_key(record, _response_id(attributes))
+        _clear_unsure_key(record)
+        try:
+            _set_times(record, span)
+        except ValueError:
+            record.timestamp = None
         _identify(record, span)
     record.provider = record.provider or provider_of(record.model_id) or "unknown"
     record.model_id = record.model_id or "unknown"
+    fit_texts(record)
     return record
+
+
+def _clear_unsure_key(record: UsageRecord) -> None:
+    if has_unsure_key(record):
+        record.idempotency_key = ""
+
+
+def _set_times(record: UsageRecord, span: Span) -> None:
+    start, end = moment(span.start), moment(span.end)
+    record.timestamp = start
+    if start is not None and end is not None and end >= start:
+        record.latency_ms = round((end - start).total_seconds() * 1000)
 
 
 def _identify(record: UsageRecord, span: Span) -> None:
@@ -152,7 +169,7 @@ def _identify(record: UsageRecord, span: Span) -> None:
         setattr(record, name, text(attributes, stated) or text(resource, stated))
     service = text(resource, "service.name")
     if service and not service.startswith("unknown_service"):
-        record.labels = {**record.labels, "service": service[:255]}
+        record.labels = {**record.labels, "service": fit_text(service, 255)}
     record.observation = True
     record.source = "otlp"
 

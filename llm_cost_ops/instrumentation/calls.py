@@ -19,6 +19,7 @@ from llm_cost_ops._gen.messages import UsageQuality, UsageRecord
 from llm_cost_ops.instrumentation.providers import API_PROVIDERS, UNIQUE_IDS
 from llm_cost_ops.normalizers import PayloadError, usage_from_response
 from llm_cost_ops.normalizers.aws import region_of
+from llm_cost_ops.normalizers.record import fit_texts
 
 __all__ = [
     "KEY_HEADER",
@@ -237,6 +238,7 @@ class Call:
         record.latency_ms = self.latency_ms
         record.time_to_first_token_ms = self.time_to_first_ms
         record.trace_id, record.span_id = self.trace
+        fit_texts(record)
         return record
 
     def _asked(self) -> _Asked:

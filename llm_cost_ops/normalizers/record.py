@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ __all__ = [
     "check_total",
     "claude_writes",
     "fit_details",
+    "fit_text",
+    "fit_texts",
     "read_modality",
     "set_identity",
     "set_key",
@@ -33,6 +36,19 @@ __all__ = [
 ]
 
 _MAX_KEY = 255
+# What no text of a record may hold: control characters and lone surrogates.
+_FORBIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_MAX_TEXTS = {
+    "provider": 100,
+    "model_id": 255,
+    "requested_model_id": 255,
+    "service_tier": 64,
+    "processing": 64,
+    "region": 64,
+    "speed": 64,
+    "user_id": 255,
+    "session_id": 255,
+}
 # The names by which providers call the tier that costs the list price.
 _STANDARD = frozenset({"", "default", "standard", "auto", "on_demand", "standard_only", "unspecified"})
 
@@ -40,13 +56,33 @@ _STANDARD = frozenset({"", "default", "standard", "auto", "on_demand", "standard
 def set_key(record: UsageRecord, response_id: str) -> None:
     """Make the response's id the idempotency key, with the provider before it.
 
-    Recording one response twice then counts once. An id too long for a key is hashed.
+    Recording one response twice then counts once. An id that no key may hold is hashed: one that is too long,
+    or has control characters.
     """
     if response_id:
         key = f"{record.provider}:{response_id}" if record.provider else response_id
-        if len(key) > _MAX_KEY:
-            key = f"{record.provider[:100]}:{blake2b(response_id.encode(), digest_size=32).hexdigest()}"
+        if len(key) > _MAX_KEY or (not key.isprintable() and _FORBIDDEN.search(key)):
+            data = response_id.encode("utf-8", "surrogatepass")
+            key = f"{record.provider[:100]}:{blake2b(data, digest_size=32).hexdigest()}"
         record.idempotency_key = key
+
+
+def fit_text(value: str, length: int) -> str:
+    """A text as a record may hold it: cut to `length`, control characters replaced by U+FFFD."""
+    if len(value) <= length and value.isprintable():
+        return value
+    return _FORBIDDEN.sub("\ufffd", value[:length])
+
+
+def fit_texts(record: UsageRecord) -> None:
+    """Make the texts that somebody else wrote fit the record of a call that was observed.
+
+    It was made and is billed: a name that no record may hold is no reason to lose it.
+    """
+    for name, length in _MAX_TEXTS.items():
+        value = getattr(record, name)
+        if len(value) > length or not value.isprintable():
+            setattr(record, name, fit_text(value, length))
 
 
 def set_model(record: UsageRecord, model: str) -> None:

@@ -26,7 +26,8 @@ SOURCE = "proxy"
 _log = logging.getLogger("llm_cost_ops.proxy")
 
 # Segments that a provider may take as the way to another part of its host.
-_DOTS = re.compile(rb"/(?:\.|%2[eE]){1,2}(?=/|$)")
+# Also between encoded slashes, and backslashes: some servers take these for what they stand for.
+_DOTS = re.compile(rb"(?:[/\\]|%2f|%5c)(?:\.|%2e){1,2}(?=[/\\]|%2f|%5c|$)", re.IGNORECASE)
 
 
 class ProxyApp:

@@ -55,11 +55,16 @@ class Traces:
             raise invalid_argument(error.path or "body", error.reason) from None
         _attribute(records, context)
         reasons: Counter[str] = Counter()
+        later: RpcError | None = None
         for first in range(0, len(records), MAX_BATCH):
             request = BatchSubmitUsageRequest(records=records[first : first + MAX_BATCH])
             response: BatchSubmitUsageResponse = await self._handler.unary_unary(request, context)
             assert response.data is not None
             reasons.update(_refusals(response.data.results))
+            later = later or _unavailable(response.data.results)
+        if later is not None:
+            # Only now: the request may never get through as a whole, and its other calls count.
+            raise later
         return encode_answer(kind, reasons.total(), _message(reasons))
 
     def error(self, kind: str, error: RpcError) -> bytes:
@@ -91,19 +96,26 @@ def _attribute(records: Sequence[UsageRecord], context: CallContext) -> None:
 
 
 def _refusals(results: Iterable[SubmitResult]) -> list[str]:
-    """Why records were not written. Raises UNAVAILABLE where they may be if they come again."""
+    """Why records were not written."""
     reasons = []
     for result in results:
         if result.status in _WRITTEN:
             continue
         error = result.error
-        if error is not None and error.code == StatusCode.UNAVAILABLE.name:
-            raise RpcError(StatusCode.UNAVAILABLE, error.message, retry_after=_RETRY_AFTER)
         broken = [] if error is None else error.violations[:1]
         # The field of the record; where it stands in a batch says nothing to who sent spans.
         named = [f"{each.field.rpartition('.')[2]} {each.description}" for each in broken]
         reasons.append(named[0] if named else "not recorded")
     return reasons
+
+
+def _unavailable(results: Iterable[SubmitResult]) -> RpcError | None:
+    """UNAVAILABLE, where a record was not written and may be if it comes again."""
+    for result in results:
+        error = result.error
+        if result.status not in _WRITTEN and error is not None and error.code == StatusCode.UNAVAILABLE.name:
+            return RpcError(StatusCode.UNAVAILABLE, error.message, retry_after=_RETRY_AFTER)
+    return None
 
 
 def _message(reasons: Counter[str]) -> str:

@@ -6,9 +6,13 @@ A line `<!-- prints -->` before the next block compares it with what the runnabl
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,6 +86,25 @@ def test_what_the_documentation_names_is_there() -> None:
     named = re.compile(r"`(?:python )?((?:tests|benchmarks|examples)/[\w/.-]*)`")
     missing = [(path.name, name) for path, text in _pages() for name in named.findall(text)]
     assert [item for item in missing if not (ROOT / item[1]).exists()] == []
+
+
+def _with_litellm() -> list[tuple[str, str]]:
+    """The examples that litellm runs, each with what it prints."""
+    shown = re.compile(
+        r"^<!-- runs with litellm -->\n```python\n(.*?)^```\n+```text\n(.*?)^```$", re.MULTILINE | re.DOTALL
+    )
+    return [found for _, text in _pages() for found in shown.findall(text)]
+
+
+@pytest.mark.skipif(find_spec("litellm") is None, reason="litellm, of the extra [sdks], is not installed")
+@pytest.mark.parametrize("number", range(len(_with_litellm())))
+def test_what_is_said_of_litellm_is_so(number: int) -> None:
+    code, printed = _with_litellm()[number]
+    # Its own prices, of the version that is installed, and none from the network.
+    environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True, timeout=120)
+    assert done.stdout.splitlines()[-1] == printed.strip()
 
 
 def test_every_page_is_found_from_the_first() -> None:

@@ -44,6 +44,11 @@ def database(url: str, durability: str = "disk") -> Database:
     """The database at a URL; see `open`."""
     parts = urlsplit(url)
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    ends = parts.netloc.count("@")
+    cut = not ends and ":" in parts.netloc and ("@" in url or any("@" in name for name in options))
+    if ends > 1 or cut:
+        # Else a part of the password would be taken, and shown, for a host, a database or an option.
+        raise _wrong("signs such as @ : / ? # in a password are percent-encoded (@ is %40)")
     durability = options.pop("durability", durability)
     if durability not in DURABILITIES:
         raise _wrong(f"durability must be {' or '.join(map(repr, DURABILITIES))}, not {durability!r}")

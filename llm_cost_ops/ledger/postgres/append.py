@@ -17,9 +17,10 @@ from llm_cost_ops.ledger.postgres.connection import Database, Session
 from llm_cost_ops.ledger.postgres.errors import busy_error, closed_error, is_lost
 from llm_cost_ops.ledger.postgres.interning import intern, organization_ids
 from llm_cost_ops.ledger.postgres.revise import revise
-from llm_cost_ops.ledger.postgres.rows import Row, decode_usage, prepare, text_array, units_sql
+from llm_cost_ops.ledger.postgres.rows import Row, prepare, text_array, units_sql
 from llm_cost_ops.ledger.postgres.sums import quarter_sql
 from llm_cost_ops.ledger.postgres.workers import Connected, Ticket
+from llm_cost_ops.ledger.structs import decode_usage
 from llm_cost_ops.ledger.types import Appended, Entry, Revision
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.rules.times import from_micros

@@ -7,7 +7,8 @@ import msgspec
 from llm_cost_ops._gen.messages import RateCard, SubmitStatus
 from llm_cost_ops.ledger.postgres import schema
 from llm_cost_ops.ledger.postgres.connection import Session
-from llm_cost_ops.ledger.postgres.rows import encode_struct, struct_decoder
+from llm_cost_ops.ledger.postgres.rows import struct_text
+from llm_cost_ops.ledger.structs import struct_decoder
 from llm_cost_ops.pricing.cards import kept_form
 from llm_cost_ops.rpc.status import invalid_argument
 from llm_cost_ops.rules.cards import overlap_of
@@ -61,7 +62,7 @@ def _add(session: Session, card: RateCard, key: str, fingerprint: bytes) -> tupl
             line,
             version,
             fingerprint,
-            encode_struct(added),
+            struct_text(added),
         )
     if key:
         session.run(
@@ -92,7 +93,7 @@ def keep_card(session: Session, digest: bytes, card: RateCard) -> None:
     session.run(
         "INSERT INTO llm_cost_ops.kept_card (digest, card) VALUES (%s, %s) ON CONFLICT DO NOTHING",
         digest,
-        encode_struct(kept_form(card)),
+        struct_text(kept_form(card)),
     )
 
 

@@ -11,7 +11,7 @@ from llm_cost_ops._gen.messages import RateCard, UsageRecord
 from llm_cost_ops.ledger.postgres.cards import get_card, kept_card
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.interning import organization_ids
-from llm_cost_ops.ledger.postgres.rows import decode_usage, units_sql
+from llm_cost_ops.ledger.postgres.rows import units_sql
 from llm_cost_ops.ledger.postgres.sums import (
     PIECES_OF_ROWS,
     SERIES_COLUMNS,
@@ -23,6 +23,7 @@ from llm_cost_ops.ledger.postgres.sums import (
     series_conditions,
 )
 from llm_cost_ops.ledger.shares import add_share, shares_of
+from llm_cost_ops.ledger.structs import decode_usage
 from llm_cost_ops.ledger.types import Amounts, CardOf, Filter
 from llm_cost_ops.pricing.compiled import CompiledCard, compile_card
 from llm_cost_ops.rules.limits import check_amounts

@@ -20,15 +20,9 @@ from llm_cost_ops.ledger.postgres.revise import (
     lock_records,
     names_of,
 )
-from llm_cost_ops.ledger.postgres.rows import (
-    RECORD_COLUMNS,
-    check_cost,
-    decode_record,
-    decode_usage,
-    series_of,
-    units_sql,
-)
+from llm_cost_ops.ledger.postgres.rows import RECORD_COLUMNS, decode_record, series_of, units_sql
 from llm_cost_ops.ledger.postgres.sums import newest, record_conditions
+from llm_cost_ops.ledger.structs import check_cost, decode_usage
 from llm_cost_ops.ledger.types import Change, Filter, Price, Recorded, Repriced, Revised
 from llm_cost_ops.pricing.pricebook import Pricing
 from llm_cost_ops.rules.times import from_micros, to_micros

@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-from base64 import b64decode
 from collections.abc import Sequence
-from decimal import Decimal
 from typing import Any, NamedTuple
-
-import msgspec
 
 from llm_cost_ops._gen.messages import CostStatus, UsageRecord
 from llm_cost_ops.ledger.ids import usage_id
+from llm_cost_ops.ledger.structs import check_cost, check_counts, decode_usage, encode_struct, encode_usage
 from llm_cost_ops.ledger.types import Entry
 from llm_cost_ops.pricing.money import UNITS, from_units
 from llm_cost_ops.pricing.pricebook import Pricing
-from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, invalid_arguments
-from llm_cost_ops.rules.limits import MAX_COUNT, MAX_RECORD_COST
 from llm_cost_ops.rules.times import from_micros, to_micros
-from llm_cost_ops.wire.decimals import WireDecimal
-from llm_cost_ops.wire.unknown import Unknown
 
 __all__ = [
     "RECORD_COLUMNS",
     "Row",
-    "check_cost",
     "cost_text",
     "decode_record",
-    "decode_usage",
-    "encode_struct",
     "prepare",
     "series_of",
-    "struct_decoder",
+    "struct_text",
     "text_array",
     "units_sql",
 ]
-
-_MAX_COST_UNITS = MAX_RECORD_COST * UNITS
 
 RECORD_COLUMNS = "u.id::text AS id, u.key, u.ingested, u.ts, u.record"
 """Of `usage u`, what `decode_record` needs first."""
@@ -46,36 +34,9 @@ def units_sql(cost: str) -> str:
     return f"trunc({cost} * {UNITS})"
 
 
-def _write(value: object) -> object:
-    # Unknown JSON is kept as text: decoded and encoded again it might not be the same.
-    if type(value) is Unknown:
-        texts = {name: bytes(raw).decode() for name, raw in value.json.items()}
-        return {"binary": bytes(value.binary), "json": texts}
-    raise TypeError(f"can't store a {type(value).__name__}")
-
-
-def _read(kind: Any, value: Any) -> object:
-    if kind is WireDecimal:
-        return Decimal(value)
-    if kind is Unknown:
-        texts = {name: msgspec.Raw(text.encode()) for name, text in value["json"].items()}
-        return Unknown(b64decode(value["binary"]), texts)
-    raise TypeError(f"can't read a {kind}")
-
-
-def struct_decoder(kind: type[object]) -> msgspec.json.Decoder[Any]:
-    """Reads structs of a type from what `encode_struct` made of them."""
-    return msgspec.json.Decoder(kind, dec_hook=_read)
-
-
-# Maps are sorted, so that their order makes no other content.
-_encoder = msgspec.json.Encoder(enc_hook=_write, order="deterministic")
-_records = struct_decoder(UsageRecord)
-
-
-def encode_struct(value: object) -> str:
+def struct_text(value: object) -> str:
     """A struct as text: JSON, in which NUL is escaped, as PostgreSQL needs it."""
-    return _encoder.encode(value).decode()
+    return encode_struct(value).decode()
 
 
 class Row(NamedTuple):
@@ -106,8 +67,7 @@ def prepare(entry: Entry) -> Row:
     """What the transaction needs of an entry; everything that can be done before it."""
     record, by = entry.record, entry.by
     input_tokens, output_tokens = record.input_tokens or 0, record.output_tokens or 0
-    if input_tokens > MAX_COUNT or output_tokens > MAX_COUNT:
-        raise _too_many(record)
+    check_counts(record)
     check_cost(entry.units, by.currency)
     ingested = to_micros(entry.ingested_at)
     tags, labels, moment = record.tags, record.labels, record.timestamp
@@ -125,9 +85,9 @@ def prepare(entry: Entry) -> Row:
         cost_text(entry.units),
         record.user_id or None,
         # A tag counts a record once, however often it has it.
-        encode_struct(list(dict.fromkeys(tags))) if tags else None,
-        encode_struct(labels) if labels else None,
-        _encoded(record),
+        struct_text(list(dict.fromkeys(tags))) if tags else None,
+        struct_text(labels) if labels else None,
+        encode_usage(record).decode(),
     )
 
 
@@ -145,29 +105,6 @@ def series_of(record: UsageRecord, by: Pricing) -> tuple[str, ...]:
         by.currency,
         str(by.status),
     )
-
-
-def _encoded(record: UsageRecord) -> str:
-    try:
-        return encode_struct(record)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise RpcError(StatusCode.INVALID_ARGUMENT, f"a record can't be stored: {error}") from error
-
-
-def _too_many(record: UsageRecord) -> RpcError:
-    return invalid_arguments(
-        [
-            Violation(field, f"must be at most {MAX_COUNT:,}")
-            for field in ("input_tokens", "output_tokens")
-            if (getattr(record, field) or 0) > MAX_COUNT
-        ]
-    )
-
-
-def check_cost(units: int | None, currency: str) -> None:
-    """INVALID_ARGUMENT for a cost that is larger than MAX_RECORD_COST."""
-    if units is not None and not -_MAX_COST_UNITS <= units <= _MAX_COST_UNITS:
-        raise invalid_arguments([Violation("a record", f"must cost at most {MAX_RECORD_COST:,} {currency}")])
 
 
 def cost_text(units: int | None) -> str | None:
@@ -202,18 +139,4 @@ def decode_record(row: Sequence[Any], units: int | None, currency: str, status: 
     record.estimated_cost = None if units is None else from_units(units)
     record.currency = currency
     record.cost_status = CostStatus(status)
-    return record
-
-
-def decode_usage(data: str) -> UsageRecord:
-    """The record as the caller sent it."""
-    try:
-        record: UsageRecord = _records.decode(data)
-    except msgspec.ValidationError:
-        # A newer version wrote fields that this one does not know: they stay with the record.
-        fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
-        known = {info.encode_name for info in msgspec.structs.fields(UsageRecord)}
-        unknown = {name: msgspec.Raw(bytes(fields.pop(name))) for name in fields.keys() - known}
-        record = _records.decode(msgspec.json.encode(fields))
-        record.unknown_ = Unknown(json=unknown)
     return record

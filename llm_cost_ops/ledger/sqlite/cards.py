@@ -7,7 +7,7 @@ import sqlite3
 import msgspec
 
 from llm_cost_ops._gen.messages import RateCard, SubmitStatus
-from llm_cost_ops.ledger.sqlite.rows import encode_struct, struct_decoder
+from llm_cost_ops.ledger.structs import encode_struct, struct_decoder
 from llm_cost_ops.pricing.cards import kept_form
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.rules.cards import overlap_of

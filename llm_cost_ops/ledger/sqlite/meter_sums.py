@@ -9,7 +9,7 @@ from itertools import product
 from llm_cost_ops._gen.messages import RateCard, UsageRecord
 from llm_cost_ops.ledger.shares import Share, shares_of
 from llm_cost_ops.ledger.sqlite.cards import get_card, kept_card
-from llm_cost_ops.ledger.sqlite.rows import decode_usage, units_of
+from llm_cost_ops.ledger.sqlite.rows import units_of
 from llm_cost_ops.ledger.sqlite.sums import (
     SERIES_COLUMNS,
     Keys,
@@ -19,6 +19,7 @@ from llm_cost_ops.ledger.sqlite.sums import (
     per_record_conditions,
     pick_series,
 )
+from llm_cost_ops.ledger.structs import decode_usage
 from llm_cost_ops.ledger.types import CardOf, Filter
 from llm_cost_ops.pricing.compiled import CompiledCard, compile_card
 

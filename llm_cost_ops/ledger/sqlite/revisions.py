@@ -21,11 +21,11 @@ from llm_cost_ops.ledger.sqlite.rows import (
     SeriesKey,
     columns_of,
     decode_record,
-    decode_usage,
     series_key_of,
     units_of,
 )
 from llm_cost_ops.ledger.sqlite.sums import newest, per_record_conditions, pick_series
+from llm_cost_ops.ledger.structs import decode_usage
 from llm_cost_ops.ledger.types import Change, Filter, Price, Recorded, Revised
 from llm_cost_ops.rpc.status import invalid_argument
 from llm_cost_ops.rules.times import from_micros, to_micros

@@ -5,24 +5,20 @@ A row holds the record as the caller sent it, and beside it what the service add
 
 from __future__ import annotations
 
-from base64 import b64decode
 from collections.abc import Iterable
 from datetime import datetime
-from decimal import Decimal
 from typing import Any
 
 import msgspec
 
 from llm_cost_ops._gen.messages import CostStatus, UsageRecord
 from llm_cost_ops.ledger.ids import as_text, usage_id
+from llm_cost_ops.ledger.structs import check_cost, check_counts, decode_usage, encode_usage
 from llm_cost_ops.ledger.types import Entry
-from llm_cost_ops.pricing.money import UNITS, from_units
+from llm_cost_ops.pricing.money import from_units
 from llm_cost_ops.pricing.pricebook import Pricing
-from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
-from llm_cost_ops.rules.limits import MAX_COUNT, MAX_RECORD_COST
+from llm_cost_ops.rules.limits import MAX_COUNT
 from llm_cost_ops.rules.times import from_micros, to_micros
-from llm_cost_ops.wire.decimals import WireDecimal
-from llm_cost_ops.wire.unknown import Unknown
 
 __all__ = [
     "RECORD_COLUMNS",
@@ -30,16 +26,11 @@ __all__ = [
     "SeriesKey",
     "columns_of",
     "decode_record",
-    "decode_usage",
-    "encode_struct",
     "prepare",
     "prepare_all",
     "series_key_of",
-    "struct_decoder",
     "units_of",
 ]
-
-_MAX_COST_UNITS = MAX_RECORD_COST * UNITS
 
 SeriesKey = tuple[Any, ...]
 """What is interned of an entry: the organization, seven more columns of series, and the Pricing."""
@@ -51,33 +42,6 @@ RECORD_COLUMNS = "u.id, u.key, u.ingested, u.ts, u.record"
 """Of `usage u`, what `decode_record` needs first."""
 
 _PICOS = 1_000_000
-
-
-def _write(value: object) -> object:
-    # Unknown JSON is kept as text: decoded and encoded again it might not be the same.
-    if type(value) is Unknown:
-        texts = {name: bytes(raw).decode() for name, raw in value.json.items()}
-        return {"binary": bytes(value.binary), "json": texts}
-    raise TypeError(f"can't store a {type(value).__name__}")
-
-
-def _read(kind: Any, value: Any) -> object:
-    if kind is WireDecimal:
-        return Decimal(value)
-    if kind is Unknown:
-        texts = {name: msgspec.Raw(text.encode()) for name, text in value["json"].items()}
-        return Unknown(b64decode(value["binary"]), texts)
-    raise TypeError(f"can't read a {kind}")
-
-
-def struct_decoder(kind: type[object]) -> msgspec.json.Decoder[Any]:
-    """Reads structs of a type from what `encode_struct` made of them."""
-    return msgspec.json.Decoder(kind, dec_hook=_read)
-
-
-# Maps are sorted, so that their order makes no other content.
-encode_struct = msgspec.json.Encoder(enc_hook=_write, order="deterministic").encode
-_records = struct_decoder(UsageRecord)
 
 
 def series_key_of(record: UsageRecord, by: Pricing) -> SeriesKey:
@@ -109,7 +73,7 @@ def prepare_all(entries: Iterable[Entry]) -> list[Prepared]:
         record = entry.record
         read, written = record.input_tokens or 0, record.output_tokens or 0
         if read > MAX_COUNT or written > MAX_COUNT:
-            raise _too_many(record)
+            check_counts(record)
         by = entry.by
         made, stored, stored_key = usage_id(record.organization_id, entry.key)
         if entry.ingested_at is not taken:
@@ -117,10 +81,7 @@ def prepare_all(entries: Iterable[Entry]) -> list[Prepared]:
             taken = entry.ingested_at
             ingested = to_micros(taken)
         moment, tags, labels = record.timestamp, record.tags, record.labels
-        try:
-            data = encode_struct(record)
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise RpcError(StatusCode.INVALID_ARGUMENT, f"a record can't be stored: {error}") from error
+        data = encode_usage(record)
         values = (
             stored,
             stored_key,
@@ -148,27 +109,11 @@ def _json(value: object) -> str:
     return _encode_json(value).decode()
 
 
-def _too_many(record: UsageRecord) -> RpcError:
-    return _refused(
-        [
-            Violation(field, f"must be at most {MAX_COUNT:,}")
-            for field in ("input_tokens", "output_tokens")
-            if (getattr(record, field) or 0) > MAX_COUNT
-        ]
-    )
-
-
-def _refused(violations: list[Violation]) -> RpcError:
-    message = "; ".join(f"{field} {rule}".strip() for field, rule in violations)
-    return RpcError(StatusCode.INVALID_ARGUMENT, message, violations=violations)
-
-
 def columns_of(units: int | None, by: Pricing) -> tuple[int | None, int | None]:
     """The two columns of a cost in 10^-12; INVALID_ARGUMENT when it is larger than MAX_RECORD_COST."""
     if units is None:
         return None, None
-    if not -_MAX_COST_UNITS <= units <= _MAX_COST_UNITS:
-        raise _refused([Violation("a record", f"must cost at most {MAX_RECORD_COST:,} {by.currency}")])
+    check_cost(units, by.currency)
     return divmod(units, _PICOS)
 
 
@@ -189,18 +134,4 @@ def decode_record(row: tuple[Any, ...], currency: str, status: str) -> UsageReco
     record.estimated_cost = None if units is None else from_units(units)
     record.currency = currency
     record.cost_status = CostStatus(status)
-    return record
-
-
-def decode_usage(data: bytes) -> UsageRecord:
-    """The record as the caller sent it."""
-    try:
-        record: UsageRecord = _records.decode(data)
-    except msgspec.ValidationError:
-        # A newer version wrote fields that this one does not know: they stay with the record.
-        fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
-        known = {info.encode_name for info in msgspec.structs.fields(UsageRecord)}
-        unknown = {name: msgspec.Raw(bytes(fields.pop(name))) for name in fields.keys() - known}
-        record = _records.decode(msgspec.json.encode(fields))
-        record.unknown_ = Unknown(json=unknown)
     return record

@@ -42,6 +42,17 @@ def test_quickstart_counts_the_examples_once(tmp_path: Path, capsys: pytest.Capt
         )
 
 
+def test_quickstart_without_its_examples_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("llm_cost_ops.cli.quickstart.EXAMPLES", tmp_path / "no" / "examples.jsonl")
+    assert main(["quickstart", "--db", str(tmp_path / "q.db")]) == 2
+    error = capsys.readouterr().err
+    assert "llm-cost-ops quickstart FILE" in error
+    assert str(tmp_path) not in error
+    assert not (tmp_path / "q.db").exists()
+
+
 def test_quickstart_names_a_command_that_can_be_typed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

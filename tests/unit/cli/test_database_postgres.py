@@ -139,7 +139,7 @@ def test_a_copy_that_was_stopped_is_begun_again(
         return run(self, sql, *values, **named)
 
     monkeypatch.setattr(connection.Session, "run", stopping)
-    assert main(["db", "copy", file, postgres_url]) == 2
+    assert main(["db", "copy", file, postgres_url]) == 130
     monkeypatch.setattr(connection.Session, "run", run)
     assert main(["db", "copy", file, postgres_url]) == 0
 

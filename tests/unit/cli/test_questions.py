@@ -141,7 +141,7 @@ def test_estimate(
     assert "0.00725" in shown
     assert "CACHE_READ" in shown
     assert "openai/gpt-4o" in shown
-    assert run("estimate", "openai", "no-such-model", "--input", 1, "--at", "2026-01-01") == 0
+    assert run("estimate", "openai", "no-such-model", "--input", 1, "--at", "2026-01-01") == 1
     assert "No price is known" in capsys.readouterr().out
     assert run("estimate", "openai", "gpt-4o", "--input", 1, "--cached", 2) == 2
     assert "cached_tokens" in capsys.readouterr().err
@@ -174,7 +174,7 @@ def test_prices_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None
     assert "1.25" in (shown := capsys.readouterr().out)
     assert run("prices", "show", "openai", "gpt-4o") == 0
     assert capsys.readouterr().out == shown
-    assert run("prices", "list", "no", "such", "model") == 0
+    assert run("prices", "list", "no", "such", "model") == 1
     assert "No model" in capsys.readouterr().out
     assert run("prices", "show", "openai/gpt-4oo") == 2
     assert run("prices", "show", "gpt-4o") == 2

@@ -76,6 +76,22 @@ def test_an_answer_that_can_not_be_read_is_unknown(client: CostOpsClient) -> Non
     assert {(record.provider, record.model_id) for record in records} == {("openai", "gpt-4o")}
 
 
+def test_an_answer_with_texts_that_no_record_may_hold_is_recorded(client: CostOpsClient) -> None:
+    usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+    bodies = [
+        {"id": "chatcmpl-1", "model": "m" * 5000, "service_tier": "t" * 100},
+        {"id": "chatcmpl-\x00", "model": "a\x00b"},
+    ]
+    answers = iter([{**body, "object": "chat.completion", "choices": [], "usage": usage} for body in bodies])
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json=next(answers)))
+    with client.instrument(httpx.Client(transport=transport)) as sdk:
+        for _ in bodies:
+            sdk.post("https://api.openai.com/v1/chat/completions", json=CHAT)
+    records = records_of(client)
+    assert {record.model_id for record in records} == {"m" * 255, "a\ufffdb"}
+    assert [record.total_tokens for record in records] == [15, 15]
+
+
 def test_a_client_that_is_closed_harms_no_call(stub: Stub) -> None:
     client = CostOpsClient(config=ClientConfig(base_url="sqlite://", organization_id="acme"))
     with client.instrument(httpx.Client()) as sdk:

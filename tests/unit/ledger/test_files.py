@@ -72,7 +72,7 @@ def test_the_schema_is_a_resource_of_the_package() -> None:
     opened.close()
     # The wheel takes every file of the package, whatever its suffix.
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    assert project["tool"]["hatch"]["build"]["targets"]["wheel"] == {"packages": ["llm_cost_ops"]}
+    assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ["llm_cost_ops"]
 
 
 def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:

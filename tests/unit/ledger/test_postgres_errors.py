@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import time
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -142,6 +143,11 @@ def test_replicated_needs_a_standby(postgres_url: str) -> None:
         ("postgresql://h/d?colour=red", 'invalid URI query parameter: "colour"'),
         (f"postgresql://u:{SECRET}@[::1/d", "base_url"),
         ("postgresql://h/d?durability=paper", "durability must be"),
+        (f"postgresql://u:a@{SECRET}@h/d", "percent-encoded"),
+        (f"postgresql://u:a/{SECRET}@h/d", "percent-encoded"),
+        (f"postgresql://u:a?{SECRET}@h/d", "percent-encoded"),
+        (f"postgresql://u:a#{SECRET}@h/d", "base_url"),
+        (f"postgresql:/u:{SECRET}@h/d", "base_url"),
     ],
 )
 def test_urls_that_are_refused_before_anything_is_connected(url: str, rule: str) -> None:
@@ -178,6 +184,45 @@ def test_no_password_is_shown(
     postgres.drop(url)
 
 
+@pytest.mark.parametrize("scheme", ["postgresql", "mysql"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["proxy", "--upstream", "openai=http://127.0.0.1:9", "--http", "127.0.0.1:0", "--db"],
+        ["costs", "--db"],
+        ["serve", "--http", "127.0.0.1:0", "--db"],
+        ["dashboard", "--no-browser", "--db"],
+        ["keys", "list", "--db"],
+        ["keys", "revoke", "abcdefgh", "--db"],
+        ["db", "status"],
+        ["db", "check"],
+        ["db", "migrate"],
+    ],
+)
+def test_no_command_shows_the_password_of_its_database(
+    command: list[str],
+    scheme: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*command, f"{scheme}://u:{SECRET}@127.0.0.1:1/d?nope=1"]) == 2
+    printed = capsys.readouterr()
+    assert SECRET not in printed.out + printed.err
+    assert printed.err.startswith("llm-cost-ops: ")
+
+
+def test_the_proxy_shows_no_password_of_a_database_that_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["proxy", "--upstream", "openai=http://127.0.0.1:9", "--http", "127.0.0.1:0", "--db"]
+    assert main([*command, f"postgresql://u:{SECRET}@127.0.0.1:1/d"]) == 2
+    assert "postgresql://u:***@127.0.0.1:1/d" in (error := capsys.readouterr().err)
+    assert SECRET not in error
+
+
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
@@ -185,6 +230,10 @@ def test_no_password_is_shown(
         ("postgresql://u:p:q@h1,h2:6/d", "postgresql://u:***@h1,h2:6/d"),
         ("postgresql://u@h/d?password=p&sslmode=require", "postgresql://u@h/d?password=***&sslmode=require"),
         ("postgresql://h:5432/d", "postgresql://h:5432/d"),
+        ("postgresql://u:a/b?c#d@e@h/d", "postgresql://u:***@h/d"),
+        ("postgresql:/u:p@h/d", "postgresql:/u:***@h/d"),
+        ("mysql://u:p@h/d", "mysql://u:***@h/d"),
+        ("http://h:8080/a@b", "http://h:8080/a@b"),
         ("sqlite:///a:b@c.db", "sqlite:///a:b@c.db"),
     ],
 )

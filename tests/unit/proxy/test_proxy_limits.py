@@ -168,7 +168,16 @@ def test_only_upstreams_of_the_configuration_are_reached(proxy: str, provider: P
 
 @pytest.mark.parametrize(
     "target",
-    ["/openai/../anthropic", "/openai/v1/%2e%2E/x", "/openai/..", "/openai/./v1", "/openai/.%2e/x"],
+    [
+        "/openai/../anthropic",
+        "/openai/v1/%2e%2E/x",
+        "/openai/..",
+        "/openai/./v1",
+        "/openai/.%2e/x",
+        "/openai/..%2f..%2Fx",
+        "/openai/v1%2f..",
+        "/openai/..%5cx",
+    ],
 )
 def test_a_path_does_not_lead_out_of_its_upstream(proxy: str, provider: Provider, target: str) -> None:
     place = urlsplit(proxy)

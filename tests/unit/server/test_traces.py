@@ -33,6 +33,7 @@ CALL = {
     "gen_ai.usage.input_tokens": 1000,
     "gen_ai.usage.output_tokens": 500,
 }
+ID = "chatcmpl-DbPQ3v1kTzq7Lh2nWcX0yRf8"
 STARTED = 1_773_144_000 * 10**9
 
 
@@ -234,6 +235,50 @@ async def test_a_span_from_the_future_may_come_again() -> None:
     response = await traces.post(request(span(1, CALL, startTimeUnixNano=later)))
     assert response.status_code == 503
     assert int(response.headers["retry-after"]) > 0
+
+
+async def test_a_span_from_the_future_keeps_back_none_of_the_others() -> None:
+    traces = Traces()
+    later = str((int(time.time()) + 3600) * 10**9)
+    calls = [span(number, CALL) for number in range(2, 1500)]
+    body = request(span(1, CALL, startTimeUnixNano=later), *calls)
+    for _ in range(2):
+        assert (await traces.post(body)).status_code == 503
+    costs = (await traces.client.get("/api/v1/costs")).json()
+    assert costs["data"]["total_requests"] == len(calls)
+
+
+async def test_a_call_whose_counts_can_not_be_read_keeps_its_time_and_its_key() -> None:
+    traces = Traces()
+    wrong = {"gen_ai.usage.input_tokens": -5, "gen_ai.response.id": ID, "gen_ai.system": "gcp.gemini"}
+    attributes = {**CALL, **wrong, "gen_ai.provider.name": "openai"}
+    foreign = {name: value for name, value in {**CALL, **wrong}.items() if "provider" not in name}
+    assert answered(await traces.post(request(span(1, attributes), span(2, foreign)))) == (0, "")
+    records = sorted(await traces.records(), key=lambda record: str(record["provider"]))
+    assert [record["provider"] for record in records] == ["google", "openai"]
+    for record in records:
+        assert record["timestamp"].startswith("2026-03-10T12:00:00"), record
+        assert (record["quality"], record["latency_ms"]) == ("unknown", 2500)
+    assert records[1]["idempotency_key"] == f"openai:{ID}"
+
+
+async def test_texts_that_no_record_may_hold_lose_no_call() -> None:
+    traces = Traces()
+    texts = {
+        "gen_ai.response.model": "m" * 5000,
+        "gen_ai.request.model": "a\x00b",
+        "user.id": "u\x07",
+        "gen_ai.conversation.id": "s" * 300,
+        "gen_ai.response.id": "chatcmpl-\x00",
+    }
+    resource = {"service.name": "shop\x1b[0m"}
+    for _ in range(2):
+        assert answered(await traces.post(request(span(1, {**CALL, **texts}), resource=resource))) == (0, "")
+    [record] = await traces.records()
+    assert (record["model_id"], record["requested_model_id"]) == ("m" * 255, "a\ufffdb")
+    assert (record["user_id"], record["session_id"]) == ("u\ufffd", "s" * 255)
+    assert record["labels"] == {"service": "shop\ufffd[0m"}
+    assert record["total_tokens"] == 1500
 
 
 @pytest.mark.parametrize(
