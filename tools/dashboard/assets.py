@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["AXE", "SWAGGER_UI", "UPLOT", "Package", "fetch", "main"]
+__all__ = ["AXE", "SWAGGER_UI", "UPLOT", "Package", "fetch", "fetch_missing", "main"]
 
 _PACKAGE = Path(__file__).resolve().parents[2] / "llm_cost_ops"
 TARGET = _PACKAGE / "dashboard" / "assets"
@@ -64,6 +64,9 @@ AXE = Package(
 """What the tests look for faults of accessibility with. It is not shipped."""
 
 
+_SHIPPED = ((UPLOT, TARGET), (SWAGGER_UI, REFERENCE))
+
+
 def fetch(package: Package, target: Path) -> None:
     """Put the files of a package into a folder, all of them or none.
 
@@ -97,9 +100,16 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
     return file.read()
 
 
+def fetch_missing() -> None:
+    """Fetch what pages load and is not there. Raises RuntimeError as `fetch` does."""
+    for package, target in _SHIPPED:
+        if not all((target / name).is_file() for name in package.files.values()):
+            fetch(package, target)
+
+
 def main() -> int:
     """Fetch what pages load; the exit status is 1 when that failed."""
-    for package, target in ((UPLOT, TARGET), (SWAGGER_UI, REFERENCE)):
+    for package, target in _SHIPPED:
         try:
             fetch(package, target)
         except RuntimeError as error:
