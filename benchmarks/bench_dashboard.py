@@ -4,8 +4,9 @@ The pages are asked for as a browser does, over the ASGI app without a socket; m
 that does other work too, the CPU time of the process says more than the clock.
 `bench_dashboard.py [RECORDS]`.
 
-A user calls two models, one of them mostly. Where each of a thousand users calls every model every day, there are
-nearly as many combinations as records: their sums are not kept, and the page of one user reads rows (0.6 s).
+A user calls two models, one of them mostly. Where each of a thousand users calls every model every day,
+there are nearly as many combinations as records: their sums are not kept, and the page of one user reads
+rows (0.6 s).
 """
 
 from __future__ import annotations
