@@ -160,7 +160,8 @@ def _identify(record: UsageRecord, span: Span) -> None:
     attributes, resource = span.attributes, dict(span.resource)
     if len(span.trace_id) == 32 and len(span.span_id) == 16:
         record.trace_id, record.span_id = span.trace_id, span.span_id
-    if not record.idempotency_key and span.trace_id and span.span_id:
+    # Ids of zeros are none, and would be the key of every call without.
+    if not record.idempotency_key and span.trace_id.strip("0") and span.span_id.strip("0"):
         record.idempotency_key = f"{span.trace_id}:{span.span_id}"
     record.user_id = record.user_id or text(attributes, "user.id", "enduser.id")[:255]
     record.session_id = record.session_id or text(attributes, "session.id")[:255]
