@@ -6,6 +6,7 @@ the recorder's thread asks for the record.
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 import time
@@ -32,6 +33,8 @@ __all__ = [
 ]
 
 SOURCE = "instrument"
+
+_log = logging.getLogger("llm_cost_ops.instrumentation")
 
 KEY_HEADER = "x-lco-idempotency-key"
 """By it an instrumented client tells a proxy of ours the key of a call."""
@@ -239,6 +242,8 @@ class Call:
         record.time_to_first_token_ms = self.time_to_first_ms
         record.trace_id, record.span_id = self.trace
         fit_texts(record)
+        if self.finished and self.events is not None and record.quality == UsageQuality.UNKNOWN:
+            _say_silent(record.provider, self.api)
         return record
 
     def _asked(self) -> _Asked:
@@ -273,6 +278,21 @@ class Call:
         if not isinstance(payload, dict):
             raise PayloadError("", "is not an object")
         return payload
+
+
+# Providers whose streams were seen to end without usage.
+_silent: set[str] = set()
+
+
+def _say_silent(provider: str, api: str) -> None:
+    """Say, once of a provider, that what its streams cost is not known, and how it could be."""
+    if provider in _silent:
+        return
+    _silent.add(provider)
+    how = ""
+    if api == "openai.chat":
+        how = ': ask for it with stream_options={"include_usage": True}, or instrument(…, stream_usage=True)'
+    _log.warning("a stream of %s ended without usage, and what it cost is not known%s", provider, how)
 
 
 class _Kept:

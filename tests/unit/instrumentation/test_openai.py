@@ -146,3 +146,20 @@ def test_a_broken_recorder_harms_no_call(
         create(sdk)
         stream(sdk)
         closed_early(sdk)
+
+
+def test_a_silent_stream_is_told_once(
+    stub: Stub, client: CostOpsClient, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm_cost_ops.instrumentation.calls._silent", set())
+    with openai.OpenAI(api_key="k", base_url=f"{stub.url}/v1") as sdk:
+        client.instrument(sdk, provider="vllm", stream_usage=False)
+        for _ in range(2):
+            stream(sdk)
+        client.flush()
+    logged = [record.getMessage() for record in caplog.records if "without usage" in record.getMessage()]
+    said = (
+        "a stream of vllm ended without usage, and what it cost is not known: ask for it with "
+        'stream_options={"include_usage": True}, or instrument(…, stream_usage=True)'
+    )
+    assert logged == [said]
