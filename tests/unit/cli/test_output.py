@@ -171,9 +171,8 @@ def test_every_listing_is_csv_and_json(
 
 def test_an_empty_listing_is_still_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     database = tmp_path / "costs.db"
-    CostOpsClient(base_url=f"sqlite:///{database}").usage.submit(
-        organization_id="a", provider="openai", model_id="gpt-4o", input_tokens=1
-    )
+    with CostOpsClient(base_url=f"sqlite:///{database}") as client:
+        client.usage.submit(organization_id="a", provider="openai", model_id="gpt-4o", input_tokens=1)
     assert run("keys", "list", "--db", database, "--json") == 0
     assert json.loads(capsys.readouterr().out) == []
     assert run("costs", "--db", database, "--organization", "nobody", "--csv") == 0

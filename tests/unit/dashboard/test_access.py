@@ -91,13 +91,16 @@ async def test_a_token_that_was_changed_is_none(ledger: Ledger) -> None:
 
 
 async def test_a_token_of_another_ledger_is_none(ledger: Ledger) -> None:
-    async with browser(filled()) as client:
+    one = filled()
+    async with browser(one) as client:
         key_of(ledger, "acme")
         other = filled()
         async with browser(other) as elsewhere:
             await sign_in(elsewhere, key_of(other, "acme"))
             token = elsewhere.cookies[COOKIE]
         assert (await client.get("/", headers={"cookie": f"{COOKIE}={token}"})).status_code == 303
+    drive(one.aclose())
+    drive(other.aclose())
 
 
 async def test_revoking_a_key_ends_its_sessions(ledger: Ledger) -> None:
@@ -348,3 +351,4 @@ async def test_without_a_dashboard_there_is_nothing_at_the_root() -> None:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         assert (await client.get("/")).status_code == 404
         assert (await client.get("/dashboard/keys")).status_code == 404
+    await app.aclose()

@@ -163,8 +163,20 @@ async def test_a_ledger_that_does_not_answer_says_so_and_the_rest_stays(tmp_path
     assert value(samples, "llm_cost_ops_refusals_total", reason="unauthenticated") == 1
 
 
+_opened = []
+
+
+@pytest.fixture(autouse=True)
+async def closed():
+    """Whatever a test opened is closed after it."""
+    yield
+    while _opened:
+        await _opened.pop().aclose()
+
+
 async def make(tmp_path):
-    return Metrics(SqliteLedger(str(tmp_path / "costs.db")), Admission(4), AsyncRuntime())
+    _opened.append(SqliteLedger(str(tmp_path / "costs.db")))
+    return Metrics(_opened[-1], Admission(4), AsyncRuntime())
 
 
 def key_for(database, capsys, *arguments):

@@ -7,6 +7,7 @@ import gzip
 import json
 import struct
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -94,6 +95,19 @@ def answered(response: httpx.Response) -> tuple[int, str]:
     return partial.rejected_spans, partial.error_message
 
 
+_opened: list[Traces] = []
+
+
+@pytest.fixture(autouse=True)
+async def closed() -> AsyncIterator[None]:
+    """Whatever a test opened is closed after it."""
+    yield
+    while _opened:
+        traces = _opened.pop()
+        await traces.client.aclose()
+        await traces.ledger.aclose()
+
+
 class Traces:
     """An app with a ledger in memory, and what it holds."""
 
@@ -101,6 +115,7 @@ class Traces:
         self.ledger = open_ledger("sqlite://")
         self.app = asgi_app(self.ledger, **{"require_keys": False, **options})
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://test")
+        _opened.append(self)
 
     async def post(self, body: Any, **headers: str) -> httpx.Response:
         if isinstance(body, bytes):
