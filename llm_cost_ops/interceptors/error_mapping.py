@@ -39,4 +39,7 @@ class ErrorMapping:
 
 def _public(error: RpcError, context: CallContext) -> CostOpsError:
     refused = error.origin == "client" and error.code is StatusCode.INVALID_ARGUMENT
-    return error_from_rpc(error, 0 if refused else context.attempt, context.waited)
+    made = error_from_rpc(error, 0 if refused else context.attempt, context.waited)
+    if context.route is not None:
+        made.server = context.route.server
+    return made
