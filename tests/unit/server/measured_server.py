@@ -1,9 +1,9 @@
 """A server of both listeners that measures itself: run as a process, it prints its addresses as JSON, and for
 each line on stdin how long its loop was held and how much memory it took at most since the line before.
 
-A hold is the time between two ticks without that in which the loop could run and the machine had no core for it,
-and never more than the process computed meanwhile: so a machine that is busy with others adds nothing, and a
-thread that keeps the interpreter's lock does.
+A hold is the time between two ticks without that in which the loop could run and no core was free, and never
+more than the process computed meanwhile: so a machine that is busy with others adds nothing, and a thread that
+keeps the interpreter's lock does.
 """
 
 from __future__ import annotations
