@@ -142,9 +142,7 @@ def _undecoded(batch: Batch, reason: str, path: str = "") -> object:
 
 
 def _protobuf_batch(codec: MessageCodec[Any], batch: Batch, data: bytes, limit: int) -> object:
-    found, rest = _protobuf_items(batch, data)
-    if len(rest) > limit:
-        raise DecodeError(f"may have at most {limit} bytes beside {batch.field}")
+    found, rest = _protobuf_items(batch, data, limit)
     request = codec.decode(rest)
     _check_values(batch, data)
     entries, items = 0, []
@@ -164,8 +162,8 @@ def _protobuf_batch(codec: MessageCodec[Any], batch: Batch, data: bytes, limit: 
     return request
 
 
-def _protobuf_items(batch: Batch, data: bytes) -> tuple[list[tuple[int, int]], bytes]:
-    """Where the items are, and the bytes of all other fields."""
+def _protobuf_items(batch: Batch, data: bytes, limit: int) -> tuple[list[tuple[int, int]], bytes]:
+    """Where the items are, and the bytes of all other fields, at most `limit`."""
     tag = batch.number << 3 | 2
     found: list[tuple[int, int]] = []
     rest = bytearray()
@@ -177,6 +175,8 @@ def _protobuf_items(batch: Batch, data: bytes) -> tuple[list[tuple[int, int]], b
                     raise _too_many(batch)
             else:
                 rest += varint(each) + (varint(stop - start) if each & 7 == 2 else b"") + data[start:stop]
+                if len(rest) > limit:
+                    raise DecodeError(f"may have at most {limit} bytes beside {batch.field}")
     except IndexError:
         raise DecodeError("the data ends within a field") from None
     return found, bytes(rest)
