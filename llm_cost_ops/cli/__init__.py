@@ -13,6 +13,7 @@ from llm_cost_ops.cli.options import (
     add_form,
     add_proxy,
     add_questions,
+    add_sources,
     add_target,
     add_tls,
     at_least_one,
@@ -86,17 +87,10 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "environment (LLM_COST_OPS_SERVE_HTTP and so on), then from the file that --config names.",
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        default=None,
-        help="a TOML file of settings, named as the flags with _ for -; default: LLM_COST_OPS_SERVE_CONFIG",
-    )
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        default=False,
-        help="check the settings, the certificate and that the database can be written, and end",
+    add_sources(
+        parser,
+        "LLM_COST_OPS_SERVE_CONFIG",
+        "the settings, the certificate and that the database can be written",
     )
     parser.add_argument(
         "--http",
