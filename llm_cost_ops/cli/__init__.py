@@ -20,15 +20,9 @@ from llm_cost_ops.cli.options import (
 )
 from llm_cost_ops.config import REPORTED_PROVIDERS, split_names
 from llm_cost_ops.exceptions import CostOpsError
+from llm_cost_ops.rpc.extras import missing_library
 
 __all__ = ["main"]
-
-# The extra that brings a module which is missing.
-_EXTRAS = {
-    "psycopg": "postgres",
-    "rich": "cli",
-    **dict.fromkeys(("grpc", "h11", "jinja2", "uvicorn"), "server"),
-}
 
 # As docs/command-line.md lists them. The last two are what shells give for SIGINT and SIGPIPE.
 EXIT_REJECTED, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141
@@ -386,10 +380,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(f"llm-cost-ops: {where}{error.strerror or error}", file=sys.stderr)
     except ImportError as error:
-        extra = _EXTRAS.get((error.name or "").split(".")[0])
-        if extra is None:
+        missing = missing_library(error, f"llm-cost-ops {options.command}")
+        if missing is error:
             raise
-        print(f"llm-cost-ops: this needs more: pip install 'llm-cost-ops[{extra}]'", file=sys.stderr)
+        print(f"llm-cost-ops: {missing}", file=sys.stderr)
     except KeyboardInterrupt:
         print("llm-cost-ops: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -17,6 +17,7 @@ from llm_cost_ops.config import REPORTED_PROVIDERS, without_password
 from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
 from llm_cost_ops.ledger import Ledger, open_ledger
 from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.extras import missing_library
 from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.method import MethodDescriptor
 from llm_cost_ops.rpc.runtime import AsyncRuntime
@@ -213,7 +214,10 @@ def _grpc_server(
     observe: CallObserver | None,
     where: dict[str, Any],
 ) -> Server:
-    from llm_cost_ops.server.grpc import GrpcServer
+    try:
+        from llm_cost_ops.server.grpc import GrpcServer
+    except ImportError as error:
+        raise ConfigurationError(str(missing_library(error, "gRPC")), parameter="grpc") from None
 
     return GrpcServer(
         service.handler,
@@ -266,7 +270,12 @@ def _pages(
     if metrics is not None:
         pages.append(MetricsPage(metrics, keys))
     if dashboard:
-        from llm_cost_ops.dashboard import Dashboard
+        try:
+            from llm_cost_ops.dashboard import Dashboard
+        except ImportError as error:
+            raise ConfigurationError(
+                str(missing_library(error, "the dashboard")), parameter="dashboard"
+            ) from None
 
         pages.append(Dashboard(service.handler, keys, service.ledger.keys))
     return pages
