@@ -298,18 +298,14 @@ def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _dispatch(options: argparse.Namespace) -> int:
-    if options.run == "serve":
-        from llm_cost_ops.cli.serving import serve
+    if options.run in ("serve", "dashboard"):
+        from llm_cost_ops.cli import serving
 
-        return serve(options)
+        return serving.serve(options) if options.run == "serve" else serving.dashboard(options)
     if options.run == "proxy":
         from llm_cost_ops.cli.proxying import proxy
 
         return proxy(options)
-    if options.run == "dashboard":
-        from llm_cost_ops.cli.serving import dashboard
-
-        return dashboard(options)
     if options.run == "keys":
         from llm_cost_ops.cli.keys import keys
 
@@ -346,6 +342,10 @@ def _dispatch(options: argparse.Namespace) -> int:
         from llm_cost_ops.cli.prices import prices
 
         return prices(options)
+    if options.run == "audit":
+        from llm_cost_ops.cli import governance
+
+        return governance.audit(options)
     if options.run == "completion":
         from llm_cost_ops.cli.completion import script
 
