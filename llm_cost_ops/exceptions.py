@@ -291,7 +291,9 @@ def error_from_rpc(error: RpcError, attempts: int = 1, waited: float = 0.0) -> C
         facts["violations"] = error.violations
     elif issubclass(kind, RateLimitError):
         facts["limit"] = _limit_of(error)
-    return kind(message, **facts)
+    made = kind(message, **facts)
+    made.server = error.server
+    return made
 
 
 def _parsed(body: bytes) -> object:

@@ -230,6 +230,7 @@ class FailoverTransport:
             following = self._attempt(route, context)
             if following is not None:
                 return following
+        error.server = route.server
         route.elsewhere = broken and self._rotation.working(route.tried) > 0
         raise error
 

@@ -209,7 +209,7 @@ def test_a_server_that_says_when_to_come_again_works_and_another_is_asked_then(c
     refusal = Fault(503, error_code=code, retry_after=0.25)
     transport, made = servers([refusal], [DONE])
     channel = sync_channel(transport, Retry(RetryConfig()))
-    assert put(channel) == DONE
+    assert channel.unary_unary(PUT_KEYED, PUT) == DONE
     assert channel.core.runtime.monotonic() - VirtualRuntime().monotonic() == pytest.approx(0.25)
     assert counts(made) == [1, 1]
     assert transport._rotation.working() == 2
