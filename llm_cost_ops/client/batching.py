@@ -123,6 +123,10 @@ class _Flight:
         for rider in riders:
             rider.flight = self
 
+    def land(self) -> None:
+        """Let go of the riders, which know their flight: in a circle they would wait for the collector."""
+        self.riders = []
+
 
 class Batching:
     """Lets submits through while few are under way; those that come meanwhile leave together.
@@ -281,7 +285,7 @@ def _settle(rider: _Rider, outcome: Any) -> None:
         outcome.waited = context.waited
     context.route = batch.route
     context.batch = context.request_id = batch.request_id
-    context.response_metadata = Metadata(batch.response_metadata or ())
+    context.response_metadata = None if batch.response_metadata is None else batch.response_metadata.copy()
     context.response_status = batch.response_status
     if isinstance(outcome, SubmitUsageResponse) and outcome.data is not None:
         context.response_status = 200 if outcome.data.duplicate else SUBMIT_USAGE.success_status
@@ -381,7 +385,24 @@ class TaskBatching(Batching):
             rider.turn = loop.create_future()
             rider.creator = contextvars.copy_context()
             group.add(rider, _size(request))
-            outcome = await self._outcome(rider, gathered)
+            try:
+                # Here and not in a coroutine of its own: each one that waits costs the garbage collector.
+                if context.deadline is None:
+                    outcome = await rider.turn
+                elif type(context.runtime) is AsyncRuntime:
+                    gathered.watch(rider, context.deadline)
+                    outcome = await rider.turn
+                    gathered.unwatch(rider)
+                else:
+                    outcome = await context.runtime.within(rider.turn, context.remaining())
+                if outcome is _LATE:
+                    raise TimeoutError
+            except BaseException as error:
+                gathered.unwatch(rider)
+                self._forsake(rider)
+                if isinstance(error, TimeoutError):
+                    raise _too_late(rider) from None
+                raise
             if outcome is _ALONE:
                 return await continuation(request, context)
             if isinstance(outcome, BaseException):
@@ -395,28 +416,6 @@ class TaskBatching(Batching):
                 loop.call_soon(self._leave, group)
             else:
                 self._leave(group)
-
-    async def _outcome(self, rider: _Rider, gathered: _Loop) -> Any:
-        """What becomes of a rider: itself when it has a turn to send alone with."""
-        context = rider.context
-        try:
-            if context.deadline is None:
-                return await rider.turn
-            if type(context.runtime) is not AsyncRuntime:
-                return await context.runtime.within(rider.turn, context.remaining())
-            gathered.watch(rider, context.deadline)
-            outcome = await rider.turn
-            gathered.unwatch(rider)
-            if outcome is _LATE:
-                raise TimeoutError
-        except TimeoutError:
-            self._forsake(rider)
-            raise _too_late(rider) from None
-        except BaseException:
-            gathered.unwatch(rider)
-            self._forsake(rider)
-            raise
-        return outcome
 
     def _forsake(self, rider: _Rider) -> None:
         turn, flight = rider.turn, rider.flight
@@ -460,6 +459,7 @@ class TaskBatching(Batching):
         finally:
             # After the callers have seen their answers: what they submit next can come along.
             asyncio.get_running_loop().call_soon(self._leave, flight.riders[0].group)
+            flight.land()
 
 
 class ThreadBatching(Batching):
@@ -535,6 +535,7 @@ class ThreadBatching(Batching):
             else:
                 rider.turn.set_result(outcome)
         self._leave(leader.group)
+        flight.land()
         return mine
 
     def _leave(self, group: _Group) -> None:
