@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextvars
 import copy
 import threading
@@ -59,9 +58,10 @@ _SHARED = (
 _WITHOUT_ROUTE = (404, 405, 501)
 _SERVER_FAULTS = (500, 501)
 
-# A rider's outcome beside an answer or an error: send it alone; its deadline passed.
+# A rider's outcome beside an answer or an error: send it alone; its deadline passed; there is none yet.
 _ALONE = object()
 _LATE = object()
+_NOTHING = object()
 
 # About the bytes of a record whose texts are empty, as JSON.
 _BARE_BYTES = 250
@@ -462,6 +462,31 @@ class TaskBatching(Batching):
             flight.land()
 
 
+class _ThreadTurn:
+    """What comes to a thread that waits. The condition of a Future takes several times as long."""
+
+    __slots__ = ("_lock", "_outcome")
+
+    def __init__(self) -> None:
+        self._outcome: Any = _NOTHING
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def done(self) -> bool:
+        return self._outcome is not _NOTHING
+
+    def set_result(self, outcome: Any) -> None:
+        self._outcome = outcome
+        self._lock.release()
+
+    def result(self, timeout: float | None = None) -> Any:
+        if self._outcome is _NOTHING:
+            self._lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
+            if self._outcome is _NOTHING:
+                raise TimeoutError
+        return self._outcome
+
+
 class ThreadBatching(Batching):
     """Batching of threads: one of those that wait sends for all, the one with the latest deadline."""
 
@@ -477,7 +502,7 @@ class ThreadBatching(Batching):
             entered = group.enter()
             if not entered:
                 rider = _Rider(group, continuation, request, context)
-                rider.turn = concurrent.futures.Future()
+                rider.turn = _ThreadTurn()
                 group.add(rider, _size(request))
         if not entered:
             outcome = await self._outcome(rider)
