@@ -8,8 +8,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from llm_cost_ops.rpc.context import Metadata
 from llm_cost_ops.rpc.handler import ServiceHandler
-from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.server.app import HttpServer, serve
 from llm_cost_ops.server.http import AsgiApp

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from llm_cost_ops._gen.methods import GET_COST_SUMMARY, GET_HEALTH, SUBMIT_USAGE
 from llm_cost_ops.ledger.sqlite import SqliteLedger
-from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.context import CallContext, Metadata
 from llm_cost_ops.rpc.runtime import AsyncRuntime
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.server.admission import MAX_WAIT, Admission

@@ -12,8 +12,8 @@ import grpc
 import grpc.aio
 import pytest
 
+from llm_cost_ops.rpc.context import Metadata
 from llm_cost_ops.rpc.handler import ServiceHandler
-from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.server.grpc import GrpcServer
 from llm_cost_ops.server.limits import GrpcLimits
