@@ -241,7 +241,7 @@ class _Client:
         return f"{type(self).__name__}(base_url={without_password(self.config.base_url)!r})"
 
 
-_RESOURCES = frozenset({"_health", "analytics", "costs", "pricing", "usage"})
+_RESOURCES = frozenset({"_health", "analytics", "audit", "costs", "pricing", "usage"})
 
 
 class _SyncClient(_Client):
@@ -341,6 +341,11 @@ class CostOpsClient(_SyncClient):
         return resources.AnalyticsResource(self._channel)
 
     @cached_property
+    def audit(self) -> resources.AuditResource:
+        """Tells who changed what."""
+        return resources.AuditResource(self._channel)
+
+    @cached_property
     def _health(self) -> resources.HealthResource:
         return resources.HealthResource(self._channel)
 
@@ -415,6 +420,11 @@ class AsyncCostOpsClient(_AsyncClient):
         return resources.AsyncAnalyticsResource(self._channel)
 
     @cached_property
+    def audit(self) -> resources.AsyncAuditResource:
+        """Tells who changed what."""
+        return resources.AsyncAuditResource(self._channel)
+
+    @cached_property
     def _health(self) -> resources.AsyncHealthResource:
         return resources.AsyncHealthResource(self._channel)
 
@@ -462,6 +472,10 @@ class RawCostOpsClient(_SyncClient):
         return resources.RawAnalyticsResource(self._channel)
 
     @cached_property
+    def audit(self) -> resources.RawAuditResource:
+        return resources.RawAuditResource(self._channel)
+
+    @cached_property
     def _health(self) -> resources.RawHealthResource:
         return resources.RawHealthResource(self._channel)
 
@@ -496,6 +510,10 @@ class RawAsyncCostOpsClient(_AsyncClient):
     @cached_property
     def analytics(self) -> resources.RawAsyncAnalyticsResource:
         return resources.RawAsyncAnalyticsResource(self._channel)
+
+    @cached_property
+    def audit(self) -> resources.RawAsyncAuditResource:
+        return resources.RawAsyncAuditResource(self._channel)
 
     @cached_property
     def _health(self) -> resources.RawAsyncHealthResource:

@@ -3,7 +3,7 @@
 from llm_cost_ops.server import asgi_app, serve
 
 app = asgi_app("sqlite:///costs.db")                 # for uvicorn, or app.mount("/costs", ...)
-serve("sqlite:///costs.db", http="127.0.0.1:8080")   # until SIGTERM
+serve("costs.db", http="127.0.0.1:8080")             # until SIGTERM
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 from llm_cost_ops.exceptions import ConfigurationError
+from llm_cost_ops.lazy import missing_library
 from llm_cost_ops.rpc.answers import missing_answer
 from llm_cost_ops.rpc.context import CallContext, Metadata
 from llm_cost_ops.rpc.method import Idempotency
@@ -70,10 +71,9 @@ def proxy_for(origin: str, proxy: str | None) -> httpx.Proxy | None:
     if proxy.startswith("socks"):
         try:
             import_module("socksio")
-        except ImportError:
+        except ImportError as error:
             raise ConfigurationError(
-                "proxy: a SOCKS proxy needs a library that is not installed: pip install 'httpx[socks]'",
-                parameter="proxy",
+                str(missing_library(error, "a SOCKS proxy")), parameter="proxy"
             ) from None
     return httpx.Proxy(proxy if "://" in proxy else f"http://{proxy}")
 

@@ -2,7 +2,7 @@
 each line on stdin how long its loop was held and how much memory it took at most since the line before.
 
 A hold is the time between two ticks without that in which the loop could run and no core was free, and never
-more than the process computed meanwhile: so a machine that is busy with others adds nothing, and a thread that
+more than the process computed meanwhile: a machine that is busy with others adds nothing, and a thread that
 keeps the interpreter's lock does.
 """
 
