@@ -20,7 +20,7 @@ from llm_cost_ops.cli.options import (
 )
 from llm_cost_ops.config import REPORTED_PROVIDERS, split_names
 from llm_cost_ops.exceptions import CostOpsError
-from llm_cost_ops.rpc.extras import missing_library
+from llm_cost_ops.lazy import missing_library
 
 __all__ = ["main"]
 
