@@ -15,8 +15,7 @@ from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
 from llm_cost_ops.ledger import Filter, open_ledger
 from llm_cost_ops.ledger.protocols import Ledger
 from llm_cost_ops.ledger.transfer import Added, Transfer, open_transfer
-from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.context import CallContext, Metadata
 from llm_cost_ops.rpc.runtime import SyncRuntime, drive
 from llm_cost_ops.rpc.status import RpcError
 

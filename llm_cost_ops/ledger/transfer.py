@@ -24,14 +24,15 @@ __all__ = [
     "Pricings",
     "SharedRows",
     "Transfer",
+    "missing_rows",
     "open_transfer",
     "other_cards",
     "other_record",
 ]
 
 SharedRows = dict[str, list[tuple[object, ...]]]
-"""Rows that belong to no record, by what they are: kept_card, card, card_key, secret and api_key. Digests,
-fingerprints, hashes and secrets are bytes, cards JSON, times microseconds since 1970."""
+"""Rows that belong to no record, by what they are: kept_card, card, card_key, secret, api_key and audit.
+Digests, fingerprints, hashes and secrets are bytes, cards JSON, times microseconds since 1970."""
 
 
 class Moved(msgspec.Struct, gc=False):
@@ -113,6 +114,21 @@ def open_transfer(url: str, *, make: bool) -> Transfer:
     url, package = backend_of(url)
     opened: Transfer = import_module(f"{package}.transfer").open(url, make=make)
     return opened
+
+
+def missing_rows(wanted: SharedRows, there: SharedRows) -> tuple[SharedRows, bool]:
+    """What is to be added to the rows that are there, and whether that is all that is missing.
+
+    Hashes of API keys are worth nothing under another secret: where there are keys, they keep theirs.
+    """
+    missing = {}
+    for name, rows in wanted.items():
+        known = set(there[name])
+        missing[name] = [row for row in rows if row not in known]
+    complete = not there["api_key"] or there["secret"] == wanted["secret"]
+    if not complete:
+        missing |= {"api_key": [], "secret": []}
+    return missing, complete
 
 
 def other_record(moved: Moved) -> ConfigurationError:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import psycopg
 
 from llm_cost_ops._gen.messages import RevisionKind
+from llm_cost_ops.ledger.encoding import decode_usage, from_micros, to_micros
 from llm_cost_ops.ledger.postgres import database, schema
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.errors import rpc_error
@@ -17,12 +18,18 @@ from llm_cost_ops.ledger.postgres.listing import two_numbers
 from llm_cost_ops.ledger.postgres.revise import Counted, NewRevision, add_revisions, after_revision, revise
 from llm_cost_ops.ledger.postgres.rows import Row, prepare, series_of, text_array, units_sql
 from llm_cost_ops.ledger.postgres.sums import quarter_sql
-from llm_cost_ops.ledger.structs import decode_usage
-from llm_cost_ops.ledger.transfer import Added, Moved, Pricings, SharedRows, other_cards, other_record
+from llm_cost_ops.ledger.transfer import (
+    Added,
+    Moved,
+    Pricings,
+    SharedRows,
+    missing_rows,
+    other_cards,
+    other_record,
+)
 from llm_cost_ops.ledger.types import Entry, Revision
 from llm_cost_ops.pricing.pricebook import Pricing
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from llm_cost_ops.rules.times import from_micros, to_micros
 
 __all__ = ["PostgresTransfer", "open"]
 
@@ -103,6 +110,7 @@ _SHARED = {
         "SELECT id, hash, name, role, organizations, created, expires, revoked FROM llm_cost_ops.api_key "
         "ORDER BY created, seq"
     ),
+    "audit": "SELECT made, actor, org, action, subject, details FROM llm_cost_ops.audit ORDER BY seq",
 }
 _ADD_SHARED = {
     "kept_card": "INSERT INTO llm_cost_ops.kept_card VALUES (%s, %s) ON CONFLICT DO NOTHING",
@@ -122,6 +130,10 @@ _ADD_SHARED = {
         "INSERT INTO llm_cost_ops.api_key AS k (id, hash, name, role, organizations, created, expires, "
         "revoked) VALUES (%s, %s, %s, %s, %s, %s, %s, %s) "
         "ON CONFLICT (id) DO UPDATE SET revoked = coalesce(k.revoked, excluded.revoked)"
+    ),
+    "audit": (
+        "INSERT INTO llm_cost_ops.audit (made, actor, org, action, subject, details) "
+        "VALUES (%s, %s, %s, %s, %s, %s)"
     ),
 }
 
@@ -178,15 +190,13 @@ class PostgresTransfer:
         session = self._session
         with _translated(), session.transaction():
             session.run("SELECT pg_advisory_xact_lock(%s)", schema.LOCK_CARDS)
-            there = self._shared()
-            apart = bool(there["api_key"]) and there["secret"] != rows["secret"]
+            missing, complete = missing_rows(rows, self._shared())
             for name, sql in _ADD_SHARED.items():
-                if not (apart and name in ("secret", "api_key")):
-                    for row in rows[name]:
-                        session.run(sql, *row)
+                for row in missing[name]:
+                    session.run(sql, *row)
             if not set(rows["card"]).issubset(self._shared()["card"]):
                 raise other_cards()
-        return not apart
+        return complete
 
     def read(self, after: str | None, limit: int) -> tuple[list[Moved], str | None]:
         """The next records; see Transfer."""

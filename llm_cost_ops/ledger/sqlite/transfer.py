@@ -11,17 +11,23 @@ from typing import Any
 from llm_cost_ops._gen.messages import RevisionKind
 from llm_cost_ops.config import without_password
 from llm_cost_ops.exceptions import ConfigurationError
-from llm_cost_ops.ledger.ids import as_text
+from llm_cost_ops.ledger.encoding import as_text, decode_usage, from_micros
 from llm_cost_ops.ledger.sqlite import path_of
 from llm_cost_ops.ledger.sqlite.append import Interner
 from llm_cost_ops.ledger.sqlite.connection import Database
 from llm_cost_ops.ledger.sqlite.revise import revise
 from llm_cost_ops.ledger.sqlite.rows import SeriesKey, prepare_all, units_of
 from llm_cost_ops.ledger.sqlite.sums import fold
-from llm_cost_ops.ledger.structs import decode_usage
-from llm_cost_ops.ledger.transfer import Added, Moved, Pricings, SharedRows, other_cards, other_record
+from llm_cost_ops.ledger.transfer import (
+    Added,
+    Moved,
+    Pricings,
+    SharedRows,
+    missing_rows,
+    other_cards,
+    other_record,
+)
 from llm_cost_ops.ledger.types import Entry, Revision
-from llm_cost_ops.rules.times import from_micros
 
 __all__ = ["SqliteTransfer", "open"]
 
@@ -56,6 +62,7 @@ _SHARED = {
         "SELECT id, hash, name, role, organizations, created, expires, revoked FROM api_key "
         "ORDER BY created, rowid"
     ),
+    "audit": "SELECT made, actor, org, action, subject, details FROM audit ORDER BY seq",
 }
 _ADD_SHARED = {
     "kept_card": "INSERT INTO kept_card VALUES (?, CAST(? AS BLOB)) ON CONFLICT DO NOTHING",
@@ -70,6 +77,7 @@ _ADD_SHARED = {
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
         "ON CONFLICT (id) DO UPDATE SET revoked = ifnull(revoked, excluded.revoked)"
     ),
+    "audit": ("INSERT INTO audit (made, actor, org, action, subject, details) VALUES (?, ?, ?, ?, ?, ?)"),
 }
 
 
@@ -97,20 +105,21 @@ class SqliteTransfer:
     def shared(self) -> SharedRows:
         """What belongs to no record; see Transfer."""
         with self._transaction("BEGIN") as cursor:
-            return {name: cursor.execute(sql).fetchall() for name, sql in _SHARED.items()}
+            return self._shared(cursor)
+
+    @staticmethod
+    def _shared(cursor: sqlite3.Cursor) -> SharedRows:
+        return {name: cursor.execute(sql).fetchall() for name, sql in _SHARED.items()}
 
     def add_shared(self, rows: SharedRows) -> bool:
         """Add what is not there yet; see Transfer."""
         with self._transaction() as cursor:
-            apart = bool(cursor.execute(_SHARED["api_key"]).fetchall()) and (
-                cursor.execute(_SHARED["secret"]).fetchall() != rows["secret"]
-            )
+            missing, complete = missing_rows(rows, self._shared(cursor))
             for name, sql in _ADD_SHARED.items():
-                if not (apart and name in ("secret", "api_key")):
-                    cursor.executemany(sql, rows[name])
+                cursor.executemany(sql, missing[name])
             if not set(rows["card"]).issubset(cursor.execute(_SHARED["card"]).fetchall()):
                 raise other_cards()
-        return not apart
+        return complete
 
     def read(self, after: str | None, limit: int) -> tuple[list[Moved], str | None]:
         """The next records; see Transfer."""

@@ -22,6 +22,7 @@ from llm_cost_ops._gen.messages import CostStatus, UsageQuality
 from llm_cost_ops.cli import main
 from llm_cost_ops.ledger import Filter, open_ledger
 from llm_cost_ops.ledger.sqlite import transfer
+from llm_cost_ops.ledger.types import AuditFilter
 from llm_cost_ops.pricing.cards import card_digest
 from llm_cost_ops.pricing.pricebook import Pricing
 from llm_cost_ops.rpc.runtime import drive
@@ -59,7 +60,8 @@ def facts(ledger: Sync) -> Any:
             found.append(ledger.get_cost(record.id, record.organization_id))
             found += ledger.revisions(record.organization_id, record.id)
     sums = [ledger.summarize(Filter(), group_by, None) for group_by in ((), ("tag", "user"), ("label:a",))]
-    return found, sums, ledger.all_cards(), drive(ledger.store.keys.all(context()))
+    audit, _ = ledger.audit_events(AuditFilter(), 1000, None, None)
+    return found, sums, ledger.all_cards(), drive(ledger.store.keys.all(context())), audit
 
 
 @pytest.fixture(params=["sqlite-postgres", "postgres-sqlite", "sqlite-sqlite", "postgres-postgres"])
