@@ -50,6 +50,7 @@ __all__ = [
     "Revised",
     "Revision",
     "Sums",
+    "backend_of",
     "open_ledger",
 ]
 
@@ -73,6 +74,16 @@ def open_ledger(url: str, *, durability: str = "disk", group_commit: bool = Fals
 
     Raises ConfigurationError for an unknown scheme, and for a URL or durability that its backend refuses.
     """
+    url, package = backend_of(url)
+    opened: Ledger = import_module(package).open(url, durability=durability, group_commit=group_commit)
+    return opened
+
+
+def backend_of(url: str) -> tuple[str, str]:
+    """A URL, also where the path of a file was given, and the package of its backend.
+
+    Raises ConfigurationError for an unknown scheme.
+    """
     if "://" not in url:
         url = f"sqlite:///{quote(url)}"
     scheme = url.partition("://")[0]
@@ -82,7 +93,4 @@ def open_ledger(url: str, *, durability: str = "disk", group_commit: bool = Fals
             f"there is no ledger at {scheme[:64]}://: its scheme must be one of {known}",
             parameter="url",
         )
-    opened: Ledger = import_module(_BACKENDS[scheme]).open(
-        url, durability=durability, group_commit=group_commit
-    )
-    return opened
+    return url, _BACKENDS[scheme]

@@ -19,7 +19,16 @@ from llm_cost_ops.ledger.postgres.sums import newest
 from llm_cost_ops.ledger.types import Entry, Revision
 from llm_cost_ops.rules.times import QUARTER
 
-__all__ = ["Counted", "Name", "NewRevision", "add_revisions", "lock_records", "names_of", "revise"]
+__all__ = [
+    "Counted",
+    "Name",
+    "NewRevision",
+    "add_revisions",
+    "after_revision",
+    "lock_records",
+    "names_of",
+    "revise",
+]
 
 Name = tuple[int, str]
 """Of a record, the number of its organization and its id."""
@@ -139,7 +148,7 @@ def revise(session: Session, revision: Revision) -> bool:
         return False
     number, ts, data, *counted = rows[0]
     before = Counted._make(counted)
-    after, pricing, content = _after(session, revision, data, before)
+    after, pricing, content = after_revision(session, revision, data, before)
     new = NewRevision(
         name=name,
         ts=ts,
@@ -157,7 +166,7 @@ def revise(session: Session, revision: Revision) -> bool:
     return True
 
 
-def _after(
+def after_revision(
     session: Session, revision: Revision, data: str, before: Counted
 ) -> tuple[Counted, int, dict[str, str | None] | None]:
     """What the record counts as from now on, by which pricing, and its new content if it changes."""
