@@ -8,20 +8,21 @@ from datetime import datetime
 from typing import Any
 
 from llm_cost_ops._gen.messages import (
-    Analytics, AnalyticsSummary, BatchReceipt, BatchSubmitUsageRequest, BatchSubmitUsageResponse,
+    Analytics, AnalyticsSummary, AuditEvent, BatchReceipt, BatchSubmitUsageRequest, BatchSubmitUsageResponse,
     ComponentHealth, CorrectUsageRequest, CorrectUsageResponse, CostGroup, CostLine, CostRecord, CostStatus,
     CostSummary, CostVerification, CreatePriceRequest, CreatePriceResponse, CurrencyTotal,
     EstimateCostRequest, EstimateCostResponse, ExportUsageRequest, ExportUsageResponse, FieldViolation,
     Filter, GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest, GetCostResponse, GetCostSummaryRequest,
     GetCostSummaryResponse, GetHealthRequest, GetHealthResponse, GetPriceRequest, GetPriceResponse,
-    GetReadinessRequest, GetReadinessResponse, GroupKey, HealthStatus, Interval, ListPricesRequest,
-    ListPricesResponse, ListUsageRequest, ListUsageResponse, ListUsageRevisionsRequest,
-    ListUsageRevisionsResponse, MetricValues, ModalityTokens, Operation, Outcome, Pagination, PriceMultiplier,
-    PriceOrigin, PriceTier, Rate, RateCard, RecordError, RepriceDifference, RepriceReport,
-    RepriceUsageRequest, RepriceUsageResponse, ResponseMeta, RevisionKind, StreamProblem, StreamUsageRequest,
-    StreamUsageResponse, SubmitResult, SubmitStatus, SubmitUsageRequest, SubmitUsageResponse, TierBasis,
-    TierMode, TimeSeriesPoint, TimeWindow, UsageQuality, UsageReceipt, UsageRecord, UsageRevision,
-    UsageRevisions, VerifyCostRequest, VerifyCostResponse, VoidUsageRequest, VoidUsageResponse,
+    GetReadinessRequest, GetReadinessResponse, GroupKey, HealthStatus, Interval, ListAuditEventsRequest,
+    ListAuditEventsResponse, ListPricesRequest, ListPricesResponse, ListUsageRequest, ListUsageResponse,
+    ListUsageRevisionsRequest, ListUsageRevisionsResponse, MetricValues, ModalityTokens, Operation, Outcome,
+    Pagination, PriceMultiplier, PriceOrigin, PriceTier, Rate, RateCard, RecordError, RepriceDifference,
+    RepriceReport, RepriceUsageRequest, RepriceUsageResponse, ResponseMeta, RevisionKind, StreamProblem,
+    StreamUsageRequest, StreamUsageResponse, SubmitResult, SubmitStatus, SubmitUsageRequest,
+    SubmitUsageResponse, TierBasis, TierMode, TimeSeriesPoint, TimeWindow, UsageQuality, UsageReceipt,
+    UsageRecord, UsageRevision, UsageRevisions, VerifyCostRequest, VerifyCostResponse, VoidUsageRequest,
+    VoidUsageResponse,
 )
 from llm_cost_ops.rpc.status import Violation
 from llm_cost_ops.wire.validation import (
@@ -30,7 +31,7 @@ from llm_cost_ops.wire.validation import (
 )
 
 __all__ = [
-    "validate_analytics", "validate_analytics_summary", "validate_batch_receipt",
+    "validate_analytics", "validate_analytics_summary", "validate_audit_event", "validate_batch_receipt",
     "validate_batch_submit_usage_request", "validate_batch_submit_usage_response",
     "validate_component_health", "validate_correct_usage_request", "validate_correct_usage_response",
     "validate_cost_group", "validate_cost_line", "validate_cost_record", "validate_cost_summary",
@@ -41,18 +42,18 @@ __all__ = [
     "validate_get_cost_request", "validate_get_cost_response", "validate_get_cost_summary_request",
     "validate_get_cost_summary_response", "validate_get_health_request", "validate_get_health_response",
     "validate_get_price_request", "validate_get_price_response", "validate_get_readiness_request",
-    "validate_get_readiness_response", "validate_group_key", "validate_list_prices_request",
-    "validate_list_prices_response", "validate_list_usage_request", "validate_list_usage_response",
-    "validate_list_usage_revisions_request", "validate_list_usage_revisions_response",
-    "validate_metric_values", "validate_modality_tokens", "validate_pagination", "validate_price_multiplier",
-    "validate_price_tier", "validate_rate", "validate_rate_card", "validate_record_error",
-    "validate_reprice_difference", "validate_reprice_report", "validate_reprice_usage_request",
-    "validate_reprice_usage_response", "validate_response_meta", "validate_stream_problem",
-    "validate_stream_usage_request", "validate_stream_usage_response", "validate_submit_result",
-    "validate_submit_usage_request", "validate_submit_usage_response", "validate_time_series_point",
-    "validate_time_window", "validate_usage_receipt", "validate_usage_record", "validate_usage_revision",
-    "validate_usage_revisions", "validate_verify_cost_request", "validate_verify_cost_response",
-    "validate_void_usage_request", "validate_void_usage_response",
+    "validate_get_readiness_response", "validate_group_key", "validate_list_audit_events_request",
+    "validate_list_audit_events_response", "validate_list_prices_request", "validate_list_prices_response",
+    "validate_list_usage_request", "validate_list_usage_response", "validate_list_usage_revisions_request",
+    "validate_list_usage_revisions_response", "validate_metric_values", "validate_modality_tokens",
+    "validate_pagination", "validate_price_multiplier", "validate_price_tier", "validate_rate",
+    "validate_rate_card", "validate_record_error", "validate_reprice_difference", "validate_reprice_report",
+    "validate_reprice_usage_request", "validate_reprice_usage_response", "validate_response_meta",
+    "validate_stream_problem", "validate_stream_usage_request", "validate_stream_usage_response",
+    "validate_submit_result", "validate_submit_usage_request", "validate_submit_usage_response",
+    "validate_time_series_point", "validate_time_window", "validate_usage_receipt", "validate_usage_record",
+    "validate_usage_revision", "validate_usage_revisions", "validate_verify_cost_request",
+    "validate_verify_cost_response", "validate_void_usage_request", "validate_void_usage_response",
 ]
 
 
@@ -192,6 +193,99 @@ def validate_get_analytics_response(m: GetAnalyticsResponse, path: str, violatio
     v = m.data
     if v is not None:
         validate_analytics(v, "data", violations) if type(v) is Analytics else check_instance(v, "data", violations, Analytics)
+    v = m.meta
+    if v is not None:
+        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_audit_event(m: AuditEvent, path: str, violations: list[Violation]) -> None:
+    """Check a AuditEvent."""
+    start = len(violations)
+    v: Any
+    v = m.number
+    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
+        check_int(v, "number", violations, -9223372036854775808, 9223372036854775807)
+    v = m.made_at
+    if v is not None and type(v) is not datetime:
+        check_instance(v, "made_at", violations, datetime)
+    v = m.actor
+    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
+        check_text(v, "actor", violations)
+    v = m.organization_id
+    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
+        check_text(v, "organization_id", violations)
+    v = m.action
+    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
+        check_text(v, "action", violations)
+    v = m.subject
+    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
+        check_text(v, "subject", violations)
+    v = m.details
+    if v is not None:
+        check_json(v, "details", violations)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_list_audit_events_request(
+    m: ListAuditEventsRequest, path: str, violations: list[Violation]
+) -> None:
+    """Check a ListAuditEventsRequest."""
+    start = len(violations)
+    v: Any
+    v = m.organization_id
+    if (v or type(v) is not list) and check_items(v, "organization_id", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"organization_id[{i}]", violations)
+    v = m.action
+    if (v or type(v) is not list) and check_items(v, "action", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"action[{i}]", violations)
+    v = m.actor
+    if (v or type(v) is not list) and check_items(v, "actor", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"actor[{i}]", violations)
+    v = m.subject
+    if (v or type(v) is not list) and check_items(v, "subject", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"subject[{i}]", violations)
+    v = m.start_date
+    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
+        check_text(v, "start_date", violations)
+    v = m.end_date
+    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
+        check_text(v, "end_date", violations)
+    v = m.page
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 2147483647):
+        check_int(v, "page", violations, 0, 2147483647)
+    v = m.page_size
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000):
+        check_int(v, "page_size", violations, 0, 1000)
+    v = m.cursor
+    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
+        check_text(v, "cursor", violations)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_list_audit_events_response(
+    m: ListAuditEventsResponse, path: str, violations: list[Violation]
+) -> None:
+    """Check a ListAuditEventsResponse."""
+    start = len(violations)
+    v: Any
+    v = m.data
+    if (v or type(v) is not list) and check_items(v, "data", violations):
+        check_messages(v, "data", violations, AuditEvent, validate_audit_event)
+    v = m.pagination
+    if v is not None:
+        validate_pagination(v, "pagination", violations) if type(v) is Pagination else check_instance(v, "pagination", violations, Pagination)
     v = m.meta
     if v is not None:
         validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from llm_cost_ops._gen.codecs import USAGE_RECORD
 from llm_cost_ops._gen.messages import UsageRecord
 from llm_cost_ops._gen.methods import BATCH_SUBMIT_USAGE, GET_ANALYTICS, GET_COST_SUMMARY
-from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.context import Metadata
 from llm_cost_ops.rpc.method import MessageCodec, MethodDescriptor
 from llm_cost_ops.rpc.runtime import Runtime
 from llm_cost_ops.rpc.status import RpcError, StatusCode, invalid_argument

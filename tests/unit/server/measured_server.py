@@ -19,8 +19,7 @@ from typing import Any
 
 from llm_cost_ops._gen.methods import GET_HEALTH
 from llm_cost_ops.ledger.sqlite.ledger import SqliteLedger
-from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.context import CallContext, Metadata
 from llm_cost_ops.rpc.runtime import AsyncRuntime
 from llm_cost_ops.server.app import HttpServer
 from llm_cost_ops.server.grpc import GrpcServer
