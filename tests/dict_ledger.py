@@ -31,6 +31,7 @@ from llm_cost_ops.ledger import (
     Revised,
     Revision,
 )
+from llm_cost_ops.ledger.batches import EntryBatch
 from llm_cost_ops.ledger.duplicates import is_duplicate, supersedes, superseding
 from llm_cost_ops.ledger.ids import usage_id
 from llm_cost_ops.ledger.shares import Share, add_share, shares_of
@@ -187,6 +188,9 @@ class DictLedger:
                 return None
             self._appends += 1
             return [self._append(entry) for entry in entries]
+
+    def batch(self) -> EntryBatch:
+        return EntryBatch(self.append)
 
     def _append(self, entry: Entry) -> Appended:
         organization, attempt = entry.record.organization_id, 0
