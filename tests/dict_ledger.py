@@ -189,8 +189,8 @@ class DictLedger:
             self._appends += 1
             return [self._append(entry) for entry in entries]
 
-    def batch(self) -> EntryBatch:
-        return EntryBatch(self.append)
+    def batch(self, key: str = "") -> EntryBatch:
+        return EntryBatch(self.append, key)
 
     def _append(self, entry: Entry) -> Appended:
         organization, attempt = entry.record.organization_id, 0

@@ -35,16 +35,19 @@ async def append_as_batch(
 class EntryBatch:
     """A Batch that keeps its entries, for `append`, which is that of a Ledger."""
 
-    __slots__ = ("_append", "_entries")
+    __slots__ = ("_append", "_entries", "_key")
 
-    def __init__(self, append: Append) -> None:
+    def __init__(self, append: Append, key: str) -> None:
         self._append = append
+        self._key = key
         self._entries: list[Entry] = []
 
     def add(
-        self, record: UsageRecord, key: str, ingested_at: datetime, units: int | None, by: Pricing
+        self, record: UsageRecord, key: str | int, ingested_at: datetime, units: int | None, by: Pricing
     ) -> str:
         """Take one more entry; see Batch."""
+        if isinstance(key, int):
+            key = f"{self._key}:{key}"
         self._entries.append(Entry(record, key, ingested_at, units, by))
         return ""
 

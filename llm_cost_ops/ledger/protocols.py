@@ -117,10 +117,11 @@ class Batch(Protocol):
     """
 
     def add(
-        self, record: UsageRecord, key: str, ingested_at: datetime, units: int | None, by: Pricing
+        self, record: UsageRecord, key: str | int, ingested_at: datetime, units: int | None, by: Pricing
     ) -> str:
         """Take one more entry, whose parts are those of an Entry; the record may be changed afterwards.
 
+        A number as its key stands for the key of the batch with ":" and the number behind it.
         Returns the id that it will have if `write` says nothing else, or "" where `write` will say it.
         INVALID_ARGUMENT as for `Ledger.append`, and then the batch is as it was before.
         """
@@ -162,8 +163,8 @@ class Ledger(Protocol):
         transaction, nothing is written and the answer is None; that costs less than to ask before each call.
         """
 
-    def batch(self) -> Batch:
-        """An empty batch, to be filled and written once."""
+    def batch(self, key: str = "") -> Batch:
+        """An empty batch, to be filled and written once; `key` is for entries whose own are numbers."""
 
     async def list_usage(
         self,

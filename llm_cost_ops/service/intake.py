@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 
 from llm_cost_ops._gen.messages import (
     FieldViolation,
@@ -23,7 +23,7 @@ from llm_cost_ops.rules.batches import refused
 from llm_cost_ops.rules.requests import check_record
 from llm_cost_ops.rules.usage import CLOCK_SKEW
 from llm_cost_ops.service.access.tenancy import OTHER_ORGANIZATION, may_access
-from llm_cost_ops.service.entries import as_kept, check_record_cost, in_utc
+from llm_cost_ops.service.entries import MAX_UNITS, as_kept, check_record_cost, in_utc
 from llm_cost_ops.wire.unknown import keeps_unknown
 
 __all__ = ["CONFLICTING", "Intake", "receipt_of", "result_of"]
@@ -52,18 +52,20 @@ class Intake:
         self.results: list[SubmitResult] = []
         self.ahead: list[int] = []
         self.places: list[int] = []
-        self._book = book
+        self._price = book.price_at
+        self._add = batch.add
         self._now = now
         self._latest = now + CLOCK_SKEW
         self._path = path
         self._first = first
         self._context = context
+        self._numbered = bool(context.idempotency_key)
         self._keep_unknown = keeps_unknown(context.metadata)
         self._accessible: str | None = None
 
     def take(self, records: Iterable[UsageRecord]) -> None:
         """Take the next records in."""
-        results, keep_unknown = self.results, self._keep_unknown
+        results, keep_unknown, latest = self.results, self._keep_unknown, self._latest
         violations: list[Violation] = []
         for record in records:
             check_record(record, "", None, violations, keep_unknown)
@@ -74,12 +76,12 @@ class Intake:
                     results.append(refusal)
                     continue
             moment = record.timestamp
-            if moment is not None and in_utc(moment) > self._latest:
+            if moment is not None and (moment if moment.tzinfo is UTC else in_utc(moment)) > latest:
                 self.ahead.append(len(results))
                 results.append(_OPEN)
                 continue
             try:
-                results.append(self._add(record))
+                results.append(self._added(record, moment))
             except RpcError as error:
                 results.append(refused(error.violations, error.code))
 
@@ -106,21 +108,28 @@ class Intake:
         self._accessible = organization
         return None
 
-    def _add(self, record: UsageRecord) -> SubmitResult:
-        kept = as_kept(record)
+    def _added(self, record: UsageRecord, moment: datetime | None) -> SubmitResult:
+        """Hand a record to the batch; its result."""
         now, place = self._now, len(self.results)
-        priced = self._book.price(kept, at=kept.timestamp or now)
-        units, by = priced.units, priced.by
-        check_record_cost(units, by.currency)
-        made = self.batch.add(kept, self.key_of(record, place), now, units, by)
+        kept = as_kept(record)
+        units, by = self._price(kept, now if moment is None else moment)
+        currency = by.currency
+        if units is None:
+            cost = None
+        else:
+            if units > MAX_UNITS:
+                check_record_cost(units, currency)
+            cost = from_units(units)
+        key = record.idempotency_key or (self._first + place if self._numbered else "")
+        made = self._add(kept, key, now, units, by)
         self.places.append(place)
         if not made:
             return _OPEN
         receipt = UsageReceipt(
             usage_id=made,
             organization_id=kept.organization_id,
-            estimated_cost=None if units is None else from_units(units),
-            currency=by.currency,
+            estimated_cost=cost,
+            currency=currency,
             processed_at=now,
             cost_status=by.status,
         )

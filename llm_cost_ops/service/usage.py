@@ -195,7 +195,7 @@ class UsageService:
         ahead: dict[int, SubmitResult] = {}
         while True:
             revision, book = self._prices.in_force
-            intake = Intake(self._ledger.batch(), book, now, path, first, context)
+            intake = Intake(self._ledger.batch(context.idempotency_key), book, now, path, first, context)
             for at in range(0, len(records), _AT_ONCE):
                 await slices.pause()
                 intake.take(records[at : at + _AT_ONCE])

@@ -84,9 +84,9 @@ class PostgresLedger:
             append = Append(entries, revision)
         return await self._appender.put(append, until_of(context)).result(context)
 
-    def batch(self) -> EntryBatch:
+    def batch(self, key: str = "") -> EntryBatch:
         """An empty batch; see Ledger."""
-        return EntryBatch(self.append)
+        return EntryBatch(self.append, key)
 
     def _written(self, org: int, rows: int) -> None:
         """Have an organization's sums folded, beside the writing, once there is something to fold."""

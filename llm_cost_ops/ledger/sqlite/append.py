@@ -10,11 +10,11 @@ from typing import Any
 
 from llm_cost_ops._gen.messages import CostStatus, RevisionKind, SubmitStatus, UsageRecord
 from llm_cost_ops.ledger.duplicates import is_duplicate, supersedes, superseding
-from llm_cost_ops.ledger.ids import as_text, usage_id
+from llm_cost_ops.ledger.ids import NumberedIds, as_text, usage_id
 from llm_cost_ops.ledger.sqlite import cards
 from llm_cost_ops.ledger.sqlite import sums as rollups
 from llm_cost_ops.ledger.sqlite.revise import revise
-from llm_cost_ops.ledger.sqlite.rows import SeriesKey, prepare, series_key_of, units_of, values_of
+from llm_cost_ops.ledger.sqlite.rows import SeriesKey, Values, prepare, series_key_of, units_of, values_of
 from llm_cost_ops.ledger.structs import decode_usage
 from llm_cost_ops.ledger.types import Appended, Entry, Revision
 from llm_cost_ops.pricing.pricebook import Pricing
@@ -173,12 +173,31 @@ class AppendOne:
 class _Shared:
     """What rows of a batch share: their series key, its ids once they are known, and sums by quarters."""
 
-    __slots__ = ("ids", "series_key", "sums")
+    __slots__ = ("first", "ids", "series_key", "sums")
 
     def __init__(self, series_key: SeriesKey, ids: Ids | None) -> None:
         self.series_key = series_key
         self.ids = ids
+        self.first = (None, *(ids or _NO_IDS))
+        """The columns of usage before `id`."""
         self.sums: dict[int, list[int]] = {}
+
+    def count(self, values: Values, units: int | None) -> None:
+        """Add a row to the sums."""
+        _, _, _, ts, requests, read, written, cached, _, _, _, _, _, _ = values
+        amounts = self.sums.get(ts // QUARTER)
+        if amounts is None:
+            amounts = self.sums[ts // QUARTER] = [0] * 7
+        amounts[0] += 1
+        amounts[1] += requests
+        amounts[2] += read
+        amounts[3] += written
+        if cached:
+            amounts[4] += cached
+        if units is None:
+            amounts[5] += requests
+        else:
+            amounts[6] += units
 
 
 WriteBatch = Callable[["SqliteBatch", CallContext, "int | None"], Awaitable["dict[int, Appended] | None"]]
@@ -187,11 +206,26 @@ WriteBatch = Callable[["SqliteBatch", CallContext, "int | None"], Awaitable["dic
 class SqliteBatch:
     """A Batch, whose rows are made as entries come. `write_batch` runs `insert` in a transaction."""
 
-    __slots__ = ("_ingested", "_interner", "_shared", "_shared_of", "_taken", "_values", "_write_batch")
+    __slots__ = (
+        "_ids",
+        "_ingested",
+        "_interner",
+        "_key",
+        "_organization",
+        "_shared",
+        "_shared_of",
+        "_taken",
+        "_values",
+        "_write_batch",
+    )
 
-    def __init__(self, write_batch: WriteBatch, interner: Interner) -> None:
+    def __init__(self, write_batch: WriteBatch, interner: Interner, key: str) -> None:
         self._write_batch = write_batch
         self._interner = interner
+        self._key = key
+        # Those of numbered entries of the organization that came last.
+        self._ids: NumberedIds | None = None
+        self._organization = ""
         self._values: list[Any] = []
         # Of all rows behind each other: a tuple for each would be built only to be taken apart.
         self._shared: dict[SeriesKey, _Shared] = {}
@@ -203,34 +237,36 @@ class SqliteBatch:
         return len(self._shared_of)
 
     def add(
-        self, record: UsageRecord, key: str, ingested_at: datetime, units: int | None, by: Pricing
+        self, record: UsageRecord, key: str | int, ingested_at: datetime, units: int | None, by: Pricing
     ) -> str:
         """Take one more entry; see Batch."""
         if ingested_at is not self._taken:
             # Entries of a batch share the object.
             self._ingested = to_micros(ingested_at)
             self._taken = ingested_at
-        values, made = values_of(record, key, self._ingested, units, by)
+        stored_key: str | bytes | None
+        if type(key) is int and (ids := self._ids_of(record.organization_id)) is not None:
+            stored_key = f"{self._key}:{key}"
+            made, stored_id = ids.at(key)
+        else:
+            key = key if isinstance(key, str) else f"{self._key}:{key}"
+            made, stored_id, stored_key = usage_id(record.organization_id, key)
+        values = values_of(record, stored_id, stored_key, self._ingested, units, by)
         series_key = series_key_of(record, by)
         shared = self._shared.get(series_key)
         if shared is None:
             shared = self._shared[series_key] = _Shared(series_key, self._interner.known(series_key))
-        self._values += (None, *(shared.ids or _NO_IDS), *values)
+        self._values += shared.first
+        self._values += values
         self._shared_of.append(shared)
-        _, _, _, ts, requests, read, written, cached, *_ = values
-        amounts = shared.sums.get(ts // QUARTER)
-        if amounts is None:
-            amounts = shared.sums[ts // QUARTER] = [0] * 7
-        amounts[0] += 1
-        amounts[1] += requests
-        amounts[2] += read
-        amounts[3] += written
-        amounts[4] += cached
-        if units is None:
-            amounts[5] += requests
-        else:
-            amounts[6] += units
+        shared.count(values, units)
         return made
+
+    def _ids_of(self, organization: str) -> NumberedIds | None:
+        if organization != self._organization:
+            self._organization = organization
+            self._ids = NumberedIds.of(organization, self._key)
+        return self._ids
 
     def write(
         self, context: CallContext, revision: int | None = None

@@ -124,9 +124,9 @@ class SqliteLedger:
             return self._writer.run(job, context, statement=job.is_statement)
         return self._write(job, context)
 
-    def batch(self) -> SqliteBatch:
+    def batch(self, key: str = "") -> SqliteBatch:
         """An empty batch; see Ledger."""
-        return SqliteBatch(self._write_batch, self._writer.interner)
+        return SqliteBatch(self._write_batch, self._writer.interner, key)
 
     async def _write_batch(
         self, batch: SqliteBatch, context: CallContext, revision: int | None

@@ -65,17 +65,20 @@ def series_key_of(record: UsageRecord, by: Pricing) -> SeriesKey:
 def prepare(entry: Entry) -> Prepared:
     """What the transaction needs of an entry; everything that can be done before it."""
     record, by = entry.record, entry.by
-    values, made = values_of(record, entry.key, to_micros(entry.ingested_at), entry.units, by)
+    made, stored_id, stored_key = usage_id(record.organization_id, entry.key)
+    values = values_of(record, stored_id, stored_key, to_micros(entry.ingested_at), entry.units, by)
     return series_key_of(record, by), values, made
 
 
 def values_of(
-    record: UsageRecord, key: str, ingested: int, units: int | None, by: Pricing
-) -> tuple[Values, str]:
-    """The columns of usage from `id` on, and the id as text.
-
-    As in an Entry, but for `ingested`, which is in microseconds since 1970.
-    """
+    record: UsageRecord,
+    stored_id: bytes,
+    stored_key: str | bytes | None,
+    ingested: int,
+    units: int | None,
+    by: Pricing,
+) -> Values:
+    """The columns of usage from `id` on, of what is in an Entry; `ingested` is in microseconds since 1970."""
     read, written = record.input_tokens or 0, record.output_tokens or 0
     if read > MAX_COUNT or written > MAX_COUNT:
         check_counts(record)
@@ -85,10 +88,9 @@ def values_of(
         if not -_MAX_COST_UNITS <= units <= _MAX_COST_UNITS:
             check_cost(units, by.currency)
         micros, picos = divmod(units, _PICOS)
-    made, stored, stored_key = usage_id(record.organization_id, key)
     moment, tags, labels = record.timestamp, record.tags, record.labels
     return (
-        stored,
+        stored_id,
         stored_key,
         ingested,
         ingested if moment is None else to_micros(moment),
@@ -103,7 +105,7 @@ def values_of(
         _json(list(dict.fromkeys(tags))) if tags else None,
         _json(labels) if labels else None,
         encode_usage(record),
-    ), made
+    )
 
 
 _encode_json = msgspec.json.Encoder().encode
