@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from itertools import product
@@ -14,11 +15,19 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from llm_cost_ops._gen.messages import CostStatus, RateCard, RevisionKind, SubmitStatus, UsageRecord
+from llm_cost_ops._gen.messages import (
+    AuditEvent,
+    CostStatus,
+    RateCard,
+    RevisionKind,
+    SubmitStatus,
+    UsageRecord,
+)
 from llm_cost_ops.ledger import (
     Amounts,
     ApiKey,
     Appended,
+    AuditFilter,
     CardOf,
     Change,
     Committed,
@@ -30,10 +39,11 @@ from llm_cost_ops.ledger import (
     Repriced,
     Revised,
     Revision,
+    audit,
 )
 from llm_cost_ops.ledger.batches import EntryBatch
 from llm_cost_ops.ledger.duplicates import is_duplicate, supersedes, superseding
-from llm_cost_ops.ledger.ids import usage_id
+from llm_cost_ops.ledger.encoding import to_micros, usage_id
 from llm_cost_ops.ledger.shares import Share, add_share, shares_of
 from llm_cost_ops.pricing.cards import kept_form
 from llm_cost_ops.pricing.compiled import compile_card
@@ -43,7 +53,6 @@ from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode, invalid_argument
 from llm_cost_ops.rules.cards import overlap_of
 from llm_cost_ops.rules.limits import MAX_COUNT, MAX_RECORD_COST, check_amounts
-from llm_cost_ops.rules.times import to_micros
 
 __all__ = ["DictLedger", "open"]
 
@@ -164,7 +173,8 @@ class DictLedger:
         self._kept: dict[bytes, RateCard] = {}
         self._closed = False
         self._appends = 0
-        self.keys = DictKeys()
+        self._audit: list[AuditEvent] = []
+        self.keys = DictKeys(self._add_events)
 
     @property
     def sums(self) -> DictLedger:
@@ -174,6 +184,28 @@ class DictLedger:
         context.check_deadline()
         if self._closed:
             raise RpcError(StatusCode.FAILED_PRECONDITION, "the ledger is closed")
+
+    def _add_events(self, events: Iterable[AuditEvent]) -> None:
+        for event in events:
+            self._audit.append(replace(event, number=len(self._audit) + 1))
+
+    async def audit_events(
+        self, where: AuditFilter, limit: int, after: str | None, offset: int | None, context: CallContext
+    ) -> tuple[list[AuditEvent], str | None]:
+        self._begin(context)
+        last = len(self._audit) if after is None else _number(after, len(self._audit) + 1) - 1
+        found = [
+            event
+            for event in reversed(self._audit[:last])
+            if (not where.organization_ids or event.organization_id in where.organization_ids)
+            and (not where.actions or event.action in where.actions)
+            and (not where.actors or event.actor in where.actors)
+            and (not where.subjects or event.subject in where.subjects)
+            and event.made_at is not None
+            and (where.start is None or where.start <= event.made_at)
+            and (where.end is None or event.made_at < where.end)
+        ][offset or 0 :]
+        return found[:limit], str(found[limit - 1].number) if len(found) > limit else None
 
     async def append(
         self, entries: Sequence[Entry], context: CallContext, revision: int | None = None
@@ -287,6 +319,7 @@ class DictLedger:
             said = (revision.kind, revision.reason, revision.actor)
             record = revision.record or row.now
             self._revise(row, _Cost(revision.units, revision.by, revision.made_at, record, *said))
+            self._add_events([audit.revised(revision)])
             return True
 
     async def revisions(self, organization_id: str, usage_id: str, context: CallContext) -> list[Revised]:
@@ -350,6 +383,9 @@ class DictLedger:
                 )
             for row, cost in () if dry_run else new:
                 self._revise(row, cost)
+            if new and not dry_run:
+                touched = Counter(row.now.organization_id for row, _ in new)
+                self._add_events(audit.repriced(touched, new[0][1].calculated_at, actor))
             return Repriced(len(seqs), changes, str(seqs[-1]) if seqs else None)
 
     async def committed(
@@ -374,7 +410,7 @@ class DictLedger:
             self._consumers[name] = max(number, self._consumers.get(name, number))
 
     async def add_card(
-        self, card: RateCard, key: str, fingerprint: bytes, context: CallContext
+        self, card: RateCard, key: str, fingerprint: bytes, context: CallContext, *, actor: str = ""
     ) -> tuple[RateCard, SubmitStatus]:
         self._begin(context)
         with self._lock:
@@ -394,6 +430,7 @@ class DictLedger:
                     raise invalid_argument(*broken)
                 status, added = SubmitStatus.CREATED, replace(card, version=len(versions) + 1)
                 self._cards.append((line, fingerprint, added))
+                self._add_events([audit.card_added(added, context.now(), actor)])
             if key:
                 self._card_keys[org, key] = (fingerprint, added)
             return added, status
@@ -509,7 +546,8 @@ class DictLedger:
 class DictKeys:
     """The KeyStore of a DictLedger."""
 
-    def __init__(self) -> None:
+    def __init__(self, add_events: Callable[[Sequence[AuditEvent]], None]) -> None:
+        self._audit = add_events
         self._keys: dict[str, ApiKey] = {}
         self._secret = secrets.token_bytes(32)
 
@@ -525,15 +563,19 @@ class DictKeys:
     async def secret(self, context: CallContext) -> bytes:
         return self._secret
 
-    async def add(self, key: ApiKey, context: CallContext) -> None:
+    async def add(self, key: ApiKey, context: CallContext, *, actor: str = "") -> None:
         if key.id in self._keys:
             raise RpcError(StatusCode.ALREADY_EXISTS, f"there is a key {key.id!r} already")
         self._keys[key.id] = key
+        self._audit(audit.key_added(key, actor))
 
-    async def revoke(self, key_id: str, at: datetime, context: CallContext) -> ApiKey | None:
+    async def revoke(
+        self, key_id: str, at: datetime, context: CallContext, *, actor: str = ""
+    ) -> ApiKey | None:
         key = self._keys.get(key_id)
         if key is not None and key.revoked_at is None:
             key = self._keys[key_id] = replace(key, revoked_at=at)
+            self._audit(audit.key_revoked(key, at, actor))
         return key
 
 

@@ -10,29 +10,31 @@ from llm_cost_ops._gen.codecs import (
     EXPORT_USAGE_REQUEST, EXPORT_USAGE_RESPONSE, GET_ANALYTICS_REQUEST, GET_ANALYTICS_RESPONSE,
     GET_COST_REQUEST, GET_COST_RESPONSE, GET_COST_SUMMARY_REQUEST, GET_COST_SUMMARY_RESPONSE,
     GET_HEALTH_REQUEST, GET_HEALTH_RESPONSE, GET_PRICE_REQUEST, GET_PRICE_RESPONSE, GET_READINESS_REQUEST,
-    GET_READINESS_RESPONSE, LIST_PRICES_REQUEST, LIST_PRICES_RESPONSE, LIST_USAGE_REQUEST,
-    LIST_USAGE_RESPONSE, LIST_USAGE_REVISIONS_REQUEST, LIST_USAGE_REVISIONS_RESPONSE, REPRICE_USAGE_REQUEST,
-    REPRICE_USAGE_RESPONSE, STREAM_USAGE_REQUEST, STREAM_USAGE_RESPONSE, SUBMIT_USAGE_REQUEST,
-    SUBMIT_USAGE_RESPONSE, USAGE_RECORD, VERIFY_COST_REQUEST, VERIFY_COST_RESPONSE, VOID_USAGE_REQUEST,
-    VOID_USAGE_RESPONSE,
+    GET_READINESS_RESPONSE, LIST_AUDIT_EVENTS_REQUEST, LIST_AUDIT_EVENTS_RESPONSE, LIST_PRICES_REQUEST,
+    LIST_PRICES_RESPONSE, LIST_USAGE_REQUEST, LIST_USAGE_RESPONSE, LIST_USAGE_REVISIONS_REQUEST,
+    LIST_USAGE_REVISIONS_RESPONSE, REPRICE_USAGE_REQUEST, REPRICE_USAGE_RESPONSE, STREAM_USAGE_REQUEST,
+    STREAM_USAGE_RESPONSE, SUBMIT_USAGE_REQUEST, SUBMIT_USAGE_RESPONSE, USAGE_RECORD, VERIFY_COST_REQUEST,
+    VERIFY_COST_RESPONSE, VOID_USAGE_REQUEST, VOID_USAGE_RESPONSE,
 )
 from llm_cost_ops._gen.messages import (
     BatchSubmitUsageRequest, BatchSubmitUsageResponse, CorrectUsageRequest, CorrectUsageResponse,
     CreatePriceRequest, CreatePriceResponse, EstimateCostRequest, EstimateCostResponse, ExportUsageRequest,
     ExportUsageResponse, GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest, GetCostResponse,
     GetCostSummaryRequest, GetCostSummaryResponse, GetHealthRequest, GetHealthResponse, GetPriceRequest,
-    GetPriceResponse, GetReadinessRequest, GetReadinessResponse, ListPricesRequest, ListPricesResponse,
-    ListUsageRequest, ListUsageResponse, ListUsageRevisionsRequest, ListUsageRevisionsResponse,
-    RepriceUsageRequest, RepriceUsageResponse, StreamUsageRequest, StreamUsageResponse, SubmitUsageRequest,
-    SubmitUsageResponse, VerifyCostRequest, VerifyCostResponse, VoidUsageRequest, VoidUsageResponse,
+    GetPriceResponse, GetReadinessRequest, GetReadinessResponse, ListAuditEventsRequest,
+    ListAuditEventsResponse, ListPricesRequest, ListPricesResponse, ListUsageRequest, ListUsageResponse,
+    ListUsageRevisionsRequest, ListUsageRevisionsResponse, RepriceUsageRequest, RepriceUsageResponse,
+    StreamUsageRequest, StreamUsageResponse, SubmitUsageRequest, SubmitUsageResponse, VerifyCostRequest,
+    VerifyCostResponse, VoidUsageRequest, VoidUsageResponse,
 )
+from llm_cost_ops.rpc.context import fill_idempotency_key
 from llm_cost_ops.rpc.method import Cardinality, HttpRule, Idempotency, MethodDescriptor, QueryField
-from llm_cost_ops.wire.keys import fill_idempotency_key
 
 __all__ = [
     "BATCH_SUBMIT_USAGE", "CORRECT_USAGE", "CREATE_PRICE", "ESTIMATE_COST", "EXPORT_USAGE", "GET_ANALYTICS",
-    "GET_COST", "GET_COST_SUMMARY", "GET_HEALTH", "GET_PRICE", "GET_READINESS", "LIST_PRICES", "LIST_USAGE",
-    "LIST_USAGE_REVISIONS", "REPRICE_USAGE", "STREAM_USAGE", "SUBMIT_USAGE", "VERIFY_COST", "VOID_USAGE",
+    "GET_COST", "GET_COST_SUMMARY", "GET_HEALTH", "GET_PRICE", "GET_READINESS", "LIST_AUDIT_EVENTS",
+    "LIST_PRICES", "LIST_USAGE", "LIST_USAGE_REVISIONS", "REPRICE_USAGE", "STREAM_USAGE", "SUBMIT_USAGE",
+    "VERIFY_COST", "VOID_USAGE",
 ]
 
 
@@ -78,6 +80,34 @@ GET_ANALYTICS: MethodDescriptor[GetAnalyticsRequest, GetAnalyticsResponse] = Met
     unwrap="data",
 )
 """Gives a time series of metrics and their summary."""
+
+LIST_AUDIT_EVENTS: MethodDescriptor[ListAuditEventsRequest, ListAuditEventsResponse] = MethodDescriptor(
+    "llm_cost_ops.v1.AuditService",
+    "ListAuditEvents",
+    cardinality=Cardinality.UNARY_UNARY,
+    idempotency=Idempotency.NO_SIDE_EFFECTS,
+    request=LIST_AUDIT_EVENTS_REQUEST,
+    response=LIST_AUDIT_EVENTS_RESPONSE,
+    http=HttpRule(
+        "GET",
+        "/api/v1/audit",
+        None,
+        200,
+        (
+            QueryField("organization_id", "organization_id", "list"),
+            QueryField("action", "action", "list"),
+            QueryField("actor", "actor", "list"),
+            QueryField("subject", "subject", "list"),
+            QueryField("start_date", "start_date", "scalar"),
+            QueryField("end_date", "end_date", "scalar"),
+            QueryField("page", "page", "scalar"),
+            QueryField("page_size", "page_size", "scalar", ("per_page", "limit")),
+            QueryField("cursor", "cursor", "scalar"),
+        ),
+        None,
+    ),
+)
+"""Lists what was done, the newest first. Events are added and never changed."""
 
 GET_COST_SUMMARY: MethodDescriptor[GetCostSummaryRequest, GetCostSummaryResponse] = MethodDescriptor(
     "llm_cost_ops.v1.CostService",

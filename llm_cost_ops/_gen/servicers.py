@@ -12,23 +12,24 @@ from llm_cost_ops._gen.messages import (
     CreatePriceRequest, CreatePriceResponse, EstimateCostRequest, EstimateCostResponse, ExportUsageRequest,
     ExportUsageResponse, GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest, GetCostResponse,
     GetCostSummaryRequest, GetCostSummaryResponse, GetHealthRequest, GetHealthResponse, GetPriceRequest,
-    GetPriceResponse, GetReadinessRequest, GetReadinessResponse, ListPricesRequest, ListPricesResponse,
-    ListUsageRequest, ListUsageResponse, ListUsageRevisionsRequest, ListUsageRevisionsResponse,
-    RepriceUsageRequest, RepriceUsageResponse, StreamUsageRequest, StreamUsageResponse, SubmitUsageRequest,
-    SubmitUsageResponse, VerifyCostRequest, VerifyCostResponse, VoidUsageRequest, VoidUsageResponse,
+    GetPriceResponse, GetReadinessRequest, GetReadinessResponse, ListAuditEventsRequest,
+    ListAuditEventsResponse, ListPricesRequest, ListPricesResponse, ListUsageRequest, ListUsageResponse,
+    ListUsageRevisionsRequest, ListUsageRevisionsResponse, RepriceUsageRequest, RepriceUsageResponse,
+    StreamUsageRequest, StreamUsageResponse, SubmitUsageRequest, SubmitUsageResponse, VerifyCostRequest,
+    VerifyCostResponse, VoidUsageRequest, VoidUsageResponse,
 )
 from llm_cost_ops._gen.methods import (
     BATCH_SUBMIT_USAGE, CORRECT_USAGE, CREATE_PRICE, ESTIMATE_COST, EXPORT_USAGE, GET_ANALYTICS, GET_COST,
-    GET_COST_SUMMARY, GET_HEALTH, GET_PRICE, GET_READINESS, LIST_PRICES, LIST_USAGE, LIST_USAGE_REVISIONS,
-    REPRICE_USAGE, STREAM_USAGE, SUBMIT_USAGE, VERIFY_COST, VOID_USAGE,
+    GET_COST_SUMMARY, GET_HEALTH, GET_PRICE, GET_READINESS, LIST_AUDIT_EVENTS, LIST_PRICES, LIST_USAGE,
+    LIST_USAGE_REVISIONS, REPRICE_USAGE, STREAM_USAGE, SUBMIT_USAGE, VERIFY_COST, VOID_USAGE,
 )
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.method import MethodDescriptor
 
 __all__ = [
-    "AnalyticsServicer", "CostServicer", "HealthServicer", "PricingServicer", "UsageServicer",
-    "bind_analytics_service", "bind_cost_service", "bind_health_service", "bind_pricing_service",
-    "bind_usage_service",
+    "AnalyticsServicer", "AuditServicer", "CostServicer", "HealthServicer", "PricingServicer",
+    "UsageServicer", "bind_analytics_service", "bind_audit_service", "bind_cost_service",
+    "bind_health_service", "bind_pricing_service", "bind_usage_service",
 ]
 
 
@@ -43,6 +44,22 @@ def bind_analytics_service(servicer: AnalyticsServicer) -> list[tuple[MethodDesc
     """Pair the methods of AnalyticsService with those of a servicer."""
     return [
         (GET_ANALYTICS, servicer.get_analytics),
+    ]
+
+
+class AuditServicer(Protocol):
+    """Tells who changed what: keys, prices, recorded usage, erasure and retention."""
+
+    async def list_audit_events(
+        self, request: ListAuditEventsRequest, context: CallContext
+    ) -> ListAuditEventsResponse:
+        """Lists what was done, the newest first. Events are added and never changed."""
+
+
+def bind_audit_service(servicer: AuditServicer) -> list[tuple[MethodDescriptor[Any, Any], Any]]:
+    """Pair the methods of AuditService with those of a servicer."""
+    return [
+        (LIST_AUDIT_EVENTS, servicer.list_audit_events),
     ]
 
 

@@ -10,20 +10,21 @@ from typing import Any
 from msgspec.structs import astuple
 
 from llm_cost_ops._gen.messages import (
-    Analytics, AnalyticsSummary, BatchReceipt, BatchSubmitUsageRequest, BatchSubmitUsageResponse,
+    Analytics, AnalyticsSummary, AuditEvent, BatchReceipt, BatchSubmitUsageRequest, BatchSubmitUsageResponse,
     ComponentHealth, CorrectUsageRequest, CorrectUsageResponse, CostGroup, CostLine, CostRecord, CostStatus,
     CostSummary, CostVerification, CreatePriceRequest, CreatePriceResponse, CurrencyTotal,
     EstimateCostRequest, EstimateCostResponse, ExportUsageRequest, ExportUsageResponse, FieldViolation,
     Filter, GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest, GetCostResponse, GetCostSummaryRequest,
     GetCostSummaryResponse, GetHealthRequest, GetHealthResponse, GetPriceRequest, GetPriceResponse,
-    GetReadinessRequest, GetReadinessResponse, GroupKey, HealthStatus, Interval, ListPricesRequest,
-    ListPricesResponse, ListUsageRequest, ListUsageResponse, ListUsageRevisionsRequest,
-    ListUsageRevisionsResponse, MetricValues, ModalityTokens, Operation, Outcome, Pagination, PriceMultiplier,
-    PriceOrigin, PriceTier, Rate, RateCard, RecordError, RepriceDifference, RepriceReport,
-    RepriceUsageRequest, RepriceUsageResponse, ResponseMeta, RevisionKind, StreamProblem, StreamUsageRequest,
-    StreamUsageResponse, SubmitResult, SubmitStatus, SubmitUsageRequest, SubmitUsageResponse, TierBasis,
-    TierMode, TimeSeriesPoint, TimeWindow, UsageQuality, UsageReceipt, UsageRecord, UsageRevision,
-    UsageRevisions, VerifyCostRequest, VerifyCostResponse, VoidUsageRequest, VoidUsageResponse,
+    GetReadinessRequest, GetReadinessResponse, GroupKey, HealthStatus, Interval, ListAuditEventsRequest,
+    ListAuditEventsResponse, ListPricesRequest, ListPricesResponse, ListUsageRequest, ListUsageResponse,
+    ListUsageRevisionsRequest, ListUsageRevisionsResponse, MetricValues, ModalityTokens, Operation, Outcome,
+    Pagination, PriceMultiplier, PriceOrigin, PriceTier, Rate, RateCard, RecordError, RepriceDifference,
+    RepriceReport, RepriceUsageRequest, RepriceUsageResponse, ResponseMeta, RevisionKind, StreamProblem,
+    StreamUsageRequest, StreamUsageResponse, SubmitResult, SubmitStatus, SubmitUsageRequest,
+    SubmitUsageResponse, TierBasis, TierMode, TimeSeriesPoint, TimeWindow, UsageQuality, UsageReceipt,
+    UsageRecord, UsageRevision, UsageRevisions, VerifyCostRequest, VerifyCostResponse, VoidUsageRequest,
+    VoidUsageResponse,
 )
 from llm_cost_ops.rpc.status import Violation
 from llm_cost_ops.wire.validation import (
@@ -32,7 +33,7 @@ from llm_cost_ops.wire.validation import (
 )
 
 __all__ = [
-    "validate_analytics", "validate_analytics_summary", "validate_batch_receipt",
+    "validate_analytics", "validate_analytics_summary", "validate_audit_event", "validate_batch_receipt",
     "validate_batch_submit_usage_request", "validate_batch_submit_usage_response",
     "validate_component_health", "validate_correct_usage_request", "validate_correct_usage_response",
     "validate_cost_group", "validate_cost_line", "validate_cost_record", "validate_cost_summary",
@@ -43,18 +44,18 @@ __all__ = [
     "validate_get_cost_request", "validate_get_cost_response", "validate_get_cost_summary_request",
     "validate_get_cost_summary_response", "validate_get_health_request", "validate_get_health_response",
     "validate_get_price_request", "validate_get_price_response", "validate_get_readiness_request",
-    "validate_get_readiness_response", "validate_group_key", "validate_list_prices_request",
-    "validate_list_prices_response", "validate_list_usage_request", "validate_list_usage_response",
-    "validate_list_usage_revisions_request", "validate_list_usage_revisions_response",
-    "validate_metric_values", "validate_modality_tokens", "validate_pagination", "validate_price_multiplier",
-    "validate_price_tier", "validate_rate", "validate_rate_card", "validate_record_error",
-    "validate_reprice_difference", "validate_reprice_report", "validate_reprice_usage_request",
-    "validate_reprice_usage_response", "validate_response_meta", "validate_stream_problem",
-    "validate_stream_usage_request", "validate_stream_usage_response", "validate_submit_result",
-    "validate_submit_usage_request", "validate_submit_usage_response", "validate_time_series_point",
-    "validate_time_window", "validate_usage_receipt", "validate_usage_record", "validate_usage_revision",
-    "validate_usage_revisions", "validate_verify_cost_request", "validate_verify_cost_response",
-    "validate_void_usage_request", "validate_void_usage_response",
+    "validate_get_readiness_response", "validate_group_key", "validate_list_audit_events_request",
+    "validate_list_audit_events_response", "validate_list_prices_request", "validate_list_prices_response",
+    "validate_list_usage_request", "validate_list_usage_response", "validate_list_usage_revisions_request",
+    "validate_list_usage_revisions_response", "validate_metric_values", "validate_modality_tokens",
+    "validate_pagination", "validate_price_multiplier", "validate_price_tier", "validate_rate",
+    "validate_rate_card", "validate_record_error", "validate_reprice_difference", "validate_reprice_report",
+    "validate_reprice_usage_request", "validate_reprice_usage_response", "validate_response_meta",
+    "validate_stream_problem", "validate_stream_usage_request", "validate_stream_usage_response",
+    "validate_submit_result", "validate_submit_usage_request", "validate_submit_usage_response",
+    "validate_time_series_point", "validate_time_window", "validate_usage_receipt", "validate_usage_record",
+    "validate_usage_revision", "validate_usage_revisions", "validate_verify_cost_request",
+    "validate_verify_cost_response", "validate_void_usage_request", "validate_void_usage_response",
 ]
 
 _NO_INTERVAL = Interval.UNSPECIFIED
@@ -186,6 +187,80 @@ def validate_get_analytics_response(m: GetAnalyticsResponse, path: str, violatio
     _, data_, meta_ = astuple(m) if type(m) is GetAnalyticsResponse else astuple(m)[:3]
     if data_ is not None:
         validate_analytics(data_, "data", violations) if type(data_) is Analytics else check_instance(data_, "data", violations, Analytics)
+    if meta_ is not None:
+        validate_response_meta(meta_, "meta", violations) if type(meta_) is ResponseMeta else check_instance(meta_, "meta", violations, ResponseMeta)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_audit_event(m: AuditEvent, path: str, violations: list[Violation]) -> None:
+    """Check a AuditEvent."""
+    start = len(violations)
+    _, number_, made_at_, actor_, organization_id_, action_, subject_, details_ = astuple(m) if type(m) is AuditEvent else astuple(m)[:8]
+    if number_ is not ZERO and (type(number_) is not int or not -9223372036854775808 <= number_ <= 9223372036854775807):
+        check_int(number_, "number", violations, -9223372036854775808, 9223372036854775807)
+    if made_at_ is not None and type(made_at_) is not datetime:
+        check_instance(made_at_, "made_at", violations, datetime)
+    if actor_ is not EMPTY and (type(actor_) is not str or not actor_.isprintable()):
+        check_text(actor_, "actor", violations)
+    if organization_id_ is not EMPTY and (type(organization_id_) is not str or not organization_id_.isprintable()):
+        check_text(organization_id_, "organization_id", violations)
+    if action_ is not EMPTY and (type(action_) is not str or not action_.isprintable()):
+        check_text(action_, "action", violations)
+    if subject_ is not EMPTY and (type(subject_) is not str or not subject_.isprintable()):
+        check_text(subject_, "subject", violations)
+    if details_ is not None:
+        check_json(details_, "details", violations)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_list_audit_events_request(
+    m: ListAuditEventsRequest, path: str, violations: list[Violation]
+) -> None:
+    """Check a ListAuditEventsRequest."""
+    start = len(violations)
+    _, organization_id_, action_, actor_, subject_, start_date_, end_date_, page_, page_size_, cursor_ = astuple(m) if type(m) is ListAuditEventsRequest else astuple(m)[:10]
+    if (organization_id_ or type(organization_id_) is not list) and check_items(organization_id_, "organization_id", violations):
+        for i, e in enumerate(organization_id_):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"organization_id[{i}]", violations)
+    if (action_ or type(action_) is not list) and check_items(action_, "action", violations):
+        for i, e in enumerate(action_):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"action[{i}]", violations)
+    if (actor_ or type(actor_) is not list) and check_items(actor_, "actor", violations):
+        for i, e in enumerate(actor_):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"actor[{i}]", violations)
+    if (subject_ or type(subject_) is not list) and check_items(subject_, "subject", violations):
+        for i, e in enumerate(subject_):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"subject[{i}]", violations)
+    if start_date_ is not EMPTY and (type(start_date_) is not str or not start_date_.isprintable()):
+        check_text(start_date_, "start_date", violations)
+    if end_date_ is not EMPTY and (type(end_date_) is not str or not end_date_.isprintable()):
+        check_text(end_date_, "end_date", violations)
+    if page_ is not ZERO and (type(page_) is not int or not 0 <= page_ <= 2147483647):
+        check_int(page_, "page", violations, 0, 2147483647)
+    if page_size_ is not ZERO and (type(page_size_) is not int or not 0 <= page_size_ <= 1000):
+        check_int(page_size_, "page_size", violations, 0, 1000)
+    if cursor_ is not EMPTY and (type(cursor_) is not str or not cursor_.isprintable()):
+        check_text(cursor_, "cursor", violations)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_list_audit_events_response(
+    m: ListAuditEventsResponse, path: str, violations: list[Violation]
+) -> None:
+    """Check a ListAuditEventsResponse."""
+    start = len(violations)
+    _, data_, pagination_, meta_ = astuple(m) if type(m) is ListAuditEventsResponse else astuple(m)[:4]
+    if (data_ or type(data_) is not list) and check_items(data_, "data", violations):
+        check_messages(data_, "data", violations, AuditEvent, validate_audit_event)
+    if pagination_ is not None:
+        validate_pagination(pagination_, "pagination", violations) if type(pagination_) is Pagination else check_instance(pagination_, "pagination", violations, Pagination)
     if meta_ is not None:
         validate_response_meta(meta_, "meta", violations) if type(meta_) is ResponseMeta else check_instance(meta_, "meta", violations, ResponseMeta)
     if path and len(violations) != start:

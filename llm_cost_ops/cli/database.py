@@ -18,8 +18,7 @@ from llm_cost_ops.ledger import open_ledger
 from llm_cost_ops.ledger.sqlite import schema
 from llm_cost_ops.ledger.sqlite.errors import rpc_error
 from llm_cost_ops.ledger.sqlite.integrity import find_faults
-from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.context import CallContext, Metadata
 from llm_cost_ops.rpc.runtime import SyncRuntime, drive
 from llm_cost_ops.rpc.status import RpcError
 
@@ -79,7 +78,9 @@ def _check(path: str) -> int:
     for fault in faults:
         print(f"{path}: {fault}")
     if not faults:
-        print(f"{path}: ok: its structure, its sums and its ids")
+        with _opened(path) as connection:
+            [events] = connection.execute("SELECT count(*) FROM audit").fetchone()
+        print(f"{path}: ok: its structure, its sums, its ids and {events:,} events of its audit log")
     return 1 if faults else 0
 
 

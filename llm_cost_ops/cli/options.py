@@ -14,11 +14,13 @@ __all__ = [
     "add_form",
     "add_proxy",
     "add_questions",
+    "add_sources",
     "add_target",
     "add_tls",
     "at_least_one",
     "filters_of",
     "pairs",
+    "times_of",
 ]
 
 _Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001  # it has no public name
@@ -75,6 +77,19 @@ def add_tls(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_sources(parser: argparse.ArgumentParser, variable: str, checked: str) -> None:
+    """Where the settings of a server that runs come from beside flags, and --check."""
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        default=None,
+        help=f"a TOML file of settings, named as the flags with _ for -; default: {variable}",
+    )
+    parser.add_argument(
+        "--check", action="store_true", default=False, help=f"check {checked}, and end without listening"
+    )
+
+
 def add_target(parser: argparse.ArgumentParser) -> None:
     """Take --db or --base-url."""
     target = parser.add_mutually_exclusive_group()
@@ -110,16 +125,23 @@ def add_filters(parser: argparse.ArgumentParser) -> None:
 
 def filters_of(options: argparse.Namespace) -> dict[str, Any]:
     """The filters as parameters of the client's methods."""
+    found = {name: getattr(options, name) for _, name, _, _ in (*_LISTS, *_TEXTS)}
+    found |= times_of(options, options.time_zone)
+    return {**found, "label": pairs(options.label, "label")}
+
+
+def times_of(options: argparse.Namespace, time_zone: str = "") -> dict[str, Any]:
+    """--start and --end as parameters of the client's methods."""
     from llm_cost_ops.rpc.status import RpcError
 
-    found = {name: getattr(options, name) for _, name, _, _ in (*_LISTS, *_TEXTS)}
     now = datetime.now(UTC)
     try:
-        found["start_date"] = period_start(options.start_date, options.time_zone, now)
-        found["end_date"] = period_end(options.end_date, options.time_zone, now)
+        return {
+            "start_date": period_start(options.start_date, time_zone, now),
+            "end_date": period_end(options.end_date, time_zone, now),
+        }
     except RpcError as error:
         raise error_from_rpc(error) from error
-    return {**found, "label": pairs(options.label, "label")}
 
 
 def pairs(texts: list[str], option: str) -> dict[str, str]:
@@ -147,21 +169,23 @@ def add_proxy(commands: _Commands) -> None:
         help="pass calls on to providers, and record what each one used",
         description="Run the recording proxy: http://HOST:PORT/NAME/... goes to the upstream of that name. "
         "Provider keys are passed through and kept nowhere. On loopback and Unix sockets callers need no API "
-        "key of ours; elsewhere they show one of the database's as x-lco-api-key.",
+        "key of ours; elsewhere they show one of the database's as x-lco-api-key. A setting that no flag "
+        "gives is taken from the environment (LLM_COST_OPS_PROXY_UPSTREAM and so on), then from the file "
+        "that --config names.",
+        argument_default=argparse.SUPPRESS,
+    )
+    add_sources(
+        parser,
+        "LLM_COST_OPS_PROXY_CONFIG",
+        "the settings, the certificate, the spool and the database",
     )
     parser.add_argument(
         "--upstream",
         action="append",
-        required=True,
         metavar="NAME=URL",
         help="such as openai=https://api.openai.com; may be given again",
     )
-    parser.add_argument(
-        "--http",
-        default="127.0.0.1:8090",
-        metavar="HOST:PORT",
-        help="or unix:/path/to.sock; default: %(default)s",
-    )
+    parser.add_argument("--http", metavar="HOST:PORT", help="or unix:/path/to.sock; default: 127.0.0.1:8090")
     add_target(parser)
     parser.add_argument(
         "--organization",
@@ -174,22 +198,19 @@ def add_proxy(commands: _Commands) -> None:
     parser.add_argument("--require-keys", action="store_true", help="ask for API keys on loopback too")
     parser.add_argument(
         "--spool",
-        default="llm_cost_ops.spool",
         metavar="FOLDER",
-        help="where records wait until they are sent; default: %(default)s",
+        help="where records wait until they are sent; default: llm_cost_ops.spool",
     )
     parser.add_argument(
         "--stream-usage",
         choices=("auto", "always", "never"),
-        default="auto",
         help="whether chat streams are asked for their usage; auto: where the provider is known to take it",
     )
     parser.add_argument(
         "--max-calls",
         type=at_least_one,
-        default=1000,
         metavar="N",
-        help="calls in flight; further ones are told to come back later; default: %(default)s",
+        help="calls in flight; further ones are told to come back later; default: 1000",
     )
     add_tls(parser)
     parser.set_defaults(run="proxy")
@@ -203,6 +224,7 @@ def add_questions(commands: _Commands) -> None:
     _add_reprice(commands)
     _add_usage(commands)
     _add_prices(commands)
+    _add_audit(commands)
 
 
 def _add_costs(commands: _Commands) -> None:
@@ -329,6 +351,33 @@ def _add_usage(commands: _Commands) -> None:
     for action in (listing, show, void, correct, revisions):
         add_target(action)
     parser.set_defaults(run="usage")
+
+
+def _add_audit(commands: _Commands) -> None:
+    parser = commands.add_parser("audit", help="who changed keys, prices and recorded usage, and when")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = actions.add_parser(
+        "list",
+        help="what was done, the newest first",
+        description="What was done to keys, prices and recorded usage, the newest first. Events are written "
+        "with what they tell, and never changed.",
+    )
+    for name, dest, text in (
+        ("organization", "organization", "whose data; default: all that you may see"),
+        ("action", "done", "what was done, such as key.created or usage.voided"),
+        ("actor", "actor", "the id of the API key that did it, or local"),
+        ("subject", "subject", "the id of the key, card or record that it was done to"),
+    ):
+        metavar = "ACTION" if dest == "done" else "ID"
+        listing.add_argument(f"--{name}", dest=dest, action="append", default=[], metavar=metavar, help=text)
+    for option, name, shown, text in _TEXTS[:2]:
+        listing.add_argument(option, dest=name, default="", metavar=shown, help=text)
+    listing.add_argument(
+        "--limit", type=at_least_one, default=50, metavar="N", help="at most so many; default: %(default)s"
+    )
+    add_form(listing)
+    add_target(listing)
+    parser.set_defaults(run="audit")
 
 
 def _add_prices(commands: _Commands) -> None:

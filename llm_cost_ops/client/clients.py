@@ -26,12 +26,11 @@ from llm_cost_ops.config import (
     without_password,
 )
 from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
-from llm_cost_ops.interceptors.validation import Validation
+from llm_cost_ops.interceptors.validation import UNKNOWN_FIELDS, Validation
 from llm_cost_ops.rpc.channel import UNSET, AsyncChannel, Channel
+from llm_cost_ops.rpc.context import Metadata
 from llm_cost_ops.rpc.interceptor import AnyInterceptor, Interceptors, Transport
-from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.runtime import Runtime
-from llm_cost_ops.wire.unknown import UNKNOWN_FIELDS
 
 if TYPE_CHECKING:
     import httpx
@@ -115,7 +114,7 @@ class _Client:
             runtime=runtime,
             timeout=config.timeout,
             metadata=Metadata(headers),
-            public_error=_outside_the_chain,
+            public_error=error_from_rpc,
         )
         connect = partial(sync_connection if sync else async_connection, self._channel)
         self._recording = Recording(config.recorder, self._attribution, connect)
@@ -242,7 +241,7 @@ class _Client:
         return f"{type(self).__name__}(base_url={without_password(self.config.base_url)!r})"
 
 
-_RESOURCES = frozenset({"_health", "analytics", "costs", "pricing", "usage"})
+_RESOURCES = frozenset({"_health", "analytics", "audit", "costs", "pricing", "usage"})
 
 
 class _SyncClient(_Client):
@@ -342,6 +341,11 @@ class CostOpsClient(_SyncClient):
         return resources.AnalyticsResource(self._channel)
 
     @cached_property
+    def audit(self) -> resources.AuditResource:
+        """Tells who changed what."""
+        return resources.AuditResource(self._channel)
+
+    @cached_property
     def _health(self) -> resources.HealthResource:
         return resources.HealthResource(self._channel)
 
@@ -416,6 +420,11 @@ class AsyncCostOpsClient(_AsyncClient):
         return resources.AsyncAnalyticsResource(self._channel)
 
     @cached_property
+    def audit(self) -> resources.AsyncAuditResource:
+        """Tells who changed what."""
+        return resources.AsyncAuditResource(self._channel)
+
+    @cached_property
     def _health(self) -> resources.AsyncHealthResource:
         return resources.AsyncHealthResource(self._channel)
 
@@ -463,6 +472,10 @@ class RawCostOpsClient(_SyncClient):
         return resources.RawAnalyticsResource(self._channel)
 
     @cached_property
+    def audit(self) -> resources.RawAuditResource:
+        return resources.RawAuditResource(self._channel)
+
+    @cached_property
     def _health(self) -> resources.RawHealthResource:
         return resources.RawHealthResource(self._channel)
 
@@ -497,6 +510,10 @@ class RawAsyncCostOpsClient(_AsyncClient):
     @cached_property
     def analytics(self) -> resources.RawAsyncAnalyticsResource:
         return resources.RawAsyncAnalyticsResource(self._channel)
+
+    @cached_property
+    def audit(self) -> resources.RawAsyncAuditResource:
+        return resources.RawAsyncAuditResource(self._channel)
 
     @cached_property
     def _health(self) -> resources.RawAsyncHealthResource:

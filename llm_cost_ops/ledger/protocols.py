@@ -10,11 +10,12 @@ from collections.abc import Awaitable, Sequence
 from datetime import datetime
 from typing import Protocol
 
-from llm_cost_ops._gen.messages import RateCard, SubmitStatus, UsageRecord
+from llm_cost_ops._gen.messages import AuditEvent, RateCard, SubmitStatus, UsageRecord
 from llm_cost_ops.ledger.types import (
     Amounts,
     ApiKey,
     Appended,
+    AuditFilter,
     CardOf,
     Committed,
     Entry,
@@ -48,10 +49,12 @@ class KeyStore(Protocol):
     async def secret(self, context: CallContext) -> bytes:
         """The 32 random bytes of this ledger alone that hashes are keyed with; made when first asked for."""
 
-    async def add(self, key: ApiKey, context: CallContext) -> None:
-        """Keep a key; ALREADY_EXISTS when its id is taken."""
+    async def add(self, key: ApiKey, context: CallContext, *, actor: str = "") -> None:
+        """Keep a key; ALREADY_EXISTS when its id is taken. `actor` as in Revision, for the audit log."""
 
-    async def revoke(self, key_id: str, at: datetime, context: CallContext) -> ApiKey | None:
+    async def revoke(
+        self, key_id: str, at: datetime, context: CallContext, *, actor: str = ""
+    ) -> ApiKey | None:
         """Revoke a key, or leave a revoked one as it is, and return it; None when there is none."""
 
 
@@ -137,7 +140,9 @@ class Batch(Protocol):
 
 
 class Ledger(Protocol):
-    """Keeps usage and its costs, price cards and API keys.
+    """Keeps usage and its costs, price cards and API keys, and an audit log of what was changed of them.
+
+    What is to be audited (`ledger/audit.py`) is written in the transaction that does it.
 
     Everything is acknowledged only once it is as durable as the ledger promises. Methods raise RpcError:
     UNAVAILABLE with `retry_after` when the database stayed busy until just before the deadline,
@@ -233,7 +238,7 @@ class Ledger(Protocol):
         """Keep where a consumer goes on. A position before the one that is kept changes nothing."""
 
     async def add_card(
-        self, card: RateCard, key: str, fingerprint: bytes, context: CallContext
+        self, card: RateCard, key: str, fingerprint: bytes, context: CallContext, *, actor: str = ""
     ) -> tuple[RateCard, SubmitStatus]:
         """Keep a card under the version that follows those of its model and dimensions.
 
@@ -249,6 +254,11 @@ class Ledger(Protocol):
 
     async def cards_revision(self, context: CallContext) -> int:
         """A number that grows when a card is added, by any process."""
+
+    async def audit_events(
+        self, where: AuditFilter, limit: int, after: Position | None, offset: int | None, context: CallContext
+    ) -> tuple[list[AuditEvent], Position | None]:
+        """A page of the audit log, the newest first, and the position to go on after; None at the end."""
 
     @property
     def sums(self) -> Sums:

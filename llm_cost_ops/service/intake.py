@@ -13,6 +13,7 @@ from llm_cost_ops._gen.messages import (
     UsageReceipt,
     UsageRecord,
 )
+from llm_cost_ops.interceptors.validation import keeps_unknown
 from llm_cost_ops.ledger import Batch
 from llm_cost_ops.ledger.types import Appended
 from llm_cost_ops.pricing.money import from_units
@@ -24,7 +25,6 @@ from llm_cost_ops.rules.requests import check_record
 from llm_cost_ops.rules.usage import CLOCK_SKEW
 from llm_cost_ops.service.access.tenancy import OTHER_ORGANIZATION, may_access
 from llm_cost_ops.service.entries import MAX_UNITS, as_kept, check_record_cost, in_utc
-from llm_cost_ops.wire.unknown import keeps_unknown
 
 __all__ = ["CONFLICTING", "Intake", "receipt_of", "result_of"]
 

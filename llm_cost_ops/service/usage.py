@@ -32,7 +32,7 @@ from llm_cost_ops._gen.messages import (
 )
 from llm_cost_ops.ledger import Ledger, Position
 from llm_cost_ops.ledger.duplicates import is_duplicate
-from llm_cost_ops.ledger.ids import usage_id
+from llm_cost_ops.ledger.encoding import usage_id
 from llm_cost_ops.ledger.types import Appended, Filter
 from llm_cost_ops.pricing.money import to_units
 from llm_cost_ops.rpc.context import CallContext

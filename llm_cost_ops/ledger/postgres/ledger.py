@@ -9,11 +9,13 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TypeVar
 
-from llm_cost_ops._gen.messages import RateCard, SubmitStatus, UsageRecord
+from llm_cost_ops._gen.messages import AuditEvent, RateCard, SubmitStatus, UsageRecord
+from llm_cost_ops.ledger import audit
 from llm_cost_ops.ledger.batches import EntryBatch
 from llm_cost_ops.ledger.postgres import cards, integrity, listing, revisions, sums
 from llm_cost_ops.ledger.postgres.api_keys import PostgresKeys
 from llm_cost_ops.ledger.postgres.append import Append, Appender
+from llm_cost_ops.ledger.postgres.audit import add_events, audit_events
 from llm_cost_ops.ledger.postgres.connection import Database, Session
 from llm_cost_ops.ledger.postgres.meter_sums import summarize_meters
 from llm_cost_ops.ledger.postgres.revise import revise
@@ -21,6 +23,7 @@ from llm_cost_ops.ledger.postgres.workers import Ticket, Workers, until_of
 from llm_cost_ops.ledger.types import (
     Amounts,
     Appended,
+    AuditFilter,
     CardOf,
     Committed,
     Entry,
@@ -152,7 +155,10 @@ class PostgresLedger:
 
         def job(session: Session) -> bool:
             with session.transaction():
-                return revise(session, revision)
+                revised = revise(session, revision)
+                if revised:
+                    add_events(session, [audit.revised(revision)])
+                return revised
 
         return await self._workers.run(job, context, writes=True, repeatable=False)
 
@@ -177,10 +183,12 @@ class PostgresLedger:
         await self._workers.run(job, context, writes=True)
 
     async def add_card(
-        self, card: RateCard, key: str, fingerprint: bytes, context: CallContext
+        self, card: RateCard, key: str, fingerprint: bytes, context: CallContext, *, actor: str = ""
     ) -> tuple[RateCard, SubmitStatus]:
         """Keep a card under its next version; see Ledger."""
-        job = partial(cards.add_card, card=card, key=key, fingerprint=fingerprint)
+        job = partial(
+            cards.add_card, card=card, key=key, fingerprint=fingerprint, at=context.now(), actor=actor
+        )
         return await self._workers.run(job, context, writes=True, repeatable=bool(key))
 
     async def get_card(self, card_id: str, context: CallContext) -> RateCard | None:
@@ -194,6 +202,13 @@ class PostgresLedger:
     async def cards_revision(self, context: CallContext) -> int:
         """A number that grows when a card is added, by any process."""
         return await self._workers.run(cards.revision, context)
+
+    async def audit_events(
+        self, where: AuditFilter, limit: int, after: Position | None, offset: int | None, context: CallContext
+    ) -> tuple[list[AuditEvent], Position | None]:
+        """A page of the audit log; see Ledger."""
+        query = partial(audit_events, where=where, limit=limit, after=after, offset=offset)
+        return await self.read(query, context)
 
     @property
     def sums(self) -> PostgresSums:

@@ -173,6 +173,25 @@ CREATE TABLE llm_cost_ops.api_key (
 );
 CREATE TABLE llm_cost_ops.secret (name text PRIMARY KEY, value bytea NOT NULL);
 
+-- Who changed what, in the transactions that did it (ledger/audit.py). org is '' for what is everybody's, and
+-- details a JSON object. Rows are only added.
+CREATE TABLE llm_cost_ops.audit (
+    seq bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    made bigint NOT NULL,
+    actor text NOT NULL,
+    org text NOT NULL,
+    action text NOT NULL,
+    subject text NOT NULL,
+    details text NOT NULL
+);
+CREATE FUNCTION llm_cost_ops.refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'the audit log is only added to';
+END
+$$;
+CREATE TRIGGER audit_is_not_changed BEFORE UPDATE OR DELETE OR TRUNCATE ON llm_cost_ops.audit
+    FOR EACH STATEMENT EXECUTE FUNCTION llm_cost_ops.refuse_change();
+
 -- Where each consumer of what was committed goes on: behind this transaction and number.
 CREATE TABLE llm_cost_ops.consumer (name text PRIMARY KEY, xid xid8 NOT NULL, seq bigint NOT NULL);
 

@@ -10,12 +10,14 @@ from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
-from llm_cost_ops._gen.messages import RateCard, SubmitStatus, UsageRecord
+from llm_cost_ops._gen.messages import AuditEvent, RateCard, SubmitStatus, UsageRecord
+from llm_cost_ops.ledger import audit
 from llm_cost_ops.ledger.batches import append_as_batch
 from llm_cost_ops.ledger.sqlite import cards, commits, day_sums, revisions, summaries, sums
 from llm_cost_ops.ledger.sqlite import listing as history
 from llm_cost_ops.ledger.sqlite.api_keys import SqliteKeys
 from llm_cost_ops.ledger.sqlite.append import AppendOne, Interner, SqliteBatch
+from llm_cost_ops.ledger.sqlite.audit import add_events, audit_events
 from llm_cost_ops.ledger.sqlite.connection import Database, Job, Writer
 from llm_cost_ops.ledger.sqlite.errors import closed_error
 from llm_cost_ops.ledger.sqlite.files import refuse_in_this_process
@@ -25,6 +27,7 @@ from llm_cost_ops.ledger.sqlite.revise import revise
 from llm_cost_ops.ledger.types import (
     Amounts,
     Appended,
+    AuditFilter,
     CardOf,
     Committed,
     Entry,
@@ -195,7 +198,10 @@ class SqliteLedger:
         """Add a revision to a record; see Ledger."""
 
         def job(cursor: sqlite3.Cursor, interner: Interner) -> bool:
-            return revise(cursor, interner.ids, revision)
+            revised = revise(cursor, interner.ids, revision)
+            if revised:
+                add_events(cursor, [audit.revised(revision)])
+            return revised
 
         return await self._write(job, context)
 
@@ -223,12 +229,15 @@ class SqliteLedger:
         await self._write(job, context)
 
     async def add_card(
-        self, card: RateCard, key: str, fingerprint: bytes, context: CallContext
+        self, card: RateCard, key: str, fingerprint: bytes, context: CallContext, *, actor: str = ""
     ) -> tuple[RateCard, SubmitStatus]:
         """Keep a card under its next version; see Ledger."""
 
         def job(cursor: sqlite3.Cursor, _: Interner) -> tuple[RateCard, SubmitStatus]:
-            return cards.add_card(cursor, card, key, fingerprint)
+            added = cards.add_card(cursor, card, key, fingerprint)
+            if added[1] == SubmitStatus.CREATED:
+                add_events(cursor, [audit.card_added(added[0], context.now(), actor)])
+            return added
 
         added = await self._write(job, context)
         self._added_cards += 1
@@ -248,6 +257,13 @@ class SqliteLedger:
             # In private memory nobody else adds any.
             return self._added_cards
         return await self._readers.read_now(cards.revision, context)
+
+    async def audit_events(
+        self, where: AuditFilter, limit: int, after: Position | None, offset: int | None, context: CallContext
+    ) -> tuple[list[AuditEvent], Position | None]:
+        """A page of the audit log; see Ledger."""
+        query = partial(audit_events, where=where, limit=limit, after=after, offset=offset)
+        return await self._readers.read(query, context)
 
     @property
     def sums(self) -> SqliteSums:

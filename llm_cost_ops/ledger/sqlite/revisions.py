@@ -7,13 +7,16 @@ before to what counts after in the same transaction.
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from llm_cost_ops._gen.messages import CostStatus, RevisionKind
-from llm_cost_ops.ledger.ids import as_key
+from llm_cost_ops.ledger import audit
+from llm_cost_ops.ledger.encoding import as_key, decode_usage, from_micros, to_micros
 from llm_cost_ops.ledger.sqlite.append import Interner
+from llm_cost_ops.ledger.sqlite.audit import add_events
 from llm_cost_ops.ledger.sqlite.cards import kept_card
 from llm_cost_ops.ledger.sqlite.revise import OF_RECORD, Counted, NewRevision, add_revisions
 from llm_cost_ops.ledger.sqlite.rows import (
@@ -25,10 +28,8 @@ from llm_cost_ops.ledger.sqlite.rows import (
     units_of,
 )
 from llm_cost_ops.ledger.sqlite.sums import newest, per_record_conditions, pick_series
-from llm_cost_ops.ledger.structs import decode_usage
 from llm_cost_ops.ledger.types import Change, Filter, Price, Recorded, Revised
 from llm_cost_ops.rpc.status import invalid_argument
-from llm_cost_ops.rules.times import from_micros, to_micros
 
 __all__ = ["find_changes", "get_cost", "matching", "reprice", "revisions"]
 
@@ -193,4 +194,5 @@ def reprice(
         made, kind = to_micros(now), RevisionKind.REPRICED
         new.append(NewRevision(seq, ts, number + 1, before, after, pricing, cost, made, kind, actor=actor))
     add_revisions(cursor, new)
+    add_events(cursor, audit.repriced(Counter(each.series_key[0] for each in found), now, actor))
     return [change for _, _, _, change in found]

@@ -185,6 +185,26 @@ CREATE TABLE api_key (
 ) STRICT;  -- with the rowid, by which keys of one moment keep their order
 CREATE TABLE secret (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
 
+-- Who changed what, in the transactions that did it (ledger/audit.py). org is '' for what is everybody's, and
+-- details a JSON object. Rows are only added.
+CREATE TABLE audit (
+    seq INTEGER PRIMARY KEY,
+    made INTEGER NOT NULL,
+    actor TEXT NOT NULL,
+    org TEXT NOT NULL,
+    action TEXT NOT NULL,
+    subject TEXT NOT NULL,
+    details TEXT NOT NULL
+) STRICT;
+CREATE TRIGGER audit_is_not_changed BEFORE UPDATE ON audit
+BEGIN
+    SELECT RAISE(ABORT, 'the audit log is only added to');
+END;
+CREATE TRIGGER audit_is_not_deleted BEFORE DELETE ON audit
+BEGIN
+    SELECT RAISE(ABORT, 'the audit log is only added to');
+END;
+
 -- Where each consumer of what was committed goes on: behind this row of usage and this one of revision.
 CREATE TABLE consumer (
     name TEXT PRIMARY KEY,

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from llm_cost_ops.ledger.encoding import to_micros
 from llm_cost_ops.ledger.types import Amounts, Filter
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.rules.limits import check_amounts, check_sum
-from llm_cost_ops.rules.times import QUARTER, QUARTERS_A_DAY, to_micros
+from llm_cost_ops.rules.times import QUARTER, QUARTERS_A_DAY
 
 __all__ = [
     "ANY_ORG",
@@ -186,19 +187,21 @@ _ADD_TAIL = f"INSERT INTO temp.tail {_SUMS}"
 KEPT = f"""
     SELECT series, level, bucket, {", ".join(f"sum({name})" for name in _COUNTS)},
         sum(cost_micros) + sum(cost_picos) / {PICOS}, sum(cost_picos) % {PICOS}
-    FROM rollup GROUP BY series, level, bucket HAVING sum(records) <> 0
+    FROM (SELECT * FROM rollup UNION ALL SELECT * FROM temp.tail)
+    GROUP BY series, level, bucket HAVING sum(records) <> 0
 """
-"""The sums that are kept, as `recalculated` gives them."""
+"""The sums that are kept, and those of the rows behind them that `load_tail` loaded, as `recalculated` gives
+them. (Revisions are in what is kept also where their rows are not.)"""
 
 
 def recalculated(connection: sqlite3.Connection) -> str:
-    """SQL for the sums of the rows up to a number (its one parameter), from the costs that are in force."""
+    """SQL for the sums of all rows, from the costs that are in force."""
     cost = newest(connection)
     rows = (
         f"SELECT u.seq, {cost.series} AS series, u.ts, u.requests, u.input, u.output, u.cached, "
         f"{cost.micros} AS cost_micros, {cost.picos} AS cost_picos FROM usage u{cost.join}"
     )
-    found = _SUMS.replace("FROM usage WHERE seq > ? AND seq <= ?", f"FROM ({rows}) WHERE seq <= ?")
+    found = _SUMS.replace("FROM usage WHERE seq > ? AND seq <= ?", f"FROM ({rows})")
     return f"SELECT * FROM ({found})"
 
 

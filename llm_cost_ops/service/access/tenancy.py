@@ -30,6 +30,7 @@ from llm_cost_ops._gen.methods import (
     GET_HEALTH,
     GET_PRICE,
     GET_READINESS,
+    LIST_AUDIT_EVENTS,
     LIST_PRICES,
     LIST_USAGE,
     LIST_USAGE_REVISIONS,
@@ -66,8 +67,8 @@ class Role(enum.IntEnum):
     """What a key may do; each role may do what those before it may.
 
     A key for metrics reads the server's figures at /metrics, and may call no method. A reader reads, a writer
-    records usage, an admin keeps prices and corrects usage. Prices without an organization hold for
-    everybody, so that they need an admin of all organizations.
+    records usage, an admin keeps prices, corrects usage and reads the audit log. Prices without an
+    organization hold for everybody, so that they need an admin of all organizations.
     """
 
     METRICS = 0
@@ -203,6 +204,7 @@ RULES: dict[str, Rule] = {
     # Whose card it is, the servicer finds out.
     GET_PRICE.path: Rule(Role.READER, _any),
     LIST_PRICES.path: Rule(Role.READER, _named),
+    LIST_AUDIT_EVENTS.path: Rule(Role.ADMIN, _filtered),
 }
 """The rule of each method by its path; those in OPEN have none."""
 

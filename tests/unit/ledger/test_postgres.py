@@ -25,17 +25,18 @@ from llm_cost_ops.pricing.pricebook import Priced
 from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from tests.ledger_suite import LedgerSuite, card, revise
+from tests.life_suite import LifeSuite
 from tests.unit.ledger.making import Sync, context, entry, pricing
 from tests.unit.ledger.test_revisions import RepricedBesideModel
 
 
-class TestPostgres(LedgerSuite):
+class TestPostgres(LedgerSuite, LifeSuite):
     @pytest.fixture
     def url(self, postgres_url: str) -> str:
         return postgres_url
 
 
-class TestPostgres15(LedgerSuite):
+class TestPostgres15(LedgerSuite, LifeSuite):
     @pytest.fixture
     def url(self, postgres_15: Any) -> Iterator[str]:
         url = postgres_15.new_database()

@@ -1,0 +1,43 @@
+"""The commands about data's life: the audit log."""
+
+from __future__ import annotations
+
+import argparse
+from itertools import islice
+
+import msgspec
+
+from llm_cost_ops.cli.options import times_of
+from llm_cost_ops.cli.output import Column, Output, Table, form_of
+from llm_cost_ops.cli.target import open_client
+
+__all__ = ["audit"]
+
+
+def audit(options: argparse.Namespace) -> int:
+    """The `audit` command."""
+    with open_client(options) as client:
+        pages = client.audit.list(
+            organization_id=options.organization,
+            action=options.done,
+            actor=options.actor,
+            subject=options.subject,
+            page_size=min(options.limit + 1, 1000),
+            **times_of(options),
+        )
+        events = list(islice(pages, options.limit + 1))
+    output = Output(form_of(options))
+    names = ("number", "time", "actor", "organization", "action", "subject", "details")
+    table = Table(columns=[Column(name, fold=name == "details") for name in names])
+    for event in events[: options.limit]:
+        when = f"{event.made_at:%Y-%m-%dT%H:%M:%SZ}" if event.made_at else ""
+        details = msgspec.json.encode(event.details or {}).decode()
+        what = (event.organization_id or "*", event.action, event.subject, details)
+        table.rows.append([event.number, when, event.actor, *what])
+    if events or output.form != "text":
+        output.table(table)
+    else:
+        output.line("Nothing was done that these filters let through.")
+    if len(events) > options.limit:
+        output.line(f"There are more: --limit shows them. These are the newest {options.limit:,}.")
+    return 0
