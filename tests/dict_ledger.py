@@ -41,6 +41,7 @@ from llm_cost_ops.ledger import (
     Revision,
     audit,
 )
+from llm_cost_ops.ledger.batches import EntryBatch
 from llm_cost_ops.ledger.duplicates import is_duplicate, supersedes, superseding
 from llm_cost_ops.ledger.encoding import to_micros, usage_id
 from llm_cost_ops.ledger.shares import Share, add_share, shares_of
@@ -219,6 +220,9 @@ class DictLedger:
                 return None
             self._appends += 1
             return [self._append(entry) for entry in entries]
+
+    def batch(self, key: str = "") -> EntryBatch:
+        return EntryBatch(self.append, key)
 
     def _append(self, entry: Entry) -> Appended:
         organization, attempt = entry.record.organization_id, 0

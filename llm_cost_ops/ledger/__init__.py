@@ -10,7 +10,7 @@ from importlib import import_module
 from urllib.parse import quote
 
 from llm_cost_ops.exceptions import ConfigurationError
-from llm_cost_ops.ledger.protocols import KeyStore, Ledger, Sums
+from llm_cost_ops.ledger.protocols import Batch, KeyStore, Ledger, Sums
 from llm_cost_ops.ledger.types import (
     Amounts,
     ApiKey,
@@ -35,6 +35,7 @@ __all__ = [
     "ApiKey",
     "Appended",
     "AuditFilter",
+    "Batch",
     "CardOf",
     "Change",
     "Committed",

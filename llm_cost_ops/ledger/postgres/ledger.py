@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from llm_cost_ops._gen.messages import AuditEvent, RateCard, SubmitStatus, UsageRecord
 from llm_cost_ops.ledger import audit
+from llm_cost_ops.ledger.batches import EntryBatch
 from llm_cost_ops.ledger.postgres import cards, integrity, listing, revisions, sums
 from llm_cost_ops.ledger.postgres.api_keys import PostgresKeys
 from llm_cost_ops.ledger.postgres.append import Append, Appender
@@ -85,6 +86,10 @@ class PostgresLedger:
         else:
             append = Append(entries, revision)
         return await self._appender.put(append, until_of(context)).result(context)
+
+    def batch(self, key: str = "") -> EntryBatch:
+        """An empty batch; see Ledger."""
+        return EntryBatch(self.append, key)
 
     def _written(self, org: int, rows: int) -> None:
         """Have an organization's sums folded, beside the writing, once there is something to fold."""
