@@ -9,8 +9,7 @@ from llm_cost_ops._gen.methods import GET_HEALTH
 from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.ledger import KeyStore
 from llm_cost_ops.proxy.limits import RefusedError
-from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.context import CallContext, Metadata
 from llm_cost_ops.rpc.runtime import AsyncRuntime
 from llm_cost_ops.rpc.status import RpcError
 from llm_cost_ops.service.access.keys import principal_of

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from llm_cost_ops._gen.messages import CostStatus, RevisionKind
-from llm_cost_ops.ledger.ids import as_key
+from llm_cost_ops.ledger.encoding import as_key, decode_usage, from_micros, to_micros
 from llm_cost_ops.ledger.sqlite.append import Interner
 from llm_cost_ops.ledger.sqlite.cards import kept_card
 from llm_cost_ops.ledger.sqlite.revise import OF_RECORD, Counted, NewRevision, add_revisions
@@ -25,10 +25,8 @@ from llm_cost_ops.ledger.sqlite.rows import (
     units_of,
 )
 from llm_cost_ops.ledger.sqlite.sums import newest, per_record_conditions, pick_series
-from llm_cost_ops.ledger.structs import decode_usage
 from llm_cost_ops.ledger.types import Change, Filter, Price, Recorded, Revised
 from llm_cost_ops.rpc.status import invalid_argument
-from llm_cost_ops.rules.times import from_micros, to_micros
 
 __all__ = ["find_changes", "get_cost", "matching", "reprice", "revisions"]
 

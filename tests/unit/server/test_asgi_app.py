@@ -11,8 +11,7 @@ import pytest
 
 from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.ledger import Filter, open_ledger
-from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.context import CallContext, Metadata
 from llm_cost_ops.rpc.runtime import AsyncRuntime
 from llm_cost_ops.server import asgi_app, serve
 from tests.tiny_service import PUT_NOTE
