@@ -10,19 +10,19 @@ from typing import Any
 from llm_cost_ops._gen.messages import (
     Analytics, AnalyticsSummary, AuditEvent, BatchReceipt, BatchSubmitUsageRequest, BatchSubmitUsageResponse,
     ComponentHealth, CorrectUsageRequest, CorrectUsageResponse, CostGroup, CostLine, CostRecord, CostStatus,
-    CostSummary, CostVerification, CreatePriceRequest, CreatePriceResponse, CurrencyTotal,
-    EstimateCostRequest, EstimateCostResponse, ExportUsageRequest, ExportUsageResponse, FieldViolation,
-    Filter, GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest, GetCostResponse, GetCostSummaryRequest,
-    GetCostSummaryResponse, GetHealthRequest, GetHealthResponse, GetPriceRequest, GetPriceResponse,
-    GetReadinessRequest, GetReadinessResponse, GroupKey, HealthStatus, Interval, ListAuditEventsRequest,
-    ListAuditEventsResponse, ListPricesRequest, ListPricesResponse, ListUsageRequest, ListUsageResponse,
-    ListUsageRevisionsRequest, ListUsageRevisionsResponse, MetricValues, ModalityTokens, Operation, Outcome,
-    Pagination, PriceMultiplier, PriceOrigin, PriceTier, Rate, RateCard, RecordError, RepriceDifference,
-    RepriceReport, RepriceUsageRequest, RepriceUsageResponse, ResponseMeta, RevisionKind, StreamProblem,
-    StreamUsageRequest, StreamUsageResponse, SubmitResult, SubmitStatus, SubmitUsageRequest,
-    SubmitUsageResponse, TierBasis, TierMode, TimeSeriesPoint, TimeWindow, UsageQuality, UsageReceipt,
-    UsageRecord, UsageRevision, UsageRevisions, VerifyCostRequest, VerifyCostResponse, VoidUsageRequest,
-    VoidUsageResponse,
+    CostSummary, CostVerification, CreatePriceRequest, CreatePriceResponse, CurrencyTotal, EraseUserRequest,
+    EraseUserResponse, Erasure, EstimateCostRequest, EstimateCostResponse, ExportUsageRequest,
+    ExportUsageResponse, FieldViolation, Filter, GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest,
+    GetCostResponse, GetCostSummaryRequest, GetCostSummaryResponse, GetHealthRequest, GetHealthResponse,
+    GetPriceRequest, GetPriceResponse, GetReadinessRequest, GetReadinessResponse, GroupKey, HealthStatus,
+    Interval, ListAuditEventsRequest, ListAuditEventsResponse, ListPricesRequest, ListPricesResponse,
+    ListUsageRequest, ListUsageResponse, ListUsageRevisionsRequest, ListUsageRevisionsResponse, MetricValues,
+    ModalityTokens, Operation, Outcome, Pagination, PriceMultiplier, PriceOrigin, PriceTier, Rate, RateCard,
+    RecordError, RepriceDifference, RepriceReport, RepriceUsageRequest, RepriceUsageResponse, ResponseMeta,
+    RevisionKind, StreamProblem, StreamUsageRequest, StreamUsageResponse, SubmitResult, SubmitStatus,
+    SubmitUsageRequest, SubmitUsageResponse, TierBasis, TierMode, TimeSeriesPoint, TimeWindow, UsageQuality,
+    UsageReceipt, UsageRecord, UsageRevision, UsageRevisions, VerifyCostRequest, VerifyCostResponse,
+    VoidUsageRequest, VoidUsageResponse,
 )
 from llm_cost_ops.rpc.status import Violation
 from llm_cost_ops.wire.validation import (
@@ -36,7 +36,8 @@ __all__ = [
     "validate_component_health", "validate_correct_usage_request", "validate_correct_usage_response",
     "validate_cost_group", "validate_cost_line", "validate_cost_record", "validate_cost_summary",
     "validate_cost_verification", "validate_create_price_request", "validate_create_price_response",
-    "validate_currency_total", "validate_estimate_cost_request", "validate_estimate_cost_response",
+    "validate_currency_total", "validate_erase_user_request", "validate_erase_user_response",
+    "validate_erasure", "validate_estimate_cost_request", "validate_estimate_cost_response",
     "validate_export_usage_request", "validate_export_usage_response", "validate_field_violation",
     "validate_filter", "validate_get_analytics_request", "validate_get_analytics_response",
     "validate_get_cost_request", "validate_get_cost_response", "validate_get_cost_summary_request",
@@ -1263,6 +1264,50 @@ def validate_list_prices_response(m: ListPricesResponse, path: str, violations: 
     v = m.pagination
     if v is not None:
         validate_pagination(v, "pagination", violations) if type(v) is Pagination else check_instance(v, "pagination", violations, Pagination)
+    v = m.meta
+    if v is not None:
+        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_erase_user_request(m: EraseUserRequest, path: str, violations: list[Violation]) -> None:
+    """Check a EraseUserRequest."""
+    start = len(violations)
+    v: Any
+    v = m.user_id
+    if not v or type(v) is not str or len(v) > 255 or not v.isprintable():
+        check_text(v, "user_id", violations, 255, required=True)
+    v = m.organization_id
+    if (v or type(v) is not list) and check_items(v, "organization_id", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"organization_id[{i}]", violations)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_erasure(m: Erasure, path: str, violations: list[Violation]) -> None:
+    """Check a Erasure."""
+    start = len(violations)
+    v: Any
+    v = m.id
+    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
+        check_text(v, "id", violations)
+    v = m.records
+    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
+        check_int(v, "records", violations, -9223372036854775808, 9223372036854775807)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_erase_user_response(m: EraseUserResponse, path: str, violations: list[Violation]) -> None:
+    """Check a EraseUserResponse."""
+    start = len(violations)
+    v: Any
+    v = m.data
+    if v is not None:
+        validate_erasure(v, "data", violations) if type(v) is Erasure else check_instance(v, "data", violations, Erasure)
     v = m.meta
     if v is not None:
         validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
