@@ -1,8 +1,9 @@
 """What does a call cost above its transport, through three interceptors, sync and async?
 
 Bare transport calls and whole calls take turns in one run; each figure is the least of its rounds. The
-three interceptors are those that every client has over a network: validation, retry and error
-mapping. Run: python benchmarks/bench_calls.py [rounds]
+three interceptors do nothing; retry and others are measured beside them.
+
+Run: python benchmarks/bench_calls.py [rounds]
 """
 
 from __future__ import annotations
@@ -23,14 +24,12 @@ from llm_cost_ops.config import CacheConfig, CircuitBreakerConfig, LoggingConfig
 from llm_cost_ops.interceptors.auth import Auth
 from llm_cost_ops.interceptors.cache import Cache
 from llm_cost_ops.interceptors.circuit_breaker import CircuitBreaker
-from llm_cost_ops.interceptors.error_mapping import ErrorMapping
 from llm_cost_ops.interceptors.logging import CallLogging
 from llm_cost_ops.interceptors.metrics import CallMetrics
 from llm_cost_ops.interceptors.rate_limit import RateLimit
 from llm_cost_ops.interceptors.retry import Retry
 from llm_cost_ops.rpc.channel import AsyncChannel, Channel
-from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.context import CallContext, Metadata
 from llm_cost_ops.rpc.runtime import AsyncRuntime, SyncRuntime, drive
 
 CALLS = 2_000
@@ -60,11 +59,10 @@ LEAF = Transport()
 CHAINS: dict[str, list[Any]] = {
     "no interceptor": [],
     "three that pass": [Passing(), Passing(), Passing()],
-    "retry, auth, mapping": [Retry(RetryConfig()), Auth("key"), ErrorMapping()],
-    "retry, breaker, mapping": [Retry(RetryConfig()), CircuitBreaker(CircuitBreakerConfig()), ErrorMapping()],
+    "retry, auth": [Retry(RetryConfig()), Auth("key")],
+    "retry, breaker": [Retry(RetryConfig()), CircuitBreaker(CircuitBreakerConfig())],
 }
 ALONE: dict[str, Any] = {
-    "error mapping": ErrorMapping(),
     "retry": Retry(RetryConfig()),
     "breaker": CircuitBreaker(CircuitBreakerConfig()),
     "rate limit": RateLimit(RateLimitConfig(max_requests=10**9)),

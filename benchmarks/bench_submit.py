@@ -27,14 +27,12 @@ from llm_cost_ops._gen.messages import SubmitUsageRequest, UsageReceipt, UsageRe
 from llm_cost_ops._gen.methods import SUBMIT_USAGE
 from llm_cost_ops._gen.resources import UsageResource
 from llm_cost_ops.config import RetryConfig
-from llm_cost_ops.interceptors.error_mapping import ErrorMapping
 from llm_cost_ops.interceptors.retry import Retry
 from llm_cost_ops.ledger.sqlite import SqliteLedger
 from llm_cost_ops.ledger.sqlite.connection import Database
 from llm_cost_ops.ledger.sqlite.rows import prepare
-from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.context import CallContext, Metadata
 from llm_cost_ops.rpc.ids import uuid7
-from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.runtime import SyncRuntime, drive
 from llm_cost_ops.rules.requests import CHECKS
 from llm_cost_ops.service import open_service
@@ -145,7 +143,7 @@ def breakdown() -> dict[str, float]:
     nowhere = UsageResource(Nowhere())
     resource, *_ = median(lambda: submit_to(nowhere))
     answering = CostOpsClient(base_url="sqlite://", transport=Answering())
-    answering._channel = answering._channel.derived(interceptors=[Retry(RetryConfig()), ErrorMapping()])
+    answering._channel = answering._channel.derived(interceptors=[Retry(RetryConfig())])
     through, *_ = median(lambda: submit_to(answering.usage))
 
     service = open_service("sqlite://", durability="process")

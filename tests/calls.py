@@ -6,10 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from llm_cost_ops.exceptions import error_from_rpc
-from llm_cost_ops.interceptors.error_mapping import ErrorMapping
 from llm_cost_ops.rpc.channel import AsyncChannel, Channel
-from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.context import CallContext, Metadata
 from llm_cost_ops.rpc.method import Cardinality, Idempotency, MethodDescriptor
 from llm_cost_ops.testing import AsyncVirtualRuntime, ScriptedTransport, VirtualRuntime
 from tests.tiny_service import PUT_NOTE, Note, PutNoteRequest, PutNoteResponse, codec
@@ -38,7 +36,7 @@ def sync_channel(script: Any, *interceptors: Any, seed: int = 0, **options: Any)
     transport = script if hasattr(script, "unary_unary") else ScriptedTransport(script)
     return Channel(
         transport,
-        [*interceptors, ErrorMapping()],
+        interceptors,
         **{"runtime": VirtualRuntime(seed), "public_error": error_from_rpc, **options},
     )
 
@@ -47,7 +45,7 @@ def async_channel(script: Any, *interceptors: Any, seed: int = 0, **options: Any
     transport = script if hasattr(script, "unary_unary") else ScriptedTransport(script)
     return AsyncChannel(
         transport,
-        [*interceptors, ErrorMapping()],
+        interceptors,
         **{"runtime": AsyncVirtualRuntime(seed), "public_error": error_from_rpc, **options},
     )
 

@@ -42,8 +42,8 @@ from llm_cost_ops.ledger import (
     audit,
 )
 from llm_cost_ops.ledger.duplicates import is_duplicate, supersedes, superseding
+from llm_cost_ops.ledger.encoding import to_micros, usage_id
 from llm_cost_ops.ledger.erasure import as_erased, erased_reason, without_user
-from llm_cost_ops.ledger.ids import usage_id
 from llm_cost_ops.ledger.shares import Share, add_share, shares_of
 from llm_cost_ops.pricing.cards import kept_form
 from llm_cost_ops.pricing.compiled import compile_card
@@ -53,7 +53,6 @@ from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode, invalid_argument
 from llm_cost_ops.rules.cards import overlap_of
 from llm_cost_ops.rules.limits import MAX_COUNT, MAX_RECORD_COST, check_amounts
-from llm_cost_ops.rules.times import to_micros
 from tests.dict_rows import Cost, Row
 
 __all__ = ["DictLedger", "open"]

@@ -8,8 +8,7 @@ from typing import Any
 
 import msgspec
 
-from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.context import CallContext, Metadata
 from llm_cost_ops.rpc.method import (
     Cardinality,
     HttpRule,

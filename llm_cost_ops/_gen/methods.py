@@ -28,8 +28,8 @@ from llm_cost_ops._gen.messages import (
     RepriceUsageResponse, StreamUsageRequest, StreamUsageResponse, SubmitUsageRequest, SubmitUsageResponse,
     VerifyCostRequest, VerifyCostResponse, VoidUsageRequest, VoidUsageResponse,
 )
+from llm_cost_ops.rpc.context import fill_idempotency_key
 from llm_cost_ops.rpc.method import Cardinality, HttpRule, Idempotency, MethodDescriptor, QueryField
-from llm_cost_ops.wire.keys import fill_idempotency_key
 
 __all__ = [
     "BATCH_SUBMIT_USAGE", "CORRECT_USAGE", "CREATE_PRICE", "ERASE_USER", "ESTIMATE_COST", "EXPORT_USAGE",

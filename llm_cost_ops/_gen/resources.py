@@ -798,7 +798,7 @@ class CostsResource:
             fields.source = source
         if observation is not False:
             fields.observation = observation
-        request = EstimateCostRequest(usage=coerce.overlaid(record, fields))
+        request = EstimateCostRequest(usage=fields if record is None else coerce.overlaid(record, fields))
         response: CostRecord = self._channel.unary_unary(
             methods.ESTIMATE_COST, request, timeout, headers, retry
         )
@@ -1118,7 +1118,7 @@ class AsyncCostsResource:
             fields.source = source
         if observation is not False:
             fields.observation = observation
-        request = EstimateCostRequest(usage=coerce.overlaid(record, fields))
+        request = EstimateCostRequest(usage=fields if record is None else coerce.overlaid(record, fields))
         response: CostRecord = await self._channel.unary_unary(
             methods.ESTIMATE_COST, request, timeout, headers, retry
         )
@@ -1900,7 +1900,7 @@ class UsageResource:
             fields.source = source
         if observation is not False:
             fields.observation = observation
-        request = SubmitUsageRequest(usage=coerce.overlaid(record, fields))
+        request = SubmitUsageRequest(usage=fields if record is None else coerce.overlaid(record, fields))
         response: UsageReceipt = self._channel.unary_unary(
             methods.SUBMIT_USAGE, request, timeout, headers, retry, idempotency_key
         )
@@ -2371,7 +2371,7 @@ class AsyncUsageResource:
             fields.source = source
         if observation is not False:
             fields.observation = observation
-        request = SubmitUsageRequest(usage=coerce.overlaid(record, fields))
+        request = SubmitUsageRequest(usage=fields if record is None else coerce.overlaid(record, fields))
         response: UsageReceipt = await self._channel.unary_unary(
             methods.SUBMIT_USAGE, request, timeout, headers, retry, idempotency_key
         )

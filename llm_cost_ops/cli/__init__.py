@@ -13,21 +13,16 @@ from llm_cost_ops.cli.options import (
     add_form,
     add_proxy,
     add_questions,
+    add_sources,
     add_target,
     add_tls,
     at_least_one,
 )
 from llm_cost_ops.config import REPORTED_PROVIDERS, split_names
 from llm_cost_ops.exceptions import CostOpsError
+from llm_cost_ops.rpc.extras import missing_library
 
 __all__ = ["main"]
-
-# The extra that brings a module which is missing.
-_EXTRAS = {
-    "psycopg": "postgres",
-    "rich": "cli",
-    **dict.fromkeys(("grpc", "h11", "jinja2", "uvicorn"), "server"),
-}
 
 # As docs/command-line.md lists them. The last two are what shells give for SIGINT and SIGPIPE.
 EXIT_REJECTED, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141
@@ -86,17 +81,10 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "environment (LLM_COST_OPS_SERVE_HTTP and so on), then from the file that --config names.",
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        default=None,
-        help="a TOML file of settings, named as the flags with _ for -; default: LLM_COST_OPS_SERVE_CONFIG",
-    )
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        default=False,
-        help="check the settings, the certificate and that the database can be written, and end",
+    add_sources(
+        parser,
+        "LLM_COST_OPS_SERVE_CONFIG",
+        "the settings, the certificate and that the database can be written",
     )
     parser.add_argument(
         "--http",
@@ -392,10 +380,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(f"llm-cost-ops: {where}{error.strerror or error}", file=sys.stderr)
     except ImportError as error:
-        extra = _EXTRAS.get((error.name or "").split(".")[0])
-        if extra is None:
+        missing = missing_library(error, f"llm-cost-ops {options.command}")
+        if missing is error:
             raise
-        print(f"llm-cost-ops: this needs more: pip install 'llm-cost-ops[{extra}]'", file=sys.stderr)
+        print(f"llm-cost-ops: {missing}", file=sys.stderr)
     except KeyboardInterrupt:
         print("llm-cost-ops: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

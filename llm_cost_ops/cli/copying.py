@@ -30,8 +30,7 @@ from llm_cost_ops.ledger import (
 )
 from llm_cost_ops.pricing.money import to_units
 from llm_cost_ops.pricing.pricebook import Pricing
-from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.context import CallContext, Metadata
 from llm_cost_ops.rpc.runtime import SyncRuntime, drive
 from llm_cost_ops.rpc.status import RpcError
 

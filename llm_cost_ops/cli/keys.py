@@ -15,8 +15,7 @@ from llm_cost_ops.cli.output import Column, Output, Table, form_of
 from llm_cost_ops.config import without_password
 from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
 from llm_cost_ops.ledger import ApiKey, KeyStore, open_ledger
-from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.context import CallContext, Metadata
 from llm_cost_ops.rpc.runtime import SyncRuntime, drive
 from llm_cost_ops.rpc.status import RpcError
 from llm_cost_ops.rules.times import parse_end

@@ -14,6 +14,7 @@ __all__ = [
     "add_form",
     "add_proxy",
     "add_questions",
+    "add_sources",
     "add_target",
     "add_tls",
     "at_least_one",
@@ -73,6 +74,19 @@ def add_tls(parser: argparse.ArgumentParser) -> None:
         "--tls-client-ca",
         metavar="FILE",
         help="PEM file of authorities: only clients with a certificate of theirs are let in",
+    )
+
+
+def add_sources(parser: argparse.ArgumentParser, variable: str, checked: str) -> None:
+    """Where the settings of a server that runs come from beside flags, and --check."""
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        default=None,
+        help=f"a TOML file of settings, named as the flags with _ for -; default: {variable}",
+    )
+    parser.add_argument(
+        "--check", action="store_true", default=False, help=f"check {checked}, and end without listening"
     )
 
 
@@ -155,21 +169,23 @@ def add_proxy(commands: _Commands) -> None:
         help="pass calls on to providers, and record what each one used",
         description="Run the recording proxy: http://HOST:PORT/NAME/... goes to the upstream of that name. "
         "Provider keys are passed through and kept nowhere. On loopback and Unix sockets callers need no API "
-        "key of ours; elsewhere they show one of the database's as x-lco-api-key.",
+        "key of ours; elsewhere they show one of the database's as x-lco-api-key. A setting that no flag "
+        "gives is taken from the environment (LLM_COST_OPS_PROXY_UPSTREAM and so on), then from the file "
+        "that --config names.",
+        argument_default=argparse.SUPPRESS,
+    )
+    add_sources(
+        parser,
+        "LLM_COST_OPS_PROXY_CONFIG",
+        "the settings, the certificate, the spool and the database",
     )
     parser.add_argument(
         "--upstream",
         action="append",
-        required=True,
         metavar="NAME=URL",
         help="such as openai=https://api.openai.com; may be given again",
     )
-    parser.add_argument(
-        "--http",
-        default="127.0.0.1:8090",
-        metavar="HOST:PORT",
-        help="or unix:/path/to.sock; default: %(default)s",
-    )
+    parser.add_argument("--http", metavar="HOST:PORT", help="or unix:/path/to.sock; default: 127.0.0.1:8090")
     add_target(parser)
     parser.add_argument(
         "--organization",
@@ -182,22 +198,19 @@ def add_proxy(commands: _Commands) -> None:
     parser.add_argument("--require-keys", action="store_true", help="ask for API keys on loopback too")
     parser.add_argument(
         "--spool",
-        default="llm_cost_ops.spool",
         metavar="FOLDER",
-        help="where records wait until they are sent; default: %(default)s",
+        help="where records wait until they are sent; default: llm_cost_ops.spool",
     )
     parser.add_argument(
         "--stream-usage",
         choices=("auto", "always", "never"),
-        default="auto",
         help="whether chat streams are asked for their usage; auto: where the provider is known to take it",
     )
     parser.add_argument(
         "--max-calls",
         type=at_least_one,
-        default=1000,
         metavar="N",
-        help="calls in flight; further ones are told to come back later; default: %(default)s",
+        help="calls in flight; further ones are told to come back later; default: 1000",
     )
     add_tls(parser)
     parser.set_defaults(run="proxy")

@@ -9,19 +9,24 @@ import threading
 import webbrowser
 from pathlib import Path
 
-from llm_cost_ops.cli.settings import SETTINGS, serve_settings
+from llm_cost_ops.cli.settings import SERVE, Settings, read_settings
 from llm_cost_ops.config import without_password
 from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.server import serve as run
 from llm_cost_ops.server.app import ServerTls
 
-__all__ = ["dashboard", "serve", "tls_of"]
+__all__ = ["dashboard", "serve", "settings_of", "tls_of"]
+
+
+def settings_of(settings: Settings, options: argparse.Namespace) -> argparse.Namespace:
+    """Every setting of a command: of its flags, the environment, or the file that --config names."""
+    given = {name: value for name, value in vars(options).items() if name in settings.known}
+    return argparse.Namespace(**read_settings(settings, given, os.environ, options.config))
 
 
 def serve(options: argparse.Namespace) -> int:
     """Run the service; it ends on SIGTERM or SIGINT, when calls in flight have been answered."""
-    given = {name: value for name, value in vars(options).items() if name in SETTINGS}
-    found = argparse.Namespace(**serve_settings(given, os.environ, options.config))
+    found = settings_of(SERVE, options)
     run(
         found.db,
         http=found.http,

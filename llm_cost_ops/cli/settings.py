@@ -1,4 +1,4 @@
-"""The settings of `serve`: from flags, before the environment, before a file."""
+"""The settings of `serve` and `proxy`: from flags, before the environment, before a file."""
 
 from __future__ import annotations
 
@@ -11,63 +11,115 @@ from typing import NamedTuple, TypeAlias
 from llm_cost_ops.config import REPORTED_PROVIDERS
 from llm_cost_ops.exceptions import ConfigurationError
 
-__all__ = ["PREFIX", "SETTINGS", "Setting", "serve_settings"]
+__all__ = ["PROXY", "SERVE", "Setting", "Settings", "read_settings"]
 
-PREFIX = "LLM_COST_OPS_SERVE_"
-
-Value: TypeAlias = "str | int | bool | tuple[str, ...] | None"
+Value: TypeAlias = "str | int | bool | tuple[str, ...] | dict[str, str] | None"
 
 
 class Setting(NamedTuple):
-    """A setting: its kind is text, names (a list), number or yes (true or false); `choices` may bound it."""
+    """A setting: its kind is text, names (a list), pairs (a table), number or yes (true or false).
+
+    `choices` may bound it. Whoever gives it takes `instead_of` away, where a weaker source gave that.
+    """
 
     kind: str
     default: Value
     help: str
     choices: tuple[str, ...] = ()
+    instead_of: str = ""
 
 
-SETTINGS: dict[str, Setting] = {
-    "db": Setting("text", "llm_cost_ops.db", "a SQLite file, or postgresql://user@host/database"),
-    "http": Setting("names", (), "addresses of HTTP: HOST:PORT or unix:PATH; 127.0.0.1:8080 without gRPC"),
-    "grpc": Setting("names", (), "addresses of gRPC: HOST:PORT or unix:PATH"),
-    "durability": Setting(
-        "text", "disk", "what an acknowledged record survives", ("disk", "process", "replicated")
-    ),
-    "reported_providers": Setting("names", REPORTED_PROVIDERS, "providers whose stated costs are taken"),
-    "require_keys": Setting("yes", False, "ask for API keys although there is none yet"),
-    "max_calls": Setting("number", 256, "calls in flight, from 1 on"),
+class Settings(NamedTuple):
+    """The settings of a command, by their names in the file; in the environment it is prefix and capitals."""
+
+    prefix: str
+    known: Mapping[str, Setting]
+
+
+_TLS = {
     "tls_cert": Setting("text", None, "PEM file of a certificate and its chain"),
     "tls_key": Setting("text", None, "PEM file of the certificate's key"),
     "tls_client_ca": Setting("text", None, "PEM file of the authorities of clients"),
-    "access_log": Setting("text", "off", "a line for each call", ("off", "text", "json")),
-    "dashboard": Setting("yes", True, "serve the dashboard at / of HTTP"),
 }
-"""Every setting by its name in the file; in the environment it is PREFIX and the name in capitals."""
+
+SERVE = Settings(
+    "LLM_COST_OPS_SERVE_",
+    {
+        "db": Setting("text", "llm_cost_ops.db", "a SQLite file, or postgresql://user@host/database"),
+        "http": Setting(
+            "names", (), "addresses of HTTP: HOST:PORT or unix:PATH; 127.0.0.1:8080 without gRPC"
+        ),
+        "grpc": Setting("names", (), "addresses of gRPC: HOST:PORT or unix:PATH"),
+        "durability": Setting(
+            "text", "disk", "what an acknowledged record survives", ("disk", "process", "replicated")
+        ),
+        "reported_providers": Setting("names", REPORTED_PROVIDERS, "providers whose stated costs are taken"),
+        "require_keys": Setting("yes", False, "ask for API keys although there is none yet"),
+        "max_calls": Setting("number", 256, "calls in flight, from 1 on"),
+        **_TLS,
+        "access_log": Setting("text", "off", "a line for each call", ("off", "text", "json")),
+        "dashboard": Setting("yes", True, "serve the dashboard at / of HTTP"),
+    },
+)
+
+PROXY = Settings(
+    "LLM_COST_OPS_PROXY_",
+    {
+        "upstream": Setting("pairs", {}, "the providers: NAME=URL, in the file a table `[upstream]`"),
+        "http": Setting("text", "127.0.0.1:8090", "its address: HOST:PORT or unix:PATH"),
+        "db": Setting("text", None, "the database that it records into", instead_of="base_url"),
+        "base_url": Setting("text", None, "the service that it records into", instead_of="db"),
+        "organization": Setting("text", None, "whose the calls are that say nothing"),
+        "keys": Setting("text", None, "the database whose API keys callers show, `db` unless it is given"),
+        "require_keys": Setting("yes", False, "ask for API keys on loopback too"),
+        "spool": Setting("text", "llm_cost_ops.spool", "folder where records wait until they are sent"),
+        "stream_usage": Setting(
+            "text", "auto", "whether chat streams are asked for their usage", ("auto", "always", "never")
+        ),
+        "max_calls": Setting("number", 1000, "calls in flight, from 1 on"),
+        **_TLS,
+    },
+)
 
 
-def serve_settings(
-    flags: Mapping[str, Value], environment: Mapping[str, str], config: str | None = None
+def read_settings(
+    settings: Settings,
+    flags: Mapping[str, Value],
+    environment: Mapping[str, str],
+    config: str | None = None,
 ) -> dict[str, Value]:
     """The value of each setting. `flags` are those that were given, `config` the path of a TOML file.
 
-    Without `config` the environment's LLM_COST_OPS_SERVE_CONFIG names it. Raises ConfigurationError for a
-    name that is none, with the nearest that is one, and for a value of another kind.
+    Without `config` the variable CONFIG with the prefix names the file. Raises ConfigurationError for a
+    name that is none, with the nearest that is one, for a value of another kind, and for two settings of
+    one source that stand for each other.
     """
-    found = {name: setting.default for name, setting in SETTINGS.items()}
+    prefix, known = settings
     variables = {
-        variable.removeprefix(PREFIX).lower(): text
+        variable.removeprefix(prefix).lower(): text
         for variable, text in environment.items()
-        if variable.startswith(PREFIX)
+        if variable.startswith(prefix)
     }
     path = variables.pop("config", None) if config is None else config
-    if path is not None:
-        for name, value in _read(path).items():
-            found[_known(name, path)] = _checked(name, value, path)
-    for name, text in variables.items():
-        source = f"{PREFIX}{name.upper()}"
-        found[_known(name, source)] = _checked(name, _parsed(name, text), source)
-    return {**found, **flags}
+    of_file = {} if path is None else _read(path)
+    layers: list[dict[str, Value]] = [
+        {name: _checked(known, name, value, f"config {path}") for name, value in of_file.items()},
+        {
+            name: _checked(known, name, _parsed(known, name, text), f"{prefix}{name.upper()}")
+            for name, text in variables.items()
+        },
+        dict(flags),
+    ]
+    found = {name: setting.default for name, setting in known.items()}
+    for layer in layers:
+        for name, value in layer.items():
+            other = known[name].instead_of
+            if other in layer:
+                raise ConfigurationError(f"give {name} or {other}, not both", parameter=name)
+            found[name] = value
+            if other:
+                found[other] = known[other].default
+    return found
 
 
 def _read(path: str) -> dict[str, object]:
@@ -79,26 +131,33 @@ def _read(path: str) -> dict[str, object]:
         raise ConfigurationError(f"config {path}: no TOML: {error}", parameter="config") from None
 
 
-def _known(name: str, source: str) -> str:
-    if name in SETTINGS:
-        return name
-    near = get_close_matches(name, SETTINGS, 1)
-    meant = f"; did you mean {near[0]}?" if near else f": settings are {', '.join(SETTINGS)}"
+def _known(known: Mapping[str, Setting], name: str, source: str) -> Setting:
+    if name in known:
+        return known[name]
+    near = get_close_matches(name, known, 1)
+    meant = f"; did you mean {near[0]}?" if near else f": settings are {', '.join(known)}"
     raise ConfigurationError(f"{source}: there is no setting {name[:50]!r}{meant}", parameter=name[:50])
 
 
-def _parsed(name: str, text: str) -> object:
+def _parsed(known: Mapping[str, Setting], name: str, text: str) -> object:
     """The value in a text of the environment; the text, where it is none of the setting's kind."""
-    setting = SETTINGS.get(name)
+    setting = known.get(name)
     if setting is None:
         return text
     if setting.kind == "names":
-        return [part.strip() for part in text.split(",") if part.strip()]
+        return _parts(text)
+    if setting.kind == "pairs":
+        pairs = [part.partition("=") for part in _parts(text)]
+        return {key: value for key, _, value in pairs} if all(equals for _, equals, _ in pairs) else text
     if setting.kind == "yes":
         return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
     if setting.kind == "number" and text.isascii() and text.isdigit():
         return int(text[:9])
     return text
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _is_name(value: object) -> bool:
@@ -111,6 +170,10 @@ _KINDS: dict[str, tuple[str, Callable[[object], bool]]] = {
         "a text or a list of texts",
         lambda value: isinstance(value, list) and all(map(_is_name, value)),
     ),
+    "pairs": (
+        "a table of texts, or in the environment NAME=VALUE with commas between them",
+        lambda value: isinstance(value, dict) and all(map(_is_name, (*value, *value.values()))),
+    ),
     "yes": ("true or false", lambda value: isinstance(value, bool)),
     "number": (
         "a number from 1 on",
@@ -119,8 +182,8 @@ _KINDS: dict[str, tuple[str, Callable[[object], bool]]] = {
 }
 
 
-def _checked(name: str, value: object, source: str) -> Value:
-    setting = SETTINGS[_known(name, source)]
+def _checked(known: Mapping[str, Setting], name: str, value: object, source: str) -> Value:
+    setting = _known(known, name, source)
     rule, is_right = _KINDS[setting.kind]
     if setting.kind == "names" and isinstance(value, str):
         value = [value]
@@ -132,4 +195,6 @@ def _checked(name: str, value: object, source: str) -> Value:
         )
     if isinstance(value, list):
         return tuple(map(str, value))
+    if isinstance(value, dict):
+        return {str(key): str(text) for key, text in value.items()}
     return value if isinstance(value, str | int) else None

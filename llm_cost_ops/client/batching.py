@@ -31,10 +31,9 @@ from llm_cost_ops.exceptions import (
     error_from_rpc,
 )
 from llm_cost_ops.interceptors.rate_limit import RateLimit
-from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.context import TRACING, CallContext, Metadata
 from llm_cost_ops.rpc.forks import forget_in_children
 from llm_cost_ops.rpc.interceptor import UnaryContinuation, compose
-from llm_cost_ops.rpc.metadata import TRACING, Metadata
 from llm_cost_ops.rpc.runtime import AsyncRuntime
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.wire.errors import EncodeError

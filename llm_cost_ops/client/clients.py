@@ -26,12 +26,11 @@ from llm_cost_ops.config import (
     without_password,
 )
 from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
-from llm_cost_ops.interceptors.validation import Validation
+from llm_cost_ops.interceptors.validation import UNKNOWN_FIELDS, Validation
 from llm_cost_ops.rpc.channel import UNSET, AsyncChannel, Channel
+from llm_cost_ops.rpc.context import Metadata
 from llm_cost_ops.rpc.interceptor import AnyInterceptor, Interceptors, Transport
-from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.runtime import Runtime
-from llm_cost_ops.wire.unknown import UNKNOWN_FIELDS
 
 if TYPE_CHECKING:
     import httpx
@@ -115,7 +114,7 @@ class _Client:
             runtime=runtime,
             timeout=config.timeout,
             metadata=Metadata(headers),
-            public_error=_outside_the_chain,
+            public_error=error_from_rpc,
         )
         connect = partial(sync_connection if sync else async_connection, self._channel)
         self._recording = Recording(config.recorder, self._attribution, connect)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llm_cost_ops.config import EMBEDDED, ClientConfig, split_base_url
-from llm_cost_ops.interceptors.error_mapping import ErrorMapping
 from llm_cost_ops.interceptors.retry import Retry
 
 __all__ = ["chain_of"]
@@ -55,7 +54,6 @@ def chain_of(
         from llm_cost_ops.interceptors.auth import Auth
 
         chain.append((known.get(Auth) if same_key else None) or Auth(config.api_key))
-    chain.append(ErrorMapping())
     return chain
 
 

@@ -7,6 +7,7 @@ from urllib.parse import parse_qs, urlencode
 
 from llm_cost_ops.config import EMBEDDED, ClientConfig, split_base_url, split_names
 from llm_cost_ops.exceptions import ConfigurationError
+from llm_cost_ops.rpc.extras import missing_library
 from llm_cost_ops.rpc.interceptor import Transport
 
 if TYPE_CHECKING:
@@ -85,10 +86,7 @@ def _grpc_transport(config: ClientConfig, serializer: Serializer | None, *, sync
     try:
         from llm_cost_ops.transports.grpc.client import AsyncGrpcTransport, GrpcTransport
     except ImportError as error:
-        raise ConfigurationError(
-            f"gRPC needs a library that is not installed ({error.name}): pip install 'llm-cost-ops[grpc]'",
-            parameter="base_url",
-        ) from None
+        raise ConfigurationError(str(missing_library(error, "gRPC")), parameter="base_url") from None
 
     tls = None
     if split_base_url(config.base_url).scheme == "grpcs":

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TypeVar
 
-from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.context import CallContext, Metadata
 from llm_cost_ops.rpc.handler import ServiceHandler
-from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.method import MethodDescriptor
 from llm_cost_ops.rpc.runtime import AsyncRuntime, Runtime
 from llm_cost_ops.service.access.tenancy import Principal, Role

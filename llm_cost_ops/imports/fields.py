@@ -16,8 +16,7 @@ from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.types import Operation, Outcome, UsageQuality, UsageRecord
 from llm_cost_ops.wire import coerce
 from llm_cost_ops.wire.open_enum import OpenEnum
-from llm_cost_ops.wire.unknown import nearest
-from llm_cost_ops.wire.validation import no_member
+from llm_cost_ops.wire.validation import nearest, no_member
 
 __all__ = ["FIELDS", "Mapping", "assignments", "overlay", "put", "value_at"]
 

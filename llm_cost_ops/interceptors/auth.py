@@ -10,10 +10,9 @@ from typing import Any
 
 from llm_cost_ops.exceptions import AuthenticationError, ConfigurationError, CostOpsError, ValidationError
 from llm_cost_ops.interceptors.waiting import outcome_of, within_deadline
-from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.context import CallContext, Metadata
 from llm_cost_ops.rpc.forks import forget_in_children
 from llm_cost_ops.rpc.interceptor import Req, Res, UnaryContinuation
-from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.status import Violation
 from llm_cost_ops.rpc.streams import AroundStart
 

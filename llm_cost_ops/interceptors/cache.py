@@ -10,10 +10,9 @@ from contextlib import aclosing
 
 from llm_cost_ops.config import CacheConfig
 from llm_cost_ops.interceptors.waiting import outcome_of
-from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.context import TRACING, CallContext
 from llm_cost_ops.rpc.forks import forget_in_children
 from llm_cost_ops.rpc.interceptor import Req, Res, StreamContinuation, UnaryContinuation
-from llm_cost_ops.rpc.metadata import TRACING
 from llm_cost_ops.rpc.method import Idempotency, MessageCodec
 from llm_cost_ops.wire.errors import EncodeError
 

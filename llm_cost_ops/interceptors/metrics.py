@@ -13,6 +13,7 @@ from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.interceptors.circuit_breaker import Breaker
 from llm_cost_ops.interceptors.logging import outcome_name
 from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.extras import missing_library
 from llm_cost_ops.rpc.interceptor import Req, Res, StreamContinuation, UnaryContinuation
 
 if TYPE_CHECKING:
@@ -227,9 +228,5 @@ def exporters_of(config: MetricsConfig) -> tuple[list[MetricsExporter], Any]:
             exporters.append(OpenTelemetryExporter(config.service_name))
             tracer = trace.get_tracer("llm_cost_ops")
     except ImportError as error:
-        raise ConfigurationError(
-            f"metrics need a library that is not installed ({error.name}): "
-            "pip install 'llm-cost-ops[metrics]'",
-            parameter="metrics",
-        ) from None
+        raise ConfigurationError(str(missing_library(error, "MetricsConfig")), parameter="metrics") from None
     return exporters, tracer

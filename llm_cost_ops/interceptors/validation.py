@@ -7,12 +7,15 @@ from contextlib import aclosing
 from datetime import datetime
 from typing import Any
 
-from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.context import CallContext, Metadata
 from llm_cost_ops.rpc.interceptor import Req, Res, StreamContinuation, UnaryContinuation
 from llm_cost_ops.rpc.status import RpcError, Violation, invalid_arguments
-from llm_cost_ops.wire.unknown import keeps_unknown, refuse_unknown
+from llm_cost_ops.wire.validation import refuse_unknown
 
-__all__ = ["Check", "Validation"]
+__all__ = ["UNKNOWN_FIELDS", "Check", "Validation", "keeps_unknown"]
+
+UNKNOWN_FIELDS = "llm-cost-ops-unknown-fields"
+"""The metadata by which a caller says what becomes of unknown fields in a write: "keep" or "refuse"."""
 
 Check = Callable[[Any, datetime, list[Violation], bool], None]
 
@@ -64,3 +67,8 @@ class Validation:
         if violations:
             error = invalid_arguments(violations, origin=self._origin)
             raise error if self._public_error is None else self._public_error(error)
+
+
+def keeps_unknown(metadata: Metadata) -> bool:
+    """Whether a call asks for its unknown fields to be kept."""
+    return metadata.get(UNKNOWN_FIELDS) == "keep"

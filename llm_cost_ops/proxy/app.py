@@ -50,7 +50,7 @@ class ProxyApp:
     ) -> None:
         self._upstreams = upstreams
         self._sink = sink
-        self._callers = callers
+        self.callers = callers
         self._defaults = defaults
         self._limits = limits
         self._stream_usage: bool | Literal["auto"] = stream_usage
@@ -135,7 +135,7 @@ class ProxyApp:
         headers: list[tuple[bytes, bytes]] = [(name.lower(), value) for name, value in scope["headers"]]
         stated = stated_of(headers, self._defaults)
         named = stated.attributes.organization_id
-        organization = await self._callers.organization(stated.api_key, named, self._defaults.organization_id)
+        organization = await self.callers.organization(stated.api_key, named, self._defaults.organization_id)
         passing = Passing(scope, path, headers, upstream, self._limits, receive, send)
         text = path.decode("latin-1")
         api = api_of(text) if scope["method"] == "POST" else ""

@@ -6,10 +6,10 @@ import time
 from hashlib import blake2b
 
 from llm_cost_ops._gen.methods import GET_HEALTH
+from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.ledger import KeyStore
 from llm_cost_ops.proxy.limits import RefusedError
-from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.context import CallContext, Metadata
 from llm_cost_ops.rpc.runtime import AsyncRuntime
 from llm_cost_ops.rpc.status import RpcError
 from llm_cost_ops.service.access.keys import principal_of
@@ -34,6 +34,15 @@ class Callers:
         self._required = required
         self._runtime = AsyncRuntime()
         self._good: dict[bytes, tuple[Principal, float]] = {}
+
+    async def check(self) -> None:
+        """Raise ConfigurationError where the keys can't be looked up."""
+        if self._keys is None:
+            return
+        try:
+            await self._keys.any(self._context())
+        except RpcError as error:
+            raise ConfigurationError(f"keys: {error.message}", parameter="keys") from error
 
     async def organization(self, api_key: str, named: str, default: str) -> str:
         """The organization to record a call for; "" where nobody says one.
@@ -64,11 +73,8 @@ class Callers:
         if self._keys is None:
             raise RefusedError(401, "no_keys", "x-lco-api-key: this proxy has no API keys to compare it with")
         mark = blake2b(api_key.encode(), digest_size=16).digest()
-        context = CallContext(
-            GET_HEALTH, self._runtime, Metadata(), self._runtime.monotonic() + _LOOKUP_SECONDS
-        )
         try:
-            found = await principal_of(self._keys, api_key, context)
+            found = await principal_of(self._keys, api_key, self._context())
         except RpcError:
             known, until = self._good.get(mark, (None, 0.0))
             if known is None or until < time.monotonic():
@@ -81,3 +87,6 @@ class Callers:
             self._good.clear()
         self._good[mark] = (found, time.monotonic() + _TRUSTED_SECONDS)
         return found
+
+    def _context(self) -> CallContext:
+        return CallContext(GET_HEALTH, self._runtime, Metadata(), self._runtime.monotonic() + _LOOKUP_SECONDS)

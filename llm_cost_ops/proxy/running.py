@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 from llm_cost_ops.client.attribution import Attributes
@@ -18,7 +19,7 @@ from llm_cost_ops.proxy.upstreams import upstreams_of
 from llm_cost_ops.server.app import HttpServer, ServerTls
 from llm_cost_ops.server.app import serve as run_servers
 from llm_cost_ops.server.limits import ConnectionLimits
-from llm_cost_ops.server.running import address_of, check_reach, is_local
+from llm_cost_ops.server.running import address_of, check_reach, is_local, reload_certificates
 
 __all__ = ["DEFAULT_ADDRESS", "asgi_app", "serve"]
 
@@ -83,12 +84,15 @@ def serve(
     limits: ProxyLimits | None = None,
     tls: ServerTls | None = None,
     announce: Callable[[str], object] = print,
+    check: bool = False,
 ) -> None:
     """Run the proxy until SIGTERM or SIGINT, as `llm-cost-ops proxy` does; calls in flight are answered.
 
     `http` is an address such as "127.0.0.1:8090" or "unix:PATH". On any but loopback and Unix sockets keys
     are required. The client is closed at the end: what was recorded is sent, or lies in its spool. For the
     rest see `asgi_app`.
+    With `check` nothing is listened on: it ends once the settings were found good, and that the keys can be
+    read. SIGHUP has certificates read again.
 
     Raises ConfigurationError, before anything listens, for what can't be served.
     """
@@ -109,7 +113,20 @@ def serve(
         if required
         else "NO API KEYS NEEDED: whoever can connect is recorded for the organization that they name"
     )
+    if check:
+        asyncio.run(_check(app, announce))
+        return
+    # What a process that was killed left in the spool does not wait for the first call.
+    client.flush(0)
     asyncio.run(_serve(app, where, tls, client, announce))
+
+
+async def _check(app: ProxyApp, announce: Callable[[str], object]) -> None:
+    try:
+        await app.callers.check()
+    finally:
+        await app.aclose()
+    announce("the settings are good")
 
 
 async def _serve(
@@ -124,4 +141,10 @@ async def _serve(
         await asyncio.to_thread(client.close)
 
     server = HttpServer(app, limits=_CONNECTION, tls=tls, **where)
-    await run_servers([server], on_drain=app.drain, close=close, announce=announce)
+    await run_servers(
+        [server],
+        on_drain=app.drain,
+        close=close,
+        announce=announce,
+        reload=None if tls is None else partial(reload_certificates, tls, [server]),
+    )

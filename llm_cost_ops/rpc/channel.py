@@ -14,12 +14,12 @@ from collections.abc import (
     Mapping,
 )
 from contextlib import aclosing
+from functools import partial
 from typing import Any, Self, TypeVar
 
-from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.context import CallContext, Metadata
 from llm_cost_ops.rpc.ids import uuid7
-from llm_cost_ops.rpc.interceptor import Interceptors, StreamContinuation, Transport, compose
-from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.interceptor import Interceptors, Transport, compose
 from llm_cost_ops.rpc.method import MethodDescriptor
 from llm_cost_ops.rpc.pager import AsyncPager, Pager
 from llm_cost_ops.rpc.raw import RawResponse
@@ -32,6 +32,9 @@ __all__ = ["UNSET", "AsyncChannel", "Channel"]
 
 Req = TypeVar("Req")
 Res = TypeVar("Res")
+
+# Makes the error that callers and interceptors see of an RpcError, the attempts, and the seconds waited.
+PublicError = Callable[[RpcError, int, float], Exception]
 
 # Seconds that no clock of the system can add up; a longer timeout is no deadline.
 _ENDLESS = 1e9
@@ -60,7 +63,7 @@ class _Core:
         *,
         timeout: float | None,
         metadata: Metadata | None,
-        public_error: Callable[[RpcError], Exception] | None,
+        public_error: PublicError | None,
     ) -> None:
         self.transport = transport
         self._closable: Any = transport if hasattr(transport, "closed") else _Open
@@ -71,9 +74,9 @@ class _Core:
         self.public_error = public_error or _same
         self.timeout = timeout
         self._seconds = _seconds(timeout)
-        self._unary_unary = compose(interceptors, transport.unary_unary)
+        self._unary_unary = compose(interceptors, self._sent)
         self._streams = {
-            name: compose(interceptors, _until_the_deadline(transport, name), f"intercept_{name}")
+            name: compose(interceptors, partial(self._streamed, name), f"intercept_{name}")
             for name in ("unary_stream", "stream_stream")
         }
 
@@ -114,6 +117,34 @@ class _Core:
             context.retry = retry or False
         return context
 
+    async def _sent(self, request: Any, context: CallContext) -> Any:
+        """The end of the chain of unary calls. Errors are mapped here: interceptors see one tree."""
+        try:
+            return await self.transport.unary_unary(request, context)
+        except RpcError as error:
+            raise self._mapped(error, context) from error.__cause__
+
+    async def _streamed(self, name: str, request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
+        """The end of a chain of streams, which fails where its reader takes longer than the deadline."""
+        begin = getattr(self.transport, name, None)
+        try:
+            if begin is None:
+                raise RpcError(StatusCode.UNIMPLEMENTED, "this transport carries no streams", origin="client")
+            async with aclosing(begin(request, context)) as messages:
+                async for message in messages:
+                    yield message
+                    context.check_deadline()
+        except RpcError as error:
+            raise self._mapped(error, context) from error.__cause__
+
+    def refused(self, error: RpcError) -> Exception:
+        """The public error of one that came before the chain: nothing was sent."""
+        return self.public_error(error, 0, 0.0)
+
+    def _mapped(self, error: RpcError, context: CallContext) -> Exception:
+        refused = error.origin == "client" and error.code is StatusCode.INVALID_ARGUMENT
+        return self.public_error(error, 0 if refused else context.attempt, context.waited)
+
     async def unary_unary(
         self,
         method: MethodDescriptor[Req, Res],
@@ -129,7 +160,7 @@ class _Core:
                 request, context.idempotency_key = method.fill_key(request, idempotency_key, context.identify)
             response = await self._unary_unary(request, context)
         except RpcError as error:
-            raise self.public_error(error) from error.__cause__
+            raise self.refused(error) from error.__cause__
         returned = response if method.unwrap is None else getattr(response, method.unwrap)
         return RawResponse(response, returned, context) if self.raw else returned
 
@@ -152,7 +183,7 @@ class _Core:
                     for each in unwrapped if isinstance(unwrapped, list) else [unwrapped]:
                         yield each
         except RpcError as error:
-            raise self.public_error(error) from error.__cause__
+            raise self.refused(error) from error.__cause__
 
     async def stream_stream(
         self,
@@ -181,22 +212,7 @@ class _Core:
                 async for message in messages:
                     yield message if method.unwrap is None else getattr(message, method.unwrap)
         except RpcError as error:
-            raise self.public_error(error) from error.__cause__
-
-
-def _until_the_deadline(transport: Any, name: str) -> StreamContinuation[Any, Any]:
-    """The transport's stream, which ends with an error where its reader takes longer than the deadline."""
-    begin = getattr(transport, name, None)
-
-    async def stream(request: Any, context: CallContext) -> AsyncGenerator[Any, None]:
-        if begin is None:
-            raise RpcError(StatusCode.UNIMPLEMENTED, "this transport carries no streams", origin="client")
-        async with aclosing(begin(request, context)) as messages:
-            async for message in messages:
-                yield message
-                context.check_deadline()
-
-    return stream
+            raise self.refused(error) from error.__cause__
 
 
 def _seconds(timeout: float | None) -> float | None:
@@ -208,7 +224,7 @@ def _seconds(timeout: float | None) -> float | None:
     return timeout if timeout < _ENDLESS else None
 
 
-def _same(error: RpcError) -> Exception:
+def _same(error: RpcError, _attempts: int, _waited: float) -> Exception:
     return error
 
 
@@ -225,7 +241,7 @@ class _Channel:
         runtime: Runtime | None = None,
         timeout: float | None = None,
         metadata: Metadata | None = None,
-        public_error: Callable[[RpcError], Exception] | None = None,
+        public_error: PublicError | None = None,
     ) -> None:
         runtime = runtime or self._runtime()
         self.core = _Core(
@@ -305,7 +321,7 @@ class Channel(_Channel):
         def ask(request: Req) -> Any:
             return drive(self.core.unary_unary(method, request, timeout, headers, retry))
 
-        return ask(request) if self.core.raw else Pager(ask, request, self.core.public_error)
+        return ask(request) if self.core.raw else Pager(ask, request, self.core.refused)
 
     def unary_stream(
         self,
@@ -377,7 +393,7 @@ class AsyncChannel(_Channel):
         def ask(request: Req) -> Awaitable[Any]:
             return self.core.unary_unary(method, request, timeout, headers, retry)
 
-        return ask(request) if self.core.raw else AsyncPager(ask, request, self.core.public_error)
+        return ask(request) if self.core.raw else AsyncPager(ask, request, self.core.refused)
 
     def unary_stream(
         self,

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
+from llm_cost_ops.rpc.extras import missing_library
+
 if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
@@ -102,8 +104,8 @@ def to_polars(rows: list[Row], *, floats: bool = False) -> pl.DataFrame:
 def _library(name: str, method: str) -> Any:
     try:
         return import_module(name)
-    except ImportError:
-        raise ImportError(f"{method} needs {name}: pip install {name}", name=name) from None
+    except ImportError as error:
+        raise missing_library(error, method) from None
 
 
 def _floated(rows: list[Row]) -> list[Row]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llm_cost_ops.rpc.metadata import Metadata
+    from llm_cost_ops.rpc.context import Metadata
 
 __all__ = [
     "OVERLOADED",

@@ -27,6 +27,7 @@ from llm_cost_ops.wire.validation import check_between, no_member
 __all__ = ["PRICE_FIELDS", "card_error", "check_card", "check_overlaps", "clock_seconds", "overlap_of"]
 
 _CLOCK = re.compile(r"([01][0-9]|2[0-4]):([0-5][0-9])(?::([0-5][0-9]))?", re.ASCII)
+_URL = re.compile(r"https?://[^\s/?#]+([/?#]\S*)?", re.IGNORECASE)
 _DAY = 86400
 _EXACT = Context(prec=60)
 # Fields of a price, their meters, and what makes them a price of a million.
@@ -45,6 +46,7 @@ def check_card(card: RateCard | CreatePriceRequest, path: str, violations: list[
     groups = (
         _currency_rules,
         _name_rules,
+        _source_rules,
         _interval_rules,
         _rates_rules,
         _tier_enum_rules,
@@ -64,6 +66,12 @@ def _name_rules(card: RateCard | CreatePriceRequest) -> _Found:
     for field, name in names:
         if "*" in name[:-1]:
             yield field, 'may have a "*" only at its end'
+
+
+def _source_rules(card: RateCard | CreatePriceRequest) -> _Found:
+    # Of new cards only: one that is there keeps its price, whatever it says of where that was published.
+    if isinstance(card, CreatePriceRequest) and card.source_url and not _URL.fullmatch(card.source_url):
+        yield "source_url", "must be a URL that begins with http:// or https://"
 
 
 def _tier_enum_rules(card: RateCard | CreatePriceRequest) -> _Found:

@@ -35,7 +35,7 @@ from llm_cost_ops.rules.cards import PRICE_FIELDS, check_card
 from llm_cost_ops.rules.times import instant
 from llm_cost_ops.rules.usage import check_usage
 from llm_cost_ops.wire.errors import DecodeError
-from llm_cost_ops.wire.unknown import refuse_unknown
+from llm_cost_ops.wire.validation import refuse_unknown
 
 __all__ = ["CHECKS", "SERVICE_CHECKS", "check_record", "corrected"]
 

@@ -24,12 +24,10 @@ __all__ = [
     "buckets_around",
     "buckets_between",
     "cover",
-    "from_micros",
     "instant",
     "parse_end",
     "parse_interval",
     "parse_start",
-    "to_micros",
     "zone_of",
 ]
 
@@ -55,17 +53,6 @@ _TIME = re.compile(
 def instant(moment: datetime) -> datetime:
     """The moment as an aware datetime: a naive one means UTC."""
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
-
-
-def to_micros(moment: datetime) -> int:
-    """Microseconds since 1970, exactly; a naive datetime is in UTC."""
-    since = moment - _EPOCH if moment.tzinfo is not None else moment.replace(tzinfo=UTC) - _EPOCH
-    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
-
-
-def from_micros(micros: int) -> datetime:
-    """The moment, in UTC; OverflowError outside the years 1 to 9999."""
-    return _EPOCH + timedelta(microseconds=micros)
 
 
 def zone_of(name: str, *, field: str = "time_zone") -> ZoneInfo:
@@ -182,7 +169,7 @@ def buckets_around(
     buckets: list[tuple[datetime, datetime]] = []
     for first, last in _runs(numbers):
         try:
-            low, high = from_micros(first * width), from_micros((last + 1) * width)
+            low, high = (_EPOCH + number * timedelta(microseconds=width) for number in (first, last + 1))
         except OverflowError:
             raise _no_room() from None
         if buckets:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from llm_cost_ops._gen.codecs import USAGE_RECORD
 from llm_cost_ops._gen.messages import UsageRecord
 from llm_cost_ops._gen.methods import BATCH_SUBMIT_USAGE, GET_ANALYTICS, GET_COST_SUMMARY
-from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.context import Metadata
 from llm_cost_ops.rpc.method import MessageCodec, MethodDescriptor
 from llm_cost_ops.rpc.runtime import Runtime
 from llm_cost_ops.rpc.status import RpcError, StatusCode, invalid_argument
@@ -142,9 +142,7 @@ def _undecoded(batch: Batch, reason: str, path: str = "") -> object:
 
 
 def _protobuf_batch(codec: MessageCodec[Any], batch: Batch, data: bytes, limit: int) -> object:
-    found, rest = _protobuf_items(batch, data)
-    if len(rest) > limit:
-        raise DecodeError(f"may have at most {limit} bytes beside {batch.field}")
+    found, rest = _protobuf_items(batch, data, limit)
     request = codec.decode(rest)
     _check_values(batch, data)
     entries, items = 0, []
@@ -164,8 +162,8 @@ def _protobuf_batch(codec: MessageCodec[Any], batch: Batch, data: bytes, limit: 
     return request
 
 
-def _protobuf_items(batch: Batch, data: bytes) -> tuple[list[tuple[int, int]], bytes]:
-    """Where the items are, and the bytes of all other fields."""
+def _protobuf_items(batch: Batch, data: bytes, limit: int) -> tuple[list[tuple[int, int]], bytes]:
+    """Where the items are, and the bytes of all other fields, at most `limit`."""
     tag = batch.number << 3 | 2
     found: list[tuple[int, int]] = []
     rest = bytearray()
@@ -177,6 +175,8 @@ def _protobuf_items(batch: Batch, data: bytes) -> tuple[list[tuple[int, int]], b
                     raise _too_many(batch)
             else:
                 rest += varint(each) + (varint(stop - start) if each & 7 == 2 else b"") + data[start:stop]
+                if len(rest) > limit:
+                    raise DecodeError(f"may have at most {limit} bytes beside {batch.field}")
     except IndexError:
         raise DecodeError("the data ends within a field") from None
     return found, bytes(rest)

@@ -24,9 +24,8 @@ from llm_cost_ops._gen.messages import (
 )
 from llm_cost_ops._gen.methods import BATCH_SUBMIT_USAGE, GET_READINESS, SUBMIT_USAGE
 from llm_cost_ops.ledger import Filter, Ledger
-from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.context import CallContext, Metadata
 from llm_cost_ops.rpc.interceptor import Req, Res, StreamContinuation, UnaryContinuation
-from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.runtime import AsyncRuntime, Runtime
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.server.admission import Admission

@@ -16,8 +16,8 @@ from llm_cost_ops._gen.methods import GET_HEALTH, GET_READINESS
 from llm_cost_ops.config import REPORTED_PROVIDERS, without_password
 from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
 from llm_cost_ops.ledger import Ledger, open_ledger
-from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.context import CallContext, Metadata
+from llm_cost_ops.rpc.extras import missing_library
 from llm_cost_ops.rpc.method import MethodDescriptor
 from llm_cost_ops.rpc.runtime import AsyncRuntime
 from llm_cost_ops.rpc.status import RpcError
@@ -36,7 +36,7 @@ from llm_cost_ops.service import Service
 from llm_cost_ops.service.access.authentication import Authentication
 from llm_cost_ops.service.access.tenancy import OPEN
 
-__all__ = ["address_of", "asgi_app", "check_reach", "is_local", "serve"]
+__all__ = ["address_of", "asgi_app", "check_reach", "is_local", "reload_certificates", "serve"]
 
 MAX_CALLS = 256
 
@@ -60,22 +60,30 @@ def asgi_app(
     reported_providers: Collection[str] = REPORTED_PROVIDERS,
     limits: AsgiLimits | None = None,
     dashboard: bool = False,
+    metrics: bool = False,
+    access_log: str = "off",
 ) -> AsgiApp:
     """The HTTP interface as an ASGI app, for an ASGI server or to be mounted under a prefix of another app.
 
     `ledger` is one that the caller opened and closes, or a URL or path for `open_ledger`. One that is opened
     here is closed at the end of the lifespan; a mounted app has none in most frameworks: await `aclose()`.
     Without `require_keys` anybody may call until there is a first key. More than `max_calls` at a time are
-    refused. With `dashboard` its pages are at `/` and below `/dashboard/` of the app.
+    refused. With `dashboard` its pages are at `/` and below `/dashboard/` of the app, with `metrics` figures
+    for Prometheus at `/metrics`, of the calls of this process. With `access_log` "text" or "json" each call
+    that was answered is a line on standard error.
 
-    Raises ConfigurationError as `open_ledger` does. The file is opened by the first call.
+    Raises ConfigurationError for another `access_log`, and as `open_ledger` does. The file is opened by the
+    first call.
     """
+    _check_access_log(access_log)
     opened = None
     if isinstance(ledger, str):
         ledger = opened = open_ledger(ledger, durability=durability, group_commit=True)
     keys = Authentication(ledger.keys, required=require_keys)
     admission = Admission(max_calls, exempt=OPEN)
-    service = Service(ledger, [admission, keys], reported_providers=reported_providers)
+    counted = Metrics(ledger, admission) if metrics else None
+    innermost = [] if counted is None else [counted]
+    service = Service(ledger, [admission, keys, *innermost], reported_providers=reported_providers)
     return AsgiApp(
         service.handler,
         close=None if opened is None else service.aclose,
@@ -83,7 +91,8 @@ def asgi_app(
         admission=admission,
         limits=limits,
         routes={TRACES_PATH: Traces(service.handler)},
-        pages=_pages(service, keys, dashboard=dashboard),
+        pages=_pages(service, keys, counted, dashboard=dashboard),
+        observe=_observer(counted, access_log),
     )
 
 
@@ -118,10 +127,7 @@ def serve(
     if "://" in db and db.partition("://")[0] not in ("postgres", "postgresql"):
         rule = "must be the path of a file, or postgresql://user@host/database"
         raise ConfigurationError(f"db {rule}, not {without_password(db)!r}", parameter="db")
-    if access_log not in ACCESS_LOGS:
-        raise ConfigurationError(
-            f"access_log must be {', '.join(ACCESS_LOGS)}, not {access_log!r}", parameter="access_log"
-        )
+    _check_access_log(access_log)
     http = http or ([] if grpc else ["127.0.0.1:8080"])
     listeners = [
         (option, address_of(option, text))
@@ -181,7 +187,7 @@ async def _serve(
         admit=keys.admit,
         admission=admission,
         routes={TRACES_PATH: Traces(service.handler)},
-        pages=[MetricsPage(metrics, keys), *_pages(service, keys, dashboard=dashboard)],
+        pages=_pages(service, keys, metrics, dashboard=dashboard),
         observe=observe,
     )
     servers = [
@@ -195,7 +201,7 @@ async def _serve(
         on_drain=service.drain,
         close=service.aclose,
         announce=lambda text: announce(f"{text}, {without_password(db)}"),
-        reload=None if tls is None else partial(_reload, tls, servers),
+        reload=None if tls is None else partial(reload_certificates, tls, servers),
     )
 
 
@@ -204,10 +210,13 @@ def _grpc_server(
     keys: Authentication,
     admission: Admission,
     tls: ServerTls | None,
-    observe: CallObserver,
+    observe: CallObserver | None,
     where: dict[str, Any],
 ) -> Server:
-    from llm_cost_ops.server.grpc import GrpcServer
+    try:
+        from llm_cost_ops.server.grpc import GrpcServer
+    except ImportError as error:
+        raise ConfigurationError(str(missing_library(error, "gRPC")), parameter="grpc") from None
 
     return GrpcServer(
         service.handler,
@@ -220,7 +229,7 @@ def _grpc_server(
     )
 
 
-def _reload(tls: ServerTls, servers: Sequence[Server]) -> None:
+def reload_certificates(tls: ServerTls, servers: Sequence[Server]) -> None:
     """Use the certificates that are there now. Where they can't be used, those of before stay."""
     try:
         replace(tls)
@@ -232,10 +241,19 @@ def _reload(tls: ServerTls, servers: Sequence[Server]) -> None:
         _log.warning("the certificates were read again")
 
 
-def _observer(metrics: Metrics, access_log: str) -> CallObserver:
+def _check_access_log(form: str) -> None:
+    if form not in ACCESS_LOGS:
+        raise ConfigurationError(
+            f"access_log must be {', '.join(ACCESS_LOGS)}, not {form!r}", parameter="access_log"
+        )
+
+
+def _observer(metrics: Metrics | None, access_log: str) -> CallObserver | None:
     if access_log == "off":
-        return metrics.observe
+        return None if metrics is None else metrics.observe
     log = AccessLog(access_log)
+    if metrics is None:
+        return log
 
     def observe(call: ServedCall) -> None:
         metrics.observe(call)
@@ -244,10 +262,19 @@ def _observer(metrics: Metrics, access_log: str) -> CallObserver:
     return observe
 
 
-def _pages(service: Service, keys: Authentication, *, dashboard: bool) -> list[Pages]:
+def _pages(
+    service: Service, keys: Authentication, metrics: Metrics | None, *, dashboard: bool
+) -> list[Pages]:
     pages: list[Pages] = [Reference()]
+    if metrics is not None:
+        pages.append(MetricsPage(metrics, keys))
     if dashboard:
-        from llm_cost_ops.dashboard import Dashboard
+        try:
+            from llm_cost_ops.dashboard import Dashboard
+        except ImportError as error:
+            raise ConfigurationError(
+                str(missing_library(error, "the dashboard")), parameter="dashboard"
+            ) from None
 
         pages.append(Dashboard(service.handler, keys, service.ledger.keys))
     return pages

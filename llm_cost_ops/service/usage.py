@@ -34,9 +34,10 @@ from llm_cost_ops._gen.messages import (
     VoidUsageRequest,
     VoidUsageResponse,
 )
+from llm_cost_ops.interceptors.validation import keeps_unknown
 from llm_cost_ops.ledger import Ledger, Position
 from llm_cost_ops.ledger.duplicates import is_duplicate
-from llm_cost_ops.ledger.ids import usage_id
+from llm_cost_ops.ledger.encoding import usage_id
 from llm_cost_ops.ledger.types import Appended, Entry, Filter
 from llm_cost_ops.pricing.money import from_units, to_units
 from llm_cost_ops.pricing.pricebook import PriceBook
@@ -53,7 +54,6 @@ from llm_cost_ops.service.access.tenancy import OTHER_ORGANIZATION, may_access
 from llm_cost_ops.service.entries import as_kept, in_utc, new_entry
 from llm_cost_ops.service.pages import Page, filter_of, meta_of
 from llm_cost_ops.service.prices import Prices
-from llm_cost_ops.wire.unknown import keeps_unknown
 
 __all__ = ["UsageService", "export"]
 

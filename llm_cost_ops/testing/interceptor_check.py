@@ -11,8 +11,7 @@ from typing import Any
 
 from llm_cost_ops._gen.messages import SubmitUsageRequest, SubmitUsageResponse, UsageReceipt, UsageRecord
 from llm_cost_ops._gen.methods import SUBMIT_USAGE
-from llm_cost_ops.exceptions import CostOpsError, ServerError
-from llm_cost_ops.interceptors.error_mapping import ErrorMapping
+from llm_cost_ops.exceptions import CostOpsError, ServerError, error_from_rpc
 from llm_cost_ops.rpc.channel import AsyncChannel, Channel
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.interceptor import AnyInterceptor, Transport
@@ -79,11 +78,15 @@ def _response() -> SubmitUsageResponse:
 
 
 def _sync(interceptor: AnyInterceptor, transport: Transport) -> Channel:
-    return Channel(transport, [interceptor, ErrorMapping()], runtime=VirtualRuntime(), timeout=3600)
+    return Channel(
+        transport, [interceptor], runtime=VirtualRuntime(), timeout=3600, public_error=error_from_rpc
+    )
 
 
 def _async(interceptor: AnyInterceptor, transport: Transport) -> AsyncChannel:
-    return AsyncChannel(transport, [interceptor, ErrorMapping()], runtime=AsyncVirtualRuntime(), timeout=3600)
+    return AsyncChannel(
+        transport, [interceptor], runtime=AsyncVirtualRuntime(), timeout=3600, public_error=error_from_rpc
+    )
 
 
 def _check_sync(interceptor: AnyInterceptor) -> None:

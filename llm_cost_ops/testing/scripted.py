@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.context import CallContext, Metadata
 from llm_cost_ops.rpc.status import OVERLOADED, RpcError, StatusCode
 from llm_cost_ops.transports.http.errors import code_of_status
 

@@ -104,8 +104,6 @@ def moment(value: Any) -> Any:
 
 def overlaid(record: Any, fields: Any) -> Any:
     """A ready message with the fields that are given beside it, which win; a copy where there are any."""
-    if record is None:
-        return fields
     blank = type(fields)()
     given = {
         name: value

@@ -1,6 +1,6 @@
-"""What generated validators call for a value that their quick look did not pass.
+"""What validators call for a value that their quick look did not pass, and what refuses unknown fields.
 
-Each takes the value, the field's name and its rules, and adds to the violations in a user's words.
+Each check takes the value, the field's name and its rules, and adds to the violations in a user's words.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ __all__ = [
     "check_undecoded",
     "entry",
     "missing",
+    "nearest",
     "no_member",
+    "refuse_unknown",
     "relocate",
 ]
 
@@ -47,6 +49,25 @@ ZERO = 0
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MAX_SHOWN = 40
+_MAX_NAME = 64
+# What other APIs call a record's fields, where the spelling is nearer to another field.
+_ELSEWHERE = {
+    "prompttokens": "input_tokens",
+    "inputtokencount": "input_tokens",
+    "completiontokens": "output_tokens",
+    "outputtokencount": "output_tokens",
+    "cachedinputtokens": "cached_tokens",
+    "cachereadtokens": "cached_tokens",
+    "cachereadinputtokens": "cached_tokens",
+    "cachecreationinputtokens": "cache_write_tokens",
+    "cachecreationtokens": "cache_write_tokens",
+    "model": "model_id",
+    "organization": "organization_id",
+    "project": "project_id",
+    "user": "user_id",
+    "cost": "reported_cost",
+    "created": "timestamp",
+}
 _WORDS = {
     datetime: "a datetime",
     timedelta: "a timedelta",
@@ -304,3 +325,50 @@ def entry(name: str, key: object) -> str:
     """The path of a map's entry."""
     text = str(key)
     return f"{name}[{text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + '…'}]"
+
+
+def refuse_unknown(message: Any, path: str, violations: list[Violation], *, nested: bool = True) -> None:
+    """Add a violation for each JSON field that its message, or with `nested` one in it, does not have.
+
+    A misspelt field may be a count or a price: dropped in silence, it would make the cost wrong.
+    Unknown fields of protobuf have no names, come from newer peers only, and are kept.
+    """
+    for where, found in _messages(message, path) if nested else [(path, message)]:
+        unknown = found.unknown_
+        if not unknown or not unknown.json:
+            continue
+        known = [info.encode_name for info in msgspec.structs.fields(found) if info.name != "unknown_"]
+        for name in unknown.json:
+            shown = name if len(name) <= _MAX_NAME else name[:_MAX_NAME] + "…"
+            meant = nearest(name, known)
+            rule = "is not a known field" + (f": did you mean {meant}?" if meant else "")
+            violations.append(Violation(f"{where}.{shown}" if where else shown, rule))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that may have been meant by another one, "" when none is near."""
+    from difflib import get_close_matches
+
+    if len(name) > _MAX_NAME:
+        return ""
+    plain = {candidate.replace("_", ""): candidate for candidate in known}
+    wanted = name.replace("_", "").replace("-", "").lower()
+    alias = _ELSEWHERE.get(wanted, "").replace("_", "")
+    if alias in plain:
+        return plain[alias]
+    found = get_close_matches(wanted, plain, 1, 0.75)
+    return plain[found[0]] if found else ""
+
+
+def _messages(message: Any, path: str) -> Iterator[tuple[str, Any]]:
+    yield path, message
+    for name in message.__struct_fields__:
+        value = getattr(message, name)
+        inner = f"{path}.{name}" if path else name
+        if isinstance(value, msgspec.Struct):
+            yield from _messages(value, inner)
+        elif isinstance(value, list):
+            for index, item in enumerate(value):
+                if not isinstance(item, msgspec.Struct):
+                    break
+                yield from _messages(item, f"{inner}[{index}]")

@@ -15,7 +15,7 @@ import pytest
 
 from llm_cost_ops import CostOpsClient, ServerError
 from llm_cost_ops.exceptions import error_from_rpc
-from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.context import Metadata
 from llm_cost_ops.rpc.status import STATUS_BY_REASON, RpcError
 from llm_cost_ops.transports.http.errors import error_from_response, error_to_response
 

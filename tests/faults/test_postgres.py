@@ -2,70 +2,24 @@
 
 from __future__ import annotations
 
-import re
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from typing import Any, Self
+from contextlib import ExitStack
+from typing import Any
 
-import psycopg
 import pytest
 
 from llm_cost_ops import CostOpsClient, CostOpsError
 from llm_cost_ops.cli import main
-from llm_cost_ops.ledger import Filter, open_ledger
+from llm_cost_ops.ledger import open_ledger
 from llm_cost_ops.rpc.status import RpcError, StatusCode
+from tests.faults.shared_database import Load, check_kept, execute, servers, submit
 from tests.postgres_server import PostgresServer
 from tests.unit.ledger.making import Sync, entry
 
 pytestmark = pytest.mark.slow
-
-USAGE = {"provider": "openai", "model_id": "gpt-4o", "input_tokens": 10, "output_tokens": 5}
-
-
-class Server:
-    """A `serve` process; `url` is its HTTP address."""
-
-    def __init__(self, db: str) -> None:
-        command = [sys.executable, "-m", "llm_cost_ops.cli", "serve", "--db", db, "--http", "127.0.0.1:0"]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        assert self.process.stdout is not None
-        seen = ""
-        for line in self.process.stdout:
-            seen += line
-            found = re.search(r"http://[^\s,]+", line)
-            if found:
-                self.url = found[0]
-                break
-        else:
-            raise AssertionError(seen)
-
-    def stop(self, how: int = signal.SIGTERM) -> None:
-        self.process.send_signal(how)
-        self.process.wait(20)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-
-
-@contextmanager
-def servers(db: str, count: int = 3) -> Iterator[list[Server]]:
-    started: list[Server] = []
-    try:
-        started += (Server(db) for _ in range(count))
-        yield started
-    finally:
-        for server in started:
-            if server.process.poll() is None:
-                server.stop()
-
-
-def submit(client: CostOpsClient, key: str) -> str:
-    return client.usage.submit(organization_id="acme", idempotency_key=key, **USAGE).usage_id
 
 
 def test_three_servers_count_a_key_once(postgres_url: str) -> None:
@@ -78,7 +32,7 @@ def test_three_servers_count_a_key_once(postgres_url: str) -> None:
         totals = {client.costs.get(organization_id="acme").total_requests for client in clients}
         assert totals == {5}
         # Whichever is killed, the others know everything, and go on.
-        running[0].stop(signal.SIGKILL)
+        running[0].kill()
         submit(clients[1], "after")
         assert clients[2].costs.get(organization_id="acme").total_requests == 6
     with Sync(ledger=open_ledger(postgres_url)) as ledger:
@@ -102,64 +56,6 @@ def test_a_key_that_is_revoked_holds_at_once_on_every_server(
                 pytest.raises(CostOpsError, match="key"),
             ):
                 client.costs.get(organization_id="acme")
-
-
-def execute(url: str, sql: str) -> list[Any]:
-    with psycopg.connect(url, autocommit=True) as connection:
-        cursor = connection.execute(sql.encode())
-        return cursor.fetchall() if cursor.description else []
-
-
-class Load:
-    """Threads that submit keys one after the other, and note which were acknowledged."""
-
-    def __init__(self, urls: list[str], threads: int = 6, timeout: float = 20.0) -> None:
-        self.acknowledged: list[str] = []
-        self.failed: list[str] = []
-        self.longest = 0.0
-        self._ended = threading.Event()
-        self._clients = [CostOpsClient(base_url=url, timeout=timeout) for url in urls]
-        self._threads = [threading.Thread(target=self._submit, args=(n,)) for n in range(threads)]
-
-    def _submit(self, thread: int) -> None:
-        client, number = self._clients[thread % len(self._clients)], 0
-        while not self._ended.is_set():
-            key, number, began = f"{thread}-{number}", number + 1, time.monotonic()
-            try:
-                submit(client, key)
-                self.acknowledged.append(key)
-            except CostOpsError as error:
-                self.failed.append(f"{key}: {error}")
-            self.longest = max(self.longest, time.monotonic() - began)
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        for thread in self._threads:
-            thread.join()
-        for client in self._clients:
-            client.close()
-
-    def wait_for(self, more: int, seconds: float = 20.0) -> None:
-        """Wait until so many more keys were acknowledged."""
-        wanted, until = len(self.acknowledged) + more, time.monotonic() + seconds
-        while len(self.acknowledged) < wanted:
-            assert time.monotonic() < until, (self.failed[-3:], len(self.acknowledged))
-            time.sleep(0.02)
-
-
-def check_kept(url: str, load: Load) -> None:
-    """Every acknowledged key is there once, none twice, and the sums are those of the rows."""
-    kept = [key for (key,) in execute(url, "SELECT key FROM llm_cost_ops.usage")]
-    assert len(kept) == len(set(kept))
-    assert set(load.acknowledged) <= set(kept)
-    with Sync(ledger=open_ledger(url)) as ledger:
-        assert ledger.find_faults() == []
-        assert ledger.count(Filter()) == len(kept)
 
 
 def test_connections_that_are_ended_at_random_lose_and_double_nothing(postgres: Any) -> None:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from llm_cost_ops import CostOpsClient, ValidationError
 from llm_cost_ops.rpc.ids import uuid7
 from tests.conformance.clients import running_server
 from tests.interop.conftest import PEERS
+from tests.nginx import nginx
 
 
 @pytest.fixture(scope="module")
@@ -28,35 +26,11 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield urls["grpc"].removeprefix("grpc://")
 
 
-@pytest.fixture(scope="module")
-def nginx(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+@pytest.fixture(scope="module", name="nginx")
+def in_front(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An nginx in front of the server; its address."""
-    program = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
-    if program is None:
-        pytest.skip("nginx is not installed (Debian: apt install nginx-light)")
-    folder = tmp_path_factory.mktemp("nginx")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    (folder / "nginx.conf").write_text(
-        f"""daemon off; pid {folder}/pid; error_log {folder}/error.log; worker_processes 1;
-        events {{}}
-        http {{
-            access_log off; client_body_temp_path {folder}/b; proxy_temp_path {folder}/p;
-            fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
-            server {{ listen 127.0.0.1:{port} http2; location / {{ grpc_pass grpc://{address}; }} }}
-        }}"""
-    )
-    process = subprocess.Popen([program, "-p", str(folder), "-c", str(folder / "nginx.conf")])
-    try:
-        for _ in range(200):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.02)
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(10)
+    with nginx(tmp_path_factory.mktemp("nginx"), grpc=[address]) as urls:
+        yield urls["grpc"].removeprefix("grpc://")
 
 
 @pytest.fixture(params=["address", "nginx"])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_cost_ops.cli.settings import PREFIX, SETTINGS
+from llm_cost_ops.cli.settings import SERVE
 from llm_cost_ops.server.metrics import FAMILIES
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -29,10 +29,10 @@ def test_every_variable_is_a_setting():
     named = {
         name
         for path in DEPLOY.iterdir()
-        for name in re.findall(rf"{PREFIX}(\w+)", path.read_text(encoding="utf-8"))
+        for name in re.findall(rf"{SERVE.prefix}(\w+)", path.read_text(encoding="utf-8"))
     }
     assert {"DB", "HTTP", "GRPC", "REQUIRE_KEYS"} <= named
-    assert named <= {name.upper() for name in SETTINGS}
+    assert named <= {name.upper() for name in SERVE.known}
 
 
 def test_the_dashboard_asks_for_metrics_that_are_there():

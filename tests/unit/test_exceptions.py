@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llm_cost_ops import exceptions as e
 from llm_cost_ops.exceptions import error_from_rpc
-from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.context import Metadata
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.testing import Fault
 from llm_cost_ops.transports.http.errors import error_from_response

@@ -13,7 +13,7 @@ _METHODS_IMPORTS = """\
 $package.codecs *
 $package.messages *
 llm_cost_ops.rpc.method Cardinality HttpRule Idempotency MethodDescriptor QueryField
-llm_cost_ops.wire.keys fill_idempotency_key
+llm_cost_ops.rpc.context fill_idempotency_key
 """
 _DESCRIPTOR = """
 ${rpc.constant}: MethodDescriptor[${rpc.request.name}, ${rpc.response.name}] = MethodDescriptor(

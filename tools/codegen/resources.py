@@ -277,7 +277,8 @@ def _request(method: Method, fields: list[Field]) -> str:
             # Most arguments are left out: setting the others costs less than passing them all.
             text += f"if {_given(field)}:\n    {target}.{field.attribute} = {_coerced(field)}\n"
     if body is not None:
-        text += f"request = {method.request.name}({body.attribute}=coerce.overlaid(record, fields))\n"
+        made_of = "fields if record is None else coerce.overlaid(record, fields)"
+        text += wrapped(f"request = {method.request.name}(", [f"{body.attribute}={made_of}"], ")", depth=8)
     return text
 
 

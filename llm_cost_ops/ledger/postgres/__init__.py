@@ -8,13 +8,12 @@ from __future__ import annotations
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from llm_cost_ops.exceptions import ConfigurationError
+from llm_cost_ops.rpc.extras import missing_library
 
 try:
     import psycopg
-except ImportError:
-    raise ConfigurationError(
-        "postgresql:// needs psycopg: pip install 'llm-cost-ops[postgres]'", parameter="base_url"
-    ) from None
+except ImportError as error:
+    raise ConfigurationError(str(missing_library(error, "postgresql://")), parameter="base_url") from None
 
 from llm_cost_ops.ledger.postgres.connection import DURABILITIES, Database
 from llm_cost_ops.ledger.postgres.ledger import PostgresLedger

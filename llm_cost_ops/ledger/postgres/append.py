@@ -11,8 +11,8 @@ import psycopg
 
 from llm_cost_ops._gen.messages import CostStatus, RevisionKind, SubmitStatus, UsageRecord
 from llm_cost_ops.ledger.duplicates import is_duplicate, supersedes, superseding
+from llm_cost_ops.ledger.encoding import decode_usage, from_micros, usage_id
 from llm_cost_ops.ledger.erasure import as_erased
-from llm_cost_ops.ledger.ids import usage_id
 from llm_cost_ops.ledger.postgres import cards, schema
 from llm_cost_ops.ledger.postgres.connection import Database, Session
 from llm_cost_ops.ledger.postgres.errors import busy_error, closed_error, is_lost
@@ -21,10 +21,8 @@ from llm_cost_ops.ledger.postgres.revise import revise
 from llm_cost_ops.ledger.postgres.rows import Row, prepare, text_array, units_sql
 from llm_cost_ops.ledger.postgres.sums import quarter_sql
 from llm_cost_ops.ledger.postgres.workers import Connected, Ticket
-from llm_cost_ops.ledger.structs import decode_usage
 from llm_cost_ops.ledger.types import Appended, Entry, Revision
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from llm_cost_ops.rules.times import from_micros
 
 __all__ = ["Append", "Appender"]
 

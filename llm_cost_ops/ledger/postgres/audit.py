@@ -7,10 +7,10 @@ from collections.abc import Iterable
 import msgspec
 
 from llm_cost_ops._gen.messages import AuditEvent
+from llm_cost_ops.ledger.encoding import from_micros, to_micros
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.types import AuditFilter
 from llm_cost_ops.rpc.status import invalid_argument
-from llm_cost_ops.rules.times import from_micros, to_micros
 
 __all__ = ["add_events", "audit_events"]
 

@@ -8,15 +8,14 @@ import msgspec
 
 from llm_cost_ops._gen.messages import RateCard, SubmitStatus
 from llm_cost_ops.ledger import audit
+from llm_cost_ops.ledger.encoding import struct_decoder, to_micros
 from llm_cost_ops.ledger.postgres import schema
 from llm_cost_ops.ledger.postgres.audit import add_events
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.rows import struct_text
-from llm_cost_ops.ledger.structs import struct_decoder
 from llm_cost_ops.pricing.cards import kept_form
 from llm_cost_ops.rpc.status import invalid_argument
 from llm_cost_ops.rules.cards import overlap_of
-from llm_cost_ops.rules.times import to_micros
 
 __all__ = ["add_card", "all_cards", "get_card", "keep_card", "kept_card", "revision"]
 

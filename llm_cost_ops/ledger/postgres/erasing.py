@@ -13,6 +13,7 @@ from typing import Any
 
 from llm_cost_ops._gen.messages import CostStatus
 from llm_cost_ops.ledger import audit
+from llm_cost_ops.ledger.encoding import decode_usage, encode_struct
 from llm_cost_ops.ledger.erasure import erased_reason, mention_of, without_user
 from llm_cost_ops.ledger.postgres.audit import add_events
 from llm_cost_ops.ledger.postgres.connection import Session
@@ -21,7 +22,6 @@ from llm_cost_ops.ledger.postgres.listing import two_numbers
 from llm_cost_ops.ledger.postgres.revise import Counted, Name, lock_records, move_sums, names_of
 from llm_cost_ops.ledger.postgres.rows import prepare, units_sql
 from llm_cost_ops.ledger.postgres.sums import USER_DAYS, fold, newest
-from llm_cost_ops.ledger.structs import decode_usage, encode_struct
 from llm_cost_ops.ledger.types import Entry
 from llm_cost_ops.pricing.pricebook import Pricing
 

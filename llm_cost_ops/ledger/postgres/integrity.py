@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llm_cost_ops.ledger.ids import usage_id
+from llm_cost_ops.ledger.encoding import usage_id
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.interning import organization_ids
 from llm_cost_ops.ledger.postgres.sums import DAYS, QUARTERS, USER_DAYS, day_sql, newest, quarter_sql

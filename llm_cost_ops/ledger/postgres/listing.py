@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from llm_cost_ops._gen.messages import UsageRecord
+from llm_cost_ops.ledger.encoding import to_micros
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.interning import organization_ids
 from llm_cost_ops.ledger.postgres.rows import RECORD_COLUMNS, decode_record, units_sql
 from llm_cost_ops.ledger.postgres.sums import Newest, newest, record_conditions, series_conditions
 from llm_cost_ops.ledger.types import Committed, Filter
 from llm_cost_ops.rpc.status import RpcError, invalid_argument
-from llm_cost_ops.rules.times import to_micros
 
 __all__ = [
     "committed",

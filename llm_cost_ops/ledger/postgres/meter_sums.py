@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any
 
 from llm_cost_ops._gen.messages import RateCard, UsageRecord
+from llm_cost_ops.ledger.encoding import decode_usage
 from llm_cost_ops.ledger.postgres.cards import get_card, kept_card
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.interning import organization_ids
@@ -23,7 +24,6 @@ from llm_cost_ops.ledger.postgres.sums import (
     series_conditions,
 )
 from llm_cost_ops.ledger.shares import add_share, shares_of
-from llm_cost_ops.ledger.structs import decode_usage
 from llm_cost_ops.ledger.types import Amounts, CardOf, Filter
 from llm_cost_ops.pricing.compiled import CompiledCard, compile_card
 from llm_cost_ops.rules.limits import check_amounts

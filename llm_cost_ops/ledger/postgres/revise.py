@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from llm_cost_ops._gen.messages import RevisionKind
-from llm_cost_ops.ledger.ids import as_key
+from llm_cost_ops.ledger.encoding import as_key, check_cost, decode_usage, to_micros
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.interning import intern, organization_ids
 from llm_cost_ops.ledger.postgres.rows import cost_text, prepare, series_of, text_array, units_sql
 from llm_cost_ops.ledger.postgres.sums import newest
-from llm_cost_ops.ledger.structs import check_cost, decode_usage
 from llm_cost_ops.ledger.types import Entry, Revision
-from llm_cost_ops.rules.times import QUARTER, to_micros
+from llm_cost_ops.rules.times import QUARTER
 
 __all__ = [
     "Counted",

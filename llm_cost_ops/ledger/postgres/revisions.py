@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from llm_cost_ops._gen.messages import CostStatus, RevisionKind
 from llm_cost_ops.ledger import audit
-from llm_cost_ops.ledger.ids import as_key
+from llm_cost_ops.ledger.encoding import as_key, check_cost, decode_usage, from_micros, to_micros
 from llm_cost_ops.ledger.postgres.audit import add_events
 from llm_cost_ops.ledger.postgres.cards import kept_card
 from llm_cost_ops.ledger.postgres.connection import Session
@@ -25,10 +25,8 @@ from llm_cost_ops.ledger.postgres.revise import (
 )
 from llm_cost_ops.ledger.postgres.rows import RECORD_COLUMNS, decode_record, series_of, units_sql
 from llm_cost_ops.ledger.postgres.sums import newest, record_conditions
-from llm_cost_ops.ledger.structs import check_cost, decode_usage
 from llm_cost_ops.ledger.types import Change, Filter, Price, Recorded, Repriced, Revised
 from llm_cost_ops.pricing.pricebook import Pricing
-from llm_cost_ops.rules.times import from_micros, to_micros
 
 __all__ = ["find_changes", "get_cost", "reprice", "revisions"]
 

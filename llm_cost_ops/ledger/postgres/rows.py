@@ -6,12 +6,19 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from llm_cost_ops._gen.messages import CostStatus, UsageRecord
-from llm_cost_ops.ledger.ids import usage_id
-from llm_cost_ops.ledger.structs import check_cost, check_counts, decode_usage, encode_struct, encode_usage
+from llm_cost_ops.ledger.encoding import (
+    check_cost,
+    check_counts,
+    decode_usage,
+    encode_struct,
+    encode_usage,
+    from_micros,
+    to_micros,
+    usage_id,
+)
 from llm_cost_ops.ledger.types import Entry
 from llm_cost_ops.pricing.money import UNITS, from_units
 from llm_cost_ops.pricing.pricebook import Pricing
-from llm_cost_ops.rules.times import from_micros, to_micros
 
 __all__ = [
     "RECORD_COLUMNS",

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from llm_cost_ops.ledger.encoding import to_micros
 from llm_cost_ops.ledger.postgres import schema
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.interning import organization_ids
@@ -17,7 +18,7 @@ from llm_cost_ops.ledger.postgres.rows import units_sql
 from llm_cost_ops.ledger.types import Amounts, Filter
 from llm_cost_ops.rpc.status import invalid_argument
 from llm_cost_ops.rules.limits import check_amounts
-from llm_cost_ops.rules.times import QUARTER, QUARTERS_A_DAY, cover, to_micros
+from llm_cost_ops.rules.times import QUARTER, QUARTERS_A_DAY, cover
 
 __all__ = [
     "DAYS",

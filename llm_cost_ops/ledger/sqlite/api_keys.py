@@ -12,11 +12,11 @@ from typing import Any
 import msgspec
 
 from llm_cost_ops.ledger import audit
+from llm_cost_ops.ledger.encoding import from_micros, to_micros
 from llm_cost_ops.ledger.sqlite.audit import add_events
 from llm_cost_ops.ledger.types import ApiKey
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from llm_cost_ops.rules.times import from_micros, to_micros
 
 __all__ = ["SqliteKeys"]
 

@@ -10,16 +10,14 @@ from typing import Any
 
 from llm_cost_ops._gen.messages import CostStatus, RevisionKind, SubmitStatus, UsageRecord
 from llm_cost_ops.ledger.duplicates import is_duplicate, supersedes, superseding
+from llm_cost_ops.ledger.encoding import as_text, decode_usage, from_micros, usage_id
 from llm_cost_ops.ledger.erasure import as_erased
-from llm_cost_ops.ledger.ids import as_text, usage_id
 from llm_cost_ops.ledger.sqlite import cards
 from llm_cost_ops.ledger.sqlite import sums as rollups
 from llm_cost_ops.ledger.sqlite.revise import revise
 from llm_cost_ops.ledger.sqlite.rows import SeriesKey, prepare, prepare_all, units_of
-from llm_cost_ops.ledger.structs import decode_usage
 from llm_cost_ops.ledger.types import Appended, Entry, Revision
 from llm_cost_ops.pricing.pricebook import Pricing
-from llm_cost_ops.rules.times import from_micros
 
 __all__ = ["AppendMany", "AppendOne", "Interner"]
 

@@ -7,11 +7,10 @@ import sqlite3
 import msgspec
 
 from llm_cost_ops._gen.messages import RateCard, SubmitStatus
-from llm_cost_ops.ledger.structs import encode_struct, struct_decoder
+from llm_cost_ops.ledger.encoding import encode_struct, struct_decoder, to_micros
 from llm_cost_ops.pricing.cards import kept_form
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.rules.cards import overlap_of
-from llm_cost_ops.rules.times import to_micros
 
 __all__ = ["add_card", "all_cards", "get_card", "keep_card", "kept_card", "revision"]
 

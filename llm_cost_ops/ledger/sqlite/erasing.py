@@ -14,11 +14,11 @@ from datetime import datetime
 
 from llm_cost_ops._gen.messages import CostStatus
 from llm_cost_ops.ledger import audit
+from llm_cost_ops.ledger.encoding import decode_usage, encode_usage
 from llm_cost_ops.ledger.erasure import erased_reason, mention_of, without_user
 from llm_cost_ops.ledger.sqlite import day_sums
 from llm_cost_ops.ledger.sqlite.audit import add_events
 from llm_cost_ops.ledger.sqlite.rows import prepare
-from llm_cost_ops.ledger.structs import decode_usage, encode_usage
 from llm_cost_ops.ledger.types import Entry
 from llm_cost_ops.pricing.pricebook import Pricing
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from llm_cost_ops.ledger.ids import as_text, usage_id
+from llm_cost_ops.ledger.encoding import as_text, usage_id
 from llm_cost_ops.ledger.sqlite import day_sums, summaries, sums
 from llm_cost_ops.rules.times import QUARTER
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from msgspec import structs
 
 from llm_cost_ops._gen.messages import UsageRecord
+from llm_cost_ops.ledger.encoding import to_micros
 from llm_cost_ops.ledger.sqlite.rows import RECORD_COLUMNS, decode_record
 from llm_cost_ops.ledger.sqlite.sums import (
     NOT_VOIDED,
@@ -19,7 +20,6 @@ from llm_cost_ops.ledger.sqlite.sums import (
 )
 from llm_cost_ops.ledger.types import Filter
 from llm_cost_ops.rpc.status import invalid_argument
-from llm_cost_ops.rules.times import to_micros
 
 __all__ = ["is_quick", "list_usage", "occupied"]
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import product
 
 from llm_cost_ops._gen.messages import RateCard, UsageRecord
+from llm_cost_ops.ledger.encoding import decode_usage
 from llm_cost_ops.ledger.shares import Share, shares_of
 from llm_cost_ops.ledger.sqlite.cards import get_card, kept_card
 from llm_cost_ops.ledger.sqlite.rows import units_of
@@ -19,7 +20,6 @@ from llm_cost_ops.ledger.sqlite.sums import (
     per_record_conditions,
     pick_series,
 )
-from llm_cost_ops.ledger.structs import decode_usage
 from llm_cost_ops.ledger.types import CardOf, Filter
 from llm_cost_ops.pricing.compiled import CompiledCard, compile_card
 

@@ -12,12 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from llm_cost_ops._gen.messages import RevisionKind
-from llm_cost_ops.ledger.ids import as_key
+from llm_cost_ops.ledger.encoding import as_key, decode_usage, to_micros
 from llm_cost_ops.ledger.sqlite.rows import SeriesKey, columns_of, prepare, series_key_of, units_of
 from llm_cost_ops.ledger.sqlite.sums import Place, add, fold, newest, places
-from llm_cost_ops.ledger.structs import decode_usage
 from llm_cost_ops.ledger.types import Entry, Revision
-from llm_cost_ops.rules.times import to_micros
 
 __all__ = ["OF_RECORD", "Counted", "NewRevision", "add_revisions", "revise"]
 

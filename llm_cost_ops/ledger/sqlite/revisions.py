@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from llm_cost_ops._gen.messages import CostStatus, RevisionKind
 from llm_cost_ops.ledger import audit
-from llm_cost_ops.ledger.ids import as_key
+from llm_cost_ops.ledger.encoding import as_key, decode_usage, from_micros, to_micros
 from llm_cost_ops.ledger.sqlite.append import Interner
 from llm_cost_ops.ledger.sqlite.audit import add_events
 from llm_cost_ops.ledger.sqlite.cards import kept_card
@@ -28,10 +28,8 @@ from llm_cost_ops.ledger.sqlite.rows import (
     units_of,
 )
 from llm_cost_ops.ledger.sqlite.sums import newest, per_record_conditions, pick_series
-from llm_cost_ops.ledger.structs import decode_usage
 from llm_cost_ops.ledger.types import Change, Filter, Price, Recorded, Revised
 from llm_cost_ops.rpc.status import invalid_argument
-from llm_cost_ops.rules.times import from_micros, to_micros
 
 __all__ = ["find_changes", "get_cost", "matching", "number_of", "reprice", "revisions"]
 

@@ -12,13 +12,20 @@ from typing import Any
 import msgspec
 
 from llm_cost_ops._gen.messages import CostStatus, UsageRecord
-from llm_cost_ops.ledger.ids import as_text, usage_id
-from llm_cost_ops.ledger.structs import check_cost, check_counts, decode_usage, encode_usage
+from llm_cost_ops.ledger.encoding import (
+    as_text,
+    check_cost,
+    check_counts,
+    decode_usage,
+    encode_usage,
+    from_micros,
+    to_micros,
+    usage_id,
+)
 from llm_cost_ops.ledger.types import Entry
 from llm_cost_ops.pricing.money import from_units
 from llm_cost_ops.pricing.pricebook import Pricing
 from llm_cost_ops.rules.limits import MAX_COUNT
-from llm_cost_ops.rules.times import from_micros, to_micros
 
 __all__ = [
     "RECORD_COLUMNS",

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from llm_cost_ops.ledger.encoding import to_micros
 from llm_cost_ops.ledger.types import Amounts, Filter
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.rules.limits import check_amounts, check_sum
-from llm_cost_ops.rules.times import QUARTER, QUARTERS_A_DAY, to_micros
+from llm_cost_ops.rules.times import QUARTER, QUARTERS_A_DAY
 
 __all__ = [
     "ANY_ORG",

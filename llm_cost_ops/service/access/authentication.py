@@ -6,9 +6,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from llm_cost_ops.ledger import KeyStore
-from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.context import CallContext, Metadata
 from llm_cost_ops.rpc.interceptor import Req, Res, StreamContinuation, UnaryContinuation
-from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.service.access.keys import principal_of
 from llm_cost_ops.service.access.tenancy import OPEN, Principal, check_role

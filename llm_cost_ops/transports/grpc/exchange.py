@@ -11,8 +11,7 @@ from urllib.parse import unquote
 from hpack import NeverIndexedHeaderTuple
 
 from llm_cost_ops.rpc.answers import missing_answer
-from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.context import CallContext, Metadata
 from llm_cost_ops.rpc.method import Idempotency
 from llm_cost_ops.rpc.status import OVERLOADED, RpcError, StatusCode, client_closed, invalid_argument
 from llm_cost_ops.transports.grpc.connection import CallStream, StreamFailedError

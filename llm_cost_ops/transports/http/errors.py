@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.context import Metadata
 from llm_cost_ops.rpc.status import OVERLOADED, STATUS_BY_REASON, RpcError, StatusCode, Violation
 from llm_cost_ops.transports.net.headers import REQUEST_ID_HEADER, retry_after
 

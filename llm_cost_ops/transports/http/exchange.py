@@ -11,8 +11,8 @@ import httpx
 
 from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.rpc.answers import missing_answer
-from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.context import CallContext, Metadata
+from llm_cost_ops.rpc.extras import missing_library
 from llm_cost_ops.rpc.method import Idempotency
 from llm_cost_ops.rpc.status import RpcError, StatusCode, client_closed
 from llm_cost_ops.transports.http.binding import HttpRequest, binding_of
@@ -71,10 +71,9 @@ def proxy_for(origin: str, proxy: str | None) -> httpx.Proxy | None:
     if proxy.startswith("socks"):
         try:
             import_module("socksio")
-        except ImportError:
+        except ImportError as error:
             raise ConfigurationError(
-                "proxy: a SOCKS proxy needs a library that is not installed: pip install 'httpx[socks]'",
-                parameter="proxy",
+                str(missing_library(error, "a SOCKS proxy")), parameter="proxy"
             ) from None
     return httpx.Proxy(proxy if "://" in proxy else f"http://{proxy}")
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from email.utils import parsedate_to_datetime
 
-from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.context import Metadata
 
 __all__ = [
     "DEADLINE_HEADER",

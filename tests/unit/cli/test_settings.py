@@ -1,7 +1,8 @@
-"""The settings of `serve`: where each comes from, and what is refused."""
+"""The settings of `serve` and `proxy`: where each comes from, and what is refused."""
 
 from __future__ import annotations
 
+import argparse
 import signal
 import socket
 import ssl
@@ -12,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_cost_ops.cli import main
-from llm_cost_ops.cli.settings import PREFIX, SETTINGS, serve_settings
+from llm_cost_ops.cli import _parser, main
+from llm_cost_ops.cli.settings import PROXY, SERVE, read_settings
 from llm_cost_ops.exceptions import ConfigurationError
 from tests.served import served
 from tests.tunnels import self_signed
@@ -35,22 +36,24 @@ def config(tmp_path):
 def test_the_first_source_that_has_a_setting_wins(tmp_path_factory, sources):
     path = tmp_path_factory.mktemp("s") / "serve.toml"
     path.write_text('db = "file"\n' if "file" in sources else "", encoding="utf-8")
-    environment = {f"{PREFIX}DB": "environment"} if "environment" in sources else {}
+    environment = {f"{SERVE.prefix}DB": "environment"} if "environment" in sources else {}
     flags = {"db": "flag"} if "flag" in sources else {}
-    wins = next((name for name in ("flag", "environment", "file") if name in sources), SETTINGS["db"].default)
-    assert serve_settings(flags, environment, str(path))["db"] == wins
+    wins = next(
+        (name for name in ("flag", "environment", "file") if name in sources), SERVE.known["db"].default
+    )
+    assert read_settings(SERVE, flags, environment, str(path))["db"] == wins
 
 
 def test_the_environment_has_lists_and_yes_and_the_file(config):
     path = config('tls_cert = "c.pem"\n')
     environment = {
-        f"{PREFIX}HTTP": "127.0.0.1:1, unix:/a",
-        f"{PREFIX}DASHBOARD": "false",
-        f"{PREFIX}MAX_CALLS": "7",
-        f"{PREFIX}CONFIG": path,
+        f"{SERVE.prefix}HTTP": "127.0.0.1:1, unix:/a",
+        f"{SERVE.prefix}DASHBOARD": "false",
+        f"{SERVE.prefix}MAX_CALLS": "7",
+        f"{SERVE.prefix}CONFIG": path,
         "OTHER": "x",
     }
-    found = serve_settings({}, environment)
+    found = read_settings(SERVE, {}, environment)
     assert found["http"] == ("127.0.0.1:1", "unix:/a")
     assert (found["dashboard"], found["max_calls"], found["tls_cert"]) == (False, 7, "c.pem")
 
@@ -72,23 +75,53 @@ def test_the_environment_has_lists_and_yes_and_the_file(config):
 )
 def test_what_is_no_setting_is_refused(config, text, said):
     with pytest.raises(ConfigurationError) as raised:
-        serve_settings({}, {}, config(text))
+        read_settings(SERVE, {}, {}, config(text))
     assert said in str(raised.value)
 
 
 def test_the_environment_is_refused_as_the_file_is():
     with pytest.raises(ConfigurationError, match="SERVE_HTPP: there is no setting 'htpp'; did you mean http"):
-        serve_settings({}, {f"{PREFIX}HTPP": "x"})
+        read_settings(SERVE, {}, {f"{SERVE.prefix}HTPP": "x"})
     with pytest.raises(ConfigurationError, match="max_calls must be a number"):
-        serve_settings({}, {f"{PREFIX}MAX_CALLS": "many"})
+        read_settings(SERVE, {}, {f"{SERVE.prefix}MAX_CALLS": "many"})
     with pytest.raises(ConfigurationError, match="No such file"):
-        serve_settings({}, {}, "/nowhere/serve.toml")
+        read_settings(SERVE, {}, {}, "/nowhere/serve.toml")
 
 
 def test_the_docs_have_the_table_of_the_code():
     text = DOCS.read_text(encoding="utf-8")
-    for name, setting in SETTINGS.items():
-        assert f"| `{name}` | `{PREFIX}{name.upper()}` | {setting.help}" in text
+    for settings in (SERVE, PROXY):
+        for name, setting in settings.known.items():
+            assert f"| `{name}` | `{settings.prefix}{name.upper()}` | {setting.help}" in text
+
+
+@pytest.mark.parametrize(("command", "settings"), [("serve", SERVE), ("proxy", PROXY)])
+def test_every_setting_has_a_flag_and_every_flag_a_setting(command, settings):
+    actions = next(a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction))
+    flags = {action.dest for action in actions.choices[command]._actions} - {"help", "config", "check"}
+    assert flags == set(settings.known)
+
+
+def test_providers_of_the_proxy_are_a_table_or_pairs(config):
+    path = config('http = "unix:/a"\n[upstream]\nopenai = "https://api.openai.com"\n')
+    assert read_settings(PROXY, {}, {}, path)["upstream"] == {"openai": "https://api.openai.com"}
+    variables = {f"{PROXY.prefix}UPSTREAM": "a=https://a.example/?x=1, b=https://b.example"}
+    found = read_settings(PROXY, {}, variables, path)
+    assert found["upstream"] == {"a": "https://a.example/?x=1", "b": "https://b.example"}
+    assert found["http"] == "unix:/a"
+    for wrong in ("a", "a=", "=b"):
+        with pytest.raises(ConfigurationError, match="upstream must be a table of texts"):
+            read_settings(PROXY, {}, {f"{PROXY.prefix}UPSTREAM": wrong})
+
+
+def test_of_two_settings_that_stand_for_each_other_the_stronger_source_has_its_way(config):
+    path = config('db = "costs.db"\n')
+    found = read_settings(PROXY, {}, {f"{PROXY.prefix}BASE_URL": "http://costs"}, path)
+    assert (found["db"], found["base_url"]) == (None, "http://costs")
+    found = read_settings(PROXY, {"db": "flag.db"}, {f"{PROXY.prefix}BASE_URL": "http://costs"}, path)
+    assert (found["db"], found["base_url"]) == ("flag.db", None)
+    with pytest.raises(ConfigurationError, match="give db or base_url, not both"):
+        read_settings(PROXY, {}, {}, config('db = "a"\nbase_url = "b"\n'))
 
 
 def test_check_says_what_is_good_and_listens_on_nothing(tmp_path, config, capsys):

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from statistics import median
 from typing import Any
 
 import pytest
@@ -45,6 +44,7 @@ from llm_cost_ops.rpc.runtime import SyncRuntime
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.rules.batches import counted
 from llm_cost_ops.testing import Fault
+from tests.waiting import MAX_WAIT, until, until_async
 
 COLOURS = ("sync", "async")
 ONE_AT_A_TIME = BatchingConfig(max_in_flight=1)
@@ -80,13 +80,16 @@ class Service:
         return BatchSubmitUsageResponse(data=counted([self._result(each) for each in records]), meta=meta)
 
     async def _held(self, context: Any) -> None:
+        await self._wait(self.gate, context)
+
+    async def _wait(self, gate: threading.Event, context: Any) -> None:
         if isinstance(context.runtime, SyncRuntime):
             limit = context.remaining()
-            if not self.gate.wait(limit):
+            if not gate.wait(limit):
                 context.check_deadline(maybe_applied=True)
             return
         try:
-            while not self.gate.is_set():
+            while not gate.is_set():
                 context.check_deadline(maybe_applied=True)
                 await asyncio.sleep(0.001)
         except asyncio.CancelledError:
@@ -126,6 +129,15 @@ def waiting_in(client: Any) -> int:
 
 
 Setup = Callable[[Any], Any]
+Opens = Callable[[list[Any]], bool]
+
+
+def arrived(service: Service, client: Any, calls: list[Any], held: int) -> bool:
+    """Whether the service has the first `held` of the calls, and the others wait, or have given up."""
+    given_up = sum(call.done() for call in calls)
+    return len(service.calls) + waiting_in(client) + given_up >= len(calls) and len(service.calls) == min(
+        held, len(calls)
+    )
 
 
 def submitted(
@@ -135,50 +147,43 @@ def submitted(
     *,
     of: Setup = lambda client: client,
     held: int = 1,
-    open_after: float = 0.0,
+    opens: Opens = lambda calls: True,
     **settings: Any,
 ) -> list[Any]:
     """What the callers get. The first `held` of them go alone, then the others come, in their order; once all
-    wait, and `open_after` seconds later, the service answers."""
+    wait, and what `opens` says of them holds, the service answers."""
     config = ClientConfig(base_url="http://test", **{"batching": ONE_AT_A_TIME, "retry": QUICK, **settings})
     arguments = [{**CALL, "input_tokens": 1, "output_tokens": 1, **caller} for caller in callers]
     run = _in_threads if colour == "sync" else _in_tasks
-    return run(service, config, arguments, of, held, open_after)
+    return run(service, config, arguments, of, held, opens)
 
 
 def _in_threads(
-    service: Service, config: ClientConfig, callers: list[Any], of: Setup, held: int, open_after: float
+    service: Service, config: ClientConfig, callers: list[Any], of: Setup, held: int, opens: Opens
 ) -> list[Any]:
     with (
         CostOpsClient(config=config, transport=service) as client,
         ThreadPoolExecutor(len(callers)) as threads,
     ):
         futures = []
-        for number, caller in enumerate(callers):
+        for caller in callers:
             futures.append(threads.submit(of(client).usage.submit, **caller))
-            until = time.monotonic() + 5
-            while time.monotonic() < until:
-                if number < held and len(service.calls) > number:
-                    break
-                if number >= held and waiting_in(client) >= number + 1 - held:
-                    break
-                time.sleep(0.001)
-        time.sleep(open_after)
+            until(lambda: arrived(service, client, futures, held))
+        until(lambda: opens(futures))
         service.gate.set()
-        return [future.exception(20) or future.result() for future in futures]
+        return [future.exception(MAX_WAIT) or future.result() for future in futures]
 
 
 def _in_tasks(
-    service: Service, config: ClientConfig, callers: list[Any], of: Setup, held: int, open_after: float
+    service: Service, config: ClientConfig, callers: list[Any], of: Setup, held: int, opens: Opens
 ) -> list[Any]:
     async def run() -> list[Any]:
         async with AsyncCostOpsClient(config=config, transport=service) as client:
             tasks = []
             for caller in callers:
                 tasks.append(asyncio.create_task(of(client).usage.submit(**caller)))
-                await asyncio.sleep(0.005)
-            assert len(service.calls) == held
-            await asyncio.sleep(open_after)
+                await until_async(lambda: arrived(service, client, tasks, held))
+            await until_async(lambda: opens(tasks))
             service.gate.set()
             return await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -299,7 +304,7 @@ async def test_a_server_without_batches_is_called_at_once_later() -> None:
             service.gate.clear()
             service.calls.clear()
             calls = [asyncio.create_task(client.usage.submit(**CALL, input_tokens=1)) for _ in range(3)]
-            await asyncio.sleep(0.01)
+            await until_async(lambda: len(service.calls) + waiting_in(client) == 3)
             service.gate.set()
             await asyncio.gather(*calls)
             assert [len(keys) for keys in service.sent] == sent
@@ -333,7 +338,7 @@ def test_other_traces_are_the_same_batch(colour: str) -> None:
 def test_a_caller_stops_waiting_at_its_own_deadline(colour: str) -> None:
     service = Service()
     callers = [*keyed("a"), {"idempotency_key": "b", "timeout": 0.1}, *keyed("c", "d")]
-    told = submitted(colour, service, callers, open_after=0.3)
+    told = submitted(colour, service, callers, opens=lambda calls: calls[1].done())
     assert ids([told[0], *told[2:]]) == ["id of a", "id of c", "id of d"]
     assert type(told[1]) is DeadlinePassed
     assert (told[1].attempts, told[1].maybe_applied) == (0, False)
@@ -341,22 +346,26 @@ def test_a_caller_stops_waiting_at_its_own_deadline(colour: str) -> None:
 
 
 class SlowBatches(Service):
-    """Lets single records through at once, and holds batches."""
+    """Lets single records through when `alone` is set, and holds batches longer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alone = threading.Event()
 
     async def _held(self, context: Any) -> None:
-        if context.method.name == "BatchSubmitUsage":
-            await super()._held(context)
-        else:
-            await context.runtime.sleep(0.1)
+        await self._wait(self.gate if context.method.name == "BatchSubmitUsage" else self.alone, context)
 
 
 @pytest.mark.parametrize("colour", COLOURS)
 def test_a_caller_leaves_a_batch_under_way_at_its_own_deadline(colour: str) -> None:
     service = SlowBatches()
-    callers = [*keyed("a"), {"idempotency_key": "b", "timeout": 0.4}, *keyed("c", "d")]
-    started = time.monotonic()
-    told = submitted(colour, service, callers, open_after=0.8)
-    assert time.monotonic() - started < 5
+    callers = [*keyed("a"), {"idempotency_key": "b", "timeout": 1.5}, *keyed("c", "d")]
+
+    def leaves(calls: list[Any]) -> bool:
+        service.alone.set()
+        return bool(calls[1].done())
+
+    told = submitted(colour, service, callers, opens=leaves)
     assert ids([told[0], *told[2:]]) == ["id of a", "id of c", "id of d"]
     assert type(told[1]) is DeadlinePassed
     assert (told[1].attempts, told[1].maybe_applied) == (1, True)
@@ -367,6 +376,7 @@ def test_a_caller_leaves_a_batch_under_way_at_its_own_deadline(colour: str) -> N
 async def test_each_task_stops_at_its_own_deadline_whichever_comes_first(sent: bool) -> None:
     service, order = Service(), random.Random(7).sample(range(40), 40)
     took: dict[int, float] = {}
+    applied: set[str] = set()
     async with AsyncCostOpsClient(
         config=ClientConfig(base_url="http://test", batching=ONE_AT_A_TIME, retry=QUICK), transport=service
     ) as client:
@@ -374,19 +384,24 @@ async def test_each_task_stops_at_its_own_deadline_whichever_comes_first(sent: b
         async def call(number: int) -> None:
             began, timeout = time.monotonic(), 0.05 + 0.02 * number
             with pytest.raises(DeadlinePassed) as caught:
-                await client.usage.submit(**CALL, timeout=timeout)
+                await client.usage.submit(**CALL, idempotency_key=f"key {number}", timeout=timeout)
             took[number] = time.monotonic() - began - timeout
-            assert caught.value.maybe_applied is sent
+            if caught.value.maybe_applied:
+                applied.add(f"key {number}")
 
-        first = asyncio.create_task(client.usage.submit(**CALL, timeout=0.02 if sent else 2))
+        first = asyncio.create_task(client.usage.submit(**CALL, timeout=0.02 if sent else 1000))
         await asyncio.sleep(0)
-        await asyncio.gather(*(call(number) for number in order))
+        # An alarm that rang for the latest of them alone would ring for this one, and nobody would be told.
+        latest = asyncio.create_task(client.usage.submit(**CALL, timeout=1000, idempotency_key="latest"))
+        async with asyncio.timeout(MAX_WAIT):
+            await asyncio.gather(*(call(number) for number in order))
+        left = {key for keys in service.sent[1:] for key in keys}
         service.gate.set()
-        await asyncio.gather(first, return_exceptions=True)
+        await asyncio.gather(first, latest, return_exceptions=True)
     assert len(took) == 40
     assert min(took.values()) >= -0.002
-    # An alarm that rang for the latest of them alone would be 0.4 s late for half of them.
-    assert median(took.values()) < 0.2
+    assert applied == left - {"latest"}
+    assert ("latest" in left) is sent
 
 
 async def run_and_leave(client: AsyncCostOpsClient) -> None:
@@ -412,9 +427,9 @@ async def test_who_is_cancelled_leaves_the_others_alone() -> None:
             asyncio.create_task(client.usage.submit(**CALL, input_tokens=1, idempotency_key=key))
             for key in "abcd"
         ]
-        await asyncio.sleep(0.01)
+        await until_async(lambda: waiting_in(client) == 3)
         tasks[1].cancel()
-        await asyncio.sleep(0.01)
+        await until_async(tasks[1].done)
         service.gate.set()
         told = await asyncio.gather(*tasks, return_exceptions=True)
     assert isinstance(told[1], asyncio.CancelledError)
@@ -431,14 +446,15 @@ async def test_a_batch_ends_when_all_of_it_are_cancelled_and_others_go_on() -> N
             return asyncio.create_task(client.usage.submit(**CALL, input_tokens=1, idempotency_key=key))
 
         first, *riders = [submit(key) for key in "abc"]
+        await until_async(lambda: waiting_in(client) == 2)
+        service.alone.set()
         await first
-        await asyncio.sleep(0.01)
-        assert len(service.sent) == 2
+        await until_async(lambda: len(service.sent) == 2)
         riders[0].cancel()
-        await asyncio.sleep(0.01)
+        await until_async(riders[0].done)
         assert service.cancelled == 0
         after = submit("d")
-        await asyncio.sleep(0.01)
+        await until_async(lambda: waiting_in(client) == 1)
         riders[1].cancel()
         await asyncio.wait(riders)
         assert (await after).usage_id == "id of d"

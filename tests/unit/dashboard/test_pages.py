@@ -416,6 +416,11 @@ async def test_from_an_unpriced_model_to_its_price() -> None:
         assert f'value="{form["effective"]}"' in refused.text
         refused = await client.post("/dashboard/prices/new", data={**form, "input": "-1"})
         assert refused.status_code == 400
+        refused = await client.post(
+            "/dashboard/prices/new", data={**form, "input": "1", "source": "their mail"}
+        )
+        assert refused.status_code == 400
+        assert "must be a URL" in refused.text
         for _ in range(2):
             done = await client.post("/dashboard/prices/new", data={**form, "input": "2.0625", "output": "8"})
             assert done.status_code == 303

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from llm_cost_ops import RateLimitConfig, RateLimitError
 from llm_cost_ops.interceptors.rate_limit import RateLimit, TokenBucket, _seconds
-from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.context import Metadata
 from llm_cost_ops.rpc.runtime import AsyncRuntime, SyncRuntime
 from llm_cost_ops.testing import Fault
 from tests.calls import DONE, async_channel, context_of, put, sync_channel

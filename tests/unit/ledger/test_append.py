@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from llm_cost_ops._gen.messages import CostStatus, ModalityTokens, Operation, SubmitStatus
-from llm_cost_ops.ledger import ids
-from llm_cost_ops.ledger.ids import as_key, as_text, usage_id
+from llm_cost_ops.ledger import encoding
+from llm_cost_ops.ledger.encoding import as_key, as_text, usage_id
 from llm_cost_ops.ledger.sqlite import append, integrity, rows
 from llm_cost_ops.ledger.types import Entry, Filter
 from llm_cost_ops.pricing.money import UNITS
@@ -281,11 +281,11 @@ def test_a_sum_that_is_too_large_is_out_of_range_when_read(store: Sync, column: 
 
 def test_one_id_of_two_keys_merges_nothing(store: Sync, monkeypatch: pytest.MonkeyPatch) -> None:
     """The keys are compared, not the ids that were made of them: here all first attempts have one id."""
-    real = ids.usage_id
+    real = encoding.usage_id
 
     def colliding(organization_id: str, key: str, attempt: int = 0) -> Any:
         text, stored, kept = real(organization_id, key if attempt else "k", attempt)
-        return (text, stored, ids.as_key(key)) if not attempt else (text, stored, kept)
+        return (text, stored, encoding.as_key(key)) if not attempt else (text, stored, kept)
 
     monkeypatch.setattr(rows, "usage_id", colliding)
     monkeypatch.setattr(append, "usage_id", colliding)
@@ -316,7 +316,7 @@ def test_the_look_at_a_file_searches_its_index_by_organization_and_id(tmp_path: 
 
 
 def test_an_id_is_looked_for_in_one_organization(store: Sync, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = ids.usage_id
+    real = encoding.usage_id
     monkeypatch.setattr(rows, "usage_id", lambda _, key: real("same", key))
     for organization in ("acme", "globex"):
         again = entry(idempotency_key="k", organization_id=organization)

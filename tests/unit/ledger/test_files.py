@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from llm_cost_ops._gen.messages import SubmitStatus
+from llm_cost_ops.ledger.encoding import to_micros
 from llm_cost_ops.ledger.sqlite import schema
 from llm_cost_ops.ledger.sqlite.connection import Database
 from llm_cost_ops.ledger.types import Filter
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from llm_cost_ops.rules.times import to_micros
 from tests.unit.ledger.making import START, Sync, entry
 
 ROOT = Path(__file__).parents[3]

@@ -16,8 +16,7 @@ from llm_cost_ops._gen.methods import GET_HEALTH
 from llm_cost_ops.ledger import open_ledger
 from llm_cost_ops.ledger.sqlite.api_keys import SqliteKeys
 from llm_cost_ops.proxy import asgi_app, serve
-from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.context import CallContext, Metadata
 from llm_cost_ops.rpc.runtime import AsyncRuntime
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.service.access.keys import create_key, revoke_key

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -18,8 +19,10 @@ import httpx
 import pytest
 
 from llm_cost_ops import CostOpsClient
+from llm_cost_ops.cli import main
 from llm_cost_ops.types import UsageQuality, UsageRecord
 from tests.proxies import ANSWER, CHUNK, Provider, event
+from tests.tunnels import self_signed
 
 CHAT = {"model": "gpt-4o", "messages": []}
 PATH = "/openai/v1/chat/completions"
@@ -193,7 +196,10 @@ def test_a_stream_is_cut_where_the_grace_ends_and_is_of_unknown_usage(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
+        ([], "upstream must be given, such as openai=https://api.openai.com"),
         (["--upstream", "openai"], "--upstream must be KEY=VALUE"),
+        (["--upstream", "openai=https://x.example", "--config", "none.toml"], "none.toml: No such file"),
+        (["--upstream", "openai=https://x.example", "--spool", "/dev/null"], "spool /dev/null: "),
         (["--upstream", "openai=ftp://x"], "upstream openai: the URL must begin with"),
         (
             ["--upstream", "openai=https://x.example", "--http", "0.0.0.0:0", "--base-url", "http://h"],
@@ -211,3 +217,60 @@ def test_what_can_not_be_run_is_said(tmp_path: Path, options: list[str], says: s
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert "listening" not in done.stdout
+
+
+def test_check_takes_the_settings_of_a_file_and_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("proxy.toml").write_text(
+        'db = "costs.db"\n[upstream]\nopenai = "https://x.example"\n', encoding="utf-8"
+    )
+    monkeypatch.setenv("LLM_COST_OPS_PROXY_CONFIG", "proxy.toml")
+    assert main(["proxy", "--check"]) == 0
+    assert capsys.readouterr().out.endswith("the settings are good\n")
+    assert Path("costs.db").is_file()
+    monkeypatch.setenv("LLM_COST_OPS_PROXY_SPOOL", "proxy.toml")
+    assert main(["proxy", "--check"]) == 2
+    assert "spool proxy.toml: " in capsys.readouterr().err
+
+
+def test_it_records_into_the_service_that_the_environment_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else whoever set it finds no record there, and a database beside the proxy."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LLM_COST_OPS_BASE_URL", "http://127.0.0.1:9")
+    assert main(["proxy", *OPENAI, "--check"]) == 0
+    assert not Path("llm_cost_ops.db").exists()
+
+
+def test_what_a_killed_proxy_left_is_sent_without_a_call(tmp_path: Path, provider: Provider) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        away = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    (tmp_path / "proxy.toml").write_text(f'base_url = "{away}"\n', encoding="utf-8")
+    with running(tmp_path, provider, "--config", "proxy.toml") as proxy:
+        assert httpx.post(proxy.url + PATH, json=CHAT).status_code == 200
+        proxy.process.kill()
+        proxy.process.communicate()
+    assert not (tmp_path / "llm_cost_ops.db").exists()
+    with running(tmp_path, provider, "--config", "proxy.toml", "--db", "llm_cost_ops.db") as proxy:
+        until = time.monotonic() + 60
+        while not records(tmp_path):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        assert proxy.end() == (0, "")
+    assert [record.total_tokens for record in records(tmp_path)] == [1007]
+
+
+def test_a_proxy_reads_a_renewed_certificate(tmp_path: Path, provider: Provider) -> None:
+    cert, key = self_signed(tmp_path)
+    with running(tmp_path, provider, "--tls-cert", str(cert), "--tls-key", str(key)) as proxy:
+        port = int(proxy.url.rpartition(":")[2])
+        first = ssl.get_server_certificate(("127.0.0.1", port))
+        self_signed(tmp_path)
+        proxy.process.send_signal(signal.SIGHUP)
+        assert proxy.process.stderr is not None
+        assert "certificates were read again" in proxy.process.stderr.readline()
+        assert ssl.get_server_certificate(("127.0.0.1", port)) != first
+        assert proxy.end()[0] == 0

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llm_cost_ops import RetryConfig, ValidationError, exceptions
 from llm_cost_ops.rpc.channel import Channel
-from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.context import Metadata
 from llm_cost_ops.rpc.raw import RawResponse
 from llm_cost_ops.rpc.runtime import AsyncRuntime, ForeignAwaitError, SyncRuntime, drive
 from llm_cost_ops.testing import Delay, Fault, ScriptedTransport

@@ -206,3 +206,27 @@ def test_currencies() -> None:
     assert {"USD", "EUR", "JPY", "CNY", "BHD"} <= CURRENCIES
     assert not {"XXX", "XTS", "DEM", "usd", ""} & CURRENCIES
     assert {code for code in CURRENCIES if not re.fullmatch("[A-Z]{3}", code)} == set()
+
+
+@pytest.mark.parametrize(
+    ("url", "right"),
+    [
+        ("", True),
+        ("https://openai.com/api/pricing", True),
+        ("HTTP://prices.example:8080?of=may#chat", True),
+        ("https://b\u00fccher.example/preise", True),
+        ("their mail of May", False),
+        ("openai.com/pricing", False),
+        ("javascript:alert(1)", False),
+        ("https://", False),
+        ("https:///prices", False),
+        ("https://a.example/two words", False),
+        ("https://a.example/x\nnext", False),
+    ],
+)
+def test_where_a_price_was_published_is_a_url(url: str, right: bool) -> None:
+    request = CreatePriceRequest(provider="openai", model_id="gpt-x", source_url=url, **RATE)
+    expected = [] if right else [("source_url", "must be a URL that begins with http:// or https://")]
+    assert [(found.field, found.description) for found in _broken(request)] == expected
+    # A card that is there is priced by, whatever stands in it.
+    assert _broken(make_card(RATE["rates"], source_url=url)) == []

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm_cost_ops.ledger.encoding import from_micros, to_micros
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.rules.times import (
     QUARTER,
@@ -17,11 +18,9 @@ from llm_cost_ops.rules.times import (
     buckets_around,
     buckets_between,
     cover,
-    from_micros,
     parse_end,
     parse_interval,
     parse_start,
-    to_micros,
 )
 
 ZONES = [

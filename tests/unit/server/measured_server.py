@@ -1,8 +1,9 @@
 """A server of both listeners that measures itself: run as a process, it prints its addresses as JSON, and for
 each line on stdin how long its loop was held and how much memory it took at most since the line before.
 
-A hold is the smaller of the time between two ticks and the time that the process computed meanwhile: so a
-machine that is busy with others adds nothing.
+A hold is the time between two ticks without that in which the loop could run and no core was free, and never
+more than the process computed meanwhile: a machine that is busy with others adds nothing, and a thread that
+keeps the interpreter's lock does.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ from typing import Any
 
 from llm_cost_ops._gen.methods import GET_HEALTH
 from llm_cost_ops.ledger.sqlite.ledger import SqliteLedger
-from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.context import CallContext, Metadata
 from llm_cost_ops.rpc.runtime import AsyncRuntime
 from llm_cost_ops.server.app import HttpServer
 from llm_cost_ops.server.grpc import GrpcServer
@@ -48,6 +48,11 @@ def say(what: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
+def waited_for_a_core() -> float:
+    """Seconds in which the calling thread was ready to run and had to wait (the kernel's count)."""
+    return int(Path("/proc/thread-self/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
+
+
 class Held:
     """The longest hold of the loop."""
 
@@ -56,9 +61,10 @@ class Held:
 
     async def watch(self) -> None:
         while True:
-            wall, computed = time.monotonic(), time.process_time()
+            wall, computed, waited = time.monotonic(), time.process_time(), waited_for_a_core()
             await asyncio.sleep(TICK)
-            held = min(time.monotonic() - wall - TICK, time.process_time() - computed)
+            passed = time.monotonic() - wall - TICK - (waited_for_a_core() - waited)
+            held = min(passed, time.process_time() - computed)
             self.longest = max(self.longest, held)
 
 

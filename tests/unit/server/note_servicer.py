@@ -8,8 +8,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from llm_cost_ops.rpc.context import Metadata
 from llm_cost_ops.rpc.handler import ServiceHandler
-from llm_cost_ops.rpc.metadata import Metadata
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.server.app import HttpServer, serve
 from llm_cost_ops.server.http import AsgiApp
@@ -23,6 +23,7 @@ from tests.tiny_service import (
     Note,
     PutNoteResponse,
 )
+from tests.waiting import MAX_WAIT, until_async
 
 
 class NoteServicer:
@@ -32,6 +33,7 @@ class NoteServicer:
         self.calls: list[tuple[Any, Any]] = []
         self.finished = 0
         self.draining = False
+        self.go_on = threading.Event()
 
     async def put(self, request, context):
         self.calls.append((request, context))
@@ -47,8 +49,8 @@ class NoteServicer:
         if note.text == "busy":
             context.response_metadata = Metadata({"x-ratelimit-limit": "5"})
             raise RpcError(StatusCode.RESOURCE_EXHAUSTED, "busy", retry_after=0.2)
-        if note.text == "sleep":
-            await asyncio.sleep(note.count / 1000)
+        if note.text == "wait":
+            await until_async(self.go_on.is_set)
         if note.text == "duplicate":
             context.response_status = 200
         self.finished += 1
@@ -132,11 +134,11 @@ def running(
         target=lambda: asyncio.run(server.main(limits, app_limits, uds, drain_delay, grace)), daemon=True
     )
     thread.start()
-    assert server.ready.wait(5)
+    assert server.ready.wait(MAX_WAIT)
     try:
         yield server
     finally:
         with contextlib.suppress(RuntimeError):
             server.stop()
-        thread.join(10)
+        thread.join(MAX_WAIT)
         assert not thread.is_alive()

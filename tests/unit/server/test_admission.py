@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
+from unittest import mock
 
 import httpx
 import pytest
@@ -14,8 +15,7 @@ from hypothesis import strategies as st
 
 from llm_cost_ops._gen.methods import GET_COST_SUMMARY, GET_HEALTH, SUBMIT_USAGE
 from llm_cost_ops.ledger.sqlite import SqliteLedger
-from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.context import CallContext, Metadata
 from llm_cost_ops.rpc.runtime import AsyncRuntime
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.server.admission import MAX_WAIT, Admission
@@ -23,6 +23,7 @@ from llm_cost_ops.server.http import AsgiApp
 from llm_cost_ops.service import Service
 from llm_cost_ops.service.access.tenancy import OPEN
 from llm_cost_ops.testing import AsyncVirtualRuntime
+from tests.waiting import until_async
 
 
 def context(method: Any = SUBMIT_USAGE) -> CallContext:
@@ -64,6 +65,14 @@ async def turns(count: int = 20) -> None:
         await asyncio.sleep(0)
 
 
+@pytest.fixture
+def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is refused, and nobody is taken for slow, because the machine is."""
+    monkeypatch.setattr("llm_cost_ops.server.admission.MAX_WAIT", 1000.0)
+    monkeypatch.setattr("llm_cost_ops.server.admission._SETTLING", 1000.0)
+
+
+@pytest.mark.usefixtures("slowly")
 async def test_calls_over_the_limit_wait_and_begin_in_their_order() -> None:
     calls = Calls(Admission(3, exempt={GET_HEALTH.path}), AsyncRuntime())
     made = [calls.call(n, method) for n, method in enumerate([SUBMIT_USAGE, GET_COST_SUMMARY] * 4)]
@@ -111,7 +120,8 @@ async def test_who_has_little_time_is_told_within_half_of_it(left: float) -> Non
     assert moment == pytest.approx(min(MAX_WAIT, left / 2))
 
 
-async def test_who_gives_up_leaves_the_turn_to_the_next() -> None:
+async def test_who_gives_up_leaves_the_turn_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm_cost_ops.server.admission.MAX_WAIT", 1000.0)
     calls = Calls(Admission(1), AsyncRuntime())
     calls.call("first")
     await turns()
@@ -124,16 +134,18 @@ async def test_who_gives_up_leaves_the_turn_to_the_next() -> None:
     # Cancelled in the moment in which it is let in.
     calls._ends[1].set()
     waiting[1].add_done_callback(lambda _: waiting[2].cancel())
-    await turns()
-    await asyncio.sleep(0.1)
-    assert calls.begun[-1] == 3
+    await until_async(lambda: calls.begun[-1] == 3)
     await calls.end(3)
     assert calls.admission.in_flight == 0
     assert not calls.admission.full()
 
 
-async def test_a_caller_that_was_let_in_and_sends_nothing_holds_nobody_up() -> None:
+async def test_a_caller_that_was_let_in_and_sends_nothing_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Over HTTP a call is let in before its body is read."""
+    monkeypatch.setattr("llm_cost_ops.server.admission.MAX_WAIT", 1000.0)
+    monkeypatch.setattr("llm_cost_ops.server.admission._SETTLING", 0.5)
     admission = Admission(2)
     calls = Calls(admission, AsyncRuntime())
     calls.call("a"), calls.call("b")
@@ -144,8 +156,7 @@ async def test_a_caller_that_was_let_in_and_sends_nothing_holds_nobody_up() -> N
     await calls.end("a", "b")
     assert [task.result() for task in slow] == [None, None]
     assert calls.begun == ["a", "b"]
-    await asyncio.sleep(0.2)
-    assert calls.begun == ["a", "b", 0, 1], "let in although nobody left"
+    await until_async(lambda: calls.begun == ["a", "b", 0, 1])  # let in although nobody left
     await calls.end(0, 1)
     await asyncio.gather(*quick)
 
@@ -189,10 +200,14 @@ def test_never_more_than_the_limit_and_nobody_is_forgotten(limit: int, steps: li
         await asyncio.sleep(0)
         assert not calls.admission._waiting
 
-    asyncio.run(run())
+    with mock.patch("llm_cost_ops.server.admission.MAX_WAIT", 1000.0):
+        asyncio.run(run())
 
 
-async def test_over_http_nothing_of_a_refused_call_is_looked_at_but_its_path() -> None:
+async def test_over_http_nothing_of_a_refused_call_is_looked_at_but_its_path(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("llm_cost_ops.server.admission.MAX_WAIT", 0.01)
     admission = Admission(1, exempt=OPEN)
     store = SqliteLedger(None)
     looked: list[str] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,7 @@ import pytest
 
 from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.ledger import Filter, open_ledger
-from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.context import CallContext, Metadata
 from llm_cost_ops.rpc.runtime import AsyncRuntime
 from llm_cost_ops.server import asgi_app, serve
 from tests.tiny_service import PUT_NOTE
@@ -60,6 +60,44 @@ async def test_a_ledger_that_was_given_stays_open() -> None:
     context = CallContext(PUT_NOTE, runtime, Metadata(), runtime.monotonic() + 5)
     assert await ledger.sums.count(Filter(), context) == 1
     await ledger.aclose()
+
+
+async def test_metrics_and_access_log_where_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    app = asgi_app("sqlite://", require_keys=False, metrics=True, access_log="json")
+    async with client_of(Mount("/costs", app)) as client:
+        assert (await client.post("/costs/api/v1/usage", json=RECORD)).status_code == 201
+        assert (await client.get("/costs/metrics")).status_code == 401
+        scraped = await client.get("/costs/metrics", headers={"host": "localhost"})
+    await app.aclose()
+    lines = scraped.text.splitlines()
+    submit = 'transport="http",method="llm_cost_ops.v1.UsageService.SubmitUsage",status="201"'
+    assert f"llm_cost_ops_calls_total{{{submit}}} 1" in lines
+    assert 'llm_cost_ops_records_total{status="created"} 1' in lines
+    assert 'llm_cost_ops_ledger_requests{status="priced"} 1' in lines
+    logged = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(each["rpc_method"].rpartition(".")[2], each["status"]) for each in logged] == [
+        ("SubmitUsage", "201"), ("pages", "401"), ("pages", "200"),
+    ]  # fmt: skip
+
+
+async def test_metrics_and_access_log_are_off_otherwise(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with client_of(asgi_app("sqlite://", require_keys=False)) as client:
+        assert (await client.get("/metrics", headers={"host": "localhost"})).status_code == 404
+    assert capsys.readouterr().err == ""
+    with pytest.raises(ConfigurationError, match="access_log must be off, text, json, not 'xml'"):
+        asgi_app("sqlite://", access_log="xml")
+
+
+async def test_the_access_log_alone_needs_no_metrics(capsys: pytest.CaptureFixture[str]) -> None:
+    app = asgi_app("sqlite://", require_keys=False, access_log="text")
+    async with client_of(app) as client:
+        await client.post("/api/v1/usage", json=RECORD)
+    await app.aclose()
+    assert "rpc_method=llm_cost_ops.v1.UsageService.SubmitUsage status=201" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 
 from llm_cost_ops.imports.spans import Span, calls_of
 from llm_cost_ops.ledger import open_ledger
-from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.context import CallContext, Metadata
 from llm_cost_ops.rpc.runtime import AsyncRuntime
 from llm_cost_ops.server import AsgiLimits, asgi_app, otlp
 from llm_cost_ops.service.access.keys import create_key

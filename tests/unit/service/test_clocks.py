@@ -17,8 +17,7 @@ from llm_cost_ops._gen.methods import BATCH_SUBMIT_USAGE, STREAM_USAGE, SUBMIT_U
 from llm_cost_ops.client.recorder import _submitted
 from llm_cost_ops.exceptions import ServerError
 from llm_cost_ops.ledger import Filter, open_ledger
-from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.context import CallContext, Metadata
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.service import Service
 from llm_cost_ops.testing import AsyncVirtualRuntime

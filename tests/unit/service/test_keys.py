@@ -14,8 +14,7 @@ import pytest
 
 from llm_cost_ops._gen.methods import GET_HEALTH
 from llm_cost_ops.ledger.sqlite import SqliteLedger
-from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.context import CallContext, Metadata
 from llm_cost_ops.rpc.runtime import SyncRuntime, drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.service.access import keys

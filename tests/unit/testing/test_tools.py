@@ -28,7 +28,6 @@ from llm_cost_ops import (
 from llm_cost_ops.interceptors.auth import Auth
 from llm_cost_ops.interceptors.cache import Cache
 from llm_cost_ops.interceptors.circuit_breaker import CircuitBreaker
-from llm_cost_ops.interceptors.error_mapping import ErrorMapping
 from llm_cost_ops.interceptors.logging import CallLogging
 from llm_cost_ops.interceptors.metrics import CallMetrics
 from llm_cost_ops.interceptors.rate_limit import RateLimit
@@ -261,7 +260,6 @@ def _config(kind: Any, *settings: Any) -> Any:
 @pytest.mark.parametrize(
     "make",
     [
-        ErrorMapping,
         _config(Auth, "some-key"),
         _config(Auth, lambda: "some-key"),
         _config(Cache, CacheConfig()),
@@ -339,7 +337,7 @@ async def test_a_scripted_stream_takes_requests(colour: str) -> None:
 
 
 async def test_the_check_works_inside_a_running_loop() -> None:
-    check_interceptor(ErrorMapping)
+    check_interceptor(_config(Retry, RetryConfig()))
 
 
 def test_fixture(costops: CostOpsClient) -> None:

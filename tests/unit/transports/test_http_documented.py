@@ -30,7 +30,7 @@ from llm_cost_ops._gen.methods import (
     LIST_USAGE,
     SUBMIT_USAGE,
 )
-from llm_cost_ops.rpc.metadata import Metadata
+from llm_cost_ops.rpc.context import Metadata
 from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.transports.http.client import AsyncHttpTransport, HttpTransport

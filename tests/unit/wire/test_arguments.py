@@ -16,8 +16,8 @@ from llm_cost_ops._gen.messages import (
     SubmitUsageRequest,
     UsageRecord,
 )
+from llm_cost_ops.rpc.context import fill_idempotency_key
 from llm_cost_ops.wire import coerce
-from llm_cost_ops.wire.keys import fill_idempotency_key
 
 SUBMIT = fill_idempotency_key("usage", "idempotency_key")
 BATCH = fill_idempotency_key("records", "idempotency_key")
@@ -76,7 +76,6 @@ def test_a_time_that_utc_cannot_hold_stays() -> None:
 def test_a_record_or_its_fields() -> None:
     record = UsageRecord(provider="p")
     assert coerce.overlaid(record, UsageRecord()) is record
-    assert coerce.overlaid(None, record) is record
     over = coerce.overlaid(record, UsageRecord(provider="q", tags=["t"], input_tokens=0))
     assert (over.provider, over.tags, over.input_tokens) == ("q", ["t"], 0)
     assert over == msgspec.structs.replace(record, provider="q", tags=["t"], input_tokens=0)
