@@ -225,6 +225,7 @@ def add_questions(commands: _Commands) -> None:
     _add_usage(commands)
     _add_prices(commands)
     _add_audit(commands)
+    _add_privacy(commands)
 
 
 def _add_costs(commands: _Commands) -> None:
@@ -378,6 +379,25 @@ def _add_audit(commands: _Commands) -> None:
     add_form(listing)
     add_target(listing)
     parser.set_defaults(run="audit")
+
+
+def _add_privacy(commands: _Commands) -> None:
+    parser = commands.add_parser("privacy", help="erase a user from what is recorded")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    erase = actions.add_parser(
+        "erase",
+        help="erase a user from every record and its history",
+        description="Erase a user from every record and its history: user_id, and tags, labels, metadata and "
+        "ids of sessions that are exactly the user's id. Costs and sums stay. It can't be undone; stopped, "
+        "the same command goes on. Backups, spools and the texts of metadata are yours to look into.",
+    )
+    erase.add_argument("--user", required=True, metavar="ID", help="as in the records' user_id")
+    erase.add_argument(
+        "--organization", action="append", default=[], metavar="ID", help="default: all that you may see"
+    )
+    erase.add_argument("--yes", action="store_true", help="do not ask")
+    add_target(erase)
+    parser.set_defaults(run="privacy")
 
 
 def _add_prices(commands: _Commands) -> None:
