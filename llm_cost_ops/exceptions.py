@@ -25,7 +25,7 @@ from __future__ import annotations
 import builtins
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from llm_cost_ops.rpc.status import STATUS_BY_REASON, RpcError, StatusCode, Violation, violations_text
 
@@ -48,6 +48,21 @@ __all__ = [
     "ValidationError",
     "error_from_rpc",
 ]
+
+
+class ErrorFacts(TypedDict, total=False):
+    """What every error takes beside its message; see CostOpsError."""
+
+    status_code: int | None
+    code: str
+    request_id: str
+    response: object
+    attempts: int
+    maybe_applied: bool
+    retryable: bool
+    retry_after: float | None
+    grpc_code: StatusCode | None
+    waited: float
 
 
 class CostOpsError(Exception):
@@ -129,7 +144,9 @@ class ValidationError(APIError):
     `violations` lists every broken rule as (field, description).
     """
 
-    def __init__(self, message: str, *, violations: tuple[Violation, ...] = (), **facts: Any) -> None:
+    def __init__(
+        self, message: str, *, violations: tuple[Violation, ...] = (), **facts: Unpack[ErrorFacts]
+    ) -> None:
         super().__init__(message, **facts)
         self.violations = violations
 
@@ -168,7 +185,7 @@ class ConflictError(APIError):
 class RateLimitError(APIError):
     """Too many requests (429). `retry_after` is in seconds; `limit` is the server's, if it said."""
 
-    def __init__(self, message: str, *, limit: int | None = None, **facts: Any) -> None:
+    def __init__(self, message: str, *, limit: int | None = None, **facts: Unpack[ErrorFacts]) -> None:
         super().__init__(message, **facts)
         self.limit = limit
 
@@ -192,7 +209,7 @@ class DeadlineError(ServerError, TimeoutError):
 class ConfigurationError(CostOpsError, ValueError):
     """A parameter of the client has a wrong value; `parameter` names it."""
 
-    def __init__(self, message: str, *, parameter: str = "", **facts: Any) -> None:
+    def __init__(self, message: str, *, parameter: str = "", **facts: Unpack[ErrorFacts]) -> None:
         super().__init__(message, **facts)
         self.parameter = parameter
 

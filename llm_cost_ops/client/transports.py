@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlencode
 
 from llm_cost_ops.config import EMBEDDED, ClientConfig, base_urls, split_base_url, split_names
 from llm_cost_ops.exceptions import ConfigurationError
-from llm_cost_ops.rpc.extras import missing_library
+from llm_cost_ops.lazy import missing_library
 from llm_cost_ops.rpc.interceptor import Transport
 
 if TYPE_CHECKING:

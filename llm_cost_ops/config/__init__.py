@@ -162,7 +162,7 @@ class ClientConfig(Config, frozen=True, kw_only=True):
             )
 
     @classmethod
-    def from_env(cls, **explicit: Any) -> ClientConfig:
+    def from_env(cls, **explicit: object) -> ClientConfig:
         """Read LLM_COST_OPS_* variables; explicit arguments win over them.
 
         BASE_URL, API_KEY, TIMEOUT (seconds), MAX_RETRIES, VERIFY_SSL (true or false), PROXY,
@@ -179,7 +179,8 @@ class ClientConfig(Config, frozen=True, kw_only=True):
                     if isinstance(error, ConfigurationError):
                         raise
                     raise wrong(name, "can't be read", found_text) from None
-        return cls(**found, **explicit)
+        found.update(explicit)
+        return cls(**found)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -198,22 +199,22 @@ class ClientConfig(Config, frozen=True, kw_only=True):
         """A copy with this deadline per call."""
         return self.replace(timeout=seconds)
 
-    def with_retry(self, retry: RetryConfig | None = None, **changes: Any) -> ClientConfig:
+    def with_retry(self, retry: RetryConfig | None = None, **changes: object) -> ClientConfig:
         """A copy that retries so: a whole RetryConfig, or some of its parameters."""
         return self.replace(retry=_changed(retry, self.retry, changes))
 
-    def with_rate_limit(self, rate_limit: RateLimitConfig | None = None, **changes: Any) -> ClientConfig:
+    def with_rate_limit(self, rate_limit: RateLimitConfig | None = None, **changes: object) -> ClientConfig:
         """A copy with this limit; without arguments, with the default one."""
         return self.replace(rate_limit=_changed(rate_limit, self.rate_limit or RateLimitConfig(), changes))
 
     def with_circuit_breaker(
-        self, circuit_breaker: CircuitBreakerConfig | None = None, **changes: Any
+        self, circuit_breaker: CircuitBreakerConfig | None = None, **changes: object
     ) -> ClientConfig:
         """A copy with this breaker; without arguments, with the default one."""
         current = self.circuit_breaker or CircuitBreakerConfig()
         return self.replace(circuit_breaker=_changed(circuit_breaker, current, changes))
 
-    def with_cache(self, cache: CacheConfig | None = None, **changes: Any) -> ClientConfig:
+    def with_cache(self, cache: CacheConfig | None = None, **changes: object) -> ClientConfig:
         """A copy with this cache; without arguments, with the default one."""
         return self.replace(cache=_changed(cache, self.cache or CacheConfig(), changes))
 
@@ -226,24 +227,24 @@ class ClientConfig(Config, frozen=True, kw_only=True):
         return self.replace(user_agent=user_agent)
 
     def with_connection_pool(
-        self, connection_pool: ConnectionPoolConfig | None = None, **changes: Any
+        self, connection_pool: ConnectionPoolConfig | None = None, **changes: object
     ) -> ClientConfig:
         """A copy with this pool."""
         return self.replace(connection_pool=_changed(connection_pool, self.connection_pool, changes))
 
-    def with_logging(self, logging: LoggingConfig | None = None, **changes: Any) -> ClientConfig:
+    def with_logging(self, logging: LoggingConfig | None = None, **changes: object) -> ClientConfig:
         """A copy that logs so; without arguments, with logging on."""
         return self.replace(logging=_changed(logging, self.logging, {"enabled": True, **changes}))
 
-    def with_metrics(self, metrics: MetricsConfig | None = None, **changes: Any) -> ClientConfig:
+    def with_metrics(self, metrics: MetricsConfig | None = None, **changes: object) -> ClientConfig:
         """A copy that measures so; without arguments, with metrics on."""
         return self.replace(metrics=_changed(metrics, self.metrics, {"enabled": True, **changes}))
 
-    def with_batching(self, batching: BatchingConfig | None = None, **changes: Any) -> ClientConfig:
+    def with_batching(self, batching: BatchingConfig | None = None, **changes: object) -> ClientConfig:
         """A copy that gathers submits so: a whole BatchingConfig, or some of its parameters."""
         return self.replace(batching=_changed(batching, self.batching, changes))
 
-    def with_recorder(self, recorder: RecorderConfig | None = None, **changes: Any) -> ClientConfig:
+    def with_recorder(self, recorder: RecorderConfig | None = None, **changes: object) -> ClientConfig:
         """A copy whose `usage.record` works so: a whole RecorderConfig, or some of its parameters."""
         return self.replace(recorder=_changed(recorder, self.recorder, changes))
 

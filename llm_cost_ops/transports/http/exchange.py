@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 
 from llm_cost_ops.exceptions import ConfigurationError
+from llm_cost_ops.lazy import missing_library
 from llm_cost_ops.rpc.answers import missing_answer
 from llm_cost_ops.rpc.context import CallContext, Metadata
-from llm_cost_ops.rpc.extras import missing_library
 from llm_cost_ops.rpc.method import Idempotency
 from llm_cost_ops.rpc.status import RpcError, StatusCode, client_closed
 from llm_cost_ops.transports.http.binding import HttpRequest, binding_of
