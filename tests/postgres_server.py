@@ -23,6 +23,8 @@ from typing import Any, Self
 
 import psycopg
 
+from tests.waiting import MAX_WAIT
+
 __all__ = ["PostgresServer", "binaries", "why_there_is_none"]
 
 # Nothing survives a test that needs to; and a vacuum at work would hold back what `committed` gives.
@@ -149,7 +151,7 @@ class PostgresServer:
                     with suppress(ProcessLookupError):
                         os.kill(child, signal.SIGKILL)
             process.send_signal(how)
-            process.wait(30)
+            process.wait(MAX_WAIT)
 
     def pause(self, *, resume: bool = False) -> None:
         """Stop every process of the server in its tracks, or have them go on."""

@@ -22,6 +22,7 @@ from llm_cost_ops import ClientConfig, RetryConfig, UsageRecord
 from llm_cost_ops.client.uploads import StreamReceipt
 from tests.conformance.clients import COLOURS, open_client
 from tests.faulty_proxy import FaultyProxy
+from tests.waiting import MAX_WAIT
 
 WAYS = [(transport, colour) for transport in ("http", "grpc") for colour in COLOURS]
 PATIENT = ClientConfig(
@@ -69,7 +70,7 @@ class Server:
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         self._process.send_signal(number)
-        self._process.wait(20)
+        self._process.wait(MAX_WAIT)
         assert self._process.stdout is not None
         self._process.stdout.close()
 

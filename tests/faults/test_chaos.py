@@ -19,6 +19,7 @@ import pytest
 from llm_cost_ops import ClientConfig, CostOpsClient, RecorderConfig
 from tests.faults.lossy import Served
 from tests.faults.recording_client import ORGANIZATION
+from tests.waiting import MAX_WAIT
 
 SECONDS = 100 if "LONG_TESTS" in os.environ else 10
 CLIENTS = [(transport, colour) for transport in ("http", "grpc") for colour in ("sync", "async")]
@@ -61,7 +62,7 @@ class Clients:
     def _kill(self, process: subprocess.Popen[bytes]) -> None:
         assert process.poll() is None, f"a client ended by itself: {process.returncode}"
         process.kill()
-        process.wait(20)
+        process.wait(MAX_WAIT)
         self.killed += 1
 
     def left(self) -> int:
