@@ -57,8 +57,8 @@ def test_a_flood_of_reset_calls_starves_nobody(server: Served) -> None:
     figures = f"median {median(took) * 1e3:.1f} ms, p99 {took[len(took) * 99 // 100] * 1e3:.1f} ms"
     print(f"{calls} calls opened and reset; {len(took)} answers, {figures}")  # noqa: T201  # what it is about
     assert calls > 1000
-    # Without what the server does against it an answer takes half a second or more, or does not come at all. The
-    # p99 is printed: a machine may be busy, and then the server has grpcio refuse some calls, of anybody.
+    # Without what the server does against it an answer takes half a second or more, or does not come at all.
+    # The p99 is printed: a machine may be busy, and then the server has grpcio refuse some calls, of anybody.
     assert len(failed) < ANSWERS / 2
     assert median(took) < max(0.3, 20 * median(calm))
 
