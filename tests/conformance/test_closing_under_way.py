@@ -41,7 +41,7 @@ def _silent(connection: Any) -> None:
 
 
 def wait_until_under_way(name: str) -> None:
-    """Until a call has reached the peer; the other, and one that connects, has a moment to come so far."""
+    """Until a call has reached the peer; the other one, and one that connects, gets a moment for it."""
     if name != "connecting":
         assert REACHED.wait(MAX_WAIT)
     time.sleep(0.5)

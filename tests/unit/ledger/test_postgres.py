@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 from unittest.mock import patch
 
@@ -19,7 +20,7 @@ from hypothesis.stateful import initialize, run_state_machine_as_test
 
 from llm_cost_ops._gen.messages import UsageQuality
 from llm_cost_ops.ledger import Filter, open_ledger
-from llm_cost_ops.ledger.postgres import schema
+from llm_cost_ops.ledger.postgres import schema, writing
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.pricing.pricebook import Priced
 from llm_cost_ops.rpc.runtime import drive
@@ -38,10 +39,13 @@ class TestPostgres(LedgerSuite, LifeSuite):
 
 
 class TestPostgres15(LedgerSuite, LifeSuite):
+    """With every row copied, as those of large batches are."""
+
     @pytest.fixture
     def url(self, postgres_15: Any) -> Iterator[str]:
         url = postgres_15.new_database()
-        yield url
+        with patch.object(writing, "MIN_COPIED", 1):
+            yield url
         postgres_15.drop(url)
 
 
@@ -58,17 +62,18 @@ def test_the_records_of_a_batch_are_in_its_order_whosever_they_are(postgres_url:
 
 def test_the_ledger_beside_a_model(postgres: Any) -> None:
     class Postgres(RepricedBesideModel):
-        @initialize(every=st.sampled_from([1, 2, 7, 500]))
-        def open(self, every: int) -> None:
-            self.folding = patch("llm_cost_ops.ledger.postgres.ledger.FOLD_EVERY", every)
-            self.folding.start()
+        @initialize(every=st.sampled_from([1, 2, 7, 500]), least=st.sampled_from([1, 3, 100]))
+        def open(self, every: int, least: int) -> None:
+            self.patches = ExitStack()
+            self.patches.enter_context(patch("llm_cost_ops.ledger.postgres.ledger.FOLD_EVERY", every))
+            self.patches.enter_context(patch.object(writing, "MIN_COPIED", least))
             self.url = postgres.new_database()
             self.store = Sync(ledger=open_ledger(self.url))
 
         def teardown(self) -> None:
             faults = self.store.find_faults()
             self.store.aclose()
-            self.folding.stop()
+            self.patches.close()
             postgres.drop(self.url)
             assert faults == []
 
@@ -118,7 +123,7 @@ def test_a_statement_without_an_organization_is_seen() -> None:
 def test_every_statement_names_the_organization(postgres_url: str) -> None:
     """So that no query reads another's rows by mistake, and all of them can be routed by organization."""
     seen: set[str] = set()
-    run, each = Session.run, Session.each
+    run, each, run_planned = Session.run, Session.each, Session.run_planned
 
     def running(self: Session, sql: str, *values: object, **named: object) -> Any:
         seen.add(sql)
@@ -128,14 +133,20 @@ def test_every_statement_names_the_organization(postgres_url: str) -> None:
         seen.add(sql)
         return each(self, sql, named)
 
+    def planning(self: Session, sql: str, **named: object) -> Any:
+        seen.add(sql)
+        return run_planned(self, sql, **named)
+
     with (
         patch.object(Session, "run", running),
+        patch.object(Session, "run_planned", planning),
         patch.object(Session, "each", reading),
         patch("llm_cost_ops.ledger.postgres.ledger.FOLD_EVERY", 1),
         Sync(ledger=open_ledger(postgres_url)) as ledger,
     ):
-        for price in (3, 4):
-            use_everything(ledger, price)
+        for price, least in ((3, 100), (4, 1)):
+            with patch.object(writing, "MIN_COPIED", least):
+                use_everything(ledger, price)
     assert len([sql for sql in seen if _TABLE.search(" ".join(sql.split()))]) > 25
     seen.discard(schema.RESTORED)
     assert {sql: without_organization(sql) for sql in seen if without_organization(sql)} == {}
