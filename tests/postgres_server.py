@@ -134,7 +134,7 @@ class PostgresServer:
                 user=system_user(),
                 preexec_fn=end_with_parent,  # noqa: PLW1509 - it takes no lock
             )
-        until = time.monotonic() + 30
+        until = time.monotonic() + MAX_WAIT
         while True:
             with suppress(psycopg.OperationalError):
                 psycopg.connect(self.url("postgres")).close()

