@@ -109,7 +109,7 @@ class LossyHttp(_Lossy):
     """A behaviour of a FaultyPeer."""
 
     def __call__(self, connection: Any) -> None:
-        there = http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)
+        there = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
         try:
             while self._serve(connection, there):
                 pass
@@ -220,7 +220,7 @@ class LossyGrpc(_Lossy):
             return True
         try:
             path = peer.headers[stream][":path"]
-            told = self._channel.unary_unary(path)(request, timeout=10)
+            told = self._channel.unary_unary(path)(request, timeout=60)
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE:
                 reset(connection)  # the server was killed

@@ -118,7 +118,7 @@ def test_gunicorn_with_a_preloaded_client(tmp_path: Path) -> None:
     def get(key: str) -> tuple[str, str]:
         for _ in range(100):
             try:
-                with urllib.request.urlopen(f"http://{address}/{key}", timeout=20) as answer:
+                with urllib.request.urlopen(f"http://{address}/{key}", timeout=60) as answer:
                     return key, answer.read().decode()
             except ConnectionError:
                 time.sleep(0.1)

@@ -25,7 +25,7 @@ COMPLETIONS = "/openai/v1/chat/completions"
 
 
 def connect(proxy: str) -> http.client.HTTPConnection:
-    return http.client.HTTPConnection(urlsplit(proxy).netloc, timeout=10)
+    return http.client.HTTPConnection(urlsplit(proxy).netloc, timeout=60)
 
 
 def test_a_request_reaches_the_provider_as_it_was_sent(proxy: str, provider: Provider) -> None:
@@ -174,7 +174,7 @@ def test_each_event_passes_before_the_next_one_is_sent(
     def answer(handler: Any) -> None:
         handler.stream()
         for payload in (CHUNK, CHUNK, {**CHUNK, "choices": [], "usage": ANSWER["usage"]}, b"[DONE]"):
-            assert turn.acquire(timeout=10)
+            assert turn.acquire(timeout=60)
             handler.part(event(payload))
         handler.part(b"")
 
