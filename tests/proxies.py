@@ -160,7 +160,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
         self.wfile.flush()
 
-    def wait_until_closed(self, seconds: float = 10) -> None:
+    def wait_until_closed(self, seconds: float = MAX_WAIT) -> None:
         """Wait until the other side has closed the connection."""
         self.connection.settimeout(seconds)
         with contextlib.suppress(ConnectionError):

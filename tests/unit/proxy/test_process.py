@@ -170,7 +170,7 @@ def test_a_stream_is_cut_where_the_grace_ends_and_is_of_unknown_usage(
         handler.stream()
         handler.part(event(CHUNK))
         begun.set()
-        handler.wait_until_closed(30)
+        handler.wait_until_closed()
 
     provider.answer = answer
     with running(tmp_path, provider) as proxy:

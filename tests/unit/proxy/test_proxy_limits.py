@@ -69,7 +69,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(
 
 def test_an_answer_that_does_not_begin_is_not_waited_for(provider: Provider, client: CostOpsClient) -> None:
     provider.answer = lambda handler: handler.wait_until_closed()
-    with limited(provider, client, answer_timeout=0.3) as url:
+    with limited(provider, client, answer_timeout=1.5) as url:
         assert code_of(httpx.post(url + PATH, json=CHAT)) == (504, "upstream_timeout")
         assert provider.closed.wait(MAX_WAIT)
     assert only_record(client, "unknown").model_id == "gpt-4o"
