@@ -234,22 +234,8 @@ class AnalyticsResource:
         """
         request = GetAnalyticsRequest(start_date=coerce.moment(start_date))
         _set_filter(
-            request,
-            organization_id,
-            provider,
-            model_id,
-            project_id,
-            user_id,
-            tag,
-            label,
-            start_date,
-            end_date,
-            time_zone,
-            service_tier,
-            processing,
-            region,
-            operation,
-            status,
+            request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
+            time_zone, service_tier, processing, region, operation, status,
         )
         if interval is not EMPTY:
             request.interval = coerce.member(Interval, interval)
@@ -308,22 +294,8 @@ class AsyncAnalyticsResource:
         """As AnalyticsResource.get."""
         request = GetAnalyticsRequest(start_date=coerce.moment(start_date))
         _set_filter(
-            request,
-            organization_id,
-            provider,
-            model_id,
-            project_id,
-            user_id,
-            tag,
-            label,
-            start_date,
-            end_date,
-            time_zone,
-            service_tier,
-            processing,
-            region,
-            operation,
-            status,
+            request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
+            time_zone, service_tier, processing, region, operation, status,
         )
         if interval is not EMPTY:
             request.interval = coerce.member(Interval, interval)
@@ -538,22 +510,8 @@ class CostsResource:
         """
         request = GetCostSummaryRequest()
         _set_filter(
-            request,
-            organization_id,
-            provider,
-            model_id,
-            project_id,
-            user_id,
-            tag,
-            label,
-            start_date,
-            end_date,
-            time_zone,
-            service_tier,
-            processing,
-            region,
-            operation,
-            status,
+            request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
+            time_zone, service_tier, processing, region, operation, status,
         )
         if group_by:
             request.group_by = coerce.texts(group_by)
@@ -861,22 +819,8 @@ class CostsResource:
         """
         request = RepriceUsageRequest()
         _set_filter(
-            request,
-            organization_id,
-            provider,
-            model_id,
-            project_id,
-            user_id,
-            tag,
-            label,
-            start_date,
-            end_date,
-            time_zone,
-            service_tier,
-            processing,
-            region,
-            operation,
-            status,
+            request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
+            time_zone, service_tier, processing, region, operation, status,
         )
         if as_of is not None:
             request.as_of = coerce.moment(as_of)
@@ -933,22 +877,8 @@ class AsyncCostsResource:
         """As CostsResource.get."""
         request = GetCostSummaryRequest()
         _set_filter(
-            request,
-            organization_id,
-            provider,
-            model_id,
-            project_id,
-            user_id,
-            tag,
-            label,
-            start_date,
-            end_date,
-            time_zone,
-            service_tier,
-            processing,
-            region,
-            operation,
-            status,
+            request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
+            time_zone, service_tier, processing, region, operation, status,
         )
         if group_by:
             request.group_by = coerce.texts(group_by)
@@ -1150,22 +1080,8 @@ class AsyncCostsResource:
         """As CostsResource.reprice."""
         request = RepriceUsageRequest()
         _set_filter(
-            request,
-            organization_id,
-            provider,
-            model_id,
-            project_id,
-            user_id,
-            tag,
-            label,
-            start_date,
-            end_date,
-            time_zone,
-            service_tier,
-            processing,
-            region,
-            operation,
-            status,
+            request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
+            time_zone, service_tier, processing, region, operation, status,
         )
         if as_of is not None:
             request.as_of = coerce.moment(as_of)
@@ -1918,22 +1834,8 @@ class UsageResource:
         """
         request = ListUsageRequest()
         _set_filter(
-            request,
-            organization_id,
-            provider,
-            model_id,
-            project_id,
-            user_id,
-            tag,
-            label,
-            start_date,
-            end_date,
-            time_zone,
-            service_tier,
-            processing,
-            region,
-            operation,
-            status,
+            request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
+            time_zone, service_tier, processing, region, operation, status,
         )
         if page is not ZERO:
             request.page = page
@@ -2034,22 +1936,8 @@ class UsageResource:
         """
         request = ExportUsageRequest()
         _set_filter(
-            request,
-            organization_id,
-            provider,
-            model_id,
-            project_id,
-            user_id,
-            tag,
-            label,
-            start_date,
-            end_date,
-            time_zone,
-            service_tier,
-            processing,
-            region,
-            operation,
-            status,
+            request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
+            time_zone, service_tier, processing, region, operation, status,
         )
         if order is not EMPTY:
             request.order = order
@@ -2348,22 +2236,8 @@ class AsyncUsageResource:
         """As UsageResource.get_history."""
         request = ListUsageRequest()
         _set_filter(
-            request,
-            organization_id,
-            provider,
-            model_id,
-            project_id,
-            user_id,
-            tag,
-            label,
-            start_date,
-            end_date,
-            time_zone,
-            service_tier,
-            processing,
-            region,
-            operation,
-            status,
+            request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
+            time_zone, service_tier, processing, region, operation, status,
         )
         if page is not ZERO:
             request.page = page
@@ -2421,22 +2295,8 @@ class AsyncUsageResource:
         """As UsageResource.export."""
         request = ExportUsageRequest()
         _set_filter(
-            request,
-            organization_id,
-            provider,
-            model_id,
-            project_id,
-            user_id,
-            tag,
-            label,
-            start_date,
-            end_date,
-            time_zone,
-            service_tier,
-            processing,
-            region,
-            operation,
-            status,
+            request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
+            time_zone, service_tier, processing, region, operation, status,
         )
         if order is not EMPTY:
             request.order = order

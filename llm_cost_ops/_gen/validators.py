@@ -8,52 +8,29 @@ from datetime import datetime
 from typing import Any
 
 from llm_cost_ops._gen.messages import (
-    Analytics, AnalyticsSummary, AuditEvent, BatchReceipt, BatchSubmitUsageRequest, BatchSubmitUsageResponse,
-    ComponentHealth, CorrectUsageRequest, CorrectUsageResponse, CostGroup, CostLine, CostRecord, CostStatus,
-    CostSummary, CostVerification, CreatePriceRequest, CreatePriceResponse, CurrencyTotal,
-    EstimateCostRequest, EstimateCostResponse, ExportUsageRequest, ExportUsageResponse, FieldViolation,
-    Filter, GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest, GetCostResponse, GetCostSummaryRequest,
-    GetCostSummaryResponse, GetHealthRequest, GetHealthResponse, GetPriceRequest, GetPriceResponse,
-    GetReadinessRequest, GetReadinessResponse, GroupKey, HealthStatus, Interval, ListAuditEventsRequest,
-    ListAuditEventsResponse, ListPricesRequest, ListPricesResponse, ListUsageRequest, ListUsageResponse,
-    ListUsageRevisionsRequest, ListUsageRevisionsResponse, MetricValues, ModalityTokens, Operation, Outcome,
-    Pagination, PriceMultiplier, PriceOrigin, PriceTier, Rate, RateCard, RecordError, RepriceDifference,
-    RepriceReport, RepriceUsageRequest, RepriceUsageResponse, ResponseMeta, RevisionKind, StreamProblem,
-    StreamUsageRequest, StreamUsageResponse, SubmitResult, SubmitStatus, SubmitUsageRequest,
-    SubmitUsageResponse, TierBasis, TierMode, TimeSeriesPoint, TimeWindow, UsageQuality, UsageReceipt,
-    UsageRecord, UsageRevision, UsageRevisions, VerifyCostRequest, VerifyCostResponse, VoidUsageRequest,
-    VoidUsageResponse,
+    BatchSubmitUsageRequest, CorrectUsageRequest, CostStatus, CreatePriceRequest, EstimateCostRequest,
+    ExportUsageRequest, Filter, GetAnalyticsRequest, GetCostRequest, GetCostSummaryRequest, GetHealthRequest,
+    GetPriceRequest, GetReadinessRequest, Interval, ListAuditEventsRequest, ListPricesRequest,
+    ListUsageRequest, ListUsageRevisionsRequest, ModalityTokens, Operation, Outcome, PriceMultiplier,
+    PriceOrigin, PriceTier, Rate, RepriceUsageRequest, StreamUsageRequest, SubmitUsageRequest, TierBasis,
+    TierMode, TimeWindow, UsageQuality, UsageRecord, VerifyCostRequest, VoidUsageRequest,
 )
 from llm_cost_ops.rpc.status import Violation
 from llm_cost_ops.wire.validation import (
-    EMPTY, ZERO, check_decimal, check_entries, check_enum, check_float, check_instance, check_int,
-    check_items, check_json, check_messages, check_text, check_undecoded, entry, missing, relocate,
+    EMPTY, ZERO, check_decimal, check_entries, check_enum, check_instance, check_int, check_items, check_json,
+    check_messages, check_text, check_undecoded, entry, missing, relocate,
 )
 
 __all__ = [
-    "validate_analytics", "validate_analytics_summary", "validate_audit_event", "validate_batch_receipt",
-    "validate_batch_submit_usage_request", "validate_batch_submit_usage_response",
-    "validate_component_health", "validate_correct_usage_request", "validate_correct_usage_response",
-    "validate_cost_group", "validate_cost_line", "validate_cost_record", "validate_cost_summary",
-    "validate_cost_verification", "validate_create_price_request", "validate_create_price_response",
-    "validate_currency_total", "validate_estimate_cost_request", "validate_estimate_cost_response",
-    "validate_export_usage_request", "validate_export_usage_response", "validate_field_violation",
-    "validate_filter", "validate_get_analytics_request", "validate_get_analytics_response",
-    "validate_get_cost_request", "validate_get_cost_response", "validate_get_cost_summary_request",
-    "validate_get_cost_summary_response", "validate_get_health_request", "validate_get_health_response",
-    "validate_get_price_request", "validate_get_price_response", "validate_get_readiness_request",
-    "validate_get_readiness_response", "validate_group_key", "validate_list_audit_events_request",
-    "validate_list_audit_events_response", "validate_list_prices_request", "validate_list_prices_response",
-    "validate_list_usage_request", "validate_list_usage_response", "validate_list_usage_revisions_request",
-    "validate_list_usage_revisions_response", "validate_metric_values", "validate_modality_tokens",
-    "validate_pagination", "validate_price_multiplier", "validate_price_tier", "validate_rate",
-    "validate_rate_card", "validate_record_error", "validate_reprice_difference", "validate_reprice_report",
-    "validate_reprice_usage_request", "validate_reprice_usage_response", "validate_response_meta",
-    "validate_stream_problem", "validate_stream_usage_request", "validate_stream_usage_response",
-    "validate_submit_result", "validate_submit_usage_request", "validate_submit_usage_response",
-    "validate_time_series_point", "validate_time_window", "validate_usage_receipt", "validate_usage_record",
-    "validate_usage_revision", "validate_usage_revisions", "validate_verify_cost_request",
-    "validate_verify_cost_response", "validate_void_usage_request", "validate_void_usage_response",
+    "validate_batch_submit_usage_request", "validate_correct_usage_request", "validate_create_price_request",
+    "validate_estimate_cost_request", "validate_export_usage_request", "validate_filter",
+    "validate_get_analytics_request", "validate_get_cost_request", "validate_get_cost_summary_request",
+    "validate_get_health_request", "validate_get_price_request", "validate_get_readiness_request",
+    "validate_list_audit_events_request", "validate_list_prices_request", "validate_list_usage_request",
+    "validate_list_usage_revisions_request", "validate_modality_tokens", "validate_price_multiplier",
+    "validate_price_tier", "validate_rate", "validate_reprice_usage_request", "validate_stream_usage_request",
+    "validate_submit_usage_request", "validate_time_window", "validate_usage_record",
+    "validate_verify_cost_request", "validate_void_usage_request",
 ]
 
 
@@ -79,152 +56,6 @@ def validate_get_analytics_request(m: GetAnalyticsRequest, path: str, violations
     if v is not EMPTY and (type(v) is not str or len(v) > 3 or not v.isprintable()):
         check_text(v, "currency", violations, 3)
     if not m.start_date: missing("start_date", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_metric_values(m: MetricValues, path: str, violations: list[Violation]) -> None:
-    """Check a MetricValues."""
-    start = len(violations)
-    v: Any
-    v = m.total_cost
-    if v is not None:
-        check_decimal(v, "total_cost", violations)
-    v = m.total_tokens
-    if v is not None and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "total_tokens", violations, -9223372036854775808, 9223372036854775807)
-    v = m.total_requests
-    if v is not None and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "total_requests", violations, -9223372036854775808, 9223372036854775807)
-    v = m.input_tokens
-    if v is not None and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "input_tokens", violations, -9223372036854775808, 9223372036854775807)
-    v = m.output_tokens
-    if v is not None and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "output_tokens", violations, -9223372036854775808, 9223372036854775807)
-    v = m.cached_tokens
-    if v is not None and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "cached_tokens", violations, -9223372036854775808, 9223372036854775807)
-    v = m.unpriced_requests
-    if v is not None and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "unpriced_requests", violations, -9223372036854775808, 9223372036854775807)
-    v = m.average_cost_per_request
-    if v is not None:
-        check_decimal(v, "average_cost_per_request", violations)
-    v = m.average_tokens_per_request
-    if v is not None:
-        check_decimal(v, "average_tokens_per_request", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_time_series_point(m: TimeSeriesPoint, path: str, violations: list[Violation]) -> None:
-    """Check a TimeSeriesPoint."""
-    start = len(violations)
-    v: Any
-    v = m.timestamp
-    if v is not None and type(v) is not datetime:
-        check_instance(v, "timestamp", violations, datetime)
-    v = m.metrics
-    if v is not None:
-        validate_metric_values(v, "metrics", violations) if type(v) is MetricValues else check_instance(v, "metrics", violations, MetricValues)
-    v = m.group
-    if (v or type(v) is not list) and check_items(v, "group", violations):
-        check_messages(v, "group", violations, GroupKey, validate_group_key)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_analytics_summary(m: AnalyticsSummary, path: str, violations: list[Violation]) -> None:
-    """Check a AnalyticsSummary."""
-    start = len(violations)
-    v: Any
-    v = m.total_cost
-    check_decimal(v, "total_cost", violations)
-    v = m.total_tokens
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "total_tokens", violations, -9223372036854775808, 9223372036854775807)
-    v = m.total_requests
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "total_requests", violations, -9223372036854775808, 9223372036854775807)
-    v = m.average_cost_per_request
-    if v is not None:
-        check_decimal(v, "average_cost_per_request", violations)
-    v = m.average_tokens_per_request
-    if v is not None:
-        check_decimal(v, "average_tokens_per_request", violations)
-    v = m.unpriced_requests
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "unpriced_requests", violations, -9223372036854775808, 9223372036854775807)
-    v = m.currency
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "currency", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_analytics(m: Analytics, path: str, violations: list[Violation]) -> None:
-    """Check a Analytics."""
-    start = len(violations)
-    v: Any
-    v = m.time_series
-    if (v or type(v) is not list) and check_items(v, "time_series", violations):
-        check_messages(v, "time_series", violations, TimeSeriesPoint, validate_time_series_point)
-    v = m.summary
-    if v is not None:
-        validate_analytics_summary(v, "summary", violations) if type(v) is AnalyticsSummary else check_instance(v, "summary", violations, AnalyticsSummary)
-    v = m.interval
-    if type(v) is not Interval or v.number is None:
-        check_enum(v, "interval", violations, Interval)
-    v = m.period_start
-    if v is not None and type(v) is not datetime:
-        check_instance(v, "period_start", violations, datetime)
-    v = m.period_end
-    if v is not None and type(v) is not datetime:
-        check_instance(v, "period_end", violations, datetime)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_get_analytics_response(m: GetAnalyticsResponse, path: str, violations: list[Violation]) -> None:
-    """Check a GetAnalyticsResponse."""
-    start = len(violations)
-    v: Any
-    v = m.data
-    if v is not None:
-        validate_analytics(v, "data", violations) if type(v) is Analytics else check_instance(v, "data", violations, Analytics)
-    v = m.meta
-    if v is not None:
-        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_audit_event(m: AuditEvent, path: str, violations: list[Violation]) -> None:
-    """Check a AuditEvent."""
-    start = len(violations)
-    v: Any
-    v = m.number
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "number", violations, -9223372036854775808, 9223372036854775807)
-    v = m.made_at
-    if v is not None and type(v) is not datetime:
-        check_instance(v, "made_at", violations, datetime)
-    v = m.actor
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "actor", violations)
-    v = m.organization_id
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "organization_id", violations)
-    v = m.action
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "action", violations)
-    v = m.subject
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "subject", violations)
-    v = m.details
-    if v is not None:
-        check_json(v, "details", violations)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -274,135 +105,6 @@ def validate_list_audit_events_request(
         relocate(violations, start, path)
 
 
-def validate_list_audit_events_response(
-    m: ListAuditEventsResponse, path: str, violations: list[Violation]
-) -> None:
-    """Check a ListAuditEventsResponse."""
-    start = len(violations)
-    v: Any
-    v = m.data
-    if (v or type(v) is not list) and check_items(v, "data", violations):
-        check_messages(v, "data", violations, AuditEvent, validate_audit_event)
-    v = m.pagination
-    if v is not None:
-        validate_pagination(v, "pagination", violations) if type(v) is Pagination else check_instance(v, "pagination", violations, Pagination)
-    v = m.meta
-    if v is not None:
-        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_cost_line(m: CostLine, path: str, violations: list[Violation]) -> None:
-    """Check a CostLine."""
-    start = len(violations)
-    v: Any
-    v = m.meter
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "meter", violations)
-    v = m.quantity
-    check_decimal(v, "quantity", violations)
-    v = m.unit_price
-    if v is not None:
-        check_decimal(v, "unit_price", violations)
-    v = m.per
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "per", violations, -9223372036854775808, 9223372036854775807)
-    v = m.multiplier
-    check_decimal(v, "multiplier", violations)
-    v = m.cost
-    check_decimal(v, "cost", violations)
-    v = m.priced
-    if type(v) is not bool:
-        check_instance(v, "priced", violations, bool)
-    v = m.rate_meter
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "rate_meter", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_cost_record(m: CostRecord, path: str, violations: list[Violation]) -> None:
-    """Check a CostRecord."""
-    start = len(violations)
-    v: Any
-    v = m.id
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "id", violations)
-    v = m.usage_id
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "usage_id", violations)
-    v = m.revision
-    if v is not ZERO and (type(v) is not int or not -2147483648 <= v <= 2147483647):
-        check_int(v, "revision", violations, -2147483648, 2147483647)
-    v = m.status
-    if type(v) is not CostStatus or v.number is None:
-        check_enum(v, "status", violations, CostStatus)
-    v = m.currency
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "currency", violations)
-    v = m.total_cost
-    if v is not None:
-        check_decimal(v, "total_cost", violations)
-    v = m.input_cost
-    if v is not None:
-        check_decimal(v, "input_cost", violations)
-    v = m.output_cost
-    if v is not None:
-        check_decimal(v, "output_cost", violations)
-    v = m.other_cost
-    if v is not None:
-        check_decimal(v, "other_cost", violations)
-    v = m.lines
-    if (v or type(v) is not list) and check_items(v, "lines", violations):
-        check_messages(v, "lines", violations, CostLine, validate_cost_line)
-    v = m.rate_card_id
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "rate_card_id", violations)
-    v = m.rate_card_version
-    if v is not ZERO and (type(v) is not int or not -2147483648 <= v <= 2147483647):
-        check_int(v, "rate_card_version", violations, -2147483648, 2147483647)
-    v = m.fallback_dimensions
-    if (v or type(v) is not list) and check_items(v, "fallback_dimensions", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"fallback_dimensions[{i}]", violations)
-    v = m.cache_savings
-    if v is not None:
-        check_decimal(v, "cache_savings", violations)
-    v = m.calculator_version
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "calculator_version", violations)
-    v = m.calculated_at
-    if v is not None and type(v) is not datetime:
-        check_instance(v, "calculated_at", violations, datetime)
-    v = m.origin_version
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "origin_version", violations)
-    v = m.revision_kind
-    if type(v) is not RevisionKind or v.number is None:
-        check_enum(v, "revision_kind", violations, RevisionKind)
-    v = m.revision_reason
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "revision_reason", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_group_key(m: GroupKey, path: str, violations: list[Violation]) -> None:
-    """Check a GroupKey."""
-    start = len(violations)
-    v: Any
-    v = m.dimension
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "dimension", violations)
-    v = m.value
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "value", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
 def validate_get_cost_summary_request(
     m: GetCostSummaryRequest, path: str, violations: list[Violation]
 ) -> None:
@@ -422,128 +124,6 @@ def validate_get_cost_summary_request(
         relocate(violations, start, path)
 
 
-def validate_cost_group(m: CostGroup, path: str, violations: list[Violation]) -> None:
-    """Check a CostGroup."""
-    start = len(violations)
-    v: Any
-    v = m.dimension
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "dimension", violations)
-    v = m.value
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "value", violations)
-    v = m.cost
-    check_decimal(v, "cost", violations)
-    v = m.tokens
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "tokens", violations, -9223372036854775808, 9223372036854775807)
-    v = m.requests
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "requests", violations, -9223372036854775808, 9223372036854775807)
-    v = m.keys
-    if (v or type(v) is not list) and check_items(v, "keys", violations):
-        check_messages(v, "keys", violations, GroupKey, validate_group_key)
-    v = m.input_tokens
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "input_tokens", violations, -9223372036854775808, 9223372036854775807)
-    v = m.output_tokens
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "output_tokens", violations, -9223372036854775808, 9223372036854775807)
-    v = m.cached_tokens
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "cached_tokens", violations, -9223372036854775808, 9223372036854775807)
-    v = m.unpriced_requests
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "unpriced_requests", violations, -9223372036854775808, 9223372036854775807)
-    v = m.other_currencies
-    if (v or type(v) is not list) and check_items(v, "other_currencies", violations):
-        check_messages(v, "other_currencies", violations, CurrencyTotal, validate_currency_total)
-    v = m.reported_requests
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "reported_requests", violations, -9223372036854775808, 9223372036854775807)
-    v = m.reported_cost
-    check_decimal(v, "reported_cost", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_currency_total(m: CurrencyTotal, path: str, violations: list[Violation]) -> None:
-    """Check a CurrencyTotal."""
-    start = len(violations)
-    v: Any
-    v = m.currency
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "currency", violations)
-    v = m.cost
-    check_decimal(v, "cost", violations)
-    v = m.requests
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "requests", violations, -9223372036854775808, 9223372036854775807)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_cost_summary(m: CostSummary, path: str, violations: list[Violation]) -> None:
-    """Check a CostSummary."""
-    start = len(violations)
-    v: Any
-    v = m.total_cost
-    check_decimal(v, "total_cost", violations)
-    v = m.currency
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "currency", violations)
-    v = m.total_tokens
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "total_tokens", violations, -9223372036854775808, 9223372036854775807)
-    v = m.total_requests
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "total_requests", violations, -9223372036854775808, 9223372036854775807)
-    v = m.period_start
-    if v is not None and type(v) is not datetime:
-        check_instance(v, "period_start", violations, datetime)
-    v = m.period_end
-    if v is not None and type(v) is not datetime:
-        check_instance(v, "period_end", violations, datetime)
-    v = m.breakdown
-    if (v or type(v) is not list) and check_items(v, "breakdown", violations):
-        check_messages(v, "breakdown", violations, CostGroup, validate_cost_group)
-    v = m.additive
-    if type(v) is not bool:
-        check_instance(v, "additive", violations, bool)
-    v = m.unpriced_requests
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "unpriced_requests", violations, -9223372036854775808, 9223372036854775807)
-    v = m.other_currencies
-    if (v or type(v) is not list) and check_items(v, "other_currencies", violations):
-        check_messages(v, "other_currencies", violations, CurrencyTotal, validate_currency_total)
-    v = m.priced_fraction
-    if v is not None:
-        check_decimal(v, "priced_fraction", violations)
-    v = m.reported_requests
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "reported_requests", violations, -9223372036854775808, 9223372036854775807)
-    v = m.reported_cost
-    check_decimal(v, "reported_cost", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_get_cost_summary_response(
-    m: GetCostSummaryResponse, path: str, violations: list[Violation]
-) -> None:
-    """Check a GetCostSummaryResponse."""
-    start = len(violations)
-    v: Any
-    v = m.data
-    if v is not None:
-        validate_cost_summary(v, "data", violations) if type(v) is CostSummary else check_instance(v, "data", violations, CostSummary)
-    v = m.meta
-    if v is not None:
-        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
 def validate_get_cost_request(m: GetCostRequest, path: str, violations: list[Violation]) -> None:
     """Check a GetCostRequest."""
     start = len(violations)
@@ -554,20 +134,6 @@ def validate_get_cost_request(m: GetCostRequest, path: str, violations: list[Vio
     v = m.organization_id
     if v is not EMPTY and (type(v) is not str or len(v) > 100 or not v.isprintable()):
         check_text(v, "organization_id", violations, 100)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_get_cost_response(m: GetCostResponse, path: str, violations: list[Violation]) -> None:
-    """Check a GetCostResponse."""
-    start = len(violations)
-    v: Any
-    v = m.data
-    if v is not None:
-        validate_cost_record(v, "data", violations) if type(v) is CostRecord else check_instance(v, "data", violations, CostRecord)
-    v = m.meta
-    if v is not None:
-        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -586,40 +152,6 @@ def validate_verify_cost_request(m: VerifyCostRequest, path: str, violations: li
         relocate(violations, start, path)
 
 
-def validate_cost_verification(m: CostVerification, path: str, violations: list[Violation]) -> None:
-    """Check a CostVerification."""
-    start = len(violations)
-    v: Any
-    v = m.matches
-    if type(v) is not bool:
-        check_instance(v, "matches", violations, bool)
-    v = m.recorded
-    if v is not None:
-        validate_cost_record(v, "recorded", violations) if type(v) is CostRecord else check_instance(v, "recorded", violations, CostRecord)
-    v = m.recomputed
-    if v is not None:
-        validate_cost_record(v, "recomputed", violations) if type(v) is CostRecord else check_instance(v, "recomputed", violations, CostRecord)
-    v = m.reason
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "reason", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_verify_cost_response(m: VerifyCostResponse, path: str, violations: list[Violation]) -> None:
-    """Check a VerifyCostResponse."""
-    start = len(violations)
-    v: Any
-    v = m.data
-    if v is not None:
-        validate_cost_verification(v, "data", violations) if type(v) is CostVerification else check_instance(v, "data", violations, CostVerification)
-    v = m.meta
-    if v is not None:
-        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
 def validate_estimate_cost_request(m: EstimateCostRequest, path: str, violations: list[Violation]) -> None:
     """Check a EstimateCostRequest."""
     start = len(violations)
@@ -629,20 +161,6 @@ def validate_estimate_cost_request(m: EstimateCostRequest, path: str, violations
         validate_usage_record(v, "usage", violations) if type(v) is UsageRecord else check_instance(v, "usage", violations, UsageRecord)
     if v is None:
         missing("usage", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_estimate_cost_response(m: EstimateCostResponse, path: str, violations: list[Violation]) -> None:
-    """Check a EstimateCostResponse."""
-    start = len(violations)
-    v: Any
-    v = m.data
-    if v is not None:
-        validate_cost_record(v, "data", violations) if type(v) is CostRecord else check_instance(v, "data", violations, CostRecord)
-    v = m.meta
-    if v is not None:
-        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -658,72 +176,6 @@ def validate_reprice_usage_request(m: RepriceUsageRequest, path: str, violations
     v = m.dry_run
     if type(v) is not bool:
         check_instance(v, "dry_run", violations, bool)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_reprice_difference(m: RepriceDifference, path: str, violations: list[Violation]) -> None:
-    """Check a RepriceDifference."""
-    start = len(violations)
-    v: Any
-    v = m.provider
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "provider", violations)
-    v = m.model_id
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "model_id", violations)
-    v = m.currency
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "currency", violations)
-    v = m.records
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "records", violations, -9223372036854775808, 9223372036854775807)
-    v = m.before
-    check_decimal(v, "before", violations)
-    v = m.after
-    check_decimal(v, "after", violations)
-    v = m.difference
-    check_decimal(v, "difference", violations)
-    v = m.unpriced_before
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "unpriced_before", violations, -9223372036854775808, 9223372036854775807)
-    v = m.unpriced_after
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "unpriced_after", violations, -9223372036854775808, 9223372036854775807)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_reprice_report(m: RepriceReport, path: str, violations: list[Violation]) -> None:
-    """Check a RepriceReport."""
-    start = len(violations)
-    v: Any
-    v = m.dry_run
-    if type(v) is not bool:
-        check_instance(v, "dry_run", violations, bool)
-    v = m.examined
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "examined", violations, -9223372036854775808, 9223372036854775807)
-    v = m.changed
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "changed", violations, -9223372036854775808, 9223372036854775807)
-    v = m.differences
-    if (v or type(v) is not list) and check_items(v, "differences", violations):
-        check_messages(v, "differences", violations, RepriceDifference, validate_reprice_difference)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_reprice_usage_response(m: RepriceUsageResponse, path: str, violations: list[Violation]) -> None:
-    """Check a RepriceUsageResponse."""
-    start = len(violations)
-    v: Any
-    v = m.data
-    if v is not None:
-        validate_reprice_report(v, "data", violations) if type(v) is RepriceReport else check_instance(v, "data", violations, RepriceReport)
-    v = m.meta
-    if v is not None:
-        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -807,126 +259,12 @@ def validate_filter(m: Filter, path: str, violations: list[Violation]) -> None:
         relocate(violations, start, path)
 
 
-def validate_component_health(m: ComponentHealth, path: str, violations: list[Violation]) -> None:
-    """Check a ComponentHealth."""
-    start = len(violations)
-    v: Any
-    v = m.name
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "name", violations)
-    v = m.status
-    if type(v) is not HealthStatus or v.number is None:
-        check_enum(v, "status", violations, HealthStatus)
-    v = m.message
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "message", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
 def validate_get_health_request(m: GetHealthRequest, path: str, violations: list[Violation]) -> None:
     """Check a GetHealthRequest."""
 
 
-def validate_get_health_response(m: GetHealthResponse, path: str, violations: list[Violation]) -> None:
-    """Check a GetHealthResponse."""
-    start = len(violations)
-    v: Any
-    v = m.status
-    if type(v) is not HealthStatus or v.number is None:
-        check_enum(v, "status", violations, HealthStatus)
-    v = m.version
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "version", violations)
-    v = m.uptime_seconds
-    if type(v) is not float:
-        check_float(v, "uptime_seconds", violations)
-    v = m.components
-    if (v or type(v) is not list) and check_items(v, "components", violations):
-        check_messages(v, "components", violations, ComponentHealth, validate_component_health)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
 def validate_get_readiness_request(m: GetReadinessRequest, path: str, violations: list[Violation]) -> None:
     """Check a GetReadinessRequest."""
-
-
-def validate_get_readiness_response(m: GetReadinessResponse, path: str, violations: list[Violation]) -> None:
-    """Check a GetReadinessResponse."""
-    start = len(violations)
-    v: Any
-    v = m.status
-    if type(v) is not HealthStatus or v.number is None:
-        check_enum(v, "status", violations, HealthStatus)
-    v = m.version
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "version", violations)
-    v = m.uptime_seconds
-    if type(v) is not float:
-        check_float(v, "uptime_seconds", violations)
-    v = m.components
-    if (v or type(v) is not list) and check_items(v, "components", violations):
-        check_messages(v, "components", violations, ComponentHealth, validate_component_health)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_pagination(m: Pagination, path: str, violations: list[Violation]) -> None:
-    """Check a Pagination."""
-    start = len(violations)
-    v: Any
-    v = m.page
-    if v is not ZERO and (type(v) is not int or not -2147483648 <= v <= 2147483647):
-        check_int(v, "page", violations, -2147483648, 2147483647)
-    v = m.page_size
-    if v is not ZERO and (type(v) is not int or not -2147483648 <= v <= 2147483647):
-        check_int(v, "page_size", violations, -2147483648, 2147483647)
-    v = m.per_page
-    if v is not ZERO and (type(v) is not int or not -2147483648 <= v <= 2147483647):
-        check_int(v, "per_page", violations, -2147483648, 2147483647)
-    v = m.total_items
-    if v is not None and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "total_items", violations, -9223372036854775808, 9223372036854775807)
-    v = m.total_pages
-    if v is not None and (type(v) is not int or not -2147483648 <= v <= 2147483647):
-        check_int(v, "total_pages", violations, -2147483648, 2147483647)
-    v = m.has_next
-    if type(v) is not bool:
-        check_instance(v, "has_next", violations, bool)
-    v = m.has_prev
-    if type(v) is not bool:
-        check_instance(v, "has_prev", violations, bool)
-    v = m.next_cursor
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "next_cursor", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_response_meta(m: ResponseMeta, path: str, violations: list[Violation]) -> None:
-    """Check a ResponseMeta."""
-    start = len(violations)
-    v: Any
-    v = m.request_id
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "request_id", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_field_violation(m: FieldViolation, path: str, violations: list[Violation]) -> None:
-    """Check a FieldViolation."""
-    start = len(violations)
-    v: Any
-    v = m.field
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "field", violations)
-    v = m.description
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "description", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
 
 
 def validate_price_tier(m: PriceTier, path: str, violations: list[Violation]) -> None:
@@ -1008,97 +346,6 @@ def validate_price_multiplier(m: PriceMultiplier, path: str, violations: list[Vi
         relocate(violations, start, path)
 
 
-def validate_rate_card(m: RateCard, path: str, violations: list[Violation]) -> None:
-    """Check a RateCard."""
-    start = len(violations)
-    v: Any
-    v = m.id
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "id", violations)
-    v = m.provider
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "provider", violations)
-    v = m.model_id
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "model_id", violations)
-    v = m.aliases
-    if (v or type(v) is not list) and check_items(v, "aliases", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"aliases[{i}]", violations)
-    v = m.organization_id
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "organization_id", violations)
-    v = m.region
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "region", violations)
-    v = m.service_tier
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "service_tier", violations)
-    v = m.processing
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "processing", violations)
-    v = m.speed
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "speed", violations)
-    v = m.currency
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "currency", violations)
-    v = m.effective_from
-    if v is not None and type(v) is not datetime:
-        check_instance(v, "effective_date", violations, datetime)
-    v = m.effective_until
-    if v is not None and type(v) is not datetime:
-        check_instance(v, "end_date", violations, datetime)
-    v = m.windows
-    if (v or type(v) is not list) and check_items(v, "windows", violations):
-        check_messages(v, "windows", violations, TimeWindow, validate_time_window)
-    v = m.rates
-    if (v or type(v) is not list) and check_items(v, "rates", violations):
-        check_messages(v, "rates", violations, Rate, validate_rate)
-    v = m.tier_mode
-    if type(v) is not TierMode or v.number is None:
-        check_enum(v, "tier_mode", violations, TierMode)
-    v = m.tier_basis
-    if type(v) is not TierBasis or v.number is None:
-        check_enum(v, "tier_basis", violations, TierBasis)
-    v = m.multipliers
-    if (v or type(v) is not list) and check_items(v, "multipliers", violations):
-        check_messages(v, "multipliers", violations, PriceMultiplier, validate_price_multiplier)
-    v = m.origin
-    if type(v) is not PriceOrigin or v.number is None:
-        check_enum(v, "origin", violations, PriceOrigin)
-    v = m.origin_version
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "origin_version", violations)
-    v = m.source_url
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "source_url", violations)
-    v = m.version
-    if v is not ZERO and (type(v) is not int or not -2147483648 <= v <= 2147483647):
-        check_int(v, "version", violations, -2147483648, 2147483647)
-    v = m.created_at
-    if v is not None and type(v) is not datetime:
-        check_instance(v, "created_at", violations, datetime)
-    v = m.updated_at
-    if v is not None and type(v) is not datetime:
-        check_instance(v, "updated_at", violations, datetime)
-    v = m.input_price_per_1k
-    if v is not None:
-        check_decimal(v, "input_price_per_1k", violations)
-    v = m.output_price_per_1k
-    if v is not None:
-        check_decimal(v, "output_price_per_1k", violations)
-    v = m.input_price_per_million
-    if v is not None:
-        check_decimal(v, "input_price_per_million", violations)
-    v = m.output_price_per_million
-    if v is not None:
-        check_decimal(v, "output_price_per_million", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
 def validate_create_price_request(m: CreatePriceRequest, path: str, violations: list[Violation]) -> None:
     """Check a CreatePriceRequest."""
     start = len(violations)
@@ -1175,20 +422,6 @@ def validate_create_price_request(m: CreatePriceRequest, path: str, violations: 
         relocate(violations, start, path)
 
 
-def validate_create_price_response(m: CreatePriceResponse, path: str, violations: list[Violation]) -> None:
-    """Check a CreatePriceResponse."""
-    start = len(violations)
-    v: Any
-    v = m.data
-    if v is not None:
-        validate_rate_card(v, "data", violations) if type(v) is RateCard else check_instance(v, "data", violations, RateCard)
-    v = m.meta
-    if v is not None:
-        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
 def validate_get_price_request(m: GetPriceRequest, path: str, violations: list[Violation]) -> None:
     """Check a GetPriceRequest."""
     start = len(violations)
@@ -1196,20 +429,6 @@ def validate_get_price_request(m: GetPriceRequest, path: str, violations: list[V
     v = m.id
     if not v or type(v) is not str or len(v) > 255 or not v.isprintable():
         check_text(v, "id", violations, 255, required=True)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_get_price_response(m: GetPriceResponse, path: str, violations: list[Violation]) -> None:
-    """Check a GetPriceResponse."""
-    start = len(violations)
-    v: Any
-    v = m.data
-    if v is not None:
-        validate_rate_card(v, "data", violations) if type(v) is RateCard else check_instance(v, "data", violations, RateCard)
-    v = m.meta
-    if v is not None:
-        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1249,23 +468,6 @@ def validate_list_prices_request(m: ListPricesRequest, path: str, violations: li
     v = m.cursor
     if v is not EMPTY and (type(v) is not str or not v.isprintable()):
         check_text(v, "cursor", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_list_prices_response(m: ListPricesResponse, path: str, violations: list[Violation]) -> None:
-    """Check a ListPricesResponse."""
-    start = len(violations)
-    v: Any
-    v = m.data
-    if (v or type(v) is not list) and check_items(v, "data", violations):
-        check_messages(v, "data", violations, RateCard, validate_rate_card)
-    v = m.pagination
-    if v is not None:
-        validate_pagination(v, "pagination", violations) if type(v) is Pagination else check_instance(v, "pagination", violations, Pagination)
-    v = m.meta
-    if v is not None:
-        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1467,49 +669,6 @@ def validate_submit_usage_request(m: SubmitUsageRequest, path: str, violations: 
         relocate(violations, start, path)
 
 
-def validate_usage_receipt(m: UsageReceipt, path: str, violations: list[Violation]) -> None:
-    """Check a UsageReceipt."""
-    start = len(violations)
-    v: Any
-    v = m.usage_id
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "usage_id", violations)
-    v = m.organization_id
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "organization_id", violations)
-    v = m.estimated_cost
-    if v is not None:
-        check_decimal(v, "estimated_cost", violations)
-    v = m.currency
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "currency", violations)
-    v = m.processed_at
-    if v is not None and type(v) is not datetime:
-        check_instance(v, "processed_at", violations, datetime)
-    v = m.cost_status
-    if type(v) is not CostStatus or v.number is None:
-        check_enum(v, "cost_status", violations, CostStatus)
-    v = m.duplicate
-    if type(v) is not bool:
-        check_instance(v, "duplicate", violations, bool)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_submit_usage_response(m: SubmitUsageResponse, path: str, violations: list[Violation]) -> None:
-    """Check a SubmitUsageResponse."""
-    start = len(violations)
-    v: Any
-    v = m.data
-    if v is not None:
-        validate_usage_receipt(v, "data", violations) if type(v) is UsageReceipt else check_instance(v, "data", violations, UsageReceipt)
-    v = m.meta
-    if v is not None:
-        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
 def validate_batch_submit_usage_request(
     m: BatchSubmitUsageRequest, path: str, violations: list[Violation]
 ) -> None:
@@ -1519,79 +678,6 @@ def validate_batch_submit_usage_request(
     v = m.records
     if check_items(v, "records", violations, max_items=10000, required=True):
         check_messages(v, "records", violations, UsageRecord, validate_usage_record)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_record_error(m: RecordError, path: str, violations: list[Violation]) -> None:
-    """Check a RecordError."""
-    start = len(violations)
-    v: Any
-    v = m.code
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "code", violations)
-    v = m.message
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "message", violations)
-    v = m.violations
-    if (v or type(v) is not list) and check_items(v, "violations", violations):
-        check_messages(v, "violations", violations, FieldViolation, validate_field_violation)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_submit_result(m: SubmitResult, path: str, violations: list[Violation]) -> None:
-    """Check a SubmitResult."""
-    start = len(violations)
-    v: Any
-    v = m.status
-    if type(v) is not SubmitStatus or v.number is None:
-        check_enum(v, "status", violations, SubmitStatus)
-    v = m.usage
-    if v is not None:
-        validate_usage_receipt(v, "usage", violations) if type(v) is UsageReceipt else check_instance(v, "usage", violations, UsageReceipt)
-    v = m.error
-    if v is not None:
-        validate_record_error(v, "error", violations) if type(v) is RecordError else check_instance(v, "error", violations, RecordError)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_batch_receipt(m: BatchReceipt, path: str, violations: list[Violation]) -> None:
-    """Check a BatchReceipt."""
-    start = len(violations)
-    v: Any
-    v = m.results
-    if (v or type(v) is not list) and check_items(v, "results", violations):
-        check_messages(v, "results", violations, SubmitResult, validate_submit_result)
-    v = m.created
-    if v is not ZERO and (type(v) is not int or not -2147483648 <= v <= 2147483647):
-        check_int(v, "created", violations, -2147483648, 2147483647)
-    v = m.duplicates
-    if v is not ZERO and (type(v) is not int or not -2147483648 <= v <= 2147483647):
-        check_int(v, "duplicates", violations, -2147483648, 2147483647)
-    v = m.conflicts
-    if v is not ZERO and (type(v) is not int or not -2147483648 <= v <= 2147483647):
-        check_int(v, "conflicts", violations, -2147483648, 2147483647)
-    v = m.invalid
-    if v is not ZERO and (type(v) is not int or not -2147483648 <= v <= 2147483647):
-        check_int(v, "invalid", violations, -2147483648, 2147483647)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_batch_submit_usage_response(
-    m: BatchSubmitUsageResponse, path: str, violations: list[Violation]
-) -> None:
-    """Check a BatchSubmitUsageResponse."""
-    start = len(violations)
-    v: Any
-    v = m.data
-    if v is not None:
-        validate_batch_receipt(v, "data", violations) if type(v) is BatchReceipt else check_instance(v, "data", violations, BatchReceipt)
-    v = m.meta
-    if v is not None:
-        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1620,23 +706,6 @@ def validate_list_usage_request(m: ListUsageRequest, path: str, violations: list
         relocate(violations, start, path)
 
 
-def validate_list_usage_response(m: ListUsageResponse, path: str, violations: list[Violation]) -> None:
-    """Check a ListUsageResponse."""
-    start = len(violations)
-    v: Any
-    v = m.data
-    if (v or type(v) is not list) and check_items(v, "data", violations):
-        check_messages(v, "data", violations, UsageRecord, validate_usage_record)
-    v = m.pagination
-    if v is not None:
-        validate_pagination(v, "pagination", violations) if type(v) is Pagination else check_instance(v, "pagination", violations, Pagination)
-    v = m.meta
-    if v is not None:
-        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
 def validate_stream_usage_request(m: StreamUsageRequest, path: str, violations: list[Violation]) -> None:
     """Check a StreamUsageRequest."""
     start = len(violations)
@@ -1644,43 +713,6 @@ def validate_stream_usage_request(m: StreamUsageRequest, path: str, violations: 
     v = m.records
     if (v or type(v) is not list) and check_items(v, "records", violations):
         check_messages(v, "records", violations, UsageRecord, validate_usage_record)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_stream_problem(m: StreamProblem, path: str, violations: list[Violation]) -> None:
-    """Check a StreamProblem."""
-    start = len(violations)
-    v: Any
-    v = m.index
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "index", violations, -9223372036854775808, 9223372036854775807)
-    v = m.status
-    if type(v) is not SubmitStatus or v.number is None:
-        check_enum(v, "status", violations, SubmitStatus)
-    v = m.error
-    if v is not None:
-        validate_record_error(v, "error", violations) if type(v) is RecordError else check_instance(v, "error", violations, RecordError)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_stream_usage_response(m: StreamUsageResponse, path: str, violations: list[Violation]) -> None:
-    """Check a StreamUsageResponse."""
-    start = len(violations)
-    v: Any
-    v = m.durable
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "durable", violations, -9223372036854775808, 9223372036854775807)
-    v = m.created
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "created", violations, -9223372036854775808, 9223372036854775807)
-    v = m.duplicates
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "duplicates", violations, -9223372036854775808, 9223372036854775807)
-    v = m.problems
-    if (v or type(v) is not list) and check_items(v, "problems", violations):
-        check_messages(v, "problems", violations, StreamProblem, validate_stream_problem)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1693,49 +725,6 @@ def validate_export_usage_request(m: ExportUsageRequest, path: str, violations: 
     v = m.order
     if v is not EMPTY and (type(v) is not str or not v.isprintable()):
         check_text(v, "order", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_export_usage_response(m: ExportUsageResponse, path: str, violations: list[Violation]) -> None:
-    """Check a ExportUsageResponse."""
-    start = len(violations)
-    v: Any
-    v = m.records
-    if (v or type(v) is not list) and check_items(v, "records", violations):
-        check_messages(v, "records", violations, UsageRecord, validate_usage_record)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_usage_revision(m: UsageRevision, path: str, violations: list[Violation]) -> None:
-    """Check a UsageRevision."""
-    start = len(violations)
-    v: Any
-    v = m.usage_id
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "usage_id", violations)
-    v = m.organization_id
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "organization_id", violations)
-    v = m.revision
-    if v is not ZERO and (type(v) is not int or not -2147483648 <= v <= 2147483647):
-        check_int(v, "revision", violations, -2147483648, 2147483647)
-    v = m.kind
-    if type(v) is not RevisionKind or v.number is None:
-        check_enum(v, "kind", violations, RevisionKind)
-    v = m.reason
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "reason", violations)
-    v = m.actor
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "actor", violations)
-    v = m.made_at
-    if v is not None and type(v) is not datetime:
-        check_instance(v, "made_at", violations, datetime)
-    v = m.usage
-    if v is not None:
-        validate_usage_record(v, "usage", violations) if type(v) is UsageRecord else check_instance(v, "usage", violations, UsageRecord)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1753,20 +742,6 @@ def validate_void_usage_request(m: VoidUsageRequest, path: str, violations: list
     v = m.reason
     if not v or type(v) is not str or len(v) > 1000 or not v.isprintable():
         check_text(v, "reason", violations, 1000, required=True)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_void_usage_response(m: VoidUsageResponse, path: str, violations: list[Violation]) -> None:
-    """Check a VoidUsageResponse."""
-    start = len(violations)
-    v: Any
-    v = m.data
-    if v is not None:
-        validate_usage_revision(v, "data", violations) if type(v) is UsageRevision else check_instance(v, "data", violations, UsageRevision)
-    v = m.meta
-    if v is not None:
-        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1793,20 +768,6 @@ def validate_correct_usage_request(m: CorrectUsageRequest, path: str, violations
         relocate(violations, start, path)
 
 
-def validate_correct_usage_response(m: CorrectUsageResponse, path: str, violations: list[Violation]) -> None:
-    """Check a CorrectUsageResponse."""
-    start = len(violations)
-    v: Any
-    v = m.data
-    if v is not None:
-        validate_usage_revision(v, "data", violations) if type(v) is UsageRevision else check_instance(v, "data", violations, UsageRevision)
-    v = m.meta
-    if v is not None:
-        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
 def validate_list_usage_revisions_request(
     m: ListUsageRevisionsRequest, path: str, violations: list[Violation]
 ) -> None:
@@ -1819,35 +780,5 @@ def validate_list_usage_revisions_request(
     v = m.organization_id
     if v is not EMPTY and (type(v) is not str or len(v) > 100 or not v.isprintable()):
         check_text(v, "organization_id", violations, 100)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_usage_revisions(m: UsageRevisions, path: str, violations: list[Violation]) -> None:
-    """Check a UsageRevisions."""
-    start = len(violations)
-    v: Any
-    v = m.usage_id
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "usage_id", violations)
-    v = m.revisions
-    if (v or type(v) is not list) and check_items(v, "revisions", violations):
-        check_messages(v, "revisions", violations, UsageRevision, validate_usage_revision)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_list_usage_revisions_response(
-    m: ListUsageRevisionsResponse, path: str, violations: list[Violation]
-) -> None:
-    """Check a ListUsageRevisionsResponse."""
-    start = len(violations)
-    v: Any
-    v = m.data
-    if v is not None:
-        validate_usage_revisions(v, "data", violations) if type(v) is UsageRevisions else check_instance(v, "data", violations, UsageRevisions)
-    v = m.meta
-    if v is not None:
-        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
     if path and len(violations) != start:
         relocate(violations, start, path)

@@ -173,6 +173,8 @@ class Message(Named):
     fields: list[Field] = field(default_factory=list)
     # Whether another message holds its fields as its own.
     flattened: bool = False
+    # Whether it comes in lists or maps, or in what does: there may be many in one call.
+    listed: bool = False
 
     @property
     def base(self) -> Message | None:
@@ -291,6 +293,13 @@ class Package:
     def methods(self) -> list[Method]:
         """Those of all services."""
         return [method for service in self.services for method in service.methods]
+
+    @property
+    def checked(self) -> list[Message]:
+        """The messages with rules: requests and what they hold, or all where there is no service."""
+        roots = [method.request for method in self.methods]
+        found = {m.full_name for root in roots for m in [root, *root.within.values()]}
+        return [m for m in self.messages if not roots or m.full_name in found]
 
 
 def _required(field: Field) -> Field:
