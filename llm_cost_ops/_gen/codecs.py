@@ -9,28 +9,29 @@ from datetime import UTC
 from llm_cost_ops._gen.messages import (
     Analytics, AnalyticsSummary, AuditEvent, BatchReceipt, BatchSubmitUsageRequest, BatchSubmitUsageResponse,
     ComponentHealth, CorrectUsageRequest, CorrectUsageResponse, CostGroup, CostLine, CostRecord, CostSummary,
-    CostVerification, CreatePriceRequest, CreatePriceResponse, CurrencyTotal, EstimateCostRequest,
-    EstimateCostResponse, ExportUsageRequest, ExportUsageResponse, FieldViolation, Filter,
-    GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest, GetCostResponse, GetCostSummaryRequest,
-    GetCostSummaryResponse, GetHealthRequest, GetHealthResponse, GetPriceRequest, GetPriceResponse,
-    GetReadinessRequest, GetReadinessResponse, GroupKey, ListAuditEventsRequest, ListAuditEventsResponse,
-    ListPricesRequest, ListPricesResponse, ListUsageRequest, ListUsageResponse, ListUsageRevisionsRequest,
-    ListUsageRevisionsResponse, MetricValues, ModalityTokens, Pagination, PriceMultiplier, PriceTier, Rate,
-    RateCard, RecordError, RepriceDifference, RepriceReport, RepriceUsageRequest, RepriceUsageResponse,
-    ResponseMeta, StreamProblem, StreamUsageRequest, StreamUsageResponse, SubmitResult, SubmitUsageRequest,
-    SubmitUsageResponse, TimeSeriesPoint, TimeWindow, UsageReceipt, UsageRecord, UsageRevision,
-    UsageRevisions, VerifyCostRequest, VerifyCostResponse, VoidUsageRequest, VoidUsageResponse,
+    CostVerification, CreatePriceRequest, CreatePriceResponse, CurrencyTotal, EraseUserRequest,
+    EraseUserResponse, Erasure, EstimateCostRequest, EstimateCostResponse, ExportUsageRequest,
+    ExportUsageResponse, FieldViolation, Filter, GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest,
+    GetCostResponse, GetCostSummaryRequest, GetCostSummaryResponse, GetHealthRequest, GetHealthResponse,
+    GetPriceRequest, GetPriceResponse, GetReadinessRequest, GetReadinessResponse, GroupKey,
+    ListAuditEventsRequest, ListAuditEventsResponse, ListPricesRequest, ListPricesResponse, ListUsageRequest,
+    ListUsageResponse, ListUsageRevisionsRequest, ListUsageRevisionsResponse, MetricValues, ModalityTokens,
+    Pagination, PriceMultiplier, PriceTier, Rate, RateCard, RecordError, RepriceDifference, RepriceReport,
+    RepriceUsageRequest, RepriceUsageResponse, ResponseMeta, StreamProblem, StreamUsageRequest,
+    StreamUsageResponse, SubmitResult, SubmitUsageRequest, SubmitUsageResponse, TimeSeriesPoint, TimeWindow,
+    UsageReceipt, UsageRecord, UsageRevision, UsageRevisions, VerifyCostRequest, VerifyCostResponse,
+    VoidUsageRequest, VoidUsageResponse,
 )
 from llm_cost_ops._gen.validators import (
     validate_batch_submit_usage_request, validate_correct_usage_request, validate_create_price_request,
-    validate_estimate_cost_request, validate_export_usage_request, validate_filter,
-    validate_get_analytics_request, validate_get_cost_request, validate_get_cost_summary_request,
-    validate_get_health_request, validate_get_price_request, validate_get_readiness_request,
-    validate_list_audit_events_request, validate_list_prices_request, validate_list_usage_request,
-    validate_list_usage_revisions_request, validate_modality_tokens, validate_price_multiplier,
-    validate_price_tier, validate_rate, validate_reprice_usage_request, validate_stream_usage_request,
-    validate_submit_usage_request, validate_time_window, validate_usage_record, validate_verify_cost_request,
-    validate_void_usage_request,
+    validate_erase_user_request, validate_estimate_cost_request, validate_export_usage_request,
+    validate_filter, validate_get_analytics_request, validate_get_cost_request,
+    validate_get_cost_summary_request, validate_get_health_request, validate_get_price_request,
+    validate_get_readiness_request, validate_list_audit_events_request, validate_list_prices_request,
+    validate_list_usage_request, validate_list_usage_revisions_request, validate_modality_tokens,
+    validate_price_multiplier, validate_price_tier, validate_rate, validate_reprice_usage_request,
+    validate_stream_usage_request, validate_submit_usage_request, validate_time_window, validate_usage_record,
+    validate_verify_cost_request, validate_void_usage_request,
 )
 from llm_cost_ops.rpc.method import MessageCodec
 from llm_cost_ops.wire.json import JsonCodec
@@ -39,16 +40,16 @@ __all__ = [
     "ANALYTICS", "ANALYTICS_SUMMARY", "AUDIT_EVENT", "BATCH_RECEIPT", "BATCH_SUBMIT_USAGE_REQUEST",
     "BATCH_SUBMIT_USAGE_RESPONSE", "COMPONENT_HEALTH", "CORRECT_USAGE_REQUEST", "CORRECT_USAGE_RESPONSE",
     "COST_GROUP", "COST_LINE", "COST_RECORD", "COST_SUMMARY", "COST_VERIFICATION", "CREATE_PRICE_REQUEST",
-    "CREATE_PRICE_RESPONSE", "CURRENCY_TOTAL", "ESTIMATE_COST_REQUEST", "ESTIMATE_COST_RESPONSE",
-    "EXPORT_USAGE_REQUEST", "EXPORT_USAGE_RESPONSE", "FIELD_VIOLATION", "FILTER", "GET_ANALYTICS_REQUEST",
-    "GET_ANALYTICS_RESPONSE", "GET_COST_REQUEST", "GET_COST_RESPONSE", "GET_COST_SUMMARY_REQUEST",
-    "GET_COST_SUMMARY_RESPONSE", "GET_HEALTH_REQUEST", "GET_HEALTH_RESPONSE", "GET_PRICE_REQUEST",
-    "GET_PRICE_RESPONSE", "GET_READINESS_REQUEST", "GET_READINESS_RESPONSE", "GROUP_KEY",
-    "LIST_AUDIT_EVENTS_REQUEST", "LIST_AUDIT_EVENTS_RESPONSE", "LIST_PRICES_REQUEST", "LIST_PRICES_RESPONSE",
-    "LIST_USAGE_REQUEST", "LIST_USAGE_RESPONSE", "LIST_USAGE_REVISIONS_REQUEST",
-    "LIST_USAGE_REVISIONS_RESPONSE", "METRIC_VALUES", "MODALITY_TOKENS", "PAGINATION", "PRICE_MULTIPLIER",
-    "PRICE_TIER", "RATE", "RATE_CARD", "RECORD_ERROR", "REPRICE_DIFFERENCE", "REPRICE_REPORT",
-    "REPRICE_USAGE_REQUEST", "REPRICE_USAGE_RESPONSE", "RESPONSE_META", "STREAM_PROBLEM",
+    "CREATE_PRICE_RESPONSE", "CURRENCY_TOTAL", "ERASE_USER_REQUEST", "ERASE_USER_RESPONSE", "ERASURE",
+    "ESTIMATE_COST_REQUEST", "ESTIMATE_COST_RESPONSE", "EXPORT_USAGE_REQUEST", "EXPORT_USAGE_RESPONSE",
+    "FIELD_VIOLATION", "FILTER", "GET_ANALYTICS_REQUEST", "GET_ANALYTICS_RESPONSE", "GET_COST_REQUEST",
+    "GET_COST_RESPONSE", "GET_COST_SUMMARY_REQUEST", "GET_COST_SUMMARY_RESPONSE", "GET_HEALTH_REQUEST",
+    "GET_HEALTH_RESPONSE", "GET_PRICE_REQUEST", "GET_PRICE_RESPONSE", "GET_READINESS_REQUEST",
+    "GET_READINESS_RESPONSE", "GROUP_KEY", "LIST_AUDIT_EVENTS_REQUEST", "LIST_AUDIT_EVENTS_RESPONSE",
+    "LIST_PRICES_REQUEST", "LIST_PRICES_RESPONSE", "LIST_USAGE_REQUEST", "LIST_USAGE_RESPONSE",
+    "LIST_USAGE_REVISIONS_REQUEST", "LIST_USAGE_REVISIONS_RESPONSE", "METRIC_VALUES", "MODALITY_TOKENS",
+    "PAGINATION", "PRICE_MULTIPLIER", "PRICE_TIER", "RATE", "RATE_CARD", "RECORD_ERROR", "REPRICE_DIFFERENCE",
+    "REPRICE_REPORT", "REPRICE_USAGE_REQUEST", "REPRICE_USAGE_RESPONSE", "RESPONSE_META", "STREAM_PROBLEM",
     "STREAM_USAGE_REQUEST", "STREAM_USAGE_RESPONSE", "SUBMIT_RESULT", "SUBMIT_USAGE_REQUEST",
     "SUBMIT_USAGE_RESPONSE", "TIME_SERIES_POINT", "TIME_WINDOW", "USAGE_RECEIPT", "USAGE_RECORD",
     "USAGE_REVISION", "USAGE_REVISIONS", "VERIFY_COST_REQUEST", "VERIFY_COST_RESPONSE", "VOID_USAGE_REQUEST",
@@ -476,6 +477,17 @@ LIST_PRICES_REQUEST = MessageCodec(
 LIST_PRICES_RESPONSE = MessageCodec(
     ListPricesResponse, "llm_cost_ops.v1.ListPricesResponse", protobuf=f"{_PROTOBUF}:list_prices_response",
     json=JsonCodec(ListPricesResponse, settled=_settled_list_prices_response),
+)
+ERASE_USER_REQUEST = MessageCodec(
+    EraseUserRequest, "llm_cost_ops.v1.EraseUserRequest", protobuf=f"{_PROTOBUF}:erase_user_request",
+    json=JsonCodec(EraseUserRequest), validate=validate_erase_user_request,
+)
+ERASURE = MessageCodec(
+    Erasure, "llm_cost_ops.v1.Erasure", protobuf=f"{_PROTOBUF}:erasure", json=JsonCodec(Erasure)
+)
+ERASE_USER_RESPONSE = MessageCodec(
+    EraseUserResponse, "llm_cost_ops.v1.EraseUserResponse", protobuf=f"{_PROTOBUF}:erase_user_response",
+    json=JsonCodec(EraseUserResponse),
 )
 MODALITY_TOKENS = MessageCodec(
     ModalityTokens, "llm_cost_ops.v1.ModalityTokens", protobuf=f"{_PROTOBUF}:modality_tokens",

@@ -7,19 +7,19 @@ from __future__ import annotations
 from llm_cost_ops._gen.messages import (
     Analytics, AnalyticsSummary, AuditEvent, BatchReceipt, BatchSubmitUsageRequest, BatchSubmitUsageResponse,
     ComponentHealth, CorrectUsageRequest, CorrectUsageResponse, CostGroup, CostLine, CostRecord, CostStatus,
-    CostSummary, CostVerification, CreatePriceRequest, CreatePriceResponse, CurrencyTotal,
-    EstimateCostRequest, EstimateCostResponse, ExportUsageRequest, ExportUsageResponse, FieldViolation,
-    Filter, GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest, GetCostResponse, GetCostSummaryRequest,
-    GetCostSummaryResponse, GetHealthRequest, GetHealthResponse, GetPriceRequest, GetPriceResponse,
-    GetReadinessRequest, GetReadinessResponse, GroupKey, HealthStatus, Interval, ListAuditEventsRequest,
-    ListAuditEventsResponse, ListPricesRequest, ListPricesResponse, ListUsageRequest, ListUsageResponse,
-    ListUsageRevisionsRequest, ListUsageRevisionsResponse, MetricValues, ModalityTokens, Operation, Outcome,
-    Pagination, PriceMultiplier, PriceOrigin, PriceTier, Rate, RateCard, RecordError, RepriceDifference,
-    RepriceReport, RepriceUsageRequest, RepriceUsageResponse, ResponseMeta, RevisionKind, StreamProblem,
-    StreamUsageRequest, StreamUsageResponse, SubmitResult, SubmitStatus, SubmitUsageRequest,
-    SubmitUsageResponse, TierBasis, TierMode, TimeSeriesPoint, TimeWindow, UsageQuality, UsageReceipt,
-    UsageRecord, UsageRevision, UsageRevisions, VerifyCostRequest, VerifyCostResponse, VoidUsageRequest,
-    VoidUsageResponse,
+    CostSummary, CostVerification, CreatePriceRequest, CreatePriceResponse, CurrencyTotal, EraseUserRequest,
+    EraseUserResponse, Erasure, EstimateCostRequest, EstimateCostResponse, ExportUsageRequest,
+    ExportUsageResponse, FieldViolation, Filter, GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest,
+    GetCostResponse, GetCostSummaryRequest, GetCostSummaryResponse, GetHealthRequest, GetHealthResponse,
+    GetPriceRequest, GetPriceResponse, GetReadinessRequest, GetReadinessResponse, GroupKey, HealthStatus,
+    Interval, ListAuditEventsRequest, ListAuditEventsResponse, ListPricesRequest, ListPricesResponse,
+    ListUsageRequest, ListUsageResponse, ListUsageRevisionsRequest, ListUsageRevisionsResponse, MetricValues,
+    ModalityTokens, Operation, Outcome, Pagination, PriceMultiplier, PriceOrigin, PriceTier, Rate, RateCard,
+    RecordError, RepriceDifference, RepriceReport, RepriceUsageRequest, RepriceUsageResponse, ResponseMeta,
+    RevisionKind, StreamProblem, StreamUsageRequest, StreamUsageResponse, SubmitResult, SubmitStatus,
+    SubmitUsageRequest, SubmitUsageResponse, TierBasis, TierMode, TimeSeriesPoint, TimeWindow, UsageQuality,
+    UsageReceipt, UsageRecord, UsageRevision, UsageRevisions, VerifyCostRequest, VerifyCostResponse,
+    VoidUsageRequest, VoidUsageResponse,
 )
 from llm_cost_ops.wire.decimals import from_text, plain
 from llm_cost_ops.wire.fields import (
@@ -38,7 +38,8 @@ __all__ = [
     "decode_batch_submit_usage_request", "decode_batch_submit_usage_response", "decode_component_health",
     "decode_correct_usage_request", "decode_correct_usage_response", "decode_cost_group", "decode_cost_line",
     "decode_cost_record", "decode_cost_summary", "decode_cost_verification", "decode_create_price_request",
-    "decode_create_price_response", "decode_currency_total", "decode_estimate_cost_request",
+    "decode_create_price_response", "decode_currency_total", "decode_erase_user_request",
+    "decode_erase_user_response", "decode_erasure", "decode_estimate_cost_request",
     "decode_estimate_cost_response", "decode_export_usage_request", "decode_export_usage_response",
     "decode_field_violation", "decode_filter", "decode_get_analytics_request",
     "decode_get_analytics_response", "decode_get_cost_request", "decode_get_cost_response",
@@ -60,7 +61,8 @@ __all__ = [
     "encode_batch_submit_usage_request", "encode_batch_submit_usage_response", "encode_component_health",
     "encode_correct_usage_request", "encode_correct_usage_response", "encode_cost_group", "encode_cost_line",
     "encode_cost_record", "encode_cost_summary", "encode_cost_verification", "encode_create_price_request",
-    "encode_create_price_response", "encode_currency_total", "encode_estimate_cost_request",
+    "encode_create_price_response", "encode_currency_total", "encode_erase_user_request",
+    "encode_erase_user_response", "encode_erasure", "encode_estimate_cost_request",
     "encode_estimate_cost_response", "encode_export_usage_request", "encode_export_usage_response",
     "encode_field_violation", "encode_filter", "encode_get_analytics_request",
     "encode_get_analytics_response", "encode_get_cost_request", "encode_get_cost_response",
@@ -4798,6 +4800,145 @@ def _read_list_prices_response(data: bytes, pos: int, end: int, depth: int, m: L
 
 
 decode_list_prices_response = decoder(_read_list_prices_response)
+
+_ERASE_USER_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("user_id", ""), 18: ("organization_id", "organization_id")}
+_ERASE_USER_REQUEST_TAGS: frozenset[int] = frozenset([10, 18])
+
+
+def encode_erase_user_request(m: EraseUserRequest) -> bytes:
+    """The protobuf bytes of a EraseUserRequest. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at, i = "", -1
+    try:
+        if v1 := m.user_id:
+            at = "user_id"
+            write_sized(w, b"\x0a", v1.encode())
+        if v2 := m.organization_id:
+            at = "organization_id"
+            for i, x2 in enumerate(v2):
+                write_sized(w, b"\x12", x2.encode())
+            i = -1
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise encode_error(error, at, i) from None
+    return b"".join(out)
+
+
+def _read_erase_user_request(data: bytes, pos: int, end: int, depth: int, m: EraseUserRequest | None) -> EraseUserRequest:
+    if m is None: m = EraseUserRequest()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                s, pos = read_sized(data, pos + 1, end)
+                m.user_id = data[s:pos].decode()
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
+                m.organization_id.append(data[s:pos].decode())
+            else: data, pos, end = skip_unknown(data, pos, end, _ERASE_USER_REQUEST_TAGS, kept)
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise decode_error(error, m, _ERASE_USER_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+
+decode_erase_user_request = decoder(_read_erase_user_request)
+
+_ERASURE_NAMES: dict[int, tuple[str, str]] = {10: ("id", ""), 16: ("records", "")}
+_ERASURE_TAGS: frozenset[int] = frozenset([10, 16])
+
+
+def encode_erasure(m: Erasure) -> bytes:
+    """The protobuf bytes of a Erasure. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at, i = "", -1
+    try:
+        if v1 := m.id:
+            at = "id"
+            write_sized(w, b"\x0a", v1.encode())
+        if v2 := m.records:
+            at = "records"
+            w(b"\x10")
+            w(SHORT[v2] if 0 <= v2 < 16384 else int64(v2))
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise encode_error(error, at, i) from None
+    return b"".join(out)
+
+
+def _read_erasure(data: bytes, pos: int, end: int, depth: int, m: Erasure | None) -> Erasure:
+    if m is None: m = Erasure()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                s, pos = read_sized(data, pos + 1, end)
+                m.id = data[s:pos].decode()
+            elif t == 16:
+                n, pos = read_varint(data, pos + 1)
+                if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.records = n
+            else: data, pos, end = skip_unknown(data, pos, end, _ERASURE_TAGS, kept)
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise decode_error(error, m, _ERASURE_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+
+decode_erasure = decoder(_read_erasure)
+
+_ERASE_USER_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
+_ERASE_USER_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
+
+
+def encode_erase_user_response(m: EraseUserResponse) -> bytes:
+    """The protobuf bytes of a EraseUserResponse. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at, i = "", -1
+    try:
+        if (v1 := m.data) is not None:
+            at = "data"
+            write_sized(w, b"\x0a", encode_erasure(v1))
+        if (v2 := m.meta) is not None:
+            at = "meta"
+            write_sized(w, b"\x12", encode_response_meta(v2))
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise encode_error(error, at, i) from None
+    return b"".join(out)
+
+
+def _read_erase_user_response(data: bytes, pos: int, end: int, depth: int, m: EraseUserResponse | None) -> EraseUserResponse:
+    if m is None: m = EraseUserResponse()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                s, pos = read_sized(data, pos + 1, end)
+                m.data = _read_erasure(data, s, pos, depth + 1, m.data)
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
+                m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
+            else: data, pos, end = skip_unknown(data, pos, end, _ERASE_USER_RESPONSE_TAGS, kept)
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise decode_error(error, m, _ERASE_USER_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+
+decode_erase_user_response = decoder(_read_erase_user_response)
 
 _MODALITY_TOKENS_NAMES: dict[int, tuple[str, str]] = {8: ("input_audio_tokens", ""), 16: ("input_image_tokens", ""), 24: ("input_video_tokens", ""), 32: ("cached_audio_tokens", ""), 40: ("cached_image_tokens", ""), 48: ("cached_video_tokens", ""), 56: ("output_audio_tokens", ""), 64: ("output_image_tokens", ""), 72: ("output_video_tokens", "")}
 _MODALITY_TOKENS_TAGS: frozenset[int] = frozenset([8, 16, 24, 32, 40, 48, 56, 64, 72])

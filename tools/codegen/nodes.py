@@ -252,6 +252,18 @@ class Method(Named):
         return None if name in ("", "*") else self.request.field(name)
 
     @property
+    def made(self) -> Message:
+        """The message whose fields are the parameters in Python: REST's body, or the request."""
+        return (self.body and self.body.type.message) or self.request
+
+    def place(self, field: Field) -> str:
+        """Where REST has a field of the request: in the "path", the "query", or "" for the body."""
+        if re.search(rf"{{{field.name}\b", self.path):
+            return "path"
+        in_body = self.options.http.body in ("*", field.name) or (field.key is None and field.type.is_message)
+        return "" if in_body else "query"
+
+    @property
     def returned(self) -> Field | None:
         """The response's message field that the method in Python returns instead: `data`, or REST's body."""
         if name := self.options.http.response_body:

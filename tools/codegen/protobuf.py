@@ -119,7 +119,7 @@ if t == $raw:
 """
 _READ_REPEATED = """\
 if t == $raw:
-    x$number = m.$attribute
+    x$number = $target
     while t == $raw:
         $one
         $next
@@ -132,7 +132,7 @@ if t == $raw:
     $next
 """
 _READ_VARINTS = """\
-x$number = m.$attribute
+x$number = $target
 for n in read_varints(data, s, pos):
     $long
     x$number($value)
@@ -310,31 +310,29 @@ def _read_field(message: Message, field: Field, width: int, move: str) -> str:
 
 
 def _read_many(field: Field, width: int, move: str) -> str:
-    number, type_, target, in_line = field.number, field.type, f"m.{field.attribute}", bool(move)
-    raw, into = _raw(number, field.wire_type), f"x{number}" if in_line or type_.is_message else target
+    number, type_, in_line = field.number, field.type, bool(move)
+    raw, target = _raw(number, field.wire_type), f"m.{field.attribute}" + ".append" * (field.key is None)
+    # Lists of messages are read in line wherever they are.
+    looped = in_line or (type_.is_message and field.key is None)
+    into = f"x{number}" if looped else target
     if field.key is not None:
-        into = f"x{number}" if in_line else target
         one = _read_entry(number, field.key, type_, width, in_line, into)
     else:
-        lines, value = _read_value(type_, width, in_line or type_.is_message)
-        one = f"{lines}{into}{'' if into[0] == 'x' else '.append'}({value})\n"
-        target += ".append"
-    if into[0] == "x":
-        end = "if pos >= end: break\n" * in_line
-        holes = {"raw": raw, "number": number, "attribute": target.removeprefix("m."), "one": one}
-        text = fill(_READ_REPEATED, next=_next(width), end=end, **holes)
-    else:
-        text = f"if t == {raw}:\n{indented(one)}"
+        lines, value = _read_value(type_, width, looped)
+        one = f"{lines}{into}({value})\n"
+    text = f"if t == {raw}:\n{indented(one)}"
+    if looped:
+        holes = {"raw": raw, "number": number, "target": target, "one": one, "next": _next(width)}
+        text = fill(_READ_REPEATED, end="if pos >= end: break\n" * in_line, **holes)
     if field.key is not None or type_.wire_type == 2:
         return text
     if type_.wire_type in SIZES:
-        unpacked = f"{type_.kind.upper()}.iter_unpack(data[s:pos])"
-        every = f"m.{field.attribute} += [v for (v,) in {unpacked}]\n"
+        every = f"m.{field.attribute} += [v for (v,) in {type_.kind.upper()}.iter_unpack(data[s:pos])]\n"
     else:
-        long, attribute = LONG_VARINTS.get(type_.kind, ""), target.removeprefix("m.")
-        every = fill(_READ_VARINTS, number=number, attribute=attribute, long=long, value=type_.read())
-    length = _length(width, in_line)
-    return text + fill(_READ_PACKED, raw=_raw(number, 2), length=length, all=every, next=move)
+        long = LONG_VARINTS.get(type_.kind, "")
+        every = fill(_READ_VARINTS, number=number, target=target, long=long, value=type_.read())
+    holes = {"raw": _raw(number, 2), "length": _length(width, in_line), "all": every, "next": move}
+    return text + fill(_READ_PACKED, **holes)
 
 
 def _read_entry(number: int, key: Type, item: Type, width: int, in_line: bool, into: str) -> str:

@@ -62,14 +62,7 @@ def wrapped(start: str, items: Sequence[str], end: str, depth: int = 0, filled: 
     if depth + len(line) + 4 <= 110 and not start.startswith(("from ", "__all__")):
         return f"{start}\n    {line}\n{end}\n"
     if filled or start.startswith("__all__") or all(map(str.isidentifier, items)):
-        lines = textwrap.fill(
-            f"{line},",
-            110 - depth,
-            initial_indent="    ",
-            subsequent_indent="    ",
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
+        lines = textwrap.fill(f"{line},", 110 - depth, initial_indent="    ", subsequent_indent="    ")
         return f"{start}\n{lines}\n{end}\n"
     return f"{start}\n" + "".join(f"    {item},\n" for item in items) + f"{end}\n"
 
