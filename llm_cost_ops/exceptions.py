@@ -73,8 +73,11 @@ class CostOpsError(Exception):
     `attempts` counts how often the call was sent, 0 when it was refused before that, and `waited`
     the seconds spent before attempts. `maybe_applied` is True when the request may have taken
     effect although no answer came. `retryable` says whether the same call may succeed later.
-    `response` is what the server sent, parsed where it was JSON.
+    `response` is what the server sent, parsed where it was JSON. `server` is the URL of the server that the
+    call was sent to last, "" where `base_url` names only one.
     """
+
+    server = ""
 
     def __init__(
         self,
@@ -109,6 +112,7 @@ class CostOpsError(Exception):
         facts += [self.code] if self.code else []
         facts += [f"request {self.request_id}"] if self.request_id else []
         facts += [f"{self.attempts} attempts"] if self.attempts > 1 else []
+        facts += [f"server {self.server}"] if self.server else []
         return f"{self.message} [{', '.join(facts)}]" if facts else self.message
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -304,7 +308,9 @@ def error_from_rpc(error: RpcError, attempts: int = 1, waited: float = 0.0) -> C
         facts["violations"] = error.violations
     elif issubclass(kind, RateLimitError):
         facts["limit"] = _limit_of(error)
-    return kind(message, **facts)
+    made = kind(message, **facts)
+    made.server = error.server
+    return made
 
 
 def _parsed(body: bytes) -> object:

@@ -7,56 +7,59 @@ from __future__ import annotations
 from datetime import UTC
 
 from llm_cost_ops._gen.messages import (
-    Analytics, AnalyticsSummary, BatchReceipt, BatchSubmitUsageRequest, BatchSubmitUsageResponse,
+    Analytics, AnalyticsSummary, AuditEvent, BatchReceipt, BatchSubmitUsageRequest, BatchSubmitUsageResponse,
     ComponentHealth, CorrectUsageRequest, CorrectUsageResponse, CostGroup, CostLine, CostRecord, CostSummary,
-    CostVerification, CreatePriceRequest, CreatePriceResponse, CurrencyTotal, EstimateCostRequest,
-    EstimateCostResponse, ExportUsageRequest, ExportUsageResponse, FieldViolation, Filter,
-    GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest, GetCostResponse, GetCostSummaryRequest,
-    GetCostSummaryResponse, GetHealthRequest, GetHealthResponse, GetPriceRequest, GetPriceResponse,
-    GetReadinessRequest, GetReadinessResponse, GroupKey, ListPricesRequest, ListPricesResponse,
-    ListUsageRequest, ListUsageResponse, ListUsageRevisionsRequest, ListUsageRevisionsResponse, MetricValues,
-    ModalityTokens, Pagination, PriceMultiplier, PriceTier, Rate, RateCard, RecordError, RepriceDifference,
-    RepriceReport, RepriceUsageRequest, RepriceUsageResponse, ResponseMeta, StreamProblem, StreamUsageRequest,
+    CostVerification, CreatePriceRequest, CreatePriceResponse, CurrencyTotal, EraseUserRequest,
+    EraseUserResponse, Erasure, EstimateCostRequest, EstimateCostResponse, ExportUsageRequest,
+    ExportUsageResponse, FieldViolation, Filter, GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest,
+    GetCostResponse, GetCostSummaryRequest, GetCostSummaryResponse, GetHealthRequest, GetHealthResponse,
+    GetPriceRequest, GetPriceResponse, GetReadinessRequest, GetReadinessResponse, GroupKey,
+    ListAuditEventsRequest, ListAuditEventsResponse, ListPricesRequest, ListPricesResponse, ListUsageRequest,
+    ListUsageResponse, ListUsageRevisionsRequest, ListUsageRevisionsResponse, MetricValues, ModalityTokens,
+    Pagination, PriceMultiplier, PriceTier, Rate, RateCard, RecordError, RepriceDifference, RepriceReport,
+    RepriceUsageRequest, RepriceUsageResponse, ResponseMeta, StreamProblem, StreamUsageRequest,
     StreamUsageResponse, SubmitResult, SubmitUsageRequest, SubmitUsageResponse, TimeSeriesPoint, TimeWindow,
     UsageReceipt, UsageRecord, UsageRevision, UsageRevisions, VerifyCostRequest, VerifyCostResponse,
     VoidUsageRequest, VoidUsageResponse,
 )
 from llm_cost_ops._gen.validators import (
-    validate_analytics, validate_analytics_summary, validate_batch_receipt,
+    validate_analytics, validate_analytics_summary, validate_audit_event, validate_batch_receipt,
     validate_batch_submit_usage_request, validate_batch_submit_usage_response, validate_component_health,
     validate_correct_usage_request, validate_correct_usage_response, validate_cost_group, validate_cost_line,
     validate_cost_record, validate_cost_summary, validate_cost_verification, validate_create_price_request,
-    validate_create_price_response, validate_currency_total, validate_estimate_cost_request,
+    validate_create_price_response, validate_currency_total, validate_erase_user_request,
+    validate_erase_user_response, validate_erasure, validate_estimate_cost_request,
     validate_estimate_cost_response, validate_export_usage_request, validate_export_usage_response,
     validate_field_violation, validate_filter, validate_get_analytics_request,
     validate_get_analytics_response, validate_get_cost_request, validate_get_cost_response,
     validate_get_cost_summary_request, validate_get_cost_summary_response, validate_get_health_request,
     validate_get_health_response, validate_get_price_request, validate_get_price_response,
     validate_get_readiness_request, validate_get_readiness_response, validate_group_key,
-    validate_list_prices_request, validate_list_prices_response, validate_list_usage_request,
-    validate_list_usage_response, validate_list_usage_revisions_request,
-    validate_list_usage_revisions_response, validate_metric_values, validate_modality_tokens,
-    validate_pagination, validate_price_multiplier, validate_price_tier, validate_rate, validate_rate_card,
-    validate_record_error, validate_reprice_difference, validate_reprice_report,
-    validate_reprice_usage_request, validate_reprice_usage_response, validate_response_meta,
-    validate_stream_problem, validate_stream_usage_request, validate_stream_usage_response,
-    validate_submit_result, validate_submit_usage_request, validate_submit_usage_response,
-    validate_time_series_point, validate_time_window, validate_usage_receipt, validate_usage_record,
-    validate_usage_revision, validate_usage_revisions, validate_verify_cost_request,
+    validate_list_audit_events_request, validate_list_audit_events_response, validate_list_prices_request,
+    validate_list_prices_response, validate_list_usage_request, validate_list_usage_response,
+    validate_list_usage_revisions_request, validate_list_usage_revisions_response, validate_metric_values,
+    validate_modality_tokens, validate_pagination, validate_price_multiplier, validate_price_tier,
+    validate_rate, validate_rate_card, validate_record_error, validate_reprice_difference,
+    validate_reprice_report, validate_reprice_usage_request, validate_reprice_usage_response,
+    validate_response_meta, validate_stream_problem, validate_stream_usage_request,
+    validate_stream_usage_response, validate_submit_result, validate_submit_usage_request,
+    validate_submit_usage_response, validate_time_series_point, validate_time_window, validate_usage_receipt,
+    validate_usage_record, validate_usage_revision, validate_usage_revisions, validate_verify_cost_request,
     validate_verify_cost_response, validate_void_usage_request, validate_void_usage_response,
 )
 from llm_cost_ops.rpc.method import MessageCodec
 from llm_cost_ops.wire.json import JsonCodec
 
 __all__ = [
-    "ANALYTICS", "ANALYTICS_SUMMARY", "BATCH_RECEIPT", "BATCH_SUBMIT_USAGE_REQUEST",
+    "ANALYTICS", "ANALYTICS_SUMMARY", "AUDIT_EVENT", "BATCH_RECEIPT", "BATCH_SUBMIT_USAGE_REQUEST",
     "BATCH_SUBMIT_USAGE_RESPONSE", "COMPONENT_HEALTH", "CORRECT_USAGE_REQUEST", "CORRECT_USAGE_RESPONSE",
     "COST_GROUP", "COST_LINE", "COST_RECORD", "COST_SUMMARY", "COST_VERIFICATION", "CREATE_PRICE_REQUEST",
-    "CREATE_PRICE_RESPONSE", "CURRENCY_TOTAL", "ESTIMATE_COST_REQUEST", "ESTIMATE_COST_RESPONSE",
-    "EXPORT_USAGE_REQUEST", "EXPORT_USAGE_RESPONSE", "FIELD_VIOLATION", "FILTER", "GET_ANALYTICS_REQUEST",
-    "GET_ANALYTICS_RESPONSE", "GET_COST_REQUEST", "GET_COST_RESPONSE", "GET_COST_SUMMARY_REQUEST",
-    "GET_COST_SUMMARY_RESPONSE", "GET_HEALTH_REQUEST", "GET_HEALTH_RESPONSE", "GET_PRICE_REQUEST",
-    "GET_PRICE_RESPONSE", "GET_READINESS_REQUEST", "GET_READINESS_RESPONSE", "GROUP_KEY",
+    "CREATE_PRICE_RESPONSE", "CURRENCY_TOTAL", "ERASE_USER_REQUEST", "ERASE_USER_RESPONSE", "ERASURE",
+    "ESTIMATE_COST_REQUEST", "ESTIMATE_COST_RESPONSE", "EXPORT_USAGE_REQUEST", "EXPORT_USAGE_RESPONSE",
+    "FIELD_VIOLATION", "FILTER", "GET_ANALYTICS_REQUEST", "GET_ANALYTICS_RESPONSE", "GET_COST_REQUEST",
+    "GET_COST_RESPONSE", "GET_COST_SUMMARY_REQUEST", "GET_COST_SUMMARY_RESPONSE", "GET_HEALTH_REQUEST",
+    "GET_HEALTH_RESPONSE", "GET_PRICE_REQUEST", "GET_PRICE_RESPONSE", "GET_READINESS_REQUEST",
+    "GET_READINESS_RESPONSE", "GROUP_KEY", "LIST_AUDIT_EVENTS_REQUEST", "LIST_AUDIT_EVENTS_RESPONSE",
     "LIST_PRICES_REQUEST", "LIST_PRICES_RESPONSE", "LIST_USAGE_REQUEST", "LIST_USAGE_RESPONSE",
     "LIST_USAGE_REVISIONS_REQUEST", "LIST_USAGE_REVISIONS_RESPONSE", "METRIC_VALUES", "MODALITY_TOKENS",
     "PAGINATION", "PRICE_MULTIPLIER", "PRICE_TIER", "RATE", "RATE_CARD", "RECORD_ERROR", "REPRICE_DIFFERENCE",
@@ -88,6 +91,19 @@ def _settled_analytics(m: Analytics) -> bool:
 def _settled_get_analytics_response(m: GetAnalyticsResponse) -> bool:
     if m.data is not None and not _settled_analytics(m.data):
         return False
+    return True
+
+
+def _settled_audit_event(m: AuditEvent) -> bool:
+    if m.made_at is not None and m.made_at.tzinfo is not UTC:
+        return False
+    return True
+
+
+def _settled_list_audit_events_response(m: ListAuditEventsResponse) -> bool:
+    for each1 in m.data:
+        if not _settled_audit_event(each1):
+            return False
     return True
 
 
@@ -286,6 +302,11 @@ _json_time_series_point = JsonCodec(TimeSeriesPoint, settled=_settled_time_serie
 _json_analytics_summary = JsonCodec(AnalyticsSummary)
 _json_analytics = JsonCodec(Analytics, settled=_settled_analytics)
 _json_get_analytics_response = JsonCodec(GetAnalyticsResponse, settled=_settled_get_analytics_response)
+_json_audit_event = JsonCodec(AuditEvent, settled=_settled_audit_event)
+_json_list_audit_events_request = JsonCodec(ListAuditEventsRequest)
+_json_list_audit_events_response = JsonCodec(
+    ListAuditEventsResponse, settled=_settled_list_audit_events_response
+)
 _json_cost_line = JsonCodec(CostLine)
 _json_cost_record = JsonCodec(CostRecord, settled=_settled_cost_record)
 _json_group_key = JsonCodec(GroupKey)
@@ -327,6 +348,9 @@ _json_get_price_request = JsonCodec(GetPriceRequest)
 _json_get_price_response = JsonCodec(GetPriceResponse, settled=_settled_get_price_response)
 _json_list_prices_request = JsonCodec(ListPricesRequest)
 _json_list_prices_response = JsonCodec(ListPricesResponse, settled=_settled_list_prices_response)
+_json_erase_user_request = JsonCodec(EraseUserRequest)
+_json_erasure = JsonCodec(Erasure)
+_json_erase_user_response = JsonCodec(EraseUserResponse)
 _json_modality_tokens = JsonCodec(ModalityTokens)
 _json_usage_record = JsonCodec(UsageRecord, settled=_settled_usage_record)
 _json_submit_usage_request = JsonCodec(SubmitUsageRequest, settled=_settled_submit_usage_request)
@@ -406,6 +430,30 @@ GET_ANALYTICS_RESPONSE = MessageCodec(
     encode_json=_json_get_analytics_response.encode,
     decode_json=_json_get_analytics_response.decode,
     validate=validate_get_analytics_response,
+)
+AUDIT_EVENT = MessageCodec(
+    AuditEvent,
+    "llm_cost_ops.v1.AuditEvent",
+    protobuf="llm_cost_ops._gen.protobuf:audit_event",
+    encode_json=_json_audit_event.encode,
+    decode_json=_json_audit_event.decode,
+    validate=validate_audit_event,
+)
+LIST_AUDIT_EVENTS_REQUEST = MessageCodec(
+    ListAuditEventsRequest,
+    "llm_cost_ops.v1.ListAuditEventsRequest",
+    protobuf="llm_cost_ops._gen.protobuf:list_audit_events_request",
+    encode_json=_json_list_audit_events_request.encode,
+    decode_json=_json_list_audit_events_request.decode,
+    validate=validate_list_audit_events_request,
+)
+LIST_AUDIT_EVENTS_RESPONSE = MessageCodec(
+    ListAuditEventsResponse,
+    "llm_cost_ops.v1.ListAuditEventsResponse",
+    protobuf="llm_cost_ops._gen.protobuf:list_audit_events_response",
+    encode_json=_json_list_audit_events_response.encode,
+    decode_json=_json_list_audit_events_response.decode,
+    validate=validate_list_audit_events_response,
 )
 COST_LINE = MessageCodec(
     CostLine,
@@ -718,6 +766,30 @@ LIST_PRICES_RESPONSE = MessageCodec(
     encode_json=_json_list_prices_response.encode,
     decode_json=_json_list_prices_response.decode,
     validate=validate_list_prices_response,
+)
+ERASE_USER_REQUEST = MessageCodec(
+    EraseUserRequest,
+    "llm_cost_ops.v1.EraseUserRequest",
+    protobuf="llm_cost_ops._gen.protobuf:erase_user_request",
+    encode_json=_json_erase_user_request.encode,
+    decode_json=_json_erase_user_request.decode,
+    validate=validate_erase_user_request,
+)
+ERASURE = MessageCodec(
+    Erasure,
+    "llm_cost_ops.v1.Erasure",
+    protobuf="llm_cost_ops._gen.protobuf:erasure",
+    encode_json=_json_erasure.encode,
+    decode_json=_json_erasure.decode,
+    validate=validate_erasure,
+)
+ERASE_USER_RESPONSE = MessageCodec(
+    EraseUserResponse,
+    "llm_cost_ops.v1.EraseUserResponse",
+    protobuf="llm_cost_ops._gen.protobuf:erase_user_response",
+    encode_json=_json_erase_user_response.encode,
+    decode_json=_json_erase_user_response.decode,
+    validate=validate_erase_user_response,
 )
 MODALITY_TOKENS = MessageCodec(
     ModalityTokens,

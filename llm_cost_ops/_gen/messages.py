@@ -12,27 +12,28 @@ import msgspec
 
 from llm_cost_ops.rpc.rows import Table
 from llm_cost_ops.wire.decimals import WireDecimal
+from llm_cost_ops.wire.json import MessageStruct
 from llm_cost_ops.wire.json_types import Int32, Int64
-from llm_cost_ops.wire.message import MessageStruct
 from llm_cost_ops.wire.open_enum import OpenEnum
 
 __all__ = [
-    "Analytics", "AnalyticsSummary", "BatchReceipt", "BatchSubmitUsageRequest", "BatchSubmitUsageResponse",
-    "ComponentHealth", "CorrectUsageRequest", "CorrectUsageResponse", "CostGroup", "CostLine", "CostRecord",
-    "CostStatus", "CostSummary", "CostVerification", "CreatePriceRequest", "CreatePriceResponse",
-    "CurrencyTotal", "EstimateCostRequest", "EstimateCostResponse", "ExportUsageRequest",
-    "ExportUsageResponse", "FieldViolation", "Filter", "GetAnalyticsRequest", "GetAnalyticsResponse",
-    "GetCostRequest", "GetCostResponse", "GetCostSummaryRequest", "GetCostSummaryResponse",
-    "GetHealthRequest", "GetHealthResponse", "GetPriceRequest", "GetPriceResponse", "GetReadinessRequest",
-    "GetReadinessResponse", "GroupKey", "HealthStatus", "Interval", "ListPricesRequest", "ListPricesResponse",
-    "ListUsageRequest", "ListUsageResponse", "ListUsageRevisionsRequest", "ListUsageRevisionsResponse",
-    "MetricValues", "ModalityTokens", "Operation", "Outcome", "Pagination", "PriceMultiplier", "PriceOrigin",
-    "PriceTier", "Rate", "RateCard", "RecordError", "RepriceDifference", "RepriceReport",
-    "RepriceUsageRequest", "RepriceUsageResponse", "ResponseMeta", "RevisionKind", "StreamProblem",
-    "StreamUsageRequest", "StreamUsageResponse", "SubmitResult", "SubmitStatus", "SubmitUsageRequest",
-    "SubmitUsageResponse", "TierBasis", "TierMode", "TimeSeriesPoint", "TimeWindow", "UsageQuality",
-    "UsageReceipt", "UsageRecord", "UsageRevision", "UsageRevisions", "VerifyCostRequest",
-    "VerifyCostResponse", "VoidUsageRequest", "VoidUsageResponse",
+    "Analytics", "AnalyticsSummary", "AuditEvent", "BatchReceipt", "BatchSubmitUsageRequest",
+    "BatchSubmitUsageResponse", "ComponentHealth", "CorrectUsageRequest", "CorrectUsageResponse", "CostGroup",
+    "CostLine", "CostRecord", "CostStatus", "CostSummary", "CostVerification", "CreatePriceRequest",
+    "CreatePriceResponse", "CurrencyTotal", "EraseUserRequest", "EraseUserResponse", "Erasure",
+    "EstimateCostRequest", "EstimateCostResponse", "ExportUsageRequest", "ExportUsageResponse",
+    "FieldViolation", "Filter", "GetAnalyticsRequest", "GetAnalyticsResponse", "GetCostRequest",
+    "GetCostResponse", "GetCostSummaryRequest", "GetCostSummaryResponse", "GetHealthRequest",
+    "GetHealthResponse", "GetPriceRequest", "GetPriceResponse", "GetReadinessRequest", "GetReadinessResponse",
+    "GroupKey", "HealthStatus", "Interval", "ListAuditEventsRequest", "ListAuditEventsResponse",
+    "ListPricesRequest", "ListPricesResponse", "ListUsageRequest", "ListUsageResponse",
+    "ListUsageRevisionsRequest", "ListUsageRevisionsResponse", "MetricValues", "ModalityTokens", "Operation",
+    "Outcome", "Pagination", "PriceMultiplier", "PriceOrigin", "PriceTier", "Rate", "RateCard", "RecordError",
+    "RepriceDifference", "RepriceReport", "RepriceUsageRequest", "RepriceUsageResponse", "ResponseMeta",
+    "RevisionKind", "StreamProblem", "StreamUsageRequest", "StreamUsageResponse", "SubmitResult",
+    "SubmitStatus", "SubmitUsageRequest", "SubmitUsageResponse", "TierBasis", "TierMode", "TimeSeriesPoint",
+    "TimeWindow", "UsageQuality", "UsageReceipt", "UsageRecord", "UsageRevision", "UsageRevisions",
+    "VerifyCostRequest", "VerifyCostResponse", "VoidUsageRequest", "VoidUsageResponse",
 ]
 
 
@@ -378,6 +379,62 @@ class GetAnalyticsResponse(MessageStruct, kw_only=True, gc=False):
 
     data: Analytics | None = None
     """The series."""
+    meta: ResponseMeta | None = None
+    """About the response."""
+
+
+class AuditEvent(MessageStruct, kw_only=True, gc=False):
+    """Something that was done. It was written in the transaction that did it."""
+
+    number: Int64 = 0
+    """Its number; later events have higher ones."""
+    made_at: datetime | None = None
+    """When it was done."""
+    actor: str = ""
+    """The id of the API key that did it; "local" for a command, and where no key was needed."""
+    organization_id: str = ""
+    """Whose data it is about; everybody's when empty."""
+    action: str = ""
+    """What was done: key.created, key.revoked, price.created, usage.repriced, usage.voided,
+    usage.corrected, user.erased, retention.set, retention.applied.
+    """
+    subject: str = ""
+    """The id of what it was done to."""
+    details: dict[str, Any] | None = None
+    """What changed; never a secret, and never a user."""
+
+
+class ListAuditEventsRequest(MessageStruct, kw_only=True, omit_defaults=True, gc=False):
+    """Which events to list. Fields are ANDed; the values of one field are ORed."""
+
+    organization_id: list[str] = []
+    """The organizations; all that the caller may see when not given."""
+    action: list[str] = []
+    """What was done."""
+    actor: list[str] = []
+    """Who did it."""
+    subject: list[str] = []
+    """What it was done to."""
+    start_date: str = ""
+    """The first moment, inclusive; a date means its midnight in UTC."""
+    end_date: str = ""
+    """The last moment, exclusive; a date means through that day."""
+    page: Int32 = 0
+    """The page's number, from 1."""
+    page_size: Int32 = 0
+    """The most items to return, 20 when not given."""
+    cursor: str = ""
+    """The cursor that the page before gave; excludes `page`."""
+
+
+class ListAuditEventsResponse(Table, MessageStruct, kw_only=True, gc=False):
+    """Answers ListAuditEvents."""
+
+    rows_in_: ClassVar[str] = "data"
+    data: list[AuditEvent] = []
+    """The events."""
+    pagination: Pagination | None = None
+    """Where the page stands."""
     meta: ResponseMeta | None = None
     """About the response."""
 
@@ -975,6 +1032,33 @@ class ListPricesResponse(Table, MessageStruct, kw_only=True, gc=False):
     """The cards."""
     pagination: Pagination | None = None
     """Where the page stands."""
+    meta: ResponseMeta | None = None
+    """About the response."""
+
+
+class EraseUserRequest(MessageStruct, kw_only=True, omit_defaults=True, gc=False):
+    """Asks to erase a user."""
+
+    user_id: str = ""
+    """The id of the user, as in the records."""
+    organization_id: list[str] = []
+    """The organizations; all that the caller may see when not given."""
+
+
+class Erasure(MessageStruct, kw_only=True, gc=False):
+    """What was erased."""
+
+    id: str = ""
+    """The id of this erasure: the audit log has it as the subject, and does not name the user."""
+    records: Int64 = 0
+    """How many records were changed."""
+
+
+class EraseUserResponse(MessageStruct, kw_only=True, gc=False):
+    """Answers EraseUser."""
+
+    data: Erasure | None = None
+    """What was erased."""
     meta: ResponseMeta | None = None
     """About the response."""
 

@@ -5,20 +5,21 @@
 from __future__ import annotations
 
 from llm_cost_ops._gen.messages import (
-    Analytics, AnalyticsSummary, BatchReceipt, BatchSubmitUsageRequest, BatchSubmitUsageResponse,
+    Analytics, AnalyticsSummary, AuditEvent, BatchReceipt, BatchSubmitUsageRequest, BatchSubmitUsageResponse,
     ComponentHealth, CorrectUsageRequest, CorrectUsageResponse, CostGroup, CostLine, CostRecord, CostStatus,
-    CostSummary, CostVerification, CreatePriceRequest, CreatePriceResponse, CurrencyTotal,
-    EstimateCostRequest, EstimateCostResponse, ExportUsageRequest, ExportUsageResponse, FieldViolation,
-    Filter, GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest, GetCostResponse, GetCostSummaryRequest,
-    GetCostSummaryResponse, GetHealthRequest, GetHealthResponse, GetPriceRequest, GetPriceResponse,
-    GetReadinessRequest, GetReadinessResponse, GroupKey, HealthStatus, Interval, ListPricesRequest,
-    ListPricesResponse, ListUsageRequest, ListUsageResponse, ListUsageRevisionsRequest,
-    ListUsageRevisionsResponse, MetricValues, ModalityTokens, Operation, Outcome, Pagination, PriceMultiplier,
-    PriceOrigin, PriceTier, Rate, RateCard, RecordError, RepriceDifference, RepriceReport,
-    RepriceUsageRequest, RepriceUsageResponse, ResponseMeta, RevisionKind, StreamProblem, StreamUsageRequest,
-    StreamUsageResponse, SubmitResult, SubmitStatus, SubmitUsageRequest, SubmitUsageResponse, TierBasis,
-    TierMode, TimeSeriesPoint, TimeWindow, UsageQuality, UsageReceipt, UsageRecord, UsageRevision,
-    UsageRevisions, VerifyCostRequest, VerifyCostResponse, VoidUsageRequest, VoidUsageResponse,
+    CostSummary, CostVerification, CreatePriceRequest, CreatePriceResponse, CurrencyTotal, EraseUserRequest,
+    EraseUserResponse, Erasure, EstimateCostRequest, EstimateCostResponse, ExportUsageRequest,
+    ExportUsageResponse, FieldViolation, Filter, GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest,
+    GetCostResponse, GetCostSummaryRequest, GetCostSummaryResponse, GetHealthRequest, GetHealthResponse,
+    GetPriceRequest, GetPriceResponse, GetReadinessRequest, GetReadinessResponse, GroupKey, HealthStatus,
+    Interval, ListAuditEventsRequest, ListAuditEventsResponse, ListPricesRequest, ListPricesResponse,
+    ListUsageRequest, ListUsageResponse, ListUsageRevisionsRequest, ListUsageRevisionsResponse, MetricValues,
+    ModalityTokens, Operation, Outcome, Pagination, PriceMultiplier, PriceOrigin, PriceTier, Rate, RateCard,
+    RecordError, RepriceDifference, RepriceReport, RepriceUsageRequest, RepriceUsageResponse, ResponseMeta,
+    RevisionKind, StreamProblem, StreamUsageRequest, StreamUsageResponse, SubmitResult, SubmitStatus,
+    SubmitUsageRequest, SubmitUsageResponse, TierBasis, TierMode, TimeSeriesPoint, TimeWindow, UsageQuality,
+    UsageReceipt, UsageRecord, UsageRevision, UsageRevisions, VerifyCostRequest, VerifyCostResponse,
+    VoidUsageRequest, VoidUsageResponse,
 )
 from llm_cost_ops.wire.decimals import from_text, plain
 from llm_cost_ops.wire.fields import (
@@ -32,49 +33,51 @@ from llm_cost_ops.wire.varint import (
 )
 
 __all__ = [
-    "decode_analytics", "decode_analytics_summary", "decode_batch_receipt",
+    "decode_analytics", "decode_analytics_summary", "decode_audit_event", "decode_batch_receipt",
     "decode_batch_submit_usage_request", "decode_batch_submit_usage_response", "decode_component_health",
     "decode_correct_usage_request", "decode_correct_usage_response", "decode_cost_group", "decode_cost_line",
     "decode_cost_record", "decode_cost_summary", "decode_cost_verification", "decode_create_price_request",
-    "decode_create_price_response", "decode_currency_total", "decode_estimate_cost_request",
+    "decode_create_price_response", "decode_currency_total", "decode_erase_user_request",
+    "decode_erase_user_response", "decode_erasure", "decode_estimate_cost_request",
     "decode_estimate_cost_response", "decode_export_usage_request", "decode_export_usage_response",
     "decode_field_violation", "decode_filter", "decode_get_analytics_request",
     "decode_get_analytics_response", "decode_get_cost_request", "decode_get_cost_response",
     "decode_get_cost_summary_request", "decode_get_cost_summary_response", "decode_get_health_request",
     "decode_get_health_response", "decode_get_price_request", "decode_get_price_response",
     "decode_get_readiness_request", "decode_get_readiness_response", "decode_group_key",
-    "decode_list_prices_request", "decode_list_prices_response", "decode_list_usage_request",
-    "decode_list_usage_response", "decode_list_usage_revisions_request",
-    "decode_list_usage_revisions_response", "decode_metric_values", "decode_modality_tokens",
-    "decode_pagination", "decode_price_multiplier", "decode_price_tier", "decode_rate", "decode_rate_card",
-    "decode_record_error", "decode_reprice_difference", "decode_reprice_report",
-    "decode_reprice_usage_request", "decode_reprice_usage_response", "decode_response_meta",
-    "decode_stream_problem", "decode_stream_usage_request", "decode_stream_usage_response",
-    "decode_submit_result", "decode_submit_usage_request", "decode_submit_usage_response",
-    "decode_time_series_point", "decode_time_window", "decode_usage_receipt", "decode_usage_record",
-    "decode_usage_revision", "decode_usage_revisions", "decode_verify_cost_request",
+    "decode_list_audit_events_request", "decode_list_audit_events_response", "decode_list_prices_request",
+    "decode_list_prices_response", "decode_list_usage_request", "decode_list_usage_response",
+    "decode_list_usage_revisions_request", "decode_list_usage_revisions_response", "decode_metric_values",
+    "decode_modality_tokens", "decode_pagination", "decode_price_multiplier", "decode_price_tier",
+    "decode_rate", "decode_rate_card", "decode_record_error", "decode_reprice_difference",
+    "decode_reprice_report", "decode_reprice_usage_request", "decode_reprice_usage_response",
+    "decode_response_meta", "decode_stream_problem", "decode_stream_usage_request",
+    "decode_stream_usage_response", "decode_submit_result", "decode_submit_usage_request",
+    "decode_submit_usage_response", "decode_time_series_point", "decode_time_window", "decode_usage_receipt",
+    "decode_usage_record", "decode_usage_revision", "decode_usage_revisions", "decode_verify_cost_request",
     "decode_verify_cost_response", "decode_void_usage_request", "decode_void_usage_response",
-    "encode_analytics", "encode_analytics_summary", "encode_batch_receipt",
+    "encode_analytics", "encode_analytics_summary", "encode_audit_event", "encode_batch_receipt",
     "encode_batch_submit_usage_request", "encode_batch_submit_usage_response", "encode_component_health",
     "encode_correct_usage_request", "encode_correct_usage_response", "encode_cost_group", "encode_cost_line",
     "encode_cost_record", "encode_cost_summary", "encode_cost_verification", "encode_create_price_request",
-    "encode_create_price_response", "encode_currency_total", "encode_estimate_cost_request",
+    "encode_create_price_response", "encode_currency_total", "encode_erase_user_request",
+    "encode_erase_user_response", "encode_erasure", "encode_estimate_cost_request",
     "encode_estimate_cost_response", "encode_export_usage_request", "encode_export_usage_response",
     "encode_field_violation", "encode_filter", "encode_get_analytics_request",
     "encode_get_analytics_response", "encode_get_cost_request", "encode_get_cost_response",
     "encode_get_cost_summary_request", "encode_get_cost_summary_response", "encode_get_health_request",
     "encode_get_health_response", "encode_get_price_request", "encode_get_price_response",
     "encode_get_readiness_request", "encode_get_readiness_response", "encode_group_key",
-    "encode_list_prices_request", "encode_list_prices_response", "encode_list_usage_request",
-    "encode_list_usage_response", "encode_list_usage_revisions_request",
-    "encode_list_usage_revisions_response", "encode_metric_values", "encode_modality_tokens",
-    "encode_pagination", "encode_price_multiplier", "encode_price_tier", "encode_rate", "encode_rate_card",
-    "encode_record_error", "encode_reprice_difference", "encode_reprice_report",
-    "encode_reprice_usage_request", "encode_reprice_usage_response", "encode_response_meta",
-    "encode_stream_problem", "encode_stream_usage_request", "encode_stream_usage_response",
-    "encode_submit_result", "encode_submit_usage_request", "encode_submit_usage_response",
-    "encode_time_series_point", "encode_time_window", "encode_usage_receipt", "encode_usage_record",
-    "encode_usage_revision", "encode_usage_revisions", "encode_verify_cost_request",
+    "encode_list_audit_events_request", "encode_list_audit_events_response", "encode_list_prices_request",
+    "encode_list_prices_response", "encode_list_usage_request", "encode_list_usage_response",
+    "encode_list_usage_revisions_request", "encode_list_usage_revisions_response", "encode_metric_values",
+    "encode_modality_tokens", "encode_pagination", "encode_price_multiplier", "encode_price_tier",
+    "encode_rate", "encode_rate_card", "encode_record_error", "encode_reprice_difference",
+    "encode_reprice_report", "encode_reprice_usage_request", "encode_reprice_usage_response",
+    "encode_response_meta", "encode_stream_problem", "encode_stream_usage_request",
+    "encode_stream_usage_response", "encode_submit_result", "encode_submit_usage_request",
+    "encode_submit_usage_response", "encode_time_series_point", "encode_time_window", "encode_usage_receipt",
+    "encode_usage_record", "encode_usage_revision", "encode_usage_revisions", "encode_verify_cost_request",
     "encode_verify_cost_response", "encode_void_usage_request", "encode_void_usage_response",
 ]
 
@@ -944,6 +947,484 @@ def _read_get_analytics_response(data: bytes, pos: int, end: int, depth: int, m:
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _GET_ANALYTICS_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+_AUDIT_EVENT_NAMES: dict[int, tuple[str, str]] = {8: ("number", ""), 18: ("made_at", ""), 26: ("actor", ""), 34: ("organization_id", ""), 42: ("action", ""), 50: ("subject", ""), 58: ("details", "")}
+_AUDIT_EVENT_TAGS: frozenset[int] = frozenset([8, 18, 26, 34, 42, 50, 58])
+
+
+def encode_audit_event(m: AuditEvent) -> bytes:
+    """The protobuf bytes of a AuditEvent. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at = ""
+    i = -1
+    try:
+        if v1 := m.number:
+            at = "number"
+            w(b"\x08")
+            w(SHORT[v1] if 0 <= v1 < 16384 else int64(v1))
+        if (v2 := m.made_at) is not None:
+            at = "made_at"
+            b = write_timestamp(v2)
+            n = len(b)
+            w(_T12[n] if n < 128 else b"\x12" + varint(n))
+            w(b)
+        if v3 := m.actor:
+            at = "actor"
+            b = v3.encode()
+            n = len(b)
+            w(_T1A[n] if n < 128 else b"\x1a" + varint(n))
+            w(b)
+        if v4 := m.organization_id:
+            at = "organization_id"
+            b = v4.encode()
+            n = len(b)
+            w(_T22[n] if n < 128 else b"\x22" + varint(n))
+            w(b)
+        if v5 := m.action:
+            at = "action"
+            b = v5.encode()
+            n = len(b)
+            w(_T2A[n] if n < 128 else b"\x2a" + varint(n))
+            w(b)
+        if v6 := m.subject:
+            at = "subject"
+            b = v6.encode()
+            n = len(b)
+            w(_T32[n] if n < 128 else b"\x32" + varint(n))
+            w(b)
+        if (v7 := m.details) is not None:
+            at = "details"
+            b = write_raw_json(v7)
+            n = len(b)
+            w(_T3A[n] if n < 128 else b"\x3a" + varint(n))
+            w(b)
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise encode_error(error, at, i) from None
+    return b"".join(out)
+
+
+def decode_audit_event(data: bytes) -> AuditEvent:
+    """The AuditEvent that protobuf bytes hold. Raises DecodeError."""
+    return _read_audit_event(data, 0, len(data), 0, None)
+
+
+def _read_audit_event(data: bytes, pos: int, end: int, depth: int, m: AuditEvent | None) -> AuditEvent:
+    if m is None: m = AuditEvent()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 8:
+                n = data[pos + 1]
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.number = n
+                if pos >= end: break
+                t = data[pos]
+            if t == 18:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                if pos > end: raise IndexError
+                m.made_at = read_timestamp(data, s, pos, m.made_at)
+                if pos >= end: break
+                t = data[pos]
+            if t == 26:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.actor = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 34:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.organization_id = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 42:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.action = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 50:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.subject = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 58:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.details = read_raw_json(data[s:pos])
+                if pos >= end: break
+                t = data[pos]
+            if t in _AUDIT_EVENT_NAMES: continue
+            s = skip_field(data, pos, end, _AUDIT_EVENT_TAGS)
+            if s < 0:
+                data = canonicalize_tags(data, pos, end, _AUDIT_EVENT_TAGS)
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
+            pos = s
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise decode_error(error, m, _AUDIT_EVENT_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+_LIST_AUDIT_EVENTS_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("organization_id", "organization_id"), 18: ("action", "action"), 26: ("actor", "actor"), 34: ("subject", "subject"), 42: ("start_date", ""), 50: ("end_date", ""), 56: ("page", ""), 64: ("page_size", ""), 74: ("cursor", "")}
+_LIST_AUDIT_EVENTS_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 50, 56, 64, 74])
+
+
+def encode_list_audit_events_request(m: ListAuditEventsRequest) -> bytes:
+    """The protobuf bytes of a ListAuditEventsRequest. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at = ""
+    i = -1
+    try:
+        if v1 := m.organization_id:
+            at = "organization_id"
+            for i, x1 in enumerate(v1):
+                b = x1.encode()
+                n = len(b)
+                w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
+                w(b)
+            i = -1
+        if v2 := m.action:
+            at = "action"
+            for i, x2 in enumerate(v2):
+                b = x2.encode()
+                n = len(b)
+                w(_T12[n] if n < 128 else b"\x12" + varint(n))
+                w(b)
+            i = -1
+        if v3 := m.actor:
+            at = "actor"
+            for i, x3 in enumerate(v3):
+                b = x3.encode()
+                n = len(b)
+                w(_T1A[n] if n < 128 else b"\x1a" + varint(n))
+                w(b)
+            i = -1
+        if v4 := m.subject:
+            at = "subject"
+            for i, x4 in enumerate(v4):
+                b = x4.encode()
+                n = len(b)
+                w(_T22[n] if n < 128 else b"\x22" + varint(n))
+                w(b)
+            i = -1
+        if v5 := m.start_date:
+            at = "start_date"
+            b = v5.encode()
+            n = len(b)
+            w(_T2A[n] if n < 128 else b"\x2a" + varint(n))
+            w(b)
+        if v6 := m.end_date:
+            at = "end_date"
+            b = v6.encode()
+            n = len(b)
+            w(_T32[n] if n < 128 else b"\x32" + varint(n))
+            w(b)
+        if v7 := m.page:
+            at = "page"
+            w(b"\x38")
+            w(SHORT[v7] if 0 <= v7 < 16384 else int32(v7))
+        if v8 := m.page_size:
+            at = "page_size"
+            w(b"\x40")
+            w(SHORT[v8] if 0 <= v8 < 16384 else int32(v8))
+        if v9 := m.cursor:
+            at = "cursor"
+            b = v9.encode()
+            n = len(b)
+            w(_T4A[n] if n < 128 else b"\x4a" + varint(n))
+            w(b)
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise encode_error(error, at, i) from None
+    return b"".join(out)
+
+
+def decode_list_audit_events_request(data: bytes) -> ListAuditEventsRequest:
+    """The ListAuditEventsRequest that protobuf bytes hold. Raises DecodeError."""
+    return _read_list_audit_events_request(data, 0, len(data), 0, None)
+
+
+def _read_list_audit_events_request(data: bytes, pos: int, end: int, depth: int, m: ListAuditEventsRequest | None) -> ListAuditEventsRequest:
+    if m is None: m = ListAuditEventsRequest()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                x1 = m.organization_id.append
+                while t == 10:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x1(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 18:
+                x2 = m.action.append
+                while t == 18:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x2(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 26:
+                x3 = m.actor.append
+                while t == 26:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x3(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 34:
+                x4 = m.subject.append
+                while t == 34:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x4(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 42:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.start_date = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 50:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.end_date = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 56:
+                n = data[pos + 1]
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFF: n = to_int32(n)
+                m.page = n
+                if pos >= end: break
+                t = data[pos]
+            if t == 64:
+                n = data[pos + 1]
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFF: n = to_int32(n)
+                m.page_size = n
+                if pos >= end: break
+                t = data[pos]
+            if t == 74:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.cursor = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t in _LIST_AUDIT_EVENTS_REQUEST_NAMES: continue
+            s = skip_field(data, pos, end, _LIST_AUDIT_EVENTS_REQUEST_TAGS)
+            if s < 0:
+                data = canonicalize_tags(data, pos, end, _LIST_AUDIT_EVENTS_REQUEST_TAGS)
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
+            pos = s
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise decode_error(error, m, _LIST_AUDIT_EVENTS_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+_LIST_AUDIT_EVENTS_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", "data"), 18: ("pagination", ""), 26: ("meta", "")}
+_LIST_AUDIT_EVENTS_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18, 26])
+
+
+def encode_list_audit_events_response(m: ListAuditEventsResponse) -> bytes:
+    """The protobuf bytes of a ListAuditEventsResponse. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at = ""
+    i = -1
+    try:
+        if v1 := m.data:
+            at = "data"
+            for i, x1 in enumerate(v1):
+                b = encode_audit_event(x1)
+                n = len(b)
+                w(b"\x0a")
+                w(SHORT[n] if n < 16384 else varint(n))
+                w(b)
+            i = -1
+        if (v2 := m.pagination) is not None:
+            at = "pagination"
+            b = encode_pagination(v2)
+            n = len(b)
+            w(b"\x12")
+            w(SHORT[n] if n < 16384 else varint(n))
+            w(b)
+        if (v3 := m.meta) is not None:
+            at = "meta"
+            b = encode_response_meta(v3)
+            n = len(b)
+            w(b"\x1a")
+            w(SHORT[n] if n < 16384 else varint(n))
+            w(b)
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise encode_error(error, at, i) from None
+    return b"".join(out)
+
+
+def decode_list_audit_events_response(data: bytes) -> ListAuditEventsResponse:
+    """The ListAuditEventsResponse that protobuf bytes hold. Raises DecodeError."""
+    return _read_list_audit_events_response(data, 0, len(data), 0, None)
+
+
+def _read_list_audit_events_response(data: bytes, pos: int, end: int, depth: int, m: ListAuditEventsResponse | None) -> ListAuditEventsResponse:
+    if m is None: m = ListAuditEventsResponse()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                x1 = m.data.append
+                while t == 10:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    if pos > end: raise IndexError
+                    x1(_read_audit_event(data, s, pos, depth + 1, None))
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t == 18:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                if pos > end: raise IndexError
+                m.pagination = _read_pagination(data, s, pos, depth + 1, m.pagination)
+                if pos >= end: break
+                t = data[pos]
+            if t == 26:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                if pos > end: raise IndexError
+                m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
+                if pos >= end: break
+                t = data[pos]
+            if t in _LIST_AUDIT_EVENTS_RESPONSE_NAMES: continue
+            s = skip_field(data, pos, end, _LIST_AUDIT_EVENTS_RESPONSE_TAGS)
+            if s < 0:
+                data = canonicalize_tags(data, pos, end, _LIST_AUDIT_EVENTS_RESPONSE_TAGS)
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
+            pos = s
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise decode_error(error, m, _LIST_AUDIT_EVENTS_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 
@@ -6429,6 +6910,244 @@ def _read_list_prices_response(data: bytes, pos: int, end: int, depth: int, m: L
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _LIST_PRICES_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+_ERASE_USER_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("user_id", ""), 18: ("organization_id", "organization_id")}
+_ERASE_USER_REQUEST_TAGS: frozenset[int] = frozenset([10, 18])
+
+
+def encode_erase_user_request(m: EraseUserRequest) -> bytes:
+    """The protobuf bytes of a EraseUserRequest. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at = ""
+    i = -1
+    try:
+        if v1 := m.user_id:
+            at = "user_id"
+            b = v1.encode()
+            n = len(b)
+            w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
+            w(b)
+        if v2 := m.organization_id:
+            at = "organization_id"
+            for i, x2 in enumerate(v2):
+                b = x2.encode()
+                n = len(b)
+                w(_T12[n] if n < 128 else b"\x12" + varint(n))
+                w(b)
+            i = -1
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise encode_error(error, at, i) from None
+    return b"".join(out)
+
+
+def decode_erase_user_request(data: bytes) -> EraseUserRequest:
+    """The EraseUserRequest that protobuf bytes hold. Raises DecodeError."""
+    return _read_erase_user_request(data, 0, len(data), 0, None)
+
+
+def _read_erase_user_request(data: bytes, pos: int, end: int, depth: int, m: EraseUserRequest | None) -> EraseUserRequest:
+    if m is None: m = EraseUserRequest()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.user_id = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 18:
+                x2 = m.organization_id.append
+                while t == 18:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x2(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t in _ERASE_USER_REQUEST_NAMES: continue
+            s = skip_field(data, pos, end, _ERASE_USER_REQUEST_TAGS)
+            if s < 0:
+                data = canonicalize_tags(data, pos, end, _ERASE_USER_REQUEST_TAGS)
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
+            pos = s
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise decode_error(error, m, _ERASE_USER_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+_ERASURE_NAMES: dict[int, tuple[str, str]] = {10: ("id", ""), 16: ("records", "")}
+_ERASURE_TAGS: frozenset[int] = frozenset([10, 16])
+
+
+def encode_erasure(m: Erasure) -> bytes:
+    """The protobuf bytes of a Erasure. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at = ""
+    i = -1
+    try:
+        if v1 := m.id:
+            at = "id"
+            b = v1.encode()
+            n = len(b)
+            w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
+            w(b)
+        if v2 := m.records:
+            at = "records"
+            w(b"\x10")
+            w(SHORT[v2] if 0 <= v2 < 16384 else int64(v2))
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise encode_error(error, at, i) from None
+    return b"".join(out)
+
+
+def decode_erasure(data: bytes) -> Erasure:
+    """The Erasure that protobuf bytes hold. Raises DecodeError."""
+    return _read_erasure(data, 0, len(data), 0, None)
+
+
+def _read_erasure(data: bytes, pos: int, end: int, depth: int, m: Erasure | None) -> Erasure:
+    if m is None: m = Erasure()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.id = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 16:
+                n = data[pos + 1]
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.records = n
+                if pos >= end: break
+                t = data[pos]
+            if t in _ERASURE_NAMES: continue
+            s = skip_field(data, pos, end, _ERASURE_TAGS)
+            if s < 0:
+                data = canonicalize_tags(data, pos, end, _ERASURE_TAGS)
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
+            pos = s
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise decode_error(error, m, _ERASURE_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+_ERASE_USER_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
+_ERASE_USER_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
+
+
+def encode_erase_user_response(m: EraseUserResponse) -> bytes:
+    """The protobuf bytes of a EraseUserResponse. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at = ""
+    i = -1
+    try:
+        if (v1 := m.data) is not None:
+            at = "data"
+            b = encode_erasure(v1)
+            n = len(b)
+            w(b"\x0a")
+            w(SHORT[n] if n < 16384 else varint(n))
+            w(b)
+        if (v2 := m.meta) is not None:
+            at = "meta"
+            b = encode_response_meta(v2)
+            n = len(b)
+            w(b"\x12")
+            w(SHORT[n] if n < 16384 else varint(n))
+            w(b)
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise encode_error(error, at, i) from None
+    return b"".join(out)
+
+
+def decode_erase_user_response(data: bytes) -> EraseUserResponse:
+    """The EraseUserResponse that protobuf bytes hold. Raises DecodeError."""
+    return _read_erase_user_response(data, 0, len(data), 0, None)
+
+
+def _read_erase_user_response(data: bytes, pos: int, end: int, depth: int, m: EraseUserResponse | None) -> EraseUserResponse:
+    if m is None: m = EraseUserResponse()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                if pos > end: raise IndexError
+                m.data = _read_erasure(data, s, pos, depth + 1, m.data)
+                if pos >= end: break
+                t = data[pos]
+            if t == 18:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                if pos > end: raise IndexError
+                m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
+                if pos >= end: break
+                t = data[pos]
+            if t in _ERASE_USER_RESPONSE_NAMES: continue
+            s = skip_field(data, pos, end, _ERASE_USER_RESPONSE_TAGS)
+            if s < 0:
+                data = canonicalize_tags(data, pos, end, _ERASE_USER_RESPONSE_TAGS)
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
+            pos = s
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise decode_error(error, m, _ERASE_USER_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 

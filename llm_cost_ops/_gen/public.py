@@ -5,23 +5,25 @@
 from __future__ import annotations
 
 from llm_cost_ops._gen.messages import (
-    Analytics, AnalyticsSummary, BatchReceipt, ComponentHealth, CostGroup, CostLine, CostRecord, CostStatus,
-    CostSummary, CostVerification, CurrencyTotal, FieldViolation, GetHealthResponse, GetReadinessResponse,
-    GroupKey, HealthStatus, Interval, ListPricesResponse, ListUsageResponse, MetricValues, ModalityTokens,
-    Operation, Outcome, Pagination, PriceMultiplier, PriceOrigin, PriceTier, Rate, RateCard, RecordError,
-    RepriceDifference, RepriceReport, ResponseMeta, RevisionKind, StreamProblem, StreamUsageRequest,
-    StreamUsageResponse, SubmitResult, SubmitStatus, TierBasis, TierMode, TimeSeriesPoint, TimeWindow,
-    UsageQuality, UsageReceipt, UsageRecord, UsageRevision, UsageRevisions,
+    Analytics, AnalyticsSummary, AuditEvent, BatchReceipt, ComponentHealth, CostGroup, CostLine, CostRecord,
+    CostStatus, CostSummary, CostVerification, CurrencyTotal, Erasure, FieldViolation, GetHealthResponse,
+    GetReadinessResponse, GroupKey, HealthStatus, Interval, ListAuditEventsResponse, ListPricesResponse,
+    ListUsageResponse, MetricValues, ModalityTokens, Operation, Outcome, Pagination, PriceMultiplier,
+    PriceOrigin, PriceTier, Rate, RateCard, RecordError, RepriceDifference, RepriceReport, ResponseMeta,
+    RevisionKind, StreamProblem, StreamUsageRequest, StreamUsageResponse, SubmitResult, SubmitStatus,
+    TierBasis, TierMode, TimeSeriesPoint, TimeWindow, UsageQuality, UsageReceipt, UsageRecord, UsageRevision,
+    UsageRevisions,
 )
 
 __all__ = [
-    "Analytics", "AnalyticsSummary", "BatchReceipt", "ComponentHealth", "CostGroup", "CostLine", "CostRecord",
-    "CostStatus", "CostSummary", "CostVerification", "CurrencyTotal", "FieldViolation", "GetHealthResponse",
-    "GetReadinessResponse", "GroupKey", "HealthStatus", "Interval", "ListPricesResponse", "ListUsageResponse",
-    "MetricValues", "ModalityTokens", "Operation", "Outcome", "Pagination", "PriceMultiplier", "PriceOrigin",
-    "PriceTier", "Rate", "RateCard", "RecordError", "RepriceDifference", "RepriceReport", "ResponseMeta",
-    "RevisionKind", "StreamProblem", "StreamUsageRequest", "StreamUsageResponse", "SubmitResult",
-    "SubmitStatus", "TierBasis", "TierMode", "TimeSeriesPoint", "TimeWindow", "UsageQuality", "UsageReceipt",
-    "UsageRecord", "UsageRevision", "UsageRevisions",
+    "Analytics", "AnalyticsSummary", "AuditEvent", "BatchReceipt", "ComponentHealth", "CostGroup", "CostLine",
+    "CostRecord", "CostStatus", "CostSummary", "CostVerification", "CurrencyTotal", "Erasure",
+    "FieldViolation", "GetHealthResponse", "GetReadinessResponse", "GroupKey", "HealthStatus", "Interval",
+    "ListAuditEventsResponse", "ListPricesResponse", "ListUsageResponse", "MetricValues", "ModalityTokens",
+    "Operation", "Outcome", "Pagination", "PriceMultiplier", "PriceOrigin", "PriceTier", "Rate", "RateCard",
+    "RecordError", "RepriceDifference", "RepriceReport", "ResponseMeta", "RevisionKind", "StreamProblem",
+    "StreamUsageRequest", "StreamUsageResponse", "SubmitResult", "SubmitStatus", "TierBasis", "TierMode",
+    "TimeSeriesPoint", "TimeWindow", "UsageQuality", "UsageReceipt", "UsageRecord", "UsageRevision",
+    "UsageRevisions",
 ]
 

@@ -11,15 +11,15 @@ from typing import Any, Literal, TypedDict
 
 from llm_cost_ops._gen import methods
 from llm_cost_ops._gen.messages import (
-    Analytics, BatchReceipt, BatchSubmitUsageRequest, CorrectUsageRequest, CostRecord, CostSummary,
-    CostVerification, CreatePriceRequest, EstimateCostRequest, ExportUsageRequest, Filter,
-    GetAnalyticsRequest, GetCostRequest, GetCostSummaryRequest, GetHealthRequest, GetHealthResponse,
-    GetPriceRequest, GetReadinessRequest, GetReadinessResponse, Interval, ListPricesRequest,
-    ListPricesResponse, ListUsageRequest, ListUsageResponse, ListUsageRevisionsRequest, ModalityTokens,
-    Operation, Outcome, PriceMultiplier, PriceOrigin, Rate, RateCard, RepriceReport, RepriceUsageRequest,
-    StreamUsageRequest, StreamUsageResponse, SubmitUsageRequest, TierBasis, TierMode, TimeWindow,
-    UsageQuality, UsageReceipt, UsageRecord, UsageRevision, UsageRevisions, VerifyCostRequest,
-    VoidUsageRequest,
+    Analytics, AuditEvent, BatchReceipt, BatchSubmitUsageRequest, CorrectUsageRequest, CostRecord,
+    CostSummary, CostVerification, CreatePriceRequest, EraseUserRequest, Erasure, EstimateCostRequest,
+    ExportUsageRequest, Filter, GetAnalyticsRequest, GetCostRequest, GetCostSummaryRequest, GetHealthRequest,
+    GetHealthResponse, GetPriceRequest, GetReadinessRequest, GetReadinessResponse, Interval,
+    ListAuditEventsRequest, ListAuditEventsResponse, ListPricesRequest, ListPricesResponse, ListUsageRequest,
+    ListUsageResponse, ListUsageRevisionsRequest, ModalityTokens, Operation, Outcome, PriceMultiplier,
+    PriceOrigin, Rate, RateCard, RepriceReport, RepriceUsageRequest, StreamUsageRequest, StreamUsageResponse,
+    SubmitUsageRequest, TierBasis, TierMode, TimeWindow, UsageQuality, UsageReceipt, UsageRecord,
+    UsageRevision, UsageRevisions, VerifyCostRequest, VoidUsageRequest,
 )
 from llm_cost_ops.config import RetryConfig
 from llm_cost_ops.rpc.channel import UNSET, AsyncChannel, Channel
@@ -29,11 +29,13 @@ from llm_cost_ops.wire import coerce
 from llm_cost_ops.wire.validation import EMPTY, ZERO
 
 __all__ = [
-    "AnalyticsResource", "AsyncAnalyticsResource", "AsyncCostsResource", "AsyncHealthResource",
-    "AsyncPricingResource", "AsyncUsageResource", "CostsResource", "GroupBy", "HealthResource", "Metrics",
-    "Order", "PricingResource", "RawAnalyticsResource", "RawAsyncAnalyticsResource", "RawAsyncCostsResource",
-    "RawAsyncHealthResource", "RawAsyncPricingResource", "RawAsyncUsageResource", "RawCostsResource",
-    "RawHealthResource", "RawPricingResource", "RawUsageResource", "Sort", "UsageRecordFields",
+    "AnalyticsResource", "AsyncAnalyticsResource", "AsyncAuditResource", "AsyncCostsResource",
+    "AsyncHealthResource", "AsyncPricingResource", "AsyncPrivacyResource", "AsyncUsageResource",
+    "AuditResource", "CostsResource", "GroupBy", "HealthResource", "Metrics", "Order", "PricingResource",
+    "PrivacyResource", "RawAnalyticsResource", "RawAsyncAnalyticsResource", "RawAsyncAuditResource",
+    "RawAsyncCostsResource", "RawAsyncHealthResource", "RawAsyncPricingResource", "RawAsyncPrivacyResource",
+    "RawAsyncUsageResource", "RawAuditResource", "RawCostsResource", "RawHealthResource",
+    "RawPricingResource", "RawPrivacyResource", "RawUsageResource", "Sort", "UsageRecordFields",
     "UsageResource",
 ]
 
@@ -342,6 +344,133 @@ class RawAsyncAnalyticsResource(RawResource):
     """AsyncAnalyticsResource, whose methods give a RawResponse. Streams have none."""
 
     get = async_raw(AsyncAnalyticsResource.get)
+
+
+class AuditResource:
+    """Tells who changed what: keys, prices, recorded usage, erasure and retention."""
+
+    __slots__ = ("_channel",)
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def list(
+        self,
+        *,
+        organization_id: str | Sequence[str] = (),
+        action: str | Sequence[str] = (),
+        actor: str | Sequence[str] = (),
+        subject: str | Sequence[str] = (),
+        start_date: str | date | None = None,
+        end_date: str | date | None = None,
+        page: int = 0,
+        page_size: int = 0,
+        cursor: str = "",
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
+    ) -> Pager[ListAuditEventsResponse, AuditEvent]:
+        """Lists what was done, the newest first. Events are added and never changed.
+
+        Args:
+            organization_id: The organizations; all that the caller may see when not given.
+            action: What was done.
+            actor: Who did it.
+            subject: What it was done to.
+            start_date: The first moment, inclusive; a date means its midnight in UTC.
+            end_date: The last moment, exclusive; a date means through that day.
+            page: The page's number, from 1.
+            page_size: The most items to return, 20 when not given.
+            cursor: The cursor that the page before gave; excludes `page`.
+            timeout: seconds for the whole call, retries included; None for no limit.
+            headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
+        """
+        request = ListAuditEventsRequest()
+        if organization_id:
+            request.organization_id = coerce.texts(organization_id)
+        if action:
+            request.action = coerce.texts(action)
+        if actor:
+            request.actor = coerce.texts(actor)
+        if subject:
+            request.subject = coerce.texts(subject)
+        if start_date is not None:
+            request.start_date = coerce.moment(start_date)
+        if end_date is not None:
+            request.end_date = coerce.moment(end_date)
+        if page is not ZERO:
+            request.page = page
+        if page_size is not ZERO:
+            request.page_size = page_size
+        if cursor is not EMPTY:
+            request.cursor = cursor
+        response: Pager[ListAuditEventsResponse, AuditEvent] = self._channel.pages(
+            methods.LIST_AUDIT_EVENTS, request, timeout, headers, retry
+        )
+        return response
+
+
+class RawAuditResource(RawResource):
+    """AuditResource, whose methods give a RawResponse. Streams have none."""
+
+    list = raw_pages(AuditResource.list)
+
+
+class AsyncAuditResource:
+    """Tells who changed what: keys, prices, recorded usage, erasure and retention."""
+
+    __slots__ = ("_channel",)
+
+    def __init__(self, channel: AsyncChannel) -> None:
+        self._channel = channel
+
+    def list(
+        self,
+        *,
+        organization_id: str | Sequence[str] = (),
+        action: str | Sequence[str] = (),
+        actor: str | Sequence[str] = (),
+        subject: str | Sequence[str] = (),
+        start_date: str | date | None = None,
+        end_date: str | date | None = None,
+        page: int = 0,
+        page_size: int = 0,
+        cursor: str = "",
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
+    ) -> AsyncPager[ListAuditEventsResponse, AuditEvent]:
+        """As AuditResource.list."""
+        request = ListAuditEventsRequest()
+        if organization_id:
+            request.organization_id = coerce.texts(organization_id)
+        if action:
+            request.action = coerce.texts(action)
+        if actor:
+            request.actor = coerce.texts(actor)
+        if subject:
+            request.subject = coerce.texts(subject)
+        if start_date is not None:
+            request.start_date = coerce.moment(start_date)
+        if end_date is not None:
+            request.end_date = coerce.moment(end_date)
+        if page is not ZERO:
+            request.page = page
+        if page_size is not ZERO:
+            request.page_size = page_size
+        if cursor is not EMPTY:
+            request.cursor = cursor
+        response: AsyncPager[ListAuditEventsResponse, AuditEvent] = self._channel.pages(
+            methods.LIST_AUDIT_EVENTS, request, timeout, headers, retry
+        )
+        return response
+
+
+class RawAsyncAuditResource(RawResource):
+    """AsyncAuditResource, whose methods give a RawResponse. Streams have none."""
+
+    list = async_raw_pages(AsyncAuditResource.list)
 
 
 class CostsResource:
@@ -1503,6 +1632,80 @@ class RawAsyncPricingResource(RawResource):
     create = async_raw(AsyncPricingResource.create)
     get = async_raw(AsyncPricingResource.get)
     list = async_raw_pages(AsyncPricingResource.list)
+
+
+class PrivacyResource:
+    """Takes people out of what is kept."""
+
+    __slots__ = ("_channel",)
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def erase(
+        self,
+        user_id: str,
+        *,
+        organization_id: str | Sequence[str] = (),
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
+    ) -> Erasure:
+        """Erases a user from every record and its history: user_id, and tags, labels, metadata and ids of sessions and
+        spans that are exactly the user's id. Costs and sums stay as they are, to the last digit, and a record that
+        is sent again is still a duplicate. It takes as long as there are records; stopped, the same call goes on.
+
+        Args:
+            user_id: The id of the user, as in the records.
+            organization_id: The organizations; all that the caller may see when not given.
+            timeout: seconds for the whole call, retries included; None for no limit.
+            headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
+        """
+        request = EraseUserRequest(user_id=user_id)
+        if organization_id:
+            request.organization_id = coerce.texts(organization_id)
+        response: Erasure = self._channel.unary_unary(methods.ERASE_USER, request, timeout, headers, retry)
+        return response
+
+
+class RawPrivacyResource(RawResource):
+    """PrivacyResource, whose methods give a RawResponse. Streams have none."""
+
+    erase = raw(PrivacyResource.erase)
+
+
+class AsyncPrivacyResource:
+    """Takes people out of what is kept."""
+
+    __slots__ = ("_channel",)
+
+    def __init__(self, channel: AsyncChannel) -> None:
+        self._channel = channel
+
+    async def erase(
+        self,
+        user_id: str,
+        *,
+        organization_id: str | Sequence[str] = (),
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
+    ) -> Erasure:
+        """As PrivacyResource.erase."""
+        request = EraseUserRequest(user_id=user_id)
+        if organization_id:
+            request.organization_id = coerce.texts(organization_id)
+        response: Erasure = await self._channel.unary_unary(
+            methods.ERASE_USER, request, timeout, headers, retry
+        )
+        return response
+
+
+class RawAsyncPrivacyResource(RawResource):
+    """AsyncPrivacyResource, whose methods give a RawResponse. Streams have none."""
+
+    erase = async_raw(AsyncPrivacyResource.erase)
 
 
 class UsageResource:

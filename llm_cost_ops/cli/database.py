@@ -78,7 +78,9 @@ def _check(path: str) -> int:
     for fault in faults:
         print(f"{path}: {fault}")
     if not faults:
-        print(f"{path}: ok: its structure, its sums and its ids")
+        with _opened(path) as connection:
+            [events] = connection.execute("SELECT count(*) FROM audit").fetchone()
+        print(f"{path}: ok: its structure, its sums, its ids and {events:,} events of its audit log")
     return 1 if faults else 0
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "at_least_one",
     "filters_of",
     "pairs",
+    "times_of",
 ]
 
 _Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001  # it has no public name
@@ -124,16 +125,23 @@ def add_filters(parser: argparse.ArgumentParser) -> None:
 
 def filters_of(options: argparse.Namespace) -> dict[str, Any]:
     """The filters as parameters of the client's methods."""
+    found = {name: getattr(options, name) for _, name, _, _ in (*_LISTS, *_TEXTS)}
+    found |= times_of(options, options.time_zone)
+    return {**found, "label": pairs(options.label, "label")}
+
+
+def times_of(options: argparse.Namespace, time_zone: str = "") -> dict[str, Any]:
+    """--start and --end as parameters of the client's methods."""
     from llm_cost_ops.rpc.status import RpcError
 
-    found = {name: getattr(options, name) for _, name, _, _ in (*_LISTS, *_TEXTS)}
     now = datetime.now(UTC)
     try:
-        found["start_date"] = period_start(options.start_date, options.time_zone, now)
-        found["end_date"] = period_end(options.end_date, options.time_zone, now)
+        return {
+            "start_date": period_start(options.start_date, time_zone, now),
+            "end_date": period_end(options.end_date, time_zone, now),
+        }
     except RpcError as error:
         raise error_from_rpc(error) from error
-    return {**found, "label": pairs(options.label, "label")}
 
 
 def pairs(texts: list[str], option: str) -> dict[str, str]:
@@ -216,6 +224,8 @@ def add_questions(commands: _Commands) -> None:
     _add_reprice(commands)
     _add_usage(commands)
     _add_prices(commands)
+    _add_audit(commands)
+    _add_privacy(commands)
 
 
 def _add_costs(commands: _Commands) -> None:
@@ -342,6 +352,52 @@ def _add_usage(commands: _Commands) -> None:
     for action in (listing, show, void, correct, revisions):
         add_target(action)
     parser.set_defaults(run="usage")
+
+
+def _add_audit(commands: _Commands) -> None:
+    parser = commands.add_parser("audit", help="who changed keys, prices and recorded usage, and when")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = actions.add_parser(
+        "list",
+        help="what was done, the newest first",
+        description="What was done to keys, prices and recorded usage, the newest first. Events are written "
+        "with what they tell, and never changed.",
+    )
+    for name, dest, text in (
+        ("organization", "organization", "whose data; default: all that you may see"),
+        ("action", "done", "what was done, such as key.created or usage.voided"),
+        ("actor", "actor", "the id of the API key that did it, or local"),
+        ("subject", "subject", "the id of the key, card or record that it was done to"),
+    ):
+        metavar = "ACTION" if dest == "done" else "ID"
+        listing.add_argument(f"--{name}", dest=dest, action="append", default=[], metavar=metavar, help=text)
+    for option, name, shown, text in _TEXTS[:2]:
+        listing.add_argument(option, dest=name, default="", metavar=shown, help=text)
+    listing.add_argument(
+        "--limit", type=at_least_one, default=50, metavar="N", help="at most so many; default: %(default)s"
+    )
+    add_form(listing)
+    add_target(listing)
+    parser.set_defaults(run="audit")
+
+
+def _add_privacy(commands: _Commands) -> None:
+    parser = commands.add_parser("privacy", help="erase a user from what is recorded")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    erase = actions.add_parser(
+        "erase",
+        help="erase a user from every record and its history",
+        description="Erase a user from every record and its history: user_id, and tags, labels, metadata and "
+        "ids of sessions that are exactly the user's id. Costs and sums stay. It can't be undone; stopped, "
+        "the same command goes on. Backups, spools and the texts of metadata are yours to look into.",
+    )
+    erase.add_argument("--user", required=True, metavar="ID", help="as in the records' user_id")
+    erase.add_argument(
+        "--organization", action="append", default=[], metavar="ID", help="default: all that you may see"
+    )
+    erase.add_argument("--yes", action="store_true", help="do not ask")
+    add_target(erase)
+    parser.set_defaults(run="privacy")
 
 
 def _add_prices(commands: _Commands) -> None:

@@ -75,7 +75,8 @@ def _check(session: Session, shown: str) -> int:
     for fault in faults:
         print(f"{shown}: {fault}")
     if not faults:
-        print(f"{shown}: ok: its sums, its series and its ids")
+        [(events,)] = session.rows("SELECT count(*) FROM llm_cost_ops.audit")
+        print(f"{shown}: ok: its sums, its series, its ids and {events:,} events of its audit log")
     return 1 if faults else 0
 
 

@@ -70,7 +70,8 @@ class ClientConfig(Config, frozen=True, kw_only=True):
     """All that a client needs to know.
 
     `base_url` chooses the transport: `sqlite:///costs.db` and `sqlite://` (in memory) run the
-    engine in the process, `http(s)://host` and `grpc(s)://host:port` talk to a server. `timeout`
+    engine in the process, `http(s)://host` and `grpc(s)://host:port` talk to a server, and
+    `http://a:8080,b:8080` (or https, grpc, grpcs) to several that share a ledger. `timeout`
     is seconds for a whole call, retries and waits included; None means no deadline. `durability`
     belongs to the embedded engine: "disk" survives a power cut, "process" survives a crash of the
     process and is faster. `unknown_fields` says what becomes of a field that a record or a price does
@@ -377,11 +378,14 @@ def split_base_url(base_url: object) -> SplitResult:
     """The parts of a base URL, or ConfigurationError saying what is wrong with it."""
     rule = (
         "must be a URL such as sqlite:///costs.db, sqlite://, postgresql://user@host/costs, "
-        "https://costs.example.com or grpcs://costs.example.com:443"
+        "https://costs.example.com, grpcs://costs.example.com:443 or, for several servers, http://a:8080,b:8080"
     )
     shown = without_password(base_url) if isinstance(base_url, str) else base_url
     if not isinstance(base_url, str) or not re.fullmatch(r"[\x21-\x7e\u00a0-\uffff]+", base_url):
         raise wrong("base_url", rule, shown)
+    several = base_urls(base_url)
+    if len(several) > 1 or _SCHEME_AGAIN.match(base_url):
+        return _split_servers(several, shown)
     try:
         if base_url.startswith(("postgres:", "postgresql:")):
             # Its driver reads it: it may have several hosts, and none.
@@ -400,6 +404,36 @@ def split_base_url(base_url: object) -> SplitResult:
     elif parts.query or not (parts.hostname or parts.path):
         raise wrong("base_url", rule, shown)
     return parts
+
+
+_SCHEME_AGAIN = re.compile(r"(https?|grpcs?)://.*,[a-z]+://", re.IGNORECASE)
+_SEVERAL = re.compile(r"(https?|grpcs?)(://)([^/?#]*,[^/?#]*)(.*)", re.IGNORECASE)
+
+
+def base_urls(base_url: str) -> tuple[str, ...]:
+    """The URL of each server that a base URL names: http://a:1,b:2/x is http://a:1/x and http://b:2/x."""
+    match = _SEVERAL.fullmatch(base_url)
+    if match is None:
+        return (base_url,)
+    scheme, slashes, servers, path = match.groups()
+    return tuple(f"{scheme}{slashes}{server}{path}" for server in servers.split(","))
+
+
+def _split_servers(urls: Sequence[str], shown: object) -> SplitResult:
+    """The parts of the first of several URLs, each of which is right, and other than the others."""
+    if _SCHEME_AGAIN.match(str(shown)):
+        raise wrong("base_url", "has one scheme and one path for all servers: http://a:1,b:2/path", shown)
+    known: set[tuple[str | None, int | None]] = set()
+    for url in urls:
+        if re.match(r"[a-z]+://(:|/|$)", url, re.IGNORECASE):
+            raise wrong("base_url", "must name a host in each place of its list of servers", shown)
+        parts = split_base_url(url)
+        if (parts.hostname, parts.port) in known:
+            raise wrong("base_url", f"names the server {parts.netloc} twice", shown)
+        known.add((parts.hostname, parts.port))
+    if len({port is None for _, port in known}) > 1:
+        raise wrong("base_url", "must name the port of each of its servers, or of none", shown)
+    return split_base_url(urls[0])
 
 
 def _split_database_url(base_url: str, rule: str) -> SplitResult:

@@ -10,15 +10,17 @@ from importlib import import_module
 from urllib.parse import quote
 
 from llm_cost_ops.exceptions import ConfigurationError
-from llm_cost_ops.ledger.protocols import KeyStore, Ledger, Sums
+from llm_cost_ops.ledger.protocols import Batch, KeyStore, Ledger, Sums
 from llm_cost_ops.ledger.types import (
     Amounts,
     ApiKey,
     Appended,
+    AuditFilter,
     CardOf,
     Change,
     Committed,
     Entry,
+    Erased,
     Filter,
     LedgerFigures,
     Position,
@@ -33,10 +35,13 @@ __all__ = [
     "Amounts",
     "ApiKey",
     "Appended",
+    "AuditFilter",
+    "Batch",
     "CardOf",
     "Change",
     "Committed",
     "Entry",
+    "Erased",
     "Filter",
     "KeyStore",
     "Ledger",
@@ -48,6 +53,7 @@ __all__ = [
     "Revised",
     "Revision",
     "Sums",
+    "backend_of",
     "open_ledger",
 ]
 
@@ -71,6 +77,16 @@ def open_ledger(url: str, *, durability: str = "disk", group_commit: bool = Fals
 
     Raises ConfigurationError for an unknown scheme, and for a URL or durability that its backend refuses.
     """
+    url, package = backend_of(url)
+    opened: Ledger = import_module(package).open(url, durability=durability, group_commit=group_commit)
+    return opened
+
+
+def backend_of(url: str) -> tuple[str, str]:
+    """A URL, also where the path of a file was given, and the package of its backend.
+
+    Raises ConfigurationError for an unknown scheme.
+    """
     if "://" not in url:
         url = f"sqlite:///{quote(url)}"
     scheme = url.partition("://")[0]
@@ -80,7 +96,4 @@ def open_ledger(url: str, *, durability: str = "disk", group_commit: bool = Fals
             f"there is no ledger at {scheme[:64]}://: its scheme must be one of {known}",
             parameter="url",
         )
-    opened: Ledger = import_module(_BACKENDS[scheme]).open(
-        url, durability=durability, group_commit=group_commit
-    )
-    return opened
+    return url, _BACKENDS[scheme]

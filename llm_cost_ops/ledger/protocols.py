@@ -10,14 +10,16 @@ from collections.abc import Awaitable, Sequence
 from datetime import datetime
 from typing import Protocol
 
-from llm_cost_ops._gen.messages import RateCard, SubmitStatus, UsageRecord
+from llm_cost_ops._gen.messages import AuditEvent, RateCard, SubmitStatus, UsageRecord
 from llm_cost_ops.ledger.types import (
     Amounts,
     ApiKey,
     Appended,
+    AuditFilter,
     CardOf,
     Committed,
     Entry,
+    Erased,
     Filter,
     LedgerFigures,
     Position,
@@ -27,9 +29,10 @@ from llm_cost_ops.ledger.types import (
     Revised,
     Revision,
 )
+from llm_cost_ops.pricing.pricebook import Pricing
 from llm_cost_ops.rpc.context import CallContext
 
-__all__ = ["KeyStore", "Ledger", "Sums"]
+__all__ = ["Batch", "KeyStore", "Ledger", "Sums"]
 
 
 class KeyStore(Protocol):
@@ -47,10 +50,12 @@ class KeyStore(Protocol):
     async def secret(self, context: CallContext) -> bytes:
         """The 32 random bytes of this ledger alone that hashes are keyed with; made when first asked for."""
 
-    async def add(self, key: ApiKey, context: CallContext) -> None:
-        """Keep a key; ALREADY_EXISTS when its id is taken."""
+    async def add(self, key: ApiKey, context: CallContext, *, actor: str = "") -> None:
+        """Keep a key; ALREADY_EXISTS when its id is taken. `actor` as in Revision, for the audit log."""
 
-    async def revoke(self, key_id: str, at: datetime, context: CallContext) -> ApiKey | None:
+    async def revoke(
+        self, key_id: str, at: datetime, context: CallContext, *, actor: str = ""
+    ) -> ApiKey | None:
         """Revoke a key, or leave a revoked one as it is, and return it; None when there is none."""
 
 
@@ -109,8 +114,36 @@ class Sums(Protocol):
         """
 
 
+class Batch(Protocol):
+    """Entries that a ledger writes in one transaction: `Ledger.append` for who makes them one by one.
+
+    A ledger takes from each what it needs, so that nobody has to keep thousands of them meanwhile.
+    """
+
+    def add(
+        self, record: UsageRecord, key: str | int, ingested_at: datetime, units: int | None, by: Pricing
+    ) -> str:
+        """Take one more entry, whose parts are those of an Entry; the record may be changed afterwards.
+
+        A number as its key stands for the key of the batch with ":" and the number behind it.
+        Returns the id that it will have if `write` says nothing else, or "" where `write` will say it.
+        INVALID_ARGUMENT as for `Ledger.append`, and then the batch is as it was before.
+        """
+
+    def write(
+        self, context: CallContext, revision: int | None = None
+    ) -> Awaitable[dict[int, Appended] | None]:
+        """Write the entries as `Ledger.append` does; None where nothing was written since cards are others.
+
+        The answer says by the numbers of entries, from 0, what became of those that were not created with
+        the id that `add` gave.
+        """
+
+
 class Ledger(Protocol):
-    """Keeps usage and its costs, price cards and API keys.
+    """Keeps usage and its costs, price cards and API keys, and an audit log of what was changed of them.
+
+    What is to be audited (`ledger/audit.py`) is written in the transaction that does it.
 
     Everything is acknowledged only once it is as durable as the ledger promises. Methods raise RpcError:
     UNAVAILABLE with `retry_after` when the database stayed busy until just before the deadline,
@@ -135,6 +168,9 @@ class Ledger(Protocol):
         `revision` is that of the cards which priced the entries. When it is another one by the time of the
         transaction, nothing is written and the answer is None; that costs less than to ask before each call.
         """
+
+    def batch(self, key: str = "") -> Batch:
+        """An empty batch, to be filled and written once; `key` is for entries whose own are numbers."""
 
     async def list_usage(
         self,
@@ -183,6 +219,24 @@ class Ledger(Protocol):
         one that it comes after. Its content as it was sent stays what a duplicate is told by.
         """
 
+    async def erase_user(
+        self,
+        user_id: str,
+        organization_ids: tuple[str, ...],
+        subject: str,
+        after: Position | None,
+        context: CallContext,
+        *,
+        actor: str = "",
+    ) -> Erased:
+        """Take a user out of the next records that name them, and of all that these were before.
+
+        `erasure.without_user` says what goes. Some hundred records are changed in one transaction; counts,
+        costs and sums stay as they are, and a key that was sent with another user is still a duplicate, as
+        `erasure.as_erased` says. The step that finds nothing left has the rest of the ledger forget them:
+        sums by user, and on SQLite the log. `organization_ids` () are all; `subject` goes into the audit log.
+        """
+
     async def revisions(self, organization_id: str, usage_id: str, context: CallContext) -> list[Revised]:
         """Every revision of an organization's record, from the first on; none when it has no such record."""
 
@@ -203,7 +257,7 @@ class Ledger(Protocol):
         """Keep where a consumer goes on. A position before the one that is kept changes nothing."""
 
     async def add_card(
-        self, card: RateCard, key: str, fingerprint: bytes, context: CallContext
+        self, card: RateCard, key: str, fingerprint: bytes, context: CallContext, *, actor: str = ""
     ) -> tuple[RateCard, SubmitStatus]:
         """Keep a card under the version that follows those of its model and dimensions.
 
@@ -219,6 +273,11 @@ class Ledger(Protocol):
 
     async def cards_revision(self, context: CallContext) -> int:
         """A number that grows when a card is added, by any process."""
+
+    async def audit_events(
+        self, where: AuditFilter, limit: int, after: Position | None, offset: int | None, context: CallContext
+    ) -> tuple[list[AuditEvent], Position | None]:
+        """A page of the audit log, the newest first, and the position to go on after; None at the end."""
 
     @property
     def sums(self) -> Sums:

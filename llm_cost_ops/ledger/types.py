@@ -14,10 +14,12 @@ __all__ = [
     "Amounts",
     "ApiKey",
     "Appended",
+    "AuditFilter",
     "CardOf",
     "Change",
     "Committed",
     "Entry",
+    "Erased",
     "Filter",
     "LedgerFigures",
     "Position",
@@ -197,6 +199,27 @@ class Amounts(msgspec.Struct, gc=False, kw_only=True):
     reported_requests: int = 0
     reported_units: int = 0
     currency: str = "USD"
+
+
+class AuditFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which events of the audit log: as in Filter, fields are ANDed and the values of one field are ORed."""
+
+    organization_ids: tuple[str, ...] = ()
+    actions: tuple[str, ...] = ()
+    actors: tuple[str, ...] = ()
+    subjects: tuple[str, ...] = ()
+    start: datetime | None = None
+    end: datetime | None = None
+
+
+class Erased(msgspec.Struct, gc=False):
+    """What a step of erasing did: in how many records a user was, and where the next step begins.
+
+    `position` is None when nothing is left.
+    """
+
+    records: int
+    position: Position | None
 
 
 class LedgerFigures(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,9 +6,11 @@ from collections.abc import Collection
 
 from llm_cost_ops._gen.servicers import (
     bind_analytics_service,
+    bind_audit_service,
     bind_cost_service,
     bind_health_service,
     bind_pricing_service,
+    bind_privacy_service,
     bind_usage_service,
 )
 from llm_cost_ops.config import REPORTED_PROVIDERS
@@ -19,10 +21,12 @@ from llm_cost_ops.rpc.interceptor import Interceptors
 from llm_cost_ops.rules.requests import SERVICE_CHECKS
 from llm_cost_ops.service.access.tenancy import Tenancy
 from llm_cost_ops.service.analytics import AnalyticsService
+from llm_cost_ops.service.audit import AuditService
 from llm_cost_ops.service.costs import CostService
 from llm_cost_ops.service.health import HealthService
 from llm_cost_ops.service.prices import Prices
 from llm_cost_ops.service.pricing import PricingService
+from llm_cost_ops.service.privacy import PrivacyService
 from llm_cost_ops.service.usage import UsageService
 
 __all__ = ["Service", "open_service"]
@@ -53,6 +57,8 @@ class Service:
                 *bind_cost_service(CostService(ledger, prices)),
                 *bind_pricing_service(PricingService(ledger, prices)),
                 *bind_analytics_service(AnalyticsService(ledger)),
+                *bind_audit_service(AuditService(ledger)),
+                *bind_privacy_service(PrivacyService(ledger)),
                 *bind_health_service(self.health),
             ],
             [*interceptors, Validation(SERVICE_CHECKS, origin=origin), Tenancy()],

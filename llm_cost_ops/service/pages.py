@@ -15,10 +15,11 @@ from llm_cost_ops.rpc.status import invalid_argument
 from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.rules.times import parse_interval
 from llm_cost_ops.service.access.tenancy import tenant_of
+from llm_cost_ops.wire.json import MessageStruct
 from llm_cost_ops.wire.open_enum import OpenEnum
 from llm_cost_ops.wire.validation import no_member
 
-__all__ = ["DEFAULT_PAGE_SIZE", "Page", "filter_of", "meta_of"]
+__all__ = ["DEFAULT_PAGE_SIZE", "Page", "filter_of", "meta_of", "refuse_unknown_filters"]
 
 DEFAULT_PAGE_SIZE = 20
 
@@ -36,13 +37,19 @@ def _members(field: str, enum: type[OpenEnum], texts: list[str]) -> tuple[str, .
     return tuple(enum(text).value for text in texts)
 
 
-def filter_of(request: messages.Filter) -> Filter:
-    """The store's filter for that of a request. Raises INVALID_ARGUMENT.
+def refuse_unknown_filters(request: MessageStruct) -> None:
+    """INVALID_ARGUMENT for a field that only a newer version knows.
 
-    A field that only a newer version knows may narrow the query: leaving it out would widen it.
+    It may narrow the query: leaving it out would widen it.
     """
-    if request.unknown_ and request.unknown_.binary:
+    unknown = request.unknown_
+    if unknown and unknown.binary:
         raise invalid_argument("request", "has a field that this version does not know")
+
+
+def filter_of(request: messages.Filter) -> Filter:
+    """The store's filter for that of a request. Raises INVALID_ARGUMENT."""
+    refuse_unknown_filters(request)
     start, end = parse_interval(request.start_date, request.end_date, request.time_zone)
     return Filter(
         organization_ids=tuple(request.organization_id),

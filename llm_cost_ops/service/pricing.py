@@ -31,7 +31,7 @@ from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, invalid_arg
 from llm_cost_ops.rules.cards import PRICE_FIELDS
 from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.rules.times import parse_end, parse_start
-from llm_cost_ops.service.access.tenancy import allowed_organizations, may_access
+from llm_cost_ops.service.access.tenancy import actor_of, allowed_organizations, may_access
 from llm_cost_ops.service.pages import Page, meta_of
 from llm_cost_ops.service.prices import Prices
 from llm_cost_ops.wire.decimals import from_text
@@ -59,7 +59,9 @@ class PricingService:
         content.idempotency_key = ""
         fingerprint = blake2b(canonical_json(content), digest_size=16).digest()
         key = request.idempotency_key or context.idempotency_key
-        card, status = await self._ledger.add_card(_card(request, now), key, fingerprint, context)
+        card, status = await self._ledger.add_card(
+            _card(request, now), key, fingerprint, context, actor=actor_of(context)
+        )
         if status == SubmitStatus.CONFLICT:
             rule = "was used before for another card"
             raise RpcError(

@@ -9,7 +9,9 @@ from typing import Any
 
 import msgspec
 
+from llm_cost_ops.ledger import audit
 from llm_cost_ops.ledger.encoding import from_micros, to_micros
+from llm_cost_ops.ledger.postgres.audit import add_events
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.workers import Workers
 from llm_cost_ops.ledger.types import ApiKey
@@ -57,27 +59,34 @@ class PostgresKeys:
             self._known = await self._run(_secret, context)
         return self._known
 
-    async def add(self, key: ApiKey, context: CallContext) -> None:
+    async def add(self, key: ApiKey, context: CallContext, *, actor: str = "") -> None:
         """Keep a key; see KeyStore."""
 
         def job(session: Session) -> None:
             with session.transaction():
                 if not session.rows(_ADD, *_row(key)):
                     raise RpcError(StatusCode.ALREADY_EXISTS, f"there is a key {key.id!r} already")
+                add_events(session, audit.key_added(key, actor))
 
         await self._run(job, context, writes=True, repeatable=False)
 
-    async def revoke(self, key_id: str, at: datetime, context: CallContext) -> ApiKey | None:
+    async def revoke(
+        self, key_id: str, at: datetime, context: CallContext, *, actor: str = ""
+    ) -> ApiKey | None:
         """Revoke a key; see KeyStore."""
 
         def job(session: Session) -> ApiKey | None:
             with session.transaction():
-                session.run(
-                    "UPDATE llm_cost_ops.api_key SET revoked = %s WHERE id = %s AND revoked IS NULL",
+                news = session.rows(
+                    "UPDATE llm_cost_ops.api_key SET revoked = %s WHERE id = %s AND revoked IS NULL "
+                    "RETURNING id",
                     to_micros(at),
                     key_id,
                 )
-                return _find(session, key_id)
+                key = _find(session, key_id)
+                if news and key is not None:
+                    add_events(session, audit.key_revoked(key, at, actor))
+                return key
 
         return await self._run(job, context, writes=True)
 

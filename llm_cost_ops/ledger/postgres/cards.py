@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import msgspec
 
 from llm_cost_ops._gen.messages import RateCard, SubmitStatus
+from llm_cost_ops.ledger import audit
 from llm_cost_ops.ledger.encoding import struct_decoder, to_micros
 from llm_cost_ops.ledger.postgres import schema
+from llm_cost_ops.ledger.postgres.audit import add_events
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.rows import struct_text
 from llm_cost_ops.pricing.cards import kept_form
@@ -18,7 +22,9 @@ __all__ = ["add_card", "all_cards", "get_card", "keep_card", "kept_card", "revis
 _cards = struct_decoder(RateCard)
 
 
-def add_card(session: Session, card: RateCard, key: str, fingerprint: bytes) -> tuple[RateCard, SubmitStatus]:
+def add_card(
+    session: Session, card: RateCard, key: str, fingerprint: bytes, at: datetime, actor: str
+) -> tuple[RateCard, SubmitStatus]:
     """Add a card under the next version of its line, unless its key or its content was there before.
 
     INVALID_ARGUMENT when its interval and that of another card both claim a time.
@@ -27,7 +33,10 @@ def add_card(session: Session, card: RateCard, key: str, fingerprint: bytes) -> 
         # Appends hold it shared from before they look at the revision until they are committed: what was
         # priced without this card is in the ledger when it is added, or is not written at all.
         session.run("SELECT pg_advisory_xact_lock(%s)", schema.LOCK_CARDS)
-        return _add(session, card, key, fingerprint)
+        added = _add(session, card, key, fingerprint)
+        if added[1] == SubmitStatus.CREATED:
+            add_events(session, [audit.card_added(added[0], at, actor)])
+        return added
 
 
 def _add(session: Session, card: RateCard, key: str, fingerprint: bytes) -> tuple[RateCard, SubmitStatus]:

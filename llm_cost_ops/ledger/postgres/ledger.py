@@ -9,10 +9,13 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TypeVar
 
-from llm_cost_ops._gen.messages import RateCard, SubmitStatus, UsageRecord
-from llm_cost_ops.ledger.postgres import cards, integrity, listing, revisions, sums
+from llm_cost_ops._gen.messages import AuditEvent, RateCard, SubmitStatus, UsageRecord
+from llm_cost_ops.ledger import audit
+from llm_cost_ops.ledger.batches import EntryBatch
+from llm_cost_ops.ledger.postgres import cards, erasing, integrity, listing, revisions, sums
 from llm_cost_ops.ledger.postgres.api_keys import PostgresKeys
 from llm_cost_ops.ledger.postgres.append import Append, Appender
+from llm_cost_ops.ledger.postgres.audit import add_events, audit_events
 from llm_cost_ops.ledger.postgres.connection import Database, Session
 from llm_cost_ops.ledger.postgres.meter_sums import summarize_meters
 from llm_cost_ops.ledger.postgres.revise import revise
@@ -20,9 +23,11 @@ from llm_cost_ops.ledger.postgres.workers import Ticket, Workers, until_of
 from llm_cost_ops.ledger.types import (
     Amounts,
     Appended,
+    AuditFilter,
     CardOf,
     Committed,
     Entry,
+    Erased,
     Filter,
     LedgerFigures,
     Position,
@@ -41,6 +46,7 @@ __all__ = ["PostgresLedger"]
 T = TypeVar("T")
 
 _INLINE_ROWS = 1000
+_ERASED_AT_ONCE = 250
 FOLD_EVERY = 500
 """Rows of an organization that a process writes before it has its sums folded."""
 
@@ -82,6 +88,10 @@ class PostgresLedger:
         else:
             append = Append(entries, revision)
         return await self._appender.put(append, until_of(context)).result(context)
+
+    def batch(self, key: str = "") -> EntryBatch:
+        """An empty batch; see Ledger."""
+        return EntryBatch(self.append, key)
 
     def _written(self, org: int, rows: int) -> None:
         """Have an organization's sums folded, beside the writing, once there is something to fold."""
@@ -147,9 +157,43 @@ class PostgresLedger:
 
         def job(session: Session) -> bool:
             with session.transaction():
-                return revise(session, revision)
+                revised = revise(session, revision)
+                if revised:
+                    add_events(session, [audit.revised(revision)])
+                return revised
 
         return await self._workers.run(job, context, writes=True, repeatable=False)
+
+    async def erase_user(
+        self,
+        user_id: str,
+        organization_ids: tuple[str, ...],
+        subject: str,
+        after: Position | None,
+        context: CallContext,
+        *,
+        actor: str = "",
+    ) -> Erased:
+        """Take a user out of the next records that name them; see Ledger."""
+        query = partial(erasing.find_mentions, user_id=user_id, names=organization_ids, after=after)
+        found, position = await self.read(query, context)
+        if position is None:
+            forget = partial(erasing.forget_sums, user_id=user_id, names=organization_ids)
+            await self._workers.run(forget, context, writes=True)
+            return Erased(0, None)
+        records = 0
+        for at in range(0, len(found), _ERASED_AT_ONCE):
+            some = found[at : at + _ERASED_AT_ONCE]
+            job = partial(
+                erasing.erase,
+                records=some,
+                user_id=user_id,
+                subject=subject,
+                at=context.now(),
+                actor=actor,
+            )
+            records += await self._workers.run(job, context, writes=True)
+        return Erased(records, position)
 
     async def revisions(self, organization_id: str, usage_id: str, context: CallContext) -> list[Revised]:
         """Every revision of a record; see Ledger."""
@@ -172,10 +216,12 @@ class PostgresLedger:
         await self._workers.run(job, context, writes=True)
 
     async def add_card(
-        self, card: RateCard, key: str, fingerprint: bytes, context: CallContext
+        self, card: RateCard, key: str, fingerprint: bytes, context: CallContext, *, actor: str = ""
     ) -> tuple[RateCard, SubmitStatus]:
         """Keep a card under its next version; see Ledger."""
-        job = partial(cards.add_card, card=card, key=key, fingerprint=fingerprint)
+        job = partial(
+            cards.add_card, card=card, key=key, fingerprint=fingerprint, at=context.now(), actor=actor
+        )
         return await self._workers.run(job, context, writes=True, repeatable=bool(key))
 
     async def get_card(self, card_id: str, context: CallContext) -> RateCard | None:
@@ -189,6 +235,13 @@ class PostgresLedger:
     async def cards_revision(self, context: CallContext) -> int:
         """A number that grows when a card is added, by any process."""
         return await self._workers.run(cards.revision, context)
+
+    async def audit_events(
+        self, where: AuditFilter, limit: int, after: Position | None, offset: int | None, context: CallContext
+    ) -> tuple[list[AuditEvent], Position | None]:
+        """A page of the audit log; see Ledger."""
+        query = partial(audit_events, where=where, limit=limit, after=after, offset=offset)
+        return await self.read(query, context)
 
     @property
     def sums(self) -> PostgresSums:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from llm_cost_ops._gen.messages import CostStatus, RevisionKind
+from llm_cost_ops.ledger import audit
 from llm_cost_ops.ledger.encoding import as_key, check_cost, decode_usage, from_micros, to_micros
+from llm_cost_ops.ledger.postgres.audit import add_events
 from llm_cost_ops.ledger.postgres.cards import kept_card
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.interning import intern, organization_ids
@@ -210,4 +213,5 @@ def reprice(
             name = (org, usage_id)
             new.append(NewRevision(name, ts, number + 1, before, after_it, pricing, made, kind, actor=actor))
         add_revisions(session, new)
+        add_events(session, audit.repriced(Counter(each.series[0] for each in found), now, actor))
     return Repriced(len(records), [each.change for each in found], position)

@@ -85,6 +85,9 @@ CREATE TABLE llm_cost_ops.first_record (
     PRIMARY KEY (org, id)
 );
 
+-- The records that a user was erased from: what is sent again is compared without what may name anybody.
+CREATE TABLE llm_cost_ops.erased (org int NOT NULL, id uuid NOT NULL, PRIMARY KEY (org, id));
+
 -- What became of records: the highest number of a record is in force, and the sums follow it. kind is
 -- repriced, corrected, voided or superseded; record is set where the record changed, and holds until the next
 -- that is.
@@ -172,6 +175,25 @@ CREATE TABLE llm_cost_ops.api_key (
     seq bigint GENERATED ALWAYS AS IDENTITY     -- the order of those of one moment
 );
 CREATE TABLE llm_cost_ops.secret (name text PRIMARY KEY, value bytea NOT NULL);
+
+-- Who changed what, in the transactions that did it (ledger/audit.py). org is '' for what is everybody's, and
+-- details a JSON object. Rows are only added.
+CREATE TABLE llm_cost_ops.audit (
+    seq bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    made bigint NOT NULL,
+    actor text NOT NULL,
+    org text NOT NULL,
+    action text NOT NULL,
+    subject text NOT NULL,
+    details text NOT NULL
+);
+CREATE FUNCTION llm_cost_ops.refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'the audit log is only added to';
+END
+$$;
+CREATE TRIGGER audit_is_not_changed BEFORE UPDATE OR DELETE OR TRUNCATE ON llm_cost_ops.audit
+    FOR EACH STATEMENT EXECUTE FUNCTION llm_cost_ops.refuse_change();
 
 -- Where each consumer of what was committed goes on: behind this transaction and number.
 CREATE TABLE llm_cost_ops.consumer (name text PRIMARY KEY, xid xid8 NOT NULL, seq bigint NOT NULL);

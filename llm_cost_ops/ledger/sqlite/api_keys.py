@@ -11,7 +11,9 @@ from typing import Any
 
 import msgspec
 
+from llm_cost_ops.ledger import audit
 from llm_cost_ops.ledger.encoding import from_micros, to_micros
+from llm_cost_ops.ledger.sqlite.audit import add_events
 from llm_cost_ops.ledger.types import ApiKey
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
@@ -57,24 +59,31 @@ class SqliteKeys:
             self._known = await self._read_now(_secret, context) or await self._write(_make_secret, context)
         return self._known
 
-    async def add(self, key: ApiKey, context: CallContext) -> None:
+    async def add(self, key: ApiKey, context: CallContext, *, actor: str = "") -> None:
         """Keep a key; see KeyStore."""
 
         def job(cursor: sqlite3.Cursor, _: object) -> None:
             if _find(cursor, key.id) is not None:
                 raise RpcError(StatusCode.ALREADY_EXISTS, f"there is a key {key.id!r} already")
             cursor.execute(f"INSERT INTO api_key ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", _row(key))
+            add_events(cursor, audit.key_added(key, actor))
 
         await self._write(job, context)
 
-    async def revoke(self, key_id: str, at: datetime, context: CallContext) -> ApiKey | None:
+    async def revoke(
+        self, key_id: str, at: datetime, context: CallContext, *, actor: str = ""
+    ) -> ApiKey | None:
         """Revoke a key; see KeyStore."""
 
         def job(cursor: sqlite3.Cursor, _: object) -> ApiKey | None:
             cursor.execute(
                 "UPDATE api_key SET revoked = ? WHERE id = ? AND revoked IS NULL", (to_micros(at), key_id)
             )
-            return _find(cursor, key_id)
+            is_news = cursor.rowcount == 1
+            key = _find(cursor, key_id)
+            if is_news and key is not None:
+                add_events(cursor, audit.key_revoked(key, at, actor))
+            return key
 
         revoked: ApiKey | None = await self._write(job, context)
         return revoked

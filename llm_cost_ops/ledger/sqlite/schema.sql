@@ -68,6 +68,9 @@ CREATE INDEX usage_time ON usage (org, ts, seq, user);
 -- Records as they were sent, of those that were corrected or superseded since.
 CREATE TABLE first_record (usage INTEGER PRIMARY KEY REFERENCES usage, record BLOB NOT NULL) STRICT;
 
+-- The records that a user was erased from: what is sent again is compared without what may name anybody.
+CREATE TABLE erased (usage INTEGER PRIMARY KEY REFERENCES usage) STRICT;
+
 -- What became of records: the highest number of a record is in force, and rollup follows it. seq is the order
 -- of the commits, and behind the last row of usage that was committed before this one. kind is repriced,
 -- corrected, voided or superseded; record is set where the record changed, and holds until the next that is.
@@ -136,6 +139,9 @@ CREATE TABLE day_state (
     records INTEGER NOT NULL,
     PRIMARY KEY (grouping, day)
 ) STRICT, WITHOUT ROWID;
+-- How often kept days were forgotten: what was calculated before is not kept after.
+CREATE TABLE day_forgotten (id INTEGER PRIMARY KEY CHECK (id = 1), times INTEGER NOT NULL) STRICT;
+INSERT INTO day_forgotten VALUES (1, 0);
 CREATE TABLE day_sum (
     grouping INTEGER NOT NULL,
     day INTEGER NOT NULL,
@@ -184,6 +190,26 @@ CREATE TABLE api_key (
     revoked INTEGER
 ) STRICT;  -- with the rowid, by which keys of one moment keep their order
 CREATE TABLE secret (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
+
+-- Who changed what, in the transactions that did it (ledger/audit.py). org is '' for what is everybody's, and
+-- details a JSON object. Rows are only added.
+CREATE TABLE audit (
+    seq INTEGER PRIMARY KEY,
+    made INTEGER NOT NULL,
+    actor TEXT NOT NULL,
+    org TEXT NOT NULL,
+    action TEXT NOT NULL,
+    subject TEXT NOT NULL,
+    details TEXT NOT NULL
+) STRICT;
+CREATE TRIGGER audit_is_not_changed BEFORE UPDATE ON audit
+BEGIN
+    SELECT RAISE(ABORT, 'the audit log is only added to');
+END;
+CREATE TRIGGER audit_is_not_deleted BEFORE DELETE ON audit
+BEGIN
+    SELECT RAISE(ABORT, 'the audit log is only added to');
+END;
 
 -- Where each consumer of what was committed goes on: behind this row of usage and this one of revision.
 CREATE TABLE consumer (

@@ -21,7 +21,7 @@ from hashlib import blake2b
 from llm_cost_ops.ledger import ApiKey, KeyStore
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode, invalid_argument
-from llm_cost_ops.service.access.tenancy import Principal, Role
+from llm_cost_ops.service.access.tenancy import Principal, Role, actor_of
 
 __all__ = [
     "EVERY_ORGANIZATION",
@@ -72,7 +72,7 @@ async def create_key(
             expires_at=expires_at,
         )
         try:
-            await keys.add(key, context)
+            await keys.add(key, context, actor=actor_of(context))
         except RpcError as error:
             if error.code is not StatusCode.ALREADY_EXISTS:
                 raise
@@ -84,7 +84,7 @@ async def revoke_key(keys: KeyStore, key_id: str, context: CallContext) -> ApiKe
     """Revoke a key for ever; NOT_FOUND when there is none. A key that is revoked stays so."""
     found = key_id_of(key_id)
     now = context.now()
-    key = await keys.revoke(found, now, context) if found else None
+    key = await keys.revoke(found, now, context, actor=actor_of(context)) if found else None
     if key is None:
         what = f"there is no API key {found!r}" if found else "an API key's id has 8 letters and digits"
         raise RpcError(StatusCode.NOT_FOUND, what)

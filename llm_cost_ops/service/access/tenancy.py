@@ -22,6 +22,7 @@ from llm_cost_ops._gen.methods import (
     BATCH_SUBMIT_USAGE,
     CORRECT_USAGE,
     CREATE_PRICE,
+    ERASE_USER,
     ESTIMATE_COST,
     EXPORT_USAGE,
     GET_ANALYTICS,
@@ -30,6 +31,7 @@ from llm_cost_ops._gen.methods import (
     GET_HEALTH,
     GET_PRICE,
     GET_READINESS,
+    LIST_AUDIT_EVENTS,
     LIST_PRICES,
     LIST_USAGE,
     LIST_USAGE_REVISIONS,
@@ -66,8 +68,8 @@ class Role(enum.IntEnum):
     """What a key may do; each role may do what those before it may.
 
     A key for metrics reads the server's figures at /metrics, and may call no method. A reader reads, a writer
-    records usage, an admin keeps prices and corrects usage. Prices without an organization hold for
-    everybody, so that they need an admin of all organizations.
+    records usage, an admin keeps prices, corrects usage and reads the audit log. Prices without an
+    organization hold for everybody, so that they need an admin of all organizations.
     """
 
     METRICS = 0
@@ -203,6 +205,8 @@ RULES: dict[str, Rule] = {
     # Whose card it is, the servicer finds out.
     GET_PRICE.path: Rule(Role.READER, _any),
     LIST_PRICES.path: Rule(Role.READER, _named),
+    LIST_AUDIT_EVENTS.path: Rule(Role.ADMIN, _filtered),
+    ERASE_USER.path: Rule(Role.ADMIN, _filtered),
 }
 """The rule of each method by its path; those in OPEN have none."""
 

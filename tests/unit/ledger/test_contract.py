@@ -14,25 +14,26 @@ from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.ledger import open_ledger
 from tests.dict_ledger import DictLedger
 from tests.ledger_suite import LedgerSuite
+from tests.life_suite import LifeSuite
 from tests.unit.ledger.making import Sync
 from tests.unit.ledger.test_revisions import RepricedBesideModel
 
 REGISTERED = {**registry._BACKENDS, "dict": "tests.dict_ledger"}
 
 
-class TestSqliteFile(LedgerSuite):
+class TestSqliteFile(LedgerSuite, LifeSuite):
     @pytest.fixture
     def url(self, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path}/costs.db"
 
 
-class TestSqliteMemory(LedgerSuite):
+class TestSqliteMemory(LedgerSuite, LifeSuite):
     @pytest.fixture
     def url(self) -> str:
         return "sqlite://"
 
 
-class TestDict(LedgerSuite):
+class TestDict(LedgerSuite, LifeSuite):
     @pytest.fixture
     def url(self) -> Iterator[str]:
         with patch.object(registry, "_BACKENDS", REGISTERED):
