@@ -117,8 +117,12 @@ _FOLD = f"""
 
 
 def fold(session: Session, org: int) -> None:
-    """Move what is in delta of an organization into rollup, unless somebody else is at it."""
-    with session.transaction():
+    """Move what is in delta of an organization into rollup, unless somebody else is at it.
+
+    Should a crash undo that, it is in delta again. So its commit does not wait for the disk, which writers
+    wait for.
+    """
+    with session.transaction(lasting=False):
         [(mine,)] = session.rows("SELECT pg_try_advisory_xact_lock(%s, %s)", schema.LOCK_FOLD, org)
         if mine:
             session.run(_FOLD, org=org)
