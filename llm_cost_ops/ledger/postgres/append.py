@@ -7,9 +7,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from llm_cost_ops._gen.messages import CostStatus, RevisionKind, SubmitStatus
+from llm_cost_ops._gen.messages import CostStatus, RevisionKind, SubmitStatus, UsageRecord
 from llm_cost_ops.ledger.duplicates import is_duplicate, supersedes, superseding
 from llm_cost_ops.ledger.encoding import decode_usage, from_micros, usage_id
+from llm_cost_ops.ledger.erasure import as_erased
 from llm_cost_ops.ledger.postgres import cards, schema
 from llm_cost_ops.ledger.postgres.connection import Database, Session
 from llm_cost_ops.ledger.postgres.errors import busy_error, closed_error
@@ -35,14 +36,15 @@ _OF_THE_DATABASE = (
     StatusCode.RESOURCE_EXHAUSTED,
 )
 
-# With the record as it was sent, or as it superseded one without counts. The last column is the number of the
-# revision in force where the record may be superseded itself, else NULL.
+# With the record as it was sent, or as it superseded one without counts; the number of the revision in force
+# where the record may be superseded itself, else NULL; and whether a user was erased from it.
 _FIND = f"""
     SELECT u.id::text, u.key, coalesce(v.record, f.record, u.record),
         {units_sql("CASE WHEN v.id IS NULL THEN u.cost ELSE v.cost END")}, s.currency, s.status,
         u.ingested, u.ts,
         (SELECT CASE WHEN bool_or(w.kind <> 'repriced') THEN NULL ELSE coalesce(max(w.number), 1) END
-        FROM llm_cost_ops.revision w WHERE w.org = u.org AND w.id = u.id)
+        FROM llm_cost_ops.revision w WHERE w.org = u.org AND w.id = u.id),
+        EXISTS (SELECT 1 FROM llm_cost_ops.erased e WHERE e.org = u.org AND e.id = u.id)
     FROM llm_cost_ops.usage u
     LEFT JOIN llm_cost_ops.first_record f ON f.org = u.org AND f.id = u.id
     LEFT JOIN llm_cost_ops.revision v ON v.org = u.org AND v.id = u.id AND v.kind = 'superseded'
@@ -264,7 +266,10 @@ def _settle(session: Session, appends: list[Append]) -> list[Place]:
 
 
 class _First(NamedTuple):
-    """What is kept under a key, as duplicates are told by it; `number` where it may be superseded."""
+    """What is kept under a key, as duplicates are told by it.
+
+    `number` where it may be superseded, and whether a user was erased from it.
+    """
 
     id: str
     key: str | None
@@ -275,6 +280,11 @@ class _First(NamedTuple):
     ingested: int
     ts: int
     number: int | None
+    erased: bool
+
+    def compared(self, sent: UsageRecord, kept: UsageRecord) -> UsageRecord:
+        """What is compared of a record that is sent under the key."""
+        return as_erased(sent, kept) if self.erased else sent
 
 
 def _found(session: Session, org: int, ids: set[str]) -> dict[str, _First]:
@@ -290,14 +300,15 @@ def _supersede(session: Session, append: Append, at: int, first: _First) -> bool
     if append.answers[at] is not None or first.number is None or append.rows[at].key is None:
         return False
     kept, entry = decode_usage(first.record), append.entries[at]
-    if not supersedes(entry.record, kept):
+    sent = first.compared(entry.record, kept)
+    if not supersedes(sent, kept):
         return False
     revision = Revision(
         organization_id=entry.record.organization_id,
         usage_id=first.id,
         after=first.number,
         kind=RevisionKind.SUPERSEDED,
-        record=superseding(entry.record, kept),
+        record=superseding(sent, kept),
         units=entry.units,
         by=entry.by,
         reason="",
@@ -316,9 +327,11 @@ def _supersede(session: Session, append: Append, at: int, first: _First) -> bool
 
 def _first(row: Row, first: _First) -> Appended:
     """The answer that the first entry with the key was given."""
-    same = row.record == first.record or is_duplicate(
-        decode_usage(row.record), decode_usage(first.record), from_micros(row.ts), from_micros(first.ts)
-    )
+    same = row.record == first.record
+    if not same:
+        kept = decode_usage(first.record)
+        sent = first.compared(decode_usage(row.record), kept)
+        same = is_duplicate(sent, kept, from_micros(row.ts), from_micros(first.ts))
     return Appended(
         SubmitStatus.DUPLICATE if same else SubmitStatus.CONFLICT,
         first.id,

@@ -130,6 +130,10 @@ class Database:
         connection.adapters.register_dumper(str, _Text)
         session = Session(connection, DURABILITIES[self.durability])
         try:
+            if session.rows("SELECT pg_backend_pid()") != [(connection.info.backend_pid,)]:
+                # Another process answered than the one that let us in: a pooler such as pgbouncer, where the
+                # next transaction may meet statements that others prepared under the same names.
+                connection.prepare_threshold = None
             self._check(session, prepare=prepare)
         except BaseException:
             session.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -29,6 +29,7 @@ from tests.ledger_suite import LedgerSuite, card, revise
 from tests.life_suite import LifeSuite
 from tests.unit.ledger.making import Sync, context, entry, pricing
 from tests.unit.ledger.test_revisions import RepricedBesideModel
+from tests.waiting import MAX_WAIT, until
 
 
 class TestPostgres(LedgerSuite, LifeSuite):
@@ -219,16 +220,22 @@ def test_calls_are_refused_or_wait_when_every_connection_is_in_use(postgres_url:
         ledger.check()
         size = ledger.store._workers._size
 
-        def asleep(session: Session) -> None:
-            session.run("SELECT pg_sleep(1)")
+        begun, go_on = threading.Semaphore(0), threading.Event()
+
+        def held(session: Session) -> None:
+            session.run("SELECT 1")
+            begun.release()
+            assert go_on.wait(MAX_WAIT)
 
         with ThreadPoolExecutor(40) as pool:
-            calls = [pool.submit(drive, ledger.store._workers.run(asleep, context(5.0))) for _ in range(size)]
-            time.sleep(0.3)
+            calls = [pool.submit(drive, ledger.store._workers.run(held, context())) for _ in range(size)]
+            for _ in range(size):
+                assert begun.acquire(timeout=MAX_WAIT)
             with pytest.raises(RpcError, match="busy with other calls") as caught:
                 drive(ledger.store.keys.any(context(0.2)))
             assert caught.value.code is StatusCode.UNAVAILABLE
             waiting = [pool.submit(ledger.count, Filter()) for _ in range(20)]
+            go_on.set()
             assert [each.result() for each in waiting] == [0] * 20
             assert [each.result() for each in calls] == [None] * size
         assert len(ledger.store._workers._threads) <= size
@@ -239,19 +246,14 @@ def test_a_query_ends_at_its_deadline_in_the_server_too(postgres_url: str, postg
         ledger.check()
 
         def slow(session: Session) -> None:
-            session.run("SELECT pg_sleep(30)")
+            session.run("SELECT pg_sleep(1000)")
 
         for within in (slow, lambda session: in_snapshot(session, slow)):
-            began = time.monotonic()
             with pytest.raises(RpcError) as caught:
                 drive(ledger.store._workers.run(within, context(0.5)))
             assert caught.value.code is StatusCode.DEADLINE_EXCEEDED
-            assert time.monotonic() - began < 3
-        until = time.monotonic() + 5
-        running = "SELECT 1 FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(30)' AND state = 'active'"
-        while postgres.execute(running):
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        running = "SELECT 1 FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(1000)' AND state = 'active'"
+        until(lambda: not postgres.execute(running))
 
 
 def in_snapshot(session: Session, query: Any) -> None:
@@ -259,7 +261,7 @@ def in_snapshot(session: Session, query: Any) -> None:
         query(session)
 
 
-def test_a_card_waits_for_appends_that_were_priced_without_it(postgres_url: str) -> None:
+def test_a_card_waits_for_appends_that_were_priced_without_it(postgres_url: str, postgres: Any) -> None:
     """Else they could be committed after it, and after a repricing that did not see them."""
     with (
         Sync(ledger=open_ledger(postgres_url)) as ledger,
@@ -269,7 +271,7 @@ def test_a_card_waits_for_appends_that_were_priced_without_it(postgres_url: str)
         ledger.check()
         appending.execute("SELECT pg_advisory_xact_lock_shared(%s)", [schema.LOCK_CARDS])
         adding = pool.submit(ledger.add_card, card(), "k", b"1" * 16)
-        time.sleep(0.5)
+        until(lambda: adding.done() or postgres.execute("SELECT 1 FROM pg_locks WHERE NOT granted"))
         assert not adding.done()
         appending.rollback()
         assert adding.result()[1] == "created"
