@@ -176,3 +176,26 @@ def test_folding_waits_for_no_disk_and_appends_do(postgres_url: str) -> None:
     ):
         ledger.append([entry()])
     assert said == [("usage", "on"), ("delta", "off")]
+
+
+def test_a_copy_whose_connection_is_lost_is_done_again(postgres_url: str) -> None:
+    copy, lost = Session.copy, []
+
+    def losing(self: Session, sql: str, lines: Any) -> None:
+        if not lost:
+            lost.append(self.connection.info.backend_pid)
+            with psycopg.connect(postgres_url, autocommit=True) as killing:
+                # Waits until it is gone.
+                killing.execute("SELECT pg_terminate_backend(%s, 60000)", lost)
+        copy(self, sql, lines)
+
+    with (
+        patch.object(writing, "MIN_COPIED", 1),
+        patch.object(Session, "copy", losing),
+        Sync(ledger=open_ledger(postgres_url)) as ledger,
+    ):
+        done = ledger.append([entry(n) for n in range(300)])
+        assert [each.status for each in done] == ["created"] * 300
+        assert len(lost) == 1
+        assert ledger.count(Filter()) == 300
+        assert ledger.find_faults() == []
