@@ -20,7 +20,7 @@ from llm_cost_ops.cli.options import (
 )
 from llm_cost_ops.config import REPORTED_PROVIDERS, split_names
 from llm_cost_ops.exceptions import CostOpsError
-from llm_cost_ops.rpc.extras import missing_library
+from llm_cost_ops.lazy import missing_library
 
 __all__ = ["main"]
 
@@ -342,10 +342,10 @@ def _dispatch(options: argparse.Namespace) -> int:
         from llm_cost_ops.cli.prices import prices
 
         return prices(options)
-    if options.run == "audit":
+    if options.run in ("audit", "privacy"):
         from llm_cost_ops.cli import governance
 
-        return governance.audit(options)
+        return governance.audit(options) if options.run == "audit" else governance.privacy(options)
     if options.run == "completion":
         from llm_cost_ops.cli.completion import script
 

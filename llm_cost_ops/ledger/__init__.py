@@ -10,7 +10,7 @@ from importlib import import_module
 from urllib.parse import quote
 
 from llm_cost_ops.exceptions import ConfigurationError
-from llm_cost_ops.ledger.protocols import KeyStore, Ledger, Sums
+from llm_cost_ops.ledger.protocols import Batch, KeyStore, Ledger, Sums
 from llm_cost_ops.ledger.types import (
     Amounts,
     ApiKey,
@@ -20,6 +20,7 @@ from llm_cost_ops.ledger.types import (
     Change,
     Committed,
     Entry,
+    Erased,
     Filter,
     LedgerFigures,
     Position,
@@ -35,10 +36,12 @@ __all__ = [
     "ApiKey",
     "Appended",
     "AuditFilter",
+    "Batch",
     "CardOf",
     "Change",
     "Committed",
     "Entry",
+    "Erased",
     "Filter",
     "KeyStore",
     "Ledger",

@@ -5,6 +5,7 @@ A record counts with its cost in force: that of its newest revision, or its firs
 
 from __future__ import annotations
 
+import operator
 import sqlite3
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -28,6 +29,7 @@ __all__ = [
     "SERIES_COLUMNS",
     "TEMPORARY",
     "TOTALS",
+    "Added",
     "Keys",
     "Newest",
     "Piece",
@@ -39,6 +41,7 @@ __all__ = [
     "add_amounts",
     "figures",
     "fold",
+    "fold_added",
     "fold_if_due",
     "load_intervals",
     "load_rests",
@@ -122,6 +125,9 @@ QUARTERS, DAYS, HOURS = 0, 1, 2
 Place = tuple[int, int, int]
 """A series, a level and a bucket of the table rollup."""
 
+Added = tuple[int, int, Sequence[int]]
+"""A series, a quarter of an hour, and what rows add there: as in `add`."""
+
 # So many rows of the largest numbers that a store takes add up to less than 2^63.
 _AT_ONCE = 4096
 _QUARTERS_AN_HOUR = 4
@@ -201,7 +207,10 @@ def recalculated(connection: sqlite3.Connection) -> str:
 
 def places(series: int, ts: int) -> tuple[Place, Place, Place]:
     """Where the sums hold a row with this time, in microseconds."""
-    quarter = ts // QUARTER
+    return _places(series, ts // QUARTER)
+
+
+def _places(series: int, quarter: int) -> tuple[Place, Place, Place]:
     return (
         (series, QUARTERS, quarter),
         (series, DAYS, quarter // QUARTERS_A_DAY),
@@ -235,12 +244,32 @@ def _fold_apart(cursor: sqlite3.Cursor) -> None:
 
 def fold(cursor: sqlite3.Cursor) -> None:
     """Bring the sums up to date, in the transaction of the caller."""
-    done, last = cursor.execute("SELECT seq, (SELECT max(seq) FROM usage) FROM rollup_watermark").fetchone()
-    while last is not None and done < last:
+    [last] = cursor.execute("SELECT ifnull(max(seq), 0) FROM usage").fetchone()
+    _fold_rows(cursor, last)
+    cursor.execute("UPDATE rollup_watermark SET seq = max(seq, ?)", (last,))
+
+
+def _fold_rows(cursor: sqlite3.Cursor, last: int) -> None:
+    """Add the rows up to a number to the sums, those that are not in them yet; the watermark stays."""
+    [done] = cursor.execute("SELECT seq FROM rollup_watermark").fetchone()
+    while done < last:
         upto = min(done + _AT_ONCE, last)
         cursor.execute(_FOLD, (done, upto))
         done = upto
-    cursor.execute("UPDATE rollup_watermark SET seq = ?", (done,))
+
+
+def fold_added(cursor: sqlite3.Cursor, first: int, last: int, added: Iterable[Added]) -> None:
+    """As `fold_if_due`, where it is known what the rows of these numbers add. In the caller's transaction."""
+    if (first - 1) // FOLD_EVERY == last // FOLD_EVERY:
+        return
+    _fold_rows(cursor, first - 1)
+    sums: dict[Place, list[int]] = {}
+    for series, quarter, amounts in added:
+        for place in _places(series, quarter):
+            totals = sums.get(place)
+            sums[place] = list(amounts) if totals is None else [*map(operator.add, totals, amounts)]
+    add(cursor, sums)
+    cursor.execute("UPDATE rollup_watermark SET seq = ?", (last,))
 
 
 def add(cursor: sqlite3.Cursor, sums: dict[Place, list[int]]) -> None:

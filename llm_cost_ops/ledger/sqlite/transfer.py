@@ -16,7 +16,7 @@ from llm_cost_ops.ledger.sqlite import path_of
 from llm_cost_ops.ledger.sqlite.append import Interner
 from llm_cost_ops.ledger.sqlite.connection import Database
 from llm_cost_ops.ledger.sqlite.revise import revise
-from llm_cost_ops.ledger.sqlite.rows import SeriesKey, prepare_all, units_of
+from llm_cost_ops.ledger.sqlite.rows import SeriesKey, prepare, units_of
 from llm_cost_ops.ledger.sqlite.sums import fold
 from llm_cost_ops.ledger.transfer import (
     Added,
@@ -204,5 +204,6 @@ class SqliteTransfer:
 
 def _prepared(moved: Sequence[Moved]) -> Iterator[tuple[SeriesKey, tuple[Any, ...]]]:
     """What the rows are made of, under the ids that the records have already."""
-    for each, (series_key, values, _) in zip(moved, prepare_all([each.entry for each in moved]), strict=True):
+    for each in moved:
+        series_key, values, _ = prepare(each.entry)
         yield series_key, (bytes.fromhex(each.usage_id.replace("-", "")), *values[1:])
