@@ -23,10 +23,19 @@ from typing import Any, Self
 
 import psycopg
 
-__all__ = ["PostgresServer", "binaries", "end_with_parent", "system_user", "why_there_is_none"]
+__all__ = [
+    "FAST",
+    "INITDB",
+    "PostgresServer",
+    "binaries",
+    "end_with_parent",
+    "system_user",
+    "why_there_is_none",
+]
 
 # Nothing survives a test that needs to; and a vacuum at work would hold back what `committed` gives.
 FAST = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "autovacuum=off")
+INITDB = ("-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync")
 _numbers = count()
 
 
@@ -90,7 +99,7 @@ class PostgresServer:
             shutil.chown(self.folder, system_user())
 
     def __enter__(self) -> Self:
-        self.run("initdb", "-D", str(self.data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync")
+        self.run("initdb", "-D", str(self.data), *INITDB)
         self.start()
         return self
 
@@ -121,7 +130,7 @@ class PostgresServer:
         """Run one of PostgreSQL's programs to its end, and return what it printed."""
         command = [str(self.bin / program), *arguments]
         done = subprocess.run(
-            command, capture_output=True, text=True, cwd="/", user=system_user(), check=False
+            command, capture_output=True, text=True, cwd=self.folder, user=system_user(), check=False
         )
         assert done.returncode == 0, f"{program}: {done.stdout}{done.stderr}"
         return done.stdout

@@ -25,7 +25,7 @@ from llm_cost_ops.rpc.status import RpcError, StatusCode
 from tests.faults.shared_database import Load, check_kept, execute, servers, submit
 from tests.nginx import unused_port
 from tests.pgbouncer import pgbouncer
-from tests.postgres_server import PostgresServer, system_user, why_there_is_none
+from tests.postgres_server import INITDB, PostgresServer, system_user, why_there_is_none
 from tests.tunnels import self_signed
 from tests.unit.ledger.making import TAKEN, Sync, entry
 
@@ -333,3 +333,28 @@ def test_clocks_that_differ_change_neither_order_nor_sums(postgres_url: str) -> 
             assert [record.id for record in pages + rest] == ids
             assert ledger.count(Filter(start=datetime(2026, 1, 1, tzinfo=UTC))) == 10
         assert early.find_faults() == []
+
+
+def test_an_upgrade_of_postgresql_in_place(postgres: Any) -> None:
+    """pg_upgrade takes the numbers of transactions along, which the feed of commits goes by."""
+    if why_there_is_none(15):
+        pytest.skip(why_there_is_none(15))
+    with PostgresServer("fsync=off", version=15) as old:
+        url = old.new_database()
+        append(url, range(20))
+        before = sums(url)
+        with Sync(ledger=open_ledger(url)) as ledger:
+            committed, position = ledger.committed(None, 100)
+        old.stop()
+        with stopped(PostgresServer("fsync=off", port=old.port + 1)) as new:
+            new.run("initdb", "-D", str(new.data), *INITDB, "--no-data-checksums")
+            folders = ("-d", str(old.data), "-D", str(new.data), "-b", str(old.bin), "-B", str(new.bin))
+            new.run("pg_upgrade", *folders, "-U", "postgres", "--socketdir", str(new.folder))
+            new.start()
+            upgraded = new.url(name_of(url))
+            assert sums(upgraded) == before
+            append(upgraded, range(25))
+            with Sync(ledger=open_ledger(upgraded)) as ledger:
+                found, _ = ledger.committed(None, 100)
+                assert found[:20] == committed
+                assert len(ledger.committed(position, 100)[0]) == 5

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,16 +27,20 @@ class Site:
         self.urls = urls
 
 
-@pytest.fixture(params=["nginx", "list"])
-def site(request: pytest.FixtureRequest, postgres_url: str, tmp_path: Path) -> Iterator[Site]:
-    with servers(postgres_url) as running:
+@pytest.fixture(scope="module", params=["nginx", "list"])
+def site(
+    request: pytest.FixtureRequest, postgres: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Site]:
+    url = postgres.new_database()
+    with servers(url) as running:
         http = [server.url.partition("://")[2] for server in running]
         grpc = [server.grpc.partition("://")[2] for server in running]
         if request.param == "list":
-            yield Site(postgres_url, running, [f"http://{','.join(http)}", f"grpc://{','.join(grpc)}"])
-            return
-        with nginx(tmp_path, http=http, grpc=grpc) as urls:
-            yield Site(postgres_url, running, [*urls.values()])
+            yield Site(url, running, [f"http://{','.join(http)}", f"grpc://{','.join(grpc)}"])
+        else:
+            with nginx(tmp_path_factory.mktemp("nginx"), http=http, grpc=grpc) as urls:
+                yield Site(url, running, [*urls.values()])
+    postgres.drop(url)
 
 
 def test_a_key_counts_once_and_all_answer_the_same(site: Site) -> None:
@@ -66,6 +70,7 @@ def listed(client: CostOpsClient) -> list[str]:
 
 
 def test_any_server_may_be_killed_under_load(site: Site) -> None:
+    """The last of this module: one server is left."""
     with Load(site.urls, timeout=60.0) as load:
         for server in site.running[:2]:
             load.wait_for(100)
