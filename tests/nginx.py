@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import MAX_WAIT
+
 __all__ = ["nginx", "unused_port"]
 
 _CONFIG = """
@@ -78,7 +80,7 @@ def nginx(
         yield urls
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(MAX_WAIT)
 
 
 def _wait_for(process: subprocess.Popen[bytes], port: int) -> None:
