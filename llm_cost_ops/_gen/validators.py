@@ -29,7 +29,8 @@ from llm_cost_ops._gen.messages import (
 from llm_cost_ops.rpc.status import Violation
 from llm_cost_ops.wire.validation import (
     EMPTY, ZERO, check_decimal, check_entries, check_enum, check_float, check_instance, check_int,
-    check_items, check_json, check_messages, check_text, check_undecoded, entry, missing, relocate,
+    check_items, check_json, check_messages, check_text, check_undecoded, entry, missing, plain_texts,
+    relocate,
 )
 
 __all__ = [
@@ -99,10 +100,8 @@ def validate_get_analytics_request(m: GetAnalyticsRequest, path: str, violations
 def validate_metric_values(m: MetricValues, path: str, violations: list[Violation]) -> None:
     """Check a MetricValues."""
     start = len(violations)
-    (
-        _, total_cost_, total_tokens_, total_requests_, input_tokens_, output_tokens_, cached_tokens_,
-        unpriced_requests_, average_cost_per_request_, average_tokens_per_request_
-    ) = astuple(m) if type(m) is MetricValues else astuple(m)[:10]
+    (_, total_cost_, total_tokens_, total_requests_, input_tokens_, output_tokens_, cached_tokens_,
+        unpriced_requests_, average_cost_per_request_, average_tokens_per_request_) = astuple(m) if type(m) is MetricValues else astuple(m)[:10]
     if total_cost_ is not None:
         check_decimal(total_cost_, "total_cost", violations)
     if total_tokens_ is not None and (type(total_tokens_) is not int or not -9223372036854775808 <= total_tokens_ <= 9223372036854775807):
@@ -128,7 +127,7 @@ def validate_metric_values(m: MetricValues, path: str, violations: list[Violatio
 def validate_time_series_point(m: TimeSeriesPoint, path: str, violations: list[Violation]) -> None:
     """Check a TimeSeriesPoint."""
     start = len(violations)
-    _, timestamp_, metrics_, group_ = astuple(m) if type(m) is TimeSeriesPoint else astuple(m)[:4]
+    (_, timestamp_, metrics_, group_) = astuple(m) if type(m) is TimeSeriesPoint else astuple(m)[:4]
     if timestamp_ is not None and type(timestamp_) is not datetime:
         check_instance(timestamp_, "timestamp", violations, datetime)
     if metrics_ is not None:
@@ -142,10 +141,8 @@ def validate_time_series_point(m: TimeSeriesPoint, path: str, violations: list[V
 def validate_analytics_summary(m: AnalyticsSummary, path: str, violations: list[Violation]) -> None:
     """Check a AnalyticsSummary."""
     start = len(violations)
-    (
-        _, total_cost_, total_tokens_, total_requests_, average_cost_per_request_,
-        average_tokens_per_request_, unpriced_requests_, currency_
-    ) = astuple(m) if type(m) is AnalyticsSummary else astuple(m)[:8]
+    (_, total_cost_, total_tokens_, total_requests_, average_cost_per_request_,
+        average_tokens_per_request_, unpriced_requests_, currency_) = astuple(m) if type(m) is AnalyticsSummary else astuple(m)[:8]
     check_decimal(total_cost_, "total_cost", violations)
     if total_tokens_ is not ZERO and (type(total_tokens_) is not int or not -9223372036854775808 <= total_tokens_ <= 9223372036854775807):
         check_int(total_tokens_, "total_tokens", violations, -9223372036854775808, 9223372036854775807)
@@ -166,7 +163,7 @@ def validate_analytics_summary(m: AnalyticsSummary, path: str, violations: list[
 def validate_analytics(m: Analytics, path: str, violations: list[Violation]) -> None:
     """Check a Analytics."""
     start = len(violations)
-    _, time_series_, summary_, interval_, period_start_, period_end_ = astuple(m) if type(m) is Analytics else astuple(m)[:6]
+    (_, time_series_, summary_, interval_, period_start_, period_end_) = astuple(m) if type(m) is Analytics else astuple(m)[:6]
     if (time_series_ or type(time_series_) is not list) and check_items(time_series_, "time_series", violations):
         check_messages(time_series_, "time_series", violations, TimeSeriesPoint, validate_time_series_point)
     if summary_ is not None:
@@ -184,7 +181,7 @@ def validate_analytics(m: Analytics, path: str, violations: list[Violation]) -> 
 def validate_get_analytics_response(m: GetAnalyticsResponse, path: str, violations: list[Violation]) -> None:
     """Check a GetAnalyticsResponse."""
     start = len(violations)
-    _, data_, meta_ = astuple(m) if type(m) is GetAnalyticsResponse else astuple(m)[:3]
+    (_, data_, meta_) = astuple(m) if type(m) is GetAnalyticsResponse else astuple(m)[:3]
     if data_ is not None:
         validate_analytics(data_, "data", violations) if type(data_) is Analytics else check_instance(data_, "data", violations, Analytics)
     if meta_ is not None:
@@ -196,7 +193,7 @@ def validate_get_analytics_response(m: GetAnalyticsResponse, path: str, violatio
 def validate_audit_event(m: AuditEvent, path: str, violations: list[Violation]) -> None:
     """Check a AuditEvent."""
     start = len(violations)
-    _, number_, made_at_, actor_, organization_id_, action_, subject_, details_ = astuple(m) if type(m) is AuditEvent else astuple(m)[:8]
+    (_, number_, made_at_, actor_, organization_id_, action_, subject_, details_) = astuple(m) if type(m) is AuditEvent else astuple(m)[:8]
     if number_ is not ZERO and (type(number_) is not int or not -9223372036854775808 <= number_ <= 9223372036854775807):
         check_int(number_, "number", violations, -9223372036854775808, 9223372036854775807)
     if made_at_ is not None and type(made_at_) is not datetime:
@@ -220,7 +217,7 @@ def validate_list_audit_events_request(
 ) -> None:
     """Check a ListAuditEventsRequest."""
     start = len(violations)
-    _, organization_id_, action_, actor_, subject_, start_date_, end_date_, page_, page_size_, cursor_ = astuple(m) if type(m) is ListAuditEventsRequest else astuple(m)[:10]
+    (_, organization_id_, action_, actor_, subject_, start_date_, end_date_, page_, page_size_, cursor_) = astuple(m) if type(m) is ListAuditEventsRequest else astuple(m)[:10]
     if (organization_id_ or type(organization_id_) is not list) and check_items(organization_id_, "organization_id", violations):
         for i, e in enumerate(organization_id_):
             if type(e) is not str or not e.isprintable():
@@ -256,7 +253,7 @@ def validate_list_audit_events_response(
 ) -> None:
     """Check a ListAuditEventsResponse."""
     start = len(violations)
-    _, data_, pagination_, meta_ = astuple(m) if type(m) is ListAuditEventsResponse else astuple(m)[:4]
+    (_, data_, pagination_, meta_) = astuple(m) if type(m) is ListAuditEventsResponse else astuple(m)[:4]
     if (data_ or type(data_) is not list) and check_items(data_, "data", violations):
         check_messages(data_, "data", violations, AuditEvent, validate_audit_event)
     if pagination_ is not None:
@@ -270,7 +267,7 @@ def validate_list_audit_events_response(
 def validate_cost_line(m: CostLine, path: str, violations: list[Violation]) -> None:
     """Check a CostLine."""
     start = len(violations)
-    _, meter_, quantity_, unit_price_, per_, multiplier_, cost_, priced_, rate_meter_ = astuple(m) if type(m) is CostLine else astuple(m)[:9]
+    (_, meter_, quantity_, unit_price_, per_, multiplier_, cost_, priced_, rate_meter_) = astuple(m) if type(m) is CostLine else astuple(m)[:9]
     if meter_ is not EMPTY and (type(meter_) is not str or not meter_.isprintable()):
         check_text(meter_, "meter", violations)
     check_decimal(quantity_, "quantity", violations)
@@ -291,11 +288,9 @@ def validate_cost_line(m: CostLine, path: str, violations: list[Violation]) -> N
 def validate_cost_record(m: CostRecord, path: str, violations: list[Violation]) -> None:
     """Check a CostRecord."""
     start = len(violations)
-    (
-        _, id_, usage_id_, revision_, status_, currency_, total_cost_, input_cost_, output_cost_,
+    (_, id_, usage_id_, revision_, status_, currency_, total_cost_, input_cost_, output_cost_,
         other_cost_, lines_, rate_card_id_, rate_card_version_, fallback_dimensions_, cache_savings_,
-        calculator_version_, calculated_at_, origin_version_, revision_kind_, revision_reason_
-    ) = astuple(m) if type(m) is CostRecord else astuple(m)[:20]
+        calculator_version_, calculated_at_, origin_version_, revision_kind_, revision_reason_) = astuple(m) if type(m) is CostRecord else astuple(m)[:20]
     if id_ is not EMPTY and (type(id_) is not str or not id_.isprintable()):
         check_text(id_, "id", violations)
     if usage_id_ is not EMPTY and (type(usage_id_) is not str or not usage_id_.isprintable()):
@@ -343,7 +338,7 @@ def validate_cost_record(m: CostRecord, path: str, violations: list[Violation]) 
 def validate_group_key(m: GroupKey, path: str, violations: list[Violation]) -> None:
     """Check a GroupKey."""
     start = len(violations)
-    _, dimension_, value_ = astuple(m) if type(m) is GroupKey else astuple(m)[:3]
+    (_, dimension_, value_) = astuple(m) if type(m) is GroupKey else astuple(m)[:3]
     if dimension_ is not EMPTY and (type(dimension_) is not str or not dimension_.isprintable()):
         check_text(dimension_, "dimension", violations)
     if value_ is not EMPTY and (type(value_) is not str or not value_.isprintable()):
@@ -373,10 +368,8 @@ def validate_get_cost_summary_request(
 def validate_cost_group(m: CostGroup, path: str, violations: list[Violation]) -> None:
     """Check a CostGroup."""
     start = len(violations)
-    (
-        _, dimension_, value_, cost_, tokens_, requests_, keys_, input_tokens_, output_tokens_,
-        cached_tokens_, unpriced_requests_, other_currencies_, reported_requests_, reported_cost_
-    ) = astuple(m) if type(m) is CostGroup else astuple(m)[:14]
+    (_, dimension_, value_, cost_, tokens_, requests_, keys_, input_tokens_, output_tokens_,
+        cached_tokens_, unpriced_requests_, other_currencies_, reported_requests_, reported_cost_) = astuple(m) if type(m) is CostGroup else astuple(m)[:14]
     if dimension_ is not EMPTY and (type(dimension_) is not str or not dimension_.isprintable()):
         check_text(dimension_, "dimension", violations)
     if value_ is not EMPTY and (type(value_) is not str or not value_.isprintable()):
@@ -408,7 +401,7 @@ def validate_cost_group(m: CostGroup, path: str, violations: list[Violation]) ->
 def validate_currency_total(m: CurrencyTotal, path: str, violations: list[Violation]) -> None:
     """Check a CurrencyTotal."""
     start = len(violations)
-    _, currency_, cost_, requests_ = astuple(m) if type(m) is CurrencyTotal else astuple(m)[:4]
+    (_, currency_, cost_, requests_) = astuple(m) if type(m) is CurrencyTotal else astuple(m)[:4]
     if currency_ is not EMPTY and (type(currency_) is not str or not currency_.isprintable()):
         check_text(currency_, "currency", violations)
     check_decimal(cost_, "cost", violations)
@@ -421,11 +414,9 @@ def validate_currency_total(m: CurrencyTotal, path: str, violations: list[Violat
 def validate_cost_summary(m: CostSummary, path: str, violations: list[Violation]) -> None:
     """Check a CostSummary."""
     start = len(violations)
-    (
-        _, total_cost_, currency_, total_tokens_, total_requests_, period_start_, period_end_, breakdown_,
+    (_, total_cost_, currency_, total_tokens_, total_requests_, period_start_, period_end_, breakdown_,
         additive_, unpriced_requests_, other_currencies_, priced_fraction_, reported_requests_,
-        reported_cost_
-    ) = astuple(m) if type(m) is CostSummary else astuple(m)[:14]
+        reported_cost_) = astuple(m) if type(m) is CostSummary else astuple(m)[:14]
     check_decimal(total_cost_, "total_cost", violations)
     if currency_ is not EMPTY and (type(currency_) is not str or not currency_.isprintable()):
         check_text(currency_, "currency", violations)
@@ -459,7 +450,7 @@ def validate_get_cost_summary_response(
 ) -> None:
     """Check a GetCostSummaryResponse."""
     start = len(violations)
-    _, data_, meta_ = astuple(m) if type(m) is GetCostSummaryResponse else astuple(m)[:3]
+    (_, data_, meta_) = astuple(m) if type(m) is GetCostSummaryResponse else astuple(m)[:3]
     if data_ is not None:
         validate_cost_summary(data_, "data", violations) if type(data_) is CostSummary else check_instance(data_, "data", violations, CostSummary)
     if meta_ is not None:
@@ -471,7 +462,7 @@ def validate_get_cost_summary_response(
 def validate_get_cost_request(m: GetCostRequest, path: str, violations: list[Violation]) -> None:
     """Check a GetCostRequest."""
     start = len(violations)
-    _, usage_id_, organization_id_ = astuple(m) if type(m) is GetCostRequest else astuple(m)[:3]
+    (_, usage_id_, organization_id_) = astuple(m) if type(m) is GetCostRequest else astuple(m)[:3]
     if not usage_id_ or type(usage_id_) is not str or len(usage_id_) > 64 or not usage_id_.isprintable():
         check_text(usage_id_, "usage_id", violations, 64, required=True)
     if organization_id_ is not EMPTY and (type(organization_id_) is not str or len(organization_id_) > 100 or not organization_id_.isprintable()):
@@ -483,7 +474,7 @@ def validate_get_cost_request(m: GetCostRequest, path: str, violations: list[Vio
 def validate_get_cost_response(m: GetCostResponse, path: str, violations: list[Violation]) -> None:
     """Check a GetCostResponse."""
     start = len(violations)
-    _, data_, meta_ = astuple(m) if type(m) is GetCostResponse else astuple(m)[:3]
+    (_, data_, meta_) = astuple(m) if type(m) is GetCostResponse else astuple(m)[:3]
     if data_ is not None:
         validate_cost_record(data_, "data", violations) if type(data_) is CostRecord else check_instance(data_, "data", violations, CostRecord)
     if meta_ is not None:
@@ -495,7 +486,7 @@ def validate_get_cost_response(m: GetCostResponse, path: str, violations: list[V
 def validate_verify_cost_request(m: VerifyCostRequest, path: str, violations: list[Violation]) -> None:
     """Check a VerifyCostRequest."""
     start = len(violations)
-    _, usage_id_, organization_id_ = astuple(m) if type(m) is VerifyCostRequest else astuple(m)[:3]
+    (_, usage_id_, organization_id_) = astuple(m) if type(m) is VerifyCostRequest else astuple(m)[:3]
     if not usage_id_ or type(usage_id_) is not str or len(usage_id_) > 64 or not usage_id_.isprintable():
         check_text(usage_id_, "usage_id", violations, 64, required=True)
     if organization_id_ is not EMPTY and (type(organization_id_) is not str or len(organization_id_) > 100 or not organization_id_.isprintable()):
@@ -507,7 +498,7 @@ def validate_verify_cost_request(m: VerifyCostRequest, path: str, violations: li
 def validate_cost_verification(m: CostVerification, path: str, violations: list[Violation]) -> None:
     """Check a CostVerification."""
     start = len(violations)
-    _, matches_, recorded_, recomputed_, reason_ = astuple(m) if type(m) is CostVerification else astuple(m)[:5]
+    (_, matches_, recorded_, recomputed_, reason_) = astuple(m) if type(m) is CostVerification else astuple(m)[:5]
     if type(matches_) is not bool:
         check_instance(matches_, "matches", violations, bool)
     if recorded_ is not None:
@@ -523,7 +514,7 @@ def validate_cost_verification(m: CostVerification, path: str, violations: list[
 def validate_verify_cost_response(m: VerifyCostResponse, path: str, violations: list[Violation]) -> None:
     """Check a VerifyCostResponse."""
     start = len(violations)
-    _, data_, meta_ = astuple(m) if type(m) is VerifyCostResponse else astuple(m)[:3]
+    (_, data_, meta_) = astuple(m) if type(m) is VerifyCostResponse else astuple(m)[:3]
     if data_ is not None:
         validate_cost_verification(data_, "data", violations) if type(data_) is CostVerification else check_instance(data_, "data", violations, CostVerification)
     if meta_ is not None:
@@ -535,7 +526,7 @@ def validate_verify_cost_response(m: VerifyCostResponse, path: str, violations: 
 def validate_estimate_cost_request(m: EstimateCostRequest, path: str, violations: list[Violation]) -> None:
     """Check a EstimateCostRequest."""
     start = len(violations)
-    _, usage_ = astuple(m) if type(m) is EstimateCostRequest else astuple(m)[:2]
+    (_, usage_) = astuple(m) if type(m) is EstimateCostRequest else astuple(m)[:2]
     if usage_ is not None:
         validate_usage_record(usage_, "usage", violations) if type(usage_) is UsageRecord else check_instance(usage_, "usage", violations, UsageRecord)
     if usage_ is None:
@@ -547,7 +538,7 @@ def validate_estimate_cost_request(m: EstimateCostRequest, path: str, violations
 def validate_estimate_cost_response(m: EstimateCostResponse, path: str, violations: list[Violation]) -> None:
     """Check a EstimateCostResponse."""
     start = len(violations)
-    _, data_, meta_ = astuple(m) if type(m) is EstimateCostResponse else astuple(m)[:3]
+    (_, data_, meta_) = astuple(m) if type(m) is EstimateCostResponse else astuple(m)[:3]
     if data_ is not None:
         validate_cost_record(data_, "data", violations) if type(data_) is CostRecord else check_instance(data_, "data", violations, CostRecord)
     if meta_ is not None:
@@ -573,10 +564,8 @@ def validate_reprice_usage_request(m: RepriceUsageRequest, path: str, violations
 def validate_reprice_difference(m: RepriceDifference, path: str, violations: list[Violation]) -> None:
     """Check a RepriceDifference."""
     start = len(violations)
-    (
-        _, provider_, model_id_, currency_, records_, before_, after_, difference_, unpriced_before_,
-        unpriced_after_
-    ) = astuple(m) if type(m) is RepriceDifference else astuple(m)[:10]
+    (_, provider_, model_id_, currency_, records_, before_, after_, difference_, unpriced_before_,
+        unpriced_after_) = astuple(m) if type(m) is RepriceDifference else astuple(m)[:10]
     if provider_ is not EMPTY and (type(provider_) is not str or not provider_.isprintable()):
         check_text(provider_, "provider", violations)
     if model_id_ is not EMPTY and (type(model_id_) is not str or not model_id_.isprintable()):
@@ -599,7 +588,7 @@ def validate_reprice_difference(m: RepriceDifference, path: str, violations: lis
 def validate_reprice_report(m: RepriceReport, path: str, violations: list[Violation]) -> None:
     """Check a RepriceReport."""
     start = len(violations)
-    _, dry_run_, examined_, changed_, differences_ = astuple(m) if type(m) is RepriceReport else astuple(m)[:5]
+    (_, dry_run_, examined_, changed_, differences_) = astuple(m) if type(m) is RepriceReport else astuple(m)[:5]
     if type(dry_run_) is not bool:
         check_instance(dry_run_, "dry_run", violations, bool)
     if examined_ is not ZERO and (type(examined_) is not int or not -9223372036854775808 <= examined_ <= 9223372036854775807):
@@ -615,7 +604,7 @@ def validate_reprice_report(m: RepriceReport, path: str, violations: list[Violat
 def validate_reprice_usage_response(m: RepriceUsageResponse, path: str, violations: list[Violation]) -> None:
     """Check a RepriceUsageResponse."""
     start = len(violations)
-    _, data_, meta_ = astuple(m) if type(m) is RepriceUsageResponse else astuple(m)[:3]
+    (_, data_, meta_) = astuple(m) if type(m) is RepriceUsageResponse else astuple(m)[:3]
     if data_ is not None:
         validate_reprice_report(data_, "data", violations) if type(data_) is RepriceReport else check_instance(data_, "data", violations, RepriceReport)
     if meta_ is not None:
@@ -705,7 +694,7 @@ def validate_filter(m: Filter, path: str, violations: list[Violation]) -> None:
 def validate_component_health(m: ComponentHealth, path: str, violations: list[Violation]) -> None:
     """Check a ComponentHealth."""
     start = len(violations)
-    _, name_, status_, message_ = astuple(m) if type(m) is ComponentHealth else astuple(m)[:4]
+    (_, name_, status_, message_) = astuple(m) if type(m) is ComponentHealth else astuple(m)[:4]
     if name_ is not EMPTY and (type(name_) is not str or not name_.isprintable()):
         check_text(name_, "name", violations)
     if status_ is not _NO_HEALTH_STATUS and (type(status_) is not HealthStatus or status_.number is None):
@@ -723,7 +712,7 @@ def validate_get_health_request(m: GetHealthRequest, path: str, violations: list
 def validate_get_health_response(m: GetHealthResponse, path: str, violations: list[Violation]) -> None:
     """Check a GetHealthResponse."""
     start = len(violations)
-    _, status_, version_, uptime_seconds_, components_ = astuple(m) if type(m) is GetHealthResponse else astuple(m)[:5]
+    (_, status_, version_, uptime_seconds_, components_) = astuple(m) if type(m) is GetHealthResponse else astuple(m)[:5]
     if status_ is not _NO_HEALTH_STATUS and (type(status_) is not HealthStatus or status_.number is None):
         check_enum(status_, "status", violations, HealthStatus)
     if version_ is not EMPTY and (type(version_) is not str or not version_.isprintable()):
@@ -743,7 +732,7 @@ def validate_get_readiness_request(m: GetReadinessRequest, path: str, violations
 def validate_get_readiness_response(m: GetReadinessResponse, path: str, violations: list[Violation]) -> None:
     """Check a GetReadinessResponse."""
     start = len(violations)
-    _, status_, version_, uptime_seconds_, components_ = astuple(m) if type(m) is GetReadinessResponse else astuple(m)[:5]
+    (_, status_, version_, uptime_seconds_, components_) = astuple(m) if type(m) is GetReadinessResponse else astuple(m)[:5]
     if status_ is not _NO_HEALTH_STATUS and (type(status_) is not HealthStatus or status_.number is None):
         check_enum(status_, "status", violations, HealthStatus)
     if version_ is not EMPTY and (type(version_) is not str or not version_.isprintable()):
@@ -759,7 +748,7 @@ def validate_get_readiness_response(m: GetReadinessResponse, path: str, violatio
 def validate_pagination(m: Pagination, path: str, violations: list[Violation]) -> None:
     """Check a Pagination."""
     start = len(violations)
-    _, page_, page_size_, per_page_, total_items_, total_pages_, has_next_, has_prev_, next_cursor_ = astuple(m) if type(m) is Pagination else astuple(m)[:9]
+    (_, page_, page_size_, per_page_, total_items_, total_pages_, has_next_, has_prev_, next_cursor_) = astuple(m) if type(m) is Pagination else astuple(m)[:9]
     if page_ is not ZERO and (type(page_) is not int or not -2147483648 <= page_ <= 2147483647):
         check_int(page_, "page", violations, -2147483648, 2147483647)
     if page_size_ is not ZERO and (type(page_size_) is not int or not -2147483648 <= page_size_ <= 2147483647):
@@ -783,7 +772,7 @@ def validate_pagination(m: Pagination, path: str, violations: list[Violation]) -
 def validate_response_meta(m: ResponseMeta, path: str, violations: list[Violation]) -> None:
     """Check a ResponseMeta."""
     start = len(violations)
-    _, request_id_ = astuple(m) if type(m) is ResponseMeta else astuple(m)[:2]
+    (_, request_id_) = astuple(m) if type(m) is ResponseMeta else astuple(m)[:2]
     if request_id_ is not EMPTY and (type(request_id_) is not str or not request_id_.isprintable()):
         check_text(request_id_, "request_id", violations)
     if path and len(violations) != start:
@@ -793,7 +782,7 @@ def validate_response_meta(m: ResponseMeta, path: str, violations: list[Violatio
 def validate_field_violation(m: FieldViolation, path: str, violations: list[Violation]) -> None:
     """Check a FieldViolation."""
     start = len(violations)
-    _, field_, description_ = astuple(m) if type(m) is FieldViolation else astuple(m)[:3]
+    (_, field_, description_) = astuple(m) if type(m) is FieldViolation else astuple(m)[:3]
     if field_ is not EMPTY and (type(field_) is not str or not field_.isprintable()):
         check_text(field_, "field", violations)
     if description_ is not EMPTY and (type(description_) is not str or not description_.isprintable()):
@@ -805,7 +794,7 @@ def validate_field_violation(m: FieldViolation, path: str, violations: list[Viol
 def validate_price_tier(m: PriceTier, path: str, violations: list[Violation]) -> None:
     """Check a PriceTier."""
     start = len(violations)
-    _, above_, inclusive_, price_ = astuple(m) if type(m) is PriceTier else astuple(m)[:4]
+    (_, above_, inclusive_, price_) = astuple(m) if type(m) is PriceTier else astuple(m)[:4]
     if above_ is not ZERO and (type(above_) is not int or not 0 <= above_ <= 9223372036854775807):
         check_int(above_, "above", violations, 0, 9223372036854775807)
     if type(inclusive_) is not bool:
@@ -818,7 +807,7 @@ def validate_price_tier(m: PriceTier, path: str, violations: list[Violation]) ->
 def validate_rate(m: Rate, path: str, violations: list[Violation]) -> None:
     """Check a Rate."""
     start = len(violations)
-    _, meter_, price_, per_, tiers_, minimum_, included_ = astuple(m) if type(m) is Rate else astuple(m)[:7]
+    (_, meter_, price_, per_, tiers_, minimum_, included_) = astuple(m) if type(m) is Rate else astuple(m)[:7]
     if not meter_ or type(meter_) is not str or len(meter_) > 64 or not meter_.isprintable():
         check_text(meter_, "meter", violations, 64, required=True)
     check_decimal(price_, "price", violations, low=0)
@@ -837,7 +826,7 @@ def validate_rate(m: Rate, path: str, violations: list[Violation]) -> None:
 def validate_time_window(m: TimeWindow, path: str, violations: list[Violation]) -> None:
     """Check a TimeWindow."""
     start = len(violations)
-    _, start_, end_, time_zone_, weekdays_ = astuple(m) if type(m) is TimeWindow else astuple(m)[:5]
+    (_, start_, end_, time_zone_, weekdays_) = astuple(m) if type(m) is TimeWindow else astuple(m)[:5]
     if not start_ or type(start_) is not str or len(start_) > 8 or not start_.isprintable():
         check_text(start_, "start", violations, 8, required=True)
     if not end_ or type(end_) is not str or len(end_) > 8 or not end_.isprintable():
@@ -855,7 +844,7 @@ def validate_time_window(m: TimeWindow, path: str, violations: list[Violation]) 
 def validate_price_multiplier(m: PriceMultiplier, path: str, violations: list[Violation]) -> None:
     """Check a PriceMultiplier."""
     start = len(violations)
-    _, kind_, value_, all_meters_ = astuple(m) if type(m) is PriceMultiplier else astuple(m)[:4]
+    (_, kind_, value_, all_meters_) = astuple(m) if type(m) is PriceMultiplier else astuple(m)[:4]
     if not kind_ or type(kind_) is not str or len(kind_) > 64 or not kind_.isprintable():
         check_text(kind_, "kind", violations, 64, required=True)
     check_decimal(value_, "value", violations, required=True)
@@ -868,12 +857,10 @@ def validate_price_multiplier(m: PriceMultiplier, path: str, violations: list[Vi
 def validate_rate_card(m: RateCard, path: str, violations: list[Violation]) -> None:
     """Check a RateCard."""
     start = len(violations)
-    (
-        _, id_, provider_, model_id_, aliases_, organization_id_, region_, service_tier_, processing_,
+    (_, id_, provider_, model_id_, aliases_, organization_id_, region_, service_tier_, processing_,
         speed_, currency_, effective_from_, effective_until_, windows_, rates_, tier_mode_, tier_basis_,
         multipliers_, origin_, origin_version_, source_url_, version_, created_at_, updated_at_,
-        input_price_per_1k_, output_price_per_1k_, input_price_per_million_, output_price_per_million_
-    ) = astuple(m) if type(m) is RateCard else astuple(m)[:28]
+        input_price_per_1k_, output_price_per_1k_, input_price_per_million_, output_price_per_million_) = astuple(m) if type(m) is RateCard else astuple(m)[:28]
     if id_ is not EMPTY and (type(id_) is not str or not id_.isprintable()):
         check_text(id_, "id", violations)
     if provider_ is not EMPTY and (type(provider_) is not str or not provider_.isprintable()):
@@ -937,12 +924,10 @@ def validate_rate_card(m: RateCard, path: str, violations: list[Violation]) -> N
 def validate_create_price_request(m: CreatePriceRequest, path: str, violations: list[Violation]) -> None:
     """Check a CreatePriceRequest."""
     start = len(violations)
-    (
-        _, idempotency_key_, provider_, model_id_, input_price_per_1k_, output_price_per_1k_, currency_,
-        effective_date_, end_date_, organization_id_, region_, service_tier_, processing_, speed_, aliases_,
-        rates_, tier_mode_, tier_basis_, multipliers_, windows_, source_url_, input_price_per_million_,
-        output_price_per_million_
-    ) = astuple(m) if type(m) is CreatePriceRequest else astuple(m)[:23]
+    (_, idempotency_key_, provider_, model_id_, input_price_per_1k_, output_price_per_1k_, currency_,
+        effective_date_, end_date_, organization_id_, region_, service_tier_, processing_, speed_,
+        aliases_, rates_, tier_mode_, tier_basis_, multipliers_, windows_, source_url_,
+        input_price_per_million_, output_price_per_million_) = astuple(m) if type(m) is CreatePriceRequest else astuple(m)[:23]
     if idempotency_key_ is not EMPTY and (type(idempotency_key_) is not str or len(idempotency_key_) > 255 or not idempotency_key_.isprintable()):
         check_text(idempotency_key_, "idempotency_key", violations, 255)
     if not provider_ or type(provider_) is not str or len(provider_) > 100 or not provider_.isprintable():
@@ -996,7 +981,7 @@ def validate_create_price_request(m: CreatePriceRequest, path: str, violations: 
 def validate_create_price_response(m: CreatePriceResponse, path: str, violations: list[Violation]) -> None:
     """Check a CreatePriceResponse."""
     start = len(violations)
-    _, data_, meta_ = astuple(m) if type(m) is CreatePriceResponse else astuple(m)[:3]
+    (_, data_, meta_) = astuple(m) if type(m) is CreatePriceResponse else astuple(m)[:3]
     if data_ is not None:
         validate_rate_card(data_, "data", violations) if type(data_) is RateCard else check_instance(data_, "data", violations, RateCard)
     if meta_ is not None:
@@ -1008,7 +993,7 @@ def validate_create_price_response(m: CreatePriceResponse, path: str, violations
 def validate_get_price_request(m: GetPriceRequest, path: str, violations: list[Violation]) -> None:
     """Check a GetPriceRequest."""
     start = len(violations)
-    _, id_ = astuple(m) if type(m) is GetPriceRequest else astuple(m)[:2]
+    (_, id_) = astuple(m) if type(m) is GetPriceRequest else astuple(m)[:2]
     if not id_ or type(id_) is not str or len(id_) > 255 or not id_.isprintable():
         check_text(id_, "id", violations, 255, required=True)
     if path and len(violations) != start:
@@ -1018,7 +1003,7 @@ def validate_get_price_request(m: GetPriceRequest, path: str, violations: list[V
 def validate_get_price_response(m: GetPriceResponse, path: str, violations: list[Violation]) -> None:
     """Check a GetPriceResponse."""
     start = len(violations)
-    _, data_, meta_ = astuple(m) if type(m) is GetPriceResponse else astuple(m)[:3]
+    (_, data_, meta_) = astuple(m) if type(m) is GetPriceResponse else astuple(m)[:3]
     if data_ is not None:
         validate_rate_card(data_, "data", violations) if type(data_) is RateCard else check_instance(data_, "data", violations, RateCard)
     if meta_ is not None:
@@ -1030,10 +1015,8 @@ def validate_get_price_response(m: GetPriceResponse, path: str, violations: list
 def validate_list_prices_request(m: ListPricesRequest, path: str, violations: list[Violation]) -> None:
     """Check a ListPricesRequest."""
     start = len(violations)
-    (
-        _, provider_, model_id_, organization_id_, active_at_, origin_, currency_, page_, page_size_,
-        cursor_
-    ) = astuple(m) if type(m) is ListPricesRequest else astuple(m)[:10]
+    (_, provider_, model_id_, organization_id_, active_at_, origin_, currency_, page_, page_size_,
+        cursor_) = astuple(m) if type(m) is ListPricesRequest else astuple(m)[:10]
     if (provider_ or type(provider_) is not list) and check_items(provider_, "provider", violations):
         for i, e in enumerate(provider_):
             if type(e) is not str or not e.isprintable():
@@ -1063,7 +1046,7 @@ def validate_list_prices_request(m: ListPricesRequest, path: str, violations: li
 def validate_list_prices_response(m: ListPricesResponse, path: str, violations: list[Violation]) -> None:
     """Check a ListPricesResponse."""
     start = len(violations)
-    _, data_, pagination_, meta_ = astuple(m) if type(m) is ListPricesResponse else astuple(m)[:4]
+    (_, data_, pagination_, meta_) = astuple(m) if type(m) is ListPricesResponse else astuple(m)[:4]
     if (data_ or type(data_) is not list) and check_items(data_, "data", violations):
         check_messages(data_, "data", violations, RateCard, validate_rate_card)
     if pagination_ is not None:
@@ -1077,11 +1060,9 @@ def validate_list_prices_response(m: ListPricesResponse, path: str, violations: 
 def validate_modality_tokens(m: ModalityTokens, path: str, violations: list[Violation]) -> None:
     """Check a ModalityTokens."""
     start = len(violations)
-    (
-        _, input_audio_tokens_, input_image_tokens_, input_video_tokens_, cached_audio_tokens_,
+    (_, input_audio_tokens_, input_image_tokens_, input_video_tokens_, cached_audio_tokens_,
         cached_image_tokens_, cached_video_tokens_, output_audio_tokens_, output_image_tokens_,
-        output_video_tokens_
-    ) = astuple(m) if type(m) is ModalityTokens else astuple(m)[:10]
+        output_video_tokens_) = astuple(m) if type(m) is ModalityTokens else astuple(m)[:10]
     if input_audio_tokens_ is not ZERO and (type(input_audio_tokens_) is not int or not 0 <= input_audio_tokens_ <= 1000000000000):
         check_int(input_audio_tokens_, "input_audio_tokens", violations, 0, 1000000000000)
     if input_image_tokens_ is not ZERO and (type(input_image_tokens_) is not int or not 0 <= input_image_tokens_ <= 1000000000000):
@@ -1109,15 +1090,13 @@ def validate_usage_record(m: UsageRecord, path: str, violations: list[Violation]
     if m.unknown_ and check_undecoded(m.unknown_, path, violations):
         return
     start = len(violations)
-    (
-        _, id_, idempotency_key_, organization_id_, provider_, model_id_, input_tokens_, output_tokens_,
-        total_tokens_, cached_tokens_, cache_write_tokens_, cache_write_extended_tokens_, reasoning_tokens_,
-        timestamp_, service_tier_, processing_, region_, speed_, modality_, meters_, request_count_,
-        operation_, outcome_, quality_, requested_model_id_, project_id_, user_id_, tags_, labels_,
-        session_id_, trace_id_, span_id_, retry_of_id_, latency_ms_, time_to_first_token_ms_,
-        reported_cost_, reported_currency_, metadata_, source_, ingested_at_, estimated_cost_, currency_,
-        cost_status_, observation_
-    ) = astuple(m) if type(m) is UsageRecord else astuple(m)[:44]
+    (_, id_, idempotency_key_, organization_id_, provider_, model_id_, input_tokens_, output_tokens_,
+        total_tokens_, cached_tokens_, cache_write_tokens_, cache_write_extended_tokens_,
+        reasoning_tokens_, timestamp_, service_tier_, processing_, region_, speed_, modality_, meters_,
+        request_count_, operation_, outcome_, quality_, requested_model_id_, project_id_, user_id_,
+        tags_, labels_, session_id_, trace_id_, span_id_, retry_of_id_, latency_ms_,
+        time_to_first_token_ms_, reported_cost_, reported_currency_, metadata_, source_, ingested_at_,
+        estimated_cost_, currency_, cost_status_, observation_) = astuple(m) if type(m) is UsageRecord else astuple(m)[:44]
     if id_ is not EMPTY and (type(id_) is not str or not id_.isprintable()):
         check_text(id_, "id", violations)
     if idempotency_key_ is not EMPTY and (type(idempotency_key_) is not str or len(idempotency_key_) > 255 or not idempotency_key_.isprintable()):
@@ -1178,7 +1157,7 @@ def validate_usage_record(m: UsageRecord, path: str, violations: list[Violation]
         for i, e in enumerate(tags_):
             if type(e) is not str or len(e) > 255 or not e.isprintable():
                 check_text(e, f"tags[{i}]", violations, 255)
-    if (labels_ or type(labels_) is not dict) and check_entries(labels_, "labels", violations, max_items=64):
+    if (labels_ or type(labels_) is not dict) and not plain_texts(labels_, 64, 255) and check_entries(labels_, "labels", violations, max_items=64):
         for k, e in labels_.items():
             if type(k) is not str or len(k) > 255 or not k.isprintable():
                 check_text(k, entry("labels", k), violations, 255)
@@ -1221,7 +1200,7 @@ def validate_usage_record(m: UsageRecord, path: str, violations: list[Violation]
 def validate_submit_usage_request(m: SubmitUsageRequest, path: str, violations: list[Violation]) -> None:
     """Check a SubmitUsageRequest."""
     start = len(violations)
-    _, usage_ = astuple(m) if type(m) is SubmitUsageRequest else astuple(m)[:2]
+    (_, usage_) = astuple(m) if type(m) is SubmitUsageRequest else astuple(m)[:2]
     if usage_ is not None:
         validate_usage_record(usage_, "usage", violations) if type(usage_) is UsageRecord else check_instance(usage_, "usage", violations, UsageRecord)
     if usage_ is None:
@@ -1233,7 +1212,8 @@ def validate_submit_usage_request(m: SubmitUsageRequest, path: str, violations: 
 def validate_usage_receipt(m: UsageReceipt, path: str, violations: list[Violation]) -> None:
     """Check a UsageReceipt."""
     start = len(violations)
-    _, usage_id_, organization_id_, estimated_cost_, currency_, processed_at_, cost_status_, duplicate_ = astuple(m) if type(m) is UsageReceipt else astuple(m)[:8]
+    (_, usage_id_, organization_id_, estimated_cost_, currency_, processed_at_, cost_status_,
+        duplicate_) = astuple(m) if type(m) is UsageReceipt else astuple(m)[:8]
     if usage_id_ is not EMPTY and (type(usage_id_) is not str or not usage_id_.isprintable()):
         check_text(usage_id_, "usage_id", violations)
     if organization_id_ is not EMPTY and (type(organization_id_) is not str or not organization_id_.isprintable()):
@@ -1255,7 +1235,7 @@ def validate_usage_receipt(m: UsageReceipt, path: str, violations: list[Violatio
 def validate_submit_usage_response(m: SubmitUsageResponse, path: str, violations: list[Violation]) -> None:
     """Check a SubmitUsageResponse."""
     start = len(violations)
-    _, data_, meta_ = astuple(m) if type(m) is SubmitUsageResponse else astuple(m)[:3]
+    (_, data_, meta_) = astuple(m) if type(m) is SubmitUsageResponse else astuple(m)[:3]
     if data_ is not None:
         validate_usage_receipt(data_, "data", violations) if type(data_) is UsageReceipt else check_instance(data_, "data", violations, UsageReceipt)
     if meta_ is not None:
@@ -1269,7 +1249,7 @@ def validate_batch_submit_usage_request(
 ) -> None:
     """Check a BatchSubmitUsageRequest."""
     start = len(violations)
-    _, records_ = astuple(m) if type(m) is BatchSubmitUsageRequest else astuple(m)[:2]
+    (_, records_) = astuple(m) if type(m) is BatchSubmitUsageRequest else astuple(m)[:2]
     if check_items(records_, "records", violations, max_items=10000, required=True):
         check_messages(records_, "records", violations, UsageRecord, validate_usage_record)
     if path and len(violations) != start:
@@ -1279,7 +1259,7 @@ def validate_batch_submit_usage_request(
 def validate_record_error(m: RecordError, path: str, violations: list[Violation]) -> None:
     """Check a RecordError."""
     start = len(violations)
-    _, code_, message_, violations_ = astuple(m) if type(m) is RecordError else astuple(m)[:4]
+    (_, code_, message_, violations_) = astuple(m) if type(m) is RecordError else astuple(m)[:4]
     if code_ is not EMPTY and (type(code_) is not str or not code_.isprintable()):
         check_text(code_, "code", violations)
     if message_ is not EMPTY and (type(message_) is not str or not message_.isprintable()):
@@ -1293,7 +1273,7 @@ def validate_record_error(m: RecordError, path: str, violations: list[Violation]
 def validate_submit_result(m: SubmitResult, path: str, violations: list[Violation]) -> None:
     """Check a SubmitResult."""
     start = len(violations)
-    _, status_, usage_, error_ = astuple(m) if type(m) is SubmitResult else astuple(m)[:4]
+    (_, status_, usage_, error_) = astuple(m) if type(m) is SubmitResult else astuple(m)[:4]
     if status_ is not _NO_SUBMIT_STATUS and (type(status_) is not SubmitStatus or status_.number is None):
         check_enum(status_, "status", violations, SubmitStatus)
     if usage_ is not None:
@@ -1307,7 +1287,7 @@ def validate_submit_result(m: SubmitResult, path: str, violations: list[Violatio
 def validate_batch_receipt(m: BatchReceipt, path: str, violations: list[Violation]) -> None:
     """Check a BatchReceipt."""
     start = len(violations)
-    _, results_, created_, duplicates_, conflicts_, invalid_ = astuple(m) if type(m) is BatchReceipt else astuple(m)[:6]
+    (_, results_, created_, duplicates_, conflicts_, invalid_) = astuple(m) if type(m) is BatchReceipt else astuple(m)[:6]
     if (results_ or type(results_) is not list) and check_items(results_, "results", violations):
         check_messages(results_, "results", violations, SubmitResult, validate_submit_result)
     if created_ is not ZERO and (type(created_) is not int or not -2147483648 <= created_ <= 2147483647):
@@ -1327,7 +1307,7 @@ def validate_batch_submit_usage_response(
 ) -> None:
     """Check a BatchSubmitUsageResponse."""
     start = len(violations)
-    _, data_, meta_ = astuple(m) if type(m) is BatchSubmitUsageResponse else astuple(m)[:3]
+    (_, data_, meta_) = astuple(m) if type(m) is BatchSubmitUsageResponse else astuple(m)[:3]
     if data_ is not None:
         validate_batch_receipt(data_, "data", violations) if type(data_) is BatchReceipt else check_instance(data_, "data", violations, BatchReceipt)
     if meta_ is not None:
@@ -1362,7 +1342,7 @@ def validate_list_usage_request(m: ListUsageRequest, path: str, violations: list
 def validate_list_usage_response(m: ListUsageResponse, path: str, violations: list[Violation]) -> None:
     """Check a ListUsageResponse."""
     start = len(violations)
-    _, data_, pagination_, meta_ = astuple(m) if type(m) is ListUsageResponse else astuple(m)[:4]
+    (_, data_, pagination_, meta_) = astuple(m) if type(m) is ListUsageResponse else astuple(m)[:4]
     if (data_ or type(data_) is not list) and check_items(data_, "data", violations):
         check_messages(data_, "data", violations, UsageRecord, validate_usage_record)
     if pagination_ is not None:
@@ -1376,7 +1356,7 @@ def validate_list_usage_response(m: ListUsageResponse, path: str, violations: li
 def validate_stream_usage_request(m: StreamUsageRequest, path: str, violations: list[Violation]) -> None:
     """Check a StreamUsageRequest."""
     start = len(violations)
-    _, records_ = astuple(m) if type(m) is StreamUsageRequest else astuple(m)[:2]
+    (_, records_) = astuple(m) if type(m) is StreamUsageRequest else astuple(m)[:2]
     if (records_ or type(records_) is not list) and check_items(records_, "records", violations):
         check_messages(records_, "records", violations, UsageRecord, validate_usage_record)
     if path and len(violations) != start:
@@ -1386,7 +1366,7 @@ def validate_stream_usage_request(m: StreamUsageRequest, path: str, violations: 
 def validate_stream_problem(m: StreamProblem, path: str, violations: list[Violation]) -> None:
     """Check a StreamProblem."""
     start = len(violations)
-    _, index_, status_, error_ = astuple(m) if type(m) is StreamProblem else astuple(m)[:4]
+    (_, index_, status_, error_) = astuple(m) if type(m) is StreamProblem else astuple(m)[:4]
     if index_ is not ZERO and (type(index_) is not int or not -9223372036854775808 <= index_ <= 9223372036854775807):
         check_int(index_, "index", violations, -9223372036854775808, 9223372036854775807)
     if status_ is not _NO_SUBMIT_STATUS and (type(status_) is not SubmitStatus or status_.number is None):
@@ -1400,7 +1380,7 @@ def validate_stream_problem(m: StreamProblem, path: str, violations: list[Violat
 def validate_stream_usage_response(m: StreamUsageResponse, path: str, violations: list[Violation]) -> None:
     """Check a StreamUsageResponse."""
     start = len(violations)
-    _, durable_, created_, duplicates_, problems_ = astuple(m) if type(m) is StreamUsageResponse else astuple(m)[:5]
+    (_, durable_, created_, duplicates_, problems_) = astuple(m) if type(m) is StreamUsageResponse else astuple(m)[:5]
     if durable_ is not ZERO and (type(durable_) is not int or not -9223372036854775808 <= durable_ <= 9223372036854775807):
         check_int(durable_, "durable", violations, -9223372036854775808, 9223372036854775807)
     if created_ is not ZERO and (type(created_) is not int or not -9223372036854775808 <= created_ <= 9223372036854775807):
@@ -1427,7 +1407,7 @@ def validate_export_usage_request(m: ExportUsageRequest, path: str, violations: 
 def validate_export_usage_response(m: ExportUsageResponse, path: str, violations: list[Violation]) -> None:
     """Check a ExportUsageResponse."""
     start = len(violations)
-    _, records_ = astuple(m) if type(m) is ExportUsageResponse else astuple(m)[:2]
+    (_, records_) = astuple(m) if type(m) is ExportUsageResponse else astuple(m)[:2]
     if (records_ or type(records_) is not list) and check_items(records_, "records", violations):
         check_messages(records_, "records", violations, UsageRecord, validate_usage_record)
     if path and len(violations) != start:
@@ -1437,7 +1417,7 @@ def validate_export_usage_response(m: ExportUsageResponse, path: str, violations
 def validate_usage_revision(m: UsageRevision, path: str, violations: list[Violation]) -> None:
     """Check a UsageRevision."""
     start = len(violations)
-    _, usage_id_, organization_id_, revision_, kind_, reason_, actor_, made_at_, usage_ = astuple(m) if type(m) is UsageRevision else astuple(m)[:9]
+    (_, usage_id_, organization_id_, revision_, kind_, reason_, actor_, made_at_, usage_) = astuple(m) if type(m) is UsageRevision else astuple(m)[:9]
     if usage_id_ is not EMPTY and (type(usage_id_) is not str or not usage_id_.isprintable()):
         check_text(usage_id_, "usage_id", violations)
     if organization_id_ is not EMPTY and (type(organization_id_) is not str or not organization_id_.isprintable()):
@@ -1461,7 +1441,7 @@ def validate_usage_revision(m: UsageRevision, path: str, violations: list[Violat
 def validate_void_usage_request(m: VoidUsageRequest, path: str, violations: list[Violation]) -> None:
     """Check a VoidUsageRequest."""
     start = len(violations)
-    _, usage_id_, organization_id_, reason_ = astuple(m) if type(m) is VoidUsageRequest else astuple(m)[:4]
+    (_, usage_id_, organization_id_, reason_) = astuple(m) if type(m) is VoidUsageRequest else astuple(m)[:4]
     if not usage_id_ or type(usage_id_) is not str or len(usage_id_) > 64 or not usage_id_.isprintable():
         check_text(usage_id_, "usage_id", violations, 64, required=True)
     if organization_id_ is not EMPTY and (type(organization_id_) is not str or len(organization_id_) > 100 or not organization_id_.isprintable()):
@@ -1475,7 +1455,7 @@ def validate_void_usage_request(m: VoidUsageRequest, path: str, violations: list
 def validate_void_usage_response(m: VoidUsageResponse, path: str, violations: list[Violation]) -> None:
     """Check a VoidUsageResponse."""
     start = len(violations)
-    _, data_, meta_ = astuple(m) if type(m) is VoidUsageResponse else astuple(m)[:3]
+    (_, data_, meta_) = astuple(m) if type(m) is VoidUsageResponse else astuple(m)[:3]
     if data_ is not None:
         validate_usage_revision(data_, "data", violations) if type(data_) is UsageRevision else check_instance(data_, "data", violations, UsageRevision)
     if meta_ is not None:
@@ -1487,7 +1467,7 @@ def validate_void_usage_response(m: VoidUsageResponse, path: str, violations: li
 def validate_correct_usage_request(m: CorrectUsageRequest, path: str, violations: list[Violation]) -> None:
     """Check a CorrectUsageRequest."""
     start = len(violations)
-    _, usage_id_, organization_id_, reason_, changes_ = astuple(m) if type(m) is CorrectUsageRequest else astuple(m)[:5]
+    (_, usage_id_, organization_id_, reason_, changes_) = astuple(m) if type(m) is CorrectUsageRequest else astuple(m)[:5]
     if not usage_id_ or type(usage_id_) is not str or len(usage_id_) > 64 or not usage_id_.isprintable():
         check_text(usage_id_, "usage_id", violations, 64, required=True)
     if organization_id_ is not EMPTY and (type(organization_id_) is not str or len(organization_id_) > 100 or not organization_id_.isprintable()):
@@ -1505,7 +1485,7 @@ def validate_correct_usage_request(m: CorrectUsageRequest, path: str, violations
 def validate_correct_usage_response(m: CorrectUsageResponse, path: str, violations: list[Violation]) -> None:
     """Check a CorrectUsageResponse."""
     start = len(violations)
-    _, data_, meta_ = astuple(m) if type(m) is CorrectUsageResponse else astuple(m)[:3]
+    (_, data_, meta_) = astuple(m) if type(m) is CorrectUsageResponse else astuple(m)[:3]
     if data_ is not None:
         validate_usage_revision(data_, "data", violations) if type(data_) is UsageRevision else check_instance(data_, "data", violations, UsageRevision)
     if meta_ is not None:
@@ -1519,7 +1499,7 @@ def validate_list_usage_revisions_request(
 ) -> None:
     """Check a ListUsageRevisionsRequest."""
     start = len(violations)
-    _, usage_id_, organization_id_ = astuple(m) if type(m) is ListUsageRevisionsRequest else astuple(m)[:3]
+    (_, usage_id_, organization_id_) = astuple(m) if type(m) is ListUsageRevisionsRequest else astuple(m)[:3]
     if not usage_id_ or type(usage_id_) is not str or len(usage_id_) > 64 or not usage_id_.isprintable():
         check_text(usage_id_, "usage_id", violations, 64, required=True)
     if organization_id_ is not EMPTY and (type(organization_id_) is not str or len(organization_id_) > 100 or not organization_id_.isprintable()):
@@ -1531,7 +1511,7 @@ def validate_list_usage_revisions_request(
 def validate_usage_revisions(m: UsageRevisions, path: str, violations: list[Violation]) -> None:
     """Check a UsageRevisions."""
     start = len(violations)
-    _, usage_id_, revisions_ = astuple(m) if type(m) is UsageRevisions else astuple(m)[:3]
+    (_, usage_id_, revisions_) = astuple(m) if type(m) is UsageRevisions else astuple(m)[:3]
     if usage_id_ is not EMPTY and (type(usage_id_) is not str or not usage_id_.isprintable()):
         check_text(usage_id_, "usage_id", violations)
     if (revisions_ or type(revisions_) is not list) and check_items(revisions_, "revisions", violations):
@@ -1545,7 +1525,7 @@ def validate_list_usage_revisions_response(
 ) -> None:
     """Check a ListUsageRevisionsResponse."""
     start = len(violations)
-    _, data_, meta_ = astuple(m) if type(m) is ListUsageRevisionsResponse else astuple(m)[:3]
+    (_, data_, meta_) = astuple(m) if type(m) is ListUsageRevisionsResponse else astuple(m)[:3]
     if data_ is not None:
         validate_usage_revisions(data_, "data", violations) if type(data_) is UsageRevisions else check_instance(data_, "data", violations, UsageRevisions)
     if meta_ is not None:

@@ -124,7 +124,7 @@ def row_of(
         picos,
         record.user_id or None,
         # A tag counts a record once, however often it has it.
-        _encode_json(list(dict.fromkeys(tags))).decode() if tags else None,
+        _encode_json(tags if len(tags) == 1 else list(dict.fromkeys(tags))).decode() if tags else None,
         _encode_json(labels).decode() if labels else None,
         encode_usage(record),
     )
