@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from itertools import product
-from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -32,6 +31,7 @@ from llm_cost_ops.ledger import (
     Change,
     Committed,
     Entry,
+    Erased,
     Filter,
     LedgerFigures,
     Price,
@@ -44,30 +44,21 @@ from llm_cost_ops.ledger import (
 from llm_cost_ops.ledger.batches import EntryBatch
 from llm_cost_ops.ledger.duplicates import is_duplicate, supersedes, superseding
 from llm_cost_ops.ledger.encoding import to_micros, usage_id
+from llm_cost_ops.ledger.erasure import as_erased, erased_reason, without_user
 from llm_cost_ops.ledger.shares import Share, add_share, shares_of
 from llm_cost_ops.pricing.cards import kept_form
 from llm_cost_ops.pricing.compiled import compile_card
-from llm_cost_ops.pricing.money import UNITS, from_units
+from llm_cost_ops.pricing.money import UNITS
 from llm_cost_ops.pricing.pricebook import Pricing
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode, invalid_argument
 from llm_cost_ops.rules.cards import overlap_of
 from llm_cost_ops.rules.limits import MAX_COUNT, MAX_RECORD_COST, check_amounts
+from tests.dict_rows import Cost, Row
 
 __all__ = ["DictLedger", "open"]
 
 Keys = tuple[str, ...]
-_FIELDS = {
-    "organization": "organization_id",
-    "provider": "provider",
-    "model": "model_id",
-    "project": "project_id",
-    "user": "user_id",
-    "operation": "operation",
-    "service_tier": "service_tier",
-    "processing": "processing",
-    "region": "region",
-}
 
 
 def open(url: str, *, durability: str, group_commit: bool) -> DictLedger:  # noqa: A001 - each backend has it
@@ -75,98 +66,14 @@ def open(url: str, *, durability: str, group_commit: bool) -> DictLedger:  # noq
     return DictLedger()
 
 
-class _Cost(NamedTuple):
-    """A revision: the record, and what it cost."""
-
-    units: int | None
-    by: Pricing
-    calculated_at: datetime
-    record: UsageRecord
-    kind: RevisionKind = RevisionKind.RECORDED
-    reason: str = ""
-    actor: str = ""
-
-
-class _Row:
-    """A record as it was sent, or superseded what was, and its revisions: the last one is in force."""
-
-    def __init__(self, entry: Entry, made: str) -> None:
-        self.id = made
-        self.key = entry.key
-        self.sent = entry.record
-        self.ingested_at = entry.ingested_at
-        self.timestamp = entry.record.timestamp or entry.ingested_at
-        self.costs = [_Cost(entry.units, entry.by, entry.ingested_at, entry.record)]
-        self.answer = self.costs[:1]
-
-    def record(self, revision: int) -> UsageRecord:
-        units, by, _, record, *_ = self.costs[revision - 1]
-        return replace(
-            record,
-            id=self.id,
-            idempotency_key=self.key,
-            ingested_at=self.ingested_at,
-            timestamp=self.timestamp,
-            estimated_cost=None if units is None else from_units(units),
-            currency=by.currency,
-            cost_status=by.status,
-        )
-
-    @property
-    def now(self) -> UsageRecord:
-        """The record in force."""
-        return self.costs[-1].record
-
-    def passes(self, where: Filter) -> bool:
-        sent = self.now
-        if not where.statuses and self.costs[-1].by.status == CostStatus.VOIDED:
-            return False
-        for values, value in (
-            (where.organization_ids, sent.organization_id),
-            (where.providers, sent.provider),
-            (where.model_ids, sent.model_id),
-            (where.project_ids, sent.project_id),
-            (where.user_ids, sent.user_id),
-            (where.service_tiers, sent.service_tier),
-            (where.processings, sent.processing),
-            (where.regions, sent.region),
-            (where.operations, str(sent.operation)),
-            (where.statuses, str(self.costs[-1].by.status)),
-        ):
-            if values and value not in values:
-                return False
-        if where.tags and set(where.tags).isdisjoint(sent.tags):
-            return False
-        if any(sent.labels.get(key) != value for key, value in where.labels.items()):
-            return False
-        return (where.start is None or where.start <= self.timestamp) and (
-            where.end is None or self.timestamp < where.end
-        )
-
-    def may_be_superseded(self) -> bool:
-        return all(cost.kind in (RevisionKind.RECORDED, RevisionKind.REPRICED) for cost in self.costs)
-
-    def values(self, name: str) -> Sequence[str]:
-        """The groups of one dimension that the record is in."""
-        if name == "tag":
-            return list(dict.fromkeys(self.now.tags)) or [""]
-        if name.startswith("label:"):
-            return [self.now.labels.get(name.removeprefix("label:"), "")]
-        if name == "status":
-            return [str(self.costs[-1].by.status)]
-        if name not in _FIELDS:
-            raise invalid_argument("group_by", f"{name!r} is nothing that usage can be grouped by")
-        return [str(getattr(self.now, _FIELDS[name]))]
-
-
 class DictLedger:
     """A Ledger in this object alone, safe for threads; it is its own Sums."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._rows: list[_Row] = []
-        self._by_id: dict[tuple[str, str], _Row] = {}
-        self._commits: list[tuple[_Row, int]] = []
+        self._rows: list[Row] = []
+        self._by_id: dict[tuple[str, str], Row] = {}
+        self._commits: list[tuple[Row, int]] = []
         self._consumers: dict[str, int] = {}
         self._cards: list[tuple[Keys, bytes, RateCard]] = []
         self._card_keys: dict[tuple[str, str], tuple[bytes, RateCard]] = {}
@@ -230,11 +137,13 @@ class DictLedger:
         while (found := self._by_id.get((organization, made))) is not None and found.key != entry.key:
             attempt += 1
             made = usage_id(organization, entry.key, attempt)[0]
-        status, row = SubmitStatus.CREATED, _Row(entry, made)
+        status, row = SubmitStatus.CREATED, Row(entry, made)
+        if found is not None and found.erased:
+            row.sent = as_erased(row.sent, found.sent)
         if found is not None and found.may_be_superseded() and supersedes(row.sent, found.sent):
             record = superseding(row.sent, found.sent)
             self._revise(
-                found, _Cost(entry.units, entry.by, entry.ingested_at, record, RevisionKind.SUPERSEDED)
+                found, Cost(entry.units, entry.by, entry.ingested_at, record, RevisionKind.SUPERSEDED)
             )
             found.sent, found.answer = record, found.costs[-1:]
             row = found
@@ -249,7 +158,7 @@ class DictLedger:
         units, by, *_ = row.answer[0]
         return Appended(status, row.id, units, by.currency, by.status, row.ingested_at)
 
-    def _revise(self, row: _Row, cost: _Cost) -> None:
+    def _revise(self, row: Row, cost: Cost) -> None:
         row.costs.append(cost)
         self._commits.append((row, len(row.costs)))
         self._keep(cost.by)
@@ -318,9 +227,42 @@ class DictLedger:
                 return False
             said = (revision.kind, revision.reason, revision.actor)
             record = revision.record or row.now
-            self._revise(row, _Cost(revision.units, revision.by, revision.made_at, record, *said))
+            self._revise(row, Cost(revision.units, revision.by, revision.made_at, record, *said))
             self._add_events([audit.revised(revision)])
             return True
+
+    async def erase_user(
+        self,
+        user_id: str,
+        organization_ids: tuple[str, ...],
+        subject: str,
+        after: str | None,
+        context: CallContext,
+        *,
+        actor: str = "",
+    ) -> Erased:
+        self._begin(context)
+        with self._lock:
+            first = 0 if after is None else _number(after, len(self._rows)) + 1
+            if first >= len(self._rows):
+                return Erased(0, None)
+            row = self._rows[first]
+            organization = row.sent.organization_id
+            if organization_ids and organization not in organization_ids:
+                return Erased(0, str(first))
+            sent = without_user(row.sent, user_id)
+            costs = [
+                cost._replace(
+                    record=without_user(cost.record, user_id), reason=erased_reason(cost.reason, user_id)
+                )
+                for cost in row.costs
+            ]
+            if sent is row.sent and all(map(_is_same, costs, row.costs)):
+                return Erased(0, str(first))
+            in_answer = row.costs.index(row.answer[0])
+            row.sent, row.costs, row.answer, row.erased = sent, costs, [costs[in_answer]], True
+            self._add_events(audit.erased({organization: 1}, subject, context.now(), actor))
+            return Erased(1, str(first))
 
     async def revisions(self, organization_id: str, usage_id: str, context: CallContext) -> list[Revised]:
         self._begin(context)
@@ -370,7 +312,7 @@ class DictLedger:
                 _check_cost(priced.units)
                 at = datetime.fromtimestamp(context.runtime.now(), UTC)
                 kind = RevisionKind.REPRICED
-                new.append((row, _Cost(priced.units, by, at, row.now, kind, actor=actor)))
+                new.append((row, Cost(priced.units, by, at, row.now, kind, actor=actor)))
                 changes.append(
                     Change(
                         provider=row.now.provider,
@@ -468,7 +410,7 @@ class DictLedger:
         buckets: Sequence[tuple[datetime, datetime]] | None,
         context: CallContext,
     ) -> list[tuple[Keys, int, Amounts]]:
-        def whole(row: _Row) -> dict[str, Share]:
+        def whole(row: Row) -> dict[str, Share]:
             sent, units = row.now, row.costs[-1].units
             tokens = (sent.input_tokens or 0, sent.output_tokens or 0, sent.cached_tokens)
             return {"": (*tokens, units or 0, units is None)}
@@ -483,7 +425,7 @@ class DictLedger:
         card_of: CardOf,
         context: CallContext,
     ) -> list[tuple[Keys, int, Amounts]]:
-        def by_meter(row: _Row) -> dict[str, Share]:
+        def by_meter(row: Row) -> dict[str, Share]:
             units, by, *_ = row.costs[-1]
             card = None
             if by.card_id:
@@ -500,7 +442,7 @@ class DictLedger:
         group_by: Keys,
         buckets: Sequence[tuple[datetime, datetime]] | None,
         context: CallContext,
-        share_of: Callable[[_Row], dict[str, Share]],
+        share_of: Callable[[Row], dict[str, Share]],
     ) -> list[tuple[Keys, int, Amounts]]:
         self._begin(context)
         totals: dict[tuple[int, Keys, str], Amounts] = {}
@@ -577,6 +519,10 @@ class DictKeys:
             key = self._keys[key_id] = replace(key, revoked_at=at)
             self._audit(audit.key_revoked(key, at, actor))
         return key
+
+
+def _is_same(one: Cost, other: Cost) -> bool:
+    return one.record is other.record and one.reason == other.reason
 
 
 def _check_cost(units: int | None) -> None:

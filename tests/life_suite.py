@@ -7,11 +7,26 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
+from llm_cost_ops._gen.messages import UsageQuality
 from llm_cost_ops.ledger import ApiKey, AuditFilter, Filter, open_ledger
+from llm_cost_ops.ledger.sqlite import SqliteLedger
+from llm_cost_ops.ledger.sqlite.integrity import find_faults
+from llm_cost_ops.pricing.money import to_units
 from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from tests.ledger_suite import card, priced, revise
+from tests.ledger_suite import (
+    CONFLICT,
+    CREATED,
+    DUPLICATE,
+    ask_everything,
+    card,
+    priced,
+    revise,
+    statuses,
+    sums,
+)
 from tests.unit.ledger.making import TAKEN, Sync, context, entry
 
 __all__ = ["LifeSuite"]
@@ -35,8 +50,42 @@ def key(key_id: str, *organizations: str) -> ApiKey:
     )
 
 
+def faults(ledger: Sync) -> list[str]:
+    """What `db check` finds."""
+    store = ledger.store
+    if isinstance(store, SqliteLedger):
+        with store._writer.in_use:
+            return list(find_faults(store._writer.open()))
+    return drive(store.find_faults(context())) if hasattr(store, "find_faults") else []
+
+
+def erase(ledger: Sync, user_id: str, *organizations: str) -> int:
+    """Erase a user, step by step; in how many records they were."""
+    position, records = None, 0
+    while True:
+        step = ledger.erase_user(user_id, organizations, "erasure-1", position)
+        records += step.records
+        position = step.position
+        if position is None:
+            return records
+
+
+ANN = 'ann "the" ünser@example.org'
+NAMED: dict[str, Any] = {
+    "user_id": ANN,
+    "session_id": ANN,
+    "tags": ["x", ANN],
+    "labels": {"team": "red", "who": ANN, ANN: "1"},
+    "metadata": {"a": [1, ANN, {"b": ANN}], "text": f"by {ANN}, twice"},
+}
+
+
+def named(at: float = 0, **fields: Any) -> Any:
+    return entry(at, **{**NAMED, **fields})
+
+
 class LifeSuite:
-    """The audit log."""
+    """The audit log, and erasing users."""
 
     @pytest.fixture
     def url(self) -> str:
@@ -130,3 +179,73 @@ class LifeSuite:
         with pytest.raises(RpcError) as caught:
             ledger.audit_events(AuditFilter(), 3, "-1", None)
         assert caught.value.code is StatusCode.INVALID_ARGUMENT
+
+    def test_a_user_is_erased_from_records_and_the_sums_stay(self, ledger: Sync) -> None:
+        bob = [entry(1, user_id="bob"), entry(2, user_id="bob")]
+        ledger.append([named(), *bob, named(3, request_count=3), named(4, organization_id="globex")])
+        ask_everything(ledger)
+        before = [sums(ledger, by) for by in ((), ("model",), ("organization", "status"))]
+        assert erase(ledger, ANN, "acme") == 2
+        assert [sums(ledger, by) for by in ((), ("model",), ("organization", "status"))] == before
+        acme = Filter(organization_ids=("acme",))
+        assert [row[:2] for row in sums(ledger, ("user",), acme)] == [("", 4), ("bob", 2)]
+        assert [row[:2] for row in sums(ledger, ("tag",), acme)] == [("", 2), ("x", 4)]
+        assert [row[:2] for row in sums(ledger, ("label:who",), acme)] == [("", 6)]
+        assert ledger.count(Filter(organization_ids=("acme",), user_ids=(ANN,))) == 0
+        records, _ = ledger.list_usage(acme, "timestamp", False, 9, None, None)
+        first = records[0]
+        assert (first.user_id, first.session_id, first.tags) == ("", "", ["x"])
+        assert first.labels == {"team": "red"}
+        # A text that only mentions the user is not looked into.
+        assert first.metadata == {"a": [1, {}], "text": f"by {ANN}, twice"}
+        assert [record.user_id for record in records] == ["", "bob", "bob", ""]
+        assert ledger.count(Filter(user_ids=(ANN,))) == 1
+        told = events(ledger)
+        assert {event[:4] for event in told} == {("user.erased", "local", "acme", "erasure-1")}
+        assert sum(event[4]["records"] for event in told) == 2
+        assert erase(ledger, ANN, "acme") == 0
+        assert erase(ledger, ANN) == 1
+        assert ledger.count(Filter(user_ids=(ANN,))) == 0
+        assert faults(ledger) == []
+
+    def test_what_was_erased_does_not_come_back_under_its_key(self, ledger: Sync) -> None:
+        first = named(idempotency_key="k")
+        seen = {"observation": True, "quality": UsageQuality.UNKNOWN, "input_tokens": None, "units": None}
+        unknown = named(1, idempotency_key="l", **seen)
+        ids = [done.usage_id for done in ledger.append([first, unknown])]
+        assert erase(ledger, ANN) == 2
+        assert statuses(ledger, first, unknown) == [DUPLICATE] * 2
+        assert statuses(ledger, named(idempotency_key="k", input_tokens=7)) == [CONFLICT]
+        # Counts come, and nobody with them.
+        assert statuses(ledger, named(9, idempotency_key="l", input_tokens=5)) == [CREATED]
+        assert ledger.get_cost(ids[1]).record.input_tokens == 5
+        for usage_id in ids:
+            for revised in ledger.revisions("acme", usage_id):
+                record = revised.record
+                assert (record.user_id, record.session_id, record.tags) == ("", "", ["x"])
+                assert record.labels == {"team": "red"}
+        assert [row[:2] for row in sums(ledger, ("user",))] == [("", 2)]
+        # A new one is another matter.
+        assert statuses(ledger, named(2, idempotency_key="m")) == [CREATED]
+        assert [row[:2] for row in sums(ledger, ("user",))] == [("", 2), (ANN, 1)]
+        assert faults(ledger) == []
+
+    def test_a_user_is_erased_from_histories(self, ledger: Sync) -> None:
+        sent = named(idempotency_key="k", units=7)
+        [done] = ledger.append([sent])
+        assert revise(ledger, done.usage_id, 1, replace(sent.record, user_id="bob"), units=8)
+        assert revise(ledger, done.usage_id, 2, replace(sent.record, user_id=ANN, input_tokens=1), units=9)
+        assert revise(ledger, done.usage_id, 3, replace(entry().record, user_id="bob"), units=10)
+        ask_everything(ledger)
+        before = ledger.get_cost(done.usage_id)
+        assert erase(ledger, ANN) == 1
+        after = ledger.get_cost(done.usage_id)
+        assert (after.units, after.digest, after.revision) == (before.units, before.digest, before.revision)
+        users = [revised.record.user_id for revised in ledger.revisions("acme", done.usage_id)]
+        assert users == ["", "bob", "", "bob"]
+        costs = [revised.record.estimated_cost for revised in ledger.revisions("acme", done.usage_id)]
+        assert [to_units(cost) for cost in costs] == [7, 8, 9, 10]
+        assert [item.record.user_id for item in ledger.committed(None, 9)[0]] == users
+        assert statuses(ledger, sent) == [DUPLICATE]
+        assert [row[:2] for row in sums(ledger, ("user",))] == [("bob", 1)]
+        assert faults(ledger) == []

@@ -9,24 +9,26 @@ from datetime import UTC
 from llm_cost_ops._gen.messages import (
     Analytics, AnalyticsSummary, AuditEvent, BatchReceipt, BatchSubmitUsageRequest, BatchSubmitUsageResponse,
     ComponentHealth, CorrectUsageRequest, CorrectUsageResponse, CostGroup, CostLine, CostRecord, CostSummary,
-    CostVerification, CreatePriceRequest, CreatePriceResponse, CurrencyTotal, EstimateCostRequest,
-    EstimateCostResponse, ExportUsageRequest, ExportUsageResponse, FieldViolation, Filter,
-    GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest, GetCostResponse, GetCostSummaryRequest,
-    GetCostSummaryResponse, GetHealthRequest, GetHealthResponse, GetPriceRequest, GetPriceResponse,
-    GetReadinessRequest, GetReadinessResponse, GroupKey, ListAuditEventsRequest, ListAuditEventsResponse,
-    ListPricesRequest, ListPricesResponse, ListUsageRequest, ListUsageResponse, ListUsageRevisionsRequest,
-    ListUsageRevisionsResponse, MetricValues, ModalityTokens, Pagination, PriceMultiplier, PriceTier, Rate,
-    RateCard, RecordError, RepriceDifference, RepriceReport, RepriceUsageRequest, RepriceUsageResponse,
-    ResponseMeta, StreamProblem, StreamUsageRequest, StreamUsageResponse, SubmitResult, SubmitUsageRequest,
-    SubmitUsageResponse, TimeSeriesPoint, TimeWindow, UsageReceipt, UsageRecord, UsageRevision,
-    UsageRevisions, VerifyCostRequest, VerifyCostResponse, VoidUsageRequest, VoidUsageResponse,
+    CostVerification, CreatePriceRequest, CreatePriceResponse, CurrencyTotal, EraseUserRequest,
+    EraseUserResponse, Erasure, EstimateCostRequest, EstimateCostResponse, ExportUsageRequest,
+    ExportUsageResponse, FieldViolation, Filter, GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest,
+    GetCostResponse, GetCostSummaryRequest, GetCostSummaryResponse, GetHealthRequest, GetHealthResponse,
+    GetPriceRequest, GetPriceResponse, GetReadinessRequest, GetReadinessResponse, GroupKey,
+    ListAuditEventsRequest, ListAuditEventsResponse, ListPricesRequest, ListPricesResponse, ListUsageRequest,
+    ListUsageResponse, ListUsageRevisionsRequest, ListUsageRevisionsResponse, MetricValues, ModalityTokens,
+    Pagination, PriceMultiplier, PriceTier, Rate, RateCard, RecordError, RepriceDifference, RepriceReport,
+    RepriceUsageRequest, RepriceUsageResponse, ResponseMeta, StreamProblem, StreamUsageRequest,
+    StreamUsageResponse, SubmitResult, SubmitUsageRequest, SubmitUsageResponse, TimeSeriesPoint, TimeWindow,
+    UsageReceipt, UsageRecord, UsageRevision, UsageRevisions, VerifyCostRequest, VerifyCostResponse,
+    VoidUsageRequest, VoidUsageResponse,
 )
 from llm_cost_ops._gen.validators import (
     validate_analytics, validate_analytics_summary, validate_audit_event, validate_batch_receipt,
     validate_batch_submit_usage_request, validate_batch_submit_usage_response, validate_component_health,
     validate_correct_usage_request, validate_correct_usage_response, validate_cost_group, validate_cost_line,
     validate_cost_record, validate_cost_summary, validate_cost_verification, validate_create_price_request,
-    validate_create_price_response, validate_currency_total, validate_estimate_cost_request,
+    validate_create_price_response, validate_currency_total, validate_erase_user_request,
+    validate_erase_user_response, validate_erasure, validate_estimate_cost_request,
     validate_estimate_cost_response, validate_export_usage_request, validate_export_usage_response,
     validate_field_violation, validate_filter, validate_get_analytics_request,
     validate_get_analytics_response, validate_get_cost_request, validate_get_cost_response,
@@ -52,16 +54,16 @@ __all__ = [
     "ANALYTICS", "ANALYTICS_SUMMARY", "AUDIT_EVENT", "BATCH_RECEIPT", "BATCH_SUBMIT_USAGE_REQUEST",
     "BATCH_SUBMIT_USAGE_RESPONSE", "COMPONENT_HEALTH", "CORRECT_USAGE_REQUEST", "CORRECT_USAGE_RESPONSE",
     "COST_GROUP", "COST_LINE", "COST_RECORD", "COST_SUMMARY", "COST_VERIFICATION", "CREATE_PRICE_REQUEST",
-    "CREATE_PRICE_RESPONSE", "CURRENCY_TOTAL", "ESTIMATE_COST_REQUEST", "ESTIMATE_COST_RESPONSE",
-    "EXPORT_USAGE_REQUEST", "EXPORT_USAGE_RESPONSE", "FIELD_VIOLATION", "FILTER", "GET_ANALYTICS_REQUEST",
-    "GET_ANALYTICS_RESPONSE", "GET_COST_REQUEST", "GET_COST_RESPONSE", "GET_COST_SUMMARY_REQUEST",
-    "GET_COST_SUMMARY_RESPONSE", "GET_HEALTH_REQUEST", "GET_HEALTH_RESPONSE", "GET_PRICE_REQUEST",
-    "GET_PRICE_RESPONSE", "GET_READINESS_REQUEST", "GET_READINESS_RESPONSE", "GROUP_KEY",
-    "LIST_AUDIT_EVENTS_REQUEST", "LIST_AUDIT_EVENTS_RESPONSE", "LIST_PRICES_REQUEST", "LIST_PRICES_RESPONSE",
-    "LIST_USAGE_REQUEST", "LIST_USAGE_RESPONSE", "LIST_USAGE_REVISIONS_REQUEST",
-    "LIST_USAGE_REVISIONS_RESPONSE", "METRIC_VALUES", "MODALITY_TOKENS", "PAGINATION", "PRICE_MULTIPLIER",
-    "PRICE_TIER", "RATE", "RATE_CARD", "RECORD_ERROR", "REPRICE_DIFFERENCE", "REPRICE_REPORT",
-    "REPRICE_USAGE_REQUEST", "REPRICE_USAGE_RESPONSE", "RESPONSE_META", "STREAM_PROBLEM",
+    "CREATE_PRICE_RESPONSE", "CURRENCY_TOTAL", "ERASE_USER_REQUEST", "ERASE_USER_RESPONSE", "ERASURE",
+    "ESTIMATE_COST_REQUEST", "ESTIMATE_COST_RESPONSE", "EXPORT_USAGE_REQUEST", "EXPORT_USAGE_RESPONSE",
+    "FIELD_VIOLATION", "FILTER", "GET_ANALYTICS_REQUEST", "GET_ANALYTICS_RESPONSE", "GET_COST_REQUEST",
+    "GET_COST_RESPONSE", "GET_COST_SUMMARY_REQUEST", "GET_COST_SUMMARY_RESPONSE", "GET_HEALTH_REQUEST",
+    "GET_HEALTH_RESPONSE", "GET_PRICE_REQUEST", "GET_PRICE_RESPONSE", "GET_READINESS_REQUEST",
+    "GET_READINESS_RESPONSE", "GROUP_KEY", "LIST_AUDIT_EVENTS_REQUEST", "LIST_AUDIT_EVENTS_RESPONSE",
+    "LIST_PRICES_REQUEST", "LIST_PRICES_RESPONSE", "LIST_USAGE_REQUEST", "LIST_USAGE_RESPONSE",
+    "LIST_USAGE_REVISIONS_REQUEST", "LIST_USAGE_REVISIONS_RESPONSE", "METRIC_VALUES", "MODALITY_TOKENS",
+    "PAGINATION", "PRICE_MULTIPLIER", "PRICE_TIER", "RATE", "RATE_CARD", "RECORD_ERROR", "REPRICE_DIFFERENCE",
+    "REPRICE_REPORT", "REPRICE_USAGE_REQUEST", "REPRICE_USAGE_RESPONSE", "RESPONSE_META", "STREAM_PROBLEM",
     "STREAM_USAGE_REQUEST", "STREAM_USAGE_RESPONSE", "SUBMIT_RESULT", "SUBMIT_USAGE_REQUEST",
     "SUBMIT_USAGE_RESPONSE", "TIME_SERIES_POINT", "TIME_WINDOW", "USAGE_RECEIPT", "USAGE_RECORD",
     "USAGE_REVISION", "USAGE_REVISIONS", "VERIFY_COST_REQUEST", "VERIFY_COST_RESPONSE", "VOID_USAGE_REQUEST",
@@ -346,6 +348,9 @@ _json_get_price_request = JsonCodec(GetPriceRequest)
 _json_get_price_response = JsonCodec(GetPriceResponse, settled=_settled_get_price_response)
 _json_list_prices_request = JsonCodec(ListPricesRequest)
 _json_list_prices_response = JsonCodec(ListPricesResponse, settled=_settled_list_prices_response)
+_json_erase_user_request = JsonCodec(EraseUserRequest)
+_json_erasure = JsonCodec(Erasure)
+_json_erase_user_response = JsonCodec(EraseUserResponse)
 _json_modality_tokens = JsonCodec(ModalityTokens)
 _json_usage_record = JsonCodec(UsageRecord, settled=_settled_usage_record)
 _json_submit_usage_request = JsonCodec(SubmitUsageRequest, settled=_settled_submit_usage_request)
@@ -761,6 +766,30 @@ LIST_PRICES_RESPONSE = MessageCodec(
     encode_json=_json_list_prices_response.encode,
     decode_json=_json_list_prices_response.decode,
     validate=validate_list_prices_response,
+)
+ERASE_USER_REQUEST = MessageCodec(
+    EraseUserRequest,
+    "llm_cost_ops.v1.EraseUserRequest",
+    protobuf="llm_cost_ops._gen.protobuf:erase_user_request",
+    encode_json=_json_erase_user_request.encode,
+    decode_json=_json_erase_user_request.decode,
+    validate=validate_erase_user_request,
+)
+ERASURE = MessageCodec(
+    Erasure,
+    "llm_cost_ops.v1.Erasure",
+    protobuf="llm_cost_ops._gen.protobuf:erasure",
+    encode_json=_json_erasure.encode,
+    decode_json=_json_erasure.decode,
+    validate=validate_erasure,
+)
+ERASE_USER_RESPONSE = MessageCodec(
+    EraseUserResponse,
+    "llm_cost_ops.v1.EraseUserResponse",
+    protobuf="llm_cost_ops._gen.protobuf:erase_user_response",
+    encode_json=_json_erase_user_response.encode,
+    decode_json=_json_erase_user_response.decode,
+    validate=validate_erase_user_response,
 )
 MODALITY_TOKENS = MessageCodec(
     ModalityTokens,

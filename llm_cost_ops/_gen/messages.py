@@ -12,28 +12,28 @@ import msgspec
 
 from llm_cost_ops.rpc.rows import Table
 from llm_cost_ops.wire.decimals import WireDecimal
+from llm_cost_ops.wire.json import MessageStruct
 from llm_cost_ops.wire.json_types import Int32, Int64
-from llm_cost_ops.wire.message import MessageStruct
 from llm_cost_ops.wire.open_enum import OpenEnum
 
 __all__ = [
     "Analytics", "AnalyticsSummary", "AuditEvent", "BatchReceipt", "BatchSubmitUsageRequest",
     "BatchSubmitUsageResponse", "ComponentHealth", "CorrectUsageRequest", "CorrectUsageResponse", "CostGroup",
     "CostLine", "CostRecord", "CostStatus", "CostSummary", "CostVerification", "CreatePriceRequest",
-    "CreatePriceResponse", "CurrencyTotal", "EstimateCostRequest", "EstimateCostResponse",
-    "ExportUsageRequest", "ExportUsageResponse", "FieldViolation", "Filter", "GetAnalyticsRequest",
-    "GetAnalyticsResponse", "GetCostRequest", "GetCostResponse", "GetCostSummaryRequest",
-    "GetCostSummaryResponse", "GetHealthRequest", "GetHealthResponse", "GetPriceRequest", "GetPriceResponse",
-    "GetReadinessRequest", "GetReadinessResponse", "GroupKey", "HealthStatus", "Interval",
-    "ListAuditEventsRequest", "ListAuditEventsResponse", "ListPricesRequest", "ListPricesResponse",
-    "ListUsageRequest", "ListUsageResponse", "ListUsageRevisionsRequest", "ListUsageRevisionsResponse",
-    "MetricValues", "ModalityTokens", "Operation", "Outcome", "Pagination", "PriceMultiplier", "PriceOrigin",
-    "PriceTier", "Rate", "RateCard", "RecordError", "RepriceDifference", "RepriceReport",
-    "RepriceUsageRequest", "RepriceUsageResponse", "ResponseMeta", "RevisionKind", "StreamProblem",
-    "StreamUsageRequest", "StreamUsageResponse", "SubmitResult", "SubmitStatus", "SubmitUsageRequest",
-    "SubmitUsageResponse", "TierBasis", "TierMode", "TimeSeriesPoint", "TimeWindow", "UsageQuality",
-    "UsageReceipt", "UsageRecord", "UsageRevision", "UsageRevisions", "VerifyCostRequest",
-    "VerifyCostResponse", "VoidUsageRequest", "VoidUsageResponse",
+    "CreatePriceResponse", "CurrencyTotal", "EraseUserRequest", "EraseUserResponse", "Erasure",
+    "EstimateCostRequest", "EstimateCostResponse", "ExportUsageRequest", "ExportUsageResponse",
+    "FieldViolation", "Filter", "GetAnalyticsRequest", "GetAnalyticsResponse", "GetCostRequest",
+    "GetCostResponse", "GetCostSummaryRequest", "GetCostSummaryResponse", "GetHealthRequest",
+    "GetHealthResponse", "GetPriceRequest", "GetPriceResponse", "GetReadinessRequest", "GetReadinessResponse",
+    "GroupKey", "HealthStatus", "Interval", "ListAuditEventsRequest", "ListAuditEventsResponse",
+    "ListPricesRequest", "ListPricesResponse", "ListUsageRequest", "ListUsageResponse",
+    "ListUsageRevisionsRequest", "ListUsageRevisionsResponse", "MetricValues", "ModalityTokens", "Operation",
+    "Outcome", "Pagination", "PriceMultiplier", "PriceOrigin", "PriceTier", "Rate", "RateCard", "RecordError",
+    "RepriceDifference", "RepriceReport", "RepriceUsageRequest", "RepriceUsageResponse", "ResponseMeta",
+    "RevisionKind", "StreamProblem", "StreamUsageRequest", "StreamUsageResponse", "SubmitResult",
+    "SubmitStatus", "SubmitUsageRequest", "SubmitUsageResponse", "TierBasis", "TierMode", "TimeSeriesPoint",
+    "TimeWindow", "UsageQuality", "UsageReceipt", "UsageRecord", "UsageRevision", "UsageRevisions",
+    "VerifyCostRequest", "VerifyCostResponse", "VoidUsageRequest", "VoidUsageResponse",
 ]
 
 
@@ -1032,6 +1032,33 @@ class ListPricesResponse(Table, MessageStruct, kw_only=True, gc=False):
     """The cards."""
     pagination: Pagination | None = None
     """Where the page stands."""
+    meta: ResponseMeta | None = None
+    """About the response."""
+
+
+class EraseUserRequest(MessageStruct, kw_only=True, omit_defaults=True, gc=False):
+    """Asks to erase a user."""
+
+    user_id: str = ""
+    """The id of the user, as in the records."""
+    organization_id: list[str] = []
+    """The organizations; all that the caller may see when not given."""
+
+
+class Erasure(MessageStruct, kw_only=True, gc=False):
+    """What was erased."""
+
+    id: str = ""
+    """The id of this erasure: the audit log has it as the subject, and does not name the user."""
+    records: Int64 = 0
+    """How many records were changed."""
+
+
+class EraseUserResponse(MessageStruct, kw_only=True, gc=False):
+    """Answers EraseUser."""
+
+    data: Erasure | None = None
+    """What was erased."""
     meta: ResponseMeta | None = None
     """About the response."""
 

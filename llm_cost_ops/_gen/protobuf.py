@@ -7,19 +7,19 @@ from __future__ import annotations
 from llm_cost_ops._gen.messages import (
     Analytics, AnalyticsSummary, AuditEvent, BatchReceipt, BatchSubmitUsageRequest, BatchSubmitUsageResponse,
     ComponentHealth, CorrectUsageRequest, CorrectUsageResponse, CostGroup, CostLine, CostRecord, CostStatus,
-    CostSummary, CostVerification, CreatePriceRequest, CreatePriceResponse, CurrencyTotal,
-    EstimateCostRequest, EstimateCostResponse, ExportUsageRequest, ExportUsageResponse, FieldViolation,
-    Filter, GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest, GetCostResponse, GetCostSummaryRequest,
-    GetCostSummaryResponse, GetHealthRequest, GetHealthResponse, GetPriceRequest, GetPriceResponse,
-    GetReadinessRequest, GetReadinessResponse, GroupKey, HealthStatus, Interval, ListAuditEventsRequest,
-    ListAuditEventsResponse, ListPricesRequest, ListPricesResponse, ListUsageRequest, ListUsageResponse,
-    ListUsageRevisionsRequest, ListUsageRevisionsResponse, MetricValues, ModalityTokens, Operation, Outcome,
-    Pagination, PriceMultiplier, PriceOrigin, PriceTier, Rate, RateCard, RecordError, RepriceDifference,
-    RepriceReport, RepriceUsageRequest, RepriceUsageResponse, ResponseMeta, RevisionKind, StreamProblem,
-    StreamUsageRequest, StreamUsageResponse, SubmitResult, SubmitStatus, SubmitUsageRequest,
-    SubmitUsageResponse, TierBasis, TierMode, TimeSeriesPoint, TimeWindow, UsageQuality, UsageReceipt,
-    UsageRecord, UsageRevision, UsageRevisions, VerifyCostRequest, VerifyCostResponse, VoidUsageRequest,
-    VoidUsageResponse,
+    CostSummary, CostVerification, CreatePriceRequest, CreatePriceResponse, CurrencyTotal, EraseUserRequest,
+    EraseUserResponse, Erasure, EstimateCostRequest, EstimateCostResponse, ExportUsageRequest,
+    ExportUsageResponse, FieldViolation, Filter, GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest,
+    GetCostResponse, GetCostSummaryRequest, GetCostSummaryResponse, GetHealthRequest, GetHealthResponse,
+    GetPriceRequest, GetPriceResponse, GetReadinessRequest, GetReadinessResponse, GroupKey, HealthStatus,
+    Interval, ListAuditEventsRequest, ListAuditEventsResponse, ListPricesRequest, ListPricesResponse,
+    ListUsageRequest, ListUsageResponse, ListUsageRevisionsRequest, ListUsageRevisionsResponse, MetricValues,
+    ModalityTokens, Operation, Outcome, Pagination, PriceMultiplier, PriceOrigin, PriceTier, Rate, RateCard,
+    RecordError, RepriceDifference, RepriceReport, RepriceUsageRequest, RepriceUsageResponse, ResponseMeta,
+    RevisionKind, StreamProblem, StreamUsageRequest, StreamUsageResponse, SubmitResult, SubmitStatus,
+    SubmitUsageRequest, SubmitUsageResponse, TierBasis, TierMode, TimeSeriesPoint, TimeWindow, UsageQuality,
+    UsageReceipt, UsageRecord, UsageRevision, UsageRevisions, VerifyCostRequest, VerifyCostResponse,
+    VoidUsageRequest, VoidUsageResponse,
 )
 from llm_cost_ops.wire.decimals import from_text, plain
 from llm_cost_ops.wire.fields import (
@@ -37,7 +37,8 @@ __all__ = [
     "decode_batch_submit_usage_request", "decode_batch_submit_usage_response", "decode_component_health",
     "decode_correct_usage_request", "decode_correct_usage_response", "decode_cost_group", "decode_cost_line",
     "decode_cost_record", "decode_cost_summary", "decode_cost_verification", "decode_create_price_request",
-    "decode_create_price_response", "decode_currency_total", "decode_estimate_cost_request",
+    "decode_create_price_response", "decode_currency_total", "decode_erase_user_request",
+    "decode_erase_user_response", "decode_erasure", "decode_estimate_cost_request",
     "decode_estimate_cost_response", "decode_export_usage_request", "decode_export_usage_response",
     "decode_field_violation", "decode_filter", "decode_get_analytics_request",
     "decode_get_analytics_response", "decode_get_cost_request", "decode_get_cost_response",
@@ -59,7 +60,8 @@ __all__ = [
     "encode_batch_submit_usage_request", "encode_batch_submit_usage_response", "encode_component_health",
     "encode_correct_usage_request", "encode_correct_usage_response", "encode_cost_group", "encode_cost_line",
     "encode_cost_record", "encode_cost_summary", "encode_cost_verification", "encode_create_price_request",
-    "encode_create_price_response", "encode_currency_total", "encode_estimate_cost_request",
+    "encode_create_price_response", "encode_currency_total", "encode_erase_user_request",
+    "encode_erase_user_response", "encode_erasure", "encode_estimate_cost_request",
     "encode_estimate_cost_response", "encode_export_usage_request", "encode_export_usage_response",
     "encode_field_violation", "encode_filter", "encode_get_analytics_request",
     "encode_get_analytics_response", "encode_get_cost_request", "encode_get_cost_response",
@@ -6908,6 +6910,244 @@ def _read_list_prices_response(data: bytes, pos: int, end: int, depth: int, m: L
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _LIST_PRICES_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+_ERASE_USER_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("user_id", ""), 18: ("organization_id", "organization_id")}
+_ERASE_USER_REQUEST_TAGS: frozenset[int] = frozenset([10, 18])
+
+
+def encode_erase_user_request(m: EraseUserRequest) -> bytes:
+    """The protobuf bytes of a EraseUserRequest. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at = ""
+    i = -1
+    try:
+        if v1 := m.user_id:
+            at = "user_id"
+            b = v1.encode()
+            n = len(b)
+            w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
+            w(b)
+        if v2 := m.organization_id:
+            at = "organization_id"
+            for i, x2 in enumerate(v2):
+                b = x2.encode()
+                n = len(b)
+                w(_T12[n] if n < 128 else b"\x12" + varint(n))
+                w(b)
+            i = -1
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise encode_error(error, at, i) from None
+    return b"".join(out)
+
+
+def decode_erase_user_request(data: bytes) -> EraseUserRequest:
+    """The EraseUserRequest that protobuf bytes hold. Raises DecodeError."""
+    return _read_erase_user_request(data, 0, len(data), 0, None)
+
+
+def _read_erase_user_request(data: bytes, pos: int, end: int, depth: int, m: EraseUserRequest | None) -> EraseUserRequest:
+    if m is None: m = EraseUserRequest()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.user_id = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 18:
+                x2 = m.organization_id.append
+                while t == 18:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    x2(data[s:pos].decode())
+                    if pos >= end: break
+                    t = data[pos]
+                if pos >= end: break
+            if t in _ERASE_USER_REQUEST_NAMES: continue
+            s = skip_field(data, pos, end, _ERASE_USER_REQUEST_TAGS)
+            if s < 0:
+                data = canonicalize_tags(data, pos, end, _ERASE_USER_REQUEST_TAGS)
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
+            pos = s
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise decode_error(error, m, _ERASE_USER_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+_ERASURE_NAMES: dict[int, tuple[str, str]] = {10: ("id", ""), 16: ("records", "")}
+_ERASURE_TAGS: frozenset[int] = frozenset([10, 16])
+
+
+def encode_erasure(m: Erasure) -> bytes:
+    """The protobuf bytes of a Erasure. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at = ""
+    i = -1
+    try:
+        if v1 := m.id:
+            at = "id"
+            b = v1.encode()
+            n = len(b)
+            w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
+            w(b)
+        if v2 := m.records:
+            at = "records"
+            w(b"\x10")
+            w(SHORT[v2] if 0 <= v2 < 16384 else int64(v2))
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise encode_error(error, at, i) from None
+    return b"".join(out)
+
+
+def decode_erasure(data: bytes) -> Erasure:
+    """The Erasure that protobuf bytes hold. Raises DecodeError."""
+    return _read_erasure(data, 0, len(data), 0, None)
+
+
+def _read_erasure(data: bytes, pos: int, end: int, depth: int, m: Erasure | None) -> Erasure:
+    if m is None: m = Erasure()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.id = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 16:
+                n = data[pos + 1]
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.records = n
+                if pos >= end: break
+                t = data[pos]
+            if t in _ERASURE_NAMES: continue
+            s = skip_field(data, pos, end, _ERASURE_TAGS)
+            if s < 0:
+                data = canonicalize_tags(data, pos, end, _ERASURE_TAGS)
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
+            pos = s
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise decode_error(error, m, _ERASURE_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+_ERASE_USER_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
+_ERASE_USER_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
+
+
+def encode_erase_user_response(m: EraseUserResponse) -> bytes:
+    """The protobuf bytes of a EraseUserResponse. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at = ""
+    i = -1
+    try:
+        if (v1 := m.data) is not None:
+            at = "data"
+            b = encode_erasure(v1)
+            n = len(b)
+            w(b"\x0a")
+            w(SHORT[n] if n < 16384 else varint(n))
+            w(b)
+        if (v2 := m.meta) is not None:
+            at = "meta"
+            b = encode_response_meta(v2)
+            n = len(b)
+            w(b"\x12")
+            w(SHORT[n] if n < 16384 else varint(n))
+            w(b)
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise encode_error(error, at, i) from None
+    return b"".join(out)
+
+
+def decode_erase_user_response(data: bytes) -> EraseUserResponse:
+    """The EraseUserResponse that protobuf bytes hold. Raises DecodeError."""
+    return _read_erase_user_response(data, 0, len(data), 0, None)
+
+
+def _read_erase_user_response(data: bytes, pos: int, end: int, depth: int, m: EraseUserResponse | None) -> EraseUserResponse:
+    if m is None: m = EraseUserResponse()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                if pos > end: raise IndexError
+                m.data = _read_erasure(data, s, pos, depth + 1, m.data)
+                if pos >= end: break
+                t = data[pos]
+            if t == 18:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                if pos > end: raise IndexError
+                m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
+                if pos >= end: break
+                t = data[pos]
+            if t in _ERASE_USER_RESPONSE_NAMES: continue
+            s = skip_field(data, pos, end, _ERASE_USER_RESPONSE_TAGS)
+            if s < 0:
+                data = canonicalize_tags(data, pos, end, _ERASE_USER_RESPONSE_TAGS)
+                s, end = 0, len(data)
+            else:
+                kept.append(data[pos:s])
+            pos = s
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise decode_error(error, m, _ERASE_USER_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
 

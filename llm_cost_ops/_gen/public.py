@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from llm_cost_ops._gen.messages import (
     Analytics, AnalyticsSummary, AuditEvent, BatchReceipt, ComponentHealth, CostGroup, CostLine, CostRecord,
-    CostStatus, CostSummary, CostVerification, CurrencyTotal, FieldViolation, GetHealthResponse,
+    CostStatus, CostSummary, CostVerification, CurrencyTotal, Erasure, FieldViolation, GetHealthResponse,
     GetReadinessResponse, GroupKey, HealthStatus, Interval, ListAuditEventsResponse, ListPricesResponse,
     ListUsageResponse, MetricValues, ModalityTokens, Operation, Outcome, Pagination, PriceMultiplier,
     PriceOrigin, PriceTier, Rate, RateCard, RecordError, RepriceDifference, RepriceReport, ResponseMeta,
@@ -17,8 +17,8 @@ from llm_cost_ops._gen.messages import (
 
 __all__ = [
     "Analytics", "AnalyticsSummary", "AuditEvent", "BatchReceipt", "ComponentHealth", "CostGroup", "CostLine",
-    "CostRecord", "CostStatus", "CostSummary", "CostVerification", "CurrencyTotal", "FieldViolation",
-    "GetHealthResponse", "GetReadinessResponse", "GroupKey", "HealthStatus", "Interval",
+    "CostRecord", "CostStatus", "CostSummary", "CostVerification", "CurrencyTotal", "Erasure",
+    "FieldViolation", "GetHealthResponse", "GetReadinessResponse", "GroupKey", "HealthStatus", "Interval",
     "ListAuditEventsResponse", "ListPricesResponse", "ListUsageResponse", "MetricValues", "ModalityTokens",
     "Operation", "Outcome", "Pagination", "PriceMultiplier", "PriceOrigin", "PriceTier", "Rate", "RateCard",
     "RecordError", "RepriceDifference", "RepriceReport", "ResponseMeta", "RevisionKind", "StreamProblem",

@@ -12,14 +12,14 @@ from typing import Any, Literal, TypedDict
 from llm_cost_ops._gen import methods
 from llm_cost_ops._gen.messages import (
     Analytics, AuditEvent, BatchReceipt, BatchSubmitUsageRequest, CorrectUsageRequest, CostRecord,
-    CostSummary, CostVerification, CreatePriceRequest, EstimateCostRequest, ExportUsageRequest, Filter,
-    GetAnalyticsRequest, GetCostRequest, GetCostSummaryRequest, GetHealthRequest, GetHealthResponse,
-    GetPriceRequest, GetReadinessRequest, GetReadinessResponse, Interval, ListAuditEventsRequest,
-    ListAuditEventsResponse, ListPricesRequest, ListPricesResponse, ListUsageRequest, ListUsageResponse,
-    ListUsageRevisionsRequest, ModalityTokens, Operation, Outcome, PriceMultiplier, PriceOrigin, Rate,
-    RateCard, RepriceReport, RepriceUsageRequest, StreamUsageRequest, StreamUsageResponse, SubmitUsageRequest,
-    TierBasis, TierMode, TimeWindow, UsageQuality, UsageReceipt, UsageRecord, UsageRevision, UsageRevisions,
-    VerifyCostRequest, VoidUsageRequest,
+    CostSummary, CostVerification, CreatePriceRequest, EraseUserRequest, Erasure, EstimateCostRequest,
+    ExportUsageRequest, Filter, GetAnalyticsRequest, GetCostRequest, GetCostSummaryRequest, GetHealthRequest,
+    GetHealthResponse, GetPriceRequest, GetReadinessRequest, GetReadinessResponse, Interval,
+    ListAuditEventsRequest, ListAuditEventsResponse, ListPricesRequest, ListPricesResponse, ListUsageRequest,
+    ListUsageResponse, ListUsageRevisionsRequest, ModalityTokens, Operation, Outcome, PriceMultiplier,
+    PriceOrigin, Rate, RateCard, RepriceReport, RepriceUsageRequest, StreamUsageRequest, StreamUsageResponse,
+    SubmitUsageRequest, TierBasis, TierMode, TimeWindow, UsageQuality, UsageReceipt, UsageRecord,
+    UsageRevision, UsageRevisions, VerifyCostRequest, VoidUsageRequest,
 )
 from llm_cost_ops.config import RetryConfig
 from llm_cost_ops.rpc.channel import UNSET, AsyncChannel, Channel
@@ -30,11 +30,12 @@ from llm_cost_ops.wire.validation import EMPTY, ZERO
 
 __all__ = [
     "AnalyticsResource", "AsyncAnalyticsResource", "AsyncAuditResource", "AsyncCostsResource",
-    "AsyncHealthResource", "AsyncPricingResource", "AsyncUsageResource", "AuditResource", "CostsResource",
-    "GroupBy", "HealthResource", "Metrics", "Order", "PricingResource", "RawAnalyticsResource",
-    "RawAsyncAnalyticsResource", "RawAsyncAuditResource", "RawAsyncCostsResource", "RawAsyncHealthResource",
-    "RawAsyncPricingResource", "RawAsyncUsageResource", "RawAuditResource", "RawCostsResource",
-    "RawHealthResource", "RawPricingResource", "RawUsageResource", "Sort", "UsageRecordFields",
+    "AsyncHealthResource", "AsyncPricingResource", "AsyncPrivacyResource", "AsyncUsageResource",
+    "AuditResource", "CostsResource", "GroupBy", "HealthResource", "Metrics", "Order", "PricingResource",
+    "PrivacyResource", "RawAnalyticsResource", "RawAsyncAnalyticsResource", "RawAsyncAuditResource",
+    "RawAsyncCostsResource", "RawAsyncHealthResource", "RawAsyncPricingResource", "RawAsyncPrivacyResource",
+    "RawAsyncUsageResource", "RawAuditResource", "RawCostsResource", "RawHealthResource",
+    "RawPricingResource", "RawPrivacyResource", "RawUsageResource", "Sort", "UsageRecordFields",
     "UsageResource",
 ]
 
@@ -1631,6 +1632,80 @@ class RawAsyncPricingResource(RawResource):
     create = async_raw(AsyncPricingResource.create)
     get = async_raw(AsyncPricingResource.get)
     list = async_raw_pages(AsyncPricingResource.list)
+
+
+class PrivacyResource:
+    """Takes people out of what is kept."""
+
+    __slots__ = ("_channel",)
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def erase(
+        self,
+        user_id: str,
+        *,
+        organization_id: str | Sequence[str] = (),
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
+    ) -> Erasure:
+        """Erases a user from every record and its history: user_id, and tags, labels, metadata and ids of sessions and
+        spans that are exactly the user's id. Costs and sums stay as they are, to the last digit, and a record that
+        is sent again is still a duplicate. It takes as long as there are records; stopped, the same call goes on.
+
+        Args:
+            user_id: The id of the user, as in the records.
+            organization_id: The organizations; all that the caller may see when not given.
+            timeout: seconds for the whole call, retries included; None for no limit.
+            headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
+        """
+        request = EraseUserRequest(user_id=user_id)
+        if organization_id:
+            request.organization_id = coerce.texts(organization_id)
+        response: Erasure = self._channel.unary_unary(methods.ERASE_USER, request, timeout, headers, retry)
+        return response
+
+
+class RawPrivacyResource(RawResource):
+    """PrivacyResource, whose methods give a RawResponse. Streams have none."""
+
+    erase = raw(PrivacyResource.erase)
+
+
+class AsyncPrivacyResource:
+    """Takes people out of what is kept."""
+
+    __slots__ = ("_channel",)
+
+    def __init__(self, channel: AsyncChannel) -> None:
+        self._channel = channel
+
+    async def erase(
+        self,
+        user_id: str,
+        *,
+        organization_id: str | Sequence[str] = (),
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
+    ) -> Erasure:
+        """As PrivacyResource.erase."""
+        request = EraseUserRequest(user_id=user_id)
+        if organization_id:
+            request.organization_id = coerce.texts(organization_id)
+        response: Erasure = await self._channel.unary_unary(
+            methods.ERASE_USER, request, timeout, headers, retry
+        )
+        return response
+
+
+class RawAsyncPrivacyResource(RawResource):
+    """AsyncPrivacyResource, whose methods give a RawResponse. Streams have none."""
+
+    erase = async_raw(AsyncPrivacyResource.erase)
 
 
 class UsageResource:

@@ -9,27 +9,27 @@ from typing import Any, Protocol
 
 from llm_cost_ops._gen.messages import (
     BatchSubmitUsageRequest, BatchSubmitUsageResponse, CorrectUsageRequest, CorrectUsageResponse,
-    CreatePriceRequest, CreatePriceResponse, EstimateCostRequest, EstimateCostResponse, ExportUsageRequest,
-    ExportUsageResponse, GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest, GetCostResponse,
-    GetCostSummaryRequest, GetCostSummaryResponse, GetHealthRequest, GetHealthResponse, GetPriceRequest,
-    GetPriceResponse, GetReadinessRequest, GetReadinessResponse, ListAuditEventsRequest,
-    ListAuditEventsResponse, ListPricesRequest, ListPricesResponse, ListUsageRequest, ListUsageResponse,
-    ListUsageRevisionsRequest, ListUsageRevisionsResponse, RepriceUsageRequest, RepriceUsageResponse,
-    StreamUsageRequest, StreamUsageResponse, SubmitUsageRequest, SubmitUsageResponse, VerifyCostRequest,
-    VerifyCostResponse, VoidUsageRequest, VoidUsageResponse,
+    CreatePriceRequest, CreatePriceResponse, EraseUserRequest, EraseUserResponse, EstimateCostRequest,
+    EstimateCostResponse, ExportUsageRequest, ExportUsageResponse, GetAnalyticsRequest, GetAnalyticsResponse,
+    GetCostRequest, GetCostResponse, GetCostSummaryRequest, GetCostSummaryResponse, GetHealthRequest,
+    GetHealthResponse, GetPriceRequest, GetPriceResponse, GetReadinessRequest, GetReadinessResponse,
+    ListAuditEventsRequest, ListAuditEventsResponse, ListPricesRequest, ListPricesResponse, ListUsageRequest,
+    ListUsageResponse, ListUsageRevisionsRequest, ListUsageRevisionsResponse, RepriceUsageRequest,
+    RepriceUsageResponse, StreamUsageRequest, StreamUsageResponse, SubmitUsageRequest, SubmitUsageResponse,
+    VerifyCostRequest, VerifyCostResponse, VoidUsageRequest, VoidUsageResponse,
 )
 from llm_cost_ops._gen.methods import (
-    BATCH_SUBMIT_USAGE, CORRECT_USAGE, CREATE_PRICE, ESTIMATE_COST, EXPORT_USAGE, GET_ANALYTICS, GET_COST,
-    GET_COST_SUMMARY, GET_HEALTH, GET_PRICE, GET_READINESS, LIST_AUDIT_EVENTS, LIST_PRICES, LIST_USAGE,
-    LIST_USAGE_REVISIONS, REPRICE_USAGE, STREAM_USAGE, SUBMIT_USAGE, VERIFY_COST, VOID_USAGE,
+    BATCH_SUBMIT_USAGE, CORRECT_USAGE, CREATE_PRICE, ERASE_USER, ESTIMATE_COST, EXPORT_USAGE, GET_ANALYTICS,
+    GET_COST, GET_COST_SUMMARY, GET_HEALTH, GET_PRICE, GET_READINESS, LIST_AUDIT_EVENTS, LIST_PRICES,
+    LIST_USAGE, LIST_USAGE_REVISIONS, REPRICE_USAGE, STREAM_USAGE, SUBMIT_USAGE, VERIFY_COST, VOID_USAGE,
 )
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.method import MethodDescriptor
 
 __all__ = [
     "AnalyticsServicer", "AuditServicer", "CostServicer", "HealthServicer", "PricingServicer",
-    "UsageServicer", "bind_analytics_service", "bind_audit_service", "bind_cost_service",
-    "bind_health_service", "bind_pricing_service", "bind_usage_service",
+    "PrivacyServicer", "UsageServicer", "bind_analytics_service", "bind_audit_service", "bind_cost_service",
+    "bind_health_service", "bind_pricing_service", "bind_privacy_service", "bind_usage_service",
 ]
 
 
@@ -143,6 +143,23 @@ def bind_pricing_service(servicer: PricingServicer) -> list[tuple[MethodDescript
         (CREATE_PRICE, servicer.create_price),
         (GET_PRICE, servicer.get_price),
         (LIST_PRICES, servicer.list_prices),
+    ]
+
+
+class PrivacyServicer(Protocol):
+    """Takes people out of what is kept."""
+
+    async def erase_user(self, request: EraseUserRequest, context: CallContext) -> EraseUserResponse:
+        """Erases a user from every record and its history: user_id, and tags, labels, metadata and ids of sessions and
+        spans that are exactly the user's id. Costs and sums stay as they are, to the last digit, and a record that
+        is sent again is still a duplicate. It takes as long as there are records; stopped, the same call goes on.
+        """
+
+
+def bind_privacy_service(servicer: PrivacyServicer) -> list[tuple[MethodDescriptor[Any, Any], Any]]:
+    """Pair the methods of PrivacyService with those of a servicer."""
+    return [
+        (ERASE_USER, servicer.erase_user),
     ]
 
 

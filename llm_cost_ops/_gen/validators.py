@@ -12,19 +12,19 @@ from msgspec.structs import astuple
 from llm_cost_ops._gen.messages import (
     Analytics, AnalyticsSummary, AuditEvent, BatchReceipt, BatchSubmitUsageRequest, BatchSubmitUsageResponse,
     ComponentHealth, CorrectUsageRequest, CorrectUsageResponse, CostGroup, CostLine, CostRecord, CostStatus,
-    CostSummary, CostVerification, CreatePriceRequest, CreatePriceResponse, CurrencyTotal,
-    EstimateCostRequest, EstimateCostResponse, ExportUsageRequest, ExportUsageResponse, FieldViolation,
-    Filter, GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest, GetCostResponse, GetCostSummaryRequest,
-    GetCostSummaryResponse, GetHealthRequest, GetHealthResponse, GetPriceRequest, GetPriceResponse,
-    GetReadinessRequest, GetReadinessResponse, GroupKey, HealthStatus, Interval, ListAuditEventsRequest,
-    ListAuditEventsResponse, ListPricesRequest, ListPricesResponse, ListUsageRequest, ListUsageResponse,
-    ListUsageRevisionsRequest, ListUsageRevisionsResponse, MetricValues, ModalityTokens, Operation, Outcome,
-    Pagination, PriceMultiplier, PriceOrigin, PriceTier, Rate, RateCard, RecordError, RepriceDifference,
-    RepriceReport, RepriceUsageRequest, RepriceUsageResponse, ResponseMeta, RevisionKind, StreamProblem,
-    StreamUsageRequest, StreamUsageResponse, SubmitResult, SubmitStatus, SubmitUsageRequest,
-    SubmitUsageResponse, TierBasis, TierMode, TimeSeriesPoint, TimeWindow, UsageQuality, UsageReceipt,
-    UsageRecord, UsageRevision, UsageRevisions, VerifyCostRequest, VerifyCostResponse, VoidUsageRequest,
-    VoidUsageResponse,
+    CostSummary, CostVerification, CreatePriceRequest, CreatePriceResponse, CurrencyTotal, EraseUserRequest,
+    EraseUserResponse, Erasure, EstimateCostRequest, EstimateCostResponse, ExportUsageRequest,
+    ExportUsageResponse, FieldViolation, Filter, GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest,
+    GetCostResponse, GetCostSummaryRequest, GetCostSummaryResponse, GetHealthRequest, GetHealthResponse,
+    GetPriceRequest, GetPriceResponse, GetReadinessRequest, GetReadinessResponse, GroupKey, HealthStatus,
+    Interval, ListAuditEventsRequest, ListAuditEventsResponse, ListPricesRequest, ListPricesResponse,
+    ListUsageRequest, ListUsageResponse, ListUsageRevisionsRequest, ListUsageRevisionsResponse, MetricValues,
+    ModalityTokens, Operation, Outcome, Pagination, PriceMultiplier, PriceOrigin, PriceTier, Rate, RateCard,
+    RecordError, RepriceDifference, RepriceReport, RepriceUsageRequest, RepriceUsageResponse, ResponseMeta,
+    RevisionKind, StreamProblem, StreamUsageRequest, StreamUsageResponse, SubmitResult, SubmitStatus,
+    SubmitUsageRequest, SubmitUsageResponse, TierBasis, TierMode, TimeSeriesPoint, TimeWindow, UsageQuality,
+    UsageReceipt, UsageRecord, UsageRevision, UsageRevisions, VerifyCostRequest, VerifyCostResponse,
+    VoidUsageRequest, VoidUsageResponse,
 )
 from llm_cost_ops.rpc.status import Violation
 from llm_cost_ops.wire.validation import (
@@ -39,7 +39,8 @@ __all__ = [
     "validate_component_health", "validate_correct_usage_request", "validate_correct_usage_response",
     "validate_cost_group", "validate_cost_line", "validate_cost_record", "validate_cost_summary",
     "validate_cost_verification", "validate_create_price_request", "validate_create_price_response",
-    "validate_currency_total", "validate_estimate_cost_request", "validate_estimate_cost_response",
+    "validate_currency_total", "validate_erase_user_request", "validate_erase_user_response",
+    "validate_erasure", "validate_estimate_cost_request", "validate_estimate_cost_response",
     "validate_export_usage_request", "validate_export_usage_response", "validate_field_violation",
     "validate_filter", "validate_get_analytics_request", "validate_get_analytics_response",
     "validate_get_cost_request", "validate_get_cost_response", "validate_get_cost_summary_request",
@@ -1051,6 +1052,44 @@ def validate_list_prices_response(m: ListPricesResponse, path: str, violations: 
         check_messages(data_, "data", violations, RateCard, validate_rate_card)
     if pagination_ is not None:
         validate_pagination(pagination_, "pagination", violations) if type(pagination_) is Pagination else check_instance(pagination_, "pagination", violations, Pagination)
+    if meta_ is not None:
+        validate_response_meta(meta_, "meta", violations) if type(meta_) is ResponseMeta else check_instance(meta_, "meta", violations, ResponseMeta)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_erase_user_request(m: EraseUserRequest, path: str, violations: list[Violation]) -> None:
+    """Check a EraseUserRequest."""
+    start = len(violations)
+    (_, user_id_, organization_id_) = astuple(m) if type(m) is EraseUserRequest else astuple(m)[:3]
+    if not user_id_ or type(user_id_) is not str or len(user_id_) > 255 or not user_id_.isprintable():
+        check_text(user_id_, "user_id", violations, 255, required=True)
+    if (organization_id_ or type(organization_id_) is not list) and check_items(organization_id_, "organization_id", violations):
+        for i, e in enumerate(organization_id_):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"organization_id[{i}]", violations)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_erasure(m: Erasure, path: str, violations: list[Violation]) -> None:
+    """Check a Erasure."""
+    start = len(violations)
+    (_, id_, records_) = astuple(m) if type(m) is Erasure else astuple(m)[:3]
+    if id_ is not EMPTY and (type(id_) is not str or not id_.isprintable()):
+        check_text(id_, "id", violations)
+    if records_ is not ZERO and (type(records_) is not int or not -9223372036854775808 <= records_ <= 9223372036854775807):
+        check_int(records_, "records", violations, -9223372036854775808, 9223372036854775807)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_erase_user_response(m: EraseUserResponse, path: str, violations: list[Violation]) -> None:
+    """Check a EraseUserResponse."""
+    start = len(violations)
+    (_, data_, meta_) = astuple(m) if type(m) is EraseUserResponse else astuple(m)[:3]
+    if data_ is not None:
+        validate_erasure(data_, "data", violations) if type(data_) is Erasure else check_instance(data_, "data", violations, Erasure)
     if meta_ is not None:
         validate_response_meta(meta_, "meta", violations) if type(meta_) is ResponseMeta else check_instance(meta_, "meta", violations, ResponseMeta)
     if path and len(violations) != start:

@@ -1,8 +1,9 @@
-"""The commands about data's life: the audit log."""
+"""The commands about data's life: the audit log, and erasing users."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from itertools import islice
 
 import msgspec
@@ -10,8 +11,9 @@ import msgspec
 from llm_cost_ops.cli.options import times_of
 from llm_cost_ops.cli.output import Column, Output, Table, form_of
 from llm_cost_ops.cli.target import open_client
+from llm_cost_ops.exceptions import ConfigurationError
 
-__all__ = ["audit"]
+__all__ = ["audit", "privacy"]
 
 
 def audit(options: argparse.Namespace) -> int:
@@ -41,3 +43,23 @@ def audit(options: argparse.Namespace) -> int:
     if len(events) > options.limit:
         output.line(f"There are more: --limit shows them. These are the newest {options.limit:,}.")
     return 0
+
+
+def privacy(options: argparse.Namespace) -> int:
+    """The `privacy` command; the exit status is 1 when nothing named the user."""
+    whose = ", ".join(options.organization) or "every organization that you may see"
+    if not options.yes and not _agreed(f"Erase the user {options.user!r} from the records of {whose}?"):
+        print("Nothing was erased.", file=sys.stderr)
+        return 1
+    with open_client(options) as client:
+        # All records are looked through, however many they are.
+        done = client.privacy.erase(user_id=options.user, organization_id=options.organization, timeout=None)
+    print(f"{done.records:,} records named the user, and do no more: erasure {done.id} in the audit log")
+    return 0 if done.records else 1
+
+
+def _agreed(question: str) -> bool:
+    if not sys.stdin.isatty():
+        raise ConfigurationError("nobody is there to be asked: say --yes", parameter="yes")
+    print(f"{question} It can't be undone. [y/N] ", end="", flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

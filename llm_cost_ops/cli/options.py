@@ -225,6 +225,7 @@ def add_questions(commands: _Commands) -> None:
     _add_usage(commands)
     _add_prices(commands)
     _add_audit(commands)
+    _add_privacy(commands)
 
 
 def _add_costs(commands: _Commands) -> None:
@@ -380,6 +381,25 @@ def _add_audit(commands: _Commands) -> None:
     parser.set_defaults(run="audit")
 
 
+def _add_privacy(commands: _Commands) -> None:
+    parser = commands.add_parser("privacy", help="erase a user from what is recorded")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    erase = actions.add_parser(
+        "erase",
+        help="erase a user from every record and its history",
+        description="Erase a user from every record and its history: user_id, and tags, labels, metadata and "
+        "ids of sessions that are exactly the user's id. Costs and sums stay. It can't be undone; stopped, "
+        "the same command goes on. Backups, spools and the texts of metadata are yours to look into.",
+    )
+    erase.add_argument("--user", required=True, metavar="ID", help="as in the records' user_id")
+    erase.add_argument(
+        "--organization", action="append", default=[], metavar="ID", help="default: all that you may see"
+    )
+    erase.add_argument("--yes", action="store_true", help="do not ask")
+    add_target(erase)
+    parser.set_defaults(run="privacy")
+
+
 def _add_prices(commands: _Commands) -> None:
     parser = commands.add_parser(
         "prices", help="look into, compare and refresh the catalog of public prices, and add your own"
@@ -406,10 +426,15 @@ def _add_prices(commands: _Commands) -> None:
     update = actions.add_parser(
         "update",
         help="put another catalog in force",
-        description="Put a catalog in force for this user: it is checked as a whole first, and replaced at "
-        "once or not at all. What is recorded keeps its price.",
+        description="Put a catalog in force for this user: it is checked as a whole first, what it changes "
+        "is shown, and it is replaced at once or not at all. Without --yes somebody at the terminal is "
+        "asked; in a script nothing is changed, and the exit status is 1 where something would be. What is "
+        "recorded keeps its price.",
     )
-    update.add_argument("source", help="a file, or an https URL")
+    update.add_argument(
+        "source", nargs="?", help="a file, or an https URL; default: LLM_COST_OPS_PRICES_SOURCE"
+    )
+    update.add_argument("--yes", action="store_true", help="put it in force without asking")
     update.add_argument("--sha256", help="refuse a file that has another SHA-256")
     update.add_argument("--path", help="where to keep it; processes look for it in the default place only")
     update.add_argument("--allow-older", action="store_true", help="take one older than what is in force")

@@ -223,7 +223,7 @@ class _Client:
 
     def uninstrument(self, sdk_client: object) -> None:
         """Let a client be as it was before `instrument`."""
-        from llm_cost_ops.instrumentation import uninstrument
+        from llm_cost_ops.instrumentation.hooks import uninstrument
 
         uninstrument(sdk_client)
 
@@ -241,7 +241,7 @@ class _Client:
         return f"{type(self).__name__}(base_url={without_password(self.config.base_url)!r})"
 
 
-_RESOURCES = frozenset({"_health", "analytics", "audit", "costs", "pricing", "usage"})
+_RESOURCES = frozenset({"_health", "analytics", "audit", "costs", "pricing", "privacy", "usage"})
 
 
 class _SyncClient(_Client):
@@ -346,6 +346,11 @@ class CostOpsClient(_SyncClient):
         return resources.AuditResource(self._channel)
 
     @cached_property
+    def privacy(self) -> resources.PrivacyResource:
+        """Takes people out of what is kept."""
+        return resources.PrivacyResource(self._channel)
+
+    @cached_property
     def _health(self) -> resources.HealthResource:
         return resources.HealthResource(self._channel)
 
@@ -425,6 +430,11 @@ class AsyncCostOpsClient(_AsyncClient):
         return resources.AsyncAuditResource(self._channel)
 
     @cached_property
+    def privacy(self) -> resources.AsyncPrivacyResource:
+        """Takes people out of what is kept."""
+        return resources.AsyncPrivacyResource(self._channel)
+
+    @cached_property
     def _health(self) -> resources.AsyncHealthResource:
         return resources.AsyncHealthResource(self._channel)
 
@@ -476,6 +486,10 @@ class RawCostOpsClient(_SyncClient):
         return resources.RawAuditResource(self._channel)
 
     @cached_property
+    def privacy(self) -> resources.RawPrivacyResource:
+        return resources.RawPrivacyResource(self._channel)
+
+    @cached_property
     def _health(self) -> resources.RawHealthResource:
         return resources.RawHealthResource(self._channel)
 
@@ -514,6 +528,10 @@ class RawAsyncCostOpsClient(_AsyncClient):
     @cached_property
     def audit(self) -> resources.RawAsyncAuditResource:
         return resources.RawAsyncAuditResource(self._channel)
+
+    @cached_property
+    def privacy(self) -> resources.RawAsyncPrivacyResource:
+        return resources.RawAsyncPrivacyResource(self._channel)
 
     @cached_property
     def _health(self) -> resources.RawAsyncHealthResource:

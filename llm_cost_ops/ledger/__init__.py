@@ -20,6 +20,7 @@ from llm_cost_ops.ledger.types import (
     Change,
     Committed,
     Entry,
+    Erased,
     Filter,
     LedgerFigures,
     Position,
@@ -41,6 +42,7 @@ __all__ = [
     "Change",
     "Committed",
     "Entry",
+    "Erased",
     "Filter",
     "KeyStore",
     "Ledger",
@@ -52,6 +54,7 @@ __all__ = [
     "Revised",
     "Revision",
     "Sums",
+    "backend_of",
     "open_ledger",
 ]
 
@@ -75,6 +78,16 @@ def open_ledger(url: str, *, durability: str = "disk", group_commit: bool = Fals
 
     Raises ConfigurationError for an unknown scheme, and for a URL or durability that its backend refuses.
     """
+    url, package = backend_of(url)
+    opened: Ledger = import_module(package).open(url, durability=durability, group_commit=group_commit)
+    return opened
+
+
+def backend_of(url: str) -> tuple[str, str]:
+    """A URL, also where the path of a file was given, and the package of its backend.
+
+    Raises ConfigurationError for an unknown scheme.
+    """
     if "://" not in url:
         url = f"sqlite:///{quote(url)}"
     scheme = url.partition("://")[0]
@@ -84,7 +97,4 @@ def open_ledger(url: str, *, durability: str = "disk", group_commit: bool = Fals
             f"there is no ledger at {scheme[:64]}://: its scheme must be one of {known}",
             parameter="url",
         )
-    opened: Ledger = import_module(_BACKENDS[scheme]).open(
-        url, durability=durability, group_commit=group_commit
-    )
-    return opened
+    return url, _BACKENDS[scheme]

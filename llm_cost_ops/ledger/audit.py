@@ -12,7 +12,7 @@ from datetime import datetime
 from llm_cost_ops._gen.messages import AuditEvent, RateCard, RevisionKind
 from llm_cost_ops.ledger.types import ApiKey, Revision
 
-__all__ = ["LOCAL", "card_added", "key_added", "key_revoked", "repriced", "revised"]
+__all__ = ["LOCAL", "card_added", "erased", "key_added", "key_revoked", "repriced", "revised"]
 
 LOCAL = "local"
 """The actor where no key was needed: a command, the embedded engine, a server without keys."""
@@ -65,6 +65,14 @@ def revised(revision: Revision) -> AuditEvent:
         revision.usage_id,
         revision=revision.after + 1,
     )
+
+
+def erased(records: Mapping[str, int], subject: str, at: datetime, actor: str) -> list[AuditEvent]:
+    """That a user was erased from so many records of organizations; `subject` is the id of the erasure."""
+    return [
+        _event(at, actor, organization, "user.erased", subject, records=number)
+        for organization, number in records.items()
+    ]
 
 
 def repriced(records: Mapping[str, int], at: datetime, actor: str) -> list[AuditEvent]:

@@ -19,6 +19,7 @@ from llm_cost_ops.ledger.types import (
     CardOf,
     Committed,
     Entry,
+    Erased,
     Filter,
     LedgerFigures,
     Position,
@@ -228,6 +229,24 @@ class Ledger(Protocol):
 
         False, and nothing is written, when there is no such record, or another revision is in force than the
         one that it comes after. Its content as it was sent stays what a duplicate is told by.
+        """
+
+    async def erase_user(
+        self,
+        user_id: str,
+        organization_ids: tuple[str, ...],
+        subject: str,
+        after: Position | None,
+        context: CallContext,
+        *,
+        actor: str = "",
+    ) -> Erased:
+        """Take a user out of the next records that name them, and of all that these were before.
+
+        `erasure.without_user` says what goes. Some hundred records are changed in one transaction; counts,
+        costs and sums stay as they are, and a key that was sent with another user is still a duplicate, as
+        `erasure.as_erased` says. The step that finds nothing left has the rest of the ledger forget them:
+        sums by user, and on SQLite the log. `organization_ids` () are all; `subject` goes into the audit log.
         """
 
     async def revisions(self, organization_id: str, usage_id: str, context: CallContext) -> list[Revised]:

@@ -19,6 +19,7 @@ __all__ = [
     "Change",
     "Committed",
     "Entry",
+    "Erased",
     "Filter",
     "LedgerFigures",
     "Position",
@@ -209,6 +210,16 @@ class AuditFilter(msgspec.Struct, frozen=True, kw_only=True):
     subjects: tuple[str, ...] = ()
     start: datetime | None = None
     end: datetime | None = None
+
+
+class Erased(msgspec.Struct, gc=False):
+    """What a step of erasing did: in how many records a user was, and where the next step begins.
+
+    `position` is None when nothing is left.
+    """
+
+    records: int
+    position: Position | None
 
 
 class LedgerFigures(msgspec.Struct, frozen=True, kw_only=True):

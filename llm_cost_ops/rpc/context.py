@@ -21,7 +21,7 @@ from llm_cost_ops.rpc.status import RpcError, StatusCode
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-__all__ = ["TRACING", "CallContext", "Metadata", "MetadataLike", "fill_idempotency_key"]
+__all__ = ["TRACING", "CallContext", "Metadata", "MetadataLike", "Route", "fill_idempotency_key"]
 
 MetadataLike = "Mapping[str, str | bytes] | Iterable[tuple[str, str | bytes]]"
 
@@ -125,6 +125,20 @@ class Metadata:
         return f"Metadata({shown!r})"
 
 
+class Route(msgspec.Struct):
+    """Where a transport with several servers took a call.
+
+    `server` is the URL of the last one, `tried` the numbers of those that were asked. `elsewhere` says that
+    the server failed while others work: another attempt need not wait. `connect_timeout` is for a connect, in
+    seconds; None is until the call's deadline.
+    """
+
+    server: str = ""
+    tried: set[int] = msgspec.field(default_factory=set)
+    elsewhere: bool = False
+    connect_timeout: float | None = None
+
+
 class CallContext(msgspec.Struct):
     """One logical call, from the resource to the transport, or from the server's listener to the servicer.
 
@@ -136,7 +150,7 @@ class CallContext(msgspec.Struct):
     for this call alone, False for no retries, None for what the client does; `authorized` says that
     the credentials in `metadata` are the client's own. `moment` is what `now` answers.
     `admitted` says that the rate limit has let the next attempt through already. `batch` is the request id of
-    the batch that a submit rode in, "" where it was sent alone.
+    the batch that a submit rode in, "" where it was sent alone. `route` is None where there is one server.
     """
 
     method: MethodDescriptor[Any, Any]
@@ -156,6 +170,7 @@ class CallContext(msgspec.Struct):
     refusals: int = 0
     admitted: bool = False
     batch: str = ""
+    route: Route | None = None
 
     def now(self) -> datetime:
         """The moment at which the call is dealt with, in UTC: that of the first question."""

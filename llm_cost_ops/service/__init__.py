@@ -10,6 +10,7 @@ from llm_cost_ops._gen.servicers import (
     bind_cost_service,
     bind_health_service,
     bind_pricing_service,
+    bind_privacy_service,
     bind_usage_service,
 )
 from llm_cost_ops.config import REPORTED_PROVIDERS
@@ -25,6 +26,7 @@ from llm_cost_ops.service.costs import CostService
 from llm_cost_ops.service.health import HealthService
 from llm_cost_ops.service.prices import Prices
 from llm_cost_ops.service.pricing import PricingService
+from llm_cost_ops.service.privacy import PrivacyService
 from llm_cost_ops.service.usage import UsageService
 
 __all__ = ["Service", "open_service"]
@@ -56,6 +58,7 @@ class Service:
                 *bind_pricing_service(PricingService(ledger, prices)),
                 *bind_analytics_service(AnalyticsService(ledger)),
                 *bind_audit_service(AuditService(ledger)),
+                *bind_privacy_service(PrivacyService(ledger)),
                 *bind_health_service(self.health),
             ],
             [*interceptors, Validation(SERVICE_CHECKS, origin=origin), Tenancy()],

@@ -413,3 +413,20 @@ async def list_audit_events(clients: Clients, project: str) -> None:
     cursor = (await clients.everyone.audit.list(page_size=1)).pagination.next_cursor
     with pytest.raises(ValidationError, match="cursor"):
         await clients.acme_admin.audit.list(page_size=1, cursor=cursor)
+
+
+@covers(methods.ERASE_USER)
+async def erase_user(clients: Clients, project: str) -> None:
+    for organization in ("acme", "globex"):
+        used = {"organization_id": organization, "user_id": project, **CALL}
+        await clients.everyone.usage.submit(**used)
+    await refused(clients.acme.privacy.erase(user_id=project), "role admin")
+    for organization in ("globex", "no-such-organization"):
+        await refused(clients.acme_admin.privacy.erase(user_id=project, organization_id=organization))
+    done = await clients.acme_admin.privacy.erase(user_id=project)
+    assert done.records == 1
+    summary = await clients.everyone.costs.get(user_id=project, group_by="organization")
+    assert [group.value for group in summary.breakdown] == ["globex"]
+    [event] = (await clients.everyone.audit.list(subject=done.id)).data
+    assert (event.organization_id, event.details) == ("acme", {"records": 1})
+    assert event.actor == clients.server.keys["acme_admin"][4:12]

@@ -91,7 +91,7 @@ class Load:
         for client in self._clients:
             client.close()
 
-    def wait_for(self, more: int, seconds: float = 20.0) -> None:
+    def wait_for(self, more: int, seconds: float = 60.0) -> None:
         """Wait until so many more keys were acknowledged."""
         wanted, until = len(self.acknowledged) + more, time.monotonic() + seconds
         while len(self.acknowledged) < wanted:

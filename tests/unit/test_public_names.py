@@ -34,7 +34,7 @@ AsyncVirtualRuntime Delay Fault InterceptorCheckError Received ScriptedTransport
 async_memory_client check_interceptor memory_client
 """
 CLIENT = """
-analytics attribute audit close close_on_sigterm config costs flush health instrument pricing ready
+analytics attribute audit close close_on_sigterm config costs flush health instrument pricing privacy ready
 uninstrument usage with_options with_raw_response
 """
 # What was promised; there may be more.

@@ -7,19 +7,18 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import psycopg
-
-from llm_cost_ops._gen.messages import CostStatus, RevisionKind, SubmitStatus
+from llm_cost_ops._gen.messages import CostStatus, RevisionKind, SubmitStatus, UsageRecord
 from llm_cost_ops.ledger.duplicates import is_duplicate, supersedes, superseding
 from llm_cost_ops.ledger.encoding import decode_usage, from_micros, usage_id
+from llm_cost_ops.ledger.erasure import as_erased
 from llm_cost_ops.ledger.postgres import cards, schema
 from llm_cost_ops.ledger.postgres.connection import Database, Session
-from llm_cost_ops.ledger.postgres.errors import busy_error, closed_error, is_lost
-from llm_cost_ops.ledger.postgres.interning import intern, organization_ids
+from llm_cost_ops.ledger.postgres.errors import busy_error, closed_error
+from llm_cost_ops.ledger.postgres.interning import organization_ids
 from llm_cost_ops.ledger.postgres.revise import revise
-from llm_cost_ops.ledger.postgres.rows import Row, prepare, text_array, units_sql
-from llm_cost_ops.ledger.postgres.sums import quarter_sql
+from llm_cost_ops.ledger.postgres.rows import Row, prepare, units_sql
 from llm_cost_ops.ledger.postgres.workers import Connected, Ticket
+from llm_cost_ops.ledger.postgres.writing import write
 from llm_cost_ops.ledger.types import Appended, Entry, Revision
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 
@@ -37,55 +36,15 @@ _OF_THE_DATABASE = (
     StatusCode.RESOURCE_EXHAUSTED,
 )
 
-_TYPES = {
-    "seq": "bigint",
-    "series": "bigint",
-    "pricing": "bigint",
-    "id": "uuid",
-    "key": "text",
-    "ingested": "bigint",
-    "ts": "bigint",
-    "requests": "bigint",
-    "input": "bigint",
-    "output": "bigint",
-    "cached": "bigint",
-    "cost": "numeric",
-    "usr": "text",
-    "tags": "jsonb",
-    "labels": "jsonb",
-    "record": "text",
-}
-_COLUMNS = ", ".join(_TYPES)
-_ARRAYS = ", ".join(f"%({name})s::{kind}[]" for name, kind in _TYPES.items())
-_COUNTS = "sum({0}requests), sum({0}input), sum({0}output), sum({0}cached)"
-# Rows are inserted in the order of their ids: two transactions that share some wait for each other in one
-# direction only.
-_INSERT = f"""
-    WITH at AS (SELECT coalesce(max(seq), 0) AS revision FROM llm_cost_ops.card),
-    sent AS MATERIALIZED (
-        SELECT n.* FROM unnest({_ARRAYS}) AS n ({_COLUMNS})
-        WHERE %(revision)s::bigint IS NULL OR %(revision)s::bigint = (SELECT revision FROM at)
-    ), new AS (
-        INSERT INTO llm_cost_ops.usage (org, {_COLUMNS})
-        SELECT %(org)s, {_COLUMNS} FROM sent ORDER BY id, seq
-        ON CONFLICT (org, id) DO NOTHING
-        RETURNING id, series, ts, requests, input, output, cached, cost, usr
-    ), added AS (
-        INSERT INTO llm_cost_ops.delta
-        SELECT %(org)s, {quarter_sql("ts")}, series, coalesce(usr, ''), count(*), {_COUNTS.format("")},
-            coalesce(sum(requests) FILTER (WHERE cost IS NULL), 0), coalesce(sum(cost), 0)
-        FROM new GROUP BY 2, 3, 4
-    )
-    SELECT (SELECT revision FROM at), array(SELECT id::text FROM new)
-"""
-# With the record as it was sent, or as it superseded one without counts. The last column is the number of the
-# revision in force where the record may be superseded itself, else NULL.
+# With the record as it was sent, or as it superseded one without counts; the number of the revision in force
+# where the record may be superseded itself, else NULL; and whether a user was erased from it.
 _FIND = f"""
     SELECT u.id::text, u.key, coalesce(v.record, f.record, u.record),
         {units_sql("CASE WHEN v.id IS NULL THEN u.cost ELSE v.cost END")}, s.currency, s.status,
         u.ingested, u.ts,
         (SELECT CASE WHEN bool_or(w.kind <> 'repriced') THEN NULL ELSE coalesce(max(w.number), 1) END
-        FROM llm_cost_ops.revision w WHERE w.org = u.org AND w.id = u.id)
+        FROM llm_cost_ops.revision w WHERE w.org = u.org AND w.id = u.id),
+        EXISTS (SELECT 1 FROM llm_cost_ops.erased e WHERE e.org = u.org AND e.id = u.id)
     FROM llm_cost_ops.usage u
     LEFT JOIN llm_cost_ops.first_record f ON f.org = u.org AND f.id = u.id
     LEFT JOIN llm_cost_ops.revision v ON v.org = u.org AND v.id = u.id AND v.kind = 'superseded'
@@ -258,54 +217,17 @@ class Appender:
 
     def _write(self, session: Session, places: list[Place]) -> None:
         """Commit rows, and note which of them were new."""
-        rows = [append.rows[at] for append, at in places]
-        ids = intern(session, [(row.series, row.by) for row in rows])
-        numbers_of: dict[int, list[int]] = {}
-        for number, (org, _, _) in enumerate(ids):
-            numbers_of.setdefault(org, []).append(number)
-        revision = places[0][0].revision
-        seqs = session.numbers(len(rows))
-        answers: list[tuple[int, list[int], psycopg.Cursor[Any]]] = []
-        try:
-            with session.connection.pipeline():
-                session.run("BEGIN")
-                session.settings()
-                if revision is not None:
-                    session.run("SELECT pg_advisory_xact_lock_shared(%s)", schema.LOCK_CARDS)
-                for org, numbers in sorted(numbers_of.items()):
-                    columns = _columns(
-                        [(seqs[number], *ids[number][1:], *rows[number][2:]) for number in numbers]
-                    )
-                    cursor = session.run(_INSERT, org=org, revision=revision, **columns)
-                    answers.append((org, numbers, cursor))
-                session.begin_commit()
-                session.run("COMMIT")
-            session.end_commit()
-            self.commits += 1
-        except psycopg.Error as error:
-            if not is_lost(error):
-                session.committing = False
-            session.roll_back()
-            raise
-        for org, numbers, cursor in answers:
-            [(at, created)] = cursor.fetchall()
-            _note(places, numbers, set(created), other_cards=revision not in (None, at))
-            self._written(org, len(created))
-
-
-def _columns(rows: list[tuple[Any, ...]]) -> dict[str, str]:
-    return dict(zip(_TYPES, map(text_array, zip(*rows, strict=True)), strict=True))
-
-
-def _note(places: list[Place], numbers: list[int], created: set[str], *, other_cards: bool) -> None:
-    for number in numbers:
-        append, at = places[number]
-        append.other_cards = other_cards
-        made = append.rows[at].id
-        if made in created:
-            # The first one, where the same id was there twice.
-            created.discard(made)
-            append.created(at)
+        written = write(session, [append.rows[at] for append, at in places], places[0][0].revision)
+        for append, _ in places:
+            append.other_cards = written is None
+        if written is None:
+            return
+        self.commits += 1
+        for org, new in written.items():
+            for place in new:
+                append, at = places[place]
+                append.created(at)
+            self._written(org, len(new))
 
 
 def _settle(session: Session, appends: list[Append]) -> list[Place]:
@@ -344,7 +266,10 @@ def _settle(session: Session, appends: list[Append]) -> list[Place]:
 
 
 class _First(NamedTuple):
-    """What is kept under a key, as duplicates are told by it; `number` where it may be superseded."""
+    """What is kept under a key, as duplicates are told by it.
+
+    `number` where it may be superseded, and whether a user was erased from it.
+    """
 
     id: str
     key: str | None
@@ -355,10 +280,15 @@ class _First(NamedTuple):
     ingested: int
     ts: int
     number: int | None
+    erased: bool
+
+    def compared(self, sent: UsageRecord, kept: UsageRecord) -> UsageRecord:
+        """What is compared of a record that is sent under the key."""
+        return as_erased(sent, kept) if self.erased else sent
 
 
 def _found(session: Session, org: int, ids: set[str]) -> dict[str, _First]:
-    rows = session.rows(_FIND, org=org, ids=list(ids))
+    rows = session.run_planned(_FIND, org=org, ids=list(ids))
     return {row[0]: _First._make(row) for row in rows}
 
 
@@ -370,14 +300,15 @@ def _supersede(session: Session, append: Append, at: int, first: _First) -> bool
     if append.answers[at] is not None or first.number is None or append.rows[at].key is None:
         return False
     kept, entry = decode_usage(first.record), append.entries[at]
-    if not supersedes(entry.record, kept):
+    sent = first.compared(entry.record, kept)
+    if not supersedes(sent, kept):
         return False
     revision = Revision(
         organization_id=entry.record.organization_id,
         usage_id=first.id,
         after=first.number,
         kind=RevisionKind.SUPERSEDED,
-        record=superseding(entry.record, kept),
+        record=superseding(sent, kept),
         units=entry.units,
         by=entry.by,
         reason="",
@@ -396,9 +327,11 @@ def _supersede(session: Session, append: Append, at: int, first: _First) -> bool
 
 def _first(row: Row, first: _First) -> Appended:
     """The answer that the first entry with the key was given."""
-    same = row.record == first.record or is_duplicate(
-        decode_usage(row.record), decode_usage(first.record), from_micros(row.ts), from_micros(first.ts)
-    )
+    same = row.record == first.record
+    if not same:
+        kept = decode_usage(first.record)
+        sent = first.compared(decode_usage(row.record), kept)
+        same = is_duplicate(sent, kept, from_micros(row.ts), from_micros(first.ts))
     return Appended(
         SubmitStatus.DUPLICATE if same else SubmitStatus.CONFLICT,
         first.id,

@@ -12,7 +12,7 @@ from typing import TypeVar
 from llm_cost_ops._gen.messages import AuditEvent, RateCard, SubmitStatus, UsageRecord
 from llm_cost_ops.ledger import audit
 from llm_cost_ops.ledger.batches import EntryBatch
-from llm_cost_ops.ledger.postgres import cards, integrity, listing, revisions, sums
+from llm_cost_ops.ledger.postgres import cards, erasing, integrity, listing, revisions, sums
 from llm_cost_ops.ledger.postgres.api_keys import PostgresKeys
 from llm_cost_ops.ledger.postgres.append import Append, Appender
 from llm_cost_ops.ledger.postgres.audit import add_events, audit_events
@@ -27,6 +27,7 @@ from llm_cost_ops.ledger.types import (
     CardOf,
     Committed,
     Entry,
+    Erased,
     Filter,
     LedgerFigures,
     Position,
@@ -45,6 +46,7 @@ __all__ = ["PostgresLedger"]
 T = TypeVar("T")
 
 _INLINE_ROWS = 1000
+_ERASED_AT_ONCE = 250
 FOLD_EVERY = 500
 """Rows of an organization that a process writes before it has its sums folded."""
 
@@ -161,6 +163,37 @@ class PostgresLedger:
                 return revised
 
         return await self._workers.run(job, context, writes=True, repeatable=False)
+
+    async def erase_user(
+        self,
+        user_id: str,
+        organization_ids: tuple[str, ...],
+        subject: str,
+        after: Position | None,
+        context: CallContext,
+        *,
+        actor: str = "",
+    ) -> Erased:
+        """Take a user out of the next records that name them; see Ledger."""
+        query = partial(erasing.find_mentions, user_id=user_id, names=organization_ids, after=after)
+        found, position = await self.read(query, context)
+        if position is None:
+            forget = partial(erasing.forget_sums, user_id=user_id, names=organization_ids)
+            await self._workers.run(forget, context, writes=True)
+            return Erased(0, None)
+        records = 0
+        for at in range(0, len(found), _ERASED_AT_ONCE):
+            some = found[at : at + _ERASED_AT_ONCE]
+            job = partial(
+                erasing.erase,
+                records=some,
+                user_id=user_id,
+                subject=subject,
+                at=context.now(),
+                actor=actor,
+            )
+            records += await self._workers.run(job, context, writes=True)
+        return Erased(records, position)
 
     async def revisions(self, organization_id: str, usage_id: str, context: CallContext) -> list[Revised]:
         """Every revision of a record; see Ledger."""

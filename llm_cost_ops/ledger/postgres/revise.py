@@ -19,7 +19,17 @@ from llm_cost_ops.ledger.postgres.sums import newest
 from llm_cost_ops.ledger.types import Entry, Revision
 from llm_cost_ops.rules.times import QUARTER
 
-__all__ = ["Counted", "Name", "NewRevision", "add_revisions", "lock_records", "names_of", "revise"]
+__all__ = [
+    "Counted",
+    "Name",
+    "NewRevision",
+    "add_revisions",
+    "after_revision",
+    "lock_records",
+    "move_sums",
+    "names_of",
+    "revise",
+]
 
 Name = tuple[int, str]
 """Of a record, the number of its organization and its id."""
@@ -139,7 +149,7 @@ def revise(session: Session, revision: Revision) -> bool:
         return False
     number, ts, data, *counted = rows[0]
     before = Counted._make(counted)
-    after, pricing, content = _after(session, revision, data, before)
+    after, pricing, content = after_revision(session, revision, data, before)
     new = NewRevision(
         name=name,
         ts=ts,
@@ -157,7 +167,7 @@ def revise(session: Session, revision: Revision) -> bool:
     return True
 
 
-def _after(
+def after_revision(
     session: Session, revision: Revision, data: str, before: Counted
 ) -> tuple[Counted, int, dict[str, str | None] | None]:
     """What the record counts as from now on, by which pricing, and its new content if it changes."""
@@ -176,17 +186,25 @@ def add_revisions(session: Session, revisions: Sequence[NewRevision]) -> None:
     """Write revisions, each of another record, in the transaction of the caller."""
     if not revisions:
         return
-    sums: dict[tuple[int, int, int, str], list[int]] = {}
     for each in revisions:
-        for counted, sign in ((each.before, -1), (each.after, 1)):
-            series, user, *counts, units = counted
-            amounts = [1, *counts, counts[0] if units is None else 0, units or 0]
-            totals = sums.setdefault((each.name[0], each.ts // QUARTER, series, user), [0] * 7)
-            for at, amount in enumerate(amounts):
-                totals[at] += sign * amount
         if each.content is not None:
             _replace(session, each, each.content)
     session.run(_ADD_REVISIONS, **_columns(_REVISION, [_row(each) for each in revisions]))
+    move_sums(session, [(each.name[0], each.ts, each.before, each.after) for each in revisions])
+
+
+def move_sums(session: Session, moves: Sequence[tuple[int, int, Counted, Counted]]) -> None:
+    """Have the sums follow records of organizations, by their times, from what they counted as before to what
+    they count as after.
+    """
+    sums: dict[tuple[int, int, int, str], list[int]] = {}
+    for org, ts, before, after in moves:
+        for counted, sign in ((before, -1), (after, 1)):
+            series, user, *counts, units = counted
+            amounts = [1, *counts, counts[0] if units is None else 0, units or 0]
+            totals = sums.setdefault((org, ts // QUARTER, series, user), [0] * 7)
+            for at, amount in enumerate(amounts):
+                totals[at] += sign * amount
     changed = sorted((place, amounts) for place, amounts in sums.items() if any(amounts))
     if changed:
         rows = [(*place, *amounts[:6], cost_text(amounts[6])) for place, amounts in changed]

@@ -23,6 +23,7 @@ from llm_cost_ops.pricing.pricebook import Pricing
 __all__ = [
     "RECORD_COLUMNS",
     "Row",
+    "copy_line",
     "cost_text",
     "decode_record",
     "prepare",
@@ -127,6 +128,28 @@ def text_array(values: Sequence[object]) -> str:
     if values and type(values[0]) is int:
         return f"{{{','.join(map(str, values))}}}"
     return f"{{{','.join(map(_element, values))}}}"
+
+
+# By their escapes in the text form of COPY.
+_ESCAPES = {"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"}
+_ESCAPED = str.maketrans(_ESCAPES)
+
+
+def copy_line(row: Row) -> str:
+    """What COPY takes for a row behind its id: `key` and what follows it, with the end of the line."""
+    _, _, _, key, ingested, ts, requests, put_in, put_out, cached, cost, usr, tags, labels, record = row
+    return (
+        f"{_copied(key)}\t{ingested}\t{ts}\t{requests}\t{put_in}\t{put_out}\t{cached}\t{_copied(cost)}\t"
+        f"{_copied(usr)}\t{_copied(tags)}\t{_copied(labels)}\t{_copied(record)}\n"
+    )
+
+
+def _copied(value: str | None) -> str:
+    if value is None:
+        return r"\N"
+    if "\\" in value or "\n" in value or "\t" in value or "\r" in value:
+        return value.translate(_ESCAPED)
+    return value
 
 
 def _element(value: object) -> str:

@@ -85,6 +85,9 @@ CREATE TABLE llm_cost_ops.first_record (
     PRIMARY KEY (org, id)
 );
 
+-- The records that a user was erased from: what is sent again is compared without what may name anybody.
+CREATE TABLE llm_cost_ops.erased (org int NOT NULL, id uuid NOT NULL, PRIMARY KEY (org, id));
+
 -- What became of records: the highest number of a record is in force, and the sums follow it. kind is
 -- repriced, corrected, voided or superseded; record is set where the record changed, and holds until the next
 -- that is.

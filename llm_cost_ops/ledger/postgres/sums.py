@@ -116,10 +116,11 @@ _FOLD = f"""
 """
 
 
-def fold(session: Session, org: int) -> None:
-    """Move what is in delta of an organization into rollup, unless somebody else is at it."""
+def fold(session: Session, org: int, *, wait: bool = False) -> None:
+    """Move what is in delta of an organization into rollup, unless somebody else is at it: then `wait`."""
+    lock = "pg_advisory_xact_lock(%s, %s) IS NOT NULL" if wait else "pg_try_advisory_xact_lock(%s, %s)"
     with session.transaction():
-        [(mine,)] = session.rows("SELECT pg_try_advisory_xact_lock(%s, %s)", schema.LOCK_FOLD, org)
+        [(mine,)] = session.rows(f"SELECT {lock}", schema.LOCK_FOLD, org)
         if mine:
             session.run(_FOLD, org=org)
 

@@ -18,6 +18,7 @@ from llm_cost_ops.ledger.encoding import (
     to_micros,
     usage_id,
 )
+from llm_cost_ops.ledger.erasure import as_erased
 from llm_cost_ops.ledger.protocols import Alike
 from llm_cost_ops.ledger.sqlite import cards
 from llm_cost_ops.ledger.sqlite import sums as rollups
@@ -50,14 +51,14 @@ _AT_ONCE = _ROWS_AT_ONCE * _COLUMNS
 _INSERT_ROWS = f"INSERT INTO usage VALUES {', '.join([f'({_MARKS})'] * _ROWS_AT_ONCE)}"
 _INSERT_AT = f"INSERT INTO usage SELECT {_MARKS} WHERE ? = (SELECT ifnull(max(seq), 0) FROM card)"
 _INSERT_NEW = f"{_INSERT} ON CONFLICT (org, id) DO NOTHING"
-# With the record as it was sent, or as it superseded one without counts. The last column is the number of the
-# revision in force where the record may be superseded itself, else NULL.
+# With the record as it was sent, or as it superseded one without counts; the number of the revision in force
+# where the record may be superseded itself, else NULL; and whether a user was erased from it.
 _FIND = (
     "SELECT u.key, coalesce(v.record, f.record, u.record), "
     "iif(v.usage IS NULL, u.cost_micros, v.cost_micros), "
     "iif(v.usage IS NULL, u.cost_picos, v.cost_picos), s.currency, s.status, u.ingested, u.ts, "
     "(SELECT iif(sum(w.kind <> 'repriced') > 0, NULL, ifnull(max(w.number), 1)) FROM revision w "
-    "WHERE w.usage = u.seq) "
+    "WHERE w.usage = u.seq), EXISTS (SELECT 1 FROM erased e WHERE e.usage = u.seq) "
     "FROM usage u LEFT JOIN first_record f ON f.usage = u.seq "
     "LEFT JOIN revision v ON v.usage = u.seq AND v.kind = 'superseded' "
     "JOIN series s ON s.id = ifnull(v.series, u.series) WHERE u.org = ? AND u.id = ?"
@@ -405,9 +406,11 @@ def _look(
                 return _created(as_text(row[4]), entry) if insert(cursor, row) else None
         elif found[0] is not None and found[0] == row[5]:
             kept = decode_usage(found[1])
-            number = found[8]
-            if number is None or not supersedes(entry.record, kept):
-                return _first(row, kept, found)
+            number, sent = found[8], entry.record
+            if found[9]:
+                sent = as_erased(sent, kept)
+            if number is None or not supersedes(sent, kept):
+                return _first(row, sent, kept, found)
             if not cursor.connection.in_transaction:
                 raise _NeedsTransactionError
             if revision is not None and cards.revision(cursor) != revision:
@@ -417,7 +420,7 @@ def _look(
                 usage_id=as_text(row[4]),
                 after=number,
                 kind=RevisionKind.SUPERSEDED,
-                record=superseding(entry.record, kept),
+                record=superseding(sent, kept),
                 units=entry.units,
                 by=entry.by,
                 reason="",
@@ -436,11 +439,10 @@ def _created(usage_id: str, entry: Entry) -> Appended:
     return Appended(SubmitStatus.CREATED, usage_id, entry.units, by.currency, by.status, entry.ingested_at)
 
 
-def _first(row: Row, kept: UsageRecord, found: tuple[Any, ...]) -> Appended:
+def _first(row: Row, sent: UsageRecord, kept: UsageRecord, found: tuple[Any, ...]) -> Appended:
     """The answer that the first entry with the key was given, which `kept` is."""
-    _, data, micros, picos, currency, cost_status, ingested, first_ts, _ = found
-    ts, sent = row[7], row[-1]
-    same = sent == data or is_duplicate(decode_usage(sent), kept, from_micros(ts), from_micros(first_ts))
+    _, data, micros, picos, currency, cost_status, ingested, first_ts, *_ = found
+    same = row[-1] == data or is_duplicate(sent, kept, from_micros(row[7]), from_micros(first_ts))
     return Appended(
         SubmitStatus.DUPLICATE if same else SubmitStatus.CONFLICT,
         as_text(row[4]),

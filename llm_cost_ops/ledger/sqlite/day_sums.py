@@ -43,6 +43,7 @@ __all__ = [
     "forget",
     "state_now",
     "store",
+    "times_forgotten",
     "to_fold",
 ]
 
@@ -97,11 +98,15 @@ class Fold(NamedTuple):
 
 
 class Folded(NamedTuple):
-    """What the rows of a day add to what is kept of it, and the state that it then has."""
+    """What the rows of a day add to what is kept of it, and the state that it then has.
+
+    `forgotten` is how often kept days had been forgotten when the rows were read.
+    """
 
     fold: Fold
     state: State
     sums: Totals
+    forgotten: int
 
 
 class Rest(NamedTuple):
@@ -321,7 +326,10 @@ def state_now(connection: sqlite3.Connection, fold: Fold) -> State:
 def store(cursor: sqlite3.Cursor, dimensions: Keys, folded: Iterable[Folded]) -> None:
     """Keep what was calculated of days, unless somebody else kept something since."""
     text = msgspec.json.encode(dimensions).decode()
-    for (org, _, day, after, before, _), state, sums in folded:
+    now = times_forgotten(cursor)
+    for (org, _, day, after, before, _), state, sums, forgotten in folded:
+        if forgotten != now:
+            continue
         found = cursor.execute(
             "SELECT id FROM day_grouping WHERE org = ? AND dimensions = ?", (org, text)
         ).fetchone()
@@ -413,8 +421,15 @@ def _add_days(
 _OF_WANTED = "ON d.grouping = k.grouping AND d.day = k.day AND d.grp = w.grp"
 
 
+def times_forgotten(connection: sqlite3.Connection | sqlite3.Cursor) -> int:
+    """How often kept days were forgotten."""
+    [times] = connection.execute("SELECT times FROM day_forgotten").fetchone()
+    return int(times)
+
+
 def forget(cursor: sqlite3.Cursor, organization: str) -> None:
     """Delete all that is kept of an organization's days; it is calculated again when it is asked for."""
     condition = "(SELECT g.id FROM day_grouping g JOIN organization o ON o.id = g.org WHERE o.name = ?)"
+    cursor.execute("UPDATE day_forgotten SET times = times + 1")
     for table in ("day_sum", "day_state", "day_group"):
         cursor.execute(f"DELETE FROM {table} WHERE grouping IN {condition}", (organization,))

@@ -122,7 +122,7 @@ def _wrong_days(connection: sqlite3.Connection) -> Iterator[str]:
     for grouping, text, org, organization, day, *state in connection.execute(_DAYS):
         dimensions = msgspec.json.decode(text, type=sums.Keys)
         fold = day_sums.Fold(org, organization, day, 0, None, 0)
-        [(_, now, totals)] = summaries.fold(connection, [fold], dimensions)
+        [(_, now, totals, _)] = summaries.fold(connection, [fold], dimensions)
         if (state[1], state[2]) != (now.revision, now.records) or now.seq is None:
             continue
         kept = {

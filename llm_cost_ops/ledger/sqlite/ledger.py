@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from llm_cost_ops._gen.messages import AuditEvent, RateCard, SubmitStatus, UsageRecord
 from llm_cost_ops.ledger import audit
 from llm_cost_ops.ledger.batches import append_as_batch
-from llm_cost_ops.ledger.sqlite import cards, commits, day_sums, revisions, summaries, sums
+from llm_cost_ops.ledger.sqlite import cards, commits, day_sums, erasing, revisions, summaries, sums
 from llm_cost_ops.ledger.sqlite import listing as history
 from llm_cost_ops.ledger.sqlite.api_keys import SqliteKeys
 from llm_cost_ops.ledger.sqlite.append import AppendOne, Interner, SqliteBatch
@@ -31,6 +31,7 @@ from llm_cost_ops.ledger.types import (
     CardOf,
     Committed,
     Entry,
+    Erased,
     Filter,
     LedgerFigures,
     Position,
@@ -49,6 +50,9 @@ __all__ = ["SqliteLedger"]
 T = TypeVar("T")
 
 _CLOSING = 30.0
+_ERASED_AT_ONCE = 250
+_LOG_TRIES = 100
+_LOG_WAIT = 0.05
 
 
 class SqliteLedger:
@@ -204,6 +208,45 @@ class SqliteLedger:
             return revised
 
         return await self._write(job, context)
+
+    async def erase_user(
+        self,
+        user_id: str,
+        organization_ids: tuple[str, ...],
+        subject: str,
+        after: Position | None,
+        context: CallContext,
+        *,
+        actor: str = "",
+    ) -> Erased:
+        """Take a user out of the next records that name them; see Ledger."""
+        first = revisions.number_of(after)
+        query = partial(
+            erasing.find_mentions, user_id=user_id, organization_ids=organization_ids, after=first
+        )
+        seqs, last = await self._readers.read(query, context)
+        if last is None:
+            await self._empty_log(context)
+            return Erased(0, None)
+        records = 0
+        for at in range(0, len(seqs), _ERASED_AT_ONCE):
+            some = seqs[at : at + _ERASED_AT_ONCE]
+
+            def job(cursor: sqlite3.Cursor, _: Interner, some: list[int] = some) -> int:
+                return erasing.erase(cursor, some, user_id, subject, context.now(), actor)
+
+            records += await self._write(job, context, len(some))
+        return Erased(records, str(last))
+
+    async def _empty_log(self, context: CallContext) -> None:
+        """Leave nothing in the log of what was overwritten, unless it is in use for seconds."""
+        if self._database.path is None:
+            return
+        for _ in range(_LOG_TRIES):
+            if await self._readers.run_apart(erasing.empty_log, context):
+                return
+            await context.runtime.sleep(_LOG_WAIT)
+            context.check_deadline()
 
     async def revisions(self, organization_id: str, usage_id: str, context: CallContext) -> list[Revised]:
         """Every revision of a record; see Ledger."""

@@ -70,6 +70,10 @@ class Readers:
                     raise self._database.translated(error) from error
         return await self.read(query, context)
 
+    async def run_apart(self, query: Query[T], context: CallContext) -> T:
+        """Run a query outside of a transaction; on a file only."""
+        return await context.runtime.offload(self._run_on_file, query, None)
+
     def close(self) -> None:
         """Close the idle connections; those that are lent out are closed when they come back."""
         self._closings += 1

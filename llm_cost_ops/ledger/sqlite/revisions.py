@@ -31,7 +31,7 @@ from llm_cost_ops.ledger.sqlite.sums import newest, per_record_conditions, pick_
 from llm_cost_ops.ledger.types import Change, Filter, Price, Recorded, Revised
 from llm_cost_ops.rpc.status import invalid_argument
 
-__all__ = ["find_changes", "get_cost", "matching", "reprice", "revisions"]
+__all__ = ["find_changes", "get_cost", "matching", "number_of", "reprice", "revisions"]
 
 _REVISIONS = (
     f"SELECT v.number, v.kind, v.reason, v.actor, v.made, v.record, {RECORD_COLUMNS}, v.cost_micros, "
@@ -106,7 +106,7 @@ def revisions(connection: sqlite3.Connection, organization_id: str, usage_id: st
 
 def matching(connection: sqlite3.Connection, where: Filter, after: str | None, limit: int) -> list[int]:
     """The numbers of the first records after a position that the filter lets through, ascending."""
-    first = 0 if after is None else _number(after)
+    first = number_of(after)
     if not pick_series(connection, where):
         return []
     cost = newest(connection)
@@ -125,7 +125,10 @@ def matching(connection: sqlite3.Connection, where: Filter, after: str | None, l
     return [seq for (seq,) in rows]
 
 
-def _number(position: str) -> int:
+def number_of(position: str | None) -> int:
+    """The row that a position is behind; 0 for the beginning."""
+    if position is None:
+        return 0
     if not (position.isascii() and position.isdigit() and len(position) < 19):
         raise invalid_argument("position", "is not one that this ledger gave")
     return int(position)

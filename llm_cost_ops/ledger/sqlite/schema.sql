@@ -68,6 +68,9 @@ CREATE INDEX usage_time ON usage (org, ts, seq, user);
 -- Records as they were sent, of those that were corrected or superseded since.
 CREATE TABLE first_record (usage INTEGER PRIMARY KEY REFERENCES usage, record BLOB NOT NULL) STRICT;
 
+-- The records that a user was erased from: what is sent again is compared without what may name anybody.
+CREATE TABLE erased (usage INTEGER PRIMARY KEY REFERENCES usage) STRICT;
+
 -- What became of records: the highest number of a record is in force, and rollup follows it. seq is the order
 -- of the commits, and behind the last row of usage that was committed before this one. kind is repriced,
 -- corrected, voided or superseded; record is set where the record changed, and holds until the next that is.
@@ -136,6 +139,9 @@ CREATE TABLE day_state (
     records INTEGER NOT NULL,
     PRIMARY KEY (grouping, day)
 ) STRICT, WITHOUT ROWID;
+-- How often kept days were forgotten: what was calculated before is not kept after.
+CREATE TABLE day_forgotten (id INTEGER PRIMARY KEY CHECK (id = 1), times INTEGER NOT NULL) STRICT;
+INSERT INTO day_forgotten VALUES (1, 0);
 CREATE TABLE day_sum (
     grouping INTEGER NOT NULL,
     day INTEGER NOT NULL,

@@ -112,7 +112,8 @@ def fold(
         else:
             query.add_rows_of_pieces(ITS_ORG)
         state = day_sums.state_now(connection, each)
-        found.append(day_sums.Folded(each, state._replace(seq=None) if unkept_cards else state, sums))
+        state = state._replace(seq=None) if unkept_cards else state
+        found.append(day_sums.Folded(each, state, sums, day_sums.times_forgotten(connection)))
     return found
 
 

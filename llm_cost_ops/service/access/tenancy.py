@@ -22,6 +22,7 @@ from llm_cost_ops._gen.methods import (
     BATCH_SUBMIT_USAGE,
     CORRECT_USAGE,
     CREATE_PRICE,
+    ERASE_USER,
     ESTIMATE_COST,
     EXPORT_USAGE,
     GET_ANALYTICS,
@@ -205,6 +206,7 @@ RULES: dict[str, Rule] = {
     GET_PRICE.path: Rule(Role.READER, _any),
     LIST_PRICES.path: Rule(Role.READER, _named),
     LIST_AUDIT_EVENTS.path: Rule(Role.ADMIN, _filtered),
+    ERASE_USER.path: Rule(Role.ADMIN, _filtered),
 }
 """The rule of each method by its path; those in OPEN have none."""
 

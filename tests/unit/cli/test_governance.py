@@ -1,4 +1,4 @@
-"""`llm-cost-ops audit`: who changed what, for people and for scripts."""
+"""`llm-cost-ops audit` and `privacy`: who changed what, for people and for scripts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import sqlite3
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,21 @@ def test_the_audit_log_is_only_added_to(database: Path, capsys: pytest.CaptureFi
     capsys.readouterr()
     assert main(["db", "check", str(database)]) == 1
     assert "1 of its 2 events are missing" in capsys.readouterr().out
+
+
+def test_a_user_is_erased_who_agrees(
+    database: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    erase = ["privacy", "erase", "--db", str(database), "--user", "ann@x.org"]
+    capsys.readouterr()
+    assert main(erase) == 2
+    assert "say --yes" in capsys.readouterr().err
+    for answer, status in (("n\n", 1), ("", 1), ("y\n", 0)):
+        terminal = io.StringIO(answer)
+        monkeypatch.setattr(terminal, "isatty", lambda: True)
+        monkeypatch.setattr(sys, "stdin", terminal)
+        assert main(erase) == status
+        assert "can't be undone" in capsys.readouterr().out
+    assert b"ann@x.org" not in database.read_bytes()
+    assert main([*erase, "--yes", "--organization", "acme"]) == 1
+    assert "0 records named the user" in capsys.readouterr().out

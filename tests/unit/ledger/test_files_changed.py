@@ -20,6 +20,7 @@ from llm_cost_ops._gen.messages import SubmitStatus
 from llm_cost_ops.ledger.types import Filter
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from tests.unit.ledger.making import Sync, entry
+from tests.waiting import MAX_WAIT
 
 KINDS = ("disk", "group", "process")
 CREATED, DUPLICATE = SubmitStatus.CREATED, SubmitStatus.DUPLICATE
@@ -35,8 +36,8 @@ def submit(store: Sync, *keys: str) -> None:
 
 
 def refused(store: Sync, call: str = "append") -> RpcError:
-    """The error of a write, which comes within a second."""
-    until = time.monotonic() + 1
+    """The error of a write; the store looks at its file every now and then."""
+    until = time.monotonic() + MAX_WAIT
     while True:
         try:
             submit(store, "refused") if call == "append" else store.check()
@@ -113,6 +114,7 @@ def test_a_log_that_was_removed_is_saved(tmp_path: Path, store: Sync) -> None:
 SERVING = """
 import sys
 from tests.unit.ledger.making import Sync, entry
+from tests.waiting import MAX_WAIT
 from llm_cost_ops.rpc.status import RpcError
 store = Sync(sys.argv[1], durability=sys.argv[2])
 def say(text):

@@ -1,0 +1,67 @@
+"""What is left of a record when a user is erased: the same on every ledger.
+
+What counts stays: provider, model, project, counts, times, keys. What may identify somebody goes where it is
+exactly the user's id, wherever it stands.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+from msgspec.structs import replace
+
+from llm_cost_ops._gen.messages import UsageRecord
+
+__all__ = ["ERASABLE", "as_erased", "erased_reason", "mention_of", "without_user"]
+
+_IDS = ("user_id", "session_id", "trace_id", "span_id", "retry_of_id")
+ERASABLE = (*_IDS, "tags", "labels", "metadata")
+"""The fields that an erasure may change."""
+
+_ERASED = "[erased]"
+
+
+def mention_of(user_id: str) -> bytes:
+    """The id as it stands in a stored record, inside its quotes; a record without it has nothing to erase."""
+    return msgspec.json.encode(user_id)[1:-1]
+
+
+def without_user(record: UsageRecord, user_id: str) -> UsageRecord:
+    """The record without a user; the same object where it does not name them."""
+    changes: dict[str, Any] = {name: "" for name in _IDS if getattr(record, name) == user_id}
+    if user_id in record.tags:
+        changes["tags"] = [tag for tag in record.tags if tag != user_id]
+    if user_id in record.labels or user_id in record.labels.values():
+        changes["labels"] = _without(record.labels, user_id)
+    if record.metadata:
+        metadata = _without(record.metadata, user_id)
+        if metadata != record.metadata:
+            changes["metadata"] = metadata
+    unknown = record.unknown_
+    texts = [unknown.binary, *map(bytes, unknown.json.values())] if unknown else []
+    if any(mention_of(user_id) in text for text in texts):
+        # Fields of a newer version, of which nothing is known but that they name the user.
+        changes["unknown_"] = UNSET
+    return replace(record, **changes) if changes else record
+
+
+def _without(value: Any, user_id: str) -> Any:
+    """JSON without the items of objects and lists that are, or are named as, the user's id."""
+    if isinstance(value, dict):
+        items = value.items()
+        return {key: _without(each, user_id) for key, each in items if user_id not in (key, each)}
+    if isinstance(value, list):
+        return [_without(each, user_id) for each in value if each != user_id]
+    return value
+
+
+def erased_reason(reason: str, user_id: str) -> str:
+    """The reason of a revision, in which the id may be a part of a sentence."""
+    return reason.replace(user_id, _ERASED)
+
+
+def as_erased(sent: UsageRecord, kept: UsageRecord) -> UsageRecord:
+    """What is taken of `sent` where a user was erased from `kept`, which has its key: nobody's name."""
+    return replace(sent, **{name: getattr(kept, name) for name in ERASABLE})

@@ -1,0 +1,157 @@
+"""Erasing a user from rows: looked for some rows at a time, and rewritten where they are found.
+
+The counts, costs and keys of a row stay. Sums by user move from the user to nobody with each change; what is
+left of them then are sums of nothing under the user's name, which the last step deletes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from llm_cost_ops._gen.messages import CostStatus
+from llm_cost_ops.ledger import audit
+from llm_cost_ops.ledger.encoding import decode_usage, encode_struct
+from llm_cost_ops.ledger.erasure import erased_reason, mention_of, without_user
+from llm_cost_ops.ledger.postgres.audit import add_events
+from llm_cost_ops.ledger.postgres.connection import Session
+from llm_cost_ops.ledger.postgres.interning import organization_ids
+from llm_cost_ops.ledger.postgres.listing import two_numbers
+from llm_cost_ops.ledger.postgres.revise import Counted, Name, lock_records, move_sums, names_of
+from llm_cost_ops.ledger.postgres.rows import prepare, units_sql
+from llm_cost_ops.ledger.postgres.sums import USER_DAYS, fold, newest
+from llm_cost_ops.ledger.types import Entry
+from llm_cost_ops.pricing.pricebook import Pricing
+
+__all__ = ["erase", "find_mentions", "forget_sums"]
+
+_EXAMINED = 10_000
+_MENTIONS = f"""
+    WITH page AS MATERIALIZED (
+        SELECT u.org, u.id, u.xid, u.seq, u.record FROM llm_cost_ops.usage u WHERE u.org = ANY(%(orgs)s)
+        AND (u.xid, u.seq) > (%(xid)s::text::xid8, %(seq)s) ORDER BY u.xid, u.seq LIMIT {_EXAMINED}
+    )
+    SELECT p.org, p.id::text, p.xid, p.seq, strpos(p.record, %(mention)s) > 0
+        OR EXISTS (SELECT 1 FROM llm_cost_ops.first_record f
+            WHERE f.org = p.org AND f.id = p.id AND strpos(f.record, %(mention)s) > 0)
+        OR EXISTS (SELECT 1 FROM llm_cost_ops.revision v WHERE v.org = p.org AND v.id = p.id
+            AND (strpos(v.record, %(mention)s) > 0 OR strpos(v.reason, %(user)s) > 0))
+    FROM page p ORDER BY p.xid, p.seq
+"""
+_WANTED = "unnest(%(orgs)s::int[], %(ids)s::uuid[]) AS n (org, id)"
+_COPIES = (
+    f"SELECT v.org, v.id::text, 0, f.record, '' FROM {_WANTED.replace('n (', 'v (')} "
+    "JOIN llm_cost_ops.first_record f ON f.org = v.org AND f.id = v.id UNION ALL "
+    f"SELECT v.org, v.id::text, v.number, v.record, v.reason FROM {_WANTED} "
+    "JOIN llm_cost_ops.revision v ON v.org = n.org AND v.id = n.id"
+)
+_ANY_TIME = datetime(1970, 1, 1)  # noqa: DTZ001 - nothing is kept of it
+_UNPRICED = Pricing(CostStatus.UNPRICED, "")
+
+
+def find_mentions(
+    session: Session, user_id: str, names: Sequence[str], after: str | None
+) -> tuple[list[Name], str | None]:
+    """The records behind a position that may name a user, of some thousands, and the position of the last of
+    these; None where there are no more.
+    """
+    xid, seq = (0, 0) if after is None else two_numbers(after, "position")
+    orgs, mention = organization_ids(session, names), mention_of(user_id).decode()
+    rows = session.rows(_MENTIONS, orgs=orgs, xid=xid, seq=seq, mention=mention, user=user_id)
+    return [row[:2] for row in rows if row[4]], f"{rows[-1][2]}.{rows[-1][3]}" if rows else None
+
+
+def erase(
+    session: Session, records: Sequence[Name], user_id: str, subject: str, at: datetime, actor: str
+) -> int:
+    """Erase a user from records, and tell of it under a subject; how many named them."""
+    with session.transaction():
+        lock_records(session, records)
+        changed = _erase_copies(session, records, user_id) | _erase_records(session, records, user_id)
+        for org, made in sorted(changed):
+            session.run(
+                "INSERT INTO llm_cost_ops.erased (org, id) VALUES (%s, %s::uuid) ON CONFLICT DO NOTHING",
+                org,
+                made,
+            )
+        named = dict(
+            session.rows(
+                "SELECT id, name FROM llm_cost_ops.organization WHERE id = ANY(%s)",
+                list({org for org, _ in changed}),
+            )
+        )
+        touched = Counter(named[org] for org, _ in changed)
+        add_events(session, audit.erased(touched, subject, at, actor))
+    return len(changed)
+
+
+def _erase_records(session: Session, records: Sequence[Name], user_id: str) -> set[Name]:
+    cost = newest(session, list({org for org, _ in records}))
+    rows = session.rows(
+        f"SELECT u.org, u.id::text, u.ts, u.record, {cost.series}, coalesce(u.usr, ''), u.requests, u.input, "
+        f"u.output, u.cached, {units_sql(cost.cost)} FROM {_WANTED} "
+        f"JOIN llm_cost_ops.usage u ON u.org = n.org AND u.id = n.id{cost.join}",
+        **names_of(records),
+    )
+    changed: set[Name] = set()
+    moves: list[tuple[int, int, Counted, Counted]] = []
+    for org, made, ts, data, *counted in rows:
+        before = decode_usage(data)
+        record = without_user(before, user_id)
+        if record is before:
+            continue
+        row = prepare(Entry(record, "", _ANY_TIME, None, _UNPRICED))
+        session.run(
+            "UPDATE llm_cost_ops.usage SET usr = %(usr)s, tags = %(tags)s::jsonb, "
+            "labels = %(labels)s::jsonb, record = %(record)s WHERE org = %(org)s AND id = %(id)s::uuid",
+            org=org,
+            id=made,
+            usr=row.usr,
+            tags=row.tags,
+            labels=row.labels,
+            record=row.record,
+        )
+        changed.add((org, made))
+        counts = Counted._make(counted)
+        moves.append((org, ts, counts, counts._replace(user=row.usr or "")))
+    move_sums(session, moves)
+    return changed
+
+
+def _erase_copies(session: Session, records: Sequence[Name], user_id: str) -> set[Name]:
+    """Erase a user from what records were before, and from the reasons for it."""
+    changed: set[Name] = set()
+    for org, made, number, data, reason in session.rows(_COPIES, **names_of(records)):
+        place: dict[str, Any] = {"org": org, "id": made, "number": number}
+        whose = "org = %(org)s AND id = %(id)s::uuid"
+        table = f"revision SET record = %(record)s WHERE number = %(number)s AND {whose}"
+        if not number:
+            table = f"first_record SET record = %(record)s WHERE {whose}"
+        before = None if data is None else decode_usage(data)
+        record = None if before is None else without_user(before, user_id)
+        if record is not None and record is not before:
+            changed.add((org, made))
+            session.run(f"UPDATE llm_cost_ops.{table}", **place, record=encode_struct(record).decode())
+        said = erased_reason(reason, user_id)
+        if said != reason:
+            changed.add((org, made))
+            reasons = f"revision SET reason = %(reason)s WHERE number = %(number)s AND {whose}"
+            session.run(f"UPDATE llm_cost_ops.{reasons}", **place, reason=said)
+    return changed
+
+
+def forget_sums(session: Session, user_id: str, names: Sequence[str]) -> None:
+    """Delete the sums of nothing that are left under a user's name."""
+    left = "SELECT 1 FROM llm_cost_ops.delta WHERE org = %s AND usr = %s LIMIT 1"
+    for org in organization_ids(session, names):
+        while session.rows(left, org, user_id):
+            fold(session, org, wait=True)
+        with session.transaction():
+            session.run(
+                "DELETE FROM llm_cost_ops.rollup WHERE org = %s AND level = %s AND usr = %s AND records = 0",
+                org,
+                USER_DAYS,
+                user_id,
+            )
