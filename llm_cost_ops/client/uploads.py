@@ -184,7 +184,7 @@ class _Sender:
                 _add(self._progress, _invalid(index, violations))
                 return
         if not record.idempotency_key:
-            record = record.__copy__()
+            record = copy.copy(record)
             record.idempotency_key = f"{self._key}:{index}"
         segment.add(index, record)
 
