@@ -7,23 +7,26 @@ from __future__ import annotations
 from datetime import UTC
 
 from llm_cost_ops._gen.messages import (
-    Analytics, AnalyticsSummary, AuditEvent, BatchReceipt, BatchSubmitUsageRequest, BatchSubmitUsageResponse,
-    ComponentHealth, CorrectUsageRequest, CorrectUsageResponse, CostGroup, CostLine, CostRecord, CostSummary,
-    CostVerification, CreatePriceRequest, CreatePriceResponse, CurrencyTotal, EraseUserRequest,
-    EraseUserResponse, Erasure, EstimateCostRequest, EstimateCostResponse, ExportUsageRequest,
-    ExportUsageResponse, FieldViolation, Filter, GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest,
-    GetCostResponse, GetCostSummaryRequest, GetCostSummaryResponse, GetHealthRequest, GetHealthResponse,
-    GetPriceRequest, GetPriceResponse, GetReadinessRequest, GetReadinessResponse, GroupKey,
-    ListAuditEventsRequest, ListAuditEventsResponse, ListPricesRequest, ListPricesResponse, ListUsageRequest,
+    Analytics, AnalyticsSummary, ApplyRetentionRequest, ApplyRetentionResponse, AuditEvent, BatchReceipt,
+    BatchSubmitUsageRequest, BatchSubmitUsageResponse, ComponentHealth, CorrectUsageRequest,
+    CorrectUsageResponse, CostGroup, CostLine, CostRecord, CostSummary, CostVerification, CreatePriceRequest,
+    CreatePriceResponse, CurrencyTotal, EraseUserRequest, EraseUserResponse, Erasure, EstimateCostRequest,
+    EstimateCostResponse, ExportUsageRequest, ExportUsageResponse, FieldViolation, Filter,
+    GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest, GetCostResponse, GetCostSummaryRequest,
+    GetCostSummaryResponse, GetHealthRequest, GetHealthResponse, GetPriceRequest, GetPriceResponse,
+    GetReadinessRequest, GetReadinessResponse, GroupKey, ListAuditEventsRequest, ListAuditEventsResponse,
+    ListPricesRequest, ListPricesResponse, ListRetentionRequest, ListRetentionResponse, ListUsageRequest,
     ListUsageResponse, ListUsageRevisionsRequest, ListUsageRevisionsResponse, MetricValues, ModalityTokens,
     Pagination, PriceMultiplier, PriceTier, Rate, RateCard, RecordError, RepriceDifference, RepriceReport,
-    RepriceUsageRequest, RepriceUsageResponse, ResponseMeta, StreamProblem, StreamUsageRequest,
-    StreamUsageResponse, SubmitResult, SubmitUsageRequest, SubmitUsageResponse, TimeSeriesPoint, TimeWindow,
-    UsageReceipt, UsageRecord, UsageRevision, UsageRevisions, VerifyCostRequest, VerifyCostResponse,
-    VoidUsageRequest, VoidUsageResponse,
+    RepriceUsageRequest, RepriceUsageResponse, ResponseMeta, RetentionPolicy, RetentionReport,
+    SetRetentionRequest, SetRetentionResponse, StreamProblem, StreamUsageRequest, StreamUsageResponse,
+    SubmitResult, SubmitUsageRequest, SubmitUsageResponse, TimeSeriesPoint, TimeWindow, UsageReceipt,
+    UsageRecord, UsageRevision, UsageRevisions, VerifyCostRequest, VerifyCostResponse, VoidUsageRequest,
+    VoidUsageResponse,
 )
 from llm_cost_ops._gen.validators import (
-    validate_analytics, validate_analytics_summary, validate_audit_event, validate_batch_receipt,
+    validate_analytics, validate_analytics_summary, validate_apply_retention_request,
+    validate_apply_retention_response, validate_audit_event, validate_batch_receipt,
     validate_batch_submit_usage_request, validate_batch_submit_usage_response, validate_component_health,
     validate_correct_usage_request, validate_correct_usage_response, validate_cost_group, validate_cost_line,
     validate_cost_record, validate_cost_summary, validate_cost_verification, validate_create_price_request,
@@ -36,12 +39,14 @@ from llm_cost_ops._gen.validators import (
     validate_get_health_response, validate_get_price_request, validate_get_price_response,
     validate_get_readiness_request, validate_get_readiness_response, validate_group_key,
     validate_list_audit_events_request, validate_list_audit_events_response, validate_list_prices_request,
-    validate_list_prices_response, validate_list_usage_request, validate_list_usage_response,
-    validate_list_usage_revisions_request, validate_list_usage_revisions_response, validate_metric_values,
-    validate_modality_tokens, validate_pagination, validate_price_multiplier, validate_price_tier,
-    validate_rate, validate_rate_card, validate_record_error, validate_reprice_difference,
-    validate_reprice_report, validate_reprice_usage_request, validate_reprice_usage_response,
-    validate_response_meta, validate_stream_problem, validate_stream_usage_request,
+    validate_list_prices_response, validate_list_retention_request, validate_list_retention_response,
+    validate_list_usage_request, validate_list_usage_response, validate_list_usage_revisions_request,
+    validate_list_usage_revisions_response, validate_metric_values, validate_modality_tokens,
+    validate_pagination, validate_price_multiplier, validate_price_tier, validate_rate, validate_rate_card,
+    validate_record_error, validate_reprice_difference, validate_reprice_report,
+    validate_reprice_usage_request, validate_reprice_usage_response, validate_response_meta,
+    validate_retention_policy, validate_retention_report, validate_set_retention_request,
+    validate_set_retention_response, validate_stream_problem, validate_stream_usage_request,
     validate_stream_usage_response, validate_submit_result, validate_submit_usage_request,
     validate_submit_usage_response, validate_time_series_point, validate_time_window, validate_usage_receipt,
     validate_usage_record, validate_usage_revision, validate_usage_revisions, validate_verify_cost_request,
@@ -51,19 +56,21 @@ from llm_cost_ops.rpc.method import MessageCodec
 from llm_cost_ops.wire.json import JsonCodec
 
 __all__ = [
-    "ANALYTICS", "ANALYTICS_SUMMARY", "AUDIT_EVENT", "BATCH_RECEIPT", "BATCH_SUBMIT_USAGE_REQUEST",
-    "BATCH_SUBMIT_USAGE_RESPONSE", "COMPONENT_HEALTH", "CORRECT_USAGE_REQUEST", "CORRECT_USAGE_RESPONSE",
-    "COST_GROUP", "COST_LINE", "COST_RECORD", "COST_SUMMARY", "COST_VERIFICATION", "CREATE_PRICE_REQUEST",
-    "CREATE_PRICE_RESPONSE", "CURRENCY_TOTAL", "ERASE_USER_REQUEST", "ERASE_USER_RESPONSE", "ERASURE",
-    "ESTIMATE_COST_REQUEST", "ESTIMATE_COST_RESPONSE", "EXPORT_USAGE_REQUEST", "EXPORT_USAGE_RESPONSE",
-    "FIELD_VIOLATION", "FILTER", "GET_ANALYTICS_REQUEST", "GET_ANALYTICS_RESPONSE", "GET_COST_REQUEST",
-    "GET_COST_RESPONSE", "GET_COST_SUMMARY_REQUEST", "GET_COST_SUMMARY_RESPONSE", "GET_HEALTH_REQUEST",
-    "GET_HEALTH_RESPONSE", "GET_PRICE_REQUEST", "GET_PRICE_RESPONSE", "GET_READINESS_REQUEST",
-    "GET_READINESS_RESPONSE", "GROUP_KEY", "LIST_AUDIT_EVENTS_REQUEST", "LIST_AUDIT_EVENTS_RESPONSE",
-    "LIST_PRICES_REQUEST", "LIST_PRICES_RESPONSE", "LIST_USAGE_REQUEST", "LIST_USAGE_RESPONSE",
+    "ANALYTICS", "ANALYTICS_SUMMARY", "APPLY_RETENTION_REQUEST", "APPLY_RETENTION_RESPONSE", "AUDIT_EVENT",
+    "BATCH_RECEIPT", "BATCH_SUBMIT_USAGE_REQUEST", "BATCH_SUBMIT_USAGE_RESPONSE", "COMPONENT_HEALTH",
+    "CORRECT_USAGE_REQUEST", "CORRECT_USAGE_RESPONSE", "COST_GROUP", "COST_LINE", "COST_RECORD",
+    "COST_SUMMARY", "COST_VERIFICATION", "CREATE_PRICE_REQUEST", "CREATE_PRICE_RESPONSE", "CURRENCY_TOTAL",
+    "ERASE_USER_REQUEST", "ERASE_USER_RESPONSE", "ERASURE", "ESTIMATE_COST_REQUEST", "ESTIMATE_COST_RESPONSE",
+    "EXPORT_USAGE_REQUEST", "EXPORT_USAGE_RESPONSE", "FIELD_VIOLATION", "FILTER", "GET_ANALYTICS_REQUEST",
+    "GET_ANALYTICS_RESPONSE", "GET_COST_REQUEST", "GET_COST_RESPONSE", "GET_COST_SUMMARY_REQUEST",
+    "GET_COST_SUMMARY_RESPONSE", "GET_HEALTH_REQUEST", "GET_HEALTH_RESPONSE", "GET_PRICE_REQUEST",
+    "GET_PRICE_RESPONSE", "GET_READINESS_REQUEST", "GET_READINESS_RESPONSE", "GROUP_KEY",
+    "LIST_AUDIT_EVENTS_REQUEST", "LIST_AUDIT_EVENTS_RESPONSE", "LIST_PRICES_REQUEST", "LIST_PRICES_RESPONSE",
+    "LIST_RETENTION_REQUEST", "LIST_RETENTION_RESPONSE", "LIST_USAGE_REQUEST", "LIST_USAGE_RESPONSE",
     "LIST_USAGE_REVISIONS_REQUEST", "LIST_USAGE_REVISIONS_RESPONSE", "METRIC_VALUES", "MODALITY_TOKENS",
     "PAGINATION", "PRICE_MULTIPLIER", "PRICE_TIER", "RATE", "RATE_CARD", "RECORD_ERROR", "REPRICE_DIFFERENCE",
-    "REPRICE_REPORT", "REPRICE_USAGE_REQUEST", "REPRICE_USAGE_RESPONSE", "RESPONSE_META", "STREAM_PROBLEM",
+    "REPRICE_REPORT", "REPRICE_USAGE_REQUEST", "REPRICE_USAGE_RESPONSE", "RESPONSE_META", "RETENTION_POLICY",
+    "RETENTION_REPORT", "SET_RETENTION_REQUEST", "SET_RETENTION_RESPONSE", "STREAM_PROBLEM",
     "STREAM_USAGE_REQUEST", "STREAM_USAGE_RESPONSE", "SUBMIT_RESULT", "SUBMIT_USAGE_REQUEST",
     "SUBMIT_USAGE_RESPONSE", "TIME_SERIES_POINT", "TIME_WINDOW", "USAGE_RECEIPT", "USAGE_RECORD",
     "USAGE_REVISION", "USAGE_REVISIONS", "VERIFY_COST_REQUEST", "VERIFY_COST_RESPONSE", "VOID_USAGE_REQUEST",
@@ -104,6 +111,8 @@ def _settled_list_audit_events_response(m: ListAuditEventsResponse) -> bool:
     for each1 in m.data:
         if not _settled_audit_event(each1):
             return False
+    if m.pagination is not None and not _settled_pagination(m.pagination):
+        return False
     return True
 
 
@@ -159,6 +168,12 @@ def _settled_estimate_cost_response(m: EstimateCostResponse) -> bool:
     return True
 
 
+def _settled_pagination(m: Pagination) -> bool:
+    if m.removed_before is not None and m.removed_before.tzinfo is not UTC:
+        return False
+    return True
+
+
 def _settled_rate_card(m: RateCard) -> bool:
     if m.effective_from is not None and m.effective_from.tzinfo is not UTC:
         return False
@@ -187,6 +202,41 @@ def _settled_list_prices_response(m: ListPricesResponse) -> bool:
     for each1 in m.data:
         if not _settled_rate_card(each1):
             return False
+    if m.pagination is not None and not _settled_pagination(m.pagination):
+        return False
+    return True
+
+
+def _settled_retention_policy(m: RetentionPolicy) -> bool:
+    if m.removed_before is not None and m.removed_before.tzinfo is not UTC:
+        return False
+    return True
+
+
+def _settled_retention_report(m: RetentionReport) -> bool:
+    if m.as_of is not None and m.as_of.tzinfo is not UTC:
+        return False
+    for each2 in m.policies:
+        if not _settled_retention_policy(each2):
+            return False
+    return True
+
+
+def _settled_set_retention_response(m: SetRetentionResponse) -> bool:
+    if m.data is not None and not _settled_retention_policy(m.data):
+        return False
+    return True
+
+
+def _settled_list_retention_response(m: ListRetentionResponse) -> bool:
+    if m.data is not None and not _settled_retention_report(m.data):
+        return False
+    return True
+
+
+def _settled_apply_retention_response(m: ApplyRetentionResponse) -> bool:
+    if m.data is not None and not _settled_retention_report(m.data):
+        return False
     return True
 
 
@@ -246,6 +296,8 @@ def _settled_list_usage_response(m: ListUsageResponse) -> bool:
     for each1 in m.data:
         if not _settled_usage_record(each1):
             return False
+    if m.pagination is not None and not _settled_pagination(m.pagination):
+        return False
     return True
 
 
@@ -334,7 +386,7 @@ _json_get_health_request = JsonCodec(GetHealthRequest)
 _json_get_health_response = JsonCodec(GetHealthResponse)
 _json_get_readiness_request = JsonCodec(GetReadinessRequest)
 _json_get_readiness_response = JsonCodec(GetReadinessResponse)
-_json_pagination = JsonCodec(Pagination)
+_json_pagination = JsonCodec(Pagination, settled=_settled_pagination)
 _json_response_meta = JsonCodec(ResponseMeta)
 _json_field_violation = JsonCodec(FieldViolation)
 _json_price_tier = JsonCodec(PriceTier)
@@ -351,6 +403,14 @@ _json_list_prices_response = JsonCodec(ListPricesResponse, settled=_settled_list
 _json_erase_user_request = JsonCodec(EraseUserRequest)
 _json_erasure = JsonCodec(Erasure)
 _json_erase_user_response = JsonCodec(EraseUserResponse)
+_json_retention_policy = JsonCodec(RetentionPolicy, settled=_settled_retention_policy)
+_json_retention_report = JsonCodec(RetentionReport, settled=_settled_retention_report)
+_json_set_retention_request = JsonCodec(SetRetentionRequest)
+_json_set_retention_response = JsonCodec(SetRetentionResponse, settled=_settled_set_retention_response)
+_json_list_retention_request = JsonCodec(ListRetentionRequest)
+_json_list_retention_response = JsonCodec(ListRetentionResponse, settled=_settled_list_retention_response)
+_json_apply_retention_request = JsonCodec(ApplyRetentionRequest)
+_json_apply_retention_response = JsonCodec(ApplyRetentionResponse, settled=_settled_apply_retention_response)
 _json_modality_tokens = JsonCodec(ModalityTokens)
 _json_usage_record = JsonCodec(UsageRecord, settled=_settled_usage_record)
 _json_submit_usage_request = JsonCodec(SubmitUsageRequest, settled=_settled_submit_usage_request)
@@ -790,6 +850,70 @@ ERASE_USER_RESPONSE = MessageCodec(
     encode_json=_json_erase_user_response.encode,
     decode_json=_json_erase_user_response.decode,
     validate=validate_erase_user_response,
+)
+RETENTION_POLICY = MessageCodec(
+    RetentionPolicy,
+    "llm_cost_ops.v1.RetentionPolicy",
+    protobuf="llm_cost_ops._gen.protobuf:retention_policy",
+    encode_json=_json_retention_policy.encode,
+    decode_json=_json_retention_policy.decode,
+    validate=validate_retention_policy,
+)
+RETENTION_REPORT = MessageCodec(
+    RetentionReport,
+    "llm_cost_ops.v1.RetentionReport",
+    protobuf="llm_cost_ops._gen.protobuf:retention_report",
+    encode_json=_json_retention_report.encode,
+    decode_json=_json_retention_report.decode,
+    validate=validate_retention_report,
+)
+SET_RETENTION_REQUEST = MessageCodec(
+    SetRetentionRequest,
+    "llm_cost_ops.v1.SetRetentionRequest",
+    protobuf="llm_cost_ops._gen.protobuf:set_retention_request",
+    encode_json=_json_set_retention_request.encode,
+    decode_json=_json_set_retention_request.decode,
+    validate=validate_set_retention_request,
+)
+SET_RETENTION_RESPONSE = MessageCodec(
+    SetRetentionResponse,
+    "llm_cost_ops.v1.SetRetentionResponse",
+    protobuf="llm_cost_ops._gen.protobuf:set_retention_response",
+    encode_json=_json_set_retention_response.encode,
+    decode_json=_json_set_retention_response.decode,
+    validate=validate_set_retention_response,
+)
+LIST_RETENTION_REQUEST = MessageCodec(
+    ListRetentionRequest,
+    "llm_cost_ops.v1.ListRetentionRequest",
+    protobuf="llm_cost_ops._gen.protobuf:list_retention_request",
+    encode_json=_json_list_retention_request.encode,
+    decode_json=_json_list_retention_request.decode,
+    validate=validate_list_retention_request,
+)
+LIST_RETENTION_RESPONSE = MessageCodec(
+    ListRetentionResponse,
+    "llm_cost_ops.v1.ListRetentionResponse",
+    protobuf="llm_cost_ops._gen.protobuf:list_retention_response",
+    encode_json=_json_list_retention_response.encode,
+    decode_json=_json_list_retention_response.decode,
+    validate=validate_list_retention_response,
+)
+APPLY_RETENTION_REQUEST = MessageCodec(
+    ApplyRetentionRequest,
+    "llm_cost_ops.v1.ApplyRetentionRequest",
+    protobuf="llm_cost_ops._gen.protobuf:apply_retention_request",
+    encode_json=_json_apply_retention_request.encode,
+    decode_json=_json_apply_retention_request.decode,
+    validate=validate_apply_retention_request,
+)
+APPLY_RETENTION_RESPONSE = MessageCodec(
+    ApplyRetentionResponse,
+    "llm_cost_ops.v1.ApplyRetentionResponse",
+    protobuf="llm_cost_ops._gen.protobuf:apply_retention_response",
+    encode_json=_json_apply_retention_response.encode,
+    decode_json=_json_apply_retention_response.decode,
+    validate=validate_apply_retention_response,
 )
 MODALITY_TOKENS = MessageCodec(
     ModalityTokens,

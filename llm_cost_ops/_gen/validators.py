@@ -8,21 +8,23 @@ from datetime import datetime
 from typing import Any
 
 from llm_cost_ops._gen.messages import (
-    Analytics, AnalyticsSummary, AuditEvent, BatchReceipt, BatchSubmitUsageRequest, BatchSubmitUsageResponse,
-    ComponentHealth, CorrectUsageRequest, CorrectUsageResponse, CostGroup, CostLine, CostRecord, CostStatus,
-    CostSummary, CostVerification, CreatePriceRequest, CreatePriceResponse, CurrencyTotal, EraseUserRequest,
-    EraseUserResponse, Erasure, EstimateCostRequest, EstimateCostResponse, ExportUsageRequest,
-    ExportUsageResponse, FieldViolation, Filter, GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest,
-    GetCostResponse, GetCostSummaryRequest, GetCostSummaryResponse, GetHealthRequest, GetHealthResponse,
-    GetPriceRequest, GetPriceResponse, GetReadinessRequest, GetReadinessResponse, GroupKey, HealthStatus,
-    Interval, ListAuditEventsRequest, ListAuditEventsResponse, ListPricesRequest, ListPricesResponse,
-    ListUsageRequest, ListUsageResponse, ListUsageRevisionsRequest, ListUsageRevisionsResponse, MetricValues,
-    ModalityTokens, Operation, Outcome, Pagination, PriceMultiplier, PriceOrigin, PriceTier, Rate, RateCard,
-    RecordError, RepriceDifference, RepriceReport, RepriceUsageRequest, RepriceUsageResponse, ResponseMeta,
-    RevisionKind, StreamProblem, StreamUsageRequest, StreamUsageResponse, SubmitResult, SubmitStatus,
-    SubmitUsageRequest, SubmitUsageResponse, TierBasis, TierMode, TimeSeriesPoint, TimeWindow, UsageQuality,
-    UsageReceipt, UsageRecord, UsageRevision, UsageRevisions, VerifyCostRequest, VerifyCostResponse,
-    VoidUsageRequest, VoidUsageResponse,
+    Analytics, AnalyticsSummary, ApplyRetentionRequest, ApplyRetentionResponse, AuditEvent, BatchReceipt,
+    BatchSubmitUsageRequest, BatchSubmitUsageResponse, ComponentHealth, CorrectUsageRequest,
+    CorrectUsageResponse, CostGroup, CostLine, CostRecord, CostStatus, CostSummary, CostVerification,
+    CreatePriceRequest, CreatePriceResponse, CurrencyTotal, EraseUserRequest, EraseUserResponse, Erasure,
+    EstimateCostRequest, EstimateCostResponse, ExportUsageRequest, ExportUsageResponse, FieldViolation,
+    Filter, GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest, GetCostResponse, GetCostSummaryRequest,
+    GetCostSummaryResponse, GetHealthRequest, GetHealthResponse, GetPriceRequest, GetPriceResponse,
+    GetReadinessRequest, GetReadinessResponse, GroupKey, HealthStatus, Interval, ListAuditEventsRequest,
+    ListAuditEventsResponse, ListPricesRequest, ListPricesResponse, ListRetentionRequest,
+    ListRetentionResponse, ListUsageRequest, ListUsageResponse, ListUsageRevisionsRequest,
+    ListUsageRevisionsResponse, MetricValues, ModalityTokens, Operation, Outcome, Pagination, PriceMultiplier,
+    PriceOrigin, PriceTier, Rate, RateCard, RecordError, RepriceDifference, RepriceReport,
+    RepriceUsageRequest, RepriceUsageResponse, ResponseMeta, RetentionPolicy, RetentionReport, RevisionKind,
+    SetRetentionRequest, SetRetentionResponse, StreamProblem, StreamUsageRequest, StreamUsageResponse,
+    SubmitResult, SubmitStatus, SubmitUsageRequest, SubmitUsageResponse, TierBasis, TierMode, TimeSeriesPoint,
+    TimeWindow, UsageQuality, UsageReceipt, UsageRecord, UsageRevision, UsageRevisions, VerifyCostRequest,
+    VerifyCostResponse, VoidUsageRequest, VoidUsageResponse,
 )
 from llm_cost_ops.rpc.status import Violation
 from llm_cost_ops.wire.validation import (
@@ -31,7 +33,8 @@ from llm_cost_ops.wire.validation import (
 )
 
 __all__ = [
-    "validate_analytics", "validate_analytics_summary", "validate_audit_event", "validate_batch_receipt",
+    "validate_analytics", "validate_analytics_summary", "validate_apply_retention_request",
+    "validate_apply_retention_response", "validate_audit_event", "validate_batch_receipt",
     "validate_batch_submit_usage_request", "validate_batch_submit_usage_response",
     "validate_component_health", "validate_correct_usage_request", "validate_correct_usage_response",
     "validate_cost_group", "validate_cost_line", "validate_cost_record", "validate_cost_summary",
@@ -45,16 +48,19 @@ __all__ = [
     "validate_get_price_request", "validate_get_price_response", "validate_get_readiness_request",
     "validate_get_readiness_response", "validate_group_key", "validate_list_audit_events_request",
     "validate_list_audit_events_response", "validate_list_prices_request", "validate_list_prices_response",
-    "validate_list_usage_request", "validate_list_usage_response", "validate_list_usage_revisions_request",
+    "validate_list_retention_request", "validate_list_retention_response", "validate_list_usage_request",
+    "validate_list_usage_response", "validate_list_usage_revisions_request",
     "validate_list_usage_revisions_response", "validate_metric_values", "validate_modality_tokens",
     "validate_pagination", "validate_price_multiplier", "validate_price_tier", "validate_rate",
     "validate_rate_card", "validate_record_error", "validate_reprice_difference", "validate_reprice_report",
     "validate_reprice_usage_request", "validate_reprice_usage_response", "validate_response_meta",
-    "validate_stream_problem", "validate_stream_usage_request", "validate_stream_usage_response",
-    "validate_submit_result", "validate_submit_usage_request", "validate_submit_usage_response",
-    "validate_time_series_point", "validate_time_window", "validate_usage_receipt", "validate_usage_record",
-    "validate_usage_revision", "validate_usage_revisions", "validate_verify_cost_request",
-    "validate_verify_cost_response", "validate_void_usage_request", "validate_void_usage_response",
+    "validate_retention_policy", "validate_retention_report", "validate_set_retention_request",
+    "validate_set_retention_response", "validate_stream_problem", "validate_stream_usage_request",
+    "validate_stream_usage_response", "validate_submit_result", "validate_submit_usage_request",
+    "validate_submit_usage_response", "validate_time_series_point", "validate_time_window",
+    "validate_usage_receipt", "validate_usage_record", "validate_usage_revision", "validate_usage_revisions",
+    "validate_verify_cost_request", "validate_verify_cost_response", "validate_void_usage_request",
+    "validate_void_usage_response",
 ]
 
 
@@ -901,6 +907,9 @@ def validate_pagination(m: Pagination, path: str, violations: list[Violation]) -
     v = m.next_cursor
     if v is not EMPTY and (type(v) is not str or not v.isprintable()):
         check_text(v, "next_cursor", violations)
+    v = m.removed_before
+    if v is not None and type(v) is not datetime:
+        check_instance(v, "removed_before", violations, datetime)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1308,6 +1317,131 @@ def validate_erase_user_response(m: EraseUserResponse, path: str, violations: li
     v = m.data
     if v is not None:
         validate_erasure(v, "data", violations) if type(v) is Erasure else check_instance(v, "data", violations, Erasure)
+    v = m.meta
+    if v is not None:
+        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_retention_policy(m: RetentionPolicy, path: str, violations: list[Violation]) -> None:
+    """Check a RetentionPolicy."""
+    start = len(violations)
+    v: Any
+    v = m.organization_id
+    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
+        check_text(v, "organization_id", violations)
+    v = m.days
+    if v is not ZERO and (type(v) is not int or not -2147483648 <= v <= 2147483647):
+        check_int(v, "days", violations, -2147483648, 2147483647)
+    v = m.removed_before
+    if v is not None and type(v) is not datetime:
+        check_instance(v, "removed_before", violations, datetime)
+    v = m.records
+    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
+        check_int(v, "records", violations, -9223372036854775808, 9223372036854775807)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_retention_report(m: RetentionReport, path: str, violations: list[Violation]) -> None:
+    """Check a RetentionReport."""
+    start = len(violations)
+    v: Any
+    v = m.as_of
+    if v is not None and type(v) is not datetime:
+        check_instance(v, "as_of", violations, datetime)
+    v = m.policies
+    if (v or type(v) is not list) and check_items(v, "policies", violations):
+        check_messages(v, "policies", violations, RetentionPolicy, validate_retention_policy)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_set_retention_request(m: SetRetentionRequest, path: str, violations: list[Violation]) -> None:
+    """Check a SetRetentionRequest."""
+    start = len(violations)
+    v: Any
+    v = m.organization_id
+    if not v or type(v) is not str or len(v) > 100 or not v.isprintable():
+        check_text(v, "organization_id", violations, 100, required=True)
+    v = m.days
+    if v is not ZERO and (type(v) is not int or not 0 <= v <= 36500):
+        check_int(v, "days", violations, 0, 36500)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_set_retention_response(m: SetRetentionResponse, path: str, violations: list[Violation]) -> None:
+    """Check a SetRetentionResponse."""
+    start = len(violations)
+    v: Any
+    v = m.data
+    if v is not None:
+        validate_retention_policy(v, "data", violations) if type(v) is RetentionPolicy else check_instance(v, "data", violations, RetentionPolicy)
+    v = m.meta
+    if v is not None:
+        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_list_retention_request(m: ListRetentionRequest, path: str, violations: list[Violation]) -> None:
+    """Check a ListRetentionRequest."""
+    start = len(violations)
+    v: Any
+    v = m.organization_id
+    if (v or type(v) is not list) and check_items(v, "organization_id", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"organization_id[{i}]", violations)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_list_retention_response(
+    m: ListRetentionResponse, path: str, violations: list[Violation]
+) -> None:
+    """Check a ListRetentionResponse."""
+    start = len(violations)
+    v: Any
+    v = m.data
+    if v is not None:
+        validate_retention_report(v, "data", violations) if type(v) is RetentionReport else check_instance(v, "data", violations, RetentionReport)
+    v = m.meta
+    if v is not None:
+        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_apply_retention_request(
+    m: ApplyRetentionRequest, path: str, violations: list[Violation]
+) -> None:
+    """Check a ApplyRetentionRequest."""
+    start = len(violations)
+    v: Any
+    v = m.organization_id
+    if (v or type(v) is not list) and check_items(v, "organization_id", violations):
+        for i, e in enumerate(v):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"organization_id[{i}]", violations)
+    v = m.dry_run
+    if type(v) is not bool:
+        check_instance(v, "dry_run", violations, bool)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_apply_retention_response(
+    m: ApplyRetentionResponse, path: str, violations: list[Violation]
+) -> None:
+    """Check a ApplyRetentionResponse."""
+    start = len(violations)
+    v: Any
+    v = m.data
+    if v is not None:
+        validate_retention_report(v, "data", violations) if type(v) is RetentionReport else check_instance(v, "data", violations, RetentionReport)
     v = m.meta
     if v is not None:
         validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)

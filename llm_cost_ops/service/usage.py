@@ -37,7 +37,8 @@ from llm_cost_ops._gen.messages import (
 from llm_cost_ops.interceptors.validation import keeps_unknown
 from llm_cost_ops.ledger import Ledger, Position
 from llm_cost_ops.ledger.duplicates import is_duplicate
-from llm_cost_ops.ledger.encoding import usage_id
+from llm_cost_ops.ledger.encoding import to_micros, usage_id
+from llm_cost_ops.ledger.retention import removed_error
 from llm_cost_ops.ledger.types import Appended, Entry, Filter
 from llm_cost_ops.pricing.money import from_units, to_units
 from llm_cost_ops.pricing.pricebook import PriceBook
@@ -54,6 +55,7 @@ from llm_cost_ops.service.access.tenancy import OTHER_ORGANIZATION, may_access
 from llm_cost_ops.service.entries import as_kept, in_utc, new_entry
 from llm_cost_ops.service.pages import Page, filter_of, meta_of
 from llm_cost_ops.service.prices import Prices
+from llm_cost_ops.service.retention import removed_before
 
 __all__ = ["UsageService", "export"]
 
@@ -165,9 +167,9 @@ class UsageService:
             context,
         )
         total = await self._total(where, page, position, len(records), context) if page.number else None
-        return ListUsageResponse(
-            data=records, pagination=page.described(position, total), meta=meta_of(context)
-        )
+        pagination = page.described(position, total)
+        pagination.removed_before = await removed_before(self._ledger, where, context)
+        return ListUsageResponse(data=records, pagination=pagination, meta=meta_of(context))
 
     async def _total(
         self, where: Filter, page: Page, following: Position | None, found: int, context: CallContext
@@ -402,6 +404,11 @@ async def export(
         records, after = await ledger.list_usage(
             where, "timestamp", order == "desc", _PAGE, after, None, context
         )
+        # Asked after it, so that a removal while this runs is told too.
+        missing = None if where.start is None else await removed_before(ledger, where, context)
+        if missing is not None:
+            whose = ", ".join(where.organization_ids) or "some organizations"
+            raise removed_error(whose, to_micros(missing), "one by one")
         for chunk in chunks_of(records):
             yield ExportUsageResponse(records=chunk)
         if after is None:
