@@ -11,8 +11,9 @@ Names are loaded when they are first used, so that importing the package costs n
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from llm_cost_ops.lazy import load_by_name
 
 if TYPE_CHECKING:
     from llm_cost_ops.client.clients import AsyncCostOpsClient, CostOpsClient
@@ -135,15 +136,5 @@ __all__ = [
     "usages_from_response",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{home}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = load_by_name(__name__, _HOMES)

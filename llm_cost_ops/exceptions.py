@@ -25,7 +25,7 @@ from __future__ import annotations
 import builtins
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from llm_cost_ops.rpc.status import STATUS_BY_REASON, RpcError, StatusCode, Violation, violations_text
 
@@ -50,6 +50,21 @@ __all__ = [
 ]
 
 
+class ErrorFacts(TypedDict, total=False):
+    """What every error takes beside its message; see CostOpsError."""
+
+    status_code: int | None
+    code: str
+    request_id: str
+    response: object
+    attempts: int
+    maybe_applied: bool
+    retryable: bool
+    retry_after: float | None
+    grpc_code: StatusCode | None
+    waited: float
+
+
 class CostOpsError(Exception):
     """Everything that this package raises on purpose.
 
@@ -58,8 +73,11 @@ class CostOpsError(Exception):
     `attempts` counts how often the call was sent, 0 when it was refused before that, and `waited`
     the seconds spent before attempts. `maybe_applied` is True when the request may have taken
     effect although no answer came. `retryable` says whether the same call may succeed later.
-    `response` is what the server sent, parsed where it was JSON.
+    `response` is what the server sent, parsed where it was JSON. `server` is the URL of the server that the
+    call was sent to last, "" where `base_url` names only one.
     """
+
+    server = ""
 
     def __init__(
         self,
@@ -94,6 +112,7 @@ class CostOpsError(Exception):
         facts += [self.code] if self.code else []
         facts += [f"request {self.request_id}"] if self.request_id else []
         facts += [f"{self.attempts} attempts"] if self.attempts > 1 else []
+        facts += [f"server {self.server}"] if self.server else []
         return f"{self.message} [{', '.join(facts)}]" if facts else self.message
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -125,7 +144,9 @@ class ValidationError(APIError):
     `violations` lists every broken rule as (field, description).
     """
 
-    def __init__(self, message: str, *, violations: tuple[Violation, ...] = (), **facts: Any) -> None:
+    def __init__(
+        self, message: str, *, violations: tuple[Violation, ...] = (), **facts: Unpack[ErrorFacts]
+    ) -> None:
         super().__init__(message, **facts)
         self.violations = violations
 
@@ -164,7 +185,7 @@ class ConflictError(APIError):
 class RateLimitError(APIError):
     """Too many requests (429). `retry_after` is in seconds; `limit` is the server's, if it said."""
 
-    def __init__(self, message: str, *, limit: int | None = None, **facts: Any) -> None:
+    def __init__(self, message: str, *, limit: int | None = None, **facts: Unpack[ErrorFacts]) -> None:
         super().__init__(message, **facts)
         self.limit = limit
 
@@ -188,7 +209,7 @@ class DeadlineError(ServerError, TimeoutError):
 class ConfigurationError(CostOpsError, ValueError):
     """A parameter of the client has a wrong value; `parameter` names it."""
 
-    def __init__(self, message: str, *, parameter: str = "", **facts: Any) -> None:
+    def __init__(self, message: str, *, parameter: str = "", **facts: Unpack[ErrorFacts]) -> None:
         super().__init__(message, **facts)
         self.parameter = parameter
 
@@ -287,7 +308,9 @@ def error_from_rpc(error: RpcError, attempts: int = 1, waited: float = 0.0) -> C
         facts["violations"] = error.violations
     elif issubclass(kind, RateLimitError):
         facts["limit"] = _limit_of(error)
-    return kind(message, **facts)
+    made = kind(message, **facts)
+    made.server = error.server
+    return made
 
 
 def _parsed(body: bytes) -> object:

@@ -42,12 +42,13 @@ from llm_cost_ops.ledger import (
     Revision,
     audit,
 )
+from llm_cost_ops.ledger.batches import EntryBatch
 from llm_cost_ops.ledger.duplicates import is_duplicate, supersedes, superseding
 from llm_cost_ops.ledger.encoding import to_micros, usage_id
 from llm_cost_ops.ledger.erasure import as_erased, erased_reason, without_user
+from llm_cost_ops.ledger.pieces import pieces_of
 from llm_cost_ops.ledger.retention import check_known, removed_duplicate
 from llm_cost_ops.ledger.shares import Share, add_share, shares_of
-from llm_cost_ops.ledger.sqlite.sums import pieces_of
 from llm_cost_ops.pricing.cards import kept_form
 from llm_cost_ops.pricing.compiled import compile_card
 from llm_cost_ops.pricing.money import UNITS
@@ -132,6 +133,9 @@ class DictLedger:
             self._appends += 1
             return [self._append(entry) for entry in entries]
 
+    def batch(self, key: str = "") -> EntryBatch:
+        return EntryBatch(self.append, key)
+
     def _append(self, entry: Entry) -> Appended:
         organization, attempt = entry.record.organization_id, 0
         made = usage_id(organization, entry.key)[0]
@@ -139,7 +143,7 @@ class DictLedger:
             attempt += 1
             made = usage_id(organization, entry.key, attempt)[0]
         if found is not None and found.removed:
-            return removed_duplicate(entry, made)
+            return removed_duplicate(made, entry.ingested_at)
         status, row = SubmitStatus.CREATED, Row(entry, made)
         if found is not None and found.erased:
             row.sent = as_erased(row.sent, found.sent)

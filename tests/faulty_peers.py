@@ -17,19 +17,23 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 
+from tests.waiting import MAX_WAIT, until
+
 __all__ = ["BEHAVIOURS", "FaultyPeer", "answer", "answering", "full_backlog"]
 
 Behaviour = Callable[[Any], None]
 
 
 class FaultyPeer:
-    """A server with one behaviour. `connections` counts them; `requests` holds what was read."""
+    """A server with one behaviour. `connections` counts them, `open` holds those that it has not ended;
+    `requests` holds what was read.
+    """
 
     def __init__(self, behave: Behaviour, tls: ssl.SSLContext | None = None) -> None:
         self._behave = behave
         self._tls = tls
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self._open: set[socket.socket] = set()
+        self.open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self.port: int = self._listener.getsockname()[1]
         self.connections = 0
@@ -49,16 +53,14 @@ class FaultyPeer:
         self._listener.close()
         self.hang_up()
         for thread in self._threads:
-            thread.join(5)
+            thread.join(MAX_WAIT)
 
     def hang_up(self) -> None:
         """End the connections that are open, and wait until they are."""
-        for connection in list(self._open):
+        for connection in list(self.open):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
-        until = time.monotonic() + 5
-        while self._open and time.monotonic() < until:
-            time.sleep(0.01)
+        until(lambda: not self.open)
 
     def _start(self, target: Callable[..., None], *args: object) -> None:
         thread = threading.Thread(target=target, args=args, daemon=True)
@@ -72,7 +74,7 @@ class FaultyPeer:
             except OSError:
                 return
             self.connections += 1
-            self._open.add(connection)
+            self.open.add(connection)
             self._start(self._serve, connection)
 
     def _serve(self, connection: socket.socket) -> None:
@@ -82,7 +84,7 @@ class FaultyPeer:
                 with served:
                     self._behave(_Recording(served, self.requests))
         finally:
-            self._open.discard(connection)
+            self.open.discard(connection)
 
 
 class _Recording:

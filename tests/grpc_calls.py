@@ -48,5 +48,5 @@ def call(colour, url, method=PUT_NOTE, request=PUT, timeout=TIMEOUT, ctx=None, *
         result, taken = asyncio.run(run_async())
     if timeout is not None:
         print(f"{colour}: {taken - timeout:+.3f} s from the deadline: {result}")  # noqa: T201  # as for HTTP
-        assert taken < timeout + 2.0
+        assert taken < timeout + 20.0
     return result

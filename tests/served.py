@@ -10,6 +10,8 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from tests.waiting import MAX_WAIT
+
 
 class Served:
     """A server that runs: its addresses, and all that it has printed."""
@@ -41,7 +43,7 @@ class Served:
     def urls(self) -> list[str]:
         return re.findall(r"listening on ([^ ,]+)", self.text)
 
-    def wait_for(self, pattern: str, seconds: float = 30.0) -> re.Match[str]:
+    def wait_for(self, pattern: str, seconds: float = MAX_WAIT) -> re.Match[str]:
         """Wait until something was printed that a pattern finds."""
         with self._said:
             self._said.wait_for(
@@ -54,9 +56,9 @@ class Served:
     def end(self) -> int:
         """Stop the server as systemd does; its exit status."""
         self.process.terminate()
-        status = self.process.wait(30)
+        status = self.process.wait(MAX_WAIT)
         for reader in self._readers:
-            reader.join(5)
+            reader.join(MAX_WAIT)
         return status
 
 

@@ -12,8 +12,8 @@ import msgspec
 
 from llm_cost_ops.rpc.rows import Table
 from llm_cost_ops.wire.decimals import WireDecimal
+from llm_cost_ops.wire.json import MessageStruct
 from llm_cost_ops.wire.json_types import Int32, Int64
-from llm_cost_ops.wire.message import MessageStruct
 from llm_cost_ops.wire.open_enum import OpenEnum
 
 __all__ = [

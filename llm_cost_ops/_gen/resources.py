@@ -237,22 +237,8 @@ class AnalyticsResource:
         """
         request = GetAnalyticsRequest(start_date=coerce.moment(start_date))
         _set_filter(
-            request,
-            organization_id,
-            provider,
-            model_id,
-            project_id,
-            user_id,
-            tag,
-            label,
-            start_date,
-            end_date,
-            time_zone,
-            service_tier,
-            processing,
-            region,
-            operation,
-            status,
+            request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
+            time_zone, service_tier, processing, region, operation, status,
         )
         if interval is not EMPTY:
             request.interval = coerce.member(Interval, interval)
@@ -311,22 +297,8 @@ class AsyncAnalyticsResource:
         """As AnalyticsResource.get."""
         request = GetAnalyticsRequest(start_date=coerce.moment(start_date))
         _set_filter(
-            request,
-            organization_id,
-            provider,
-            model_id,
-            project_id,
-            user_id,
-            tag,
-            label,
-            start_date,
-            end_date,
-            time_zone,
-            service_tier,
-            processing,
-            region,
-            operation,
-            status,
+            request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
+            time_zone, service_tier, processing, region, operation, status,
         )
         if interval is not EMPTY:
             request.interval = coerce.member(Interval, interval)
@@ -541,22 +513,8 @@ class CostsResource:
         """
         request = GetCostSummaryRequest()
         _set_filter(
-            request,
-            organization_id,
-            provider,
-            model_id,
-            project_id,
-            user_id,
-            tag,
-            label,
-            start_date,
-            end_date,
-            time_zone,
-            service_tier,
-            processing,
-            region,
-            operation,
-            status,
+            request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
+            time_zone, service_tier, processing, region, operation, status,
         )
         if group_by:
             request.group_by = coerce.texts(group_by)
@@ -864,22 +822,8 @@ class CostsResource:
         """
         request = RepriceUsageRequest()
         _set_filter(
-            request,
-            organization_id,
-            provider,
-            model_id,
-            project_id,
-            user_id,
-            tag,
-            label,
-            start_date,
-            end_date,
-            time_zone,
-            service_tier,
-            processing,
-            region,
-            operation,
-            status,
+            request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
+            time_zone, service_tier, processing, region, operation, status,
         )
         if as_of is not None:
             request.as_of = coerce.moment(as_of)
@@ -936,22 +880,8 @@ class AsyncCostsResource:
         """As CostsResource.get."""
         request = GetCostSummaryRequest()
         _set_filter(
-            request,
-            organization_id,
-            provider,
-            model_id,
-            project_id,
-            user_id,
-            tag,
-            label,
-            start_date,
-            end_date,
-            time_zone,
-            service_tier,
-            processing,
-            region,
-            operation,
-            status,
+            request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
+            time_zone, service_tier, processing, region, operation, status,
         )
         if group_by:
             request.group_by = coerce.texts(group_by)
@@ -1153,22 +1083,8 @@ class AsyncCostsResource:
         """As CostsResource.reprice."""
         request = RepriceUsageRequest()
         _set_filter(
-            request,
-            organization_id,
-            provider,
-            model_id,
-            project_id,
-            user_id,
-            tag,
-            label,
-            start_date,
-            end_date,
-            time_zone,
-            service_tier,
-            processing,
-            region,
-            operation,
-            status,
+            request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
+            time_zone, service_tier, processing, region, operation, status,
         )
         if as_of is not None:
             request.as_of = coerce.moment(as_of)
@@ -2162,22 +2078,8 @@ class UsageResource:
         """
         request = ListUsageRequest()
         _set_filter(
-            request,
-            organization_id,
-            provider,
-            model_id,
-            project_id,
-            user_id,
-            tag,
-            label,
-            start_date,
-            end_date,
-            time_zone,
-            service_tier,
-            processing,
-            region,
-            operation,
-            status,
+            request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
+            time_zone, service_tier, processing, region, operation, status,
         )
         if page is not ZERO:
             request.page = page
@@ -2278,22 +2180,8 @@ class UsageResource:
         """
         request = ExportUsageRequest()
         _set_filter(
-            request,
-            organization_id,
-            provider,
-            model_id,
-            project_id,
-            user_id,
-            tag,
-            label,
-            start_date,
-            end_date,
-            time_zone,
-            service_tier,
-            processing,
-            region,
-            operation,
-            status,
+            request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
+            time_zone, service_tier, processing, region, operation, status,
         )
         if order is not EMPTY:
             request.order = order
@@ -2592,22 +2480,8 @@ class AsyncUsageResource:
         """As UsageResource.get_history."""
         request = ListUsageRequest()
         _set_filter(
-            request,
-            organization_id,
-            provider,
-            model_id,
-            project_id,
-            user_id,
-            tag,
-            label,
-            start_date,
-            end_date,
-            time_zone,
-            service_tier,
-            processing,
-            region,
-            operation,
-            status,
+            request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
+            time_zone, service_tier, processing, region, operation, status,
         )
         if page is not ZERO:
             request.page = page
@@ -2665,22 +2539,8 @@ class AsyncUsageResource:
         """As UsageResource.export."""
         request = ExportUsageRequest()
         _set_filter(
-            request,
-            organization_id,
-            provider,
-            model_id,
-            project_id,
-            user_id,
-            tag,
-            label,
-            start_date,
-            end_date,
-            time_zone,
-            service_tier,
-            processing,
-            region,
-            operation,
-            status,
+            request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
+            time_zone, service_tier, processing, region, operation, status,
         )
         if order is not EMPTY:
             request.order = order

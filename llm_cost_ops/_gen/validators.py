@@ -7,231 +7,68 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+from msgspec.structs import astuple
+
 from llm_cost_ops._gen.messages import (
-    Analytics, AnalyticsSummary, ApplyRetentionRequest, ApplyRetentionResponse, AuditEvent, BatchReceipt,
-    BatchSubmitUsageRequest, BatchSubmitUsageResponse, ComponentHealth, CorrectUsageRequest,
-    CorrectUsageResponse, CostGroup, CostLine, CostRecord, CostStatus, CostSummary, CostVerification,
-    CreatePriceRequest, CreatePriceResponse, CurrencyTotal, EraseUserRequest, EraseUserResponse, Erasure,
-    EstimateCostRequest, EstimateCostResponse, ExportUsageRequest, ExportUsageResponse, FieldViolation,
-    Filter, GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest, GetCostResponse, GetCostSummaryRequest,
-    GetCostSummaryResponse, GetHealthRequest, GetHealthResponse, GetPriceRequest, GetPriceResponse,
-    GetReadinessRequest, GetReadinessResponse, GroupKey, HealthStatus, Interval, ListAuditEventsRequest,
-    ListAuditEventsResponse, ListPricesRequest, ListPricesResponse, ListRetentionRequest,
-    ListRetentionResponse, ListUsageRequest, ListUsageResponse, ListUsageRevisionsRequest,
-    ListUsageRevisionsResponse, MetricValues, ModalityTokens, Operation, Outcome, Pagination, PriceMultiplier,
-    PriceOrigin, PriceTier, Rate, RateCard, RecordError, RepriceDifference, RepriceReport,
-    RepriceUsageRequest, RepriceUsageResponse, ResponseMeta, RetentionPolicy, RetentionReport, RevisionKind,
-    SetRetentionRequest, SetRetentionResponse, StreamProblem, StreamUsageRequest, StreamUsageResponse,
-    SubmitResult, SubmitStatus, SubmitUsageRequest, SubmitUsageResponse, TierBasis, TierMode, TimeSeriesPoint,
-    TimeWindow, UsageQuality, UsageReceipt, UsageRecord, UsageRevision, UsageRevisions, VerifyCostRequest,
-    VerifyCostResponse, VoidUsageRequest, VoidUsageResponse,
+    ApplyRetentionRequest, BatchSubmitUsageRequest, CorrectUsageRequest, CostStatus, CreatePriceRequest,
+    EraseUserRequest, EstimateCostRequest, ExportUsageRequest, Filter, GetAnalyticsRequest, GetCostRequest,
+    GetCostSummaryRequest, GetHealthRequest, GetPriceRequest, GetReadinessRequest, Interval,
+    ListAuditEventsRequest, ListPricesRequest, ListRetentionRequest, ListUsageRequest,
+    ListUsageRevisionsRequest, ModalityTokens, Operation, Outcome, PriceMultiplier, PriceOrigin, PriceTier,
+    Rate, RepriceUsageRequest, SetRetentionRequest, StreamUsageRequest, SubmitUsageRequest, TierBasis,
+    TierMode, TimeWindow, UsageQuality, UsageRecord, VerifyCostRequest, VoidUsageRequest,
 )
 from llm_cost_ops.rpc.status import Violation
 from llm_cost_ops.wire.validation import (
-    EMPTY, ZERO, check_decimal, check_entries, check_enum, check_float, check_instance, check_int,
-    check_items, check_json, check_messages, check_text, check_undecoded, entry, missing, relocate,
+    EMPTY, ZERO, check_decimal, check_entries, check_enum, check_instance, check_int, check_items, check_json,
+    check_messages, check_text, check_undecoded, entry, missing, relocate,
 )
 
 __all__ = [
-    "validate_analytics", "validate_analytics_summary", "validate_apply_retention_request",
-    "validate_apply_retention_response", "validate_audit_event", "validate_batch_receipt",
-    "validate_batch_submit_usage_request", "validate_batch_submit_usage_response",
-    "validate_component_health", "validate_correct_usage_request", "validate_correct_usage_response",
-    "validate_cost_group", "validate_cost_line", "validate_cost_record", "validate_cost_summary",
-    "validate_cost_verification", "validate_create_price_request", "validate_create_price_response",
-    "validate_currency_total", "validate_erase_user_request", "validate_erase_user_response",
-    "validate_erasure", "validate_estimate_cost_request", "validate_estimate_cost_response",
-    "validate_export_usage_request", "validate_export_usage_response", "validate_field_violation",
-    "validate_filter", "validate_get_analytics_request", "validate_get_analytics_response",
-    "validate_get_cost_request", "validate_get_cost_response", "validate_get_cost_summary_request",
-    "validate_get_cost_summary_response", "validate_get_health_request", "validate_get_health_response",
-    "validate_get_price_request", "validate_get_price_response", "validate_get_readiness_request",
-    "validate_get_readiness_response", "validate_group_key", "validate_list_audit_events_request",
-    "validate_list_audit_events_response", "validate_list_prices_request", "validate_list_prices_response",
-    "validate_list_retention_request", "validate_list_retention_response", "validate_list_usage_request",
-    "validate_list_usage_response", "validate_list_usage_revisions_request",
-    "validate_list_usage_revisions_response", "validate_metric_values", "validate_modality_tokens",
-    "validate_pagination", "validate_price_multiplier", "validate_price_tier", "validate_rate",
-    "validate_rate_card", "validate_record_error", "validate_reprice_difference", "validate_reprice_report",
-    "validate_reprice_usage_request", "validate_reprice_usage_response", "validate_response_meta",
-    "validate_retention_policy", "validate_retention_report", "validate_set_retention_request",
-    "validate_set_retention_response", "validate_stream_problem", "validate_stream_usage_request",
-    "validate_stream_usage_response", "validate_submit_result", "validate_submit_usage_request",
-    "validate_submit_usage_response", "validate_time_series_point", "validate_time_window",
-    "validate_usage_receipt", "validate_usage_record", "validate_usage_revision", "validate_usage_revisions",
-    "validate_verify_cost_request", "validate_verify_cost_response", "validate_void_usage_request",
-    "validate_void_usage_response",
+    "validate_apply_retention_request", "validate_batch_submit_usage_request",
+    "validate_correct_usage_request", "validate_create_price_request", "validate_erase_user_request",
+    "validate_estimate_cost_request", "validate_export_usage_request", "validate_filter",
+    "validate_get_analytics_request", "validate_get_cost_request", "validate_get_cost_summary_request",
+    "validate_get_health_request", "validate_get_price_request", "validate_get_readiness_request",
+    "validate_list_audit_events_request", "validate_list_prices_request", "validate_list_retention_request",
+    "validate_list_usage_request", "validate_list_usage_revisions_request", "validate_modality_tokens",
+    "validate_price_multiplier", "validate_price_tier", "validate_rate", "validate_reprice_usage_request",
+    "validate_set_retention_request", "validate_stream_usage_request", "validate_submit_usage_request",
+    "validate_time_window", "validate_usage_record", "validate_verify_cost_request",
+    "validate_void_usage_request",
 ]
+
+_NO_INTERVAL = Interval.UNSPECIFIED
+_NO_TIER_MODE = TierMode.UNSPECIFIED
+_NO_TIER_BASIS = TierBasis.UNSPECIFIED
+_NO_PRICE_ORIGIN = PriceOrigin.UNSPECIFIED
+_NO_OPERATION = Operation.UNSPECIFIED
+_NO_OUTCOME = Outcome.UNSPECIFIED
+_NO_USAGE_QUALITY = UsageQuality.UNSPECIFIED
+_NO_COST_STATUS = CostStatus.UNSPECIFIED
 
 
 def validate_get_analytics_request(m: GetAnalyticsRequest, path: str, violations: list[Violation]) -> None:
     """Check a GetAnalyticsRequest."""
     start = len(violations)
-    v: Any
+    interval_: Any = m.interval
+    metrics_: Any = m.metrics
+    group_by_: Any = m.group_by
+    currency_: Any = m.currency
     validate_filter(m, "", violations)
-    v = m.interval
-    if type(v) is not Interval or v.number is None:
-        check_enum(v, "interval", violations, Interval)
-    v = m.metrics
-    if (v or type(v) is not list) and check_items(v, "metrics", violations, max_items=16):
-        for i, e in enumerate(v):
+    if interval_ is not _NO_INTERVAL and (type(interval_) is not Interval or interval_.number is None):
+        check_enum(interval_, "interval", violations, Interval)
+    if (metrics_ or type(metrics_) is not list) and check_items(metrics_, "metrics", violations, max_items=16):
+        for i, e in enumerate(metrics_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"metrics[{i}]", violations)
-    v = m.group_by
-    if (v or type(v) is not list) and check_items(v, "group_by", violations, max_items=4):
-        for i, e in enumerate(v):
+    if (group_by_ or type(group_by_) is not list) and check_items(group_by_, "group_by", violations, max_items=4):
+        for i, e in enumerate(group_by_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"group_by[{i}]", violations)
-    v = m.currency
-    if v is not EMPTY and (type(v) is not str or len(v) > 3 or not v.isprintable()):
-        check_text(v, "currency", violations, 3)
+    if currency_ is not EMPTY and (type(currency_) is not str or len(currency_) > 3 or not currency_.isprintable()):
+        check_text(currency_, "currency", violations, 3)
     if not m.start_date: missing("start_date", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_metric_values(m: MetricValues, path: str, violations: list[Violation]) -> None:
-    """Check a MetricValues."""
-    start = len(violations)
-    v: Any
-    v = m.total_cost
-    if v is not None:
-        check_decimal(v, "total_cost", violations)
-    v = m.total_tokens
-    if v is not None and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "total_tokens", violations, -9223372036854775808, 9223372036854775807)
-    v = m.total_requests
-    if v is not None and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "total_requests", violations, -9223372036854775808, 9223372036854775807)
-    v = m.input_tokens
-    if v is not None and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "input_tokens", violations, -9223372036854775808, 9223372036854775807)
-    v = m.output_tokens
-    if v is not None and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "output_tokens", violations, -9223372036854775808, 9223372036854775807)
-    v = m.cached_tokens
-    if v is not None and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "cached_tokens", violations, -9223372036854775808, 9223372036854775807)
-    v = m.unpriced_requests
-    if v is not None and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "unpriced_requests", violations, -9223372036854775808, 9223372036854775807)
-    v = m.average_cost_per_request
-    if v is not None:
-        check_decimal(v, "average_cost_per_request", violations)
-    v = m.average_tokens_per_request
-    if v is not None:
-        check_decimal(v, "average_tokens_per_request", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_time_series_point(m: TimeSeriesPoint, path: str, violations: list[Violation]) -> None:
-    """Check a TimeSeriesPoint."""
-    start = len(violations)
-    v: Any
-    v = m.timestamp
-    if v is not None and type(v) is not datetime:
-        check_instance(v, "timestamp", violations, datetime)
-    v = m.metrics
-    if v is not None:
-        validate_metric_values(v, "metrics", violations) if type(v) is MetricValues else check_instance(v, "metrics", violations, MetricValues)
-    v = m.group
-    if (v or type(v) is not list) and check_items(v, "group", violations):
-        check_messages(v, "group", violations, GroupKey, validate_group_key)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_analytics_summary(m: AnalyticsSummary, path: str, violations: list[Violation]) -> None:
-    """Check a AnalyticsSummary."""
-    start = len(violations)
-    v: Any
-    v = m.total_cost
-    check_decimal(v, "total_cost", violations)
-    v = m.total_tokens
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "total_tokens", violations, -9223372036854775808, 9223372036854775807)
-    v = m.total_requests
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "total_requests", violations, -9223372036854775808, 9223372036854775807)
-    v = m.average_cost_per_request
-    if v is not None:
-        check_decimal(v, "average_cost_per_request", violations)
-    v = m.average_tokens_per_request
-    if v is not None:
-        check_decimal(v, "average_tokens_per_request", violations)
-    v = m.unpriced_requests
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "unpriced_requests", violations, -9223372036854775808, 9223372036854775807)
-    v = m.currency
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "currency", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_analytics(m: Analytics, path: str, violations: list[Violation]) -> None:
-    """Check a Analytics."""
-    start = len(violations)
-    v: Any
-    v = m.time_series
-    if (v or type(v) is not list) and check_items(v, "time_series", violations):
-        check_messages(v, "time_series", violations, TimeSeriesPoint, validate_time_series_point)
-    v = m.summary
-    if v is not None:
-        validate_analytics_summary(v, "summary", violations) if type(v) is AnalyticsSummary else check_instance(v, "summary", violations, AnalyticsSummary)
-    v = m.interval
-    if type(v) is not Interval or v.number is None:
-        check_enum(v, "interval", violations, Interval)
-    v = m.period_start
-    if v is not None and type(v) is not datetime:
-        check_instance(v, "period_start", violations, datetime)
-    v = m.period_end
-    if v is not None and type(v) is not datetime:
-        check_instance(v, "period_end", violations, datetime)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_get_analytics_response(m: GetAnalyticsResponse, path: str, violations: list[Violation]) -> None:
-    """Check a GetAnalyticsResponse."""
-    start = len(violations)
-    v: Any
-    v = m.data
-    if v is not None:
-        validate_analytics(v, "data", violations) if type(v) is Analytics else check_instance(v, "data", violations, Analytics)
-    v = m.meta
-    if v is not None:
-        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_audit_event(m: AuditEvent, path: str, violations: list[Violation]) -> None:
-    """Check a AuditEvent."""
-    start = len(violations)
-    v: Any
-    v = m.number
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "number", violations, -9223372036854775808, 9223372036854775807)
-    v = m.made_at
-    if v is not None and type(v) is not datetime:
-        check_instance(v, "made_at", violations, datetime)
-    v = m.actor
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "actor", violations)
-    v = m.organization_id
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "organization_id", violations)
-    v = m.action
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "action", violations)
-    v = m.subject
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "subject", violations)
-    v = m.details
-    if v is not None:
-        check_json(v, "details", violations)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -241,171 +78,33 @@ def validate_list_audit_events_request(
 ) -> None:
     """Check a ListAuditEventsRequest."""
     start = len(violations)
-    v: Any
-    v = m.organization_id
-    if (v or type(v) is not list) and check_items(v, "organization_id", violations):
-        for i, e in enumerate(v):
+    _, organization_id_, action_, actor_, subject_, start_date_, end_date_, page_, page_size_, cursor_ = astuple(m) if type(m) is ListAuditEventsRequest else astuple(m)[:10]
+    if (organization_id_ or type(organization_id_) is not list) and check_items(organization_id_, "organization_id", violations):
+        for i, e in enumerate(organization_id_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"organization_id[{i}]", violations)
-    v = m.action
-    if (v or type(v) is not list) and check_items(v, "action", violations):
-        for i, e in enumerate(v):
+    if (action_ or type(action_) is not list) and check_items(action_, "action", violations):
+        for i, e in enumerate(action_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"action[{i}]", violations)
-    v = m.actor
-    if (v or type(v) is not list) and check_items(v, "actor", violations):
-        for i, e in enumerate(v):
+    if (actor_ or type(actor_) is not list) and check_items(actor_, "actor", violations):
+        for i, e in enumerate(actor_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"actor[{i}]", violations)
-    v = m.subject
-    if (v or type(v) is not list) and check_items(v, "subject", violations):
-        for i, e in enumerate(v):
+    if (subject_ or type(subject_) is not list) and check_items(subject_, "subject", violations):
+        for i, e in enumerate(subject_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"subject[{i}]", violations)
-    v = m.start_date
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "start_date", violations)
-    v = m.end_date
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "end_date", violations)
-    v = m.page
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 2147483647):
-        check_int(v, "page", violations, 0, 2147483647)
-    v = m.page_size
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000):
-        check_int(v, "page_size", violations, 0, 1000)
-    v = m.cursor
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "cursor", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_list_audit_events_response(
-    m: ListAuditEventsResponse, path: str, violations: list[Violation]
-) -> None:
-    """Check a ListAuditEventsResponse."""
-    start = len(violations)
-    v: Any
-    v = m.data
-    if (v or type(v) is not list) and check_items(v, "data", violations):
-        check_messages(v, "data", violations, AuditEvent, validate_audit_event)
-    v = m.pagination
-    if v is not None:
-        validate_pagination(v, "pagination", violations) if type(v) is Pagination else check_instance(v, "pagination", violations, Pagination)
-    v = m.meta
-    if v is not None:
-        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_cost_line(m: CostLine, path: str, violations: list[Violation]) -> None:
-    """Check a CostLine."""
-    start = len(violations)
-    v: Any
-    v = m.meter
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "meter", violations)
-    v = m.quantity
-    check_decimal(v, "quantity", violations)
-    v = m.unit_price
-    if v is not None:
-        check_decimal(v, "unit_price", violations)
-    v = m.per
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "per", violations, -9223372036854775808, 9223372036854775807)
-    v = m.multiplier
-    check_decimal(v, "multiplier", violations)
-    v = m.cost
-    check_decimal(v, "cost", violations)
-    v = m.priced
-    if type(v) is not bool:
-        check_instance(v, "priced", violations, bool)
-    v = m.rate_meter
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "rate_meter", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_cost_record(m: CostRecord, path: str, violations: list[Violation]) -> None:
-    """Check a CostRecord."""
-    start = len(violations)
-    v: Any
-    v = m.id
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "id", violations)
-    v = m.usage_id
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "usage_id", violations)
-    v = m.revision
-    if v is not ZERO and (type(v) is not int or not -2147483648 <= v <= 2147483647):
-        check_int(v, "revision", violations, -2147483648, 2147483647)
-    v = m.status
-    if type(v) is not CostStatus or v.number is None:
-        check_enum(v, "status", violations, CostStatus)
-    v = m.currency
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "currency", violations)
-    v = m.total_cost
-    if v is not None:
-        check_decimal(v, "total_cost", violations)
-    v = m.input_cost
-    if v is not None:
-        check_decimal(v, "input_cost", violations)
-    v = m.output_cost
-    if v is not None:
-        check_decimal(v, "output_cost", violations)
-    v = m.other_cost
-    if v is not None:
-        check_decimal(v, "other_cost", violations)
-    v = m.lines
-    if (v or type(v) is not list) and check_items(v, "lines", violations):
-        check_messages(v, "lines", violations, CostLine, validate_cost_line)
-    v = m.rate_card_id
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "rate_card_id", violations)
-    v = m.rate_card_version
-    if v is not ZERO and (type(v) is not int or not -2147483648 <= v <= 2147483647):
-        check_int(v, "rate_card_version", violations, -2147483648, 2147483647)
-    v = m.fallback_dimensions
-    if (v or type(v) is not list) and check_items(v, "fallback_dimensions", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"fallback_dimensions[{i}]", violations)
-    v = m.cache_savings
-    if v is not None:
-        check_decimal(v, "cache_savings", violations)
-    v = m.calculator_version
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "calculator_version", violations)
-    v = m.calculated_at
-    if v is not None and type(v) is not datetime:
-        check_instance(v, "calculated_at", violations, datetime)
-    v = m.origin_version
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "origin_version", violations)
-    v = m.revision_kind
-    if type(v) is not RevisionKind or v.number is None:
-        check_enum(v, "revision_kind", violations, RevisionKind)
-    v = m.revision_reason
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "revision_reason", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_group_key(m: GroupKey, path: str, violations: list[Violation]) -> None:
-    """Check a GroupKey."""
-    start = len(violations)
-    v: Any
-    v = m.dimension
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "dimension", violations)
-    v = m.value
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "value", violations)
+    if start_date_ is not EMPTY and (type(start_date_) is not str or not start_date_.isprintable()):
+        check_text(start_date_, "start_date", violations)
+    if end_date_ is not EMPTY and (type(end_date_) is not str or not end_date_.isprintable()):
+        check_text(end_date_, "end_date", violations)
+    if page_ is not ZERO and (type(page_) is not int or not 0 <= page_ <= 2147483647):
+        check_int(page_, "page", violations, 0, 2147483647)
+    if page_size_ is not ZERO and (type(page_size_) is not int or not 0 <= page_size_ <= 1000):
+        check_int(page_size_, "page_size", violations, 0, 1000)
+    if cursor_ is not EMPTY and (type(cursor_) is not str or not cursor_.isprintable()):
+        check_text(cursor_, "cursor", violations)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -415,138 +114,15 @@ def validate_get_cost_summary_request(
 ) -> None:
     """Check a GetCostSummaryRequest."""
     start = len(violations)
-    v: Any
+    group_by_: Any = m.group_by
+    currency_: Any = m.currency
     validate_filter(m, "", violations)
-    v = m.group_by
-    if (v or type(v) is not list) and check_items(v, "group_by", violations, max_items=4):
-        for i, e in enumerate(v):
+    if (group_by_ or type(group_by_) is not list) and check_items(group_by_, "group_by", violations, max_items=4):
+        for i, e in enumerate(group_by_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"group_by[{i}]", violations)
-    v = m.currency
-    if v is not EMPTY and (type(v) is not str or len(v) > 3 or not v.isprintable()):
-        check_text(v, "currency", violations, 3)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_cost_group(m: CostGroup, path: str, violations: list[Violation]) -> None:
-    """Check a CostGroup."""
-    start = len(violations)
-    v: Any
-    v = m.dimension
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "dimension", violations)
-    v = m.value
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "value", violations)
-    v = m.cost
-    check_decimal(v, "cost", violations)
-    v = m.tokens
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "tokens", violations, -9223372036854775808, 9223372036854775807)
-    v = m.requests
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "requests", violations, -9223372036854775808, 9223372036854775807)
-    v = m.keys
-    if (v or type(v) is not list) and check_items(v, "keys", violations):
-        check_messages(v, "keys", violations, GroupKey, validate_group_key)
-    v = m.input_tokens
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "input_tokens", violations, -9223372036854775808, 9223372036854775807)
-    v = m.output_tokens
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "output_tokens", violations, -9223372036854775808, 9223372036854775807)
-    v = m.cached_tokens
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "cached_tokens", violations, -9223372036854775808, 9223372036854775807)
-    v = m.unpriced_requests
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "unpriced_requests", violations, -9223372036854775808, 9223372036854775807)
-    v = m.other_currencies
-    if (v or type(v) is not list) and check_items(v, "other_currencies", violations):
-        check_messages(v, "other_currencies", violations, CurrencyTotal, validate_currency_total)
-    v = m.reported_requests
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "reported_requests", violations, -9223372036854775808, 9223372036854775807)
-    v = m.reported_cost
-    check_decimal(v, "reported_cost", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_currency_total(m: CurrencyTotal, path: str, violations: list[Violation]) -> None:
-    """Check a CurrencyTotal."""
-    start = len(violations)
-    v: Any
-    v = m.currency
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "currency", violations)
-    v = m.cost
-    check_decimal(v, "cost", violations)
-    v = m.requests
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "requests", violations, -9223372036854775808, 9223372036854775807)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_cost_summary(m: CostSummary, path: str, violations: list[Violation]) -> None:
-    """Check a CostSummary."""
-    start = len(violations)
-    v: Any
-    v = m.total_cost
-    check_decimal(v, "total_cost", violations)
-    v = m.currency
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "currency", violations)
-    v = m.total_tokens
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "total_tokens", violations, -9223372036854775808, 9223372036854775807)
-    v = m.total_requests
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "total_requests", violations, -9223372036854775808, 9223372036854775807)
-    v = m.period_start
-    if v is not None and type(v) is not datetime:
-        check_instance(v, "period_start", violations, datetime)
-    v = m.period_end
-    if v is not None and type(v) is not datetime:
-        check_instance(v, "period_end", violations, datetime)
-    v = m.breakdown
-    if (v or type(v) is not list) and check_items(v, "breakdown", violations):
-        check_messages(v, "breakdown", violations, CostGroup, validate_cost_group)
-    v = m.additive
-    if type(v) is not bool:
-        check_instance(v, "additive", violations, bool)
-    v = m.unpriced_requests
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "unpriced_requests", violations, -9223372036854775808, 9223372036854775807)
-    v = m.other_currencies
-    if (v or type(v) is not list) and check_items(v, "other_currencies", violations):
-        check_messages(v, "other_currencies", violations, CurrencyTotal, validate_currency_total)
-    v = m.priced_fraction
-    if v is not None:
-        check_decimal(v, "priced_fraction", violations)
-    v = m.reported_requests
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "reported_requests", violations, -9223372036854775808, 9223372036854775807)
-    v = m.reported_cost
-    check_decimal(v, "reported_cost", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_get_cost_summary_response(
-    m: GetCostSummaryResponse, path: str, violations: list[Violation]
-) -> None:
-    """Check a GetCostSummaryResponse."""
-    start = len(violations)
-    v: Any
-    v = m.data
-    if v is not None:
-        validate_cost_summary(v, "data", violations) if type(v) is CostSummary else check_instance(v, "data", violations, CostSummary)
-    v = m.meta
-    if v is not None:
-        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
+    if currency_ is not EMPTY and (type(currency_) is not str or len(currency_) > 3 or not currency_.isprintable()):
+        check_text(currency_, "currency", violations, 3)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -554,27 +130,11 @@ def validate_get_cost_summary_response(
 def validate_get_cost_request(m: GetCostRequest, path: str, violations: list[Violation]) -> None:
     """Check a GetCostRequest."""
     start = len(violations)
-    v: Any
-    v = m.usage_id
-    if not v or type(v) is not str or len(v) > 64 or not v.isprintable():
-        check_text(v, "usage_id", violations, 64, required=True)
-    v = m.organization_id
-    if v is not EMPTY and (type(v) is not str or len(v) > 100 or not v.isprintable()):
-        check_text(v, "organization_id", violations, 100)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_get_cost_response(m: GetCostResponse, path: str, violations: list[Violation]) -> None:
-    """Check a GetCostResponse."""
-    start = len(violations)
-    v: Any
-    v = m.data
-    if v is not None:
-        validate_cost_record(v, "data", violations) if type(v) is CostRecord else check_instance(v, "data", violations, CostRecord)
-    v = m.meta
-    if v is not None:
-        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
+    _, usage_id_, organization_id_ = astuple(m) if type(m) is GetCostRequest else astuple(m)[:3]
+    if not usage_id_ or type(usage_id_) is not str or len(usage_id_) > 64 or not usage_id_.isprintable():
+        check_text(usage_id_, "usage_id", violations, 64, required=True)
+    if organization_id_ is not EMPTY and (type(organization_id_) is not str or len(organization_id_) > 100 or not organization_id_.isprintable()):
+        check_text(organization_id_, "organization_id", violations, 100)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -582,47 +142,11 @@ def validate_get_cost_response(m: GetCostResponse, path: str, violations: list[V
 def validate_verify_cost_request(m: VerifyCostRequest, path: str, violations: list[Violation]) -> None:
     """Check a VerifyCostRequest."""
     start = len(violations)
-    v: Any
-    v = m.usage_id
-    if not v or type(v) is not str or len(v) > 64 or not v.isprintable():
-        check_text(v, "usage_id", violations, 64, required=True)
-    v = m.organization_id
-    if v is not EMPTY and (type(v) is not str or len(v) > 100 or not v.isprintable()):
-        check_text(v, "organization_id", violations, 100)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_cost_verification(m: CostVerification, path: str, violations: list[Violation]) -> None:
-    """Check a CostVerification."""
-    start = len(violations)
-    v: Any
-    v = m.matches
-    if type(v) is not bool:
-        check_instance(v, "matches", violations, bool)
-    v = m.recorded
-    if v is not None:
-        validate_cost_record(v, "recorded", violations) if type(v) is CostRecord else check_instance(v, "recorded", violations, CostRecord)
-    v = m.recomputed
-    if v is not None:
-        validate_cost_record(v, "recomputed", violations) if type(v) is CostRecord else check_instance(v, "recomputed", violations, CostRecord)
-    v = m.reason
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "reason", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_verify_cost_response(m: VerifyCostResponse, path: str, violations: list[Violation]) -> None:
-    """Check a VerifyCostResponse."""
-    start = len(violations)
-    v: Any
-    v = m.data
-    if v is not None:
-        validate_cost_verification(v, "data", violations) if type(v) is CostVerification else check_instance(v, "data", violations, CostVerification)
-    v = m.meta
-    if v is not None:
-        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
+    _, usage_id_, organization_id_ = astuple(m) if type(m) is VerifyCostRequest else astuple(m)[:3]
+    if not usage_id_ or type(usage_id_) is not str or len(usage_id_) > 64 or not usage_id_.isprintable():
+        check_text(usage_id_, "usage_id", violations, 64, required=True)
+    if organization_id_ is not EMPTY and (type(organization_id_) is not str or len(organization_id_) > 100 or not organization_id_.isprintable()):
+        check_text(organization_id_, "organization_id", violations, 100)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -630,26 +154,11 @@ def validate_verify_cost_response(m: VerifyCostResponse, path: str, violations: 
 def validate_estimate_cost_request(m: EstimateCostRequest, path: str, violations: list[Violation]) -> None:
     """Check a EstimateCostRequest."""
     start = len(violations)
-    v: Any
-    v = m.usage
-    if v is not None:
-        validate_usage_record(v, "usage", violations) if type(v) is UsageRecord else check_instance(v, "usage", violations, UsageRecord)
-    if v is None:
+    _, usage_ = astuple(m) if type(m) is EstimateCostRequest else astuple(m)[:2]
+    if usage_ is not None:
+        validate_usage_record(usage_, "usage", violations) if type(usage_) is UsageRecord else check_instance(usage_, "usage", violations, UsageRecord)
+    if usage_ is None:
         missing("usage", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_estimate_cost_response(m: EstimateCostResponse, path: str, violations: list[Violation]) -> None:
-    """Check a EstimateCostResponse."""
-    start = len(violations)
-    v: Any
-    v = m.data
-    if v is not None:
-        validate_cost_record(v, "data", violations) if type(v) is CostRecord else check_instance(v, "data", violations, CostRecord)
-    v = m.meta
-    if v is not None:
-        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -657,80 +166,13 @@ def validate_estimate_cost_response(m: EstimateCostResponse, path: str, violatio
 def validate_reprice_usage_request(m: RepriceUsageRequest, path: str, violations: list[Violation]) -> None:
     """Check a RepriceUsageRequest."""
     start = len(violations)
-    v: Any
+    as_of_: Any = m.as_of
+    dry_run_: Any = m.dry_run
     validate_filter(m, "", violations)
-    v = m.as_of
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "as_of", violations)
-    v = m.dry_run
-    if type(v) is not bool:
-        check_instance(v, "dry_run", violations, bool)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_reprice_difference(m: RepriceDifference, path: str, violations: list[Violation]) -> None:
-    """Check a RepriceDifference."""
-    start = len(violations)
-    v: Any
-    v = m.provider
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "provider", violations)
-    v = m.model_id
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "model_id", violations)
-    v = m.currency
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "currency", violations)
-    v = m.records
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "records", violations, -9223372036854775808, 9223372036854775807)
-    v = m.before
-    check_decimal(v, "before", violations)
-    v = m.after
-    check_decimal(v, "after", violations)
-    v = m.difference
-    check_decimal(v, "difference", violations)
-    v = m.unpriced_before
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "unpriced_before", violations, -9223372036854775808, 9223372036854775807)
-    v = m.unpriced_after
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "unpriced_after", violations, -9223372036854775808, 9223372036854775807)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_reprice_report(m: RepriceReport, path: str, violations: list[Violation]) -> None:
-    """Check a RepriceReport."""
-    start = len(violations)
-    v: Any
-    v = m.dry_run
-    if type(v) is not bool:
-        check_instance(v, "dry_run", violations, bool)
-    v = m.examined
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "examined", violations, -9223372036854775808, 9223372036854775807)
-    v = m.changed
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "changed", violations, -9223372036854775808, 9223372036854775807)
-    v = m.differences
-    if (v or type(v) is not list) and check_items(v, "differences", violations):
-        check_messages(v, "differences", violations, RepriceDifference, validate_reprice_difference)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_reprice_usage_response(m: RepriceUsageResponse, path: str, violations: list[Violation]) -> None:
-    """Check a RepriceUsageResponse."""
-    start = len(violations)
-    v: Any
-    v = m.data
-    if v is not None:
-        validate_reprice_report(v, "data", violations) if type(v) is RepriceReport else check_instance(v, "data", violations, RepriceReport)
-    v = m.meta
-    if v is not None:
-        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
+    if as_of_ is not EMPTY and (type(as_of_) is not str or not as_of_.isprintable()):
+        check_text(as_of_, "as_of", violations)
+    if type(dry_run_) is not bool:
+        check_instance(dry_run_, "dry_run", violations, bool)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -738,95 +180,77 @@ def validate_reprice_usage_response(m: RepriceUsageResponse, path: str, violatio
 def validate_filter(m: Filter, path: str, violations: list[Violation]) -> None:
     """Check a Filter."""
     start = len(violations)
-    v: Any
-    v = m.organization_id
-    if (v or type(v) is not list) and check_items(v, "organization_id", violations):
-        for i, e in enumerate(v):
+    organization_id_: Any = m.organization_id
+    provider_: Any = m.provider
+    model_id_: Any = m.model_id
+    project_id_: Any = m.project_id
+    user_id_: Any = m.user_id
+    tag_: Any = m.tag
+    label_: Any = m.label
+    start_date_: Any = m.start_date
+    end_date_: Any = m.end_date
+    time_zone_: Any = m.time_zone
+    service_tier_: Any = m.service_tier
+    processing_: Any = m.processing
+    region_: Any = m.region
+    operation_: Any = m.operation
+    status_: Any = m.status
+    if (organization_id_ or type(organization_id_) is not list) and check_items(organization_id_, "organization_id", violations):
+        for i, e in enumerate(organization_id_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"organization_id[{i}]", violations)
-    v = m.provider
-    if (v or type(v) is not list) and check_items(v, "provider", violations):
-        for i, e in enumerate(v):
+    if (provider_ or type(provider_) is not list) and check_items(provider_, "provider", violations):
+        for i, e in enumerate(provider_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"provider[{i}]", violations)
-    v = m.model_id
-    if (v or type(v) is not list) and check_items(v, "model_id", violations):
-        for i, e in enumerate(v):
+    if (model_id_ or type(model_id_) is not list) and check_items(model_id_, "model_id", violations):
+        for i, e in enumerate(model_id_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"model_id[{i}]", violations)
-    v = m.project_id
-    if (v or type(v) is not list) and check_items(v, "project_id", violations):
-        for i, e in enumerate(v):
+    if (project_id_ or type(project_id_) is not list) and check_items(project_id_, "project_id", violations):
+        for i, e in enumerate(project_id_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"project_id[{i}]", violations)
-    v = m.user_id
-    if (v or type(v) is not list) and check_items(v, "user_id", violations):
-        for i, e in enumerate(v):
+    if (user_id_ or type(user_id_) is not list) and check_items(user_id_, "user_id", violations):
+        for i, e in enumerate(user_id_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"user_id[{i}]", violations)
-    v = m.tag
-    if (v or type(v) is not list) and check_items(v, "tag", violations):
-        for i, e in enumerate(v):
+    if (tag_ or type(tag_) is not list) and check_items(tag_, "tag", violations):
+        for i, e in enumerate(tag_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"tag[{i}]", violations)
-    v = m.label
-    if (v or type(v) is not dict) and check_entries(v, "label", violations):
-        for k, e in v.items():
+    if (label_ or type(label_) is not dict) and check_entries(label_, "label", violations):
+        for k, e in label_.items():
             if type(k) is not str or not k.isprintable():
                 check_text(k, entry("label", k), violations)
             if type(e) is not str or not e.isprintable():
                 check_text(e, entry("label", k), violations)
-    v = m.start_date
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "start_date", violations)
-    v = m.end_date
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "end_date", violations)
-    v = m.time_zone
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "time_zone", violations)
-    v = m.service_tier
-    if (v or type(v) is not list) and check_items(v, "service_tier", violations):
-        for i, e in enumerate(v):
+    if start_date_ is not EMPTY and (type(start_date_) is not str or not start_date_.isprintable()):
+        check_text(start_date_, "start_date", violations)
+    if end_date_ is not EMPTY and (type(end_date_) is not str or not end_date_.isprintable()):
+        check_text(end_date_, "end_date", violations)
+    if time_zone_ is not EMPTY and (type(time_zone_) is not str or not time_zone_.isprintable()):
+        check_text(time_zone_, "time_zone", violations)
+    if (service_tier_ or type(service_tier_) is not list) and check_items(service_tier_, "service_tier", violations):
+        for i, e in enumerate(service_tier_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"service_tier[{i}]", violations)
-    v = m.processing
-    if (v or type(v) is not list) and check_items(v, "processing", violations):
-        for i, e in enumerate(v):
+    if (processing_ or type(processing_) is not list) and check_items(processing_, "processing", violations):
+        for i, e in enumerate(processing_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"processing[{i}]", violations)
-    v = m.region
-    if (v or type(v) is not list) and check_items(v, "region", violations):
-        for i, e in enumerate(v):
+    if (region_ or type(region_) is not list) and check_items(region_, "region", violations):
+        for i, e in enumerate(region_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"region[{i}]", violations)
-    v = m.operation
-    if (v or type(v) is not list) and check_items(v, "operation", violations):
-        for i, e in enumerate(v):
+    if (operation_ or type(operation_) is not list) and check_items(operation_, "operation", violations):
+        for i, e in enumerate(operation_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"operation[{i}]", violations)
-    v = m.status
-    if (v or type(v) is not list) and check_items(v, "status", violations):
-        for i, e in enumerate(v):
+    if (status_ or type(status_) is not list) and check_items(status_, "status", violations):
+        for i, e in enumerate(status_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"status[{i}]", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_component_health(m: ComponentHealth, path: str, violations: list[Violation]) -> None:
-    """Check a ComponentHealth."""
-    start = len(violations)
-    v: Any
-    v = m.name
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "name", violations)
-    v = m.status
-    if type(v) is not HealthStatus or v.number is None:
-        check_enum(v, "status", violations, HealthStatus)
-    v = m.message
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "message", violations)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -835,122 +259,19 @@ def validate_get_health_request(m: GetHealthRequest, path: str, violations: list
     """Check a GetHealthRequest."""
 
 
-def validate_get_health_response(m: GetHealthResponse, path: str, violations: list[Violation]) -> None:
-    """Check a GetHealthResponse."""
-    start = len(violations)
-    v: Any
-    v = m.status
-    if type(v) is not HealthStatus or v.number is None:
-        check_enum(v, "status", violations, HealthStatus)
-    v = m.version
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "version", violations)
-    v = m.uptime_seconds
-    if type(v) is not float:
-        check_float(v, "uptime_seconds", violations)
-    v = m.components
-    if (v or type(v) is not list) and check_items(v, "components", violations):
-        check_messages(v, "components", violations, ComponentHealth, validate_component_health)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
 def validate_get_readiness_request(m: GetReadinessRequest, path: str, violations: list[Violation]) -> None:
     """Check a GetReadinessRequest."""
-
-
-def validate_get_readiness_response(m: GetReadinessResponse, path: str, violations: list[Violation]) -> None:
-    """Check a GetReadinessResponse."""
-    start = len(violations)
-    v: Any
-    v = m.status
-    if type(v) is not HealthStatus or v.number is None:
-        check_enum(v, "status", violations, HealthStatus)
-    v = m.version
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "version", violations)
-    v = m.uptime_seconds
-    if type(v) is not float:
-        check_float(v, "uptime_seconds", violations)
-    v = m.components
-    if (v or type(v) is not list) and check_items(v, "components", violations):
-        check_messages(v, "components", violations, ComponentHealth, validate_component_health)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_pagination(m: Pagination, path: str, violations: list[Violation]) -> None:
-    """Check a Pagination."""
-    start = len(violations)
-    v: Any
-    v = m.page
-    if v is not ZERO and (type(v) is not int or not -2147483648 <= v <= 2147483647):
-        check_int(v, "page", violations, -2147483648, 2147483647)
-    v = m.page_size
-    if v is not ZERO and (type(v) is not int or not -2147483648 <= v <= 2147483647):
-        check_int(v, "page_size", violations, -2147483648, 2147483647)
-    v = m.per_page
-    if v is not ZERO and (type(v) is not int or not -2147483648 <= v <= 2147483647):
-        check_int(v, "per_page", violations, -2147483648, 2147483647)
-    v = m.total_items
-    if v is not None and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "total_items", violations, -9223372036854775808, 9223372036854775807)
-    v = m.total_pages
-    if v is not None and (type(v) is not int or not -2147483648 <= v <= 2147483647):
-        check_int(v, "total_pages", violations, -2147483648, 2147483647)
-    v = m.has_next
-    if type(v) is not bool:
-        check_instance(v, "has_next", violations, bool)
-    v = m.has_prev
-    if type(v) is not bool:
-        check_instance(v, "has_prev", violations, bool)
-    v = m.next_cursor
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "next_cursor", violations)
-    v = m.removed_before
-    if v is not None and type(v) is not datetime:
-        check_instance(v, "removed_before", violations, datetime)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_response_meta(m: ResponseMeta, path: str, violations: list[Violation]) -> None:
-    """Check a ResponseMeta."""
-    start = len(violations)
-    v: Any
-    v = m.request_id
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "request_id", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_field_violation(m: FieldViolation, path: str, violations: list[Violation]) -> None:
-    """Check a FieldViolation."""
-    start = len(violations)
-    v: Any
-    v = m.field
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "field", violations)
-    v = m.description
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "description", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
 
 
 def validate_price_tier(m: PriceTier, path: str, violations: list[Violation]) -> None:
     """Check a PriceTier."""
     start = len(violations)
-    v: Any
-    v = m.above
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 9223372036854775807):
-        check_int(v, "above", violations, 0, 9223372036854775807)
-    v = m.inclusive
-    if type(v) is not bool:
-        check_instance(v, "inclusive", violations, bool)
-    v = m.price
-    check_decimal(v, "price", violations, low=0)
+    _, above_, inclusive_, price_ = astuple(m) if type(m) is PriceTier else astuple(m)[:4]
+    if above_ is not ZERO and (type(above_) is not int or not 0 <= above_ <= 9223372036854775807):
+        check_int(above_, "above", violations, 0, 9223372036854775807)
+    if type(inclusive_) is not bool:
+        check_instance(inclusive_, "inclusive", violations, bool)
+    check_decimal(price_, "price", violations, low=0)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -958,24 +279,18 @@ def validate_price_tier(m: PriceTier, path: str, violations: list[Violation]) ->
 def validate_rate(m: Rate, path: str, violations: list[Violation]) -> None:
     """Check a Rate."""
     start = len(violations)
-    v: Any
-    v = m.meter
-    if not v or type(v) is not str or len(v) > 64 or not v.isprintable():
-        check_text(v, "meter", violations, 64, required=True)
-    v = m.price
-    check_decimal(v, "price", violations, low=0)
-    v = m.per
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 9223372036854775807):
-        check_int(v, "per", violations, 0, 9223372036854775807)
-    v = m.tiers
-    if (v or type(v) is not list) and check_items(v, "tiers", violations, max_items=64):
-        check_messages(v, "tiers", violations, PriceTier, validate_price_tier)
-    v = m.minimum
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 9223372036854775807):
-        check_int(v, "minimum", violations, 0, 9223372036854775807)
-    v = m.included
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 9223372036854775807):
-        check_int(v, "included", violations, 0, 9223372036854775807)
+    _, meter_, price_, per_, tiers_, minimum_, included_ = astuple(m) if type(m) is Rate else astuple(m)[:7]
+    if not meter_ or type(meter_) is not str or len(meter_) > 64 or not meter_.isprintable():
+        check_text(meter_, "meter", violations, 64, required=True)
+    check_decimal(price_, "price", violations, low=0)
+    if per_ is not ZERO and (type(per_) is not int or not 0 <= per_ <= 9223372036854775807):
+        check_int(per_, "per", violations, 0, 9223372036854775807)
+    if (tiers_ or type(tiers_) is not list) and check_items(tiers_, "tiers", violations, max_items=64):
+        check_messages(tiers_, "tiers", violations, PriceTier, validate_price_tier)
+    if minimum_ is not ZERO and (type(minimum_) is not int or not 0 <= minimum_ <= 9223372036854775807):
+        check_int(minimum_, "minimum", violations, 0, 9223372036854775807)
+    if included_ is not ZERO and (type(included_) is not int or not 0 <= included_ <= 9223372036854775807):
+        check_int(included_, "included", violations, 0, 9223372036854775807)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -983,19 +298,15 @@ def validate_rate(m: Rate, path: str, violations: list[Violation]) -> None:
 def validate_time_window(m: TimeWindow, path: str, violations: list[Violation]) -> None:
     """Check a TimeWindow."""
     start = len(violations)
-    v: Any
-    v = m.start
-    if not v or type(v) is not str or len(v) > 8 or not v.isprintable():
-        check_text(v, "start", violations, 8, required=True)
-    v = m.end
-    if not v or type(v) is not str or len(v) > 8 or not v.isprintable():
-        check_text(v, "end", violations, 8, required=True)
-    v = m.time_zone
-    if v is not EMPTY and (type(v) is not str or len(v) > 64 or not v.isprintable()):
-        check_text(v, "time_zone", violations, 64)
-    v = m.weekdays
-    if (v or type(v) is not list) and check_items(v, "weekdays", violations, max_items=7):
-        for i, e in enumerate(v):
+    _, start_, end_, time_zone_, weekdays_ = astuple(m) if type(m) is TimeWindow else astuple(m)[:5]
+    if not start_ or type(start_) is not str or len(start_) > 8 or not start_.isprintable():
+        check_text(start_, "start", violations, 8, required=True)
+    if not end_ or type(end_) is not str or len(end_) > 8 or not end_.isprintable():
+        check_text(end_, "end", violations, 8, required=True)
+    if time_zone_ is not EMPTY and (type(time_zone_) is not str or len(time_zone_) > 64 or not time_zone_.isprintable()):
+        check_text(time_zone_, "time_zone", violations, 64)
+    if (weekdays_ or type(weekdays_) is not list) and check_items(weekdays_, "weekdays", violations, max_items=7):
+        for i, e in enumerate(weekdays_):
             if type(e) is not int or not 1 <= e <= 7:
                 check_int(e, f"weekdays[{i}]", violations, 1, 7)
     if path and len(violations) != start:
@@ -1005,106 +316,12 @@ def validate_time_window(m: TimeWindow, path: str, violations: list[Violation]) 
 def validate_price_multiplier(m: PriceMultiplier, path: str, violations: list[Violation]) -> None:
     """Check a PriceMultiplier."""
     start = len(violations)
-    v: Any
-    v = m.kind
-    if not v or type(v) is not str or len(v) > 64 or not v.isprintable():
-        check_text(v, "kind", violations, 64, required=True)
-    v = m.value
-    check_decimal(v, "value", violations, required=True)
-    v = m.all_meters
-    if type(v) is not bool:
-        check_instance(v, "all_meters", violations, bool)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_rate_card(m: RateCard, path: str, violations: list[Violation]) -> None:
-    """Check a RateCard."""
-    start = len(violations)
-    v: Any
-    v = m.id
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "id", violations)
-    v = m.provider
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "provider", violations)
-    v = m.model_id
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "model_id", violations)
-    v = m.aliases
-    if (v or type(v) is not list) and check_items(v, "aliases", violations):
-        for i, e in enumerate(v):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"aliases[{i}]", violations)
-    v = m.organization_id
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "organization_id", violations)
-    v = m.region
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "region", violations)
-    v = m.service_tier
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "service_tier", violations)
-    v = m.processing
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "processing", violations)
-    v = m.speed
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "speed", violations)
-    v = m.currency
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "currency", violations)
-    v = m.effective_from
-    if v is not None and type(v) is not datetime:
-        check_instance(v, "effective_date", violations, datetime)
-    v = m.effective_until
-    if v is not None and type(v) is not datetime:
-        check_instance(v, "end_date", violations, datetime)
-    v = m.windows
-    if (v or type(v) is not list) and check_items(v, "windows", violations):
-        check_messages(v, "windows", violations, TimeWindow, validate_time_window)
-    v = m.rates
-    if (v or type(v) is not list) and check_items(v, "rates", violations):
-        check_messages(v, "rates", violations, Rate, validate_rate)
-    v = m.tier_mode
-    if type(v) is not TierMode or v.number is None:
-        check_enum(v, "tier_mode", violations, TierMode)
-    v = m.tier_basis
-    if type(v) is not TierBasis or v.number is None:
-        check_enum(v, "tier_basis", violations, TierBasis)
-    v = m.multipliers
-    if (v or type(v) is not list) and check_items(v, "multipliers", violations):
-        check_messages(v, "multipliers", violations, PriceMultiplier, validate_price_multiplier)
-    v = m.origin
-    if type(v) is not PriceOrigin or v.number is None:
-        check_enum(v, "origin", violations, PriceOrigin)
-    v = m.origin_version
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "origin_version", violations)
-    v = m.source_url
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "source_url", violations)
-    v = m.version
-    if v is not ZERO and (type(v) is not int or not -2147483648 <= v <= 2147483647):
-        check_int(v, "version", violations, -2147483648, 2147483647)
-    v = m.created_at
-    if v is not None and type(v) is not datetime:
-        check_instance(v, "created_at", violations, datetime)
-    v = m.updated_at
-    if v is not None and type(v) is not datetime:
-        check_instance(v, "updated_at", violations, datetime)
-    v = m.input_price_per_1k
-    if v is not None:
-        check_decimal(v, "input_price_per_1k", violations)
-    v = m.output_price_per_1k
-    if v is not None:
-        check_decimal(v, "output_price_per_1k", violations)
-    v = m.input_price_per_million
-    if v is not None:
-        check_decimal(v, "input_price_per_million", violations)
-    v = m.output_price_per_million
-    if v is not None:
-        check_decimal(v, "output_price_per_million", violations)
+    _, kind_, value_, all_meters_ = astuple(m) if type(m) is PriceMultiplier else astuple(m)[:4]
+    if not kind_ or type(kind_) is not str or len(kind_) > 64 or not kind_.isprintable():
+        check_text(kind_, "kind", violations, 64, required=True)
+    check_decimal(value_, "value", violations, required=True)
+    if type(all_meters_) is not bool:
+        check_instance(all_meters_, "all_meters", violations, bool)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1112,89 +329,58 @@ def validate_rate_card(m: RateCard, path: str, violations: list[Violation]) -> N
 def validate_create_price_request(m: CreatePriceRequest, path: str, violations: list[Violation]) -> None:
     """Check a CreatePriceRequest."""
     start = len(violations)
-    v: Any
-    v = m.idempotency_key
-    if v is not EMPTY and (type(v) is not str or len(v) > 255 or not v.isprintable()):
-        check_text(v, "idempotency_key", violations, 255)
-    v = m.provider
-    if not v or type(v) is not str or len(v) > 100 or not v.isprintable():
-        check_text(v, "provider", violations, 100, required=True)
-    v = m.model_id
-    if not v or type(v) is not str or len(v) > 255 or not v.isprintable():
-        check_text(v, "model_id", violations, 255, required=True)
-    v = m.input_price_per_1k
-    if v is not None:
-        check_decimal(v, "input_price_per_1k", violations, low=0)
-    v = m.output_price_per_1k
-    if v is not None:
-        check_decimal(v, "output_price_per_1k", violations, low=0)
-    v = m.currency
-    if v is not EMPTY and (type(v) is not str or len(v) > 3 or not v.isprintable()):
-        check_text(v, "currency", violations, 3)
-    v = m.effective_date
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "effective_date", violations)
-    v = m.end_date
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "end_date", violations)
-    v = m.organization_id
-    if v is not EMPTY and (type(v) is not str or len(v) > 100 or not v.isprintable()):
-        check_text(v, "organization_id", violations, 100)
-    v = m.region
-    if v is not EMPTY and (type(v) is not str or len(v) > 64 or not v.isprintable()):
-        check_text(v, "region", violations, 64)
-    v = m.service_tier
-    if v is not EMPTY and (type(v) is not str or len(v) > 64 or not v.isprintable()):
-        check_text(v, "service_tier", violations, 64)
-    v = m.processing
-    if v is not EMPTY and (type(v) is not str or len(v) > 64 or not v.isprintable()):
-        check_text(v, "processing", violations, 64)
-    v = m.speed
-    if v is not EMPTY and (type(v) is not str or len(v) > 64 or not v.isprintable()):
-        check_text(v, "speed", violations, 64)
-    v = m.aliases
-    if (v or type(v) is not list) and check_items(v, "aliases", violations, max_items=64):
-        for i, e in enumerate(v):
+    (
+        _, idempotency_key_, provider_, model_id_, input_price_per_1k_, output_price_per_1k_, currency_,
+        effective_date_, end_date_, organization_id_, region_, service_tier_, processing_, speed_, aliases_,
+        rates_, tier_mode_, tier_basis_, multipliers_, windows_, source_url_, input_price_per_million_,
+        output_price_per_million_
+    ) = astuple(m) if type(m) is CreatePriceRequest else astuple(m)[:23]
+    if idempotency_key_ is not EMPTY and (type(idempotency_key_) is not str or len(idempotency_key_) > 255 or not idempotency_key_.isprintable()):
+        check_text(idempotency_key_, "idempotency_key", violations, 255)
+    if not provider_ or type(provider_) is not str or len(provider_) > 100 or not provider_.isprintable():
+        check_text(provider_, "provider", violations, 100, required=True)
+    if not model_id_ or type(model_id_) is not str or len(model_id_) > 255 or not model_id_.isprintable():
+        check_text(model_id_, "model_id", violations, 255, required=True)
+    if input_price_per_1k_ is not None:
+        check_decimal(input_price_per_1k_, "input_price_per_1k", violations, low=0)
+    if output_price_per_1k_ is not None:
+        check_decimal(output_price_per_1k_, "output_price_per_1k", violations, low=0)
+    if currency_ is not EMPTY and (type(currency_) is not str or len(currency_) > 3 or not currency_.isprintable()):
+        check_text(currency_, "currency", violations, 3)
+    if effective_date_ is not EMPTY and (type(effective_date_) is not str or not effective_date_.isprintable()):
+        check_text(effective_date_, "effective_date", violations)
+    if end_date_ is not EMPTY and (type(end_date_) is not str or not end_date_.isprintable()):
+        check_text(end_date_, "end_date", violations)
+    if organization_id_ is not EMPTY and (type(organization_id_) is not str or len(organization_id_) > 100 or not organization_id_.isprintable()):
+        check_text(organization_id_, "organization_id", violations, 100)
+    if region_ is not EMPTY and (type(region_) is not str or len(region_) > 64 or not region_.isprintable()):
+        check_text(region_, "region", violations, 64)
+    if service_tier_ is not EMPTY and (type(service_tier_) is not str or len(service_tier_) > 64 or not service_tier_.isprintable()):
+        check_text(service_tier_, "service_tier", violations, 64)
+    if processing_ is not EMPTY and (type(processing_) is not str or len(processing_) > 64 or not processing_.isprintable()):
+        check_text(processing_, "processing", violations, 64)
+    if speed_ is not EMPTY and (type(speed_) is not str or len(speed_) > 64 or not speed_.isprintable()):
+        check_text(speed_, "speed", violations, 64)
+    if (aliases_ or type(aliases_) is not list) and check_items(aliases_, "aliases", violations, max_items=64):
+        for i, e in enumerate(aliases_):
             if type(e) is not str or len(e) > 255 or not e.isprintable():
                 check_text(e, f"aliases[{i}]", violations, 255)
-    v = m.rates
-    if (v or type(v) is not list) and check_items(v, "rates", violations, max_items=64):
-        check_messages(v, "rates", violations, Rate, validate_rate)
-    v = m.tier_mode
-    if type(v) is not TierMode or v.number is None:
-        check_enum(v, "tier_mode", violations, TierMode)
-    v = m.tier_basis
-    if type(v) is not TierBasis or v.number is None:
-        check_enum(v, "tier_basis", violations, TierBasis)
-    v = m.multipliers
-    if (v or type(v) is not list) and check_items(v, "multipliers", violations, max_items=16):
-        check_messages(v, "multipliers", violations, PriceMultiplier, validate_price_multiplier)
-    v = m.windows
-    if (v or type(v) is not list) and check_items(v, "windows", violations, max_items=32):
-        check_messages(v, "windows", violations, TimeWindow, validate_time_window)
-    v = m.source_url
-    if v is not EMPTY and (type(v) is not str or len(v) > 2048 or not v.isprintable()):
-        check_text(v, "source_url", violations, 2048)
-    v = m.input_price_per_million
-    if v is not None:
-        check_decimal(v, "input_price_per_million", violations, low=0)
-    v = m.output_price_per_million
-    if v is not None:
-        check_decimal(v, "output_price_per_million", violations, low=0)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_create_price_response(m: CreatePriceResponse, path: str, violations: list[Violation]) -> None:
-    """Check a CreatePriceResponse."""
-    start = len(violations)
-    v: Any
-    v = m.data
-    if v is not None:
-        validate_rate_card(v, "data", violations) if type(v) is RateCard else check_instance(v, "data", violations, RateCard)
-    v = m.meta
-    if v is not None:
-        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
+    if (rates_ or type(rates_) is not list) and check_items(rates_, "rates", violations, max_items=64):
+        check_messages(rates_, "rates", violations, Rate, validate_rate)
+    if tier_mode_ is not _NO_TIER_MODE and (type(tier_mode_) is not TierMode or tier_mode_.number is None):
+        check_enum(tier_mode_, "tier_mode", violations, TierMode)
+    if tier_basis_ is not _NO_TIER_BASIS and (type(tier_basis_) is not TierBasis or tier_basis_.number is None):
+        check_enum(tier_basis_, "tier_basis", violations, TierBasis)
+    if (multipliers_ or type(multipliers_) is not list) and check_items(multipliers_, "multipliers", violations, max_items=16):
+        check_messages(multipliers_, "multipliers", violations, PriceMultiplier, validate_price_multiplier)
+    if (windows_ or type(windows_) is not list) and check_items(windows_, "windows", violations, max_items=32):
+        check_messages(windows_, "windows", violations, TimeWindow, validate_time_window)
+    if source_url_ is not EMPTY and (type(source_url_) is not str or len(source_url_) > 2048 or not source_url_.isprintable()):
+        check_text(source_url_, "source_url", violations, 2048)
+    if input_price_per_million_ is not None:
+        check_decimal(input_price_per_million_, "input_price_per_million", violations, low=0)
+    if output_price_per_million_ is not None:
+        check_decimal(output_price_per_million_, "output_price_per_million", violations, low=0)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1202,24 +388,9 @@ def validate_create_price_response(m: CreatePriceResponse, path: str, violations
 def validate_get_price_request(m: GetPriceRequest, path: str, violations: list[Violation]) -> None:
     """Check a GetPriceRequest."""
     start = len(violations)
-    v: Any
-    v = m.id
-    if not v or type(v) is not str or len(v) > 255 or not v.isprintable():
-        check_text(v, "id", violations, 255, required=True)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_get_price_response(m: GetPriceResponse, path: str, violations: list[Violation]) -> None:
-    """Check a GetPriceResponse."""
-    start = len(violations)
-    v: Any
-    v = m.data
-    if v is not None:
-        validate_rate_card(v, "data", violations) if type(v) is RateCard else check_instance(v, "data", violations, RateCard)
-    v = m.meta
-    if v is not None:
-        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
+    _, id_ = astuple(m) if type(m) is GetPriceRequest else astuple(m)[:2]
+    if not id_ or type(id_) is not str or len(id_) > 255 or not id_.isprintable():
+        check_text(id_, "id", violations, 255, required=True)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1227,55 +398,32 @@ def validate_get_price_response(m: GetPriceResponse, path: str, violations: list
 def validate_list_prices_request(m: ListPricesRequest, path: str, violations: list[Violation]) -> None:
     """Check a ListPricesRequest."""
     start = len(violations)
-    v: Any
-    v = m.provider
-    if (v or type(v) is not list) and check_items(v, "provider", violations):
-        for i, e in enumerate(v):
+    (
+        _, provider_, model_id_, organization_id_, active_at_, origin_, currency_, page_, page_size_,
+        cursor_
+    ) = astuple(m) if type(m) is ListPricesRequest else astuple(m)[:10]
+    if (provider_ or type(provider_) is not list) and check_items(provider_, "provider", violations):
+        for i, e in enumerate(provider_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"provider[{i}]", violations)
-    v = m.model_id
-    if (v or type(v) is not list) and check_items(v, "model_id", violations):
-        for i, e in enumerate(v):
+    if (model_id_ or type(model_id_) is not list) and check_items(model_id_, "model_id", violations):
+        for i, e in enumerate(model_id_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"model_id[{i}]", violations)
-    v = m.organization_id
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "organization_id", violations)
-    v = m.active_at
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "active_at", violations)
-    v = m.origin
-    if type(v) is not PriceOrigin or v.number is None:
-        check_enum(v, "origin", violations, PriceOrigin)
-    v = m.currency
-    if v is not EMPTY and (type(v) is not str or len(v) > 3 or not v.isprintable()):
-        check_text(v, "currency", violations, 3)
-    v = m.page
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 2147483647):
-        check_int(v, "page", violations, 0, 2147483647)
-    v = m.page_size
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000):
-        check_int(v, "page_size", violations, 0, 1000)
-    v = m.cursor
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "cursor", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_list_prices_response(m: ListPricesResponse, path: str, violations: list[Violation]) -> None:
-    """Check a ListPricesResponse."""
-    start = len(violations)
-    v: Any
-    v = m.data
-    if (v or type(v) is not list) and check_items(v, "data", violations):
-        check_messages(v, "data", violations, RateCard, validate_rate_card)
-    v = m.pagination
-    if v is not None:
-        validate_pagination(v, "pagination", violations) if type(v) is Pagination else check_instance(v, "pagination", violations, Pagination)
-    v = m.meta
-    if v is not None:
-        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
+    if organization_id_ is not EMPTY and (type(organization_id_) is not str or not organization_id_.isprintable()):
+        check_text(organization_id_, "organization_id", violations)
+    if active_at_ is not EMPTY and (type(active_at_) is not str or not active_at_.isprintable()):
+        check_text(active_at_, "active_at", violations)
+    if origin_ is not _NO_PRICE_ORIGIN and (type(origin_) is not PriceOrigin or origin_.number is None):
+        check_enum(origin_, "origin", violations, PriceOrigin)
+    if currency_ is not EMPTY and (type(currency_) is not str or len(currency_) > 3 or not currency_.isprintable()):
+        check_text(currency_, "currency", violations, 3)
+    if page_ is not ZERO and (type(page_) is not int or not 0 <= page_ <= 2147483647):
+        check_int(page_, "page", violations, 0, 2147483647)
+    if page_size_ is not ZERO and (type(page_size_) is not int or not 0 <= page_size_ <= 1000):
+        check_int(page_size_, "page_size", violations, 0, 1000)
+    if cursor_ is not EMPTY and (type(cursor_) is not str or not cursor_.isprintable()):
+        check_text(cursor_, "cursor", violations)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1283,77 +431,13 @@ def validate_list_prices_response(m: ListPricesResponse, path: str, violations: 
 def validate_erase_user_request(m: EraseUserRequest, path: str, violations: list[Violation]) -> None:
     """Check a EraseUserRequest."""
     start = len(violations)
-    v: Any
-    v = m.user_id
-    if not v or type(v) is not str or len(v) > 255 or not v.isprintable():
-        check_text(v, "user_id", violations, 255, required=True)
-    v = m.organization_id
-    if (v or type(v) is not list) and check_items(v, "organization_id", violations):
-        for i, e in enumerate(v):
+    _, user_id_, organization_id_ = astuple(m) if type(m) is EraseUserRequest else astuple(m)[:3]
+    if not user_id_ or type(user_id_) is not str or len(user_id_) > 255 or not user_id_.isprintable():
+        check_text(user_id_, "user_id", violations, 255, required=True)
+    if (organization_id_ or type(organization_id_) is not list) and check_items(organization_id_, "organization_id", violations):
+        for i, e in enumerate(organization_id_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"organization_id[{i}]", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_erasure(m: Erasure, path: str, violations: list[Violation]) -> None:
-    """Check a Erasure."""
-    start = len(violations)
-    v: Any
-    v = m.id
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "id", violations)
-    v = m.records
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "records", violations, -9223372036854775808, 9223372036854775807)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_erase_user_response(m: EraseUserResponse, path: str, violations: list[Violation]) -> None:
-    """Check a EraseUserResponse."""
-    start = len(violations)
-    v: Any
-    v = m.data
-    if v is not None:
-        validate_erasure(v, "data", violations) if type(v) is Erasure else check_instance(v, "data", violations, Erasure)
-    v = m.meta
-    if v is not None:
-        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_retention_policy(m: RetentionPolicy, path: str, violations: list[Violation]) -> None:
-    """Check a RetentionPolicy."""
-    start = len(violations)
-    v: Any
-    v = m.organization_id
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "organization_id", violations)
-    v = m.days
-    if v is not ZERO and (type(v) is not int or not -2147483648 <= v <= 2147483647):
-        check_int(v, "days", violations, -2147483648, 2147483647)
-    v = m.removed_before
-    if v is not None and type(v) is not datetime:
-        check_instance(v, "removed_before", violations, datetime)
-    v = m.records
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "records", violations, -9223372036854775808, 9223372036854775807)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_retention_report(m: RetentionReport, path: str, violations: list[Violation]) -> None:
-    """Check a RetentionReport."""
-    start = len(violations)
-    v: Any
-    v = m.as_of
-    if v is not None and type(v) is not datetime:
-        check_instance(v, "as_of", violations, datetime)
-    v = m.policies
-    if (v or type(v) is not list) and check_items(v, "policies", violations):
-        check_messages(v, "policies", violations, RetentionPolicy, validate_retention_policy)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1361,27 +445,11 @@ def validate_retention_report(m: RetentionReport, path: str, violations: list[Vi
 def validate_set_retention_request(m: SetRetentionRequest, path: str, violations: list[Violation]) -> None:
     """Check a SetRetentionRequest."""
     start = len(violations)
-    v: Any
-    v = m.organization_id
-    if not v or type(v) is not str or len(v) > 100 or not v.isprintable():
-        check_text(v, "organization_id", violations, 100, required=True)
-    v = m.days
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 36500):
-        check_int(v, "days", violations, 0, 36500)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_set_retention_response(m: SetRetentionResponse, path: str, violations: list[Violation]) -> None:
-    """Check a SetRetentionResponse."""
-    start = len(violations)
-    v: Any
-    v = m.data
-    if v is not None:
-        validate_retention_policy(v, "data", violations) if type(v) is RetentionPolicy else check_instance(v, "data", violations, RetentionPolicy)
-    v = m.meta
-    if v is not None:
-        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
+    _, organization_id_, days_ = astuple(m) if type(m) is SetRetentionRequest else astuple(m)[:3]
+    if not organization_id_ or type(organization_id_) is not str or len(organization_id_) > 100 or not organization_id_.isprintable():
+        check_text(organization_id_, "organization_id", violations, 100, required=True)
+    if days_ is not ZERO and (type(days_) is not int or not 0 <= days_ <= 36500):
+        check_int(days_, "days", violations, 0, 36500)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1389,28 +457,11 @@ def validate_set_retention_response(m: SetRetentionResponse, path: str, violatio
 def validate_list_retention_request(m: ListRetentionRequest, path: str, violations: list[Violation]) -> None:
     """Check a ListRetentionRequest."""
     start = len(violations)
-    v: Any
-    v = m.organization_id
-    if (v or type(v) is not list) and check_items(v, "organization_id", violations):
-        for i, e in enumerate(v):
+    _, organization_id_ = astuple(m) if type(m) is ListRetentionRequest else astuple(m)[:2]
+    if (organization_id_ or type(organization_id_) is not list) and check_items(organization_id_, "organization_id", violations):
+        for i, e in enumerate(organization_id_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"organization_id[{i}]", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_list_retention_response(
-    m: ListRetentionResponse, path: str, violations: list[Violation]
-) -> None:
-    """Check a ListRetentionResponse."""
-    start = len(violations)
-    v: Any
-    v = m.data
-    if v is not None:
-        validate_retention_report(v, "data", violations) if type(v) is RetentionReport else check_instance(v, "data", violations, RetentionReport)
-    v = m.meta
-    if v is not None:
-        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1420,31 +471,13 @@ def validate_apply_retention_request(
 ) -> None:
     """Check a ApplyRetentionRequest."""
     start = len(violations)
-    v: Any
-    v = m.organization_id
-    if (v or type(v) is not list) and check_items(v, "organization_id", violations):
-        for i, e in enumerate(v):
+    _, organization_id_, dry_run_ = astuple(m) if type(m) is ApplyRetentionRequest else astuple(m)[:3]
+    if (organization_id_ or type(organization_id_) is not list) and check_items(organization_id_, "organization_id", violations):
+        for i, e in enumerate(organization_id_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"organization_id[{i}]", violations)
-    v = m.dry_run
-    if type(v) is not bool:
-        check_instance(v, "dry_run", violations, bool)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_apply_retention_response(
-    m: ApplyRetentionResponse, path: str, violations: list[Violation]
-) -> None:
-    """Check a ApplyRetentionResponse."""
-    start = len(violations)
-    v: Any
-    v = m.data
-    if v is not None:
-        validate_retention_report(v, "data", violations) if type(v) is RetentionReport else check_instance(v, "data", violations, RetentionReport)
-    v = m.meta
-    if v is not None:
-        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
+    if type(dry_run_) is not bool:
+        check_instance(dry_run_, "dry_run", violations, bool)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1452,34 +485,29 @@ def validate_apply_retention_response(
 def validate_modality_tokens(m: ModalityTokens, path: str, violations: list[Violation]) -> None:
     """Check a ModalityTokens."""
     start = len(violations)
-    v: Any
-    v = m.input_audio_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
-        check_int(v, "input_audio_tokens", violations, 0, 1000000000000)
-    v = m.input_image_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
-        check_int(v, "input_image_tokens", violations, 0, 1000000000000)
-    v = m.input_video_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
-        check_int(v, "input_video_tokens", violations, 0, 1000000000000)
-    v = m.cached_audio_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
-        check_int(v, "cached_audio_tokens", violations, 0, 1000000000000)
-    v = m.cached_image_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
-        check_int(v, "cached_image_tokens", violations, 0, 1000000000000)
-    v = m.cached_video_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
-        check_int(v, "cached_video_tokens", violations, 0, 1000000000000)
-    v = m.output_audio_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
-        check_int(v, "output_audio_tokens", violations, 0, 1000000000000)
-    v = m.output_image_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
-        check_int(v, "output_image_tokens", violations, 0, 1000000000000)
-    v = m.output_video_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
-        check_int(v, "output_video_tokens", violations, 0, 1000000000000)
+    (
+        _, input_audio_tokens_, input_image_tokens_, input_video_tokens_, cached_audio_tokens_,
+        cached_image_tokens_, cached_video_tokens_, output_audio_tokens_, output_image_tokens_,
+        output_video_tokens_
+    ) = astuple(m) if type(m) is ModalityTokens else astuple(m)[:10]
+    if input_audio_tokens_ is not ZERO and (type(input_audio_tokens_) is not int or not 0 <= input_audio_tokens_ <= 1000000000000):
+        check_int(input_audio_tokens_, "input_audio_tokens", violations, 0, 1000000000000)
+    if input_image_tokens_ is not ZERO and (type(input_image_tokens_) is not int or not 0 <= input_image_tokens_ <= 1000000000000):
+        check_int(input_image_tokens_, "input_image_tokens", violations, 0, 1000000000000)
+    if input_video_tokens_ is not ZERO and (type(input_video_tokens_) is not int or not 0 <= input_video_tokens_ <= 1000000000000):
+        check_int(input_video_tokens_, "input_video_tokens", violations, 0, 1000000000000)
+    if cached_audio_tokens_ is not ZERO and (type(cached_audio_tokens_) is not int or not 0 <= cached_audio_tokens_ <= 1000000000000):
+        check_int(cached_audio_tokens_, "cached_audio_tokens", violations, 0, 1000000000000)
+    if cached_image_tokens_ is not ZERO and (type(cached_image_tokens_) is not int or not 0 <= cached_image_tokens_ <= 1000000000000):
+        check_int(cached_image_tokens_, "cached_image_tokens", violations, 0, 1000000000000)
+    if cached_video_tokens_ is not ZERO and (type(cached_video_tokens_) is not int or not 0 <= cached_video_tokens_ <= 1000000000000):
+        check_int(cached_video_tokens_, "cached_video_tokens", violations, 0, 1000000000000)
+    if output_audio_tokens_ is not ZERO and (type(output_audio_tokens_) is not int or not 0 <= output_audio_tokens_ <= 1000000000000):
+        check_int(output_audio_tokens_, "output_audio_tokens", violations, 0, 1000000000000)
+    if output_image_tokens_ is not ZERO and (type(output_image_tokens_) is not int or not 0 <= output_image_tokens_ <= 1000000000000):
+        check_int(output_image_tokens_, "output_image_tokens", violations, 0, 1000000000000)
+    if output_video_tokens_ is not ZERO and (type(output_video_tokens_) is not int or not 0 <= output_video_tokens_ <= 1000000000000):
+        check_int(output_video_tokens_, "output_video_tokens", violations, 0, 1000000000000)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1489,146 +517,111 @@ def validate_usage_record(m: UsageRecord, path: str, violations: list[Violation]
     if m.unknown_ and check_undecoded(m.unknown_, path, violations):
         return
     start = len(violations)
-    v: Any
-    v = m.id
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "id", violations)
-    v = m.idempotency_key
-    if v is not EMPTY and (type(v) is not str or len(v) > 255 or not v.isprintable()):
-        check_text(v, "idempotency_key", violations, 255)
-    v = m.organization_id
-    if not v or type(v) is not str or len(v) > 100 or not v.isprintable():
-        check_text(v, "organization_id", violations, 100, required=True)
-    v = m.provider
-    if not v or type(v) is not str or len(v) > 100 or not v.isprintable():
-        check_text(v, "provider", violations, 100, required=True)
-    v = m.model_id
-    if not v or type(v) is not str or len(v) > 255 or not v.isprintable():
-        check_text(v, "model_id", violations, 255, required=True)
-    v = m.input_tokens
-    if v is not None and (type(v) is not int or not 0 <= v <= 1000000000000):
-        check_int(v, "input_tokens", violations, 0, 1000000000000)
-    v = m.output_tokens
-    if v is not None and (type(v) is not int or not 0 <= v <= 1000000000000):
-        check_int(v, "output_tokens", violations, 0, 1000000000000)
-    v = m.total_tokens
-    if v is not None and (type(v) is not int or not 0 <= v <= 2000000000000):
-        check_int(v, "total_tokens", violations, 0, 2000000000000)
-    v = m.cached_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
-        check_int(v, "cached_tokens", violations, 0, 1000000000000)
-    v = m.cache_write_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
-        check_int(v, "cache_write_tokens", violations, 0, 1000000000000)
-    v = m.cache_write_extended_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
-        check_int(v, "cache_write_extended_tokens", violations, 0, 1000000000000)
-    v = m.reasoning_tokens
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000000000000):
-        check_int(v, "reasoning_tokens", violations, 0, 1000000000000)
-    v = m.timestamp
-    if v is not None and type(v) is not datetime:
-        check_instance(v, "timestamp", violations, datetime)
-    v = m.service_tier
-    if v is not EMPTY and (type(v) is not str or len(v) > 64 or not v.isprintable()):
-        check_text(v, "service_tier", violations, 64)
-    v = m.processing
-    if v is not EMPTY and (type(v) is not str or len(v) > 64 or not v.isprintable()):
-        check_text(v, "processing", violations, 64)
-    v = m.region
-    if v is not EMPTY and (type(v) is not str or len(v) > 64 or not v.isprintable()):
-        check_text(v, "region", violations, 64)
-    v = m.speed
-    if v is not EMPTY and (type(v) is not str or len(v) > 64 or not v.isprintable()):
-        check_text(v, "speed", violations, 64)
-    v = m.modality
-    if v is not None:
-        validate_modality_tokens(v, "modality", violations) if type(v) is ModalityTokens else check_instance(v, "modality", violations, ModalityTokens)
-    v = m.meters
-    if (v or type(v) is not dict) and check_entries(v, "meters", violations, max_items=64):
-        for k, e in v.items():
+    (
+        _, id_, idempotency_key_, organization_id_, provider_, model_id_, input_tokens_, output_tokens_,
+        total_tokens_, cached_tokens_, cache_write_tokens_, cache_write_extended_tokens_, reasoning_tokens_,
+        timestamp_, service_tier_, processing_, region_, speed_, modality_, meters_, request_count_,
+        operation_, outcome_, quality_, requested_model_id_, project_id_, user_id_, tags_, labels_,
+        session_id_, trace_id_, span_id_, retry_of_id_, latency_ms_, time_to_first_token_ms_,
+        reported_cost_, reported_currency_, metadata_, source_, ingested_at_, estimated_cost_, currency_,
+        cost_status_, observation_
+    ) = astuple(m) if type(m) is UsageRecord else astuple(m)[:44]
+    if id_ is not EMPTY and (type(id_) is not str or not id_.isprintable()):
+        check_text(id_, "id", violations)
+    if idempotency_key_ is not EMPTY and (type(idempotency_key_) is not str or len(idempotency_key_) > 255 or not idempotency_key_.isprintable()):
+        check_text(idempotency_key_, "idempotency_key", violations, 255)
+    if not organization_id_ or type(organization_id_) is not str or len(organization_id_) > 100 or not organization_id_.isprintable():
+        check_text(organization_id_, "organization_id", violations, 100, required=True)
+    if not provider_ or type(provider_) is not str or len(provider_) > 100 or not provider_.isprintable():
+        check_text(provider_, "provider", violations, 100, required=True)
+    if not model_id_ or type(model_id_) is not str or len(model_id_) > 255 or not model_id_.isprintable():
+        check_text(model_id_, "model_id", violations, 255, required=True)
+    if input_tokens_ is not None and (type(input_tokens_) is not int or not 0 <= input_tokens_ <= 1000000000000):
+        check_int(input_tokens_, "input_tokens", violations, 0, 1000000000000)
+    if output_tokens_ is not None and (type(output_tokens_) is not int or not 0 <= output_tokens_ <= 1000000000000):
+        check_int(output_tokens_, "output_tokens", violations, 0, 1000000000000)
+    if total_tokens_ is not None and (type(total_tokens_) is not int or not 0 <= total_tokens_ <= 2000000000000):
+        check_int(total_tokens_, "total_tokens", violations, 0, 2000000000000)
+    if cached_tokens_ is not ZERO and (type(cached_tokens_) is not int or not 0 <= cached_tokens_ <= 1000000000000):
+        check_int(cached_tokens_, "cached_tokens", violations, 0, 1000000000000)
+    if cache_write_tokens_ is not ZERO and (type(cache_write_tokens_) is not int or not 0 <= cache_write_tokens_ <= 1000000000000):
+        check_int(cache_write_tokens_, "cache_write_tokens", violations, 0, 1000000000000)
+    if cache_write_extended_tokens_ is not ZERO and (type(cache_write_extended_tokens_) is not int or not 0 <= cache_write_extended_tokens_ <= 1000000000000):
+        check_int(cache_write_extended_tokens_, "cache_write_extended_tokens", violations, 0, 1000000000000)
+    if reasoning_tokens_ is not ZERO and (type(reasoning_tokens_) is not int or not 0 <= reasoning_tokens_ <= 1000000000000):
+        check_int(reasoning_tokens_, "reasoning_tokens", violations, 0, 1000000000000)
+    if timestamp_ is not None and type(timestamp_) is not datetime:
+        check_instance(timestamp_, "timestamp", violations, datetime)
+    if service_tier_ is not EMPTY and (type(service_tier_) is not str or len(service_tier_) > 64 or not service_tier_.isprintable()):
+        check_text(service_tier_, "service_tier", violations, 64)
+    if processing_ is not EMPTY and (type(processing_) is not str or len(processing_) > 64 or not processing_.isprintable()):
+        check_text(processing_, "processing", violations, 64)
+    if region_ is not EMPTY and (type(region_) is not str or len(region_) > 64 or not region_.isprintable()):
+        check_text(region_, "region", violations, 64)
+    if speed_ is not EMPTY and (type(speed_) is not str or len(speed_) > 64 or not speed_.isprintable()):
+        check_text(speed_, "speed", violations, 64)
+    if modality_ is not None:
+        validate_modality_tokens(modality_, "modality", violations) if type(modality_) is ModalityTokens else check_instance(modality_, "modality", violations, ModalityTokens)
+    if (meters_ or type(meters_) is not dict) and check_entries(meters_, "meters", violations, max_items=64):
+        for k, e in meters_.items():
             if type(k) is not str or not k.isprintable():
                 check_text(k, entry("meters", k), violations)
             if type(e) is not int or not 0 <= e <= 1000000000000:
                 check_int(e, entry("meters", k), violations, 0, 1000000000000)
-    v = m.request_count
-    if v is not None and (type(v) is not int or not 1 <= v <= 2147483647):
-        check_int(v, "request_count", violations, 1, 2147483647)
-    v = m.operation
-    if type(v) is not Operation or v.number is None:
-        check_enum(v, "operation", violations, Operation)
-    v = m.outcome
-    if type(v) is not Outcome or v.number is None:
-        check_enum(v, "outcome", violations, Outcome)
-    v = m.quality
-    if type(v) is not UsageQuality or v.number is None:
-        check_enum(v, "quality", violations, UsageQuality)
-    v = m.requested_model_id
-    if v is not EMPTY and (type(v) is not str or len(v) > 255 or not v.isprintable()):
-        check_text(v, "requested_model_id", violations, 255)
-    v = m.project_id
-    if v is not EMPTY and (type(v) is not str or len(v) > 255 or not v.isprintable()):
-        check_text(v, "project_id", violations, 255)
-    v = m.user_id
-    if v is not EMPTY and (type(v) is not str or len(v) > 255 or not v.isprintable()):
-        check_text(v, "user_id", violations, 255)
-    v = m.tags
-    if (v or type(v) is not list) and check_items(v, "tags", violations, max_items=64):
-        for i, e in enumerate(v):
+    if request_count_ is not None and (type(request_count_) is not int or not 1 <= request_count_ <= 2147483647):
+        check_int(request_count_, "request_count", violations, 1, 2147483647)
+    if operation_ is not _NO_OPERATION and (type(operation_) is not Operation or operation_.number is None):
+        check_enum(operation_, "operation", violations, Operation)
+    if outcome_ is not _NO_OUTCOME and (type(outcome_) is not Outcome or outcome_.number is None):
+        check_enum(outcome_, "outcome", violations, Outcome)
+    if quality_ is not _NO_USAGE_QUALITY and (type(quality_) is not UsageQuality or quality_.number is None):
+        check_enum(quality_, "quality", violations, UsageQuality)
+    if requested_model_id_ is not EMPTY and (type(requested_model_id_) is not str or len(requested_model_id_) > 255 or not requested_model_id_.isprintable()):
+        check_text(requested_model_id_, "requested_model_id", violations, 255)
+    if project_id_ is not EMPTY and (type(project_id_) is not str or len(project_id_) > 255 or not project_id_.isprintable()):
+        check_text(project_id_, "project_id", violations, 255)
+    if user_id_ is not EMPTY and (type(user_id_) is not str or len(user_id_) > 255 or not user_id_.isprintable()):
+        check_text(user_id_, "user_id", violations, 255)
+    if (tags_ or type(tags_) is not list) and check_items(tags_, "tags", violations, max_items=64):
+        for i, e in enumerate(tags_):
             if type(e) is not str or len(e) > 255 or not e.isprintable():
                 check_text(e, f"tags[{i}]", violations, 255)
-    v = m.labels
-    if (v or type(v) is not dict) and check_entries(v, "labels", violations, max_items=64):
-        for k, e in v.items():
+    if (labels_ or type(labels_) is not dict) and check_entries(labels_, "labels", violations, max_items=64):
+        for k, e in labels_.items():
             if type(k) is not str or len(k) > 255 or not k.isprintable():
                 check_text(k, entry("labels", k), violations, 255)
             if type(e) is not str or len(e) > 255 or not e.isprintable():
                 check_text(e, entry("labels", k), violations, 255)
-    v = m.session_id
-    if v is not EMPTY and (type(v) is not str or len(v) > 255 or not v.isprintable()):
-        check_text(v, "session_id", violations, 255)
-    v = m.trace_id
-    if v is not EMPTY and (type(v) is not str or len(v) > 32 or not v.isprintable()):
-        check_text(v, "trace_id", violations, 32)
-    v = m.span_id
-    if v is not EMPTY and (type(v) is not str or len(v) > 16 or not v.isprintable()):
-        check_text(v, "span_id", violations, 16)
-    v = m.retry_of_id
-    if v is not EMPTY and (type(v) is not str or len(v) > 64 or not v.isprintable()):
-        check_text(v, "retry_of_id", violations, 64)
-    v = m.latency_ms
-    if v is not None and (type(v) is not int or not 0 <= v <= 9223372036854775807):
-        check_int(v, "latency_ms", violations, 0, 9223372036854775807)
-    v = m.time_to_first_token_ms
-    if v is not None and (type(v) is not int or not 0 <= v <= 9223372036854775807):
-        check_int(v, "time_to_first_token_ms", violations, 0, 9223372036854775807)
-    v = m.reported_cost
-    if v is not None:
-        check_decimal(v, "reported_cost", violations, low=0)
-    v = m.reported_currency
-    if v is not EMPTY and (type(v) is not str or len(v) > 3 or not v.isprintable()):
-        check_text(v, "reported_currency", violations, 3)
-    v = m.metadata
-    if v is not None:
-        check_json(v, "metadata", violations)
-    v = m.source
-    if v is not EMPTY and (type(v) is not str or len(v) > 255 or not v.isprintable()):
-        check_text(v, "source", violations, 255)
-    v = m.ingested_at
-    if v is not None and type(v) is not datetime:
-        check_instance(v, "ingested_at", violations, datetime)
-    v = m.estimated_cost
-    if v is not None:
-        check_decimal(v, "estimated_cost", violations)
-    v = m.currency
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "currency", violations)
-    v = m.cost_status
-    if type(v) is not CostStatus or v.number is None:
-        check_enum(v, "cost_status", violations, CostStatus)
-    v = m.observation
-    if type(v) is not bool:
-        check_instance(v, "observation", violations, bool)
+    if session_id_ is not EMPTY and (type(session_id_) is not str or len(session_id_) > 255 or not session_id_.isprintable()):
+        check_text(session_id_, "session_id", violations, 255)
+    if trace_id_ is not EMPTY and (type(trace_id_) is not str or len(trace_id_) > 32 or not trace_id_.isprintable()):
+        check_text(trace_id_, "trace_id", violations, 32)
+    if span_id_ is not EMPTY and (type(span_id_) is not str or len(span_id_) > 16 or not span_id_.isprintable()):
+        check_text(span_id_, "span_id", violations, 16)
+    if retry_of_id_ is not EMPTY and (type(retry_of_id_) is not str or len(retry_of_id_) > 64 or not retry_of_id_.isprintable()):
+        check_text(retry_of_id_, "retry_of_id", violations, 64)
+    if latency_ms_ is not None and (type(latency_ms_) is not int or not 0 <= latency_ms_ <= 9223372036854775807):
+        check_int(latency_ms_, "latency_ms", violations, 0, 9223372036854775807)
+    if time_to_first_token_ms_ is not None and (type(time_to_first_token_ms_) is not int or not 0 <= time_to_first_token_ms_ <= 9223372036854775807):
+        check_int(time_to_first_token_ms_, "time_to_first_token_ms", violations, 0, 9223372036854775807)
+    if reported_cost_ is not None:
+        check_decimal(reported_cost_, "reported_cost", violations, low=0)
+    if reported_currency_ is not EMPTY and (type(reported_currency_) is not str or len(reported_currency_) > 3 or not reported_currency_.isprintable()):
+        check_text(reported_currency_, "reported_currency", violations, 3)
+    if metadata_ is not None:
+        check_json(metadata_, "metadata", violations)
+    if source_ is not EMPTY and (type(source_) is not str or len(source_) > 255 or not source_.isprintable()):
+        check_text(source_, "source", violations, 255)
+    if ingested_at_ is not None and type(ingested_at_) is not datetime:
+        check_instance(ingested_at_, "ingested_at", violations, datetime)
+    if estimated_cost_ is not None:
+        check_decimal(estimated_cost_, "estimated_cost", violations)
+    if currency_ is not EMPTY and (type(currency_) is not str or not currency_.isprintable()):
+        check_text(currency_, "currency", violations)
+    if cost_status_ is not _NO_COST_STATUS and (type(cost_status_) is not CostStatus or cost_status_.number is None):
+        check_enum(cost_status_, "cost_status", violations, CostStatus)
+    if type(observation_) is not bool:
+        check_instance(observation_, "observation", violations, bool)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1636,55 +629,11 @@ def validate_usage_record(m: UsageRecord, path: str, violations: list[Violation]
 def validate_submit_usage_request(m: SubmitUsageRequest, path: str, violations: list[Violation]) -> None:
     """Check a SubmitUsageRequest."""
     start = len(violations)
-    v: Any
-    v = m.usage
-    if v is not None:
-        validate_usage_record(v, "usage", violations) if type(v) is UsageRecord else check_instance(v, "usage", violations, UsageRecord)
-    if v is None:
+    _, usage_ = astuple(m) if type(m) is SubmitUsageRequest else astuple(m)[:2]
+    if usage_ is not None:
+        validate_usage_record(usage_, "usage", violations) if type(usage_) is UsageRecord else check_instance(usage_, "usage", violations, UsageRecord)
+    if usage_ is None:
         missing("usage", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_usage_receipt(m: UsageReceipt, path: str, violations: list[Violation]) -> None:
-    """Check a UsageReceipt."""
-    start = len(violations)
-    v: Any
-    v = m.usage_id
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "usage_id", violations)
-    v = m.organization_id
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "organization_id", violations)
-    v = m.estimated_cost
-    if v is not None:
-        check_decimal(v, "estimated_cost", violations)
-    v = m.currency
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "currency", violations)
-    v = m.processed_at
-    if v is not None and type(v) is not datetime:
-        check_instance(v, "processed_at", violations, datetime)
-    v = m.cost_status
-    if type(v) is not CostStatus or v.number is None:
-        check_enum(v, "cost_status", violations, CostStatus)
-    v = m.duplicate
-    if type(v) is not bool:
-        check_instance(v, "duplicate", violations, bool)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_submit_usage_response(m: SubmitUsageResponse, path: str, violations: list[Violation]) -> None:
-    """Check a SubmitUsageResponse."""
-    start = len(violations)
-    v: Any
-    v = m.data
-    if v is not None:
-        validate_usage_receipt(v, "data", violations) if type(v) is UsageReceipt else check_instance(v, "data", violations, UsageReceipt)
-    v = m.meta
-    if v is not None:
-        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1694,83 +643,9 @@ def validate_batch_submit_usage_request(
 ) -> None:
     """Check a BatchSubmitUsageRequest."""
     start = len(violations)
-    v: Any
-    v = m.records
-    if check_items(v, "records", violations, max_items=10000, required=True):
-        check_messages(v, "records", violations, UsageRecord, validate_usage_record)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_record_error(m: RecordError, path: str, violations: list[Violation]) -> None:
-    """Check a RecordError."""
-    start = len(violations)
-    v: Any
-    v = m.code
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "code", violations)
-    v = m.message
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "message", violations)
-    v = m.violations
-    if (v or type(v) is not list) and check_items(v, "violations", violations):
-        check_messages(v, "violations", violations, FieldViolation, validate_field_violation)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_submit_result(m: SubmitResult, path: str, violations: list[Violation]) -> None:
-    """Check a SubmitResult."""
-    start = len(violations)
-    v: Any
-    v = m.status
-    if type(v) is not SubmitStatus or v.number is None:
-        check_enum(v, "status", violations, SubmitStatus)
-    v = m.usage
-    if v is not None:
-        validate_usage_receipt(v, "usage", violations) if type(v) is UsageReceipt else check_instance(v, "usage", violations, UsageReceipt)
-    v = m.error
-    if v is not None:
-        validate_record_error(v, "error", violations) if type(v) is RecordError else check_instance(v, "error", violations, RecordError)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_batch_receipt(m: BatchReceipt, path: str, violations: list[Violation]) -> None:
-    """Check a BatchReceipt."""
-    start = len(violations)
-    v: Any
-    v = m.results
-    if (v or type(v) is not list) and check_items(v, "results", violations):
-        check_messages(v, "results", violations, SubmitResult, validate_submit_result)
-    v = m.created
-    if v is not ZERO and (type(v) is not int or not -2147483648 <= v <= 2147483647):
-        check_int(v, "created", violations, -2147483648, 2147483647)
-    v = m.duplicates
-    if v is not ZERO and (type(v) is not int or not -2147483648 <= v <= 2147483647):
-        check_int(v, "duplicates", violations, -2147483648, 2147483647)
-    v = m.conflicts
-    if v is not ZERO and (type(v) is not int or not -2147483648 <= v <= 2147483647):
-        check_int(v, "conflicts", violations, -2147483648, 2147483647)
-    v = m.invalid
-    if v is not ZERO and (type(v) is not int or not -2147483648 <= v <= 2147483647):
-        check_int(v, "invalid", violations, -2147483648, 2147483647)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_batch_submit_usage_response(
-    m: BatchSubmitUsageResponse, path: str, violations: list[Violation]
-) -> None:
-    """Check a BatchSubmitUsageResponse."""
-    start = len(violations)
-    v: Any
-    v = m.data
-    if v is not None:
-        validate_batch_receipt(v, "data", violations) if type(v) is BatchReceipt else check_instance(v, "data", violations, BatchReceipt)
-    v = m.meta
-    if v is not None:
-        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
+    _, records_ = astuple(m) if type(m) is BatchSubmitUsageRequest else astuple(m)[:2]
+    if check_items(records_, "records", violations, max_items=10000, required=True):
+        check_messages(records_, "records", violations, UsageRecord, validate_usage_record)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1778,40 +653,22 @@ def validate_batch_submit_usage_response(
 def validate_list_usage_request(m: ListUsageRequest, path: str, violations: list[Violation]) -> None:
     """Check a ListUsageRequest."""
     start = len(violations)
-    v: Any
+    page_: Any = m.page
+    page_size_: Any = m.page_size
+    cursor_: Any = m.cursor
+    sort_: Any = m.sort
+    order_: Any = m.order
     validate_filter(m, "", violations)
-    v = m.page
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 2147483647):
-        check_int(v, "page", violations, 0, 2147483647)
-    v = m.page_size
-    if v is not ZERO and (type(v) is not int or not 0 <= v <= 1000):
-        check_int(v, "page_size", violations, 0, 1000)
-    v = m.cursor
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "cursor", violations)
-    v = m.sort
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "sort", violations)
-    v = m.order
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "order", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_list_usage_response(m: ListUsageResponse, path: str, violations: list[Violation]) -> None:
-    """Check a ListUsageResponse."""
-    start = len(violations)
-    v: Any
-    v = m.data
-    if (v or type(v) is not list) and check_items(v, "data", violations):
-        check_messages(v, "data", violations, UsageRecord, validate_usage_record)
-    v = m.pagination
-    if v is not None:
-        validate_pagination(v, "pagination", violations) if type(v) is Pagination else check_instance(v, "pagination", violations, Pagination)
-    v = m.meta
-    if v is not None:
-        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
+    if page_ is not ZERO and (type(page_) is not int or not 0 <= page_ <= 2147483647):
+        check_int(page_, "page", violations, 0, 2147483647)
+    if page_size_ is not ZERO and (type(page_size_) is not int or not 0 <= page_size_ <= 1000):
+        check_int(page_size_, "page_size", violations, 0, 1000)
+    if cursor_ is not EMPTY and (type(cursor_) is not str or not cursor_.isprintable()):
+        check_text(cursor_, "cursor", violations)
+    if sort_ is not EMPTY and (type(sort_) is not str or not sort_.isprintable()):
+        check_text(sort_, "sort", violations)
+    if order_ is not EMPTY and (type(order_) is not str or not order_.isprintable()):
+        check_text(order_, "order", violations)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1819,47 +676,9 @@ def validate_list_usage_response(m: ListUsageResponse, path: str, violations: li
 def validate_stream_usage_request(m: StreamUsageRequest, path: str, violations: list[Violation]) -> None:
     """Check a StreamUsageRequest."""
     start = len(violations)
-    v: Any
-    v = m.records
-    if (v or type(v) is not list) and check_items(v, "records", violations):
-        check_messages(v, "records", violations, UsageRecord, validate_usage_record)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_stream_problem(m: StreamProblem, path: str, violations: list[Violation]) -> None:
-    """Check a StreamProblem."""
-    start = len(violations)
-    v: Any
-    v = m.index
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "index", violations, -9223372036854775808, 9223372036854775807)
-    v = m.status
-    if type(v) is not SubmitStatus or v.number is None:
-        check_enum(v, "status", violations, SubmitStatus)
-    v = m.error
-    if v is not None:
-        validate_record_error(v, "error", violations) if type(v) is RecordError else check_instance(v, "error", violations, RecordError)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_stream_usage_response(m: StreamUsageResponse, path: str, violations: list[Violation]) -> None:
-    """Check a StreamUsageResponse."""
-    start = len(violations)
-    v: Any
-    v = m.durable
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "durable", violations, -9223372036854775808, 9223372036854775807)
-    v = m.created
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "created", violations, -9223372036854775808, 9223372036854775807)
-    v = m.duplicates
-    if v is not ZERO and (type(v) is not int or not -9223372036854775808 <= v <= 9223372036854775807):
-        check_int(v, "duplicates", violations, -9223372036854775808, 9223372036854775807)
-    v = m.problems
-    if (v or type(v) is not list) and check_items(v, "problems", violations):
-        check_messages(v, "problems", violations, StreamProblem, validate_stream_problem)
+    _, records_ = astuple(m) if type(m) is StreamUsageRequest else astuple(m)[:2]
+    if (records_ or type(records_) is not list) and check_items(records_, "records", violations):
+        check_messages(records_, "records", violations, UsageRecord, validate_usage_record)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1867,54 +686,10 @@ def validate_stream_usage_response(m: StreamUsageResponse, path: str, violations
 def validate_export_usage_request(m: ExportUsageRequest, path: str, violations: list[Violation]) -> None:
     """Check a ExportUsageRequest."""
     start = len(violations)
-    v: Any
+    order_: Any = m.order
     validate_filter(m, "", violations)
-    v = m.order
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "order", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_export_usage_response(m: ExportUsageResponse, path: str, violations: list[Violation]) -> None:
-    """Check a ExportUsageResponse."""
-    start = len(violations)
-    v: Any
-    v = m.records
-    if (v or type(v) is not list) and check_items(v, "records", violations):
-        check_messages(v, "records", violations, UsageRecord, validate_usage_record)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_usage_revision(m: UsageRevision, path: str, violations: list[Violation]) -> None:
-    """Check a UsageRevision."""
-    start = len(violations)
-    v: Any
-    v = m.usage_id
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "usage_id", violations)
-    v = m.organization_id
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "organization_id", violations)
-    v = m.revision
-    if v is not ZERO and (type(v) is not int or not -2147483648 <= v <= 2147483647):
-        check_int(v, "revision", violations, -2147483648, 2147483647)
-    v = m.kind
-    if type(v) is not RevisionKind or v.number is None:
-        check_enum(v, "kind", violations, RevisionKind)
-    v = m.reason
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "reason", violations)
-    v = m.actor
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "actor", violations)
-    v = m.made_at
-    if v is not None and type(v) is not datetime:
-        check_instance(v, "made_at", violations, datetime)
-    v = m.usage
-    if v is not None:
-        validate_usage_record(v, "usage", violations) if type(v) is UsageRecord else check_instance(v, "usage", violations, UsageRecord)
+    if order_ is not EMPTY and (type(order_) is not str or not order_.isprintable()):
+        check_text(order_, "order", violations)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1922,30 +697,13 @@ def validate_usage_revision(m: UsageRevision, path: str, violations: list[Violat
 def validate_void_usage_request(m: VoidUsageRequest, path: str, violations: list[Violation]) -> None:
     """Check a VoidUsageRequest."""
     start = len(violations)
-    v: Any
-    v = m.usage_id
-    if not v or type(v) is not str or len(v) > 64 or not v.isprintable():
-        check_text(v, "usage_id", violations, 64, required=True)
-    v = m.organization_id
-    if v is not EMPTY and (type(v) is not str or len(v) > 100 or not v.isprintable()):
-        check_text(v, "organization_id", violations, 100)
-    v = m.reason
-    if not v or type(v) is not str or len(v) > 1000 or not v.isprintable():
-        check_text(v, "reason", violations, 1000, required=True)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_void_usage_response(m: VoidUsageResponse, path: str, violations: list[Violation]) -> None:
-    """Check a VoidUsageResponse."""
-    start = len(violations)
-    v: Any
-    v = m.data
-    if v is not None:
-        validate_usage_revision(v, "data", violations) if type(v) is UsageRevision else check_instance(v, "data", violations, UsageRevision)
-    v = m.meta
-    if v is not None:
-        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
+    _, usage_id_, organization_id_, reason_ = astuple(m) if type(m) is VoidUsageRequest else astuple(m)[:4]
+    if not usage_id_ or type(usage_id_) is not str or len(usage_id_) > 64 or not usage_id_.isprintable():
+        check_text(usage_id_, "usage_id", violations, 64, required=True)
+    if organization_id_ is not EMPTY and (type(organization_id_) is not str or len(organization_id_) > 100 or not organization_id_.isprintable()):
+        check_text(organization_id_, "organization_id", violations, 100)
+    if not reason_ or type(reason_) is not str or len(reason_) > 1000 or not reason_.isprintable():
+        check_text(reason_, "reason", violations, 1000, required=True)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1953,35 +711,17 @@ def validate_void_usage_response(m: VoidUsageResponse, path: str, violations: li
 def validate_correct_usage_request(m: CorrectUsageRequest, path: str, violations: list[Violation]) -> None:
     """Check a CorrectUsageRequest."""
     start = len(violations)
-    v: Any
-    v = m.usage_id
-    if not v or type(v) is not str or len(v) > 64 or not v.isprintable():
-        check_text(v, "usage_id", violations, 64, required=True)
-    v = m.organization_id
-    if v is not EMPTY and (type(v) is not str or len(v) > 100 or not v.isprintable()):
-        check_text(v, "organization_id", violations, 100)
-    v = m.reason
-    if not v or type(v) is not str or len(v) > 1000 or not v.isprintable():
-        check_text(v, "reason", violations, 1000, required=True)
-    v = m.changes
-    if v is not None:
-        check_json(v, "changes", violations)
-    if v is None:
+    _, usage_id_, organization_id_, reason_, changes_ = astuple(m) if type(m) is CorrectUsageRequest else astuple(m)[:5]
+    if not usage_id_ or type(usage_id_) is not str or len(usage_id_) > 64 or not usage_id_.isprintable():
+        check_text(usage_id_, "usage_id", violations, 64, required=True)
+    if organization_id_ is not EMPTY and (type(organization_id_) is not str or len(organization_id_) > 100 or not organization_id_.isprintable()):
+        check_text(organization_id_, "organization_id", violations, 100)
+    if not reason_ or type(reason_) is not str or len(reason_) > 1000 or not reason_.isprintable():
+        check_text(reason_, "reason", violations, 1000, required=True)
+    if changes_ is not None:
+        check_json(changes_, "changes", violations)
+    if changes_ is None:
         missing("changes", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_correct_usage_response(m: CorrectUsageResponse, path: str, violations: list[Violation]) -> None:
-    """Check a CorrectUsageResponse."""
-    start = len(violations)
-    v: Any
-    v = m.data
-    if v is not None:
-        validate_usage_revision(v, "data", violations) if type(v) is UsageRevision else check_instance(v, "data", violations, UsageRevision)
-    v = m.meta
-    if v is not None:
-        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1991,42 +731,10 @@ def validate_list_usage_revisions_request(
 ) -> None:
     """Check a ListUsageRevisionsRequest."""
     start = len(violations)
-    v: Any
-    v = m.usage_id
-    if not v or type(v) is not str or len(v) > 64 or not v.isprintable():
-        check_text(v, "usage_id", violations, 64, required=True)
-    v = m.organization_id
-    if v is not EMPTY and (type(v) is not str or len(v) > 100 or not v.isprintable()):
-        check_text(v, "organization_id", violations, 100)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_usage_revisions(m: UsageRevisions, path: str, violations: list[Violation]) -> None:
-    """Check a UsageRevisions."""
-    start = len(violations)
-    v: Any
-    v = m.usage_id
-    if v is not EMPTY and (type(v) is not str or not v.isprintable()):
-        check_text(v, "usage_id", violations)
-    v = m.revisions
-    if (v or type(v) is not list) and check_items(v, "revisions", violations):
-        check_messages(v, "revisions", violations, UsageRevision, validate_usage_revision)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_list_usage_revisions_response(
-    m: ListUsageRevisionsResponse, path: str, violations: list[Violation]
-) -> None:
-    """Check a ListUsageRevisionsResponse."""
-    start = len(violations)
-    v: Any
-    v = m.data
-    if v is not None:
-        validate_usage_revisions(v, "data", violations) if type(v) is UsageRevisions else check_instance(v, "data", violations, UsageRevisions)
-    v = m.meta
-    if v is not None:
-        validate_response_meta(v, "meta", violations) if type(v) is ResponseMeta else check_instance(v, "meta", violations, ResponseMeta)
+    _, usage_id_, organization_id_ = astuple(m) if type(m) is ListUsageRevisionsRequest else astuple(m)[:3]
+    if not usage_id_ or type(usage_id_) is not str or len(usage_id_) > 64 or not usage_id_.isprintable():
+        check_text(usage_id_, "usage_id", violations, 64, required=True)
+    if organization_id_ is not EMPTY and (type(organization_id_) is not str or len(organization_id_) > 100 or not organization_id_.isprintable()):
+        check_text(organization_id_, "organization_id", violations, 100)
     if path and len(violations) != start:
         relocate(violations, start, path)

@@ -7,6 +7,7 @@ import hashlib
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -30,7 +31,7 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class CatalogUpdate(msgspec.Struct, frozen=True, kw_only=True):
-    """What a refresh did. `changed` is False when the data was in force already."""
+    """What a refresh did. `changed` is False when the data was in force already, or was not agreed to."""
 
     catalog: Catalog
     previous: Catalog
@@ -47,6 +48,7 @@ def update_catalog(
     timeout: float = 30.0,
     allow_older: bool = False,
     client: httpx.Client | None = None,
+    agree: Callable[[Catalog, Catalog], bool] | None = None,
 ) -> CatalogUpdate:
     """Puts another catalog in force, for this process and those that start later.
 
@@ -54,7 +56,8 @@ def update_catalog(
     default `user_catalog_path()`; processes that start later find it only there. `sha256` is that
     of the whole file, in hexadecimal, and makes sure that nobody changed it on the way. `timeout`
     is for the whole download, in seconds. Data older than what is in force is refused unless
-    `allow_older`. `client` takes your own httpx client, for proxies and certificates.
+    `allow_older`. `client` takes your own httpx client, for proxies and certificates. `agree` is asked, with
+    the catalog in force and the new one, before a change is written; when it says no, nothing is.
 
     Everything is checked before anything is replaced. Raises CatalogError when the file cannot be
     got, is too big, broken, changed or from a newer schema; then nothing has changed.
@@ -70,16 +73,14 @@ def update_catalog(
             f"the price catalog is of {header.published}, that in force of {previous.published}: it is older"
         )
     target = Path(path) if path is not None else user_catalog_path()
-    _replace(target, data)
     catalog = Catalog(header, payload, str(target))
-    use_catalog(catalog)
-    return CatalogUpdate(
-        catalog=catalog,
-        previous=previous,
-        path=str(target),
-        cards=cards,
-        changed=catalog.checksum != previous.checksum,
-    )
+    changed = catalog.checksum != previous.checksum
+    if changed and agree is not None and not agree(previous, catalog):
+        catalog, changed = previous, False
+    else:
+        _replace(target, data)
+        use_catalog(catalog)
+    return CatalogUpdate(catalog=catalog, previous=previous, path=str(target), cards=cards, changed=changed)
 
 
 def _get(source: str, timeout: float, client: httpx.Client | None) -> bytes:

@@ -20,7 +20,7 @@ from llm_cost_ops.cli.options import (
 )
 from llm_cost_ops.config import REPORTED_PROVIDERS, split_names
 from llm_cost_ops.exceptions import CostOpsError
-from llm_cost_ops.rpc.extras import missing_library
+from llm_cost_ops.lazy import missing_library
 
 __all__ = ["main"]
 
@@ -226,9 +226,9 @@ def _add_database(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     copy = actions.add_parser(
         "copy",
         help="copy a ledger into another database, from SQLite to PostgreSQL or back",
-        description="Copy records, their revisions and price cards. Begun again after it was stopped, it "
-        "copies what is missing: records are found by their keys. At the end the sums of both are compared; "
-        "the exit status is 1 when they differ. API keys are not copied: their hashes belong to a database.",
+        description="Copy records under their ids, their revisions, price cards and API keys. Begun again "
+        "after it was stopped, it copies what is missing. At the end the sums of both are compared; the exit "
+        "status is 1 when they differ. Stop who writes to the source before the last run.",
     )
     copy.add_argument("source", metavar="FROM")
     copy.add_argument("target", metavar="TO")

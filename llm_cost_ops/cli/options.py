@@ -455,10 +455,15 @@ def _add_prices(commands: _Commands) -> None:
     update = actions.add_parser(
         "update",
         help="put another catalog in force",
-        description="Put a catalog in force for this user: it is checked as a whole first, and replaced at "
-        "once or not at all. What is recorded keeps its price.",
+        description="Put a catalog in force for this user: it is checked as a whole first, what it changes "
+        "is shown, and it is replaced at once or not at all. Without --yes somebody at the terminal is "
+        "asked; in a script nothing is changed, and the exit status is 1 where something would be. What is "
+        "recorded keeps its price.",
     )
-    update.add_argument("source", help="a file, or an https URL")
+    update.add_argument(
+        "source", nargs="?", help="a file, or an https URL; default: LLM_COST_OPS_PRICES_SOURCE"
+    )
+    update.add_argument("--yes", action="store_true", help="put it in force without asking")
     update.add_argument("--sha256", help="refuse a file that has another SHA-256")
     update.add_argument("--path", help="where to keep it; processes look for it in the default place only")
     update.add_argument("--allow-older", action="store_true", help="take one older than what is in force")

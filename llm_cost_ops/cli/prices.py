@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, time
 from decimal import Decimal, InvalidOperation
@@ -25,7 +27,10 @@ from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.pricing.selection import PriceQuery, select_card
 from llm_cost_ops.types import Rate, RateCard
 
-__all__ = ["prices"]
+__all__ = ["SOURCE_VARIABLE", "prices"]
+
+SOURCE_VARIABLE = "LLM_COST_OPS_PRICES_SOURCE"
+"""The variable of the environment that names the catalog for `prices update`."""
 
 _SHOWN_METERS = ("INPUT", "CACHE_READ", "OUTPUT")
 _MAX_CHANGES = 200
@@ -36,7 +41,9 @@ def prices(options: argparse.Namespace) -> int:
     output = Output(form_of(options))
     if options.action == "list":
         return 0 if _list(options, output) else 1
-    actions = {"show": _show, "diff": _diff, "update": _update, "check": check_prices, "add": _add}
+    if options.action == "update":
+        return 0 if _update(options, output) else 1
+    actions = {"show": _show, "diff": _diff, "check": check_prices, "add": _add}
     actions[options.action](options, output)
     return 0
 
@@ -171,15 +178,41 @@ def _counts(changes: Iterable[PriceChange]) -> Iterator[str]:
         yield f"{len({change.card_id for change in found}):,} cards {kind}"
 
 
-def _update(options: argparse.Namespace, output: Output) -> None:
+def _update(options: argparse.Namespace, output: Output) -> bool:
+    """Show what a catalog changes, and put it in force once that is agreed to; whether it is in force."""
+    source = options.source or os.environ.get(SOURCE_VARIABLE)
+    if not source:
+        raise ConfigurationError(
+            f"give a file or a URL, or name one by {SOURCE_VARIABLE}: nothing is got by itself",
+            parameter="source",
+        )
+    agreed = True
+
+    def agree(old: Catalog, new: Catalog) -> bool:
+        nonlocal agreed
+        output.line(f"from {_named(old)} to {_named(new)}")
+        _print_changes(output, price_diff(old, new))
+        agreed = options.yes or _asked("Put it in force?")
+        return agreed
+
     done = update_catalog(
-        options.source, path=options.path, sha256=options.sha256, allow_older=options.allow_older
+        source, path=options.path, sha256=options.sha256, allow_older=options.allow_older, agree=agree
     )
-    if not done.changed:
+    if not agreed:
+        output.line("Nothing was changed: --yes puts it in force.")
+    elif done.changed:
+        output.line(f"{_named(done.catalog)} with {done.cards:,} cards is in force, kept in {done.path}")
+    else:
         output.line(f"{_named(done.catalog)} was in force already.")
-        return
-    _print_changes(output, price_diff(done.previous, done.catalog))
-    output.line(f"{_named(done.catalog)} with {done.cards:,} cards is in force, kept in {done.path}")
+    return agreed
+
+
+def _asked(question: str) -> bool:
+    """Whether somebody at a terminal says yes; nobody is there for a script."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return False
+    print(f"{question} [y/N] ", end="", flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _add(options: argparse.Namespace, output: Output) -> None:

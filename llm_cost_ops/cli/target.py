@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from llm_cost_ops.client.clients import CostOpsClient
-from llm_cost_ops.config import EMBEDDED, SCHEMES, ClientConfig, RetryConfig, without_password
+from llm_cost_ops.config import EMBEDDED, SCHEMES, ClientConfig, RetryConfig, base_urls, without_password
 from llm_cost_ops.exceptions import ConfigurationError, NetworkError
 
 __all__ = ["open_client", "url_of"]
@@ -51,25 +51,29 @@ def open_client(
 
 
 def _check_reachable(config: ClientConfig) -> None:
-    """NetworkError, at once and with what to do, where nothing listens at the address of a server.
+    """NetworkError, at once and with what to do, where nothing listens at the address of any server.
 
     Once a command has begun it is patient with a server that restarts; one that was never there is
     somebody's mistake.
     """
-    url = urlsplit(config.base_url)
-    port = _PORTS.get(url.scheme)
-    if port is None or not url.hostname or config.proxy or any(map(os.environ.get, _PROXIES)):
+    servers = list(map(urlsplit, base_urls(config.base_url)))
+    port = _PORTS.get(servers[0].scheme)
+    if port is None or not servers[0].hostname or config.proxy or any(map(os.environ.get, _PROXIES)):
         return
-    try:
-        socket.create_connection((url.hostname, url.port or port), timeout=0.5).close()
-    except ConnectionRefusedError:
-        raise NetworkError(
-            f"nothing listens at {url.scheme}://{url.hostname}:{url.port or port}: start a server with "
-            "`llm-cost-ops serve`, or name another by --base-url or LLM_COST_OPS_BASE_URL, or a file by --db"
-        ) from None
-    except OSError:
-        # A name that is not known yet, or a network that is slow: the call itself says what is wrong.
+    for url in servers:
+        try:
+            socket.create_connection((url.hostname or "", url.port or port), timeout=0.5).close()
+        except ConnectionRefusedError:
+            continue
+        except OSError:
+            # A name that is not known yet, or a network that is slow: the call itself says what is wrong.
+            return
         return
+    names = " or ".join(f"{url.scheme}://{url.hostname}:{url.port or port}" for url in servers)
+    raise NetworkError(
+        f"nothing listens at {names}: start a server with `llm-cost-ops serve`, or name another by "
+        "--base-url or LLM_COST_OPS_BASE_URL, or a file by --db"
+    )
 
 
 def _file_of(base_url: str) -> Path | None:

@@ -279,6 +279,7 @@ def _settle(rider: _Rider, outcome: Any) -> None:
         return
     if isinstance(outcome, CostOpsError):
         outcome.waited = context.waited
+    context.route = batch.route
     context.batch = context.request_id = batch.request_id
     context.response_metadata = Metadata(batch.response_metadata or ())
     context.response_status = batch.response_status

@@ -223,7 +223,7 @@ class _Client:
 
     def uninstrument(self, sdk_client: object) -> None:
         """Let a client be as it was before `instrument`."""
-        from llm_cost_ops.instrumentation import uninstrument
+        from llm_cost_ops.instrumentation.hooks import uninstrument
 
         uninstrument(sdk_client)
 

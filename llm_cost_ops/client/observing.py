@@ -9,8 +9,9 @@ from urllib.parse import quote
 
 from llm_cost_ops.client.attribution import Attributes, AttributionFields, current_attributes
 from llm_cost_ops.exceptions import ConfigurationError
-from llm_cost_ops.instrumentation import Options, RecordingProxy, uninstrument
-from llm_cost_ops.instrumentation import instrument as wrap
+from llm_cost_ops.instrumentation.calls import Options, RecordingProxy
+from llm_cost_ops.instrumentation.hooks import instrument as wrap
+from llm_cost_ops.instrumentation.hooks import uninstrument
 from llm_cost_ops.rules.providers import canonical_provider
 
 if TYPE_CHECKING:

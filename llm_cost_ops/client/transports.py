@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlencode
 
-from llm_cost_ops.config import EMBEDDED, ClientConfig, split_base_url, split_names
+from llm_cost_ops.config import EMBEDDED, ClientConfig, base_urls, split_base_url, split_names
 from llm_cost_ops.exceptions import ConfigurationError
-from llm_cost_ops.rpc.extras import missing_library
+from llm_cost_ops.lazy import missing_library
 from llm_cost_ops.rpc.interceptor import Transport
 
 if TYPE_CHECKING:
@@ -35,9 +37,20 @@ def open_transport(
         check_serializer(serializer, scheme)
     if scheme in EMBEDDED:
         return _embedded_transport(config, sync=sync)
+    urls = base_urls(config.base_url)
+    transports: list[Any]
     if scheme in ("grpc", "grpcs"):
-        return _grpc_transport(config, serializer, sync=sync)
-    return _http_transport(config, http_client, serializer, sync=sync)
+        transports = _grpc_transports(urls, config, serializer, sync=sync)
+    else:
+        transports = _http_transports(urls, config, http_client, serializer, sync=sync)
+    if len(transports) == 1:
+        only: Transport = transports[0]
+        return only
+    from llm_cost_ops.transports.failover import FailoverTransport, Rotation, Server
+
+    # Clients that start together do not all begin with the same server.
+    rotation = Rotation(len(urls), random.randrange(len(urls)))
+    return FailoverTransport(list(map(Server, urls, transports)), rotation)
 
 
 def _embedded_transport(config: ClientConfig, *, sync: bool) -> Transport:
@@ -57,32 +70,41 @@ def _embedded_transport(config: ClientConfig, *, sync: bool) -> Transport:
     return InProcessTransport(service.handler, service.aclose)
 
 
-def _http_transport(
-    config: ClientConfig, http_client: HttpClient | None, serializer: Serializer | None, *, sync: bool
-) -> Transport:
+def _http_transports(
+    urls: Sequence[str],
+    config: ClientConfig,
+    http_client: HttpClient | None,
+    serializer: Serializer | None,
+    *,
+    sync: bool,
+) -> list[Any]:
     from llm_cost_ops.transports.http.client import AsyncHttpTransport, HttpTransport
 
     kind: Any = HttpTransport if sync else AsyncHttpTransport
     pool = config.connection_pool
     verify: Any = config.verify_ssl
-    if config.tls is not None:
+    if config.tls is not None or (len(urls) > 1 and urls[0].lower().startswith("https:")):
         from llm_cost_ops.transports.net.tls import ssl_context
 
         verify = ssl_context(config.tls, verify=config.verify_ssl)
-    transport: Transport = kind(
-        config.base_url,
-        max_connections=min(pool.max_connections, pool.max_in_flight),
-        max_keepalive_connections=pool.keepalive_connections,
-        keepalive_expiry=pool.keepalive_expiry,
-        verify=verify,
-        proxy=config.proxy,
-        http_client=http_client,
-        serializer=serializer,
-    )
-    return transport
+    return [
+        kind(
+            url,
+            max_connections=min(pool.max_connections, pool.max_in_flight),
+            max_keepalive_connections=pool.keepalive_connections,
+            keepalive_expiry=pool.keepalive_expiry,
+            verify=verify,
+            proxy=config.proxy,
+            http_client=http_client,
+            serializer=serializer,
+        )
+        for url in urls
+    ]
 
 
-def _grpc_transport(config: ClientConfig, serializer: Serializer | None, *, sync: bool) -> Transport:
+def _grpc_transports(
+    urls: Sequence[str], config: ClientConfig, serializer: Serializer | None, *, sync: bool
+) -> list[Any]:
     try:
         from llm_cost_ops.transports.grpc.client import AsyncGrpcTransport, GrpcTransport
     except ImportError as error:
@@ -95,15 +117,17 @@ def _grpc_transport(config: ClientConfig, serializer: Serializer | None, *, sync
         tls = ssl_context(config.tls, verify=config.verify_ssl, alpn=("h2",))
     kind: Any = GrpcTransport if sync else AsyncGrpcTransport
     try:
-        transport: Transport = kind(
-            config.base_url,
-            channels=config.connection_pool.grpc_channels,
-            max_in_flight=config.connection_pool.max_in_flight,
-            tls=tls,
-            proxy=config.proxy,
-            serializer=serializer,
-        )
+        return [
+            kind(
+                url,
+                channels=config.connection_pool.grpc_channels,
+                max_in_flight=config.connection_pool.max_in_flight,
+                tls=tls,
+                proxy=config.proxy,
+                serializer=serializer,
+            )
+            for url in urls
+        ]
     except ValueError as error:
         parameter = "proxy" if str(error).startswith("proxy") else "base_url"
         raise ConfigurationError(str(error), parameter=parameter) from None
-    return transport

@@ -70,7 +70,8 @@ class ClientConfig(Config, frozen=True, kw_only=True):
     """All that a client needs to know.
 
     `base_url` chooses the transport: `sqlite:///costs.db` and `sqlite://` (in memory) run the
-    engine in the process, `http(s)://host` and `grpc(s)://host:port` talk to a server. `timeout`
+    engine in the process, `http(s)://host` and `grpc(s)://host:port` talk to a server, and
+    `http://a:8080,b:8080` (or https, grpc, grpcs) to several that share a ledger. `timeout`
     is seconds for a whole call, retries and waits included; None means no deadline. `durability`
     belongs to the embedded engine: "disk" survives a power cut, "process" survives a crash of the
     process and is faster. `unknown_fields` says what becomes of a field that a record or a price does
@@ -161,7 +162,7 @@ class ClientConfig(Config, frozen=True, kw_only=True):
             )
 
     @classmethod
-    def from_env(cls, **explicit: Any) -> ClientConfig:
+    def from_env(cls, **explicit: object) -> ClientConfig:
         """Read LLM_COST_OPS_* variables; explicit arguments win over them.
 
         BASE_URL, API_KEY, TIMEOUT (seconds), MAX_RETRIES, VERIFY_SSL (true or false), PROXY,
@@ -178,7 +179,8 @@ class ClientConfig(Config, frozen=True, kw_only=True):
                     if isinstance(error, ConfigurationError):
                         raise
                     raise wrong(name, "can't be read", found_text) from None
-        return cls(**found, **explicit)
+        found.update(explicit)
+        return cls(**found)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -197,22 +199,22 @@ class ClientConfig(Config, frozen=True, kw_only=True):
         """A copy with this deadline per call."""
         return self.replace(timeout=seconds)
 
-    def with_retry(self, retry: RetryConfig | None = None, **changes: Any) -> ClientConfig:
+    def with_retry(self, retry: RetryConfig | None = None, **changes: object) -> ClientConfig:
         """A copy that retries so: a whole RetryConfig, or some of its parameters."""
         return self.replace(retry=_changed(retry, self.retry, changes))
 
-    def with_rate_limit(self, rate_limit: RateLimitConfig | None = None, **changes: Any) -> ClientConfig:
+    def with_rate_limit(self, rate_limit: RateLimitConfig | None = None, **changes: object) -> ClientConfig:
         """A copy with this limit; without arguments, with the default one."""
         return self.replace(rate_limit=_changed(rate_limit, self.rate_limit or RateLimitConfig(), changes))
 
     def with_circuit_breaker(
-        self, circuit_breaker: CircuitBreakerConfig | None = None, **changes: Any
+        self, circuit_breaker: CircuitBreakerConfig | None = None, **changes: object
     ) -> ClientConfig:
         """A copy with this breaker; without arguments, with the default one."""
         current = self.circuit_breaker or CircuitBreakerConfig()
         return self.replace(circuit_breaker=_changed(circuit_breaker, current, changes))
 
-    def with_cache(self, cache: CacheConfig | None = None, **changes: Any) -> ClientConfig:
+    def with_cache(self, cache: CacheConfig | None = None, **changes: object) -> ClientConfig:
         """A copy with this cache; without arguments, with the default one."""
         return self.replace(cache=_changed(cache, self.cache or CacheConfig(), changes))
 
@@ -225,24 +227,24 @@ class ClientConfig(Config, frozen=True, kw_only=True):
         return self.replace(user_agent=user_agent)
 
     def with_connection_pool(
-        self, connection_pool: ConnectionPoolConfig | None = None, **changes: Any
+        self, connection_pool: ConnectionPoolConfig | None = None, **changes: object
     ) -> ClientConfig:
         """A copy with this pool."""
         return self.replace(connection_pool=_changed(connection_pool, self.connection_pool, changes))
 
-    def with_logging(self, logging: LoggingConfig | None = None, **changes: Any) -> ClientConfig:
+    def with_logging(self, logging: LoggingConfig | None = None, **changes: object) -> ClientConfig:
         """A copy that logs so; without arguments, with logging on."""
         return self.replace(logging=_changed(logging, self.logging, {"enabled": True, **changes}))
 
-    def with_metrics(self, metrics: MetricsConfig | None = None, **changes: Any) -> ClientConfig:
+    def with_metrics(self, metrics: MetricsConfig | None = None, **changes: object) -> ClientConfig:
         """A copy that measures so; without arguments, with metrics on."""
         return self.replace(metrics=_changed(metrics, self.metrics, {"enabled": True, **changes}))
 
-    def with_batching(self, batching: BatchingConfig | None = None, **changes: Any) -> ClientConfig:
+    def with_batching(self, batching: BatchingConfig | None = None, **changes: object) -> ClientConfig:
         """A copy that gathers submits so: a whole BatchingConfig, or some of its parameters."""
         return self.replace(batching=_changed(batching, self.batching, changes))
 
-    def with_recorder(self, recorder: RecorderConfig | None = None, **changes: Any) -> ClientConfig:
+    def with_recorder(self, recorder: RecorderConfig | None = None, **changes: object) -> ClientConfig:
         """A copy whose `usage.record` works so: a whole RecorderConfig, or some of its parameters."""
         return self.replace(recorder=_changed(recorder, self.recorder, changes))
 
@@ -376,11 +378,14 @@ def split_base_url(base_url: object) -> SplitResult:
     """The parts of a base URL, or ConfigurationError saying what is wrong with it."""
     rule = (
         "must be a URL such as sqlite:///costs.db, sqlite://, postgresql://user@host/costs, "
-        "https://costs.example.com or grpcs://costs.example.com:443"
+        "https://costs.example.com, grpcs://costs.example.com:443 or, for several servers, http://a:8080,b:8080"
     )
     shown = without_password(base_url) if isinstance(base_url, str) else base_url
     if not isinstance(base_url, str) or not re.fullmatch(r"[\x21-\x7e\u00a0-\uffff]+", base_url):
         raise wrong("base_url", rule, shown)
+    several = base_urls(base_url)
+    if len(several) > 1 or _SCHEME_AGAIN.match(base_url):
+        return _split_servers(several, shown)
     try:
         if base_url.startswith(("postgres:", "postgresql:")):
             # Its driver reads it: it may have several hosts, and none.
@@ -399,6 +404,36 @@ def split_base_url(base_url: object) -> SplitResult:
     elif parts.query or not (parts.hostname or parts.path):
         raise wrong("base_url", rule, shown)
     return parts
+
+
+_SCHEME_AGAIN = re.compile(r"(https?|grpcs?)://.*,[a-z]+://", re.IGNORECASE)
+_SEVERAL = re.compile(r"(https?|grpcs?)(://)([^/?#]*,[^/?#]*)(.*)", re.IGNORECASE)
+
+
+def base_urls(base_url: str) -> tuple[str, ...]:
+    """The URL of each server that a base URL names: http://a:1,b:2/x is http://a:1/x and http://b:2/x."""
+    match = _SEVERAL.fullmatch(base_url)
+    if match is None:
+        return (base_url,)
+    scheme, slashes, servers, path = match.groups()
+    return tuple(f"{scheme}{slashes}{server}{path}" for server in servers.split(","))
+
+
+def _split_servers(urls: Sequence[str], shown: object) -> SplitResult:
+    """The parts of the first of several URLs, each of which is right, and other than the others."""
+    if _SCHEME_AGAIN.match(str(shown)):
+        raise wrong("base_url", "has one scheme and one path for all servers: http://a:1,b:2/path", shown)
+    known: set[tuple[str | None, int | None]] = set()
+    for url in urls:
+        if re.match(r"[a-z]+://(:|/|$)", url, re.IGNORECASE):
+            raise wrong("base_url", "must name a host in each place of its list of servers", shown)
+        parts = split_base_url(url)
+        if (parts.hostname, parts.port) in known:
+            raise wrong("base_url", f"names the server {parts.netloc} twice", shown)
+        known.add((parts.hostname, parts.port))
+    if len({port is None for _, port in known}) > 1:
+        raise wrong("base_url", "must name the port of each of its servers, or of none", shown)
+    return split_base_url(urls[0])
 
 
 def _split_database_url(base_url: str, rule: str) -> SplitResult:

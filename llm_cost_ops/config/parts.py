@@ -68,7 +68,7 @@ MAX_BATCH_RECORDS = 10_000
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """What all configurations can do."""
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self, **changes: object) -> Self:
         """A copy with some parameters changed, checked again."""
         unknown = set(changes) - set(self.__struct_fields__)
         if unknown:

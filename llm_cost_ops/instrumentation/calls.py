@@ -17,10 +17,11 @@ from urllib.parse import urlsplit
 import msgspec
 
 from llm_cost_ops._gen.messages import UsageQuality, UsageRecord
+from llm_cost_ops.exceptions import PayloadError
 from llm_cost_ops.instrumentation.providers import API_PROVIDERS, UNIQUE_IDS
-from llm_cost_ops.normalizers import PayloadError, usage_from_response
 from llm_cost_ops.normalizers.aws import region_of
 from llm_cost_ops.normalizers.record import fit_texts
+from llm_cost_ops.normalizers.usage import usage_from_response
 
 __all__ = [
     "KEY_HEADER",

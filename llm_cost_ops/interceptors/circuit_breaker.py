@@ -142,7 +142,9 @@ class CircuitBreaker(AroundStart):
         try:
             response = await continuation(request, context)
         except CostOpsError as error:
-            works = verdict(error)
+            # One of several servers failed, and is avoided: the service as a whole still works.
+            elsewhere = context.route is not None and context.route.elsewhere
+            works = None if elsewhere else verdict(error)
             if works is None:
                 breaker.released(ticket)
             elif works:

@@ -107,6 +107,8 @@ class CallLogging:
             facts["request_id"] = request_id
         if context.batch:
             facts["batch"] = context.batch
+        if context.route is not None:
+            facts["server"] = context.route.server
         if isinstance(error, CostOpsError):
             facts["error"] = error.message
         self._write(level, facts)

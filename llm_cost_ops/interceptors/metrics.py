@@ -12,8 +12,8 @@ from llm_cost_ops.config import MetricsConfig
 from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.interceptors.circuit_breaker import Breaker
 from llm_cost_ops.interceptors.logging import outcome_name
+from llm_cost_ops.lazy import missing_library
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.extras import missing_library
 from llm_cost_ops.rpc.interceptor import Req, Res, StreamContinuation, UnaryContinuation
 
 if TYPE_CHECKING:

@@ -124,6 +124,8 @@ class Retry(AroundStart):
 
     An attempt that the server refused since it had too many calls counts neither for the policy nor for
     the budget: the transport sends fewer at a time after it (see CallQueue), so that these can't storm.
+    Where a server failed while others work, the next attempt goes to one of them without a wait, and not on
+    the budget: the server that failed is avoided from then on, so that these can't storm either.
     """
 
     def __init__(self, config: RetryConfig, budget: RetryBudget | None = None) -> None:
@@ -172,12 +174,16 @@ class Retry(AroundStart):
         draw = context.runtime.random()
         counted = context.attempt - context.refusals
         delay = policy.delay(counted, error, repeatable=repeatable, draw=draw)
+        elsewhere = context.route is not None and context.route.elsewhere
+        if delay is not None and elsewhere:
+            delay = 0.0
         remaining = context.remaining()
         if delay is None or (remaining is not None and delay >= remaining):
             return None
-        if not refused and not self.budget.spend():
+        charged = not (refused or elsewhere)
+        if charged and not self.budget.spend():
             return None
-        return Wait(delay, charged=not refused)
+        return Wait(delay, charged)
 
     def forget(self) -> None:
         """In a forked child: take locks that nobody holds."""

@@ -10,7 +10,7 @@ from importlib import import_module
 from urllib.parse import quote
 
 from llm_cost_ops.exceptions import ConfigurationError
-from llm_cost_ops.ledger.protocols import KeyStore, Ledger, Sums
+from llm_cost_ops.ledger.protocols import Batch, KeyStore, Ledger, Sums
 from llm_cost_ops.ledger.types import (
     Amounts,
     ApiKey,
@@ -37,6 +37,7 @@ __all__ = [
     "ApiKey",
     "Appended",
     "AuditFilter",
+    "Batch",
     "CardOf",
     "Change",
     "Committed",
@@ -54,6 +55,7 @@ __all__ = [
     "Revised",
     "Revision",
     "Sums",
+    "backend_of",
     "open_ledger",
 ]
 
@@ -77,6 +79,16 @@ def open_ledger(url: str, *, durability: str = "disk", group_commit: bool = Fals
 
     Raises ConfigurationError for an unknown scheme, and for a URL or durability that its backend refuses.
     """
+    url, package = backend_of(url)
+    opened: Ledger = import_module(package).open(url, durability=durability, group_commit=group_commit)
+    return opened
+
+
+def backend_of(url: str) -> tuple[str, str]:
+    """A URL, also where the path of a file was given, and the package of its backend.
+
+    Raises ConfigurationError for an unknown scheme.
+    """
     if "://" not in url:
         url = f"sqlite:///{quote(url)}"
     scheme = url.partition("://")[0]
@@ -86,7 +98,4 @@ def open_ledger(url: str, *, durability: str = "disk", group_commit: bool = Fals
             f"there is no ledger at {scheme[:64]}://: its scheme must be one of {known}",
             parameter="url",
         )
-    opened: Ledger = import_module(_BACKENDS[scheme]).open(
-        url, durability=durability, group_commit=group_commit
-    )
-    return opened
+    return url, _BACKENDS[scheme]

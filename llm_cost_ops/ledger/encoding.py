@@ -26,6 +26,7 @@ from llm_cost_ops.wire.decimals import WireDecimal
 from llm_cost_ops.wire.unknown import Unknown
 
 __all__ = [
+    "NumberedIds",
     "as_key",
     "as_text",
     "check_cost",
@@ -63,17 +64,14 @@ def usage_id(organization_id: str, key: str, attempt: int = 0) -> tuple[str, byt
         return made, bytes.fromhex(made.replace("-", "")), None
     if attempt:
         organization_id = f"{organization_id} {attempt}"
-    if len(key) > _LENGTH and key[14] == "7" and (head := _head(organization_id, key[:_LENGTH])) is not None:
+    if len(key) > _LENGTH and (ids := NumberedIds.of(organization_id, key[:_LENGTH])) is not None:
         # As the keys in a batch: those of a call, and a number behind. Their ids lie behind each other.
-        first, text, stored_head = head
         rest = key[_LENGTH:]
         if rest[0] == ":" and len(rest) < 12 and rest[1:].isdecimal():
-            number = first + int(rest[1:])
+            number = int(rest[1:])
         else:
-            number = first + int.from_bytes(sha256(rest.encode()).digest()[:8], "big")
-        tail = (9 << 60 | number & _TAIL).to_bytes(8, "big")
-        shown = tail.hex()
-        return f"{text}-{shown[:4]}-{shown[4:]}", stored_head + tail, key
+            number = int.from_bytes(sha256(rest.encode()).digest()[:8], "big")
+        return *ids.at(number), key
     stored = as_key(key)
     if type(stored) is bytes and key[14] == "7":
         h = sha256(stored + organization_id.encode()).hexdigest()
@@ -84,16 +82,32 @@ def usage_id(organization_id: str, key: str, attempt: int = 0) -> tuple[str, byt
     return made, bytes.fromhex(made.replace("-", "")), stored
 
 
-@lru_cache(maxsize=64)
-def _head(organization_id: str, key: str) -> tuple[int, str, bytes] | None:
-    """What the ids of a batch have of its key: the number of their ends, and their beginning in both forms.
+class NumberedIds:
+    """The ids of the records whose keys are one key, a UUID of version 7, and a number behind it."""
 
-    None for a key that is no UUID in its canonical form.
-    """
-    if type(as_key(key)) is str:
-        return None
-    h = sha256(f"{len(organization_id)} {organization_id} {key}".encode()).digest()
-    return int.from_bytes(h[:8], "big"), key[:18], bytes.fromhex(key[:18].replace("-", ""))
+    __slots__ = ("_beginning", "_first", "_text")
+
+    def __init__(self, organization_id: str, key: str) -> None:
+        h = sha256(f"{len(organization_id)} {organization_id} {key}".encode()).digest()
+        self._first = int.from_bytes(h[:8], "big")
+        self._text = key[:18]
+        self._beginning = bytes.fromhex(key[:18].replace("-", ""))
+
+    def at(self, number: int) -> tuple[str, bytes]:
+        """The id of the record with a number, as text and as it is stored."""
+        end = (9 << 60 | self._first + number & _TAIL).to_bytes(8, "big")
+        shown = end.hex()
+        return f"{self._text}-{shown[:4]}-{shown[4:]}", self._beginning + end
+
+    @staticmethod
+    def of(organization_id: str, key: str) -> NumberedIds | None:
+        """None for a key that is no UUID of version 7 in its canonical form."""
+        return _numbered(organization_id, key) if key[14:15] == "7" else None
+
+
+@lru_cache(maxsize=64)
+def _numbered(organization_id: str, key: str) -> NumberedIds | None:
+    return None if type(as_key(key)) is str else NumberedIds(organization_id, key)
 
 
 def as_key(text: str) -> str | bytes:

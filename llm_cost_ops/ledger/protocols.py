@@ -30,9 +30,10 @@ from llm_cost_ops.ledger.types import (
     Revised,
     Revision,
 )
+from llm_cost_ops.pricing.pricebook import Pricing
 from llm_cost_ops.rpc.context import CallContext
 
-__all__ = ["KeyStore", "Ledger", "Sums"]
+__all__ = ["Batch", "KeyStore", "Ledger", "Sums"]
 
 
 class KeyStore(Protocol):
@@ -114,6 +115,32 @@ class Sums(Protocol):
         """
 
 
+class Batch(Protocol):
+    """Entries that a ledger writes in one transaction: `Ledger.append` for who makes them one by one.
+
+    A ledger takes from each what it needs, so that nobody has to keep thousands of them meanwhile.
+    """
+
+    def add(
+        self, record: UsageRecord, key: str | int, ingested_at: datetime, units: int | None, by: Pricing
+    ) -> str:
+        """Take one more entry, whose parts are those of an Entry; the record may be changed afterwards.
+
+        A number as its key stands for the key of the batch with ":" and the number behind it.
+        Returns the id that it will have if `write` says nothing else, or "" where `write` will say it.
+        INVALID_ARGUMENT as for `Ledger.append`, and then the batch is as it was before.
+        """
+
+    def write(
+        self, context: CallContext, revision: int | None = None
+    ) -> Awaitable[dict[int, Appended] | None]:
+        """Write the entries as `Ledger.append` does; None where nothing was written since cards are others.
+
+        The answer says by the numbers of entries, from 0, what became of those that were not created with
+        the id that `add` gave.
+        """
+
+
 class Ledger(Protocol):
     """Keeps usage and its costs, price cards and API keys, and an audit log of what was changed of them.
 
@@ -142,6 +169,9 @@ class Ledger(Protocol):
         `revision` is that of the cards which priced the entries. When it is another one by the time of the
         transaction, nothing is written and the answer is None; that costs less than to ask before each call.
         """
+
+    def batch(self, key: str = "") -> Batch:
+        """An empty batch, to be filled and written once; `key` is for entries whose own are numbers."""
 
     async def list_usage(
         self,

@@ -11,7 +11,8 @@ from datetime import UTC, datetime, timedelta
 
 from llm_cost_ops._gen.messages import CostStatus, SubmitStatus
 from llm_cost_ops.ledger.encoding import from_micros
-from llm_cost_ops.ledger.types import Appended, Entry
+from llm_cost_ops.ledger.pieces import Piece
+from llm_cost_ops.ledger.types import Appended
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.rules.times import QUARTER
 
@@ -30,9 +31,7 @@ def cutoff_of(days: int, now: datetime) -> datetime:
         return datetime.min.replace(tzinfo=UTC)
 
 
-def check_known(
-    removed: Mapping[str, int], pieces: Iterable[tuple[int, int | None, int | None]], *, needs_rows: bool
-) -> None:
+def check_known(removed: Mapping[str, int], pieces: Iterable[Piece], *, needs_rows: bool) -> None:
     """FAILED_PRECONDITION where an answer would lack removed records.
 
     `removed` has, by organization, the moment before which records were removed, in microseconds; `pieces`
@@ -62,6 +61,6 @@ def removed_error(organization: str, moment: int, how: str) -> RpcError:
     )
 
 
-def removed_duplicate(entry: Entry, usage_id: str) -> Appended:
+def removed_duplicate(usage_id: str, ingested_at: datetime) -> Appended:
     """The answer to an entry whose record was removed; whether its content is the same is not known."""
-    return Appended(SubmitStatus.DUPLICATE, usage_id, None, "", CostStatus.UNSPECIFIED, entry.ingested_at)
+    return Appended(SubmitStatus.DUPLICATE, usage_id, None, "", CostStatus.UNSPECIFIED, ingested_at)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import Operation
-from llm_cost_ops.normalizers.payload import count, counted, section, text
+from llm_cost_ops.normalizers.payload import count, counted, money, section, text
 from llm_cost_ops.normalizers.record import (
     CLAUDE_WRITES,
     cache_writes,
@@ -30,7 +30,7 @@ from llm_cost_ops.normalizers.record import (
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import UsageRecord
 
-__all__ = ["inclusive_output", "read_chat", "read_plain_chat"]
+__all__ = ["inclusive_output", "read_chat", "read_gateway_cost", "read_plain_chat"]
 
 # (prompt, completion, reasoning, stated total or None) -> (all output, reasoning)
 OutputRule = Callable[[int, int, int, "int | None"], tuple[int, int]]
@@ -106,6 +106,16 @@ def read_chat(payload: dict[str, object], record: UsageRecord, rule: OutputRule)
         fit_details(record)
     check_record(record, NAMES)
     return usage
+
+
+def read_gateway_cost(usage: dict[str, object], record: UsageRecord) -> None:
+    """What OpenRouter charged, and with a key of one's own what the upstream charged on top."""
+    cost = money(usage.get("cost"), "usage.cost")
+    if cost is not None and usage.get("is_byok"):
+        details = section(usage, "cost_details", "usage.cost_details") or {}
+        path = "usage.cost_details.upstream_inference_cost"
+        cost += money(details.get("upstream_inference_cost"), path) or 0
+    record.reported_cost = cost
 
 
 def _reasoning(details: dict[str, object], usage: dict[str, object]) -> int:

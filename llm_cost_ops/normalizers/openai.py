@@ -9,8 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import Operation, Outcome
-from llm_cost_ops.normalizers.chat import read_plain_chat
-from llm_cost_ops.normalizers.openrouter import read_gateway_cost
+from llm_cost_ops.normalizers.chat import read_gateway_cost, read_plain_chat
 from llm_cost_ops.normalizers.payload import count, counted, duration_ms, has, items, money, section, text
 from llm_cost_ops.normalizers.provider import Provider
 from llm_cost_ops.normalizers.record import (

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llm_cost_ops.normalizers.chat import inclusive_output, read_chat
-from llm_cost_ops.normalizers.payload import count, money, section
+from llm_cost_ops.normalizers.chat import inclusive_output, read_chat, read_gateway_cost
+from llm_cost_ops.normalizers.payload import count, section
 from llm_cost_ops.normalizers.provider import Provider
 from llm_cost_ops.normalizers.record import set_meter
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import UsageRecord
 
-__all__ = ["PROVIDER", "read_gateway_cost"]
+__all__ = ["PROVIDER"]
 
 
 def read_openrouter_chat(payload: dict[str, object], record: UsageRecord) -> None:
@@ -29,16 +29,6 @@ def read_openrouter_chat(payload: dict[str, object], record: UsageRecord) -> Non
         if tools is not None:
             set_meter(record, "web_searches", count(tools, "web_search_requests", f"usage.{key}"))
             break
-
-
-def read_gateway_cost(usage: dict[str, object], record: UsageRecord) -> None:
-    """What OpenRouter charged, and with a key of one's own what the upstream charged on top."""
-    cost = money(usage.get("cost"), "usage.cost")
-    if cost is not None and usage.get("is_byok"):
-        details = section(usage, "cost_details", "usage.cost_details") or {}
-        path = "usage.cost_details.upstream_inference_cost"
-        cost += money(details.get("upstream_inference_cost"), path) or 0
-    record.reported_cost = cost
 
 
 def _serves(payload: dict[str, object], _usage: dict[str, object]) -> bool:

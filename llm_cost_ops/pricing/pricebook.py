@@ -74,6 +74,7 @@ class _Choice:
         "card",
         "compiled",
         "fallbacks",
+        "plain",
         "since",
         "until",
         "windowed",
@@ -88,6 +89,8 @@ class _Choice:
         self.windowed = bool(candidate.windows)
         self.compiled: CompiledCard | None = None
         self._pricings: dict[tuple[CostStatus, bool, tuple[str, ...]], Pricing] = {}
+        self.plain: Pricing | None = None
+        """How a record was priced whose cost is exact, once there was one."""
 
     def pricing(self, status: CostStatus, unpriced: bool, guesses: tuple[str, ...]) -> Pricing:
         """How a record was priced for which the compiled card gave a status, and a cost or none."""
@@ -109,7 +112,10 @@ class _Choice:
                 card=card,
                 digest=card_digest(card),
             )
-        return self._pricings.setdefault((status, unpriced, guesses), made)
+        made = self._pricings.setdefault((status, unpriced, guesses), made)
+        if status is _PRICED and not unpriced and not guesses:
+            self.plain = made
+        return made
 
 
 _Key = tuple[str, str, str, str, str, str, str]
@@ -217,18 +223,24 @@ class PriceBook:
 
         ValidationError when its counts contradict each other; ValueError without any time.
         """
+        return Priced(*self.price_at(record, at))
+
+    def price_at(self, record: UsageRecord, at: datetime | None) -> tuple[int | None, Pricing]:
+        """The units and the Pricing that `price` gives; for who prices thousands at a time."""
         stated = record.reported_cost is not None
         if stated and is_reported(record, self._reported):
             return _reported(record)
         found = self._choose(record, at)
         if found is None:
-            return _reported(record) if stated else Priced(None, _UNPRICED)
+            return _reported(record) if stated else (None, _UNPRICED)
         choice, compiled = found
         units, status = compiled.total(record)
+        if status is _PRICED:
+            return units, choice.plain or choice.pricing(status, False, ())
         if stated and (units is None or status is _PARTIAL):
             return _reported(record)
-        guesses = compiled.rate_fallbacks(record) if status is not _PRICED and units is not None else ()
-        return Priced(units, choice.pricing(status, units is None, guesses))
+        guesses = compiled.rate_fallbacks(record) if units is not None else ()
+        return units, choice.pricing(status, units is None, guesses)
 
     def cost(self, record: UsageRecord, *, at: datetime | None = None) -> CostRecord:
         """As `price`, with the lines of the receipt."""
@@ -270,10 +282,10 @@ class PriceBook:
         return None
 
 
-def _reported(record: UsageRecord) -> Priced:
+def _reported(record: UsageRecord) -> tuple[int | None, Pricing]:
     cost = record.reported_cost
     by = _reported_in(record.reported_currency or DEFAULT_CURRENCY)
-    return Priced(None if cost is None else to_units(cost), by)
+    return None if cost is None else to_units(cost), by
 
 
 @lru_cache(maxsize=256)

@@ -8,10 +8,9 @@ serve({"openai": "https://api.openai.com"}, client, http="127.0.0.1:8090")   # u
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from llm_cost_ops.rpc.extras import missing_library
+from llm_cost_ops.lazy import load_by_name
 
 if TYPE_CHECKING:
     from llm_cost_ops.proxy.limits import ProxyLimits
@@ -21,14 +20,5 @@ _HOMES = {"ProxyLimits": "limits", "asgi_app": "running", "serve": "running"}
 
 __all__ = ["ProxyLimits", "asgi_app", "serve"]
 
-
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        value = getattr(import_module(f"{__name__}.{home}"), name)
-    except ImportError as error:
-        raise missing_library(error, f"{__name__}.{name}") from None
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = load_by_name(__name__, _HOMES)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from copy import copy
 from datetime import datetime
 from functools import partial
 from operator import is_not
@@ -22,7 +21,7 @@ from llm_cost_ops.rpc.status import RpcError, StatusCode
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-__all__ = ["TRACING", "CallContext", "Metadata", "MetadataLike", "fill_idempotency_key"]
+__all__ = ["TRACING", "CallContext", "Metadata", "MetadataLike", "Route", "fill_idempotency_key"]
 
 MetadataLike = "Mapping[str, str | bytes] | Iterable[tuple[str, str | bytes]]"
 
@@ -126,6 +125,20 @@ class Metadata:
         return f"Metadata({shown!r})"
 
 
+class Route(msgspec.Struct):
+    """Where a transport with several servers took a call.
+
+    `server` is the URL of the last one, `tried` the numbers of those that were asked. `elsewhere` says that
+    the server failed while others work: another attempt need not wait. `connect_timeout` is for a connect, in
+    seconds; None is until the call's deadline.
+    """
+
+    server: str = ""
+    tried: set[int] = msgspec.field(default_factory=set)
+    elsewhere: bool = False
+    connect_timeout: float | None = None
+
+
 class CallContext(msgspec.Struct):
     """One logical call, from the resource to the transport, or from the server's listener to the servicer.
 
@@ -137,7 +150,7 @@ class CallContext(msgspec.Struct):
     for this call alone, False for no retries, None for what the client does; `authorized` says that
     the credentials in `metadata` are the client's own. `moment` is what `now` answers.
     `admitted` says that the rate limit has let the next attempt through already. `batch` is the request id of
-    the batch that a submit rode in, "" where it was sent alone.
+    the batch that a submit rode in, "" where it was sent alone. `route` is None where there is one server.
     """
 
     method: MethodDescriptor[Any, Any]
@@ -157,6 +170,7 @@ class CallContext(msgspec.Struct):
     refusals: int = 0
     admitted: bool = False
     batch: str = ""
+    route: Route | None = None
 
     def now(self) -> datetime:
         """The moment at which the call is dealt with, in UTC: that of the first question."""
@@ -185,26 +199,34 @@ class CallContext(msgspec.Struct):
             )
 
 
-def fill_idempotency_key(*path: str) -> Callable[[Any, str, Callable[[], str]], tuple[Any, str]]:
+# With a number behind it, it is no longer than a record's may be.
+_MAX_BESIDE = 200
+
+
+def fill_idempotency_key(*path: str) -> Callable[..., tuple[Any, str]]:
     """The `fill_key` function of a MethodDescriptor, for the attributes that lead to the key.
 
     A key that is given wins over the request's own; without either one is made. Where the path crosses a
-    list, element i gets "<key>:i", unless it has a key of its own. What has to be changed is copied.
+    list, element i gets "<key>:i", unless it has a key of its own. What has to be changed is copied. Where
+    a transport carries the key `beside` the request, elements are left without: the service makes the same
+    keys. (Not for a key that no header could carry.)
     """
     if len(path) == 1:
         return partial(_fill, path[0])
     outer, name = path
 
-    def fill(request: Any, key: str, make: Callable[[], str]) -> tuple[object, str]:
+    def fill(request: Any, key: str, make: Callable[[], str], beside: bool = False) -> tuple[object, str]:
         message = getattr(request, outer, None)
         filled: Any
         if isinstance(message, list):
             key = key or make()
+            if beside and len(key) <= _MAX_BESIDE and key.isascii() and key.isprintable():
+                return request, key
             filled = message.copy()
             for i, each in enumerate(message):
                 # Written out: batches have thousands. The validator says what should have been a struct.
                 if isinstance(each, msgspec.Struct) and not getattr(each, name, None):
-                    filled[i] = copied = copy(each)
+                    filled[i] = copied = msgspec.structs.replace(each)
                     setattr(copied, name, f"{key}:{i}")
             changed = any(map(is_not, filled, message))
         else:
@@ -218,7 +240,9 @@ def fill_idempotency_key(*path: str) -> Callable[[Any, str, Callable[[], str]], 
     return fill
 
 
-def _fill(name: str, message: object, key: str, make: Callable[[], str]) -> tuple[object, str]:
+def _fill(
+    name: str, message: object, key: str, make: Callable[[], str], _beside: bool = False
+) -> tuple[object, str]:
     if not isinstance(message, msgspec.Struct):
         # The validator says what it should have been.
         return message, key or make()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
-from llm_cost_ops.rpc.extras import missing_library
+from llm_cost_ops.lazy import missing_library
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -71,8 +71,11 @@ class RpcError(Exception):
     answer came, "client" when the call was refused before anything was sent. `maybe_applied` is
     True when the request may have taken effect. `retry_after` is the server's hint in seconds.
     `local_detail` says what only who runs the service should read, such as paths: it is shown by the
-    embedded engine and never sent to a peer.
+    embedded engine and never sent to a peer. `server` is set where there are several: the URL of the one that
+    was asked last.
     """
+
+    server = ""
 
     def __init__(
         self,

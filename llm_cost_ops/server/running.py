@@ -15,9 +15,9 @@ from llm_cost_ops._gen.messages import GetReadinessRequest
 from llm_cost_ops._gen.methods import APPLY_RETENTION, GET_HEALTH, GET_READINESS
 from llm_cost_ops.config import REPORTED_PROVIDERS, without_password
 from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
+from llm_cost_ops.lazy import missing_library
 from llm_cost_ops.ledger import Ledger, open_ledger
 from llm_cost_ops.rpc.context import CallContext, Metadata
-from llm_cost_ops.rpc.extras import missing_library
 from llm_cost_ops.rpc.method import MethodDescriptor
 from llm_cost_ops.rpc.runtime import AsyncRuntime
 from llm_cost_ops.rpc.status import RpcError

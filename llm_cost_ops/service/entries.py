@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from copy import copy
 from datetime import UTC, datetime
+
+from msgspec.structs import replace
 
 from llm_cost_ops._gen.messages import CostStatus, UsageQuality, UsageRecord
 from llm_cost_ops.ledger.types import Entry
@@ -14,9 +15,11 @@ from llm_cost_ops.rules.limits import MAX_RECORD_COST
 from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.rules.usage import total_tokens
 
-__all__ = ["as_kept", "check_record_cost", "in_utc", "new_entry"]
+__all__ = ["MAX_UNITS", "as_kept", "check_record_cost", "in_utc", "new_entry"]
 
-_MAX_UNITS = MAX_RECORD_COST * UNITS
+MAX_UNITS = MAX_RECORD_COST * UNITS
+"""MAX_RECORD_COST in 10^-12."""
+
 _NO_STATUS = CostStatus.UNSPECIFIED
 
 
@@ -30,7 +33,7 @@ def new_entry(sent: UsageRecord, key: str, now: datetime, book: PriceBook) -> En
 
 def as_kept(sent: UsageRecord) -> UsageRecord:
     """The record in the form of an Entry."""
-    kept = copy(sent)
+    kept = replace(sent)  # in half the time of copy.copy
     # What the caller put into fields that are for output only is dropped. Most records have none of it, and
     # to look takes less time than to write.
     if kept.id:
@@ -60,7 +63,7 @@ def as_kept(sent: UsageRecord) -> UsageRecord:
 
 def check_record_cost(units: int | None, currency: str) -> None:
     """Refuse a cost in 10^-12 of a currency that is above MAX_RECORD_COST: INVALID_ARGUMENT."""
-    if units is not None and units > _MAX_UNITS:
+    if units is not None and units > MAX_UNITS:
         rule = f"and the other counts come to more than {MAX_RECORD_COST:,} {currency}"
         raise invalid_argument("input_tokens", rule)
 

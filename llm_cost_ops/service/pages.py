@@ -15,7 +15,7 @@ from llm_cost_ops.rpc.status import invalid_argument
 from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.rules.times import parse_interval
 from llm_cost_ops.service.access.tenancy import tenant_of
-from llm_cost_ops.wire.message import MessageStruct
+from llm_cost_ops.wire.json import MessageStruct
 from llm_cost_ops.wire.open_enum import OpenEnum
 from llm_cost_ops.wire.validation import no_member
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from datetime import datetime
-from itertools import repeat
 
 from llm_cost_ops._gen.messages import (
     BatchSubmitUsageRequest,
@@ -14,12 +13,10 @@ from llm_cost_ops._gen.messages import (
     CorrectUsageResponse,
     ExportUsageRequest,
     ExportUsageResponse,
-    FieldViolation,
     ListUsageRequest,
     ListUsageResponse,
     ListUsageRevisionsRequest,
     ListUsageRevisionsResponse,
-    RecordError,
     RevisionKind,
     StreamProblem,
     StreamUsageRequest,
@@ -28,31 +25,27 @@ from llm_cost_ops._gen.messages import (
     SubmitStatus,
     SubmitUsageRequest,
     SubmitUsageResponse,
-    UsageReceipt,
     UsageRecord,
     UsageRevisions,
     VoidUsageRequest,
     VoidUsageResponse,
 )
-from llm_cost_ops.interceptors.validation import keeps_unknown
 from llm_cost_ops.ledger import Ledger, Position
 from llm_cost_ops.ledger.duplicates import is_duplicate
 from llm_cost_ops.ledger.encoding import to_micros, usage_id
 from llm_cost_ops.ledger.retention import removed_error
-from llm_cost_ops.ledger.types import Appended, Entry, Filter
-from llm_cost_ops.pricing.money import from_units, to_units
-from llm_cost_ops.pricing.pricebook import PriceBook
+from llm_cost_ops.ledger.types import Appended, Filter
+from llm_cost_ops.pricing.money import to_units
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.runtime import utc_now
 from llm_cost_ops.rpc.slices import Slices
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, invalid_argument
 from llm_cost_ops.rules.batches import counted, refused
 from llm_cost_ops.rules.chunks import chunks_of
-from llm_cost_ops.rules.requests import check_record
 from llm_cost_ops.rules.usage import CLOCK_SKEW, is_ahead
 from llm_cost_ops.service import corrections
-from llm_cost_ops.service.access.tenancy import OTHER_ORGANIZATION, may_access
 from llm_cost_ops.service.entries import as_kept, in_utc, new_entry
+from llm_cost_ops.service.intake import CONFLICTING, Intake, receipt_of, result_of
 from llm_cost_ops.service.pages import Page, filter_of, meta_of
 from llm_cost_ops.service.prices import Prices
 from llm_cost_ops.service.retention import removed_before
@@ -69,13 +62,8 @@ MAX_COUNTED = 20_000
 # Seconds after which a record from the future may come again, at most.
 _MAX_WAIT = 60.0
 
-_CONFLICTED = SubmitStatus.CONFLICT
-_DUPLICATE = SubmitStatus.DUPLICATE
-
 # Records that are dealt with between two looks at the clock: less than a millisecond.
 _AT_ONCE = 32
-
-_CONFLICT = "the idempotency key was used before with other content"
 
 
 class UsageService:
@@ -109,19 +97,18 @@ class UsageService:
             await self._reprice(context)
         if done.status == SubmitStatus.CONFLICT:
             raise RpcError(
-                StatusCode.ALREADY_EXISTS, _CONFLICT, violations=[Violation("idempotency_key", _CONFLICT)]
+                StatusCode.ALREADY_EXISTS, CONFLICTING, violations=[Violation("idempotency_key", CONFLICTING)]
             )
         if done.status == SubmitStatus.DUPLICATE:
             context.response_status = 200
-        receipt = _receipt(done, request.usage.organization_id)
+        receipt = receipt_of(done, request.usage.organization_id)
         return SubmitUsageResponse(data=receipt, meta=meta_of(context))
 
     async def batch_submit_usage(
         self, request: BatchSubmitUsageRequest, context: CallContext
     ) -> BatchSubmitUsageResponse:
         """Record many calls; a bad record harms only itself."""
-        paths = (f"records[{index}]" for index in range(len(request.records)))
-        results = await self._write(request.records, paths, 0, context)
+        results = await self._write(request.records, "records[{}]", 0, context)
         return BatchSubmitUsageResponse(data=counted(results), meta=meta_of(context))
 
     async def stream_usage(
@@ -134,7 +121,7 @@ class UsageService:
         try:
             async with aclosing(batches):
                 async for batch in batches:
-                    results = await self._write(batch, repeat(""), answer.durable, context)
+                    results = await self._write(batch, "", answer.durable, context)
                     answer = _acknowledged(answer, results)
                     yield answer
                     context.check_deadline()
@@ -199,82 +186,45 @@ class UsageService:
         return ListUsageRevisionsResponse(data=data, meta=meta_of(context))
 
     async def _write(
-        self, records: Sequence[UsageRecord], paths: Iterable[str], first: int, context: CallContext
+        self, records: Sequence[UsageRecord], path: str, first: int, context: CallContext
     ) -> list[SubmitResult]:
         """Write records in one transaction but for those that may not be, and tell what became of each.
 
-        `paths` are where the records stand in the request; the first has the number `first` in the call.
+        `path` and `first` are as in Intake.
         """
         now = utc_now(context.runtime)  # not the call's: a stream may go on for days
         slices = Slices(context.runtime)
-        checked = await self._checked(zip(records, paths, strict=False), first, now, slices, context)
+        ahead: dict[int, SubmitResult] = {}
         while True:
             revision, book = self._prices.in_force
-            priced: list[SubmitResult | Entry] = []
-            for at in range(0, len(checked), _AT_ONCE):
+            intake = Intake(self._ledger.batch(context.idempotency_key), book, now, path, first, context)
+            for at in range(0, len(records), _AT_ONCE):
                 await slices.pause()
-                priced += [
-                    item if isinstance(item, SubmitResult) else _priced(item, now, book)
-                    for item in checked[at : at + _AT_ONCE]
-                ]
-            entries = [item for item in priced if isinstance(item, Entry)]
-            appended = await self._ledger.append(entries, context, revision)
-            if appended is not None:
+                intake.take(records[at : at + _AT_ONCE])
+            for place in intake.ahead:
+                if place not in ahead:
+                    record = records[place]
+                    field = f"{intake.path_of(place)}.timestamp".lstrip(".")
+                    key = intake.key_of(record, place)
+                    ahead[place] = await self._from_the_future(record, field, key, now, context)
+            settled = await intake.batch.write(context, revision)
+            if settled is not None:
                 break
             await self._reprice(context)
-        answers = iter(appended)
-        results: list[SubmitResult] = []
-        for at in range(0, len(priced), _AT_ONCE):
-            await slices.pause()
-            results += [
-                each if isinstance(each, SubmitResult) else _result(each.record, next(answers))
-                for each in priced[at : at + _AT_ONCE]
-            ]
-        return results
-
-    async def _checked(
-        self,
-        records: Iterable[tuple[UsageRecord, str]],
-        first: int,
-        now: datetime,
-        slices: Slices,
-        context: CallContext,
-    ) -> list[SubmitResult | tuple[UsageRecord, str]]:
-        """Each record with its key, or what is known of it already."""
-        keep_unknown = keeps_unknown(context.metadata)
-        call_key = context.idempotency_key
-        checked: list[SubmitResult | tuple[UsageRecord, str]] = []
-        violations: list[Violation] = []
-        accessible: str | None = None
-        for index, (record, path) in enumerate(records, first):
-            if not index % _AT_ONCE:
-                await slices.pause()
-            check_record(record, path, None, violations, keep_unknown)
-            if violations:
-                checked.append(refused(violations))
-                violations = []
-                continue
-            organization = record.organization_id
-            if organization != accessible:
-                if not may_access(context, organization):
-                    foreign = [Violation(f"{path}.organization_id".lstrip("."), OTHER_ORGANIZATION)]
-                    checked.append(refused(foreign, StatusCode.PERMISSION_DENIED))
-                    continue
-                accessible = organization
-            key = record.idempotency_key or (f"{call_key}:{index}" if call_key else "")
-            if record.timestamp is not None and is_ahead(record.timestamp, now):
-                checked.append(await self._from_the_future(record, path, key, now, context))
-            else:
-                checked.append((record, key))
-        return checked
+        for place, result in ahead.items():
+            intake.results[place] = result
+        for entry, done in settled.items():
+            place = intake.places[entry]
+            intake.results[place] = result_of(records[place], done)
+        return intake.results
 
     async def _from_the_future(
-        self, record: UsageRecord, path: str, key: str, now: datetime, context: CallContext
+        self, record: UsageRecord, field: str, key: str, now: datetime, context: CallContext
     ) -> SubmitResult:
         done = await self._known(record, key, context)
         if done is not None:
-            return _result(record, done)
-        error = self._ahead(record, f"{path}.timestamp".lstrip("."), now)
+            return result_of(record, done)
+        error = self._ahead(record, field, now)
         return refused(error.violations, error.code)
 
     async def _known(self, sent: UsageRecord, key: str, context: CallContext) -> Appended | None:
@@ -327,27 +277,8 @@ class UsageService:
         context.check_deadline()
 
 
-def _priced(item: tuple[UsageRecord, str], now: datetime, book: PriceBook) -> SubmitResult | Entry:
-    try:
-        return new_entry(*item, now, book)
-    except RpcError as error:
-        return refused(error.violations, error.code)
-
-
 def _shown(moment: datetime) -> str:
     return f"{moment:%Y-%m-%dT%H:%M:%S}Z"
-
-
-def _receipt(done: Appended, organization_id: str) -> UsageReceipt:
-    return UsageReceipt(
-        usage_id=done.usage_id,
-        organization_id=organization_id,
-        estimated_cost=None if done.units is None else from_units(done.units),
-        currency=done.currency,
-        processed_at=done.processed_at,
-        cost_status=done.cost_status,
-        duplicate=done.status is _DUPLICATE,
-    )
 
 
 async def _records(requests: AsyncIterator[StreamUsageRequest]) -> AsyncGenerator[UsageRecord, None]:
@@ -374,14 +305,6 @@ def _acknowledged(before: StreamUsageResponse, results: Sequence[SubmitResult]) 
         else:
             answer.problems.append(StreamProblem(index=index, status=result.status, error=result.error))
     return answer
-
-
-def _result(record: UsageRecord, done: Appended) -> SubmitResult:
-    if done.status is _CONFLICTED:
-        violation = FieldViolation(field="idempotency_key", description=_CONFLICT)
-        error = RecordError(code="ALREADY_EXISTS", message=_CONFLICT, violations=[violation])
-        return SubmitResult(status=done.status, error=error)
-    return SubmitResult(status=done.status, usage=_receipt(done, record.organization_id))
 
 
 _PAGE = 500

@@ -7,23 +7,16 @@ Spans from elsewhere are taken by the server, at /v1/traces. Needs opentelemetry
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from llm_cost_ops.rpc.extras import missing_library
+from llm_cost_ops.lazy import load_by_name
 
 if TYPE_CHECKING:
     from llm_cost_ops.telemetry.processor import CostOpsSpanProcessor
 
+_HOMES = {"CostOpsSpanProcessor": "processor"}
+
 __all__ = ["CostOpsSpanProcessor"]
 
-
-def __getattr__(name: str) -> Any:
-    if name != "CostOpsSpanProcessor":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        from llm_cost_ops.telemetry.processor import CostOpsSpanProcessor
-    except ImportError as error:
-        raise missing_library(error, name, "opentelemetry-sdk") from None
-
-    globals()[name] = CostOpsSpanProcessor
-    return CostOpsSpanProcessor
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = load_by_name(__name__, _HOMES, "opentelemetry-sdk")

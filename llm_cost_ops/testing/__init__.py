@@ -13,8 +13,9 @@ pytest finds the fixtures `costops` and `async_costops` by itself once the packa
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from llm_cost_ops.lazy import load_by_name
 
 if TYPE_CHECKING:
     from llm_cost_ops.testing.clients import async_memory_client, memory_client
@@ -48,11 +49,5 @@ __all__ = [
     "memory_client",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{home}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = load_by_name(__name__, _HOMES)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from llm_cost_ops.wire.decimals import from_text
+from llm_cost_ops.wire.json import to_utc
 from llm_cost_ops.wire.open_enum import OpenEnum
 
 __all__ = [
@@ -25,21 +26,11 @@ __all__ = [
     "moment",
     "overlaid",
     "texts",
-    "to_utc",
 ]
 
 E = TypeVar("E", bound=OpenEnum)
 
 _SHORT_TIME = re.compile(r"\d{4}-\d{2}-\d{2}([Tt ]\d{2}:\d{2}([Zz]|[+-]\d{2}:\d{2})?)?", re.ASCII)
-
-
-def to_utc(value: datetime) -> datetime:
-    """A time in UTC; one without an offset is in UTC already. OverflowError outside years 1 to 9999."""
-    if value.tzinfo is UTC:
-        return value
-    if value.tzinfo is None or value.utcoffset() is None:
-        return value.replace(tzinfo=UTC)
-    return value.astimezone(UTC)
 
 
 def decimal(value: object) -> Any:

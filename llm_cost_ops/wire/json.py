@@ -1,28 +1,47 @@
-"""REST JSON of generated structs: msgspec alone where it is exact, and a slow exact way where it is not."""
+"""Generated structs and their REST JSON: msgspec alone where it is exact, and a slow way where it is not."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from enum import Enum
 from typing import Any, Generic, NamedTuple, TypeVar, cast, get_args, get_origin
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
-from llm_cost_ops.wire.coerce import to_utc
 from llm_cost_ops.wire.decimals import WireDecimal, from_json_number, from_text, plain
 from llm_cost_ops.wire.errors import DecodeError, EncodeError
 from llm_cost_ops.wire.json_keys import REPEATED, no_key_lost, path_text, repeated_keys
 from llm_cost_ops.wire.json_types import BoolKey, IntKey, UInt64
 from llm_cost_ops.wire.unknown import Unknown
 
-__all__ = ["JsonCodec", "decode_quickly", "encode_exactly", "is_json", "several"]
+__all__ = ["JsonCodec", "MessageStruct", "decode_quickly", "encode_exactly", "is_json", "several", "to_utc"]
 
 M = TypeVar("M")
 
 _LOCATED = re.compile(r"(.*?) - at (`key` in )?`\$\.?(.*)`", re.DOTALL)
+
+
+class MessageStruct(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, repr_omit_defaults=True):
+    """A message."""
+
+    unknown_: Unknown | UnsetType = msgspec.field(default=UNSET, name="?unknown")
+
+    def to_json(self) -> str:
+        """The message as the JSON text that REST has for it, unknown fields included.
+
+        Decimals are strings, times RFC 3339, and enums the lower-case names of their values. Raises
+        EncodeError, a ValueError, for a value that is not of its field's type.
+        """
+        return encode_exactly(self).decode()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as a dict of plain values: dict, list, str, int, float, bool and None."""
+        decoded: dict[str, Any] = msgspec.json.decode(encode_exactly(self))
+        return decoded
 
 
 class _NeedsExact(Exception):  # noqa: N818 - a signal, never seen outside
@@ -129,6 +148,15 @@ def decode_quickly(type: type[M], data: bytes) -> M | None:
     """The message that JSON holds, no key of it twice; None where only a codec's slower way can tell."""
     codec: JsonCodec[M] | None = _codecs.get(type)
     return None if codec is None else codec.decode_quickly(data)
+
+
+def to_utc(value: datetime) -> datetime:
+    """A time in UTC; one without an offset is in UTC already. OverflowError outside years 1 to 9999."""
+    if value.tzinfo is UTC:
+        return value
+    if value.tzinfo is None or value.utcoffset() is None:
+        return value.replace(tzinfo=UTC)
+    return value.astimezone(UTC)
 
 
 def is_json(data: bytes) -> bool:

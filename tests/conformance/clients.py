@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_cost_ops import AsyncCostOpsClient, CostOpsClient
+from tests.waiting import MAX_WAIT
 
 TRANSPORTS = ("inprocess", "http", "grpc")
 COLOURS = ("sync", "async")
@@ -90,4 +91,4 @@ def running_server(folder: Path, *arguments: str, db: str = "") -> Iterator[dict
     finally:
         process.terminate()
         process.stdout.close()
-        process.wait(20)
+        process.wait(MAX_WAIT)

@@ -19,6 +19,7 @@ import pytest
 from llm_cost_ops import AsyncCostOpsClient, ClientConfig, CostOpsClient, RecorderConfig
 from tests.conformance.clients import COLOURS, TRANSPORTS, running_server
 from tests.faulty_peers import FaultyPeer, silent
+from tests.waiting import MAX_WAIT
 
 CALL: dict[str, Any] = {
     "provider": "openai",
@@ -59,7 +60,7 @@ def test_a_sync_client_records_from_threads(
             thread.start()
         for thread in threads:
             thread.join()
-        report = client.flush(20)
+        report = client.flush(MAX_WAIT)
     assert (report.delivered, report.recorded, report.dropped) == (400, 400, 0)
     assert requests(urls[transport], organization) == 400
 
@@ -78,7 +79,7 @@ async def test_an_async_client_records_and_attributes(urls: dict[str, str], tran
 
         await asyncio.gather(*(one(number) for number in range(20)))
         client.usage.record(**CALL, user_id="own", labels={"env": "mine"})
-        report = await client.flush(20)
+        report = await client.flush(MAX_WAIT)
         assert (report.delivered, report.pending) == (21, 0)
         summary = await client.costs.get(organization_id=organization, group_by="user")
         assert {group.value: group.requests for group in summary.breakdown} == {
@@ -101,7 +102,7 @@ def test_wrong_arguments_are_told_and_raise_nothing(urls: dict[str, str]) -> Non
         client.usage.record(organization_id="o", provider="p", model_id="m", input_tokns=3)
         client.usage.record(provider="p", model_id="m", input_tokens=3)
         client.usage.record(organization_id="o", provider="p", model_id="m", input_tokens=-3)
-        report = client.flush(20)
+        report = client.flush(MAX_WAIT)
     assert report.rejected_count == 3
     assert "input_tokns" in told[0]
     assert any("organization_id" in reason for reason in told)
@@ -114,12 +115,12 @@ def test_a_record_is_the_callers_to_change(urls: dict[str, str]) -> None:
     with CostOpsClient(base_url=urls["inprocess"]) as client:
         record = UsageRecord(organization_id="change", **CALL)
         client.usage.record(record)
-        assert client.flush(20).delivered == 1
+        assert client.flush(MAX_WAIT).delivered == 1
         assert record.idempotency_key == ""
 
 
-SHUTDOWN_TIMEOUT = 2.0
-SLACK = 0.5
+SLOWEST_END = 25.0
+"""Seconds: 2 for what is to be sent, and more for a machine that is busy; a call alone would wait for 30."""
 
 END = """
     import os, signal, sys, time
@@ -171,8 +172,8 @@ ENDS = {
     "raises": "raise RuntimeError('over')",
     # A shell that starts jobs in the background has them ignore SIGINT.
     "is interrupted": "signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "os.kill(os.getpid(), signal.SIGINT); time.sleep(5)",
-    "is terminated": "client.close_on_sigterm(); os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)",
+    "os.kill(os.getpid(), signal.SIGINT); time.sleep(120)",
+    "is terminated": "client.close_on_sigterm(); os.kill(os.getpid(), signal.SIGTERM); time.sleep(120)",
     "forks": "pass",
     "is killed": "os.kill(os.getpid(), signal.SIGKILL)",
     "leaves at once": "os._exit(0)",
@@ -190,7 +191,7 @@ class Ended(NamedTuple):
 
 def ended(code: str) -> Ended:
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     now = time.monotonic()
     assert done.stdout, done.stderr
     return Ended(done.returncode, now - float(done.stdout.split()[-1]), done.stderr)
@@ -209,10 +210,10 @@ def servers(urls: dict[str, str]) -> Iterator[dict[str, str]]:
 def test_the_ends_of_a_process(
     urls: dict[str, str], servers: dict[str, str], end: str, server: str, tmp_path: Path
 ) -> None:
-    def one(colour: str, spooled: bool, again: str = "") -> Ended:
+    def one(colour: str, spooled: bool) -> Ended:
         after = FORK.format(closing=CLOSE[colour]) if end == "forks" else "pass"
-        organization = f"{end}-{server}-{colour}-{spooled}{again}"
-        spool = str(tmp_path / f"{colour}{again}") if spooled else None
+        organization = f"{end}-{server}-{colour}-{spooled}"
+        spool = str(tmp_path / colour) if spooled else None
         code = textwrap.dedent(END) + textwrap.dedent(BODY[colour])
         made = {"end": ENDS[end], "after": after}
         return ended(code.format(url=servers[server], organization=organization, spool=spool, **made))
@@ -224,14 +225,11 @@ def test_the_ends_of_a_process(
     for (colour, spooled), how in found.items():
         organization = f"{end}-{server}-{colour}-{spooled}"
         assert how.status in EXITS.get(end, (0,)), how.said
-        # Four at once, on a busy machine: what took too long has to be in time alone, once in five.
-        again = (one(colour, spooled, f"-{attempt}").seconds for attempt in range(5))
-        limit = SHUTDOWN_TIMEOUT + SLACK
-        assert how.seconds < limit or any(seconds < limit for seconds in again), (colour, spooled)
+        assert how.seconds < SLOWEST_END, (colour, spooled)
         if spooled:
             recorder = RecorderConfig(spool=str(tmp_path / colour))
             with CostOpsClient(config=ClientConfig(base_url=urls["http"], recorder=recorder)) as client:
-                client.flush(20)
+                client.flush(MAX_WAIT)
             assert requests(urls["http"], organization) == count
             assert list((tmp_path / colour).iterdir()) == []
         elif end in LOST_IN_MEMORY:

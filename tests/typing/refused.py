@@ -35,6 +35,14 @@ def sync(client: CostOpsClient, record: UsageRecord) -> None:
     del total
 
 
+def misspelt() -> None:
+    from llm_cost_ops import CostOpsClinet  # refused: attr-defined
+    from llm_cost_ops.server import asgi_apps  # refused: attr-defined
+    from llm_cost_ops.testing import Faults  # refused: attr-defined
+
+    del CostOpsClinet, asgi_apps, Faults
+
+
 def raw(client: CostOpsClient) -> None:
     answer = client.with_raw_response.usage.submit(organization_id="o", model_id="m")
     _ = answer.usage_id  # refused: attr-defined

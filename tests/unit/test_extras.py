@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_cost_ops.rpc import extras
+from llm_cost_ops import lazy
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,7 +56,7 @@ NEEDED = {
     ),
     "from llm_cost_ops.telemetry import CostOpsSpanProcessor": (
         ["opentelemetry", "opentelemetry.sdk"],
-        "CostOpsSpanProcessor needs opentelemetry: pip install opentelemetry-sdk",
+        "llm_cost_ops.telemetry.CostOpsSpanProcessor needs opentelemetry: pip install opentelemetry-sdk",
     ),
     "from llm_cost_ops import CostOpsClient\n"
     "with CostOpsClient(base_url='sqlite://') as c: c.costs.get().to_pandas()": (
@@ -94,7 +94,7 @@ def modules_of_extras() -> set[str]:
 def test_every_library_of_an_extra_is_known_with_its_extra() -> None:
     known = {
         f"{module}: {package.removeprefix('llm-cost-ops[').removesuffix(']')}"
-        for module, package in extras._BROUGHT_BY.items()
+        for module, package in lazy._BROUGHT_BY.items()
         if package.startswith("llm-cost-ops[")
     }
     assert known == modules_of_extras()
@@ -149,4 +149,4 @@ def test_what_is_missing_is_said_with_what_brings_it(said: dict[str, str], code:
 
 def test_another_missing_module_is_an_error_as_ever() -> None:
     broken = ImportError("no module", name="llm_cost_ops.gone")
-    assert extras.missing_library(broken, "x") is broken
+    assert lazy.missing_library(broken, "x") is broken

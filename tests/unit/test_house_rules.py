@@ -257,7 +257,7 @@ def test_importing_the_package_loads_nothing_that_not_everybody_uses(bare: set[s
     loaded = _loaded("import llm_cost_ops") - bare
     assert "llm_cost_ops" in loaded
     assert sorted(loaded & LAZY) == []
-    assert sorted(name for name in loaded if name.startswith("llm_cost_ops.")) == []
+    assert sorted(name for name in loaded if name.startswith("llm_cost_ops.")) == ["llm_cost_ops.lazy"]
 
 
 def test_public_names_are_lazy_sorted_and_there() -> None:
@@ -274,7 +274,7 @@ def test_public_names_are_lazy_sorted_and_there() -> None:
 def test_what_was_reached_of_the_house_figures_is_kept() -> None:
     """Lower them as they fall; `python -m tests.house_figures` prints the others, which take longer."""
     assert any_share() <= 0.125
-    assert generated_lines() <= 19_300
+    assert generated_lines() <= 14_400
 
 
 def test_one_place_hooks_into_forks() -> None:

@@ -15,7 +15,7 @@ msgspec
 llm_cost_ops.wire.decimals WireDecimal
 llm_cost_ops.wire.json_types BoolKey Int32 Int64 IntKey UInt32 UInt64
 llm_cost_ops.wire.open_enum OpenEnum
-llm_cost_ops.wire.message MessageStruct
+llm_cost_ops.wire.json MessageStruct
 llm_cost_ops.rpc.rows Table
 """
 _STRUCT = """

@@ -1,6 +1,12 @@
-"""Emits validators: a quick look at every field in line, and a call for what it did not pass."""
+"""Emits validators: a quick look at every field in line, and a call for what it did not pass.
+
+The fields are taken out of a message all at once, which takes half of the time of as many attributes.
+"""
 
 from __future__ import annotations
+
+import re
+import textwrap
 
 from tools.codegen.kinds import RANGES
 from tools.codegen.nodes import Field, Message, Package, Type
@@ -11,6 +17,7 @@ __all__ = ["emit_validators"]
 
 _IMPORTS = """\
 datetime datetime timedelta
+msgspec.structs astuple
 typing Any
 $package.messages *
 llm_cost_ops.rpc.status Violation
@@ -28,7 +35,7 @@ $head
 _UNDECODED = "if m.unknown_ and check_undecoded(m.unknown_, path, violations):\n    return\n"
 _CHECKS = """\
 start = len(violations)
-v: Any
+$fields
 $checks
 if path and len(violations) != start:
     relocate(violations, start, path)
@@ -36,10 +43,12 @@ if path and len(violations) != start:
 
 
 def emit_validators(package: Package) -> str:
-    """The text of validators.py: `validate_<message>(message, path, violations)` for each message."""
+    """The text of validators.py: `validate_<message>(message, path, violations)`."""
     itemized = {f.type.annotation for m in package.messages for f in m.fields if f.options.itemized}
-    body = "".join(_validator(message, message.name in itemized) for message in package.messages)
-    names = [f"validate_{message.snake}" for message in package.messages]
+    enums = {f.type.annotation: None for m in package.checked for f in m.fields if f.type.enum is not None}
+    body = "\n" + "".join(f"{_unset(enum)} = {enum}.UNSPECIFIED\n" for enum in enums)
+    body += "".join(_validator(message, message.name in itemized) for message in package.checked)
+    names = [f"validate_{message.snake}" for message in package.checked]
     return module(package, "What the fields of the messages must satisfy.", _IMPORTS, names, body)
 
 
@@ -57,35 +66,61 @@ def _validator(message: Message, itemized: bool) -> str:
         head=wrapped(f"def validate_{message.snake}(", arguments, ") -> None:"),
         message=message,
         undecoded=_UNDECODED if itemized else "",
-        checks=fill(_CHECKS, checks=checks) if checks else "",
+        checks=fill(_CHECKS, fields=_fields(message), checks=checks) if checks else "",
     )
 
 
+def _fields(message: Message) -> str:
+    """What takes the fields out of a message, which may be of a class of the caller's own that has more.
+
+    One by one where it inherits fields, or is looked at as a part of what inherits them.
+    """
+    if message.flattened or any(field.options.flatten for field in message.fields):
+        own = [field for field in message.fields if not field.options.flatten]
+        return "".join(f"{_local(field)}: Any = m.{field.attribute}\n" for field in own)
+    names = ["_", *map(_local, message.fields)]
+    listed = textwrap.fill(", ".join(names), 100)
+    listed = f"(\n{indented(listed)}\n)" if "\n" in listed else listed
+    return f"{listed} = astuple(m) if type(m) is {message.name} else astuple(m)[:{len(names)}]\n"
+
+
+def _local(field: Field) -> str:
+    """The local variable of a field: no name of Python's own."""
+    return f"{field.attribute.rstrip('_')}_"
+
+
+def _unset(enum: str) -> str:
+    """The constant that is what an unset field of an enum holds."""
+    return "_NO" + re.sub("(?=[A-Z])", "_", enum).upper()
+
+
 def _field(field: Field) -> str:
-    name, rules, load = f'"{field.rest_name}"', field.options.rules, f"v = m.{field.attribute}\n"
+    name, rules, v = f'"{field.rest_name}"', field.options.rules, _local(field)
     if field.options.flatten and field.type.message is not None:
         return f'validate_{field.type.message.snake}(m, "", violations)\n'
     if field.many:
-        return load + _many(field)
+        return _many(field, v)
     if field.type.kind == "value":
         return ""
-    quick, slow = _check(field.type, rules, name, required=rules.required)
+    quick, slow = _check(field.type, rules, name, v, required=rules.required)
     if field.nullable:
         quick = f"({quick})" if " or " in quick else quick
-        text = load + _when(" and ".join(filter(None, ["v is not None", quick])), slow)
-        return text + _when("v is None", f"missing({name}, violations)\n") * rules.required
+        text = _when(" and ".join(filter(None, [f"{v} is not None", quick])), slow)
+        return text + _when(f"{v} is None", f"missing({name}, violations)\n") * rules.required
     if rules.required and field.type.enum is None:
-        quick = quick and f"not v or {quick}"
+        quick = quick and f"not {v} or {quick}"
     elif field.type.default in ('""', "0"):
-        quick = f"v is not {'ZERO' if field.type.default == '0' else 'EMPTY'} and ({quick})"
-    return load + _when(quick, slow)
+        quick = f"{v} is not {'ZERO' if field.type.default == '0' else 'EMPTY'} and ({quick})"
+    elif field.type.enum is not None and not rules.required:
+        quick = f"{v} is not {_unset(field.type.annotation)} and ({quick})"
+    return _when(quick, slow)
 
 
 def _when(condition: str, text: str) -> str:
     return f"if {condition}:\n{indented(text)}" if condition else text
 
 
-def _check(type_: Type, rules: Rules, name: str, v: str = "v", required: bool = False) -> tuple[str, str]:
+def _check(type_: Type, rules: Rules, name: str, v: str, required: bool = False) -> tuple[str, str]:
     """The condition under which a value needs the call, "" for always, and the call."""
     kind, annotation = type_.scalar, type_.annotation
     bounds = [f"{key}={x}" for key, x in (("low", rules.minimum), ("high", rules.maximum)) if x is not None]
@@ -121,22 +156,22 @@ def _check(type_: Type, rules: Rules, name: str, v: str = "v", required: bool = 
     return quick, call
 
 
-def _many(field: Field) -> str:
+def _many(field: Field, v: str) -> str:
     type_, rules, name = field.type, field.options.rules, f'"{field.rest_name}"'
-    arguments = ["v", name, "violations"]
+    arguments = [v, name, "violations"]
     arguments += [f"max_items={rules.max_items}"] * (rules.max_items is not None)
     arguments += ["required=True"] * rules.required
     if field.key is not None:
         at, kind, check = f"entry({name}, k)", "dict", "check_entries"
         each = _when(*_check(field.key, Rules(max_length=rules.max_length), at, "k"))
-        each = "for k, e in v.items():\n" + indented(each + _when(*_check(type_, rules, at, "e")))
+        each = f"for k, e in {v}.items():\n" + indented(each + _when(*_check(type_, rules, at, "e")))
     else:
         at, kind, check = f'f"{field.rest_name}[{{i}}]"', "list", "check_items"
-        each = "for i, e in enumerate(v):\n" + indented(_when(*_check(type_, rules, at, "e")))
+        each = f"for i, e in enumerate({v}):\n" + indented(_when(*_check(type_, rules, at, "e")))
         if type_.message is not None:
             cls, validate = type_.annotation, f"validate_{type_.message.snake}"
-            each = f"check_messages(v, {name}, violations, {cls}, {validate})\n"
+            each = f"check_messages({v}, {name}, violations, {cls}, {validate})\n"
         elif type_.kind == "value":
             each = "pass\n"
-    some = "" if rules.required else f"(v or type(v) is not {kind}) and "
+    some = "" if rules.required else f"({v} or type({v}) is not {kind}) and "
     return _when(f"{some}{check}({', '.join(arguments)})", each)

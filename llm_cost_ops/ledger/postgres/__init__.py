@@ -8,7 +8,7 @@ from __future__ import annotations
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from llm_cost_ops.exceptions import ConfigurationError
-from llm_cost_ops.rpc.extras import missing_library
+from llm_cost_ops.lazy import missing_library
 
 try:
     import psycopg

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from threading import Lock
 from typing import Any, TypeVar
@@ -34,8 +34,10 @@ _MAX_TIMEOUT = 2**31 - 1
 # Seconds for which an attempt to connect that failed stands for others.
 _FAILURE_HOLDS = 0.2
 
+# A plan that is kept may be from when the tables were empty, and read all that an organization has since.
+_PLANNED = "SET LOCAL plan_cache_mode = force_custom_plan"
 # PostgreSQL's planner compiles queries that it thinks long, which takes longer than most of ours do.
-_SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL jit = off"
+_SNAPSHOT = f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {_PLANNED}; SET LOCAL jit = off"
 _SETTINGS = (
     "SELECT set_config('synchronous_commit', %(commit)s, true), "
     "set_config('statement_timeout', %(timeout)s, true)"
@@ -58,7 +60,11 @@ class _Text(StrDumperUnknown):
     """No text in a ledger has control characters: with NUL, which PostgreSQL refuses, it equals none."""
 
     def dump(self, obj: str) -> Any:
-        return super().dump(obj.encode("utf-8", "replace").decode().replace("\0", "\1"))
+        return super().dump(_kept(obj).decode())
+
+
+def _kept(text: str) -> bytes:
+    return text.encode("utf-8", "replace").replace(b"\0", b"\1")
 
 
 class _Connection(psycopg.Connection[tuple[Any, ...]]):
@@ -124,6 +130,10 @@ class Database:
         connection.adapters.register_dumper(str, _Text)
         session = Session(connection, DURABILITIES[self.durability])
         try:
+            if session.rows("SELECT pg_backend_pid()") != [(connection.info.backend_pid,)]:
+                # Another process answered than the one that let us in: a pooler such as pgbouncer, where the
+                # next transaction may meet statements that others prepared under the same names.
+                connection.prepare_threshold = None
             self._check(session, prepare=prepare)
         except BaseException:
             session.close()
@@ -198,6 +208,16 @@ class Session:
         parameters: Sequence[object] | dict[str, object] | None = named or values or None
         return self.connection.execute(sql.encode(), parameters)
 
+    def run_planned(self, sql: str, **named: object) -> psycopg.Cursor[tuple[Any, ...]]:
+        """Run a statement that is planned each time, for the tables as they are now."""
+        return self.connection.execute(sql.encode(), named, prepare=False)
+
+    def copy(self, sql: str, lines: Iterable[str]) -> None:
+        """Run a COPY from lines in PostgreSQL's text form."""
+        with self.connection.cursor().copy(sql.encode()) as copy:
+            for part in lines:
+                copy.write(_kept(part))
+
     def numbers(self, count: int) -> list[int]:
         """So many numbers for rows, ascending, that nobody else has; taken from the sequence in blocks."""
         while len(self._numbers) < count:
@@ -225,11 +245,14 @@ class Session:
         self.run("COMMIT")
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Commit what is done inside, as durably as the ledger promises, or nothing of it."""
-        self.run("BEGIN")
+    def transaction(self, *, lasting: bool = True) -> Iterator[None]:
+        """Commit what is done inside, as durably as the ledger promises, or nothing of it.
+
+        Where it need not be `lasting`, nobody waits for the disk: a crash may undo all of it.
+        """
+        self.run(f"BEGIN; {_PLANNED}")
         try:
-            self.settings()
+            self.settings(lasting=lasting)
             yield
             self.begin_commit()
             self.run("COMMIT")
@@ -238,9 +261,10 @@ class Session:
             self.roll_back()
             raise
 
-    def settings(self) -> None:
+    def settings(self, *, lasting: bool = True) -> None:
         """Set, for the transaction, how durable its commit is and how long a statement may take."""
-        self.run(_SETTINGS, commit=self._synchronous_commit, timeout=str(self._timeout()))
+        commit = self._synchronous_commit if lasting else "off"
+        self.run(_SETTINGS, commit=commit, timeout=str(self._timeout()))
 
     def begin_commit(self) -> None:
         """What comes before COMMIT.

@@ -24,6 +24,7 @@ __all__ = [
     "Name",
     "NewRevision",
     "add_revisions",
+    "after_revision",
     "lock_records",
     "move_sums",
     "names_of",
@@ -148,7 +149,7 @@ def revise(session: Session, revision: Revision) -> bool:
         return False
     number, ts, data, *counted = rows[0]
     before = Counted._make(counted)
-    after, pricing, content = _after(session, revision, data, before)
+    after, pricing, content = after_revision(session, revision, data, before)
     new = NewRevision(
         name=name,
         ts=ts,
@@ -166,7 +167,7 @@ def revise(session: Session, revision: Revision) -> bool:
     return True
 
 
-def _after(
+def after_revision(
     session: Session, revision: Revision, data: str, before: Counted
 ) -> tuple[Counted, int, dict[str, str | None] | None]:
     """What the record counts as from now on, by which pricing, and its new content if it changes."""

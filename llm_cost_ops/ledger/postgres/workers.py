@@ -128,7 +128,8 @@ class Workers:
             if len(self._waiting) >= _MAX_WAITING:
                 raise busy_error()
             self._waiting.append(ticket)
-            if self._idle:
+            # One that was woken for another job, and has not taken it yet, is idle no more.
+            if len(self._waiting) <= self._idle:
                 self._changed.notify()
             elif len(self._threads) < self._size:
                 thread = Thread(target=self._work, name="llm-cost-ops-postgres", daemon=True)

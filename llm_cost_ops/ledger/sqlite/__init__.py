@@ -9,7 +9,7 @@ from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.ledger.sqlite.connection import DURABILITIES
 from llm_cost_ops.ledger.sqlite.ledger import SqliteLedger
 
-__all__ = ["SqliteLedger", "open"]
+__all__ = ["SqliteLedger", "open", "path_of"]
 
 
 def open(url: str, *, durability: str, group_commit: bool) -> SqliteLedger:  # noqa: A001 - each backend has it
@@ -17,6 +17,12 @@ def open(url: str, *, durability: str, group_commit: bool) -> SqliteLedger:  # n
 
     Raises ConfigurationError for a host in the URL, another option or another durability.
     """
+    path, durability = path_of(url, durability)
+    return SqliteLedger(path, durability=durability, group_commit=group_commit)
+
+
+def path_of(url: str, durability: str) -> tuple[str | None, str]:
+    """The path of the file that a URL names, None for memory; and its durability. See `open`."""
     parts = urlsplit(url)
     if parts.netloc:
         raise _wrong("has three slashes before the path, as in sqlite:///costs.db")
@@ -27,9 +33,7 @@ def open(url: str, *, durability: str, group_commit: bool) -> SqliteLedger:  # n
     if durability not in DURABILITIES:
         raise _wrong(f"durability must be {' or '.join(map(repr, DURABILITIES))}, not {durability!r}")
     path = unquote(parts.path)[1:]
-    return SqliteLedger(
-        str(Path(path).expanduser()) if path else None, durability=durability, group_commit=group_commit
-    )
+    return str(Path(path).expanduser()) if path else None, durability
 
 
 def _wrong(rule: str) -> ConfigurationError:

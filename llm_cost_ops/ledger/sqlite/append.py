@@ -3,34 +3,46 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from itertools import chain
+from datetime import datetime
 from typing import Any
 
 from llm_cost_ops._gen.messages import CostStatus, RevisionKind, SubmitStatus, UsageRecord
 from llm_cost_ops.ledger.duplicates import is_duplicate, supersedes, superseding
-from llm_cost_ops.ledger.encoding import as_text, decode_usage, from_micros, usage_id
+from llm_cost_ops.ledger.encoding import (
+    NumberedIds,
+    as_text,
+    decode_usage,
+    from_micros,
+    to_micros,
+    usage_id,
+)
 from llm_cost_ops.ledger.erasure import as_erased
 from llm_cost_ops.ledger.retention import removed_duplicate
 from llm_cost_ops.ledger.sqlite import cards
 from llm_cost_ops.ledger.sqlite import sums as rollups
 from llm_cost_ops.ledger.sqlite.revise import revise
-from llm_cost_ops.ledger.sqlite.rows import SeriesKey, prepare, prepare_all, units_of
+from llm_cost_ops.ledger.sqlite.rows import SeriesKey, Values, prepare, series_key_of, units_of, values_of
 from llm_cost_ops.ledger.types import Appended, Entry, Revision
 from llm_cost_ops.pricing.pricebook import Pricing
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rules.times import QUARTER
 
-__all__ = ["AppendMany", "AppendOne", "Interner"]
+__all__ = ["AppendOne", "Interner", "SqliteBatch"]
 
 Ids = tuple[int, int, int]
 Row = tuple[Any, ...]
 
-_MARKS = ", ".join("?" * 18)
+_COLUMNS = 18
+_MARKS = ", ".join("?" * _COLUMNS)
+_NO_IDS = (0, 0, 0)
 # Where the organization has a record with the id already, the index refuses the row.
 _INSERT = f"INSERT INTO usage VALUES ({_MARKS})"
 # A statement of many rows takes three quarters of the time of as many statements. Where one is refused, none
 # of its statement is inserted.
 _ROWS_AT_ONCE = 50
+_AT_ONCE = _ROWS_AT_ONCE * _COLUMNS
 _INSERT_ROWS = f"INSERT INTO usage VALUES {', '.join([f'({_MARKS})'] * _ROWS_AT_ONCE)}"
 _INSERT_AT = f"INSERT INTO usage SELECT {_MARKS} WHERE ? = (SELECT ifnull(max(seq), 0) FROM card)"
 _INSERT_NEW = f"{_INSERT} ON CONFLICT (org, id) DO NOTHING"
@@ -126,7 +138,7 @@ def _id(cursor: sqlite3.Cursor, find: str, add: str, values: Sequence[object]) -
 
 
 class AppendOne:
-    """Appends an entry, as a job: what `AppendMany` of one does, in half the time.
+    """Appends an entry, as a job: what a batch of one does, in half the time.
 
     Its answer is None when the cards are of another `revision`, where one is given.
     """
@@ -167,63 +179,170 @@ class AppendOne:
         return cursor.rowcount == 1
 
 
-class AppendMany:
-    """Appends entries, as a job; each may turn out to be a duplicate or a conflict, of a neighbour even.
+class _Shared:
+    """What rows of a batch share: their series key, its ids once they are known, and sums by quarters."""
 
-    Its answer is None when the cards are of another `revision`, where one is given.
-    """
+    __slots__ = ("first", "ids", "series_key", "sums")
 
-    __slots__ = ("_entries", "_prepared", "_revision")
+    def __init__(self, series_key: SeriesKey, ids: Ids | None) -> None:
+        self.series_key = series_key
+        self.ids = ids
+        self.first = (None, *(ids or _NO_IDS))
+        """The columns of usage before `id`."""
+        self.sums: dict[int, list[int]] = {}
 
-    def __init__(self, entries: Sequence[Entry], revision: int | None) -> None:
-        self._entries = entries
-        self._revision = revision
-        self._prepared = prepare_all(entries)
+    def count(self, values: Values, units: int | None) -> None:
+        """Add a row to the sums."""
+        _, _, _, ts, requests, read, written, cached, _, _, _, _, _, _ = values
+        amounts = self.sums.get(ts // QUARTER)
+        if amounts is None:
+            amounts = self.sums[ts // QUARTER] = [0] * 7
+        amounts[0] += 1
+        amounts[1] += requests
+        amounts[2] += read
+        amounts[3] += written
+        if cached:
+            amounts[4] += cached
+        if units is None:
+            amounts[5] += requests
+        else:
+            amounts[6] += units
 
-    def __call__(self, cursor: sqlite3.Cursor, interner: Interner) -> list[Appended] | None:
-        """Append the entries."""
-        if self._revision is not None and cards.revision(cursor) != self._revision:
+
+WriteBatch = Callable[["SqliteBatch", CallContext, "int | None"], Awaitable["dict[int, Appended] | None"]]
+
+
+class SqliteBatch:
+    """A Batch, whose rows are made as entries come. `write_batch` runs `insert` in a transaction."""
+
+    __slots__ = (
+        "_ids",
+        "_ingested",
+        "_interner",
+        "_key",
+        "_organization",
+        "_shared",
+        "_shared_of",
+        "_taken",
+        "_values",
+        "_write_batch",
+    )
+
+    def __init__(self, write_batch: WriteBatch, interner: Interner, key: str) -> None:
+        self._write_batch = write_batch
+        self._interner = interner
+        self._key = key
+        # Those of numbered entries of the organization that came last.
+        self._ids: NumberedIds | None = None
+        self._organization = ""
+        self._values: list[Any] = []
+        # Of all rows behind each other: a tuple for each would be built only to be taken apart.
+        self._shared: dict[SeriesKey, _Shared] = {}
+        self._shared_of: list[_Shared] = []
+        self._taken: datetime | None = None
+        self._ingested = 0
+
+    def __len__(self) -> int:
+        return len(self._shared_of)
+
+    def add(
+        self, record: UsageRecord, key: str | int, ingested_at: datetime, units: int | None, by: Pricing
+    ) -> str:
+        """Take one more entry; see Batch."""
+        if ingested_at is not self._taken:
+            # Entries of a batch share the object.
+            self._ingested = to_micros(ingested_at)
+            self._taken = ingested_at
+        stored_key: str | bytes | None
+        if type(key) is int and (ids := self._ids_of(record.organization_id)) is not None:
+            stored_key = f"{self._key}:{key}"
+            made, stored_id = ids.at(key)
+        else:
+            key = key if isinstance(key, str) else f"{self._key}:{key}"
+            made, stored_id, stored_key = usage_id(record.organization_id, key)
+        values = values_of(record, stored_id, stored_key, self._ingested, units, by)
+        series_key = series_key_of(record, by)
+        shared = self._shared.get(series_key)
+        if shared is None:
+            shared = self._shared[series_key] = _Shared(series_key, self._interner.known(series_key))
+        self._values += shared.first
+        self._values += values
+        self._shared_of.append(shared)
+        shared.count(values, units)
+        return made
+
+    def _ids_of(self, organization: str) -> NumberedIds | None:
+        if organization != self._organization:
+            self._organization = organization
+            self._ids = NumberedIds.of(organization, self._key)
+        return self._ids
+
+    def write(
+        self, context: CallContext, revision: int | None = None
+    ) -> Awaitable[dict[int, Appended] | None]:
+        """Write the entries; see Batch."""
+        return self._write_batch(self, context, revision)
+
+    def insert(
+        self, cursor: sqlite3.Cursor, interner: Interner, revision: int | None
+    ) -> dict[int, Appended] | None:
+        """What `write` does, in the transaction of the caller. May be done again after a rollback."""
+        if revision is not None and cards.revision(cursor) != revision:
             return None
-        [first] = cursor.execute("SELECT ifnull(max(seq), 0) + 1 FROM usage").fetchone()
-        ids: dict[SeriesKey, Ids] = {}
-        rows: list[Row] = []
-        for seq, (series_key, values, _) in enumerate(self._prepared, first):
-            known = ids.get(series_key)
-            if known is None:
-                known = ids[series_key] = interner.ids(cursor, series_key)
-            rows.append((seq, *known, *values))
-        complete = _insert_rows(cursor, rows)
-        answers = zip(rows, self._prepared, self._entries, strict=True)
-        if complete:
-            rollups.fold_if_due(cursor, first, first + len(rows) - 1)
-            return [_created(made, entry) for _, (_, _, made), entry in answers]
-        # Rows were numbered here, so that those that were not inserted can be told by their absence.
-        inserted = {seq for (seq,) in cursor.execute("SELECT seq FROM usage WHERE seq >= ?", (first,))}
-        settled: list[Appended | None] = [
-            _created(made, entry)
-            if row[0] in inserted
-            else _settle(cursor, interner, (None, *row[1:]), entry, _insert_row)
-            for row, (_, _, made), entry in answers
-        ]
-        rollups.fold_if_due(cursor, first, first + len(rows) - 1)
-        return [answer for answer in settled if answer is not None]
+        ids = {each: each.ids or interner.ids(cursor, each.series_key) for each in self._shared.values()}
+        if not all(each.ids for each in ids):
+            for at, each in enumerate(self._shared_of):
+                self._values[at * _COLUMNS + 1 : at * _COLUMNS + 4] = ids[each]
+        last = _last(cursor)
+        done = self._insert_rows(cursor, last)
+        if done == len(self):
+            added = [
+                (series, quarter, amounts)
+                for each, (_, series, _) in ids.items()
+                for quarter, amounts in each.sums.items()
+            ]
+            rollups.fold_added(cursor, last + 1, last + done, added)
+            return {}
+        settled = self._insert_singly(cursor, interner, done)
+        rollups.fold_if_due(cursor, last + 1, _last(cursor))
+        return settled
+
+    def _insert_rows(self, cursor: sqlite3.Cursor, last: int) -> int:
+        """Insert rows until one is refused since its id is taken; how many are inserted. `last` is before."""
+        values, at = self._values, 0
+        try:
+            for at in range(_AT_ONCE, len(values) + 1, _AT_ONCE):
+                cursor.execute(_INSERT_ROWS, values[at - _AT_ONCE : at])
+            rest = range(len(values) - len(values) % _AT_ONCE, len(values), _COLUMNS)
+            cursor.executemany(_INSERT, (values[at : at + _COLUMNS] for at in rest))
+        except sqlite3.IntegrityError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_UNIQUE:
+                raise
+            return _last(cursor) - last
+        return len(self)
+
+    def _insert_singly(self, cursor: sqlite3.Cursor, interner: Interner, done: int) -> dict[int, Appended]:
+        """Insert the rows behind the first `done`; what became of those whose ids are taken."""
+        settled: dict[int, Appended] = {}
+        for at in range(done, len(self)):
+            row = tuple(self._values[at * _COLUMNS : (at + 1) * _COLUMNS])
+            cursor.execute(_INSERT_NEW, row)
+            if cursor.rowcount != 1:
+                found = _settle(cursor, interner, row, self._entry(at, row), _insert_row)
+                assert found is not None
+                settled[at] = found
+        return settled
+
+    def _entry(self, at: int, row: Row) -> Entry:
+        """The entry that a row was made of."""
+        key = "" if row[5] is None else as_text(row[5])
+        by: Pricing = self._shared_of[at].series_key[8]
+        return Entry(decode_usage(row[-1]), key, from_micros(row[6]), units_of(row[12], row[13]), by)
 
 
-def _insert_rows(cursor: sqlite3.Cursor, rows: list[Row]) -> bool:
-    """Insert rows but for those whose ids are taken; whether there were none of these."""
-    whole = len(rows) - len(rows) % _ROWS_AT_ONCE
-    try:
-        for at in range(0, whole, _ROWS_AT_ONCE):
-            cursor.execute(_INSERT_ROWS, list(chain.from_iterable(rows[at : at + _ROWS_AT_ONCE])))
-        cursor.executemany(_INSERT, rows[whole:])
-    except sqlite3.IntegrityError as error:
-        if error.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_UNIQUE:
-            raise
-        # Those before the one that was refused are in.
-        [done] = cursor.execute("SELECT count(*) FROM usage WHERE seq >= ?", rows[0][:1]).fetchone()
-        cursor.executemany(_INSERT_NEW, rows[done:])
-        return False
-    return True
+def _last(cursor: sqlite3.Cursor) -> int:
+    [last] = cursor.execute("SELECT ifnull(max(seq), 0) FROM usage").fetchone()
+    return int(last)
 
 
 def _insert_row(cursor: sqlite3.Cursor, row: Row) -> bool:
@@ -279,7 +398,7 @@ def _look(
             with suppress(sqlite3.IntegrityError):  # another process may take the id in between
                 return _created(as_text(row[4]), entry) if insert(cursor, row) else None
         elif found[4] is None:
-            return removed_duplicate(entry, as_text(row[4]))
+            return removed_duplicate(as_text(row[4]), entry.ingested_at)
         elif found[0] is not None and found[0] == row[5]:
             kept = decode_usage(found[1])
             number, sent = found[8], entry.record

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from llm_cost_ops._gen.messages import AuditEvent, RateCard, SubmitStatus, UsageRecord
 from llm_cost_ops.ledger import audit
+from llm_cost_ops.ledger.batches import append_as_batch
 from llm_cost_ops.ledger.sqlite import (
     cards,
     commits,
@@ -24,7 +25,7 @@ from llm_cost_ops.ledger.sqlite import (
 )
 from llm_cost_ops.ledger.sqlite import listing as history
 from llm_cost_ops.ledger.sqlite.api_keys import SqliteKeys
-from llm_cost_ops.ledger.sqlite.append import AppendMany, AppendOne, Interner
+from llm_cost_ops.ledger.sqlite.append import AppendOne, Interner, SqliteBatch
 from llm_cost_ops.ledger.sqlite.audit import add_events, audit_events
 from llm_cost_ops.ledger.sqlite.connection import Database, Job, Writer
 from llm_cost_ops.ledger.sqlite.errors import closed_error
@@ -59,7 +60,6 @@ __all__ = ["SqliteLedger"]
 T = TypeVar("T")
 
 _CLOSING = 30.0
-_INLINE_ROWS = 1000
 _ERASED_AT_ONCE = _REMOVED_AT_ONCE = 250
 _LOG_TRIES = 100
 _LOG_WAIT = 0.05
@@ -129,29 +129,32 @@ class SqliteLedger:
         self, entries: Sequence[Entry], context: CallContext, revision: int | None = None
     ) -> Awaitable[list[Appended] | None]:
         """Write usage and costs in one transaction; see Ledger."""
-        if not entries:
-            return _nothing([])
+        if len(entries) != 1:
+            return append_as_batch(self.batch(), entries, context, revision)
         if revision is not None and self._database.path is None:
             # In private memory nobody else adds any.
             if revision != self._added_cards:
-                return _nothing(None)
+                return _other_cards()
             revision = None
-        if len(entries) == 1:
-            job = AppendOne(entries[0], revision, self._writer.interner)
-            if self._group is None and not self._closed:
-                return self._writer.run(job, context, statement=job.is_statement)
-            return self._write(job, context)
-        return self._append_many(entries, context, revision)
+        job = AppendOne(entries[0], revision, self._writer.interner)
+        if self._group is None and not self._closed:
+            return self._writer.run(job, context, statement=job.is_statement)
+        return self._write(job, context)
 
-    async def _append_many(
-        self, entries: Sequence[Entry], context: CallContext, revision: int | None
-    ) -> list[Appended] | None:
-        if len(entries) > _INLINE_ROWS:
-            # To make their rows takes longer than an event loop should wait.
-            job = await context.runtime.offload(AppendMany, entries, revision)
-        else:
-            job = AppendMany(entries, revision)
-        return await self._write(job, context, len(entries))
+    def batch(self, key: str = "") -> SqliteBatch:
+        """An empty batch; see Ledger."""
+        return SqliteBatch(self._write_batch, self._writer.interner, key)
+
+    async def _write_batch(
+        self, batch: SqliteBatch, context: CallContext, revision: int | None
+    ) -> dict[int, Appended] | None:
+        if not len(batch):
+            return {}
+        if revision is not None and self._database.path is None:
+            if revision != self._added_cards:
+                return None
+            revision = None
+        return await self._write(partial(batch.insert, revision=revision), context, len(batch))
 
     async def list_usage(
         self,
@@ -393,8 +396,8 @@ class SqliteLedger:
         return f"SqliteLedger({self._database.path!r}, durability={self._database.durability!r})"
 
 
-async def _nothing(answer: list[Appended] | None) -> list[Appended] | None:
-    return answer
+async def _other_cards() -> None:
+    """The answer where the cards are those of another revision."""
 
 
 _FOLD_RECORDS = 100_000

@@ -5,8 +5,6 @@ A row holds the record as the caller sent it, and beside it what the service add
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -23,32 +21,37 @@ from llm_cost_ops.ledger.encoding import (
     usage_id,
 )
 from llm_cost_ops.ledger.types import Entry
-from llm_cost_ops.pricing.money import from_units
+from llm_cost_ops.pricing.money import UNITS, from_units
 from llm_cost_ops.pricing.pricebook import Pricing
-from llm_cost_ops.rules.limits import MAX_COUNT
+from llm_cost_ops.rules.limits import MAX_COUNT, MAX_RECORD_COST
 
 __all__ = [
     "RECORD_COLUMNS",
     "Prepared",
     "SeriesKey",
+    "Values",
     "columns_of",
     "decode_record",
     "prepare",
-    "prepare_all",
     "series_key_of",
     "units_of",
+    "values_of",
 ]
 
 SeriesKey = tuple[Any, ...]
 """What is interned of an entry: the organization, seven more columns of series, and the Pricing."""
 
-Prepared = tuple[SeriesKey, tuple[Any, ...], str]
-"""Of an entry its series key, its columns of usage from `id` on, and its id as text."""
+Values = tuple[Any, ...]
+"""The columns of usage from `id` on."""
+
+Prepared = tuple[SeriesKey, Values, str]
+"""Of an entry its series key, its Values, and its id as text."""
 
 RECORD_COLUMNS = "u.id, u.key, u.ingested, u.ts, u.record"
 """Of `usage u`, what `decode_record` needs first."""
 
 _PICOS = 1_000_000
+_MAX_COST_UNITS = MAX_RECORD_COST * UNITS
 
 
 def series_key_of(record: UsageRecord, by: Pricing) -> SeriesKey:
@@ -68,45 +71,48 @@ def series_key_of(record: UsageRecord, by: Pricing) -> SeriesKey:
 
 def prepare(entry: Entry) -> Prepared:
     """What the transaction needs of an entry; everything that can be done before it."""
-    return prepare_all((entry,))[0]
+    record, by = entry.record, entry.by
+    made, stored_id, stored_key = usage_id(record.organization_id, entry.key)
+    values = values_of(record, stored_id, stored_key, to_micros(entry.ingested_at), entry.units, by)
+    return series_key_of(record, by), values, made
 
 
-def prepare_all(entries: Iterable[Entry]) -> list[Prepared]:
-    """`prepare` of each entry."""
-    prepared = []
-    taken: datetime | None = None
-    ingested = 0
-    for entry in entries:
-        record = entry.record
-        read, written = record.input_tokens or 0, record.output_tokens or 0
-        if read > MAX_COUNT or written > MAX_COUNT:
-            check_counts(record)
-        by = entry.by
-        made, stored, stored_key = usage_id(record.organization_id, entry.key)
-        if entry.ingested_at is not taken:
-            # Those of a batch share the object.
-            taken = entry.ingested_at
-            ingested = to_micros(taken)
-        moment, tags, labels = record.timestamp, record.tags, record.labels
-        data = encode_usage(record)
-        values = (
-            stored,
-            stored_key,
-            ingested,
-            ingested if moment is None else to_micros(moment),
-            record.request_count or 1,
-            read,
-            written,
-            record.cached_tokens,
-            *columns_of(entry.units, by),
-            record.user_id or None,
-            # A tag counts a record once, however often it has it.
-            _json(list(dict.fromkeys(tags))) if tags else None,
-            _json(labels) if labels else None,
-            data,
-        )
-        prepared.append((series_key_of(record, by), values, made))
-    return prepared
+def values_of(
+    record: UsageRecord,
+    stored_id: bytes,
+    stored_key: str | bytes | None,
+    ingested: int,
+    units: int | None,
+    by: Pricing,
+) -> Values:
+    """The columns of usage from `id` on, of what is in an Entry; `ingested` is in microseconds since 1970."""
+    read, written = record.input_tokens or 0, record.output_tokens or 0
+    if read > MAX_COUNT or written > MAX_COUNT:
+        check_counts(record)
+    if units is None:
+        micros = picos = None
+    else:
+        if not -_MAX_COST_UNITS <= units <= _MAX_COST_UNITS:
+            check_cost(units, by.currency)
+        micros, picos = divmod(units, _PICOS)
+    moment, tags, labels = record.timestamp, record.tags, record.labels
+    return (
+        stored_id,
+        stored_key,
+        ingested,
+        ingested if moment is None else to_micros(moment),
+        record.request_count or 1,
+        read,
+        written,
+        record.cached_tokens,
+        micros,
+        picos,
+        record.user_id or None,
+        # A tag counts a record once, however often it has it.
+        _json(list(dict.fromkeys(tags))) if tags else None,
+        _json(labels) if labels else None,
+        encode_usage(record),
+    )
 
 
 _encode_json = msgspec.json.Encoder().encode

@@ -5,12 +5,12 @@ A record counts with its cost in force: that of its newest revision, or its firs
 
 from __future__ import annotations
 
+import operator
 import sqlite3
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 from typing import Any, NamedTuple
 
-from llm_cost_ops.ledger.encoding import to_micros
+from llm_cost_ops.ledger.pieces import Piece
 from llm_cost_ops.ledger.types import Amounts, Filter
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.rules.limits import check_amounts, check_sum
@@ -28,9 +28,9 @@ __all__ = [
     "SERIES_COLUMNS",
     "TEMPORARY",
     "TOTALS",
+    "Added",
     "Keys",
     "Newest",
-    "Piece",
     "Place",
     "SeriesGroup",
     "SumQuery",
@@ -40,6 +40,7 @@ __all__ = [
     "add_removed",
     "figures",
     "fold",
+    "fold_added",
     "fold_if_due",
     "load_intervals",
     "load_rests",
@@ -47,7 +48,6 @@ __all__ = [
     "newest",
     "per_record_conditions",
     "pick_series",
-    "pieces_of",
     "places",
     "recalculated",
     "saturated",
@@ -122,6 +122,9 @@ QUARTERS, DAYS, HOURS = 0, 1, 2
 
 Place = tuple[int, int, int]
 """A series, a level and a bucket of the table rollup."""
+
+Added = tuple[int, int, Sequence[int]]
+"""A series, a quarter of an hour, and what rows add there: as in `add`."""
 
 # So many rows of the largest numbers that a store takes add up to less than 2^63.
 _AT_ONCE = 4096
@@ -232,7 +235,10 @@ def add_removed(cursor: sqlite3.Cursor, seqs: Sequence[int]) -> None:
 
 def places(series: int, ts: int) -> tuple[Place, Place, Place]:
     """Where the sums hold a row with this time, in microseconds."""
-    quarter = ts // QUARTER
+    return _places(series, ts // QUARTER)
+
+
+def _places(series: int, quarter: int) -> tuple[Place, Place, Place]:
     return (
         (series, QUARTERS, quarter),
         (series, DAYS, quarter // QUARTERS_A_DAY),
@@ -266,12 +272,32 @@ def _fold_apart(cursor: sqlite3.Cursor) -> None:
 
 def fold(cursor: sqlite3.Cursor) -> None:
     """Bring the sums up to date, in the transaction of the caller."""
-    done, last = cursor.execute("SELECT seq, (SELECT max(seq) FROM usage) FROM rollup_watermark").fetchone()
-    while last is not None and done < last:
+    [last] = cursor.execute("SELECT ifnull(max(seq), 0) FROM usage").fetchone()
+    _fold_rows(cursor, last)
+    cursor.execute("UPDATE rollup_watermark SET seq = max(seq, ?)", (last,))
+
+
+def _fold_rows(cursor: sqlite3.Cursor, last: int) -> None:
+    """Add the rows up to a number to the sums, those that are not in them yet; the watermark stays."""
+    [done] = cursor.execute("SELECT seq FROM rollup_watermark").fetchone()
+    while done < last:
         upto = min(done + _AT_ONCE, last)
         cursor.execute(_FOLD, (done, upto))
         done = upto
-    cursor.execute("UPDATE rollup_watermark SET seq = ?", (done,))
+
+
+def fold_added(cursor: sqlite3.Cursor, first: int, last: int, added: Iterable[Added]) -> None:
+    """As `fold_if_due`, where it is known what the rows of these numbers add. In the caller's transaction."""
+    if (first - 1) // FOLD_EVERY == last // FOLD_EVERY:
+        return
+    _fold_rows(cursor, first - 1)
+    sums: dict[Place, list[int]] = {}
+    for series, quarter, amounts in added:
+        for place in _places(series, quarter):
+            totals = sums.get(place)
+            sums[place] = list(amounts) if totals is None else [*map(operator.add, totals, amounts)]
+    add(cursor, sums)
+    cursor.execute("UPDATE rollup_watermark SET seq = ?", (last,))
 
 
 def add(cursor: sqlite3.Cursor, sums: dict[Place, list[int]]) -> None:
@@ -302,7 +328,6 @@ Keys = tuple[str, ...]
 Totals = dict[tuple[Keys, int, str], list[int]]
 """By keys, bucket and currency: what TOTALS names."""
 
-Piece = tuple[int, int | None, int | None]
 """A bucket, and the first moment and the one after the last in microseconds; None is open."""
 
 SERIES_COLUMNS = {
@@ -420,21 +445,6 @@ def pick_series(
     connection.execute("DELETE FROM temp.picked")
     connection.executemany("INSERT INTO temp.picked VALUES (?, ?, ?)", picked)
     return list(groups)
-
-
-def pieces_of(where: Filter, buckets: Sequence[tuple[datetime, datetime]] | None) -> Iterable[Piece]:
-    """The buckets, in microseconds, cut to the filter's interval."""
-    start = None if where.start is None else to_micros(where.start)
-    end = None if where.end is None else to_micros(where.end)
-    if buckets is None:
-        if start is None or end is None or start < end:
-            yield 0, start, end
-        return
-    for index, (low, high) in enumerate(buckets):
-        first = to_micros(low) if start is None else max(start, to_micros(low))
-        last = to_micros(high) if end is None else min(end, to_micros(high))
-        if first < last:
-            yield index, first, last
 
 
 def load_intervals(connection: sqlite3.Connection, pieces: Iterable[Piece]) -> None:

@@ -535,7 +535,9 @@ class ConnectionPool:
         if connection is not None and connection.enter_now():
             return connection
         async with asyncio.timeout(exchange.seconds_left()):
-            connection = connection or await channel.get()
+            if connection is None:
+                async with asyncio.timeout(exchange.connect_timeout):
+                    connection = await channel.get()
             await connection.enter()
         return connection
 

@@ -121,6 +121,12 @@ class GrpcExchange:
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
     @property
+    def connect_timeout(self) -> float | None:
+        """Seconds for a connect, where that is less than what is left."""
+        route = self._context.route
+        return None if route is None else route.connect_timeout
+
+    @property
     def deadline(self) -> float:
         """When the call is over, as time.monotonic() has it; infinite without a deadline."""
         return math.inf if self._deadline is None else self._deadline

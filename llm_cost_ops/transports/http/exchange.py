@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 
 from llm_cost_ops.exceptions import ConfigurationError
+from llm_cost_ops.lazy import missing_library
 from llm_cost_ops.rpc.answers import missing_answer
 from llm_cost_ops.rpc.context import CallContext, Metadata
-from llm_cost_ops.rpc.extras import missing_library
 from llm_cost_ops.rpc.method import Idempotency
 from llm_cost_ops.rpc.status import RpcError, StatusCode, client_closed
 from llm_cost_ops.transports.http.binding import HttpRequest, binding_of
@@ -105,6 +105,7 @@ class Exchange:
         self._safe = context.method.idempotency is Idempotency.NO_SIDE_EFFECTS
         self._own = own
         self._reported = self._sent = False
+        self._connect_cut = False  # a connect has less time than the call, since there are other servers
         self.refused = False  # for having too many calls, see CallQueue
         self._limit = limit
         self._body = BoundedBody(limit)
@@ -127,20 +128,25 @@ class Exchange:
 
     def http_request(self) -> httpx.Request:
         """The request for a sync httpx client, or for our own transport, which takes points in time."""
-        left = self.seconds_left()
-        content = self._content(asynchronous=False)
-        return self._made(left, self._deadline if self._own else left, self._trace, content)
+        start = time.monotonic() if self._own else 0.0
+        return self._made(start, self._trace, self._content(asynchronous=False))
 
     def async_http_request(self) -> httpx.Request:
         """The request for an async httpx client or transport."""
-        left = self.seconds_left()
-        return self._made(left, left, self._trace_async, self._content(asynchronous=True))
+        return self._made(0.0, self._trace_async, self._content(asynchronous=True))
 
     def _content(self, *, asynchronous: bool) -> object:  # it matters to streams
         return self._http.body
 
-    def _made(self, left: float | None, step: float | None, trace: Any, content: Any) -> httpx.Request:
-        timeout = {"connect": step, "read": step, "write": step, "pool": left}
+    def _made(self, start: float, trace: Any, content: Any) -> httpx.Request:
+        """A request whose steps have so many seconds from `start` on, which is 0 where they are durations."""
+        left = self.seconds_left()
+        step = connect = None if left is None else start + left
+        share = None if self._context.route is None else self._context.route.connect_timeout
+        if share is not None and (left is None or share < left):
+            self._connect_cut = True
+            connect = start + share
+        timeout = {"connect": connect, "read": step, "write": step, "pool": left}
         return httpx.Request(
             self._http.verb,
             self._origin + self._http.target,
@@ -240,7 +246,8 @@ class Exchange:
     def failure(self, error: Exception) -> RpcError:
         """What an exception of httpx, httpcore, ssl, asyncio or the socket means."""
         name = type(error).__name__
-        if isinstance(error, TimeoutError) or name.endswith("Timeout") or name == "TimeoutException":
+        late = isinstance(error, TimeoutError) or name.endswith("Timeout") or name == "TimeoutException"
+        if late and not (self._connect_cut and name == "ConnectTimeout"):
             return self.out_of_time(error)
         return RpcError(
             StatusCode.UNAVAILABLE,

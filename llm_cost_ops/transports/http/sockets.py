@@ -365,11 +365,14 @@ class _Stream(httpcore.AsyncNetworkStream):
     ) -> httpcore.AsyncNetworkStream:
         loop = asyncio.get_running_loop()
         try:
-            transport = await loop.start_tls(
-                self._transport, self._bytes, ssl_context, server_hostname=server_hostname
-            )
+            async with asyncio.timeout(timeout):
+                transport = await loop.start_tls(
+                    self._transport, self._bytes, ssl_context, server_hostname=server_hostname
+                )
         except BaseException as error:
             self._transport.abort()
+            if isinstance(error, TimeoutError):
+                raise httpcore.ConnectTimeout(str(error)) from error
             if isinstance(error, OSError | EOFError):
                 raise httpcore.ConnectError(str(error)) from error
             raise

@@ -1,4 +1,4 @@
-"""`llm-cost-ops db` with a database in PostgreSQL, and copies between it and SQLite."""
+"""`llm-cost-ops db` with a database in PostgreSQL."""
 
 from __future__ import annotations
 
@@ -6,19 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
 
-from llm_cost_ops._gen.messages import UsageQuality
 from llm_cost_ops.cli import main
 from llm_cost_ops.ledger import Filter, open_ledger
-from llm_cost_ops.ledger.postgres import connection
-from llm_cost_ops.pricing.cards import card_digest
-from llm_cost_ops.pricing.pricebook import Pricing
 from llm_cost_ops.rpc.status import RpcError
-from tests.ledger_suite import card, priced, revise
+from tests.ledger_suite import priced, revise
 from tests.unit.ledger.making import Sync, entry
-
-VOIDED = Filter(statuses=("voided",))
 
 
 def test_tables_are_made_shown_and_checked(postgres: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,87 +61,13 @@ def test_files_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "0 records" in capsys.readouterr().out
 
 
-def fill(ledger: Sync) -> None:
-    kept = card(id="card-2")
-    by = Pricing(replace(entry(), units=1).by.status, "USD", "card-2", 1, card=kept, digest=card_digest(kept))
-    batch = [
-        entry(n, idempotency_key=f"k{n}", user_id="u", tags=["x"], labels={"a": "b"}, units=n)
-        for n in range(30)
-    ]
-    done = ledger.append([replace(batch[0], by=by), *batch[1:], entry(99, organization_id="globex")])
-    unknown = entry(idempotency_key="o", observation=True, quality=UsageQuality.UNKNOWN, units=None)
-    ledger.append([unknown, entry(idempotency_key="o", input_tokens=9)])
-    ledger.reprice(Filter(), lambda _: priced(7), None, 10, dry_run=False)
-    assert revise(ledger, done[1].usage_id, 2, replace(batch[1].record, input_tokens=8))
-    assert revise(ledger, done[2].usage_id, 2)
-    ledger.add_card(card(region="eu"), "key", b"1" * 16)
-
-
-def facts(ledger: Sync) -> Any:
-    """All that a copy keeps: ids of records without keys are others."""
-    found = []
-    for where in (Filter(), VOIDED):
-        records, _ = ledger.list_usage(where, "timestamp", False, 1000, None, None)
-        for record in records:
-            cost = ledger.get_cost(record.id, record.organization_id)
-            if not record.idempotency_key or record.idempotency_key.startswith("copied"):
-                cost = replace(cost, record=replace(cost.record, id="", idempotency_key=""))
-            else:
-                found += ledger.revisions(record.organization_id, record.id)
-            found.append(cost)
-    return found, ledger.summarize(Filter(), ("tag", "user"), None), ledger.all_cards()
-
-
-@pytest.mark.parametrize("back", [False, True])
-def test_a_copy_has_what_the_source_has(
-    postgres_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], back: bool
-) -> None:
-    file = f"sqlite:///{tmp_path}/costs.db"
-    source, target = (postgres_url, file) if back else (file, postgres_url)
-    with Sync(ledger=open_ledger(source)) as ledger:
-        fill(ledger)
-        expected = facts(ledger)
-    assert main(["db", "copy", source, target]) == 0
-    assert "32 records and " in capsys.readouterr().out
-    with Sync(ledger=open_ledger(target)) as ledger:
-        assert facts(ledger) == expected
-        assert [item.revision for item in ledger.committed(None, 1000)[0]].count(1) == 32
-    assert main(["db", "copy", source, target]) == 0
-    assert "0 records and 0 revisions copied; 32 records were there" in capsys.readouterr().out
-    with Sync(ledger=open_ledger(target)) as ledger:
-        assert facts(ledger) == expected
-        ledger.append([entry(5)])
-    assert main(["db", "copy", source, target]) == 1
-    assert "others" in capsys.readouterr().err
-
-
-def test_a_copy_that_was_stopped_is_begun_again(
-    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = f"sqlite:///{tmp_path}/costs.db"
-    with Sync(ledger=open_ledger(file)) as ledger:
-        fill(ledger)
-    monkeypatch.setattr("llm_cost_ops.cli.copying._PAGE", 7)
-    run, calls = connection.Session.run, 0
-
-    def stopping(self: Any, sql: str, *values: object, **named: object) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 90:
-            raise KeyboardInterrupt
-        return run(self, sql, *values, **named)
-
-    monkeypatch.setattr(connection.Session, "run", stopping)
-    assert main(["db", "copy", file, postgres_url]) == 130
-    monkeypatch.setattr(connection.Session, "run", run)
-    assert main(["db", "copy", file, postgres_url]) == 0
-
-
 def test_a_database_that_was_restored_from_a_dump(
     postgres: Any, postgres_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Sync(ledger=open_ledger(postgres_url)) as ledger:
-        fill(ledger)
+        done = ledger.append([entry(n, idempotency_key=f"k{n}") for n in range(30)])
+        ledger.reprice(Filter(), lambda _: priced(7), None, 10, dry_run=False)
+        assert revise(ledger, done[2].usage_id, 2)
         expected = [(item.record.id, item.revision) for item in ledger.committed(None, 1000)[0]]
         _, position = ledger.committed(None, 10)
         ledger.move_consumer("alerts", position)

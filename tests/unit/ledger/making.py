@@ -13,6 +13,7 @@ from llm_cost_ops.pricing.pricebook import Pricing
 from llm_cost_ops.rpc.context import CallContext, Metadata
 from llm_cost_ops.rpc.method import Cardinality, Idempotency, MethodDescriptor
 from llm_cost_ops.rpc.runtime import Runtime, SyncRuntime, drive
+from tests.waiting import MAX_WAIT
 
 __all__ = ["START", "TAKEN", "Sync", "context", "entry", "pricing"]
 
@@ -28,7 +29,7 @@ _METHOD: MethodDescriptor[Any, Any] = MethodDescriptor(
 )
 
 
-def context(timeout: float | None = 20.0, runtime: Runtime | None = None) -> CallContext:
+def context(timeout: float | None = MAX_WAIT, runtime: Runtime | None = None) -> CallContext:
     runtime = runtime or SyncRuntime()
     deadline = None if timeout is None else runtime.monotonic() + timeout
     return CallContext(method=_METHOD, runtime=runtime, metadata=Metadata(), deadline=deadline)
@@ -68,7 +69,7 @@ class Sync:
     """A ledger whose methods are run to their end: `store.append(...)` without a context or an await."""
 
     def __init__(
-        self, path: Any = None, *, ledger: Any = None, timeout: float | None = 20.0, **options: Any
+        self, path: Any = None, *, ledger: Any = None, timeout: float | None = MAX_WAIT, **options: Any
     ) -> None:
         self.store = ledger or SqliteLedger(None if path is None else str(path), **options)
         self.timeout = timeout

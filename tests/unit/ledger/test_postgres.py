@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 from unittest.mock import patch
 
@@ -19,7 +20,7 @@ from hypothesis.stateful import initialize, run_state_machine_as_test
 
 from llm_cost_ops._gen.messages import UsageQuality
 from llm_cost_ops.ledger import Filter, open_ledger
-from llm_cost_ops.ledger.postgres import schema
+from llm_cost_ops.ledger.postgres import schema, writing
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.pricing.pricebook import Priced
 from llm_cost_ops.rpc.runtime import drive
@@ -28,6 +29,7 @@ from tests.ledger_suite import LedgerSuite, card, revise
 from tests.life_suite import LifeSuite
 from tests.unit.ledger.making import Sync, context, entry, pricing
 from tests.unit.ledger.test_revisions import RepricedBesideModel
+from tests.waiting import MAX_WAIT, until
 
 
 class TestPostgres(LedgerSuite, LifeSuite):
@@ -37,10 +39,13 @@ class TestPostgres(LedgerSuite, LifeSuite):
 
 
 class TestPostgres15(LedgerSuite, LifeSuite):
+    """With every row copied, as those of large batches are."""
+
     @pytest.fixture
     def url(self, postgres_15: Any) -> Iterator[str]:
         url = postgres_15.new_database()
-        yield url
+        with patch.object(writing, "MIN_COPIED", 1):
+            yield url
         postgres_15.drop(url)
 
 
@@ -57,17 +62,18 @@ def test_the_records_of_a_batch_are_in_its_order_whosever_they_are(postgres_url:
 
 def test_the_ledger_beside_a_model(postgres: Any) -> None:
     class Postgres(RepricedBesideModel):
-        @initialize(every=st.sampled_from([1, 2, 7, 500]))
-        def open(self, every: int) -> None:
-            self.folding = patch("llm_cost_ops.ledger.postgres.ledger.FOLD_EVERY", every)
-            self.folding.start()
+        @initialize(every=st.sampled_from([1, 2, 7, 500]), least=st.sampled_from([1, 3, 100]))
+        def open(self, every: int, least: int) -> None:
+            self.patches = ExitStack()
+            self.patches.enter_context(patch("llm_cost_ops.ledger.postgres.ledger.FOLD_EVERY", every))
+            self.patches.enter_context(patch.object(writing, "MIN_COPIED", least))
             self.url = postgres.new_database()
             self.store = Sync(ledger=open_ledger(self.url))
 
         def teardown(self) -> None:
             faults = self.store.find_faults()
             self.store.aclose()
-            self.folding.stop()
+            self.patches.close()
             postgres.drop(self.url)
             assert faults == []
 
@@ -117,7 +123,7 @@ def test_a_statement_without_an_organization_is_seen() -> None:
 def test_every_statement_names_the_organization(postgres_url: str) -> None:
     """So that no query reads another's rows by mistake, and all of them can be routed by organization."""
     seen: set[str] = set()
-    run, each = Session.run, Session.each
+    run, each, run_planned = Session.run, Session.each, Session.run_planned
 
     def running(self: Session, sql: str, *values: object, **named: object) -> Any:
         seen.add(sql)
@@ -127,14 +133,20 @@ def test_every_statement_names_the_organization(postgres_url: str) -> None:
         seen.add(sql)
         return each(self, sql, named)
 
+    def planning(self: Session, sql: str, **named: object) -> Any:
+        seen.add(sql)
+        return run_planned(self, sql, **named)
+
     with (
         patch.object(Session, "run", running),
+        patch.object(Session, "run_planned", planning),
         patch.object(Session, "each", reading),
         patch("llm_cost_ops.ledger.postgres.ledger.FOLD_EVERY", 1),
         Sync(ledger=open_ledger(postgres_url)) as ledger,
     ):
-        for price in (3, 4):
-            use_everything(ledger, price)
+        for price, least in ((3, 100), (4, 1)):
+            with patch.object(writing, "MIN_COPIED", least):
+                use_everything(ledger, price)
     assert len([sql for sql in seen if _TABLE.search(" ".join(sql.split()))]) > 25
     seen.discard(schema.RESTORED)
     assert {sql: without_organization(sql) for sql in seen if without_organization(sql)} == {}
@@ -188,7 +200,7 @@ ledger.aclose()
 
 def test_a_child_has_connections_of_its_own(postgres_url: str) -> None:
     command = [sys.executable, "-W", "error", "-c", FORKING, postgres_url]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=2 * MAX_WAIT)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -208,16 +220,22 @@ def test_calls_are_refused_or_wait_when_every_connection_is_in_use(postgres_url:
         ledger.check()
         size = ledger.store._workers._size
 
-        def asleep(session: Session) -> None:
-            session.run("SELECT pg_sleep(1)")
+        begun, go_on = threading.Semaphore(0), threading.Event()
+
+        def held(session: Session) -> None:
+            session.run("SELECT 1")
+            begun.release()
+            assert go_on.wait(MAX_WAIT)
 
         with ThreadPoolExecutor(40) as pool:
-            calls = [pool.submit(drive, ledger.store._workers.run(asleep, context(5.0))) for _ in range(size)]
-            time.sleep(0.3)
+            calls = [pool.submit(drive, ledger.store._workers.run(held, context())) for _ in range(size)]
+            for _ in range(size):
+                assert begun.acquire(timeout=MAX_WAIT)
             with pytest.raises(RpcError, match="busy with other calls") as caught:
                 drive(ledger.store.keys.any(context(0.2)))
             assert caught.value.code is StatusCode.UNAVAILABLE
             waiting = [pool.submit(ledger.count, Filter()) for _ in range(20)]
+            go_on.set()
             assert [each.result() for each in waiting] == [0] * 20
             assert [each.result() for each in calls] == [None] * size
         assert len(ledger.store._workers._threads) <= size
@@ -228,19 +246,14 @@ def test_a_query_ends_at_its_deadline_in_the_server_too(postgres_url: str, postg
         ledger.check()
 
         def slow(session: Session) -> None:
-            session.run("SELECT pg_sleep(30)")
+            session.run("SELECT pg_sleep(1000)")
 
         for within in (slow, lambda session: in_snapshot(session, slow)):
-            began = time.monotonic()
             with pytest.raises(RpcError) as caught:
                 drive(ledger.store._workers.run(within, context(0.5)))
             assert caught.value.code is StatusCode.DEADLINE_EXCEEDED
-            assert time.monotonic() - began < 3
-        until = time.monotonic() + 5
-        running = "SELECT 1 FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(30)' AND state = 'active'"
-        while postgres.execute(running):
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        running = "SELECT 1 FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(1000)' AND state = 'active'"
+        until(lambda: not postgres.execute(running))
 
 
 def in_snapshot(session: Session, query: Any) -> None:
@@ -248,7 +261,7 @@ def in_snapshot(session: Session, query: Any) -> None:
         query(session)
 
 
-def test_a_card_waits_for_appends_that_were_priced_without_it(postgres_url: str) -> None:
+def test_a_card_waits_for_appends_that_were_priced_without_it(postgres_url: str, postgres: Any) -> None:
     """Else they could be committed after it, and after a repricing that did not see them."""
     with (
         Sync(ledger=open_ledger(postgres_url)) as ledger,
@@ -258,7 +271,7 @@ def test_a_card_waits_for_appends_that_were_priced_without_it(postgres_url: str)
         ledger.check()
         appending.execute("SELECT pg_advisory_xact_lock_shared(%s)", [schema.LOCK_CARDS])
         adding = pool.submit(ledger.add_card, card(), "k", b"1" * 16)
-        time.sleep(0.5)
+        until(lambda: adding.done() or postgres.execute("SELECT 1 FROM pg_locks WHERE NOT granted"))
         assert not adding.done()
         appending.rollback()
         assert adding.result()[1] == "created"

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -26,6 +27,7 @@ from llm_cost_ops.ledger.types import Filter
 from llm_cost_ops.rpc.runtime import AsyncRuntime, SyncRuntime, drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from tests.unit.ledger.making import Sync, context, entry
+from tests.waiting import MAX_WAIT, until
 
 CREATED, DUPLICATE = SubmitStatus.CREATED, SubmitStatus.DUPLICATE
 
@@ -121,12 +123,18 @@ def test_a_busy_file_is_waited_for_until_just_before_the_deadline(
     tmp_path: Path, other_writer: sqlite3.Connection, group: bool
 ) -> None:
     with Sync(tmp_path / "costs.db", timeout=0.2, group_commit=group) as store:
-        began = time.monotonic()
-        with pytest.raises(RpcError) as caught:
-            store.append([entry()])
-        assert 0.1 < time.monotonic() - began < 0.5
-        assert (caught.value.code, caught.value.maybe_applied) == (StatusCode.UNAVAILABLE, False)
+        # A machine that has no time for it when the moment comes says that the deadline passed.
+        for _ in range(20):
+            began = time.monotonic()
+            with pytest.raises(RpcError) as caught:
+                store.append([entry()])
+            assert 0.1 < time.monotonic() - began < 10
+            assert not caught.value.maybe_applied
+            if caught.value.code is not StatusCode.DEADLINE_EXCEEDED:
+                break
+        assert caught.value.code is StatusCode.UNAVAILABLE
         assert caught.value.retry_after is not None
+        store.timeout = MAX_WAIT
         assert store.count(Filter()) == 1  # readers do not wait
         other_writer.execute("ROLLBACK")
         assert [done.status for done in store.append([entry()])] == [CREATED]
@@ -138,17 +146,18 @@ async def test_a_busy_file_holds_up_no_loop(
     tmp_path: Path, other_writer: sqlite3.Connection, group: bool
 ) -> None:
     store = SqliteLedger(str(tmp_path / "costs.db"), group_commit=group)
-    waiting = [asyncio.create_task(store.append([entry()], context(5, AsyncRuntime()))) for _ in range(3)]
-    began = time.monotonic()
+    calls = [store.append([entry()], context(runtime=AsyncRuntime())) for _ in range(3)]
+    waiting = [asyncio.create_task(call) for call in calls]
     for _ in range(10):
         await asyncio.sleep(0.01)
-    assert time.monotonic() - began < 0.3
+    # A loop that was held would go on when they have waited in vain.
+    assert not any(task.done() for task in waiting)
     waiting[0].cancel()
     other_writer.execute("ROLLBACK")
     found = await asyncio.gather(*waiting, return_exceptions=True)
     assert isinstance(found[0], asyncio.CancelledError)
     assert [done.status for answers in found[1:] for done in answers] == [CREATED, CREATED]
-    assert await store.sums.count(Filter(), context(5, AsyncRuntime())) in (3, 4)
+    assert await store.sums.count(Filter(), context(runtime=AsyncRuntime())) in (3, 4)
     await store.aclose()
 
 
@@ -184,7 +193,6 @@ def test_a_deadline_that_has_passed_writes_nothing(tmp_path: Path, other_writer:
 
 def test_a_long_query_stops_at_its_deadline(store: Sync) -> None:
     store.append([entry(n, user_id=str(n)) for n in range(5_000)])
-    began = time.monotonic()
 
     def slow(connection: sqlite3.Connection) -> object:
         return connection.execute(
@@ -194,7 +202,6 @@ def test_a_long_query_stops_at_its_deadline(store: Sync) -> None:
     with pytest.raises(RpcError) as caught:
         drive(store.store._readers.read(slow, context(0.1)))
     assert caught.value.code is StatusCode.DEADLINE_EXCEEDED
-    assert time.monotonic() - began < 0.5
     assert store.count(Filter()) == 5_000
     assert [done.status for done in store.append([entry()])] == [CREATED]
 
@@ -202,21 +209,42 @@ def test_a_long_query_stops_at_its_deadline(store: Sync) -> None:
 def test_group_commit_shares_transactions(tmp_path: Path) -> None:
     with Sync(tmp_path / "costs.db", group_commit=True) as store:
         store.append([entry()])
-        writer = store.store._writer
+        group, writer = store.store._group, store.store._writer
         commits = 0
         transact = writer.transact
 
         def counted(job: object, **options: object) -> object:
             nonlocal commits
             commits += 1
-            time.sleep(0.01)
             return transact(job, **options)
 
         writer.transact = counted
-        with ThreadPoolExecutor(16) as pool:
-            found = list(pool.map(lambda n: store.append([entry(n)])[0].status, range(160)))
-        assert found == [CREATED] * 160
-        assert commits < 60
+        with ThreadPoolExecutor(17) as pool:
+            for number in range(1, 6):
+                blocked = Blocked(group, pool)
+                calls = [pool.submit(store.append, [entry(n)]) for n in range(16)]
+                until(lambda: group.waiting == 16)
+                blocked.end()
+                assert [call.result()[0].status for call in calls] == [CREATED] * 16
+                # That of who was first, and that of all who came meanwhile.
+                assert commits == 2 * number
+
+
+class Blocked:
+    """A job that is being committed, and has the group's thread until `end`."""
+
+    def __init__(self, group: Any, pool: ThreadPoolExecutor) -> None:
+        self._begun, self._gate = threading.Event(), threading.Event()
+        self._call = pool.submit(drive, group.run(self._job, 1, context()))
+        assert self._begun.wait(MAX_WAIT)
+
+    def _job(self, *_: object) -> bool:
+        self._begun.set()
+        return self._gate.wait(MAX_WAIT)
+
+    def end(self) -> None:
+        self._gate.set()
+        assert self._call.result() is True
 
 
 def test_in_a_group_that_failed_each_waits_for_a_busy_file(tmp_path: Path) -> None:
@@ -236,15 +264,12 @@ def test_in_a_group_that_failed_each_waits_for_a_busy_file(tmp_path: Path) -> No
         def fail(*_: object) -> None:
             raise OverflowError("too large")
 
-        gate = threading.Event()
         with ThreadPoolExecutor(4) as pool, patch.object(writer, "transact", sometimes):
-            blocked = pool.submit(drive, group.run(lambda *_: gate.wait(5), 1, context()))
-            time.sleep(0.05)
+            blocked = Blocked(group, pool)
             good = pool.submit(lambda: store.append([entry(1)])[0].status)
             bad = pool.submit(drive, group.run(fail, 1, context()))
-            time.sleep(0.05)
-            gate.set()
-            assert blocked.result() is True
+            until(lambda: group.waiting == 2)
+            blocked.end()
             assert good.result() == CREATED
             with pytest.raises(RpcError, match="too large to be summed"):
                 bad.result()
@@ -255,10 +280,8 @@ def test_in_a_group_a_failure_is_its_own(tmp_path: Path) -> None:
     with Sync(tmp_path / "costs.db", group_commit=True) as store:
         store.append([entry()])
         group = store.store._group
-        gate = threading.Event()
         pool = ThreadPoolExecutor(8)
-        blocked = pool.submit(drive, group.run(lambda *_: gate.wait(5), 1, context()))
-        time.sleep(0.05)
+        blocked = Blocked(group, pool)
 
         def fail(*_: object) -> None:
             raise OverflowError("too large")
@@ -268,9 +291,8 @@ def test_in_a_group_a_failure_is_its_own(tmp_path: Path) -> None:
 
         good = [pool.submit(append, n) for n in range(4)]
         bad = pool.submit(drive, group.run(fail, 1, context()))
-        time.sleep(0.05)
-        gate.set()
-        assert blocked.result() is True
+        until(lambda: group.waiting == 5)
+        blocked.end()
         assert [future.result() for future in good] == [CREATED] * 4
         with pytest.raises(RpcError, match="too large to be summed"):
             bad.result()
@@ -285,7 +307,7 @@ def test_close_finishes_what_was_begun(tmp_path: Path) -> None:
 
     def work(n: int) -> None:
         try:
-            for i in range(1000):
+            for i in range(100_000):
                 done.extend(store.append([entry(i, idempotency_key=f"{n}-{i}")]))
         except RpcError as error:
             refused.append(error.code)
@@ -293,10 +315,10 @@ def test_close_finishes_what_was_begun(tmp_path: Path) -> None:
     threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
     for thread in threads:
         thread.start()
-    time.sleep(0.1)
+    until(lambda: len(done) > 20)
     store.aclose()
     for thread in threads:
-        thread.join(5)
+        thread.join(MAX_WAIT)
         assert not thread.is_alive()
     with Sync(tmp_path / "costs.db") as again:
         assert again.count(Filter()) == len(done) > 0
@@ -312,7 +334,7 @@ def test_a_turn_goes_round_in_order() -> None:
 
     def wait(n: int) -> None:
         began.append(n)
-        turn.take_blocking(5, "it")
+        turn.take_blocking(MAX_WAIT, "it")
         order.append(n)
         turn.release()
 
@@ -335,7 +357,7 @@ async def test_who_gives_up_loses_no_turn() -> None:
     turn, runtime = FifoLock(), AsyncRuntime()
     for _ in range(50):
         assert turn.try_acquire()
-        waiting = [asyncio.create_task(turn.acquire(context(5, runtime), "it")) for _ in range(3)]
+        waiting = [asyncio.create_task(turn.acquire(context(runtime=runtime), "it")) for _ in range(3)]
         await asyncio.sleep(0)
         waiting[1].cancel()
         turn.release()

@@ -17,6 +17,7 @@ from llm_cost_ops.server.http import AsgiApp
 from llm_cost_ops.server.running import check_reach
 from llm_cost_ops.service import open_service
 from tests.conformance.clients import COLOURS, open_client, running_server
+from tests.waiting import MAX_WAIT
 
 DOORS = ("--http", "localhost:0", "--grpc", "localhost:0")
 
@@ -53,7 +54,7 @@ async def test_serve_speaks_tls(folder: Path, tmp_path: Path, mutual: bool) -> N
             assert "://localhost:" in url, "the name in the certificate"
             for colour in COLOURS:
                 for tls, works in settings:
-                    config = ClientConfig(tls=tls, timeout=5.0, retry=RetryConfig(max_retries=0))
+                    config = ClientConfig(tls=tls, timeout=MAX_WAIT, retry=RetryConfig(max_retries=0))
                     client = open_client(url, colour, config=config)
                     if works:
                         assert (await client.health()).status == "healthy"
@@ -72,7 +73,7 @@ async def test_a_unix_socket_stays_plain(folder: Path, tmp_path: Path) -> None:
     path = str(tmp_path / "s.sock")
     server = GrpcServer(service.handler, uds=path, tls=tls)
     assert await server.start() == f"unix:{path}"
-    async with AsyncCostOpsClient(base_url=f"grpc://{path}", timeout=10) as client:
+    async with AsyncCostOpsClient(base_url=f"grpc://{path}", timeout=MAX_WAIT) as client:
         assert (await client.health()).status == "healthy"
     await server.stop(0)
     http = HttpServer(AsgiApp(service.handler), uds=path, tls=tls)

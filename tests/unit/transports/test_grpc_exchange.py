@@ -15,6 +15,7 @@ from llm_cost_ops.transports.grpc.status import block, number, read_status, writ
 from tests.faulty_grpc_peers import DONE, GOOD, GZIP, HEAD, Http2, answering, frame
 from tests.faulty_peers import FaultyPeer
 from tests.tiny_service import GET_NOTE, PUT_NOTE, GetNoteRequest, Note, PutNoteRequest, context
+from tests.waiting import MAX_WAIT
 
 PUT = PutNoteRequest(note=Note(id="n"))
 
@@ -80,7 +81,7 @@ def test_a_gateway_that_speaks_http(status, code):
 
 
 def test_metadata_both_ways():
-    made = context(PUT_NOTE, 5.0, key="k-1")
+    made = context(PUT_NOTE, MAX_WAIT, key="k-1")
     made.request_id = "r-1"
     for name, value in [("x-tag", "a"), ("x-tag", "b"), ("user-agent", "mine/1"), ("x-raw-bin", b"\x00\xff")]:
         made.metadata.add(name, value)

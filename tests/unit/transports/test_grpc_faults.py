@@ -7,7 +7,6 @@ import socket
 import ssl
 import subprocess
 import threading
-import time
 
 import pytest
 
@@ -17,6 +16,7 @@ from tests.faulty_grpc_peers import ANSWER, BEHAVIOURS, DONE, GOOD, HEAD, Http2,
 from tests.faulty_peers import FaultyPeer, full_backlog
 from tests.grpc_calls import PUT, TIMEOUT, call, url_of
 from tests.tiny_service import GET_NOTE, GetNoteRequest, Note, PutNoteRequest
+from tests.waiting import MAX_WAIT
 
 
 @pytest.fixture(params=["sync", "async"])
@@ -28,10 +28,13 @@ def colour(request):
 def test_a_misbehaving_peer_is_a_clear_error_in_time(colour, name):
     behave, kind = BEHAVIOURS[name]
     request = PutNoteRequest(note=Note(text="a" * (16 << 20))) if name == "never_reads" else PUT
-    with FaultyPeer(behave) as peer:
-        timeout = TIMEOUT if kind == "deadline" else 5.0
-        error = call(colour, url_of(peer), request=request, timeout=timeout, max_response_bytes=1 << 20)
-    assert isinstance(error, RpcError)
+    # A slow machine has more time, when none was left to send the request.
+    for timeout in (TIMEOUT, 10 * TIMEOUT, MAX_WAIT) if kind == "deadline" else (MAX_WAIT,):
+        with FaultyPeer(behave) as peer:
+            error = call(colour, url_of(peer), request=request, timeout=timeout, max_response_bytes=1 << 20)
+        assert isinstance(error, RpcError)
+        if error.maybe_applied or name == "never_reads":
+            break
     expected = {
         "deadline": (StatusCode.DEADLINE_EXCEEDED, "client", name != "never_reads"),
         "network": (StatusCode.UNAVAILABLE, "network", True),
@@ -56,9 +59,9 @@ def test_a_read_has_never_been_applied(colour, name):
 def test_refused_connection_was_not_applied(colour):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    error = call(colour, f"grpc://127.0.0.1:{port}")
+    error = call(colour, f"grpc://127.0.0.1:{port}", timeout=MAX_WAIT)
     assert (error.code, error.origin, error.maybe_applied) == (StatusCode.UNAVAILABLE, "network", False)
-    error = call(colour, "grpc:///no/such/socket")
+    error = call(colour, "grpc:///no/such/socket", timeout=MAX_WAIT)
     assert (error.code, error.origin, error.maybe_applied) == (StatusCode.UNAVAILABLE, "network", False)
 
 
@@ -74,11 +77,11 @@ def test_name_resolution(colour, monkeypatch, how):
 
     def getaddrinfo(*_args, **_kwargs):
         if how == "hangs":
-            released.wait(5)
+            released.wait(2 * MAX_WAIT)
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    error = call(colour, "grpc://costs.example:1")
+    error = call(colour, "grpc://costs.example:1", timeout=MAX_WAIT if how == "fails" else TIMEOUT)
     released.set()
     assert error.code is (StatusCode.UNAVAILABLE if how == "fails" else StatusCode.DEADLINE_EXCEEDED)
     assert error.maybe_applied is False
@@ -91,7 +94,7 @@ def test_a_dead_address_does_not_eat_the_time_of_the_next(colour, monkeypatch):
             (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", peer.port)),
         ]
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_kwargs: infos)
-        assert call(colour, "grpc://costs.example:1", timeout=2.0).data.id == "n"
+        assert call(colour, "grpc://costs.example:1", timeout=MAX_WAIT).data.id == "n"
 
 
 def test_silent_tls_ends_at_the_deadline(colour):
@@ -103,7 +106,7 @@ def test_silent_tls_ends_at_the_deadline(colour):
 
 def test_tls_to_a_server_that_speaks_none(colour):
     with FaultyPeer(BEHAVIOURS["speaks_http1"][0]) as peer:
-        error = call(colour, f"grpcs://127.0.0.1:{peer.port}", timeout=5.0)
+        error = call(colour, f"grpcs://127.0.0.1:{peer.port}", timeout=MAX_WAIT)
     assert (error.code, error.origin, error.maybe_applied) == (StatusCode.UNAVAILABLE, "network", False)
 
 
@@ -133,7 +136,7 @@ def test_frames_of_no_use_are_passed_by(colour):
         peer.wait()
 
     with FaultyPeer(behave) as peer:
-        assert call(colour, url_of(peer), timeout=5.0).data.id == "n"
+        assert call(colour, url_of(peer), timeout=MAX_WAIT).data.id == "n"
 
 
 def test_an_answer_before_the_request_was_read_counts(colour):
@@ -149,7 +152,7 @@ def test_an_answer_before_the_request_was_read_counts(colour):
 
     with FaultyPeer(behave) as peer:
         error = call(
-            colour, url_of(peer), timeout=5.0, request=PutNoteRequest(note=Note(text="a" * 1_000_000))
+            colour, url_of(peer), timeout=MAX_WAIT, request=PutNoteRequest(note=Note(text="a" * 1_000_000))
         )
     assert (error.code, error.message, error.maybe_applied) == (
         StatusCode.PERMISSION_DENIED,
@@ -202,9 +205,7 @@ def test_a_dead_connection_is_found_by_pings(monkeypatch):
     )
     monkeypatch.setattr(grpc_connection, "KEEPALIVE", fast)
     with FaultyPeer(BEHAVIOURS["silent"][0]) as peer:
-        started = time.monotonic()
-        error = call("async", url_of(peer), timeout=5.0)
-        assert time.monotonic() - started < 2
+        error = call("async", url_of(peer), timeout=MAX_WAIT)
     assert (error.code, error.origin, error.maybe_applied) == (StatusCode.UNAVAILABLE, "network", True)
 
 
@@ -219,15 +220,15 @@ def test_certificates_are_verified(tmp_path, colour):
 
     with FaultyPeer(serve) as peer:
         url = f"grpcs://localhost:{peer.port}"
-        error = call(colour, url, timeout=5.0)
+        error = call(colour, url, timeout=MAX_WAIT)
         assert "certificate" in error.message.lower()
         assert error.maybe_applied is False
         trusting = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
         trusting.set_alpn_protocols(["h2"])
-        assert call(colour, url, timeout=5.0, tls=trusting).data.id == "n"
+        assert call(colour, url, timeout=MAX_WAIT, tls=trusting).data.id == "n"
         context.set_alpn_protocols(["http/1.1"])
         trusting.set_alpn_protocols(["h2", "http/1.1"])
-        assert "not HTTP/2" in call(colour, url, timeout=5.0, tls=trusting).message
+        assert "not HTTP/2" in call(colour, url, timeout=MAX_WAIT, tls=trusting).message
 
 
 def test_a_proxy_tunnels(colour, monkeypatch):
@@ -239,15 +240,17 @@ def test_a_proxy_tunnels(colour, monkeypatch):
 
     with FaultyPeer(proxy) as peer:
         url = f"http://user:p%40ss@127.0.0.1:{peer.port}"
-        assert call(colour, "grpc://costs.example:50051", timeout=5.0, proxy=url).data.id == "n"
+        assert call(colour, "grpc://costs.example:50051", timeout=MAX_WAIT, proxy=url).data.id == "n"
         assert peer.requests[0].startswith(b"CONNECT costs.example:50051 HTTP/1.1\r\n")
         assert b"Proxy-Authorization: Basic dXNlcjpwQHNz\r\n" in peer.requests[0] + b"\r\n"
         monkeypatch.setenv("http_proxy", f"127.0.0.1:{peer.port}")
-        assert call(colour, "grpc://costs.example:50051", timeout=5.0).data.id == "n"
+        assert call(colour, "grpc://costs.example:50051", timeout=MAX_WAIT).data.id == "n"
         monkeypatch.setenv("no_proxy", "costs.example")
         assert isinstance(call(colour, "grpc://costs.example:50051"), RpcError)
     with FaultyPeer(lambda connection: connection.sendall(b"HTTP/1.1 403 Forbidden\r\n\r\n")) as peer:
-        error = call(colour, "grpc://costs.example:1", timeout=5.0, proxy=f"http://127.0.0.1:{peer.port}")
+        error = call(
+            colour, "grpc://costs.example:1", timeout=MAX_WAIT, proxy=f"http://127.0.0.1:{peer.port}"
+        )
         assert "403" in error.message
         assert error.maybe_applied is False
 

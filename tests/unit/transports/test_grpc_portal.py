@@ -10,6 +10,7 @@ import pytest
 
 from llm_cost_ops.transports.grpc import portal as module
 from llm_cost_ops.transports.grpc.portal import Portal
+from tests.waiting import MAX_WAIT
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_what_does_not_end_in_time_is_cancelled(portal, monkeypatch):
 
     with pytest.raises(TimeoutError):
         portal.run(endless, 0.0)
-    assert cancelled.wait(5)
+    assert cancelled.wait(MAX_WAIT)
 
 
 def test_closing_ends_what_runs_and_what_has_not_begun(portal):
@@ -70,8 +71,8 @@ def test_closing_ends_what_runs_and_what_has_not_begun(portal):
 
     async def block():
         blocked.set()
-        go_on.wait(5)
-        await asyncio.sleep(60)
+        go_on.wait(MAX_WAIT)
+        await asyncio.sleep(1000)
 
     def ask(work):
         with pytest.raises(RuntimeError, match="closed") as raised:
@@ -80,8 +81,8 @@ def test_closing_ends_what_runs_and_what_has_not_begun(portal):
 
     threads = [threading.Thread(target=ask, args=(block,))]
     threads[0].start()
-    assert blocked.wait(5)
-    threads += [threading.Thread(target=ask, args=(lambda: asyncio.sleep(60),)) for _ in range(3)]
+    assert blocked.wait(MAX_WAIT)
+    threads += [threading.Thread(target=ask, args=(lambda: asyncio.sleep(1000),)) for _ in range(3)]
     for thread in threads[1:]:
         thread.start()
     while len(portal._calls) < 3:
@@ -90,7 +91,7 @@ def test_closing_ends_what_runs_and_what_has_not_begun(portal):
     closing.start()
     go_on.set()
     for thread in [*threads, closing]:
-        thread.join(5)
+        thread.join(MAX_WAIT)
     assert len(errors) == 4
     with pytest.raises(RuntimeError, match="closed"):
         portal.run(lambda: doubled(1))

@@ -12,6 +12,7 @@ from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.transports.http.client import HttpTransport, IdleConnections
 from tests.faulty_peers import FaultyPeer, answer, answering
 from tests.tiny_service import GET_NOTE, GetNoteRequest, context
+from tests.waiting import MAX_WAIT, until
 
 GOOD = answer("200 OK", b'{"data": {"id": "n"}}')
 
@@ -64,13 +65,13 @@ def test_after_the_end_none_is_kept():
 
 
 @pytest.mark.parametrize(
-    ("kept", "expiry", "connections"), [(1, 5.0, 1), (0, 5.0, 3), (1, 0.05, 3), (1, None, 1)]
+    ("kept", "expiry", "connections"), [(1, 1000.0, 1), (0, 1000.0, 3), (1, 0.05, 3), (1, None, 1)]
 )
 def test_settings_reach_the_connections(kept, expiry, connections):
     with FaultyPeer(answering(GOOD)) as peer:
         transport = HttpTransport(peer.url, max_keepalive_connections=kept, keepalive_expiry=expiry)
         for _ in range(3):
-            drive(transport.unary_unary(GetNoteRequest(id="n"), context(GET_NOTE, 5.0)))
+            drive(transport.unary_unary(GetNoteRequest(id="n"), context(GET_NOTE, MAX_WAIT)))
             time.sleep(0.06)
         drive(transport.aclose())
     assert peer.connections == connections
@@ -79,11 +80,15 @@ def test_settings_reach_the_connections(kept, expiry, connections):
 def test_proxies_are_used(monkeypatch):
     with FaultyPeer(answering(GOOD)) as proxy:
         transport = HttpTransport("http://costs.example/x", proxy=proxy.url)
-        assert drive(transport.unary_unary(GetNoteRequest(id="n"), context(GET_NOTE, 5.0))).data.id == "n"
+        assert (
+            drive(transport.unary_unary(GetNoteRequest(id="n"), context(GET_NOTE, MAX_WAIT))).data.id == "n"
+        )
         drive(transport.aclose())
         monkeypatch.setenv("http_proxy", proxy.url)
         transport = HttpTransport("http://costs.example/x")
-        assert drive(transport.unary_unary(GetNoteRequest(id="n"), context(GET_NOTE, 5.0))).data.id == "n"
+        assert (
+            drive(transport.unary_unary(GetNoteRequest(id="n"), context(GET_NOTE, MAX_WAIT))).data.id == "n"
+        )
         drive(transport.aclose())
         monkeypatch.setenv("no_proxy", "costs.example")
         assert HttpTransport("http://costs.example/x")._proxy is None
@@ -98,7 +103,7 @@ def test_turns_are_first_come_first_served():
     assert not queue.enter(0.01)
 
     def wait(name):
-        assert queue.enter(5)
+        assert queue.enter(MAX_WAIT)
         order.append(name)
         queue.leave()
 
@@ -107,9 +112,9 @@ def test_turns_are_first_come_first_served():
         thread = threading.Thread(target=wait, args=(name,))
         thread.start()
         threads.append(thread)
-        time.sleep(0.02)
+        until(lambda: len(queue._waiting) == len(threads))
     queue.leave()
     for thread in threads:
-        thread.join(5)
+        thread.join(MAX_WAIT)
     assert "".join(order) == "abcde"
     assert queue.enter(0)

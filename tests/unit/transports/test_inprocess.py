@@ -18,6 +18,7 @@ from tests.tiny_service import (
     PutNoteResponse,
     context,
 )
+from tests.waiting import MAX_WAIT
 
 PUT = PutNoteRequest(note=Note(id="n"))
 
@@ -36,7 +37,7 @@ def test_the_server_has_a_context_of_its_own():
         served.response_metadata = Metadata({"x-told": "2"})
         return PutNoteResponse(data=request.note)
 
-    ctx = context(PUT_NOTE, 5.0, key="k")
+    ctx = context(PUT_NOTE, MAX_WAIT, key="k")
     ctx.metadata.add("mine", "0")
     assert drive(leaf_of(put).unary_unary(PUT, ctx)).data.id == "n"
     (served,) = seen
@@ -54,7 +55,7 @@ async def test_it_is_the_same_under_asyncio():
         served.response_status = 200
         return PutNoteResponse(data=request.note)
 
-    ctx = context(PUT_NOTE, 5.0, asynchronous=True)
+    ctx = context(PUT_NOTE, MAX_WAIT, asynchronous=True)
     assert (await leaf_of(put).unary_unary(PUT, ctx)).data.id == "n"
     assert ctx.response_status == 200
 

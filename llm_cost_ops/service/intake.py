@@ -1,0 +1,158 @@
+"""Takes in the records of a batch: each is checked, priced and handed to the ledger before the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+from llm_cost_ops._gen.messages import (
+    FieldViolation,
+    RecordError,
+    SubmitResult,
+    SubmitStatus,
+    UsageReceipt,
+    UsageRecord,
+)
+from llm_cost_ops.interceptors.validation import keeps_unknown
+from llm_cost_ops.ledger import Batch
+from llm_cost_ops.ledger.types import Appended
+from llm_cost_ops.pricing.money import from_units
+from llm_cost_ops.pricing.pricebook import PriceBook
+from llm_cost_ops.rpc.context import CallContext
+from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
+from llm_cost_ops.rules.batches import refused
+from llm_cost_ops.rules.requests import check_record
+from llm_cost_ops.rules.usage import CLOCK_SKEW
+from llm_cost_ops.service.access.tenancy import OTHER_ORGANIZATION, may_access
+from llm_cost_ops.service.entries import MAX_UNITS, as_kept, check_record_cost, in_utc
+
+__all__ = ["CONFLICTING", "Intake", "receipt_of", "result_of"]
+
+CONFLICTING = "the idempotency key was used before with other content"
+
+_CREATED = SubmitStatus.CREATED
+_DUPLICATE = SubmitStatus.DUPLICATE
+# In the place of a result that is known later.
+_OPEN = SubmitResult()
+
+
+class Intake:
+    """One pass over the records of a batch, which go into `batch` unless they may not be written.
+
+    `path` says where a record stands in the request, with {} for its number; that of the first is `first`.
+    `results` are those of the records so far. Open are those in `ahead`, by their places: their times are
+    further in the future than clocks may differ. `places` says where each entry of the batch stands; its
+    result is that of a created one, or open where the batch gave no id.
+    """
+
+    def __init__(
+        self, batch: Batch, book: PriceBook, now: datetime, path: str, first: int, context: CallContext
+    ) -> None:
+        self.batch = batch
+        self.results: list[SubmitResult] = []
+        self.ahead: list[int] = []
+        self.places: list[int] = []
+        self._price = book.price_at
+        self._add = batch.add
+        self._now = now
+        self._latest = now + CLOCK_SKEW
+        self._path = path
+        self._first = first
+        self._context = context
+        self._numbered = bool(context.idempotency_key)
+        self._keep_unknown = keeps_unknown(context.metadata)
+        self._accessible: str | None = None
+
+    def take(self, records: Iterable[UsageRecord]) -> None:
+        """Take the next records in."""
+        results, keep_unknown, latest = self.results, self._keep_unknown, self._latest
+        violations: list[Violation] = []
+        for record in records:
+            check_record(record, "", None, violations, keep_unknown)
+            if violations or record.organization_id != self._accessible:
+                violations.clear()
+                refusal = self._refusal(record)
+                if refusal is not None:
+                    results.append(refusal)
+                    continue
+            moment = record.timestamp
+            if moment is not None and (moment if moment.tzinfo is UTC else in_utc(moment)) > latest:
+                self.ahead.append(len(results))
+                results.append(_OPEN)
+                continue
+            try:
+                results.append(self._added(record, moment))
+            except RpcError as error:
+                results.append(refused(error.violations, error.code))
+
+    def path_of(self, place: int) -> str:
+        """Where the record at a place stands in the request."""
+        return self._path.format(self._first + place)
+
+    def key_of(self, record: UsageRecord, place: int) -> str:
+        """The idempotency key of the record at a place, "" for none."""
+        call_key = self._context.idempotency_key
+        return record.idempotency_key or (f"{call_key}:{self._first + place}" if call_key else "")
+
+    def _refusal(self, record: UsageRecord) -> SubmitResult | None:
+        """Why a record may not be written, None where it may."""
+        violations: list[Violation] = []
+        path = self.path_of(len(self.results))
+        check_record(record, path, None, violations, self._keep_unknown)
+        if violations:
+            return refused(violations)
+        organization = record.organization_id
+        if not may_access(self._context, organization):
+            foreign = Violation(f"{path}.organization_id".lstrip("."), OTHER_ORGANIZATION)
+            return refused([foreign], StatusCode.PERMISSION_DENIED)
+        self._accessible = organization
+        return None
+
+    def _added(self, record: UsageRecord, moment: datetime | None) -> SubmitResult:
+        """Hand a record to the batch; its result."""
+        now, place = self._now, len(self.results)
+        kept = as_kept(record)
+        units, by = self._price(kept, now if moment is None else moment)
+        currency = by.currency
+        if units is None:
+            cost = None
+        else:
+            if units > MAX_UNITS:
+                check_record_cost(units, currency)
+            cost = from_units(units)
+        key = record.idempotency_key or (self._first + place if self._numbered else "")
+        made = self._add(kept, key, now, units, by)
+        self.places.append(place)
+        if not made:
+            return _OPEN
+        receipt = UsageReceipt(
+            usage_id=made,
+            organization_id=kept.organization_id,
+            estimated_cost=cost,
+            currency=currency,
+            processed_at=now,
+            cost_status=by.status,
+        )
+        return SubmitResult(status=_CREATED, usage=receipt)
+
+
+def result_of(record: UsageRecord, done: Appended) -> SubmitResult:
+    """The result of a record of which the ledger says what became."""
+    if done.status is SubmitStatus.CONFLICT:
+        violation = FieldViolation(field="idempotency_key", description=CONFLICTING)
+        error = RecordError(code="ALREADY_EXISTS", message=CONFLICTING, violations=[violation])
+        return SubmitResult(status=done.status, error=error)
+    return SubmitResult(status=done.status, usage=receipt_of(done, record.organization_id))
+
+
+def receipt_of(done: Appended, organization_id: str) -> UsageReceipt:
+    """The receipt of a record that was created, or was there already."""
+    return UsageReceipt(
+        usage_id=done.usage_id,
+        organization_id=organization_id,
+        estimated_cost=None if done.units is None else from_units(done.units),
+        currency=done.currency,
+        processed_at=done.processed_at,
+        cost_status=done.cost_status,
+        duplicate=done.status is _DUPLICATE,
+    )

@@ -1,0 +1,79 @@
+"""A ledger through pgbouncer in transaction mode: any transaction may go over another connection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_cost_ops.ledger import Filter, open_ledger
+from llm_cost_ops.ledger.postgres import database
+from llm_cost_ops.rpc.status import RpcError, StatusCode
+from tests.faults.shared_database import Load, check_kept, servers
+from tests.ledger_suite import LedgerSuite
+from tests.pgbouncer import pgbouncer
+from tests.unit.ledger.making import Sync, entry
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def bouncer(postgres: Any) -> Iterator[Path]:
+    with pgbouncer(postgres) as folder:
+        yield folder
+
+
+@pytest.fixture(name="pooled_url")
+def through_pgbouncer(bouncer: Path, postgres_url: str) -> str:
+    """The database of `postgres_url`, through pgbouncer."""
+    return f"{postgres_url.partition('?')[0]}?host={bouncer}&port=6432"
+
+
+class TestThroughPgbouncer(LedgerSuite):
+    @pytest.fixture
+    def url(self, pooled_url: str) -> str:
+        return pooled_url
+
+
+def test_statements_are_not_prepared_behind_a_pooler(pooled_url: str, postgres_url: str) -> None:
+    for where, threshold in ((pooled_url, None), (postgres_url, 5)):
+        session = database(where).connect()
+        assert session.connection.prepare_threshold == threshold
+        session.close()
+
+
+def test_processes_that_share_connections_see_nothing_of_each_other(pooled_url: str) -> None:
+    with ExitStack() as stack, ThreadPoolExecutor(8) as pool:
+        ledgers = [stack.enter_context(Sync(ledger=open_ledger(pooled_url))) for _ in range(4)]
+
+        def work(n: int) -> None:
+            ledger = ledgers[n % 4]
+            ledger.append([entry(n, idempotency_key=f"k{n}", organization_id=f"o{n % 3}")])
+            assert ledger.count(Filter(organization_ids=(f"o{n % 3}",))) >= 1
+            assert len(ledger.list_usage(Filter(), "timestamp", False, 5, None, None)[0]) >= 1
+
+        list(pool.map(work, range(120)))
+        assert [ledger.count(Filter()) for ledger in ledgers] == [120] * 4
+        assert ledgers[0].find_faults() == []
+        assert len(ledgers[0].committed(None, 500)[0]) == 120
+
+
+def test_a_query_ends_at_its_deadline_there_too(pooled_url: str) -> None:
+    with Sync(ledger=open_ledger(pooled_url), timeout=60.0) as ledger:
+        ledger.check()
+        with pytest.raises(RpcError) as caught:
+            Sync(ledger=ledger.store, timeout=1e-4).count(Filter())
+        assert caught.value.code in (StatusCode.DEADLINE_EXCEEDED, StatusCode.UNAVAILABLE)
+        assert ledger.count(Filter()) == 0
+
+
+def test_servers_under_load(pooled_url: str, postgres_url: str) -> None:
+    with servers(pooled_url, 2) as running:
+        with Load([server.url for server in running], timeout=60.0) as load:
+            load.wait_for(200)
+        assert load.failed == []
+    check_kept(postgres_url, load)

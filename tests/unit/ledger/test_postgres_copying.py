@@ -1,0 +1,201 @@
+"""Many rows are copied into PostgreSQL, few are inserted: what became of them is the same."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from unittest.mock import patch
+
+import psycopg
+import pytest
+
+from llm_cost_ops.ledger import Entry, Filter, open_ledger
+from llm_cost_ops.ledger.postgres import writing
+from llm_cost_ops.ledger.postgres.connection import Session
+from llm_cost_ops.rpc.runtime import drive
+from tests.ledger_suite import card, revise
+from tests.unit.ledger.making import Sync, context, entry
+
+ODD_TEXTS = [
+    "",
+    "\\",
+    "\\N",
+    "\\.",
+    "\\\\N",
+    "a\tb",
+    "a\nb",
+    "a\r\nb",
+    "NULL",
+    '"',
+    "{a,b}",
+    "'",
+    "é 日本 🙂",
+    "%s",
+    "\b",
+]
+
+
+def odd(at: int, text: str) -> Entry:
+    return entry(
+        at,
+        idempotency_key=f"{at} {text}",
+        user_id=text,
+        model_id=text or "m",
+        tags=[text, "x"],
+        labels={text or "l": text},
+        units=at or None,
+    )
+
+
+def everything(ledger: Sync) -> tuple[Any, ...]:
+    """All that a ledger says, but for the ids that it makes."""
+    records, _ = ledger.list_usage(Filter(), "ingested_at", False, 500, None, None)
+    groups = [("user",), ("model",), ("tag",), ("label:l",)]
+    return records, [ledger.summarize(Filter(), group, None) for group in groups]
+
+
+def test_copied_and_inserted_rows_are_the_same(postgres: Any) -> None:
+    entries = [odd(at, text) for at, text in enumerate(ODD_TEXTS)]
+    said = []
+    for least in (1, 1000):
+        with (
+            patch.object(writing, "MIN_COPIED", least),
+            Sync(ledger=open_ledger(postgres.new_database())) as ledger,
+        ):
+            done = ledger.append([*entries, entry(99, organization_id="globex")])
+            assert [each.status for each in done] == ["created"] * len(done)
+            again = ledger.append(entries)
+            assert [each.status for each in again] == ["duplicate"] * len(again)
+            assert ledger.find_faults() == []
+            records, sums = everything(ledger)
+            records[-1].id = ""
+            said.append((records, sums))
+    assert said[0] == said[1]
+    assert [record.user_id for record in said[0][0][:-1]] == ODD_TEXTS
+
+
+def test_what_another_commits_after_the_look_is_found_by_the_copy(postgres_url: str) -> None:
+    first, second = [entry(n, idempotency_key=str(n)) for n in range(3)], entry(7, idempotency_key="1")
+    copy = Session.copy
+    with Sync(ledger=open_ledger(postgres_url)) as ledger, Sync(ledger=open_ledger(postgres_url)) as other:
+
+        def late(self: Session, sql: str, lines: Any) -> None:
+            with patch.object(Session, "copy", copy):
+                assert [each.status for each in other.append([second])] == ["created"]
+            copy(self, sql, lines)
+
+        with patch.object(writing, "MIN_COPIED", 1), patch.object(Session, "copy", late):
+            done = ledger.append(first)
+        assert [each.status for each in done] == ["created", "conflict", "created"]
+        assert ledger.count(Filter()) == 3
+        assert ledger.find_faults() == []
+
+
+def test_the_same_batches_from_two_servers_at_once_count_once(postgres_url: str) -> None:
+    batches = [[entry(n, idempotency_key=f"{batch} {n}") for n in range(150)] for batch in range(6)]
+    with (
+        Sync(ledger=open_ledger(postgres_url)) as one,
+        Sync(ledger=open_ledger(postgres_url)) as two,
+        ThreadPoolExecutor(12) as pool,
+    ):
+        answers = list(pool.map(lambda at: (one, two)[at % 2].append(batches[at // 2]), range(12)))
+        created = [each for answer in answers for each in answer if each.status == "created"]
+        assert len(created) == len({each.usage_id for each in created}) == one.count(Filter()) == 900
+        assert one.find_faults() == []
+
+
+def test_nothing_is_copied_that_was_priced_with_other_cards(postgres_url: str) -> None:
+    with patch.object(writing, "MIN_COPIED", 1), Sync(ledger=open_ledger(postgres_url)) as ledger:
+        ledger.add_card(card(), "k", b"1" * 16)
+        assert drive(ledger.store.append([entry()], context(), 0)) is None
+        assert ledger.count(Filter()) == 0
+        assert drive(ledger.store.append([entry()], context(), ledger.cards_revision())) is not None
+        assert ledger.count(Filter()) == 1
+
+
+_FULL = """
+    INSERT INTO llm_cost_ops.usage (org, id, seq, series, pricing, ingested, ts, requests, input, output,
+        cached, cost, record)
+    SELECT org, gen_random_uuid(), seq - n, series, pricing, ingested, ts + n, 1, 0, 0, 0, 1, record
+    FROM llm_cost_ops.usage u CROSS JOIN generate_series(1, 20000) n WHERE u.key = 'first'
+"""
+_READ = (
+    "SELECT sum(seq_tup_read)::int, (SELECT sum(idx_tup_read)::int FROM pg_stat_user_indexes "
+    "WHERE relname = 'usage') FROM pg_stat_user_tables WHERE relname = 'usage'"
+)
+_OTHERS = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+
+
+@pytest.mark.parametrize("least", [1, 1000])
+def test_plans_that_were_made_while_tables_were_empty_do_not_read_all_of_them_later(
+    postgres_url: str, least: int
+) -> None:
+    """A server keeps the plan of a statement; nobody may have analyzed the table before it is full."""
+
+    def use(ledger: Sync, number: int) -> None:
+        for at in range(number, number + 12):
+            [done, _] = ledger.append([entry(idempotency_key="first"), entry(idempotency_key=f"{at}")])
+            ledger.get_cost(done.usage_id)
+            revise(ledger, done.usage_id, at + 1, entry(input_tokens=at).record)
+
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        with patch.object(writing, "MIN_COPIED", least), Sync(ledger=open_ledger(postgres_url)) as ledger:
+            use(ledger, 0)
+            connection.execute(_FULL)
+            connection.execute("SELECT pg_stat_force_next_flush()")
+            before = connection.execute(_READ).fetchone()
+            use(ledger, 12)
+        until = time.monotonic() + 60
+        # A session says what it has read when it ends.
+        while connection.execute(_OTHERS).fetchall():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        after = connection.execute(_READ).fetchone()
+    assert before is not None
+    assert after is not None
+    assert after[0] - before[0] < 20_000
+    assert after[1] - before[1] < 20_000
+
+
+def test_folding_waits_for_no_disk_and_appends_do(postgres_url: str) -> None:
+    said: list[tuple[str, str]] = []
+    run = Session.run
+
+    def running(self: Session, sql: str, *values: object, **named: object) -> Any:
+        for word in ("INSERT INTO llm_cost_ops.usage", "DELETE FROM llm_cost_ops.delta"):
+            if word in sql:
+                [(commit,)] = run(self, "SELECT current_setting('synchronous_commit')").fetchall()
+                said.append((word.split(".")[1], commit))
+        return run(self, sql, *values, **named)
+
+    with (
+        patch("llm_cost_ops.ledger.postgres.ledger.FOLD_EVERY", 1),
+        patch.object(Session, "run", running),
+        Sync(ledger=open_ledger(postgres_url)) as ledger,
+    ):
+        ledger.append([entry()])
+    assert said == [("usage", "on"), ("delta", "off")]
+
+
+def test_a_copy_whose_connection_is_lost_is_done_again(postgres_url: str) -> None:
+    copy, lost = Session.copy, []
+
+    def losing(self: Session, sql: str, lines: Any) -> None:
+        if not lost:
+            lost.append(self.connection.info.backend_pid)
+            with psycopg.connect(postgres_url, autocommit=True) as killing:
+                # Waits until it is gone.
+                killing.execute("SELECT pg_terminate_backend(%s, 60000)", lost)
+        copy(self, sql, lines)
+
+    with (
+        patch.object(writing, "MIN_COPIED", 1),
+        patch.object(Session, "copy", losing),
+        Sync(ledger=open_ledger(postgres_url)) as ledger,
+    ):
+        done = ledger.append([entry(n) for n in range(300)])
+        assert [each.status for each in done] == ["created"] * 300
+        assert len(lost) == 1
+        assert ledger.count(Filter()) == 300
+        assert ledger.find_faults() == []
