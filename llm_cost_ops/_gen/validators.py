@@ -441,7 +441,7 @@ def validate_erase_user_request(m: EraseUserRequest, path: str, violations: list
 def validate_set_retention_request(m: SetRetentionRequest, path: str, violations: list[Violation]) -> None:
     """Check a SetRetentionRequest."""
     start = len(violations)
-    _, organization_id_, days_ = astuple(m) if type(m) is SetRetentionRequest else astuple(m)[:3]
+    (_, organization_id_, days_) = astuple(m) if type(m) is SetRetentionRequest else astuple(m)[:3]
     if not organization_id_ or type(organization_id_) is not str or len(organization_id_) > 100 or not organization_id_.isprintable():
         check_text(organization_id_, "organization_id", violations, 100, required=True)
     if days_ is not ZERO and (type(days_) is not int or not 0 <= days_ <= 36500):
@@ -453,7 +453,7 @@ def validate_set_retention_request(m: SetRetentionRequest, path: str, violations
 def validate_list_retention_request(m: ListRetentionRequest, path: str, violations: list[Violation]) -> None:
     """Check a ListRetentionRequest."""
     start = len(violations)
-    _, organization_id_ = astuple(m) if type(m) is ListRetentionRequest else astuple(m)[:2]
+    (_, organization_id_) = astuple(m) if type(m) is ListRetentionRequest else astuple(m)[:2]
     if (organization_id_ or type(organization_id_) is not list) and check_items(organization_id_, "organization_id", violations):
         for i, e in enumerate(organization_id_):
             if type(e) is not str or not e.isprintable():
@@ -467,7 +467,7 @@ def validate_apply_retention_request(
 ) -> None:
     """Check a ApplyRetentionRequest."""
     start = len(violations)
-    _, organization_id_, dry_run_ = astuple(m) if type(m) is ApplyRetentionRequest else astuple(m)[:3]
+    (_, organization_id_, dry_run_) = astuple(m) if type(m) is ApplyRetentionRequest else astuple(m)[:3]
     if (organization_id_ or type(organization_id_) is not list) and check_items(organization_id_, "organization_id", violations):
         for i, e in enumerate(organization_id_):
             if type(e) is not str or not e.isprintable():
