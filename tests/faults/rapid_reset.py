@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def by_connections(port: int, ended: threading.Event, each: int) -> int:
-    """New connections without end, with so many calls on each."""
+    """New connections until it is ended, with so many calls on each."""
     flood = b"".join(opened_and_reset(1 + 2 * call) for call in range(each))
     calls = 0
     while not ended.is_set():
