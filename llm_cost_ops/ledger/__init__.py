@@ -10,7 +10,7 @@ from importlib import import_module
 from urllib.parse import quote
 
 from llm_cost_ops.exceptions import ConfigurationError
-from llm_cost_ops.ledger.protocols import Batch, KeyStore, Ledger, Sums
+from llm_cost_ops.ledger.protocols import Alike, Batch, KeyStore, Ledger, Sums
 from llm_cost_ops.ledger.types import (
     Amounts,
     ApiKey,
@@ -27,11 +27,13 @@ from llm_cost_ops.ledger.types import (
     Price,
     Recorded,
     Repriced,
+    Retention,
     Revised,
     Revision,
 )
 
 __all__ = [
+    "Alike",
     "Amounts",
     "ApiKey",
     "Appended",
@@ -50,6 +52,7 @@ __all__ = [
     "Price",
     "Recorded",
     "Repriced",
+    "Retention",
     "Revised",
     "Revision",
     "Sums",
