@@ -6,11 +6,11 @@ reads in one snapshot, in which what was folded is in rollup and the rest in del
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from llm_cost_ops.ledger.encoding import to_micros
+from llm_cost_ops.ledger.encoding import pieces_of
 from llm_cost_ops.ledger.postgres import schema
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.interning import organization_ids
@@ -34,7 +34,6 @@ __all__ = [
     "figures",
     "fold",
     "newest",
-    "pieces_of",
     "pieces_sql",
     "quarter_sql",
     "record_conditions",
@@ -262,21 +261,6 @@ def _totals(
 
 def _micros(low: int | None, high: int | None) -> tuple[int | None, int | None]:
     return None if low is None else low * QUARTER, None if high is None else high * QUARTER
-
-
-def pieces_of(where: Filter, buckets: Sequence[tuple[datetime, datetime]] | None) -> Iterable[Piece]:
-    """The buckets, in microseconds, cut to the filter's interval."""
-    start = None if where.start is None else to_micros(where.start)
-    end = None if where.end is None else to_micros(where.end)
-    if buckets is None:
-        if start is None or end is None or start < end:
-            yield 0, start, end
-        return
-    for index, (low, high) in enumerate(buckets):
-        first = to_micros(low) if start is None else max(start, to_micros(low))
-        last = to_micros(high) if end is None else min(end, to_micros(high))
-        if first < last:
-            yield index, first, last
 
 
 PIECES = "unnest(%(buckets)s::int[], %(lows)s::bigint[], %(highs)s::bigint[]) AS g (bucket, low, high)"
