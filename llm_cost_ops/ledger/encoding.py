@@ -9,7 +9,6 @@ the same id.
 from __future__ import annotations
 
 from base64 import b64decode
-from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import lru_cache
@@ -19,7 +18,7 @@ from typing import Any
 import msgspec
 
 from llm_cost_ops._gen.messages import AuditEvent, RateCard, UsageRecord
-from llm_cost_ops.ledger.types import ApiKey, Filter
+from llm_cost_ops.ledger.types import ApiKey
 from llm_cost_ops.pricing.money import UNITS
 from llm_cost_ops.rpc.ids import uuid7
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, invalid_arguments
@@ -42,7 +41,6 @@ __all__ = [
     "from_micros",
     "key_columns",
     "key_of",
-    "pieces_of",
     "struct_decoder",
     "to_micros",
     "usage_id",
@@ -274,20 +272,3 @@ def card_order(card: RateCard) -> tuple[str, str, int, int]:
     """Cards sort by provider, model, date and version."""
     since = -(2**62) if card.effective_from is None else to_micros(card.effective_from)
     return card.provider, card.model_id, since, card.version
-
-
-def pieces_of(
-    where: Filter, buckets: Sequence[tuple[datetime, datetime]] | None
-) -> Iterable[tuple[int, int | None, int | None]]:
-    """The buckets, in microseconds, cut to the filter's interval."""
-    start = None if where.start is None else to_micros(where.start)
-    end = None if where.end is None else to_micros(where.end)
-    if buckets is None:
-        if start is None or end is None or start < end:
-            yield 0, start, end
-        return
-    for index, (low, high) in enumerate(buckets):
-        first = to_micros(low) if start is None else max(start, to_micros(low))
-        last = to_micros(high) if end is None else min(end, to_micros(high))
-        if first < last:
-            yield index, first, last

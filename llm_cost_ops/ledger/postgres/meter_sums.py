@@ -8,7 +8,8 @@ from itertools import product
 from typing import Any
 
 from llm_cost_ops._gen.messages import RateCard, UsageRecord
-from llm_cost_ops.ledger.encoding import decode_usage, pieces_of
+from llm_cost_ops.ledger.encoding import decode_usage
+from llm_cost_ops.ledger.pieces import pieces_of
 from llm_cost_ops.ledger.postgres.cards import get_card, kept_card
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.interning import organization_ids

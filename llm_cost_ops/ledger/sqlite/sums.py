@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from llm_cost_ops.ledger.pieces import Piece
 from llm_cost_ops.ledger.types import Amounts, Filter
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.rules.limits import check_amounts, check_sum
@@ -30,7 +31,6 @@ __all__ = [
     "Added",
     "Keys",
     "Newest",
-    "Piece",
     "Place",
     "SeriesGroup",
     "SumQuery",
@@ -266,7 +266,7 @@ def fold_added(cursor: sqlite3.Cursor, first: int, last: int, added: Iterable[Ad
             totals = sums.get(place)
             sums[place] = list(amounts) if totals is None else [*map(operator.add, totals, amounts)]
     add(cursor, sums)
-    cursor.execute("UPDATE rollup_watermark SET seq = ?", (last,))
+    cursor.execute("UPDATE rollup_watermark SET seq = max(seq, ?)", (last,))
 
 
 def add(cursor: sqlite3.Cursor, sums: dict[Place, list[int]]) -> None:
@@ -297,7 +297,6 @@ Keys = tuple[str, ...]
 Totals = dict[tuple[Keys, int, str], list[int]]
 """By keys, bucket and currency: what TOTALS names."""
 
-Piece = tuple[int, int | None, int | None]
 """A bucket, and the first moment and the one after the last in microseconds; None is open."""
 
 SERIES_COLUMNS = {
