@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import MAX_WAIT
+
 __all__ = ["nginx", "unused_port"]
 
 _CONFIG = """
@@ -69,7 +71,7 @@ def nginx(folder: Path, *, http: Sequence[str] = (), grpc: Sequence[str] = ()) -
         yield urls
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(MAX_WAIT)
 
 
 def _wait_for(process: subprocess.Popen[bytes], port: int) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from llm_cost_ops.cli.settings import SERVE
 from llm_cost_ops.server.metrics import FAMILIES
+from tests.waiting import MAX_WAIT
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 # Beside the interpreter, whose folder need not be on the path.
@@ -22,7 +23,7 @@ HADOLINT = shutil.which("hadolint", path=f"{Path(sys.executable).parent}{os.path
 
 
 def run(*command):
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=2 * MAX_WAIT, check=False)
     return done.returncode, done.stdout + done.stderr
 
 
