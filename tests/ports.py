@@ -11,8 +11,8 @@ __all__ = ["free_port"]
 def free_port() -> int:
     """A port on which nobody listens now, nor by accident later.
 
-    It is none of those that the system gives to connections, and to servers that ask for any: those could take
-    the port of a server that is being restarted, or of one that is said to be away.
+    It is none of those that the system gives to connections, and to servers that ask for any: those could
+    take the port of a server that is being restarted, or of one that is said to be away.
     """
     draw = random.SystemRandom()
     while True:
