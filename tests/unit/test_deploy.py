@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,13 @@ def test_the_dockerfile_passes_hadolint():
 def test_the_unit_passes_systemd_analyze():
     status, told = run("systemd-analyze", "verify", str(DEPLOY / "llm-cost-ops.service"))
     assert (status, [line for line in told.splitlines() if "llm-cost-ops.service" in line]) == (0, [])
+
+
+@pytest.mark.skipif(find_spec("check_jsonschema") is None, reason="check-jsonschema is not installed")
+def test_the_compose_file_has_the_schema_of_compose():
+    command = (sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec")
+    status, told = run(*command, str(DEPLOY / "compose.yaml"))
+    assert status == 0, told
 
 
 def test_the_manifest_has_the_schema_of_kubernetes():
