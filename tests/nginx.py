@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.ports import free_port
 from tests.waiting import MAX_WAIT
 
-__all__ = ["nginx", "unused_port"]
+__all__ = ["nginx"]
 
 _CONFIG = """
 daemon off; pid {folder}/pid; error_log {folder}/error.log; worker_processes 1;
@@ -47,12 +48,6 @@ _LIMIT_ZONES = """
 _LIMITS = "limit_conn connections 20; limit_req zone=requests burst=1000 nodelay;"
 
 
-def unused_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
-
-
 @contextmanager
 def nginx(
     folder: Path, *, http: Sequence[str] = (), grpc: Sequence[str] = (), limits: bool = False
@@ -68,7 +63,7 @@ def nginx(
     urls, servers = {}, _LIMIT_ZONES if limits else ""
     for scheme, form, addresses in (("http", _HTTP, http), ("grpc", _GRPC, grpc)):
         if addresses:
-            port = unused_port()
+            port = free_port()
             upstreams = " ".join(f"server {address};" for address in addresses)
             servers += form.format(upstreams=upstreams, port=port, limits=_LIMITS if limits else "")
             urls[scheme] = f"{scheme}://127.0.0.1:{port}"

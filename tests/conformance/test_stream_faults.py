@@ -6,7 +6,6 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ from llm_cost_ops import ClientConfig, RetryConfig, UsageRecord
 from llm_cost_ops.client.uploads import StreamReceipt
 from tests.conformance.clients import COLOURS, open_client
 from tests.faulty_proxy import FaultyProxy
+from tests.ports import free_port
 from tests.waiting import MAX_WAIT, until
 
 WAYS = [(transport, colour) for transport in ("http", "grpc") for colour in COLOURS]
@@ -34,12 +34,6 @@ PATIENT = ClientConfig(
 def way(request: pytest.FixtureRequest) -> tuple[str, str]:
     found: tuple[str, str] = request.param
     return found
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port: int = found.getsockname()[1]
-        return port
 
 
 class Server:

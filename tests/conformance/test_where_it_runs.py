@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import pytest
 
 from llm_cost_ops import CostOpsClient
 from tests.conformance.clients import running_server
+from tests.ports import free_port
 from tests.waiting import MAX_WAIT
 
 ROOT = Path(__file__).parents[2]
@@ -99,9 +99,7 @@ def get(address: str) -> None:
 @pytest.mark.parametrize("workers", ["", "end often", "are killed"])
 def test_gunicorn(url: str, counted: CounterOf, tmp_path: Path, workers: str) -> None:
     pytest.importorskip("gunicorn")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     arguments = ["-m", "gunicorn", "--preload", "--workers", "3", "--bind", address, "app:application"]
     if workers == "end often":
         arguments += ["--max-requests", "10"]

@@ -10,7 +10,6 @@ import contextlib
 import http.client
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +26,7 @@ from h2.exceptions import ProtocolError
 from llm_cost_ops._gen.methods import SUBMIT_USAGE
 from tests.faulty_grpc_peers import DONE, HEAD, Http2, frame
 from tests.faulty_peers import answer, reset
+from tests.ports import free_port
 from tests.waiting import MAX_WAIT
 
 __all__ = ["DELAY", "LossyGrpc", "LossyHttp", "RefusingGrpc", "RefusingHttp", "Served"]
@@ -52,8 +52,7 @@ class Served:
     """A server process on two fixed ports and one file; it may be killed and started again."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
-            self.http_port, self.grpc_port = (free.getsockname()[1] for free in (one, two))
+        self.http_port, self.grpc_port = free_port(), free_port()
         self._db = folder / "ledger.db"
         self._process = self._start()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ import pytest
 
 from llm_cost_ops import AsyncCostOpsClient, ClientConfig, CostOpsClient, CostOpsError, RetryConfig
 from llm_cost_ops.rpc.ids import uuid7
+from tests.ports import free_port
 from tests.waiting import MAX_WAIT, until
 
 
@@ -21,8 +21,7 @@ class Restarted:
     """A server on one port and one file; `again` ends it with a signal and starts another."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self._db = folder / "ledger.db"
         self._process = self._start()
 

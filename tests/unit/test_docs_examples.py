@@ -22,6 +22,7 @@ import pytest
 
 from llm_cost_ops import CostOpsClient, cli
 from tests.served import served
+from tests.waiting import MAX_WAIT
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(
@@ -97,10 +98,13 @@ def test_example(example: Example, capsys: pytest.CaptureFixture[str]) -> None:
 
 def _run(code: CodeType) -> None:
     names: dict[str, Any] = {"__name__": "__main__"}
-    exec(code, names)
-    for value in names.values():
-        if isinstance(value, CostOpsClient):
-            value.close()
+    try:
+        exec(code, names)
+    finally:
+        # Also of an example that fails: what it left open would fail another test.
+        for value in names.values():
+            if isinstance(value, CostOpsClient):
+                value.close()
 
 
 def _marked(kind: str) -> list[Any]:
@@ -138,7 +142,7 @@ def test_examples_of_tests(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=2 * MAX_WAIT,
     )
     assert re.search(rf"\b{len(examples)} passed", done.stdout), done.stdout
 
@@ -176,7 +180,9 @@ def test_what_is_said_of_litellm_is_so(number: int) -> None:
     # Its own prices, of the version that is installed, and none from the network.
     environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     command = [sys.executable, "-W", "ignore", "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True, timeout=120)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, check=True, timeout=2 * MAX_WAIT
+    )
     assert done.stdout.splitlines()[-1] == printed.strip()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from llm_cost_ops.ledger.types import Filter
+from tests.ports import free_port
 from tests.unit.ledger.making import Sync
 from tests.waiting import MAX_WAIT
 
@@ -111,9 +111,7 @@ def check_kept(path: Path, keys: set[str]) -> None:
 @needs("gunicorn")
 def test_gunicorn_with_a_preloaded_client(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(WSGI)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
 
     def get(key: str) -> tuple[str, str]:
         for _ in range(100):

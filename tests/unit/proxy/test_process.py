@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import pytest
 from llm_cost_ops import CostOpsClient
 from llm_cost_ops.cli import main
 from llm_cost_ops.types import UsageQuality, UsageRecord
+from tests.ports import free_port
 from tests.proxies import ANSWER, CHUNK, Provider, event
 from tests.tunnels import self_signed
 from tests.waiting import MAX_WAIT, until
@@ -125,8 +125,7 @@ def test_calls_go_on_while_the_ledger_is_away_and_count_once_later(
     tmp_path: Path, provider: Provider
 ) -> None:
     numbered(provider)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
     with running(tmp_path, provider, "--base-url", f"http://127.0.0.1:{port}") as proxy:
         began = time.monotonic()
         with httpx.Client() as caller:
@@ -250,8 +249,7 @@ def test_it_records_into_the_service_that_the_environment_names(
 
 
 def test_what_a_killed_proxy_left_is_sent_without_a_call(tmp_path: Path, provider: Provider) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        away = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    away = f"http://127.0.0.1:{free_port()}"
     (tmp_path / "proxy.toml").write_text(f'base_url = "{away}"\n', encoding="utf-8")
     with running(tmp_path, provider, "--config", "proxy.toml") as proxy:
         assert httpx.post(proxy.url + PATH, json=CHAT).status_code == 200

@@ -16,6 +16,7 @@ import pytest
 
 from llm_cost_ops import CostOpsClient
 from llm_cost_ops.proxy import ProxyLimits
+from tests.ports import free_port
 from tests.proxies import ANSWER, CHUNK, Provider, event, running_proxy
 from tests.unit.instrumentation.matrix import only_record, records_of
 from tests.waiting import MAX_WAIT
@@ -152,8 +153,7 @@ def test_a_call_too_many_is_refused_and_health_answers(provider: Provider, clien
 
 
 def test_a_provider_that_is_away_is_a_bad_gateway(client: CostOpsClient) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
     with running_proxy({"openai": f"http://127.0.0.1:{port}"}, client) as url:
         given = httpx.post(url + PATH, json=CHAT)
         assert code_of(given) == (502, "upstream_unreachable")

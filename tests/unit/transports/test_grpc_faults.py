@@ -15,6 +15,7 @@ from llm_cost_ops.transports.grpc.client import GrpcTransport
 from tests.faulty_grpc_peers import ANSWER, BEHAVIOURS, DONE, GOOD, HEAD, Http2, answering, frame
 from tests.faulty_peers import FaultyPeer, full_backlog
 from tests.grpc_calls import PUT, TIMEOUT, call, url_of
+from tests.ports import free_port
 from tests.tiny_service import GET_NOTE, GetNoteRequest, Note, PutNoteRequest
 from tests.waiting import MAX_WAIT
 
@@ -57,8 +58,7 @@ def test_a_read_has_never_been_applied(colour, name):
 
 
 def test_refused_connection_was_not_applied(colour):
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
+    port = free_port()
     error = call(colour, f"grpc://127.0.0.1:{port}", timeout=MAX_WAIT)
     assert (error.code, error.origin, error.maybe_applied) == (StatusCode.UNAVAILABLE, "network", False)
     error = call(colour, "grpc:///no/such/socket", timeout=MAX_WAIT)

@@ -14,6 +14,7 @@ import pytest
 from llm_cost_ops import AsyncCostOpsClient, CostOpsError
 from llm_cost_ops.transports.http.sockets import AsyncioBackend
 from tests.faulty_peers import FaultyPeer, answer, reset
+from tests.ports import free_port
 
 GOOD = answer("201 Created", b'{"data": {"usage_id": "u"}}')
 
@@ -91,8 +92,7 @@ async def test_the_next_address_is_tried() -> None:
         connected = stream.get_extra_info("socket")
         assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         await stream.aclose()
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
+    port = free_port()
     with pytest.raises(httpcore.ConnectError):
         await AsyncioBackend().connect_tcp("127.0.0.1", port)
     with pytest.raises(httpcore.ConnectError):

@@ -18,6 +18,7 @@ from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.transports.http.client import AsyncHttpTransport, HttpTransport
 from tests.faulty_peers import BEHAVIOURS, FaultyPeer, answer, answering, full_backlog, never_reads, silent
+from tests.ports import free_port
 from tests.tiny_service import (
     GET_NOTE,
     PUT_NOTE,
@@ -111,8 +112,7 @@ def test_a_peer_that_never_reads_stops_the_write(colour):
 
 
 def test_refused_connection_was_not_applied(colour):
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
+    port = free_port()
     error = call(colour, f"http://127.0.0.1:{port}", timeout=MAX_WAIT)
     assert (error.code, error.origin, error.maybe_applied) == (StatusCode.UNAVAILABLE, "network", False)
 
