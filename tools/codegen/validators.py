@@ -43,12 +43,12 @@ if path and len(violations) != start:
 
 
 def emit_validators(package: Package) -> str:
-    """The text of validators.py: `validate_<message>(message, path, violations)` for each message."""
+    """The text of validators.py: `validate_<message>(message, path, violations)`."""
     itemized = {f.type.annotation for m in package.messages for f in m.fields if f.options.itemized}
-    enums = {f.type.annotation: None for m in package.messages for f in m.fields if f.type.enum is not None}
+    enums = {f.type.annotation: None for m in package.checked for f in m.fields if f.type.enum is not None}
     body = "\n" + "".join(f"{_unset(enum)} = {enum}.UNSPECIFIED\n" for enum in enums)
-    body += "".join(_validator(message, message.name in itemized) for message in package.messages)
-    names = [f"validate_{message.snake}" for message in package.messages]
+    body += "".join(_validator(message, message.name in itemized) for message in package.checked)
+    names = [f"validate_{message.snake}" for message in package.checked]
     return module(package, "What the fields of the messages must satisfy.", _IMPORTS, names, body)
 
 
