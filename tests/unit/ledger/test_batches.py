@@ -17,14 +17,13 @@ from llm_cost_ops.ledger import Batch
 from llm_cost_ops.ledger.encoding import usage_id
 from llm_cost_ops.ledger.sqlite import integrity
 from llm_cost_ops.ledger.types import Appended, Entry, Filter
-from llm_cost_ops.rpc.ids import uuid7
 from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.rules.limits import MAX_COUNT
 from tests.dict_ledger import DictLedger
 from tests.unit.ledger.making import START, Sync, context, entry, pricing
 
-CALL = uuid7()
+CALL = "01a21e1d-6570-7f7b-ba9f-2b0e7b85e350"
 
 
 @pytest.fixture(params=["memory", "file", "dict"])
