@@ -62,7 +62,7 @@ def check_usage(
             and not record.span_id
             and not record.reported_currency
             and record.metadata is None
-            and _timely(record.timestamp, now)
+            and (record.timestamp is None or _timely(record.timestamp, now))
         ):
             return
     except (TypeError, AttributeError):
