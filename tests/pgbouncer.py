@@ -21,20 +21,23 @@ _CONFIG = """
 [databases]
 * = host={server.folder} port={server.port} user=postgres
 [pgbouncer]
-listen_addr =
+listen_addr = {address}
 unix_socket_dir = {folder}
-listen_port = 6432
+listen_port = {port}
 auth_type = any
 pool_mode = transaction
 default_pool_size = 2
 server_reset_query =
 logfile = {folder}/log
+{more}
 """
 
 
 @contextmanager
-def pgbouncer(server: PostgresServer) -> Iterator[Path]:
-    """A pgbouncer with two connections to each database; the folder of its socket, whose port is 6432.
+def pgbouncer(
+    server: PostgresServer, *, port: int = 6432, address: str = "", more: str = ""
+) -> Iterator[Path]:
+    """A pgbouncer with two connections to each database; the folder of its socket.
 
     A test that asks for it skips where pgbouncer is not installed.
     """
@@ -42,8 +45,9 @@ def pgbouncer(server: PostgresServer) -> Iterator[Path]:
     if program is None:
         pytest.skip("pgbouncer is not installed (Debian: apt install pgbouncer)")
     folder = Path(tempfile.mkdtemp(prefix="llm-cost-ops-pgb-"))
+    config = _CONFIG.format(server=server, folder=folder, port=port, address=address, more=more)
     try:
-        (folder / "pgbouncer.ini").write_text(_CONFIG.format(server=server, folder=folder))
+        (folder / "pgbouncer.ini").write_text(config)
         if system_user() is not None:
             shutil.chown(folder, system_user())
         process = subprocess.Popen(
@@ -53,7 +57,7 @@ def pgbouncer(server: PostgresServer) -> Iterator[Path]:
             preexec_fn=end_with_parent,  # noqa: PLW1509 - it takes no lock
         )
         try:
-            _wait_for(process, folder)
+            _wait_for(process, folder, port)
             yield folder
         finally:
             process.terminate()
@@ -62,11 +66,11 @@ def pgbouncer(server: PostgresServer) -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def _wait_for(process: subprocess.Popen[bytes], folder: Path) -> None:
+def _wait_for(process: subprocess.Popen[bytes], folder: Path, port: int) -> None:
     until = time.monotonic() + 60
     while True:
         with suppress(psycopg.OperationalError):
-            psycopg.connect(host=str(folder), port=6432, user="postgres", dbname="postgres").close()
+            psycopg.connect(host=str(folder), port=port, user="postgres", dbname="postgres").close()
             return
         assert process.poll() is None, (folder / "log").read_text()
         assert time.monotonic() < until

@@ -25,10 +25,19 @@ import psycopg
 
 from tests.waiting import MAX_WAIT
 
-__all__ = ["PostgresServer", "binaries", "end_with_parent", "system_user", "why_there_is_none"]
+__all__ = [
+    "FAST",
+    "INITDB",
+    "PostgresServer",
+    "binaries",
+    "end_with_parent",
+    "system_user",
+    "why_there_is_none",
+]
 
 # Nothing survives a test that needs to; and a vacuum at work would hold back what `committed` gives.
 FAST = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "autovacuum=off")
+INITDB = ("-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync")
 _numbers = count()
 
 
@@ -92,12 +101,13 @@ class PostgresServer:
             shutil.chown(self.folder, system_user())
 
     def __enter__(self) -> Self:
-        self.run("initdb", "-D", str(self.data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync")
+        self.run("initdb", "-D", str(self.data), *INITDB)
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        # At once: nobody looks at its files again.
+        self.stop(signal.SIGQUIT)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def standby(self) -> PostgresServer:
@@ -105,6 +115,13 @@ class PostgresServer:
         made = PostgresServer(port=self.port + 1)
         source = f"host={self.folder} port={self.port} user=postgres application_name=standby"
         made.run("pg_basebackup", "-D", str(made.data), "-d", source, "-R", "-c", "fast", "--no-sync")
+        return made
+
+    def copy(self, *settings: str) -> PostgresServer:
+        """A base backup of this server, which is started by `start`, and stopped by leaving it."""
+        made = PostgresServer(*settings, port=self.port + 1)
+        source = f"host={self.folder} port={self.port} user=postgres"
+        made.run("pg_basebackup", "-D", str(made.data), "-d", source, "-c", "fast", "--no-sync")
         return made
 
     def promote(self) -> None:
@@ -115,14 +132,14 @@ class PostgresServer:
         """Run one of PostgreSQL's programs to its end, and return what it printed."""
         command = [str(self.bin / program), *arguments]
         done = subprocess.run(
-            command, capture_output=True, text=True, cwd="/", user=system_user(), check=False
+            command, capture_output=True, text=True, cwd=self.folder, user=system_user(), check=False
         )
         assert done.returncode == 0, f"{program}: {done.stdout}{done.stderr}"
         return done.stdout
 
     def start(self) -> None:
         """Start the server, and wait until it takes connections."""
-        settings = [*self.settings, "listen_addresses=", f"unix_socket_directories={self.folder}"]
+        settings = ["listen_addresses=", f"unix_socket_directories={self.folder}", *self.settings]
         options = [part for setting in settings for part in ("-c", setting)]
         command = [str(self.bin / "postgres"), "-D", str(self.data), "-p", str(self.port), *options]
         with (self.folder / "log").open("ab") as log:

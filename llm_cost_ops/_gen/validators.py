@@ -21,7 +21,7 @@ from llm_cost_ops._gen.messages import (
 from llm_cost_ops.rpc.status import Violation
 from llm_cost_ops.wire.validation import (
     EMPTY, ZERO, check_decimal, check_entries, check_enum, check_instance, check_int, check_items, check_json,
-    check_messages, check_text, check_undecoded, entry, missing, relocate,
+    check_messages, check_text, check_undecoded, entry, missing, plain_texts, relocate,
 )
 
 __all__ = [
@@ -78,7 +78,7 @@ def validate_list_audit_events_request(
 ) -> None:
     """Check a ListAuditEventsRequest."""
     start = len(violations)
-    _, organization_id_, action_, actor_, subject_, start_date_, end_date_, page_, page_size_, cursor_ = astuple(m) if type(m) is ListAuditEventsRequest else astuple(m)[:10]
+    (_, organization_id_, action_, actor_, subject_, start_date_, end_date_, page_, page_size_, cursor_) = astuple(m) if type(m) is ListAuditEventsRequest else astuple(m)[:10]
     if (organization_id_ or type(organization_id_) is not list) and check_items(organization_id_, "organization_id", violations):
         for i, e in enumerate(organization_id_):
             if type(e) is not str or not e.isprintable():
@@ -130,7 +130,7 @@ def validate_get_cost_summary_request(
 def validate_get_cost_request(m: GetCostRequest, path: str, violations: list[Violation]) -> None:
     """Check a GetCostRequest."""
     start = len(violations)
-    _, usage_id_, organization_id_ = astuple(m) if type(m) is GetCostRequest else astuple(m)[:3]
+    (_, usage_id_, organization_id_) = astuple(m) if type(m) is GetCostRequest else astuple(m)[:3]
     if not usage_id_ or type(usage_id_) is not str or len(usage_id_) > 64 or not usage_id_.isprintable():
         check_text(usage_id_, "usage_id", violations, 64, required=True)
     if organization_id_ is not EMPTY and (type(organization_id_) is not str or len(organization_id_) > 100 or not organization_id_.isprintable()):
@@ -142,7 +142,7 @@ def validate_get_cost_request(m: GetCostRequest, path: str, violations: list[Vio
 def validate_verify_cost_request(m: VerifyCostRequest, path: str, violations: list[Violation]) -> None:
     """Check a VerifyCostRequest."""
     start = len(violations)
-    _, usage_id_, organization_id_ = astuple(m) if type(m) is VerifyCostRequest else astuple(m)[:3]
+    (_, usage_id_, organization_id_) = astuple(m) if type(m) is VerifyCostRequest else astuple(m)[:3]
     if not usage_id_ or type(usage_id_) is not str or len(usage_id_) > 64 or not usage_id_.isprintable():
         check_text(usage_id_, "usage_id", violations, 64, required=True)
     if organization_id_ is not EMPTY and (type(organization_id_) is not str or len(organization_id_) > 100 or not organization_id_.isprintable()):
@@ -154,7 +154,7 @@ def validate_verify_cost_request(m: VerifyCostRequest, path: str, violations: li
 def validate_estimate_cost_request(m: EstimateCostRequest, path: str, violations: list[Violation]) -> None:
     """Check a EstimateCostRequest."""
     start = len(violations)
-    _, usage_ = astuple(m) if type(m) is EstimateCostRequest else astuple(m)[:2]
+    (_, usage_) = astuple(m) if type(m) is EstimateCostRequest else astuple(m)[:2]
     if usage_ is not None:
         validate_usage_record(usage_, "usage", violations) if type(usage_) is UsageRecord else check_instance(usage_, "usage", violations, UsageRecord)
     if usage_ is None:
@@ -266,7 +266,7 @@ def validate_get_readiness_request(m: GetReadinessRequest, path: str, violations
 def validate_price_tier(m: PriceTier, path: str, violations: list[Violation]) -> None:
     """Check a PriceTier."""
     start = len(violations)
-    _, above_, inclusive_, price_ = astuple(m) if type(m) is PriceTier else astuple(m)[:4]
+    (_, above_, inclusive_, price_) = astuple(m) if type(m) is PriceTier else astuple(m)[:4]
     if above_ is not ZERO and (type(above_) is not int or not 0 <= above_ <= 9223372036854775807):
         check_int(above_, "above", violations, 0, 9223372036854775807)
     if type(inclusive_) is not bool:
@@ -279,7 +279,7 @@ def validate_price_tier(m: PriceTier, path: str, violations: list[Violation]) ->
 def validate_rate(m: Rate, path: str, violations: list[Violation]) -> None:
     """Check a Rate."""
     start = len(violations)
-    _, meter_, price_, per_, tiers_, minimum_, included_ = astuple(m) if type(m) is Rate else astuple(m)[:7]
+    (_, meter_, price_, per_, tiers_, minimum_, included_) = astuple(m) if type(m) is Rate else astuple(m)[:7]
     if not meter_ or type(meter_) is not str or len(meter_) > 64 or not meter_.isprintable():
         check_text(meter_, "meter", violations, 64, required=True)
     check_decimal(price_, "price", violations, low=0)
@@ -298,7 +298,7 @@ def validate_rate(m: Rate, path: str, violations: list[Violation]) -> None:
 def validate_time_window(m: TimeWindow, path: str, violations: list[Violation]) -> None:
     """Check a TimeWindow."""
     start = len(violations)
-    _, start_, end_, time_zone_, weekdays_ = astuple(m) if type(m) is TimeWindow else astuple(m)[:5]
+    (_, start_, end_, time_zone_, weekdays_) = astuple(m) if type(m) is TimeWindow else astuple(m)[:5]
     if not start_ or type(start_) is not str or len(start_) > 8 or not start_.isprintable():
         check_text(start_, "start", violations, 8, required=True)
     if not end_ or type(end_) is not str or len(end_) > 8 or not end_.isprintable():
@@ -316,7 +316,7 @@ def validate_time_window(m: TimeWindow, path: str, violations: list[Violation]) 
 def validate_price_multiplier(m: PriceMultiplier, path: str, violations: list[Violation]) -> None:
     """Check a PriceMultiplier."""
     start = len(violations)
-    _, kind_, value_, all_meters_ = astuple(m) if type(m) is PriceMultiplier else astuple(m)[:4]
+    (_, kind_, value_, all_meters_) = astuple(m) if type(m) is PriceMultiplier else astuple(m)[:4]
     if not kind_ or type(kind_) is not str or len(kind_) > 64 or not kind_.isprintable():
         check_text(kind_, "kind", violations, 64, required=True)
     check_decimal(value_, "value", violations, required=True)
@@ -329,12 +329,10 @@ def validate_price_multiplier(m: PriceMultiplier, path: str, violations: list[Vi
 def validate_create_price_request(m: CreatePriceRequest, path: str, violations: list[Violation]) -> None:
     """Check a CreatePriceRequest."""
     start = len(violations)
-    (
-        _, idempotency_key_, provider_, model_id_, input_price_per_1k_, output_price_per_1k_, currency_,
-        effective_date_, end_date_, organization_id_, region_, service_tier_, processing_, speed_, aliases_,
-        rates_, tier_mode_, tier_basis_, multipliers_, windows_, source_url_, input_price_per_million_,
-        output_price_per_million_
-    ) = astuple(m) if type(m) is CreatePriceRequest else astuple(m)[:23]
+    (_, idempotency_key_, provider_, model_id_, input_price_per_1k_, output_price_per_1k_, currency_,
+        effective_date_, end_date_, organization_id_, region_, service_tier_, processing_, speed_,
+        aliases_, rates_, tier_mode_, tier_basis_, multipliers_, windows_, source_url_,
+        input_price_per_million_, output_price_per_million_) = astuple(m) if type(m) is CreatePriceRequest else astuple(m)[:23]
     if idempotency_key_ is not EMPTY and (type(idempotency_key_) is not str or len(idempotency_key_) > 255 or not idempotency_key_.isprintable()):
         check_text(idempotency_key_, "idempotency_key", violations, 255)
     if not provider_ or type(provider_) is not str or len(provider_) > 100 or not provider_.isprintable():
@@ -388,7 +386,7 @@ def validate_create_price_request(m: CreatePriceRequest, path: str, violations: 
 def validate_get_price_request(m: GetPriceRequest, path: str, violations: list[Violation]) -> None:
     """Check a GetPriceRequest."""
     start = len(violations)
-    _, id_ = astuple(m) if type(m) is GetPriceRequest else astuple(m)[:2]
+    (_, id_) = astuple(m) if type(m) is GetPriceRequest else astuple(m)[:2]
     if not id_ or type(id_) is not str or len(id_) > 255 or not id_.isprintable():
         check_text(id_, "id", violations, 255, required=True)
     if path and len(violations) != start:
@@ -398,10 +396,8 @@ def validate_get_price_request(m: GetPriceRequest, path: str, violations: list[V
 def validate_list_prices_request(m: ListPricesRequest, path: str, violations: list[Violation]) -> None:
     """Check a ListPricesRequest."""
     start = len(violations)
-    (
-        _, provider_, model_id_, organization_id_, active_at_, origin_, currency_, page_, page_size_,
-        cursor_
-    ) = astuple(m) if type(m) is ListPricesRequest else astuple(m)[:10]
+    (_, provider_, model_id_, organization_id_, active_at_, origin_, currency_, page_, page_size_,
+        cursor_) = astuple(m) if type(m) is ListPricesRequest else astuple(m)[:10]
     if (provider_ or type(provider_) is not list) and check_items(provider_, "provider", violations):
         for i, e in enumerate(provider_):
             if type(e) is not str or not e.isprintable():
@@ -431,7 +427,7 @@ def validate_list_prices_request(m: ListPricesRequest, path: str, violations: li
 def validate_erase_user_request(m: EraseUserRequest, path: str, violations: list[Violation]) -> None:
     """Check a EraseUserRequest."""
     start = len(violations)
-    _, user_id_, organization_id_ = astuple(m) if type(m) is EraseUserRequest else astuple(m)[:3]
+    (_, user_id_, organization_id_) = astuple(m) if type(m) is EraseUserRequest else astuple(m)[:3]
     if not user_id_ or type(user_id_) is not str or len(user_id_) > 255 or not user_id_.isprintable():
         check_text(user_id_, "user_id", violations, 255, required=True)
     if (organization_id_ or type(organization_id_) is not list) and check_items(organization_id_, "organization_id", violations):
@@ -445,7 +441,7 @@ def validate_erase_user_request(m: EraseUserRequest, path: str, violations: list
 def validate_set_retention_request(m: SetRetentionRequest, path: str, violations: list[Violation]) -> None:
     """Check a SetRetentionRequest."""
     start = len(violations)
-    _, organization_id_, days_ = astuple(m) if type(m) is SetRetentionRequest else astuple(m)[:3]
+    (_, organization_id_, days_) = astuple(m) if type(m) is SetRetentionRequest else astuple(m)[:3]
     if not organization_id_ or type(organization_id_) is not str or len(organization_id_) > 100 or not organization_id_.isprintable():
         check_text(organization_id_, "organization_id", violations, 100, required=True)
     if days_ is not ZERO and (type(days_) is not int or not 0 <= days_ <= 36500):
@@ -457,7 +453,7 @@ def validate_set_retention_request(m: SetRetentionRequest, path: str, violations
 def validate_list_retention_request(m: ListRetentionRequest, path: str, violations: list[Violation]) -> None:
     """Check a ListRetentionRequest."""
     start = len(violations)
-    _, organization_id_ = astuple(m) if type(m) is ListRetentionRequest else astuple(m)[:2]
+    (_, organization_id_) = astuple(m) if type(m) is ListRetentionRequest else astuple(m)[:2]
     if (organization_id_ or type(organization_id_) is not list) and check_items(organization_id_, "organization_id", violations):
         for i, e in enumerate(organization_id_):
             if type(e) is not str or not e.isprintable():
@@ -471,7 +467,7 @@ def validate_apply_retention_request(
 ) -> None:
     """Check a ApplyRetentionRequest."""
     start = len(violations)
-    _, organization_id_, dry_run_ = astuple(m) if type(m) is ApplyRetentionRequest else astuple(m)[:3]
+    (_, organization_id_, dry_run_) = astuple(m) if type(m) is ApplyRetentionRequest else astuple(m)[:3]
     if (organization_id_ or type(organization_id_) is not list) and check_items(organization_id_, "organization_id", violations):
         for i, e in enumerate(organization_id_):
             if type(e) is not str or not e.isprintable():
@@ -485,11 +481,9 @@ def validate_apply_retention_request(
 def validate_modality_tokens(m: ModalityTokens, path: str, violations: list[Violation]) -> None:
     """Check a ModalityTokens."""
     start = len(violations)
-    (
-        _, input_audio_tokens_, input_image_tokens_, input_video_tokens_, cached_audio_tokens_,
+    (_, input_audio_tokens_, input_image_tokens_, input_video_tokens_, cached_audio_tokens_,
         cached_image_tokens_, cached_video_tokens_, output_audio_tokens_, output_image_tokens_,
-        output_video_tokens_
-    ) = astuple(m) if type(m) is ModalityTokens else astuple(m)[:10]
+        output_video_tokens_) = astuple(m) if type(m) is ModalityTokens else astuple(m)[:10]
     if input_audio_tokens_ is not ZERO and (type(input_audio_tokens_) is not int or not 0 <= input_audio_tokens_ <= 1000000000000):
         check_int(input_audio_tokens_, "input_audio_tokens", violations, 0, 1000000000000)
     if input_image_tokens_ is not ZERO and (type(input_image_tokens_) is not int or not 0 <= input_image_tokens_ <= 1000000000000):
@@ -517,15 +511,13 @@ def validate_usage_record(m: UsageRecord, path: str, violations: list[Violation]
     if m.unknown_ and check_undecoded(m.unknown_, path, violations):
         return
     start = len(violations)
-    (
-        _, id_, idempotency_key_, organization_id_, provider_, model_id_, input_tokens_, output_tokens_,
-        total_tokens_, cached_tokens_, cache_write_tokens_, cache_write_extended_tokens_, reasoning_tokens_,
-        timestamp_, service_tier_, processing_, region_, speed_, modality_, meters_, request_count_,
-        operation_, outcome_, quality_, requested_model_id_, project_id_, user_id_, tags_, labels_,
-        session_id_, trace_id_, span_id_, retry_of_id_, latency_ms_, time_to_first_token_ms_,
-        reported_cost_, reported_currency_, metadata_, source_, ingested_at_, estimated_cost_, currency_,
-        cost_status_, observation_
-    ) = astuple(m) if type(m) is UsageRecord else astuple(m)[:44]
+    (_, id_, idempotency_key_, organization_id_, provider_, model_id_, input_tokens_, output_tokens_,
+        total_tokens_, cached_tokens_, cache_write_tokens_, cache_write_extended_tokens_,
+        reasoning_tokens_, timestamp_, service_tier_, processing_, region_, speed_, modality_, meters_,
+        request_count_, operation_, outcome_, quality_, requested_model_id_, project_id_, user_id_,
+        tags_, labels_, session_id_, trace_id_, span_id_, retry_of_id_, latency_ms_,
+        time_to_first_token_ms_, reported_cost_, reported_currency_, metadata_, source_, ingested_at_,
+        estimated_cost_, currency_, cost_status_, observation_) = astuple(m) if type(m) is UsageRecord else astuple(m)[:44]
     if id_ is not EMPTY and (type(id_) is not str or not id_.isprintable()):
         check_text(id_, "id", violations)
     if idempotency_key_ is not EMPTY and (type(idempotency_key_) is not str or len(idempotency_key_) > 255 or not idempotency_key_.isprintable()):
@@ -586,7 +578,7 @@ def validate_usage_record(m: UsageRecord, path: str, violations: list[Violation]
         for i, e in enumerate(tags_):
             if type(e) is not str or len(e) > 255 or not e.isprintable():
                 check_text(e, f"tags[{i}]", violations, 255)
-    if (labels_ or type(labels_) is not dict) and check_entries(labels_, "labels", violations, max_items=64):
+    if (labels_ or type(labels_) is not dict) and not plain_texts(labels_, 64, 255) and check_entries(labels_, "labels", violations, max_items=64):
         for k, e in labels_.items():
             if type(k) is not str or len(k) > 255 or not k.isprintable():
                 check_text(k, entry("labels", k), violations, 255)
@@ -629,7 +621,7 @@ def validate_usage_record(m: UsageRecord, path: str, violations: list[Violation]
 def validate_submit_usage_request(m: SubmitUsageRequest, path: str, violations: list[Violation]) -> None:
     """Check a SubmitUsageRequest."""
     start = len(violations)
-    _, usage_ = astuple(m) if type(m) is SubmitUsageRequest else astuple(m)[:2]
+    (_, usage_) = astuple(m) if type(m) is SubmitUsageRequest else astuple(m)[:2]
     if usage_ is not None:
         validate_usage_record(usage_, "usage", violations) if type(usage_) is UsageRecord else check_instance(usage_, "usage", violations, UsageRecord)
     if usage_ is None:
@@ -643,7 +635,7 @@ def validate_batch_submit_usage_request(
 ) -> None:
     """Check a BatchSubmitUsageRequest."""
     start = len(violations)
-    _, records_ = astuple(m) if type(m) is BatchSubmitUsageRequest else astuple(m)[:2]
+    (_, records_) = astuple(m) if type(m) is BatchSubmitUsageRequest else astuple(m)[:2]
     if check_items(records_, "records", violations, max_items=10000, required=True):
         check_messages(records_, "records", violations, UsageRecord, validate_usage_record)
     if path and len(violations) != start:
@@ -676,7 +668,7 @@ def validate_list_usage_request(m: ListUsageRequest, path: str, violations: list
 def validate_stream_usage_request(m: StreamUsageRequest, path: str, violations: list[Violation]) -> None:
     """Check a StreamUsageRequest."""
     start = len(violations)
-    _, records_ = astuple(m) if type(m) is StreamUsageRequest else astuple(m)[:2]
+    (_, records_) = astuple(m) if type(m) is StreamUsageRequest else astuple(m)[:2]
     if (records_ or type(records_) is not list) and check_items(records_, "records", violations):
         check_messages(records_, "records", violations, UsageRecord, validate_usage_record)
     if path and len(violations) != start:
@@ -697,7 +689,7 @@ def validate_export_usage_request(m: ExportUsageRequest, path: str, violations: 
 def validate_void_usage_request(m: VoidUsageRequest, path: str, violations: list[Violation]) -> None:
     """Check a VoidUsageRequest."""
     start = len(violations)
-    _, usage_id_, organization_id_, reason_ = astuple(m) if type(m) is VoidUsageRequest else astuple(m)[:4]
+    (_, usage_id_, organization_id_, reason_) = astuple(m) if type(m) is VoidUsageRequest else astuple(m)[:4]
     if not usage_id_ or type(usage_id_) is not str or len(usage_id_) > 64 or not usage_id_.isprintable():
         check_text(usage_id_, "usage_id", violations, 64, required=True)
     if organization_id_ is not EMPTY and (type(organization_id_) is not str or len(organization_id_) > 100 or not organization_id_.isprintable()):
@@ -711,7 +703,7 @@ def validate_void_usage_request(m: VoidUsageRequest, path: str, violations: list
 def validate_correct_usage_request(m: CorrectUsageRequest, path: str, violations: list[Violation]) -> None:
     """Check a CorrectUsageRequest."""
     start = len(violations)
-    _, usage_id_, organization_id_, reason_, changes_ = astuple(m) if type(m) is CorrectUsageRequest else astuple(m)[:5]
+    (_, usage_id_, organization_id_, reason_, changes_) = astuple(m) if type(m) is CorrectUsageRequest else astuple(m)[:5]
     if not usage_id_ or type(usage_id_) is not str or len(usage_id_) > 64 or not usage_id_.isprintable():
         check_text(usage_id_, "usage_id", violations, 64, required=True)
     if organization_id_ is not EMPTY and (type(organization_id_) is not str or len(organization_id_) > 100 or not organization_id_.isprintable()):
@@ -731,7 +723,7 @@ def validate_list_usage_revisions_request(
 ) -> None:
     """Check a ListUsageRevisionsRequest."""
     start = len(violations)
-    _, usage_id_, organization_id_ = astuple(m) if type(m) is ListUsageRevisionsRequest else astuple(m)[:3]
+    (_, usage_id_, organization_id_) = astuple(m) if type(m) is ListUsageRevisionsRequest else astuple(m)[:3]
     if not usage_id_ or type(usage_id_) is not str or len(usage_id_) > 64 or not usage_id_.isprintable():
         check_text(usage_id_, "usage_id", violations, 64, required=True)
     if organization_id_ is not EMPTY and (type(organization_id_) is not str or len(organization_id_) > 100 or not organization_id_.isprintable()):

@@ -24,10 +24,10 @@ __all__ = [
     "Pricings",
     "SharedRows",
     "Transfer",
+    "check_same",
     "missing_rows",
     "open_transfer",
     "other_cards",
-    "other_record",
 ]
 
 SharedRows = dict[str, list[tuple[object, ...]]]
@@ -38,11 +38,13 @@ Digests, fingerprints, hashes and secrets are bytes, cards JSON, times microseco
 class Moved(msgspec.Struct, gc=False):
     """A record as it was first appended, under its id, and all that became of it since.
 
-    In no Pricing is the card itself: `SharedRows` has each, and the digest names it.
+    In no Pricing is the card itself: `SharedRows` has each, and the digest names it. `erased` says that a
+    user was erased from the record.
     """
 
     usage_id: str
     entry: Entry
+    erased: bool
     revisions: list[Revision]
 
 
@@ -131,12 +133,20 @@ def missing_rows(wanted: SharedRows, there: SharedRows) -> tuple[SharedRows, boo
     return missing, complete
 
 
-def other_record(moved: Moved) -> ConfigurationError:
-    """The error when the target has another record under an id."""
+def check_same(moved: Moved, *, same: bool, erased: bool) -> None:
+    """ConfigurationError unless what the target has under an id is that record: the same as it was sent, or
+    with a user `erased` from it there.
+    """
     organization = moved.entry.record.organization_id
-    return ConfigurationError(
-        f"the target has another record under the id {moved.usage_id} of {organization!r}", parameter="target"
-    )
+    which = f"the record {moved.usage_id} of {organization!r}"
+    if moved.erased and not erased:
+        raise ConfigurationError(
+            f"a user was erased from {which} in the source since it was copied: erase them from the target "
+            "too, with `llm-cost-ops privacy erase`, and copy again",
+            parameter="target",
+        )
+    if not same and not erased:
+        raise ConfigurationError(f"the target has another record in place of {which}", parameter="target")
 
 
 def other_cards() -> ConfigurationError:

@@ -15,6 +15,7 @@ import pytest
 
 from llm_cost_ops import AsyncCostOpsClient, CostOpsClient, CostOpsError
 from tests.faults.lossy import Served
+from tests.nginx import nginx
 
 ANSWERS = 40
 CALL: dict[str, Any] = {"organization_id": "acme", "provider": "openai", "model_id": "gpt-4o"}
@@ -61,6 +62,25 @@ def test_a_flood_of_reset_calls_starves_nobody(server: Served) -> None:
     # The p99 is printed: a machine may be busy, and then the server has grpcio refuse some calls, of anybody.
     assert len(failed) < ANSWERS / 2
     assert median(took) < max(0.3, 20 * median(calm))
+
+
+@pytest.mark.slow
+def test_new_connections_without_end_starve_nobody_behind_a_proxy_that_limits_peers(
+    server: Served, tmp_path: Path
+) -> None:
+    """Without the limits a call takes up to ten seconds, which is not asserted: a machine may be busy."""
+    with nginx(tmp_path, grpc=[f"127.0.0.1:{server.grpc_port}"], limits=True) as urls:
+        port = urls["grpc"].rpartition(":")[2]
+        command = [sys.executable, "-m", "tests.faults.rapid_reset", port, "200"]
+        with subprocess.Popen(command) as flood:
+            try:
+                with CostOpsClient(base_url=urls["grpc"], timeout=60) as client:
+                    for _ in range(100):
+                        client.usage.submit(**CALL, retry=None)
+                assert flood.poll() is None
+            finally:
+                flood.kill()
+    assert "limiting requests" in (tmp_path / "error.log").read_text()
 
 
 async def test_who_cancels_many_calls_keeps_the_connection(server: Served) -> None:

@@ -20,6 +20,7 @@ from llm_cost_ops.ledger.postgres.revise import revise
 from llm_cost_ops.ledger.postgres.rows import Row, row_of, units_of, units_sql
 from llm_cost_ops.ledger.postgres.workers import Connected, Ticket
 from llm_cost_ops.ledger.postgres.writing import write
+from llm_cost_ops.ledger.protocols import Alike
 from llm_cost_ops.ledger.retention import removed_duplicate
 from llm_cost_ops.ledger.types import Appended, Entry, Revision
 from llm_cost_ops.pricing.pricebook import Pricing
@@ -100,7 +101,13 @@ class PostgresBatch:
         """Whether the cards were of another revision, so that nothing was written."""
 
     def add(
-        self, record: UsageRecord, key: str | int, ingested_at: datetime, units: int | None, by: Pricing
+        self,
+        record: UsageRecord,
+        key: str | int,
+        ingested_at: datetime,
+        units: int | None,
+        by: Pricing,
+        _alike: Alike | None = None,
     ) -> str:
         """Take one more entry; see Batch."""
         if ingested_at is not self._taken:

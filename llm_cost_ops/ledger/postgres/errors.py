@@ -62,7 +62,23 @@ _REFUSALS = (
     (("invalid ", "could not translate"), "the URL does not say where {name} is"),
 )
 _READ_ONLY = ("session is read-only", "is not a primary", "hot standby", "cannot execute")
-_FOR_NOW = ("too many clients", "starting up", "shutting down", "recovery", "remaining connection slots")
+# What passes, though it names the database, the role or TLS: no connection is free, the server starts, or was
+# lost while it let us in.
+_FOR_NOW = (
+    "too many clients",
+    "too many connections",
+    "remaining connection slots",
+    "starting up",
+    "shutting down",
+    "recovery",
+    "not yet accepting connections",
+    "not accepting connections",
+    "due to timeout",
+    "SSL SYSCALL",
+    "closed unexpectedly",
+    "unexpected eof",
+    "Connection reset",
+)
 
 
 def is_retryable(error: BaseException) -> bool:

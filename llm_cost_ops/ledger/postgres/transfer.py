@@ -15,7 +15,14 @@ from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.errors import rpc_error
 from llm_cost_ops.ledger.postgres.interning import Ids, intern, organization_ids
 from llm_cost_ops.ledger.postgres.listing import two_numbers
-from llm_cost_ops.ledger.postgres.revise import Counted, NewRevision, add_revisions, after_revision, revise
+from llm_cost_ops.ledger.postgres.revise import (
+    Counted,
+    NewRevision,
+    add_revisions,
+    after_revision,
+    names_of,
+    revise,
+)
 from llm_cost_ops.ledger.postgres.rows import Row, prepare, series_of, text_array, units_sql
 from llm_cost_ops.ledger.postgres.sums import quarter_sql
 from llm_cost_ops.ledger.transfer import (
@@ -23,9 +30,9 @@ from llm_cost_ops.ledger.transfer import (
     Moved,
     Pricings,
     SharedRows,
+    check_same,
     missing_rows,
     other_cards,
-    other_record,
 )
 from llm_cost_ops.ledger.types import Entry, Revision
 from llm_cost_ops.pricing.pricebook import Pricing
@@ -34,6 +41,7 @@ from llm_cost_ops.rpc.status import RpcError, StatusCode
 __all__ = ["PostgresTransfer", "open"]
 
 _PRICING = "s.currency, s.status, p.card_id, p.card_version, p.origin_version, p.fallbacks, p.digest"
+_ERASED = "EXISTS (SELECT 1 FROM llm_cost_ops.erased e WHERE e.org = u.org AND e.id = u.id)"
 # As `committed` reads: what is visible of transactions before the oldest that is under way. The page comes
 # first, since of tables without statistics more would be joined than it has.
 _RECORDS = (
@@ -42,7 +50,7 @@ _RECORDS = (
     "AND u.xid < pg_snapshot_xmin(pg_current_snapshot()) AND u.series > 0 "
     "ORDER BY u.xid, u.seq LIMIT %(limit)s) "
     "SELECT u.xid, u.seq, u.org, u.id::text, u.key, u.ingested, coalesce(f.record, u.record), "
-    f"{units_sql('u.cost')}, {_PRICING} FROM page u "
+    f"{units_sql('u.cost')}, {_ERASED}, {_PRICING} FROM page u "
     "JOIN llm_cost_ops.series s ON s.org = u.org AND s.id = u.series "
     "JOIN llm_cost_ops.pricing p ON p.id = u.pricing "
     "LEFT JOIN llm_cost_ops.first_record f ON f.org = u.org AND f.id = u.id ORDER BY u.xid, u.seq"
@@ -57,7 +65,7 @@ _REVISIONS = (
 )
 _THERE = (
     "SELECT u.org, u.id::text, u.key, coalesce(f.record, u.record), (SELECT coalesce(max(v.number), 1) "
-    f"FROM llm_cost_ops.revision v WHERE v.org = u.org AND v.id = u.id) FROM {_WANTED} "
+    f"FROM llm_cost_ops.revision v WHERE v.org = u.org AND v.id = u.id), {_ERASED} FROM {_WANTED} "
     "JOIN llm_cost_ops.usage u ON u.org = n.org AND u.id = n.id "
     "LEFT JOIN llm_cost_ops.first_record f ON f.org = u.org AND f.id = u.id"
 )
@@ -98,6 +106,8 @@ _INSERT = f"""
     )
     SELECT org, id::text FROM new
 """
+
+_ADD_ERASED = f"INSERT INTO llm_cost_ops.erased (org, id) SELECT n.org, n.id FROM {_WANTED}"
 
 _SHARED = {
     "kept_card": "SELECT digest, card FROM llm_cost_ops.kept_card ORDER BY digest",
@@ -206,14 +216,13 @@ class PostgresTransfer:
         with _translated(), session.snapshot():
             orgs = organization_ids(session, ())
             rows = session.rows(_RECORDS, orgs=orgs, xid=xid, seq=seq, limit=limit)
-            names = {"orgs": [row[2] for row in rows], "ids": [row[3] for row in rows]}
-            revisions = session.rows(_REVISIONS, **names) if rows else []
+            revisions = session.rows(_REVISIONS, **names_of([row[2:4] for row in rows]))
         found: dict[tuple[int, str], Moved] = {}
-        for _, _, org, made, key, ingested, data, units, *priced in rows:
+        for _, _, org, made, key, ingested, data, units, erased, *priced in rows:
             entry = Entry(
                 decode_usage(data), key or "", from_micros(ingested), units, self._pricings.of(*priced)
             )
-            found[org, made] = Moved(made, entry, [])
+            found[org, made] = Moved(made, entry, erased, [])
         for org, made, number, kind, reason, actor, at, data, units, *priced in revisions:
             moved = found[org, made]
             revision = Revision(
@@ -242,6 +251,8 @@ class PostgresTransfer:
             seqs = session.numbers(len(rows))
             with session.transaction():
                 created = self._insert(placed, seqs)
+                erased = [each.name for each in placed if each.moved.erased and each.name in created]
+                session.run(_ADD_ERASED, **names_of(erased))
                 later = self._find_later([each for each in placed if each.name not in created])
                 revised = sum(revise(session, revision) for revision in later)
                 revised += self._revise([each for each in placed if each.name in created])
@@ -261,13 +272,12 @@ class PostgresTransfer:
         """The revisions that records which were there already do not have."""
         if not placed:
             return []
-        names = {"orgs": [each.ids[0] for each in placed], "ids": [each.moved.usage_id for each in placed]}
-        there = {(org, made): found for org, made, *found in self._session.rows(_THERE, **names)}
+        rows = self._session.rows(_THERE, **names_of([each.name for each in placed]))
+        there = {(org, made): found for org, made, *found in rows}
         later: list[Revision] = []
         for each in placed:
-            key, record, number = there[each.name]
-            if (key, record) != (each.row.key, each.row.record):
-                raise other_record(each.moved)
+            key, record, number, erased = there[each.name]
+            check_same(each.moved, same=(key, record) == (each.row.key, each.row.record), erased=erased)
             later += each.moved.revisions[number - 1 :]
         return later
 

@@ -297,7 +297,7 @@ def fold_added(cursor: sqlite3.Cursor, first: int, last: int, added: Iterable[Ad
             totals = sums.get(place)
             sums[place] = list(amounts) if totals is None else [*map(operator.add, totals, amounts)]
     add(cursor, sums)
-    cursor.execute("UPDATE rollup_watermark SET seq = ?", (last,))
+    cursor.execute("UPDATE rollup_watermark SET seq = max(seq, ?)", (last,))
 
 
 def add(cursor: sqlite3.Cursor, sums: dict[Place, list[int]]) -> None:

@@ -23,9 +23,9 @@ from llm_cost_ops.ledger.transfer import (
     Moved,
     Pricings,
     SharedRows,
+    check_same,
     missing_rows,
     other_cards,
-    other_record,
 )
 from llm_cost_ops.ledger.types import Entry, Revision
 
@@ -36,6 +36,7 @@ _BUSY_MILLISECONDS = 30_000
 _PRICING = "s.currency, s.status, p.card_id, p.card_version, p.origin_version, p.fallbacks, p.digest"
 _RECORDS = (
     "SELECT u.seq, u.id, u.key, u.ingested, ifnull(f.record, u.record), u.cost_micros, u.cost_picos, "
+    "EXISTS (SELECT 1 FROM erased e WHERE e.usage = u.seq), "
     f"{_PRICING} FROM usage u JOIN series s ON s.id = u.series JOIN pricing p ON p.id = u.pricing "
     "LEFT JOIN first_record f ON f.usage = u.seq WHERE u.seq > ? ORDER BY u.seq LIMIT ?"
 )
@@ -46,7 +47,8 @@ _REVISIONS = (
 )
 _THERE = (
     "SELECT u.key, ifnull(f.record, u.record), "
-    "(SELECT ifnull(max(v.number), 1) FROM revision v WHERE v.usage = u.seq) FROM usage u "
+    "(SELECT ifnull(max(v.number), 1) FROM revision v WHERE v.usage = u.seq), "
+    "EXISTS (SELECT 1 FROM erased e WHERE e.usage = u.seq) FROM usage u "
     "LEFT JOIN first_record f ON f.usage = u.seq WHERE u.org = ? AND u.id = ?"
 )
 _INSERT = f"INSERT INTO usage VALUES ({', '.join('?' * 18)})"
@@ -131,10 +133,10 @@ class SqliteTransfer:
             last = rows[-1][0]
             revisions = cursor.execute(_REVISIONS, (first, last)).fetchall()
         found: dict[int, Moved] = {}
-        for seq, made, key, ingested, data, micros, picos, *priced in rows:
+        for seq, made, key, ingested, data, micros, picos, erased, *priced in rows:
             by, text = self._pricings.of(*priced), "" if key is None else as_text(key)
             entry = Entry(decode_usage(data), text, from_micros(ingested), units_of(micros, picos), by)
-            found[seq] = Moved(as_text(made), entry, [])
+            found[seq] = Moved(as_text(made), entry, bool(erased), [])
         for seq, number, kind, reason, actor, at, data, micros, picos, *priced in revisions:
             moved = found[seq]
             revision = Revision(
@@ -165,8 +167,11 @@ class SqliteTransfer:
                     if there is None:
                         seq += 1
                         cursor.execute(_INSERT, (seq, org, series, pricing, *values))
-                    elif (there[0], bytes(there[1])) != (values[1], values[-1]):
-                        raise other_record(each)
+                        if each.erased:
+                            cursor.execute("INSERT INTO erased VALUES (?)", (seq,))
+                    else:
+                        same = (there[0], bytes(there[1])) == (values[1], values[-1])
+                        check_same(each, same=same, erased=bool(there[3]))
                     later += each.revisions[(there[2] if there else 1) - 1 :]
                 fold(cursor)
                 revised = sum(revise(cursor, self._interner.ids, revision) for revision in later)

@@ -239,7 +239,7 @@ def test_what_a_target_has_of_its_own_is_left_alone(
     with Sync(ledger=open_ledger(source)) as ledger:
         ledger.append([entry(idempotency_key="k", input_tokens=2), entry(idempotency_key="l")])
     assert main(["db", "copy", source, target]) == 2
-    assert "another record under the id" in capsys.readouterr().err
+    assert "another record in place of" in capsys.readouterr().err
     for url, price in ((source, "2"), (target, "3")):
         with Sync(ledger=open_ledger(url)) as ledger:
             ledger.add_card(card(price), "", b"1" * 16)
@@ -247,6 +247,32 @@ def test_what_a_target_has_of_its_own_is_left_alone(
     assert "price cards of its own" in capsys.readouterr().err
     with Sync(ledger=open_ledger(target)) as ledger:
         assert ledger.count(Filter()) == 3
+    check(target)
+
+
+def test_a_user_who_was_erased_does_not_come_back(
+    both: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = both
+    sent = entry(idempotency_key="k", user_id="jo", tags=["jo", "x"])
+    with Sync(ledger=open_ledger(source)) as ledger:
+        ledger.append([sent, entry(1, idempotency_key="l", user_id="al")])
+        ledger.append([entry(2, idempotency_key="m", user_id="jo")])
+    assert main(["privacy", "erase", "--user", "jo", "--organization", "acme", "--yes", "--db", source]) == 0
+    assert main(["db", "copy", source, target]) == 0
+    with Sync(ledger=open_ledger(source)) as one, Sync(ledger=open_ledger(target)) as other:
+        assert facts(other) == facts(one)
+        assert "jo" not in repr(facts(other))
+        # As in the source: what is sent again is known, and says nothing of them.
+        assert other.append([sent])[0].status == "duplicate"
+    check(target)
+    # Erased from the source only, after a copy: it is said, and followed once they are erased from both.
+    assert main(["privacy", "erase", "--user", "al", "--organization", "acme", "--yes", "--db", source]) == 0
+    capsys.readouterr()
+    assert main(["db", "copy", source, target]) == 2
+    assert "a user was erased" in capsys.readouterr().err
+    assert main(["privacy", "erase", "--user", "al", "--organization", "acme", "--yes", "--db", target]) == 0
+    assert main(["db", "copy", source, target]) == 0
     check(target)
 
 
@@ -274,9 +300,10 @@ NOT_COPIED = {
     "day_group": "sums",
     "day_state": "sums",
     "day_sum": "sums",
+    "day_forgotten": "sums",
     "consumer": "positions in this database",
 }
-OF_RECORDS = {"organization", "series", "pricing", "usage", "first_record", "revision"}
+OF_RECORDS = {"organization", "series", "pricing", "usage", "first_record", "erased", "revision"}
 
 
 @pytest.mark.parametrize("backend", ["sqlite", "postgres"])

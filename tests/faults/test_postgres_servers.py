@@ -1,11 +1,11 @@
-"""Servers over one database behind nginx, which sends each call to the next of them."""
+"""Servers over one database: behind nginx, which takes each in its turn, or all named in the client's URL."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,26 +19,33 @@ MANY = {"organization_id": "many", **USAGE}
 
 
 class Site:
-    """Three servers, the nginx in front of them, and their database."""
+    """Three servers, the URLs that lead to all of them, and their database."""
 
-    def __init__(self, db: str, running: list[Server], urls: dict[str, str]) -> None:
+    def __init__(self, db: str, running: list[Server], urls: list[str]) -> None:
         self.db = db
         self.running = running
         self.urls = urls
 
 
-@pytest.fixture
-def site(postgres_url: str, tmp_path: Path) -> Iterator[Site]:
-    with servers(postgres_url) as running:
+@pytest.fixture(scope="module", params=["nginx", "list"])
+def site(
+    request: pytest.FixtureRequest, postgres: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Site]:
+    url = postgres.new_database()
+    with servers(url) as running:
         http = [server.url.partition("://")[2] for server in running]
         grpc = [server.grpc.partition("://")[2] for server in running]
-        with nginx(tmp_path, http=http, grpc=grpc) as urls:
-            yield Site(postgres_url, running, urls)
+        if request.param == "list":
+            yield Site(url, running, [f"http://{','.join(http)}", f"grpc://{','.join(grpc)}"])
+        else:
+            with nginx(tmp_path_factory.mktemp("nginx"), http=http, grpc=grpc) as urls:
+                yield Site(url, running, [*urls.values()])
+    postgres.drop(url)
 
 
 def test_a_key_counts_once_and_all_answer_the_same(site: Site) -> None:
     with ExitStack() as stack:
-        clients = [stack.enter_context(CostOpsClient(base_url=url)) for url in site.urls.values()]
+        clients = [stack.enter_context(CostOpsClient(base_url=url)) for url in site.urls]
         with ThreadPoolExecutor(32) as pool:
             for round_ in range(4):
                 ids = set(pool.map(lambda n, r=round_: submit(clients[n % 2], f"k{r}"), range(32)))
@@ -63,7 +70,8 @@ def listed(client: CostOpsClient) -> list[str]:
 
 
 def test_any_server_may_be_killed_under_load(site: Site) -> None:
-    with Load([*site.urls.values()], timeout=60.0) as load:
+    """The last of this module: one server is left."""
+    with Load(site.urls, timeout=60.0) as load:
         for server in site.running[:2]:
             load.wait_for(100)
             server.kill()
