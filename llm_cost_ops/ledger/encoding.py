@@ -23,6 +23,7 @@ from llm_cost_ops.rpc.ids import uuid7
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, invalid_arguments
 from llm_cost_ops.rules.limits import MAX_COUNT, MAX_RECORD_COST
 from llm_cost_ops.wire.decimals import WireDecimal
+from llm_cost_ops.wire.json import decoder_of
 from llm_cost_ops.wire.unknown import Unknown
 
 __all__ = [
@@ -161,7 +162,7 @@ def _read(kind: Any, value: Any) -> object:
 
 def struct_decoder(kind: type[object]) -> msgspec.json.Decoder[Any]:
     """Reads structs of a type from what `encode_struct` made of them."""
-    return msgspec.json.Decoder(kind, dec_hook=_read)
+    return decoder_of(kind, _read)
 
 
 # Maps are sorted, so that their order makes no other content.
