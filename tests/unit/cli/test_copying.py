@@ -302,6 +302,8 @@ NOT_COPIED = {
     "day_sum": "sums",
     "day_forgotten": "sums",
     "consumer": "positions in this database",
+    "retention": "a setting; a ledger of which records were removed is not copied",
+    "removed_sum": "sums of records that were removed",
 }
 OF_RECORDS = {"organization", "series", "pricing", "usage", "first_record", "erased", "revision"}
 
