@@ -7,7 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from httpx._config import DEFAULT_TIMEOUT_CONFIG
 from hypothesis import settings
+
+from tests.waiting import MAX_WAIT
+
+# httpx gives an answer five seconds, unless a test says otherwise: a slow machine needs more.
+for _part in ("connect", "read", "write", "pool"):
+    setattr(DEFAULT_TIMEOUT_CONFIG, _part, MAX_WAIT)
 
 __all__ = ["no_settings_from_the_environment", "postgres", "postgres_15", "postgres_url"]
 

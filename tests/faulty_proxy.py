@@ -9,6 +9,8 @@ import threading
 from collections.abc import Iterable
 from typing import Self
 
+from tests.waiting import MAX_WAIT
+
 __all__ = ["FaultyProxy"]
 
 UNAVAILABLE = (
@@ -71,7 +73,7 @@ class FaultyProxy:
         backwards = threading.Thread(target=self._carry, args=(far, near, back), daemon=True)
         backwards.start()
         self._carry(near, far, there)
-        backwards.join(20)
+        backwards.join(MAX_WAIT)
         near.close()
         far.close()
 

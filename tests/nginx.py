@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import MAX_WAIT
+
 __all__ = ["nginx", "unused_port"]
 
 _CONFIG = """
@@ -35,8 +37,14 @@ _HTTP = """
 """
 _GRPC = """
     upstream grpc_costs {{ {upstreams} keepalive 32; }}
-    server {{ listen 127.0.0.1:{port} http2; location / {{ grpc_pass grpc://grpc_costs; }} }}
+    server {{ listen 127.0.0.1:{port} http2; {limits} location / {{ grpc_pass grpc://grpc_costs; }} }}
 """
+# docs/reliability.md shows them.
+_LIMIT_ZONES = """
+    limit_conn_zone $binary_remote_addr zone=connections:1m;
+    limit_req_zone $binary_remote_addr zone=requests:1m rate=500r/s;
+"""
+_LIMITS = "limit_conn connections 20; limit_req zone=requests burst=1000 nodelay;"
 
 
 def unused_port() -> int:
@@ -46,20 +54,23 @@ def unused_port() -> int:
 
 
 @contextmanager
-def nginx(folder: Path, *, http: Sequence[str] = (), grpc: Sequence[str] = ()) -> Iterator[dict[str, str]]:
+def nginx(
+    folder: Path, *, http: Sequence[str] = (), grpc: Sequence[str] = (), limits: bool = False
+) -> Iterator[dict[str, str]]:
     """An nginx that sends each call to the next of these addresses; its own URLs by scheme.
 
+    With `limits` each peer has so many connections, and requests a second, over gRPC.
     A test that asks for it skips where nginx is not installed.
     """
     program = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
     if program is None:
         pytest.skip("nginx is not installed (Debian: apt install nginx-light)")
-    urls, servers = {}, ""
+    urls, servers = {}, _LIMIT_ZONES if limits else ""
     for scheme, form, addresses in (("http", _HTTP, http), ("grpc", _GRPC, grpc)):
         if addresses:
             port = unused_port()
             upstreams = " ".join(f"server {address};" for address in addresses)
-            servers += form.format(upstreams=upstreams, port=port)
+            servers += form.format(upstreams=upstreams, port=port, limits=_LIMITS if limits else "")
             urls[scheme] = f"{scheme}://127.0.0.1:{port}"
     (folder / "nginx.conf").write_text(_CONFIG.format(folder=folder, servers=servers))
     process = subprocess.Popen([program, "-p", str(folder), "-c", str(folder / "nginx.conf")])
@@ -69,7 +80,7 @@ def nginx(folder: Path, *, http: Sequence[str] = (), grpc: Sequence[str] = ()) -
         yield urls
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(MAX_WAIT)
 
 
 def _wait_for(process: subprocess.Popen[bytes], port: int) -> None:

@@ -23,6 +23,8 @@ from typing import Any, Self
 
 import psycopg
 
+from tests.waiting import MAX_WAIT
+
 __all__ = [
     "FAST",
     "INITDB",
@@ -149,7 +151,7 @@ class PostgresServer:
                 user=system_user(),
                 preexec_fn=end_with_parent,  # noqa: PLW1509 - it takes no lock
             )
-        until = time.monotonic() + 60
+        until = time.monotonic() + MAX_WAIT
         while True:
             with suppress(psycopg.OperationalError):
                 psycopg.connect(self.url("postgres")).close()
@@ -168,7 +170,7 @@ class PostgresServer:
                     with suppress(ProcessLookupError):
                         os.kill(child, signal.SIGKILL)
             process.send_signal(how)
-            process.wait(30)
+            process.wait(MAX_WAIT)
 
     def pause(self, *, resume: bool = False) -> None:
         """Stop every process of the server in its tracks, or have them go on."""

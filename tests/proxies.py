@@ -16,6 +16,7 @@ from typing import Any
 from llm_cost_ops import CostOpsClient
 from llm_cost_ops.proxy import asgi_app
 from llm_cost_ops.server.app import HttpServer
+from tests.waiting import MAX_WAIT
 
 ANSWER = {
     "id": "chatcmpl-1",
@@ -53,10 +54,10 @@ def running_proxy(upstreams: dict[str, str], client: CostOpsClient, **settings: 
     thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
     thread.start()
     try:
-        yield started.result(10)
+        yield started.result(MAX_WAIT)
     finally:
         stop[0]()
-        thread.join(10)
+        thread.join(MAX_WAIT)
         assert not thread.is_alive()
 
 
@@ -159,7 +160,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
         self.wfile.flush()
 
-    def wait_until_closed(self, seconds: float = 10) -> None:
+    def wait_until_closed(self, seconds: float = MAX_WAIT) -> None:
         """Wait until the other side has closed the connection."""
         self.connection.settimeout(seconds)
         with contextlib.suppress(ConnectionError):

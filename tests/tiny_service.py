@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -102,8 +103,7 @@ def codec(kind: type[Any]) -> MessageCodec[Any]:
         f"tiny.v1.{kind.__name__}",
         encode=msgspec.json.encode,
         decode=decode,
-        encode_json=msgspec.json.encode,
-        decode_json=decode,
+        json=SimpleNamespace(encode=msgspec.json.encode, decode=decode),
         validate=lambda message, path, violations: None,
     )
 

@@ -10,6 +10,8 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
+from tests.waiting import MAX_WAIT
+
 Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
 
 
@@ -65,7 +67,7 @@ class Tunnels:
         self, serve: Callable[[Reader, Writer], Awaitable[None]], context: ssl.SSLContext | None
     ) -> int:
         starting = asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
-        server = asyncio.run_coroutine_threadsafe(starting, self._loop).result(10)
+        server = asyncio.run_coroutine_threadsafe(starting, self._loop).result(MAX_WAIT)
         self._servers.append(server)
         return int(server.sockets[0].getsockname()[1])
 
@@ -88,9 +90,9 @@ class Tunnels:
                 task.cancel()
             await asyncio.sleep(0.05)
 
-        asyncio.run_coroutine_threadsafe(end(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(end(), self._loop).result(MAX_WAIT)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(MAX_WAIT)
         self._loop.close()
 
 

@@ -23,29 +23,15 @@ from llm_cost_ops._gen.messages import (
     VoidUsageRequest, VoidUsageResponse,
 )
 from llm_cost_ops._gen.validators import (
-    validate_analytics, validate_analytics_summary, validate_audit_event, validate_batch_receipt,
-    validate_batch_submit_usage_request, validate_batch_submit_usage_response, validate_component_health,
-    validate_correct_usage_request, validate_correct_usage_response, validate_cost_group, validate_cost_line,
-    validate_cost_record, validate_cost_summary, validate_cost_verification, validate_create_price_request,
-    validate_create_price_response, validate_currency_total, validate_erase_user_request,
-    validate_erase_user_response, validate_erasure, validate_estimate_cost_request,
-    validate_estimate_cost_response, validate_export_usage_request, validate_export_usage_response,
-    validate_field_violation, validate_filter, validate_get_analytics_request,
-    validate_get_analytics_response, validate_get_cost_request, validate_get_cost_response,
-    validate_get_cost_summary_request, validate_get_cost_summary_response, validate_get_health_request,
-    validate_get_health_response, validate_get_price_request, validate_get_price_response,
-    validate_get_readiness_request, validate_get_readiness_response, validate_group_key,
-    validate_list_audit_events_request, validate_list_audit_events_response, validate_list_prices_request,
-    validate_list_prices_response, validate_list_usage_request, validate_list_usage_response,
-    validate_list_usage_revisions_request, validate_list_usage_revisions_response, validate_metric_values,
-    validate_modality_tokens, validate_pagination, validate_price_multiplier, validate_price_tier,
-    validate_rate, validate_rate_card, validate_record_error, validate_reprice_difference,
-    validate_reprice_report, validate_reprice_usage_request, validate_reprice_usage_response,
-    validate_response_meta, validate_stream_problem, validate_stream_usage_request,
-    validate_stream_usage_response, validate_submit_result, validate_submit_usage_request,
-    validate_submit_usage_response, validate_time_series_point, validate_time_window, validate_usage_receipt,
-    validate_usage_record, validate_usage_revision, validate_usage_revisions, validate_verify_cost_request,
-    validate_verify_cost_response, validate_void_usage_request, validate_void_usage_response,
+    validate_batch_submit_usage_request, validate_correct_usage_request, validate_create_price_request,
+    validate_erase_user_request, validate_estimate_cost_request, validate_export_usage_request,
+    validate_filter, validate_get_analytics_request, validate_get_cost_request,
+    validate_get_cost_summary_request, validate_get_health_request, validate_get_price_request,
+    validate_get_readiness_request, validate_list_audit_events_request, validate_list_prices_request,
+    validate_list_usage_request, validate_list_usage_revisions_request, validate_modality_tokens,
+    validate_price_multiplier, validate_price_tier, validate_rate, validate_reprice_usage_request,
+    validate_stream_usage_request, validate_submit_usage_request, validate_time_window, validate_usage_record,
+    validate_verify_cost_request, validate_void_usage_request,
 )
 from llm_cost_ops.rpc.method import MessageCodec
 from llm_cost_ops.wire.json import JsonCodec
@@ -296,698 +282,318 @@ def _settled_list_usage_revisions_response(m: ListUsageRevisionsResponse) -> boo
     return True
 
 
-_json_get_analytics_request = JsonCodec(GetAnalyticsRequest)
-_json_metric_values = JsonCodec(MetricValues)
-_json_time_series_point = JsonCodec(TimeSeriesPoint, settled=_settled_time_series_point)
-_json_analytics_summary = JsonCodec(AnalyticsSummary)
-_json_analytics = JsonCodec(Analytics, settled=_settled_analytics)
-_json_get_analytics_response = JsonCodec(GetAnalyticsResponse, settled=_settled_get_analytics_response)
-_json_audit_event = JsonCodec(AuditEvent, settled=_settled_audit_event)
-_json_list_audit_events_request = JsonCodec(ListAuditEventsRequest)
-_json_list_audit_events_response = JsonCodec(
-    ListAuditEventsResponse, settled=_settled_list_audit_events_response
-)
-_json_cost_line = JsonCodec(CostLine)
-_json_cost_record = JsonCodec(CostRecord, settled=_settled_cost_record)
-_json_group_key = JsonCodec(GroupKey)
-_json_get_cost_summary_request = JsonCodec(GetCostSummaryRequest)
-_json_cost_group = JsonCodec(CostGroup)
-_json_currency_total = JsonCodec(CurrencyTotal)
-_json_cost_summary = JsonCodec(CostSummary, settled=_settled_cost_summary)
-_json_get_cost_summary_response = JsonCodec(
-    GetCostSummaryResponse, settled=_settled_get_cost_summary_response
-)
-_json_get_cost_request = JsonCodec(GetCostRequest)
-_json_get_cost_response = JsonCodec(GetCostResponse, settled=_settled_get_cost_response)
-_json_verify_cost_request = JsonCodec(VerifyCostRequest)
-_json_cost_verification = JsonCodec(CostVerification, settled=_settled_cost_verification)
-_json_verify_cost_response = JsonCodec(VerifyCostResponse, settled=_settled_verify_cost_response)
-_json_estimate_cost_request = JsonCodec(EstimateCostRequest, settled=_settled_estimate_cost_request)
-_json_estimate_cost_response = JsonCodec(EstimateCostResponse, settled=_settled_estimate_cost_response)
-_json_reprice_usage_request = JsonCodec(RepriceUsageRequest)
-_json_reprice_difference = JsonCodec(RepriceDifference)
-_json_reprice_report = JsonCodec(RepriceReport)
-_json_reprice_usage_response = JsonCodec(RepriceUsageResponse)
-_json_filter = JsonCodec(Filter)
-_json_component_health = JsonCodec(ComponentHealth)
-_json_get_health_request = JsonCodec(GetHealthRequest)
-_json_get_health_response = JsonCodec(GetHealthResponse)
-_json_get_readiness_request = JsonCodec(GetReadinessRequest)
-_json_get_readiness_response = JsonCodec(GetReadinessResponse)
-_json_pagination = JsonCodec(Pagination)
-_json_response_meta = JsonCodec(ResponseMeta)
-_json_field_violation = JsonCodec(FieldViolation)
-_json_price_tier = JsonCodec(PriceTier)
-_json_rate = JsonCodec(Rate)
-_json_time_window = JsonCodec(TimeWindow)
-_json_price_multiplier = JsonCodec(PriceMultiplier)
-_json_rate_card = JsonCodec(RateCard, settled=_settled_rate_card)
-_json_create_price_request = JsonCodec(CreatePriceRequest)
-_json_create_price_response = JsonCodec(CreatePriceResponse, settled=_settled_create_price_response)
-_json_get_price_request = JsonCodec(GetPriceRequest)
-_json_get_price_response = JsonCodec(GetPriceResponse, settled=_settled_get_price_response)
-_json_list_prices_request = JsonCodec(ListPricesRequest)
-_json_list_prices_response = JsonCodec(ListPricesResponse, settled=_settled_list_prices_response)
-_json_erase_user_request = JsonCodec(EraseUserRequest)
-_json_erasure = JsonCodec(Erasure)
-_json_erase_user_response = JsonCodec(EraseUserResponse)
-_json_modality_tokens = JsonCodec(ModalityTokens)
-_json_usage_record = JsonCodec(UsageRecord, settled=_settled_usage_record)
-_json_submit_usage_request = JsonCodec(SubmitUsageRequest, settled=_settled_submit_usage_request)
-_json_usage_receipt = JsonCodec(UsageReceipt, settled=_settled_usage_receipt)
-_json_submit_usage_response = JsonCodec(SubmitUsageResponse, settled=_settled_submit_usage_response)
-_json_batch_submit_usage_request = JsonCodec(
-    BatchSubmitUsageRequest, settled=_settled_batch_submit_usage_request, itemized=("records",)
-)
-_json_record_error = JsonCodec(RecordError)
-_json_submit_result = JsonCodec(SubmitResult, settled=_settled_submit_result)
-_json_batch_receipt = JsonCodec(BatchReceipt, settled=_settled_batch_receipt)
-_json_batch_submit_usage_response = JsonCodec(
-    BatchSubmitUsageResponse, settled=_settled_batch_submit_usage_response
-)
-_json_list_usage_request = JsonCodec(ListUsageRequest)
-_json_list_usage_response = JsonCodec(ListUsageResponse, settled=_settled_list_usage_response)
-_json_stream_usage_request = JsonCodec(StreamUsageRequest, settled=_settled_stream_usage_request)
-_json_stream_problem = JsonCodec(StreamProblem)
-_json_stream_usage_response = JsonCodec(StreamUsageResponse)
-_json_export_usage_request = JsonCodec(ExportUsageRequest)
-_json_export_usage_response = JsonCodec(ExportUsageResponse, settled=_settled_export_usage_response)
-_json_usage_revision = JsonCodec(UsageRevision, settled=_settled_usage_revision)
-_json_void_usage_request = JsonCodec(VoidUsageRequest)
-_json_void_usage_response = JsonCodec(VoidUsageResponse, settled=_settled_void_usage_response)
-_json_correct_usage_request = JsonCodec(CorrectUsageRequest)
-_json_correct_usage_response = JsonCodec(CorrectUsageResponse, settled=_settled_correct_usage_response)
-_json_list_usage_revisions_request = JsonCodec(ListUsageRevisionsRequest)
-_json_usage_revisions = JsonCodec(UsageRevisions, settled=_settled_usage_revisions)
-_json_list_usage_revisions_response = JsonCodec(
-    ListUsageRevisionsResponse, settled=_settled_list_usage_revisions_response
-)
+_PROTOBUF = "llm_cost_ops._gen.protobuf"
 
 GET_ANALYTICS_REQUEST = MessageCodec(
-    GetAnalyticsRequest,
-    "llm_cost_ops.v1.GetAnalyticsRequest",
-    protobuf="llm_cost_ops._gen.protobuf:get_analytics_request",
-    encode_json=_json_get_analytics_request.encode,
-    decode_json=_json_get_analytics_request.decode,
-    validate=validate_get_analytics_request,
+    GetAnalyticsRequest, "llm_cost_ops.v1.GetAnalyticsRequest", protobuf=f"{_PROTOBUF}:get_analytics_request",
+    json=JsonCodec(GetAnalyticsRequest), validate=validate_get_analytics_request,
 )
 METRIC_VALUES = MessageCodec(
-    MetricValues,
-    "llm_cost_ops.v1.MetricValues",
-    protobuf="llm_cost_ops._gen.protobuf:metric_values",
-    encode_json=_json_metric_values.encode,
-    decode_json=_json_metric_values.decode,
-    validate=validate_metric_values,
+    MetricValues, "llm_cost_ops.v1.MetricValues", protobuf=f"{_PROTOBUF}:metric_values",
+    json=JsonCodec(MetricValues),
 )
 TIME_SERIES_POINT = MessageCodec(
-    TimeSeriesPoint,
-    "llm_cost_ops.v1.TimeSeriesPoint",
-    protobuf="llm_cost_ops._gen.protobuf:time_series_point",
-    encode_json=_json_time_series_point.encode,
-    decode_json=_json_time_series_point.decode,
-    validate=validate_time_series_point,
+    TimeSeriesPoint, "llm_cost_ops.v1.TimeSeriesPoint", protobuf=f"{_PROTOBUF}:time_series_point",
+    json=JsonCodec(TimeSeriesPoint, settled=_settled_time_series_point),
 )
 ANALYTICS_SUMMARY = MessageCodec(
-    AnalyticsSummary,
-    "llm_cost_ops.v1.AnalyticsSummary",
-    protobuf="llm_cost_ops._gen.protobuf:analytics_summary",
-    encode_json=_json_analytics_summary.encode,
-    decode_json=_json_analytics_summary.decode,
-    validate=validate_analytics_summary,
+    AnalyticsSummary, "llm_cost_ops.v1.AnalyticsSummary", protobuf=f"{_PROTOBUF}:analytics_summary",
+    json=JsonCodec(AnalyticsSummary),
 )
 ANALYTICS = MessageCodec(
-    Analytics,
-    "llm_cost_ops.v1.Analytics",
-    protobuf="llm_cost_ops._gen.protobuf:analytics",
-    encode_json=_json_analytics.encode,
-    decode_json=_json_analytics.decode,
-    validate=validate_analytics,
+    Analytics, "llm_cost_ops.v1.Analytics", protobuf=f"{_PROTOBUF}:analytics", json=JsonCodec(Analytics,
+    settled=_settled_analytics),
 )
 GET_ANALYTICS_RESPONSE = MessageCodec(
-    GetAnalyticsResponse,
-    "llm_cost_ops.v1.GetAnalyticsResponse",
-    protobuf="llm_cost_ops._gen.protobuf:get_analytics_response",
-    encode_json=_json_get_analytics_response.encode,
-    decode_json=_json_get_analytics_response.decode,
-    validate=validate_get_analytics_response,
+    GetAnalyticsResponse, "llm_cost_ops.v1.GetAnalyticsResponse",
+    protobuf=f"{_PROTOBUF}:get_analytics_response", json=JsonCodec(GetAnalyticsResponse,
+    settled=_settled_get_analytics_response),
 )
 AUDIT_EVENT = MessageCodec(
-    AuditEvent,
-    "llm_cost_ops.v1.AuditEvent",
-    protobuf="llm_cost_ops._gen.protobuf:audit_event",
-    encode_json=_json_audit_event.encode,
-    decode_json=_json_audit_event.decode,
-    validate=validate_audit_event,
+    AuditEvent, "llm_cost_ops.v1.AuditEvent", protobuf=f"{_PROTOBUF}:audit_event", json=JsonCodec(AuditEvent,
+    settled=_settled_audit_event),
 )
 LIST_AUDIT_EVENTS_REQUEST = MessageCodec(
-    ListAuditEventsRequest,
-    "llm_cost_ops.v1.ListAuditEventsRequest",
-    protobuf="llm_cost_ops._gen.protobuf:list_audit_events_request",
-    encode_json=_json_list_audit_events_request.encode,
-    decode_json=_json_list_audit_events_request.decode,
+    ListAuditEventsRequest, "llm_cost_ops.v1.ListAuditEventsRequest",
+    protobuf=f"{_PROTOBUF}:list_audit_events_request", json=JsonCodec(ListAuditEventsRequest),
     validate=validate_list_audit_events_request,
 )
 LIST_AUDIT_EVENTS_RESPONSE = MessageCodec(
-    ListAuditEventsResponse,
-    "llm_cost_ops.v1.ListAuditEventsResponse",
-    protobuf="llm_cost_ops._gen.protobuf:list_audit_events_response",
-    encode_json=_json_list_audit_events_response.encode,
-    decode_json=_json_list_audit_events_response.decode,
-    validate=validate_list_audit_events_response,
+    ListAuditEventsResponse, "llm_cost_ops.v1.ListAuditEventsResponse",
+    protobuf=f"{_PROTOBUF}:list_audit_events_response", json=JsonCodec(ListAuditEventsResponse,
+    settled=_settled_list_audit_events_response),
 )
 COST_LINE = MessageCodec(
-    CostLine,
-    "llm_cost_ops.v1.CostLine",
-    protobuf="llm_cost_ops._gen.protobuf:cost_line",
-    encode_json=_json_cost_line.encode,
-    decode_json=_json_cost_line.decode,
-    validate=validate_cost_line,
+    CostLine, "llm_cost_ops.v1.CostLine", protobuf=f"{_PROTOBUF}:cost_line", json=JsonCodec(CostLine)
 )
 COST_RECORD = MessageCodec(
-    CostRecord,
-    "llm_cost_ops.v1.CostRecord",
-    protobuf="llm_cost_ops._gen.protobuf:cost_record",
-    encode_json=_json_cost_record.encode,
-    decode_json=_json_cost_record.decode,
-    validate=validate_cost_record,
+    CostRecord, "llm_cost_ops.v1.CostRecord", protobuf=f"{_PROTOBUF}:cost_record", json=JsonCodec(CostRecord,
+    settled=_settled_cost_record),
 )
 GROUP_KEY = MessageCodec(
-    GroupKey,
-    "llm_cost_ops.v1.GroupKey",
-    protobuf="llm_cost_ops._gen.protobuf:group_key",
-    encode_json=_json_group_key.encode,
-    decode_json=_json_group_key.decode,
-    validate=validate_group_key,
+    GroupKey, "llm_cost_ops.v1.GroupKey", protobuf=f"{_PROTOBUF}:group_key", json=JsonCodec(GroupKey)
 )
 GET_COST_SUMMARY_REQUEST = MessageCodec(
-    GetCostSummaryRequest,
-    "llm_cost_ops.v1.GetCostSummaryRequest",
-    protobuf="llm_cost_ops._gen.protobuf:get_cost_summary_request",
-    encode_json=_json_get_cost_summary_request.encode,
-    decode_json=_json_get_cost_summary_request.decode,
+    GetCostSummaryRequest, "llm_cost_ops.v1.GetCostSummaryRequest",
+    protobuf=f"{_PROTOBUF}:get_cost_summary_request", json=JsonCodec(GetCostSummaryRequest),
     validate=validate_get_cost_summary_request,
 )
 COST_GROUP = MessageCodec(
-    CostGroup,
-    "llm_cost_ops.v1.CostGroup",
-    protobuf="llm_cost_ops._gen.protobuf:cost_group",
-    encode_json=_json_cost_group.encode,
-    decode_json=_json_cost_group.decode,
-    validate=validate_cost_group,
+    CostGroup, "llm_cost_ops.v1.CostGroup", protobuf=f"{_PROTOBUF}:cost_group", json=JsonCodec(CostGroup)
 )
 CURRENCY_TOTAL = MessageCodec(
-    CurrencyTotal,
-    "llm_cost_ops.v1.CurrencyTotal",
-    protobuf="llm_cost_ops._gen.protobuf:currency_total",
-    encode_json=_json_currency_total.encode,
-    decode_json=_json_currency_total.decode,
-    validate=validate_currency_total,
+    CurrencyTotal, "llm_cost_ops.v1.CurrencyTotal", protobuf=f"{_PROTOBUF}:currency_total",
+    json=JsonCodec(CurrencyTotal),
 )
 COST_SUMMARY = MessageCodec(
-    CostSummary,
-    "llm_cost_ops.v1.CostSummary",
-    protobuf="llm_cost_ops._gen.protobuf:cost_summary",
-    encode_json=_json_cost_summary.encode,
-    decode_json=_json_cost_summary.decode,
-    validate=validate_cost_summary,
+    CostSummary, "llm_cost_ops.v1.CostSummary", protobuf=f"{_PROTOBUF}:cost_summary",
+    json=JsonCodec(CostSummary, settled=_settled_cost_summary),
 )
 GET_COST_SUMMARY_RESPONSE = MessageCodec(
-    GetCostSummaryResponse,
-    "llm_cost_ops.v1.GetCostSummaryResponse",
-    protobuf="llm_cost_ops._gen.protobuf:get_cost_summary_response",
-    encode_json=_json_get_cost_summary_response.encode,
-    decode_json=_json_get_cost_summary_response.decode,
-    validate=validate_get_cost_summary_response,
+    GetCostSummaryResponse, "llm_cost_ops.v1.GetCostSummaryResponse",
+    protobuf=f"{_PROTOBUF}:get_cost_summary_response", json=JsonCodec(GetCostSummaryResponse,
+    settled=_settled_get_cost_summary_response),
 )
 GET_COST_REQUEST = MessageCodec(
-    GetCostRequest,
-    "llm_cost_ops.v1.GetCostRequest",
-    protobuf="llm_cost_ops._gen.protobuf:get_cost_request",
-    encode_json=_json_get_cost_request.encode,
-    decode_json=_json_get_cost_request.decode,
-    validate=validate_get_cost_request,
+    GetCostRequest, "llm_cost_ops.v1.GetCostRequest", protobuf=f"{_PROTOBUF}:get_cost_request",
+    json=JsonCodec(GetCostRequest), validate=validate_get_cost_request,
 )
 GET_COST_RESPONSE = MessageCodec(
-    GetCostResponse,
-    "llm_cost_ops.v1.GetCostResponse",
-    protobuf="llm_cost_ops._gen.protobuf:get_cost_response",
-    encode_json=_json_get_cost_response.encode,
-    decode_json=_json_get_cost_response.decode,
-    validate=validate_get_cost_response,
+    GetCostResponse, "llm_cost_ops.v1.GetCostResponse", protobuf=f"{_PROTOBUF}:get_cost_response",
+    json=JsonCodec(GetCostResponse, settled=_settled_get_cost_response),
 )
 VERIFY_COST_REQUEST = MessageCodec(
-    VerifyCostRequest,
-    "llm_cost_ops.v1.VerifyCostRequest",
-    protobuf="llm_cost_ops._gen.protobuf:verify_cost_request",
-    encode_json=_json_verify_cost_request.encode,
-    decode_json=_json_verify_cost_request.decode,
-    validate=validate_verify_cost_request,
+    VerifyCostRequest, "llm_cost_ops.v1.VerifyCostRequest", protobuf=f"{_PROTOBUF}:verify_cost_request",
+    json=JsonCodec(VerifyCostRequest), validate=validate_verify_cost_request,
 )
 COST_VERIFICATION = MessageCodec(
-    CostVerification,
-    "llm_cost_ops.v1.CostVerification",
-    protobuf="llm_cost_ops._gen.protobuf:cost_verification",
-    encode_json=_json_cost_verification.encode,
-    decode_json=_json_cost_verification.decode,
-    validate=validate_cost_verification,
+    CostVerification, "llm_cost_ops.v1.CostVerification", protobuf=f"{_PROTOBUF}:cost_verification",
+    json=JsonCodec(CostVerification, settled=_settled_cost_verification),
 )
 VERIFY_COST_RESPONSE = MessageCodec(
-    VerifyCostResponse,
-    "llm_cost_ops.v1.VerifyCostResponse",
-    protobuf="llm_cost_ops._gen.protobuf:verify_cost_response",
-    encode_json=_json_verify_cost_response.encode,
-    decode_json=_json_verify_cost_response.decode,
-    validate=validate_verify_cost_response,
+    VerifyCostResponse, "llm_cost_ops.v1.VerifyCostResponse", protobuf=f"{_PROTOBUF}:verify_cost_response",
+    json=JsonCodec(VerifyCostResponse, settled=_settled_verify_cost_response),
 )
 ESTIMATE_COST_REQUEST = MessageCodec(
-    EstimateCostRequest,
-    "llm_cost_ops.v1.EstimateCostRequest",
-    protobuf="llm_cost_ops._gen.protobuf:estimate_cost_request",
-    encode_json=_json_estimate_cost_request.encode,
-    decode_json=_json_estimate_cost_request.decode,
+    EstimateCostRequest, "llm_cost_ops.v1.EstimateCostRequest", protobuf=f"{_PROTOBUF}:estimate_cost_request",
+    json=JsonCodec(EstimateCostRequest, settled=_settled_estimate_cost_request),
     validate=validate_estimate_cost_request,
 )
 ESTIMATE_COST_RESPONSE = MessageCodec(
-    EstimateCostResponse,
-    "llm_cost_ops.v1.EstimateCostResponse",
-    protobuf="llm_cost_ops._gen.protobuf:estimate_cost_response",
-    encode_json=_json_estimate_cost_response.encode,
-    decode_json=_json_estimate_cost_response.decode,
-    validate=validate_estimate_cost_response,
+    EstimateCostResponse, "llm_cost_ops.v1.EstimateCostResponse",
+    protobuf=f"{_PROTOBUF}:estimate_cost_response", json=JsonCodec(EstimateCostResponse,
+    settled=_settled_estimate_cost_response),
 )
 REPRICE_USAGE_REQUEST = MessageCodec(
-    RepriceUsageRequest,
-    "llm_cost_ops.v1.RepriceUsageRequest",
-    protobuf="llm_cost_ops._gen.protobuf:reprice_usage_request",
-    encode_json=_json_reprice_usage_request.encode,
-    decode_json=_json_reprice_usage_request.decode,
-    validate=validate_reprice_usage_request,
+    RepriceUsageRequest, "llm_cost_ops.v1.RepriceUsageRequest", protobuf=f"{_PROTOBUF}:reprice_usage_request",
+    json=JsonCodec(RepriceUsageRequest), validate=validate_reprice_usage_request,
 )
 REPRICE_DIFFERENCE = MessageCodec(
-    RepriceDifference,
-    "llm_cost_ops.v1.RepriceDifference",
-    protobuf="llm_cost_ops._gen.protobuf:reprice_difference",
-    encode_json=_json_reprice_difference.encode,
-    decode_json=_json_reprice_difference.decode,
-    validate=validate_reprice_difference,
+    RepriceDifference, "llm_cost_ops.v1.RepriceDifference", protobuf=f"{_PROTOBUF}:reprice_difference",
+    json=JsonCodec(RepriceDifference),
 )
 REPRICE_REPORT = MessageCodec(
-    RepriceReport,
-    "llm_cost_ops.v1.RepriceReport",
-    protobuf="llm_cost_ops._gen.protobuf:reprice_report",
-    encode_json=_json_reprice_report.encode,
-    decode_json=_json_reprice_report.decode,
-    validate=validate_reprice_report,
+    RepriceReport, "llm_cost_ops.v1.RepriceReport", protobuf=f"{_PROTOBUF}:reprice_report",
+    json=JsonCodec(RepriceReport),
 )
 REPRICE_USAGE_RESPONSE = MessageCodec(
-    RepriceUsageResponse,
-    "llm_cost_ops.v1.RepriceUsageResponse",
-    protobuf="llm_cost_ops._gen.protobuf:reprice_usage_response",
-    encode_json=_json_reprice_usage_response.encode,
-    decode_json=_json_reprice_usage_response.decode,
-    validate=validate_reprice_usage_response,
+    RepriceUsageResponse, "llm_cost_ops.v1.RepriceUsageResponse",
+    protobuf=f"{_PROTOBUF}:reprice_usage_response", json=JsonCodec(RepriceUsageResponse),
 )
 FILTER = MessageCodec(
-    Filter,
-    "llm_cost_ops.v1.Filter",
-    protobuf="llm_cost_ops._gen.protobuf:filter",
-    encode_json=_json_filter.encode,
-    decode_json=_json_filter.decode,
+    Filter, "llm_cost_ops.v1.Filter", protobuf=f"{_PROTOBUF}:filter", json=JsonCodec(Filter),
     validate=validate_filter,
 )
 COMPONENT_HEALTH = MessageCodec(
-    ComponentHealth,
-    "llm_cost_ops.v1.ComponentHealth",
-    protobuf="llm_cost_ops._gen.protobuf:component_health",
-    encode_json=_json_component_health.encode,
-    decode_json=_json_component_health.decode,
-    validate=validate_component_health,
+    ComponentHealth, "llm_cost_ops.v1.ComponentHealth", protobuf=f"{_PROTOBUF}:component_health",
+    json=JsonCodec(ComponentHealth),
 )
 GET_HEALTH_REQUEST = MessageCodec(
-    GetHealthRequest,
-    "llm_cost_ops.v1.GetHealthRequest",
-    protobuf="llm_cost_ops._gen.protobuf:get_health_request",
-    encode_json=_json_get_health_request.encode,
-    decode_json=_json_get_health_request.decode,
-    validate=validate_get_health_request,
+    GetHealthRequest, "llm_cost_ops.v1.GetHealthRequest", protobuf=f"{_PROTOBUF}:get_health_request",
+    json=JsonCodec(GetHealthRequest), validate=validate_get_health_request,
 )
 GET_HEALTH_RESPONSE = MessageCodec(
-    GetHealthResponse,
-    "llm_cost_ops.v1.GetHealthResponse",
-    protobuf="llm_cost_ops._gen.protobuf:get_health_response",
-    encode_json=_json_get_health_response.encode,
-    decode_json=_json_get_health_response.decode,
-    validate=validate_get_health_response,
+    GetHealthResponse, "llm_cost_ops.v1.GetHealthResponse", protobuf=f"{_PROTOBUF}:get_health_response",
+    json=JsonCodec(GetHealthResponse),
 )
 GET_READINESS_REQUEST = MessageCodec(
-    GetReadinessRequest,
-    "llm_cost_ops.v1.GetReadinessRequest",
-    protobuf="llm_cost_ops._gen.protobuf:get_readiness_request",
-    encode_json=_json_get_readiness_request.encode,
-    decode_json=_json_get_readiness_request.decode,
-    validate=validate_get_readiness_request,
+    GetReadinessRequest, "llm_cost_ops.v1.GetReadinessRequest", protobuf=f"{_PROTOBUF}:get_readiness_request",
+    json=JsonCodec(GetReadinessRequest), validate=validate_get_readiness_request,
 )
 GET_READINESS_RESPONSE = MessageCodec(
-    GetReadinessResponse,
-    "llm_cost_ops.v1.GetReadinessResponse",
-    protobuf="llm_cost_ops._gen.protobuf:get_readiness_response",
-    encode_json=_json_get_readiness_response.encode,
-    decode_json=_json_get_readiness_response.decode,
-    validate=validate_get_readiness_response,
+    GetReadinessResponse, "llm_cost_ops.v1.GetReadinessResponse",
+    protobuf=f"{_PROTOBUF}:get_readiness_response", json=JsonCodec(GetReadinessResponse),
 )
 PAGINATION = MessageCodec(
-    Pagination,
-    "llm_cost_ops.v1.Pagination",
-    protobuf="llm_cost_ops._gen.protobuf:pagination",
-    encode_json=_json_pagination.encode,
-    decode_json=_json_pagination.decode,
-    validate=validate_pagination,
+    Pagination, "llm_cost_ops.v1.Pagination", protobuf=f"{_PROTOBUF}:pagination", json=JsonCodec(Pagination)
 )
 RESPONSE_META = MessageCodec(
-    ResponseMeta,
-    "llm_cost_ops.v1.ResponseMeta",
-    protobuf="llm_cost_ops._gen.protobuf:response_meta",
-    encode_json=_json_response_meta.encode,
-    decode_json=_json_response_meta.decode,
-    validate=validate_response_meta,
+    ResponseMeta, "llm_cost_ops.v1.ResponseMeta", protobuf=f"{_PROTOBUF}:response_meta",
+    json=JsonCodec(ResponseMeta),
 )
 FIELD_VIOLATION = MessageCodec(
-    FieldViolation,
-    "llm_cost_ops.v1.FieldViolation",
-    protobuf="llm_cost_ops._gen.protobuf:field_violation",
-    encode_json=_json_field_violation.encode,
-    decode_json=_json_field_violation.decode,
-    validate=validate_field_violation,
+    FieldViolation, "llm_cost_ops.v1.FieldViolation", protobuf=f"{_PROTOBUF}:field_violation",
+    json=JsonCodec(FieldViolation),
 )
 PRICE_TIER = MessageCodec(
-    PriceTier,
-    "llm_cost_ops.v1.PriceTier",
-    protobuf="llm_cost_ops._gen.protobuf:price_tier",
-    encode_json=_json_price_tier.encode,
-    decode_json=_json_price_tier.decode,
+    PriceTier, "llm_cost_ops.v1.PriceTier", protobuf=f"{_PROTOBUF}:price_tier", json=JsonCodec(PriceTier),
     validate=validate_price_tier,
 )
 RATE = MessageCodec(
-    Rate,
-    "llm_cost_ops.v1.Rate",
-    protobuf="llm_cost_ops._gen.protobuf:rate",
-    encode_json=_json_rate.encode,
-    decode_json=_json_rate.decode,
-    validate=validate_rate,
+    Rate, "llm_cost_ops.v1.Rate", protobuf=f"{_PROTOBUF}:rate", json=JsonCodec(Rate), validate=validate_rate
 )
 TIME_WINDOW = MessageCodec(
-    TimeWindow,
-    "llm_cost_ops.v1.TimeWindow",
-    protobuf="llm_cost_ops._gen.protobuf:time_window",
-    encode_json=_json_time_window.encode,
-    decode_json=_json_time_window.decode,
+    TimeWindow, "llm_cost_ops.v1.TimeWindow", protobuf=f"{_PROTOBUF}:time_window", json=JsonCodec(TimeWindow),
     validate=validate_time_window,
 )
 PRICE_MULTIPLIER = MessageCodec(
-    PriceMultiplier,
-    "llm_cost_ops.v1.PriceMultiplier",
-    protobuf="llm_cost_ops._gen.protobuf:price_multiplier",
-    encode_json=_json_price_multiplier.encode,
-    decode_json=_json_price_multiplier.decode,
-    validate=validate_price_multiplier,
+    PriceMultiplier, "llm_cost_ops.v1.PriceMultiplier", protobuf=f"{_PROTOBUF}:price_multiplier",
+    json=JsonCodec(PriceMultiplier), validate=validate_price_multiplier,
 )
 RATE_CARD = MessageCodec(
-    RateCard,
-    "llm_cost_ops.v1.RateCard",
-    protobuf="llm_cost_ops._gen.protobuf:rate_card",
-    encode_json=_json_rate_card.encode,
-    decode_json=_json_rate_card.decode,
-    validate=validate_rate_card,
+    RateCard, "llm_cost_ops.v1.RateCard", protobuf=f"{_PROTOBUF}:rate_card", json=JsonCodec(RateCard,
+    settled=_settled_rate_card),
 )
 CREATE_PRICE_REQUEST = MessageCodec(
-    CreatePriceRequest,
-    "llm_cost_ops.v1.CreatePriceRequest",
-    protobuf="llm_cost_ops._gen.protobuf:create_price_request",
-    encode_json=_json_create_price_request.encode,
-    decode_json=_json_create_price_request.decode,
-    validate=validate_create_price_request,
+    CreatePriceRequest, "llm_cost_ops.v1.CreatePriceRequest", protobuf=f"{_PROTOBUF}:create_price_request",
+    json=JsonCodec(CreatePriceRequest), validate=validate_create_price_request,
 )
 CREATE_PRICE_RESPONSE = MessageCodec(
-    CreatePriceResponse,
-    "llm_cost_ops.v1.CreatePriceResponse",
-    protobuf="llm_cost_ops._gen.protobuf:create_price_response",
-    encode_json=_json_create_price_response.encode,
-    decode_json=_json_create_price_response.decode,
-    validate=validate_create_price_response,
+    CreatePriceResponse, "llm_cost_ops.v1.CreatePriceResponse", protobuf=f"{_PROTOBUF}:create_price_response",
+    json=JsonCodec(CreatePriceResponse, settled=_settled_create_price_response),
 )
 GET_PRICE_REQUEST = MessageCodec(
-    GetPriceRequest,
-    "llm_cost_ops.v1.GetPriceRequest",
-    protobuf="llm_cost_ops._gen.protobuf:get_price_request",
-    encode_json=_json_get_price_request.encode,
-    decode_json=_json_get_price_request.decode,
-    validate=validate_get_price_request,
+    GetPriceRequest, "llm_cost_ops.v1.GetPriceRequest", protobuf=f"{_PROTOBUF}:get_price_request",
+    json=JsonCodec(GetPriceRequest), validate=validate_get_price_request,
 )
 GET_PRICE_RESPONSE = MessageCodec(
-    GetPriceResponse,
-    "llm_cost_ops.v1.GetPriceResponse",
-    protobuf="llm_cost_ops._gen.protobuf:get_price_response",
-    encode_json=_json_get_price_response.encode,
-    decode_json=_json_get_price_response.decode,
-    validate=validate_get_price_response,
+    GetPriceResponse, "llm_cost_ops.v1.GetPriceResponse", protobuf=f"{_PROTOBUF}:get_price_response",
+    json=JsonCodec(GetPriceResponse, settled=_settled_get_price_response),
 )
 LIST_PRICES_REQUEST = MessageCodec(
-    ListPricesRequest,
-    "llm_cost_ops.v1.ListPricesRequest",
-    protobuf="llm_cost_ops._gen.protobuf:list_prices_request",
-    encode_json=_json_list_prices_request.encode,
-    decode_json=_json_list_prices_request.decode,
-    validate=validate_list_prices_request,
+    ListPricesRequest, "llm_cost_ops.v1.ListPricesRequest", protobuf=f"{_PROTOBUF}:list_prices_request",
+    json=JsonCodec(ListPricesRequest), validate=validate_list_prices_request,
 )
 LIST_PRICES_RESPONSE = MessageCodec(
-    ListPricesResponse,
-    "llm_cost_ops.v1.ListPricesResponse",
-    protobuf="llm_cost_ops._gen.protobuf:list_prices_response",
-    encode_json=_json_list_prices_response.encode,
-    decode_json=_json_list_prices_response.decode,
-    validate=validate_list_prices_response,
+    ListPricesResponse, "llm_cost_ops.v1.ListPricesResponse", protobuf=f"{_PROTOBUF}:list_prices_response",
+    json=JsonCodec(ListPricesResponse, settled=_settled_list_prices_response),
 )
 ERASE_USER_REQUEST = MessageCodec(
-    EraseUserRequest,
-    "llm_cost_ops.v1.EraseUserRequest",
-    protobuf="llm_cost_ops._gen.protobuf:erase_user_request",
-    encode_json=_json_erase_user_request.encode,
-    decode_json=_json_erase_user_request.decode,
-    validate=validate_erase_user_request,
+    EraseUserRequest, "llm_cost_ops.v1.EraseUserRequest", protobuf=f"{_PROTOBUF}:erase_user_request",
+    json=JsonCodec(EraseUserRequest), validate=validate_erase_user_request,
 )
 ERASURE = MessageCodec(
-    Erasure,
-    "llm_cost_ops.v1.Erasure",
-    protobuf="llm_cost_ops._gen.protobuf:erasure",
-    encode_json=_json_erasure.encode,
-    decode_json=_json_erasure.decode,
-    validate=validate_erasure,
+    Erasure, "llm_cost_ops.v1.Erasure", protobuf=f"{_PROTOBUF}:erasure", json=JsonCodec(Erasure)
 )
 ERASE_USER_RESPONSE = MessageCodec(
-    EraseUserResponse,
-    "llm_cost_ops.v1.EraseUserResponse",
-    protobuf="llm_cost_ops._gen.protobuf:erase_user_response",
-    encode_json=_json_erase_user_response.encode,
-    decode_json=_json_erase_user_response.decode,
-    validate=validate_erase_user_response,
+    EraseUserResponse, "llm_cost_ops.v1.EraseUserResponse", protobuf=f"{_PROTOBUF}:erase_user_response",
+    json=JsonCodec(EraseUserResponse),
 )
 MODALITY_TOKENS = MessageCodec(
-    ModalityTokens,
-    "llm_cost_ops.v1.ModalityTokens",
-    protobuf="llm_cost_ops._gen.protobuf:modality_tokens",
-    encode_json=_json_modality_tokens.encode,
-    decode_json=_json_modality_tokens.decode,
-    validate=validate_modality_tokens,
+    ModalityTokens, "llm_cost_ops.v1.ModalityTokens", protobuf=f"{_PROTOBUF}:modality_tokens",
+    json=JsonCodec(ModalityTokens), validate=validate_modality_tokens,
 )
 USAGE_RECORD = MessageCodec(
-    UsageRecord,
-    "llm_cost_ops.v1.UsageRecord",
-    protobuf="llm_cost_ops._gen.protobuf:usage_record",
-    encode_json=_json_usage_record.encode,
-    decode_json=_json_usage_record.decode,
-    validate=validate_usage_record,
+    UsageRecord, "llm_cost_ops.v1.UsageRecord", protobuf=f"{_PROTOBUF}:usage_record",
+    json=JsonCodec(UsageRecord, settled=_settled_usage_record), validate=validate_usage_record,
 )
 SUBMIT_USAGE_REQUEST = MessageCodec(
-    SubmitUsageRequest,
-    "llm_cost_ops.v1.SubmitUsageRequest",
-    protobuf="llm_cost_ops._gen.protobuf:submit_usage_request",
-    encode_json=_json_submit_usage_request.encode,
-    decode_json=_json_submit_usage_request.decode,
+    SubmitUsageRequest, "llm_cost_ops.v1.SubmitUsageRequest", protobuf=f"{_PROTOBUF}:submit_usage_request",
+    json=JsonCodec(SubmitUsageRequest, settled=_settled_submit_usage_request),
     validate=validate_submit_usage_request,
 )
 USAGE_RECEIPT = MessageCodec(
-    UsageReceipt,
-    "llm_cost_ops.v1.UsageReceipt",
-    protobuf="llm_cost_ops._gen.protobuf:usage_receipt",
-    encode_json=_json_usage_receipt.encode,
-    decode_json=_json_usage_receipt.decode,
-    validate=validate_usage_receipt,
+    UsageReceipt, "llm_cost_ops.v1.UsageReceipt", protobuf=f"{_PROTOBUF}:usage_receipt",
+    json=JsonCodec(UsageReceipt, settled=_settled_usage_receipt),
 )
 SUBMIT_USAGE_RESPONSE = MessageCodec(
-    SubmitUsageResponse,
-    "llm_cost_ops.v1.SubmitUsageResponse",
-    protobuf="llm_cost_ops._gen.protobuf:submit_usage_response",
-    encode_json=_json_submit_usage_response.encode,
-    decode_json=_json_submit_usage_response.decode,
-    validate=validate_submit_usage_response,
+    SubmitUsageResponse, "llm_cost_ops.v1.SubmitUsageResponse", protobuf=f"{_PROTOBUF}:submit_usage_response",
+    json=JsonCodec(SubmitUsageResponse, settled=_settled_submit_usage_response),
 )
 BATCH_SUBMIT_USAGE_REQUEST = MessageCodec(
-    BatchSubmitUsageRequest,
-    "llm_cost_ops.v1.BatchSubmitUsageRequest",
-    protobuf="llm_cost_ops._gen.protobuf:batch_submit_usage_request",
-    encode_json=_json_batch_submit_usage_request.encode,
-    decode_json=_json_batch_submit_usage_request.decode,
+    BatchSubmitUsageRequest, "llm_cost_ops.v1.BatchSubmitUsageRequest",
+    protobuf=f"{_PROTOBUF}:batch_submit_usage_request", json=JsonCodec(BatchSubmitUsageRequest,
+    settled=_settled_batch_submit_usage_request, itemized=("records",)),
     validate=validate_batch_submit_usage_request,
 )
 RECORD_ERROR = MessageCodec(
-    RecordError,
-    "llm_cost_ops.v1.RecordError",
-    protobuf="llm_cost_ops._gen.protobuf:record_error",
-    encode_json=_json_record_error.encode,
-    decode_json=_json_record_error.decode,
-    validate=validate_record_error,
+    RecordError, "llm_cost_ops.v1.RecordError", protobuf=f"{_PROTOBUF}:record_error",
+    json=JsonCodec(RecordError),
 )
 SUBMIT_RESULT = MessageCodec(
-    SubmitResult,
-    "llm_cost_ops.v1.SubmitResult",
-    protobuf="llm_cost_ops._gen.protobuf:submit_result",
-    encode_json=_json_submit_result.encode,
-    decode_json=_json_submit_result.decode,
-    validate=validate_submit_result,
+    SubmitResult, "llm_cost_ops.v1.SubmitResult", protobuf=f"{_PROTOBUF}:submit_result",
+    json=JsonCodec(SubmitResult, settled=_settled_submit_result),
 )
 BATCH_RECEIPT = MessageCodec(
-    BatchReceipt,
-    "llm_cost_ops.v1.BatchReceipt",
-    protobuf="llm_cost_ops._gen.protobuf:batch_receipt",
-    encode_json=_json_batch_receipt.encode,
-    decode_json=_json_batch_receipt.decode,
-    validate=validate_batch_receipt,
+    BatchReceipt, "llm_cost_ops.v1.BatchReceipt", protobuf=f"{_PROTOBUF}:batch_receipt",
+    json=JsonCodec(BatchReceipt, settled=_settled_batch_receipt),
 )
 BATCH_SUBMIT_USAGE_RESPONSE = MessageCodec(
-    BatchSubmitUsageResponse,
-    "llm_cost_ops.v1.BatchSubmitUsageResponse",
-    protobuf="llm_cost_ops._gen.protobuf:batch_submit_usage_response",
-    encode_json=_json_batch_submit_usage_response.encode,
-    decode_json=_json_batch_submit_usage_response.decode,
-    validate=validate_batch_submit_usage_response,
+    BatchSubmitUsageResponse, "llm_cost_ops.v1.BatchSubmitUsageResponse",
+    protobuf=f"{_PROTOBUF}:batch_submit_usage_response", json=JsonCodec(BatchSubmitUsageResponse,
+    settled=_settled_batch_submit_usage_response),
 )
 LIST_USAGE_REQUEST = MessageCodec(
-    ListUsageRequest,
-    "llm_cost_ops.v1.ListUsageRequest",
-    protobuf="llm_cost_ops._gen.protobuf:list_usage_request",
-    encode_json=_json_list_usage_request.encode,
-    decode_json=_json_list_usage_request.decode,
-    validate=validate_list_usage_request,
+    ListUsageRequest, "llm_cost_ops.v1.ListUsageRequest", protobuf=f"{_PROTOBUF}:list_usage_request",
+    json=JsonCodec(ListUsageRequest), validate=validate_list_usage_request,
 )
 LIST_USAGE_RESPONSE = MessageCodec(
-    ListUsageResponse,
-    "llm_cost_ops.v1.ListUsageResponse",
-    protobuf="llm_cost_ops._gen.protobuf:list_usage_response",
-    encode_json=_json_list_usage_response.encode,
-    decode_json=_json_list_usage_response.decode,
-    validate=validate_list_usage_response,
+    ListUsageResponse, "llm_cost_ops.v1.ListUsageResponse", protobuf=f"{_PROTOBUF}:list_usage_response",
+    json=JsonCodec(ListUsageResponse, settled=_settled_list_usage_response),
 )
 STREAM_USAGE_REQUEST = MessageCodec(
-    StreamUsageRequest,
-    "llm_cost_ops.v1.StreamUsageRequest",
-    protobuf="llm_cost_ops._gen.protobuf:stream_usage_request",
-    encode_json=_json_stream_usage_request.encode,
-    decode_json=_json_stream_usage_request.decode,
+    StreamUsageRequest, "llm_cost_ops.v1.StreamUsageRequest", protobuf=f"{_PROTOBUF}:stream_usage_request",
+    json=JsonCodec(StreamUsageRequest, settled=_settled_stream_usage_request),
     validate=validate_stream_usage_request,
 )
 STREAM_PROBLEM = MessageCodec(
-    StreamProblem,
-    "llm_cost_ops.v1.StreamProblem",
-    protobuf="llm_cost_ops._gen.protobuf:stream_problem",
-    encode_json=_json_stream_problem.encode,
-    decode_json=_json_stream_problem.decode,
-    validate=validate_stream_problem,
+    StreamProblem, "llm_cost_ops.v1.StreamProblem", protobuf=f"{_PROTOBUF}:stream_problem",
+    json=JsonCodec(StreamProblem),
 )
 STREAM_USAGE_RESPONSE = MessageCodec(
-    StreamUsageResponse,
-    "llm_cost_ops.v1.StreamUsageResponse",
-    protobuf="llm_cost_ops._gen.protobuf:stream_usage_response",
-    encode_json=_json_stream_usage_response.encode,
-    decode_json=_json_stream_usage_response.decode,
-    validate=validate_stream_usage_response,
+    StreamUsageResponse, "llm_cost_ops.v1.StreamUsageResponse", protobuf=f"{_PROTOBUF}:stream_usage_response",
+    json=JsonCodec(StreamUsageResponse),
 )
 EXPORT_USAGE_REQUEST = MessageCodec(
-    ExportUsageRequest,
-    "llm_cost_ops.v1.ExportUsageRequest",
-    protobuf="llm_cost_ops._gen.protobuf:export_usage_request",
-    encode_json=_json_export_usage_request.encode,
-    decode_json=_json_export_usage_request.decode,
-    validate=validate_export_usage_request,
+    ExportUsageRequest, "llm_cost_ops.v1.ExportUsageRequest", protobuf=f"{_PROTOBUF}:export_usage_request",
+    json=JsonCodec(ExportUsageRequest), validate=validate_export_usage_request,
 )
 EXPORT_USAGE_RESPONSE = MessageCodec(
-    ExportUsageResponse,
-    "llm_cost_ops.v1.ExportUsageResponse",
-    protobuf="llm_cost_ops._gen.protobuf:export_usage_response",
-    encode_json=_json_export_usage_response.encode,
-    decode_json=_json_export_usage_response.decode,
-    validate=validate_export_usage_response,
+    ExportUsageResponse, "llm_cost_ops.v1.ExportUsageResponse", protobuf=f"{_PROTOBUF}:export_usage_response",
+    json=JsonCodec(ExportUsageResponse, settled=_settled_export_usage_response),
 )
 USAGE_REVISION = MessageCodec(
-    UsageRevision,
-    "llm_cost_ops.v1.UsageRevision",
-    protobuf="llm_cost_ops._gen.protobuf:usage_revision",
-    encode_json=_json_usage_revision.encode,
-    decode_json=_json_usage_revision.decode,
-    validate=validate_usage_revision,
+    UsageRevision, "llm_cost_ops.v1.UsageRevision", protobuf=f"{_PROTOBUF}:usage_revision",
+    json=JsonCodec(UsageRevision, settled=_settled_usage_revision),
 )
 VOID_USAGE_REQUEST = MessageCodec(
-    VoidUsageRequest,
-    "llm_cost_ops.v1.VoidUsageRequest",
-    protobuf="llm_cost_ops._gen.protobuf:void_usage_request",
-    encode_json=_json_void_usage_request.encode,
-    decode_json=_json_void_usage_request.decode,
-    validate=validate_void_usage_request,
+    VoidUsageRequest, "llm_cost_ops.v1.VoidUsageRequest", protobuf=f"{_PROTOBUF}:void_usage_request",
+    json=JsonCodec(VoidUsageRequest), validate=validate_void_usage_request,
 )
 VOID_USAGE_RESPONSE = MessageCodec(
-    VoidUsageResponse,
-    "llm_cost_ops.v1.VoidUsageResponse",
-    protobuf="llm_cost_ops._gen.protobuf:void_usage_response",
-    encode_json=_json_void_usage_response.encode,
-    decode_json=_json_void_usage_response.decode,
-    validate=validate_void_usage_response,
+    VoidUsageResponse, "llm_cost_ops.v1.VoidUsageResponse", protobuf=f"{_PROTOBUF}:void_usage_response",
+    json=JsonCodec(VoidUsageResponse, settled=_settled_void_usage_response),
 )
 CORRECT_USAGE_REQUEST = MessageCodec(
-    CorrectUsageRequest,
-    "llm_cost_ops.v1.CorrectUsageRequest",
-    protobuf="llm_cost_ops._gen.protobuf:correct_usage_request",
-    encode_json=_json_correct_usage_request.encode,
-    decode_json=_json_correct_usage_request.decode,
-    validate=validate_correct_usage_request,
+    CorrectUsageRequest, "llm_cost_ops.v1.CorrectUsageRequest", protobuf=f"{_PROTOBUF}:correct_usage_request",
+    json=JsonCodec(CorrectUsageRequest), validate=validate_correct_usage_request,
 )
 CORRECT_USAGE_RESPONSE = MessageCodec(
-    CorrectUsageResponse,
-    "llm_cost_ops.v1.CorrectUsageResponse",
-    protobuf="llm_cost_ops._gen.protobuf:correct_usage_response",
-    encode_json=_json_correct_usage_response.encode,
-    decode_json=_json_correct_usage_response.decode,
-    validate=validate_correct_usage_response,
+    CorrectUsageResponse, "llm_cost_ops.v1.CorrectUsageResponse",
+    protobuf=f"{_PROTOBUF}:correct_usage_response", json=JsonCodec(CorrectUsageResponse,
+    settled=_settled_correct_usage_response),
 )
 LIST_USAGE_REVISIONS_REQUEST = MessageCodec(
-    ListUsageRevisionsRequest,
-    "llm_cost_ops.v1.ListUsageRevisionsRequest",
-    protobuf="llm_cost_ops._gen.protobuf:list_usage_revisions_request",
-    encode_json=_json_list_usage_revisions_request.encode,
-    decode_json=_json_list_usage_revisions_request.decode,
+    ListUsageRevisionsRequest, "llm_cost_ops.v1.ListUsageRevisionsRequest",
+    protobuf=f"{_PROTOBUF}:list_usage_revisions_request", json=JsonCodec(ListUsageRevisionsRequest),
     validate=validate_list_usage_revisions_request,
 )
 USAGE_REVISIONS = MessageCodec(
-    UsageRevisions,
-    "llm_cost_ops.v1.UsageRevisions",
-    protobuf="llm_cost_ops._gen.protobuf:usage_revisions",
-    encode_json=_json_usage_revisions.encode,
-    decode_json=_json_usage_revisions.decode,
-    validate=validate_usage_revisions,
+    UsageRevisions, "llm_cost_ops.v1.UsageRevisions", protobuf=f"{_PROTOBUF}:usage_revisions",
+    json=JsonCodec(UsageRevisions, settled=_settled_usage_revisions),
 )
 LIST_USAGE_REVISIONS_RESPONSE = MessageCodec(
-    ListUsageRevisionsResponse,
-    "llm_cost_ops.v1.ListUsageRevisionsResponse",
-    protobuf="llm_cost_ops._gen.protobuf:list_usage_revisions_response",
-    encode_json=_json_list_usage_revisions_response.encode,
-    decode_json=_json_list_usage_revisions_response.decode,
-    validate=validate_list_usage_revisions_response,
+    ListUsageRevisionsResponse, "llm_cost_ops.v1.ListUsageRevisionsResponse",
+    protobuf=f"{_PROTOBUF}:list_usage_revisions_response", json=JsonCodec(ListUsageRevisionsResponse,
+    settled=_settled_list_usage_revisions_response),
 )

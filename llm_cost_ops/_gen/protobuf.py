@@ -24,12 +24,13 @@ from llm_cost_ops._gen.messages import (
 from llm_cost_ops.wire.decimals import from_text, plain
 from llm_cost_ops.wire.fields import (
     DECODE_FAULTS, ENCODE_FAULTS, enum_members, enum_varint, enum_varints, keep_unknown, read_entry,
-    read_enum, canonicalize_tags, skip_field, decode_error, encode_error, read_flattened,
+    read_enum, skip_unknown, decode_error, decoder, encode_error, read_flattened,
 )
 from llm_cost_ops.wire.structs import read_raw_json, write_raw_json
 from llm_cost_ops.wire.timestamps import read_timestamp, write_timestamp
 from llm_cost_ops.wire.varint import (
-    DOUBLE, SHORT, int32, int64, prefixes, read_more, read_varint, read_varints, to_int32, varint,
+    DOUBLE, SHORT, int32, int64, prefixes, read_more, read_sized, read_varint, read_varints, to_int32, varint,
+    write_sized,
 )
 
 __all__ = [
@@ -103,7 +104,6 @@ _T9A01 = prefixes(b"\x9a\x01")
 _T9A02 = prefixes(b"\x9a\x02")
 _TA201 = prefixes(b"\xa2\x01")
 _TA202 = prefixes(b"\xa2\x02")
-_TAA01 = prefixes(b"\xaa\x01")
 _TAA02 = prefixes(b"\xaa\x02")
 _TB201 = prefixes(b"\xb2\x01")
 _TB202 = prefixes(b"\xb2\x02")
@@ -161,15 +161,11 @@ def encode_get_analytics_request(m: GetAnalyticsRequest) -> bytes:
     """The protobuf bytes of a GetAnalyticsRequest. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         at = ""
         b = encode_filter(m)
-        if b:
-            w(b"\x0a")
-            w(varint(len(b)))
-            w(b)
+        if b: write_sized(w, b"\x0a", b)
         if (v2 := m.interval) is not _INTERVAL_0 and v2 != "unspecified":
             at = "interval"
             w(b"\x10")
@@ -177,34 +173,20 @@ def encode_get_analytics_request(m: GetAnalyticsRequest) -> bytes:
         if v3 := m.metrics:
             at = "metrics"
             for i, x3 in enumerate(v3):
-                b = x3.encode()
-                n = len(b)
-                w(_T1A[n] if n < 128 else b"\x1a" + varint(n))
-                w(b)
+                write_sized(w, b"\x1a", x3.encode())
             i = -1
         if v4 := m.group_by:
             at = "group_by"
             for i, x4 in enumerate(v4):
-                b = x4.encode()
-                n = len(b)
-                w(_T22[n] if n < 128 else b"\x22" + varint(n))
-                w(b)
+                write_sized(w, b"\x22", x4.encode())
             i = -1
         if v5 := m.currency:
             at = "currency"
-            b = v5.encode()
-            n = len(b)
-            w(_T2A[n] if n < 128 else b"\x2a" + varint(n))
-            w(b)
+            write_sized(w, b"\x2a", v5.encode())
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_get_analytics_request(data: bytes) -> GetAnalyticsRequest:
-    """The GetAnalyticsRequest that protobuf bytes hold. Raises DecodeError."""
-    return _read_get_analytics_request(data, 0, len(data), 0, None)
 
 
 def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: GetAnalyticsRequest | None) -> GetAnalyticsRequest:
@@ -215,79 +197,29 @@ def _read_get_analytics_request(data: bytes, pos: int, end: int, depth: int, m: 
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+                s, pos = read_sized(data, pos + 1, end)
                 read_flattened(_read_filter, b"\x0a", data, s, pos, depth + 1, m)
-                if pos >= end: break
-                t = data[pos]
-            if t == 16:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+            elif t == 16:
+                n, pos = read_varint(data, pos + 1)
                 m.interval = _INTERVAL_MEMBERS.get(n) or read_enum(Interval, _INTERVAL_MEMBERS, n)
-                if pos >= end: break
-                t = data[pos]
-            if t == 26:
-                x3 = m.metrics.append
-                while t == 26:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x3(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 34:
-                x4 = m.group_by.append
-                while t == 34:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x4(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 42:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 26:
+                s, pos = read_sized(data, pos + 1, end)
+                m.metrics.append(data[s:pos].decode())
+            elif t == 34:
+                s, pos = read_sized(data, pos + 1, end)
+                m.group_by.append(data[s:pos].decode())
+            elif t == 42:
+                s, pos = read_sized(data, pos + 1, end)
                 m.currency = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t in _GET_ANALYTICS_REQUEST_NAMES: continue
-            s = skip_field(data, pos, end, _GET_ANALYTICS_REQUEST_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _GET_ANALYTICS_REQUEST_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _GET_ANALYTICS_REQUEST_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _GET_ANALYTICS_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_get_analytics_request = decoder(_read_get_analytics_request)
 
 _METRIC_VALUES_NAMES: dict[int, tuple[str, str]] = {10: ("total_cost", ""), 16: ("total_tokens", ""), 24: ("total_requests", ""), 32: ("input_tokens", ""), 40: ("output_tokens", ""), 48: ("cached_tokens", ""), 56: ("unpriced_requests", ""), 66: ("average_cost_per_request", ""), 74: ("average_tokens_per_request", "")}
 _METRIC_VALUES_TAGS: frozenset[int] = frozenset([10, 16, 24, 32, 40, 48, 56, 66, 74])
@@ -297,8 +229,7 @@ def encode_metric_values(m: MetricValues) -> bytes:
     """The protobuf bytes of a MetricValues. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if (v1 := m.total_cost) is not None:
             at = "total_cost"
@@ -346,11 +277,6 @@ def encode_metric_values(m: MetricValues) -> bytes:
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_metric_values(data: bytes) -> MetricValues:
-    """The MetricValues that protobuf bytes hold. Raises DecodeError."""
-    return _read_metric_values(data, 0, len(data), 0, None)
 
 
 def _read_metric_values(data: bytes, pos: int, end: int, depth: int, m: MetricValues | None) -> MetricValues:
@@ -460,18 +386,15 @@ def _read_metric_values(data: bytes, pos: int, end: int, depth: int, m: MetricVa
                 if pos >= end: break
                 t = data[pos]
             if t in _METRIC_VALUES_NAMES: continue
-            s = skip_field(data, pos, end, _METRIC_VALUES_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _METRIC_VALUES_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            data, pos, end = skip_unknown(data, pos, end, _METRIC_VALUES_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _METRIC_VALUES_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_metric_values = decoder(_read_metric_values)
 
 _TIME_SERIES_POINT_NAMES: dict[int, tuple[str, str]] = {10: ("timestamp", ""), 18: ("metrics", ""), 26: ("group", "group")}
 _TIME_SERIES_POINT_TAGS: frozenset[int] = frozenset([10, 18, 26])
@@ -481,8 +404,7 @@ def encode_time_series_point(m: TimeSeriesPoint) -> bytes:
     """The protobuf bytes of a TimeSeriesPoint. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if (v1 := m.timestamp) is not None:
             at = "timestamp"
@@ -510,11 +432,6 @@ def encode_time_series_point(m: TimeSeriesPoint) -> bytes:
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_time_series_point(data: bytes) -> TimeSeriesPoint:
-    """The TimeSeriesPoint that protobuf bytes hold. Raises DecodeError."""
-    return _read_time_series_point(data, 0, len(data), 0, None)
 
 
 def _read_time_series_point(data: bytes, pos: int, end: int, depth: int, m: TimeSeriesPoint | None) -> TimeSeriesPoint:
@@ -564,18 +481,15 @@ def _read_time_series_point(data: bytes, pos: int, end: int, depth: int, m: Time
                     t = data[pos]
                 if pos >= end: break
             if t in _TIME_SERIES_POINT_NAMES: continue
-            s = skip_field(data, pos, end, _TIME_SERIES_POINT_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _TIME_SERIES_POINT_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            data, pos, end = skip_unknown(data, pos, end, _TIME_SERIES_POINT_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _TIME_SERIES_POINT_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_time_series_point = decoder(_read_time_series_point)
 
 _ANALYTICS_SUMMARY_NAMES: dict[int, tuple[str, str]] = {10: ("total_cost", ""), 16: ("total_tokens", ""), 24: ("total_requests", ""), 34: ("average_cost_per_request", ""), 42: ("average_tokens_per_request", ""), 48: ("unpriced_requests", ""), 58: ("currency", "")}
 _ANALYTICS_SUMMARY_TAGS: frozenset[int] = frozenset([10, 16, 24, 34, 42, 48, 58])
@@ -585,15 +499,11 @@ def encode_analytics_summary(m: AnalyticsSummary) -> bytes:
     """The protobuf bytes of a AnalyticsSummary. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.total_cost:
             at = "total_cost"
-            b = plain(v1).encode()
-            n = len(b)
-            w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
-            w(b)
+            write_sized(w, b"\x0a", plain(v1).encode())
         if v2 := m.total_tokens:
             at = "total_tokens"
             w(b"\x10")
@@ -604,35 +514,21 @@ def encode_analytics_summary(m: AnalyticsSummary) -> bytes:
             w(SHORT[v3] if 0 <= v3 < 16384 else int64(v3))
         if (v4 := m.average_cost_per_request) is not None:
             at = "average_cost_per_request"
-            b = plain(v4).encode()
-            n = len(b)
-            w(_T22[n] if n < 128 else b"\x22" + varint(n))
-            w(b)
+            write_sized(w, b"\x22", plain(v4).encode())
         if (v5 := m.average_tokens_per_request) is not None:
             at = "average_tokens_per_request"
-            b = plain(v5).encode()
-            n = len(b)
-            w(_T2A[n] if n < 128 else b"\x2a" + varint(n))
-            w(b)
+            write_sized(w, b"\x2a", plain(v5).encode())
         if v6 := m.unpriced_requests:
             at = "unpriced_requests"
             w(b"\x30")
             w(SHORT[v6] if 0 <= v6 < 16384 else int64(v6))
         if v7 := m.currency:
             at = "currency"
-            b = v7.encode()
-            n = len(b)
-            w(_T3A[n] if n < 128 else b"\x3a" + varint(n))
-            w(b)
+            write_sized(w, b"\x3a", v7.encode())
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_analytics_summary(data: bytes) -> AnalyticsSummary:
-    """The AnalyticsSummary that protobuf bytes hold. Raises DecodeError."""
-    return _read_analytics_summary(data, 0, len(data), 0, None)
 
 
 def _read_analytics_summary(data: bytes, pos: int, end: int, depth: int, m: AnalyticsSummary | None) -> AnalyticsSummary:
@@ -643,95 +539,38 @@ def _read_analytics_summary(data: bytes, pos: int, end: int, depth: int, m: Anal
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+                s, pos = read_sized(data, pos + 1, end)
                 m.total_cost = from_text(data[s:pos].decode() or "0")
-                if pos >= end: break
-                t = data[pos]
-            if t == 16:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+            elif t == 16:
+                n, pos = read_varint(data, pos + 1)
+                if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
                 m.total_tokens = n
-                if pos >= end: break
-                t = data[pos]
-            if t == 24:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+            elif t == 24:
+                n, pos = read_varint(data, pos + 1)
+                if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
                 m.total_requests = n
-                if pos >= end: break
-                t = data[pos]
-            if t == 34:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 34:
+                s, pos = read_sized(data, pos + 1, end)
                 m.average_cost_per_request = from_text(data[s:pos].decode())
-                if pos >= end: break
-                t = data[pos]
-            if t == 42:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 42:
+                s, pos = read_sized(data, pos + 1, end)
                 m.average_tokens_per_request = from_text(data[s:pos].decode())
-                if pos >= end: break
-                t = data[pos]
-            if t == 48:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+            elif t == 48:
+                n, pos = read_varint(data, pos + 1)
+                if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
                 m.unpriced_requests = n
-                if pos >= end: break
-                t = data[pos]
-            if t == 58:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 58:
+                s, pos = read_sized(data, pos + 1, end)
                 m.currency = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t in _ANALYTICS_SUMMARY_NAMES: continue
-            s = skip_field(data, pos, end, _ANALYTICS_SUMMARY_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _ANALYTICS_SUMMARY_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _ANALYTICS_SUMMARY_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _ANALYTICS_SUMMARY_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_analytics_summary = decoder(_read_analytics_summary)
 
 _ANALYTICS_NAMES: dict[int, tuple[str, str]] = {10: ("time_series", "time_series"), 18: ("summary", ""), 24: ("interval", ""), 34: ("period_start", ""), 42: ("period_end", "")}
 _ANALYTICS_TAGS: frozenset[int] = frozenset([10, 18, 24, 34, 42])
@@ -741,8 +580,7 @@ def encode_analytics(m: Analytics) -> bytes:
     """The protobuf bytes of a Analytics. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.time_series:
             at = "time_series"
@@ -755,36 +593,21 @@ def encode_analytics(m: Analytics) -> bytes:
             i = -1
         if (v2 := m.summary) is not None:
             at = "summary"
-            b = encode_analytics_summary(v2)
-            n = len(b)
-            w(b"\x12")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x12", encode_analytics_summary(v2))
         if (v3 := m.interval) is not _INTERVAL_0 and v3 != "unspecified":
             at = "interval"
             w(b"\x18")
             w(_INTERVAL_VARINTS.get(v3) or enum_varint(Interval, v3))
         if (v4 := m.period_start) is not None:
             at = "period_start"
-            b = write_timestamp(v4)
-            n = len(b)
-            w(_T22[n] if n < 128 else b"\x22" + varint(n))
-            w(b)
+            write_sized(w, b"\x22", write_timestamp(v4))
         if (v5 := m.period_end) is not None:
             at = "period_end"
-            b = write_timestamp(v5)
-            n = len(b)
-            w(_T2A[n] if n < 128 else b"\x2a" + varint(n))
-            w(b)
+            write_sized(w, b"\x2a", write_timestamp(v5))
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_analytics(data: bytes) -> Analytics:
-    """The Analytics that protobuf bytes hold. Raises DecodeError."""
-    return _read_analytics(data, 0, len(data), 0, None)
 
 
 def _read_analytics(data: bytes, pos: int, end: int, depth: int, m: Analytics | None) -> Analytics:
@@ -808,66 +631,27 @@ def _read_analytics(data: bytes, pos: int, end: int, depth: int, m: Analytics | 
                     x1(_read_time_series_point(data, s, pos, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
-                if pos >= end: break
-            if t == 18:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
                 m.summary = _read_analytics_summary(data, s, pos, depth + 1, m.summary)
-                if pos >= end: break
-                t = data[pos]
-            if t == 24:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+            elif t == 24:
+                n, pos = read_varint(data, pos + 1)
                 m.interval = _INTERVAL_MEMBERS.get(n) or read_enum(Interval, _INTERVAL_MEMBERS, n)
-                if pos >= end: break
-                t = data[pos]
-            if t == 34:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+            elif t == 34:
+                s, pos = read_sized(data, pos + 1, end)
                 m.period_start = read_timestamp(data, s, pos, m.period_start)
-                if pos >= end: break
-                t = data[pos]
-            if t == 42:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+            elif t == 42:
+                s, pos = read_sized(data, pos + 1, end)
                 m.period_end = read_timestamp(data, s, pos, m.period_end)
-                if pos >= end: break
-                t = data[pos]
-            if t in _ANALYTICS_NAMES: continue
-            s = skip_field(data, pos, end, _ANALYTICS_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _ANALYTICS_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _ANALYTICS_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _ANALYTICS_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_analytics = decoder(_read_analytics)
 
 _GET_ANALYTICS_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _GET_ANALYTICS_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
@@ -877,32 +661,18 @@ def encode_get_analytics_response(m: GetAnalyticsResponse) -> bytes:
     """The protobuf bytes of a GetAnalyticsResponse. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if (v1 := m.data) is not None:
             at = "data"
-            b = encode_analytics(v1)
-            n = len(b)
-            w(b"\x0a")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x0a", encode_analytics(v1))
         if (v2 := m.meta) is not None:
             at = "meta"
-            b = encode_response_meta(v2)
-            n = len(b)
-            w(b"\x12")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x12", encode_response_meta(v2))
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_get_analytics_response(data: bytes) -> GetAnalyticsResponse:
-    """The GetAnalyticsResponse that protobuf bytes hold. Raises DecodeError."""
-    return _read_get_analytics_response(data, 0, len(data), 0, None)
 
 
 def _read_get_analytics_response(data: bytes, pos: int, end: int, depth: int, m: GetAnalyticsResponse | None) -> GetAnalyticsResponse:
@@ -913,42 +683,20 @@ def _read_get_analytics_response(data: bytes, pos: int, end: int, depth: int, m:
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+                s, pos = read_sized(data, pos + 1, end)
                 m.data = _read_analytics(data, s, pos, depth + 1, m.data)
-                if pos >= end: break
-                t = data[pos]
-            if t == 18:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
-                if pos >= end: break
-                t = data[pos]
-            if t in _GET_ANALYTICS_RESPONSE_NAMES: continue
-            s = skip_field(data, pos, end, _GET_ANALYTICS_RESPONSE_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _GET_ANALYTICS_RESPONSE_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _GET_ANALYTICS_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _GET_ANALYTICS_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_get_analytics_response = decoder(_read_get_analytics_response)
 
 _AUDIT_EVENT_NAMES: dict[int, tuple[str, str]] = {8: ("number", ""), 18: ("made_at", ""), 26: ("actor", ""), 34: ("organization_id", ""), 42: ("action", ""), 50: ("subject", ""), 58: ("details", "")}
 _AUDIT_EVENT_TAGS: frozenset[int] = frozenset([8, 18, 26, 34, 42, 50, 58])
@@ -958,8 +706,7 @@ def encode_audit_event(m: AuditEvent) -> bytes:
     """The protobuf bytes of a AuditEvent. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.number:
             at = "number"
@@ -1005,11 +752,6 @@ def encode_audit_event(m: AuditEvent) -> bytes:
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_audit_event(data: bytes) -> AuditEvent:
-    """The AuditEvent that protobuf bytes hold. Raises DecodeError."""
-    return _read_audit_event(data, 0, len(data), 0, None)
 
 
 def _read_audit_event(data: bytes, pos: int, end: int, depth: int, m: AuditEvent | None) -> AuditEvent:
@@ -1098,18 +840,15 @@ def _read_audit_event(data: bytes, pos: int, end: int, depth: int, m: AuditEvent
                 if pos >= end: break
                 t = data[pos]
             if t in _AUDIT_EVENT_NAMES: continue
-            s = skip_field(data, pos, end, _AUDIT_EVENT_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _AUDIT_EVENT_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            data, pos, end = skip_unknown(data, pos, end, _AUDIT_EVENT_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _AUDIT_EVENT_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_audit_event = decoder(_read_audit_event)
 
 _LIST_AUDIT_EVENTS_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("organization_id", "organization_id"), 18: ("action", "action"), 26: ("actor", "actor"), 34: ("subject", "subject"), 42: ("start_date", ""), 50: ("end_date", ""), 56: ("page", ""), 64: ("page_size", ""), 74: ("cursor", "")}
 _LIST_AUDIT_EVENTS_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 50, 56, 64, 74])
@@ -1119,53 +858,34 @@ def encode_list_audit_events_request(m: ListAuditEventsRequest) -> bytes:
     """The protobuf bytes of a ListAuditEventsRequest. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.organization_id:
             at = "organization_id"
             for i, x1 in enumerate(v1):
-                b = x1.encode()
-                n = len(b)
-                w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
-                w(b)
+                write_sized(w, b"\x0a", x1.encode())
             i = -1
         if v2 := m.action:
             at = "action"
             for i, x2 in enumerate(v2):
-                b = x2.encode()
-                n = len(b)
-                w(_T12[n] if n < 128 else b"\x12" + varint(n))
-                w(b)
+                write_sized(w, b"\x12", x2.encode())
             i = -1
         if v3 := m.actor:
             at = "actor"
             for i, x3 in enumerate(v3):
-                b = x3.encode()
-                n = len(b)
-                w(_T1A[n] if n < 128 else b"\x1a" + varint(n))
-                w(b)
+                write_sized(w, b"\x1a", x3.encode())
             i = -1
         if v4 := m.subject:
             at = "subject"
             for i, x4 in enumerate(v4):
-                b = x4.encode()
-                n = len(b)
-                w(_T22[n] if n < 128 else b"\x22" + varint(n))
-                w(b)
+                write_sized(w, b"\x22", x4.encode())
             i = -1
         if v5 := m.start_date:
             at = "start_date"
-            b = v5.encode()
-            n = len(b)
-            w(_T2A[n] if n < 128 else b"\x2a" + varint(n))
-            w(b)
+            write_sized(w, b"\x2a", v5.encode())
         if v6 := m.end_date:
             at = "end_date"
-            b = v6.encode()
-            n = len(b)
-            w(_T32[n] if n < 128 else b"\x32" + varint(n))
-            w(b)
+            write_sized(w, b"\x32", v6.encode())
         if v7 := m.page:
             at = "page"
             w(b"\x38")
@@ -1176,19 +896,11 @@ def encode_list_audit_events_request(m: ListAuditEventsRequest) -> bytes:
             w(SHORT[v8] if 0 <= v8 < 16384 else int32(v8))
         if v9 := m.cursor:
             at = "cursor"
-            b = v9.encode()
-            n = len(b)
-            w(_T4A[n] if n < 128 else b"\x4a" + varint(n))
-            w(b)
+            write_sized(w, b"\x4a", v9.encode())
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_list_audit_events_request(data: bytes) -> ListAuditEventsRequest:
-    """The ListAuditEventsRequest that protobuf bytes hold. Raises DecodeError."""
-    return _read_list_audit_events_request(data, 0, len(data), 0, None)
 
 
 def _read_list_audit_events_request(data: bytes, pos: int, end: int, depth: int, m: ListAuditEventsRequest | None) -> ListAuditEventsRequest:
@@ -1199,129 +911,43 @@ def _read_list_audit_events_request(data: bytes, pos: int, end: int, depth: int,
         while pos < end:
             t = data[pos]
             if t == 10:
-                x1 = m.organization_id.append
-                while t == 10:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x1(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 18:
-                x2 = m.action.append
-                while t == 18:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x2(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 26:
-                x3 = m.actor.append
-                while t == 26:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x3(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 34:
-                x4 = m.subject.append
-                while t == 34:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x4(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 42:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+                s, pos = read_sized(data, pos + 1, end)
+                m.organization_id.append(data[s:pos].decode())
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
+                m.action.append(data[s:pos].decode())
+            elif t == 26:
+                s, pos = read_sized(data, pos + 1, end)
+                m.actor.append(data[s:pos].decode())
+            elif t == 34:
+                s, pos = read_sized(data, pos + 1, end)
+                m.subject.append(data[s:pos].decode())
+            elif t == 42:
+                s, pos = read_sized(data, pos + 1, end)
                 m.start_date = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 50:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 50:
+                s, pos = read_sized(data, pos + 1, end)
                 m.end_date = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 56:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                        if n > 0x7FFFFFFF: n = to_int32(n)
+            elif t == 56:
+                n, pos = read_varint(data, pos + 1)
+                if n > 0x7FFFFFFF: n = to_int32(n)
                 m.page = n
-                if pos >= end: break
-                t = data[pos]
-            if t == 64:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                        if n > 0x7FFFFFFF: n = to_int32(n)
+            elif t == 64:
+                n, pos = read_varint(data, pos + 1)
+                if n > 0x7FFFFFFF: n = to_int32(n)
                 m.page_size = n
-                if pos >= end: break
-                t = data[pos]
-            if t == 74:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 74:
+                s, pos = read_sized(data, pos + 1, end)
                 m.cursor = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t in _LIST_AUDIT_EVENTS_REQUEST_NAMES: continue
-            s = skip_field(data, pos, end, _LIST_AUDIT_EVENTS_REQUEST_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _LIST_AUDIT_EVENTS_REQUEST_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _LIST_AUDIT_EVENTS_REQUEST_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _LIST_AUDIT_EVENTS_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_list_audit_events_request = decoder(_read_list_audit_events_request)
 
 _LIST_AUDIT_EVENTS_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", "data"), 18: ("pagination", ""), 26: ("meta", "")}
 _LIST_AUDIT_EVENTS_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18, 26])
@@ -1331,8 +957,7 @@ def encode_list_audit_events_response(m: ListAuditEventsResponse) -> bytes:
     """The protobuf bytes of a ListAuditEventsResponse. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.data:
             at = "data"
@@ -1345,27 +970,14 @@ def encode_list_audit_events_response(m: ListAuditEventsResponse) -> bytes:
             i = -1
         if (v2 := m.pagination) is not None:
             at = "pagination"
-            b = encode_pagination(v2)
-            n = len(b)
-            w(b"\x12")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x12", encode_pagination(v2))
         if (v3 := m.meta) is not None:
             at = "meta"
-            b = encode_response_meta(v3)
-            n = len(b)
-            w(b"\x1a")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x1a", encode_response_meta(v3))
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_list_audit_events_response(data: bytes) -> ListAuditEventsResponse:
-    """The ListAuditEventsResponse that protobuf bytes hold. Raises DecodeError."""
-    return _read_list_audit_events_response(data, 0, len(data), 0, None)
 
 
 def _read_list_audit_events_response(data: bytes, pos: int, end: int, depth: int, m: ListAuditEventsResponse | None) -> ListAuditEventsResponse:
@@ -1389,44 +1001,21 @@ def _read_list_audit_events_response(data: bytes, pos: int, end: int, depth: int
                     x1(_read_audit_event(data, s, pos, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
-                if pos >= end: break
-            if t == 18:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
                 m.pagination = _read_pagination(data, s, pos, depth + 1, m.pagination)
-                if pos >= end: break
-                t = data[pos]
-            if t == 26:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+            elif t == 26:
+                s, pos = read_sized(data, pos + 1, end)
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
-                if pos >= end: break
-                t = data[pos]
-            if t in _LIST_AUDIT_EVENTS_RESPONSE_NAMES: continue
-            s = skip_field(data, pos, end, _LIST_AUDIT_EVENTS_RESPONSE_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _LIST_AUDIT_EVENTS_RESPONSE_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _LIST_AUDIT_EVENTS_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _LIST_AUDIT_EVENTS_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_list_audit_events_response = decoder(_read_list_audit_events_response)
 
 _COST_LINE_NAMES: dict[int, tuple[str, str]] = {10: ("meter", ""), 18: ("quantity", ""), 26: ("unit_price", ""), 32: ("per", ""), 42: ("multiplier", ""), 50: ("cost", ""), 56: ("priced", ""), 66: ("rate_meter", "")}
 _COST_LINE_TAGS: frozenset[int] = frozenset([10, 18, 26, 32, 42, 50, 56, 66])
@@ -1436,8 +1025,7 @@ def encode_cost_line(m: CostLine) -> bytes:
     """The protobuf bytes of a CostLine. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.meter:
             at = "meter"
@@ -1486,11 +1074,6 @@ def encode_cost_line(m: CostLine) -> bytes:
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_cost_line(data: bytes) -> CostLine:
-    """The CostLine that protobuf bytes hold. Raises DecodeError."""
-    return _read_cost_line(data, 0, len(data), 0, None)
 
 
 def _read_cost_line(data: bytes, pos: int, end: int, depth: int, m: CostLine | None) -> CostLine:
@@ -1588,18 +1171,15 @@ def _read_cost_line(data: bytes, pos: int, end: int, depth: int, m: CostLine | N
                 if pos >= end: break
                 t = data[pos]
             if t in _COST_LINE_NAMES: continue
-            s = skip_field(data, pos, end, _COST_LINE_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _COST_LINE_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            data, pos, end = skip_unknown(data, pos, end, _COST_LINE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _COST_LINE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_cost_line = decoder(_read_cost_line)
 
 _COST_RECORD_NAMES: dict[int, tuple[str, str]] = {10: ("id", ""), 18: ("usage_id", ""), 24: ("revision", ""), 32: ("status", ""), 42: ("currency", ""), 50: ("total_cost", ""), 58: ("input_cost", ""), 66: ("output_cost", ""), 74: ("other_cost", ""), 82: ("lines", "lines"), 90: ("rate_card_id", ""), 96: ("rate_card_version", ""), 106: ("fallback_dimensions", "fallback_dimensions"), 114: ("cache_savings", ""), 122: ("calculator_version", ""), 258: ("calculated_at", ""), 266: ("origin_version", ""), 272: ("revision_kind", ""), 282: ("revision_reason", "")}
 _COST_RECORD_TAGS: frozenset[int] = frozenset([10, 18, 24, 32, 42, 50, 58, 66, 74, 82, 90, 96, 106, 114, 122, 130, 138, 144, 154])
@@ -1609,21 +1189,14 @@ def encode_cost_record(m: CostRecord) -> bytes:
     """The protobuf bytes of a CostRecord. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.id:
             at = "id"
-            b = v1.encode()
-            n = len(b)
-            w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
-            w(b)
+            write_sized(w, b"\x0a", v1.encode())
         if v2 := m.usage_id:
             at = "usage_id"
-            b = v2.encode()
-            n = len(b)
-            w(_T12[n] if n < 128 else b"\x12" + varint(n))
-            w(b)
+            write_sized(w, b"\x12", v2.encode())
         if v3 := m.revision:
             at = "revision"
             w(b"\x18")
@@ -1634,34 +1207,19 @@ def encode_cost_record(m: CostRecord) -> bytes:
             w(_COST_STATUS_VARINTS.get(v4) or enum_varint(CostStatus, v4))
         if v5 := m.currency:
             at = "currency"
-            b = v5.encode()
-            n = len(b)
-            w(_T2A[n] if n < 128 else b"\x2a" + varint(n))
-            w(b)
+            write_sized(w, b"\x2a", v5.encode())
         if (v6 := m.total_cost) is not None:
             at = "total_cost"
-            b = plain(v6).encode()
-            n = len(b)
-            w(_T32[n] if n < 128 else b"\x32" + varint(n))
-            w(b)
+            write_sized(w, b"\x32", plain(v6).encode())
         if (v7 := m.input_cost) is not None:
             at = "input_cost"
-            b = plain(v7).encode()
-            n = len(b)
-            w(_T3A[n] if n < 128 else b"\x3a" + varint(n))
-            w(b)
+            write_sized(w, b"\x3a", plain(v7).encode())
         if (v8 := m.output_cost) is not None:
             at = "output_cost"
-            b = plain(v8).encode()
-            n = len(b)
-            w(_T42[n] if n < 128 else b"\x42" + varint(n))
-            w(b)
+            write_sized(w, b"\x42", plain(v8).encode())
         if (v9 := m.other_cost) is not None:
             at = "other_cost"
-            b = plain(v9).encode()
-            n = len(b)
-            w(_T4A[n] if n < 128 else b"\x4a" + varint(n))
-            w(b)
+            write_sized(w, b"\x4a", plain(v9).encode())
         if v10 := m.lines:
             at = "lines"
             for i, x10 in enumerate(v10):
@@ -1673,10 +1231,7 @@ def encode_cost_record(m: CostRecord) -> bytes:
             i = -1
         if v11 := m.rate_card_id:
             at = "rate_card_id"
-            b = v11.encode()
-            n = len(b)
-            w(_T5A[n] if n < 128 else b"\x5a" + varint(n))
-            w(b)
+            write_sized(w, b"\x5a", v11.encode())
         if v12 := m.rate_card_version:
             at = "rate_card_version"
             w(b"\x60")
@@ -1684,54 +1239,31 @@ def encode_cost_record(m: CostRecord) -> bytes:
         if v13 := m.fallback_dimensions:
             at = "fallback_dimensions"
             for i, x13 in enumerate(v13):
-                b = x13.encode()
-                n = len(b)
-                w(_T6A[n] if n < 128 else b"\x6a" + varint(n))
-                w(b)
+                write_sized(w, b"\x6a", x13.encode())
             i = -1
         if (v14 := m.cache_savings) is not None:
             at = "cache_savings"
-            b = plain(v14).encode()
-            n = len(b)
-            w(_T72[n] if n < 128 else b"\x72" + varint(n))
-            w(b)
+            write_sized(w, b"\x72", plain(v14).encode())
         if v15 := m.calculator_version:
             at = "calculator_version"
-            b = v15.encode()
-            n = len(b)
-            w(_T7A[n] if n < 128 else b"\x7a" + varint(n))
-            w(b)
+            write_sized(w, b"\x7a", v15.encode())
         if (v16 := m.calculated_at) is not None:
             at = "calculated_at"
-            b = write_timestamp(v16)
-            n = len(b)
-            w(_T8201[n] if n < 128 else b"\x82\x01" + varint(n))
-            w(b)
+            write_sized(w, b"\x82\x01", write_timestamp(v16))
         if v17 := m.origin_version:
             at = "origin_version"
-            b = v17.encode()
-            n = len(b)
-            w(_T8A01[n] if n < 128 else b"\x8a\x01" + varint(n))
-            w(b)
+            write_sized(w, b"\x8a\x01", v17.encode())
         if (v18 := m.revision_kind) is not _REVISION_KIND_0 and v18 != "unspecified":
             at = "revision_kind"
             w(b"\x90\x01")
             w(_REVISION_KIND_VARINTS.get(v18) or enum_varint(RevisionKind, v18))
         if v19 := m.revision_reason:
             at = "revision_reason"
-            b = v19.encode()
-            n = len(b)
-            w(_T9A01[n] if n < 128 else b"\x9a\x01" + varint(n))
-            w(b)
+            write_sized(w, b"\x9a\x01", v19.encode())
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_cost_record(data: bytes) -> CostRecord:
-    """The CostRecord that protobuf bytes hold. Raises DecodeError."""
-    return _read_cost_record(data, 0, len(data), 0, None)
 
 
 def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord | None) -> CostRecord:
@@ -1741,105 +1273,36 @@ def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord
     try:
         while pos < end:
             t = data[pos]
+            if t > 127: t += data[pos + 1] << 7
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+                s, pos = read_sized(data, pos + 1, end)
                 m.id = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 18:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
                 m.usage_id = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 24:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                        if n > 0x7FFFFFFF: n = to_int32(n)
+            elif t == 24:
+                n, pos = read_varint(data, pos + 1)
+                if n > 0x7FFFFFFF: n = to_int32(n)
                 m.revision = n
-                if pos >= end: break
-                t = data[pos]
-            if t == 32:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+            elif t == 32:
+                n, pos = read_varint(data, pos + 1)
                 m.status = _COST_STATUS_MEMBERS.get(n) or read_enum(CostStatus, _COST_STATUS_MEMBERS, n)
-                if pos >= end: break
-                t = data[pos]
-            if t == 42:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 42:
+                s, pos = read_sized(data, pos + 1, end)
                 m.currency = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 50:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 50:
+                s, pos = read_sized(data, pos + 1, end)
                 m.total_cost = from_text(data[s:pos].decode())
-                if pos >= end: break
-                t = data[pos]
-            if t == 58:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 58:
+                s, pos = read_sized(data, pos + 1, end)
                 m.input_cost = from_text(data[s:pos].decode())
-                if pos >= end: break
-                t = data[pos]
-            if t == 66:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 66:
+                s, pos = read_sized(data, pos + 1, end)
                 m.output_cost = from_text(data[s:pos].decode())
-                if pos >= end: break
-                t = data[pos]
-            if t == 74:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 74:
+                s, pos = read_sized(data, pos + 1, end)
                 m.other_cost = from_text(data[s:pos].decode())
-                if pos >= end: break
-                t = data[pos]
-            if t == 82:
+            elif t == 82:
                 x10 = m.lines.append
                 while t == 82:
                     n = data[pos + 1]
@@ -1853,127 +1316,43 @@ def _read_cost_record(data: bytes, pos: int, end: int, depth: int, m: CostRecord
                     x10(_read_cost_line(data, s, pos, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
-                if pos >= end: break
-            if t == 90:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 90:
+                s, pos = read_sized(data, pos + 1, end)
                 m.rate_card_id = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 96:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                        if n > 0x7FFFFFFF: n = to_int32(n)
+            elif t == 96:
+                n, pos = read_varint(data, pos + 1)
+                if n > 0x7FFFFFFF: n = to_int32(n)
                 m.rate_card_version = n
-                if pos >= end: break
-                t = data[pos]
-            if t == 106:
-                x13 = m.fallback_dimensions.append
-                while t == 106:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x13(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 114:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 106:
+                s, pos = read_sized(data, pos + 1, end)
+                m.fallback_dimensions.append(data[s:pos].decode())
+            elif t == 114:
+                s, pos = read_sized(data, pos + 1, end)
                 m.cache_savings = from_text(data[s:pos].decode())
-                if pos >= end: break
-                t = data[pos]
-            if t == 122:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 122:
+                s, pos = read_sized(data, pos + 1, end)
                 m.calculator_version = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t > 127: t += data[pos + 1] << 7
-            if t == 258:
-                n = data[pos + 2]
-                if n < 128: s = pos + 3
-                else:
-                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+            elif t == 258:
+                s, pos = read_sized(data, pos + 2, end)
                 m.calculated_at = read_timestamp(data, s, pos, m.calculated_at)
-                if pos >= end: break
-                t = data[pos]
-                if t > 127: t += data[pos + 1] << 7
-            if t == 266:
-                n = data[pos + 2]
-                if n < 128: s = pos + 3
-                else:
-                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 266:
+                s, pos = read_sized(data, pos + 2, end)
                 m.origin_version = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-                if t > 127: t += data[pos + 1] << 7
-            if t == 272:
-                n = data[pos + 2]
-                if n < 128: pos = pos + 3
-                else:
-                    c = data[pos + 3]; n += (c << 7) - 128; pos = pos + 4
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+            elif t == 272:
+                n, pos = read_varint(data, pos + 2)
                 m.revision_kind = _REVISION_KIND_MEMBERS.get(n) or read_enum(RevisionKind, _REVISION_KIND_MEMBERS, n)
-                if pos >= end: break
-                t = data[pos]
-                if t > 127: t += data[pos + 1] << 7
-            if t == 282:
-                n = data[pos + 2]
-                if n < 128: s = pos + 3
-                else:
-                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 282:
+                s, pos = read_sized(data, pos + 2, end)
                 m.revision_reason = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-                if t > 127: t += data[pos + 1] << 7
-            if t in _COST_RECORD_NAMES: continue
-            s = skip_field(data, pos, end, _COST_RECORD_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _COST_RECORD_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _COST_RECORD_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _COST_RECORD_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_cost_record = decoder(_read_cost_record)
 
 _GROUP_KEY_NAMES: dict[int, tuple[str, str]] = {10: ("dimension", ""), 18: ("value", "")}
 _GROUP_KEY_TAGS: frozenset[int] = frozenset([10, 18])
@@ -1983,8 +1362,7 @@ def encode_group_key(m: GroupKey) -> bytes:
     """The protobuf bytes of a GroupKey. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.dimension:
             at = "dimension"
@@ -2002,11 +1380,6 @@ def encode_group_key(m: GroupKey) -> bytes:
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_group_key(data: bytes) -> GroupKey:
-    """The GroupKey that protobuf bytes hold. Raises DecodeError."""
-    return _read_group_key(data, 0, len(data), 0, None)
 
 
 def _read_group_key(data: bytes, pos: int, end: int, depth: int, m: GroupKey | None) -> GroupKey:
@@ -2039,18 +1412,15 @@ def _read_group_key(data: bytes, pos: int, end: int, depth: int, m: GroupKey | N
                 if pos >= end: break
                 t = data[pos]
             if t in _GROUP_KEY_NAMES: continue
-            s = skip_field(data, pos, end, _GROUP_KEY_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _GROUP_KEY_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            data, pos, end = skip_unknown(data, pos, end, _GROUP_KEY_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _GROUP_KEY_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_group_key = decoder(_read_group_key)
 
 _GET_COST_SUMMARY_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("", ""), 18: ("group_by", "group_by"), 26: ("currency", "")}
 _GET_COST_SUMMARY_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26])
@@ -2060,38 +1430,23 @@ def encode_get_cost_summary_request(m: GetCostSummaryRequest) -> bytes:
     """The protobuf bytes of a GetCostSummaryRequest. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         at = ""
         b = encode_filter(m)
-        if b:
-            w(b"\x0a")
-            w(varint(len(b)))
-            w(b)
+        if b: write_sized(w, b"\x0a", b)
         if v2 := m.group_by:
             at = "group_by"
             for i, x2 in enumerate(v2):
-                b = x2.encode()
-                n = len(b)
-                w(_T12[n] if n < 128 else b"\x12" + varint(n))
-                w(b)
+                write_sized(w, b"\x12", x2.encode())
             i = -1
         if v3 := m.currency:
             at = "currency"
-            b = v3.encode()
-            n = len(b)
-            w(_T1A[n] if n < 128 else b"\x1a" + varint(n))
-            w(b)
+            write_sized(w, b"\x1a", v3.encode())
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_get_cost_summary_request(data: bytes) -> GetCostSummaryRequest:
-    """The GetCostSummaryRequest that protobuf bytes hold. Raises DecodeError."""
-    return _read_get_cost_summary_request(data, 0, len(data), 0, None)
 
 
 def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, m: GetCostSummaryRequest | None) -> GetCostSummaryRequest:
@@ -2102,55 +1457,23 @@ def _read_get_cost_summary_request(data: bytes, pos: int, end: int, depth: int, 
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+                s, pos = read_sized(data, pos + 1, end)
                 read_flattened(_read_filter, b"\x0a", data, s, pos, depth + 1, m)
-                if pos >= end: break
-                t = data[pos]
-            if t == 18:
-                x2 = m.group_by.append
-                while t == 18:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x2(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 26:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
+                m.group_by.append(data[s:pos].decode())
+            elif t == 26:
+                s, pos = read_sized(data, pos + 1, end)
                 m.currency = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t in _GET_COST_SUMMARY_REQUEST_NAMES: continue
-            s = skip_field(data, pos, end, _GET_COST_SUMMARY_REQUEST_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _GET_COST_SUMMARY_REQUEST_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _GET_COST_SUMMARY_REQUEST_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _GET_COST_SUMMARY_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_get_cost_summary_request = decoder(_read_get_cost_summary_request)
 
 _COST_GROUP_NAMES: dict[int, tuple[str, str]] = {10: ("dimension", ""), 18: ("value", ""), 26: ("cost", ""), 32: ("tokens", ""), 40: ("requests", ""), 50: ("keys", "keys"), 56: ("input_tokens", ""), 64: ("output_tokens", ""), 72: ("cached_tokens", ""), 80: ("unpriced_requests", ""), 90: ("other_currencies", "other_currencies"), 96: ("reported_requests", ""), 106: ("reported_cost", "")}
 _COST_GROUP_TAGS: frozenset[int] = frozenset([10, 18, 26, 32, 40, 50, 56, 64, 72, 80, 90, 96, 106])
@@ -2160,8 +1483,7 @@ def encode_cost_group(m: CostGroup) -> bytes:
     """The protobuf bytes of a CostGroup. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.dimension:
             at = "dimension"
@@ -2237,11 +1559,6 @@ def encode_cost_group(m: CostGroup) -> bytes:
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_cost_group(data: bytes) -> CostGroup:
-    """The CostGroup that protobuf bytes hold. Raises DecodeError."""
-    return _read_cost_group(data, 0, len(data), 0, None)
 
 
 def _read_cost_group(data: bytes, pos: int, end: int, depth: int, m: CostGroup | None) -> CostGroup:
@@ -2403,18 +1720,15 @@ def _read_cost_group(data: bytes, pos: int, end: int, depth: int, m: CostGroup |
                 if pos >= end: break
                 t = data[pos]
             if t in _COST_GROUP_NAMES: continue
-            s = skip_field(data, pos, end, _COST_GROUP_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _COST_GROUP_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            data, pos, end = skip_unknown(data, pos, end, _COST_GROUP_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _COST_GROUP_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_cost_group = decoder(_read_cost_group)
 
 _CURRENCY_TOTAL_NAMES: dict[int, tuple[str, str]] = {10: ("currency", ""), 18: ("cost", ""), 24: ("requests", "")}
 _CURRENCY_TOTAL_TAGS: frozenset[int] = frozenset([10, 18, 24])
@@ -2424,8 +1738,7 @@ def encode_currency_total(m: CurrencyTotal) -> bytes:
     """The protobuf bytes of a CurrencyTotal. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.currency:
             at = "currency"
@@ -2447,11 +1760,6 @@ def encode_currency_total(m: CurrencyTotal) -> bytes:
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_currency_total(data: bytes) -> CurrencyTotal:
-    """The CurrencyTotal that protobuf bytes hold. Raises DecodeError."""
-    return _read_currency_total(data, 0, len(data), 0, None)
 
 
 def _read_currency_total(data: bytes, pos: int, end: int, depth: int, m: CurrencyTotal | None) -> CurrencyTotal:
@@ -2495,18 +1803,15 @@ def _read_currency_total(data: bytes, pos: int, end: int, depth: int, m: Currenc
                 if pos >= end: break
                 t = data[pos]
             if t in _CURRENCY_TOTAL_NAMES: continue
-            s = skip_field(data, pos, end, _CURRENCY_TOTAL_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _CURRENCY_TOTAL_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            data, pos, end = skip_unknown(data, pos, end, _CURRENCY_TOTAL_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _CURRENCY_TOTAL_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_currency_total = decoder(_read_currency_total)
 
 _COST_SUMMARY_NAMES: dict[int, tuple[str, str]] = {10: ("total_cost", ""), 18: ("currency", ""), 24: ("total_tokens", ""), 32: ("total_requests", ""), 42: ("period_start", ""), 50: ("period_end", ""), 58: ("breakdown", "breakdown"), 64: ("additive", ""), 72: ("unpriced_requests", ""), 82: ("other_currencies", "other_currencies"), 90: ("priced_fraction", ""), 96: ("reported_requests", ""), 106: ("reported_cost", "")}
 _COST_SUMMARY_TAGS: frozenset[int] = frozenset([10, 18, 24, 32, 42, 50, 58, 64, 72, 82, 90, 96, 106])
@@ -2516,21 +1821,14 @@ def encode_cost_summary(m: CostSummary) -> bytes:
     """The protobuf bytes of a CostSummary. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.total_cost:
             at = "total_cost"
-            b = plain(v1).encode()
-            n = len(b)
-            w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
-            w(b)
+            write_sized(w, b"\x0a", plain(v1).encode())
         if v2 := m.currency:
             at = "currency"
-            b = v2.encode()
-            n = len(b)
-            w(_T12[n] if n < 128 else b"\x12" + varint(n))
-            w(b)
+            write_sized(w, b"\x12", v2.encode())
         if v3 := m.total_tokens:
             at = "total_tokens"
             w(b"\x18")
@@ -2541,16 +1839,10 @@ def encode_cost_summary(m: CostSummary) -> bytes:
             w(SHORT[v4] if 0 <= v4 < 16384 else int64(v4))
         if (v5 := m.period_start) is not None:
             at = "period_start"
-            b = write_timestamp(v5)
-            n = len(b)
-            w(_T2A[n] if n < 128 else b"\x2a" + varint(n))
-            w(b)
+            write_sized(w, b"\x2a", write_timestamp(v5))
         if (v6 := m.period_end) is not None:
             at = "period_end"
-            b = write_timestamp(v6)
-            n = len(b)
-            w(_T32[n] if n < 128 else b"\x32" + varint(n))
-            w(b)
+            write_sized(w, b"\x32", write_timestamp(v6))
         if v7 := m.breakdown:
             at = "breakdown"
             for i, x7 in enumerate(v7):
@@ -2578,29 +1870,18 @@ def encode_cost_summary(m: CostSummary) -> bytes:
             i = -1
         if (v11 := m.priced_fraction) is not None:
             at = "priced_fraction"
-            b = plain(v11).encode()
-            n = len(b)
-            w(_T5A[n] if n < 128 else b"\x5a" + varint(n))
-            w(b)
+            write_sized(w, b"\x5a", plain(v11).encode())
         if v12 := m.reported_requests:
             at = "reported_requests"
             w(b"\x60")
             w(SHORT[v12] if 0 <= v12 < 16384 else int64(v12))
         if v13 := m.reported_cost:
             at = "reported_cost"
-            b = plain(v13).encode()
-            n = len(b)
-            w(_T6A[n] if n < 128 else b"\x6a" + varint(n))
-            w(b)
+            write_sized(w, b"\x6a", plain(v13).encode())
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_cost_summary(data: bytes) -> CostSummary:
-    """The CostSummary that protobuf bytes hold. Raises DecodeError."""
-    return _read_cost_summary(data, 0, len(data), 0, None)
 
 
 def _read_cost_summary(data: bytes, pos: int, end: int, depth: int, m: CostSummary | None) -> CostSummary:
@@ -2611,74 +1892,26 @@ def _read_cost_summary(data: bytes, pos: int, end: int, depth: int, m: CostSumma
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+                s, pos = read_sized(data, pos + 1, end)
                 m.total_cost = from_text(data[s:pos].decode() or "0")
-                if pos >= end: break
-                t = data[pos]
-            if t == 18:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
                 m.currency = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 24:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+            elif t == 24:
+                n, pos = read_varint(data, pos + 1)
+                if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
                 m.total_tokens = n
-                if pos >= end: break
-                t = data[pos]
-            if t == 32:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+            elif t == 32:
+                n, pos = read_varint(data, pos + 1)
+                if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
                 m.total_requests = n
-                if pos >= end: break
-                t = data[pos]
-            if t == 42:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+            elif t == 42:
+                s, pos = read_sized(data, pos + 1, end)
                 m.period_start = read_timestamp(data, s, pos, m.period_start)
-                if pos >= end: break
-                t = data[pos]
-            if t == 50:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+            elif t == 50:
+                s, pos = read_sized(data, pos + 1, end)
                 m.period_end = read_timestamp(data, s, pos, m.period_end)
-                if pos >= end: break
-                t = data[pos]
-            if t == 58:
+            elif t == 58:
                 x7 = m.breakdown.append
                 while t == 58:
                     n = data[pos + 1]
@@ -2692,29 +1925,14 @@ def _read_cost_summary(data: bytes, pos: int, end: int, depth: int, m: CostSumma
                     x7(_read_cost_group(data, s, pos, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
-                if pos >= end: break
-            if t == 64:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+            elif t == 64:
+                n, pos = read_varint(data, pos + 1)
                 m.additive = n != 0
-                if pos >= end: break
-                t = data[pos]
-            if t == 72:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+            elif t == 72:
+                n, pos = read_varint(data, pos + 1)
+                if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
                 m.unpriced_requests = n
-                if pos >= end: break
-                t = data[pos]
-            if t == 82:
+            elif t == 82:
                 x10 = m.other_currencies.append
                 while t == 82:
                     n = data[pos + 1]
@@ -2728,53 +1946,25 @@ def _read_cost_summary(data: bytes, pos: int, end: int, depth: int, m: CostSumma
                     x10(_read_currency_total(data, s, pos, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
-                if pos >= end: break
-            if t == 90:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 90:
+                s, pos = read_sized(data, pos + 1, end)
                 m.priced_fraction = from_text(data[s:pos].decode())
-                if pos >= end: break
-                t = data[pos]
-            if t == 96:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+            elif t == 96:
+                n, pos = read_varint(data, pos + 1)
+                if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
                 m.reported_requests = n
-                if pos >= end: break
-                t = data[pos]
-            if t == 106:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 106:
+                s, pos = read_sized(data, pos + 1, end)
                 m.reported_cost = from_text(data[s:pos].decode() or "0")
-                if pos >= end: break
-                t = data[pos]
-            if t in _COST_SUMMARY_NAMES: continue
-            s = skip_field(data, pos, end, _COST_SUMMARY_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _COST_SUMMARY_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _COST_SUMMARY_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _COST_SUMMARY_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_cost_summary = decoder(_read_cost_summary)
 
 _GET_COST_SUMMARY_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _GET_COST_SUMMARY_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
@@ -2784,32 +1974,18 @@ def encode_get_cost_summary_response(m: GetCostSummaryResponse) -> bytes:
     """The protobuf bytes of a GetCostSummaryResponse. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if (v1 := m.data) is not None:
             at = "data"
-            b = encode_cost_summary(v1)
-            n = len(b)
-            w(b"\x0a")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x0a", encode_cost_summary(v1))
         if (v2 := m.meta) is not None:
             at = "meta"
-            b = encode_response_meta(v2)
-            n = len(b)
-            w(b"\x12")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x12", encode_response_meta(v2))
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_get_cost_summary_response(data: bytes) -> GetCostSummaryResponse:
-    """The GetCostSummaryResponse that protobuf bytes hold. Raises DecodeError."""
-    return _read_get_cost_summary_response(data, 0, len(data), 0, None)
 
 
 def _read_get_cost_summary_response(data: bytes, pos: int, end: int, depth: int, m: GetCostSummaryResponse | None) -> GetCostSummaryResponse:
@@ -2820,42 +1996,20 @@ def _read_get_cost_summary_response(data: bytes, pos: int, end: int, depth: int,
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+                s, pos = read_sized(data, pos + 1, end)
                 m.data = _read_cost_summary(data, s, pos, depth + 1, m.data)
-                if pos >= end: break
-                t = data[pos]
-            if t == 18:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
-                if pos >= end: break
-                t = data[pos]
-            if t in _GET_COST_SUMMARY_RESPONSE_NAMES: continue
-            s = skip_field(data, pos, end, _GET_COST_SUMMARY_RESPONSE_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _GET_COST_SUMMARY_RESPONSE_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _GET_COST_SUMMARY_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _GET_COST_SUMMARY_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_get_cost_summary_response = decoder(_read_get_cost_summary_response)
 
 _GET_COST_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("usage_id", ""), 18: ("organization_id", "")}
 _GET_COST_REQUEST_TAGS: frozenset[int] = frozenset([10, 18])
@@ -2865,30 +2019,18 @@ def encode_get_cost_request(m: GetCostRequest) -> bytes:
     """The protobuf bytes of a GetCostRequest. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.usage_id:
             at = "usage_id"
-            b = v1.encode()
-            n = len(b)
-            w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
-            w(b)
+            write_sized(w, b"\x0a", v1.encode())
         if v2 := m.organization_id:
             at = "organization_id"
-            b = v2.encode()
-            n = len(b)
-            w(_T12[n] if n < 128 else b"\x12" + varint(n))
-            w(b)
+            write_sized(w, b"\x12", v2.encode())
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_get_cost_request(data: bytes) -> GetCostRequest:
-    """The GetCostRequest that protobuf bytes hold. Raises DecodeError."""
-    return _read_get_cost_request(data, 0, len(data), 0, None)
 
 
 def _read_get_cost_request(data: bytes, pos: int, end: int, depth: int, m: GetCostRequest | None) -> GetCostRequest:
@@ -2899,40 +2041,20 @@ def _read_get_cost_request(data: bytes, pos: int, end: int, depth: int, m: GetCo
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+                s, pos = read_sized(data, pos + 1, end)
                 m.usage_id = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 18:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
                 m.organization_id = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t in _GET_COST_REQUEST_NAMES: continue
-            s = skip_field(data, pos, end, _GET_COST_REQUEST_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _GET_COST_REQUEST_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _GET_COST_REQUEST_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _GET_COST_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_get_cost_request = decoder(_read_get_cost_request)
 
 _GET_COST_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _GET_COST_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
@@ -2942,32 +2064,18 @@ def encode_get_cost_response(m: GetCostResponse) -> bytes:
     """The protobuf bytes of a GetCostResponse. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if (v1 := m.data) is not None:
             at = "data"
-            b = encode_cost_record(v1)
-            n = len(b)
-            w(b"\x0a")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x0a", encode_cost_record(v1))
         if (v2 := m.meta) is not None:
             at = "meta"
-            b = encode_response_meta(v2)
-            n = len(b)
-            w(b"\x12")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x12", encode_response_meta(v2))
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_get_cost_response(data: bytes) -> GetCostResponse:
-    """The GetCostResponse that protobuf bytes hold. Raises DecodeError."""
-    return _read_get_cost_response(data, 0, len(data), 0, None)
 
 
 def _read_get_cost_response(data: bytes, pos: int, end: int, depth: int, m: GetCostResponse | None) -> GetCostResponse:
@@ -2978,42 +2086,20 @@ def _read_get_cost_response(data: bytes, pos: int, end: int, depth: int, m: GetC
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+                s, pos = read_sized(data, pos + 1, end)
                 m.data = _read_cost_record(data, s, pos, depth + 1, m.data)
-                if pos >= end: break
-                t = data[pos]
-            if t == 18:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
-                if pos >= end: break
-                t = data[pos]
-            if t in _GET_COST_RESPONSE_NAMES: continue
-            s = skip_field(data, pos, end, _GET_COST_RESPONSE_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _GET_COST_RESPONSE_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _GET_COST_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _GET_COST_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_get_cost_response = decoder(_read_get_cost_response)
 
 _VERIFY_COST_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("usage_id", ""), 18: ("organization_id", "")}
 _VERIFY_COST_REQUEST_TAGS: frozenset[int] = frozenset([10, 18])
@@ -3023,30 +2109,18 @@ def encode_verify_cost_request(m: VerifyCostRequest) -> bytes:
     """The protobuf bytes of a VerifyCostRequest. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.usage_id:
             at = "usage_id"
-            b = v1.encode()
-            n = len(b)
-            w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
-            w(b)
+            write_sized(w, b"\x0a", v1.encode())
         if v2 := m.organization_id:
             at = "organization_id"
-            b = v2.encode()
-            n = len(b)
-            w(_T12[n] if n < 128 else b"\x12" + varint(n))
-            w(b)
+            write_sized(w, b"\x12", v2.encode())
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_verify_cost_request(data: bytes) -> VerifyCostRequest:
-    """The VerifyCostRequest that protobuf bytes hold. Raises DecodeError."""
-    return _read_verify_cost_request(data, 0, len(data), 0, None)
 
 
 def _read_verify_cost_request(data: bytes, pos: int, end: int, depth: int, m: VerifyCostRequest | None) -> VerifyCostRequest:
@@ -3057,40 +2131,20 @@ def _read_verify_cost_request(data: bytes, pos: int, end: int, depth: int, m: Ve
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+                s, pos = read_sized(data, pos + 1, end)
                 m.usage_id = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 18:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
                 m.organization_id = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t in _VERIFY_COST_REQUEST_NAMES: continue
-            s = skip_field(data, pos, end, _VERIFY_COST_REQUEST_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _VERIFY_COST_REQUEST_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _VERIFY_COST_REQUEST_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _VERIFY_COST_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_verify_cost_request = decoder(_read_verify_cost_request)
 
 _COST_VERIFICATION_NAMES: dict[int, tuple[str, str]] = {8: ("matches", ""), 18: ("recorded", ""), 26: ("recomputed", ""), 34: ("reason", "")}
 _COST_VERIFICATION_TAGS: frozenset[int] = frozenset([8, 18, 26, 34])
@@ -3100,41 +2154,24 @@ def encode_cost_verification(m: CostVerification) -> bytes:
     """The protobuf bytes of a CostVerification. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.matches:
             at = "matches"
             w(b"\x08\x01" if v1 else b"\x08\x00")
         if (v2 := m.recorded) is not None:
             at = "recorded"
-            b = encode_cost_record(v2)
-            n = len(b)
-            w(b"\x12")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x12", encode_cost_record(v2))
         if (v3 := m.recomputed) is not None:
             at = "recomputed"
-            b = encode_cost_record(v3)
-            n = len(b)
-            w(b"\x1a")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x1a", encode_cost_record(v3))
         if v4 := m.reason:
             at = "reason"
-            b = v4.encode()
-            n = len(b)
-            w(_T22[n] if n < 128 else b"\x22" + varint(n))
-            w(b)
+            write_sized(w, b"\x22", v4.encode())
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_cost_verification(data: bytes) -> CostVerification:
-    """The CostVerification that protobuf bytes hold. Raises DecodeError."""
-    return _read_cost_verification(data, 0, len(data), 0, None)
 
 
 def _read_cost_verification(data: bytes, pos: int, end: int, depth: int, m: CostVerification | None) -> CostVerification:
@@ -3145,63 +2182,26 @@ def _read_cost_verification(data: bytes, pos: int, end: int, depth: int, m: Cost
         while pos < end:
             t = data[pos]
             if t == 8:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                n, pos = read_varint(data, pos + 1)
                 m.matches = n != 0
-                if pos >= end: break
-                t = data[pos]
-            if t == 18:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
                 m.recorded = _read_cost_record(data, s, pos, depth + 1, m.recorded)
-                if pos >= end: break
-                t = data[pos]
-            if t == 26:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+            elif t == 26:
+                s, pos = read_sized(data, pos + 1, end)
                 m.recomputed = _read_cost_record(data, s, pos, depth + 1, m.recomputed)
-                if pos >= end: break
-                t = data[pos]
-            if t == 34:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 34:
+                s, pos = read_sized(data, pos + 1, end)
                 m.reason = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t in _COST_VERIFICATION_NAMES: continue
-            s = skip_field(data, pos, end, _COST_VERIFICATION_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _COST_VERIFICATION_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _COST_VERIFICATION_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _COST_VERIFICATION_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_cost_verification = decoder(_read_cost_verification)
 
 _VERIFY_COST_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _VERIFY_COST_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
@@ -3211,32 +2211,18 @@ def encode_verify_cost_response(m: VerifyCostResponse) -> bytes:
     """The protobuf bytes of a VerifyCostResponse. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if (v1 := m.data) is not None:
             at = "data"
-            b = encode_cost_verification(v1)
-            n = len(b)
-            w(b"\x0a")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x0a", encode_cost_verification(v1))
         if (v2 := m.meta) is not None:
             at = "meta"
-            b = encode_response_meta(v2)
-            n = len(b)
-            w(b"\x12")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x12", encode_response_meta(v2))
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_verify_cost_response(data: bytes) -> VerifyCostResponse:
-    """The VerifyCostResponse that protobuf bytes hold. Raises DecodeError."""
-    return _read_verify_cost_response(data, 0, len(data), 0, None)
 
 
 def _read_verify_cost_response(data: bytes, pos: int, end: int, depth: int, m: VerifyCostResponse | None) -> VerifyCostResponse:
@@ -3247,42 +2233,20 @@ def _read_verify_cost_response(data: bytes, pos: int, end: int, depth: int, m: V
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+                s, pos = read_sized(data, pos + 1, end)
                 m.data = _read_cost_verification(data, s, pos, depth + 1, m.data)
-                if pos >= end: break
-                t = data[pos]
-            if t == 18:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
-                if pos >= end: break
-                t = data[pos]
-            if t in _VERIFY_COST_RESPONSE_NAMES: continue
-            s = skip_field(data, pos, end, _VERIFY_COST_RESPONSE_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _VERIFY_COST_RESPONSE_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _VERIFY_COST_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _VERIFY_COST_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_verify_cost_response = decoder(_read_verify_cost_response)
 
 _ESTIMATE_COST_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("usage", "")}
 _ESTIMATE_COST_REQUEST_TAGS: frozenset[int] = frozenset([10])
@@ -3292,25 +2256,15 @@ def encode_estimate_cost_request(m: EstimateCostRequest) -> bytes:
     """The protobuf bytes of a EstimateCostRequest. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if (v1 := m.usage) is not None:
             at = "usage"
-            b = encode_usage_record(v1)
-            n = len(b)
-            w(b"\x0a")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x0a", encode_usage_record(v1))
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_estimate_cost_request(data: bytes) -> EstimateCostRequest:
-    """The EstimateCostRequest that protobuf bytes hold. Raises DecodeError."""
-    return _read_estimate_cost_request(data, 0, len(data), 0, None)
 
 
 def _read_estimate_cost_request(data: bytes, pos: int, end: int, depth: int, m: EstimateCostRequest | None) -> EstimateCostRequest:
@@ -3321,30 +2275,17 @@ def _read_estimate_cost_request(data: bytes, pos: int, end: int, depth: int, m: 
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+                s, pos = read_sized(data, pos + 1, end)
                 m.usage = _read_usage_record(data, s, pos, depth + 1, m.usage)
-                if pos >= end: break
-                t = data[pos]
-            if t in _ESTIMATE_COST_REQUEST_NAMES: continue
-            s = skip_field(data, pos, end, _ESTIMATE_COST_REQUEST_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _ESTIMATE_COST_REQUEST_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _ESTIMATE_COST_REQUEST_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _ESTIMATE_COST_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_estimate_cost_request = decoder(_read_estimate_cost_request)
 
 _ESTIMATE_COST_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _ESTIMATE_COST_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
@@ -3354,32 +2295,18 @@ def encode_estimate_cost_response(m: EstimateCostResponse) -> bytes:
     """The protobuf bytes of a EstimateCostResponse. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if (v1 := m.data) is not None:
             at = "data"
-            b = encode_cost_record(v1)
-            n = len(b)
-            w(b"\x0a")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x0a", encode_cost_record(v1))
         if (v2 := m.meta) is not None:
             at = "meta"
-            b = encode_response_meta(v2)
-            n = len(b)
-            w(b"\x12")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x12", encode_response_meta(v2))
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_estimate_cost_response(data: bytes) -> EstimateCostResponse:
-    """The EstimateCostResponse that protobuf bytes hold. Raises DecodeError."""
-    return _read_estimate_cost_response(data, 0, len(data), 0, None)
 
 
 def _read_estimate_cost_response(data: bytes, pos: int, end: int, depth: int, m: EstimateCostResponse | None) -> EstimateCostResponse:
@@ -3390,42 +2317,20 @@ def _read_estimate_cost_response(data: bytes, pos: int, end: int, depth: int, m:
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+                s, pos = read_sized(data, pos + 1, end)
                 m.data = _read_cost_record(data, s, pos, depth + 1, m.data)
-                if pos >= end: break
-                t = data[pos]
-            if t == 18:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
-                if pos >= end: break
-                t = data[pos]
-            if t in _ESTIMATE_COST_RESPONSE_NAMES: continue
-            s = skip_field(data, pos, end, _ESTIMATE_COST_RESPONSE_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _ESTIMATE_COST_RESPONSE_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _ESTIMATE_COST_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _ESTIMATE_COST_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_estimate_cost_response = decoder(_read_estimate_cost_response)
 
 _REPRICE_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("", ""), 18: ("as_of", ""), 24: ("dry_run", "")}
 _REPRICE_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 24])
@@ -3435,21 +2340,14 @@ def encode_reprice_usage_request(m: RepriceUsageRequest) -> bytes:
     """The protobuf bytes of a RepriceUsageRequest. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         at = ""
         b = encode_filter(m)
-        if b:
-            w(b"\x0a")
-            w(varint(len(b)))
-            w(b)
+        if b: write_sized(w, b"\x0a", b)
         if v2 := m.as_of:
             at = "as_of"
-            b = v2.encode()
-            n = len(b)
-            w(_T12[n] if n < 128 else b"\x12" + varint(n))
-            w(b)
+            write_sized(w, b"\x12", v2.encode())
         if v3 := m.dry_run:
             at = "dry_run"
             w(b"\x18\x01" if v3 else b"\x18\x00")
@@ -3457,11 +2355,6 @@ def encode_reprice_usage_request(m: RepriceUsageRequest) -> bytes:
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_reprice_usage_request(data: bytes) -> RepriceUsageRequest:
-    """The RepriceUsageRequest that protobuf bytes hold. Raises DecodeError."""
-    return _read_reprice_usage_request(data, 0, len(data), 0, None)
 
 
 def _read_reprice_usage_request(data: bytes, pos: int, end: int, depth: int, m: RepriceUsageRequest | None) -> RepriceUsageRequest:
@@ -3472,51 +2365,23 @@ def _read_reprice_usage_request(data: bytes, pos: int, end: int, depth: int, m: 
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+                s, pos = read_sized(data, pos + 1, end)
                 read_flattened(_read_filter, b"\x0a", data, s, pos, depth + 1, m)
-                if pos >= end: break
-                t = data[pos]
-            if t == 18:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
                 m.as_of = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 24:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+            elif t == 24:
+                n, pos = read_varint(data, pos + 1)
                 m.dry_run = n != 0
-                if pos >= end: break
-                t = data[pos]
-            if t in _REPRICE_USAGE_REQUEST_NAMES: continue
-            s = skip_field(data, pos, end, _REPRICE_USAGE_REQUEST_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _REPRICE_USAGE_REQUEST_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _REPRICE_USAGE_REQUEST_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _REPRICE_USAGE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_reprice_usage_request = decoder(_read_reprice_usage_request)
 
 _REPRICE_DIFFERENCE_NAMES: dict[int, tuple[str, str]] = {10: ("provider", ""), 18: ("model_id", ""), 26: ("currency", ""), 32: ("records", ""), 42: ("before", ""), 50: ("after", ""), 58: ("difference", ""), 64: ("unpriced_before", ""), 72: ("unpriced_after", "")}
 _REPRICE_DIFFERENCE_TAGS: frozenset[int] = frozenset([10, 18, 26, 32, 42, 50, 58, 64, 72])
@@ -3526,8 +2391,7 @@ def encode_reprice_difference(m: RepriceDifference) -> bytes:
     """The protobuf bytes of a RepriceDifference. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.provider:
             at = "provider"
@@ -3581,11 +2445,6 @@ def encode_reprice_difference(m: RepriceDifference) -> bytes:
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_reprice_difference(data: bytes) -> RepriceDifference:
-    """The RepriceDifference that protobuf bytes hold. Raises DecodeError."""
-    return _read_reprice_difference(data, 0, len(data), 0, None)
 
 
 def _read_reprice_difference(data: bytes, pos: int, end: int, depth: int, m: RepriceDifference | None) -> RepriceDifference:
@@ -3695,18 +2554,15 @@ def _read_reprice_difference(data: bytes, pos: int, end: int, depth: int, m: Rep
                 if pos >= end: break
                 t = data[pos]
             if t in _REPRICE_DIFFERENCE_NAMES: continue
-            s = skip_field(data, pos, end, _REPRICE_DIFFERENCE_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _REPRICE_DIFFERENCE_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            data, pos, end = skip_unknown(data, pos, end, _REPRICE_DIFFERENCE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _REPRICE_DIFFERENCE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_reprice_difference = decoder(_read_reprice_difference)
 
 _REPRICE_REPORT_NAMES: dict[int, tuple[str, str]] = {8: ("dry_run", ""), 16: ("examined", ""), 24: ("changed", ""), 34: ("differences", "differences")}
 _REPRICE_REPORT_TAGS: frozenset[int] = frozenset([8, 16, 24, 34])
@@ -3716,8 +2572,7 @@ def encode_reprice_report(m: RepriceReport) -> bytes:
     """The protobuf bytes of a RepriceReport. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.dry_run:
             at = "dry_run"
@@ -3745,11 +2600,6 @@ def encode_reprice_report(m: RepriceReport) -> bytes:
     return b"".join(out)
 
 
-def decode_reprice_report(data: bytes) -> RepriceReport:
-    """The RepriceReport that protobuf bytes hold. Raises DecodeError."""
-    return _read_reprice_report(data, 0, len(data), 0, None)
-
-
 def _read_reprice_report(data: bytes, pos: int, end: int, depth: int, m: RepriceReport | None) -> RepriceReport:
     if m is None: m = RepriceReport()
     kept: list[bytes] = []
@@ -3758,38 +2608,17 @@ def _read_reprice_report(data: bytes, pos: int, end: int, depth: int, m: Reprice
         while pos < end:
             t = data[pos]
             if t == 8:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                n, pos = read_varint(data, pos + 1)
                 m.dry_run = n != 0
-                if pos >= end: break
-                t = data[pos]
-            if t == 16:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+            elif t == 16:
+                n, pos = read_varint(data, pos + 1)
+                if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
                 m.examined = n
-                if pos >= end: break
-                t = data[pos]
-            if t == 24:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+            elif t == 24:
+                n, pos = read_varint(data, pos + 1)
+                if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
                 m.changed = n
-                if pos >= end: break
-                t = data[pos]
-            if t == 34:
+            elif t == 34:
                 x4 = m.differences.append
                 while t == 34:
                     n = data[pos + 1]
@@ -3803,20 +2632,15 @@ def _read_reprice_report(data: bytes, pos: int, end: int, depth: int, m: Reprice
                     x4(_read_reprice_difference(data, s, pos, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
-                if pos >= end: break
-            if t in _REPRICE_REPORT_NAMES: continue
-            s = skip_field(data, pos, end, _REPRICE_REPORT_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _REPRICE_REPORT_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _REPRICE_REPORT_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _REPRICE_REPORT_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_reprice_report = decoder(_read_reprice_report)
 
 _REPRICE_USAGE_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _REPRICE_USAGE_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
@@ -3826,32 +2650,18 @@ def encode_reprice_usage_response(m: RepriceUsageResponse) -> bytes:
     """The protobuf bytes of a RepriceUsageResponse. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if (v1 := m.data) is not None:
             at = "data"
-            b = encode_reprice_report(v1)
-            n = len(b)
-            w(b"\x0a")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x0a", encode_reprice_report(v1))
         if (v2 := m.meta) is not None:
             at = "meta"
-            b = encode_response_meta(v2)
-            n = len(b)
-            w(b"\x12")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x12", encode_response_meta(v2))
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_reprice_usage_response(data: bytes) -> RepriceUsageResponse:
-    """The RepriceUsageResponse that protobuf bytes hold. Raises DecodeError."""
-    return _read_reprice_usage_response(data, 0, len(data), 0, None)
 
 
 def _read_reprice_usage_response(data: bytes, pos: int, end: int, depth: int, m: RepriceUsageResponse | None) -> RepriceUsageResponse:
@@ -3862,42 +2672,20 @@ def _read_reprice_usage_response(data: bytes, pos: int, end: int, depth: int, m:
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+                s, pos = read_sized(data, pos + 1, end)
                 m.data = _read_reprice_report(data, s, pos, depth + 1, m.data)
-                if pos >= end: break
-                t = data[pos]
-            if t == 18:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
-                if pos >= end: break
-                t = data[pos]
-            if t in _REPRICE_USAGE_RESPONSE_NAMES: continue
-            s = skip_field(data, pos, end, _REPRICE_USAGE_RESPONSE_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _REPRICE_USAGE_RESPONSE_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _REPRICE_USAGE_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _REPRICE_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_reprice_usage_response = decoder(_read_reprice_usage_response)
 
 _FILTER_NAMES: dict[int, tuple[str, str]] = {10: ("organization_id", "organization_id"), 18: ("provider", "provider"), 26: ("model_id", "model_id"), 34: ("project_id", "project_id"), 42: ("user_id", "user_id"), 50: ("tag", "tag"), 58: ("label", ""), 66: ("start_date", ""), 74: ("end_date", ""), 82: ("time_zone", ""), 90: ("service_tier", "service_tier"), 98: ("processing", "processing"), 106: ("region", "region"), 114: ("operation", "operation"), 122: ("status", "status")}
 _FILTER_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 50, 58, 66, 74, 82, 90, 98, 106, 114, 122])
@@ -3907,56 +2695,37 @@ def encode_filter(m: Filter) -> bytes:
     """The protobuf bytes of a Filter. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.organization_id:
             at = "organization_id"
             for i, x1 in enumerate(v1):
-                b = x1.encode()
-                n = len(b)
-                w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
-                w(b)
+                write_sized(w, b"\x0a", x1.encode())
             i = -1
         if v2 := m.provider:
             at = "provider"
             for i, x2 in enumerate(v2):
-                b = x2.encode()
-                n = len(b)
-                w(_T12[n] if n < 128 else b"\x12" + varint(n))
-                w(b)
+                write_sized(w, b"\x12", x2.encode())
             i = -1
         if v3 := m.model_id:
             at = "model_id"
             for i, x3 in enumerate(v3):
-                b = x3.encode()
-                n = len(b)
-                w(_T1A[n] if n < 128 else b"\x1a" + varint(n))
-                w(b)
+                write_sized(w, b"\x1a", x3.encode())
             i = -1
         if v4 := m.project_id:
             at = "project_id"
             for i, x4 in enumerate(v4):
-                b = x4.encode()
-                n = len(b)
-                w(_T22[n] if n < 128 else b"\x22" + varint(n))
-                w(b)
+                write_sized(w, b"\x22", x4.encode())
             i = -1
         if v5 := m.user_id:
             at = "user_id"
             for i, x5 in enumerate(v5):
-                b = x5.encode()
-                n = len(b)
-                w(_T2A[n] if n < 128 else b"\x2a" + varint(n))
-                w(b)
+                write_sized(w, b"\x2a", x5.encode())
             i = -1
         if v6 := m.tag:
             at = "tag"
             for i, x6 in enumerate(v6):
-                b = x6.encode()
-                n = len(b)
-                w(_T32[n] if n < 128 else b"\x32" + varint(n))
-                w(b)
+                write_sized(w, b"\x32", x6.encode())
             i = -1
         if v7 := m.label:
             at = "label"
@@ -3973,71 +2742,42 @@ def encode_filter(m: Filter) -> bytes:
                 w(b)
         if v8 := m.start_date:
             at = "start_date"
-            b = v8.encode()
-            n = len(b)
-            w(_T42[n] if n < 128 else b"\x42" + varint(n))
-            w(b)
+            write_sized(w, b"\x42", v8.encode())
         if v9 := m.end_date:
             at = "end_date"
-            b = v9.encode()
-            n = len(b)
-            w(_T4A[n] if n < 128 else b"\x4a" + varint(n))
-            w(b)
+            write_sized(w, b"\x4a", v9.encode())
         if v10 := m.time_zone:
             at = "time_zone"
-            b = v10.encode()
-            n = len(b)
-            w(_T52[n] if n < 128 else b"\x52" + varint(n))
-            w(b)
+            write_sized(w, b"\x52", v10.encode())
         if v11 := m.service_tier:
             at = "service_tier"
             for i, x11 in enumerate(v11):
-                b = x11.encode()
-                n = len(b)
-                w(_T5A[n] if n < 128 else b"\x5a" + varint(n))
-                w(b)
+                write_sized(w, b"\x5a", x11.encode())
             i = -1
         if v12 := m.processing:
             at = "processing"
             for i, x12 in enumerate(v12):
-                b = x12.encode()
-                n = len(b)
-                w(_T62[n] if n < 128 else b"\x62" + varint(n))
-                w(b)
+                write_sized(w, b"\x62", x12.encode())
             i = -1
         if v13 := m.region:
             at = "region"
             for i, x13 in enumerate(v13):
-                b = x13.encode()
-                n = len(b)
-                w(_T6A[n] if n < 128 else b"\x6a" + varint(n))
-                w(b)
+                write_sized(w, b"\x6a", x13.encode())
             i = -1
         if v14 := m.operation:
             at = "operation"
             for i, x14 in enumerate(v14):
-                b = x14.encode()
-                n = len(b)
-                w(_T72[n] if n < 128 else b"\x72" + varint(n))
-                w(b)
+                write_sized(w, b"\x72", x14.encode())
             i = -1
         if v15 := m.status:
             at = "status"
             for i, x15 in enumerate(v15):
-                b = x15.encode()
-                n = len(b)
-                w(_T7A[n] if n < 128 else b"\x7a" + varint(n))
-                w(b)
+                write_sized(w, b"\x7a", x15.encode())
             i = -1
         if type(m) is Filter and m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_filter(data: bytes) -> Filter:
-    """The Filter that protobuf bytes hold. Raises DecodeError."""
-    return _read_filter(data, 0, len(data), 0, None)
 
 
 def _read_filter(data: bytes, pos: int, end: int, depth: int, m: Filter | None) -> Filter:
@@ -4048,223 +2788,62 @@ def _read_filter(data: bytes, pos: int, end: int, depth: int, m: Filter | None) 
         while pos < end:
             t = data[pos]
             if t == 10:
-                x1 = m.organization_id.append
-                while t == 10:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x1(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 18:
-                x2 = m.provider.append
-                while t == 18:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x2(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 26:
-                x3 = m.model_id.append
-                while t == 26:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x3(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 34:
-                x4 = m.project_id.append
-                while t == 34:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x4(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 42:
-                x5 = m.user_id.append
-                while t == 42:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x5(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 50:
-                x6 = m.tag.append
-                while t == 50:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x6(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 58:
-                x7 = m.label
-                while t == 58:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    if pos > end: raise IndexError
-                    k, v = read_entry(data, s, pos, 10, 18, False)
-                    k7 = k.decode()
-                    v7 = v.decode()
-                    x7[k7] = v7
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 66:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+                s, pos = read_sized(data, pos + 1, end)
+                m.organization_id.append(data[s:pos].decode())
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
+                m.provider.append(data[s:pos].decode())
+            elif t == 26:
+                s, pos = read_sized(data, pos + 1, end)
+                m.model_id.append(data[s:pos].decode())
+            elif t == 34:
+                s, pos = read_sized(data, pos + 1, end)
+                m.project_id.append(data[s:pos].decode())
+            elif t == 42:
+                s, pos = read_sized(data, pos + 1, end)
+                m.user_id.append(data[s:pos].decode())
+            elif t == 50:
+                s, pos = read_sized(data, pos + 1, end)
+                m.tag.append(data[s:pos].decode())
+            elif t == 58:
+                s, pos = read_sized(data, pos + 1, end)
+                k, v = read_entry(data, s, pos, 10, 18, False)
+                k7 = k.decode()
+                v7 = v.decode()
+                m.label[k7] = v7
+            elif t == 66:
+                s, pos = read_sized(data, pos + 1, end)
                 m.start_date = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 74:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 74:
+                s, pos = read_sized(data, pos + 1, end)
                 m.end_date = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 82:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 82:
+                s, pos = read_sized(data, pos + 1, end)
                 m.time_zone = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 90:
-                x11 = m.service_tier.append
-                while t == 90:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x11(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 98:
-                x12 = m.processing.append
-                while t == 98:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x12(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 106:
-                x13 = m.region.append
-                while t == 106:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x13(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 114:
-                x14 = m.operation.append
-                while t == 114:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x14(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 122:
-                x15 = m.status.append
-                while t == 122:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x15(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t in _FILTER_NAMES: continue
-            s = skip_field(data, pos, end, _FILTER_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _FILTER_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            elif t == 90:
+                s, pos = read_sized(data, pos + 1, end)
+                m.service_tier.append(data[s:pos].decode())
+            elif t == 98:
+                s, pos = read_sized(data, pos + 1, end)
+                m.processing.append(data[s:pos].decode())
+            elif t == 106:
+                s, pos = read_sized(data, pos + 1, end)
+                m.region.append(data[s:pos].decode())
+            elif t == 114:
+                s, pos = read_sized(data, pos + 1, end)
+                m.operation.append(data[s:pos].decode())
+            elif t == 122:
+                s, pos = read_sized(data, pos + 1, end)
+                m.status.append(data[s:pos].decode())
+            else: data, pos, end = skip_unknown(data, pos, end, _FILTER_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _FILTER_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_filter = decoder(_read_filter)
 
 _COMPONENT_HEALTH_NAMES: dict[int, tuple[str, str]] = {10: ("name", ""), 16: ("status", ""), 26: ("message", "")}
 _COMPONENT_HEALTH_TAGS: frozenset[int] = frozenset([10, 16, 26])
@@ -4274,8 +2853,7 @@ def encode_component_health(m: ComponentHealth) -> bytes:
     """The protobuf bytes of a ComponentHealth. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.name:
             at = "name"
@@ -4297,11 +2875,6 @@ def encode_component_health(m: ComponentHealth) -> bytes:
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_component_health(data: bytes) -> ComponentHealth:
-    """The ComponentHealth that protobuf bytes hold. Raises DecodeError."""
-    return _read_component_health(data, 0, len(data), 0, None)
 
 
 def _read_component_health(data: bytes, pos: int, end: int, depth: int, m: ComponentHealth | None) -> ComponentHealth:
@@ -4344,18 +2917,15 @@ def _read_component_health(data: bytes, pos: int, end: int, depth: int, m: Compo
                 if pos >= end: break
                 t = data[pos]
             if t in _COMPONENT_HEALTH_NAMES: continue
-            s = skip_field(data, pos, end, _COMPONENT_HEALTH_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _COMPONENT_HEALTH_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            data, pos, end = skip_unknown(data, pos, end, _COMPONENT_HEALTH_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _COMPONENT_HEALTH_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_component_health = decoder(_read_component_health)
 
 _GET_HEALTH_REQUEST_NAMES: dict[int, tuple[str, str]] = {}
 _GET_HEALTH_REQUEST_TAGS: frozenset[int] = frozenset([])
@@ -4365,18 +2935,12 @@ def encode_get_health_request(m: GetHealthRequest) -> bytes:
     """The protobuf bytes of a GetHealthRequest. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_get_health_request(data: bytes) -> GetHealthRequest:
-    """The GetHealthRequest that protobuf bytes hold. Raises DecodeError."""
-    return _read_get_health_request(data, 0, len(data), 0, None)
 
 
 def _read_get_health_request(data: bytes, pos: int, end: int, depth: int, m: GetHealthRequest | None) -> GetHealthRequest:
@@ -4386,19 +2950,15 @@ def _read_get_health_request(data: bytes, pos: int, end: int, depth: int, m: Get
     try:
         while pos < end:
             t = data[pos]
-            if t in _GET_HEALTH_REQUEST_NAMES: continue
-            s = skip_field(data, pos, end, _GET_HEALTH_REQUEST_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _GET_HEALTH_REQUEST_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            data, pos, end = skip_unknown(data, pos, end, _GET_HEALTH_REQUEST_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _GET_HEALTH_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_get_health_request = decoder(_read_get_health_request)
 
 _GET_HEALTH_RESPONSE_NAMES: dict[int, tuple[str, str]] = {8: ("status", ""), 18: ("version", ""), 25: ("uptime_seconds", ""), 34: ("components", "components")}
 _GET_HEALTH_RESPONSE_TAGS: frozenset[int] = frozenset([8, 18, 25, 34])
@@ -4408,8 +2968,7 @@ def encode_get_health_response(m: GetHealthResponse) -> bytes:
     """The protobuf bytes of a GetHealthResponse. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if (v1 := m.status) is not _HEALTH_STATUS_0 and v1 != "unspecified":
             at = "status"
@@ -4417,10 +2976,7 @@ def encode_get_health_response(m: GetHealthResponse) -> bytes:
             w(_HEALTH_STATUS_VARINTS.get(v1) or enum_varint(HealthStatus, v1))
         if v2 := m.version:
             at = "version"
-            b = v2.encode()
-            n = len(b)
-            w(_T12[n] if n < 128 else b"\x12" + varint(n))
-            w(b)
+            write_sized(w, b"\x12", v2.encode())
         if (v3 := m.uptime_seconds) or str(v3) == "-0.0":
             at = "uptime_seconds"
             w(b"\x19")
@@ -4438,11 +2994,6 @@ def encode_get_health_response(m: GetHealthResponse) -> bytes:
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_get_health_response(data: bytes) -> GetHealthResponse:
-    """The GetHealthResponse that protobuf bytes hold. Raises DecodeError."""
-    return _read_get_health_response(data, 0, len(data), 0, None)
 
 
 def _read_get_health_response(data: bytes, pos: int, end: int, depth: int, m: GetHealthResponse | None) -> GetHealthResponse:
@@ -4453,32 +3004,15 @@ def _read_get_health_response(data: bytes, pos: int, end: int, depth: int, m: Ge
         while pos < end:
             t = data[pos]
             if t == 8:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                n, pos = read_varint(data, pos + 1)
                 m.status = _HEALTH_STATUS_MEMBERS.get(n) or read_enum(HealthStatus, _HEALTH_STATUS_MEMBERS, n)
-                if pos >= end: break
-                t = data[pos]
-            if t == 18:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
                 m.version = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 25:
+            elif t == 25:
                 pos += 9
                 m.uptime_seconds = DOUBLE.unpack_from(data, pos - 8)[0]
-                if pos >= end: break
-                t = data[pos]
-            if t == 34:
+            elif t == 34:
                 x4 = m.components.append
                 while t == 34:
                     n = data[pos + 1]
@@ -4492,20 +3026,15 @@ def _read_get_health_response(data: bytes, pos: int, end: int, depth: int, m: Ge
                     x4(_read_component_health(data, s, pos, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
-                if pos >= end: break
-            if t in _GET_HEALTH_RESPONSE_NAMES: continue
-            s = skip_field(data, pos, end, _GET_HEALTH_RESPONSE_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _GET_HEALTH_RESPONSE_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _GET_HEALTH_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _GET_HEALTH_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_get_health_response = decoder(_read_get_health_response)
 
 _GET_READINESS_REQUEST_NAMES: dict[int, tuple[str, str]] = {}
 _GET_READINESS_REQUEST_TAGS: frozenset[int] = frozenset([])
@@ -4515,18 +3044,12 @@ def encode_get_readiness_request(m: GetReadinessRequest) -> bytes:
     """The protobuf bytes of a GetReadinessRequest. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_get_readiness_request(data: bytes) -> GetReadinessRequest:
-    """The GetReadinessRequest that protobuf bytes hold. Raises DecodeError."""
-    return _read_get_readiness_request(data, 0, len(data), 0, None)
 
 
 def _read_get_readiness_request(data: bytes, pos: int, end: int, depth: int, m: GetReadinessRequest | None) -> GetReadinessRequest:
@@ -4536,19 +3059,15 @@ def _read_get_readiness_request(data: bytes, pos: int, end: int, depth: int, m: 
     try:
         while pos < end:
             t = data[pos]
-            if t in _GET_READINESS_REQUEST_NAMES: continue
-            s = skip_field(data, pos, end, _GET_READINESS_REQUEST_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _GET_READINESS_REQUEST_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            data, pos, end = skip_unknown(data, pos, end, _GET_READINESS_REQUEST_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _GET_READINESS_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_get_readiness_request = decoder(_read_get_readiness_request)
 
 _GET_READINESS_RESPONSE_NAMES: dict[int, tuple[str, str]] = {8: ("status", ""), 18: ("version", ""), 25: ("uptime_seconds", ""), 34: ("components", "components")}
 _GET_READINESS_RESPONSE_TAGS: frozenset[int] = frozenset([8, 18, 25, 34])
@@ -4558,8 +3077,7 @@ def encode_get_readiness_response(m: GetReadinessResponse) -> bytes:
     """The protobuf bytes of a GetReadinessResponse. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if (v1 := m.status) is not _HEALTH_STATUS_0 and v1 != "unspecified":
             at = "status"
@@ -4567,10 +3085,7 @@ def encode_get_readiness_response(m: GetReadinessResponse) -> bytes:
             w(_HEALTH_STATUS_VARINTS.get(v1) or enum_varint(HealthStatus, v1))
         if v2 := m.version:
             at = "version"
-            b = v2.encode()
-            n = len(b)
-            w(_T12[n] if n < 128 else b"\x12" + varint(n))
-            w(b)
+            write_sized(w, b"\x12", v2.encode())
         if (v3 := m.uptime_seconds) or str(v3) == "-0.0":
             at = "uptime_seconds"
             w(b"\x19")
@@ -4590,11 +3105,6 @@ def encode_get_readiness_response(m: GetReadinessResponse) -> bytes:
     return b"".join(out)
 
 
-def decode_get_readiness_response(data: bytes) -> GetReadinessResponse:
-    """The GetReadinessResponse that protobuf bytes hold. Raises DecodeError."""
-    return _read_get_readiness_response(data, 0, len(data), 0, None)
-
-
 def _read_get_readiness_response(data: bytes, pos: int, end: int, depth: int, m: GetReadinessResponse | None) -> GetReadinessResponse:
     if m is None: m = GetReadinessResponse()
     kept: list[bytes] = []
@@ -4603,32 +3113,15 @@ def _read_get_readiness_response(data: bytes, pos: int, end: int, depth: int, m:
         while pos < end:
             t = data[pos]
             if t == 8:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+                n, pos = read_varint(data, pos + 1)
                 m.status = _HEALTH_STATUS_MEMBERS.get(n) or read_enum(HealthStatus, _HEALTH_STATUS_MEMBERS, n)
-                if pos >= end: break
-                t = data[pos]
-            if t == 18:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
                 m.version = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 25:
+            elif t == 25:
                 pos += 9
                 m.uptime_seconds = DOUBLE.unpack_from(data, pos - 8)[0]
-                if pos >= end: break
-                t = data[pos]
-            if t == 34:
+            elif t == 34:
                 x4 = m.components.append
                 while t == 34:
                     n = data[pos + 1]
@@ -4642,20 +3135,15 @@ def _read_get_readiness_response(data: bytes, pos: int, end: int, depth: int, m:
                     x4(_read_component_health(data, s, pos, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
-                if pos >= end: break
-            if t in _GET_READINESS_RESPONSE_NAMES: continue
-            s = skip_field(data, pos, end, _GET_READINESS_RESPONSE_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _GET_READINESS_RESPONSE_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _GET_READINESS_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _GET_READINESS_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_get_readiness_response = decoder(_read_get_readiness_response)
 
 _PAGINATION_NAMES: dict[int, tuple[str, str]] = {8: ("page", ""), 16: ("page_size", ""), 24: ("per_page", ""), 32: ("total_items", ""), 40: ("total_pages", ""), 48: ("has_next", ""), 56: ("has_prev", ""), 66: ("next_cursor", "")}
 _PAGINATION_TAGS: frozenset[int] = frozenset([8, 16, 24, 32, 40, 48, 56, 66])
@@ -4665,8 +3153,7 @@ def encode_pagination(m: Pagination) -> bytes:
     """The protobuf bytes of a Pagination. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.page:
             at = "page"
@@ -4696,19 +3183,11 @@ def encode_pagination(m: Pagination) -> bytes:
             w(b"\x38\x01" if v7 else b"\x38\x00")
         if v8 := m.next_cursor:
             at = "next_cursor"
-            b = v8.encode()
-            n = len(b)
-            w(_T42[n] if n < 128 else b"\x42" + varint(n))
-            w(b)
+            write_sized(w, b"\x42", v8.encode())
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_pagination(data: bytes) -> Pagination:
-    """The Pagination that protobuf bytes hold. Raises DecodeError."""
-    return _read_pagination(data, 0, len(data), 0, None)
 
 
 def _read_pagination(data: bytes, pos: int, end: int, depth: int, m: Pagination | None) -> Pagination:
@@ -4719,104 +3198,43 @@ def _read_pagination(data: bytes, pos: int, end: int, depth: int, m: Pagination 
         while pos < end:
             t = data[pos]
             if t == 8:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                        if n > 0x7FFFFFFF: n = to_int32(n)
+                n, pos = read_varint(data, pos + 1)
+                if n > 0x7FFFFFFF: n = to_int32(n)
                 m.page = n
-                if pos >= end: break
-                t = data[pos]
-            if t == 16:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                        if n > 0x7FFFFFFF: n = to_int32(n)
+            elif t == 16:
+                n, pos = read_varint(data, pos + 1)
+                if n > 0x7FFFFFFF: n = to_int32(n)
                 m.page_size = n
-                if pos >= end: break
-                t = data[pos]
-            if t == 24:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                        if n > 0x7FFFFFFF: n = to_int32(n)
+            elif t == 24:
+                n, pos = read_varint(data, pos + 1)
+                if n > 0x7FFFFFFF: n = to_int32(n)
                 m.per_page = n
-                if pos >= end: break
-                t = data[pos]
-            if t == 32:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+            elif t == 32:
+                n, pos = read_varint(data, pos + 1)
+                if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
                 m.total_items = n
-                if pos >= end: break
-                t = data[pos]
-            if t == 40:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                        if n > 0x7FFFFFFF: n = to_int32(n)
+            elif t == 40:
+                n, pos = read_varint(data, pos + 1)
+                if n > 0x7FFFFFFF: n = to_int32(n)
                 m.total_pages = n
-                if pos >= end: break
-                t = data[pos]
-            if t == 48:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+            elif t == 48:
+                n, pos = read_varint(data, pos + 1)
                 m.has_next = n != 0
-                if pos >= end: break
-                t = data[pos]
-            if t == 56:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+            elif t == 56:
+                n, pos = read_varint(data, pos + 1)
                 m.has_prev = n != 0
-                if pos >= end: break
-                t = data[pos]
-            if t == 66:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 66:
+                s, pos = read_sized(data, pos + 1, end)
                 m.next_cursor = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t in _PAGINATION_NAMES: continue
-            s = skip_field(data, pos, end, _PAGINATION_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _PAGINATION_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _PAGINATION_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _PAGINATION_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_pagination = decoder(_read_pagination)
 
 _RESPONSE_META_NAMES: dict[int, tuple[str, str]] = {10: ("request_id", "")}
 _RESPONSE_META_TAGS: frozenset[int] = frozenset([10])
@@ -4826,24 +3244,15 @@ def encode_response_meta(m: ResponseMeta) -> bytes:
     """The protobuf bytes of a ResponseMeta. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.request_id:
             at = "request_id"
-            b = v1.encode()
-            n = len(b)
-            w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
-            w(b)
+            write_sized(w, b"\x0a", v1.encode())
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_response_meta(data: bytes) -> ResponseMeta:
-    """The ResponseMeta that protobuf bytes hold. Raises DecodeError."""
-    return _read_response_meta(data, 0, len(data), 0, None)
 
 
 def _read_response_meta(data: bytes, pos: int, end: int, depth: int, m: ResponseMeta | None) -> ResponseMeta:
@@ -4854,29 +3263,17 @@ def _read_response_meta(data: bytes, pos: int, end: int, depth: int, m: Response
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+                s, pos = read_sized(data, pos + 1, end)
                 m.request_id = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t in _RESPONSE_META_NAMES: continue
-            s = skip_field(data, pos, end, _RESPONSE_META_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _RESPONSE_META_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _RESPONSE_META_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _RESPONSE_META_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_response_meta = decoder(_read_response_meta)
 
 _FIELD_VIOLATION_NAMES: dict[int, tuple[str, str]] = {10: ("field", ""), 18: ("description", "")}
 _FIELD_VIOLATION_TAGS: frozenset[int] = frozenset([10, 18])
@@ -4886,8 +3283,7 @@ def encode_field_violation(m: FieldViolation) -> bytes:
     """The protobuf bytes of a FieldViolation. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.field:
             at = "field"
@@ -4905,11 +3301,6 @@ def encode_field_violation(m: FieldViolation) -> bytes:
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_field_violation(data: bytes) -> FieldViolation:
-    """The FieldViolation that protobuf bytes hold. Raises DecodeError."""
-    return _read_field_violation(data, 0, len(data), 0, None)
 
 
 def _read_field_violation(data: bytes, pos: int, end: int, depth: int, m: FieldViolation | None) -> FieldViolation:
@@ -4942,18 +3333,15 @@ def _read_field_violation(data: bytes, pos: int, end: int, depth: int, m: FieldV
                 if pos >= end: break
                 t = data[pos]
             if t in _FIELD_VIOLATION_NAMES: continue
-            s = skip_field(data, pos, end, _FIELD_VIOLATION_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _FIELD_VIOLATION_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            data, pos, end = skip_unknown(data, pos, end, _FIELD_VIOLATION_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _FIELD_VIOLATION_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_field_violation = decoder(_read_field_violation)
 
 _PRICE_TIER_NAMES: dict[int, tuple[str, str]] = {8: ("above", ""), 16: ("inclusive", ""), 26: ("price", "")}
 _PRICE_TIER_TAGS: frozenset[int] = frozenset([8, 16, 26])
@@ -4963,8 +3351,7 @@ def encode_price_tier(m: PriceTier) -> bytes:
     """The protobuf bytes of a PriceTier. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.above:
             at = "above"
@@ -4983,11 +3370,6 @@ def encode_price_tier(m: PriceTier) -> bytes:
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_price_tier(data: bytes) -> PriceTier:
-    """The PriceTier that protobuf bytes hold. Raises DecodeError."""
-    return _read_price_tier(data, 0, len(data), 0, None)
 
 
 def _read_price_tier(data: bytes, pos: int, end: int, depth: int, m: PriceTier | None) -> PriceTier:
@@ -5030,18 +3412,15 @@ def _read_price_tier(data: bytes, pos: int, end: int, depth: int, m: PriceTier |
                 if pos >= end: break
                 t = data[pos]
             if t in _PRICE_TIER_NAMES: continue
-            s = skip_field(data, pos, end, _PRICE_TIER_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _PRICE_TIER_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            data, pos, end = skip_unknown(data, pos, end, _PRICE_TIER_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _PRICE_TIER_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_price_tier = decoder(_read_price_tier)
 
 _RATE_NAMES: dict[int, tuple[str, str]] = {10: ("meter", ""), 18: ("price", ""), 24: ("per", ""), 34: ("tiers", "tiers"), 40: ("minimum", ""), 48: ("included", "")}
 _RATE_TAGS: frozenset[int] = frozenset([10, 18, 24, 34, 40, 48])
@@ -5051,8 +3430,7 @@ def encode_rate(m: Rate) -> bytes:
     """The protobuf bytes of a Rate. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.meter:
             at = "meter"
@@ -5091,11 +3469,6 @@ def encode_rate(m: Rate) -> bytes:
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_rate(data: bytes) -> Rate:
-    """The Rate that protobuf bytes hold. Raises DecodeError."""
-    return _read_rate(data, 0, len(data), 0, None)
 
 
 def _read_rate(data: bytes, pos: int, end: int, depth: int, m: Rate | None) -> Rate:
@@ -5176,18 +3549,15 @@ def _read_rate(data: bytes, pos: int, end: int, depth: int, m: Rate | None) -> R
                 if pos >= end: break
                 t = data[pos]
             if t in _RATE_NAMES: continue
-            s = skip_field(data, pos, end, _RATE_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _RATE_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            data, pos, end = skip_unknown(data, pos, end, _RATE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _RATE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_rate = decoder(_read_rate)
 
 _TIME_WINDOW_NAMES: dict[int, tuple[str, str]] = {10: ("start", ""), 18: ("end", ""), 26: ("time_zone", ""), 32: ("weekdays", "weekdays"), 34: ("weekdays", "")}
 _TIME_WINDOW_TAGS: frozenset[int] = frozenset([10, 18, 26, 32, 34])
@@ -5197,8 +3567,7 @@ def encode_time_window(m: TimeWindow) -> bytes:
     """The protobuf bytes of a TimeWindow. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.start:
             at = "start"
@@ -5228,11 +3597,6 @@ def encode_time_window(m: TimeWindow) -> bytes:
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_time_window(data: bytes) -> TimeWindow:
-    """The TimeWindow that protobuf bytes hold. Raises DecodeError."""
-    return _read_time_window(data, 0, len(data), 0, None)
 
 
 def _read_time_window(data: bytes, pos: int, end: int, depth: int, m: TimeWindow | None) -> TimeWindow:
@@ -5305,18 +3669,15 @@ def _read_time_window(data: bytes, pos: int, end: int, depth: int, m: TimeWindow
                 if pos >= end: break
                 t = data[pos]
             if t in _TIME_WINDOW_NAMES: continue
-            s = skip_field(data, pos, end, _TIME_WINDOW_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _TIME_WINDOW_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            data, pos, end = skip_unknown(data, pos, end, _TIME_WINDOW_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _TIME_WINDOW_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_time_window = decoder(_read_time_window)
 
 _PRICE_MULTIPLIER_NAMES: dict[int, tuple[str, str]] = {10: ("kind", ""), 18: ("value", ""), 24: ("all_meters", "")}
 _PRICE_MULTIPLIER_TAGS: frozenset[int] = frozenset([10, 18, 24])
@@ -5326,8 +3687,7 @@ def encode_price_multiplier(m: PriceMultiplier) -> bytes:
     """The protobuf bytes of a PriceMultiplier. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.kind:
             at = "kind"
@@ -5348,11 +3708,6 @@ def encode_price_multiplier(m: PriceMultiplier) -> bytes:
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_price_multiplier(data: bytes) -> PriceMultiplier:
-    """The PriceMultiplier that protobuf bytes hold. Raises DecodeError."""
-    return _read_price_multiplier(data, 0, len(data), 0, None)
 
 
 def _read_price_multiplier(data: bytes, pos: int, end: int, depth: int, m: PriceMultiplier | None) -> PriceMultiplier:
@@ -5395,18 +3750,15 @@ def _read_price_multiplier(data: bytes, pos: int, end: int, depth: int, m: Price
                 if pos >= end: break
                 t = data[pos]
             if t in _PRICE_MULTIPLIER_NAMES: continue
-            s = skip_field(data, pos, end, _PRICE_MULTIPLIER_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _PRICE_MULTIPLIER_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            data, pos, end = skip_unknown(data, pos, end, _PRICE_MULTIPLIER_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _PRICE_MULTIPLIER_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_price_multiplier = decoder(_read_price_multiplier)
 
 _RATE_CARD_NAMES: dict[int, tuple[str, str]] = {10: ("id", ""), 18: ("provider", ""), 26: ("model_id", ""), 34: ("aliases", "aliases"), 42: ("organization_id", ""), 50: ("region", ""), 58: ("service_tier", ""), 66: ("processing", ""), 74: ("speed", ""), 82: ("currency", ""), 90: ("effective_from", ""), 98: ("effective_until", ""), 106: ("windows", "windows"), 114: ("rates", "rates"), 120: ("tier_mode", ""), 256: ("tier_basis", ""), 266: ("multipliers", "multipliers"), 272: ("origin", ""), 282: ("origin_version", ""), 290: ("source_url", ""), 296: ("version", ""), 306: ("created_at", ""), 314: ("updated_at", ""), 322: ("input_price_per_1k", ""), 330: ("output_price_per_1k", ""), 338: ("input_price_per_million", ""), 346: ("output_price_per_million", "")}
 _RATE_CARD_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 50, 58, 66, 74, 82, 90, 98, 106, 114, 120, 128, 138, 144, 154, 162, 168, 178, 186, 194, 202, 210, 218])
@@ -5416,8 +3768,7 @@ def encode_rate_card(m: RateCard) -> bytes:
     """The protobuf bytes of a RateCard. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.id:
             at = "id"
@@ -5588,11 +3939,6 @@ def encode_rate_card(m: RateCard) -> bytes:
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_rate_card(data: bytes) -> RateCard:
-    """The RateCard that protobuf bytes hold. Raises DecodeError."""
-    return _read_rate_card(data, 0, len(data), 0, None)
 
 
 def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | None) -> RateCard:
@@ -5929,18 +4275,15 @@ def _read_rate_card(data: bytes, pos: int, end: int, depth: int, m: RateCard | N
                 t = data[pos]
                 if t > 127: t += data[pos + 1] << 7
             if t in _RATE_CARD_NAMES: continue
-            s = skip_field(data, pos, end, _RATE_CARD_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _RATE_CARD_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            data, pos, end = skip_unknown(data, pos, end, _RATE_CARD_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _RATE_CARD_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_rate_card = decoder(_read_rate_card)
 
 _CREATE_PRICE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("idempotency_key", ""), 18: ("provider", ""), 26: ("model_id", ""), 34: ("input_price_per_1k", ""), 42: ("output_price_per_1k", ""), 50: ("currency", ""), 58: ("effective_date", ""), 66: ("end_date", ""), 74: ("organization_id", ""), 82: ("region", ""), 90: ("service_tier", ""), 98: ("processing", ""), 106: ("speed", ""), 114: ("aliases", "aliases"), 122: ("rates", "rates"), 256: ("tier_mode", ""), 264: ("tier_basis", ""), 274: ("multipliers", "multipliers"), 282: ("windows", "windows"), 290: ("source_url", ""), 298: ("input_price_per_million", ""), 306: ("output_price_per_million", "")}
 _CREATE_PRICE_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 50, 58, 66, 74, 82, 90, 98, 106, 114, 122, 128, 136, 146, 154, 162, 170, 178])
@@ -5950,94 +4293,51 @@ def encode_create_price_request(m: CreatePriceRequest) -> bytes:
     """The protobuf bytes of a CreatePriceRequest. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.idempotency_key:
             at = "idempotency_key"
-            b = v1.encode()
-            n = len(b)
-            w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
-            w(b)
+            write_sized(w, b"\x0a", v1.encode())
         if v2 := m.provider:
             at = "provider"
-            b = v2.encode()
-            n = len(b)
-            w(_T12[n] if n < 128 else b"\x12" + varint(n))
-            w(b)
+            write_sized(w, b"\x12", v2.encode())
         if v3 := m.model_id:
             at = "model_id"
-            b = v3.encode()
-            n = len(b)
-            w(_T1A[n] if n < 128 else b"\x1a" + varint(n))
-            w(b)
+            write_sized(w, b"\x1a", v3.encode())
         if (v4 := m.input_price_per_1k) is not None:
             at = "input_price_per_1k"
-            b = plain(v4).encode()
-            n = len(b)
-            w(_T22[n] if n < 128 else b"\x22" + varint(n))
-            w(b)
+            write_sized(w, b"\x22", plain(v4).encode())
         if (v5 := m.output_price_per_1k) is not None:
             at = "output_price_per_1k"
-            b = plain(v5).encode()
-            n = len(b)
-            w(_T2A[n] if n < 128 else b"\x2a" + varint(n))
-            w(b)
+            write_sized(w, b"\x2a", plain(v5).encode())
         if v6 := m.currency:
             at = "currency"
-            b = v6.encode()
-            n = len(b)
-            w(_T32[n] if n < 128 else b"\x32" + varint(n))
-            w(b)
+            write_sized(w, b"\x32", v6.encode())
         if v7 := m.effective_date:
             at = "effective_date"
-            b = v7.encode()
-            n = len(b)
-            w(_T3A[n] if n < 128 else b"\x3a" + varint(n))
-            w(b)
+            write_sized(w, b"\x3a", v7.encode())
         if v8 := m.end_date:
             at = "end_date"
-            b = v8.encode()
-            n = len(b)
-            w(_T42[n] if n < 128 else b"\x42" + varint(n))
-            w(b)
+            write_sized(w, b"\x42", v8.encode())
         if v9 := m.organization_id:
             at = "organization_id"
-            b = v9.encode()
-            n = len(b)
-            w(_T4A[n] if n < 128 else b"\x4a" + varint(n))
-            w(b)
+            write_sized(w, b"\x4a", v9.encode())
         if v10 := m.region:
             at = "region"
-            b = v10.encode()
-            n = len(b)
-            w(_T52[n] if n < 128 else b"\x52" + varint(n))
-            w(b)
+            write_sized(w, b"\x52", v10.encode())
         if v11 := m.service_tier:
             at = "service_tier"
-            b = v11.encode()
-            n = len(b)
-            w(_T5A[n] if n < 128 else b"\x5a" + varint(n))
-            w(b)
+            write_sized(w, b"\x5a", v11.encode())
         if v12 := m.processing:
             at = "processing"
-            b = v12.encode()
-            n = len(b)
-            w(_T62[n] if n < 128 else b"\x62" + varint(n))
-            w(b)
+            write_sized(w, b"\x62", v12.encode())
         if v13 := m.speed:
             at = "speed"
-            b = v13.encode()
-            n = len(b)
-            w(_T6A[n] if n < 128 else b"\x6a" + varint(n))
-            w(b)
+            write_sized(w, b"\x6a", v13.encode())
         if v14 := m.aliases:
             at = "aliases"
             for i, x14 in enumerate(v14):
-                b = x14.encode()
-                n = len(b)
-                w(_T72[n] if n < 128 else b"\x72" + varint(n))
-                w(b)
+                write_sized(w, b"\x72", x14.encode())
             i = -1
         if v15 := m.rates:
             at = "rates"
@@ -6076,31 +4376,17 @@ def encode_create_price_request(m: CreatePriceRequest) -> bytes:
             i = -1
         if v20 := m.source_url:
             at = "source_url"
-            b = v20.encode()
-            n = len(b)
-            w(_TA201[n] if n < 128 else b"\xa2\x01" + varint(n))
-            w(b)
+            write_sized(w, b"\xa2\x01", v20.encode())
         if (v21 := m.input_price_per_million) is not None:
             at = "input_price_per_million"
-            b = plain(v21).encode()
-            n = len(b)
-            w(_TAA01[n] if n < 128 else b"\xaa\x01" + varint(n))
-            w(b)
+            write_sized(w, b"\xaa\x01", plain(v21).encode())
         if (v22 := m.output_price_per_million) is not None:
             at = "output_price_per_million"
-            b = plain(v22).encode()
-            n = len(b)
-            w(_TB201[n] if n < 128 else b"\xb2\x01" + varint(n))
-            w(b)
+            write_sized(w, b"\xb2\x01", plain(v22).encode())
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_create_price_request(data: bytes) -> CreatePriceRequest:
-    """The CreatePriceRequest that protobuf bytes hold. Raises DecodeError."""
-    return _read_create_price_request(data, 0, len(data), 0, None)
 
 
 def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: CreatePriceRequest | None) -> CreatePriceRequest:
@@ -6110,164 +4396,50 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
     try:
         while pos < end:
             t = data[pos]
+            if t > 127: t += data[pos + 1] << 7
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+                s, pos = read_sized(data, pos + 1, end)
                 m.idempotency_key = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 18:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
                 m.provider = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 26:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 26:
+                s, pos = read_sized(data, pos + 1, end)
                 m.model_id = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 34:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 34:
+                s, pos = read_sized(data, pos + 1, end)
                 m.input_price_per_1k = from_text(data[s:pos].decode())
-                if pos >= end: break
-                t = data[pos]
-            if t == 42:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 42:
+                s, pos = read_sized(data, pos + 1, end)
                 m.output_price_per_1k = from_text(data[s:pos].decode())
-                if pos >= end: break
-                t = data[pos]
-            if t == 50:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 50:
+                s, pos = read_sized(data, pos + 1, end)
                 m.currency = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 58:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 58:
+                s, pos = read_sized(data, pos + 1, end)
                 m.effective_date = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 66:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 66:
+                s, pos = read_sized(data, pos + 1, end)
                 m.end_date = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 74:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 74:
+                s, pos = read_sized(data, pos + 1, end)
                 m.organization_id = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 82:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 82:
+                s, pos = read_sized(data, pos + 1, end)
                 m.region = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 90:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 90:
+                s, pos = read_sized(data, pos + 1, end)
                 m.service_tier = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 98:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 98:
+                s, pos = read_sized(data, pos + 1, end)
                 m.processing = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 106:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 106:
+                s, pos = read_sized(data, pos + 1, end)
                 m.speed = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 114:
-                x14 = m.aliases.append
-                while t == 114:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x14(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 122:
+            elif t == 114:
+                s, pos = read_sized(data, pos + 1, end)
+                m.aliases.append(data[s:pos].decode())
+            elif t == 122:
                 x15 = m.rates.append
                 while t == 122:
                     n = data[pos + 1]
@@ -6281,31 +4453,13 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                     x15(_read_rate(data, s, pos, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
-                if pos >= end: break
-            if t > 127: t += data[pos + 1] << 7
-            if t == 256:
-                n = data[pos + 2]
-                if n < 128: pos = pos + 3
-                else:
-                    c = data[pos + 3]; n += (c << 7) - 128; pos = pos + 4
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+            elif t == 256:
+                n, pos = read_varint(data, pos + 2)
                 m.tier_mode = _TIER_MODE_MEMBERS.get(n) or read_enum(TierMode, _TIER_MODE_MEMBERS, n)
-                if pos >= end: break
-                t = data[pos]
-                if t > 127: t += data[pos + 1] << 7
-            if t == 264:
-                n = data[pos + 2]
-                if n < 128: pos = pos + 3
-                else:
-                    c = data[pos + 3]; n += (c << 7) - 128; pos = pos + 4
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+            elif t == 264:
+                n, pos = read_varint(data, pos + 2)
                 m.tier_basis = _TIER_BASIS_MEMBERS.get(n) or read_enum(TierBasis, _TIER_BASIS_MEMBERS, n)
-                if pos >= end: break
-                t = data[pos]
-                if t > 127: t += data[pos + 1] << 7
-            if t == 274:
+            elif t == 274:
                 x18 = m.multipliers.append
                 while t == 274:
                     n = data[pos + 2]
@@ -6320,8 +4474,7 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                     if pos >= end: break
                     t = data[pos]
                     if t > 127: t += data[pos + 1] << 7
-                if pos >= end: break
-            if t == 282:
+            elif t == 282:
                 x19 = m.windows.append
                 while t == 282:
                     n = data[pos + 2]
@@ -6336,56 +4489,24 @@ def _read_create_price_request(data: bytes, pos: int, end: int, depth: int, m: C
                     if pos >= end: break
                     t = data[pos]
                     if t > 127: t += data[pos + 1] << 7
-                if pos >= end: break
-            if t == 290:
-                n = data[pos + 2]
-                if n < 128: s = pos + 3
-                else:
-                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 290:
+                s, pos = read_sized(data, pos + 2, end)
                 m.source_url = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-                if t > 127: t += data[pos + 1] << 7
-            if t == 298:
-                n = data[pos + 2]
-                if n < 128: s = pos + 3
-                else:
-                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 298:
+                s, pos = read_sized(data, pos + 2, end)
                 m.input_price_per_million = from_text(data[s:pos].decode())
-                if pos >= end: break
-                t = data[pos]
-                if t > 127: t += data[pos + 1] << 7
-            if t == 306:
-                n = data[pos + 2]
-                if n < 128: s = pos + 3
-                else:
-                    c = data[pos + 3]; n += (c << 7) - 128; s = pos + 4
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 306:
+                s, pos = read_sized(data, pos + 2, end)
                 m.output_price_per_million = from_text(data[s:pos].decode())
-                if pos >= end: break
-                t = data[pos]
-                if t > 127: t += data[pos + 1] << 7
-            if t in _CREATE_PRICE_REQUEST_NAMES: continue
-            s = skip_field(data, pos, end, _CREATE_PRICE_REQUEST_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _CREATE_PRICE_REQUEST_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _CREATE_PRICE_REQUEST_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _CREATE_PRICE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_create_price_request = decoder(_read_create_price_request)
 
 _CREATE_PRICE_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _CREATE_PRICE_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
@@ -6395,32 +4516,18 @@ def encode_create_price_response(m: CreatePriceResponse) -> bytes:
     """The protobuf bytes of a CreatePriceResponse. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if (v1 := m.data) is not None:
             at = "data"
-            b = encode_rate_card(v1)
-            n = len(b)
-            w(b"\x0a")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x0a", encode_rate_card(v1))
         if (v2 := m.meta) is not None:
             at = "meta"
-            b = encode_response_meta(v2)
-            n = len(b)
-            w(b"\x12")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x12", encode_response_meta(v2))
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_create_price_response(data: bytes) -> CreatePriceResponse:
-    """The CreatePriceResponse that protobuf bytes hold. Raises DecodeError."""
-    return _read_create_price_response(data, 0, len(data), 0, None)
 
 
 def _read_create_price_response(data: bytes, pos: int, end: int, depth: int, m: CreatePriceResponse | None) -> CreatePriceResponse:
@@ -6431,42 +4538,20 @@ def _read_create_price_response(data: bytes, pos: int, end: int, depth: int, m: 
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+                s, pos = read_sized(data, pos + 1, end)
                 m.data = _read_rate_card(data, s, pos, depth + 1, m.data)
-                if pos >= end: break
-                t = data[pos]
-            if t == 18:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
-                if pos >= end: break
-                t = data[pos]
-            if t in _CREATE_PRICE_RESPONSE_NAMES: continue
-            s = skip_field(data, pos, end, _CREATE_PRICE_RESPONSE_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _CREATE_PRICE_RESPONSE_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _CREATE_PRICE_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _CREATE_PRICE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_create_price_response = decoder(_read_create_price_response)
 
 _GET_PRICE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("id", "")}
 _GET_PRICE_REQUEST_TAGS: frozenset[int] = frozenset([10])
@@ -6476,24 +4561,15 @@ def encode_get_price_request(m: GetPriceRequest) -> bytes:
     """The protobuf bytes of a GetPriceRequest. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.id:
             at = "id"
-            b = v1.encode()
-            n = len(b)
-            w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
-            w(b)
+            write_sized(w, b"\x0a", v1.encode())
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_get_price_request(data: bytes) -> GetPriceRequest:
-    """The GetPriceRequest that protobuf bytes hold. Raises DecodeError."""
-    return _read_get_price_request(data, 0, len(data), 0, None)
 
 
 def _read_get_price_request(data: bytes, pos: int, end: int, depth: int, m: GetPriceRequest | None) -> GetPriceRequest:
@@ -6504,29 +4580,17 @@ def _read_get_price_request(data: bytes, pos: int, end: int, depth: int, m: GetP
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+                s, pos = read_sized(data, pos + 1, end)
                 m.id = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t in _GET_PRICE_REQUEST_NAMES: continue
-            s = skip_field(data, pos, end, _GET_PRICE_REQUEST_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _GET_PRICE_REQUEST_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _GET_PRICE_REQUEST_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _GET_PRICE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_get_price_request = decoder(_read_get_price_request)
 
 _GET_PRICE_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _GET_PRICE_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
@@ -6536,32 +4600,18 @@ def encode_get_price_response(m: GetPriceResponse) -> bytes:
     """The protobuf bytes of a GetPriceResponse. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if (v1 := m.data) is not None:
             at = "data"
-            b = encode_rate_card(v1)
-            n = len(b)
-            w(b"\x0a")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x0a", encode_rate_card(v1))
         if (v2 := m.meta) is not None:
             at = "meta"
-            b = encode_response_meta(v2)
-            n = len(b)
-            w(b"\x12")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x12", encode_response_meta(v2))
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_get_price_response(data: bytes) -> GetPriceResponse:
-    """The GetPriceResponse that protobuf bytes hold. Raises DecodeError."""
-    return _read_get_price_response(data, 0, len(data), 0, None)
 
 
 def _read_get_price_response(data: bytes, pos: int, end: int, depth: int, m: GetPriceResponse | None) -> GetPriceResponse:
@@ -6572,42 +4622,20 @@ def _read_get_price_response(data: bytes, pos: int, end: int, depth: int, m: Get
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+                s, pos = read_sized(data, pos + 1, end)
                 m.data = _read_rate_card(data, s, pos, depth + 1, m.data)
-                if pos >= end: break
-                t = data[pos]
-            if t == 18:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
-                if pos >= end: break
-                t = data[pos]
-            if t in _GET_PRICE_RESPONSE_NAMES: continue
-            s = skip_field(data, pos, end, _GET_PRICE_RESPONSE_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _GET_PRICE_RESPONSE_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _GET_PRICE_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _GET_PRICE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_get_price_response = decoder(_read_get_price_response)
 
 _LIST_PRICES_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("provider", "provider"), 18: ("model_id", "model_id"), 26: ("organization_id", ""), 34: ("active_at", ""), 40: ("origin", ""), 50: ("currency", ""), 56: ("page", ""), 64: ("page_size", ""), 74: ("cursor", "")}
 _LIST_PRICES_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 40, 50, 56, 64, 74])
@@ -6617,47 +4645,31 @@ def encode_list_prices_request(m: ListPricesRequest) -> bytes:
     """The protobuf bytes of a ListPricesRequest. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.provider:
             at = "provider"
             for i, x1 in enumerate(v1):
-                b = x1.encode()
-                n = len(b)
-                w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
-                w(b)
+                write_sized(w, b"\x0a", x1.encode())
             i = -1
         if v2 := m.model_id:
             at = "model_id"
             for i, x2 in enumerate(v2):
-                b = x2.encode()
-                n = len(b)
-                w(_T12[n] if n < 128 else b"\x12" + varint(n))
-                w(b)
+                write_sized(w, b"\x12", x2.encode())
             i = -1
         if v3 := m.organization_id:
             at = "organization_id"
-            b = v3.encode()
-            n = len(b)
-            w(_T1A[n] if n < 128 else b"\x1a" + varint(n))
-            w(b)
+            write_sized(w, b"\x1a", v3.encode())
         if v4 := m.active_at:
             at = "active_at"
-            b = v4.encode()
-            n = len(b)
-            w(_T22[n] if n < 128 else b"\x22" + varint(n))
-            w(b)
+            write_sized(w, b"\x22", v4.encode())
         if (v5 := m.origin) is not _PRICE_ORIGIN_0 and v5 != "unspecified":
             at = "origin"
             w(b"\x28")
             w(_PRICE_ORIGIN_VARINTS.get(v5) or enum_varint(PriceOrigin, v5))
         if v6 := m.currency:
             at = "currency"
-            b = v6.encode()
-            n = len(b)
-            w(_T32[n] if n < 128 else b"\x32" + varint(n))
-            w(b)
+            write_sized(w, b"\x32", v6.encode())
         if v7 := m.page:
             at = "page"
             w(b"\x38")
@@ -6668,19 +4680,11 @@ def encode_list_prices_request(m: ListPricesRequest) -> bytes:
             w(SHORT[v8] if 0 <= v8 < 16384 else int32(v8))
         if v9 := m.cursor:
             at = "cursor"
-            b = v9.encode()
-            n = len(b)
-            w(_T4A[n] if n < 128 else b"\x4a" + varint(n))
-            w(b)
+            write_sized(w, b"\x4a", v9.encode())
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_list_prices_request(data: bytes) -> ListPricesRequest:
-    """The ListPricesRequest that protobuf bytes hold. Raises DecodeError."""
-    return _read_list_prices_request(data, 0, len(data), 0, None)
 
 
 def _read_list_prices_request(data: bytes, pos: int, end: int, depth: int, m: ListPricesRequest | None) -> ListPricesRequest:
@@ -6691,122 +4695,43 @@ def _read_list_prices_request(data: bytes, pos: int, end: int, depth: int, m: Li
         while pos < end:
             t = data[pos]
             if t == 10:
-                x1 = m.provider.append
-                while t == 10:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x1(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 18:
-                x2 = m.model_id.append
-                while t == 18:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x2(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t == 26:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+                s, pos = read_sized(data, pos + 1, end)
+                m.provider.append(data[s:pos].decode())
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
+                m.model_id.append(data[s:pos].decode())
+            elif t == 26:
+                s, pos = read_sized(data, pos + 1, end)
                 m.organization_id = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 34:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 34:
+                s, pos = read_sized(data, pos + 1, end)
                 m.active_at = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 40:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
+            elif t == 40:
+                n, pos = read_varint(data, pos + 1)
                 m.origin = _PRICE_ORIGIN_MEMBERS.get(n) or read_enum(PriceOrigin, _PRICE_ORIGIN_MEMBERS, n)
-                if pos >= end: break
-                t = data[pos]
-            if t == 50:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 50:
+                s, pos = read_sized(data, pos + 1, end)
                 m.currency = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 56:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                        if n > 0x7FFFFFFF: n = to_int32(n)
+            elif t == 56:
+                n, pos = read_varint(data, pos + 1)
+                if n > 0x7FFFFFFF: n = to_int32(n)
                 m.page = n
-                if pos >= end: break
-                t = data[pos]
-            if t == 64:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                        if n > 0x7FFFFFFF: n = to_int32(n)
+            elif t == 64:
+                n, pos = read_varint(data, pos + 1)
+                if n > 0x7FFFFFFF: n = to_int32(n)
                 m.page_size = n
-                if pos >= end: break
-                t = data[pos]
-            if t == 74:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 74:
+                s, pos = read_sized(data, pos + 1, end)
                 m.cursor = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t in _LIST_PRICES_REQUEST_NAMES: continue
-            s = skip_field(data, pos, end, _LIST_PRICES_REQUEST_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _LIST_PRICES_REQUEST_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _LIST_PRICES_REQUEST_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _LIST_PRICES_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_list_prices_request = decoder(_read_list_prices_request)
 
 _LIST_PRICES_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", "data"), 18: ("pagination", ""), 26: ("meta", "")}
 _LIST_PRICES_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18, 26])
@@ -6816,8 +4741,7 @@ def encode_list_prices_response(m: ListPricesResponse) -> bytes:
     """The protobuf bytes of a ListPricesResponse. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.data:
             at = "data"
@@ -6830,27 +4754,14 @@ def encode_list_prices_response(m: ListPricesResponse) -> bytes:
             i = -1
         if (v2 := m.pagination) is not None:
             at = "pagination"
-            b = encode_pagination(v2)
-            n = len(b)
-            w(b"\x12")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x12", encode_pagination(v2))
         if (v3 := m.meta) is not None:
             at = "meta"
-            b = encode_response_meta(v3)
-            n = len(b)
-            w(b"\x1a")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x1a", encode_response_meta(v3))
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_list_prices_response(data: bytes) -> ListPricesResponse:
-    """The ListPricesResponse that protobuf bytes hold. Raises DecodeError."""
-    return _read_list_prices_response(data, 0, len(data), 0, None)
 
 
 def _read_list_prices_response(data: bytes, pos: int, end: int, depth: int, m: ListPricesResponse | None) -> ListPricesResponse:
@@ -6874,44 +4785,21 @@ def _read_list_prices_response(data: bytes, pos: int, end: int, depth: int, m: L
                     x1(_read_rate_card(data, s, pos, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
-                if pos >= end: break
-            if t == 18:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
                 m.pagination = _read_pagination(data, s, pos, depth + 1, m.pagination)
-                if pos >= end: break
-                t = data[pos]
-            if t == 26:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+            elif t == 26:
+                s, pos = read_sized(data, pos + 1, end)
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
-                if pos >= end: break
-                t = data[pos]
-            if t in _LIST_PRICES_RESPONSE_NAMES: continue
-            s = skip_field(data, pos, end, _LIST_PRICES_RESPONSE_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _LIST_PRICES_RESPONSE_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _LIST_PRICES_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _LIST_PRICES_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_list_prices_response = decoder(_read_list_prices_response)
 
 _ERASE_USER_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("user_id", ""), 18: ("organization_id", "organization_id")}
 _ERASE_USER_REQUEST_TAGS: frozenset[int] = frozenset([10, 18])
@@ -6921,32 +4809,20 @@ def encode_erase_user_request(m: EraseUserRequest) -> bytes:
     """The protobuf bytes of a EraseUserRequest. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.user_id:
             at = "user_id"
-            b = v1.encode()
-            n = len(b)
-            w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
-            w(b)
+            write_sized(w, b"\x0a", v1.encode())
         if v2 := m.organization_id:
             at = "organization_id"
             for i, x2 in enumerate(v2):
-                b = x2.encode()
-                n = len(b)
-                w(_T12[n] if n < 128 else b"\x12" + varint(n))
-                w(b)
+                write_sized(w, b"\x12", x2.encode())
             i = -1
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_erase_user_request(data: bytes) -> EraseUserRequest:
-    """The EraseUserRequest that protobuf bytes hold. Raises DecodeError."""
-    return _read_erase_user_request(data, 0, len(data), 0, None)
 
 
 def _read_erase_user_request(data: bytes, pos: int, end: int, depth: int, m: EraseUserRequest | None) -> EraseUserRequest:
@@ -6957,43 +4833,20 @@ def _read_erase_user_request(data: bytes, pos: int, end: int, depth: int, m: Era
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+                s, pos = read_sized(data, pos + 1, end)
                 m.user_id = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 18:
-                x2 = m.organization_id.append
-                while t == 18:
-                    n = data[pos + 1]
-                    if n < 128: s = pos + 2
-                    else:
-                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                        if c > 127:
-                            n, s = read_more(data, s, n)
-                    pos = s + n
-                    x2(data[s:pos].decode())
-                    if pos >= end: break
-                    t = data[pos]
-                if pos >= end: break
-            if t in _ERASE_USER_REQUEST_NAMES: continue
-            s = skip_field(data, pos, end, _ERASE_USER_REQUEST_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _ERASE_USER_REQUEST_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
+                m.organization_id.append(data[s:pos].decode())
+            else: data, pos, end = skip_unknown(data, pos, end, _ERASE_USER_REQUEST_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _ERASE_USER_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_erase_user_request = decoder(_read_erase_user_request)
 
 _ERASURE_NAMES: dict[int, tuple[str, str]] = {10: ("id", ""), 16: ("records", "")}
 _ERASURE_TAGS: frozenset[int] = frozenset([10, 16])
@@ -7003,15 +4856,11 @@ def encode_erasure(m: Erasure) -> bytes:
     """The protobuf bytes of a Erasure. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.id:
             at = "id"
-            b = v1.encode()
-            n = len(b)
-            w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
-            w(b)
+            write_sized(w, b"\x0a", v1.encode())
         if v2 := m.records:
             at = "records"
             w(b"\x10")
@@ -7022,11 +4871,6 @@ def encode_erasure(m: Erasure) -> bytes:
     return b"".join(out)
 
 
-def decode_erasure(data: bytes) -> Erasure:
-    """The Erasure that protobuf bytes hold. Raises DecodeError."""
-    return _read_erasure(data, 0, len(data), 0, None)
-
-
 def _read_erasure(data: bytes, pos: int, end: int, depth: int, m: Erasure | None) -> Erasure:
     if m is None: m = Erasure()
     kept: list[bytes] = []
@@ -7035,40 +4879,21 @@ def _read_erasure(data: bytes, pos: int, end: int, depth: int, m: Erasure | None
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+                s, pos = read_sized(data, pos + 1, end)
                 m.id = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 16:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+            elif t == 16:
+                n, pos = read_varint(data, pos + 1)
+                if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
                 m.records = n
-                if pos >= end: break
-                t = data[pos]
-            if t in _ERASURE_NAMES: continue
-            s = skip_field(data, pos, end, _ERASURE_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _ERASURE_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _ERASURE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _ERASURE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_erasure = decoder(_read_erasure)
 
 _ERASE_USER_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _ERASE_USER_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
@@ -7078,32 +4903,18 @@ def encode_erase_user_response(m: EraseUserResponse) -> bytes:
     """The protobuf bytes of a EraseUserResponse. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if (v1 := m.data) is not None:
             at = "data"
-            b = encode_erasure(v1)
-            n = len(b)
-            w(b"\x0a")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x0a", encode_erasure(v1))
         if (v2 := m.meta) is not None:
             at = "meta"
-            b = encode_response_meta(v2)
-            n = len(b)
-            w(b"\x12")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x12", encode_response_meta(v2))
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_erase_user_response(data: bytes) -> EraseUserResponse:
-    """The EraseUserResponse that protobuf bytes hold. Raises DecodeError."""
-    return _read_erase_user_response(data, 0, len(data), 0, None)
 
 
 def _read_erase_user_response(data: bytes, pos: int, end: int, depth: int, m: EraseUserResponse | None) -> EraseUserResponse:
@@ -7114,42 +4925,20 @@ def _read_erase_user_response(data: bytes, pos: int, end: int, depth: int, m: Er
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+                s, pos = read_sized(data, pos + 1, end)
                 m.data = _read_erasure(data, s, pos, depth + 1, m.data)
-                if pos >= end: break
-                t = data[pos]
-            if t == 18:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
-                if pos >= end: break
-                t = data[pos]
-            if t in _ERASE_USER_RESPONSE_NAMES: continue
-            s = skip_field(data, pos, end, _ERASE_USER_RESPONSE_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _ERASE_USER_RESPONSE_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _ERASE_USER_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _ERASE_USER_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_erase_user_response = decoder(_read_erase_user_response)
 
 _MODALITY_TOKENS_NAMES: dict[int, tuple[str, str]] = {8: ("input_audio_tokens", ""), 16: ("input_image_tokens", ""), 24: ("input_video_tokens", ""), 32: ("cached_audio_tokens", ""), 40: ("cached_image_tokens", ""), 48: ("cached_video_tokens", ""), 56: ("output_audio_tokens", ""), 64: ("output_image_tokens", ""), 72: ("output_video_tokens", "")}
 _MODALITY_TOKENS_TAGS: frozenset[int] = frozenset([8, 16, 24, 32, 40, 48, 56, 64, 72])
@@ -7159,8 +4948,7 @@ def encode_modality_tokens(m: ModalityTokens) -> bytes:
     """The protobuf bytes of a ModalityTokens. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.input_audio_tokens:
             at = "input_audio_tokens"
@@ -7202,11 +4990,6 @@ def encode_modality_tokens(m: ModalityTokens) -> bytes:
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_modality_tokens(data: bytes) -> ModalityTokens:
-    """The ModalityTokens that protobuf bytes hold. Raises DecodeError."""
-    return _read_modality_tokens(data, 0, len(data), 0, None)
 
 
 def _read_modality_tokens(data: bytes, pos: int, end: int, depth: int, m: ModalityTokens | None) -> ModalityTokens:
@@ -7316,18 +5099,15 @@ def _read_modality_tokens(data: bytes, pos: int, end: int, depth: int, m: Modali
                 if pos >= end: break
                 t = data[pos]
             if t in _MODALITY_TOKENS_NAMES: continue
-            s = skip_field(data, pos, end, _MODALITY_TOKENS_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _MODALITY_TOKENS_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            data, pos, end = skip_unknown(data, pos, end, _MODALITY_TOKENS_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _MODALITY_TOKENS_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_modality_tokens = decoder(_read_modality_tokens)
 
 _USAGE_RECORD_NAMES: dict[int, tuple[str, str]] = {10: ("id", ""), 18: ("idempotency_key", ""), 26: ("organization_id", ""), 34: ("provider", ""), 42: ("model_id", ""), 48: ("input_tokens", ""), 56: ("output_tokens", ""), 64: ("total_tokens", ""), 72: ("cached_tokens", ""), 80: ("cache_write_tokens", ""), 88: ("cache_write_extended_tokens", ""), 96: ("reasoning_tokens", ""), 106: ("timestamp", ""), 114: ("service_tier", ""), 122: ("processing", ""), 258: ("region", ""), 266: ("speed", ""), 274: ("modality", ""), 282: ("meters", ""), 288: ("request_count", ""), 296: ("operation", ""), 304: ("outcome", ""), 312: ("quality", ""), 322: ("requested_model_id", ""), 330: ("project_id", ""), 338: ("user_id", ""), 346: ("tags", "tags"), 354: ("labels", ""), 362: ("session_id", ""), 370: ("trace_id", ""), 378: ("span_id", ""), 386: ("retry_of_id", ""), 392: ("latency_ms", ""), 400: ("time_to_first_token_ms", ""), 410: ("reported_cost", ""), 418: ("reported_currency", ""), 426: ("metadata", ""), 434: ("source", ""), 442: ("ingested_at", ""), 450: ("estimated_cost", ""), 458: ("currency", ""), 464: ("cost_status", ""), 472: ("observation", "")}
 _USAGE_RECORD_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 48, 56, 64, 72, 80, 88, 96, 106, 114, 122, 130, 138, 146, 154, 160, 168, 176, 184, 194, 202, 210, 218, 226, 234, 242, 250, 258, 264, 272, 282, 290, 298, 306, 314, 322, 330, 336, 344])
@@ -7337,8 +5117,7 @@ def encode_usage_record(m: UsageRecord) -> bytes:
     """The protobuf bytes of a UsageRecord. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.id:
             at = "id"
@@ -7586,11 +5365,6 @@ def encode_usage_record(m: UsageRecord) -> bytes:
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_usage_record(data: bytes) -> UsageRecord:
-    """The UsageRecord that protobuf bytes hold. Raises DecodeError."""
-    return _read_usage_record(data, 0, len(data), 0, None)
 
 
 def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageRecord | None) -> UsageRecord:
@@ -8120,18 +5894,15 @@ def _read_usage_record(data: bytes, pos: int, end: int, depth: int, m: UsageReco
                 t = data[pos]
                 if t > 127: t += data[pos + 1] << 7
             if t in _USAGE_RECORD_NAMES: continue
-            s = skip_field(data, pos, end, _USAGE_RECORD_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _USAGE_RECORD_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            data, pos, end = skip_unknown(data, pos, end, _USAGE_RECORD_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _USAGE_RECORD_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_usage_record = decoder(_read_usage_record)
 
 _SUBMIT_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("usage", "")}
 _SUBMIT_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10])
@@ -8141,25 +5912,15 @@ def encode_submit_usage_request(m: SubmitUsageRequest) -> bytes:
     """The protobuf bytes of a SubmitUsageRequest. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if (v1 := m.usage) is not None:
             at = "usage"
-            b = encode_usage_record(v1)
-            n = len(b)
-            w(b"\x0a")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x0a", encode_usage_record(v1))
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_submit_usage_request(data: bytes) -> SubmitUsageRequest:
-    """The SubmitUsageRequest that protobuf bytes hold. Raises DecodeError."""
-    return _read_submit_usage_request(data, 0, len(data), 0, None)
 
 
 def _read_submit_usage_request(data: bytes, pos: int, end: int, depth: int, m: SubmitUsageRequest | None) -> SubmitUsageRequest:
@@ -8170,30 +5931,17 @@ def _read_submit_usage_request(data: bytes, pos: int, end: int, depth: int, m: S
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+                s, pos = read_sized(data, pos + 1, end)
                 m.usage = _read_usage_record(data, s, pos, depth + 1, m.usage)
-                if pos >= end: break
-                t = data[pos]
-            if t in _SUBMIT_USAGE_REQUEST_NAMES: continue
-            s = skip_field(data, pos, end, _SUBMIT_USAGE_REQUEST_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _SUBMIT_USAGE_REQUEST_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _SUBMIT_USAGE_REQUEST_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _SUBMIT_USAGE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_submit_usage_request = decoder(_read_submit_usage_request)
 
 _USAGE_RECEIPT_NAMES: dict[int, tuple[str, str]] = {10: ("usage_id", ""), 18: ("organization_id", ""), 26: ("estimated_cost", ""), 34: ("currency", ""), 42: ("processed_at", ""), 48: ("cost_status", ""), 56: ("duplicate", "")}
 _USAGE_RECEIPT_TAGS: frozenset[int] = frozenset([10, 18, 26, 34, 42, 48, 56])
@@ -8203,8 +5951,7 @@ def encode_usage_receipt(m: UsageReceipt) -> bytes:
     """The protobuf bytes of a UsageReceipt. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.usage_id:
             at = "usage_id"
@@ -8247,11 +5994,6 @@ def encode_usage_receipt(m: UsageReceipt) -> bytes:
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_usage_receipt(data: bytes) -> UsageReceipt:
-    """The UsageReceipt that protobuf bytes hold. Raises DecodeError."""
-    return _read_usage_receipt(data, 0, len(data), 0, None)
 
 
 def _read_usage_receipt(data: bytes, pos: int, end: int, depth: int, m: UsageReceipt | None) -> UsageReceipt:
@@ -8338,18 +6080,15 @@ def _read_usage_receipt(data: bytes, pos: int, end: int, depth: int, m: UsageRec
                 if pos >= end: break
                 t = data[pos]
             if t in _USAGE_RECEIPT_NAMES: continue
-            s = skip_field(data, pos, end, _USAGE_RECEIPT_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _USAGE_RECEIPT_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            data, pos, end = skip_unknown(data, pos, end, _USAGE_RECEIPT_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _USAGE_RECEIPT_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_usage_receipt = decoder(_read_usage_receipt)
 
 _SUBMIT_USAGE_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _SUBMIT_USAGE_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
@@ -8359,32 +6098,18 @@ def encode_submit_usage_response(m: SubmitUsageResponse) -> bytes:
     """The protobuf bytes of a SubmitUsageResponse. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if (v1 := m.data) is not None:
             at = "data"
-            b = encode_usage_receipt(v1)
-            n = len(b)
-            w(b"\x0a")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x0a", encode_usage_receipt(v1))
         if (v2 := m.meta) is not None:
             at = "meta"
-            b = encode_response_meta(v2)
-            n = len(b)
-            w(b"\x12")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x12", encode_response_meta(v2))
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_submit_usage_response(data: bytes) -> SubmitUsageResponse:
-    """The SubmitUsageResponse that protobuf bytes hold. Raises DecodeError."""
-    return _read_submit_usage_response(data, 0, len(data), 0, None)
 
 
 def _read_submit_usage_response(data: bytes, pos: int, end: int, depth: int, m: SubmitUsageResponse | None) -> SubmitUsageResponse:
@@ -8395,42 +6120,20 @@ def _read_submit_usage_response(data: bytes, pos: int, end: int, depth: int, m: 
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+                s, pos = read_sized(data, pos + 1, end)
                 m.data = _read_usage_receipt(data, s, pos, depth + 1, m.data)
-                if pos >= end: break
-                t = data[pos]
-            if t == 18:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
-                if pos >= end: break
-                t = data[pos]
-            if t in _SUBMIT_USAGE_RESPONSE_NAMES: continue
-            s = skip_field(data, pos, end, _SUBMIT_USAGE_RESPONSE_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _SUBMIT_USAGE_RESPONSE_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _SUBMIT_USAGE_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _SUBMIT_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_submit_usage_response = decoder(_read_submit_usage_response)
 
 _BATCH_SUBMIT_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("records", "records")}
 _BATCH_SUBMIT_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10])
@@ -8440,8 +6143,7 @@ def encode_batch_submit_usage_request(m: BatchSubmitUsageRequest) -> bytes:
     """The protobuf bytes of a BatchSubmitUsageRequest. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.records:
             at = "records"
@@ -8456,11 +6158,6 @@ def encode_batch_submit_usage_request(m: BatchSubmitUsageRequest) -> bytes:
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_batch_submit_usage_request(data: bytes) -> BatchSubmitUsageRequest:
-    """The BatchSubmitUsageRequest that protobuf bytes hold. Raises DecodeError."""
-    return _read_batch_submit_usage_request(data, 0, len(data), 0, None)
 
 
 def _read_batch_submit_usage_request(data: bytes, pos: int, end: int, depth: int, m: BatchSubmitUsageRequest | None) -> BatchSubmitUsageRequest:
@@ -8484,20 +6181,15 @@ def _read_batch_submit_usage_request(data: bytes, pos: int, end: int, depth: int
                     x1(_read_usage_record(data, s, pos, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
-                if pos >= end: break
-            if t in _BATCH_SUBMIT_USAGE_REQUEST_NAMES: continue
-            s = skip_field(data, pos, end, _BATCH_SUBMIT_USAGE_REQUEST_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _BATCH_SUBMIT_USAGE_REQUEST_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _BATCH_SUBMIT_USAGE_REQUEST_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _BATCH_SUBMIT_USAGE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_batch_submit_usage_request = decoder(_read_batch_submit_usage_request)
 
 _RECORD_ERROR_NAMES: dict[int, tuple[str, str]] = {10: ("code", ""), 18: ("message", ""), 26: ("violations", "violations")}
 _RECORD_ERROR_TAGS: frozenset[int] = frozenset([10, 18, 26])
@@ -8507,8 +6199,7 @@ def encode_record_error(m: RecordError) -> bytes:
     """The protobuf bytes of a RecordError. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.code:
             at = "code"
@@ -8535,11 +6226,6 @@ def encode_record_error(m: RecordError) -> bytes:
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_record_error(data: bytes) -> RecordError:
-    """The RecordError that protobuf bytes hold. Raises DecodeError."""
-    return _read_record_error(data, 0, len(data), 0, None)
 
 
 def _read_record_error(data: bytes, pos: int, end: int, depth: int, m: RecordError | None) -> RecordError:
@@ -8587,18 +6273,15 @@ def _read_record_error(data: bytes, pos: int, end: int, depth: int, m: RecordErr
                     t = data[pos]
                 if pos >= end: break
             if t in _RECORD_ERROR_NAMES: continue
-            s = skip_field(data, pos, end, _RECORD_ERROR_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _RECORD_ERROR_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            data, pos, end = skip_unknown(data, pos, end, _RECORD_ERROR_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _RECORD_ERROR_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_record_error = decoder(_read_record_error)
 
 _SUBMIT_RESULT_NAMES: dict[int, tuple[str, str]] = {8: ("status", ""), 18: ("usage", ""), 26: ("error", "")}
 _SUBMIT_RESULT_TAGS: frozenset[int] = frozenset([8, 18, 26])
@@ -8608,8 +6291,7 @@ def encode_submit_result(m: SubmitResult) -> bytes:
     """The protobuf bytes of a SubmitResult. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if (v1 := m.status) is not _SUBMIT_STATUS_0 and v1 != "unspecified":
             at = "status"
@@ -8633,11 +6315,6 @@ def encode_submit_result(m: SubmitResult) -> bytes:
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_submit_result(data: bytes) -> SubmitResult:
-    """The SubmitResult that protobuf bytes hold. Raises DecodeError."""
-    return _read_submit_result(data, 0, len(data), 0, None)
 
 
 def _read_submit_result(data: bytes, pos: int, end: int, depth: int, m: SubmitResult | None) -> SubmitResult:
@@ -8682,18 +6359,15 @@ def _read_submit_result(data: bytes, pos: int, end: int, depth: int, m: SubmitRe
                 if pos >= end: break
                 t = data[pos]
             if t in _SUBMIT_RESULT_NAMES: continue
-            s = skip_field(data, pos, end, _SUBMIT_RESULT_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _SUBMIT_RESULT_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            data, pos, end = skip_unknown(data, pos, end, _SUBMIT_RESULT_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _SUBMIT_RESULT_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_submit_result = decoder(_read_submit_result)
 
 _BATCH_RECEIPT_NAMES: dict[int, tuple[str, str]] = {10: ("results", "results"), 16: ("created", ""), 24: ("duplicates", ""), 32: ("conflicts", ""), 40: ("invalid", "")}
 _BATCH_RECEIPT_TAGS: frozenset[int] = frozenset([10, 16, 24, 32, 40])
@@ -8703,8 +6377,7 @@ def encode_batch_receipt(m: BatchReceipt) -> bytes:
     """The protobuf bytes of a BatchReceipt. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.results:
             at = "results"
@@ -8737,11 +6410,6 @@ def encode_batch_receipt(m: BatchReceipt) -> bytes:
     return b"".join(out)
 
 
-def decode_batch_receipt(data: bytes) -> BatchReceipt:
-    """The BatchReceipt that protobuf bytes hold. Raises DecodeError."""
-    return _read_batch_receipt(data, 0, len(data), 0, None)
-
-
 def _read_batch_receipt(data: bytes, pos: int, end: int, depth: int, m: BatchReceipt | None) -> BatchReceipt:
     if m is None: m = BatchReceipt()
     kept: list[bytes] = []
@@ -8763,64 +6431,31 @@ def _read_batch_receipt(data: bytes, pos: int, end: int, depth: int, m: BatchRec
                     x1(_read_submit_result(data, s, pos, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
-                if pos >= end: break
-            if t == 16:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                        if n > 0x7FFFFFFF: n = to_int32(n)
+            elif t == 16:
+                n, pos = read_varint(data, pos + 1)
+                if n > 0x7FFFFFFF: n = to_int32(n)
                 m.created = n
-                if pos >= end: break
-                t = data[pos]
-            if t == 24:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                        if n > 0x7FFFFFFF: n = to_int32(n)
+            elif t == 24:
+                n, pos = read_varint(data, pos + 1)
+                if n > 0x7FFFFFFF: n = to_int32(n)
                 m.duplicates = n
-                if pos >= end: break
-                t = data[pos]
-            if t == 32:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                        if n > 0x7FFFFFFF: n = to_int32(n)
+            elif t == 32:
+                n, pos = read_varint(data, pos + 1)
+                if n > 0x7FFFFFFF: n = to_int32(n)
                 m.conflicts = n
-                if pos >= end: break
-                t = data[pos]
-            if t == 40:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                        if n > 0x7FFFFFFF: n = to_int32(n)
+            elif t == 40:
+                n, pos = read_varint(data, pos + 1)
+                if n > 0x7FFFFFFF: n = to_int32(n)
                 m.invalid = n
-                if pos >= end: break
-                t = data[pos]
-            if t in _BATCH_RECEIPT_NAMES: continue
-            s = skip_field(data, pos, end, _BATCH_RECEIPT_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _BATCH_RECEIPT_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _BATCH_RECEIPT_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _BATCH_RECEIPT_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_batch_receipt = decoder(_read_batch_receipt)
 
 _BATCH_SUBMIT_USAGE_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _BATCH_SUBMIT_USAGE_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
@@ -8830,32 +6465,18 @@ def encode_batch_submit_usage_response(m: BatchSubmitUsageResponse) -> bytes:
     """The protobuf bytes of a BatchSubmitUsageResponse. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if (v1 := m.data) is not None:
             at = "data"
-            b = encode_batch_receipt(v1)
-            n = len(b)
-            w(b"\x0a")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x0a", encode_batch_receipt(v1))
         if (v2 := m.meta) is not None:
             at = "meta"
-            b = encode_response_meta(v2)
-            n = len(b)
-            w(b"\x12")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x12", encode_response_meta(v2))
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_batch_submit_usage_response(data: bytes) -> BatchSubmitUsageResponse:
-    """The BatchSubmitUsageResponse that protobuf bytes hold. Raises DecodeError."""
-    return _read_batch_submit_usage_response(data, 0, len(data), 0, None)
 
 
 def _read_batch_submit_usage_response(data: bytes, pos: int, end: int, depth: int, m: BatchSubmitUsageResponse | None) -> BatchSubmitUsageResponse:
@@ -8866,42 +6487,20 @@ def _read_batch_submit_usage_response(data: bytes, pos: int, end: int, depth: in
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+                s, pos = read_sized(data, pos + 1, end)
                 m.data = _read_batch_receipt(data, s, pos, depth + 1, m.data)
-                if pos >= end: break
-                t = data[pos]
-            if t == 18:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
-                if pos >= end: break
-                t = data[pos]
-            if t in _BATCH_SUBMIT_USAGE_RESPONSE_NAMES: continue
-            s = skip_field(data, pos, end, _BATCH_SUBMIT_USAGE_RESPONSE_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _BATCH_SUBMIT_USAGE_RESPONSE_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _BATCH_SUBMIT_USAGE_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _BATCH_SUBMIT_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_batch_submit_usage_response = decoder(_read_batch_submit_usage_response)
 
 _LIST_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("", ""), 16: ("page", ""), 24: ("page_size", ""), 34: ("cursor", ""), 42: ("sort", ""), 50: ("order", "")}
 _LIST_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10, 16, 24, 34, 42, 50])
@@ -8911,15 +6510,11 @@ def encode_list_usage_request(m: ListUsageRequest) -> bytes:
     """The protobuf bytes of a ListUsageRequest. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         at = ""
         b = encode_filter(m)
-        if b:
-            w(b"\x0a")
-            w(varint(len(b)))
-            w(b)
+        if b: write_sized(w, b"\x0a", b)
         if v2 := m.page:
             at = "page"
             w(b"\x10")
@@ -8930,31 +6525,17 @@ def encode_list_usage_request(m: ListUsageRequest) -> bytes:
             w(SHORT[v3] if 0 <= v3 < 16384 else int32(v3))
         if v4 := m.cursor:
             at = "cursor"
-            b = v4.encode()
-            n = len(b)
-            w(_T22[n] if n < 128 else b"\x22" + varint(n))
-            w(b)
+            write_sized(w, b"\x22", v4.encode())
         if v5 := m.sort:
             at = "sort"
-            b = v5.encode()
-            n = len(b)
-            w(_T2A[n] if n < 128 else b"\x2a" + varint(n))
-            w(b)
+            write_sized(w, b"\x2a", v5.encode())
         if v6 := m.order:
             at = "order"
-            b = v6.encode()
-            n = len(b)
-            w(_T32[n] if n < 128 else b"\x32" + varint(n))
-            w(b)
+            write_sized(w, b"\x32", v6.encode())
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_list_usage_request(data: bytes) -> ListUsageRequest:
-    """The ListUsageRequest that protobuf bytes hold. Raises DecodeError."""
-    return _read_list_usage_request(data, 0, len(data), 0, None)
 
 
 def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: ListUsageRequest | None) -> ListUsageRequest:
@@ -8965,85 +6546,34 @@ def _read_list_usage_request(data: bytes, pos: int, end: int, depth: int, m: Lis
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+                s, pos = read_sized(data, pos + 1, end)
                 read_flattened(_read_filter, b"\x0a", data, s, pos, depth + 1, m)
-                if pos >= end: break
-                t = data[pos]
-            if t == 16:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                        if n > 0x7FFFFFFF: n = to_int32(n)
+            elif t == 16:
+                n, pos = read_varint(data, pos + 1)
+                if n > 0x7FFFFFFF: n = to_int32(n)
                 m.page = n
-                if pos >= end: break
-                t = data[pos]
-            if t == 24:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                        if n > 0x7FFFFFFF: n = to_int32(n)
+            elif t == 24:
+                n, pos = read_varint(data, pos + 1)
+                if n > 0x7FFFFFFF: n = to_int32(n)
                 m.page_size = n
-                if pos >= end: break
-                t = data[pos]
-            if t == 34:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 34:
+                s, pos = read_sized(data, pos + 1, end)
                 m.cursor = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 42:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 42:
+                s, pos = read_sized(data, pos + 1, end)
                 m.sort = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 50:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 50:
+                s, pos = read_sized(data, pos + 1, end)
                 m.order = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t in _LIST_USAGE_REQUEST_NAMES: continue
-            s = skip_field(data, pos, end, _LIST_USAGE_REQUEST_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _LIST_USAGE_REQUEST_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _LIST_USAGE_REQUEST_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _LIST_USAGE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_list_usage_request = decoder(_read_list_usage_request)
 
 _LIST_USAGE_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", "data"), 18: ("pagination", ""), 26: ("meta", "")}
 _LIST_USAGE_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18, 26])
@@ -9053,8 +6583,7 @@ def encode_list_usage_response(m: ListUsageResponse) -> bytes:
     """The protobuf bytes of a ListUsageResponse. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.data:
             at = "data"
@@ -9067,27 +6596,14 @@ def encode_list_usage_response(m: ListUsageResponse) -> bytes:
             i = -1
         if (v2 := m.pagination) is not None:
             at = "pagination"
-            b = encode_pagination(v2)
-            n = len(b)
-            w(b"\x12")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x12", encode_pagination(v2))
         if (v3 := m.meta) is not None:
             at = "meta"
-            b = encode_response_meta(v3)
-            n = len(b)
-            w(b"\x1a")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x1a", encode_response_meta(v3))
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_list_usage_response(data: bytes) -> ListUsageResponse:
-    """The ListUsageResponse that protobuf bytes hold. Raises DecodeError."""
-    return _read_list_usage_response(data, 0, len(data), 0, None)
 
 
 def _read_list_usage_response(data: bytes, pos: int, end: int, depth: int, m: ListUsageResponse | None) -> ListUsageResponse:
@@ -9111,44 +6627,21 @@ def _read_list_usage_response(data: bytes, pos: int, end: int, depth: int, m: Li
                     x1(_read_usage_record(data, s, pos, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
-                if pos >= end: break
-            if t == 18:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
                 m.pagination = _read_pagination(data, s, pos, depth + 1, m.pagination)
-                if pos >= end: break
-                t = data[pos]
-            if t == 26:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+            elif t == 26:
+                s, pos = read_sized(data, pos + 1, end)
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
-                if pos >= end: break
-                t = data[pos]
-            if t in _LIST_USAGE_RESPONSE_NAMES: continue
-            s = skip_field(data, pos, end, _LIST_USAGE_RESPONSE_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _LIST_USAGE_RESPONSE_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _LIST_USAGE_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _LIST_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_list_usage_response = decoder(_read_list_usage_response)
 
 _STREAM_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("records", "records")}
 _STREAM_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10])
@@ -9158,8 +6651,7 @@ def encode_stream_usage_request(m: StreamUsageRequest) -> bytes:
     """The protobuf bytes of a StreamUsageRequest. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.records:
             at = "records"
@@ -9174,11 +6666,6 @@ def encode_stream_usage_request(m: StreamUsageRequest) -> bytes:
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_stream_usage_request(data: bytes) -> StreamUsageRequest:
-    """The StreamUsageRequest that protobuf bytes hold. Raises DecodeError."""
-    return _read_stream_usage_request(data, 0, len(data), 0, None)
 
 
 def _read_stream_usage_request(data: bytes, pos: int, end: int, depth: int, m: StreamUsageRequest | None) -> StreamUsageRequest:
@@ -9202,20 +6689,15 @@ def _read_stream_usage_request(data: bytes, pos: int, end: int, depth: int, m: S
                     x1(_read_usage_record(data, s, pos, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
-                if pos >= end: break
-            if t in _STREAM_USAGE_REQUEST_NAMES: continue
-            s = skip_field(data, pos, end, _STREAM_USAGE_REQUEST_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _STREAM_USAGE_REQUEST_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _STREAM_USAGE_REQUEST_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _STREAM_USAGE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_stream_usage_request = decoder(_read_stream_usage_request)
 
 _STREAM_PROBLEM_NAMES: dict[int, tuple[str, str]] = {8: ("index", ""), 16: ("status", ""), 26: ("error", "")}
 _STREAM_PROBLEM_TAGS: frozenset[int] = frozenset([8, 16, 26])
@@ -9225,8 +6707,7 @@ def encode_stream_problem(m: StreamProblem) -> bytes:
     """The protobuf bytes of a StreamProblem. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.index:
             at = "index"
@@ -9247,11 +6728,6 @@ def encode_stream_problem(m: StreamProblem) -> bytes:
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_stream_problem(data: bytes) -> StreamProblem:
-    """The StreamProblem that protobuf bytes hold. Raises DecodeError."""
-    return _read_stream_problem(data, 0, len(data), 0, None)
 
 
 def _read_stream_problem(data: bytes, pos: int, end: int, depth: int, m: StreamProblem | None) -> StreamProblem:
@@ -9295,18 +6771,15 @@ def _read_stream_problem(data: bytes, pos: int, end: int, depth: int, m: StreamP
                 if pos >= end: break
                 t = data[pos]
             if t in _STREAM_PROBLEM_NAMES: continue
-            s = skip_field(data, pos, end, _STREAM_PROBLEM_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _STREAM_PROBLEM_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            data, pos, end = skip_unknown(data, pos, end, _STREAM_PROBLEM_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _STREAM_PROBLEM_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_stream_problem = decoder(_read_stream_problem)
 
 _STREAM_USAGE_RESPONSE_NAMES: dict[int, tuple[str, str]] = {8: ("durable", ""), 16: ("created", ""), 24: ("duplicates", ""), 34: ("problems", "problems")}
 _STREAM_USAGE_RESPONSE_TAGS: frozenset[int] = frozenset([8, 16, 24, 34])
@@ -9316,8 +6789,7 @@ def encode_stream_usage_response(m: StreamUsageResponse) -> bytes:
     """The protobuf bytes of a StreamUsageResponse. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.durable:
             at = "durable"
@@ -9346,11 +6818,6 @@ def encode_stream_usage_response(m: StreamUsageResponse) -> bytes:
     return b"".join(out)
 
 
-def decode_stream_usage_response(data: bytes) -> StreamUsageResponse:
-    """The StreamUsageResponse that protobuf bytes hold. Raises DecodeError."""
-    return _read_stream_usage_response(data, 0, len(data), 0, None)
-
-
 def _read_stream_usage_response(data: bytes, pos: int, end: int, depth: int, m: StreamUsageResponse | None) -> StreamUsageResponse:
     if m is None: m = StreamUsageResponse()
     kept: list[bytes] = []
@@ -9359,39 +6826,18 @@ def _read_stream_usage_response(data: bytes, pos: int, end: int, depth: int, m: 
         while pos < end:
             t = data[pos]
             if t == 8:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                n, pos = read_varint(data, pos + 1)
+                if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
                 m.durable = n
-                if pos >= end: break
-                t = data[pos]
-            if t == 16:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+            elif t == 16:
+                n, pos = read_varint(data, pos + 1)
+                if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
                 m.created = n
-                if pos >= end: break
-                t = data[pos]
-            if t == 24:
-                n = data[pos + 1]
-                if n < 128: pos = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
-                    if c > 127:
-                        n, pos = read_more(data, pos, n)
-                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+            elif t == 24:
+                n, pos = read_varint(data, pos + 1)
+                if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
                 m.duplicates = n
-                if pos >= end: break
-                t = data[pos]
-            if t == 34:
+            elif t == 34:
                 x4 = m.problems.append
                 while t == 34:
                     n = data[pos + 1]
@@ -9405,20 +6851,15 @@ def _read_stream_usage_response(data: bytes, pos: int, end: int, depth: int, m: 
                     x4(_read_stream_problem(data, s, pos, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
-                if pos >= end: break
-            if t in _STREAM_USAGE_RESPONSE_NAMES: continue
-            s = skip_field(data, pos, end, _STREAM_USAGE_RESPONSE_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _STREAM_USAGE_RESPONSE_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _STREAM_USAGE_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _STREAM_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_stream_usage_response = decoder(_read_stream_usage_response)
 
 _EXPORT_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("", ""), 18: ("order", "")}
 _EXPORT_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10, 18])
@@ -9428,30 +6869,18 @@ def encode_export_usage_request(m: ExportUsageRequest) -> bytes:
     """The protobuf bytes of a ExportUsageRequest. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         at = ""
         b = encode_filter(m)
-        if b:
-            w(b"\x0a")
-            w(varint(len(b)))
-            w(b)
+        if b: write_sized(w, b"\x0a", b)
         if v2 := m.order:
             at = "order"
-            b = v2.encode()
-            n = len(b)
-            w(_T12[n] if n < 128 else b"\x12" + varint(n))
-            w(b)
+            write_sized(w, b"\x12", v2.encode())
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_export_usage_request(data: bytes) -> ExportUsageRequest:
-    """The ExportUsageRequest that protobuf bytes hold. Raises DecodeError."""
-    return _read_export_usage_request(data, 0, len(data), 0, None)
 
 
 def _read_export_usage_request(data: bytes, pos: int, end: int, depth: int, m: ExportUsageRequest | None) -> ExportUsageRequest:
@@ -9462,41 +6891,20 @@ def _read_export_usage_request(data: bytes, pos: int, end: int, depth: int, m: E
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+                s, pos = read_sized(data, pos + 1, end)
                 read_flattened(_read_filter, b"\x0a", data, s, pos, depth + 1, m)
-                if pos >= end: break
-                t = data[pos]
-            if t == 18:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
                 m.order = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t in _EXPORT_USAGE_REQUEST_NAMES: continue
-            s = skip_field(data, pos, end, _EXPORT_USAGE_REQUEST_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _EXPORT_USAGE_REQUEST_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _EXPORT_USAGE_REQUEST_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _EXPORT_USAGE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_export_usage_request = decoder(_read_export_usage_request)
 
 _EXPORT_USAGE_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("records", "records")}
 _EXPORT_USAGE_RESPONSE_TAGS: frozenset[int] = frozenset([10])
@@ -9506,8 +6914,7 @@ def encode_export_usage_response(m: ExportUsageResponse) -> bytes:
     """The protobuf bytes of a ExportUsageResponse. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.records:
             at = "records"
@@ -9522,11 +6929,6 @@ def encode_export_usage_response(m: ExportUsageResponse) -> bytes:
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_export_usage_response(data: bytes) -> ExportUsageResponse:
-    """The ExportUsageResponse that protobuf bytes hold. Raises DecodeError."""
-    return _read_export_usage_response(data, 0, len(data), 0, None)
 
 
 def _read_export_usage_response(data: bytes, pos: int, end: int, depth: int, m: ExportUsageResponse | None) -> ExportUsageResponse:
@@ -9550,20 +6952,15 @@ def _read_export_usage_response(data: bytes, pos: int, end: int, depth: int, m: 
                     x1(_read_usage_record(data, s, pos, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
-                if pos >= end: break
-            if t in _EXPORT_USAGE_RESPONSE_NAMES: continue
-            s = skip_field(data, pos, end, _EXPORT_USAGE_RESPONSE_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _EXPORT_USAGE_RESPONSE_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _EXPORT_USAGE_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _EXPORT_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_export_usage_response = decoder(_read_export_usage_response)
 
 _USAGE_REVISION_NAMES: dict[int, tuple[str, str]] = {10: ("usage_id", ""), 18: ("organization_id", ""), 24: ("revision", ""), 32: ("kind", ""), 42: ("reason", ""), 50: ("actor", ""), 58: ("made_at", ""), 66: ("usage", "")}
 _USAGE_REVISION_TAGS: frozenset[int] = frozenset([10, 18, 24, 32, 42, 50, 58, 66])
@@ -9573,8 +6970,7 @@ def encode_usage_revision(m: UsageRevision) -> bytes:
     """The protobuf bytes of a UsageRevision. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.usage_id:
             at = "usage_id"
@@ -9625,11 +7021,6 @@ def encode_usage_revision(m: UsageRevision) -> bytes:
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_usage_revision(data: bytes) -> UsageRevision:
-    """The UsageRevision that protobuf bytes hold. Raises DecodeError."""
-    return _read_usage_revision(data, 0, len(data), 0, None)
 
 
 def _read_usage_revision(data: bytes, pos: int, end: int, depth: int, m: UsageRevision | None) -> UsageRevision:
@@ -9729,18 +7120,15 @@ def _read_usage_revision(data: bytes, pos: int, end: int, depth: int, m: UsageRe
                 if pos >= end: break
                 t = data[pos]
             if t in _USAGE_REVISION_NAMES: continue
-            s = skip_field(data, pos, end, _USAGE_REVISION_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _USAGE_REVISION_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            data, pos, end = skip_unknown(data, pos, end, _USAGE_REVISION_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _USAGE_REVISION_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_usage_revision = decoder(_read_usage_revision)
 
 _VOID_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("usage_id", ""), 18: ("organization_id", ""), 26: ("reason", "")}
 _VOID_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26])
@@ -9750,36 +7138,21 @@ def encode_void_usage_request(m: VoidUsageRequest) -> bytes:
     """The protobuf bytes of a VoidUsageRequest. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.usage_id:
             at = "usage_id"
-            b = v1.encode()
-            n = len(b)
-            w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
-            w(b)
+            write_sized(w, b"\x0a", v1.encode())
         if v2 := m.organization_id:
             at = "organization_id"
-            b = v2.encode()
-            n = len(b)
-            w(_T12[n] if n < 128 else b"\x12" + varint(n))
-            w(b)
+            write_sized(w, b"\x12", v2.encode())
         if v3 := m.reason:
             at = "reason"
-            b = v3.encode()
-            n = len(b)
-            w(_T1A[n] if n < 128 else b"\x1a" + varint(n))
-            w(b)
+            write_sized(w, b"\x1a", v3.encode())
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_void_usage_request(data: bytes) -> VoidUsageRequest:
-    """The VoidUsageRequest that protobuf bytes hold. Raises DecodeError."""
-    return _read_void_usage_request(data, 0, len(data), 0, None)
 
 
 def _read_void_usage_request(data: bytes, pos: int, end: int, depth: int, m: VoidUsageRequest | None) -> VoidUsageRequest:
@@ -9790,51 +7163,23 @@ def _read_void_usage_request(data: bytes, pos: int, end: int, depth: int, m: Voi
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+                s, pos = read_sized(data, pos + 1, end)
                 m.usage_id = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 18:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
                 m.organization_id = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 26:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 26:
+                s, pos = read_sized(data, pos + 1, end)
                 m.reason = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t in _VOID_USAGE_REQUEST_NAMES: continue
-            s = skip_field(data, pos, end, _VOID_USAGE_REQUEST_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _VOID_USAGE_REQUEST_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _VOID_USAGE_REQUEST_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _VOID_USAGE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_void_usage_request = decoder(_read_void_usage_request)
 
 _VOID_USAGE_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _VOID_USAGE_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
@@ -9844,32 +7189,18 @@ def encode_void_usage_response(m: VoidUsageResponse) -> bytes:
     """The protobuf bytes of a VoidUsageResponse. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if (v1 := m.data) is not None:
             at = "data"
-            b = encode_usage_revision(v1)
-            n = len(b)
-            w(b"\x0a")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x0a", encode_usage_revision(v1))
         if (v2 := m.meta) is not None:
             at = "meta"
-            b = encode_response_meta(v2)
-            n = len(b)
-            w(b"\x12")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x12", encode_response_meta(v2))
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_void_usage_response(data: bytes) -> VoidUsageResponse:
-    """The VoidUsageResponse that protobuf bytes hold. Raises DecodeError."""
-    return _read_void_usage_response(data, 0, len(data), 0, None)
 
 
 def _read_void_usage_response(data: bytes, pos: int, end: int, depth: int, m: VoidUsageResponse | None) -> VoidUsageResponse:
@@ -9880,42 +7211,20 @@ def _read_void_usage_response(data: bytes, pos: int, end: int, depth: int, m: Vo
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+                s, pos = read_sized(data, pos + 1, end)
                 m.data = _read_usage_revision(data, s, pos, depth + 1, m.data)
-                if pos >= end: break
-                t = data[pos]
-            if t == 18:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
-                if pos >= end: break
-                t = data[pos]
-            if t in _VOID_USAGE_RESPONSE_NAMES: continue
-            s = skip_field(data, pos, end, _VOID_USAGE_RESPONSE_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _VOID_USAGE_RESPONSE_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _VOID_USAGE_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _VOID_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_void_usage_response = decoder(_read_void_usage_response)
 
 _CORRECT_USAGE_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("usage_id", ""), 18: ("organization_id", ""), 26: ("reason", ""), 34: ("changes", "")}
 _CORRECT_USAGE_REQUEST_TAGS: frozenset[int] = frozenset([10, 18, 26, 34])
@@ -9925,42 +7234,24 @@ def encode_correct_usage_request(m: CorrectUsageRequest) -> bytes:
     """The protobuf bytes of a CorrectUsageRequest. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.usage_id:
             at = "usage_id"
-            b = v1.encode()
-            n = len(b)
-            w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
-            w(b)
+            write_sized(w, b"\x0a", v1.encode())
         if v2 := m.organization_id:
             at = "organization_id"
-            b = v2.encode()
-            n = len(b)
-            w(_T12[n] if n < 128 else b"\x12" + varint(n))
-            w(b)
+            write_sized(w, b"\x12", v2.encode())
         if v3 := m.reason:
             at = "reason"
-            b = v3.encode()
-            n = len(b)
-            w(_T1A[n] if n < 128 else b"\x1a" + varint(n))
-            w(b)
+            write_sized(w, b"\x1a", v3.encode())
         if (v4 := m.changes) is not None:
             at = "changes"
-            b = write_raw_json(v4)
-            n = len(b)
-            w(_T22[n] if n < 128 else b"\x22" + varint(n))
-            w(b)
+            write_sized(w, b"\x22", write_raw_json(v4))
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_correct_usage_request(data: bytes) -> CorrectUsageRequest:
-    """The CorrectUsageRequest that protobuf bytes hold. Raises DecodeError."""
-    return _read_correct_usage_request(data, 0, len(data), 0, None)
 
 
 def _read_correct_usage_request(data: bytes, pos: int, end: int, depth: int, m: CorrectUsageRequest | None) -> CorrectUsageRequest:
@@ -9971,62 +7262,26 @@ def _read_correct_usage_request(data: bytes, pos: int, end: int, depth: int, m: 
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+                s, pos = read_sized(data, pos + 1, end)
                 m.usage_id = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 18:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
                 m.organization_id = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 26:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 26:
+                s, pos = read_sized(data, pos + 1, end)
                 m.reason = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 34:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 34:
+                s, pos = read_sized(data, pos + 1, end)
                 m.changes = read_raw_json(data[s:pos])
-                if pos >= end: break
-                t = data[pos]
-            if t in _CORRECT_USAGE_REQUEST_NAMES: continue
-            s = skip_field(data, pos, end, _CORRECT_USAGE_REQUEST_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _CORRECT_USAGE_REQUEST_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _CORRECT_USAGE_REQUEST_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _CORRECT_USAGE_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_correct_usage_request = decoder(_read_correct_usage_request)
 
 _CORRECT_USAGE_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _CORRECT_USAGE_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
@@ -10036,32 +7291,18 @@ def encode_correct_usage_response(m: CorrectUsageResponse) -> bytes:
     """The protobuf bytes of a CorrectUsageResponse. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if (v1 := m.data) is not None:
             at = "data"
-            b = encode_usage_revision(v1)
-            n = len(b)
-            w(b"\x0a")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x0a", encode_usage_revision(v1))
         if (v2 := m.meta) is not None:
             at = "meta"
-            b = encode_response_meta(v2)
-            n = len(b)
-            w(b"\x12")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x12", encode_response_meta(v2))
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_correct_usage_response(data: bytes) -> CorrectUsageResponse:
-    """The CorrectUsageResponse that protobuf bytes hold. Raises DecodeError."""
-    return _read_correct_usage_response(data, 0, len(data), 0, None)
 
 
 def _read_correct_usage_response(data: bytes, pos: int, end: int, depth: int, m: CorrectUsageResponse | None) -> CorrectUsageResponse:
@@ -10072,42 +7313,20 @@ def _read_correct_usage_response(data: bytes, pos: int, end: int, depth: int, m:
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+                s, pos = read_sized(data, pos + 1, end)
                 m.data = _read_usage_revision(data, s, pos, depth + 1, m.data)
-                if pos >= end: break
-                t = data[pos]
-            if t == 18:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
-                if pos >= end: break
-                t = data[pos]
-            if t in _CORRECT_USAGE_RESPONSE_NAMES: continue
-            s = skip_field(data, pos, end, _CORRECT_USAGE_RESPONSE_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _CORRECT_USAGE_RESPONSE_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _CORRECT_USAGE_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _CORRECT_USAGE_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_correct_usage_response = decoder(_read_correct_usage_response)
 
 _LIST_USAGE_REVISIONS_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("usage_id", ""), 18: ("organization_id", "")}
 _LIST_USAGE_REVISIONS_REQUEST_TAGS: frozenset[int] = frozenset([10, 18])
@@ -10117,30 +7336,18 @@ def encode_list_usage_revisions_request(m: ListUsageRevisionsRequest) -> bytes:
     """The protobuf bytes of a ListUsageRevisionsRequest. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.usage_id:
             at = "usage_id"
-            b = v1.encode()
-            n = len(b)
-            w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
-            w(b)
+            write_sized(w, b"\x0a", v1.encode())
         if v2 := m.organization_id:
             at = "organization_id"
-            b = v2.encode()
-            n = len(b)
-            w(_T12[n] if n < 128 else b"\x12" + varint(n))
-            w(b)
+            write_sized(w, b"\x12", v2.encode())
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_list_usage_revisions_request(data: bytes) -> ListUsageRevisionsRequest:
-    """The ListUsageRevisionsRequest that protobuf bytes hold. Raises DecodeError."""
-    return _read_list_usage_revisions_request(data, 0, len(data), 0, None)
 
 
 def _read_list_usage_revisions_request(data: bytes, pos: int, end: int, depth: int, m: ListUsageRevisionsRequest | None) -> ListUsageRevisionsRequest:
@@ -10151,40 +7358,20 @@ def _read_list_usage_revisions_request(data: bytes, pos: int, end: int, depth: i
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+                s, pos = read_sized(data, pos + 1, end)
                 m.usage_id = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 18:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
                 m.organization_id = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t in _LIST_USAGE_REVISIONS_REQUEST_NAMES: continue
-            s = skip_field(data, pos, end, _LIST_USAGE_REVISIONS_REQUEST_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _LIST_USAGE_REVISIONS_REQUEST_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _LIST_USAGE_REVISIONS_REQUEST_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _LIST_USAGE_REVISIONS_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_list_usage_revisions_request = decoder(_read_list_usage_revisions_request)
 
 _USAGE_REVISIONS_NAMES: dict[int, tuple[str, str]] = {10: ("usage_id", ""), 18: ("revisions", "revisions")}
 _USAGE_REVISIONS_TAGS: frozenset[int] = frozenset([10, 18])
@@ -10194,15 +7381,11 @@ def encode_usage_revisions(m: UsageRevisions) -> bytes:
     """The protobuf bytes of a UsageRevisions. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if v1 := m.usage_id:
             at = "usage_id"
-            b = v1.encode()
-            n = len(b)
-            w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
-            w(b)
+            write_sized(w, b"\x0a", v1.encode())
         if v2 := m.revisions:
             at = "revisions"
             for i, x2 in enumerate(v2):
@@ -10218,11 +7401,6 @@ def encode_usage_revisions(m: UsageRevisions) -> bytes:
     return b"".join(out)
 
 
-def decode_usage_revisions(data: bytes) -> UsageRevisions:
-    """The UsageRevisions that protobuf bytes hold. Raises DecodeError."""
-    return _read_usage_revisions(data, 0, len(data), 0, None)
-
-
 def _read_usage_revisions(data: bytes, pos: int, end: int, depth: int, m: UsageRevisions | None) -> UsageRevisions:
     if m is None: m = UsageRevisions()
     kept: list[bytes] = []
@@ -10231,17 +7409,9 @@ def _read_usage_revisions(data: bytes, pos: int, end: int, depth: int, m: UsageR
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
+                s, pos = read_sized(data, pos + 1, end)
                 m.usage_id = data[s:pos].decode()
-                if pos >= end: break
-                t = data[pos]
-            if t == 18:
+            elif t == 18:
                 x2 = m.revisions.append
                 while t == 18:
                     n = data[pos + 1]
@@ -10255,20 +7425,15 @@ def _read_usage_revisions(data: bytes, pos: int, end: int, depth: int, m: UsageR
                     x2(_read_usage_revision(data, s, pos, depth + 1, None))
                     if pos >= end: break
                     t = data[pos]
-                if pos >= end: break
-            if t in _USAGE_REVISIONS_NAMES: continue
-            s = skip_field(data, pos, end, _USAGE_REVISIONS_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _USAGE_REVISIONS_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _USAGE_REVISIONS_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _USAGE_REVISIONS_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_usage_revisions = decoder(_read_usage_revisions)
 
 _LIST_USAGE_REVISIONS_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
 _LIST_USAGE_REVISIONS_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
@@ -10278,32 +7443,18 @@ def encode_list_usage_revisions_response(m: ListUsageRevisionsResponse) -> bytes
     """The protobuf bytes of a ListUsageRevisionsResponse. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         if (v1 := m.data) is not None:
             at = "data"
-            b = encode_usage_revisions(v1)
-            n = len(b)
-            w(b"\x0a")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x0a", encode_usage_revisions(v1))
         if (v2 := m.meta) is not None:
             at = "meta"
-            b = encode_response_meta(v2)
-            n = len(b)
-            w(b"\x12")
-            w(SHORT[n] if n < 16384 else varint(n))
-            w(b)
+            write_sized(w, b"\x12", encode_response_meta(v2))
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_list_usage_revisions_response(data: bytes) -> ListUsageRevisionsResponse:
-    """The ListUsageRevisionsResponse that protobuf bytes hold. Raises DecodeError."""
-    return _read_list_usage_revisions_response(data, 0, len(data), 0, None)
 
 
 def _read_list_usage_revisions_response(data: bytes, pos: int, end: int, depth: int, m: ListUsageRevisionsResponse | None) -> ListUsageRevisionsResponse:
@@ -10314,39 +7465,17 @@ def _read_list_usage_revisions_response(data: bytes, pos: int, end: int, depth: 
         while pos < end:
             t = data[pos]
             if t == 10:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+                s, pos = read_sized(data, pos + 1, end)
                 m.data = _read_usage_revisions(data, s, pos, depth + 1, m.data)
-                if pos >= end: break
-                t = data[pos]
-            if t == 18:
-                n = data[pos + 1]
-                if n < 128: s = pos + 2
-                else:
-                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
-                    if c > 127:
-                        n, s = read_more(data, s, n)
-                pos = s + n
-                if pos > end: raise IndexError
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
                 m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
-                if pos >= end: break
-                t = data[pos]
-            if t in _LIST_USAGE_REVISIONS_RESPONSE_NAMES: continue
-            s = skip_field(data, pos, end, _LIST_USAGE_REVISIONS_RESPONSE_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _LIST_USAGE_REVISIONS_RESPONSE_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            else: data, pos, end = skip_unknown(data, pos, end, _LIST_USAGE_REVISIONS_RESPONSE_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _LIST_USAGE_REVISIONS_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_list_usage_revisions_response = decoder(_read_list_usage_revisions_response)

@@ -235,22 +235,8 @@ class AnalyticsResource:
         """
         request = GetAnalyticsRequest(start_date=coerce.moment(start_date))
         _set_filter(
-            request,
-            organization_id,
-            provider,
-            model_id,
-            project_id,
-            user_id,
-            tag,
-            label,
-            start_date,
-            end_date,
-            time_zone,
-            service_tier,
-            processing,
-            region,
-            operation,
-            status,
+            request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
+            time_zone, service_tier, processing, region, operation, status,
         )
         if interval is not EMPTY:
             request.interval = coerce.member(Interval, interval)
@@ -309,22 +295,8 @@ class AsyncAnalyticsResource:
         """As AnalyticsResource.get."""
         request = GetAnalyticsRequest(start_date=coerce.moment(start_date))
         _set_filter(
-            request,
-            organization_id,
-            provider,
-            model_id,
-            project_id,
-            user_id,
-            tag,
-            label,
-            start_date,
-            end_date,
-            time_zone,
-            service_tier,
-            processing,
-            region,
-            operation,
-            status,
+            request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
+            time_zone, service_tier, processing, region, operation, status,
         )
         if interval is not EMPTY:
             request.interval = coerce.member(Interval, interval)
@@ -539,22 +511,8 @@ class CostsResource:
         """
         request = GetCostSummaryRequest()
         _set_filter(
-            request,
-            organization_id,
-            provider,
-            model_id,
-            project_id,
-            user_id,
-            tag,
-            label,
-            start_date,
-            end_date,
-            time_zone,
-            service_tier,
-            processing,
-            region,
-            operation,
-            status,
+            request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
+            time_zone, service_tier, processing, region, operation, status,
         )
         if group_by:
             request.group_by = coerce.texts(group_by)
@@ -862,22 +820,8 @@ class CostsResource:
         """
         request = RepriceUsageRequest()
         _set_filter(
-            request,
-            organization_id,
-            provider,
-            model_id,
-            project_id,
-            user_id,
-            tag,
-            label,
-            start_date,
-            end_date,
-            time_zone,
-            service_tier,
-            processing,
-            region,
-            operation,
-            status,
+            request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
+            time_zone, service_tier, processing, region, operation, status,
         )
         if as_of is not None:
             request.as_of = coerce.moment(as_of)
@@ -934,22 +878,8 @@ class AsyncCostsResource:
         """As CostsResource.get."""
         request = GetCostSummaryRequest()
         _set_filter(
-            request,
-            organization_id,
-            provider,
-            model_id,
-            project_id,
-            user_id,
-            tag,
-            label,
-            start_date,
-            end_date,
-            time_zone,
-            service_tier,
-            processing,
-            region,
-            operation,
-            status,
+            request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
+            time_zone, service_tier, processing, region, operation, status,
         )
         if group_by:
             request.group_by = coerce.texts(group_by)
@@ -1151,22 +1081,8 @@ class AsyncCostsResource:
         """As CostsResource.reprice."""
         request = RepriceUsageRequest()
         _set_filter(
-            request,
-            organization_id,
-            provider,
-            model_id,
-            project_id,
-            user_id,
-            tag,
-            label,
-            start_date,
-            end_date,
-            time_zone,
-            service_tier,
-            processing,
-            region,
-            operation,
-            status,
+            request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
+            time_zone, service_tier, processing, region, operation, status,
         )
         if as_of is not None:
             request.as_of = coerce.moment(as_of)
@@ -1993,22 +1909,8 @@ class UsageResource:
         """
         request = ListUsageRequest()
         _set_filter(
-            request,
-            organization_id,
-            provider,
-            model_id,
-            project_id,
-            user_id,
-            tag,
-            label,
-            start_date,
-            end_date,
-            time_zone,
-            service_tier,
-            processing,
-            region,
-            operation,
-            status,
+            request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
+            time_zone, service_tier, processing, region, operation, status,
         )
         if page is not ZERO:
             request.page = page
@@ -2109,22 +2011,8 @@ class UsageResource:
         """
         request = ExportUsageRequest()
         _set_filter(
-            request,
-            organization_id,
-            provider,
-            model_id,
-            project_id,
-            user_id,
-            tag,
-            label,
-            start_date,
-            end_date,
-            time_zone,
-            service_tier,
-            processing,
-            region,
-            operation,
-            status,
+            request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
+            time_zone, service_tier, processing, region, operation, status,
         )
         if order is not EMPTY:
             request.order = order
@@ -2423,22 +2311,8 @@ class AsyncUsageResource:
         """As UsageResource.get_history."""
         request = ListUsageRequest()
         _set_filter(
-            request,
-            organization_id,
-            provider,
-            model_id,
-            project_id,
-            user_id,
-            tag,
-            label,
-            start_date,
-            end_date,
-            time_zone,
-            service_tier,
-            processing,
-            region,
-            operation,
-            status,
+            request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
+            time_zone, service_tier, processing, region, operation, status,
         )
         if page is not ZERO:
             request.page = page
@@ -2496,22 +2370,8 @@ class AsyncUsageResource:
         """As UsageResource.export."""
         request = ExportUsageRequest()
         _set_filter(
-            request,
-            organization_id,
-            provider,
-            model_id,
-            project_id,
-            user_id,
-            tag,
-            label,
-            start_date,
-            end_date,
-            time_zone,
-            service_tier,
-            processing,
-            region,
-            operation,
-            status,
+            request, organization_id, provider, model_id, project_id, user_id, tag, label, start_date, end_date,
+            time_zone, service_tier, processing, region, operation, status,
         )
         if order is not EMPTY:
             request.order = order

@@ -10,66 +10,40 @@ from typing import Any
 from msgspec.structs import astuple
 
 from llm_cost_ops._gen.messages import (
-    Analytics, AnalyticsSummary, AuditEvent, BatchReceipt, BatchSubmitUsageRequest, BatchSubmitUsageResponse,
-    ComponentHealth, CorrectUsageRequest, CorrectUsageResponse, CostGroup, CostLine, CostRecord, CostStatus,
-    CostSummary, CostVerification, CreatePriceRequest, CreatePriceResponse, CurrencyTotal, EraseUserRequest,
-    EraseUserResponse, Erasure, EstimateCostRequest, EstimateCostResponse, ExportUsageRequest,
-    ExportUsageResponse, FieldViolation, Filter, GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest,
-    GetCostResponse, GetCostSummaryRequest, GetCostSummaryResponse, GetHealthRequest, GetHealthResponse,
-    GetPriceRequest, GetPriceResponse, GetReadinessRequest, GetReadinessResponse, GroupKey, HealthStatus,
-    Interval, ListAuditEventsRequest, ListAuditEventsResponse, ListPricesRequest, ListPricesResponse,
-    ListUsageRequest, ListUsageResponse, ListUsageRevisionsRequest, ListUsageRevisionsResponse, MetricValues,
-    ModalityTokens, Operation, Outcome, Pagination, PriceMultiplier, PriceOrigin, PriceTier, Rate, RateCard,
-    RecordError, RepriceDifference, RepriceReport, RepriceUsageRequest, RepriceUsageResponse, ResponseMeta,
-    RevisionKind, StreamProblem, StreamUsageRequest, StreamUsageResponse, SubmitResult, SubmitStatus,
-    SubmitUsageRequest, SubmitUsageResponse, TierBasis, TierMode, TimeSeriesPoint, TimeWindow, UsageQuality,
-    UsageReceipt, UsageRecord, UsageRevision, UsageRevisions, VerifyCostRequest, VerifyCostResponse,
-    VoidUsageRequest, VoidUsageResponse,
+    BatchSubmitUsageRequest, CorrectUsageRequest, CostStatus, CreatePriceRequest, EraseUserRequest,
+    EstimateCostRequest, ExportUsageRequest, Filter, GetAnalyticsRequest, GetCostRequest,
+    GetCostSummaryRequest, GetHealthRequest, GetPriceRequest, GetReadinessRequest, Interval,
+    ListAuditEventsRequest, ListPricesRequest, ListUsageRequest, ListUsageRevisionsRequest, ModalityTokens,
+    Operation, Outcome, PriceMultiplier, PriceOrigin, PriceTier, Rate, RepriceUsageRequest,
+    StreamUsageRequest, SubmitUsageRequest, TierBasis, TierMode, TimeWindow, UsageQuality, UsageRecord,
+    VerifyCostRequest, VoidUsageRequest,
 )
 from llm_cost_ops.rpc.status import Violation
 from llm_cost_ops.wire.validation import (
-    EMPTY, ZERO, check_decimal, check_entries, check_enum, check_float, check_instance, check_int,
-    check_items, check_json, check_messages, check_text, check_undecoded, entry, missing, relocate,
+    EMPTY, ZERO, check_decimal, check_entries, check_enum, check_instance, check_int, check_items, check_json,
+    check_messages, check_text, check_undecoded, entry, missing, plain_texts, relocate,
 )
 
 __all__ = [
-    "validate_analytics", "validate_analytics_summary", "validate_audit_event", "validate_batch_receipt",
-    "validate_batch_submit_usage_request", "validate_batch_submit_usage_response",
-    "validate_component_health", "validate_correct_usage_request", "validate_correct_usage_response",
-    "validate_cost_group", "validate_cost_line", "validate_cost_record", "validate_cost_summary",
-    "validate_cost_verification", "validate_create_price_request", "validate_create_price_response",
-    "validate_currency_total", "validate_erase_user_request", "validate_erase_user_response",
-    "validate_erasure", "validate_estimate_cost_request", "validate_estimate_cost_response",
-    "validate_export_usage_request", "validate_export_usage_response", "validate_field_violation",
-    "validate_filter", "validate_get_analytics_request", "validate_get_analytics_response",
-    "validate_get_cost_request", "validate_get_cost_response", "validate_get_cost_summary_request",
-    "validate_get_cost_summary_response", "validate_get_health_request", "validate_get_health_response",
-    "validate_get_price_request", "validate_get_price_response", "validate_get_readiness_request",
-    "validate_get_readiness_response", "validate_group_key", "validate_list_audit_events_request",
-    "validate_list_audit_events_response", "validate_list_prices_request", "validate_list_prices_response",
-    "validate_list_usage_request", "validate_list_usage_response", "validate_list_usage_revisions_request",
-    "validate_list_usage_revisions_response", "validate_metric_values", "validate_modality_tokens",
-    "validate_pagination", "validate_price_multiplier", "validate_price_tier", "validate_rate",
-    "validate_rate_card", "validate_record_error", "validate_reprice_difference", "validate_reprice_report",
-    "validate_reprice_usage_request", "validate_reprice_usage_response", "validate_response_meta",
-    "validate_stream_problem", "validate_stream_usage_request", "validate_stream_usage_response",
-    "validate_submit_result", "validate_submit_usage_request", "validate_submit_usage_response",
-    "validate_time_series_point", "validate_time_window", "validate_usage_receipt", "validate_usage_record",
-    "validate_usage_revision", "validate_usage_revisions", "validate_verify_cost_request",
-    "validate_verify_cost_response", "validate_void_usage_request", "validate_void_usage_response",
+    "validate_batch_submit_usage_request", "validate_correct_usage_request", "validate_create_price_request",
+    "validate_erase_user_request", "validate_estimate_cost_request", "validate_export_usage_request",
+    "validate_filter", "validate_get_analytics_request", "validate_get_cost_request",
+    "validate_get_cost_summary_request", "validate_get_health_request", "validate_get_price_request",
+    "validate_get_readiness_request", "validate_list_audit_events_request", "validate_list_prices_request",
+    "validate_list_usage_request", "validate_list_usage_revisions_request", "validate_modality_tokens",
+    "validate_price_multiplier", "validate_price_tier", "validate_rate", "validate_reprice_usage_request",
+    "validate_stream_usage_request", "validate_submit_usage_request", "validate_time_window",
+    "validate_usage_record", "validate_verify_cost_request", "validate_void_usage_request",
 ]
 
 _NO_INTERVAL = Interval.UNSPECIFIED
-_NO_COST_STATUS = CostStatus.UNSPECIFIED
-_NO_REVISION_KIND = RevisionKind.UNSPECIFIED
-_NO_HEALTH_STATUS = HealthStatus.UNSPECIFIED
 _NO_TIER_MODE = TierMode.UNSPECIFIED
 _NO_TIER_BASIS = TierBasis.UNSPECIFIED
 _NO_PRICE_ORIGIN = PriceOrigin.UNSPECIFIED
 _NO_OPERATION = Operation.UNSPECIFIED
 _NO_OUTCOME = Outcome.UNSPECIFIED
 _NO_USAGE_QUALITY = UsageQuality.UNSPECIFIED
-_NO_SUBMIT_STATUS = SubmitStatus.UNSPECIFIED
+_NO_COST_STATUS = CostStatus.UNSPECIFIED
 
 
 def validate_get_analytics_request(m: GetAnalyticsRequest, path: str, violations: list[Violation]) -> None:
@@ -97,131 +71,12 @@ def validate_get_analytics_request(m: GetAnalyticsRequest, path: str, violations
         relocate(violations, start, path)
 
 
-def validate_metric_values(m: MetricValues, path: str, violations: list[Violation]) -> None:
-    """Check a MetricValues."""
-    start = len(violations)
-    (
-        _, total_cost_, total_tokens_, total_requests_, input_tokens_, output_tokens_, cached_tokens_,
-        unpriced_requests_, average_cost_per_request_, average_tokens_per_request_
-    ) = astuple(m) if type(m) is MetricValues else astuple(m)[:10]
-    if total_cost_ is not None:
-        check_decimal(total_cost_, "total_cost", violations)
-    if total_tokens_ is not None and (type(total_tokens_) is not int or not -9223372036854775808 <= total_tokens_ <= 9223372036854775807):
-        check_int(total_tokens_, "total_tokens", violations, -9223372036854775808, 9223372036854775807)
-    if total_requests_ is not None and (type(total_requests_) is not int or not -9223372036854775808 <= total_requests_ <= 9223372036854775807):
-        check_int(total_requests_, "total_requests", violations, -9223372036854775808, 9223372036854775807)
-    if input_tokens_ is not None and (type(input_tokens_) is not int or not -9223372036854775808 <= input_tokens_ <= 9223372036854775807):
-        check_int(input_tokens_, "input_tokens", violations, -9223372036854775808, 9223372036854775807)
-    if output_tokens_ is not None and (type(output_tokens_) is not int or not -9223372036854775808 <= output_tokens_ <= 9223372036854775807):
-        check_int(output_tokens_, "output_tokens", violations, -9223372036854775808, 9223372036854775807)
-    if cached_tokens_ is not None and (type(cached_tokens_) is not int or not -9223372036854775808 <= cached_tokens_ <= 9223372036854775807):
-        check_int(cached_tokens_, "cached_tokens", violations, -9223372036854775808, 9223372036854775807)
-    if unpriced_requests_ is not None and (type(unpriced_requests_) is not int or not -9223372036854775808 <= unpriced_requests_ <= 9223372036854775807):
-        check_int(unpriced_requests_, "unpriced_requests", violations, -9223372036854775808, 9223372036854775807)
-    if average_cost_per_request_ is not None:
-        check_decimal(average_cost_per_request_, "average_cost_per_request", violations)
-    if average_tokens_per_request_ is not None:
-        check_decimal(average_tokens_per_request_, "average_tokens_per_request", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_time_series_point(m: TimeSeriesPoint, path: str, violations: list[Violation]) -> None:
-    """Check a TimeSeriesPoint."""
-    start = len(violations)
-    _, timestamp_, metrics_, group_ = astuple(m) if type(m) is TimeSeriesPoint else astuple(m)[:4]
-    if timestamp_ is not None and type(timestamp_) is not datetime:
-        check_instance(timestamp_, "timestamp", violations, datetime)
-    if metrics_ is not None:
-        validate_metric_values(metrics_, "metrics", violations) if type(metrics_) is MetricValues else check_instance(metrics_, "metrics", violations, MetricValues)
-    if (group_ or type(group_) is not list) and check_items(group_, "group", violations):
-        check_messages(group_, "group", violations, GroupKey, validate_group_key)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_analytics_summary(m: AnalyticsSummary, path: str, violations: list[Violation]) -> None:
-    """Check a AnalyticsSummary."""
-    start = len(violations)
-    (
-        _, total_cost_, total_tokens_, total_requests_, average_cost_per_request_,
-        average_tokens_per_request_, unpriced_requests_, currency_
-    ) = astuple(m) if type(m) is AnalyticsSummary else astuple(m)[:8]
-    check_decimal(total_cost_, "total_cost", violations)
-    if total_tokens_ is not ZERO and (type(total_tokens_) is not int or not -9223372036854775808 <= total_tokens_ <= 9223372036854775807):
-        check_int(total_tokens_, "total_tokens", violations, -9223372036854775808, 9223372036854775807)
-    if total_requests_ is not ZERO and (type(total_requests_) is not int or not -9223372036854775808 <= total_requests_ <= 9223372036854775807):
-        check_int(total_requests_, "total_requests", violations, -9223372036854775808, 9223372036854775807)
-    if average_cost_per_request_ is not None:
-        check_decimal(average_cost_per_request_, "average_cost_per_request", violations)
-    if average_tokens_per_request_ is not None:
-        check_decimal(average_tokens_per_request_, "average_tokens_per_request", violations)
-    if unpriced_requests_ is not ZERO and (type(unpriced_requests_) is not int or not -9223372036854775808 <= unpriced_requests_ <= 9223372036854775807):
-        check_int(unpriced_requests_, "unpriced_requests", violations, -9223372036854775808, 9223372036854775807)
-    if currency_ is not EMPTY and (type(currency_) is not str or not currency_.isprintable()):
-        check_text(currency_, "currency", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_analytics(m: Analytics, path: str, violations: list[Violation]) -> None:
-    """Check a Analytics."""
-    start = len(violations)
-    _, time_series_, summary_, interval_, period_start_, period_end_ = astuple(m) if type(m) is Analytics else astuple(m)[:6]
-    if (time_series_ or type(time_series_) is not list) and check_items(time_series_, "time_series", violations):
-        check_messages(time_series_, "time_series", violations, TimeSeriesPoint, validate_time_series_point)
-    if summary_ is not None:
-        validate_analytics_summary(summary_, "summary", violations) if type(summary_) is AnalyticsSummary else check_instance(summary_, "summary", violations, AnalyticsSummary)
-    if interval_ is not _NO_INTERVAL and (type(interval_) is not Interval or interval_.number is None):
-        check_enum(interval_, "interval", violations, Interval)
-    if period_start_ is not None and type(period_start_) is not datetime:
-        check_instance(period_start_, "period_start", violations, datetime)
-    if period_end_ is not None and type(period_end_) is not datetime:
-        check_instance(period_end_, "period_end", violations, datetime)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_get_analytics_response(m: GetAnalyticsResponse, path: str, violations: list[Violation]) -> None:
-    """Check a GetAnalyticsResponse."""
-    start = len(violations)
-    _, data_, meta_ = astuple(m) if type(m) is GetAnalyticsResponse else astuple(m)[:3]
-    if data_ is not None:
-        validate_analytics(data_, "data", violations) if type(data_) is Analytics else check_instance(data_, "data", violations, Analytics)
-    if meta_ is not None:
-        validate_response_meta(meta_, "meta", violations) if type(meta_) is ResponseMeta else check_instance(meta_, "meta", violations, ResponseMeta)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_audit_event(m: AuditEvent, path: str, violations: list[Violation]) -> None:
-    """Check a AuditEvent."""
-    start = len(violations)
-    _, number_, made_at_, actor_, organization_id_, action_, subject_, details_ = astuple(m) if type(m) is AuditEvent else astuple(m)[:8]
-    if number_ is not ZERO and (type(number_) is not int or not -9223372036854775808 <= number_ <= 9223372036854775807):
-        check_int(number_, "number", violations, -9223372036854775808, 9223372036854775807)
-    if made_at_ is not None and type(made_at_) is not datetime:
-        check_instance(made_at_, "made_at", violations, datetime)
-    if actor_ is not EMPTY and (type(actor_) is not str or not actor_.isprintable()):
-        check_text(actor_, "actor", violations)
-    if organization_id_ is not EMPTY and (type(organization_id_) is not str or not organization_id_.isprintable()):
-        check_text(organization_id_, "organization_id", violations)
-    if action_ is not EMPTY and (type(action_) is not str or not action_.isprintable()):
-        check_text(action_, "action", violations)
-    if subject_ is not EMPTY and (type(subject_) is not str or not subject_.isprintable()):
-        check_text(subject_, "subject", violations)
-    if details_ is not None:
-        check_json(details_, "details", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
 def validate_list_audit_events_request(
     m: ListAuditEventsRequest, path: str, violations: list[Violation]
 ) -> None:
     """Check a ListAuditEventsRequest."""
     start = len(violations)
-    _, organization_id_, action_, actor_, subject_, start_date_, end_date_, page_, page_size_, cursor_ = astuple(m) if type(m) is ListAuditEventsRequest else astuple(m)[:10]
+    (_, organization_id_, action_, actor_, subject_, start_date_, end_date_, page_, page_size_, cursor_) = astuple(m) if type(m) is ListAuditEventsRequest else astuple(m)[:10]
     if (organization_id_ or type(organization_id_) is not list) and check_items(organization_id_, "organization_id", violations):
         for i, e in enumerate(organization_id_):
             if type(e) is not str or not e.isprintable():
@@ -252,107 +107,6 @@ def validate_list_audit_events_request(
         relocate(violations, start, path)
 
 
-def validate_list_audit_events_response(
-    m: ListAuditEventsResponse, path: str, violations: list[Violation]
-) -> None:
-    """Check a ListAuditEventsResponse."""
-    start = len(violations)
-    _, data_, pagination_, meta_ = astuple(m) if type(m) is ListAuditEventsResponse else astuple(m)[:4]
-    if (data_ or type(data_) is not list) and check_items(data_, "data", violations):
-        check_messages(data_, "data", violations, AuditEvent, validate_audit_event)
-    if pagination_ is not None:
-        validate_pagination(pagination_, "pagination", violations) if type(pagination_) is Pagination else check_instance(pagination_, "pagination", violations, Pagination)
-    if meta_ is not None:
-        validate_response_meta(meta_, "meta", violations) if type(meta_) is ResponseMeta else check_instance(meta_, "meta", violations, ResponseMeta)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_cost_line(m: CostLine, path: str, violations: list[Violation]) -> None:
-    """Check a CostLine."""
-    start = len(violations)
-    _, meter_, quantity_, unit_price_, per_, multiplier_, cost_, priced_, rate_meter_ = astuple(m) if type(m) is CostLine else astuple(m)[:9]
-    if meter_ is not EMPTY and (type(meter_) is not str or not meter_.isprintable()):
-        check_text(meter_, "meter", violations)
-    check_decimal(quantity_, "quantity", violations)
-    if unit_price_ is not None:
-        check_decimal(unit_price_, "unit_price", violations)
-    if per_ is not ZERO and (type(per_) is not int or not -9223372036854775808 <= per_ <= 9223372036854775807):
-        check_int(per_, "per", violations, -9223372036854775808, 9223372036854775807)
-    check_decimal(multiplier_, "multiplier", violations)
-    check_decimal(cost_, "cost", violations)
-    if type(priced_) is not bool:
-        check_instance(priced_, "priced", violations, bool)
-    if rate_meter_ is not EMPTY and (type(rate_meter_) is not str or not rate_meter_.isprintable()):
-        check_text(rate_meter_, "rate_meter", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_cost_record(m: CostRecord, path: str, violations: list[Violation]) -> None:
-    """Check a CostRecord."""
-    start = len(violations)
-    (
-        _, id_, usage_id_, revision_, status_, currency_, total_cost_, input_cost_, output_cost_,
-        other_cost_, lines_, rate_card_id_, rate_card_version_, fallback_dimensions_, cache_savings_,
-        calculator_version_, calculated_at_, origin_version_, revision_kind_, revision_reason_
-    ) = astuple(m) if type(m) is CostRecord else astuple(m)[:20]
-    if id_ is not EMPTY and (type(id_) is not str or not id_.isprintable()):
-        check_text(id_, "id", violations)
-    if usage_id_ is not EMPTY and (type(usage_id_) is not str or not usage_id_.isprintable()):
-        check_text(usage_id_, "usage_id", violations)
-    if revision_ is not ZERO and (type(revision_) is not int or not -2147483648 <= revision_ <= 2147483647):
-        check_int(revision_, "revision", violations, -2147483648, 2147483647)
-    if status_ is not _NO_COST_STATUS and (type(status_) is not CostStatus or status_.number is None):
-        check_enum(status_, "status", violations, CostStatus)
-    if currency_ is not EMPTY and (type(currency_) is not str or not currency_.isprintable()):
-        check_text(currency_, "currency", violations)
-    if total_cost_ is not None:
-        check_decimal(total_cost_, "total_cost", violations)
-    if input_cost_ is not None:
-        check_decimal(input_cost_, "input_cost", violations)
-    if output_cost_ is not None:
-        check_decimal(output_cost_, "output_cost", violations)
-    if other_cost_ is not None:
-        check_decimal(other_cost_, "other_cost", violations)
-    if (lines_ or type(lines_) is not list) and check_items(lines_, "lines", violations):
-        check_messages(lines_, "lines", violations, CostLine, validate_cost_line)
-    if rate_card_id_ is not EMPTY and (type(rate_card_id_) is not str or not rate_card_id_.isprintable()):
-        check_text(rate_card_id_, "rate_card_id", violations)
-    if rate_card_version_ is not ZERO and (type(rate_card_version_) is not int or not -2147483648 <= rate_card_version_ <= 2147483647):
-        check_int(rate_card_version_, "rate_card_version", violations, -2147483648, 2147483647)
-    if (fallback_dimensions_ or type(fallback_dimensions_) is not list) and check_items(fallback_dimensions_, "fallback_dimensions", violations):
-        for i, e in enumerate(fallback_dimensions_):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"fallback_dimensions[{i}]", violations)
-    if cache_savings_ is not None:
-        check_decimal(cache_savings_, "cache_savings", violations)
-    if calculator_version_ is not EMPTY and (type(calculator_version_) is not str or not calculator_version_.isprintable()):
-        check_text(calculator_version_, "calculator_version", violations)
-    if calculated_at_ is not None and type(calculated_at_) is not datetime:
-        check_instance(calculated_at_, "calculated_at", violations, datetime)
-    if origin_version_ is not EMPTY and (type(origin_version_) is not str or not origin_version_.isprintable()):
-        check_text(origin_version_, "origin_version", violations)
-    if revision_kind_ is not _NO_REVISION_KIND and (type(revision_kind_) is not RevisionKind or revision_kind_.number is None):
-        check_enum(revision_kind_, "revision_kind", violations, RevisionKind)
-    if revision_reason_ is not EMPTY and (type(revision_reason_) is not str or not revision_reason_.isprintable()):
-        check_text(revision_reason_, "revision_reason", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_group_key(m: GroupKey, path: str, violations: list[Violation]) -> None:
-    """Check a GroupKey."""
-    start = len(violations)
-    _, dimension_, value_ = astuple(m) if type(m) is GroupKey else astuple(m)[:3]
-    if dimension_ is not EMPTY and (type(dimension_) is not str or not dimension_.isprintable()):
-        check_text(dimension_, "dimension", violations)
-    if value_ is not EMPTY and (type(value_) is not str or not value_.isprintable()):
-        check_text(value_, "value", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
 def validate_get_cost_summary_request(
     m: GetCostSummaryRequest, path: str, violations: list[Violation]
 ) -> None:
@@ -371,124 +125,14 @@ def validate_get_cost_summary_request(
         relocate(violations, start, path)
 
 
-def validate_cost_group(m: CostGroup, path: str, violations: list[Violation]) -> None:
-    """Check a CostGroup."""
-    start = len(violations)
-    (
-        _, dimension_, value_, cost_, tokens_, requests_, keys_, input_tokens_, output_tokens_,
-        cached_tokens_, unpriced_requests_, other_currencies_, reported_requests_, reported_cost_
-    ) = astuple(m) if type(m) is CostGroup else astuple(m)[:14]
-    if dimension_ is not EMPTY and (type(dimension_) is not str or not dimension_.isprintable()):
-        check_text(dimension_, "dimension", violations)
-    if value_ is not EMPTY and (type(value_) is not str or not value_.isprintable()):
-        check_text(value_, "value", violations)
-    check_decimal(cost_, "cost", violations)
-    if tokens_ is not ZERO and (type(tokens_) is not int or not -9223372036854775808 <= tokens_ <= 9223372036854775807):
-        check_int(tokens_, "tokens", violations, -9223372036854775808, 9223372036854775807)
-    if requests_ is not ZERO and (type(requests_) is not int or not -9223372036854775808 <= requests_ <= 9223372036854775807):
-        check_int(requests_, "requests", violations, -9223372036854775808, 9223372036854775807)
-    if (keys_ or type(keys_) is not list) and check_items(keys_, "keys", violations):
-        check_messages(keys_, "keys", violations, GroupKey, validate_group_key)
-    if input_tokens_ is not ZERO and (type(input_tokens_) is not int or not -9223372036854775808 <= input_tokens_ <= 9223372036854775807):
-        check_int(input_tokens_, "input_tokens", violations, -9223372036854775808, 9223372036854775807)
-    if output_tokens_ is not ZERO and (type(output_tokens_) is not int or not -9223372036854775808 <= output_tokens_ <= 9223372036854775807):
-        check_int(output_tokens_, "output_tokens", violations, -9223372036854775808, 9223372036854775807)
-    if cached_tokens_ is not ZERO and (type(cached_tokens_) is not int or not -9223372036854775808 <= cached_tokens_ <= 9223372036854775807):
-        check_int(cached_tokens_, "cached_tokens", violations, -9223372036854775808, 9223372036854775807)
-    if unpriced_requests_ is not ZERO and (type(unpriced_requests_) is not int or not -9223372036854775808 <= unpriced_requests_ <= 9223372036854775807):
-        check_int(unpriced_requests_, "unpriced_requests", violations, -9223372036854775808, 9223372036854775807)
-    if (other_currencies_ or type(other_currencies_) is not list) and check_items(other_currencies_, "other_currencies", violations):
-        check_messages(other_currencies_, "other_currencies", violations, CurrencyTotal, validate_currency_total)
-    if reported_requests_ is not ZERO and (type(reported_requests_) is not int or not -9223372036854775808 <= reported_requests_ <= 9223372036854775807):
-        check_int(reported_requests_, "reported_requests", violations, -9223372036854775808, 9223372036854775807)
-    check_decimal(reported_cost_, "reported_cost", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_currency_total(m: CurrencyTotal, path: str, violations: list[Violation]) -> None:
-    """Check a CurrencyTotal."""
-    start = len(violations)
-    _, currency_, cost_, requests_ = astuple(m) if type(m) is CurrencyTotal else astuple(m)[:4]
-    if currency_ is not EMPTY and (type(currency_) is not str or not currency_.isprintable()):
-        check_text(currency_, "currency", violations)
-    check_decimal(cost_, "cost", violations)
-    if requests_ is not ZERO and (type(requests_) is not int or not -9223372036854775808 <= requests_ <= 9223372036854775807):
-        check_int(requests_, "requests", violations, -9223372036854775808, 9223372036854775807)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_cost_summary(m: CostSummary, path: str, violations: list[Violation]) -> None:
-    """Check a CostSummary."""
-    start = len(violations)
-    (
-        _, total_cost_, currency_, total_tokens_, total_requests_, period_start_, period_end_, breakdown_,
-        additive_, unpriced_requests_, other_currencies_, priced_fraction_, reported_requests_,
-        reported_cost_
-    ) = astuple(m) if type(m) is CostSummary else astuple(m)[:14]
-    check_decimal(total_cost_, "total_cost", violations)
-    if currency_ is not EMPTY and (type(currency_) is not str or not currency_.isprintable()):
-        check_text(currency_, "currency", violations)
-    if total_tokens_ is not ZERO and (type(total_tokens_) is not int or not -9223372036854775808 <= total_tokens_ <= 9223372036854775807):
-        check_int(total_tokens_, "total_tokens", violations, -9223372036854775808, 9223372036854775807)
-    if total_requests_ is not ZERO and (type(total_requests_) is not int or not -9223372036854775808 <= total_requests_ <= 9223372036854775807):
-        check_int(total_requests_, "total_requests", violations, -9223372036854775808, 9223372036854775807)
-    if period_start_ is not None and type(period_start_) is not datetime:
-        check_instance(period_start_, "period_start", violations, datetime)
-    if period_end_ is not None and type(period_end_) is not datetime:
-        check_instance(period_end_, "period_end", violations, datetime)
-    if (breakdown_ or type(breakdown_) is not list) and check_items(breakdown_, "breakdown", violations):
-        check_messages(breakdown_, "breakdown", violations, CostGroup, validate_cost_group)
-    if type(additive_) is not bool:
-        check_instance(additive_, "additive", violations, bool)
-    if unpriced_requests_ is not ZERO and (type(unpriced_requests_) is not int or not -9223372036854775808 <= unpriced_requests_ <= 9223372036854775807):
-        check_int(unpriced_requests_, "unpriced_requests", violations, -9223372036854775808, 9223372036854775807)
-    if (other_currencies_ or type(other_currencies_) is not list) and check_items(other_currencies_, "other_currencies", violations):
-        check_messages(other_currencies_, "other_currencies", violations, CurrencyTotal, validate_currency_total)
-    if priced_fraction_ is not None:
-        check_decimal(priced_fraction_, "priced_fraction", violations)
-    if reported_requests_ is not ZERO and (type(reported_requests_) is not int or not -9223372036854775808 <= reported_requests_ <= 9223372036854775807):
-        check_int(reported_requests_, "reported_requests", violations, -9223372036854775808, 9223372036854775807)
-    check_decimal(reported_cost_, "reported_cost", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_get_cost_summary_response(
-    m: GetCostSummaryResponse, path: str, violations: list[Violation]
-) -> None:
-    """Check a GetCostSummaryResponse."""
-    start = len(violations)
-    _, data_, meta_ = astuple(m) if type(m) is GetCostSummaryResponse else astuple(m)[:3]
-    if data_ is not None:
-        validate_cost_summary(data_, "data", violations) if type(data_) is CostSummary else check_instance(data_, "data", violations, CostSummary)
-    if meta_ is not None:
-        validate_response_meta(meta_, "meta", violations) if type(meta_) is ResponseMeta else check_instance(meta_, "meta", violations, ResponseMeta)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
 def validate_get_cost_request(m: GetCostRequest, path: str, violations: list[Violation]) -> None:
     """Check a GetCostRequest."""
     start = len(violations)
-    _, usage_id_, organization_id_ = astuple(m) if type(m) is GetCostRequest else astuple(m)[:3]
+    (_, usage_id_, organization_id_) = astuple(m) if type(m) is GetCostRequest else astuple(m)[:3]
     if not usage_id_ or type(usage_id_) is not str or len(usage_id_) > 64 or not usage_id_.isprintable():
         check_text(usage_id_, "usage_id", violations, 64, required=True)
     if organization_id_ is not EMPTY and (type(organization_id_) is not str or len(organization_id_) > 100 or not organization_id_.isprintable()):
         check_text(organization_id_, "organization_id", violations, 100)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_get_cost_response(m: GetCostResponse, path: str, violations: list[Violation]) -> None:
-    """Check a GetCostResponse."""
-    start = len(violations)
-    _, data_, meta_ = astuple(m) if type(m) is GetCostResponse else astuple(m)[:3]
-    if data_ is not None:
-        validate_cost_record(data_, "data", violations) if type(data_) is CostRecord else check_instance(data_, "data", violations, CostRecord)
-    if meta_ is not None:
-        validate_response_meta(meta_, "meta", violations) if type(meta_) is ResponseMeta else check_instance(meta_, "meta", violations, ResponseMeta)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -496,7 +140,7 @@ def validate_get_cost_response(m: GetCostResponse, path: str, violations: list[V
 def validate_verify_cost_request(m: VerifyCostRequest, path: str, violations: list[Violation]) -> None:
     """Check a VerifyCostRequest."""
     start = len(violations)
-    _, usage_id_, organization_id_ = astuple(m) if type(m) is VerifyCostRequest else astuple(m)[:3]
+    (_, usage_id_, organization_id_) = astuple(m) if type(m) is VerifyCostRequest else astuple(m)[:3]
     if not usage_id_ or type(usage_id_) is not str or len(usage_id_) > 64 or not usage_id_.isprintable():
         check_text(usage_id_, "usage_id", violations, 64, required=True)
     if organization_id_ is not EMPTY and (type(organization_id_) is not str or len(organization_id_) > 100 or not organization_id_.isprintable()):
@@ -505,54 +149,14 @@ def validate_verify_cost_request(m: VerifyCostRequest, path: str, violations: li
         relocate(violations, start, path)
 
 
-def validate_cost_verification(m: CostVerification, path: str, violations: list[Violation]) -> None:
-    """Check a CostVerification."""
-    start = len(violations)
-    _, matches_, recorded_, recomputed_, reason_ = astuple(m) if type(m) is CostVerification else astuple(m)[:5]
-    if type(matches_) is not bool:
-        check_instance(matches_, "matches", violations, bool)
-    if recorded_ is not None:
-        validate_cost_record(recorded_, "recorded", violations) if type(recorded_) is CostRecord else check_instance(recorded_, "recorded", violations, CostRecord)
-    if recomputed_ is not None:
-        validate_cost_record(recomputed_, "recomputed", violations) if type(recomputed_) is CostRecord else check_instance(recomputed_, "recomputed", violations, CostRecord)
-    if reason_ is not EMPTY and (type(reason_) is not str or not reason_.isprintable()):
-        check_text(reason_, "reason", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_verify_cost_response(m: VerifyCostResponse, path: str, violations: list[Violation]) -> None:
-    """Check a VerifyCostResponse."""
-    start = len(violations)
-    _, data_, meta_ = astuple(m) if type(m) is VerifyCostResponse else astuple(m)[:3]
-    if data_ is not None:
-        validate_cost_verification(data_, "data", violations) if type(data_) is CostVerification else check_instance(data_, "data", violations, CostVerification)
-    if meta_ is not None:
-        validate_response_meta(meta_, "meta", violations) if type(meta_) is ResponseMeta else check_instance(meta_, "meta", violations, ResponseMeta)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
 def validate_estimate_cost_request(m: EstimateCostRequest, path: str, violations: list[Violation]) -> None:
     """Check a EstimateCostRequest."""
     start = len(violations)
-    _, usage_ = astuple(m) if type(m) is EstimateCostRequest else astuple(m)[:2]
+    (_, usage_) = astuple(m) if type(m) is EstimateCostRequest else astuple(m)[:2]
     if usage_ is not None:
         validate_usage_record(usage_, "usage", violations) if type(usage_) is UsageRecord else check_instance(usage_, "usage", violations, UsageRecord)
     if usage_ is None:
         missing("usage", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_estimate_cost_response(m: EstimateCostResponse, path: str, violations: list[Violation]) -> None:
-    """Check a EstimateCostResponse."""
-    start = len(violations)
-    _, data_, meta_ = astuple(m) if type(m) is EstimateCostResponse else astuple(m)[:3]
-    if data_ is not None:
-        validate_cost_record(data_, "data", violations) if type(data_) is CostRecord else check_instance(data_, "data", violations, CostRecord)
-    if meta_ is not None:
-        validate_response_meta(meta_, "meta", violations) if type(meta_) is ResponseMeta else check_instance(meta_, "meta", violations, ResponseMeta)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -567,60 +171,6 @@ def validate_reprice_usage_request(m: RepriceUsageRequest, path: str, violations
         check_text(as_of_, "as_of", violations)
     if type(dry_run_) is not bool:
         check_instance(dry_run_, "dry_run", violations, bool)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_reprice_difference(m: RepriceDifference, path: str, violations: list[Violation]) -> None:
-    """Check a RepriceDifference."""
-    start = len(violations)
-    (
-        _, provider_, model_id_, currency_, records_, before_, after_, difference_, unpriced_before_,
-        unpriced_after_
-    ) = astuple(m) if type(m) is RepriceDifference else astuple(m)[:10]
-    if provider_ is not EMPTY and (type(provider_) is not str or not provider_.isprintable()):
-        check_text(provider_, "provider", violations)
-    if model_id_ is not EMPTY and (type(model_id_) is not str or not model_id_.isprintable()):
-        check_text(model_id_, "model_id", violations)
-    if currency_ is not EMPTY and (type(currency_) is not str or not currency_.isprintable()):
-        check_text(currency_, "currency", violations)
-    if records_ is not ZERO and (type(records_) is not int or not -9223372036854775808 <= records_ <= 9223372036854775807):
-        check_int(records_, "records", violations, -9223372036854775808, 9223372036854775807)
-    check_decimal(before_, "before", violations)
-    check_decimal(after_, "after", violations)
-    check_decimal(difference_, "difference", violations)
-    if unpriced_before_ is not ZERO and (type(unpriced_before_) is not int or not -9223372036854775808 <= unpriced_before_ <= 9223372036854775807):
-        check_int(unpriced_before_, "unpriced_before", violations, -9223372036854775808, 9223372036854775807)
-    if unpriced_after_ is not ZERO and (type(unpriced_after_) is not int or not -9223372036854775808 <= unpriced_after_ <= 9223372036854775807):
-        check_int(unpriced_after_, "unpriced_after", violations, -9223372036854775808, 9223372036854775807)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_reprice_report(m: RepriceReport, path: str, violations: list[Violation]) -> None:
-    """Check a RepriceReport."""
-    start = len(violations)
-    _, dry_run_, examined_, changed_, differences_ = astuple(m) if type(m) is RepriceReport else astuple(m)[:5]
-    if type(dry_run_) is not bool:
-        check_instance(dry_run_, "dry_run", violations, bool)
-    if examined_ is not ZERO and (type(examined_) is not int or not -9223372036854775808 <= examined_ <= 9223372036854775807):
-        check_int(examined_, "examined", violations, -9223372036854775808, 9223372036854775807)
-    if changed_ is not ZERO and (type(changed_) is not int or not -9223372036854775808 <= changed_ <= 9223372036854775807):
-        check_int(changed_, "changed", violations, -9223372036854775808, 9223372036854775807)
-    if (differences_ or type(differences_) is not list) and check_items(differences_, "differences", violations):
-        check_messages(differences_, "differences", violations, RepriceDifference, validate_reprice_difference)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_reprice_usage_response(m: RepriceUsageResponse, path: str, violations: list[Violation]) -> None:
-    """Check a RepriceUsageResponse."""
-    start = len(violations)
-    _, data_, meta_ = astuple(m) if type(m) is RepriceUsageResponse else astuple(m)[:3]
-    if data_ is not None:
-        validate_reprice_report(data_, "data", violations) if type(data_) is RepriceReport else check_instance(data_, "data", violations, RepriceReport)
-    if meta_ is not None:
-        validate_response_meta(meta_, "meta", violations) if type(meta_) is ResponseMeta else check_instance(meta_, "meta", violations, ResponseMeta)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -703,110 +253,18 @@ def validate_filter(m: Filter, path: str, violations: list[Violation]) -> None:
         relocate(violations, start, path)
 
 
-def validate_component_health(m: ComponentHealth, path: str, violations: list[Violation]) -> None:
-    """Check a ComponentHealth."""
-    start = len(violations)
-    _, name_, status_, message_ = astuple(m) if type(m) is ComponentHealth else astuple(m)[:4]
-    if name_ is not EMPTY and (type(name_) is not str or not name_.isprintable()):
-        check_text(name_, "name", violations)
-    if status_ is not _NO_HEALTH_STATUS and (type(status_) is not HealthStatus or status_.number is None):
-        check_enum(status_, "status", violations, HealthStatus)
-    if message_ is not EMPTY and (type(message_) is not str or not message_.isprintable()):
-        check_text(message_, "message", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
 def validate_get_health_request(m: GetHealthRequest, path: str, violations: list[Violation]) -> None:
     """Check a GetHealthRequest."""
-
-
-def validate_get_health_response(m: GetHealthResponse, path: str, violations: list[Violation]) -> None:
-    """Check a GetHealthResponse."""
-    start = len(violations)
-    _, status_, version_, uptime_seconds_, components_ = astuple(m) if type(m) is GetHealthResponse else astuple(m)[:5]
-    if status_ is not _NO_HEALTH_STATUS and (type(status_) is not HealthStatus or status_.number is None):
-        check_enum(status_, "status", violations, HealthStatus)
-    if version_ is not EMPTY and (type(version_) is not str or not version_.isprintable()):
-        check_text(version_, "version", violations)
-    if type(uptime_seconds_) is not float:
-        check_float(uptime_seconds_, "uptime_seconds", violations)
-    if (components_ or type(components_) is not list) and check_items(components_, "components", violations):
-        check_messages(components_, "components", violations, ComponentHealth, validate_component_health)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
 
 
 def validate_get_readiness_request(m: GetReadinessRequest, path: str, violations: list[Violation]) -> None:
     """Check a GetReadinessRequest."""
 
 
-def validate_get_readiness_response(m: GetReadinessResponse, path: str, violations: list[Violation]) -> None:
-    """Check a GetReadinessResponse."""
-    start = len(violations)
-    _, status_, version_, uptime_seconds_, components_ = astuple(m) if type(m) is GetReadinessResponse else astuple(m)[:5]
-    if status_ is not _NO_HEALTH_STATUS and (type(status_) is not HealthStatus or status_.number is None):
-        check_enum(status_, "status", violations, HealthStatus)
-    if version_ is not EMPTY and (type(version_) is not str or not version_.isprintable()):
-        check_text(version_, "version", violations)
-    if type(uptime_seconds_) is not float:
-        check_float(uptime_seconds_, "uptime_seconds", violations)
-    if (components_ or type(components_) is not list) and check_items(components_, "components", violations):
-        check_messages(components_, "components", violations, ComponentHealth, validate_component_health)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_pagination(m: Pagination, path: str, violations: list[Violation]) -> None:
-    """Check a Pagination."""
-    start = len(violations)
-    _, page_, page_size_, per_page_, total_items_, total_pages_, has_next_, has_prev_, next_cursor_ = astuple(m) if type(m) is Pagination else astuple(m)[:9]
-    if page_ is not ZERO and (type(page_) is not int or not -2147483648 <= page_ <= 2147483647):
-        check_int(page_, "page", violations, -2147483648, 2147483647)
-    if page_size_ is not ZERO and (type(page_size_) is not int or not -2147483648 <= page_size_ <= 2147483647):
-        check_int(page_size_, "page_size", violations, -2147483648, 2147483647)
-    if per_page_ is not ZERO and (type(per_page_) is not int or not -2147483648 <= per_page_ <= 2147483647):
-        check_int(per_page_, "per_page", violations, -2147483648, 2147483647)
-    if total_items_ is not None and (type(total_items_) is not int or not -9223372036854775808 <= total_items_ <= 9223372036854775807):
-        check_int(total_items_, "total_items", violations, -9223372036854775808, 9223372036854775807)
-    if total_pages_ is not None and (type(total_pages_) is not int or not -2147483648 <= total_pages_ <= 2147483647):
-        check_int(total_pages_, "total_pages", violations, -2147483648, 2147483647)
-    if type(has_next_) is not bool:
-        check_instance(has_next_, "has_next", violations, bool)
-    if type(has_prev_) is not bool:
-        check_instance(has_prev_, "has_prev", violations, bool)
-    if next_cursor_ is not EMPTY and (type(next_cursor_) is not str or not next_cursor_.isprintable()):
-        check_text(next_cursor_, "next_cursor", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_response_meta(m: ResponseMeta, path: str, violations: list[Violation]) -> None:
-    """Check a ResponseMeta."""
-    start = len(violations)
-    _, request_id_ = astuple(m) if type(m) is ResponseMeta else astuple(m)[:2]
-    if request_id_ is not EMPTY and (type(request_id_) is not str or not request_id_.isprintable()):
-        check_text(request_id_, "request_id", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_field_violation(m: FieldViolation, path: str, violations: list[Violation]) -> None:
-    """Check a FieldViolation."""
-    start = len(violations)
-    _, field_, description_ = astuple(m) if type(m) is FieldViolation else astuple(m)[:3]
-    if field_ is not EMPTY and (type(field_) is not str or not field_.isprintable()):
-        check_text(field_, "field", violations)
-    if description_ is not EMPTY and (type(description_) is not str or not description_.isprintable()):
-        check_text(description_, "description", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
 def validate_price_tier(m: PriceTier, path: str, violations: list[Violation]) -> None:
     """Check a PriceTier."""
     start = len(violations)
-    _, above_, inclusive_, price_ = astuple(m) if type(m) is PriceTier else astuple(m)[:4]
+    (_, above_, inclusive_, price_) = astuple(m) if type(m) is PriceTier else astuple(m)[:4]
     if above_ is not ZERO and (type(above_) is not int or not 0 <= above_ <= 9223372036854775807):
         check_int(above_, "above", violations, 0, 9223372036854775807)
     if type(inclusive_) is not bool:
@@ -819,7 +277,7 @@ def validate_price_tier(m: PriceTier, path: str, violations: list[Violation]) ->
 def validate_rate(m: Rate, path: str, violations: list[Violation]) -> None:
     """Check a Rate."""
     start = len(violations)
-    _, meter_, price_, per_, tiers_, minimum_, included_ = astuple(m) if type(m) is Rate else astuple(m)[:7]
+    (_, meter_, price_, per_, tiers_, minimum_, included_) = astuple(m) if type(m) is Rate else astuple(m)[:7]
     if not meter_ or type(meter_) is not str or len(meter_) > 64 or not meter_.isprintable():
         check_text(meter_, "meter", violations, 64, required=True)
     check_decimal(price_, "price", violations, low=0)
@@ -838,7 +296,7 @@ def validate_rate(m: Rate, path: str, violations: list[Violation]) -> None:
 def validate_time_window(m: TimeWindow, path: str, violations: list[Violation]) -> None:
     """Check a TimeWindow."""
     start = len(violations)
-    _, start_, end_, time_zone_, weekdays_ = astuple(m) if type(m) is TimeWindow else astuple(m)[:5]
+    (_, start_, end_, time_zone_, weekdays_) = astuple(m) if type(m) is TimeWindow else astuple(m)[:5]
     if not start_ or type(start_) is not str or len(start_) > 8 or not start_.isprintable():
         check_text(start_, "start", violations, 8, required=True)
     if not end_ or type(end_) is not str or len(end_) > 8 or not end_.isprintable():
@@ -856,7 +314,7 @@ def validate_time_window(m: TimeWindow, path: str, violations: list[Violation]) 
 def validate_price_multiplier(m: PriceMultiplier, path: str, violations: list[Violation]) -> None:
     """Check a PriceMultiplier."""
     start = len(violations)
-    _, kind_, value_, all_meters_ = astuple(m) if type(m) is PriceMultiplier else astuple(m)[:4]
+    (_, kind_, value_, all_meters_) = astuple(m) if type(m) is PriceMultiplier else astuple(m)[:4]
     if not kind_ or type(kind_) is not str or len(kind_) > 64 or not kind_.isprintable():
         check_text(kind_, "kind", violations, 64, required=True)
     check_decimal(value_, "value", violations, required=True)
@@ -866,84 +324,13 @@ def validate_price_multiplier(m: PriceMultiplier, path: str, violations: list[Vi
         relocate(violations, start, path)
 
 
-def validate_rate_card(m: RateCard, path: str, violations: list[Violation]) -> None:
-    """Check a RateCard."""
-    start = len(violations)
-    (
-        _, id_, provider_, model_id_, aliases_, organization_id_, region_, service_tier_, processing_,
-        speed_, currency_, effective_from_, effective_until_, windows_, rates_, tier_mode_, tier_basis_,
-        multipliers_, origin_, origin_version_, source_url_, version_, created_at_, updated_at_,
-        input_price_per_1k_, output_price_per_1k_, input_price_per_million_, output_price_per_million_
-    ) = astuple(m) if type(m) is RateCard else astuple(m)[:28]
-    if id_ is not EMPTY and (type(id_) is not str or not id_.isprintable()):
-        check_text(id_, "id", violations)
-    if provider_ is not EMPTY and (type(provider_) is not str or not provider_.isprintable()):
-        check_text(provider_, "provider", violations)
-    if model_id_ is not EMPTY and (type(model_id_) is not str or not model_id_.isprintable()):
-        check_text(model_id_, "model_id", violations)
-    if (aliases_ or type(aliases_) is not list) and check_items(aliases_, "aliases", violations):
-        for i, e in enumerate(aliases_):
-            if type(e) is not str or not e.isprintable():
-                check_text(e, f"aliases[{i}]", violations)
-    if organization_id_ is not EMPTY and (type(organization_id_) is not str or not organization_id_.isprintable()):
-        check_text(organization_id_, "organization_id", violations)
-    if region_ is not EMPTY and (type(region_) is not str or not region_.isprintable()):
-        check_text(region_, "region", violations)
-    if service_tier_ is not EMPTY and (type(service_tier_) is not str or not service_tier_.isprintable()):
-        check_text(service_tier_, "service_tier", violations)
-    if processing_ is not EMPTY and (type(processing_) is not str or not processing_.isprintable()):
-        check_text(processing_, "processing", violations)
-    if speed_ is not EMPTY and (type(speed_) is not str or not speed_.isprintable()):
-        check_text(speed_, "speed", violations)
-    if currency_ is not EMPTY and (type(currency_) is not str or not currency_.isprintable()):
-        check_text(currency_, "currency", violations)
-    if effective_from_ is not None and type(effective_from_) is not datetime:
-        check_instance(effective_from_, "effective_date", violations, datetime)
-    if effective_until_ is not None and type(effective_until_) is not datetime:
-        check_instance(effective_until_, "end_date", violations, datetime)
-    if (windows_ or type(windows_) is not list) and check_items(windows_, "windows", violations):
-        check_messages(windows_, "windows", violations, TimeWindow, validate_time_window)
-    if (rates_ or type(rates_) is not list) and check_items(rates_, "rates", violations):
-        check_messages(rates_, "rates", violations, Rate, validate_rate)
-    if tier_mode_ is not _NO_TIER_MODE and (type(tier_mode_) is not TierMode or tier_mode_.number is None):
-        check_enum(tier_mode_, "tier_mode", violations, TierMode)
-    if tier_basis_ is not _NO_TIER_BASIS and (type(tier_basis_) is not TierBasis or tier_basis_.number is None):
-        check_enum(tier_basis_, "tier_basis", violations, TierBasis)
-    if (multipliers_ or type(multipliers_) is not list) and check_items(multipliers_, "multipliers", violations):
-        check_messages(multipliers_, "multipliers", violations, PriceMultiplier, validate_price_multiplier)
-    if origin_ is not _NO_PRICE_ORIGIN and (type(origin_) is not PriceOrigin or origin_.number is None):
-        check_enum(origin_, "origin", violations, PriceOrigin)
-    if origin_version_ is not EMPTY and (type(origin_version_) is not str or not origin_version_.isprintable()):
-        check_text(origin_version_, "origin_version", violations)
-    if source_url_ is not EMPTY and (type(source_url_) is not str or not source_url_.isprintable()):
-        check_text(source_url_, "source_url", violations)
-    if version_ is not ZERO and (type(version_) is not int or not -2147483648 <= version_ <= 2147483647):
-        check_int(version_, "version", violations, -2147483648, 2147483647)
-    if created_at_ is not None and type(created_at_) is not datetime:
-        check_instance(created_at_, "created_at", violations, datetime)
-    if updated_at_ is not None and type(updated_at_) is not datetime:
-        check_instance(updated_at_, "updated_at", violations, datetime)
-    if input_price_per_1k_ is not None:
-        check_decimal(input_price_per_1k_, "input_price_per_1k", violations)
-    if output_price_per_1k_ is not None:
-        check_decimal(output_price_per_1k_, "output_price_per_1k", violations)
-    if input_price_per_million_ is not None:
-        check_decimal(input_price_per_million_, "input_price_per_million", violations)
-    if output_price_per_million_ is not None:
-        check_decimal(output_price_per_million_, "output_price_per_million", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
 def validate_create_price_request(m: CreatePriceRequest, path: str, violations: list[Violation]) -> None:
     """Check a CreatePriceRequest."""
     start = len(violations)
-    (
-        _, idempotency_key_, provider_, model_id_, input_price_per_1k_, output_price_per_1k_, currency_,
-        effective_date_, end_date_, organization_id_, region_, service_tier_, processing_, speed_, aliases_,
-        rates_, tier_mode_, tier_basis_, multipliers_, windows_, source_url_, input_price_per_million_,
-        output_price_per_million_
-    ) = astuple(m) if type(m) is CreatePriceRequest else astuple(m)[:23]
+    (_, idempotency_key_, provider_, model_id_, input_price_per_1k_, output_price_per_1k_, currency_,
+        effective_date_, end_date_, organization_id_, region_, service_tier_, processing_, speed_,
+        aliases_, rates_, tier_mode_, tier_basis_, multipliers_, windows_, source_url_,
+        input_price_per_million_, output_price_per_million_) = astuple(m) if type(m) is CreatePriceRequest else astuple(m)[:23]
     if idempotency_key_ is not EMPTY and (type(idempotency_key_) is not str or len(idempotency_key_) > 255 or not idempotency_key_.isprintable()):
         check_text(idempotency_key_, "idempotency_key", violations, 255)
     if not provider_ or type(provider_) is not str or len(provider_) > 100 or not provider_.isprintable():
@@ -994,36 +381,12 @@ def validate_create_price_request(m: CreatePriceRequest, path: str, violations: 
         relocate(violations, start, path)
 
 
-def validate_create_price_response(m: CreatePriceResponse, path: str, violations: list[Violation]) -> None:
-    """Check a CreatePriceResponse."""
-    start = len(violations)
-    _, data_, meta_ = astuple(m) if type(m) is CreatePriceResponse else astuple(m)[:3]
-    if data_ is not None:
-        validate_rate_card(data_, "data", violations) if type(data_) is RateCard else check_instance(data_, "data", violations, RateCard)
-    if meta_ is not None:
-        validate_response_meta(meta_, "meta", violations) if type(meta_) is ResponseMeta else check_instance(meta_, "meta", violations, ResponseMeta)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
 def validate_get_price_request(m: GetPriceRequest, path: str, violations: list[Violation]) -> None:
     """Check a GetPriceRequest."""
     start = len(violations)
-    _, id_ = astuple(m) if type(m) is GetPriceRequest else astuple(m)[:2]
+    (_, id_) = astuple(m) if type(m) is GetPriceRequest else astuple(m)[:2]
     if not id_ or type(id_) is not str or len(id_) > 255 or not id_.isprintable():
         check_text(id_, "id", violations, 255, required=True)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_get_price_response(m: GetPriceResponse, path: str, violations: list[Violation]) -> None:
-    """Check a GetPriceResponse."""
-    start = len(violations)
-    _, data_, meta_ = astuple(m) if type(m) is GetPriceResponse else astuple(m)[:3]
-    if data_ is not None:
-        validate_rate_card(data_, "data", violations) if type(data_) is RateCard else check_instance(data_, "data", violations, RateCard)
-    if meta_ is not None:
-        validate_response_meta(meta_, "meta", violations) if type(meta_) is ResponseMeta else check_instance(meta_, "meta", violations, ResponseMeta)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1031,10 +394,8 @@ def validate_get_price_response(m: GetPriceResponse, path: str, violations: list
 def validate_list_prices_request(m: ListPricesRequest, path: str, violations: list[Violation]) -> None:
     """Check a ListPricesRequest."""
     start = len(violations)
-    (
-        _, provider_, model_id_, organization_id_, active_at_, origin_, currency_, page_, page_size_,
-        cursor_
-    ) = astuple(m) if type(m) is ListPricesRequest else astuple(m)[:10]
+    (_, provider_, model_id_, organization_id_, active_at_, origin_, currency_, page_, page_size_,
+        cursor_) = astuple(m) if type(m) is ListPricesRequest else astuple(m)[:10]
     if (provider_ or type(provider_) is not list) and check_items(provider_, "provider", violations):
         for i, e in enumerate(provider_):
             if type(e) is not str or not e.isprintable():
@@ -1061,24 +422,10 @@ def validate_list_prices_request(m: ListPricesRequest, path: str, violations: li
         relocate(violations, start, path)
 
 
-def validate_list_prices_response(m: ListPricesResponse, path: str, violations: list[Violation]) -> None:
-    """Check a ListPricesResponse."""
-    start = len(violations)
-    _, data_, pagination_, meta_ = astuple(m) if type(m) is ListPricesResponse else astuple(m)[:4]
-    if (data_ or type(data_) is not list) and check_items(data_, "data", violations):
-        check_messages(data_, "data", violations, RateCard, validate_rate_card)
-    if pagination_ is not None:
-        validate_pagination(pagination_, "pagination", violations) if type(pagination_) is Pagination else check_instance(pagination_, "pagination", violations, Pagination)
-    if meta_ is not None:
-        validate_response_meta(meta_, "meta", violations) if type(meta_) is ResponseMeta else check_instance(meta_, "meta", violations, ResponseMeta)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
 def validate_erase_user_request(m: EraseUserRequest, path: str, violations: list[Violation]) -> None:
     """Check a EraseUserRequest."""
     start = len(violations)
-    _, user_id_, organization_id_ = astuple(m) if type(m) is EraseUserRequest else astuple(m)[:3]
+    (_, user_id_, organization_id_) = astuple(m) if type(m) is EraseUserRequest else astuple(m)[:3]
     if not user_id_ or type(user_id_) is not str or len(user_id_) > 255 or not user_id_.isprintable():
         check_text(user_id_, "user_id", violations, 255, required=True)
     if (organization_id_ or type(organization_id_) is not list) and check_items(organization_id_, "organization_id", violations):
@@ -1089,38 +436,12 @@ def validate_erase_user_request(m: EraseUserRequest, path: str, violations: list
         relocate(violations, start, path)
 
 
-def validate_erasure(m: Erasure, path: str, violations: list[Violation]) -> None:
-    """Check a Erasure."""
-    start = len(violations)
-    _, id_, records_ = astuple(m) if type(m) is Erasure else astuple(m)[:3]
-    if id_ is not EMPTY and (type(id_) is not str or not id_.isprintable()):
-        check_text(id_, "id", violations)
-    if records_ is not ZERO and (type(records_) is not int or not -9223372036854775808 <= records_ <= 9223372036854775807):
-        check_int(records_, "records", violations, -9223372036854775808, 9223372036854775807)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_erase_user_response(m: EraseUserResponse, path: str, violations: list[Violation]) -> None:
-    """Check a EraseUserResponse."""
-    start = len(violations)
-    _, data_, meta_ = astuple(m) if type(m) is EraseUserResponse else astuple(m)[:3]
-    if data_ is not None:
-        validate_erasure(data_, "data", violations) if type(data_) is Erasure else check_instance(data_, "data", violations, Erasure)
-    if meta_ is not None:
-        validate_response_meta(meta_, "meta", violations) if type(meta_) is ResponseMeta else check_instance(meta_, "meta", violations, ResponseMeta)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
 def validate_modality_tokens(m: ModalityTokens, path: str, violations: list[Violation]) -> None:
     """Check a ModalityTokens."""
     start = len(violations)
-    (
-        _, input_audio_tokens_, input_image_tokens_, input_video_tokens_, cached_audio_tokens_,
+    (_, input_audio_tokens_, input_image_tokens_, input_video_tokens_, cached_audio_tokens_,
         cached_image_tokens_, cached_video_tokens_, output_audio_tokens_, output_image_tokens_,
-        output_video_tokens_
-    ) = astuple(m) if type(m) is ModalityTokens else astuple(m)[:10]
+        output_video_tokens_) = astuple(m) if type(m) is ModalityTokens else astuple(m)[:10]
     if input_audio_tokens_ is not ZERO and (type(input_audio_tokens_) is not int or not 0 <= input_audio_tokens_ <= 1000000000000):
         check_int(input_audio_tokens_, "input_audio_tokens", violations, 0, 1000000000000)
     if input_image_tokens_ is not ZERO and (type(input_image_tokens_) is not int or not 0 <= input_image_tokens_ <= 1000000000000):
@@ -1148,15 +469,13 @@ def validate_usage_record(m: UsageRecord, path: str, violations: list[Violation]
     if m.unknown_ and check_undecoded(m.unknown_, path, violations):
         return
     start = len(violations)
-    (
-        _, id_, idempotency_key_, organization_id_, provider_, model_id_, input_tokens_, output_tokens_,
-        total_tokens_, cached_tokens_, cache_write_tokens_, cache_write_extended_tokens_, reasoning_tokens_,
-        timestamp_, service_tier_, processing_, region_, speed_, modality_, meters_, request_count_,
-        operation_, outcome_, quality_, requested_model_id_, project_id_, user_id_, tags_, labels_,
-        session_id_, trace_id_, span_id_, retry_of_id_, latency_ms_, time_to_first_token_ms_,
-        reported_cost_, reported_currency_, metadata_, source_, ingested_at_, estimated_cost_, currency_,
-        cost_status_, observation_
-    ) = astuple(m) if type(m) is UsageRecord else astuple(m)[:44]
+    (_, id_, idempotency_key_, organization_id_, provider_, model_id_, input_tokens_, output_tokens_,
+        total_tokens_, cached_tokens_, cache_write_tokens_, cache_write_extended_tokens_,
+        reasoning_tokens_, timestamp_, service_tier_, processing_, region_, speed_, modality_, meters_,
+        request_count_, operation_, outcome_, quality_, requested_model_id_, project_id_, user_id_,
+        tags_, labels_, session_id_, trace_id_, span_id_, retry_of_id_, latency_ms_,
+        time_to_first_token_ms_, reported_cost_, reported_currency_, metadata_, source_, ingested_at_,
+        estimated_cost_, currency_, cost_status_, observation_) = astuple(m) if type(m) is UsageRecord else astuple(m)[:44]
     if id_ is not EMPTY and (type(id_) is not str or not id_.isprintable()):
         check_text(id_, "id", violations)
     if idempotency_key_ is not EMPTY and (type(idempotency_key_) is not str or len(idempotency_key_) > 255 or not idempotency_key_.isprintable()):
@@ -1217,7 +536,7 @@ def validate_usage_record(m: UsageRecord, path: str, violations: list[Violation]
         for i, e in enumerate(tags_):
             if type(e) is not str or len(e) > 255 or not e.isprintable():
                 check_text(e, f"tags[{i}]", violations, 255)
-    if (labels_ or type(labels_) is not dict) and check_entries(labels_, "labels", violations, max_items=64):
+    if (labels_ or type(labels_) is not dict) and not plain_texts(labels_, 64, 255) and check_entries(labels_, "labels", violations, max_items=64):
         for k, e in labels_.items():
             if type(k) is not str or len(k) > 255 or not k.isprintable():
                 check_text(k, entry("labels", k), violations, 255)
@@ -1260,45 +579,11 @@ def validate_usage_record(m: UsageRecord, path: str, violations: list[Violation]
 def validate_submit_usage_request(m: SubmitUsageRequest, path: str, violations: list[Violation]) -> None:
     """Check a SubmitUsageRequest."""
     start = len(violations)
-    _, usage_ = astuple(m) if type(m) is SubmitUsageRequest else astuple(m)[:2]
+    (_, usage_) = astuple(m) if type(m) is SubmitUsageRequest else astuple(m)[:2]
     if usage_ is not None:
         validate_usage_record(usage_, "usage", violations) if type(usage_) is UsageRecord else check_instance(usage_, "usage", violations, UsageRecord)
     if usage_ is None:
         missing("usage", violations)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_usage_receipt(m: UsageReceipt, path: str, violations: list[Violation]) -> None:
-    """Check a UsageReceipt."""
-    start = len(violations)
-    _, usage_id_, organization_id_, estimated_cost_, currency_, processed_at_, cost_status_, duplicate_ = astuple(m) if type(m) is UsageReceipt else astuple(m)[:8]
-    if usage_id_ is not EMPTY and (type(usage_id_) is not str or not usage_id_.isprintable()):
-        check_text(usage_id_, "usage_id", violations)
-    if organization_id_ is not EMPTY and (type(organization_id_) is not str or not organization_id_.isprintable()):
-        check_text(organization_id_, "organization_id", violations)
-    if estimated_cost_ is not None:
-        check_decimal(estimated_cost_, "estimated_cost", violations)
-    if currency_ is not EMPTY and (type(currency_) is not str or not currency_.isprintable()):
-        check_text(currency_, "currency", violations)
-    if processed_at_ is not None and type(processed_at_) is not datetime:
-        check_instance(processed_at_, "processed_at", violations, datetime)
-    if cost_status_ is not _NO_COST_STATUS and (type(cost_status_) is not CostStatus or cost_status_.number is None):
-        check_enum(cost_status_, "cost_status", violations, CostStatus)
-    if type(duplicate_) is not bool:
-        check_instance(duplicate_, "duplicate", violations, bool)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_submit_usage_response(m: SubmitUsageResponse, path: str, violations: list[Violation]) -> None:
-    """Check a SubmitUsageResponse."""
-    start = len(violations)
-    _, data_, meta_ = astuple(m) if type(m) is SubmitUsageResponse else astuple(m)[:3]
-    if data_ is not None:
-        validate_usage_receipt(data_, "data", violations) if type(data_) is UsageReceipt else check_instance(data_, "data", violations, UsageReceipt)
-    if meta_ is not None:
-        validate_response_meta(meta_, "meta", violations) if type(meta_) is ResponseMeta else check_instance(meta_, "meta", violations, ResponseMeta)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1308,69 +593,9 @@ def validate_batch_submit_usage_request(
 ) -> None:
     """Check a BatchSubmitUsageRequest."""
     start = len(violations)
-    _, records_ = astuple(m) if type(m) is BatchSubmitUsageRequest else astuple(m)[:2]
+    (_, records_) = astuple(m) if type(m) is BatchSubmitUsageRequest else astuple(m)[:2]
     if check_items(records_, "records", violations, max_items=10000, required=True):
         check_messages(records_, "records", violations, UsageRecord, validate_usage_record)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_record_error(m: RecordError, path: str, violations: list[Violation]) -> None:
-    """Check a RecordError."""
-    start = len(violations)
-    _, code_, message_, violations_ = astuple(m) if type(m) is RecordError else astuple(m)[:4]
-    if code_ is not EMPTY and (type(code_) is not str or not code_.isprintable()):
-        check_text(code_, "code", violations)
-    if message_ is not EMPTY and (type(message_) is not str or not message_.isprintable()):
-        check_text(message_, "message", violations)
-    if (violations_ or type(violations_) is not list) and check_items(violations_, "violations", violations):
-        check_messages(violations_, "violations", violations, FieldViolation, validate_field_violation)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_submit_result(m: SubmitResult, path: str, violations: list[Violation]) -> None:
-    """Check a SubmitResult."""
-    start = len(violations)
-    _, status_, usage_, error_ = astuple(m) if type(m) is SubmitResult else astuple(m)[:4]
-    if status_ is not _NO_SUBMIT_STATUS and (type(status_) is not SubmitStatus or status_.number is None):
-        check_enum(status_, "status", violations, SubmitStatus)
-    if usage_ is not None:
-        validate_usage_receipt(usage_, "usage", violations) if type(usage_) is UsageReceipt else check_instance(usage_, "usage", violations, UsageReceipt)
-    if error_ is not None:
-        validate_record_error(error_, "error", violations) if type(error_) is RecordError else check_instance(error_, "error", violations, RecordError)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_batch_receipt(m: BatchReceipt, path: str, violations: list[Violation]) -> None:
-    """Check a BatchReceipt."""
-    start = len(violations)
-    _, results_, created_, duplicates_, conflicts_, invalid_ = astuple(m) if type(m) is BatchReceipt else astuple(m)[:6]
-    if (results_ or type(results_) is not list) and check_items(results_, "results", violations):
-        check_messages(results_, "results", violations, SubmitResult, validate_submit_result)
-    if created_ is not ZERO and (type(created_) is not int or not -2147483648 <= created_ <= 2147483647):
-        check_int(created_, "created", violations, -2147483648, 2147483647)
-    if duplicates_ is not ZERO and (type(duplicates_) is not int or not -2147483648 <= duplicates_ <= 2147483647):
-        check_int(duplicates_, "duplicates", violations, -2147483648, 2147483647)
-    if conflicts_ is not ZERO and (type(conflicts_) is not int or not -2147483648 <= conflicts_ <= 2147483647):
-        check_int(conflicts_, "conflicts", violations, -2147483648, 2147483647)
-    if invalid_ is not ZERO and (type(invalid_) is not int or not -2147483648 <= invalid_ <= 2147483647):
-        check_int(invalid_, "invalid", violations, -2147483648, 2147483647)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_batch_submit_usage_response(
-    m: BatchSubmitUsageResponse, path: str, violations: list[Violation]
-) -> None:
-    """Check a BatchSubmitUsageResponse."""
-    start = len(violations)
-    _, data_, meta_ = astuple(m) if type(m) is BatchSubmitUsageResponse else astuple(m)[:3]
-    if data_ is not None:
-        validate_batch_receipt(data_, "data", violations) if type(data_) is BatchReceipt else check_instance(data_, "data", violations, BatchReceipt)
-    if meta_ is not None:
-        validate_response_meta(meta_, "meta", violations) if type(meta_) is ResponseMeta else check_instance(meta_, "meta", violations, ResponseMeta)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1398,56 +623,12 @@ def validate_list_usage_request(m: ListUsageRequest, path: str, violations: list
         relocate(violations, start, path)
 
 
-def validate_list_usage_response(m: ListUsageResponse, path: str, violations: list[Violation]) -> None:
-    """Check a ListUsageResponse."""
-    start = len(violations)
-    _, data_, pagination_, meta_ = astuple(m) if type(m) is ListUsageResponse else astuple(m)[:4]
-    if (data_ or type(data_) is not list) and check_items(data_, "data", violations):
-        check_messages(data_, "data", violations, UsageRecord, validate_usage_record)
-    if pagination_ is not None:
-        validate_pagination(pagination_, "pagination", violations) if type(pagination_) is Pagination else check_instance(pagination_, "pagination", violations, Pagination)
-    if meta_ is not None:
-        validate_response_meta(meta_, "meta", violations) if type(meta_) is ResponseMeta else check_instance(meta_, "meta", violations, ResponseMeta)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
 def validate_stream_usage_request(m: StreamUsageRequest, path: str, violations: list[Violation]) -> None:
     """Check a StreamUsageRequest."""
     start = len(violations)
-    _, records_ = astuple(m) if type(m) is StreamUsageRequest else astuple(m)[:2]
+    (_, records_) = astuple(m) if type(m) is StreamUsageRequest else astuple(m)[:2]
     if (records_ or type(records_) is not list) and check_items(records_, "records", violations):
         check_messages(records_, "records", violations, UsageRecord, validate_usage_record)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_stream_problem(m: StreamProblem, path: str, violations: list[Violation]) -> None:
-    """Check a StreamProblem."""
-    start = len(violations)
-    _, index_, status_, error_ = astuple(m) if type(m) is StreamProblem else astuple(m)[:4]
-    if index_ is not ZERO and (type(index_) is not int or not -9223372036854775808 <= index_ <= 9223372036854775807):
-        check_int(index_, "index", violations, -9223372036854775808, 9223372036854775807)
-    if status_ is not _NO_SUBMIT_STATUS and (type(status_) is not SubmitStatus or status_.number is None):
-        check_enum(status_, "status", violations, SubmitStatus)
-    if error_ is not None:
-        validate_record_error(error_, "error", violations) if type(error_) is RecordError else check_instance(error_, "error", violations, RecordError)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_stream_usage_response(m: StreamUsageResponse, path: str, violations: list[Violation]) -> None:
-    """Check a StreamUsageResponse."""
-    start = len(violations)
-    _, durable_, created_, duplicates_, problems_ = astuple(m) if type(m) is StreamUsageResponse else astuple(m)[:5]
-    if durable_ is not ZERO and (type(durable_) is not int or not -9223372036854775808 <= durable_ <= 9223372036854775807):
-        check_int(durable_, "durable", violations, -9223372036854775808, 9223372036854775807)
-    if created_ is not ZERO and (type(created_) is not int or not -9223372036854775808 <= created_ <= 9223372036854775807):
-        check_int(created_, "created", violations, -9223372036854775808, 9223372036854775807)
-    if duplicates_ is not ZERO and (type(duplicates_) is not int or not -9223372036854775808 <= duplicates_ <= 9223372036854775807):
-        check_int(duplicates_, "duplicates", violations, -9223372036854775808, 9223372036854775807)
-    if (problems_ or type(problems_) is not list) and check_items(problems_, "problems", violations):
-        check_messages(problems_, "problems", violations, StreamProblem, validate_stream_problem)
     if path and len(violations) != start:
         relocate(violations, start, path)
 
@@ -1463,44 +644,10 @@ def validate_export_usage_request(m: ExportUsageRequest, path: str, violations: 
         relocate(violations, start, path)
 
 
-def validate_export_usage_response(m: ExportUsageResponse, path: str, violations: list[Violation]) -> None:
-    """Check a ExportUsageResponse."""
-    start = len(violations)
-    _, records_ = astuple(m) if type(m) is ExportUsageResponse else astuple(m)[:2]
-    if (records_ or type(records_) is not list) and check_items(records_, "records", violations):
-        check_messages(records_, "records", violations, UsageRecord, validate_usage_record)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_usage_revision(m: UsageRevision, path: str, violations: list[Violation]) -> None:
-    """Check a UsageRevision."""
-    start = len(violations)
-    _, usage_id_, organization_id_, revision_, kind_, reason_, actor_, made_at_, usage_ = astuple(m) if type(m) is UsageRevision else astuple(m)[:9]
-    if usage_id_ is not EMPTY and (type(usage_id_) is not str or not usage_id_.isprintable()):
-        check_text(usage_id_, "usage_id", violations)
-    if organization_id_ is not EMPTY and (type(organization_id_) is not str or not organization_id_.isprintable()):
-        check_text(organization_id_, "organization_id", violations)
-    if revision_ is not ZERO and (type(revision_) is not int or not -2147483648 <= revision_ <= 2147483647):
-        check_int(revision_, "revision", violations, -2147483648, 2147483647)
-    if kind_ is not _NO_REVISION_KIND and (type(kind_) is not RevisionKind or kind_.number is None):
-        check_enum(kind_, "kind", violations, RevisionKind)
-    if reason_ is not EMPTY and (type(reason_) is not str or not reason_.isprintable()):
-        check_text(reason_, "reason", violations)
-    if actor_ is not EMPTY and (type(actor_) is not str or not actor_.isprintable()):
-        check_text(actor_, "actor", violations)
-    if made_at_ is not None and type(made_at_) is not datetime:
-        check_instance(made_at_, "made_at", violations, datetime)
-    if usage_ is not None:
-        validate_usage_record(usage_, "usage", violations) if type(usage_) is UsageRecord else check_instance(usage_, "usage", violations, UsageRecord)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
 def validate_void_usage_request(m: VoidUsageRequest, path: str, violations: list[Violation]) -> None:
     """Check a VoidUsageRequest."""
     start = len(violations)
-    _, usage_id_, organization_id_, reason_ = astuple(m) if type(m) is VoidUsageRequest else astuple(m)[:4]
+    (_, usage_id_, organization_id_, reason_) = astuple(m) if type(m) is VoidUsageRequest else astuple(m)[:4]
     if not usage_id_ or type(usage_id_) is not str or len(usage_id_) > 64 or not usage_id_.isprintable():
         check_text(usage_id_, "usage_id", violations, 64, required=True)
     if organization_id_ is not EMPTY and (type(organization_id_) is not str or len(organization_id_) > 100 or not organization_id_.isprintable()):
@@ -1511,22 +658,10 @@ def validate_void_usage_request(m: VoidUsageRequest, path: str, violations: list
         relocate(violations, start, path)
 
 
-def validate_void_usage_response(m: VoidUsageResponse, path: str, violations: list[Violation]) -> None:
-    """Check a VoidUsageResponse."""
-    start = len(violations)
-    _, data_, meta_ = astuple(m) if type(m) is VoidUsageResponse else astuple(m)[:3]
-    if data_ is not None:
-        validate_usage_revision(data_, "data", violations) if type(data_) is UsageRevision else check_instance(data_, "data", violations, UsageRevision)
-    if meta_ is not None:
-        validate_response_meta(meta_, "meta", violations) if type(meta_) is ResponseMeta else check_instance(meta_, "meta", violations, ResponseMeta)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
 def validate_correct_usage_request(m: CorrectUsageRequest, path: str, violations: list[Violation]) -> None:
     """Check a CorrectUsageRequest."""
     start = len(violations)
-    _, usage_id_, organization_id_, reason_, changes_ = astuple(m) if type(m) is CorrectUsageRequest else astuple(m)[:5]
+    (_, usage_id_, organization_id_, reason_, changes_) = astuple(m) if type(m) is CorrectUsageRequest else astuple(m)[:5]
     if not usage_id_ or type(usage_id_) is not str or len(usage_id_) > 64 or not usage_id_.isprintable():
         check_text(usage_id_, "usage_id", violations, 64, required=True)
     if organization_id_ is not EMPTY and (type(organization_id_) is not str or len(organization_id_) > 100 or not organization_id_.isprintable()):
@@ -1541,53 +676,15 @@ def validate_correct_usage_request(m: CorrectUsageRequest, path: str, violations
         relocate(violations, start, path)
 
 
-def validate_correct_usage_response(m: CorrectUsageResponse, path: str, violations: list[Violation]) -> None:
-    """Check a CorrectUsageResponse."""
-    start = len(violations)
-    _, data_, meta_ = astuple(m) if type(m) is CorrectUsageResponse else astuple(m)[:3]
-    if data_ is not None:
-        validate_usage_revision(data_, "data", violations) if type(data_) is UsageRevision else check_instance(data_, "data", violations, UsageRevision)
-    if meta_ is not None:
-        validate_response_meta(meta_, "meta", violations) if type(meta_) is ResponseMeta else check_instance(meta_, "meta", violations, ResponseMeta)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
 def validate_list_usage_revisions_request(
     m: ListUsageRevisionsRequest, path: str, violations: list[Violation]
 ) -> None:
     """Check a ListUsageRevisionsRequest."""
     start = len(violations)
-    _, usage_id_, organization_id_ = astuple(m) if type(m) is ListUsageRevisionsRequest else astuple(m)[:3]
+    (_, usage_id_, organization_id_) = astuple(m) if type(m) is ListUsageRevisionsRequest else astuple(m)[:3]
     if not usage_id_ or type(usage_id_) is not str or len(usage_id_) > 64 or not usage_id_.isprintable():
         check_text(usage_id_, "usage_id", violations, 64, required=True)
     if organization_id_ is not EMPTY and (type(organization_id_) is not str or len(organization_id_) > 100 or not organization_id_.isprintable()):
         check_text(organization_id_, "organization_id", violations, 100)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_usage_revisions(m: UsageRevisions, path: str, violations: list[Violation]) -> None:
-    """Check a UsageRevisions."""
-    start = len(violations)
-    _, usage_id_, revisions_ = astuple(m) if type(m) is UsageRevisions else astuple(m)[:3]
-    if usage_id_ is not EMPTY and (type(usage_id_) is not str or not usage_id_.isprintable()):
-        check_text(usage_id_, "usage_id", violations)
-    if (revisions_ or type(revisions_) is not list) and check_items(revisions_, "revisions", violations):
-        check_messages(revisions_, "revisions", violations, UsageRevision, validate_usage_revision)
-    if path and len(violations) != start:
-        relocate(violations, start, path)
-
-
-def validate_list_usage_revisions_response(
-    m: ListUsageRevisionsResponse, path: str, violations: list[Violation]
-) -> None:
-    """Check a ListUsageRevisionsResponse."""
-    start = len(violations)
-    _, data_, meta_ = astuple(m) if type(m) is ListUsageRevisionsResponse else astuple(m)[:3]
-    if data_ is not None:
-        validate_usage_revisions(data_, "data", violations) if type(data_) is UsageRevisions else check_instance(data_, "data", violations, UsageRevisions)
-    if meta_ is not None:
-        validate_response_meta(meta_, "meta", violations) if type(meta_) is ResponseMeta else check_instance(meta_, "meta", violations, ResponseMeta)
     if path and len(violations) != start:
         relocate(violations, start, path)

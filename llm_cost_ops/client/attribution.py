@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import aclosing, contextmanager
 from contextvars import ContextVar
 from typing import Any, TypedDict
@@ -116,13 +124,14 @@ class Attribution:
     def __init__(self, defaults: Attributes) -> None:
         self._defaults = defaults if defaults != _NONE else _NONE
 
-    async def intercept_unary_unary(
+    # No coroutine of its own: each one that waits with a call costs the garbage collector.
+    def intercept_unary_unary(
         self, continuation: UnaryContinuation[Req, Res], request: Req, context: CallContext
-    ) -> Res:
+    ) -> Awaitable[Res]:
         attributes = self._in_force()
         if attributes is not _NONE:
             request = _attributed(request, attributes)
-        return await continuation(request, context)
+        return continuation(request, context)
 
     async def intercept_stream_stream(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextvars
 import copy
 import threading
@@ -59,9 +58,10 @@ _SHARED = (
 _WITHOUT_ROUTE = (404, 405, 501)
 _SERVER_FAULTS = (500, 501)
 
-# A rider's outcome beside an answer or an error: send it alone; its deadline passed.
+# A rider's outcome beside an answer or an error: send it alone; its deadline passed; there is none yet.
 _ALONE = object()
 _LATE = object()
+_NOTHING = object()
 
 # About the bytes of a record whose texts are empty, as JSON.
 _BARE_BYTES = 250
@@ -122,6 +122,10 @@ class _Flight:
         )
         for rider in riders:
             rider.flight = self
+
+    def land(self) -> None:
+        """Let go of the riders, which know their flight: in a circle they would wait for the collector."""
+        self.riders = []
 
 
 class Batching:
@@ -281,7 +285,7 @@ def _settle(rider: _Rider, outcome: Any) -> None:
         outcome.waited = context.waited
     context.route = batch.route
     context.batch = context.request_id = batch.request_id
-    context.response_metadata = Metadata(batch.response_metadata or ())
+    context.response_metadata = None if batch.response_metadata is None else batch.response_metadata.copy()
     context.response_status = batch.response_status
     if isinstance(outcome, SubmitUsageResponse) and outcome.data is not None:
         context.response_status = 200 if outcome.data.duplicate else SUBMIT_USAGE.success_status
@@ -381,7 +385,24 @@ class TaskBatching(Batching):
             rider.turn = loop.create_future()
             rider.creator = contextvars.copy_context()
             group.add(rider, _size(request))
-            outcome = await self._outcome(rider, gathered)
+            try:
+                # Here and not in a coroutine of its own: each one that waits costs the garbage collector.
+                if context.deadline is None:
+                    outcome = await rider.turn
+                elif type(context.runtime) is AsyncRuntime:
+                    gathered.watch(rider, context.deadline)
+                    outcome = await rider.turn
+                    gathered.unwatch(rider)
+                else:
+                    outcome = await context.runtime.within(rider.turn, context.remaining())
+                if outcome is _LATE:
+                    raise TimeoutError
+            except BaseException as error:
+                gathered.unwatch(rider)
+                self._forsake(rider)
+                if isinstance(error, TimeoutError):
+                    raise _too_late(rider) from None
+                raise
             if outcome is _ALONE:
                 return await continuation(request, context)
             if isinstance(outcome, BaseException):
@@ -395,28 +416,6 @@ class TaskBatching(Batching):
                 loop.call_soon(self._leave, group)
             else:
                 self._leave(group)
-
-    async def _outcome(self, rider: _Rider, gathered: _Loop) -> Any:
-        """What becomes of a rider: itself when it has a turn to send alone with."""
-        context = rider.context
-        try:
-            if context.deadline is None:
-                return await rider.turn
-            if type(context.runtime) is not AsyncRuntime:
-                return await context.runtime.within(rider.turn, context.remaining())
-            gathered.watch(rider, context.deadline)
-            outcome = await rider.turn
-            gathered.unwatch(rider)
-            if outcome is _LATE:
-                raise TimeoutError
-        except TimeoutError:
-            self._forsake(rider)
-            raise _too_late(rider) from None
-        except BaseException:
-            gathered.unwatch(rider)
-            self._forsake(rider)
-            raise
-        return outcome
 
     def _forsake(self, rider: _Rider) -> None:
         turn, flight = rider.turn, rider.flight
@@ -460,6 +459,32 @@ class TaskBatching(Batching):
         finally:
             # After the callers have seen their answers: what they submit next can come along.
             asyncio.get_running_loop().call_soon(self._leave, flight.riders[0].group)
+            flight.land()
+
+
+class _ThreadTurn:
+    """What comes to a thread that waits. The condition of a Future takes several times as long."""
+
+    __slots__ = ("_lock", "_outcome")
+
+    def __init__(self) -> None:
+        self._outcome: Any = _NOTHING
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def done(self) -> bool:
+        return self._outcome is not _NOTHING
+
+    def set_result(self, outcome: Any) -> None:
+        self._outcome = outcome
+        self._lock.release()
+
+    def result(self, timeout: float | None = None) -> Any:
+        if self._outcome is _NOTHING:
+            self._lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
+            if self._outcome is _NOTHING:
+                raise TimeoutError
+        return self._outcome
 
 
 class ThreadBatching(Batching):
@@ -477,7 +502,7 @@ class ThreadBatching(Batching):
             entered = group.enter()
             if not entered:
                 rider = _Rider(group, continuation, request, context)
-                rider.turn = concurrent.futures.Future()
+                rider.turn = _ThreadTurn()
                 group.add(rider, _size(request))
         if not entered:
             outcome = await self._outcome(rider)
@@ -535,6 +560,7 @@ class ThreadBatching(Batching):
             else:
                 rider.turn.set_result(outcome)
         self._leave(leader.group)
+        flight.land()
         return mine
 
     def _leave(self, group: _Group) -> None:

@@ -151,6 +151,7 @@ class _Sender:
         # The embedded service checks each record itself; for the others it is done before sending, as
         # for a single record: what can't even be encoded is a problem of its own, and of no other.
         self._checks = any(isinstance(each, Validation) for each in chain)
+        self._keeps_unknown = keeps_unknown(core.metadata)
 
     async def run(
         self, records: Iterable[UsageRecord] | AsyncIterable[UsageRecord]
@@ -177,7 +178,7 @@ class _Sender:
 
             violations: list[Violation] = []
             now = utc_now(self._core.runtime)
-            check_record(record, "", now, violations, keeps_unknown(self._core.metadata))
+            check_record(record, "", now, violations, self._keeps_unknown)
             if violations:
                 self._progress.records += 1
                 _add(self._progress, _invalid(index, violations))

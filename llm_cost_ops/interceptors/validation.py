@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from datetime import datetime
 from typing import Any
@@ -40,11 +40,11 @@ class Validation:
         self._origin = origin
         self._public_error = public_error
 
-    async def intercept_unary_unary(
+    def intercept_unary_unary(
         self, continuation: UnaryContinuation[Req, Res], request: Req, context: CallContext
-    ) -> Res:
+    ) -> Awaitable[Res]:
         self._check(request, context)
-        return await continuation(request, context)
+        return continuation(request, context)
 
     async def intercept_unary_stream(
         self, continuation: StreamContinuation[Req, Res], request: Req, context: CallContext

@@ -10,7 +10,7 @@ from importlib import import_module
 from urllib.parse import quote
 
 from llm_cost_ops.exceptions import ConfigurationError
-from llm_cost_ops.ledger.protocols import Batch, KeyStore, Ledger, Sums
+from llm_cost_ops.ledger.protocols import Alike, Batch, KeyStore, Ledger, Sums
 from llm_cost_ops.ledger.types import (
     Amounts,
     ApiKey,
@@ -32,6 +32,7 @@ from llm_cost_ops.ledger.types import (
 )
 
 __all__ = [
+    "Alike",
     "Amounts",
     "ApiKey",
     "Appended",

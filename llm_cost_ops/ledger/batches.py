@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 
 from llm_cost_ops._gen.messages import SubmitStatus, UsageRecord
-from llm_cost_ops.ledger.protocols import Batch
+from llm_cost_ops.ledger.protocols import Alike, Batch
 from llm_cost_ops.ledger.types import Appended, Entry
 from llm_cost_ops.pricing.pricebook import Pricing
 from llm_cost_ops.rpc.context import CallContext
@@ -43,7 +43,13 @@ class EntryBatch:
         self._entries: list[Entry] = []
 
     def add(
-        self, record: UsageRecord, key: str | int, ingested_at: datetime, units: int | None, by: Pricing
+        self,
+        record: UsageRecord,
+        key: str | int,
+        ingested_at: datetime,
+        units: int | None,
+        by: Pricing,
+        _alike: Alike | None = None,
     ) -> str:
         """Take one more entry; see Batch."""
         if isinstance(key, int):

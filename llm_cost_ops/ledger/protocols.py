@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 from llm_cost_ops._gen.messages import AuditEvent, RateCard, SubmitStatus, UsageRecord
 from llm_cost_ops.ledger.types import (
@@ -32,7 +32,7 @@ from llm_cost_ops.ledger.types import (
 from llm_cost_ops.pricing.pricebook import Pricing
 from llm_cost_ops.rpc.context import CallContext
 
-__all__ = ["Batch", "KeyStore", "Ledger", "Sums"]
+__all__ = ["Alike", "Batch", "KeyStore", "Ledger", "Sums"]
 
 
 class KeyStore(Protocol):
@@ -114,6 +114,10 @@ class Sums(Protocol):
         """
 
 
+Alike = dict[Pricing, Any]
+"""What a batch knows of records that are alike, by how they were priced."""
+
+
 class Batch(Protocol):
     """Entries that a ledger writes in one transaction: `Ledger.append` for who makes them one by one.
 
@@ -121,11 +125,19 @@ class Batch(Protocol):
     """
 
     def add(
-        self, record: UsageRecord, key: str | int, ingested_at: datetime, units: int | None, by: Pricing
+        self,
+        record: UsageRecord,
+        key: str | int,
+        ingested_at: datetime,
+        units: int | None,
+        by: Pricing,
+        alike: Alike | None = None,
     ) -> str:
         """Take one more entry, whose parts are those of an Entry; the record may be changed afterwards.
 
-        A number as its key stands for the key of the batch with ":" and the number behind it.
+        A number as its key stands for the key of the batch with ":" and the number behind it. `alike` is one
+        dict for records that have their organization, provider, model, project, operation, service tier,
+        processing and region in common: the batch keeps there what it makes of these.
         Returns the id that it will have if `write` says nothing else, or "" where `write` will say it.
         INVALID_ARGUMENT as for `Ledger.append`, and then the batch is as it was before.
         """

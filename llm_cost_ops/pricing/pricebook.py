@@ -25,7 +25,7 @@ from llm_cost_ops.pricing.selection import Candidate, PriceQuery, Selection, can
 from llm_cost_ops.rules.providers import PROVIDER_FALLBACKS, canonical_provider
 from llm_cost_ops.rules.times import instant
 
-__all__ = ["CardSource", "PriceBook", "Priced", "Pricing"]
+__all__ = ["CardSource", "Plan", "PriceBook", "Priced", "Pricing"]
 
 _PRICED = CostStatus.PRICED
 _ESTIMATED = CostStatus.ESTIMATED
@@ -120,6 +120,9 @@ class _Choice:
 
 _Key = tuple[str, str, str, str, str, str, str]
 
+Plan = tuple[_Choice, ...]
+"""What may price records that are alike, the best first."""
+
 
 class _Snapshot:
     """The cards of one moment with all that was derived from them: replaced as a whole."""
@@ -137,14 +140,14 @@ class _Snapshot:
         self.cards = tuple(cards)
         self.fallbacks = fallbacks
         self.capacity = capacity
-        self.plans: dict[_Key, tuple[_Choice, ...]] = {}
+        self.plans: dict[_Key, Plan] = {}
         self._compiled: dict[int, CompiledCard] = {}
         self._lock = threading.Lock()
         self._manual: dict[str, list[RateCard]] = {}
         for card in self.cards:
             self._manual.setdefault(canonical_provider(card.provider), []).append(card)
 
-    def plan(self, key: _Key) -> tuple[_Choice, ...]:
+    def plan(self, key: _Key) -> Plan:
         """What may price such records, the best first; an empty one is remembered as well."""
         provider = canonical_provider(key[0])
         plan = [_Choice(candidate, ()) for candidate in self._candidates(provider, key)]
@@ -223,17 +226,24 @@ class PriceBook:
 
         ValidationError when its counts contradict each other; ValueError without any time.
         """
-        return Priced(*self.price_at(record, at))
+        if record.reported_cost is not None and is_reported(record, self._reported):
+            return Priced(*_reported(record))
+        return Priced(*self.price_by(self.plan_of(record), record, _moment(record, at)))
 
-    def price_at(self, record: UsageRecord, at: datetime | None) -> tuple[int | None, Pricing]:
-        """The units and the Pricing that `price` gives; for who prices thousands at a time."""
+    def price_by(self, plan: Plan, record: UsageRecord, at: datetime) -> tuple[int | None, Pricing]:
+        """The units and the Pricing that `price` gives, for who prices thousands at a time.
+
+        `plan` is that of the record, and `at` has a zone.
+        """
         stated = record.reported_cost is not None
         if stated and is_reported(record, self._reported):
             return _reported(record)
-        found = self._choose(record, at)
-        if found is None:
+        for choice in plan:
+            if choice.since <= at < choice.until and (not choice.windowed or choice.candidate.holds(at)):
+                break
+        else:
             return _reported(record) if stated else (None, _UNPRICED)
-        choice, compiled = found
+        compiled = choice.compiled or self._edition.compiled(choice)
         units, status = compiled.total(record)
         if status is _PRICED:
             return units, choice.plain or choice.pricing(status, False, ())
@@ -256,14 +266,8 @@ class PriceBook:
         found = self._choose(record, at)
         return None if found is None else Selection(found[0].card, found[0].fallbacks)
 
-    def _choose(self, record: UsageRecord, at: datetime | None) -> tuple[_Choice, CompiledCard] | None:
-        if at is None:
-            at = record.timestamp
-            if at is None:
-                raise ValueError("the record has no timestamp, and none was given")
-        if at.tzinfo is None:
-            at = instant(at)
-        edition = self._edition
+    def plan_of(self, record: UsageRecord) -> Plan:
+        """What may price a record, and all that have its provider, model, organization and dimensions."""
         key = (
             record.provider,
             record.model_id,
@@ -273,13 +277,25 @@ class PriceBook:
             record.region,
             record.speed,
         )
+        edition = self._edition
         plan = edition.plans.get(key)
-        if plan is None:
-            plan = edition.plan(key)
+        return edition.plan(key) if plan is None else plan
+
+    def _choose(self, record: UsageRecord, at: datetime | None) -> tuple[_Choice, CompiledCard] | None:
+        at = _moment(record, at)
+        plan = self.plan_of(record)
         for choice in plan:
             if choice.since <= at < choice.until and (not choice.windowed or choice.candidate.holds(at)):
-                return choice, choice.compiled or edition.compiled(choice)
+                return choice, choice.compiled or self._edition.compiled(choice)
         return None
+
+
+def _moment(record: UsageRecord, at: datetime | None) -> datetime:
+    if at is None:
+        at = record.timestamp
+        if at is None:
+            raise ValueError("the record has no timestamp, and none was given")
+    return at if at.tzinfo is not None else instant(at)
 
 
 def _reported(record: UsageRecord) -> tuple[int | None, Pricing]:

@@ -101,10 +101,12 @@ def missing_answer(
     """
     shape = _shape_of(method)
     part = response if shape.part is None else getattr(response, shape.part)
-    inside = part is not None and part is not response
-    stated = inside and _may_change_nothing(method) if body is None else _stated(method, body)
-    if _says_nothing(part) and not stated:
-        return f"it has nothing of what {method.name} answers with"
+    if _says_nothing(part):
+        # Only now: this looks into the bytes again, and into the types, which takes longer than the call.
+        inside = part is not None and part is not response
+        stated = inside and _may_change_nothing(method) if body is None else _stated(method, body)
+        if not stated:
+            return f"it has nothing of what {method.name} answers with"
     if shape.asked is not None and shape.results is not None:
         asked, answered = len(getattr(request, shape.asked)), len(getattr(part, shape.results))
         if asked != answered:

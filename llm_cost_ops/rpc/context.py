@@ -47,9 +47,10 @@ class Metadata:
     __slots__ = ("_pairs",)
 
     def __init__(self, pairs: Mapping[str, str | bytes] | Iterable[tuple[str, str | bytes]] = ()) -> None:
-        self._pairs: list[tuple[str, str | bytes]] = []
+        # Never changed in place: copies, of which each call has one, share it.
+        self._pairs: tuple[tuple[str, str | bytes], ...] = ()
         if isinstance(pairs, Metadata):
-            self._pairs.extend(pairs._pairs)
+            self._pairs = pairs._pairs
             return
         if pairs:
             items = pairs.items() if hasattr(pairs, "items") else pairs
@@ -66,7 +67,7 @@ class Metadata:
                 raise ValueError(f"metadata {name!r} needs bytes, because its key ends in '-bin'")
         elif not isinstance(value, str) or not _VALUE.fullmatch(value):
             raise ValueError(f"metadata {name!r} needs printable ASCII text")
-        self._pairs.append((name, value))
+        self._pairs += ((name, value),)
         if len(self._pairs) > MAX_PAIRS:
             raise ValueError(f"metadata may have at most {MAX_PAIRS} pairs")
         if sum(len(k) + len(v) for k, v in self._pairs) > MAX_BYTES:
@@ -75,7 +76,7 @@ class Metadata:
     def set(self, key: str, value: str | bytes) -> None:
         """Put one pair in the place of all that have the key."""
         name = key.lower()
-        self._pairs = [pair for pair in self._pairs if pair[0] != name]
+        self._pairs = tuple([pair for pair in self._pairs if pair[0] != name])
         self.add(name, value)
 
     def put(self, pair: tuple[str, str | bytes]) -> None:
@@ -83,8 +84,8 @@ class Metadata:
         pairs = self._pairs
         if pairs:
             name = pair[0]
-            pairs = self._pairs = [known for known in pairs if known[0] != name]
-        pairs.append(pair)
+            pairs = tuple([known for known in pairs if known[0] != name])
+        self._pairs = (*pairs, pair)
 
     def get(self, key: str, default: str = "") -> str:
         """The first text value of a key."""
@@ -117,7 +118,7 @@ class Metadata:
     def copy(self) -> Metadata:
         """The same pairs, apart from this object."""
         made = _new(Metadata)
-        made._pairs = self._pairs.copy()
+        made._pairs = self._pairs
         return made
 
     def __repr__(self) -> str:

@@ -9,7 +9,7 @@ import enum
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 __all__ = ["Cardinality", "HttpRule", "Idempotency", "MessageCodec", "MethodDescriptor", "QueryField"]
 
@@ -34,12 +34,23 @@ class Idempotency(enum.Enum):
     IDEMPOTENT = 2
 
 
+class Format(Protocol[M]):
+    """How messages of a type are written, and read."""
+
+    def encode(self, message: M) -> bytes:
+        """The bytes of a message."""
+
+    def decode(self, data: bytes, *, unique: bool = False) -> M:
+        """The message in bytes; with `unique`, no key may come twice in an object."""
+
+
 class MessageCodec(Generic[M]):
     """How one message type becomes bytes and back, as protobuf and as REST JSON.
 
     Instead of `encode` and `decode`, `protobuf` may say where they are: "module:name" for
     `module.encode_name` and `module.decode_name`. That module is imported when the first message is
-    encoded or decoded, since who speaks JSON only has no use for it.
+    encoded or decoded, since who speaks JSON only has no use for it. `validate` adds the rules that a message
+    breaks to a list of violations; the messages that are in no request have none.
 
     Decoders raise `llm_cost_ops.wire.DecodeError` with the path of the field, encoders
     `llm_cost_ops.wire.EncodeError`. `decode_json(data, unique=True)` refuses keys that come twice in an
@@ -56,17 +67,19 @@ class MessageCodec(Generic[M]):
         encode: Callable[[M], bytes] | None = None,
         decode: Callable[[bytes], M] | None = None,
         protobuf: str = "",
-        encode_json: Callable[[M], bytes],
-        decode_json: Callable[..., M],
-        validate: Callable[[M, str, list[Any]], None],
+        json: Format[M],
+        validate: Callable[[M, str, list[Any]], None] | None = None,
     ) -> None:
         self.type = type
         self.full_name = full_name
         self.encode: Callable[[M], bytes] = encode or partial(self._load, protobuf, "encode")
         self.decode: Callable[[bytes], M] = decode or partial(self._load, protobuf, "decode")
-        self.encode_json = encode_json
-        self.decode_json = decode_json
-        self.validate = validate
+        self.encode_json = json.encode
+        self.decode_json = json.decode
+        self.validate = validate or self._without_rules
+
+    def _without_rules(self, message: M, path: str, violations: list[Any]) -> None:
+        raise TypeError(f"{self.full_name} is in no request: it has no rules")
 
     def _load(self, protobuf: str, way: str, value: object) -> Any:
         module, _, name = protobuf.partition(":")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from datetime import datetime
 from typing import Any
 
@@ -34,11 +34,16 @@ class BatchCheck:
     before, so that a record keeps its own whatever happens to its neighbours.
     """
 
-    async def intercept_unary_unary(
+    def intercept_unary_unary(
+        self, continuation: UnaryContinuation[Any, Any], request: Any, context: CallContext
+    ) -> Awaitable[Any]:
+        if context.method.path != BATCH_SUBMIT_USAGE.path:
+            return continuation(request, context)
+        return self._batch(continuation, request, context)
+
+    async def _batch(
         self, continuation: UnaryContinuation[Any, Any], request: Any, context: CallContext
     ) -> Any:
-        if context.method.path != BATCH_SUBMIT_USAGE.path:
-            return await continuation(request, context)
         now = context.now()
         bad = _bad(request, now, keep_unknown=keeps_unknown(context.metadata))
         if not bad:

@@ -31,8 +31,8 @@ def new_entry(sent: UsageRecord, key: str, now: datetime, book: PriceBook) -> En
     return Entry(record, sent.idempotency_key or key, now, price.units, price.by)
 
 
-def as_kept(sent: UsageRecord) -> UsageRecord:
-    """The record in the form of an Entry."""
+def as_kept(sent: UsageRecord, provider: str = "") -> UsageRecord:
+    """The record in the form of an Entry. `provider` is its canonical one, where that is known."""
     kept = replace(sent)  # in half the time of copy.copy
     # What the caller put into fields that are for output only is dropped. Most records have none of it, and
     # to look takes less time than to write.
@@ -48,7 +48,9 @@ def as_kept(sent: UsageRecord) -> UsageRecord:
         kept.currency = ""
     if kept.cost_status is not _NO_STATUS:
         kept.cost_status = _NO_STATUS
-    kept.provider = canonical_provider(kept.provider)
+    canonical = provider or canonical_provider(kept.provider)
+    if kept.provider != canonical:
+        kept.provider = canonical
     if kept.input_tokens is None and kept.output_tokens is None:
         kept.total_tokens = None
         if not kept.meters:

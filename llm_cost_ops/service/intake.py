@@ -14,7 +14,7 @@ from llm_cost_ops._gen.messages import (
     UsageRecord,
 )
 from llm_cost_ops.interceptors.validation import keeps_unknown
-from llm_cost_ops.ledger import Batch
+from llm_cost_ops.ledger import Alike, Batch
 from llm_cost_ops.ledger.types import Appended
 from llm_cost_ops.pricing.money import from_units
 from llm_cost_ops.pricing.pricebook import PriceBook
@@ -52,7 +52,9 @@ class Intake:
         self.results: list[SubmitResult] = []
         self.ahead: list[int] = []
         self.places: list[int] = []
-        self._price = book.price_at
+        self._book = book
+        self._kinds: dict[tuple[str, ...], _Kind] = {}
+        self._price = book.price_by
         self._add = batch.add
         self._now = now
         self._latest = now + CLOCK_SKEW
@@ -81,7 +83,7 @@ class Intake:
                 results.append(_OPEN)
                 continue
             try:
-                results.append(self._added(record, moment))
+                results.append(self._added(record))
             except RpcError as error:
                 results.append(refused(error.violations, error.code))
 
@@ -108,32 +110,55 @@ class Intake:
         self._accessible = organization
         return None
 
-    def _added(self, record: UsageRecord, moment: datetime | None) -> SubmitResult:
+    def _added(self, record: UsageRecord) -> SubmitResult:
         """Hand a record to the batch; its result."""
-        now, place = self._now, len(self.results)
-        kept = as_kept(record)
-        units, by = self._price(kept, now if moment is None else moment)
-        currency = by.currency
-        if units is None:
-            cost = None
-        else:
-            if units > MAX_UNITS:
-                check_record_cost(units, currency)
-            cost = from_units(units)
-        key = record.idempotency_key or (self._first + place if self._numbered else "")
-        made = self._add(kept, key, now, units, by)
+        now, place, organization = self._now, len(self.results), record.organization_id
+        key = (
+            organization,
+            record.provider,
+            record.model_id,
+            record.project_id,
+            record.operation,
+            record.service_tier,
+            record.processing,
+            record.region,
+            record.speed,
+        )
+        kind = self._kinds.get(key) or self._new_kind(key, record)
+        kept = as_kept(record, kind.provider)
+        units, by = self._price(kind.plan, kept, kept.timestamp or now)
+        if units is not None and units > MAX_UNITS:
+            check_record_cost(units, by.currency)
+        idempotency_key = record.idempotency_key or (self._first + place if self._numbered else "")
+        made = self._add(kept, idempotency_key, now, units, by, kind.alike)
         self.places.append(place)
         if not made:
             return _OPEN
         receipt = UsageReceipt(
             usage_id=made,
-            organization_id=kept.organization_id,
-            estimated_cost=cost,
-            currency=currency,
+            organization_id=organization,
+            estimated_cost=None if units is None else from_units(units),
+            currency=by.currency,
             processed_at=now,
             cost_status=by.status,
         )
         return SubmitResult(status=_CREATED, usage=receipt)
+
+    def _new_kind(self, key: tuple[str, ...], record: UsageRecord) -> _Kind:
+        kind = self._kinds[key] = _Kind(record, self._book)
+        return kind
+
+
+class _Kind:
+    """What records of a batch have in common that say the same of whom and what was called."""
+
+    __slots__ = ("alike", "plan", "provider")
+
+    def __init__(self, record: UsageRecord, book: PriceBook) -> None:
+        kept = as_kept(record)
+        self.provider = kept.provider
+        self.plan = book.plan_of(kept)
+        self.alike: Alike = {}
 
 
 def result_of(record: UsageRecord, done: Appended) -> SubmitResult:

@@ -23,6 +23,7 @@ __all__ = [
     "MAX_NESTED",
     "canonicalize_tags",
     "decode_error",
+    "decoder",
     "encode_error",
     "enum_members",
     "enum_varint",
@@ -33,10 +34,12 @@ __all__ = [
     "read_enum",
     "read_flattened",
     "skip_field",
+    "skip_unknown",
     "walk",
 ]
 
 E = TypeVar("E", bound="OpenEnum")
+M = TypeVar("M")
 
 MAX_NESTED = 100
 """How deep messages and groups may lie in each other: what all protobuf libraries take."""
@@ -46,10 +49,38 @@ DECODE_FAULTS = (IndexError, ValueError, struct.error)
 ENCODE_FAULTS = (AttributeError, TypeError, ValueError, ArithmeticError, RecursionError, struct.error)
 
 
+def decoder(read: Callable[[bytes, int, int, int, M | None], M]) -> Callable[[bytes], M]:
+    """What gives the message that protobuf bytes hold, or raises DecodeError.
+
+    `read` takes the data, its start and end, how deep the message lies, and the message to add to, if any.
+    """
+
+    def decode(data: bytes) -> M:
+        return read(data, 0, len(data), 0, None)
+
+    return decode
+
+
+def skip_unknown(
+    data: bytes, pos: int, end: int, known: Collection[int], kept: list[bytes]
+) -> tuple[bytes, int, int]:
+    """Keep the field that starts at `pos`, of which generated code made nothing.
+
+    Gives the data, the position and the end to go on with: others where a field is one of the `known` tags
+    after all, in a longer spelling than it needs.
+    """
+    stop = skip_field(data, pos, end, known)
+    if stop < 0:
+        data = canonicalize_tags(data, pos, end, known)
+        return data, 0, len(data)
+    kept.append(data[pos:stop])
+    return data, stop, end
+
+
 def skip_field(data: bytes, pos: int, end: int, known: Collection[int]) -> int:
     """The position behind the field that starts at `pos`, of which generated code made nothing.
 
-    -1 where it is one of the `known` tags after all, but in a longer spelling than it needs: `respell` helps.
+    -1 where it is one of the `known` tags after all, but in a longer spelling than it needs.
     """
     tag, at = _read_tag(data, pos)
     if tag in known:

@@ -38,6 +38,7 @@ __all__ = [
     "missing",
     "nearest",
     "no_member",
+    "plain_texts",
     "refuse_unknown",
     "relocate",
 ]
@@ -293,6 +294,17 @@ def check_entries(
         violations.append(Violation(name, f"must be a dict, not {_shown(value)}"))
         return False
     return _counted(value, name, violations, max_items, required)
+
+
+def plain_texts(value: object, max_items: int, max_length: int) -> bool:
+    """Whether a look at all texts of a map together shows no fault; False where there may be one."""
+    if type(value) is not dict or len(value) > max_items:
+        return False
+    try:
+        joined = "".join([*value, *value.values()])
+    except TypeError:
+        return False
+    return len(joined) <= max_length and joined.isprintable()
 
 
 def _counted(value: Any, name: str, violations: Violations, max_items: int | None, required: bool) -> bool:

@@ -6,7 +6,7 @@ the value and the position behind it; generated code has read the first two byte
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from struct import Struct
 
 from llm_cost_ops.wire.errors import DecodeError, EncodeError
@@ -23,6 +23,7 @@ __all__ = [
     "int64",
     "prefixes",
     "read_more",
+    "read_sized",
     "read_varint",
     "read_varints",
     "sint32",
@@ -31,6 +32,7 @@ __all__ = [
     "uint32",
     "uint64",
     "varint",
+    "write_sized",
 ]
 
 DOUBLE = Struct("<d")
@@ -136,6 +138,20 @@ def read_varint(data: bytes, pos: int) -> tuple[int, int]:
     if c < 128:
         return n, pos + 2
     return read_more(data, pos + 2, n)
+
+
+def read_sized(data: bytes, pos: int, end: int) -> tuple[int, int]:
+    """Where a value starts and stops whose length is at `pos`. Raises IndexError if that is behind `end`."""
+    n, start = read_varint(data, pos)
+    if start + n > end:
+        raise IndexError
+    return start, start + n
+
+
+def write_sized(write: Callable[[bytes], object], tag: bytes, value: bytes) -> None:
+    """Write a tag, the length of a value, and the value."""
+    write(tag + varint(len(value)))
+    write(value)
 
 
 def read_varints(data: bytes, pos: int, end: int) -> Iterator[int]:

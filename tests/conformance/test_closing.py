@@ -82,20 +82,20 @@ async def test_what_was_derived_is_closed_with_it_and_not_the_other_way_round(
 ) -> None:
     client = open_client(base_url, way[1])
     inner = client._client if way[1] == "sync" else client
-    for derived in (inner.with_options(timeout=5), inner.with_raw_response):
+    for derived in (inner.with_options(timeout=60), inner.with_raw_response):
         closing = derived.close()
         if closing is not None:
             await closing
     await client.health()
     await client.close()
-    for derived in (inner.with_options(timeout=5), inner.with_raw_response):
+    for derived in (inner.with_options(timeout=60), inner.with_raw_response):
         with pytest.raises(ClientClosedError):
             await (derived if way[1] == "async" else Awaiting(derived)).costs.get()
 
 
 async def test_neither_a_cache_nor_a_limit_comes_before_it(way: tuple[str, str], base_url: str) -> None:
     limit = RateLimitConfig(max_requests=1, time_window=3600)
-    config = ClientConfig(cache=CacheConfig(), rate_limit=limit, timeout=5)
+    config = ClientConfig(cache=CacheConfig(), rate_limit=limit, timeout=60)
     client = open_client(base_url, way[1], config=config)
     await client.health()
     await client.close()

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, aclosing, contextmanager
 from typing import Any
 
 import pytest
@@ -23,7 +23,7 @@ from llm_cost_ops import (
 from tests import faulty_grpc_peers as over_grpc
 from tests.conformance.clients import COLOURS
 from tests.faulty_peers import FaultyPeer, answer
-from tests.waiting import MAX_WAIT
+from tests.waiting import MAX_WAIT, until
 
 CALL: dict[str, Any] = {"organization_id": "acme", "provider": "openai", "model_id": "gpt-4o"}
 NETWORK = ("http", "grpc")
@@ -35,6 +35,24 @@ REACHED = threading.Event()
 """Set when a peer has received something."""
 
 
+BEGUN: list[Any] = []
+"""The calls that have begun."""
+
+
+class Begun:
+    """Notes calls."""
+
+    async def intercept_unary_unary(self, continuation: Any, request: Any, context: Any) -> Any:
+        BEGUN.append(context)
+        return await continuation(request, context)
+
+    async def intercept_unary_stream(self, continuation: Any, request: Any, context: Any) -> Any:
+        BEGUN.append(context)
+        async with aclosing(continuation(request, context)) as messages:
+            async for message in messages:
+                yield message
+
+
 def _silent(connection: Any) -> None:
     while connection.recv(65536):
         REACHED.set()
@@ -42,6 +60,7 @@ def _silent(connection: Any) -> None:
 
 def wait_until_under_way(name: str) -> None:
     """Until a call has reached the peer; the other one, and one that connects, gets a moment for it."""
+    until(lambda: len(BEGUN) == 2)
     if name != "connecting":
         assert REACHED.wait(MAX_WAIT)
     time.sleep(0.5)
@@ -98,7 +117,7 @@ def run_call(client: Any, name: str) -> Any:
 
 def closed_in_threads(url: str, config: ClientConfig, name: str) -> list[tuple[BaseException, float]]:
     """What two calls in threads ended with, and when, in seconds after the close."""
-    client = CostOpsClient(base_url=url, config=config)
+    client = CostOpsClient(base_url=url, config=config, interceptors=[Begun()])
     ended: list[tuple[BaseException, float]] = []
 
     def call() -> None:
@@ -122,7 +141,7 @@ def closed_in_threads(url: str, config: ClientConfig, name: str) -> list[tuple[B
 
 
 async def closed_in_tasks(url: str, config: ClientConfig, name: str) -> list[tuple[BaseException, float]]:
-    client = AsyncCostOpsClient(base_url=url, config=config)
+    client = AsyncCostOpsClient(base_url=url, config=config, interceptors=[Begun()])
     ended: list[tuple[BaseException, float]] = []
 
     async def call() -> None:
@@ -150,6 +169,7 @@ async def closed_in_tasks(url: str, config: ClientConfig, name: str) -> list[tup
 async def test_calls_under_way_end_at_once(transport: str, colour: str, name: str) -> None:
     pool = ConnectionPoolConfig(max_in_flight=1 if name == "queue" else 100)
     REACHED.clear()
+    BEGUN.clear()
     config = ClientConfig(timeout=1000, connection_pool=pool, verify_ssl=True)
     with scene(transport, name) as url:
         if colour == "sync":

@@ -112,7 +112,7 @@ async def test_a_garbled_success_is_tried_again(what: str, transport: str, colou
     peer, answers = peer_of(transport, garbled, what, times=2)
     with peer:
         client = open_client(
-            f"{transport}://127.0.0.1:{peer.port}", colour, config=ClientConfig(retry=QUICK, timeout=20)
+            f"{transport}://127.0.0.1:{peer.port}", colour, config=ClientConfig(retry=QUICK, timeout=60)
         )
         told = await call(client, what)
         await client.close()
@@ -127,7 +127,7 @@ async def test_a_success_that_stays_garbled_is_the_same_error(what: str, transpo
     peer, answers = peer_of(transport, "not a message", what, times=99)
     with peer:
         client = open_client(
-            f"{transport}://127.0.0.1:{peer.port}", colour, config=ClientConfig(retry=QUICK, timeout=20)
+            f"{transport}://127.0.0.1:{peer.port}", colour, config=ClientConfig(retry=QUICK, timeout=60)
         )
         with pytest.raises(APIError, match="can't be understood") as caught:
             await call(client, what)
@@ -244,7 +244,7 @@ async def test_a_stream_that_begins_garbled_is_tried_again(transport: str, colou
 
     with FaultyPeer(http if transport == "http" else grpc) as peer:
         client = open_client(
-            f"{transport}://127.0.0.1:{peer.port}", colour, config=ClientConfig(retry=QUICK, timeout=20)
+            f"{transport}://127.0.0.1:{peer.port}", colour, config=ClientConfig(retry=QUICK, timeout=60)
         )
         assert len([record async for record in each(client.usage.export())]) == 1
         await client.close()

@@ -20,6 +20,7 @@ from llm_cost_ops import (
     ServerError,
 )
 from tests.conformance.clients import running_server
+from tests.waiting import MAX_WAIT, until_async
 
 NETWORK = ("http", "grpc")
 CALL: dict[str, Any] = {"provider": "openai", "model_id": "gpt-4o", "input_tokens": 1, "output_tokens": 1}
@@ -27,7 +28,7 @@ UPLOAD = (
     b"POST /api/v1/usage/stream HTTP/1.1\r\nhost: test\r\ncontent-type: application/x-ndjson\r\n"
     b"transfer-encoding: chunked\r\n\r\n1\r\n\n\r\n"
 )
-ENDLESS = ClientConfig(timeout=120)
+ENDLESS = ClientConfig(timeout=600)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
 
 
 @asynccontextmanager
-async def occupied(server: dict[str, str], seconds: float) -> AsyncIterator[None]:
+async def occupied(server: dict[str, str]) -> AsyncIterator[None]:
     """Have the server busy with 4 uploads that do not end, so that further calls wait for a second.
 
     Its listeners share the calls that it takes.
@@ -50,8 +51,14 @@ async def occupied(server: dict[str, str], seconds: float) -> AsyncIterator[None
         _, writer = await asyncio.open_connection(host, int(port))
         writer.write(UPLOAD)
         uploads.append(writer)
-        asyncio.get_running_loop().call_later(seconds, writer.close)
-    await asyncio.sleep(0.3)
+    config = ClientConfig(base_url=server["http"], retry=RetryConfig(max_retries=0))
+    async with AsyncCostOpsClient(config=config) as asking:
+        # Once one is refused, all have come.
+        for _ in range(1000):
+            try:
+                await asking.costs.get()
+            except ServerError:
+                break
     yield
     for writer in uploads:
         writer.close()
@@ -60,13 +67,16 @@ async def occupied(server: dict[str, str], seconds: float) -> AsyncIterator[None
 class Refusals:
     """Counts the attempts that a server refused since it had too many calls."""
 
-    seen = 0
+    def __init__(self) -> None:
+        self._contexts: list[Any] = []
+
+    @property
+    def seen(self) -> int:
+        return sum(context.refusals for context in self._contexts)
 
     async def intercept_unary_unary(self, continuation: Any, request: Any, context: Any) -> Any:
-        try:
-            return await continuation(request, context)
-        finally:
-            self.seen += context.refusals
+        self._contexts.append(context)
+        return await continuation(request, context)
 
 
 async def submitted(
@@ -108,11 +118,12 @@ async def test_who_is_refused_comes_again_without_budget(
 ) -> None:
     alone = BatchingConfig(enabled=False)
     retry = RetryConfig(max_retries=1, budget=1, budget_refill=0)
-    config = ClientConfig(timeout=60, retry=retry, batching=alone)
+    config = ClientConfig(timeout=2 * MAX_WAIT, retry=retry, batching=alone)
     refusals = Refusals()
-    async with occupied(narrow, 3.0):
-        assert await submitted(narrow[transport], organization, 100, config, [refusals]) == []
-    assert refusals.seen >= 20
+    async with occupied(narrow):
+        work = asyncio.create_task(submitted(narrow[transport], organization, 100, config, [refusals]))
+        await until_async(lambda: refusals.seen >= 20 or work.done())
+    assert await work == []
 
 
 @pytest.mark.slow
@@ -121,12 +132,14 @@ async def test_a_refused_write_says_that_it_was_not_applied(
     transport: str, narrow: dict[str, str], organization: str
 ) -> None:
     config = ClientConfig(
-        batching=BatchingConfig(enabled=False), timeout=60, retry=RetryConfig(max_retries=0)
+        batching=BatchingConfig(enabled=False), timeout=MAX_WAIT, retry=RetryConfig(max_retries=0)
     )
     async with AsyncCostOpsClient(base_url=narrow[transport], config=config) as client:
-        async with occupied(narrow, 3.0):
+        async with occupied(narrow):
             calls = [client.usage.submit(organization_id=organization, **CALL) for _ in range(100)]
-            told = await asyncio.gather(*calls, return_exceptions=True)
+            tasks = [asyncio.ensure_future(call) for call in calls]
+            await until_async(lambda: any(task.done() for task in tasks))
+        told = await asyncio.gather(*tasks, return_exceptions=True)
         refused = [answer for answer in told if isinstance(answer, BaseException)]
         assert refused
         assert {type(error) for error in refused} == {ServerError}

@@ -44,7 +44,7 @@ class Dialler:
         config = ClientConfig(
             base_url=f"{self._scheme}://{host}:{self.port}",
             api_key=SECRET,
-            timeout=10,
+            timeout=60,
             retry=RetryConfig(max_retries=0),
             **settings,
         )

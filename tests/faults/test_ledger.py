@@ -28,6 +28,7 @@ from llm_cost_ops import (
 from llm_cost_ops.rpc.ids import uuid7
 from tests.faults.lossy import DELAY, LossyGrpc, LossyHttp, Served
 from tests.faulty_peers import FaultyPeer
+from tests.waiting import MAX_WAIT
 
 CALLS = 10_000 if "LONG_TESTS" in os.environ else 400
 CALLERS = 8
@@ -144,7 +145,7 @@ def test_the_ledger_is_what_was_acknowledged(
             calls.run(config)
         else:
             asyncio.run(calls.run_async(config))
-        restarts.join(30)
+        restarts.join(MAX_WAIT)
     if isinstance(lossy, LossyGrpc):
         lossy.close()
     took = time.monotonic() - started

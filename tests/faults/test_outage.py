@@ -22,6 +22,7 @@ from llm_cost_ops import (
 from llm_cost_ops.client.flush_report import FlushReport
 from tests.faults.lossy import RefusingGrpc, RefusingHttp, Served
 from tests.faulty_peers import FaultyPeer
+from tests.waiting import MAX_WAIT
 
 CALLERS = 32
 RECORDS = 1000
@@ -30,7 +31,7 @@ BEFORE = 0.3
 PAUSE = (SECONDS + 2 * BEFORE) / (RECORDS / CALLERS)
 """Between the calls of a caller that does not wait, so that they span the outage."""
 
-PATIENT = RetryConfig(max_retries=60, max_backoff=0.5, budget=10_000)
+PATIENT = RetryConfig(max_retries=200, max_backoff=0.5, budget=10_000)
 CALL: dict[str, Any] = {"provider": "openai", "model_id": "gpt-4o", "input_tokens": 1000}
 
 
@@ -42,7 +43,7 @@ class Way:
         self._together = together
         recorder = RecorderConfig(spool=None if spool is None else str(spool / name), shutdown_timeout=10.0)
         self.config = ClientConfig(
-            base_url=url, organization_id=name, timeout=30.0, retry=PATIENT, recorder=recorder
+            base_url=url, organization_id=name, timeout=2 * MAX_WAIT, retry=PATIENT, recorder=recorder
         )
         self.left = iter(range(RECORDS))
         self.took: list[float] = []
@@ -69,7 +70,7 @@ class Way:
     def _run(self) -> None:
         with CostOpsClient(config=self.config) as client:
             client.usage.submit(**CALL, organization_id="warm")
-            self._together.wait(30)
+            self._together.wait(MAX_WAIT)
 
             def call() -> None:
                 for number in self.left:
@@ -90,12 +91,12 @@ class Way:
                 thread.start()
             for thread in threads:
                 thread.join()
-            self.report = client.flush(20)
+            self.report = client.flush(MAX_WAIT)
 
     async def _run_async(self) -> None:
         async with AsyncCostOpsClient(config=self.config) as client:
             await client.usage.submit(**CALL, organization_id="warm")
-            self._together.wait(30)
+            self._together.wait(MAX_WAIT)
 
             async def call() -> None:
                 for number in self.left:
@@ -107,7 +108,7 @@ class Way:
                         await asyncio.sleep(PAUSE)
 
             await asyncio.gather(*(call() for _ in range(CALLERS)))
-            self.report = await client.flush(20)
+            self.report = await client.flush(MAX_WAIT)
 
 
 WAYS = ("record", "record-spooled", "submit", "async-record", "async-record-spooled", "async-submit")
@@ -159,11 +160,11 @@ def test_everything_arrives(server: Served, transport: str, outage: str, tmp_pat
         threads = [threading.Thread(target=way.run) for way in ways]
         for thread in threads:
             thread.start()
-        together.wait(30)
+        together.wait(MAX_WAIT)
         time.sleep(BEFORE)
         refused = fail()
         for thread in threads:
-            thread.join(60)
+            thread.join(2 * MAX_WAIT)
     assert [way.failed for way in ways] == [[]] * len(ways)
     assert refused >= len(WAYS) or outage == "down", "everybody met the outage"
     with CostOpsClient(base_url=f"http://127.0.0.1:{server.http_port}") as client:

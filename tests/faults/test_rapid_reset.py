@@ -15,8 +15,9 @@ import pytest
 
 from llm_cost_ops import AsyncCostOpsClient, CostOpsClient, CostOpsError
 from tests.faults.lossy import Served
+from tests.nginx import nginx
 
-SECONDS = 4.0
+ANSWERS = 40
 CALL: dict[str, Any] = {"organization_id": "acme", "provider": "openai", "model_id": "gpt-4o"}
 
 
@@ -27,32 +28,59 @@ def server(tmp_path: Path) -> Iterator[Served]:
     made.kill()
 
 
-@pytest.mark.slow
-def test_a_flood_of_reset_calls_starves_nobody(server: Served) -> None:
-    command = [sys.executable, "-m", "tests.faults.rapid_reset", str(server.grpc_port), str(SECONDS + 1)]
+def asked(server: Served) -> tuple[list[float], list[CostOpsError]]:
+    """How long calls took, in order, and those that failed."""
     took: list[float] = []
     failed: list[CostOpsError] = []
+    with CostOpsClient(base_url=f"grpc://127.0.0.1:{server.grpc_port}", timeout=10) as client:
+        for _ in range(ANSWERS):
+            began = time.monotonic()
+            try:
+                client.usage.submit(**CALL)
+            except CostOpsError as error:
+                failed.append(error)
+            took.append(time.monotonic() - began)
+            time.sleep(0.01)
+    return sorted(took), failed
+
+
+@pytest.mark.slow
+def test_a_flood_of_reset_calls_starves_nobody(server: Served) -> None:
+    command = [sys.executable, "-m", "tests.faults.rapid_reset", str(server.grpc_port)]
+    calm, _ = asked(server)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as flood:
         time.sleep(0.5)
-        until = time.monotonic() + SECONDS
-        with CostOpsClient(base_url=f"grpc://127.0.0.1:{server.grpc_port}", timeout=10) as client:
-            while time.monotonic() < until:
-                began = time.monotonic()
-                try:
-                    client.usage.submit(**CALL)
-                except CostOpsError as error:
-                    failed.append(error)
-                took.append(time.monotonic() - began)
-                time.sleep(0.01)
+        try:
+            took, failed = asked(server)
+        finally:
+            flood.terminate()
         calls = int(flood.communicate()[0])
-    took.sort()
     figures = f"median {median(took) * 1e3:.1f} ms, p99 {took[len(took) * 99 // 100] * 1e3:.1f} ms"
     print(f"{calls} calls opened and reset; {len(took)} answers, {figures}")  # noqa: T201  # what it is about
-    assert calls > 5000
-    assert failed == []
-    # Without what the server does against it: 0 to 11 answers. The p99 is printed: a machine may be busy.
-    assert len(took) > 20
-    assert median(took) < 0.3
+    assert calls > 1000
+    # Without what the server does against it an answer takes half a second or more, or does not come at all.
+    # The p99 is printed: a machine may be busy, and then the server has grpcio refuse some calls, of anybody.
+    assert len(failed) < ANSWERS / 2
+    assert median(took) < max(0.3, 20 * median(calm))
+
+
+@pytest.mark.slow
+def test_new_connections_without_end_starve_nobody_behind_a_proxy_that_limits_peers(
+    server: Served, tmp_path: Path
+) -> None:
+    """Without the limits a call takes up to ten seconds, which is not asserted: a machine may be busy."""
+    with nginx(tmp_path, grpc=[f"127.0.0.1:{server.grpc_port}"], limits=True) as urls:
+        port = urls["grpc"].rpartition(":")[2]
+        command = [sys.executable, "-m", "tests.faults.rapid_reset", port, "200"]
+        with subprocess.Popen(command) as flood:
+            try:
+                with CostOpsClient(base_url=urls["grpc"], timeout=60) as client:
+                    for _ in range(100):
+                        client.usage.submit(**CALL, retry=None)
+                assert flood.poll() is None
+            finally:
+                flood.kill()
+    assert "limiting requests" in (tmp_path / "error.log").read_text()
 
 
 async def test_who_cancels_many_calls_keeps_the_connection(server: Served) -> None:

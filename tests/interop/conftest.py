@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import MAX_WAIT
+
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = Path(__file__).parent / "peers"
 
@@ -65,6 +67,6 @@ def peer(environment: dict[str, str]) -> Peer:
         finally:
             process.kill()
             process.stdout.close()
-            process.wait(10)
+            process.wait(MAX_WAIT)
 
     return run

@@ -8,13 +8,13 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
 from llm_cost_ops import AsyncCostOpsClient, ClientConfig, CostOpsClient, CostOpsError, RetryConfig
 from llm_cost_ops.rpc.ids import uuid7
+from tests.waiting import MAX_WAIT, until
 
 
 class Restarted:
@@ -34,7 +34,7 @@ class Restarted:
         for line in process.stdout:
             if "grpc://" in line:
                 return process
-        raise RuntimeError(f"the server did not start: {process.wait(10)}")
+        raise RuntimeError(f"the server did not start: {process.wait(MAX_WAIT)}")
 
     def again(self, number: signal.Signals) -> None:
         self.stop(number)
@@ -42,7 +42,7 @@ class Restarted:
 
     def stop(self, number: signal.Signals = signal.SIGKILL) -> None:
         self._process.send_signal(number)
-        self._process.wait(20)
+        self._process.wait(MAX_WAIT)
         assert self._process.stdout is not None
         self._process.stdout.close()
 
@@ -79,6 +79,11 @@ class Load:
         async with AsyncCostOpsClient(config=self._config) as client:
             await asyncio.gather(*(self._call_async(client) for _ in range(8)))
 
+    def wait_for(self, more: int) -> None:
+        """Wait until so many more records were acknowledged, or a call failed."""
+        wanted = len(self.acknowledged) + more
+        until(lambda: len(self.acknowledged) >= wanted or self.failed)
+
     async def _call_async(self, client: AsyncCostOpsClient) -> None:
         while not self.stop.is_set():
             try:
@@ -94,20 +99,20 @@ def test_restarts(tmp_path: Path, colour: str, number: signal.Signals) -> None:
     server = Restarted(tmp_path)
     config = ClientConfig(
         base_url=f"grpc://127.0.0.1:{server.port}",
-        timeout=10.0,
-        retry=RetryConfig(max_retries=10, initial_backoff=0.2, max_backoff=0.5, budget=1000),
+        timeout=2 * MAX_WAIT,
+        retry=RetryConfig(max_retries=200, initial_backoff=0.2, max_backoff=0.5, budget=1000),
     )
     load = Load(config)
     loader = threading.Thread(target=load.run, args=(colour,))
     loader.start()
     try:
         for _ in range(3):
-            time.sleep(0.7)
+            load.wait_for(20)
             server.again(number)
-        time.sleep(0.7)
+        load.wait_for(20)
     finally:
         load.stop.set()
-        loader.join(30)
+        loader.join(MAX_WAIT)
     try:
         with CostOpsClient(config=config) as client:
             total = client.costs.get(organization_id=load.record["organization_id"]).total_requests

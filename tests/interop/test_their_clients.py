@@ -17,6 +17,7 @@ from llm_cost_ops.rpc.ids import uuid7
 from tests.conformance.clients import running_server
 from tests.interop.conftest import PEERS
 from tests.nginx import nginx
+from tests.waiting import MAX_WAIT
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,9 @@ def target(request: pytest.FixtureRequest) -> Any:
 
 def answers(script: str, target: str, environment: dict[str, str]) -> dict[str, Any]:
     command = [sys.executable, str(Path(PEERS) / script), target, f"org-{uuid7()}"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=2 * MAX_WAIT, check=False
+    )
     assert done.returncode == 0, done.stderr
     seen: dict[str, Any] = json.loads(done.stdout)
     return seen

@@ -16,6 +16,7 @@ from llm_cost_ops.exceptions import error_from_rpc
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from tests.conformance.clients import COLOURS, open_client
 from tests.interop.conftest import Peer
+from tests.waiting import MAX_WAIT
 
 RECORD: dict[str, Any] = {"organization_id": "acme", "provider": "openai", "model_id": "gpt-4o"}
 
@@ -50,7 +51,7 @@ async def submit(client: Any, act: str = "", **options: Any) -> Any:
 
 
 async def test_an_answer(client: Any) -> None:
-    receipt = await submit(client, timeout=5)
+    receipt = await submit(client, timeout=60)
     assert (receipt.usage_id, receipt.currency) == ("gpt-4o", "USD")
     told = client.seen.context.response_metadata
     assert told.get_all("x-seen-bin") in ([b""], [])
@@ -93,8 +94,8 @@ async def test_every_status(client: Any, server: tuple[str, str], code: StatusCo
 async def test_deadlines(client: Any) -> None:
     started = time.monotonic()
     with pytest.raises(DeadlinePassed):
-        await submit(client, "sleep:5", timeout=0.3)
-    assert 0.25 < time.monotonic() - started < 1.5
+        await submit(client, "sleep:1000", timeout=0.3)
+    assert 0.25 < time.monotonic() - started < MAX_WAIT
 
 
 async def test_pushback_and_large_answers(client: Any, server: tuple[str, str]) -> None:
@@ -109,8 +110,8 @@ async def test_pushback_and_large_answers(client: Any, server: tuple[str, str]) 
 @pytest.mark.slow
 def test_a_server_that_goes_away_time_and_again_costs_no_call(peer: Peer) -> None:
     """Each connection gets its GOAWAY after 0.2 s, in the middle of a load; the client retries nothing."""
-    age = ("grpc.max_connection_age_ms=200", "grpc.max_connection_age_grace_ms=5000")
-    config = ClientConfig(retry=RetryConfig(max_retries=0), timeout=10.0)
+    age = ("grpc.max_connection_age_ms=200", "grpc.max_connection_age_grace_ms=60000")
+    config = ClientConfig(retry=RetryConfig(max_retries=0), timeout=MAX_WAIT)
     with peer("grpcio_server.py", "plain", *age) as address:
 
         async def load() -> tuple[int, int]:
@@ -122,8 +123,9 @@ def test_a_server_that_goes_away_time_and_again_costs_no_call(peer: Peer) -> Non
 
                 async def caller() -> None:
                     nonlocal done
-                    until = time.monotonic() + 4
-                    while time.monotonic() < until:
+                    began = time.monotonic()
+                    # For 4 seconds at least; on a slow machine until there were enough connections.
+                    while time.monotonic() < began + (4 if len(connections) >= 5 else MAX_WAIT):
                         await client.usage.submit(**RECORD, headers={"x-act": "sleep:0.01"})
                         done += 1
                         pool = next(iter(client._channel.core.transport._pools.values()))

@@ -117,12 +117,12 @@ def _short(value: object) -> str:
     ids=_short,
 )
 def test_hostile_bytes_are_refused_with_the_field(name: str, data: bytes, path: str, reason: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(DecodeError) as caught:
         codecs()[name].decode(data)
     assert caught.value.path == path
     assert reason in caught.value.reason
-    assert time.monotonic() - began < 1.0
+    assert time.process_time() - began < 1.0
 
 
 def _nested_value(levels: int) -> bytes:
@@ -159,9 +159,9 @@ def test_values_of_no_fixed_shape_nest_so_far_and_no_further() -> None:
 )
 def test_long_messages_take_time_in_proportion(name: str, data: bytes) -> None:
     codec = codecs()[name]
-    began = time.monotonic()
+    began = time.process_time()
     codec.encode(codec.decode(data))
-    assert time.monotonic() - began < 10.0
+    assert time.process_time() - began < 10.0
 
 
 def test_well_formed_unknown_groups_come_back() -> None:

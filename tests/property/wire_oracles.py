@@ -71,10 +71,15 @@ def google_class(full_name: str) -> Any:
     return message_factory.GetMessageClass(_pool().FindMessageTypeByName(full_name))
 
 
-def _package(proto: str, python: str, well_known_messages: bool = False) -> list[Codec]:
+def _package(
+    proto: str, python: str, *, well_known_messages: bool = False, other_way: bool = False
+) -> list[Codec]:
+    """The codecs of a package; with `other_way` those in line call functions, and the others are in line."""
     files = FileDescriptorSet().parse(_descriptor_set()).file
     package = read_package(files, [proto], python, well_known_messages=well_known_messages)
-    if python not in sys.modules and proto != OURS:
+    for message in package.messages:
+        message.listed ^= other_way
+    if python not in sys.modules and python != "llm_cost_ops._gen":
         sys.modules[python] = types.ModuleType(python)
         for name, text in (("messages", emit_messages(package)), ("protobuf", emit_protobuf(package))):
             module = types.ModuleType(f"{python}.{name}")
@@ -98,7 +103,9 @@ def _package(proto: str, python: str, well_known_messages: bool = False) -> list
 def codecs() -> dict[str, Codec]:
     """The codecs of our own messages, and of the test protocol's."""
     both = _package(OURS, "llm_cost_ops._gen") + _package(EVERYTHING, "everything_generated")
-    return {codec.name: codec for codec in both}
+    other = _package(OURS, "ours_other", other_way=True)
+    other += _package(EVERYTHING, "everything_other", other_way=True)
+    return {codec.name: codec for codec in both} | {f"{codec.name} the other way": codec for codec in other}
 
 
 @cache

@@ -8,12 +8,14 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from llm_cost_ops.cli.settings import SERVE
 from llm_cost_ops.server.metrics import FAMILIES
+from tests.waiting import MAX_WAIT
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 # Beside the interpreter, whose folder need not be on the path.
@@ -21,7 +23,7 @@ HADOLINT = shutil.which("hadolint", path=f"{Path(sys.executable).parent}{os.path
 
 
 def run(*command):
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=2 * MAX_WAIT, check=False)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -62,6 +64,13 @@ def test_the_dockerfile_passes_hadolint():
 def test_the_unit_passes_systemd_analyze():
     status, told = run("systemd-analyze", "verify", str(DEPLOY / "llm-cost-ops.service"))
     assert (status, [line for line in told.splitlines() if "llm-cost-ops.service" in line]) == (0, [])
+
+
+@pytest.mark.skipif(find_spec("check_jsonschema") is None, reason="check-jsonschema is not installed")
+def test_the_compose_file_has_the_schema_of_compose():
+    command = (sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec")
+    status, told = run(*command, str(DEPLOY / "compose.yaml"))
+    assert status == 0, told
 
 
 def test_the_manifest_has_the_schema_of_kubernetes():

@@ -1,7 +1,8 @@
 """The Python in README.md and docs/ compiles; what is marked runnable runs, and prints what it says.
 
 A line `<!-- runnable -->` before a block makes it run, in an empty folder, on the embedded engine.
-A line `<!-- prints -->` before the next block compares it with what the runnable one printed.
+A line `<!-- prints -->` before the next block compares it with what the runnable one printed. Other lines say
+what runs a block with: an SDK, a server, pytest; `<!-- not run: … -->` says why nothing does.
 """
 
 from __future__ import annotations
@@ -14,24 +15,36 @@ import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from types import CodeType
+from typing import Any, NamedTuple
 
 import pytest
 
-from llm_cost_ops import cli
+from llm_cost_ops import CostOpsClient, cli
+from tests.served import served
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(
-    r"(?:^<!-- (?P<mark>runnable|prints) -->\n+)?^```(?P<kind>[^\n]*)\n(?P<text>.*?)^```$",
+    r"(?:^<!-- (?P<mark>[^\n]*) -->\n+)?^```(?P<kind>[^\n]*)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
+
+
+# Pages whose examples are run by a test of their own: test_sdk_pages.py and test_where_it_runs.py.
+RUN_ELSEWHERE = {"where-it-runs.md", *(path.name for path in (ROOT / "docs").glob("sdk-*.md"))}
+# What another test than those here runs.
+MARKS_ELSEWHERE = re.compile(r"proxied|stub: \S+|streams: .*|runs with litellm|not run: .{10,}")
 
 
 class Example(NamedTuple):
     where: str
     code: str
-    runnable: bool
+    mark: str
     output: str | None
+
+    @property
+    def runnable(self) -> bool:
+        return self.mark == "runnable"
 
 
 def _pages() -> Iterator[tuple[Path, str]]:
@@ -50,7 +63,7 @@ def _examples() -> list[Example]:
                 assert found[-1].runnable, f"{where}: the example before it does not run"
                 found[-1] = found[-1]._replace(output=match["text"])
             elif match["kind"] == "python":
-                found.append(Example(where, match["text"], match["mark"] == "runnable", None))
+                found.append(Example(where, match["text"], match["mark"] or "", None))
     return found
 
 
@@ -77,9 +90,69 @@ def test_example(example: Example, capsys: pytest.CaptureFixture[str]) -> None:
     assert example.code.isascii(), "what is copied may end in a header, or be compared"
     if not example.runnable:
         return
-    exec(code, {"__name__": "__main__"})
+    _run(code)
     if example.output is not None:
         assert capsys.readouterr().out.rstrip() == example.output.rstrip()
+
+
+def _run(code: CodeType) -> None:
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(code, names)
+    for value in names.values():
+        if isinstance(value, CostOpsClient):
+            value.close()
+
+
+def _marked(kind: str) -> list[Any]:
+    return [pytest.param(each, id=each.where) for each in EXAMPLES if each.mark.startswith(kind)]
+
+
+@pytest.mark.parametrize(
+    "example", [each for each in _marked("runs with") if "litellm" not in each.values[0].mark]
+)
+def test_example_with_a_library(example: Example, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(example.mark.removeprefix("runs with "), reason="needs the extra [sdks]")
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    _run(compile(example.code, example.where, "exec"))
+
+
+def test_examples_with_a_server(tmp_path: Path) -> None:
+    examples = [each.values[0] for each in _marked("served")]
+    assert len(examples) >= 3
+    with served("--db", "costs.db", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", listeners=2) as server:
+        http, grpc = server.urls
+        for example in examples:
+            code = re.sub(r'base_url="https?://[^"]*"', f'base_url="{http}"', example.code)
+            code = re.sub(r'base_url="grpc://[^"]*"', f'base_url="{grpc}"', code)
+            assert http in code or grpc in code
+            _run(compile(code, example.where, "exec"))
+
+
+def test_examples_of_tests(tmp_path: Path) -> None:
+    examples = [each.values[0] for each in _marked("pytest")]
+    code = "".join(each.code for each in examples).replace("async def test_", "async def test_async_")
+    (tmp_path / "test_examples.py").write_text(code, encoding="utf-8")
+    options = ["-q", "-p", "no:cacheprovider", "-c", "/dev/null", "-o", "asyncio_mode=auto", "--rootdir", "."]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "test_examples.py"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert re.search(rf"\b{len(examples)} passed", done.stdout), done.stdout
+
+
+def test_every_example_runs_or_says_why_not() -> None:
+    here = re.compile(r"runnable|served|pytest|runs with \w+")
+    left = [
+        each.where
+        for each in EXAMPLES
+        if each.where.rpartition(":")[0].rpartition("/")[2] not in RUN_ELSEWHERE
+        and not here.fullmatch(each.mark)
+        and not MARKS_ELSEWHERE.fullmatch(each.mark)
+    ]
+    assert left == []
 
 
 def test_what_the_documentation_names_is_there() -> None:

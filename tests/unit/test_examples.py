@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import MAX_WAIT
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 PRINTED = {
@@ -59,7 +61,9 @@ def test_example(name: str, tmp_path: Path) -> None:
     if name in NEEDED:
         pytest.importorskip(NEEDED[name], reason="needs the extra [sdks]")
     command = [sys.executable, "-W", "error", str(EXAMPLES / name)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=2 * MAX_WAIT
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert done.stdout.splitlines() == PRINTED[name]

@@ -21,25 +21,15 @@ def _settled_${message.snake}(m: ${message.name}) -> bool:
     $looks
     return True
 """
-_CONSTANT = """\
-${message.constant} = MessageCodec(
-    ${message.name},
-    "${message.full_name}",
-    protobuf="${package.python}.protobuf:${message.snake}",
-    encode_json=_json_${message.snake}.encode,
-    decode_json=_json_${message.snake}.decode,
-    validate=validate_${message.snake},
-)
-"""
 
 
 def emit_codecs(package: Package) -> str:
     """The text of codecs.py."""
     settled = {m.full_name for m in package.messages if any(map(_unsettled, [m, *m.within.values()]))}
     looks = [_settled(message, settled) for message in package.messages if message.full_name in settled]
-    codecs = [_codec(message, settled) for message in package.messages]
-    constants = [fill(_CONSTANT, message=message, package=package) for message in package.messages]
-    body = "".join([*looks, "\n\n", *codecs, "\n", *constants])
+    checked = {message.full_name for message in package.checked}
+    codecs = [_codec(message, settled, message.full_name in checked) for message in package.messages]
+    body = "".join([*looks, f'\n\n_PROTOBUF = "{package.python}.protobuf"\n\n', *codecs])
     names = [message.constant for message in package.messages]
     return module(package, "Every message as protobuf and as JSON.", _IMPORTS, names, body)
 
@@ -71,12 +61,14 @@ def _look(field: Field, settled: set[str]) -> str:
     return f"for {one} in {each}:\n    if {fails}:\n        return False\n"
 
 
-def _codec(message: Message, settled: set[str]) -> str:
-    arguments = [message.name]
+def _codec(message: Message, settled: set[str], checked: bool) -> str:
+    json = [message.name]
     if message.full_name in settled:
-        arguments.append(f"settled=_settled_{message.snake}")
+        json.append(f"settled=_settled_{message.snake}")
     if itemized := [f.rest_name for f in message.fields if f.options.itemized]:
-        arguments.append(f"itemized={strings(itemized)}")
+        json.append(f"itemized={strings(itemized)}")
     if groups := [strings(f.rest_name for f in members) for members in message.oneofs.values()]:
-        arguments.append(f"oneofs=[{', '.join(groups)}]")
-    return wrapped(f"_json_{message.snake} = JsonCodec(", arguments, ")")
+        json.append(f"oneofs=[{', '.join(groups)}]")
+    items = [message.name, f'"{message.full_name}"', f'protobuf=f"{{_PROTOBUF}}:{message.snake}"']
+    items += [f"json=JsonCodec({', '.join(json)})", *[f"validate=validate_{message.snake}"] * checked]
+    return wrapped(f"{message.constant} = MessageCodec(", items, ")", filled=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from tools.codegen.nodes import Field, Message, Method, Package, Service
 from tools.codegen.text import docstring, fill, indented, module, strings, wrapped
 
@@ -70,15 +68,12 @@ def _descriptor(method: Method) -> str:
 
 def _http(method: Method) -> str:
     rule = method.options.http
-    body = method.request if rule.body == "*" else method.body and method.body.type.message
-    in_path = re.findall(r"{(\w+)[^}]*}", method.path)
+    body = method.made if rule.body else None
     base = method.request.base
     # Those of a flattened message are in a tuple of their own, which several methods share.
     fields = [f"*_{base.constant}"] if base else []
-    for field in method.request.own if base else method.request.flat:
-        in_query = rule.body not in ("*", field.name) and (field.key is not None or not field.type.is_message)
-        if field.name in in_path or in_query:
-            fields.append(_query_field(field))
+    own = method.request.own if base else method.request.flat
+    fields += [_query_field(field) for field in own if method.place(field)]
     arguments = [f'"{method.verb}"', f'"{method.path}"', f'"{rule.body}"' if rule.body else "None"]
     rows = "".join(f"    {field},\n" for field in fields)
     rows = f"({fields[0]},)" if len(fields) == 1 else f"(\n{rows})"
@@ -138,10 +133,9 @@ def emit_public(package: Package) -> str:
     held: list[Message] = []
     for method in package.methods:
         held.append((method.returned and method.returned.type.message) or method.response)
-        taken = (method.body and method.body.type.message) or method.request
-        held += [field.type.message for field in taken.flat if field.type.message]
-        if taken is not method.request:
-            held.append(taken)
+        held += [field.type.message for field in method.made.flat if field.type.message]
+        if method.made is not method.request:
+            held.append(method.made)
         if method.cardinality.startswith("stream"):
             held.append(method.request)
     names = {message.name for each in held for message in (each, *each.within.values())}

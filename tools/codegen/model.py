@@ -104,6 +104,9 @@ class _Reader:
             for member in message.fields:
                 if member.options.flatten:
                     _flatten(message, member)
+                if member.many and member.type.message is not None:
+                    for inner in [member.type.message, *member.type.message.within.values()]:
+                        inner.listed = True
         return self.package
 
     def type(self, full_name: str) -> Any:

@@ -173,6 +173,8 @@ class Message(Named):
     fields: list[Field] = field(default_factory=list)
     # Whether another message holds its fields as its own.
     flattened: bool = False
+    # Whether it comes in lists or maps, or in what does: there may be many in one call.
+    listed: bool = False
 
     @property
     def base(self) -> Message | None:
@@ -250,6 +252,18 @@ class Method(Named):
         return None if name in ("", "*") else self.request.field(name)
 
     @property
+    def made(self) -> Message:
+        """The message whose fields are the parameters in Python: REST's body, or the request."""
+        return (self.body and self.body.type.message) or self.request
+
+    def place(self, field: Field) -> str:
+        """Where REST has a field of the request: in the "path", the "query", or "" for the body."""
+        if re.search(rf"{{{field.name}\b", self.path):
+            return "path"
+        in_body = self.options.http.body in ("*", field.name) or (field.key is None and field.type.is_message)
+        return "" if in_body else "query"
+
+    @property
     def returned(self) -> Field | None:
         """The response's message field that the method in Python returns instead: `data`, or REST's body."""
         if name := self.options.http.response_body:
@@ -291,6 +305,13 @@ class Package:
     def methods(self) -> list[Method]:
         """Those of all services."""
         return [method for service in self.services for method in service.methods]
+
+    @property
+    def checked(self) -> list[Message]:
+        """The messages with rules: requests and what they hold, or all where there is no service."""
+        roots = [method.request for method in self.methods]
+        found = {m.full_name for root in roots for m in [root, *root.within.values()]}
+        return [m for m in self.messages if not roots or m.full_name in found]
 
 
 def _required(field: Field) -> Field:

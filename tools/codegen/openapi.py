@@ -197,17 +197,12 @@ def _operation(method: Method) -> Json:
 
 
 def _parameters(method: Method) -> list[Json]:
-    rule = method.options.http
-    in_path = re.findall(r"{(\w+)[^}]*}", method.path)
-    parameters: list[Json] = []
-    for field in method.request.flat:
-        in_query = rule.body not in ("*", field.name) and (field.key is not None or not field.type.is_message)
-        if field.name in in_path or in_query:
-            parameters.append(_parameter(field, "path" if field.name in in_path else "query"))
+    fields = method.request.flat
+    parameters = [_parameter(field, where) for field in fields if (where := method.place(field))]
     shared = ["RequestId", "Deadline"]
     if method.key_path and not any(each.many for each in method.key_path):
         shared.append("IdempotencyKey")
-    if rule.body:
+    if method.options.http.body:
         shared.append("Unknown")
     return parameters + [{"$ref": f"#/components/parameters/{name}"} for name in shared]
 
@@ -231,8 +226,7 @@ def _parameter(field: Field, where: str) -> Json:
 
 
 def _body(method: Method) -> Json:
-    field = method.body
-    message = (field and field.type.message) or method.request
+    message = method.made
     kind = _LINES if method.cardinality.startswith("stream") else "application/json"
     content: Json = {"schema": {"$ref": f"#/components/schemas/{message.name}"}}
     if kind != _LINES and (example := _example(message)):

@@ -1,6 +1,9 @@
 """Emits protobuf.py: an encoder and a decoder per message, each a straight line through its fields.
 
-What the shape rests on, measured on a 15-field record:
+Messages that come in lists, and what they hold, are read and written in line. One that comes once in a call
+is not worth that: it calls functions, in a third of the lines (`in_line` is False).
+
+What the shape in line rests on, measured on a 15-field record:
 - A decoder holds the tag against each field in the order of the protocol, and goes on downward after a match,
   so that fields in order are read in one pass. All else falls through to the slow end of the loop.
 - Varints of one and two bytes are read in line, and looked up when written.
@@ -31,14 +34,14 @@ $package.messages *
 llm_cost_ops.wire.decimals from_text plain
 llm_cost_ops.wire.errors DecodeError EncodeError
 llm_cost_ops.wire.fields DECODE_FAULTS ENCODE_FAULTS MAX_NESTED enum_members enum_varint enum_varints \
- keep_unknown one_of read_entry read_enum canonicalize_tags skip_field decode_error encode_error \
+ keep_unknown one_of read_entry read_enum skip_unknown decode_error decoder encode_error \
  read_flattened
 llm_cost_ops.wire.structs read_list_value read_raw_json read_struct read_value write_list_value \
  write_raw_json write_struct write_value
 llm_cost_ops.wire.timestamps ZERO_MOMENT read_duration read_timestamp write_duration write_timestamp
 llm_cost_ops.wire.wrappers read_wrapper write_wrapper
 llm_cost_ops.wire.varint DOUBLE FIXED32 FIXED64 FLOAT SFIXED32 SFIXED64 SHORT int32 int64 prefixes read_more \
- read_varint read_varints sint32 sint64 to_int32 uint32 uint64 varint
+ read_sized read_varint read_varints sint32 sint64 to_int32 uint32 uint64 varint write_sized
 """
 _ENUM = """\
 _${enum.constant}_VARINTS = enum_varints(${enum.name})
@@ -54,19 +57,13 @@ def encode_${type.snake}(m: ${type.name}) -> bytes:
     """The protobuf bytes of a ${type.name}. Raises EncodeError."""
     out: list[bytes] = []
     w = out.append
-    at = ""
-    i = -1
+    at, i = "", -1
     try:
         $encoding
         if ${own}m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
     return b"".join(out)
-
-
-def decode_${type.snake}(data: bytes) -> ${type.name}:
-    """The ${type.name} that protobuf bytes hold. Raises DecodeError."""
-    return _read_${type.snake}(data, 0, len(data), 0, None)
 
 
 def _read_${type.snake}(data: bytes, pos: int, end: int, depth: int, m: ${type.name} | None) -> ${type.name}:
@@ -78,19 +75,15 @@ def _read_${type.snake}(data: bytes, pos: int, end: int, depth: int, m: ${type.n
         while pos < end:
             t = data[pos]
             $decoding
-            if t in _${type.constant}_NAMES: continue
-            s = skip_field(data, pos, end, _${type.constant}_TAGS)
-            if s < 0:
-                data = canonicalize_tags(data, pos, end, _${type.constant}_TAGS)
-                s, end = 0, len(data)
-            else:
-                kept.append(data[pos:s])
-            pos = s
+            ${otherwise}data, pos, end = skip_unknown(data, pos, end, _${type.constant}_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
         raise decode_error(error, m, _${type.constant}_NAMES.get(t, ("", "")), pos > end) from None
     if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
     return m
+
+
+decode_${type.snake} = decoder(_read_${type.snake})
 '''
 _TOO_DEEP = 'if depth > MAX_NESTED: raise DecodeError(f"messages lie more than {MAX_NESTED} deep")\n'
 _WRITE_ENTRIES = """\
@@ -116,49 +109,40 @@ _OWN = "type(m) is {} and "
 _WRITE_FLATTENED = """\
 at = ""
 b = encode_${type.snake}(m)
-if b:
-    w($tag)
-    w(varint(len(b)))
-    w(b)
+if b: write_sized(w, $tag, b)
 """
 _READ_FLATTENED = """\
 if t == $raw:
     $length
-    pos = s + n
-    if pos > end: raise IndexError
     read_flattened(_read_${type.snake}, $tag, data, s, pos, depth + 1, m)
     $next
 """
 _READ_REPEATED = """\
 if t == $raw:
-    x$number = m.$attribute
+    x$number = $target
     while t == $raw:
         $one
         $next
-    if pos >= end: break
+    $end
 """
 _READ_PACKED = """\
 if t == $raw:
     $length
-    pos = s + n
-    if pos > end: raise IndexError
     $all
     $next
 """
 _READ_VARINTS = """\
-x$number = m.$attribute
+x$number = $target
 for n in read_varints(data, s, pos):
     $long
     x$number($value)
 """
 _READ_ENTRY = """\
 $length
-pos = s + n
-if pos > end: raise IndexError
 k, v = read_entry(data, s, pos, $tags, $merged)
 $key
 $item
-x$number[k$number] = v$number
+$into[k$number] = v$number
 """
 
 
@@ -191,13 +175,16 @@ def _message(message: Message) -> str:
     # A flattened message has no part in the path of a field.
     shown = {f.number: "" if f.options.flatten else f.name for f in fields}
     names = {_raw(f.number, wire_type): f'("{shown[f.number]}", "{items}")' for f, wire_type, items in tags}
+    # In line a field that was read is behind the others, but another may follow that is before it.
+    known = f"if t in _{message.constant}_NAMES: continue\n" if message.listed else ""
     return fill(
         _MESSAGE,
         type=message,
         names=", ".join(f"{raw}: {name}" for raw, name in sorted(names.items())),
         tags=sorted(f.number << 3 | wire_type for f, wire_type, _ in tags),
-        encoding=one_of + "".join(map(_write, fields)),
-        decoding=_read_fields(message, fields),
+        encoding=one_of + "".join(_write(field, message.listed) for field in fields),
+        decoding=(_read_in_line if message.listed else _read_by_call)(message, fields) + known,
+        otherwise="else: " if fields and not message.listed else "",
         own=_OWN.format(message.name) if message.flattened else "",
         depth=_TOO_DEEP if message.cyclic else "",
     )
@@ -216,7 +203,7 @@ def _literal(data: bytes) -> str:
     return 'b"' + "".join(f"\\x{byte:02x}" for byte in data) + '"'
 
 
-def _write(field: Field) -> str:
+def _write(field: Field, in_line: bool) -> str:
     """Statements that write a field, unless it is not set."""
     type_, number, value = field.type, field.number, f"v{field.number}"
     tag, given = _tag(number, field.wire_type), f"{value} := m.{field.attribute}"
@@ -227,12 +214,12 @@ def _write(field: Field) -> str:
         item = _write_part(type_, 2, f"x{number}", "b")
         lines = fill(_WRITE_ENTRIES, number=number, key=key, item=item, size=_size(tag))
     elif field.packed:
-        lines = _write_sized(f'b"".join([{type_.write("v")} for v in {value}])', _tag(number, 2))
+        lines = _write_sized(f'b"".join([{type_.write("v")} for v in {value}])', _tag(number, 2), in_line)
     elif field.cardinality == "repeated":
-        each = indented(_write_value(type_, tag, f"x{number}"))
+        each = indented(_write_value(type_, tag, f"x{number}", in_line or type_.is_message))
         lines = f"for i, x{number} in enumerate({value}):\n{each}i = -1\n"
     else:
-        lines = _write_value(type_, tag, value)
+        lines = _write_value(type_, tag, value, in_line)
     if field.nullable:
         given = f"({given}) is not None"
     elif field.cardinality == "singular" and type_.enum is not None:
@@ -245,17 +232,19 @@ def _write(field: Field) -> str:
     return f'if {given}:\n    at = "{field.name}"\n{indented(lines)}'
 
 
-def _write_value(type_: Type, tag: bytes, value: str) -> str:
+def _write_value(type_: Type, tag: bytes, value: str, in_line: bool) -> str:
     """Statements that write a value with its tag."""
     if type_.kind == "bool":
         return f"w({_literal(tag + bytes([1]))} if {value} else {_literal(tag + bytes([0]))})\n"
     if type_.wire_type != 2:
         return f"w({_literal(tag)})\nw({type_.write(value)})\n"
-    return _write_sized(type_.write(value), tag, long=type_.message is not None)
+    return _write_sized(type_.write(value), tag, in_line, long=type_.message is not None)
 
 
-def _write_sized(payload: str, tag: bytes, long: bool = False) -> str:
+def _write_sized(payload: str, tag: bytes, in_line: bool, long: bool = False) -> str:
     """Statements that write a tag, a length, which may often be a `long` one, and what has that length."""
+    if not in_line:
+        return f"write_sized(w, {_literal(tag)}, {payload})\n"
     head = f"w({_literal(tag)})\nw(SHORT[n] if n < 16384 else varint(n))" if long else f"w({_size(tag)})"
     return f"b = {payload}\nn = len(b)\n{head}\nw(b)\n"
 
@@ -273,15 +262,22 @@ def _write_part(type_: Type, number: int, value: str, into: str) -> str:
     return f"{into} = {type_.write(value)}\nn = len({into})\n{into} = ({_size(tag)}) + {into}\n"
 
 
-def _read_fields(message: Message, fields: list[Field]) -> str:
+def _read_in_line(message: Message, fields: list[Field]) -> str:
     text, width = "", 1
     for field in fields:
         for further in range(width, len(_tag(field.number, 0))):
             text += _widen(further)
             width = further + 1
-        others = [f for f in message.oneofs.get(field.oneof, ()) if f is not field]
-        text += _read_many(field, width) if field.many else _read_one(field, others, width)
+        text += _read_field(message, field, width, _next(width))
     return text
+
+
+def _read_by_call(message: Message, fields: list[Field]) -> str:
+    widths = [len(_tag(field.number, 0)) for field in fields]
+    read = (_read_field(message, field, width, "") for field, width in zip(fields, widths, strict=True))
+    # Each begins with an `if` of its own, and so do the two of a list that may be packed.
+    chain = re.sub(r"^if ", "elif ", "".join(read), flags=re.MULTILINE).removeprefix("el")
+    return "".join(map(_widen, range(1, max(widths, default=1)))) + chain
 
 
 def _widen(width: int) -> str:
@@ -295,46 +291,56 @@ def _next(width: int) -> str:
     return "if pos >= end: break\nt = data[pos]\n" + "".join(map(_widen, range(1, width)))
 
 
-def _read_one(field: Field, others: list[Field], width: int) -> str:
-    target = f"m.{field.attribute}"
+def _read_field(message: Message, field: Field, width: int, move: str) -> str:
+    """Statements that read a field, and `move` on: in line, where that is not empty."""
+    if field.many:
+        return _read_many(field, width, move)
+    target, in_line = f"m.{field.attribute}", bool(move)
     if field.options.flatten:
         tag, raw = _literal(_tag(field.number, 2)), _raw(field.number, 2)
-        holes = {"tag": tag, "raw": raw, "length": _varint("s", width), "next": _next(width)}
+        holes = {"tag": tag, "raw": raw, "length": _length(width, in_line), "next": move}
         return fill(_READ_FLATTENED, type=field.type.message, **holes)
-    lines, value = _read_value(field.type, width, target)
+    lines, value = _read_value(field.type, width, in_line, target)
     if field.type.kind == "decimal" and field.nullable:
         value = value.replace(' or "0"', "")
     lines += f"{target} = {value}\n"
-    if others:
-        lines += f"{' = '.join(f'm.{other.attribute}' for other in others)} = None\n"
-    return f"if t == {_raw(field.number, field.wire_type)}:\n{indented(lines + _next(width))}"
+    others = [f"m.{each.attribute} = " for each in message.oneofs.get(field.oneof, ()) if each is not field]
+    lines += f"{''.join(others)}None\n" if others else ""
+    return f"if t == {_raw(field.number, field.wire_type)}:\n{indented(lines + move)}"
 
 
-def _read_many(field: Field, width: int) -> str:
-    number, type_, attribute = field.number, field.type, field.attribute
-    raw, move = _raw(number, field.wire_type), _next(width)
+def _read_many(field: Field, width: int, move: str) -> str:
+    number, type_, in_line = field.number, field.type, bool(move)
+    raw, target = _raw(number, field.wire_type), f"m.{field.attribute}" + ".append" * (field.key is None)
+    # Lists of messages are read in line wherever they are.
+    looped = in_line or (type_.is_message and field.key is None)
+    into = f"x{number}" if looped else target
     if field.key is not None:
-        one = _read_entry(number, field.key, type_, width)
-        return fill(_READ_REPEATED, raw=raw, number=number, attribute=attribute, one=one, next=move)
-    one, value = _read_value(type_, width)
-    holes = {"number": number, "attribute": f"{attribute}.append"}
-    text = fill(_READ_REPEATED, raw=raw, one=one + f"x{number}({value})\n", next=move, **holes)
-    if type_.wire_type == 2:
+        one = _read_entry(number, field.key, type_, width, in_line, into)
+    else:
+        lines, value = _read_value(type_, width, looped)
+        one = f"{lines}{into}({value})\n"
+    text = f"if t == {raw}:\n{indented(one)}"
+    if looped:
+        holes = {"raw": raw, "number": number, "target": target, "one": one, "next": _next(width)}
+        text = fill(_READ_REPEATED, end="if pos >= end: break\n" * in_line, **holes)
+    if field.key is not None or type_.wire_type == 2:
         return text
     if type_.wire_type in SIZES:
-        unpacked = f"{type_.kind.upper()}.iter_unpack(data[s:pos])"
-        every = f"m.{attribute} += [v for (v,) in {unpacked}]\n"
+        every = f"m.{field.attribute} += [v for (v,) in {type_.kind.upper()}.iter_unpack(data[s:pos])]\n"
     else:
-        every = fill(_READ_VARINTS, long=LONG_VARINTS.get(type_.kind, ""), value=type_.read(), **holes)
-    length = _varint("s", width)
-    return text + fill(_READ_PACKED, raw=_raw(number, 2), length=length, all=every, next=move)
+        long = LONG_VARINTS.get(type_.kind, "")
+        every = fill(_READ_VARINTS, number=number, target=target, long=long, value=type_.read())
+    holes = {"raw": _raw(number, 2), "length": _length(width, in_line), "all": every, "next": move}
+    return text + fill(_READ_PACKED, **holes)
 
 
-def _read_entry(number: int, key: Type, item: Type, width: int) -> str:
+def _read_entry(number: int, key: Type, item: Type, width: int, in_line: bool, into: str) -> str:
     return fill(
         _READ_ENTRY,
-        length=_varint("s", width),
+        length=_length(width, in_line),
         number=number,
+        into=into,
         tags=f"{8 | key.wire_type}, {16 | item.wire_type}",
         merged=item.is_message,
         key=_read_part(key, "k", number),
@@ -353,18 +359,26 @@ def _read_part(type_: Type, part: str, number: int) -> str:
     return f"{text}\n"
 
 
-def _read_value(type_: Type, width: int, earlier: str = "None") -> tuple[str, str]:
+def _read_value(type_: Type, width: int, in_line: bool, earlier: str = "None") -> tuple[str, str]:
     """Statements that move `pos` behind a value, and the expression of the value."""
     value = type_.read("data", "s", "pos", earlier)
     if type_.wire_type in SIZES:
         return f"pos += {width + SIZES[type_.wire_type]}\n", value
     if type_.wire_type == 0:
-        return _varint("pos", width, type_.kind), value
-    lines = _varint("s", width) + "pos = s + n\n"
-    return lines + "if pos > end: raise IndexError\n" * type_.is_message, value
+        return _varint("pos", width, in_line, type_.kind), value
+    return _length(width, in_line, checked=type_.is_message), value
 
 
-def _varint(to: str, width: int, kind: str = "") -> str:
+def _length(width: int, in_line: bool, checked: bool = True) -> str:
+    """Statements that move `pos` behind a value with a length, and `s` to its start."""
+    if not in_line:
+        return f"s, pos = read_sized(data, pos + {width}, end)\n"
+    return _varint("s", width, in_line) + "pos = s + n\n" + "if pos > end: raise IndexError\n" * checked
+
+
+def _varint(to: str, width: int, in_line: bool, kind: str = "") -> str:
     """Statements that read a varint `n`, a length or a value of a kind, behind a tag of `width` bytes."""
     long = LONG_VARINTS.get(kind, "")
+    if not in_line:
+        return f"n, {to} = read_varint(data, pos + {width})\n" + f"{long}\n" * bool(long)
     return fill(_VARINT, to=to, width=width, one=width + 1, two=width + 2, long=long)

@@ -89,10 +89,10 @@ def emit_resources(package: Package) -> str:
     """The text of resources.py."""
     both = [(service, prefix) for service in package.services for prefix in ("", "Async")]
     body = "".join(_resource(service, prefix) + _raw(service, prefix) for service, prefix in both)
-    fields = {_made(method).name: _typed_dict(method) for method in package.methods if _overlays(method)}
+    fields = {method.made.name: _typed_dict(method) for method in package.methods if _overlays(method)}
     used = [name for name in _LITERALS if re.search(rf": {_alias_name(name)}\b", body)]
     text = "\n" * bool(used) + "".join(map(_alias, used)) + "".join(fields.values()) + body
-    bases = [_made(method).base for method in package.methods if method.body is None]
+    bases = [method.made.base for method in package.methods if method.body is None]
     text = "".join({base.name: _setter(base) for base in bases if base}.values()) + text
     names = re.findall(r"^(?:class )?(\w+)(?: = |\(|:$)", text, re.MULTILINE)
     return module(package, "The methods of the client, a class per service.", _IMPORTS, names, text)
@@ -113,7 +113,7 @@ def _overlays(method: Method) -> bool:
 
 
 def _typed_dict(method: Method) -> str:
-    name = _made(method).name
+    name = method.made.name
     lines = [f"{_name(field)}: {_accepted(field)[0]}\n" for field in _fields(method)]
     lines += ["idempotency_key: str\n"] * bool(method.key_path)
     title = f'"""The fields of a {name}, as keyword arguments."""\n\n'
@@ -195,13 +195,8 @@ def _item(method: Method) -> str:
     return data[0].type.message.name if paged and data and data[0].type.message else ""
 
 
-def _made(method: Method) -> Message:
-    """The message whose fields are the parameters: REST's body, or the request."""
-    return (method.body and method.body.type.message) or method.request
-
-
 def _fields(method: Method) -> list[Field]:
-    fields = [f for f in _made(method).flat if "Output only." not in f.comment]
+    fields = [f for f in method.made.flat if "Output only." not in f.comment]
     if method.key_path:
         return [field for field in fields if field is not method.key_path[-1]]
     # A record that is not written has no use for its key.
@@ -212,7 +207,7 @@ def _parameters(method: Method, fields: list[Field], prefix: str) -> list[str]:
     if method.cardinality.startswith("stream"):
         return [f"requests: {prefix}Iterable[{method.request.name}]", "*"]
     if method.body is not None:
-        return [f"record: {_made(method).name} | None = None", "/", "*", *map(_optional, fields)]
+        return [f"record: {method.made.name} | None = None", "/", "*", *map(_optional, fields)]
     required = [field for field in fields if field.options.rules.required]
     # What the path names comes by its place, and so does what alone is required.
     placed = [field for field in required if f"{{{field.name}}}" in method.path or len(required) == 1]
@@ -263,7 +258,7 @@ def _texts(field: Field) -> str:
 
 def _request(method: Method, fields: list[Field]) -> str:
     """Statements that make the request."""
-    body, made = method.body, _made(method)
+    body, made = method.body, method.made
     target = "request" if body is None else "fields"
     required = [field for field in fields if body is None and field.options.rules.required]
     given = [f"{field.attribute}={_coerced(field)}" for field in required]
@@ -323,7 +318,7 @@ def _coerced(field: Field) -> str:
 def _docstring(method: Method, fields: list[Field]) -> str:
     text = f"{method.comment or f'Call {method.service.name}.{method.name}.'}\n\nArgs:\n"
     if method.body is not None and not method.cardinality.startswith("stream"):
-        text += f"    record: a ready {_made(method).name}, whose fields those given beside it replace.\n"
+        text += f"    record: a ready {method.made.name}, whose fields those given beside it replace.\n"
     for field in fields:
         example = f' Example: "{field.options.example}".' if field.options.example else ""
         about = f"{_name(field)}: {' '.join(field.comment.split())}{example}"

@@ -50,10 +50,10 @@ def strings(names: Iterable[str]) -> str:
     return str(tuple(names)).replace("'", '"')
 
 
-def wrapped(start: str, items: Sequence[str], end: str, depth: int = 0) -> str:
-    """Items in brackets on a line, or else on one of their own, or else on one each; names fill lines.
+def wrapped(start: str, items: Sequence[str], end: str, depth: int = 0, filled: bool = False) -> str:
+    """Items in brackets on a line, or else on one of their own, or else on one each.
 
-    `depth` tells how many spaces will be put in front of the lines.
+    Names fill lines, and so do others with `filled`. `depth` tells how many spaces will be put before them.
     """
     line = ", ".join(items)
     whole = f"{start[:-1]}{line}" if start.startswith("from ") else f"{start}{line}{end}"
@@ -61,12 +61,9 @@ def wrapped(start: str, items: Sequence[str], end: str, depth: int = 0) -> str:
         return f"{whole}\n"
     if depth + len(line) + 4 <= 110 and not start.startswith(("from ", "__all__")):
         return f"{start}\n    {line}\n{end}\n"
-    if start.startswith(("from ", "__all__")):
-        return (
-            f"{start}\n"
-            + textwrap.fill(f"{line},", 110, initial_indent="    ", subsequent_indent="    ")
-            + f"\n{end}\n"
-        )
+    if filled or start.startswith("__all__") or all(map(str.isidentifier, items)):
+        lines = textwrap.fill(f"{line},", 110 - depth, initial_indent="    ", subsequent_indent="    ")
+        return f"{start}\n{lines}\n{end}\n"
     return f"{start}\n" + "".join(f"    {item},\n" for item in items) + f"{end}\n"
 
 

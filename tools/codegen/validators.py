@@ -23,7 +23,7 @@ $package.messages *
 llm_cost_ops.rpc.status Violation
 llm_cost_ops.wire.validation EMPTY ZERO check_bytes check_decimal check_entries check_enum check_float \
  check_instance check_int check_items check_json check_messages check_one_of check_text check_undecoded \
- entry missing relocate
+ entry missing plain_texts relocate
 """
 _VALIDATOR = '''
 
@@ -43,12 +43,12 @@ if path and len(violations) != start:
 
 
 def emit_validators(package: Package) -> str:
-    """The text of validators.py: `validate_<message>(message, path, violations)` for each message."""
+    """The text of validators.py: `validate_<message>(message, path, violations)`."""
     itemized = {f.type.annotation for m in package.messages for f in m.fields if f.options.itemized}
-    enums = {f.type.annotation: None for m in package.messages for f in m.fields if f.type.enum is not None}
+    enums = {f.type.annotation: None for m in package.checked for f in m.fields if f.type.enum is not None}
     body = "\n" + "".join(f"{_unset(enum)} = {enum}.UNSPECIFIED\n" for enum in enums)
-    body += "".join(_validator(message, message.name in itemized) for message in package.messages)
-    names = [f"validate_{message.snake}" for message in package.messages]
+    body += "".join(_validator(message, message.name in itemized) for message in package.checked)
+    names = [f"validate_{message.snake}" for message in package.checked]
     return module(package, "What the fields of the messages must satisfy.", _IMPORTS, names, body)
 
 
@@ -75,13 +75,11 @@ def _fields(message: Message) -> str:
 
     One by one where it inherits fields, or is looked at as a part of what inherits them.
     """
-    if message.flattened or any(field.options.flatten for field in message.fields):
-        own = [field for field in message.fields if not field.options.flatten]
-        return "".join(f"{_local(field)}: Any = m.{field.attribute}\n" for field in own)
-    names = ["_", *map(_local, message.fields)]
-    listed = textwrap.fill(", ".join(names), 100)
-    listed = f"(\n{indented(listed)}\n)" if "\n" in listed else listed
-    return f"{listed} = astuple(m) if type(m) is {message.name} else astuple(m)[:{len(names)}]\n"
+    fields = [field for field in message.fields if not field.options.flatten]
+    if message.flattened or len(fields) < len(message.fields):
+        return "".join(f"{_local(field)}: Any = m.{field.attribute}\n" for field in fields)
+    names = textwrap.fill(f"({', '.join(['_', *map(_local, fields)])})", 100, subsequent_indent="    ")
+    return f"{names} = astuple(m) if type(m) is {message.name} else astuple(m)[:{len(fields) + 1}]\n"
 
 
 def _local(field: Field) -> str:
@@ -163,6 +161,8 @@ def _many(field: Field, v: str) -> str:
     arguments += ["required=True"] * rules.required
     if field.key is not None:
         at, kind, check = f"entry({name}, k)", "dict", "check_entries"
+        if type_.scalar == field.key.scalar == "string" and None not in (rules.max_items, rules.max_length):
+            check = f"not plain_texts({v}, {rules.max_items}, {rules.max_length}) and check_entries"
         each = _when(*_check(field.key, Rules(max_length=rules.max_length), at, "k"))
         each = f"for k, e in {v}.items():\n" + indented(each + _when(*_check(type_, rules, at, "e")))
     else:

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from llm_cost_ops._gen.messages import CostStatus, RevisionKind, SubmitStatus, UsageRecord
 from llm_cost_ops.ledger.duplicates import is_duplicate, supersedes, superseding
-from llm_cost_ops.ledger.encoding import decode_usage, from_micros, usage_id
+from llm_cost_ops.ledger.encoding import NumberedIds, decode_usage, from_micros, to_micros, usage_id
 from llm_cost_ops.ledger.erasure import as_erased
 from llm_cost_ops.ledger.postgres import cards, schema
 from llm_cost_ops.ledger.postgres.connection import Database, Session
 from llm_cost_ops.ledger.postgres.errors import busy_error, closed_error
 from llm_cost_ops.ledger.postgres.interning import organization_ids
 from llm_cost_ops.ledger.postgres.revise import revise
-from llm_cost_ops.ledger.postgres.rows import Row, prepare, units_sql
+from llm_cost_ops.ledger.postgres.rows import Row, row_of, units_of, units_sql
 from llm_cost_ops.ledger.postgres.workers import Connected, Ticket
 from llm_cost_ops.ledger.postgres.writing import write
+from llm_cost_ops.ledger.protocols import Alike
 from llm_cost_ops.ledger.types import Appended, Entry, Revision
+from llm_cost_ops.pricing.pricebook import Pricing
+from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 
-__all__ = ["Append", "Appender"]
+__all__ = ["Answer", "Appender", "PostgresBatch"]
 
 # More rows in a transaction make it no faster, and its calls wait longer.
 _MAX_ROWS = 2000
@@ -52,34 +56,104 @@ _FIND = f"""
     WHERE u.org = %(org)s AND u.id = ANY(%(ids)s::uuid[])
 """
 
-Answer = list[Appended] | None
+Answer = dict[int, Appended] | None
+"""As Batch.write has it."""
+WriteBatch = Callable[["PostgresBatch", CallContext, "int | None"], Awaitable[Answer]]
 
 
-class Append:
-    """Entries that one call appends, and what is known of them so far."""
+class PostgresBatch:
+    """A Batch, whose rows are made as entries come; and what is known of them while they are written."""
 
-    __slots__ = ("_attempts", "answers", "entries", "other_cards", "revision", "rows")
+    __slots__ = (
+        "_attempts",
+        "_ids",
+        "_ingested",
+        "_key",
+        "_organization",
+        "_taken",
+        "_write_batch",
+        "open",
+        "other_cards",
+        "revision",
+        "rows",
+        "settled",
+    )
 
-    def __init__(self, entries: Sequence[Entry], revision: int | None) -> None:
-        self.revision = revision
-        self.rows = [prepare(entry) for entry in entries]
-        self.answers: list[Appended | None] = [None] * len(entries)
+    def __init__(self, write_batch: WriteBatch, key: str) -> None:
+        self._write_batch = write_batch
+        self._key = key
+        # Those of numbered entries of the organization that came last.
+        self._ids: NumberedIds | None = None
+        self._organization = ""
+        self._taken: datetime | None = None
+        self._ingested = 0
+        self._attempts: dict[int, int] = {}
+        self.rows: list[Row] = []
+        self.revision: int | None = None
+        """That of the cards which priced the entries."""
+        self.open: set[int] = set()
+        """The numbers of entries of which nobody knows yet what becomes of them."""
+        self.settled: dict[int, Appended] = {}
+        """What became of those that were not created with their first id."""
         self.other_cards = False
         """Whether the cards were of another revision, so that nothing was written."""
-        self.entries = entries
-        self._attempts: dict[int, int] = {}
+
+    def add(
+        self,
+        record: UsageRecord,
+        key: str | int,
+        ingested_at: datetime,
+        units: int | None,
+        by: Pricing,
+        _alike: Alike | None = None,
+    ) -> str:
+        """Take one more entry; see Batch."""
+        if ingested_at is not self._taken:
+            # Entries of a batch share the object.
+            self._ingested = to_micros(ingested_at)
+            self._taken = ingested_at
+        organization = record.organization_id
+        if isinstance(key, int):
+            if organization != self._organization:
+                self._organization = organization
+                self._ids = NumberedIds.of(organization, self._key)
+            number, key = key, f"{self._key}:{key}"
+            made = usage_id(organization, key)[0] if self._ids is None else self._ids.at(number)[0]
+        else:
+            made = usage_id(organization, key)[0]
+        self.rows.append(row_of(record, made, key, self._ingested, units, by))
+        return made
+
+    def write(
+        self, context: CallContext, revision: int | None = None
+    ) -> Awaitable[dict[int, Appended] | None]:
+        """Write the entries; see Batch."""
+        return self._write_batch(self, context, revision)
+
+    def entry(self, at: int) -> Entry:
+        """An entry as it came."""
+        row = self.rows[at]
+        record = decode_usage(row.record)
+        return Entry(record, row.key or "", from_micros(row.ingested), units_of(row.cost), row.by)
 
     def created(self, at: int) -> None:
         """Note that an entry was written."""
-        entry, by = self.entries[at], self.entries[at].by
-        self.answers[at] = Appended(
-            SubmitStatus.CREATED,
-            self.rows[at].id,
-            entry.units,
-            by.currency,
-            by.status,
-            entry.ingested_at,
-        )
+        self.open.discard(at)
+        if at in self._attempts:
+            entry, by = self.entry(at), self.rows[at].by
+            self.settled[at] = Appended(
+                SubmitStatus.CREATED,
+                self.rows[at].id,
+                entry.units,
+                by.currency,
+                by.status,
+                entry.ingested_at,
+            )
+
+    def answer(self, at: int, answer: Appended) -> None:
+        """Note what became of an entry that was there already."""
+        self.open.discard(at)
+        self.settled[at] = answer
 
     def retry(self, at: int, *, free: bool) -> None:
         """Have an entry written again, under the id of its next attempt unless its id is `free`."""
@@ -89,14 +163,9 @@ class Append:
             made = usage_id(row.series[0], row.key or "", attempt)[0]
             self.rows[at] = row._replace(id=made)
 
-    def answer(self) -> Answer:
-        """What the call is answered."""
-        answers = [answer for answer in self.answers if answer is not None]
-        return None if self.other_cards else answers
 
-
-Place = tuple[Append, int]
-"""An entry: what appends it, and its number there."""
+Place = tuple[PostgresBatch, int]
+"""An entry: the batch that it is in, and its number there."""
 
 
 class Appender:
@@ -116,22 +185,22 @@ class Appender:
 
     def _begin(self) -> None:
         self._changed = threading.Condition()
-        self._waiting: deque[tuple[Append, Ticket[Answer]]] = deque()
+        self._waiting: deque[tuple[PostgresBatch, Ticket[Answer]]] = deque()
         self._thread: threading.Thread | None = None
 
     def forget(self) -> None:
         """In a forked child: the thread and its connection are the parent's."""
         self._begin()
 
-    def put(self, append: Append, until: float | None) -> Ticket[Answer]:
+    def put(self, batch: PostgresBatch, until: float | None) -> Ticket[Answer]:
         """Queue what is to be appended."""
-        ticket: Ticket[Answer] = Ticket(lambda session: self._alone(session, append), until, writes=True)
+        ticket: Ticket[Answer] = Ticket(lambda session: self._alone(session, batch), until, writes=True)
         with self._changed:
             if self._closed:
                 raise closed_error()
             if len(self._waiting) >= _MAX_WAITING:
                 raise busy_error()
-            self._waiting.append((append, ticket))
+            self._waiting.append((batch, ticket))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="llm-cost-ops-commit", daemon=True)
                 self._thread.start()
@@ -161,35 +230,35 @@ class Appender:
         finally:
             connected.close()
 
-    def _next_group(self) -> list[tuple[Append, Ticket[Answer]]]:
+    def _next_group(self) -> list[tuple[PostgresBatch, Ticket[Answer]]]:
         """Wait for tickets, and take those that were priced with the same cards; none when it is closed."""
-        group: list[tuple[Append, Ticket[Answer]]] = []
+        group: list[tuple[PostgresBatch, Ticket[Answer]]] = []
         with self._changed:
             while not group and (self._waiting or not self._closed):
                 self._changed.wait_for(lambda: self._waiting or self._closed)
                 self._take(group)
         return group
 
-    def _take(self, group: list[tuple[Append, Ticket[Answer]]]) -> None:
+    def _take(self, group: list[tuple[PostgresBatch, Ticket[Answer]]]) -> None:
         rows = 0
         while self._waiting and rows < _MAX_ROWS:
-            append, ticket = self._waiting[0]
-            if group and append.revision != group[0][0].revision:
+            batch, ticket = self._waiting[0]
+            if group and batch.revision != group[0][0].revision:
                 return
             self._waiting.popleft()
             if ticket.is_late() or not ticket.future.set_running_or_notify_cancel():
                 _fail(ticket, busy_error())
                 continue
-            group.append((append, ticket))
-            rows += len(append.rows)
+            group.append((batch, ticket))
+            rows += len(batch.rows)
 
-    def _commit(self, connected: Connected, group: list[tuple[Append, Ticket[Answer]]]) -> None:
+    def _commit(self, connected: Connected, group: list[tuple[PostgresBatch, Ticket[Answer]]]) -> None:
         """Commit a group; where some of it is refused, each alone, so that none harms its neighbours."""
         if len(group) > 1:
-            appends = [append for append, _ in group]
+            batches = [batch for batch, _ in group]
             untils = [ticket.until for _, ticket in group]
             until = None if None in untils else max(until for until in untils if until is not None)
-            together = Ticket(lambda session: self._together(session, appends), until)
+            together = Ticket(lambda session: self._together(session, batches), until)
             try:
                 answers = connected.attempt(together)
             except Exception as error:  # noqa: BLE001 - nobody may wait for ever, and who caused it is seen next
@@ -204,33 +273,33 @@ class Appender:
         for _, ticket in group:
             connected.serve(ticket)
 
-    def _alone(self, session: Session, append: Append) -> Answer:
-        return self._together(session, [append])[0]
+    def _alone(self, session: Session, batch: PostgresBatch) -> Answer:
+        return self._together(session, [batch])[0]
 
-    def _together(self, session: Session, appends: list[Append]) -> list[Answer]:
+    def _together(self, session: Session, batches: list[PostgresBatch]) -> list[Answer]:
         """Write what several calls append, and settle what was there already."""
-        places = [(append, at) for append in appends for at in range(len(append.rows))]
+        places = [(batch, at) for batch in batches for at in sorted(batch.open)]
         while places:
             self._write(session, places)
-            places = _settle(session, appends)
-        return [append.answer() for append in appends]
+            places = _settle(session, batches)
+        return [None if batch.other_cards else batch.settled for batch in batches]
 
     def _write(self, session: Session, places: list[Place]) -> None:
         """Commit rows, and note which of them were new."""
-        written = write(session, [append.rows[at] for append, at in places], places[0][0].revision)
-        for append, _ in places:
-            append.other_cards = written is None
+        written = write(session, [batch.rows[at] for batch, at in places], places[0][0].revision)
+        for batch, _ in places:
+            batch.other_cards = written is None
         if written is None:
             return
         self.commits += 1
         for org, new in written.items():
             for place in new:
-                append, at = places[place]
-                append.created(at)
+                batch, at = places[place]
+                batch.created(at)
             self._written(org, len(new))
 
 
-def _settle(session: Session, appends: list[Append]) -> list[Place]:
+def _settle(session: Session, batches: list[PostgresBatch]) -> list[Place]:
     """Answer what was not created with what is there, and return what is to be written with another id.
 
     Under the same key it is a duplicate or a conflict, or supersedes what was found. Under another one the
@@ -238,30 +307,30 @@ def _settle(session: Session, appends: list[Append]) -> list[Place]:
     is free or has its key.
     """
     open_places: dict[str, list[Place]] = {}
-    for append in appends:
-        for at, answer in enumerate(append.answers):
-            if answer is None and not append.other_cards:
-                open_places.setdefault(append.rows[at].series[0], []).append((append, at))
+    for batch in batches:
+        if not batch.other_cards:
+            for at in sorted(batch.open):
+                open_places.setdefault(batch.rows[at].series[0], []).append((batch, at))
     again: list[Place] = []
     for name, places in open_places.items():
         [org] = organization_ids(session, [name])
-        found = _found(session, org, {append.rows[at].id for append, at in places})
-        for append, at in places:
-            row = append.rows[at]
+        found = _found(session, org, {batch.rows[at].id for batch, at in places})
+        for batch, at in places:
+            row = batch.rows[at]
             first = found.get(row.id)
-            while first is not None and first.key == row.key and _supersede(session, append, at, first):
+            while first is not None and first.key == row.key and _supersede(session, batch, at, first):
                 found |= _found(session, org, {row.id})
                 first = found[row.id]
-            if append.answers[at] is not None or append.other_cards:
+            if at not in batch.open or batch.other_cards:
                 continue
             if first is None or first.key != row.key:
-                append.retry(at, free=first is None)
-                again.append((append, at))
+                batch.retry(at, free=first is None)
+                again.append((batch, at))
             elif row.key is None:
                 # Its id is its own: it was committed before the connection was lost.
-                append.created(at)
+                batch.created(at)
             else:
-                append.answers[at] = _first(row, first)
+                batch.answer(at, _first(row, first))
     return again
 
 
@@ -292,14 +361,14 @@ def _found(session: Session, org: int, ids: set[str]) -> dict[str, _First]:
     return {row[0]: _First._make(row) for row in rows}
 
 
-def _supersede(session: Session, append: Append, at: int, first: _First) -> bool:
+def _supersede(session: Session, batch: PostgresBatch, at: int, first: _First) -> bool:
     """Have an entry with counts take the place of an observation without; whether to look again.
 
     Rows that the same call created stay, though cards were added since: then this one is written too.
     """
-    if append.answers[at] is not None or first.number is None or append.rows[at].key is None:
+    if at not in batch.open or first.number is None or batch.rows[at].key is None:
         return False
-    kept, entry = decode_usage(first.record), append.entries[at]
+    kept, entry = decode_usage(first.record), batch.entry(at)
     sent = first.compared(entry.record, kept)
     if not supersedes(sent, kept):
         return False
@@ -317,11 +386,11 @@ def _supersede(session: Session, append: Append, at: int, first: _First) -> bool
     )
     with session.transaction():
         session.run("SELECT pg_advisory_xact_lock_shared(%s)", schema.LOCK_CARDS)
-        if append.revision not in (None, cards.revision(session)) and not any(append.answers):
-            append.other_cards = True
+        if batch.revision not in (None, cards.revision(session)) and len(batch.open) == len(batch.rows):
+            batch.other_cards = True
             return False
         if revise(session, revision):
-            append.created(at)
+            batch.created(at)
     return True
 
 

@@ -245,11 +245,14 @@ class Session:
         self.run("COMMIT")
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Commit what is done inside, as durably as the ledger promises, or nothing of it."""
+    def transaction(self, *, lasting: bool = True) -> Iterator[None]:
+        """Commit what is done inside, as durably as the ledger promises, or nothing of it.
+
+        Where it need not be `lasting`, nobody waits for the disk: a crash may undo all of it.
+        """
         self.run(f"BEGIN; {_PLANNED}")
         try:
-            self.settings()
+            self.settings(lasting=lasting)
             yield
             self.begin_commit()
             self.run("COMMIT")
@@ -258,9 +261,10 @@ class Session:
             self.roll_back()
             raise
 
-    def settings(self) -> None:
+    def settings(self, *, lasting: bool = True) -> None:
         """Set, for the transaction, how durable its commit is and how long a statement may take."""
-        self.run(_SETTINGS, commit=self._synchronous_commit, timeout=str(self._timeout()))
+        commit = self._synchronous_commit if lasting else "off"
+        self.run(_SETTINGS, commit=commit, timeout=str(self._timeout()))
 
     def begin_commit(self) -> None:
         """What comes before COMMIT.

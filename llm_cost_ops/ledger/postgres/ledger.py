@@ -11,10 +11,10 @@ from typing import TypeVar
 
 from llm_cost_ops._gen.messages import AuditEvent, RateCard, SubmitStatus, UsageRecord
 from llm_cost_ops.ledger import audit
-from llm_cost_ops.ledger.batches import EntryBatch
+from llm_cost_ops.ledger.batches import append_as_batch
 from llm_cost_ops.ledger.postgres import cards, erasing, integrity, listing, revisions, sums
 from llm_cost_ops.ledger.postgres.api_keys import PostgresKeys
-from llm_cost_ops.ledger.postgres.append import Append, Appender
+from llm_cost_ops.ledger.postgres.append import Answer, Appender, PostgresBatch
 from llm_cost_ops.ledger.postgres.audit import add_events, audit_events
 from llm_cost_ops.ledger.postgres.connection import Database, Session
 from llm_cost_ops.ledger.postgres.meter_sums import summarize_meters
@@ -45,10 +45,12 @@ __all__ = ["PostgresLedger"]
 
 T = TypeVar("T")
 
-_INLINE_ROWS = 1000
 _ERASED_AT_ONCE = 250
-FOLD_EVERY = 500
-"""Rows of an organization that a process writes before it has its sums folded."""
+FOLD_EVERY = 2000
+"""Rows of an organization that a process writes before it has its sums folded.
+
+A query takes some microseconds for each row of delta; to fold few at a time takes as long as to write them.
+"""
 
 
 class PostgresLedger:
@@ -74,24 +76,19 @@ class PostgresLedger:
         self, entries: Sequence[Entry], context: CallContext, revision: int | None = None
     ) -> Awaitable[list[Appended] | None]:
         """Write usage and costs in one transaction; see Ledger."""
-        return self._append(entries, context, revision)
+        return append_as_batch(self.batch(), entries, context, revision)
 
-    async def _append(
-        self, entries: Sequence[Entry], context: CallContext, revision: int | None
-    ) -> list[Appended] | None:
-        if not entries:
-            return []
-        context.check_deadline()
-        if len(entries) > _INLINE_ROWS:
-            # To make their rows takes longer than an event loop should wait.
-            append = await context.runtime.offload(Append, entries, revision)
-        else:
-            append = Append(entries, revision)
-        return await self._appender.put(append, until_of(context)).result(context)
-
-    def batch(self, key: str = "") -> EntryBatch:
+    def batch(self, key: str = "") -> PostgresBatch:
         """An empty batch; see Ledger."""
-        return EntryBatch(self.append, key)
+        return PostgresBatch(self._write_batch, key)
+
+    async def _write_batch(self, batch: PostgresBatch, context: CallContext, revision: int | None) -> Answer:
+        if not batch.rows:
+            return {}
+        context.check_deadline()
+        batch.revision = revision
+        batch.open.update(range(len(batch.rows)))
+        return await self._appender.put(batch, until_of(context)).result(context)
 
     def _written(self, org: int, rows: int) -> None:
         """Have an organization's sums folded, beside the writing, once there is something to fold."""

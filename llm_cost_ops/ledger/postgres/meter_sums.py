@@ -9,6 +9,7 @@ from typing import Any
 
 from llm_cost_ops._gen.messages import RateCard, UsageRecord
 from llm_cost_ops.ledger.encoding import decode_usage
+from llm_cost_ops.ledger.pieces import pieces_of
 from llm_cost_ops.ledger.postgres.cards import get_card, kept_card
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.interning import organization_ids
@@ -18,7 +19,6 @@ from llm_cost_ops.ledger.postgres.sums import (
     SERIES_COLUMNS,
     Keys,
     newest,
-    pieces_of,
     pieces_sql,
     record_conditions,
     series_conditions,

@@ -19,6 +19,7 @@ from llm_cost_ops.ledger.encoding import (
 from llm_cost_ops.ledger.types import Entry
 from llm_cost_ops.pricing.money import UNITS, from_units
 from llm_cost_ops.pricing.pricebook import Pricing
+from llm_cost_ops.rules.limits import MAX_COUNT
 
 __all__ = [
     "RECORD_COLUMNS",
@@ -27,9 +28,11 @@ __all__ = [
     "cost_text",
     "decode_record",
     "prepare",
+    "row_of",
     "series_of",
     "struct_text",
     "text_array",
+    "units_of",
     "units_sql",
 ]
 
@@ -45,6 +48,9 @@ def units_sql(cost: str) -> str:
 def struct_text(value: object) -> str:
     """A struct as text: JSON, in which NUL is escaped, as PostgreSQL needs it."""
     return encode_struct(value).decode()
+
+
+_PICO = "e-12"
 
 
 class Row(NamedTuple):
@@ -73,24 +79,29 @@ class Row(NamedTuple):
 
 def prepare(entry: Entry) -> Row:
     """What the transaction needs of an entry; everything that can be done before it."""
-    record, by = entry.record, entry.by
-    input_tokens, output_tokens = record.input_tokens or 0, record.output_tokens or 0
-    check_counts(record)
-    check_cost(entry.units, by.currency)
-    ingested = to_micros(entry.ingested_at)
+    made = usage_id(entry.record.organization_id, entry.key)[0]
+    return row_of(entry.record, made, entry.key, to_micros(entry.ingested_at), entry.units, entry.by)
+
+
+def row_of(record: UsageRecord, made: str, key: str, ingested: int, units: int | None, by: Pricing) -> Row:
+    """The row of a record with an id; INVALID_ARGUMENT for counts or a cost that sums can't hold."""
+    put_in, put_out = record.input_tokens or 0, record.output_tokens or 0
+    if put_in > MAX_COUNT or put_out > MAX_COUNT:
+        check_counts(record)
+    check_cost(units, by.currency)
     tags, labels, moment = record.tags, record.labels, record.timestamp
     return Row(
         series_of(record, by),
         by,
-        usage_id(record.organization_id, entry.key)[0],
-        entry.key or None,
+        made,
+        key or None,
         ingested,
         ingested if moment is None else to_micros(moment),
         record.request_count or 1,
-        input_tokens,
-        output_tokens,
+        put_in,
+        put_out,
         record.cached_tokens,
-        cost_text(entry.units),
+        cost_text(units),
         record.user_id or None,
         # A tag counts a record once, however often it has it.
         struct_text(list(dict.fromkeys(tags))) if tags else None,
@@ -117,7 +128,12 @@ def series_of(record: UsageRecord, by: Pricing) -> tuple[str, ...]:
 
 def cost_text(units: int | None) -> str | None:
     """A cost in 10^-12 as PostgreSQL reads a number."""
-    return None if units is None else f"{units}e-12"
+    return None if units is None else f"{units}{_PICO}"
+
+
+def units_of(cost: str | None) -> int | None:
+    """The cost in 10^-12 that `cost_text` made a text of."""
+    return None if cost is None else int(cost.removesuffix(_PICO))
 
 
 def text_array(values: Sequence[object]) -> str:

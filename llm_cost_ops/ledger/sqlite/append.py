@@ -19,10 +19,20 @@ from llm_cost_ops.ledger.encoding import (
     usage_id,
 )
 from llm_cost_ops.ledger.erasure import as_erased
+from llm_cost_ops.ledger.protocols import Alike
 from llm_cost_ops.ledger.sqlite import cards
 from llm_cost_ops.ledger.sqlite import sums as rollups
 from llm_cost_ops.ledger.sqlite.revise import revise
-from llm_cost_ops.ledger.sqlite.rows import SeriesKey, Values, prepare, series_key_of, units_of, values_of
+from llm_cost_ops.ledger.sqlite.rows import (
+    NO_IDS,
+    Ids,
+    Row,
+    SeriesKey,
+    prepare,
+    row_of,
+    series_key_of,
+    units_of,
+)
 from llm_cost_ops.ledger.types import Appended, Entry, Revision
 from llm_cost_ops.pricing.pricebook import Pricing
 from llm_cost_ops.rpc.context import CallContext
@@ -30,12 +40,8 @@ from llm_cost_ops.rules.times import QUARTER
 
 __all__ = ["AppendOne", "Interner", "SqliteBatch"]
 
-Ids = tuple[int, int, int]
-Row = tuple[Any, ...]
-
 _COLUMNS = 18
 _MARKS = ", ".join("?" * _COLUMNS)
-_NO_IDS = (0, 0, 0)
 # Where the organization has a record with the id already, the index refuses the row.
 _INSERT = f"INSERT INTO usage VALUES ({_MARKS})"
 # A statement of many rows takes three quarters of the time of as many statements. Where one is refused, none
@@ -141,19 +147,20 @@ class AppendOne:
     Its answer is None when the cards are of another `revision`, where one is given.
     """
 
-    __slots__ = ("_entry", "_ids", "_made", "_revision", "_series_key", "_values", "is_statement")
+    __slots__ = ("_entry", "_made", "_revision", "_row", "_series_key", "is_statement")
 
     def __init__(self, entry: Entry, revision: int | None, interner: Interner) -> None:
         self._entry = entry
         self._revision = revision
-        self._series_key, self._values, self._made = prepare(entry)
-        self._ids = interner.known(self._series_key)
-        self.is_statement = self._ids is not None
+        self._series_key, self._row, self._made = prepare(entry, interner.known)
+        self.is_statement = self._row[1] != 0
         """Whether this is a single statement, since series and pricing are known."""
 
     def __call__(self, cursor: sqlite3.Cursor, interner: Interner) -> list[Appended] | None:
         """Append the entry."""
-        row = (None, *(self._ids or interner.ids(cursor, self._series_key)), *self._values)
+        row = self._row
+        if not self.is_statement:
+            row = (None, *interner.ids(cursor, self._series_key), *row[4:])
         try:
             appended = self._insert(cursor, row)
         except sqlite3.IntegrityError as error:
@@ -180,31 +187,12 @@ class AppendOne:
 class _Shared:
     """What rows of a batch share: their series key, its ids once they are known, and sums by quarters."""
 
-    __slots__ = ("first", "ids", "series_key", "sums")
+    __slots__ = ("ids", "series_key", "sums")
 
     def __init__(self, series_key: SeriesKey, ids: Ids | None) -> None:
         self.series_key = series_key
         self.ids = ids
-        self.first = (None, *(ids or _NO_IDS))
-        """The columns of usage before `id`."""
         self.sums: dict[int, list[int]] = {}
-
-    def count(self, values: Values, units: int | None) -> None:
-        """Add a row to the sums."""
-        _, _, _, ts, requests, read, written, cached, _, _, _, _, _, _ = values
-        amounts = self.sums.get(ts // QUARTER)
-        if amounts is None:
-            amounts = self.sums[ts // QUARTER] = [0] * 7
-        amounts[0] += 1
-        amounts[1] += requests
-        amounts[2] += read
-        amounts[3] += written
-        if cached:
-            amounts[4] += cached
-        if units is None:
-            amounts[5] += requests
-        else:
-            amounts[6] += units
 
 
 WriteBatch = Callable[["SqliteBatch", CallContext, "int | None"], Awaitable["dict[int, Appended] | None"]]
@@ -244,7 +232,13 @@ class SqliteBatch:
         return len(self._shared_of)
 
     def add(
-        self, record: UsageRecord, key: str | int, ingested_at: datetime, units: int | None, by: Pricing
+        self,
+        record: UsageRecord,
+        key: str | int,
+        ingested_at: datetime,
+        units: int | None,
+        by: Pricing,
+        alike: Alike | None = None,
     ) -> str:
         """Take one more entry; see Batch."""
         if ingested_at is not self._taken:
@@ -252,28 +246,43 @@ class SqliteBatch:
             self._ingested = to_micros(ingested_at)
             self._taken = ingested_at
         stored_key: str | bytes | None
-        if type(key) is int and (ids := self._ids_of(record.organization_id)) is not None:
+        organization = record.organization_id
+        if organization != self._organization:
+            self._organization, self._ids = organization, NumberedIds.of(organization, self._key)
+        if type(key) is int and self._ids is not None:
             stored_key = f"{self._key}:{key}"
-            made, stored_id = ids.at(key)
+            made, stored_id = self._ids.at(key)
         else:
             key = key if isinstance(key, str) else f"{self._key}:{key}"
-            made, stored_id, stored_key = usage_id(record.organization_id, key)
-        values = values_of(record, stored_id, stored_key, self._ingested, units, by)
-        series_key = series_key_of(record, by)
+            made, stored_id, stored_key = usage_id(organization, key)
+        shared: _Shared | None = None if alike is None else alike.get(by)
+        if shared is None:
+            shared = self._shared_by(series_key_of(record, by))
+            if alike is not None:
+                alike[by] = shared
+        row = row_of(record, shared.ids or NO_IDS, stored_id, stored_key, self._ingested, units, by)
+        self._values += row
+        self._shared_of.append(shared)
+        _, _, _, _, _, _, _, ts, requests, read, written, cached, _, _, _, _, _, _ = row
+        amounts = shared.sums.get(ts // QUARTER)
+        if amounts is None:
+            amounts = shared.sums[ts // QUARTER] = [0] * 7
+        amounts[0] += 1
+        amounts[1] += requests
+        amounts[2] += read
+        amounts[3] += written
+        amounts[4] += cached
+        if units is None:
+            amounts[5] += requests
+        else:
+            amounts[6] += units
+        return made
+
+    def _shared_by(self, series_key: SeriesKey) -> _Shared:
         shared = self._shared.get(series_key)
         if shared is None:
             shared = self._shared[series_key] = _Shared(series_key, self._interner.known(series_key))
-        self._values += shared.first
-        self._values += values
-        self._shared_of.append(shared)
-        shared.count(values, units)
-        return made
-
-    def _ids_of(self, organization: str) -> NumberedIds | None:
-        if organization != self._organization:
-            self._organization = organization
-            self._ids = NumberedIds.of(organization, self._key)
-        return self._ids
+        return shared
 
     def write(
         self, context: CallContext, revision: int | None = None

@@ -17,12 +17,12 @@ from typing import NamedTuple
 import msgspec
 
 from llm_cost_ops._gen.messages import CostStatus
+from llm_cost_ops.ledger.pieces import Piece
 from llm_cost_ops.ledger.sqlite.sums import (
     DAYS,
     PICOS,
     TOTALS,
     Keys,
-    Piece,
     Totals,
     add_amounts,
     load_rests,

@@ -13,13 +13,11 @@ from typing import NamedTuple
 
 from llm_cost_ops._gen.messages import RevisionKind
 from llm_cost_ops.ledger.encoding import as_key, decode_usage, to_micros
-from llm_cost_ops.ledger.sqlite.rows import SeriesKey, columns_of, prepare, series_key_of, units_of
+from llm_cost_ops.ledger.sqlite.rows import Ids, SeriesKey, columns_of, prepare, series_key_of, units_of
 from llm_cost_ops.ledger.sqlite.sums import Place, add, fold, newest, places
 from llm_cost_ops.ledger.types import Entry, Revision
 
 __all__ = ["OF_RECORD", "Counted", "NewRevision", "add_revisions", "revise"]
-
-Ids = tuple[int, int, int]
 
 OF_RECORD = "u.org = (SELECT id FROM organization WHERE name = ?) AND u.id = ?"
 """SQL on `usage u` for the record with an id of an organization by its name."""
@@ -68,11 +66,9 @@ class NewRevision(NamedTuple):
     content: tuple[object, ...] | None = None
 
 
-def _changed_to(
-    series: int, values: Sequence[object], units: int | None
-) -> tuple[Counted, tuple[object, ...]]:
-    """What a row counts as, and its `content`, once its record is the one that `values` were prepared of."""
-    _, _, _, _, *counts, _, _, user, tags, labels, record = values
+def _changed_to(series: int, row: Sequence[object], units: int | None) -> tuple[Counted, tuple[object, ...]]:
+    """What a row counts as, and its `content`, once its record is the one that `row` was prepared of."""
+    _, _, _, _, _, _, _, _, *counts, _, _, user, tags, labels, record = row
     return Counted._make((series, user or "", *counts, units)), (tags, labels, record)
 
 
@@ -97,9 +93,9 @@ def revise(
         _, series, pricing = ids(cursor, series_key_of(decode_usage(data), by))
         after = before._replace(series=series, units=revision.units)
     else:
-        series_key, values, _ = prepare(Entry(record, "", revision.made_at, revision.units, by))
+        series_key, changed, _ = prepare(Entry(record, "", revision.made_at, revision.units, by))
         _, series, pricing = ids(cursor, series_key)
-        after, content = _changed_to(series, values, revision.units)
+        after, content = _changed_to(series, changed, revision.units)
     new = NewRevision(
         seq=seq,
         ts=ts,

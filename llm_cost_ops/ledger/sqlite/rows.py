@@ -5,6 +5,7 @@ A row holds the record as the caller sent it, and beside it what the service add
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -26,26 +27,30 @@ from llm_cost_ops.pricing.pricebook import Pricing
 from llm_cost_ops.rules.limits import MAX_COUNT, MAX_RECORD_COST
 
 __all__ = [
+    "NO_IDS",
     "RECORD_COLUMNS",
-    "Prepared",
+    "Ids",
+    "Row",
     "SeriesKey",
-    "Values",
     "columns_of",
     "decode_record",
     "prepare",
+    "row_of",
     "series_key_of",
     "units_of",
-    "values_of",
 ]
 
 SeriesKey = tuple[Any, ...]
 """What is interned of an entry: the organization, seven more columns of series, and the Pricing."""
 
-Values = tuple[Any, ...]
-"""The columns of usage from `id` on."""
+Ids = tuple[int, int, int]
+"""Of what is interned: the organization, the series and the pricing."""
 
-Prepared = tuple[SeriesKey, Values, str]
-"""Of an entry its series key, its Values, and its id as text."""
+NO_IDS = (0, 0, 0)
+"""In the place of Ids that are not known yet."""
+
+Row = tuple[Any, ...]
+"""The columns of usage."""
 
 RECORD_COLUMNS = "u.id, u.key, u.ingested, u.ts, u.record"
 """Of `usage u`, what `decode_record` needs first."""
@@ -69,23 +74,31 @@ def series_key_of(record: UsageRecord, by: Pricing) -> SeriesKey:
     )
 
 
-def prepare(entry: Entry) -> Prepared:
-    """What the transaction needs of an entry; everything that can be done before it."""
+def prepare(
+    entry: Entry, known: Callable[[SeriesKey], Ids | None] = lambda _: None
+) -> tuple[SeriesKey, Row, str]:
+    """What the transaction needs of an entry: its series key, its row, and its id as text.
+
+    The row has NO_IDS where they are not `known`.
+    """
     record, by = entry.record, entry.by
+    series_key = series_key_of(record, by)
     made, stored_id, stored_key = usage_id(record.organization_id, entry.key)
-    values = values_of(record, stored_id, stored_key, to_micros(entry.ingested_at), entry.units, by)
-    return series_key_of(record, by), values, made
+    ids = known(series_key) or NO_IDS
+    taken = to_micros(entry.ingested_at)
+    return series_key, row_of(record, ids, stored_id, stored_key, taken, entry.units, by), made
 
 
-def values_of(
+def row_of(
     record: UsageRecord,
+    ids: Ids,
     stored_id: bytes,
     stored_key: str | bytes | None,
     ingested: int,
     units: int | None,
     by: Pricing,
-) -> Values:
-    """The columns of usage from `id` on, of what is in an Entry; `ingested` is in microseconds since 1970."""
+) -> Row:
+    """The row of what is in an Entry, its number left open; `ingested` is in microseconds since 1970."""
     read, written = record.input_tokens or 0, record.output_tokens or 0
     if read > MAX_COUNT or written > MAX_COUNT:
         check_counts(record)
@@ -97,6 +110,8 @@ def values_of(
         micros, picos = divmod(units, _PICOS)
     moment, tags, labels = record.timestamp, record.tags, record.labels
     return (
+        None,
+        *ids,
         stored_id,
         stored_key,
         ingested,
@@ -109,17 +124,13 @@ def values_of(
         picos,
         record.user_id or None,
         # A tag counts a record once, however often it has it.
-        _json(list(dict.fromkeys(tags))) if tags else None,
-        _json(labels) if labels else None,
+        _encode_json(tags if len(tags) == 1 else list(dict.fromkeys(tags))).decode() if tags else None,
+        _encode_json(labels).decode() if labels else None,
         encode_usage(record),
     )
 
 
 _encode_json = msgspec.json.Encoder().encode
-
-
-def _json(value: object) -> str:
-    return _encode_json(value).decode()
 
 
 def columns_of(units: int | None, by: Pricing) -> tuple[int | None, int | None]:

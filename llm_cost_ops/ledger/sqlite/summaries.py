@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from llm_cost_ops._gen.messages import RateCard
+from llm_cost_ops.ledger.pieces import Piece, pieces_of
 from llm_cost_ops.ledger.sqlite import day_sums
 from llm_cost_ops.ledger.sqlite.meter_sums import add_meter_rows
 from llm_cost_ops.ledger.sqlite.sums import (
@@ -21,13 +22,11 @@ from llm_cost_ops.ledger.sqlite.sums import (
     QUARTERS,
     SERIES_COLUMNS,
     Keys,
-    Piece,
     SumQuery,
     Totals,
     load_intervals,
     load_rests,
     load_tail,
-    pieces_of,
     to_amounts,
 )
 from llm_cost_ops.ledger.types import Amounts, CardOf, Filter

@@ -8,10 +8,9 @@ from __future__ import annotations
 import operator
 import sqlite3
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 from typing import Any, NamedTuple
 
-from llm_cost_ops.ledger.encoding import to_micros
+from llm_cost_ops.ledger.pieces import Piece
 from llm_cost_ops.ledger.types import Amounts, Filter
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.rules.limits import check_amounts, check_sum
@@ -32,7 +31,6 @@ __all__ = [
     "Added",
     "Keys",
     "Newest",
-    "Piece",
     "Place",
     "SeriesGroup",
     "SumQuery",
@@ -49,7 +47,6 @@ __all__ = [
     "newest",
     "per_record_conditions",
     "pick_series",
-    "pieces_of",
     "places",
     "recalculated",
     "saturated",
@@ -269,7 +266,7 @@ def fold_added(cursor: sqlite3.Cursor, first: int, last: int, added: Iterable[Ad
             totals = sums.get(place)
             sums[place] = list(amounts) if totals is None else [*map(operator.add, totals, amounts)]
     add(cursor, sums)
-    cursor.execute("UPDATE rollup_watermark SET seq = ?", (last,))
+    cursor.execute("UPDATE rollup_watermark SET seq = max(seq, ?)", (last,))
 
 
 def add(cursor: sqlite3.Cursor, sums: dict[Place, list[int]]) -> None:
@@ -300,7 +297,6 @@ Keys = tuple[str, ...]
 Totals = dict[tuple[Keys, int, str], list[int]]
 """By keys, bucket and currency: what TOTALS names."""
 
-Piece = tuple[int, int | None, int | None]
 """A bucket, and the first moment and the one after the last in microseconds; None is open."""
 
 SERIES_COLUMNS = {
@@ -418,21 +414,6 @@ def pick_series(
     connection.execute("DELETE FROM temp.picked")
     connection.executemany("INSERT INTO temp.picked VALUES (?, ?, ?)", picked)
     return list(groups)
-
-
-def pieces_of(where: Filter, buckets: Sequence[tuple[datetime, datetime]] | None) -> Iterable[Piece]:
-    """The buckets, in microseconds, cut to the filter's interval."""
-    start = None if where.start is None else to_micros(where.start)
-    end = None if where.end is None else to_micros(where.end)
-    if buckets is None:
-        if start is None or end is None or start < end:
-            yield 0, start, end
-        return
-    for index, (low, high) in enumerate(buckets):
-        first = to_micros(low) if start is None else max(start, to_micros(low))
-        last = to_micros(high) if end is None else min(end, to_micros(high))
-        if first < last:
-            yield index, first, last
 
 
 def load_intervals(connection: sqlite3.Connection, pieces: Iterable[Piece]) -> None:

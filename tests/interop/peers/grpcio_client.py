@@ -47,13 +47,13 @@ def main(target: str, organization: str) -> dict:
         tokens = {"input_tokens": 1000, "output_tokens": 500}
         metadata = (("idempotency-key", "k-1"), ("x-request-id", "mine-1"), ("x-raw-bin", b"\x00\xff"))
         first, call = usage.SubmitUsage.with_call(
-            record(organization, **tokens), metadata=metadata, timeout=10
+            record(organization, **tokens), metadata=metadata, timeout=60
         )
-        again = small.SubmitUsage(record(organization, **tokens), metadata=metadata, timeout=10)
+        again = small.SubmitUsage(record(organization, **tokens), metadata=metadata, timeout=60)
         for n in range(60):
-            small.SubmitUsage(record(organization, **tokens, idempotency_key=f"n-{n}"), timeout=10)
+            small.SubmitUsage(record(organization, **tokens, idempotency_key=f"n-{n}"), timeout=60)
         listed = small.ListUsage(
-            usage_pb2.ListUsageRequest(filter={"organization_id": [organization]}, page_size=100), timeout=10
+            usage_pb2.ListUsageRequest(filter={"organization_id": [organization]}, page_size=100), timeout=60
         )
         raw = channel.unary_unary("/llm_cost_ops.v1.UsageService/SubmitUsage")
         return {

@@ -15,6 +15,7 @@ from llm_cost_ops import CostOpsClient
 from llm_cost_ops.types import UsageRecord
 from tests.sdk_stub import Stub
 from tests.unit.callbacks.conftest import MESSAGES, check, recorded
+from tests.waiting import until
 
 # Else importing it fetches a file of prices.
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
@@ -67,9 +68,7 @@ def options(stub: Stub, **more: Any) -> dict[str, Any]:
 
 def come(client: CostOpsClient, count: int) -> list[UsageRecord]:
     """LiteLLM calls back from a thread or a task of its own."""
-    until = time.monotonic() + 10
-    while len(recorded(client)) < count and time.monotonic() < until:
-        time.sleep(0.02)
+    until(lambda: len(recorded(client)) >= count)
     return recorded(client)
 
 

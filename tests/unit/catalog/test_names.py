@@ -71,9 +71,9 @@ def test_patterns_nested_too_deep_are_refused() -> None:
 def test_the_slowest_pattern_that_is_let_through_is_quick() -> None:
     pattern = Match("regex", r"a.*a.*b$")
     check_match(pattern)
-    start = time.perf_counter()
+    start = time.process_time()
     assert not matches(pattern, "a" * 255)
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 1
 
 
 def test_a_broken_expression_is_an_error_of_the_catalog() -> None:

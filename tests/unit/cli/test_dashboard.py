@@ -15,6 +15,7 @@ import pytest
 
 from llm_cost_ops import CostOpsClient
 from llm_cost_ops.cli import main
+from tests.waiting import MAX_WAIT
 
 
 @contextlib.contextmanager
@@ -28,7 +29,7 @@ def running(*arguments: str) -> Iterator[str]:
             yield next(found[1] for line in lines if (found := re.search(r"listening on (\S+),", line)))
         finally:
             process.send_signal(signal.SIGTERM)
-            assert process.wait(20) == 0
+            assert process.wait(MAX_WAIT) == 0
 
 
 @pytest.fixture

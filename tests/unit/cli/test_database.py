@@ -21,6 +21,7 @@ from llm_cost_ops.ledger.types import Filter
 from llm_cost_ops.pricing.pricebook import Priced
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from tests.unit.ledger.making import START, Sync, entry, pricing
+from tests.waiting import MAX_WAIT
 
 WRITING = """
 import sys, time
@@ -201,7 +202,7 @@ def test_a_backup_waits_for_nobody_and_nobody_for_it(tmp_path: Path) -> None:
         other.execute("BEGIN IMMEDIATE")
         backing = threading.Thread(target=main, args=(["db", "backup", str(path), str(tmp_path / "b.db")],))
         backing.start()
-        backing.join(10)
+        backing.join(MAX_WAIT)
         assert not backing.is_alive()
         other.execute("ROLLBACK")
         other.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -49,7 +50,7 @@ def test_the_audit_log_is_listed(database: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_the_audit_log_is_only_added_to(database: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with sqlite3.connect(database) as connection:
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
         for change in ("DELETE FROM audit", "UPDATE audit SET actor = 'x'"):
             with pytest.raises(sqlite3.IntegrityError, match="only added to"):
                 connection.execute(change)

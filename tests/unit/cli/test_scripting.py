@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from llm_cost_ops import CostOpsClient, cli
 from llm_cost_ops.cli.output import Bar, Output
 from llm_cost_ops.cli.periods import PERIOD_WORDS, period_end, period_start
+from tests.waiting import MAX_WAIT
 
 NOW = datetime(2026, 3, 1, 0, 30, tzinfo=UTC)
 ZONES = st.sampled_from(
@@ -360,7 +361,7 @@ def test_an_interrupted_command_is_130(tmp_path: Path) -> None:
         process.stdin.write("\n" * 1_000_000)
         process.stdin.flush()
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait(MAX_WAIT) == 130
         assert process.stderr is not None
         assert process.stderr.read() == "llm-cost-ops: interrupted\n"
 
@@ -396,7 +397,7 @@ def test_a_script_is_good_to_its_shell_and_has_every_command(
         pytest.skip(f"{shell} is not installed")
     path = tmp_path / "script"
     path.write_text(script)
-    subprocess.run([shell, "-n", str(path)], check=True, timeout=20)
+    subprocess.run([shell, "-n", str(path)], check=True, timeout=2 * MAX_WAIT)
 
 
 @pytest.mark.parametrize(("line", "expected"), COMPLETED)
@@ -430,7 +431,9 @@ def test_a_shell_completes(shell: str, line: str, expected: set[str], tmp_path: 
             f"_describe() {{ print -l -- ${{(P)2%%:*}}; }}; PREFIX='{words[-1]}'; source {script}; "
             f"words=({quoted}); CURRENT={len(words)}; _llm_cost_ops"
         )
-    done = subprocess.run([shell, "-c", code], capture_output=True, text=True, timeout=20, check=True)
+    done = subprocess.run(
+        [shell, "-c", code], capture_output=True, text=True, timeout=2 * MAX_WAIT, check=True
+    )
     found = {name for name in done.stdout.split("\n") if name.startswith(words[-1]) and name}
     assert expected <= found, done
     if words[-1]:

@@ -8,10 +8,12 @@ import sys
 
 import pytest
 
+from tests.waiting import MAX_WAIT
+
 
 def serve(database):
     command = [sys.executable, "-m", "llm_cost_ops.cli", "serve", "--db", database, "--http", "127.0.0.1:0"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=2 * MAX_WAIT, check=False)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +41,7 @@ def test_a_port_that_is_taken_is_named(tmp_path, option):
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         command = [sys.executable, "-m", "llm_cost_ops.cli", "serve", "--db", str(tmp_path / "c.db")]
         done = subprocess.run(
-            [*command, option, address], capture_output=True, text=True, timeout=30, check=False
+            [*command, option, address], capture_output=True, text=True, timeout=2 * MAX_WAIT, check=False
         )
     assert done.returncode == 2
     assert f"llm-cost-ops: {address}: can't listen there: " in done.stderr
@@ -48,6 +50,8 @@ def test_a_port_that_is_taken_is_named(tmp_path, option):
 def test_a_host_that_is_not_known_is_named(tmp_path):
     command = [sys.executable, "-m", "llm_cost_ops.cli", "serve", "--db", str(tmp_path / "c.db")]
     options = ["--require-keys", "--http", "nowhere.invalid:1"]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(
+        [*command, *options], capture_output=True, text=True, timeout=2 * MAX_WAIT, check=False
+    )
     assert done.returncode == 2
     assert "llm-cost-ops: nowhere.invalid:1: can't listen there: " in done.stderr

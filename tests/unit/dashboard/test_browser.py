@@ -25,6 +25,7 @@ from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.server import asgi_app
 from llm_cost_ops.server.app import HttpServer, serve
 from tests.unit.dashboard.site import HOSTILE, filled, key_of
+from tests.waiting import MAX_WAIT
 from tools.dashboard.assets import AXE, fetch
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: the extra browser")
@@ -74,7 +75,7 @@ def served(ledger: Ledger, *, require_keys: bool) -> Iterator[str]:
         )
     )
     thread.start()
-    assert ready.wait(20)
+    assert ready.wait(MAX_WAIT)
     try:
         yield addresses[0]
     finally:

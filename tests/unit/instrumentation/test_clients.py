@@ -17,6 +17,7 @@ from llm_cost_ops.instrumentation.providers import fetched_of, provider_of
 from llm_cost_ops.types import UsageQuality
 from tests.sdk_stub import Stub
 from tests.unit.instrumentation.matrix import only_record, records_of
+from tests.waiting import MAX_WAIT
 
 CHAT = {"model": "gpt-4o", "messages": []}
 
@@ -159,7 +160,7 @@ def test_two_lines_record_a_program(stub: Stub, tmp_path: Any) -> None:
         "PYTHONPATH": ":".join(sys.path),
     }
     code = PROGRAM.replace("URL", url(stub))
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=2 * MAX_WAIT)
     with CostOpsClient(base_url=f"sqlite:///{tmp_path}/costs.db") as client:
         (record,) = client.usage.list(organization_id="acme")
     assert (record.input_tokens, record.labels) == (1000, {"feature": "search"})

@@ -22,6 +22,7 @@ from llm_cost_ops.instrumentation.fetched import Background, ResultLines
 from llm_cost_ops.types import UsageQuality, UsageRecord
 from tests.sdk_stub import Stub
 from tests.unit.instrumentation.matrix import only_record, records_of
+from tests.waiting import MAX_WAIT
 
 ASKED = {"model": "gpt-4o", "input": "hi", "background": True}
 
@@ -109,7 +110,7 @@ def test_what_nobody_fetches_is_unknown_when_the_process_ends(
         "PYTHONPATH": ":".join(sys.path),
     }
     code = PROGRAM.replace("URL", stub.url).replace("FORKS", str(forks))
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=2 * MAX_WAIT)
     with CostOpsClient(base_url=f"sqlite:///{tmp_path}/costs.db") as client:
         (record,) = client.usage.list(organization_id="acme")
     assert record.quality == UsageQuality.UNKNOWN

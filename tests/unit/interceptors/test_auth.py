@@ -14,6 +14,7 @@ from llm_cost_ops.rpc.runtime import AsyncRuntime, ForeignAwaitError, SyncRuntim
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.testing import AsyncVirtualRuntime, Delay, Fault, ScriptedTransport, VirtualRuntime
 from tests.calls import DONE, async_channel, put, sync_channel
+from tests.waiting import MAX_WAIT
 
 CANARY = "canary-key-0123456789"
 
@@ -121,7 +122,7 @@ def test_many_threads_share_one_refresh() -> None:
 
     def answer(request: Any, context: Any) -> Any:
         if context.metadata.get("authorization") == "Bearer key-1":
-            together.wait(5)
+            together.wait(MAX_WAIT)
         return refuse(request, context)
 
     channel = sync_channel(ScriptedTransport([answer], forever=True), Auth(issuer))
@@ -130,7 +131,7 @@ def test_many_threads_share_one_refresh() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(MAX_WAIT)
     assert done == [DONE] * 10
     assert issuer.asked == 2
 
@@ -269,17 +270,17 @@ def test_threads_that_wait_for_a_blocking_callable_keep_their_own_deadlines() ->
 
     def slow() -> str:
         asked.set()
-        assert go_on.wait(10)
+        assert go_on.wait(MAX_WAIT)
         return "key"
 
     channel = sync_channel([DONE], Auth(slow), runtime=SyncRuntime())
     first = threading.Thread(target=put, args=(channel,))
     first.start()
-    assert asked.wait(5)
+    assert asked.wait(MAX_WAIT)
     with pytest.raises(DeadlinePassed):
         put(channel, timeout=0.01)
     go_on.set()
-    first.join(5)
+    first.join(MAX_WAIT)
     assert sent(channel) == ["Bearer key"]
 
 

@@ -15,6 +15,7 @@ from llm_cost_ops.interceptors.cache import Cache, ExpiringEntries
 from llm_cost_ops.testing import Delay, Fault, ScriptedTransport
 from tests.calls import DONE, async_channel, context_of, put, sync_channel
 from tests.tiny_service import GET_NOTE, GetNoteRequest, Note
+from tests.waiting import MAX_WAIT
 
 
 def get(channel: Any, name: str = "a", **options: Any) -> Any:
@@ -141,7 +142,7 @@ def test_threads_that_ask_the_same_share_one_call() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(MAX_WAIT)
     assert {answer.text for answer in answers} == {"shared"}
     assert len(answers) == 20
     assert asked(channel) == 1

@@ -17,6 +17,7 @@ from llm_cost_ops.rpc.context import Metadata
 from llm_cost_ops.rpc.runtime import AsyncRuntime, SyncRuntime
 from llm_cost_ops.testing import Fault
 from tests.calls import DONE, async_channel, context_of, put, sync_channel
+from tests.waiting import MAX_WAIT
 
 
 class BucketMachine(RuleBasedStateMachine):
@@ -174,7 +175,7 @@ def test_threads_take_turns_and_all_get_through() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(MAX_WAIT)
     assert len(channel.core.transport.calls) == 40
     assert time.monotonic() - begun >= 0.3, "40 calls: 10 at once, 30 more at 100 a second"
     assert (len(limit._line), limit._watched) == (0, False)
@@ -187,9 +188,9 @@ async def test_the_loop_is_free_while_many_wait() -> None:
     waiting = [asyncio.ensure_future(put(channel)) for _ in range(1000)]
     for _ in range(5):
         await asyncio.sleep(0)
-    cpu = time.process_time()
+    cpu = time.thread_time()
     await asyncio.sleep(0.3)
-    assert time.process_time() - cpu < 0.15, "nobody polls"
+    assert time.thread_time() - cpu < 0.15, "nobody polls"
     for task in reversed(waiting):
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)

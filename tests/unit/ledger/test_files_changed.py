@@ -242,7 +242,7 @@ def test_a_file_that_was_cut_is_damage(tmp_path: Path, kind: str, suffix: str) -
 def test_making_a_database_smaller_is_no_damage(tmp_path: Path, store: Sync) -> None:
     path = tmp_path / "costs.db"
     store.append([entry(metadata={"text": "x" * 9000}, idempotency_key=str(n)) for n in range(200)])
-    other = sqlite3.connect(path, isolation_level=None, timeout=5)
+    other = sqlite3.connect(path, isolation_level=None, timeout=60)
     for sql in ("CREATE TABLE extra AS SELECT * FROM usage", "PRAGMA wal_checkpoint(TRUNCATE)"):
         other.execute(sql)
     time.sleep(0.25)

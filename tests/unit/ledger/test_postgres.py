@@ -200,7 +200,7 @@ ledger.aclose()
 
 def test_a_child_has_connections_of_its_own(postgres_url: str) -> None:
     command = [sys.executable, "-W", "error", "-c", FORKING, postgres_url]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=2 * MAX_WAIT)
     assert (done.returncode, done.stderr) == (0, "")
 
 

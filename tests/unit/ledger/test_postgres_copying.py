@@ -156,3 +156,46 @@ def test_plans_that_were_made_while_tables_were_empty_do_not_read_all_of_them_la
     assert after is not None
     assert after[0] - before[0] < 20_000
     assert after[1] - before[1] < 20_000
+
+
+def test_folding_waits_for_no_disk_and_appends_do(postgres_url: str) -> None:
+    said: list[tuple[str, str]] = []
+    run = Session.run
+
+    def running(self: Session, sql: str, *values: object, **named: object) -> Any:
+        for word in ("INSERT INTO llm_cost_ops.usage", "DELETE FROM llm_cost_ops.delta"):
+            if word in sql:
+                [(commit,)] = run(self, "SELECT current_setting('synchronous_commit')").fetchall()
+                said.append((word.split(".")[1], commit))
+        return run(self, sql, *values, **named)
+
+    with (
+        patch("llm_cost_ops.ledger.postgres.ledger.FOLD_EVERY", 1),
+        patch.object(Session, "run", running),
+        Sync(ledger=open_ledger(postgres_url)) as ledger,
+    ):
+        ledger.append([entry()])
+    assert said == [("usage", "on"), ("delta", "off")]
+
+
+def test_a_copy_whose_connection_is_lost_is_done_again(postgres_url: str) -> None:
+    copy, lost = Session.copy, []
+
+    def losing(self: Session, sql: str, lines: Any) -> None:
+        if not lost:
+            lost.append(self.connection.info.backend_pid)
+            with psycopg.connect(postgres_url, autocommit=True) as killing:
+                # Waits until it is gone.
+                killing.execute("SELECT pg_terminate_backend(%s, 60000)", lost)
+        copy(self, sql, lines)
+
+    with (
+        patch.object(writing, "MIN_COPIED", 1),
+        patch.object(Session, "copy", losing),
+        Sync(ledger=open_ledger(postgres_url)) as ledger,
+    ):
+        done = ledger.append([entry(n) for n in range(300)])
+        assert [each.status for each in done] == ["created"] * 300
+        assert len(lost) == 1
+        assert ledger.count(Filter()) == 300
+        assert ledger.find_faults() == []

@@ -20,6 +20,7 @@ import pytest
 
 from llm_cost_ops.ledger.types import Filter
 from tests.unit.ledger.making import Sync
+from tests.waiting import MAX_WAIT
 
 ROOT = Path(__file__).parents[3]
 
@@ -91,7 +92,7 @@ def running(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(30)
+            process.wait(MAX_WAIT)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -117,7 +118,7 @@ def test_gunicorn_with_a_preloaded_client(tmp_path: Path) -> None:
     def get(key: str) -> tuple[str, str]:
         for _ in range(100):
             try:
-                with urllib.request.urlopen(f"http://{address}/{key}", timeout=20) as answer:
+                with urllib.request.urlopen(f"http://{address}/{key}", timeout=60) as answer:
                     return key, answer.read().decode()
             except ConnectionError:
                 time.sleep(0.1)

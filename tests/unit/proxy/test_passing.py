@@ -18,13 +18,14 @@ from llm_cost_ops import CostOpsClient
 from llm_cost_ops.types import UsageQuality
 from tests.proxies import ANSWER, CHUNK, Provider, event, running_proxy
 from tests.unit.instrumentation.matrix import only_record, records_of
+from tests.waiting import MAX_WAIT
 
 CHAT = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hi"}]}
 COMPLETIONS = "/openai/v1/chat/completions"
 
 
 def connect(proxy: str) -> http.client.HTTPConnection:
-    return http.client.HTTPConnection(urlsplit(proxy).netloc, timeout=10)
+    return http.client.HTTPConnection(urlsplit(proxy).netloc, timeout=60)
 
 
 def test_a_request_reaches_the_provider_as_it_was_sent(proxy: str, provider: Provider) -> None:
@@ -131,7 +132,7 @@ def test_an_upload_begins_before_it_ends(
 
     def parts() -> Any:
         yield b"x" * 100_000
-        assert rest.wait(10)
+        assert rest.wait(MAX_WAIT)
         yield b"y"
 
     handlers: Any = provider.RequestHandlerClass
@@ -144,9 +145,9 @@ def test_an_upload_begins_before_it_ends(
     monkeypatch.setattr(handlers, "_body", reading)
     sender = threading.Thread(target=lambda: httpx.put(proxy + "/openai/v1/files", content=parts()))
     sender.start()
-    assert reached.wait(10)
+    assert reached.wait(MAX_WAIT)
     rest.set()
-    sender.join(10)
+    sender.join(MAX_WAIT)
     assert provider.seen[0].size == 100_001
 
 
@@ -173,7 +174,7 @@ def test_each_event_passes_before_the_next_one_is_sent(
     def answer(handler: Any) -> None:
         handler.stream()
         for payload in (CHUNK, CHUNK, {**CHUNK, "choices": [], "usage": ANSWER["usage"]}, b"[DONE]"):
-            assert turn.acquire(timeout=10)
+            assert turn.acquire(timeout=60)
             handler.part(event(payload))
         handler.part(b"")
 
@@ -282,7 +283,7 @@ def test_a_caller_that_leaves_a_stream_ends_it_and_its_usage_is_unknown(
     provider.answer = answer
     with httpx.stream("POST", proxy + COMPLETIONS, json={**CHAT, "stream": True}) as given:
         next(given.iter_raw())
-    assert provider.closed.wait(5)
+    assert provider.closed.wait(MAX_WAIT)
     assert only_record(client, "unknown").model_id == "gpt-4o"
 
 
@@ -292,7 +293,7 @@ def test_a_caller_that_leaves_before_the_answer_is_recorded_of_unknown_usage(
     provider.answer = lambda handler: handler.wait_until_closed()
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(proxy + COMPLETIONS, json=CHAT, timeout=0.5)
-    assert provider.closed.wait(5)
+    assert provider.closed.wait(MAX_WAIT)
     assert only_record(client, "unknown").model_id == "gpt-4o"
 
 
@@ -308,7 +309,7 @@ def test_a_caller_that_leaves_after_the_counts_is_recorded_with_them(
     provider.answer = answer
     with httpx.stream("POST", proxy + COMPLETIONS, json={**CHAT, "stream": True}) as given:
         next(given.iter_raw())
-    assert provider.closed.wait(5)
+    assert provider.closed.wait(MAX_WAIT)
     only_record(client, "measured")
 
 
@@ -427,7 +428,7 @@ def test_a_stream_is_recorded_before_its_last_event_passes(
         for part in (event(CHUNK), last[:cut], last[cut:]):
             if part:
                 handler.part(part)
-        end.wait(10)
+        end.wait(MAX_WAIT)
         handler.part(b"")
 
     provider.answer = answer

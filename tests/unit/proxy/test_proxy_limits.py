@@ -18,6 +18,7 @@ from llm_cost_ops import CostOpsClient
 from llm_cost_ops.proxy import ProxyLimits
 from tests.proxies import ANSWER, CHUNK, Provider, event, running_proxy
 from tests.unit.instrumentation.matrix import only_record, records_of
+from tests.waiting import MAX_WAIT
 
 CHAT = {"model": "gpt-4o", "messages": []}
 PATH = "/openai/v1/chat/completions"
@@ -62,15 +63,15 @@ def test_a_body_that_does_not_come_is_not_waited_for(
         place = urlsplit(url)
         with socket.create_connection((place.hostname or "", place.port or 0)) as caller:
             caller.sendall(f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n123".encode())
-            caller.settimeout(5)
+            caller.settimeout(MAX_WAIT)
             assert caller.recv(4096).startswith(b"HTTP/1.1 408 ")
 
 
 def test_an_answer_that_does_not_begin_is_not_waited_for(provider: Provider, client: CostOpsClient) -> None:
     provider.answer = lambda handler: handler.wait_until_closed()
-    with limited(provider, client, answer_timeout=0.3) as url:
+    with limited(provider, client, answer_timeout=1.5) as url:
         assert code_of(httpx.post(url + PATH, json=CHAT)) == (504, "upstream_timeout")
-        assert provider.closed.wait(5)
+        assert provider.closed.wait(MAX_WAIT)
     assert only_record(client, "unknown").model_id == "gpt-4o"
 
 
@@ -84,7 +85,7 @@ def test_an_answer_that_stops_is_not_waited_for(provider: Provider, client: Cost
     with limited(provider, client, idle_timeout=0.3) as url:
         with pytest.raises(httpx.RemoteProtocolError):
             httpx.post(url + PATH, json={**CHAT, "stream": True})
-        assert provider.closed.wait(5)
+        assert provider.closed.wait(MAX_WAIT)
     only_record(client, "unknown")
 
 
@@ -94,13 +95,13 @@ def test_an_answer_that_goes_on_for_longer_than_it_may_rest_passes(
     def answer(handler: Any) -> None:
         handler.stream()
         for _ in range(10):
-            time.sleep(0.1)
+            time.sleep(0.25)
             handler.part(event(CHUNK))
         handler.part(event({**CHUNK, "choices": [], "usage": ANSWER["usage"]}) + event(b"[DONE]"))
         handler.part(b"")
 
     provider.answer = answer
-    with limited(provider, client, idle_timeout=0.5, answer_timeout=0.5) as url:
+    with limited(provider, client, idle_timeout=2.0, answer_timeout=2.0) as url:
         assert httpx.post(url + PATH, json={**CHAT, "stream": True}).content.count(b"data:") == 11
     only_record(client, "measured")
 
@@ -119,7 +120,7 @@ def test_a_call_as_a_whole_has_a_limit(provider: Provider, client: CostOpsClient
     with limited(provider, client, call_timeout=0.5) as url:
         with pytest.raises(httpx.RemoteProtocolError):
             httpx.post(url + PATH, json={**CHAT, "stream": True})
-        assert provider.closed.wait(5)
+        assert provider.closed.wait(MAX_WAIT)
     only_record(client, "unknown")
 
 
@@ -128,7 +129,7 @@ def test_a_call_too_many_is_refused_and_health_answers(provider: Provider, clien
 
     def answer(handler: Any) -> None:
         arrived.set()
-        go_on.wait(10)
+        go_on.wait(MAX_WAIT)
         handler.whole(json.dumps(ANSWER).encode())
 
     provider.answer = answer
@@ -138,14 +139,14 @@ def test_a_call_too_many_is_refused_and_health_answers(provider: Provider, clien
             target=lambda: statuses.append(httpx.post(url + PATH, json=CHAT).status_code)
         )
         first.start()
-        assert arrived.wait(5)
+        assert arrived.wait(MAX_WAIT)
         refused = httpx.post(url + PATH, json=CHAT)
         assert code_of(refused) == (503, "too_many_calls")
         assert refused.headers["retry-after"] == "1"
         assert httpx.get(url + "/health").json() == {"status": "ok"}
         assert httpx.get(url + "/ready").json() == {"status": "ok"}
         go_on.set()
-        first.join(10)
+        first.join(MAX_WAIT)
         assert statuses == [200]
         assert httpx.post(url + PATH, json=CHAT).status_code == 200
 

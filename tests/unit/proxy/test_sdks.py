@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +13,7 @@ from llm_cost_ops.types import UsageRecord
 from tests.proxies import running_proxy
 from tests.sdk_stub import Stub, running_stub
 from tests.unit.instrumentation.matrix import only_record, records_of
+from tests.waiting import until
 
 openai = pytest.importorskip("openai", reason="needs the extra [sdks]")
 anthropic = pytest.importorskip("anthropic", reason="needs the extra [sdks]")
@@ -50,9 +50,7 @@ def tokens(answer: Any) -> None:
 
 def only(client: CostOpsClient, expected: str) -> UsageRecord:
     """The one record, which may come a bit later: a caller that has all events may not wait for the end."""
-    until = time.monotonic() + 10
-    while not records_of(client) and time.monotonic() < until:
-        time.sleep(0.02)
+    until(lambda: records_of(client))
     return only_record(client, expected)
 
 

@@ -32,7 +32,7 @@ def _texts(folder: Path) -> list[Path]:
 
 def post(url: str, path: str, **headers: str) -> tuple[int, bytes]:
     """A call by a client that logs nothing; an answer that breaks off is told by its status 0."""
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=10)
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
     try:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         connection.request("POST", f"{path}?key={CANARY}", json.dumps(CHAT), {**SECRETS, **named})

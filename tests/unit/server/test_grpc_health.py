@@ -34,6 +34,7 @@ class Door:
 
     async def ready(self):
         self.asked += 1
+        await asyncio.sleep(0)
         return self.healthy
 
 
@@ -75,7 +76,8 @@ async def test_check_of_what_is_not_there(channel):
 
 async def test_many_checks_ask_the_store_once(channel, listener, monkeypatch):
     monkeypatch.setattr("llm_cost_ops.server.grpc.FRESH", 1000)
-    await asyncio.gather(*(channel.unary_unary(CHECK)(b"") for _ in range(50)))
+    answers = await asyncio.gather(*(channel.unary_unary(CHECK)(b"") for _ in range(50)))
+    assert set(answers) == {SERVING}
     assert listener.asked == 1
 
 

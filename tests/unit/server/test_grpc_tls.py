@@ -55,7 +55,7 @@ async def test_certificates(server, certificates, colour):
         (None, False),
     ]
     for tls, works in settings:
-        config = ClientConfig(base_url=server.url, tls=tls, timeout=5.0, retry=RetryConfig(max_retries=0))
+        config = ClientConfig(base_url=server.url, tls=tls, timeout=60, retry=RetryConfig(max_retries=0))
         client = open_client(server.url, colour, config=config)
 
         async def ask(client=client, colour=colour):

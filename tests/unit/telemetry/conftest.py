@@ -11,6 +11,7 @@ import pytest
 
 from llm_cost_ops import ClientConfig, CostOpsClient
 from tests.sdk_stub import Stub, running_stub
+from tests.waiting import MAX_WAIT
 
 
 class RandomLooking(int):
@@ -57,8 +58,8 @@ def server(tmp_path: Path) -> Iterator[tuple[str, CostOpsClient]]:
 
     thread = threading.Thread(target=lambda: asyncio.run(run()))
     thread.start()
-    assert started.wait(10)
+    assert started.wait(MAX_WAIT)
     with CostOpsClient(base_url=f"sqlite:///{path}") as reader:
         yield found[0], reader
     stop.set()
-    thread.join(10)
+    thread.join(MAX_WAIT)

@@ -9,6 +9,7 @@ import pytest
 
 from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.testing import AsyncVirtualRuntime, VirtualRuntime
+from tests.waiting import MAX_WAIT
 
 
 def test_sleeping_moves_the_clock_and_takes_no_time() -> None:
@@ -16,7 +17,7 @@ def test_sleeping_moves_the_clock_and_takes_no_time() -> None:
     begun = time.monotonic()
     drive(runtime.sleep(3600))
     assert (runtime.monotonic(), runtime.now()) == (3600, 1_767_225_600 + 3600)
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < MAX_WAIT
     runtime.advance(5)
     assert runtime.monotonic() == 3605
     assert runtime.slept == [3600]
@@ -67,7 +68,7 @@ async def test_sleepers_wake_in_order_each_at_its_time() -> None:
     await asyncio.gather(*(sleeper(n) for n in (5, 1, 3600, 1.5, 30)))
     assert woken == sorted(woken)
     assert all(expected == at for expected, at in woken)
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < MAX_WAIT
 
 
 async def test_a_thousand_sleepers() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.clients import running_server
+from tests.waiting import MAX_WAIT
 from tools.http_reference import DOCUMENT, read, reference
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "http.md"
@@ -73,7 +74,12 @@ def test_the_examples_work_in_order(tmp_path: Path) -> None:
         for example in EXAMPLES:
             command = example.replace("http://127.0.0.1:8080", urls["http"])
             done = subprocess.run(
-                ["sh", "-ec", command], capture_output=True, text=True, timeout=30, check=False, cwd=tmp_path
+                ["sh", "-ec", command],
+                capture_output=True,
+                text=True,
+                timeout=2 * MAX_WAIT,
+                check=False,
+                cwd=tmp_path,
             )
             assert done.returncode == 0, (example, done.stderr)
             lines = done.stdout.splitlines()

@@ -24,6 +24,7 @@ from llm_cost_ops import (
     ValidationError,
 )
 from llm_cost_ops.testing import ScriptedTransport
+from tests.waiting import MAX_WAIT
 
 CALL: dict[str, Any] = {"organization_id": "acme", "provider": "openai", "model_id": "gpt-4o"}
 RECEIPT = {"usage_id": "u-1", "estimated_cost": "0.0075", "new_field": [1, {"a": None}]}
@@ -190,7 +191,7 @@ def gateway() -> Iterator[tuple[Gateway, str]]:
         try:
             yield handler, f"grpc://127.0.0.1:{port}"
         finally:
-            server.stop(None).wait(5)
+            server.stop(None).wait(MAX_WAIT)
 
 
 async def calls(client: Any) -> tuple[Any, list[str], CostOpsError]:

@@ -1,0 +1,196 @@
+"""Batches: entries are handed over one by one, and written together."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_cost_ops._gen.messages import CostStatus, SubmitStatus
+from llm_cost_ops.ledger import Batch
+from llm_cost_ops.ledger.encoding import usage_id
+from llm_cost_ops.ledger.sqlite import integrity
+from llm_cost_ops.ledger.types import Appended, Entry, Filter
+from llm_cost_ops.rpc.runtime import drive
+from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.rules.limits import MAX_COUNT
+from tests.dict_ledger import DictLedger
+from tests.unit.ledger.making import START, Sync, context, entry, pricing
+
+CALL = "01a21e1d-6570-7f7b-ba9f-2b0e7b85e350"
+
+
+@pytest.fixture(params=["memory", "file", "dict"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Sync]:
+    ledger = DictLedger() if request.param == "dict" else None
+    with Sync(tmp_path / "costs.db" if request.param == "file" else None, ledger=ledger) as made:
+        yield made
+
+
+def add(batch: Batch, sent: Entry, key: str | int) -> str:
+    return batch.add(sent.record, key, sent.ingested_at, sent.units, sent.by)
+
+
+async def _written(batch: Batch, revision: int | None) -> dict[int, Appended] | None:
+    return await batch.write(context(), revision)
+
+
+def write(batch: Batch, revision: int | None = None) -> dict[int, Appended] | None:
+    return drive(_written(batch, revision))
+
+
+def ids_of(store: Sync, batch: Batch, *keys: str | int) -> list[str]:
+    """The ids of entries with these keys, whoever says them."""
+    promised = [add(batch, entry(n), key) for n, key in enumerate(keys)]
+    settled = write(batch) or {}
+    ids = [settled[at].usage_id if at in settled else made for at, made in enumerate(promised)]
+    assert [store.get_cost(made).record.timestamp for made in ids] == [
+        START + timedelta(seconds=n) for n in range(len(keys))
+    ]
+    return ids
+
+
+@pytest.mark.parametrize("call", [CALL, "batch of monday", CALL.upper()])
+def test_a_number_is_a_key_behind_that_of_the_batch(store: Sync, call: str) -> None:
+    ids = ids_of(store, store.store.batch(call), 0, 12, "own", 1)
+    assert ids == [usage_id("acme", key)[0] for key in (f"{call}:0", f"{call}:12", "own", f"{call}:1")]
+    again = store.append([entry(0, idempotency_key=f"{call}:0"), entry(3, idempotency_key=f"{call}:1")])
+    assert [done.status for done in again] == [SubmitStatus.DUPLICATE] * 2
+
+
+def test_numbers_are_keys_of_their_organization() -> None:
+    with Sync() as store:
+        batch = store.store.batch(CALL)
+        names = ["acme", "globex", "acme", "initech", "globex"]
+        ids = [add(batch, entry(organization_id=name), n) for n, name in enumerate(names)]
+        assert write(batch) == {}
+        assert ids == [usage_id(name, f"{CALL}:{n}")[0] for n, name in enumerate(names)]
+
+
+@pytest.mark.parametrize("path", [None, "costs.db"])
+def test_what_is_refused_leaves_the_batch_as_it_was(path: str | None, tmp_path: Path) -> None:
+    with Sync(path and tmp_path / path) as store:
+        batch = store.store.batch(CALL)
+        add(batch, entry(), 0)
+        with pytest.raises(RpcError) as caught:
+            add(batch, entry(input_tokens=MAX_COUNT + 1), 1)
+        assert caught.value.code is StatusCode.INVALID_ARGUMENT
+        add(batch, entry(), 2)
+        assert write(batch) == {}
+        [(_, _, sums)] = store.summarize(Filter(), (), None)
+        assert (sums.requests, sums.input_tokens) == (2, 200)
+
+
+def test_nothing_is_written_where_the_cards_are_others(store: Sync) -> None:
+    batch = store.store.batch(CALL)
+    add(batch, entry(), 0)
+    assert write(batch, revision=7) is None
+    assert store.count(Filter()) == 0
+    assert write(batch, revision=0) is not None
+    assert store.count(Filter()) == 1
+
+
+def test_an_empty_batch_writes_nothing(store: Sync) -> None:
+    assert write(store.store.batch()) == {}
+
+
+@pytest.mark.parametrize("at", [0, 1, 49, 50, 51, 120])
+def test_one_key_that_was_used_harms_no_neighbour(store: Sync, at: int) -> None:
+    """Wherever it stands in a statement of many rows, or behind them."""
+    store.append([entry(at, idempotency_key=f"{CALL}:{at}")])
+    batch = store.store.batch(CALL)
+    for n in range(121):
+        add(batch, entry(n), n)
+    settled = write(batch) or {}
+    others = {n: done.status for n, done in settled.items() if done.status != SubmitStatus.CREATED}
+    assert others == {at: SubmitStatus.DUPLICATE}
+    [(_, _, sums)] = store.summarize(Filter(), (), None)
+    assert sums.requests == store.count(Filter()) == 121
+
+
+def test_a_batch_is_written_once_though_its_first_transaction_is_rolled_back(tmp_path: Path) -> None:
+    """Rows were made before, with the ids of organizations and series that a rollback took back."""
+
+    class Busy(sqlite3.Cursor):
+        faults = 1
+
+        def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
+            if sql == "COMMIT" and Busy.faults:
+                Busy.faults -= 1
+                error = sqlite3.OperationalError("database is locked")
+                error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+                raise error
+            return super().execute(sql, *values)
+
+    with Sync(tmp_path / "costs.db") as store:
+        store.append([entry()])
+        writer = store.store._writer
+        writer._cursor = writer.open().cursor(Busy)
+        batch = store.store.batch(CALL)
+        for n in range(200):
+            add(batch, entry(n, organization_id=f"o{n % 3}", model_id=f"m{n % 2}"), n)
+        assert write(batch) == {}
+        assert Busy.faults == 0
+        found = store.summarize(Filter(), ("organization", "model"), None)
+        assert sorted(sums.requests for _, _, sums in found) == [1, 33, 33, 33, 33, 34, 34]
+        assert list(integrity.find_faults(writer.open())) == []
+
+
+ENTRIES = st.builds(
+    entry,
+    st.integers(-2_000_000_000, 100_000),
+    units=st.none() | st.integers(0, 10**18),
+    model_id=st.sampled_from(["a", "b"]),
+    currency=st.sampled_from(["USD", "EUR"]),
+    output_tokens=st.none() | st.integers(0, MAX_COUNT),
+    cached_tokens=st.integers(0, 100),
+    request_count=st.none() | st.integers(1, 9),
+)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.tuples(ENTRIES, st.integers(1, 200)), min_size=1, max_size=5))
+def test_sums_of_batches_are_those_of_their_rows(batches: list[tuple[Entry, int]]) -> None:
+    """They are added up as rows are made, and not read back."""
+    with Sync() as store:
+        for sent, size in batches:
+            store.append([sent] * size)
+        connection = store.store._writer.open()
+        assert list(integrity.find_faults(connection)) == []
+        added = sum(size for _, size in batches)
+        found = store.summarize(Filter(), ("model",), None)
+        assert sum(sums.requests for _, _, sums in found) == sum(
+            (sent.record.request_count or 1) * size for sent, size in batches
+        )
+        assert sum(sums.units for _, _, sums in found) == sum((e.units or 0) * size for e, size in batches)
+        assert store.count(Filter()) == added
+
+
+def test_rows_that_wait_for_their_sums_are_added_with_a_batch() -> None:
+    with Sync() as store:
+        for n in range(100):
+            store.append([entry(n, units=1)])
+        store.append([entry(n, units=1) for n in range(300)])
+        writer = store.store._writer.open()
+        assert writer.execute("SELECT seq FROM rollup_watermark").fetchone() == (400,)
+        assert list(integrity.find_faults(writer)) == []
+        [(_, _, sums)] = store.summarize(Filter(), (), None)
+        assert (sums.requests, sums.units) == (400, 400)
+
+
+def test_entries_that_are_alike_share_what_a_batch_made_of_them() -> None:
+    """Priced alike or not: the ids of a row follow from both."""
+    with Sync() as store:
+        batch, alike = store.store.batch(CALL), {}
+        for n, by in enumerate([pricing(), pricing(CostStatus.UNPRICED), pricing()]):
+            sent = entry(n, units=None if by.status == CostStatus.UNPRICED else 5)
+            batch.add(sent.record, n, sent.ingested_at, sent.units, by, alike)
+        assert write(batch) == {}
+        found = store.summarize(Filter(), ("status",), None)
+        assert {keys: sums.requests for keys, _, sums in found} == {("priced",): 2, ("unpriced",): 1}

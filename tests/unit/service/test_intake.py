@@ -1,0 +1,91 @@
+"""A batch in the process: its records go without keys of their own, and the service gives them theirs."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from llm_cost_ops import CostOpsClient
+from llm_cost_ops._gen.messages import CostStatus, SubmitStatus, UsageRecord
+from llm_cost_ops.ledger.encoding import usage_id
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+CREATED, DUPLICATE, INVALID = SubmitStatus.CREATED, SubmitStatus.DUPLICATE, SubmitStatus.INVALID
+
+
+def record(n: int, **fields: Any) -> UsageRecord:
+    given: dict[str, Any] = {"model_id": "gpt-4o", "input_tokens": n, "output_tokens": 0, **fields}
+    moment = NOW - timedelta(seconds=n)
+    return UsageRecord(organization_id="acme", provider="OpenAI", timestamp=moment, **given)
+
+
+# Texts that a header could carry, and those that none could.
+@pytest.mark.parametrize(
+    "key", ["01a21e1d-6570-7f7b-ba9f-2b0e7b85e350", "monday", "понедельник", "x" * 199, "x" * 240, " tab\t"]
+)
+def test_keys_of_a_batch_are_numbered_by_place_whatever_is_refused(key: str) -> None:
+    records = [record(0), record(1, idempotency_key="own"), record(2, input_tokens=-1), record(3)]
+    sent = deepcopy(records)
+    with CostOpsClient(base_url="sqlite://") as client:
+        done = client.usage.submit_batch(records, idempotency_key=key)
+        assert records == sent
+        if "\t" in key:
+            assert [result.status for result in done.results] == [INVALID, CREATED, INVALID, INVALID]
+            return
+        assert [result.status for result in done.results] == [CREATED, CREATED, INVALID, CREATED]
+        keys = [f"{key}:0", "own", f"{key}:3"]
+        ids = [result.usage.usage_id for result in done.results if result.usage is not None]
+        assert ids == [usage_id("acme", each)[0] for each in keys]
+        kept = {found.id: found.idempotency_key for found in client.usage.get_history()}
+        assert kept == dict(zip(ids, keys, strict=True))
+        again = client.usage.submit_batch(records, idempotency_key=key)
+        assert [result.status for result in again.results] == [DUPLICATE, DUPLICATE, INVALID, DUPLICATE]
+        assert [result.usage.usage_id for result in again.results if result.usage is not None] == ids
+
+
+def test_a_key_that_is_too_long_with_its_number_is_refused_for_each_record() -> None:
+    with CostOpsClient(base_url="sqlite://") as client:
+        done = client.usage.submit_batch([record(0), record(1)], idempotency_key="x" * 254)
+    assert [result.status for result in done.results] == [INVALID] * 2
+    assert {result.error.violations[0].field for result in done.results if result.error is not None} == {
+        "records[0].idempotency_key",
+        "records[1].idempotency_key",
+    }
+
+
+def test_each_receipt_of_a_batch_says_what_is_stored_under_its_id() -> None:
+    """Receipts are made before anything is written: of several models and times, priced and not."""
+    models = [("gpt-4o", None), ("gpt-4o-mini", None), ("nobody-knows", None), ("nobody-knows", Decimal(2))]
+    records = [record(n, model_id=model, reported_cost=cost) for n, (model, cost) in enumerate(models * 30)]
+    with CostOpsClient(base_url="sqlite://") as client:
+        done = client.usage.submit_batch(records)
+        stored = {found.id: found for found in client.usage.get_history(page_size=100)}
+    assert (done.created, len(stored)) == (120, 120)
+    for sent, result in zip(records, done.results, strict=True):
+        receipt = result.usage
+        assert receipt is not None
+        found = stored[receipt.usage_id]
+        assert (found.timestamp, found.model_id, found.provider) == (sent.timestamp, sent.model_id, "openai")
+        assert (receipt.estimated_cost, receipt.currency, receipt.cost_status, receipt.processed_at) == (
+            found.estimated_cost,
+            found.currency,
+            found.cost_status,
+            found.ingested_at,
+        )
+    assert {found.cost_status.value for found in stored.values()} == {"priced", "unpriced", "reported"}
+
+
+def test_what_only_the_service_may_say_is_dropped_and_the_rest_kept() -> None:
+    forged = record(
+        7, id="x", ingested_at=NOW, estimated_cost=Decimal(9), currency="EUR", cost_status=CostStatus.PRICED
+    )
+    with CostOpsClient(base_url="sqlite://") as client:
+        done = client.usage.submit_batch([forged, record(8, user_id="u", tags=["a", "a"], labels={"k": "v"})])
+        found = {each.input_tokens: each for each in client.usage.get_history()}
+    assert done.created == 2
+    assert (found[7].currency, found[7].id) != ("EUR", "x")
+    assert (found[8].user_id, found[8].tags, found[8].labels) == ("u", ["a", "a"], {"k": "v"})
