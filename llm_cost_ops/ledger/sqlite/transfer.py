@@ -208,7 +208,7 @@ class SqliteTransfer:
 
 
 def _prepared(moved: Sequence[Moved]) -> Iterator[tuple[SeriesKey, tuple[Any, ...]]]:
-    """What the rows are made of, under the ids that the records have already."""
+    """What the rows are made of: the series keys, and the columns from `id` on, the ids as they were."""
     for each in moved:
-        series_key, values, _ = prepare(each.entry)
-        yield series_key, (bytes.fromhex(each.usage_id.replace("-", "")), *values[1:])
+        series_key, (_, _, _, _, _, *columns), _ = prepare(each.entry)
+        yield series_key, (bytes.fromhex(each.usage_id.replace("-", "")), *columns)

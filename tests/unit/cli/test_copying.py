@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -122,7 +122,13 @@ def test_a_copy_has_what_the_source_has(both: tuple[str, str], capsys: pytest.Ca
     check(target)
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+# To make a failure smaller takes minutes with a database for each try.
+@settings(
+    max_examples=6,
+    deadline=None,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
+    suppress_health_check=list(HealthCheck),
+)
 @given(data=st.data())
 def test_there_and_back_nothing_is_another(data: st.DataObject, postgres: Any, tmp_path_factory: Any) -> None:
     folder = tmp_path_factory.mktemp("copies")
