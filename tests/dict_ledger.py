@@ -37,6 +37,7 @@ from llm_cost_ops.ledger import (
     Price,
     Recorded,
     Repriced,
+    Retention,
     Revised,
     Revision,
     audit,
@@ -45,6 +46,8 @@ from llm_cost_ops.ledger.batches import EntryBatch
 from llm_cost_ops.ledger.duplicates import is_duplicate, supersedes, superseding
 from llm_cost_ops.ledger.encoding import to_micros, usage_id
 from llm_cost_ops.ledger.erasure import as_erased, erased_reason, without_user
+from llm_cost_ops.ledger.pieces import pieces_of
+from llm_cost_ops.ledger.retention import check_known, removed_duplicate
 from llm_cost_ops.ledger.shares import Share, add_share, shares_of
 from llm_cost_ops.pricing.cards import kept_form
 from llm_cost_ops.pricing.compiled import compile_card
@@ -54,11 +57,12 @@ from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode, invalid_argument
 from llm_cost_ops.rules.cards import overlap_of
 from llm_cost_ops.rules.limits import MAX_COUNT, MAX_RECORD_COST, check_amounts
-from tests.dict_rows import Cost, Row
+from tests.dict_rows import FIELDS, Cost, Row
 
 __all__ = ["DictLedger", "open"]
 
 Keys = tuple[str, ...]
+_ANY = Filter(statuses=tuple(status.value for status in CostStatus))
 
 
 def open(url: str, *, durability: str, group_commit: bool) -> DictLedger:  # noqa: A001 - each backend has it
@@ -81,6 +85,7 @@ class DictLedger:
         self._closed = False
         self._appends = 0
         self._audit: list[AuditEvent] = []
+        self._retentions: dict[str, Retention] = {}
         self.keys = DictKeys(self._add_events)
 
     @property
@@ -137,6 +142,8 @@ class DictLedger:
         while (found := self._by_id.get((organization, made))) is not None and found.key != entry.key:
             attempt += 1
             made = usage_id(organization, entry.key, attempt)[0]
+        if found is not None and found.removed:
+            return removed_duplicate(made, entry.ingested_at)
         status, row = SubmitStatus.CREATED, Row(entry, made)
         if found is not None and found.erased:
             row.sent = as_erased(row.sent, found.sent)
@@ -184,7 +191,7 @@ class DictLedger:
             def place(seq: int) -> tuple[datetime, int]:
                 return (self._rows[seq].timestamp if sort == "timestamp" else first, seq)
 
-            found = [place(seq) for seq, row in enumerate(self._rows) if row.passes(where)]
+            found = [place(seq) for seq, row in enumerate(self._rows) if row.is_there(where)]
             found.sort(reverse=descending)
             if after is not None:
                 edge = place(_number(after, len(self._rows)))
@@ -198,7 +205,7 @@ class DictLedger:
         self._begin(context)
         with self._lock:
             row = self._by_id.get((organization_id, usage_id))
-            if row is None:
+            if row is None or row.removed:
                 return None
             units, by, at, _, kind, reason, _ = row.costs[-1]
             return Recorded(
@@ -223,7 +230,7 @@ class DictLedger:
         _check_cost(revision.units)
         with self._lock:
             row = self._by_id.get((revision.organization_id, revision.usage_id))
-            if row is None or len(row.costs) != revision.after:
+            if row is None or row.removed or len(row.costs) != revision.after:
                 return False
             said = (revision.kind, revision.reason, revision.actor)
             record = revision.record or row.now
@@ -248,7 +255,7 @@ class DictLedger:
                 return Erased(0, None)
             row = self._rows[first]
             organization = row.sent.organization_id
-            if organization_ids and organization not in organization_ids:
+            if row.removed or (organization_ids and organization not in organization_ids):
                 return Erased(0, str(first))
             sent = without_user(row.sent, user_id)
             costs = [
@@ -278,7 +285,7 @@ class DictLedger:
                     made_at=cost.calculated_at,
                 )
                 for number, cost in enumerate(row.costs if row else (), 1)
-                if row
+                if row and not row.removed
             ]
 
     async def reprice(
@@ -295,7 +302,7 @@ class DictLedger:
         self._begin(context)
         with self._lock:
             first = 0 if after is None else _number(after, len(self._rows)) + 1
-            seqs = [seq for seq in range(first, len(self._rows)) if self._rows[seq].passes(where)][:limit]
+            seqs = [seq for seq in range(first, len(self._rows)) if self._rows[seq].is_there(where)][:limit]
             changes, new = [], []
             for row in (self._rows[seq] for seq in seqs):
                 before = row.costs[-1]
@@ -336,9 +343,10 @@ class DictLedger:
         self._begin(context)
         with self._lock:
             first = 0 if after is None else _number(after, len(self._commits)) + 1
-            page = self._commits[first : first + limit]
-            found = [Committed(row.record(number), number) for row, number in page]
-            return found, str(first + len(page) - 1) if page else after
+            behind = list(enumerate(self._commits))[first:]
+            page = [(at, *commit) for at, commit in behind if not commit[0].removed][:limit]
+            found = [Committed(row.record(number), number) for _, row, number in page]
+            return found, str(page[-1][0]) if page else after
 
     async def consumer_position(self, name: str, context: CallContext) -> str | None:
         self._begin(context)
@@ -445,6 +453,7 @@ class DictLedger:
         share_of: Callable[[Row], dict[str, Share]],
     ) -> list[tuple[Keys, int, Amounts]]:
         self._begin(context)
+        self._check_known(where, group_by, buckets)
         totals: dict[tuple[int, Keys, str], Amounts] = {}
         always = [(datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))]
         with self._lock:
@@ -482,7 +491,52 @@ class DictLedger:
 
     async def count(self, where: Filter, context: CallContext, max_rows: int | None = None) -> int | None:
         self._begin(context)
-        return sum(row.passes(where) for row in self._rows)
+        return sum(row.is_there(where) for row in self._rows)
+
+    async def retentions(self, context: CallContext) -> list[Retention]:
+        self._begin(context)
+        return [self._retentions[name] for name in sorted(self._retentions)]
+
+    async def set_retention(
+        self, organization_id: str, days: int, context: CallContext, *, actor: str = ""
+    ) -> None:
+        self._begin(context)
+        before = self._retentions.get(organization_id) or Retention(organization_id=organization_id, days=0)
+        self._retentions[organization_id] = replace(before, days=days)
+        if days != before.days:
+            self._add_events([audit.retention_set(organization_id, days, context.now(), actor)])
+
+    async def remove_older(
+        self, organization_id: str, before: datetime, context: CallContext, *, dry_run: bool, actor: str = ""
+    ) -> int:
+        self._begin(context)
+        older = [row for row in self._rows if row.is_there(_ANY) and row.timestamp < before]
+        older = [row for row in older if row.sent.organization_id == organization_id]
+        if dry_run or not older:
+            return len(older)
+        for row in older:
+            row.removed = True
+        kept = self._retentions[organization_id]
+        if kept.removed_before is None or kept.removed_before < before:
+            self._retentions[organization_id] = replace(kept, removed_before=before)
+            self._add_events([audit.retention_applied(organization_id, before, context.now(), actor)])
+        return len(older)
+
+    def _check_known(
+        self,
+        where: Filter,
+        group_by: tuple[str, ...],
+        buckets: Sequence[tuple[datetime, datetime]] | None,
+    ) -> None:
+        wanted = where.organization_ids
+        removed = {
+            name: to_micros(each.removed_before)
+            for name, each in self._retentions.items()
+            if each.removed_before is not None and (not wanted or name in wanted)
+        }
+        by_row = bool(where.user_ids or where.tags or where.labels)
+        by_row |= any(name not in FIELDS and name != "status" for name in group_by) or "user" in group_by
+        check_known(removed, pieces_of(where, buckets), needs_rows=by_row)
 
 
 class DictKeys:

@@ -14,7 +14,7 @@ from llm_cost_ops.pricing.money import from_units
 from llm_cost_ops.pricing.pricebook import Pricing
 from llm_cost_ops.rpc.status import invalid_argument
 
-__all__ = ["Cost", "Row"]
+__all__ = ["FIELDS", "Cost", "Row"]
 
 FIELDS = {
     "organization": "organization_id",
@@ -50,7 +50,7 @@ class Row:
         self.sent = entry.record
         self.ingested_at = entry.ingested_at
         self.timestamp = entry.record.timestamp or entry.ingested_at
-        self.erased = False
+        self.erased = self.removed = False
         self.costs = [Cost(entry.units, entry.by, entry.ingested_at, entry.record)]
         self.answer = self.costs[:1]
 
@@ -97,6 +97,10 @@ class Row:
         return (where.start is None or where.start <= self.timestamp) and (
             where.end is None or self.timestamp < where.end
         )
+
+    def is_there(self, where: Filter) -> bool:
+        """Whether it passes, and was not removed by a retention."""
+        return not self.removed and self.passes(where)
 
     def may_be_superseded(self) -> bool:
         return all(cost.kind in (RevisionKind.RECORDED, RevisionKind.REPRICED) for cost in self.costs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -27,11 +27,12 @@ from tests.ledger_suite import (
     statuses,
     sums,
 )
-from tests.unit.ledger.making import TAKEN, Sync, context, entry
+from tests.unit.ledger.making import START, TAKEN, Sync, context, entry
 
 __all__ = ["LifeSuite"]
 
 EVERYTHING = Filter()
+HOUR = timedelta(hours=1)
 
 
 def events(ledger: Sync, **where: Any) -> list[tuple[Any, ...]]:
@@ -84,8 +85,25 @@ def named(at: float = 0, **fields: Any) -> Any:
     return entry(at, **{**NAMED, **fields})
 
 
+def remove(ledger: Sync, before: datetime, organization: str = "acme") -> int:
+    """Remove an organization's records from before a moment, step by step; how many it were."""
+    removed = 0
+    while number := ledger.remove_older(organization, before, dry_run=False, actor="boss"):
+        removed += number
+    return removed
+
+
+def refused(ledger: Sync, **question: Any) -> str:
+    """Why sums are not answered."""
+    with pytest.raises(RpcError) as caught:
+        sums(ledger, question.pop("group_by", ()), Filter(**question))
+    assert caught.value.code is StatusCode.FAILED_PRECONDITION
+    assert [violation.field for violation in caught.value.violations] == ["start_date"]
+    return caught.value.message
+
+
 class LifeSuite:
-    """The audit log, and erasing users."""
+    """The audit log, erasing users, and removing what is past its days."""
 
     @pytest.fixture
     def url(self) -> str:
@@ -249,3 +267,120 @@ class LifeSuite:
         assert statuses(ledger, sent) == [DUPLICATE]
         assert [row[:2] for row in sums(ledger, ("user",))] == [("bob", 1)]
         assert faults(ledger) == []
+
+    def test_a_retention_is_set_and_listed(self, ledger: Sync) -> None:
+        assert ledger.retentions() == []
+        for days in (400, 30, 30):
+            ledger.set_retention("acme", days, actor="boss")
+        ledger.set_retention("Zeta", 0)
+        ledger.set_retention("ärger", 7)
+        found = [(each.organization_id, each.days, each.removed_before) for each in ledger.retentions()]
+        assert found == [("Zeta", 0, None), ("acme", 30, None), ("ärger", 7, None)]
+        assert [event[:2] + event[3:] for event in events(ledger, organization_ids=("acme",))] == [
+            ("retention.set", "boss", "acme", {"days": 400}),
+            ("retention.set", "boss", "acme", {"days": 30}),
+        ]
+
+    def test_what_is_removed_stays_in_the_sums_by_what_they_hold(self, ledger: Sync) -> None:
+        day = timedelta(days=1).total_seconds()
+        keyed = [named(at * day / 4, idempotency_key=f"k{at}", units=at) for at in range(12)]
+        others = [
+            entry(0),
+            entry(day, organization_id="globex", user_id="bob"),
+            entry(2 * day, user_id="bob"),
+        ]
+        ids = [done.usage_id for done in ledger.append([*keyed, *others])]
+        assert revise(ledger, ids[0], 1)
+        assert revise(ledger, ids[1], 1, replace(keyed[1].record, user_id="bob", input_tokens=7), units=70)
+        ask_everything(ledger)
+        by_series = [("organization",), ("model", "status"), ("project", "region", "organization")]
+        before = [sums(ledger, by) for by in by_series]
+        voided = sums(ledger, (), Filter(statuses=("voided",)))
+        ledger.set_retention("acme", 30)
+        border = START + timedelta(days=2)
+        assert ledger.remove_older("acme", border, dry_run=True) == 9
+        assert ledger.count(EVERYTHING) == 14
+        assert remove(ledger, border) == 9
+        assert remove(ledger, border) == 0
+        assert faults(ledger) == []
+        # Sums by series are as they were, and so are those of quarters of an hour.
+        assert [sums(ledger, by) for by in by_series] == before
+        assert sums(ledger, (), Filter(statuses=("voided",))) == voided
+        assert sums(ledger, (), Filter(start=START + 6 * HOUR, end=START + 7 * HOUR)) == [(1, 7, 70)]
+        assert ledger.occupied(EVERYTHING, round(day * 10**6))[0] == round(START.timestamp() / day)
+        # Those that would lack something are refused, and say from when on they are answered.
+        acme = {"organization_ids": ("acme",)}
+        for question in (
+            {"group_by": ("user",)},
+            {"group_by": ("label:team",), **acme, "start": START},
+            {"tags": ("x",)},
+            {"user_ids": ("bob",), "start": border - HOUR},
+            {"start": START + timedelta(seconds=1)},
+            {"end": START + timedelta(seconds=1)},
+        ):
+            assert "2026-01-07T00:00:00Z or later for acme" in refused(ledger, **question)
+        with pytest.raises(RpcError):
+            ledger.summarize_meters(EVERYTHING, ("meter",), None, lambda *_: None)
+        later = Filter(start=border)
+        assert [row[0] for row in sums(ledger, ("user",), later)] == [ANN, "bob"]
+        assert sums(ledger, ("user",), Filter(organization_ids=("globex",)))[0][0] == "bob"
+        ledger.summarize_meters(later, ("meter",), None, lambda *_: None)
+        # What asks for records has those that are there.
+        assert ledger.count(EVERYTHING) == 6
+        for sort in ("timestamp", "ingested_at"):
+            listed, _ = ledger.list_usage(EVERYTHING, sort, False, 100, None, None)
+            assert len(listed) == 6
+            assert min(record.timestamp for record in listed if record.organization_id == "acme") == border
+        assert ledger.get_cost(ids[1]) is None
+        assert ledger.revisions("acme", ids[1]) == []
+        assert not revise(ledger, ids[2], 1)
+        assert len({item.record.id for item in ledger.committed(None, 100)[0]}) == 6
+        looked = ledger.reprice(EVERYTHING, lambda _: priced(1), None, 100, dry_run=True)
+        assert looked.examined == 6
+        [kept] = [each for each in ledger.retentions() if each.organization_id == "acme"]
+        assert (kept.days, kept.removed_before) == (30, border)
+        [event] = events(ledger, actions=("retention.applied",))
+        assert event[1:] == ("boss", "acme", "acme", {"before": border.isoformat()})
+
+    def test_a_key_of_a_removed_record_counts_no_more(self, ledger: Sync) -> None:
+        first = entry(0, idempotency_key="k", units=5)
+        seen = {"observation": True, "quality": UsageQuality.UNKNOWN, "input_tokens": None, "units": None}
+        unknown = entry(1, idempotency_key="l", **seen)
+        ids = [done.usage_id for done in ledger.append([first, unknown, entry(2)])]
+        ledger.set_retention("acme", 1)
+        before = sums(ledger)
+        assert remove(ledger, START + timedelta(days=1)) == 3
+        again = [first, entry(0, idempotency_key="k", units=5, input_tokens=7), entry(1, idempotency_key="l")]
+        answers = [*ledger.append(again), *ledger.append(again[:1])]
+        assert [done.status for done in answers] == [DUPLICATE] * 4
+        assert [done.usage_id for done in answers] == [ids[0], ids[0], ids[1], ids[0]]
+        # What it cost is not known any more, and is not said to be nothing.
+        assert {(done.units, str(done.cost_status)) for done in answers} == {(None, "unspecified")}
+        assert sums(ledger) == before
+        # Another organization's key is its own; and a new record of old times counts, until it is removed.
+        assert statuses(ledger, entry(0, idempotency_key="k", organization_id="globex")) == [CREATED]
+        assert statuses(ledger, entry(3, idempotency_key="m")) == [CREATED]
+        assert ledger.count(Filter(organization_ids=("acme",))) == 1
+        after = sums(ledger)
+        assert after[0][0] == before[0][0] + 2
+        assert remove(ledger, START + timedelta(days=1)) == 1
+        assert sums(ledger) == after
+        assert faults(ledger) == []
+
+    def test_consumers_miss_nothing_that_comes_after_a_removal(self, ledger: Sync) -> None:
+        done = ledger.append([entry(at, idempotency_key=f"k{at}") for at in range(3)])
+        assert revise(ledger, done[2].usage_id, 1)
+        seen, position = ledger.committed(None, 100)
+        assert len(seen) == 4
+        ledger.set_retention("acme", 1)
+        # The newest row and the newest revision of all are among what is removed.
+        assert remove(ledger, START + timedelta(days=1)) == 3
+        assert ledger.committed(None, 100)[0] == []
+        later = START + timedelta(days=9)
+        [made] = ledger.append([entry(later, idempotency_key="new")])
+        assert revise(ledger, made.usage_id, 1)
+        seen, position = ledger.committed(position, 100)
+        assert [(item.record.id, item.revision) for item in seen] == [(made.usage_id, 1), (made.usage_id, 2)]
+        assert ledger.committed(position, 100)[0] == []
+        assert faults(ledger) == []
+        assert sums(ledger, (), Filter(statuses=("priced", "voided")))[0][0] == 4

@@ -7,49 +7,54 @@ from __future__ import annotations
 from datetime import UTC
 
 from llm_cost_ops._gen.messages import (
-    Analytics, AnalyticsSummary, AuditEvent, BatchReceipt, BatchSubmitUsageRequest, BatchSubmitUsageResponse,
-    ComponentHealth, CorrectUsageRequest, CorrectUsageResponse, CostGroup, CostLine, CostRecord, CostSummary,
-    CostVerification, CreatePriceRequest, CreatePriceResponse, CurrencyTotal, EraseUserRequest,
-    EraseUserResponse, Erasure, EstimateCostRequest, EstimateCostResponse, ExportUsageRequest,
-    ExportUsageResponse, FieldViolation, Filter, GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest,
-    GetCostResponse, GetCostSummaryRequest, GetCostSummaryResponse, GetHealthRequest, GetHealthResponse,
-    GetPriceRequest, GetPriceResponse, GetReadinessRequest, GetReadinessResponse, GroupKey,
-    ListAuditEventsRequest, ListAuditEventsResponse, ListPricesRequest, ListPricesResponse, ListUsageRequest,
+    Analytics, AnalyticsSummary, ApplyRetentionRequest, ApplyRetentionResponse, AuditEvent, BatchReceipt,
+    BatchSubmitUsageRequest, BatchSubmitUsageResponse, ComponentHealth, CorrectUsageRequest,
+    CorrectUsageResponse, CostGroup, CostLine, CostRecord, CostSummary, CostVerification, CreatePriceRequest,
+    CreatePriceResponse, CurrencyTotal, EraseUserRequest, EraseUserResponse, Erasure, EstimateCostRequest,
+    EstimateCostResponse, ExportUsageRequest, ExportUsageResponse, FieldViolation, Filter,
+    GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest, GetCostResponse, GetCostSummaryRequest,
+    GetCostSummaryResponse, GetHealthRequest, GetHealthResponse, GetPriceRequest, GetPriceResponse,
+    GetReadinessRequest, GetReadinessResponse, GroupKey, ListAuditEventsRequest, ListAuditEventsResponse,
+    ListPricesRequest, ListPricesResponse, ListRetentionRequest, ListRetentionResponse, ListUsageRequest,
     ListUsageResponse, ListUsageRevisionsRequest, ListUsageRevisionsResponse, MetricValues, ModalityTokens,
     Pagination, PriceMultiplier, PriceTier, Rate, RateCard, RecordError, RepriceDifference, RepriceReport,
-    RepriceUsageRequest, RepriceUsageResponse, ResponseMeta, StreamProblem, StreamUsageRequest,
-    StreamUsageResponse, SubmitResult, SubmitUsageRequest, SubmitUsageResponse, TimeSeriesPoint, TimeWindow,
-    UsageReceipt, UsageRecord, UsageRevision, UsageRevisions, VerifyCostRequest, VerifyCostResponse,
-    VoidUsageRequest, VoidUsageResponse,
+    RepriceUsageRequest, RepriceUsageResponse, ResponseMeta, RetentionPolicy, RetentionReport,
+    SetRetentionRequest, SetRetentionResponse, StreamProblem, StreamUsageRequest, StreamUsageResponse,
+    SubmitResult, SubmitUsageRequest, SubmitUsageResponse, TimeSeriesPoint, TimeWindow, UsageReceipt,
+    UsageRecord, UsageRevision, UsageRevisions, VerifyCostRequest, VerifyCostResponse, VoidUsageRequest,
+    VoidUsageResponse,
 )
 from llm_cost_ops._gen.validators import (
-    validate_batch_submit_usage_request, validate_correct_usage_request, validate_create_price_request,
-    validate_erase_user_request, validate_estimate_cost_request, validate_export_usage_request,
-    validate_filter, validate_get_analytics_request, validate_get_cost_request,
+    validate_apply_retention_request, validate_batch_submit_usage_request, validate_correct_usage_request,
+    validate_create_price_request, validate_erase_user_request, validate_estimate_cost_request,
+    validate_export_usage_request, validate_filter, validate_get_analytics_request, validate_get_cost_request,
     validate_get_cost_summary_request, validate_get_health_request, validate_get_price_request,
     validate_get_readiness_request, validate_list_audit_events_request, validate_list_prices_request,
-    validate_list_usage_request, validate_list_usage_revisions_request, validate_modality_tokens,
-    validate_price_multiplier, validate_price_tier, validate_rate, validate_reprice_usage_request,
-    validate_stream_usage_request, validate_submit_usage_request, validate_time_window, validate_usage_record,
-    validate_verify_cost_request, validate_void_usage_request,
+    validate_list_retention_request, validate_list_usage_request, validate_list_usage_revisions_request,
+    validate_modality_tokens, validate_price_multiplier, validate_price_tier, validate_rate,
+    validate_reprice_usage_request, validate_set_retention_request, validate_stream_usage_request,
+    validate_submit_usage_request, validate_time_window, validate_usage_record, validate_verify_cost_request,
+    validate_void_usage_request,
 )
 from llm_cost_ops.rpc.method import MessageCodec
 from llm_cost_ops.wire.json import JsonCodec
 
 __all__ = [
-    "ANALYTICS", "ANALYTICS_SUMMARY", "AUDIT_EVENT", "BATCH_RECEIPT", "BATCH_SUBMIT_USAGE_REQUEST",
-    "BATCH_SUBMIT_USAGE_RESPONSE", "COMPONENT_HEALTH", "CORRECT_USAGE_REQUEST", "CORRECT_USAGE_RESPONSE",
-    "COST_GROUP", "COST_LINE", "COST_RECORD", "COST_SUMMARY", "COST_VERIFICATION", "CREATE_PRICE_REQUEST",
-    "CREATE_PRICE_RESPONSE", "CURRENCY_TOTAL", "ERASE_USER_REQUEST", "ERASE_USER_RESPONSE", "ERASURE",
-    "ESTIMATE_COST_REQUEST", "ESTIMATE_COST_RESPONSE", "EXPORT_USAGE_REQUEST", "EXPORT_USAGE_RESPONSE",
-    "FIELD_VIOLATION", "FILTER", "GET_ANALYTICS_REQUEST", "GET_ANALYTICS_RESPONSE", "GET_COST_REQUEST",
-    "GET_COST_RESPONSE", "GET_COST_SUMMARY_REQUEST", "GET_COST_SUMMARY_RESPONSE", "GET_HEALTH_REQUEST",
-    "GET_HEALTH_RESPONSE", "GET_PRICE_REQUEST", "GET_PRICE_RESPONSE", "GET_READINESS_REQUEST",
-    "GET_READINESS_RESPONSE", "GROUP_KEY", "LIST_AUDIT_EVENTS_REQUEST", "LIST_AUDIT_EVENTS_RESPONSE",
-    "LIST_PRICES_REQUEST", "LIST_PRICES_RESPONSE", "LIST_USAGE_REQUEST", "LIST_USAGE_RESPONSE",
+    "ANALYTICS", "ANALYTICS_SUMMARY", "APPLY_RETENTION_REQUEST", "APPLY_RETENTION_RESPONSE", "AUDIT_EVENT",
+    "BATCH_RECEIPT", "BATCH_SUBMIT_USAGE_REQUEST", "BATCH_SUBMIT_USAGE_RESPONSE", "COMPONENT_HEALTH",
+    "CORRECT_USAGE_REQUEST", "CORRECT_USAGE_RESPONSE", "COST_GROUP", "COST_LINE", "COST_RECORD",
+    "COST_SUMMARY", "COST_VERIFICATION", "CREATE_PRICE_REQUEST", "CREATE_PRICE_RESPONSE", "CURRENCY_TOTAL",
+    "ERASE_USER_REQUEST", "ERASE_USER_RESPONSE", "ERASURE", "ESTIMATE_COST_REQUEST", "ESTIMATE_COST_RESPONSE",
+    "EXPORT_USAGE_REQUEST", "EXPORT_USAGE_RESPONSE", "FIELD_VIOLATION", "FILTER", "GET_ANALYTICS_REQUEST",
+    "GET_ANALYTICS_RESPONSE", "GET_COST_REQUEST", "GET_COST_RESPONSE", "GET_COST_SUMMARY_REQUEST",
+    "GET_COST_SUMMARY_RESPONSE", "GET_HEALTH_REQUEST", "GET_HEALTH_RESPONSE", "GET_PRICE_REQUEST",
+    "GET_PRICE_RESPONSE", "GET_READINESS_REQUEST", "GET_READINESS_RESPONSE", "GROUP_KEY",
+    "LIST_AUDIT_EVENTS_REQUEST", "LIST_AUDIT_EVENTS_RESPONSE", "LIST_PRICES_REQUEST", "LIST_PRICES_RESPONSE",
+    "LIST_RETENTION_REQUEST", "LIST_RETENTION_RESPONSE", "LIST_USAGE_REQUEST", "LIST_USAGE_RESPONSE",
     "LIST_USAGE_REVISIONS_REQUEST", "LIST_USAGE_REVISIONS_RESPONSE", "METRIC_VALUES", "MODALITY_TOKENS",
     "PAGINATION", "PRICE_MULTIPLIER", "PRICE_TIER", "RATE", "RATE_CARD", "RECORD_ERROR", "REPRICE_DIFFERENCE",
-    "REPRICE_REPORT", "REPRICE_USAGE_REQUEST", "REPRICE_USAGE_RESPONSE", "RESPONSE_META", "STREAM_PROBLEM",
+    "REPRICE_REPORT", "REPRICE_USAGE_REQUEST", "REPRICE_USAGE_RESPONSE", "RESPONSE_META", "RETENTION_POLICY",
+    "RETENTION_REPORT", "SET_RETENTION_REQUEST", "SET_RETENTION_RESPONSE", "STREAM_PROBLEM",
     "STREAM_USAGE_REQUEST", "STREAM_USAGE_RESPONSE", "SUBMIT_RESULT", "SUBMIT_USAGE_REQUEST",
     "SUBMIT_USAGE_RESPONSE", "TIME_SERIES_POINT", "TIME_WINDOW", "USAGE_RECEIPT", "USAGE_RECORD",
     "USAGE_REVISION", "USAGE_REVISIONS", "VERIFY_COST_REQUEST", "VERIFY_COST_RESPONSE", "VOID_USAGE_REQUEST",
@@ -90,6 +95,8 @@ def _settled_list_audit_events_response(m: ListAuditEventsResponse) -> bool:
     for each1 in m.data:
         if not _settled_audit_event(each1):
             return False
+    if m.pagination is not None and not _settled_pagination(m.pagination):
+        return False
     return True
 
 
@@ -145,6 +152,12 @@ def _settled_estimate_cost_response(m: EstimateCostResponse) -> bool:
     return True
 
 
+def _settled_pagination(m: Pagination) -> bool:
+    if m.removed_before is not None and m.removed_before.tzinfo is not UTC:
+        return False
+    return True
+
+
 def _settled_rate_card(m: RateCard) -> bool:
     if m.effective_from is not None and m.effective_from.tzinfo is not UTC:
         return False
@@ -173,6 +186,41 @@ def _settled_list_prices_response(m: ListPricesResponse) -> bool:
     for each1 in m.data:
         if not _settled_rate_card(each1):
             return False
+    if m.pagination is not None and not _settled_pagination(m.pagination):
+        return False
+    return True
+
+
+def _settled_retention_policy(m: RetentionPolicy) -> bool:
+    if m.removed_before is not None and m.removed_before.tzinfo is not UTC:
+        return False
+    return True
+
+
+def _settled_retention_report(m: RetentionReport) -> bool:
+    if m.as_of is not None and m.as_of.tzinfo is not UTC:
+        return False
+    for each2 in m.policies:
+        if not _settled_retention_policy(each2):
+            return False
+    return True
+
+
+def _settled_set_retention_response(m: SetRetentionResponse) -> bool:
+    if m.data is not None and not _settled_retention_policy(m.data):
+        return False
+    return True
+
+
+def _settled_list_retention_response(m: ListRetentionResponse) -> bool:
+    if m.data is not None and not _settled_retention_report(m.data):
+        return False
+    return True
+
+
+def _settled_apply_retention_response(m: ApplyRetentionResponse) -> bool:
+    if m.data is not None and not _settled_retention_report(m.data):
+        return False
     return True
 
 
@@ -232,6 +280,8 @@ def _settled_list_usage_response(m: ListUsageResponse) -> bool:
     for each1 in m.data:
         if not _settled_usage_record(each1):
             return False
+    if m.pagination is not None and not _settled_pagination(m.pagination):
+        return False
     return True
 
 
@@ -425,7 +475,8 @@ GET_READINESS_RESPONSE = MessageCodec(
     protobuf=f"{_PROTOBUF}:get_readiness_response", json=JsonCodec(GetReadinessResponse),
 )
 PAGINATION = MessageCodec(
-    Pagination, "llm_cost_ops.v1.Pagination", protobuf=f"{_PROTOBUF}:pagination", json=JsonCodec(Pagination)
+    Pagination, "llm_cost_ops.v1.Pagination", protobuf=f"{_PROTOBUF}:pagination", json=JsonCodec(Pagination,
+    settled=_settled_pagination),
 )
 RESPONSE_META = MessageCodec(
     ResponseMeta, "llm_cost_ops.v1.ResponseMeta", protobuf=f"{_PROTOBUF}:response_meta",
@@ -488,6 +539,43 @@ ERASURE = MessageCodec(
 ERASE_USER_RESPONSE = MessageCodec(
     EraseUserResponse, "llm_cost_ops.v1.EraseUserResponse", protobuf=f"{_PROTOBUF}:erase_user_response",
     json=JsonCodec(EraseUserResponse),
+)
+RETENTION_POLICY = MessageCodec(
+    RetentionPolicy, "llm_cost_ops.v1.RetentionPolicy", protobuf=f"{_PROTOBUF}:retention_policy",
+    json=JsonCodec(RetentionPolicy, settled=_settled_retention_policy),
+)
+RETENTION_REPORT = MessageCodec(
+    RetentionReport, "llm_cost_ops.v1.RetentionReport", protobuf=f"{_PROTOBUF}:retention_report",
+    json=JsonCodec(RetentionReport, settled=_settled_retention_report),
+)
+SET_RETENTION_REQUEST = MessageCodec(
+    SetRetentionRequest, "llm_cost_ops.v1.SetRetentionRequest", protobuf=f"{_PROTOBUF}:set_retention_request",
+    json=JsonCodec(SetRetentionRequest), validate=validate_set_retention_request,
+)
+SET_RETENTION_RESPONSE = MessageCodec(
+    SetRetentionResponse, "llm_cost_ops.v1.SetRetentionResponse",
+    protobuf=f"{_PROTOBUF}:set_retention_response", json=JsonCodec(SetRetentionResponse,
+    settled=_settled_set_retention_response),
+)
+LIST_RETENTION_REQUEST = MessageCodec(
+    ListRetentionRequest, "llm_cost_ops.v1.ListRetentionRequest",
+    protobuf=f"{_PROTOBUF}:list_retention_request", json=JsonCodec(ListRetentionRequest),
+    validate=validate_list_retention_request,
+)
+LIST_RETENTION_RESPONSE = MessageCodec(
+    ListRetentionResponse, "llm_cost_ops.v1.ListRetentionResponse",
+    protobuf=f"{_PROTOBUF}:list_retention_response", json=JsonCodec(ListRetentionResponse,
+    settled=_settled_list_retention_response),
+)
+APPLY_RETENTION_REQUEST = MessageCodec(
+    ApplyRetentionRequest, "llm_cost_ops.v1.ApplyRetentionRequest",
+    protobuf=f"{_PROTOBUF}:apply_retention_request", json=JsonCodec(ApplyRetentionRequest),
+    validate=validate_apply_retention_request,
+)
+APPLY_RETENTION_RESPONSE = MessageCodec(
+    ApplyRetentionResponse, "llm_cost_ops.v1.ApplyRetentionResponse",
+    protobuf=f"{_PROTOBUF}:apply_retention_response", json=JsonCodec(ApplyRetentionResponse,
+    settled=_settled_apply_retention_response),
 )
 MODALITY_TOKENS = MessageCodec(
     ModalityTokens, "llm_cost_ops.v1.ModalityTokens", protobuf=f"{_PROTOBUF}:modality_tokens",

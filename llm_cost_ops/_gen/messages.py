@@ -17,23 +17,25 @@ from llm_cost_ops.wire.json_types import Int32, Int64
 from llm_cost_ops.wire.open_enum import OpenEnum
 
 __all__ = [
-    "Analytics", "AnalyticsSummary", "AuditEvent", "BatchReceipt", "BatchSubmitUsageRequest",
-    "BatchSubmitUsageResponse", "ComponentHealth", "CorrectUsageRequest", "CorrectUsageResponse", "CostGroup",
-    "CostLine", "CostRecord", "CostStatus", "CostSummary", "CostVerification", "CreatePriceRequest",
-    "CreatePriceResponse", "CurrencyTotal", "EraseUserRequest", "EraseUserResponse", "Erasure",
-    "EstimateCostRequest", "EstimateCostResponse", "ExportUsageRequest", "ExportUsageResponse",
-    "FieldViolation", "Filter", "GetAnalyticsRequest", "GetAnalyticsResponse", "GetCostRequest",
-    "GetCostResponse", "GetCostSummaryRequest", "GetCostSummaryResponse", "GetHealthRequest",
-    "GetHealthResponse", "GetPriceRequest", "GetPriceResponse", "GetReadinessRequest", "GetReadinessResponse",
-    "GroupKey", "HealthStatus", "Interval", "ListAuditEventsRequest", "ListAuditEventsResponse",
-    "ListPricesRequest", "ListPricesResponse", "ListUsageRequest", "ListUsageResponse",
+    "Analytics", "AnalyticsSummary", "ApplyRetentionRequest", "ApplyRetentionResponse", "AuditEvent",
+    "BatchReceipt", "BatchSubmitUsageRequest", "BatchSubmitUsageResponse", "ComponentHealth",
+    "CorrectUsageRequest", "CorrectUsageResponse", "CostGroup", "CostLine", "CostRecord", "CostStatus",
+    "CostSummary", "CostVerification", "CreatePriceRequest", "CreatePriceResponse", "CurrencyTotal",
+    "EraseUserRequest", "EraseUserResponse", "Erasure", "EstimateCostRequest", "EstimateCostResponse",
+    "ExportUsageRequest", "ExportUsageResponse", "FieldViolation", "Filter", "GetAnalyticsRequest",
+    "GetAnalyticsResponse", "GetCostRequest", "GetCostResponse", "GetCostSummaryRequest",
+    "GetCostSummaryResponse", "GetHealthRequest", "GetHealthResponse", "GetPriceRequest", "GetPriceResponse",
+    "GetReadinessRequest", "GetReadinessResponse", "GroupKey", "HealthStatus", "Interval",
+    "ListAuditEventsRequest", "ListAuditEventsResponse", "ListPricesRequest", "ListPricesResponse",
+    "ListRetentionRequest", "ListRetentionResponse", "ListUsageRequest", "ListUsageResponse",
     "ListUsageRevisionsRequest", "ListUsageRevisionsResponse", "MetricValues", "ModalityTokens", "Operation",
     "Outcome", "Pagination", "PriceMultiplier", "PriceOrigin", "PriceTier", "Rate", "RateCard", "RecordError",
     "RepriceDifference", "RepriceReport", "RepriceUsageRequest", "RepriceUsageResponse", "ResponseMeta",
-    "RevisionKind", "StreamProblem", "StreamUsageRequest", "StreamUsageResponse", "SubmitResult",
-    "SubmitStatus", "SubmitUsageRequest", "SubmitUsageResponse", "TierBasis", "TierMode", "TimeSeriesPoint",
-    "TimeWindow", "UsageQuality", "UsageReceipt", "UsageRecord", "UsageRevision", "UsageRevisions",
-    "VerifyCostRequest", "VerifyCostResponse", "VoidUsageRequest", "VoidUsageResponse",
+    "RetentionPolicy", "RetentionReport", "RevisionKind", "SetRetentionRequest", "SetRetentionResponse",
+    "StreamProblem", "StreamUsageRequest", "StreamUsageResponse", "SubmitResult", "SubmitStatus",
+    "SubmitUsageRequest", "SubmitUsageResponse", "TierBasis", "TierMode", "TimeSeriesPoint", "TimeWindow",
+    "UsageQuality", "UsageReceipt", "UsageRecord", "UsageRevision", "UsageRevisions", "VerifyCostRequest",
+    "VerifyCostResponse", "VoidUsageRequest", "VoidUsageResponse",
 ]
 
 
@@ -796,6 +798,10 @@ class Pagination(MessageStruct, kw_only=True, gc=False):
     """Whether a page comes before."""
     next_cursor: str = ""
     """The cursor of the next page; empty on the last. It is stable while items are added."""
+    removed_before: datetime | None = None
+    """Records of before this moment were removed by a retention, so that the list lacks them; unset where it
+    lacks none.
+    """
 
 
 class ResponseMeta(MessageStruct, kw_only=True, gc=False):
@@ -1059,6 +1065,80 @@ class EraseUserResponse(MessageStruct, kw_only=True, gc=False):
 
     data: Erasure | None = None
     """What was erased."""
+    meta: ResponseMeta | None = None
+    """About the response."""
+
+
+class RetentionPolicy(MessageStruct, kw_only=True, gc=False):
+    """For how long an organization's records are kept."""
+
+    organization_id: str = ""
+    """The organization."""
+    days: Int32 = 0
+    """For how many days, by their timestamps; 0 for ever."""
+    removed_before: datetime | None = None
+    """Records of before this moment were removed; unset where none were."""
+    records: Int64 = 0
+    """How many records were removed, or would be; only of ApplyRetention."""
+
+
+class RetentionReport(MessageStruct, kw_only=True, gc=False):
+    """The retention of organizations at a moment."""
+
+    as_of: datetime | None = None
+    """The moment."""
+    policies: list[RetentionPolicy] = []
+    """By organization; of ApplyRetention those of which records were removed."""
+
+
+class SetRetentionRequest(MessageStruct, kw_only=True, omit_defaults=True, gc=False):
+    """Asks to keep an organization's records for so many days."""
+
+    organization_id: str = ""
+    """The organization."""
+    days: Int32 = 0
+    """For how many days; 0 for ever. What was removed stays so."""
+
+
+class SetRetentionResponse(MessageStruct, kw_only=True, gc=False):
+    """Answers SetRetention."""
+
+    data: RetentionPolicy | None = None
+    """What holds from now on."""
+    meta: ResponseMeta | None = None
+    """About the response."""
+
+
+class ListRetentionRequest(MessageStruct, kw_only=True, omit_defaults=True, gc=False):
+    """Which organizations to list."""
+
+    organization_id: list[str] = []
+    """The organizations; all that the caller may see when not given."""
+
+
+class ListRetentionResponse(MessageStruct, kw_only=True, gc=False):
+    """Answers ListRetention."""
+
+    data: RetentionReport | None = None
+    """What there is."""
+    meta: ResponseMeta | None = None
+    """About the response."""
+
+
+class ApplyRetentionRequest(MessageStruct, kw_only=True, omit_defaults=True, gc=False):
+    """Whose records to remove."""
+
+    organization_id: list[str] = []
+    """The organizations; all that the caller may see when not given."""
+    dry_run: bool = False
+    """Count what is past its days, and remove nothing."""
+
+
+class ApplyRetentionResponse(MessageStruct, kw_only=True, gc=False):
+    """Answers ApplyRetention."""
+
+    data: RetentionReport | None = None
+    """What there is."""
     meta: ResponseMeta | None = None
     """About the response."""
 

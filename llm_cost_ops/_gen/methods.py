@@ -5,37 +5,41 @@
 from __future__ import annotations
 
 from llm_cost_ops._gen.codecs import (
-    BATCH_SUBMIT_USAGE_REQUEST, BATCH_SUBMIT_USAGE_RESPONSE, CORRECT_USAGE_REQUEST, CORRECT_USAGE_RESPONSE,
-    CREATE_PRICE_REQUEST, CREATE_PRICE_RESPONSE, ERASE_USER_REQUEST, ERASE_USER_RESPONSE,
-    ESTIMATE_COST_REQUEST, ESTIMATE_COST_RESPONSE, EXPORT_USAGE_REQUEST, EXPORT_USAGE_RESPONSE,
-    GET_ANALYTICS_REQUEST, GET_ANALYTICS_RESPONSE, GET_COST_REQUEST, GET_COST_RESPONSE,
-    GET_COST_SUMMARY_REQUEST, GET_COST_SUMMARY_RESPONSE, GET_HEALTH_REQUEST, GET_HEALTH_RESPONSE,
-    GET_PRICE_REQUEST, GET_PRICE_RESPONSE, GET_READINESS_REQUEST, GET_READINESS_RESPONSE,
-    LIST_AUDIT_EVENTS_REQUEST, LIST_AUDIT_EVENTS_RESPONSE, LIST_PRICES_REQUEST, LIST_PRICES_RESPONSE,
+    APPLY_RETENTION_REQUEST, APPLY_RETENTION_RESPONSE, BATCH_SUBMIT_USAGE_REQUEST,
+    BATCH_SUBMIT_USAGE_RESPONSE, CORRECT_USAGE_REQUEST, CORRECT_USAGE_RESPONSE, CREATE_PRICE_REQUEST,
+    CREATE_PRICE_RESPONSE, ERASE_USER_REQUEST, ERASE_USER_RESPONSE, ESTIMATE_COST_REQUEST,
+    ESTIMATE_COST_RESPONSE, EXPORT_USAGE_REQUEST, EXPORT_USAGE_RESPONSE, GET_ANALYTICS_REQUEST,
+    GET_ANALYTICS_RESPONSE, GET_COST_REQUEST, GET_COST_RESPONSE, GET_COST_SUMMARY_REQUEST,
+    GET_COST_SUMMARY_RESPONSE, GET_HEALTH_REQUEST, GET_HEALTH_RESPONSE, GET_PRICE_REQUEST, GET_PRICE_RESPONSE,
+    GET_READINESS_REQUEST, GET_READINESS_RESPONSE, LIST_AUDIT_EVENTS_REQUEST, LIST_AUDIT_EVENTS_RESPONSE,
+    LIST_PRICES_REQUEST, LIST_PRICES_RESPONSE, LIST_RETENTION_REQUEST, LIST_RETENTION_RESPONSE,
     LIST_USAGE_REQUEST, LIST_USAGE_RESPONSE, LIST_USAGE_REVISIONS_REQUEST, LIST_USAGE_REVISIONS_RESPONSE,
-    REPRICE_USAGE_REQUEST, REPRICE_USAGE_RESPONSE, STREAM_USAGE_REQUEST, STREAM_USAGE_RESPONSE,
-    SUBMIT_USAGE_REQUEST, SUBMIT_USAGE_RESPONSE, USAGE_RECORD, VERIFY_COST_REQUEST, VERIFY_COST_RESPONSE,
-    VOID_USAGE_REQUEST, VOID_USAGE_RESPONSE,
+    REPRICE_USAGE_REQUEST, REPRICE_USAGE_RESPONSE, SET_RETENTION_REQUEST, SET_RETENTION_RESPONSE,
+    STREAM_USAGE_REQUEST, STREAM_USAGE_RESPONSE, SUBMIT_USAGE_REQUEST, SUBMIT_USAGE_RESPONSE, USAGE_RECORD,
+    VERIFY_COST_REQUEST, VERIFY_COST_RESPONSE, VOID_USAGE_REQUEST, VOID_USAGE_RESPONSE,
 )
 from llm_cost_ops._gen.messages import (
-    BatchSubmitUsageRequest, BatchSubmitUsageResponse, CorrectUsageRequest, CorrectUsageResponse,
-    CreatePriceRequest, CreatePriceResponse, EraseUserRequest, EraseUserResponse, EstimateCostRequest,
-    EstimateCostResponse, ExportUsageRequest, ExportUsageResponse, GetAnalyticsRequest, GetAnalyticsResponse,
-    GetCostRequest, GetCostResponse, GetCostSummaryRequest, GetCostSummaryResponse, GetHealthRequest,
-    GetHealthResponse, GetPriceRequest, GetPriceResponse, GetReadinessRequest, GetReadinessResponse,
-    ListAuditEventsRequest, ListAuditEventsResponse, ListPricesRequest, ListPricesResponse, ListUsageRequest,
+    ApplyRetentionRequest, ApplyRetentionResponse, BatchSubmitUsageRequest, BatchSubmitUsageResponse,
+    CorrectUsageRequest, CorrectUsageResponse, CreatePriceRequest, CreatePriceResponse, EraseUserRequest,
+    EraseUserResponse, EstimateCostRequest, EstimateCostResponse, ExportUsageRequest, ExportUsageResponse,
+    GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest, GetCostResponse, GetCostSummaryRequest,
+    GetCostSummaryResponse, GetHealthRequest, GetHealthResponse, GetPriceRequest, GetPriceResponse,
+    GetReadinessRequest, GetReadinessResponse, ListAuditEventsRequest, ListAuditEventsResponse,
+    ListPricesRequest, ListPricesResponse, ListRetentionRequest, ListRetentionResponse, ListUsageRequest,
     ListUsageResponse, ListUsageRevisionsRequest, ListUsageRevisionsResponse, RepriceUsageRequest,
-    RepriceUsageResponse, StreamUsageRequest, StreamUsageResponse, SubmitUsageRequest, SubmitUsageResponse,
-    VerifyCostRequest, VerifyCostResponse, VoidUsageRequest, VoidUsageResponse,
+    RepriceUsageResponse, SetRetentionRequest, SetRetentionResponse, StreamUsageRequest, StreamUsageResponse,
+    SubmitUsageRequest, SubmitUsageResponse, VerifyCostRequest, VerifyCostResponse, VoidUsageRequest,
+    VoidUsageResponse,
 )
 from llm_cost_ops.rpc.context import fill_idempotency_key
 from llm_cost_ops.rpc.method import Cardinality, HttpRule, Idempotency, MethodDescriptor, QueryField
 
 __all__ = [
-    "BATCH_SUBMIT_USAGE", "CORRECT_USAGE", "CREATE_PRICE", "ERASE_USER", "ESTIMATE_COST", "EXPORT_USAGE",
-    "GET_ANALYTICS", "GET_COST", "GET_COST_SUMMARY", "GET_HEALTH", "GET_PRICE", "GET_READINESS",
-    "LIST_AUDIT_EVENTS", "LIST_PRICES", "LIST_USAGE", "LIST_USAGE_REVISIONS", "REPRICE_USAGE", "STREAM_USAGE",
-    "SUBMIT_USAGE", "VERIFY_COST", "VOID_USAGE",
+    "APPLY_RETENTION", "BATCH_SUBMIT_USAGE", "CORRECT_USAGE", "CREATE_PRICE", "ERASE_USER", "ESTIMATE_COST",
+    "EXPORT_USAGE", "GET_ANALYTICS", "GET_COST", "GET_COST_SUMMARY", "GET_HEALTH", "GET_PRICE",
+    "GET_READINESS", "LIST_AUDIT_EVENTS", "LIST_PRICES", "LIST_RETENTION", "LIST_USAGE",
+    "LIST_USAGE_REVISIONS", "REPRICE_USAGE", "SET_RETENTION", "STREAM_USAGE", "SUBMIT_USAGE", "VERIFY_COST",
+    "VOID_USAGE",
 ]
 
 
@@ -315,6 +319,49 @@ ERASE_USER: MethodDescriptor[EraseUserRequest, EraseUserResponse] = MethodDescri
 spans that are exactly the user's id. Costs and sums stay as they are, to the last digit, and a record that
 is sent again is still a duplicate. It takes as long as there are records; stopped, the same call goes on.
 """
+
+SET_RETENTION: MethodDescriptor[SetRetentionRequest, SetRetentionResponse] = MethodDescriptor(
+    "llm_cost_ops.v1.RetentionService",
+    "SetRetention",
+    cardinality=Cardinality.UNARY_UNARY,
+    idempotency=Idempotency.IDEMPOTENT,
+    request=SET_RETENTION_REQUEST,
+    response=SET_RETENTION_RESPONSE,
+    http=HttpRule("PUT", "/api/v1/retention", "*", 200, (), SET_RETENTION_REQUEST),
+    unwrap="data",
+)
+"""Sets for how many days records are kept; 0 for ever."""
+
+LIST_RETENTION: MethodDescriptor[ListRetentionRequest, ListRetentionResponse] = MethodDescriptor(
+    "llm_cost_ops.v1.RetentionService",
+    "ListRetention",
+    cardinality=Cardinality.UNARY_UNARY,
+    idempotency=Idempotency.NO_SIDE_EFFECTS,
+    request=LIST_RETENTION_REQUEST,
+    response=LIST_RETENTION_RESPONSE,
+    http=HttpRule(
+        "GET",
+        "/api/v1/retention",
+        None,
+        200,
+        (QueryField("organization_id", "organization_id", "list"),),
+        None,
+    ),
+    unwrap="data",
+)
+"""Lists the organizations that have a retention, or had records removed."""
+
+APPLY_RETENTION: MethodDescriptor[ApplyRetentionRequest, ApplyRetentionResponse] = MethodDescriptor(
+    "llm_cost_ops.v1.RetentionService",
+    "ApplyRetention",
+    cardinality=Cardinality.UNARY_UNARY,
+    idempotency=Idempotency.IDEMPOTENT,
+    request=APPLY_RETENTION_REQUEST,
+    response=APPLY_RETENTION_RESPONSE,
+    http=HttpRule("POST", "/api/v1/retention/apply", "*", 200, (), APPLY_RETENTION_REQUEST),
+    unwrap="data",
+)
+"""Removes what is past its days now; a server does so every day by itself."""
 
 SUBMIT_USAGE: MethodDescriptor[SubmitUsageRequest, SubmitUsageResponse] = MethodDescriptor(
     "llm_cost_ops.v1.UsageService",

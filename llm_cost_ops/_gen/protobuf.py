@@ -5,21 +5,23 @@
 from __future__ import annotations
 
 from llm_cost_ops._gen.messages import (
-    Analytics, AnalyticsSummary, AuditEvent, BatchReceipt, BatchSubmitUsageRequest, BatchSubmitUsageResponse,
-    ComponentHealth, CorrectUsageRequest, CorrectUsageResponse, CostGroup, CostLine, CostRecord, CostStatus,
-    CostSummary, CostVerification, CreatePriceRequest, CreatePriceResponse, CurrencyTotal, EraseUserRequest,
-    EraseUserResponse, Erasure, EstimateCostRequest, EstimateCostResponse, ExportUsageRequest,
-    ExportUsageResponse, FieldViolation, Filter, GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest,
-    GetCostResponse, GetCostSummaryRequest, GetCostSummaryResponse, GetHealthRequest, GetHealthResponse,
-    GetPriceRequest, GetPriceResponse, GetReadinessRequest, GetReadinessResponse, GroupKey, HealthStatus,
-    Interval, ListAuditEventsRequest, ListAuditEventsResponse, ListPricesRequest, ListPricesResponse,
-    ListUsageRequest, ListUsageResponse, ListUsageRevisionsRequest, ListUsageRevisionsResponse, MetricValues,
-    ModalityTokens, Operation, Outcome, Pagination, PriceMultiplier, PriceOrigin, PriceTier, Rate, RateCard,
-    RecordError, RepriceDifference, RepriceReport, RepriceUsageRequest, RepriceUsageResponse, ResponseMeta,
-    RevisionKind, StreamProblem, StreamUsageRequest, StreamUsageResponse, SubmitResult, SubmitStatus,
-    SubmitUsageRequest, SubmitUsageResponse, TierBasis, TierMode, TimeSeriesPoint, TimeWindow, UsageQuality,
-    UsageReceipt, UsageRecord, UsageRevision, UsageRevisions, VerifyCostRequest, VerifyCostResponse,
-    VoidUsageRequest, VoidUsageResponse,
+    Analytics, AnalyticsSummary, ApplyRetentionRequest, ApplyRetentionResponse, AuditEvent, BatchReceipt,
+    BatchSubmitUsageRequest, BatchSubmitUsageResponse, ComponentHealth, CorrectUsageRequest,
+    CorrectUsageResponse, CostGroup, CostLine, CostRecord, CostStatus, CostSummary, CostVerification,
+    CreatePriceRequest, CreatePriceResponse, CurrencyTotal, EraseUserRequest, EraseUserResponse, Erasure,
+    EstimateCostRequest, EstimateCostResponse, ExportUsageRequest, ExportUsageResponse, FieldViolation,
+    Filter, GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest, GetCostResponse, GetCostSummaryRequest,
+    GetCostSummaryResponse, GetHealthRequest, GetHealthResponse, GetPriceRequest, GetPriceResponse,
+    GetReadinessRequest, GetReadinessResponse, GroupKey, HealthStatus, Interval, ListAuditEventsRequest,
+    ListAuditEventsResponse, ListPricesRequest, ListPricesResponse, ListRetentionRequest,
+    ListRetentionResponse, ListUsageRequest, ListUsageResponse, ListUsageRevisionsRequest,
+    ListUsageRevisionsResponse, MetricValues, ModalityTokens, Operation, Outcome, Pagination, PriceMultiplier,
+    PriceOrigin, PriceTier, Rate, RateCard, RecordError, RepriceDifference, RepriceReport,
+    RepriceUsageRequest, RepriceUsageResponse, ResponseMeta, RetentionPolicy, RetentionReport, RevisionKind,
+    SetRetentionRequest, SetRetentionResponse, StreamProblem, StreamUsageRequest, StreamUsageResponse,
+    SubmitResult, SubmitStatus, SubmitUsageRequest, SubmitUsageResponse, TierBasis, TierMode, TimeSeriesPoint,
+    TimeWindow, UsageQuality, UsageReceipt, UsageRecord, UsageRevision, UsageRevisions, VerifyCostRequest,
+    VerifyCostResponse, VoidUsageRequest, VoidUsageResponse,
 )
 from llm_cost_ops.wire.decimals import from_text, plain
 from llm_cost_ops.wire.fields import (
@@ -34,7 +36,8 @@ from llm_cost_ops.wire.varint import (
 )
 
 __all__ = [
-    "decode_analytics", "decode_analytics_summary", "decode_audit_event", "decode_batch_receipt",
+    "decode_analytics", "decode_analytics_summary", "decode_apply_retention_request",
+    "decode_apply_retention_response", "decode_audit_event", "decode_batch_receipt",
     "decode_batch_submit_usage_request", "decode_batch_submit_usage_response", "decode_component_health",
     "decode_correct_usage_request", "decode_correct_usage_response", "decode_cost_group", "decode_cost_line",
     "decode_cost_record", "decode_cost_summary", "decode_cost_verification", "decode_create_price_request",
@@ -47,17 +50,20 @@ __all__ = [
     "decode_get_health_response", "decode_get_price_request", "decode_get_price_response",
     "decode_get_readiness_request", "decode_get_readiness_response", "decode_group_key",
     "decode_list_audit_events_request", "decode_list_audit_events_response", "decode_list_prices_request",
-    "decode_list_prices_response", "decode_list_usage_request", "decode_list_usage_response",
-    "decode_list_usage_revisions_request", "decode_list_usage_revisions_response", "decode_metric_values",
-    "decode_modality_tokens", "decode_pagination", "decode_price_multiplier", "decode_price_tier",
-    "decode_rate", "decode_rate_card", "decode_record_error", "decode_reprice_difference",
-    "decode_reprice_report", "decode_reprice_usage_request", "decode_reprice_usage_response",
-    "decode_response_meta", "decode_stream_problem", "decode_stream_usage_request",
+    "decode_list_prices_response", "decode_list_retention_request", "decode_list_retention_response",
+    "decode_list_usage_request", "decode_list_usage_response", "decode_list_usage_revisions_request",
+    "decode_list_usage_revisions_response", "decode_metric_values", "decode_modality_tokens",
+    "decode_pagination", "decode_price_multiplier", "decode_price_tier", "decode_rate", "decode_rate_card",
+    "decode_record_error", "decode_reprice_difference", "decode_reprice_report",
+    "decode_reprice_usage_request", "decode_reprice_usage_response", "decode_response_meta",
+    "decode_retention_policy", "decode_retention_report", "decode_set_retention_request",
+    "decode_set_retention_response", "decode_stream_problem", "decode_stream_usage_request",
     "decode_stream_usage_response", "decode_submit_result", "decode_submit_usage_request",
     "decode_submit_usage_response", "decode_time_series_point", "decode_time_window", "decode_usage_receipt",
     "decode_usage_record", "decode_usage_revision", "decode_usage_revisions", "decode_verify_cost_request",
     "decode_verify_cost_response", "decode_void_usage_request", "decode_void_usage_response",
-    "encode_analytics", "encode_analytics_summary", "encode_audit_event", "encode_batch_receipt",
+    "encode_analytics", "encode_analytics_summary", "encode_apply_retention_request",
+    "encode_apply_retention_response", "encode_audit_event", "encode_batch_receipt",
     "encode_batch_submit_usage_request", "encode_batch_submit_usage_response", "encode_component_health",
     "encode_correct_usage_request", "encode_correct_usage_response", "encode_cost_group", "encode_cost_line",
     "encode_cost_record", "encode_cost_summary", "encode_cost_verification", "encode_create_price_request",
@@ -70,12 +76,14 @@ __all__ = [
     "encode_get_health_response", "encode_get_price_request", "encode_get_price_response",
     "encode_get_readiness_request", "encode_get_readiness_response", "encode_group_key",
     "encode_list_audit_events_request", "encode_list_audit_events_response", "encode_list_prices_request",
-    "encode_list_prices_response", "encode_list_usage_request", "encode_list_usage_response",
-    "encode_list_usage_revisions_request", "encode_list_usage_revisions_response", "encode_metric_values",
-    "encode_modality_tokens", "encode_pagination", "encode_price_multiplier", "encode_price_tier",
-    "encode_rate", "encode_rate_card", "encode_record_error", "encode_reprice_difference",
-    "encode_reprice_report", "encode_reprice_usage_request", "encode_reprice_usage_response",
-    "encode_response_meta", "encode_stream_problem", "encode_stream_usage_request",
+    "encode_list_prices_response", "encode_list_retention_request", "encode_list_retention_response",
+    "encode_list_usage_request", "encode_list_usage_response", "encode_list_usage_revisions_request",
+    "encode_list_usage_revisions_response", "encode_metric_values", "encode_modality_tokens",
+    "encode_pagination", "encode_price_multiplier", "encode_price_tier", "encode_rate", "encode_rate_card",
+    "encode_record_error", "encode_reprice_difference", "encode_reprice_report",
+    "encode_reprice_usage_request", "encode_reprice_usage_response", "encode_response_meta",
+    "encode_retention_policy", "encode_retention_report", "encode_set_retention_request",
+    "encode_set_retention_response", "encode_stream_problem", "encode_stream_usage_request",
     "encode_stream_usage_response", "encode_submit_result", "encode_submit_usage_request",
     "encode_submit_usage_response", "encode_time_series_point", "encode_time_window", "encode_usage_receipt",
     "encode_usage_record", "encode_usage_revision", "encode_usage_revisions", "encode_verify_cost_request",
@@ -3145,8 +3153,8 @@ def _read_get_readiness_response(data: bytes, pos: int, end: int, depth: int, m:
 
 decode_get_readiness_response = decoder(_read_get_readiness_response)
 
-_PAGINATION_NAMES: dict[int, tuple[str, str]] = {8: ("page", ""), 16: ("page_size", ""), 24: ("per_page", ""), 32: ("total_items", ""), 40: ("total_pages", ""), 48: ("has_next", ""), 56: ("has_prev", ""), 66: ("next_cursor", "")}
-_PAGINATION_TAGS: frozenset[int] = frozenset([8, 16, 24, 32, 40, 48, 56, 66])
+_PAGINATION_NAMES: dict[int, tuple[str, str]] = {8: ("page", ""), 16: ("page_size", ""), 24: ("per_page", ""), 32: ("total_items", ""), 40: ("total_pages", ""), 48: ("has_next", ""), 56: ("has_prev", ""), 66: ("next_cursor", ""), 74: ("removed_before", "")}
+_PAGINATION_TAGS: frozenset[int] = frozenset([8, 16, 24, 32, 40, 48, 56, 66, 74])
 
 
 def encode_pagination(m: Pagination) -> bytes:
@@ -3184,6 +3192,9 @@ def encode_pagination(m: Pagination) -> bytes:
         if v8 := m.next_cursor:
             at = "next_cursor"
             write_sized(w, b"\x42", v8.encode())
+        if (v9 := m.removed_before) is not None:
+            at = "removed_before"
+            write_sized(w, b"\x4a", write_timestamp(v9))
         if m.unknown_: w(m.unknown_.binary)
     except ENCODE_FAULTS as error:
         raise encode_error(error, at, i) from None
@@ -3226,6 +3237,9 @@ def _read_pagination(data: bytes, pos: int, end: int, depth: int, m: Pagination 
             elif t == 66:
                 s, pos = read_sized(data, pos + 1, end)
                 m.next_cursor = data[s:pos].decode()
+            elif t == 74:
+                s, pos = read_sized(data, pos + 1, end)
+                m.removed_before = read_timestamp(data, s, pos, m.removed_before)
             else: data, pos, end = skip_unknown(data, pos, end, _PAGINATION_TAGS, kept)
         if pos != end: raise IndexError
     except DECODE_FAULTS as error:
@@ -4939,6 +4953,437 @@ def _read_erase_user_response(data: bytes, pos: int, end: int, depth: int, m: Er
 
 
 decode_erase_user_response = decoder(_read_erase_user_response)
+
+_RETENTION_POLICY_NAMES: dict[int, tuple[str, str]] = {10: ("organization_id", ""), 16: ("days", ""), 26: ("removed_before", ""), 32: ("records", "")}
+_RETENTION_POLICY_TAGS: frozenset[int] = frozenset([10, 16, 26, 32])
+
+
+def encode_retention_policy(m: RetentionPolicy) -> bytes:
+    """The protobuf bytes of a RetentionPolicy. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at, i = "", -1
+    try:
+        if v1 := m.organization_id:
+            at = "organization_id"
+            b = v1.encode()
+            n = len(b)
+            w(_T0A[n] if n < 128 else b"\x0a" + varint(n))
+            w(b)
+        if v2 := m.days:
+            at = "days"
+            w(b"\x10")
+            w(SHORT[v2] if 0 <= v2 < 16384 else int32(v2))
+        if (v3 := m.removed_before) is not None:
+            at = "removed_before"
+            b = write_timestamp(v3)
+            n = len(b)
+            w(_T1A[n] if n < 128 else b"\x1a" + varint(n))
+            w(b)
+        if v4 := m.records:
+            at = "records"
+            w(b"\x20")
+            w(SHORT[v4] if 0 <= v4 < 16384 else int64(v4))
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise encode_error(error, at, i) from None
+    return b"".join(out)
+
+
+def _read_retention_policy(data: bytes, pos: int, end: int, depth: int, m: RetentionPolicy | None) -> RetentionPolicy:
+    if m is None: m = RetentionPolicy()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                m.organization_id = data[s:pos].decode()
+                if pos >= end: break
+                t = data[pos]
+            if t == 16:
+                n = data[pos + 1]
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFF: n = to_int32(n)
+                m.days = n
+                if pos >= end: break
+                t = data[pos]
+            if t == 26:
+                n = data[pos + 1]
+                if n < 128: s = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                    if c > 127:
+                        n, s = read_more(data, s, n)
+                pos = s + n
+                if pos > end: raise IndexError
+                m.removed_before = read_timestamp(data, s, pos, m.removed_before)
+                if pos >= end: break
+                t = data[pos]
+            if t == 32:
+                n = data[pos + 1]
+                if n < 128: pos = pos + 2
+                else:
+                    c = data[pos + 2]; n += (c << 7) - 128; pos = pos + 3
+                    if c > 127:
+                        n, pos = read_more(data, pos, n)
+                        if n > 0x7FFFFFFFFFFFFFFF: n -= 0x10000000000000000
+                m.records = n
+                if pos >= end: break
+                t = data[pos]
+            if t in _RETENTION_POLICY_NAMES: continue
+            data, pos, end = skip_unknown(data, pos, end, _RETENTION_POLICY_TAGS, kept)
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise decode_error(error, m, _RETENTION_POLICY_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+
+decode_retention_policy = decoder(_read_retention_policy)
+
+_RETENTION_REPORT_NAMES: dict[int, tuple[str, str]] = {10: ("as_of", ""), 18: ("policies", "policies")}
+_RETENTION_REPORT_TAGS: frozenset[int] = frozenset([10, 18])
+
+
+def encode_retention_report(m: RetentionReport) -> bytes:
+    """The protobuf bytes of a RetentionReport. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at, i = "", -1
+    try:
+        if (v1 := m.as_of) is not None:
+            at = "as_of"
+            write_sized(w, b"\x0a", write_timestamp(v1))
+        if v2 := m.policies:
+            at = "policies"
+            for i, x2 in enumerate(v2):
+                b = encode_retention_policy(x2)
+                n = len(b)
+                w(b"\x12")
+                w(SHORT[n] if n < 16384 else varint(n))
+                w(b)
+            i = -1
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise encode_error(error, at, i) from None
+    return b"".join(out)
+
+
+def _read_retention_report(data: bytes, pos: int, end: int, depth: int, m: RetentionReport | None) -> RetentionReport:
+    if m is None: m = RetentionReport()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                s, pos = read_sized(data, pos + 1, end)
+                m.as_of = read_timestamp(data, s, pos, m.as_of)
+            elif t == 18:
+                x2 = m.policies.append
+                while t == 18:
+                    n = data[pos + 1]
+                    if n < 128: s = pos + 2
+                    else:
+                        c = data[pos + 2]; n += (c << 7) - 128; s = pos + 3
+                        if c > 127:
+                            n, s = read_more(data, s, n)
+                    pos = s + n
+                    if pos > end: raise IndexError
+                    x2(_read_retention_policy(data, s, pos, depth + 1, None))
+                    if pos >= end: break
+                    t = data[pos]
+            else: data, pos, end = skip_unknown(data, pos, end, _RETENTION_REPORT_TAGS, kept)
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise decode_error(error, m, _RETENTION_REPORT_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+
+decode_retention_report = decoder(_read_retention_report)
+
+_SET_RETENTION_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("organization_id", ""), 16: ("days", "")}
+_SET_RETENTION_REQUEST_TAGS: frozenset[int] = frozenset([10, 16])
+
+
+def encode_set_retention_request(m: SetRetentionRequest) -> bytes:
+    """The protobuf bytes of a SetRetentionRequest. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at, i = "", -1
+    try:
+        if v1 := m.organization_id:
+            at = "organization_id"
+            write_sized(w, b"\x0a", v1.encode())
+        if v2 := m.days:
+            at = "days"
+            w(b"\x10")
+            w(SHORT[v2] if 0 <= v2 < 16384 else int32(v2))
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise encode_error(error, at, i) from None
+    return b"".join(out)
+
+
+def _read_set_retention_request(data: bytes, pos: int, end: int, depth: int, m: SetRetentionRequest | None) -> SetRetentionRequest:
+    if m is None: m = SetRetentionRequest()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                s, pos = read_sized(data, pos + 1, end)
+                m.organization_id = data[s:pos].decode()
+            elif t == 16:
+                n, pos = read_varint(data, pos + 1)
+                if n > 0x7FFFFFFF: n = to_int32(n)
+                m.days = n
+            else: data, pos, end = skip_unknown(data, pos, end, _SET_RETENTION_REQUEST_TAGS, kept)
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise decode_error(error, m, _SET_RETENTION_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+
+decode_set_retention_request = decoder(_read_set_retention_request)
+
+_SET_RETENTION_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
+_SET_RETENTION_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
+
+
+def encode_set_retention_response(m: SetRetentionResponse) -> bytes:
+    """The protobuf bytes of a SetRetentionResponse. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at, i = "", -1
+    try:
+        if (v1 := m.data) is not None:
+            at = "data"
+            write_sized(w, b"\x0a", encode_retention_policy(v1))
+        if (v2 := m.meta) is not None:
+            at = "meta"
+            write_sized(w, b"\x12", encode_response_meta(v2))
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise encode_error(error, at, i) from None
+    return b"".join(out)
+
+
+def _read_set_retention_response(data: bytes, pos: int, end: int, depth: int, m: SetRetentionResponse | None) -> SetRetentionResponse:
+    if m is None: m = SetRetentionResponse()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                s, pos = read_sized(data, pos + 1, end)
+                m.data = _read_retention_policy(data, s, pos, depth + 1, m.data)
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
+                m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
+            else: data, pos, end = skip_unknown(data, pos, end, _SET_RETENTION_RESPONSE_TAGS, kept)
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise decode_error(error, m, _SET_RETENTION_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+
+decode_set_retention_response = decoder(_read_set_retention_response)
+
+_LIST_RETENTION_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("organization_id", "organization_id")}
+_LIST_RETENTION_REQUEST_TAGS: frozenset[int] = frozenset([10])
+
+
+def encode_list_retention_request(m: ListRetentionRequest) -> bytes:
+    """The protobuf bytes of a ListRetentionRequest. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at, i = "", -1
+    try:
+        if v1 := m.organization_id:
+            at = "organization_id"
+            for i, x1 in enumerate(v1):
+                write_sized(w, b"\x0a", x1.encode())
+            i = -1
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise encode_error(error, at, i) from None
+    return b"".join(out)
+
+
+def _read_list_retention_request(data: bytes, pos: int, end: int, depth: int, m: ListRetentionRequest | None) -> ListRetentionRequest:
+    if m is None: m = ListRetentionRequest()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                s, pos = read_sized(data, pos + 1, end)
+                m.organization_id.append(data[s:pos].decode())
+            else: data, pos, end = skip_unknown(data, pos, end, _LIST_RETENTION_REQUEST_TAGS, kept)
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise decode_error(error, m, _LIST_RETENTION_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+
+decode_list_retention_request = decoder(_read_list_retention_request)
+
+_LIST_RETENTION_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
+_LIST_RETENTION_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
+
+
+def encode_list_retention_response(m: ListRetentionResponse) -> bytes:
+    """The protobuf bytes of a ListRetentionResponse. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at, i = "", -1
+    try:
+        if (v1 := m.data) is not None:
+            at = "data"
+            write_sized(w, b"\x0a", encode_retention_report(v1))
+        if (v2 := m.meta) is not None:
+            at = "meta"
+            write_sized(w, b"\x12", encode_response_meta(v2))
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise encode_error(error, at, i) from None
+    return b"".join(out)
+
+
+def _read_list_retention_response(data: bytes, pos: int, end: int, depth: int, m: ListRetentionResponse | None) -> ListRetentionResponse:
+    if m is None: m = ListRetentionResponse()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                s, pos = read_sized(data, pos + 1, end)
+                m.data = _read_retention_report(data, s, pos, depth + 1, m.data)
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
+                m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
+            else: data, pos, end = skip_unknown(data, pos, end, _LIST_RETENTION_RESPONSE_TAGS, kept)
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise decode_error(error, m, _LIST_RETENTION_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+
+decode_list_retention_response = decoder(_read_list_retention_response)
+
+_APPLY_RETENTION_REQUEST_NAMES: dict[int, tuple[str, str]] = {10: ("organization_id", "organization_id"), 16: ("dry_run", "")}
+_APPLY_RETENTION_REQUEST_TAGS: frozenset[int] = frozenset([10, 16])
+
+
+def encode_apply_retention_request(m: ApplyRetentionRequest) -> bytes:
+    """The protobuf bytes of a ApplyRetentionRequest. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at, i = "", -1
+    try:
+        if v1 := m.organization_id:
+            at = "organization_id"
+            for i, x1 in enumerate(v1):
+                write_sized(w, b"\x0a", x1.encode())
+            i = -1
+        if v2 := m.dry_run:
+            at = "dry_run"
+            w(b"\x10\x01" if v2 else b"\x10\x00")
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise encode_error(error, at, i) from None
+    return b"".join(out)
+
+
+def _read_apply_retention_request(data: bytes, pos: int, end: int, depth: int, m: ApplyRetentionRequest | None) -> ApplyRetentionRequest:
+    if m is None: m = ApplyRetentionRequest()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                s, pos = read_sized(data, pos + 1, end)
+                m.organization_id.append(data[s:pos].decode())
+            elif t == 16:
+                n, pos = read_varint(data, pos + 1)
+                m.dry_run = n != 0
+            else: data, pos, end = skip_unknown(data, pos, end, _APPLY_RETENTION_REQUEST_TAGS, kept)
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise decode_error(error, m, _APPLY_RETENTION_REQUEST_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+
+decode_apply_retention_request = decoder(_read_apply_retention_request)
+
+_APPLY_RETENTION_RESPONSE_NAMES: dict[int, tuple[str, str]] = {10: ("data", ""), 18: ("meta", "")}
+_APPLY_RETENTION_RESPONSE_TAGS: frozenset[int] = frozenset([10, 18])
+
+
+def encode_apply_retention_response(m: ApplyRetentionResponse) -> bytes:
+    """The protobuf bytes of a ApplyRetentionResponse. Raises EncodeError."""
+    out: list[bytes] = []
+    w = out.append
+    at, i = "", -1
+    try:
+        if (v1 := m.data) is not None:
+            at = "data"
+            write_sized(w, b"\x0a", encode_retention_report(v1))
+        if (v2 := m.meta) is not None:
+            at = "meta"
+            write_sized(w, b"\x12", encode_response_meta(v2))
+        if m.unknown_: w(m.unknown_.binary)
+    except ENCODE_FAULTS as error:
+        raise encode_error(error, at, i) from None
+    return b"".join(out)
+
+
+def _read_apply_retention_response(data: bytes, pos: int, end: int, depth: int, m: ApplyRetentionResponse | None) -> ApplyRetentionResponse:
+    if m is None: m = ApplyRetentionResponse()
+    kept: list[bytes] = []
+    t = 0
+    try:
+        while pos < end:
+            t = data[pos]
+            if t == 10:
+                s, pos = read_sized(data, pos + 1, end)
+                m.data = _read_retention_report(data, s, pos, depth + 1, m.data)
+            elif t == 18:
+                s, pos = read_sized(data, pos + 1, end)
+                m.meta = _read_response_meta(data, s, pos, depth + 1, m.meta)
+            else: data, pos, end = skip_unknown(data, pos, end, _APPLY_RETENTION_RESPONSE_TAGS, kept)
+        if pos != end: raise IndexError
+    except DECODE_FAULTS as error:
+        raise decode_error(error, m, _APPLY_RETENTION_RESPONSE_NAMES.get(t, ("", "")), pos > end) from None
+    if kept: m.unknown_ = keep_unknown(m.unknown_, kept)
+    return m
+
+
+decode_apply_retention_response = decoder(_read_apply_retention_response)
 
 _MODALITY_TOKENS_NAMES: dict[int, tuple[str, str]] = {8: ("input_audio_tokens", ""), 16: ("input_image_tokens", ""), 24: ("input_video_tokens", ""), 32: ("cached_audio_tokens", ""), 40: ("cached_image_tokens", ""), 48: ("cached_video_tokens", ""), 56: ("output_audio_tokens", ""), 64: ("output_image_tokens", ""), 72: ("output_video_tokens", "")}
 _MODALITY_TOKENS_TAGS: frozenset[int] = frozenset([8, 16, 24, 32, 40, 48, 56, 64, 72])

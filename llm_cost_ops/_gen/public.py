@@ -10,9 +10,9 @@ from llm_cost_ops._gen.messages import (
     GetReadinessResponse, GroupKey, HealthStatus, Interval, ListAuditEventsResponse, ListPricesResponse,
     ListUsageResponse, MetricValues, ModalityTokens, Operation, Outcome, Pagination, PriceMultiplier,
     PriceOrigin, PriceTier, Rate, RateCard, RecordError, RepriceDifference, RepriceReport, ResponseMeta,
-    RevisionKind, StreamProblem, StreamUsageRequest, StreamUsageResponse, SubmitResult, SubmitStatus,
-    TierBasis, TierMode, TimeSeriesPoint, TimeWindow, UsageQuality, UsageReceipt, UsageRecord, UsageRevision,
-    UsageRevisions,
+    RetentionPolicy, RetentionReport, RevisionKind, StreamProblem, StreamUsageRequest, StreamUsageResponse,
+    SubmitResult, SubmitStatus, TierBasis, TierMode, TimeSeriesPoint, TimeWindow, UsageQuality, UsageReceipt,
+    UsageRecord, UsageRevision, UsageRevisions,
 )
 
 __all__ = [
@@ -21,9 +21,9 @@ __all__ = [
     "FieldViolation", "GetHealthResponse", "GetReadinessResponse", "GroupKey", "HealthStatus", "Interval",
     "ListAuditEventsResponse", "ListPricesResponse", "ListUsageResponse", "MetricValues", "ModalityTokens",
     "Operation", "Outcome", "Pagination", "PriceMultiplier", "PriceOrigin", "PriceTier", "Rate", "RateCard",
-    "RecordError", "RepriceDifference", "RepriceReport", "ResponseMeta", "RevisionKind", "StreamProblem",
-    "StreamUsageRequest", "StreamUsageResponse", "SubmitResult", "SubmitStatus", "TierBasis", "TierMode",
-    "TimeSeriesPoint", "TimeWindow", "UsageQuality", "UsageReceipt", "UsageRecord", "UsageRevision",
-    "UsageRevisions",
+    "RecordError", "RepriceDifference", "RepriceReport", "ResponseMeta", "RetentionPolicy", "RetentionReport",
+    "RevisionKind", "StreamProblem", "StreamUsageRequest", "StreamUsageResponse", "SubmitResult",
+    "SubmitStatus", "TierBasis", "TierMode", "TimeSeriesPoint", "TimeWindow", "UsageQuality", "UsageReceipt",
+    "UsageRecord", "UsageRevision", "UsageRevisions",
 ]
 

@@ -11,15 +11,16 @@ from typing import Any, Literal, TypedDict
 
 from llm_cost_ops._gen import methods
 from llm_cost_ops._gen.messages import (
-    Analytics, AuditEvent, BatchReceipt, BatchSubmitUsageRequest, CorrectUsageRequest, CostRecord,
-    CostSummary, CostVerification, CreatePriceRequest, EraseUserRequest, Erasure, EstimateCostRequest,
-    ExportUsageRequest, Filter, GetAnalyticsRequest, GetCostRequest, GetCostSummaryRequest, GetHealthRequest,
-    GetHealthResponse, GetPriceRequest, GetReadinessRequest, GetReadinessResponse, Interval,
-    ListAuditEventsRequest, ListAuditEventsResponse, ListPricesRequest, ListPricesResponse, ListUsageRequest,
-    ListUsageResponse, ListUsageRevisionsRequest, ModalityTokens, Operation, Outcome, PriceMultiplier,
-    PriceOrigin, Rate, RateCard, RepriceReport, RepriceUsageRequest, StreamUsageRequest, StreamUsageResponse,
-    SubmitUsageRequest, TierBasis, TierMode, TimeWindow, UsageQuality, UsageReceipt, UsageRecord,
-    UsageRevision, UsageRevisions, VerifyCostRequest, VoidUsageRequest,
+    Analytics, ApplyRetentionRequest, AuditEvent, BatchReceipt, BatchSubmitUsageRequest, CorrectUsageRequest,
+    CostRecord, CostSummary, CostVerification, CreatePriceRequest, EraseUserRequest, Erasure,
+    EstimateCostRequest, ExportUsageRequest, Filter, GetAnalyticsRequest, GetCostRequest,
+    GetCostSummaryRequest, GetHealthRequest, GetHealthResponse, GetPriceRequest, GetReadinessRequest,
+    GetReadinessResponse, Interval, ListAuditEventsRequest, ListAuditEventsResponse, ListPricesRequest,
+    ListPricesResponse, ListRetentionRequest, ListUsageRequest, ListUsageResponse, ListUsageRevisionsRequest,
+    ModalityTokens, Operation, Outcome, PriceMultiplier, PriceOrigin, Rate, RateCard, RepriceReport,
+    RepriceUsageRequest, RetentionPolicy, RetentionReport, SetRetentionRequest, StreamUsageRequest,
+    StreamUsageResponse, SubmitUsageRequest, TierBasis, TierMode, TimeWindow, UsageQuality, UsageReceipt,
+    UsageRecord, UsageRevision, UsageRevisions, VerifyCostRequest, VoidUsageRequest,
 )
 from llm_cost_ops.config import RetryConfig
 from llm_cost_ops.rpc.channel import UNSET, AsyncChannel, Channel
@@ -30,12 +31,13 @@ from llm_cost_ops.wire.validation import EMPTY, ZERO
 
 __all__ = [
     "AnalyticsResource", "AsyncAnalyticsResource", "AsyncAuditResource", "AsyncCostsResource",
-    "AsyncHealthResource", "AsyncPricingResource", "AsyncPrivacyResource", "AsyncUsageResource",
-    "AuditResource", "CostsResource", "GroupBy", "HealthResource", "Metrics", "Order", "PricingResource",
-    "PrivacyResource", "RawAnalyticsResource", "RawAsyncAnalyticsResource", "RawAsyncAuditResource",
-    "RawAsyncCostsResource", "RawAsyncHealthResource", "RawAsyncPricingResource", "RawAsyncPrivacyResource",
-    "RawAsyncUsageResource", "RawAuditResource", "RawCostsResource", "RawHealthResource",
-    "RawPricingResource", "RawPrivacyResource", "RawUsageResource", "Sort", "UsageRecordFields",
+    "AsyncHealthResource", "AsyncPricingResource", "AsyncPrivacyResource", "AsyncRetentionResource",
+    "AsyncUsageResource", "AuditResource", "CostsResource", "GroupBy", "HealthResource", "Metrics", "Order",
+    "PricingResource", "PrivacyResource", "RawAnalyticsResource", "RawAsyncAnalyticsResource",
+    "RawAsyncAuditResource", "RawAsyncCostsResource", "RawAsyncHealthResource", "RawAsyncPricingResource",
+    "RawAsyncPrivacyResource", "RawAsyncRetentionResource", "RawAsyncUsageResource", "RawAuditResource",
+    "RawCostsResource", "RawHealthResource", "RawPricingResource", "RawPrivacyResource",
+    "RawRetentionResource", "RawUsageResource", "RetentionResource", "Sort", "UsageRecordFields",
     "UsageResource",
 ]
 
@@ -1622,6 +1624,173 @@ class RawAsyncPrivacyResource(RawResource):
     """AsyncPrivacyResource, whose methods give a RawResponse. Streams have none."""
 
     erase = async_raw(AsyncPrivacyResource.erase)
+
+
+class RetentionResource:
+    """Says for how many days an organization's records are kept, and removes them after that. Their sums by model,"""
+
+    __slots__ = ("_channel",)
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def set(
+        self,
+        organization_id: str,
+        *,
+        days: int = 0,
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
+    ) -> RetentionPolicy:
+        """Sets for how many days records are kept; 0 for ever.
+
+        Args:
+            organization_id: The organization.
+            days: For how many days; 0 for ever. What was removed stays so.
+            timeout: seconds for the whole call, retries included; None for no limit.
+            headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
+        """
+        request = SetRetentionRequest(organization_id=organization_id)
+        if days is not ZERO:
+            request.days = days
+        response: RetentionPolicy = self._channel.unary_unary(
+            methods.SET_RETENTION, request, timeout, headers, retry
+        )
+        return response
+
+    def list(
+        self,
+        *,
+        organization_id: str | Sequence[str] = (),
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
+    ) -> RetentionReport:
+        """Lists the organizations that have a retention, or had records removed.
+
+        Args:
+            organization_id: The organizations; all that the caller may see when not given.
+            timeout: seconds for the whole call, retries included; None for no limit.
+            headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
+        """
+        request = ListRetentionRequest()
+        if organization_id:
+            request.organization_id = coerce.texts(organization_id)
+        response: RetentionReport = self._channel.unary_unary(
+            methods.LIST_RETENTION, request, timeout, headers, retry
+        )
+        return response
+
+    def apply(
+        self,
+        *,
+        organization_id: str | Sequence[str] = (),
+        dry_run: bool = False,
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
+    ) -> RetentionReport:
+        """Removes what is past its days now; a server does so every day by itself.
+
+        Args:
+            organization_id: The organizations; all that the caller may see when not given.
+            dry_run: Count what is past its days, and remove nothing.
+            timeout: seconds for the whole call, retries included; None for no limit.
+            headers: metadata to send beside that of the client.
+            retry: how to retry this call, instead of as the client does; None for not at all.
+        """
+        request = ApplyRetentionRequest()
+        if organization_id:
+            request.organization_id = coerce.texts(organization_id)
+        if dry_run is not False:
+            request.dry_run = dry_run
+        response: RetentionReport = self._channel.unary_unary(
+            methods.APPLY_RETENTION, request, timeout, headers, retry
+        )
+        return response
+
+
+class RawRetentionResource(RawResource):
+    """RetentionResource, whose methods give a RawResponse. Streams have none."""
+
+    set = raw(RetentionResource.set)
+    list = raw(RetentionResource.list)
+    apply = raw(RetentionResource.apply)
+
+
+class AsyncRetentionResource:
+    """Says for how many days an organization's records are kept, and removes them after that. Their sums by model,"""
+
+    __slots__ = ("_channel",)
+
+    def __init__(self, channel: AsyncChannel) -> None:
+        self._channel = channel
+
+    async def set(
+        self,
+        organization_id: str,
+        *,
+        days: int = 0,
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
+    ) -> RetentionPolicy:
+        """As RetentionResource.set."""
+        request = SetRetentionRequest(organization_id=organization_id)
+        if days is not ZERO:
+            request.days = days
+        response: RetentionPolicy = await self._channel.unary_unary(
+            methods.SET_RETENTION, request, timeout, headers, retry
+        )
+        return response
+
+    async def list(
+        self,
+        *,
+        organization_id: str | Sequence[str] = (),
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
+    ) -> RetentionReport:
+        """As RetentionResource.list."""
+        request = ListRetentionRequest()
+        if organization_id:
+            request.organization_id = coerce.texts(organization_id)
+        response: RetentionReport = await self._channel.unary_unary(
+            methods.LIST_RETENTION, request, timeout, headers, retry
+        )
+        return response
+
+    async def apply(
+        self,
+        *,
+        organization_id: str | Sequence[str] = (),
+        dry_run: bool = False,
+        timeout: float | None = UNSET,
+        headers: Mapping[str, str] | None = None,
+        retry: RetryConfig | None = UNSET,
+    ) -> RetentionReport:
+        """As RetentionResource.apply."""
+        request = ApplyRetentionRequest()
+        if organization_id:
+            request.organization_id = coerce.texts(organization_id)
+        if dry_run is not False:
+            request.dry_run = dry_run
+        response: RetentionReport = await self._channel.unary_unary(
+            methods.APPLY_RETENTION, request, timeout, headers, retry
+        )
+        return response
+
+
+class RawAsyncRetentionResource(RawResource):
+    """AsyncRetentionResource, whose methods give a RawResponse. Streams have none."""
+
+    set = async_raw(AsyncRetentionResource.set)
+    list = async_raw(AsyncRetentionResource.list)
+    apply = async_raw(AsyncRetentionResource.apply)
 
 
 class UsageResource:

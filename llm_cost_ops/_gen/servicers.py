@@ -8,28 +8,32 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Protocol
 
 from llm_cost_ops._gen.messages import (
-    BatchSubmitUsageRequest, BatchSubmitUsageResponse, CorrectUsageRequest, CorrectUsageResponse,
-    CreatePriceRequest, CreatePriceResponse, EraseUserRequest, EraseUserResponse, EstimateCostRequest,
-    EstimateCostResponse, ExportUsageRequest, ExportUsageResponse, GetAnalyticsRequest, GetAnalyticsResponse,
-    GetCostRequest, GetCostResponse, GetCostSummaryRequest, GetCostSummaryResponse, GetHealthRequest,
-    GetHealthResponse, GetPriceRequest, GetPriceResponse, GetReadinessRequest, GetReadinessResponse,
-    ListAuditEventsRequest, ListAuditEventsResponse, ListPricesRequest, ListPricesResponse, ListUsageRequest,
+    ApplyRetentionRequest, ApplyRetentionResponse, BatchSubmitUsageRequest, BatchSubmitUsageResponse,
+    CorrectUsageRequest, CorrectUsageResponse, CreatePriceRequest, CreatePriceResponse, EraseUserRequest,
+    EraseUserResponse, EstimateCostRequest, EstimateCostResponse, ExportUsageRequest, ExportUsageResponse,
+    GetAnalyticsRequest, GetAnalyticsResponse, GetCostRequest, GetCostResponse, GetCostSummaryRequest,
+    GetCostSummaryResponse, GetHealthRequest, GetHealthResponse, GetPriceRequest, GetPriceResponse,
+    GetReadinessRequest, GetReadinessResponse, ListAuditEventsRequest, ListAuditEventsResponse,
+    ListPricesRequest, ListPricesResponse, ListRetentionRequest, ListRetentionResponse, ListUsageRequest,
     ListUsageResponse, ListUsageRevisionsRequest, ListUsageRevisionsResponse, RepriceUsageRequest,
-    RepriceUsageResponse, StreamUsageRequest, StreamUsageResponse, SubmitUsageRequest, SubmitUsageResponse,
-    VerifyCostRequest, VerifyCostResponse, VoidUsageRequest, VoidUsageResponse,
+    RepriceUsageResponse, SetRetentionRequest, SetRetentionResponse, StreamUsageRequest, StreamUsageResponse,
+    SubmitUsageRequest, SubmitUsageResponse, VerifyCostRequest, VerifyCostResponse, VoidUsageRequest,
+    VoidUsageResponse,
 )
 from llm_cost_ops._gen.methods import (
-    BATCH_SUBMIT_USAGE, CORRECT_USAGE, CREATE_PRICE, ERASE_USER, ESTIMATE_COST, EXPORT_USAGE, GET_ANALYTICS,
-    GET_COST, GET_COST_SUMMARY, GET_HEALTH, GET_PRICE, GET_READINESS, LIST_AUDIT_EVENTS, LIST_PRICES,
-    LIST_USAGE, LIST_USAGE_REVISIONS, REPRICE_USAGE, STREAM_USAGE, SUBMIT_USAGE, VERIFY_COST, VOID_USAGE,
+    APPLY_RETENTION, BATCH_SUBMIT_USAGE, CORRECT_USAGE, CREATE_PRICE, ERASE_USER, ESTIMATE_COST, EXPORT_USAGE,
+    GET_ANALYTICS, GET_COST, GET_COST_SUMMARY, GET_HEALTH, GET_PRICE, GET_READINESS, LIST_AUDIT_EVENTS,
+    LIST_PRICES, LIST_RETENTION, LIST_USAGE, LIST_USAGE_REVISIONS, REPRICE_USAGE, SET_RETENTION, STREAM_USAGE,
+    SUBMIT_USAGE, VERIFY_COST, VOID_USAGE,
 )
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.method import MethodDescriptor
 
 __all__ = [
     "AnalyticsServicer", "AuditServicer", "CostServicer", "HealthServicer", "PricingServicer",
-    "PrivacyServicer", "UsageServicer", "bind_analytics_service", "bind_audit_service", "bind_cost_service",
-    "bind_health_service", "bind_pricing_service", "bind_privacy_service", "bind_usage_service",
+    "PrivacyServicer", "RetentionServicer", "UsageServicer", "bind_analytics_service", "bind_audit_service",
+    "bind_cost_service", "bind_health_service", "bind_pricing_service", "bind_privacy_service",
+    "bind_retention_service", "bind_usage_service",
 ]
 
 
@@ -160,6 +164,34 @@ def bind_privacy_service(servicer: PrivacyServicer) -> list[tuple[MethodDescript
     """Pair the methods of PrivacyService with those of a servicer."""
     return [
         (ERASE_USER, servicer.erase_user),
+    ]
+
+
+class RetentionServicer(Protocol):
+    """Says for how many days an organization's records are kept, and removes them after that. Their sums by model,
+    project and the like stay for ever, and so does what tells that a key was used.
+    """
+
+    async def set_retention(self, request: SetRetentionRequest, context: CallContext) -> SetRetentionResponse:
+        """Sets for how many days records are kept; 0 for ever."""
+
+    async def list_retention(
+        self, request: ListRetentionRequest, context: CallContext
+    ) -> ListRetentionResponse:
+        """Lists the organizations that have a retention, or had records removed."""
+
+    async def apply_retention(
+        self, request: ApplyRetentionRequest, context: CallContext
+    ) -> ApplyRetentionResponse:
+        """Removes what is past its days now; a server does so every day by itself."""
+
+
+def bind_retention_service(servicer: RetentionServicer) -> list[tuple[MethodDescriptor[Any, Any], Any]]:
+    """Pair the methods of RetentionService with those of a servicer."""
+    return [
+        (SET_RETENTION, servicer.set_retention),
+        (LIST_RETENTION, servicer.list_retention),
+        (APPLY_RETENTION, servicer.apply_retention),
     ]
 
 

@@ -10,13 +10,13 @@ from typing import Any
 from msgspec.structs import astuple
 
 from llm_cost_ops._gen.messages import (
-    BatchSubmitUsageRequest, CorrectUsageRequest, CostStatus, CreatePriceRequest, EraseUserRequest,
-    EstimateCostRequest, ExportUsageRequest, Filter, GetAnalyticsRequest, GetCostRequest,
+    ApplyRetentionRequest, BatchSubmitUsageRequest, CorrectUsageRequest, CostStatus, CreatePriceRequest,
+    EraseUserRequest, EstimateCostRequest, ExportUsageRequest, Filter, GetAnalyticsRequest, GetCostRequest,
     GetCostSummaryRequest, GetHealthRequest, GetPriceRequest, GetReadinessRequest, Interval,
-    ListAuditEventsRequest, ListPricesRequest, ListUsageRequest, ListUsageRevisionsRequest, ModalityTokens,
-    Operation, Outcome, PriceMultiplier, PriceOrigin, PriceTier, Rate, RepriceUsageRequest,
-    StreamUsageRequest, SubmitUsageRequest, TierBasis, TierMode, TimeWindow, UsageQuality, UsageRecord,
-    VerifyCostRequest, VoidUsageRequest,
+    ListAuditEventsRequest, ListPricesRequest, ListRetentionRequest, ListUsageRequest,
+    ListUsageRevisionsRequest, ModalityTokens, Operation, Outcome, PriceMultiplier, PriceOrigin, PriceTier,
+    Rate, RepriceUsageRequest, SetRetentionRequest, StreamUsageRequest, SubmitUsageRequest, TierBasis,
+    TierMode, TimeWindow, UsageQuality, UsageRecord, VerifyCostRequest, VoidUsageRequest,
 )
 from llm_cost_ops.rpc.status import Violation
 from llm_cost_ops.wire.validation import (
@@ -25,15 +25,17 @@ from llm_cost_ops.wire.validation import (
 )
 
 __all__ = [
-    "validate_batch_submit_usage_request", "validate_correct_usage_request", "validate_create_price_request",
-    "validate_erase_user_request", "validate_estimate_cost_request", "validate_export_usage_request",
-    "validate_filter", "validate_get_analytics_request", "validate_get_cost_request",
-    "validate_get_cost_summary_request", "validate_get_health_request", "validate_get_price_request",
-    "validate_get_readiness_request", "validate_list_audit_events_request", "validate_list_prices_request",
+    "validate_apply_retention_request", "validate_batch_submit_usage_request",
+    "validate_correct_usage_request", "validate_create_price_request", "validate_erase_user_request",
+    "validate_estimate_cost_request", "validate_export_usage_request", "validate_filter",
+    "validate_get_analytics_request", "validate_get_cost_request", "validate_get_cost_summary_request",
+    "validate_get_health_request", "validate_get_price_request", "validate_get_readiness_request",
+    "validate_list_audit_events_request", "validate_list_prices_request", "validate_list_retention_request",
     "validate_list_usage_request", "validate_list_usage_revisions_request", "validate_modality_tokens",
     "validate_price_multiplier", "validate_price_tier", "validate_rate", "validate_reprice_usage_request",
-    "validate_stream_usage_request", "validate_submit_usage_request", "validate_time_window",
-    "validate_usage_record", "validate_verify_cost_request", "validate_void_usage_request",
+    "validate_set_retention_request", "validate_stream_usage_request", "validate_submit_usage_request",
+    "validate_time_window", "validate_usage_record", "validate_verify_cost_request",
+    "validate_void_usage_request",
 ]
 
 _NO_INTERVAL = Interval.UNSPECIFIED
@@ -432,6 +434,46 @@ def validate_erase_user_request(m: EraseUserRequest, path: str, violations: list
         for i, e in enumerate(organization_id_):
             if type(e) is not str or not e.isprintable():
                 check_text(e, f"organization_id[{i}]", violations)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_set_retention_request(m: SetRetentionRequest, path: str, violations: list[Violation]) -> None:
+    """Check a SetRetentionRequest."""
+    start = len(violations)
+    (_, organization_id_, days_) = astuple(m) if type(m) is SetRetentionRequest else astuple(m)[:3]
+    if not organization_id_ or type(organization_id_) is not str or len(organization_id_) > 100 or not organization_id_.isprintable():
+        check_text(organization_id_, "organization_id", violations, 100, required=True)
+    if days_ is not ZERO and (type(days_) is not int or not 0 <= days_ <= 36500):
+        check_int(days_, "days", violations, 0, 36500)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_list_retention_request(m: ListRetentionRequest, path: str, violations: list[Violation]) -> None:
+    """Check a ListRetentionRequest."""
+    start = len(violations)
+    (_, organization_id_) = astuple(m) if type(m) is ListRetentionRequest else astuple(m)[:2]
+    if (organization_id_ or type(organization_id_) is not list) and check_items(organization_id_, "organization_id", violations):
+        for i, e in enumerate(organization_id_):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"organization_id[{i}]", violations)
+    if path and len(violations) != start:
+        relocate(violations, start, path)
+
+
+def validate_apply_retention_request(
+    m: ApplyRetentionRequest, path: str, violations: list[Violation]
+) -> None:
+    """Check a ApplyRetentionRequest."""
+    start = len(violations)
+    (_, organization_id_, dry_run_) = astuple(m) if type(m) is ApplyRetentionRequest else astuple(m)[:3]
+    if (organization_id_ or type(organization_id_) is not list) and check_items(organization_id_, "organization_id", violations):
+        for i, e in enumerate(organization_id_):
+            if type(e) is not str or not e.isprintable():
+                check_text(e, f"organization_id[{i}]", violations)
+    if type(dry_run_) is not bool:
+        check_instance(dry_run_, "dry_run", violations, bool)
     if path and len(violations) != start:
         relocate(violations, start, path)
 

@@ -342,10 +342,10 @@ def _dispatch(options: argparse.Namespace) -> int:
         from llm_cost_ops.cli.prices import prices
 
         return prices(options)
-    if options.run in ("audit", "privacy"):
-        from llm_cost_ops.cli import governance
+    if options.run in ("audit", "privacy", "retention"):
+        from llm_cost_ops.cli.governance import COMMANDS
 
-        return governance.audit(options) if options.run == "audit" else governance.privacy(options)
+        return COMMANDS[options.run](options)
     if options.run == "completion":
         from llm_cost_ops.cli.completion import script
 

@@ -49,6 +49,7 @@ def copy(options: argparse.Namespace) -> int:
             closing(open_transfer(options.source, make=False)) as source,
             closing(open_transfer(options.target, make=True)) as target,
         ):
+            _refuse_removed(options.source)
             complete = target.add_shared(source.shared())
             _copy_records(source, target, _count(options.source))
         if not complete:
@@ -60,6 +61,22 @@ def copy(options: argparse.Namespace) -> int:
         return max(_compare(options.source, options.target), int(not complete))
     except RpcError as error:
         raise error_from_rpc(error) from error
+
+
+def _refuse_removed(url: str) -> None:
+    """ConfigurationError for a ledger of which records were removed: a copy would have smaller sums."""
+    ledger = open_ledger(url)
+    try:
+        kept = drive(ledger.retentions(_context()))
+    finally:
+        drive(ledger.aclose())
+    names = ", ".join(each.organization_id for each in kept if each.removed_before is not None)
+    if names:
+        raise ConfigurationError(
+            f"records of {names} were removed by a retention, and their sums and keys can't be copied: use "
+            "`llm-cost-ops db backup`, or PostgreSQL's own tools",
+            parameter="source",
+        )
 
 
 def _copy_records(source: Transfer, target: Transfer, total: int) -> None:

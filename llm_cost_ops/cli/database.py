@@ -63,7 +63,7 @@ def _make(path: str, action: str) -> int:
 
 def _status(path: str) -> int:
     with _opened(path) as connection:
-        [records] = connection.execute("SELECT count(*) FROM usage").fetchone()
+        [records] = connection.execute("SELECT count(*) FROM usage WHERE series > 0").fetchone()
         [organizations] = connection.execute("SELECT count(*) FROM organization").fetchone()
     size = Path(path).stat().st_size
     print(

@@ -1,4 +1,4 @@
-"""The commands about data's life: the audit log, and erasing users."""
+"""The commands about data's life: the audit log, erasing users, and for how long records are kept."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from llm_cost_ops.cli.options import times_of
 from llm_cost_ops.cli.output import Column, Output, Table, form_of
 from llm_cost_ops.cli.target import open_client
 from llm_cost_ops.exceptions import ConfigurationError
+from llm_cost_ops.types import RetentionPolicy
 
-__all__ = ["audit", "privacy"]
+__all__ = ["COMMANDS"]
 
 
 def audit(options: argparse.Namespace) -> int:
@@ -63,3 +64,42 @@ def _agreed(question: str) -> bool:
         raise ConfigurationError("nobody is there to be asked: say --yes", parameter="yes")
     print(f"{question} It can't be undone. [y/N] ", end="", flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def retention(options: argparse.Namespace) -> int:
+    """The `retention` command."""
+    with open_client(options) as client:
+        if options.action == "set":
+            found = [client.retention.set(organization_id=options.organization, days=options.days)]
+        elif options.action == "list":
+            found = client.retention.list(organization_id=options.organization).policies
+        else:
+            # It takes as long as there are records.
+            found = client.retention.apply(
+                organization_id=options.organization, dry_run=options.dry_run, timeout=None
+            ).policies
+    output = Output(form_of(options))
+    if found or output.form != "text":
+        output.table(_policies(found, counted=options.action == "apply"))
+    else:
+        output.line("Nothing is past its days." if options.action == "apply" else "All records are kept.")
+    if found and getattr(options, "dry_run", False):
+        output.line("Nothing was removed: --dry-run was given.")
+    return 0
+
+
+def _policies(found: list[RetentionPolicy], *, counted: bool) -> Table:
+    table = Table(columns=[Column("organization"), Column("days", right=True), Column("removed before")])
+    table.columns[-1] = Column("removed before", key="removed_before")
+    if counted:
+        table.columns.append(Column("records", right=True))
+    for each in found:
+        before = f"{each.removed_before:%Y-%m-%d}" if each.removed_before else ""
+        table.rows.append([each.organization_id, each.days, before])
+        if counted:
+            table.rows[-1].append(each.records)
+    return table
+
+
+COMMANDS = {"audit": audit, "privacy": privacy, "retention": retention}
+"""What each command does; it gives the exit status."""

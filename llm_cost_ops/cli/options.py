@@ -226,6 +226,7 @@ def add_questions(commands: _Commands) -> None:
     _add_prices(commands)
     _add_audit(commands)
     _add_privacy(commands)
+    _add_retention(commands)
 
 
 def _add_costs(commands: _Commands) -> None:
@@ -398,6 +399,34 @@ def _add_privacy(commands: _Commands) -> None:
     erase.add_argument("--yes", action="store_true", help="do not ask")
     add_target(erase)
     parser.set_defaults(run="privacy")
+
+
+def _add_retention(commands: _Commands) -> None:
+    parser = commands.add_parser("retention", help="for how many days an organization's records are kept")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    setting = actions.add_parser(
+        "set",
+        help="keep an organization's records for so many days",
+        description="Keep an organization's records for so many days, by their timestamps. A server removes "
+        "what is older every day, `retention apply` at once. Sums by model, project and the like stay.",
+    )
+    setting.add_argument("organization", metavar="ORGANIZATION")
+    setting.add_argument("--days", type=int, required=True, metavar="N", help="0 for ever")
+    listing = actions.add_parser("list", help="the organizations that have a retention")
+    applying = actions.add_parser(
+        "apply",
+        help="remove what is past its days now",
+        description="Remove what is past its days now, some records in each transaction. It can't be undone.",
+    )
+    applying.add_argument("--dry-run", action="store_true", help="count it, and remove nothing")
+    for action in (listing, applying):
+        action.add_argument(
+            "--organization", action="append", default=[], metavar="ID", help="default: all that you may see"
+        )
+    for action in (setting, listing, applying):
+        add_form(action)
+        add_target(action)
+    parser.set_defaults(run="retention")
 
 
 def _add_prices(commands: _Commands) -> None:

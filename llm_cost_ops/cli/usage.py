@@ -37,10 +37,9 @@ def usage(options: argparse.Namespace) -> int:
 
 def _list(options: argparse.Namespace) -> int:
     with open_client(options) as client:
-        size = min(options.limit + 1, 1000)
-        found = list(
-            islice(client.usage.get_history(**filters_of(options), page_size=size), options.limit + 1)
-        )
+        pages = client.usage.get_history(**filters_of(options), page_size=min(options.limit + 1, 1000))
+        found = list(islice(pages, options.limit + 1))
+        removed = pages.pagination.removed_before
     output = Output(form_of(options))
     table = Table(columns=[Column(name) for name in ("time", "id", "organization", "provider", "model")])
     table.columns += [Column(name, right=True) for name in ("input", "output", "cost")]
@@ -59,6 +58,8 @@ def _list(options: argparse.Namespace) -> int:
         output.line(
             f"There are more: --limit shows them, and `export` all. These are the newest {options.limit:,}."
         )
+    elif removed is not None:
+        output.line(f"Records of before {removed:%Y-%m-%d} were removed by a retention; their sums are kept.")
     return 0
 
 

@@ -241,7 +241,7 @@ class _Client:
         return f"{type(self).__name__}(base_url={without_password(self.config.base_url)!r})"
 
 
-_RESOURCES = frozenset({"_health", "analytics", "audit", "costs", "pricing", "privacy", "usage"})
+_RESOURCES = frozenset({"_health", "analytics", "audit", "costs", "pricing", "privacy", "retention", "usage"})
 
 
 class _SyncClient(_Client):
@@ -351,6 +351,11 @@ class CostOpsClient(_SyncClient):
         return resources.PrivacyResource(self._channel)
 
     @cached_property
+    def retention(self) -> resources.RetentionResource:
+        """Says for how long records are kept."""
+        return resources.RetentionResource(self._channel)
+
+    @cached_property
     def _health(self) -> resources.HealthResource:
         return resources.HealthResource(self._channel)
 
@@ -435,6 +440,11 @@ class AsyncCostOpsClient(_AsyncClient):
         return resources.AsyncPrivacyResource(self._channel)
 
     @cached_property
+    def retention(self) -> resources.AsyncRetentionResource:
+        """Says for how long records are kept."""
+        return resources.AsyncRetentionResource(self._channel)
+
+    @cached_property
     def _health(self) -> resources.AsyncHealthResource:
         return resources.AsyncHealthResource(self._channel)
 
@@ -490,6 +500,10 @@ class RawCostOpsClient(_SyncClient):
         return resources.RawPrivacyResource(self._channel)
 
     @cached_property
+    def retention(self) -> resources.RawRetentionResource:
+        return resources.RawRetentionResource(self._channel)
+
+    @cached_property
     def _health(self) -> resources.RawHealthResource:
         return resources.RawHealthResource(self._channel)
 
@@ -532,6 +546,10 @@ class RawAsyncCostOpsClient(_AsyncClient):
     @cached_property
     def privacy(self) -> resources.RawAsyncPrivacyResource:
         return resources.RawAsyncPrivacyResource(self._channel)
+
+    @cached_property
+    def retention(self) -> resources.RawAsyncRetentionResource:
+        return resources.RawAsyncRetentionResource(self._channel)
 
     @cached_property
     def _health(self) -> resources.RawAsyncHealthResource:

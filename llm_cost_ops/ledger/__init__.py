@@ -27,6 +27,7 @@ from llm_cost_ops.ledger.types import (
     Price,
     Recorded,
     Repriced,
+    Retention,
     Revised,
     Revision,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "Price",
     "Recorded",
     "Repriced",
+    "Retention",
     "Revised",
     "Revision",
     "Sums",

@@ -12,7 +12,17 @@ from datetime import datetime
 from llm_cost_ops._gen.messages import AuditEvent, RateCard, RevisionKind
 from llm_cost_ops.ledger.types import ApiKey, Revision
 
-__all__ = ["LOCAL", "card_added", "erased", "key_added", "key_revoked", "repriced", "revised"]
+__all__ = [
+    "LOCAL",
+    "card_added",
+    "erased",
+    "key_added",
+    "key_revoked",
+    "repriced",
+    "retention_applied",
+    "retention_set",
+    "revised",
+]
 
 LOCAL = "local"
 """The actor where no key was needed: a command, the embedded engine, a server without keys."""
@@ -73,6 +83,17 @@ def erased(records: Mapping[str, int], subject: str, at: datetime, actor: str) -
         _event(at, actor, organization, "user.erased", subject, records=number)
         for organization, number in records.items()
     ]
+
+
+def retention_set(organization_id: str, days: int, at: datetime, actor: str) -> AuditEvent:
+    """That an organization's records are kept for so many days from now on."""
+    return _event(at, actor, organization_id, "retention.set", organization_id, days=days)
+
+
+def retention_applied(organization_id: str, before: datetime, at: datetime, actor: str) -> AuditEvent:
+    """That an organization's records from before a moment begin to be removed."""
+    details = {"before": before.isoformat()}
+    return _event(at, actor, organization_id, "retention.applied", organization_id, **details)
 
 
 def repriced(records: Mapping[str, int], at: datetime, actor: str) -> list[AuditEvent]:

@@ -26,6 +26,7 @@ from llm_cost_ops.ledger.types import (
     Price,
     Recorded,
     Repriced,
+    Retention,
     Revised,
     Revision,
 )
@@ -107,7 +108,7 @@ class Sums(Protocol):
         """
 
     async def count(self, where: Filter, context: CallContext, max_rows: int | None = None) -> int | None:
-        """How many records the filter lets through.
+        """How many records the filter lets through, of those that were not removed.
 
         None where a ledger would have to read more than about `max_rows` records to know; never None
         without `max_rows`.
@@ -247,6 +248,25 @@ class Ledger(Protocol):
         costs and sums stay as they are, and a key that was sent with another user is still a duplicate, as
         `erasure.as_erased` says. The step that finds nothing left has the rest of the ledger forget them:
         sums by user, and on SQLite the log. `organization_ids` () are all; `subject` goes into the audit log.
+        """
+
+    async def retentions(self, context: CallContext) -> list[Retention]:
+        """What holds for each organization that has a retention or had one, by its name."""
+
+    async def set_retention(
+        self, organization_id: str, days: int, context: CallContext, *, actor: str = ""
+    ) -> None:
+        """Keep an organization's records for so many days, 0 for ever. What was removed stays so."""
+
+    async def remove_older(
+        self, organization_id: str, before: datetime, context: CallContext, *, dry_run: bool, actor: str = ""
+    ) -> int:
+        """Remove some hundred of an organization's records from before a midnight of UTC, in one transaction;
+        how many it were, 0 at the end. With `dry_run` how many would be removed in all.
+
+        The organization has a retention. Sums stay as they are, but those that can't be made any more are
+        refused, as `retention.check_known` says; its other methods know nothing of removed records, but that
+        their keys stay: what is sent again is a duplicate (`retention.removed_duplicate`).
         """
 
     async def revisions(self, organization_id: str, usage_id: str, context: CallContext) -> list[Revised]:

@@ -26,6 +26,7 @@ __all__ = [
     "Price",
     "Recorded",
     "Repriced",
+    "Retention",
     "Revised",
     "Revision",
 ]
@@ -220,6 +221,17 @@ class Erased(msgspec.Struct, gc=False):
 
     records: int
     position: Position | None
+
+
+class Retention(msgspec.Struct, frozen=True, kw_only=True):
+    """For how many days an organization's records are kept, 0 for ever; and from when on they are there.
+
+    `removed_before` is None where none were removed.
+    """
+
+    organization_id: str
+    days: int
+    removed_before: datetime | None = None
 
 
 class LedgerFigures(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from llm_cost_ops._gen.messages import GetReadinessRequest
-from llm_cost_ops._gen.methods import GET_HEALTH, GET_READINESS
+from llm_cost_ops._gen.methods import APPLY_RETENTION, GET_HEALTH, GET_READINESS
 from llm_cost_ops.config import REPORTED_PROVIDERS, without_password
 from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
 from llm_cost_ops.lazy import missing_library
@@ -35,10 +35,12 @@ from llm_cost_ops.server.traces import TRACES_PATH, Traces
 from llm_cost_ops.service import Service
 from llm_cost_ops.service.access.authentication import Authentication
 from llm_cost_ops.service.access.tenancy import OPEN
+from llm_cost_ops.service.retention import apply_retention
 
 __all__ = ["address_of", "asgi_app", "check_reach", "is_local", "reload_certificates", "serve"]
 
 MAX_CALLS = 256
+_DAY = 86_400.0
 
 _log = logging.getLogger(__name__)
 
@@ -196,13 +198,38 @@ async def _serve(
         else _grpc_server(service, keys, admission, tls, observe, where)
         for option, where in listeners
     ]
+    removing = asyncio.create_task(_remove_daily(ledger))
+
+    def drain() -> None:
+        service.drain()
+        removing.cancel()
+
     await run_servers(
         servers,
-        on_drain=service.drain,
+        on_drain=drain,
         close=service.aclose,
         announce=lambda text: announce(f"{text}, {without_password(db)}"),
         reload=None if tls is None else partial(reload_certificates, tls, servers),
     )
+
+
+async def _remove_daily(ledger: Ledger) -> None:
+    """Remove what is past its organization's retention, at the start and every day, until cancelled.
+
+    Several servers over one database may do so at the same time: each transaction removes what is there.
+    """
+    while True:
+        try:
+            for done in await apply_retention(ledger, [], _context(APPLY_RETENTION, _DAY)):
+                _log.warning(
+                    "%d records of %s from before %s were removed by its retention",
+                    done.records,
+                    done.organization_id,
+                    done.removed_before,
+                )
+        except RpcError as error:
+            _log.error("what is past its retention was not removed: %s", error.message)
+        await asyncio.sleep(_DAY)
 
 
 def _grpc_server(

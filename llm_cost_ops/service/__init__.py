@@ -11,6 +11,7 @@ from llm_cost_ops._gen.servicers import (
     bind_health_service,
     bind_pricing_service,
     bind_privacy_service,
+    bind_retention_service,
     bind_usage_service,
 )
 from llm_cost_ops.config import REPORTED_PROVIDERS
@@ -27,6 +28,7 @@ from llm_cost_ops.service.health import HealthService
 from llm_cost_ops.service.prices import Prices
 from llm_cost_ops.service.pricing import PricingService
 from llm_cost_ops.service.privacy import PrivacyService
+from llm_cost_ops.service.retention import RetentionService
 from llm_cost_ops.service.usage import UsageService
 
 __all__ = ["Service", "open_service"]
@@ -59,6 +61,7 @@ class Service:
                 *bind_analytics_service(AnalyticsService(ledger)),
                 *bind_audit_service(AuditService(ledger)),
                 *bind_privacy_service(PrivacyService(ledger)),
+                *bind_retention_service(RetentionService(ledger)),
                 *bind_health_service(self.health),
             ],
             [*interceptors, Validation(SERVICE_CHECKS, origin=origin), Tenancy()],

@@ -22,6 +22,7 @@ from llm_cost_ops.rules.usage import states_no_count
 from llm_cost_ops.service.access.tenancy import actor_of, organization_of
 from llm_cost_ops.service.entries import as_kept, check_record_cost
 from llm_cost_ops.service.prices import Prices
+from llm_cost_ops.service.retention import unknown_record
 
 __all__ = ["correct", "revisions", "void"]
 
@@ -87,18 +88,14 @@ async def revisions(
     organization = organization_of(request.organization_id, context)
     found = await ledger.revisions(organization, request.usage_id, context)
     if not found:
-        raise _not_found(organization, request.usage_id)
+        raise await unknown_record(ledger, organization, request.usage_id, context)
     return [_shown(revised) for revised in found]
-
-
-def _not_found(organization_id: str, usage_id: str) -> RpcError:
-    return RpcError(StatusCode.NOT_FOUND, f"there is no usage record {usage_id!r} of {organization_id!r}")
 
 
 async def _found(ledger: Ledger, organization_id: str, usage_id: str, context: CallContext) -> Recorded:
     found = await ledger.get_cost(organization_id, usage_id, context)
     if found is None:
-        raise _not_found(organization_id, usage_id)
+        raise await unknown_record(ledger, organization_id, usage_id, context)
     return found
 
 

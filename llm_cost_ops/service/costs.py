@@ -38,6 +38,7 @@ from llm_cost_ops.service.access.tenancy import actor_of, organization_of
 from llm_cost_ops.service.entries import check_record_cost, in_utc
 from llm_cost_ops.service.pages import filter_of, meta_of
 from llm_cost_ops.service.prices import Prices, catalog_card
+from llm_cost_ops.service.retention import unknown_record
 from llm_cost_ops.service.sums import (
     Total,
     currency_of,
@@ -167,7 +168,7 @@ async def verify(
     """
     found = await ledger.get_cost(organization_id, usage_id, context)
     if found is None:
-        raise RpcError(StatusCode.NOT_FOUND, f"there is no usage record {usage_id!r} of {organization_id!r}")
+        raise await unknown_record(ledger, organization_id, usage_id, context)
     recorded = _stored(found)
     card = found.card
     if card is None and found.card_id:

@@ -32,7 +32,8 @@ from llm_cost_ops._gen.messages import (
 )
 from llm_cost_ops.ledger import Ledger, Position
 from llm_cost_ops.ledger.duplicates import is_duplicate
-from llm_cost_ops.ledger.encoding import usage_id
+from llm_cost_ops.ledger.encoding import to_micros, usage_id
+from llm_cost_ops.ledger.retention import removed_error
 from llm_cost_ops.ledger.types import Appended, Filter
 from llm_cost_ops.pricing.money import to_units
 from llm_cost_ops.rpc.context import CallContext
@@ -47,6 +48,7 @@ from llm_cost_ops.service.entries import as_kept, in_utc, new_entry
 from llm_cost_ops.service.intake import CONFLICTING, Intake, receipt_of, result_of
 from llm_cost_ops.service.pages import Page, filter_of, meta_of
 from llm_cost_ops.service.prices import Prices
+from llm_cost_ops.service.retention import removed_before
 
 __all__ = ["UsageService", "export"]
 
@@ -152,9 +154,9 @@ class UsageService:
             context,
         )
         total = await self._total(where, page, position, len(records), context) if page.number else None
-        return ListUsageResponse(
-            data=records, pagination=page.described(position, total), meta=meta_of(context)
-        )
+        pagination = page.described(position, total)
+        pagination.removed_before = await removed_before(self._ledger, where, context)
+        return ListUsageResponse(data=records, pagination=pagination, meta=meta_of(context))
 
     async def _total(
         self, where: Filter, page: Page, following: Position | None, found: int, context: CallContext
@@ -325,6 +327,11 @@ async def export(
         records, after = await ledger.list_usage(
             where, "timestamp", order == "desc", _PAGE, after, None, context
         )
+        # Asked after it, so that a removal while this runs is told too.
+        missing = None if where.start is None else await removed_before(ledger, where, context)
+        if missing is not None:
+            whose = ", ".join(where.organization_ids) or "some organizations"
+            raise removed_error(whose, to_micros(missing), "one by one")
         for chunk in chunks_of(records):
             yield ExportUsageResponse(records=chunk)
         if after is None:

@@ -430,3 +430,38 @@ async def erase_user(clients: Clients, project: str) -> None:
     [event] = (await clients.everyone.audit.list(subject=done.id)).data
     assert (event.organization_id, event.details) == ("acme", {"records": 1})
     assert event.actor == clients.server.keys["acme_admin"][4:12]
+
+
+@covers(methods.SET_RETENTION)
+async def set_retention(clients: Clients, project: str) -> None:
+    await refused(clients.acme.retention.set(organization_id="acme", days=9), "role admin")
+    for organization in ("globex", "no-such-organization"):
+        await refused(clients.acme_admin.retention.set(organization_id=organization, days=9))
+    policy = await clients.acme_admin.retention.set(organization_id="acme", days=36500)
+    assert (policy.organization_id, policy.days) == ("acme", 36500)
+
+
+@covers(methods.LIST_RETENTION)
+async def list_retention(clients: Clients, project: str) -> None:
+    for name in ("acme", "globex"):
+        await clients.everyone.retention.set(organization_id=name, days=36500)
+    await refused(clients.acme_reader.retention.list(organization_id="globex"))
+    found = (await clients.acme_reader.retention.list()).policies
+    assert [policy.organization_id for policy in found] == ["acme"]
+    both = (await clients.everyone.retention.list()).policies
+    assert {"acme", "globex"} <= {policy.organization_id for policy in both}
+
+
+@covers(methods.APPLY_RETENTION)
+async def apply_retention(clients: Clients, project: str) -> None:
+    old = {**CALL, "timestamp": "1901-01-01T00:00:00Z", "project_id": project}
+    for name in ("acme", "globex"):
+        await clients.everyone.usage.submit(organization_id=name, **old)
+        await clients.everyone.retention.set(organization_id=name, days=36500)
+    await refused(clients.acme.retention.apply(), "role admin")
+    await refused(clients.acme_admin.retention.apply(organization_id="globex"))
+    # Not removed: what is left could not be asked for by user any more.
+    [policy] = (await clients.acme_admin.retention.apply(dry_run=True)).policies
+    assert policy.organization_id == "acme"
+    found = (await clients.everyone.retention.apply(dry_run=True)).policies
+    assert {"acme", "globex"} <= {policy.organization_id for policy in found}

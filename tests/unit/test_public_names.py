@@ -35,7 +35,7 @@ async_memory_client check_interceptor memory_client
 """
 CLIENT = """
 analytics attribute audit close close_on_sigterm config costs flush health instrument pricing privacy ready
-uninstrument usage with_options with_raw_response
+retention uninstrument usage with_options with_raw_response
 """
 # What was promised; there may be more.
 RESOURCES = {

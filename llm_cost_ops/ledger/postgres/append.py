@@ -21,6 +21,7 @@ from llm_cost_ops.ledger.postgres.rows import Row, row_of, units_of, units_sql
 from llm_cost_ops.ledger.postgres.workers import Connected, Ticket
 from llm_cost_ops.ledger.postgres.writing import write
 from llm_cost_ops.ledger.protocols import Alike
+from llm_cost_ops.ledger.retention import removed_duplicate
 from llm_cost_ops.ledger.types import Appended, Entry, Revision
 from llm_cost_ops.pricing.pricebook import Pricing
 from llm_cost_ops.rpc.context import CallContext
@@ -41,7 +42,8 @@ _OF_THE_DATABASE = (
 )
 
 # With the record as it was sent, or as it superseded one without counts; the number of the revision in force
-# where the record may be superseded itself, else NULL; and whether a user was erased from it.
+# where the record may be superseded itself, else NULL; and whether a user was erased from it. A record
+# that was removed is of no series.
 _FIND = f"""
     SELECT u.id::text, u.key, coalesce(v.record, f.record, u.record),
         {units_sql("CASE WHEN v.id IS NULL THEN u.cost ELSE v.cost END")}, s.currency, s.status,
@@ -52,7 +54,7 @@ _FIND = f"""
     FROM llm_cost_ops.usage u
     LEFT JOIN llm_cost_ops.first_record f ON f.org = u.org AND f.id = u.id
     LEFT JOIN llm_cost_ops.revision v ON v.org = u.org AND v.id = u.id AND v.kind = 'superseded'
-    JOIN llm_cost_ops.series s ON s.org = u.org AND s.id = coalesce(v.series, u.series)
+    LEFT JOIN llm_cost_ops.series s ON s.org = u.org AND s.id = coalesce(v.series, u.series)
     WHERE u.org = %(org)s AND u.id = ANY(%(ids)s::uuid[])
 """
 
@@ -318,6 +320,9 @@ def _settle(session: Session, batches: list[PostgresBatch]) -> list[Place]:
         for batch, at in places:
             row = batch.rows[at]
             first = found.get(row.id)
+            if first is not None and first.currency is None:
+                batch.answer(at, removed_duplicate(row.id, from_micros(row.ingested)))
+                continue
             while first is not None and first.key == row.key and _supersede(session, batch, at, first):
                 found |= _found(session, org, {row.id})
                 first = found[row.id]
@@ -344,7 +349,7 @@ class _First(NamedTuple):
     key: str | None
     record: str
     units: int | None
-    currency: str
+    currency: str | None
     status: str
     ingested: int
     ts: int
@@ -405,7 +410,7 @@ def _first(row: Row, first: _First) -> Appended:
         SubmitStatus.DUPLICATE if same else SubmitStatus.CONFLICT,
         first.id,
         first.units,
-        first.currency,
+        first.currency or "",
         CostStatus(first.status),
         from_micros(first.ingested),
     )

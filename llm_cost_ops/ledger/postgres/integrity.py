@@ -34,6 +34,10 @@ def _wrong_sums(session: Session, org: int) -> Iterator[str]:
         f"1 AS records, {', '.join(f'u.{name}' for name in _COUNTS)}, {unpriced} AS unpriced, "
         f"coalesce({cost.cost}, 0) AS cost FROM llm_cost_ops.usage u{cost.join} WHERE u.org = %(org)s"
     )
+    rows += (
+        f" AND u.series > 0 UNION ALL SELECT bucket, series, '', {', '.join(_AMOUNTS)} "
+        "FROM llm_cost_ops.removed_sum WHERE org = %(org)s"
+    )
     delta = f"SELECT bucket, series, usr, {', '.join(_AMOUNTS)} FROM llm_cost_ops.delta WHERE org = %(org)s"
     kept = f"SELECT {_KEYS}, {', '.join(_AMOUNTS)} FROM llm_cost_ops.rollup WHERE org = %(org)s"
     kept = f"{kept} UNION ALL {_levels(delta)}"
@@ -67,7 +71,7 @@ def _wrong_rows(session: Session, org: int, name: str) -> Iterator[str]:
     """Rows without series, and ids that do not follow from their keys: resent, they would count again."""
     [(orphans,)] = session.rows(
         "SELECT count(*) FROM llm_cost_ops.usage u LEFT JOIN llm_cost_ops.series s "
-        "ON s.org = u.org AND s.id = u.series WHERE u.org = %(org)s AND s.id IS NULL",
+        "ON s.org = u.org AND s.id = u.series WHERE u.org = %(org)s AND u.series > 0 AND s.id IS NULL",
         org=org,
     )
     if orphans:

@@ -12,7 +12,7 @@ from typing import TypeVar
 from llm_cost_ops._gen.messages import AuditEvent, RateCard, SubmitStatus, UsageRecord
 from llm_cost_ops.ledger import audit
 from llm_cost_ops.ledger.batches import append_as_batch
-from llm_cost_ops.ledger.postgres import cards, erasing, integrity, listing, revisions, sums
+from llm_cost_ops.ledger.postgres import cards, erasing, integrity, listing, retaining, revisions, sums
 from llm_cost_ops.ledger.postgres.api_keys import PostgresKeys
 from llm_cost_ops.ledger.postgres.append import Answer, Appender, PostgresBatch
 from llm_cost_ops.ledger.postgres.audit import add_events, audit_events
@@ -34,6 +34,7 @@ from llm_cost_ops.ledger.types import (
     Price,
     Recorded,
     Repriced,
+    Retention,
     Revised,
     Revision,
 )
@@ -45,7 +46,7 @@ __all__ = ["PostgresLedger"]
 
 T = TypeVar("T")
 
-_ERASED_AT_ONCE = 250
+_ERASED_AT_ONCE = _REMOVED_AT_ONCE = 250
 FOLD_EVERY = 2000
 """Rows of an organization that a process writes before it has its sums folded.
 
@@ -191,6 +192,36 @@ class PostgresLedger:
             )
             records += await self._workers.run(job, context, writes=True)
         return Erased(records, position)
+
+    async def retentions(self, context: CallContext) -> list[Retention]:
+        """What holds for each organization; see Ledger."""
+        return await self._workers.run(retaining.retentions, context)
+
+    async def set_retention(
+        self, organization_id: str, days: int, context: CallContext, *, actor: str = ""
+    ) -> None:
+        """Keep an organization's records for so many days; see Ledger."""
+        job = partial(
+            retaining.set_retention, organization=organization_id, days=days, at=context.now(), actor=actor
+        )
+        await self._workers.run(job, context, writes=True)
+
+    async def remove_older(
+        self, organization_id: str, before: datetime, context: CallContext, *, dry_run: bool, actor: str = ""
+    ) -> int:
+        """Remove some of an organization's records from before a moment; see Ledger."""
+        if dry_run:
+            count = partial(retaining.count_older, organization=organization_id, before=before)
+            return await self._workers.run(count, context)
+        job = partial(
+            retaining.remove,
+            organization=organization_id,
+            before=before,
+            limit=_REMOVED_AT_ONCE,
+            at=context.now(),
+            actor=actor,
+        )
+        return await self._workers.run(job, context, writes=True)
 
     async def revisions(self, organization_id: str, usage_id: str, context: CallContext) -> list[Revised]:
         """Every revision of a record; see Ledger."""

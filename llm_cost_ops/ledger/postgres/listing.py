@@ -14,6 +14,7 @@ from llm_cost_ops.ledger.postgres.rows import RECORD_COLUMNS, decode_record, uni
 from llm_cost_ops.ledger.postgres.sums import Newest, newest, record_conditions, series_conditions
 from llm_cost_ops.ledger.types import Committed, Filter
 from llm_cost_ops.rpc.status import RpcError, invalid_argument
+from llm_cost_ops.rules.times import QUARTER
 
 __all__ = [
     "committed",
@@ -105,7 +106,8 @@ def _edge(column: str) -> str:
 
 def time_conditions(where: Filter) -> tuple[list[str], dict[str, object]]:
     """SQL on `usage u` for the filter's interval, and its parameters."""
-    conditions: list[str] = []
+    # What is left of removed records is before all times.
+    conditions = [f"u.ts >= {-_OPEN}"]
     parameters: dict[str, object] = {}
     for name, moment, comparison in (("start", where.start, ">="), ("end", where.end, "<")):
         if moment is not None:
@@ -153,7 +155,8 @@ _CONTENT = (
 )
 _CREATED = (
     "WITH page AS MATERIALIZED (SELECT u.* FROM llm_cost_ops.usage u "
-    f"WHERE {_BEHIND.format('u')} AND u.{_STABLE.format('u')} ORDER BY u.xid, u.seq LIMIT %(limit)s) "
+    f"WHERE {_BEHIND.format('u')} AND u.{_STABLE.format('u')} AND u.series > 0 "
+    "ORDER BY u.xid, u.seq LIMIT %(limit)s) "
     f"SELECT u.xid, u.seq, 1, f.record, {RECORD_COLUMNS}, {_COST.format('u')} FROM page u "
     "JOIN llm_cost_ops.series s ON s.org = u.org AND s.id = u.series "
     "LEFT JOIN llm_cost_ops.first_record f ON f.org = u.org AND f.id = u.id"
@@ -226,4 +229,13 @@ def occupied(session: Session, where: Filter, width: int) -> list[int]:
         low=low,
         high=high,
     )
-    return [stretch for (stretch,) in rows]
+    found = {stretch for (stretch,) in rows}
+    # Removed records are in the sums, and so they are there.
+    quarters = session.rows(
+        "SELECT DISTINCT bucket FROM llm_cost_ops.removed_sum WHERE org = ANY(%(orgs)s) AND records > 0 "
+        "AND bucket >= %(low)s AND bucket < %(high)s",
+        orgs=orgs,
+        low=-(-low // QUARTER),
+        high=high // QUARTER,
+    )
+    return sorted(found | {bucket * QUARTER // width for (bucket,) in quarters})

@@ -18,6 +18,7 @@ from llm_cost_ops.ledger.postgres.sums import (
     PIECES_OF_ROWS,
     SERIES_COLUMNS,
     Keys,
+    check_removed,
     newest,
     pieces_sql,
     record_conditions,
@@ -66,6 +67,7 @@ def _rows(
 ) -> Iterator[tuple[Any, ...]]:
     orgs = organization_ids(session, where.organization_ids)
     pieces = list(pieces_of(where, buckets))
+    check_removed(session, where, pieces, needs_rows=True)
     if not orgs or not pieces:
         return
     cost = newest(session, orgs)

@@ -141,7 +141,7 @@ def revise(session: Session, revision: Revision) -> bool:
     rows = session.rows(
         f"SELECT {cost.number}, u.ts, u.record, {cost.series}, coalesce(u.usr, ''), u.requests, u.input, "
         f"u.output, u.cached, {units_sql(cost.cost)} FROM llm_cost_ops.usage u{cost.join} "
-        "WHERE u.org = %(org)s AND u.id = %(id)s::uuid",
+        "WHERE u.org = %(org)s AND u.id = %(id)s::uuid AND u.series > 0",
         org=name[0],
         id=name[1],
     )

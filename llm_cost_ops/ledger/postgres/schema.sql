@@ -50,7 +50,8 @@ CREATE TABLE llm_cost_ops.kept_card (digest bytea PRIMARY KEY, card text NOT NUL
 -- in blocks, since the rows of a transaction are numbered before they are written, across organizations.
 CREATE SEQUENCE llm_cost_ops.seq INCREMENT BY 1000;
 
--- A record and its first cost. The first cost never changes; the record is the one in force: where it was
+-- A record and its first cost; of a removed record nothing but its id, of a series of 0 and before all other
+-- times. The first cost never changes; the record is the one in force: where it was
 -- corrected or superseded, first_record has what was sent. Transactions end in another order than they begin:
 -- (xid, seq) is an order in which nothing is put in before what readers of `committed` have seen.
 CREATE TABLE llm_cost_ops.usage (
@@ -143,6 +144,25 @@ CREATE TABLE llm_cost_ops.delta (
     cost numeric(38, 12) NOT NULL
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
 CREATE INDEX delta_bucket ON llm_cost_ops.delta (org, bucket);
+
+-- For how many days an organization's records are kept, 0 for ever, and the moment before which they were
+-- removed, NULL where none were.
+CREATE TABLE llm_cost_ops.retention (org text PRIMARY KEY, days int NOT NULL, removed bigint);
+
+-- What the sums hold of removed records, by quarters of an hour (ledger/postgres/retaining.py).
+CREATE TABLE llm_cost_ops.removed_sum (
+    org int NOT NULL,
+    bucket int NOT NULL,
+    series bigint NOT NULL,
+    records bigint NOT NULL,
+    requests numeric(38, 0) NOT NULL,
+    input numeric(38, 0) NOT NULL,
+    output numeric(38, 0) NOT NULL,
+    cached numeric(38, 0) NOT NULL,
+    unpriced numeric(38, 0) NOT NULL,
+    cost numeric(38, 12) NOT NULL,
+    PRIMARY KEY (org, bucket, series)
+);
 
 -- Price cards that were added; line is what a card is a version of: everything but its dates and prices.
 CREATE TABLE llm_cost_ops.card (

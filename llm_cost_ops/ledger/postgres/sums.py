@@ -6,15 +6,17 @@ reads in one snapshot, in which what was folded is in rollup and the rest in del
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from llm_cost_ops.ledger.encoding import to_micros
 from llm_cost_ops.ledger.pieces import Piece, pieces_of
 from llm_cost_ops.ledger.postgres import schema
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.interning import organization_ids
 from llm_cost_ops.ledger.postgres.rows import units_sql
+from llm_cost_ops.ledger.retention import check_known
 from llm_cost_ops.ledger.types import Amounts, Filter
 from llm_cost_ops.rpc.status import invalid_argument
 from llm_cost_ops.rules.limits import check_amounts
@@ -28,6 +30,7 @@ __all__ = [
     "USER_DAYS",
     "Keys",
     "Newest",
+    "check_removed",
     "count",
     "day_sql",
     "figures",
@@ -153,6 +156,20 @@ SERIES_COLUMNS = {
 }
 
 
+def check_removed(session: Session, where: Filter, pieces: Iterable[Piece], *, needs_rows: bool) -> None:
+    """FAILED_PRECONDITION where the answer would lack removed records."""
+    removed = _removed(session, where)
+    if removed:
+        check_known(removed, pieces, needs_rows=needs_rows)
+
+
+def _removed(session: Session, where: Filter) -> dict[str, int]:
+    """By organization of the filter, the moment before which records were removed."""
+    found = session.rows("SELECT org, removed FROM llm_cost_ops.retention WHERE removed IS NOT NULL")
+    wanted = where.organization_ids
+    return {org: removed for org, removed in found if not wanted or org in wanted}
+
+
 def summarize(
     session: Session,
     where: Filter,
@@ -188,7 +205,14 @@ def _by_bucket(item: tuple[tuple[Keys, int, str], list[int]]) -> tuple[int, Keys
 
 
 def count(session: Session, where: Filter) -> int:
-    """How many records the filter lets through."""
+    """How many records the filter lets through, of those that were not removed."""
+    start = None if where.start is None else to_micros(where.start)
+    if any(start is None or start < moment for moment in _removed(session, where).values()):
+        # The sums hold more than is there.
+        query = _SumQuery(session, where, ())
+        if query.orgs:
+            query.add_rows(list(pieces_of(where, None)))
+        return sum(amounts[0] for amounts in query.totals.values())
     return sum(amounts[0] for amounts in _totals(session, where, (), None).values())
 
 
@@ -238,6 +262,7 @@ def _totals(
 ) -> Totals:
     query = _SumQuery(session, where, group_by)
     pieces = list(pieces_of(where, buckets))
+    check_removed(session, where, pieces, needs_rows=query.needs_rows or query.by_user)
     if not query.orgs or not pieces:
         return query.totals
     if query.needs_rows:

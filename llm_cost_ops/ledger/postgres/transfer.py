@@ -47,7 +47,8 @@ _ERASED = "EXISTS (SELECT 1 FROM llm_cost_ops.erased e WHERE e.org = u.org AND e
 _RECORDS = (
     "WITH page AS MATERIALIZED (SELECT u.* FROM llm_cost_ops.usage u "
     "WHERE u.org = ANY(%(orgs)s) AND (u.xid, u.seq) > (%(xid)s::text::xid8, %(seq)s) "
-    "AND u.xid < pg_snapshot_xmin(pg_current_snapshot()) ORDER BY u.xid, u.seq LIMIT %(limit)s) "
+    "AND u.xid < pg_snapshot_xmin(pg_current_snapshot()) AND u.series > 0 "
+    "ORDER BY u.xid, u.seq LIMIT %(limit)s) "
     "SELECT u.xid, u.seq, u.org, u.id::text, u.key, u.ingested, coalesce(f.record, u.record), "
     f"{units_sql('u.cost')}, {_ERASED}, {_PRICING} FROM page u "
     "JOIN llm_cost_ops.series s ON s.org = u.org AND s.id = u.series "

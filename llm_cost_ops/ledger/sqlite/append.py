@@ -20,6 +20,7 @@ from llm_cost_ops.ledger.encoding import (
 )
 from llm_cost_ops.ledger.erasure import as_erased
 from llm_cost_ops.ledger.protocols import Alike
+from llm_cost_ops.ledger.retention import removed_duplicate
 from llm_cost_ops.ledger.sqlite import cards
 from llm_cost_ops.ledger.sqlite import sums as rollups
 from llm_cost_ops.ledger.sqlite.revise import revise
@@ -52,7 +53,8 @@ _INSERT_ROWS = f"INSERT INTO usage VALUES {', '.join([f'({_MARKS})'] * _ROWS_AT_
 _INSERT_AT = f"INSERT INTO usage SELECT {_MARKS} WHERE ? = (SELECT ifnull(max(seq), 0) FROM card)"
 _INSERT_NEW = f"{_INSERT} ON CONFLICT (org, id) DO NOTHING"
 # With the record as it was sent, or as it superseded one without counts; the number of the revision in force
-# where the record may be superseded itself, else NULL; and whether a user was erased from it.
+# where the record may be superseded itself, else NULL; and whether a user was erased from it. A record
+# that was removed is of no series.
 _FIND = (
     "SELECT u.key, coalesce(v.record, f.record, u.record), "
     "iif(v.usage IS NULL, u.cost_micros, v.cost_micros), "
@@ -61,7 +63,7 @@ _FIND = (
     "WHERE w.usage = u.seq), EXISTS (SELECT 1 FROM erased e WHERE e.usage = u.seq) "
     "FROM usage u LEFT JOIN first_record f ON f.usage = u.seq "
     "LEFT JOIN revision v ON v.usage = u.seq AND v.kind = 'superseded' "
-    "JOIN series s ON s.id = ifnull(v.series, u.series) WHERE u.org = ? AND u.id = ?"
+    "LEFT JOIN series s ON s.id = ifnull(v.series, u.series) WHERE u.org = ? AND u.id = ?"
 )
 _FIND_SERIES = (
     "SELECT id FROM series WHERE org = ? AND provider = ? AND model = ? AND project = ? AND operation = ? "
@@ -404,6 +406,8 @@ def _look(
         if found is None:
             with suppress(sqlite3.IntegrityError):  # another process may take the id in between
                 return _created(as_text(row[4]), entry) if insert(cursor, row) else None
+        elif found[4] is None:
+            return removed_duplicate(as_text(row[4]), entry.ingested_at)
         elif found[0] is not None and found[0] == row[5]:
             kept = decode_usage(found[1])
             number, sent = found[8], entry.record

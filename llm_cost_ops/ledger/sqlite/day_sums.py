@@ -41,6 +41,7 @@ __all__ = [
     "add_kept",
     "dimensions_of",
     "forget",
+    "forget_before",
     "state_now",
     "store",
     "times_forgotten",
@@ -419,6 +420,21 @@ def _add_days(
 
 
 _OF_WANTED = "ON d.grouping = k.grouping AND d.day = k.day AND d.grp = w.grp"
+
+
+def forget_before(cursor: sqlite3.Cursor, organization: str, day: int) -> None:
+    """Delete what is kept of an organization's days before a day, and the names of who is in none of the
+    others.
+    """
+    cursor.execute("UPDATE day_forgotten SET times = times + 1")
+    condition = "(SELECT g.id FROM day_grouping g JOIN organization o ON o.id = g.org WHERE o.name = ?)"
+    for table in ("day_sum", "day_state"):
+        cursor.execute(f"DELETE FROM {table} WHERE grouping IN {condition} AND day < ?", (organization, day))
+    cursor.execute(
+        f"DELETE FROM day_group WHERE grouping IN {condition} "
+        f"AND id NOT IN (SELECT grp FROM day_sum WHERE grouping IN {condition})",
+        (organization, organization),
+    )
 
 
 def times_forgotten(connection: sqlite3.Connection | sqlite3.Cursor) -> int:

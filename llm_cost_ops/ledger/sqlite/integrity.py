@@ -35,7 +35,9 @@ def find_obvious_fault(connection: sqlite3.Connection) -> str:
             return "its sums hold rows that are not there"
         if connection.execute(_NOT_INDEXED, (last - _LAST,)).fetchone() is not None:
             return "its last rows are not in its indexes"
-        found = connection.execute("SELECT org, ts FROM usage WHERE seq = ?", (folded,)).fetchone()
+        found = connection.execute(
+            "SELECT org, ts FROM usage WHERE seq = ? AND series > 0", (folded,)
+        ).fetchone()
         return "" if found is None else _compare_quarter(connection, folded, *found)
     finally:
         if connection.in_transaction:
@@ -60,6 +62,10 @@ _SUM_OF_QUARTER = """
     SELECT ifnull(sum(r.records), 0) FROM series s JOIN rollup r ON r.series = s.id
     WHERE s.org = ? AND r.level = ? AND r.bucket = ?
 """
+_REMOVED_OF_QUARTER = """
+    SELECT ifnull(sum(r.records), 0) FROM series s JOIN removed_sum r ON r.series = s.id
+    WHERE s.org = ? AND r.bucket = ?
+"""
 
 
 def _compare_quarter(connection: sqlite3.Connection, folded: int, org: int, ts: int) -> str:
@@ -70,6 +76,8 @@ def _compare_quarter(connection: sqlite3.Connection, folded: int, org: int, ts: 
     if rows > _MAX_COUNTED:
         return ""
     [summed] = connection.execute(_SUM_OF_QUARTER, (org, sums.QUARTERS, quarter)).fetchone()
+    [removed] = connection.execute(_REMOVED_OF_QUARTER, (org, quarter)).fetchone()
+    summed -= removed
     return "" if rows == summed else f"its sums hold {summed} of the {rows} records of a quarter of an hour"
 
 

@@ -13,7 +13,16 @@ from msgspec.structs import replace
 from llm_cost_ops._gen.messages import AuditEvent, RateCard, SubmitStatus, UsageRecord
 from llm_cost_ops.ledger import audit
 from llm_cost_ops.ledger.batches import append_as_batch
-from llm_cost_ops.ledger.sqlite import cards, commits, day_sums, erasing, revisions, summaries, sums
+from llm_cost_ops.ledger.sqlite import (
+    cards,
+    commits,
+    day_sums,
+    erasing,
+    retaining,
+    revisions,
+    summaries,
+    sums,
+)
 from llm_cost_ops.ledger.sqlite import listing as history
 from llm_cost_ops.ledger.sqlite.api_keys import SqliteKeys
 from llm_cost_ops.ledger.sqlite.append import AppendOne, Interner, SqliteBatch
@@ -38,6 +47,7 @@ from llm_cost_ops.ledger.types import (
     Price,
     Recorded,
     Repriced,
+    Retention,
     Revised,
     Revision,
 )
@@ -50,7 +60,7 @@ __all__ = ["SqliteLedger"]
 T = TypeVar("T")
 
 _CLOSING = 30.0
-_ERASED_AT_ONCE = 250
+_ERASED_AT_ONCE = _REMOVED_AT_ONCE = 250
 _LOG_TRIES = 100
 _LOG_WAIT = 0.05
 
@@ -247,6 +257,33 @@ class SqliteLedger:
                 return
             await context.runtime.sleep(_LOG_WAIT)
             context.check_deadline()
+
+    async def retentions(self, context: CallContext) -> list[Retention]:
+        """What holds for each organization; see Ledger."""
+        return await self._readers.read_now(retaining.retentions, context)
+
+    async def set_retention(
+        self, organization_id: str, days: int, context: CallContext, *, actor: str = ""
+    ) -> None:
+        """Keep an organization's records for so many days; see Ledger."""
+
+        def job(cursor: sqlite3.Cursor, _: Interner) -> None:
+            retaining.set_retention(cursor, organization_id, days, context.now(), actor)
+
+        await self._write(job, context)
+
+    async def remove_older(
+        self, organization_id: str, before: datetime, context: CallContext, *, dry_run: bool, actor: str = ""
+    ) -> int:
+        """Remove some of an organization's records from before a moment; see Ledger."""
+        if dry_run:
+            query = partial(retaining.count_older, organization=organization_id, before=before)
+            return await self._readers.read(query, context)
+
+        def job(cursor: sqlite3.Cursor, _: Interner) -> int:
+            return retaining.remove(cursor, organization_id, before, _REMOVED_AT_ONCE, context.now(), actor)
+
+        return await self._write(job, context, _REMOVED_AT_ONCE)
 
     async def revisions(self, organization_id: str, usage_id: str, context: CallContext) -> list[Revised]:
         """Every revision of a record; see Ledger."""

@@ -20,6 +20,7 @@ from llm_cost_ops.ledger.sqlite.sums import (
 )
 from llm_cost_ops.ledger.types import Filter
 from llm_cost_ops.rpc.status import invalid_argument
+from llm_cost_ops.rules.times import QUARTER
 
 __all__ = ["is_quick", "list_usage", "occupied"]
 
@@ -119,9 +120,8 @@ def _conditions(where: Filter, cost: Newest) -> tuple[list[str], list[object]]:
         series = f"SELECT s.id FROM series s{wanted}"
         conditions.append(f"{cost.series} IN ({series})")
         parameters += values
-    if where.start is not None:
-        conditions.append("u.ts >= ?")
-        parameters.append(to_micros(where.start))
+    # What is left of removed records is before all times.
+    conditions.append(f"u.ts >= {-_OPEN if where.start is None else to_micros(where.start)}")
     if where.end is not None:
         conditions.append("u.ts < ?")
         parameters.append(to_micros(where.end))
@@ -169,4 +169,12 @@ def occupied(connection: sqlite3.Connection, where: Filter, width: int) -> list[
         f"WHERE f.ts IS NOT NULL) SELECT DISTINCT {number} FROM found f WHERE f.ts IS NOT NULL ORDER BY 1",
         parameters,
     )
-    return [number for (number,) in rows]
+    found = {number for (number,) in rows}
+    # Removed records are in the sums, and so they are there.
+    quarters = connection.execute(
+        "SELECT DISTINCT r.bucket FROM removed_sum r JOIN series s ON s.id = r.series "
+        f"JOIN organization o ON o.id = s.org{conditions}{' AND' if conditions else ' WHERE'} r.records > 0 "
+        "AND r.bucket >= ? AND r.bucket < ?",
+        (*parameters, -(-low // QUARTER), high // QUARTER),
+    )
+    return sorted(found | {bucket * QUARTER // width for (bucket,) in quarters})

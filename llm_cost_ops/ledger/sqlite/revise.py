@@ -19,7 +19,7 @@ from llm_cost_ops.ledger.types import Entry, Revision
 
 __all__ = ["OF_RECORD", "Counted", "NewRevision", "add_revisions", "revise"]
 
-OF_RECORD = "u.org = (SELECT id FROM organization WHERE name = ?) AND u.id = ?"
+OF_RECORD = "u.org = (SELECT id FROM organization WHERE name = ?) AND u.id = ? AND u.series > 0"
 """SQL on `usage u` for the record with an id of an organization by its name."""
 
 _ADD = (

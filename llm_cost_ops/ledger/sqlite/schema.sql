@@ -38,7 +38,8 @@ CREATE TABLE pricing (
 -- Each card that priced a record, once: receipts outlive the catalog that the card came from.
 CREATE TABLE kept_card (digest BLOB PRIMARY KEY, card BLOB NOT NULL) STRICT, WITHOUT ROWID;
 
--- A record and its first cost. seq is the order of the commits. The first cost never changes; the record is
+-- A record and its first cost; of a removed record nothing but its id, behind a series of 0 and before all
+-- other times. seq is the order of the commits. The first cost never changes; the record is
 -- the one in force: where it was corrected or superseded, first_record has what was sent.
 CREATE TABLE usage (
     seq INTEGER PRIMARY KEY,
@@ -107,6 +108,25 @@ CREATE TABLE rollup (
     cost_micros INTEGER NOT NULL,
     cost_picos INTEGER NOT NULL,
     PRIMARY KEY (series, level, bucket)
+) STRICT, WITHOUT ROWID;
+
+-- For how many days an organization's records are kept, 0 for ever, and the moment before which they were
+-- removed, NULL where none were.
+CREATE TABLE retention (org TEXT PRIMARY KEY, days INTEGER NOT NULL, removed INTEGER) STRICT, WITHOUT ROWID;
+
+-- What rollup holds of removed records, by quarters of an hour (ledger/sqlite/retaining.py).
+CREATE TABLE removed_sum (
+    series INTEGER NOT NULL,
+    bucket INTEGER NOT NULL,
+    records INTEGER NOT NULL,
+    requests INTEGER NOT NULL,
+    input INTEGER NOT NULL,
+    output INTEGER NOT NULL,
+    cached INTEGER NOT NULL,
+    unpriced INTEGER NOT NULL,
+    cost_micros INTEGER NOT NULL,
+    cost_picos INTEGER NOT NULL,
+    PRIMARY KEY (series, bucket)
 ) STRICT, WITHOUT ROWID;
 
 -- The last row of usage that is in rollup.

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from llm_cost_ops._gen.messages import RateCard
+from llm_cost_ops.ledger.encoding import to_micros
 from llm_cost_ops.ledger.pieces import Piece, pieces_of
+from llm_cost_ops.ledger.retention import check_known
 from llm_cost_ops.ledger.sqlite import day_sums
 from llm_cost_ops.ledger.sqlite.meter_sums import add_meter_rows
 from llm_cost_ops.ledger.sqlite.sums import (
@@ -70,6 +72,13 @@ def count(connection: sqlite3.Connection, where: Filter, max_rows: int | None = 
 
 
 def _count(connection: sqlite3.Connection, where: Filter) -> int:
+    start = None if where.start is None else to_micros(where.start)
+    if any(start is None or start < moment for moment in _removed(connection, where).values()):
+        # The sums hold more than is there.
+        totals: Totals = {}
+        query = SumQuery(connection, where, (), totals)
+        query.add_rows(list(pieces_of(where, None)))
+        return sum(amounts[0] for amounts in totals.values())
     return sum(amounts[0] for amounts in _totals(connection, where, (), None, None).values())
 
 
@@ -82,6 +91,7 @@ def to_fold(
     connection: sqlite3.Connection, where: Filter, group_by: Keys, buckets: Buckets
 ) -> list[day_sums.Fold]:
     """Which days are to be kept before a query is answered."""
+    _check_known(connection, where, group_by, buckets)
     return day_sums.to_fold(connection, where, group_by, list(pieces_of(where, buckets)))
 
 
@@ -116,6 +126,20 @@ def fold(
     return found
 
 
+def _check_known(connection: sqlite3.Connection, where: Filter, group_by: Keys, buckets: Buckets) -> None:
+    """FAILED_PRECONDITION where the answer would lack removed records."""
+    removed = _removed(connection, where)
+    if removed:
+        check_known(removed, pieces_of(where, buckets), needs_rows=needs_rows(where, group_by))
+
+
+def _removed(connection: sqlite3.Connection, where: Filter) -> dict[str, int]:
+    """By organization of the filter, the moment before which records were removed."""
+    found = connection.execute("SELECT org, removed FROM retention WHERE removed NOTNULL")
+    wanted = where.organization_ids
+    return {org: removed for org, removed in found if not wanted or org in wanted}
+
+
 def _totals(
     connection: sqlite3.Connection,
     where: Filter,
@@ -124,6 +148,7 @@ def _totals(
     card_of: CardOf | None,
 ) -> Totals:
     totals: Totals = {}
+    _check_known(connection, where, group_by, buckets)
     if "meter" in group_by:
         query = None
     else:

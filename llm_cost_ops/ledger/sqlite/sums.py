@@ -37,6 +37,7 @@ __all__ = [
     "Totals",
     "add",
     "add_amounts",
+    "add_removed",
     "figures",
     "fold",
     "fold_added",
@@ -156,7 +157,8 @@ _SUMS = f"""
         UNION ALL SELECT series, {DAYS}, {_DAY}, {_TOTALS} FROM found GROUP BY series, {_DAY}
         UNION ALL SELECT series, {HOURS}, {_HOUR}, {_TOTALS} FROM found GROUP BY series, {_HOUR}
     )
-    SELECT series, level, bucket, {", ".join(_COUNTS)}, micros + picos / {PICOS}, picos % {PICOS}
+    SELECT series, level, bucket, {", ".join(_COUNTS)}, micros + picos / {PICOS} AS cost_micros,
+        picos % {PICOS} AS cost_picos
     FROM place WHERE true
 """
 
@@ -170,36 +172,65 @@ def saturated(name: str, added: str) -> str:
     return f"{name} = iif({name} = {_MAX_SUM}, {_MAX_SUM}, min({name} + {added}, {_MAX_SUM}))"
 
 
-_ON_CONFLICT = f"""
-    ON CONFLICT (series, level, bucket) DO UPDATE SET
+_ADDED = f"""
     {", ".join(saturated(name, f"excluded.{name}") for name in _COUNTS)},
     {saturated("cost_micros", f"excluded.cost_micros + (cost_picos + excluded.cost_picos) / {PICOS}")},
     cost_picos = (cost_picos + excluded.cost_picos) % {PICOS}
 """
+_ON_CONFLICT = f"ON CONFLICT (series, level, bucket) DO UPDATE SET {_ADDED}"
 _FOLD = f"INSERT INTO rollup {_SUMS} {_ON_CONFLICT}"
 _ADD = f"INSERT INTO rollup VALUES ({', '.join('?' * 11)}) {_ON_CONFLICT}"
 _ADD_TAIL = f"INSERT INTO temp.tail {_SUMS}"
 
 
-KEPT = f"""
-    SELECT series, level, bucket, {", ".join(f"sum({name})" for name in _COUNTS)},
-        sum(cost_micros) + sum(cost_picos) / {PICOS}, sum(cost_picos) % {PICOS}
-    FROM (SELECT * FROM rollup UNION ALL SELECT * FROM temp.tail)
-    GROUP BY series, level, bucket HAVING sum(records) <> 0
-"""
+def _added_up(sums: str) -> str:
+    """SQL for sums by series, level and bucket, without those of nothing."""
+    return f"""
+        SELECT series, level, bucket, {", ".join(f"sum({name})" for name in _COUNTS)},
+            sum(cost_micros) + sum(cost_picos) / {PICOS}, sum(cost_picos) % {PICOS}
+        FROM (SELECT series, level, bucket, {", ".join(_COUNTS)}, cost_micros, cost_picos FROM ({sums}))
+        GROUP BY series, level, bucket HAVING sum(records) <> 0
+    """
+
+
+KEPT = _added_up("SELECT * FROM rollup UNION ALL SELECT * FROM temp.tail")
 """The sums that are kept, and those of the rows behind them that `load_tail` loaded, as `recalculated` gives
 them. (Revisions are in what is kept also where their rows are not.)"""
 
 
 def recalculated(connection: sqlite3.Connection) -> str:
-    """SQL for the sums of all rows, from the costs that are in force."""
+    """SQL for the sums of all rows, from the costs that are in force, and of those that were removed."""
     cost = newest(connection)
     rows = (
         f"SELECT u.seq, {cost.series} AS series, u.ts, u.requests, u.input, u.output, u.cached, "
         f"{cost.micros} AS cost_micros, {cost.picos} AS cost_picos FROM usage u{cost.join}"
     )
-    found = _SUMS.replace("FROM usage WHERE seq > ? AND seq <= ?", f"FROM ({rows})")
-    return f"SELECT * FROM ({found})"
+    found = _SUMS.replace("FROM usage WHERE seq > ? AND seq <= ?", f"FROM ({rows} WHERE u.series > 0)")
+    return _added_up(f"SELECT * FROM ({found}) UNION ALL {_REMOVED}")
+
+
+_REMOVED_COLUMNS = ", ".join((*_COUNTS, "cost_micros", "cost_picos"))
+_REMOVED_SUMS = ", ".join(f"sum({name})" for name in (*_COUNTS, "cost_micros", "cost_picos"))
+_REMOVED = f"""
+    SELECT series, {QUARTERS} AS level, bucket, {_REMOVED_COLUMNS} FROM removed_sum
+    UNION ALL SELECT series, {DAYS}, {_DAY}, {_REMOVED_SUMS} FROM removed_sum GROUP BY series, {_DAY}
+    UNION ALL SELECT series, {HOURS}, {_HOUR}, {_REMOVED_SUMS} FROM removed_sum GROUP BY series, {_HOUR}
+"""
+
+
+def add_removed(cursor: sqlite3.Cursor, seqs: Sequence[int]) -> None:
+    """Add rows to the sums of those that are removed, with the costs that are in force."""
+    cost = newest(cursor.connection)
+    cursor.execute(
+        f"INSERT INTO removed_sum SELECT series, bucket, {', '.join(_COUNTS)}, micros + picos / {PICOS}, "
+        f"picos % {PICOS} FROM (SELECT {cost.series} AS series, {_QUARTER} AS bucket, count(*) AS records, "
+        "sum(requests) AS requests, sum(input) AS input, sum(output) AS output, sum(cached) AS cached, "
+        f"sum(iif({cost.micros} IS NULL, requests, 0)) AS unpriced, ifnull(sum({cost.micros}), 0) AS micros, "
+        f"ifnull(sum({cost.picos}), 0) AS picos FROM usage u{cost.join} "
+        f"WHERE u.seq IN ({_marks(seqs)}) GROUP BY 1, 2) WHERE true "
+        f"ON CONFLICT (series, bucket) DO UPDATE SET {_ADDED}",
+        seqs,
+    )
 
 
 def places(series: int, ts: int) -> tuple[Place, Place, Place]:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from llm_cost_ops._gen.methods import (
+    APPLY_RETENTION,
     BATCH_SUBMIT_USAGE,
     CORRECT_USAGE,
     CREATE_PRICE,
@@ -33,9 +34,11 @@ from llm_cost_ops._gen.methods import (
     GET_READINESS,
     LIST_AUDIT_EVENTS,
     LIST_PRICES,
+    LIST_RETENTION,
     LIST_USAGE,
     LIST_USAGE_REVISIONS,
     REPRICE_USAGE,
+    SET_RETENTION,
     STREAM_USAGE,
     SUBMIT_USAGE,
     VERIFY_COST,
@@ -207,6 +210,9 @@ RULES: dict[str, Rule] = {
     LIST_PRICES.path: Rule(Role.READER, _named),
     LIST_AUDIT_EVENTS.path: Rule(Role.ADMIN, _filtered),
     ERASE_USER.path: Rule(Role.ADMIN, _filtered),
+    SET_RETENTION.path: Rule(Role.ADMIN, _named),
+    LIST_RETENTION.path: Rule(Role.READER, _filtered),
+    APPLY_RETENTION.path: Rule(Role.ADMIN, _filtered),
 }
 """The rule of each method by its path; those in OPEN have none."""
 

@@ -8,12 +8,14 @@ import io
 import json
 import sqlite3
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from llm_cost_ops import CostOpsClient
 from llm_cost_ops.cli import main
+from tests.conformance.clients import running_server
 
 
 @pytest.fixture
@@ -81,3 +83,52 @@ def test_a_user_is_erased_who_agrees(
     assert b"ann@x.org" not in database.read_bytes()
     assert main([*erase, "--yes", "--organization", "acme"]) == 1
     assert "0 records named the user" in capsys.readouterr().out
+
+
+def test_a_retention_is_set_listed_and_applied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "costs.db"
+    place = ["--db", str(path)]
+    with CostOpsClient(base_url=f"sqlite:///{path}") as client:
+        call = {"organization_id": "acme", "provider": "openai", "model_id": "gpt-4o", "input_tokens": 9}
+        client.usage.submit(timestamp="2020-01-01T00:00:00Z", **call)
+        client.usage.submit(**call)
+    assert main(["retention", "list", *place]) == 0
+    assert "All records are kept." in capsys.readouterr().out
+    assert main(["retention", "set", "acme", "--days", "400", "--json", *place]) == 0
+    wanted = {"organization": "acme", "days": 400, "removed_before": ""}
+    assert json.loads(capsys.readouterr().out) == [wanted]
+    assert main(["retention", "apply", "--dry-run", *place]) == 0
+    assert "Nothing was removed: --dry-run was given." in capsys.readouterr().out
+    assert main(["retention", "apply", "--csv", *place]) == 0
+    [row] = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (row["organization"], row["records"]) == ("acme", "1")
+    assert main(["retention", "apply", *place]) == 0
+    assert "Nothing is past its days." in capsys.readouterr().out
+    assert main(["usage", "list", *place]) == 0
+    assert "were removed by a retention" in capsys.readouterr().out
+    assert main(["costs", "--json", *place]) == 0
+    assert "18" in capsys.readouterr().out
+    assert main(["costs", "--by", "user", *place]) == 2
+    assert "start_date must be" in capsys.readouterr().err
+    assert main(["db", "copy", str(path), str(tmp_path / "copy.db")]) == 2
+    assert "removed by a retention" in capsys.readouterr().err
+    assert main(["db", "check", str(path)]) == 0
+    assert main(["db", "status", str(path)]) == 0
+    assert " 1 records of" in capsys.readouterr().out
+
+
+def test_a_server_removes_what_is_past_its_days(tmp_path: Path) -> None:
+    path = tmp_path / "server.db"
+    with CostOpsClient(base_url=f"sqlite:///{path}") as client:
+        call = {"organization_id": "acme", "provider": "openai", "model_id": "gpt-4o", "input_tokens": 9}
+        client.usage.submit(timestamp="2020-01-01T00:00:00Z", **call)
+        client.retention.set(organization_id="acme", days=400)
+    with (
+        running_server(tmp_path, "--http", "127.0.0.1:0") as urls,
+        CostOpsClient(base_url=urls["http"]) as client,
+    ):
+        until = time.monotonic() + 60
+        while not client.audit.list(action="retention.applied").data and time.monotonic() < until:
+            time.sleep(0.05)
+        assert client.usage.get_history().data == []
+        assert client.costs.get(organization_id="acme").total_requests == 1

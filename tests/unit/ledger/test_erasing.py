@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from llm_cost_ops._gen.messages import SubmitStatus
 from llm_cost_ops.ledger import Filter
 from llm_cost_ops.ledger.sqlite import day_sums
 from tests.ledger_suite import ask_everything, revise
-from tests.life_suite import erase, events, faults
-from tests.unit.ledger.making import Sync, entry
+from tests.life_suite import erase, events, faults, remove
+from tests.unit.ledger.making import START, Sync, entry
 
 USERS = [f"user-{number:03}@example.org" for number in range(30)]
 ANN = USERS[7]
@@ -124,3 +125,31 @@ def test_sums_that_were_added_up_before_an_erasure_are_not_kept_after_it(
         with ledger.store._writer.in_use:
             [groups] = ledger.store._writer.open().execute("SELECT count(*) FROM day_group").fetchone()
         assert groups == 3
+
+
+def test_no_byte_of_what_was_removed_stays_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "costs.db"
+    border = START + timedelta(days=1)
+    with Sync(path) as ledger:
+        later = border + timedelta(hours=1)
+        late = [entry(later, user_id=USERS[8], idempotency_key=f"l{at}") for at in range(9)]
+        fields = {"user_id": ANN, "labels": {"t": "very-own-word"}}
+        early = [entry(at, idempotency_key=f"e{at}", **fields) for at in range(1500)]
+        ledger.append(late + early)
+        ask_everything(ledger)
+        assert revise(ledger, ledger.append(early[:1])[0].usage_id, 1)
+        ledger.set_retention("acme", 30)
+        assert remove(ledger, border) == 1500
+        ledger.store._writer.open().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        assert faults(ledger) == []
+        assert ledger.summarize(EVERYTHING, (), None)[0][2].requests == 1508
+    data = path.read_bytes()
+    assert USERS[8].encode() in data
+    assert ANN.encode() not in data
+    assert b"very-own-word" not in data
+    # What is left of a record takes a fraction of its room.
+    with Sync(path) as ledger:
+        ledger.append([replace(each, key=f"m{each.key}") for each in early])
+        pages = ledger.store._writer.open().execute("PRAGMA freelist_count").fetchone()
+        assert ledger.append(early)[0].status == SubmitStatus.DUPLICATE
+    assert path.stat().st_size < 1.5 * len(data), pages
