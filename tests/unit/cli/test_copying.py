@@ -61,7 +61,8 @@ def facts(ledger: Sync) -> Any:
             found += ledger.revisions(record.organization_id, record.id)
     sums = [ledger.summarize(Filter(), group_by, None) for group_by in ((), ("tag", "user"), ("label:a",))]
     audit, _ = ledger.audit_events(AuditFilter(), 1000, None, None)
-    return found, sums, ledger.all_cards(), drive(ledger.store.keys.all(context())), audit
+    keys = drive(ledger.store.keys.all(context()))
+    return found, sums, ledger.all_cards(), keys, audit, ledger.retentions()
 
 
 @pytest.fixture(params=["sqlite-postgres", "postgres-sqlite", "sqlite-sqlite", "postgres-postgres"])
@@ -90,6 +91,7 @@ def test_a_copy_has_what_the_source_has(both: tuple[str, str], capsys: pytest.Ca
     assert main(["keys", "create", "--db", source, "--organization", "acme", "--name", "kept"]) == 0
     text = capsys.readouterr().out.strip()
     with Sync(ledger=open_ledger(source)) as ledger:
+        ledger.set_retention("acme", 4000)
         expected = facts(ledger)
     assert main(["db", "copy", source, target]) == 0
     assert "34 records and 12 revisions copied; 0 records were there" in capsys.readouterr().out
@@ -307,6 +309,7 @@ NOT_COPIED = {
     "day_state": "sums",
     "day_sum": "sums",
     "day_forgotten": "sums",
+    "removed_sum": "of removed records, with which no ledger is copied",
     "consumer": "positions in this database",
 }
 OF_RECORDS = {"organization", "series", "pricing", "usage", "first_record", "erased", "revision"}
