@@ -31,8 +31,8 @@ __all__ = [
 ]
 
 SharedRows = dict[str, list[tuple[object, ...]]]
-"""Rows that belong to no record, by what they are: kept_card, card, card_key, secret, api_key and audit.
-Digests, fingerprints, hashes and secrets are bytes, cards JSON, times microseconds since 1970."""
+"""Rows that belong to no record, by what they are: kept_card, card, card_key, secret, api_key, audit and
+retention. Digests, fingerprints, hashes and secrets are bytes, cards JSON, times microseconds since 1970."""
 
 
 class Moved(msgspec.Struct, gc=False):

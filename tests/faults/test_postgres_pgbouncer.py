@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -12,11 +13,13 @@ import pytest
 
 from llm_cost_ops.ledger import Filter, open_ledger
 from llm_cost_ops.ledger.postgres import database
+from llm_cost_ops.ledger.postgres.connection import Session
+from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from tests.faults.shared_database import Load, check_kept, servers
 from tests.ledger_suite import LedgerSuite
 from tests.pgbouncer import pgbouncer
-from tests.unit.ledger.making import Sync, entry
+from tests.unit.ledger.making import Sync, context, entry
 
 pytestmark = pytest.mark.slow
 
@@ -62,12 +65,20 @@ def test_processes_that_share_connections_see_nothing_of_each_other(pooled_url: 
         assert len(ledgers[0].committed(None, 500)[0]) == 120
 
 
-def test_a_query_ends_at_its_deadline_there_too(pooled_url: str) -> None:
+def test_a_query_ends_at_its_deadline_in_the_server_too(pooled_url: str, postgres: Any) -> None:
+    def slow(session: Session) -> None:
+        session.run("SELECT pg_sleep(600)")
+
     with Sync(ledger=open_ledger(pooled_url), timeout=60.0) as ledger:
         ledger.check()
         with pytest.raises(RpcError) as caught:
-            Sync(ledger=ledger.store, timeout=1e-4).count(Filter())
-        assert caught.value.code in (StatusCode.DEADLINE_EXCEEDED, StatusCode.UNAVAILABLE)
+            drive(ledger.store._workers.run(slow, context(0.5)))
+        assert caught.value.code is StatusCode.DEADLINE_EXCEEDED
+        running = "SELECT 1 FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)' AND state = 'active'"
+        until = time.monotonic() + 60
+        while postgres.execute(running):
+            assert time.monotonic() < until
+            time.sleep(0.05)
         assert ledger.count(Filter()) == 0
 
 

@@ -122,6 +122,8 @@ _SHARED = {
         "ORDER BY created, seq"
     ),
     "audit": "SELECT made, actor, org, action, subject, details FROM llm_cost_ops.audit ORDER BY seq",
+    # Of a ledger of which nothing was removed: others are not copied.
+    "retention": "SELECT org, days FROM llm_cost_ops.retention ORDER BY org",
 }
 _ADD_SHARED = {
     "kept_card": "INSERT INTO llm_cost_ops.kept_card VALUES (%s, %s) ON CONFLICT DO NOTHING",
@@ -145,6 +147,10 @@ _ADD_SHARED = {
     "audit": (
         "INSERT INTO llm_cost_ops.audit (made, actor, org, action, subject, details) "
         "VALUES (%s, %s, %s, %s, %s, %s)"
+    ),
+    "retention": (
+        "INSERT INTO llm_cost_ops.retention (org, days) VALUES (%s, %s) "
+        "ON CONFLICT (org) DO UPDATE SET days = excluded.days"
     ),
 }
 
