@@ -65,6 +65,8 @@ _SHARED = {
         "ORDER BY created, rowid"
     ),
     "audit": "SELECT made, actor, org, action, subject, details FROM audit ORDER BY seq",
+    # Of a ledger of which nothing was removed: others are not copied.
+    "retention": "SELECT org, days FROM retention ORDER BY org",
 }
 _ADD_SHARED = {
     "kept_card": "INSERT INTO kept_card VALUES (?, CAST(? AS BLOB)) ON CONFLICT DO NOTHING",
@@ -80,6 +82,9 @@ _ADD_SHARED = {
         "ON CONFLICT (id) DO UPDATE SET revoked = ifnull(revoked, excluded.revoked)"
     ),
     "audit": ("INSERT INTO audit (made, actor, org, action, subject, details) VALUES (?, ?, ?, ?, ?, ?)"),
+    "retention": (
+        "INSERT INTO retention (org, days) VALUES (?, ?) ON CONFLICT (org) DO UPDATE SET days = excluded.days"
+    ),
 }
 
 
@@ -208,8 +213,7 @@ class SqliteTransfer:
 
 
 def _prepared(moved: Sequence[Moved]) -> Iterator[tuple[SeriesKey, tuple[Any, ...]]]:
-    """What the rows are made of, under the ids that the records have already."""
+    """What the rows are made of: the series keys, and the columns from `id` on, the ids as they were."""
     for each in moved:
-        # A row begins with the number, the organization, the series, the pricing, and the id.
-        series_key, (_, _, _, _, _, *values), _ = prepare(each.entry)
-        yield series_key, (bytes.fromhex(each.usage_id.replace("-", "")), *values)
+        series_key, (_, _, _, _, _, *columns), _ = prepare(each.entry)
+        yield series_key, (bytes.fromhex(each.usage_id.replace("-", "")), *columns)

@@ -311,8 +311,6 @@ NOT_COPIED = {
     "day_forgotten": "sums",
     "removed_sum": "of removed records, with which no ledger is copied",
     "consumer": "positions in this database",
-    "retention": "a setting; a ledger of which records were removed is not copied",
-    "removed_sum": "sums of records that were removed",
 }
 OF_RECORDS = {"organization", "series", "pricing", "usage", "first_record", "erased", "revision"}
 
