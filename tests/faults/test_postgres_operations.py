@@ -23,8 +23,8 @@ from llm_cost_ops.ledger import Filter, open_ledger
 from llm_cost_ops.ledger.postgres.errors import connect_error
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from tests.faults.shared_database import Load, check_kept, execute, servers, submit
-from tests.nginx import unused_port
 from tests.pgbouncer import pgbouncer
+from tests.ports import free_port
 from tests.postgres_server import INITDB, PostgresServer, system_user, why_there_is_none
 from tests.tunnels import self_signed
 from tests.unit.ledger.making import TAKEN, Sync, entry
@@ -137,7 +137,7 @@ def certificate() -> Iterator[tuple[Path, Path]]:
 def tls(request: pytest.FixtureRequest, certificate: tuple[Path, Path]) -> Iterator[tuple[str, Path]]:
     """The URL of a database at localhost that speaks TLS only, and the certificate of its authority."""
     cert, key = certificate
-    port = unused_port()
+    port = free_port()
     with ExitStack() as stack:
         if request.param == "pgbouncer":
             server = request.getfixturevalue("postgres")
