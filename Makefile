@@ -66,7 +66,7 @@ docs: $(VENV)/.with-docs ## build docs/ into build/docs, warnings are errors
 	@echo "build/docs/index.html"
 
 assets: $(BIN)/pip ## fetch what pages load from others (uPlot, Swagger UI), pinned and checked (wants npm)
-	$(BIN)/python -m tools.dashboard.assets
+	$(BIN)/python -m tools.assets
 
 screenshots: $(VENV)/.with-dev $(VENV)/.with-browser assets ## take the pictures of the dashboard in docs/images (wants Chromium)
 	$(BIN)/python -m tools.dashboard.screenshots

@@ -57,7 +57,8 @@ def _as_rest(*told: Any) -> None:
             continue
         after_text = len(made) > 1 and not made[-1] and made[-2] and not made[-2].startswith(" ")
         if line.startswith("    ") and after_text and not made[-2].endswith("::"):
-            made[-1:] = ["", "::", ""]
+            # A tree is no Python, which would have its words coloured.
+            made[-1:] = ["", ".. code-block:: text" if any("+--" in each for each in lines) else "::", ""]
         made.append(line)
     lines[:] = made
 

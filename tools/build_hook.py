@@ -24,7 +24,7 @@ class AssetsHook(BuildHookInterface[Any]):
             return
         sys.path.insert(0, self.root)
         try:
-            from tools.dashboard.assets import fetch_missing
+            from tools.assets import fetch_missing
 
             fetch_missing()
         except RuntimeError as error:

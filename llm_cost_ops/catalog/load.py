@@ -125,11 +125,6 @@ class Catalog:
         """The canonical names of all providers, sorted."""
         return tuple(self._payload.providers)
 
-    def resells(self, provider: str) -> tuple[str, ...]:
-        """The providers whose models a provider sells as well, such as OpenAI's on Azure."""
-        owner = self._owner(provider)
-        return tuple(self._provider(owner).row.fallbacks) if owner in self._payload.providers else ()
-
     def cards(self, provider: str, model_id: str) -> Sequence[RateCard]:
         """All cards of a model: every date, tier, processing, speed and region. Empty when unknown.
 

@@ -83,7 +83,7 @@ def _http_transports(
     kind: Any = HttpTransport if sync else AsyncHttpTransport
     pool = config.connection_pool
     verify: Any = config.verify_ssl
-    if config.tls is not None or (len(urls) > 1 and urls[0].lower().startswith("https:")):
+    if http_client is None and (config.tls is not None or urls[0].lower().startswith("https:")):
         from llm_cost_ops.transports.net.tls import ssl_context
 
         verify = ssl_context(config.tls, verify=config.verify_ssl)

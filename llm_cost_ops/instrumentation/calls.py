@@ -109,6 +109,10 @@ class _Asked(msgspec.Struct):
     input: Any = None
 
 
+# Made while the module is loaded, by one thread: see wire.json.decoder_of.
+_requests = msgspec.json.Decoder(_Asked)
+
+
 class Call:
     """One call: told from its request, given its answer, made into a record.
 
@@ -251,7 +255,7 @@ class Call:
         body = self.request_body()
         if body[:1] == b"{":
             try:
-                return msgspec.json.decode(body, type=_Asked)
+                return _requests.decode(body)
             except (msgspec.DecodeError, UnicodeDecodeError):
                 return _Asked()
         found = _FORM_MODEL.search(body)

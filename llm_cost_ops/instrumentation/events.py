@@ -119,6 +119,10 @@ class _Chunk(msgspec.Struct):
     event: bytes = msgspec.field(default=b"", name="bytes")
 
 
+# Made while the module is loaded, by one thread: see wire.json.decoder_of.
+_chunks = msgspec.json.Decoder(_Chunk)
+
+
 class FrameReader(_KeptEvents):
     """Reads the frames of application/vnd.amazon.eventstream, in which Bedrock sends a model's events."""
 
@@ -141,7 +145,7 @@ class FrameReader(_KeptEvents):
                 break
             payload = bytes(pending[12 + headers : total - 4])
             del pending[:total]
-            if chunk := msgspec.json.decode(payload, type=_Chunk).event:
+            if chunk := _chunks.decode(payload).event:
                 self.keep(chunk)
         return data
 

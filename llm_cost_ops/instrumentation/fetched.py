@@ -34,11 +34,18 @@ class _State(msgspec.Struct):
     background: bool | None = None
 
 
+# Made while the module is loaded, by one thread: see wire.json.decoder_of.
+_states = msgspec.json.Decoder(_State)
+
+
 class _Event(msgspec.Struct):
     """An event of a stream that tells it."""
 
     response: _State | None = None
     interaction: _State | None = None
+
+
+_events = msgspec.json.Decoder(_Event)
 
 
 class Background:
@@ -113,7 +120,7 @@ def _state_of(call: Call) -> _State | None:
     """How far the call is by its answer; None where that can't be read."""
     try:
         if call.events is None:
-            state = msgspec.json.decode((call.body or bytes)(), type=_State)
+            state = _states.decode((call.body or bytes)())
             return state if state.id else None
         states = [_state_in(data) for data in call.events()]
         return next((state for state in reversed(states) if state is not None and state.id), None)
@@ -123,7 +130,7 @@ def _state_of(call: Call) -> _State | None:
 
 def _state_in(data: bytes) -> _State | None:
     try:
-        event = msgspec.json.decode(data, type=_Event)
+        event = _events.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
     return event.response or event.interaction
@@ -152,6 +159,9 @@ class _Line(msgspec.Struct):
             return self.result.type == "succeeded"
         answer = self.response
         return answer is not None and answer.status_code < 300 and bytes(memoryview(answer.body)[:1]) == b"{"
+
+
+_lines = msgspec.json.Decoder(_Line)
 
 
 class ResultLines:
@@ -199,7 +209,7 @@ class ResultLines:
         if self._over or not line.strip():
             return
         try:
-            found = msgspec.json.decode(line, type=_Line)
+            found = _lines.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError):
             self._over = True
             return

@@ -134,6 +134,10 @@ class _Batch(msgspec.Struct):
     metadata: _BatchState = _BatchState()
 
 
+# Made while the module is loaded, by one thread: see wire.json.decoder_of.
+_batches = msgspec.json.Decoder(_Batch)
+
+
 class _BatchWatch:
     """Sees a batch as it is fetched: each request that succeeded is one call. Never raises."""
 
@@ -143,7 +147,7 @@ class _BatchWatch:
     def whole(self, response: _Part) -> None:
         """A batch as it is now."""
         try:
-            batch = msgspec.json.decode(response.body or b"{}", type=_Batch)
+            batch = _batches.decode(response.body or b"{}")
             state = batch.metadata
             for number, answer in enumerate(state.output.inlined_responses.inlined_responses):
                 if raw := bytes(answer.response):

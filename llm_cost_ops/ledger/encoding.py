@@ -17,24 +17,31 @@ from typing import Any
 
 import msgspec
 
-from llm_cost_ops._gen.messages import UsageRecord
+from llm_cost_ops._gen.messages import AuditEvent, RateCard, UsageRecord
+from llm_cost_ops.ledger.types import ApiKey
 from llm_cost_ops.pricing.money import UNITS
 from llm_cost_ops.rpc.ids import uuid7
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, invalid_arguments
 from llm_cost_ops.rules.limits import MAX_COUNT, MAX_RECORD_COST
 from llm_cost_ops.wire.decimals import WireDecimal
+from llm_cost_ops.wire.json import decoder_of
 from llm_cost_ops.wire.unknown import Unknown
 
 __all__ = [
     "NumberedIds",
     "as_key",
     "as_text",
+    "audit_event",
+    "card_line",
+    "card_order",
     "check_cost",
     "check_counts",
     "decode_usage",
     "encode_struct",
     "encode_usage",
     "from_micros",
+    "key_columns",
+    "key_of",
     "struct_decoder",
     "to_micros",
     "usage_id",
@@ -43,6 +50,7 @@ __all__ = [
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LENGTH = 36
 _TAIL = 2**60 - 1
+_organizations = msgspec.json.Decoder(tuple[str, ...])
 _MAX_COST_UNITS = MAX_RECORD_COST * UNITS
 
 
@@ -161,7 +169,7 @@ def _read(kind: Any, value: Any) -> object:
 
 def struct_decoder(kind: type[object]) -> msgspec.json.Decoder[Any]:
     """Reads structs of a type from what `encode_struct` made of them."""
-    return msgspec.json.Decoder(kind, dec_hook=_read)
+    return decoder_of(kind, _read)
 
 
 # Maps are sorted, so that their order makes no other content.
@@ -208,3 +216,60 @@ def check_cost(units: int | None, currency: str) -> None:
     """INVALID_ARGUMENT for a cost, in 10^-12, that is larger than MAX_RECORD_COST."""
     if units is not None and not -_MAX_COST_UNITS <= units <= _MAX_COST_UNITS:
         raise invalid_arguments([Violation("a record", f"must cost at most {MAX_RECORD_COST:,} {currency}")])
+
+
+def key_columns(key: ApiKey) -> tuple[object, ...]:
+    """An API key as the columns of its row."""
+    return (
+        key.id,
+        key.hash,
+        key.name,
+        key.role,
+        None if key.organizations is None else msgspec.json.encode(key.organizations).decode(),
+        to_micros(key.created_at),
+        None if key.expires_at is None else to_micros(key.expires_at),
+        None if key.revoked_at is None else to_micros(key.revoked_at),
+    )
+
+
+def key_of(row: tuple[Any, ...]) -> ApiKey:
+    """The API key of a row."""
+    key_id, digest, name, role, organizations, created, expires, revoked = row
+    return ApiKey(
+        id=key_id,
+        hash=bytes(digest),
+        name=name,
+        role=role,
+        organizations=None if organizations is None else _organizations.decode(organizations),
+        created_at=from_micros(created),
+        expires_at=None if expires is None else from_micros(expires),
+        revoked_at=None if revoked is None else from_micros(revoked),
+    )
+
+
+def audit_event(
+    seq: int, made: int, actor: str, org: str, action: str, subject: str, details: str
+) -> AuditEvent:
+    """The event of a row of the audit log."""
+    return AuditEvent(
+        number=seq,
+        made_at=from_micros(made),
+        actor=actor,
+        organization_id=org,
+        action=action,
+        subject=subject,
+        details=msgspec.json.decode(details),
+    )
+
+
+def card_line(card: RateCard) -> str:
+    """What a card is a version of."""
+    dimensions = (card.region, card.service_tier, card.processing, card.speed, card.currency)
+    names = (card.organization_id, card.provider, card.model_id, *dimensions)
+    return msgspec.json.encode(names).decode()
+
+
+def card_order(card: RateCard) -> tuple[str, str, int, int]:
+    """Cards sort by provider, model, date and version."""
+    since = -(2**62) if card.effective_from is None else to_micros(card.effective_from)
+    return card.provider, card.model_id, since, card.version

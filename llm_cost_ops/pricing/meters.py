@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
-
 from llm_cost_ops._gen.messages import ModalityTokens, UsageRecord
-from llm_cost_ops.pricing.money import thousandths
 from llm_cost_ops.rules.meters import PLAIN_METERS
 
 __all__ = [
     "EXACT_FALLBACKS",
     "RATE_FALLBACKS",
     "plain_counts",
-    "split_meters",
     "split_tokens",
     "split_units",
 ]
@@ -127,15 +123,3 @@ def split_units(record: UsageRecord) -> list[tuple[str, int]]:
         else:
             found.append((meter, count))
     return found
-
-
-def split_meters(record: UsageRecord) -> dict[str, Decimal]:
-    """What a record used, by meter, zeros left out: disjoint, so that the parts sum to the totals."""
-    quantities = {meter: Decimal(count) for meter, count in split_tokens(record) if count}
-    counts: dict[str, int] = {}
-    for meter, count in split_units(record):
-        counts[meter] = counts.get(meter, 0) + count
-    for meter, count in counts.items():
-        if count:
-            quantities[meter] = thousandths(count) if meter == "AUDIO_SECONDS" else Decimal(count)
-    return quantities

@@ -21,9 +21,7 @@ from llm_cost_ops.rpc.status import RpcError, StatusCode
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-__all__ = ["TRACING", "CallContext", "Metadata", "MetadataLike", "Route", "fill_idempotency_key"]
-
-MetadataLike = "Mapping[str, str | bytes] | Iterable[tuple[str, str | bytes]]"
+__all__ = ["TRACING", "CallContext", "Metadata", "Route", "fill_idempotency_key"]
 
 TRACING = frozenset({"b3", "baggage", "traceparent", "tracestate", "uber-trace-id"})
 """Keys that say which trace a call belongs to: they differ from call to call, and change no answer."""

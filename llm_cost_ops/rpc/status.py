@@ -1,7 +1,7 @@
 """What a call ended with: gRPC's status codes, and the error that carries one between the rooms.
 
-`RpcError` is the internal error. Servicers and transports raise it; the error mapping
-interceptor turns it into the public tree of `llm_cost_ops.exceptions`.
+`RpcError` is the internal error. Servicers and transports raise it; the channel turns it into the public tree
+of `llm_cost_ops.exceptions`.
 """
 
 from __future__ import annotations

@@ -6,8 +6,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from decimal import Context, Decimal
-from itertools import pairwise
-from typing import Any
 from zoneinfo import ZoneInfo
 
 from llm_cost_ops._gen.messages import (
@@ -24,7 +22,7 @@ from llm_cost_ops.rules.meters import METER_NAME, TOKEN_METERS
 from llm_cost_ops.rules.times import parse_end, parse_start
 from llm_cost_ops.wire.validation import check_between, no_member
 
-__all__ = ["PRICE_FIELDS", "card_error", "check_card", "check_overlaps", "clock_seconds", "overlap_of"]
+__all__ = ["PRICE_FIELDS", "card_error", "check_card", "clock_seconds", "overlap_of"]
 
 _CLOCK = re.compile(r"([01][0-9]|2[0-4]):([0-5][0-9])(?::([0-5][0-9]))?", re.ASCII)
 _URL = re.compile(r"https?://[^\s/?#]+([/?#]\S*)?", re.IGNORECASE)
@@ -218,27 +216,6 @@ def _is_zone(name: str) -> bool:
     except (KeyError, ValueError, OSError):
         return False
     return True
-
-
-def check_overlaps(cards: Iterable[RateCard], path: str, violations: list[Violation]) -> None:
-    """Add a violation for every card that claims a time which another of the same key claims too.
-
-    A card without an end gives way to the next one, and versions of one card to the highest; but a
-    stated end after the next card's start, or one start for two cards, leaves the price in doubt.
-    """
-    groups: dict[tuple[Any, ...], list[tuple[datetime, int, RateCard]]] = {}
-    lowest = datetime.min.replace(tzinfo=UTC)
-    for at, card in enumerate(cards):
-        groups.setdefault(_key(card), []).append((_instant(card.effective_from) or lowest, at, card))
-    for group in groups.values():
-        group.sort(key=lambda entry: entry[:2])
-        for (start, _, first), (later, at, second) in pairwise(group):
-            if first.id and first.id == second.id and first.version != second.version:
-                continue
-            end = _instant(first.effective_until)
-            if start == later or (end is not None and end > later):
-                rule = f"overlaps {first.id or 'another card'} of the same provider, model and dimensions"
-                violations.append(Violation(f"{path}[{at}]", rule))
 
 
 def overlap_of(card: RateCard, others: Iterable[RateCard]) -> tuple[str, str] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -12,13 +13,23 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast, get_args, get_origin
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from llm_cost_ops.rpc.forks import quiesce_for_forks
 from llm_cost_ops.wire.decimals import WireDecimal, from_json_number, from_text, plain
 from llm_cost_ops.wire.errors import DecodeError, EncodeError
 from llm_cost_ops.wire.json_keys import REPEATED, no_key_lost, path_text, repeated_keys
 from llm_cost_ops.wire.json_types import BoolKey, IntKey, UInt64
 from llm_cost_ops.wire.unknown import Unknown
 
-__all__ = ["JsonCodec", "MessageStruct", "decode_quickly", "encode_exactly", "is_json", "several", "to_utc"]
+__all__ = [
+    "JsonCodec",
+    "MessageStruct",
+    "decode_quickly",
+    "decoder_of",
+    "encode_exactly",
+    "is_json",
+    "several",
+    "to_utc",
+]
 
 M = TypeVar("M")
 
@@ -220,7 +231,7 @@ class _Plan:
     """What the exact way knows of a struct."""
 
     def __init__(self, struct: type[Any]) -> None:
-        self.decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(struct, dec_hook=_read)
+        self.decoder = decoder_of(struct, _read)
         self.slots: dict[str, _Slot] = {}
         omits = struct.__struct_config__.omit_defaults
         for info in msgspec.structs.fields(struct):
@@ -240,9 +251,38 @@ _plans: dict[type[Any], _Plan] = {}
 
 
 def _plan(struct: type[object]) -> _Plan:
-    if struct not in _plans:
-        _plans[struct] = _Plan(struct)
-    return _plans[struct]
+    plan = _plans.get(struct)
+    return plan or _plans.setdefault(struct, _Plan(struct))
+
+
+class _OneAtATime:
+    """A lock that nobody holds in a forked child, since a fork waits for it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        quiesce_for_forks(self)
+
+    def before_fork(self, until: float) -> None:
+        self.lock.acquire()
+
+    def after_fork_in_parent(self) -> None:
+        self.lock.release()
+
+    def after_fork_in_child(self) -> None:
+        self.lock.release()
+
+
+_building = _OneAtATime()
+
+
+def decoder_of(struct: type[object], hook: Callable[[Any, Any], object]) -> msgspec.json.Decoder[Any]:
+    """A decoder of a struct. Whoever makes one after the start of the process makes it here.
+
+    msgspec shows what it knows of a struct to other threads before it has found all of it out: two that make
+    decoders of structs that have a struct in common end the process with a segmentation fault.
+    """
+    with _building.lock:
+        return msgspec.json.Decoder(struct, dec_hook=hook)
 
 
 def _shape(hint: object) -> tuple[str, object, object]:

@@ -50,14 +50,6 @@ class OpenEnum(_Numbered, enum.Enum):
         member.known = False
         return member
 
-    @classmethod
-    def from_number(cls, number: int) -> Self:
-        """The member with a protobuf number, known or not."""
-        for member in cls:
-            if member.number == number:
-                return member
-        return cls(str(number))
-
     # Enum's own hash is of the name; a str must hash as str does.
     __hash__ = str.__hash__
 

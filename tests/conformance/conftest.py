@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -85,13 +86,19 @@ def sending(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
         monkeypatch.setattr(clients, "chain_of", without)
     elif how == "in-batches":
-        outcome_of = batching.TaskBatching._outcome
+        submit_of, add_of = batching.TaskBatching._submit, batching._Group.add
+        sending_by: ContextVar[Any] = ContextVar("sending_by")
 
-        async def fly(self: Any, rider: Any, gathered: Any) -> Any:
-            rider.group.remove(rider)
-            rider.group.in_flight += 1
-            self._take_off([rider])
-            return await outcome_of(self, rider, gathered)
+        async def submit(self: Any, *arguments: Any) -> Any:
+            sending_by.set(self)
+            return await submit_of(self, *arguments)
+
+        def add(self: Any, rider: Any, size: int) -> None:
+            add_of(self, rider, size)
+            if rider.creator is not None:  # a task's; a thread's leads its flight itself, below
+                self.remove(rider)
+                self.in_flight += 1
+                sending_by.get()._take_off([rider])
 
         async def lead(self: Any, rider: Any) -> Any:
             rider.group.remove(rider)
@@ -99,7 +106,8 @@ def sending(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
             return batching._Flight([rider])
 
         monkeypatch.setattr(batching._Group, "enter", lambda _: False)
-        monkeypatch.setattr(batching.TaskBatching, "_outcome", fly)
+        monkeypatch.setattr(batching._Group, "add", add)
+        monkeypatch.setattr(batching.TaskBatching, "_submit", submit)
         monkeypatch.setattr(batching.ThreadBatching, "_outcome", lead)
 
 

@@ -22,10 +22,11 @@ from llm_cost_ops._gen.messages import (
 )
 from llm_cost_ops.pricing.calculator import calculate_cost
 from llm_cost_ops.pricing.compiled import compile_card
-from llm_cost_ops.pricing.meters import RATE_FALLBACKS, split_meters
+from llm_cost_ops.pricing.meters import RATE_FALLBACKS
 from llm_cost_ops.pricing.money import to_units
 from llm_cost_ops.rules.meters import INPUT_METERS, OUTPUT_METERS, TOKEN_METERS
 from llm_cost_ops.rules.usage import check_usage
+from tests.metered import split_meters
 
 UNIT_METERS = ("REQUESTS", "WEB_SEARCHES", "PAGES", "ANNOTATED_PAGES", "AUDIO_SECONDS", "SEARCH_UNITS")
 COUNTS = st.one_of(st.integers(0, 20), st.integers(0, 400_000), st.integers(0, 2**62))

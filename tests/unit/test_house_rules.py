@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.house_figures import any_share, generated_lines
+from tests.house_figures import any_share, files_of_a_submit, generated_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "llm_cost_ops"
@@ -275,6 +275,14 @@ def test_what_was_reached_of_the_house_figures_is_kept() -> None:
     """Lower them as they fall; `python -m tests.house_figures` prints the others, which take longer."""
     assert any_share() <= 0.125
     assert generated_lines() <= 14_400
+
+
+def test_the_page_on_a_submit_names_the_files_that_it_passes_through() -> None:
+    page = (ROOT / "docs" / "follow-one-submit.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w/]+\.py)`", page))
+    assert sorted(name for name in named if not (ROOT / "llm_cost_ops" / name).is_file()) == []
+    passed = {name.removeprefix("llm_cost_ops/") for name in files_of_a_submit()}
+    assert sorted(passed - named) == []
 
 
 def test_one_place_hooks_into_forks() -> None:

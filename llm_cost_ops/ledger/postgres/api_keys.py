@@ -5,12 +5,9 @@ from __future__ import annotations
 import secrets
 from datetime import datetime
 from functools import partial
-from typing import Any
-
-import msgspec
 
 from llm_cost_ops.ledger import audit
-from llm_cost_ops.ledger.encoding import from_micros, to_micros
+from llm_cost_ops.ledger.encoding import key_columns, key_of, to_micros
 from llm_cost_ops.ledger.postgres.audit import add_events
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.workers import Workers
@@ -26,8 +23,6 @@ _ADD = (
     f"INSERT INTO llm_cost_ops.api_key ({_COLUMNS}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s) "
     "ON CONFLICT (id) DO NOTHING RETURNING id"
 )
-
-_organizations = msgspec.json.Decoder(tuple[str, ...])
 
 
 class PostgresKeys:
@@ -64,7 +59,7 @@ class PostgresKeys:
 
         def job(session: Session) -> None:
             with session.transaction():
-                if not session.rows(_ADD, *_row(key)):
+                if not session.rows(_ADD, *key_columns(key)):
                     raise RpcError(StatusCode.ALREADY_EXISTS, f"there is a key {key.id!r} already")
                 add_events(session, audit.key_added(key, actor))
 
@@ -97,12 +92,12 @@ def _any(session: Session) -> bool:
 
 def _find(session: Session, key_id: str) -> ApiKey | None:
     rows = session.rows(f"SELECT {_COLUMNS} FROM llm_cost_ops.api_key WHERE id = %s", key_id)
-    return _key(rows[0]) if rows else None
+    return key_of(rows[0]) if rows else None
 
 
 def _all(session: Session) -> list[ApiKey]:
     rows = session.rows(f"SELECT {_COLUMNS} FROM llm_cost_ops.api_key ORDER BY created, seq")
-    return [_key(row) for row in rows]
+    return [key_of(row) for row in rows]
 
 
 def _secret(session: Session) -> bytes:
@@ -117,30 +112,3 @@ def _secret(session: Session) -> bytes:
             )
         rows = session.rows(find)
     return bytes(rows[0][0])
-
-
-def _row(key: ApiKey) -> tuple[object, ...]:
-    return (
-        key.id,
-        key.hash,
-        key.name,
-        key.role,
-        None if key.organizations is None else msgspec.json.encode(key.organizations).decode(),
-        to_micros(key.created_at),
-        None if key.expires_at is None else to_micros(key.expires_at),
-        None if key.revoked_at is None else to_micros(key.revoked_at),
-    )
-
-
-def _key(row: tuple[Any, ...]) -> ApiKey:
-    key_id, digest, name, role, organizations, created, expires, revoked = row
-    return ApiKey(
-        id=key_id,
-        hash=bytes(digest),
-        name=name,
-        role=role,
-        organizations=None if organizations is None else _organizations.decode(organizations),
-        created_at=from_micros(created),
-        expires_at=None if expires is None else from_micros(expires),
-        revoked_at=None if revoked is None else from_micros(revoked),
-    )

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import msgspec
 
 from llm_cost_ops._gen.messages import AuditEvent
-from llm_cost_ops.ledger.encoding import from_micros, to_micros
+from llm_cost_ops.ledger.encoding import audit_event, to_micros
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.types import AuditFilter
 from llm_cost_ops.rpc.status import invalid_argument
@@ -60,17 +60,5 @@ def audit_events(
         offset=offset or 0,
         **parameters,
     )
-    events = [_event(*row) for row in rows[:limit]]
+    events = [audit_event(*row) for row in rows[:limit]]
     return events, str(rows[limit - 1][0]) if len(rows) > limit else None
-
-
-def _event(seq: int, made: int, actor: str, org: str, action: str, subject: str, details: str) -> AuditEvent:
-    return AuditEvent(
-        number=seq,
-        made_at=from_micros(made),
-        actor=actor,
-        organization_id=org,
-        action=action,
-        subject=subject,
-        details=msgspec.json.decode(details),
-    )

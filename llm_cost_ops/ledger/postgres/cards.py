@@ -8,7 +8,7 @@ import msgspec
 
 from llm_cost_ops._gen.messages import RateCard, SubmitStatus
 from llm_cost_ops.ledger import audit
-from llm_cost_ops.ledger.encoding import struct_decoder, to_micros
+from llm_cost_ops.ledger.encoding import card_line, card_order, struct_decoder
 from llm_cost_ops.ledger.postgres import schema
 from llm_cost_ops.ledger.postgres.audit import add_events
 from llm_cost_ops.ledger.postgres.connection import Session
@@ -51,7 +51,7 @@ def _add(session: Session, card: RateCard, key: str, fingerprint: bytes) -> tupl
         if rows:
             same = rows[0][0] == fingerprint
             return _cards.decode(rows[0][1]), SubmitStatus.DUPLICATE if same else SubmitStatus.CONFLICT
-    line = _line(card)
+    line = card_line(card)
     versions = session.rows(
         "SELECT seq, version, fingerprint, card FROM llm_cost_ops.card WHERE line = %s ORDER BY version", line
     )
@@ -83,13 +83,6 @@ def _add(session: Session, card: RateCard, key: str, fingerprint: bytes) -> tupl
     return added, status
 
 
-def _line(card: RateCard) -> str:
-    """What a card is a version of."""
-    dimensions = (card.region, card.service_tier, card.processing, card.speed, card.currency)
-    names = (card.organization_id, card.provider, card.model_id, *dimensions)
-    return msgspec.json.encode(names).decode()
-
-
 def get_card(session: Session, card_id: str) -> RateCard | None:
     """The card with an id, or None."""
     rows = session.rows("SELECT card FROM llm_cost_ops.card WHERE id = %s", card_id)
@@ -115,11 +108,7 @@ def all_cards(session: Session) -> list[RateCard]:
     """Every card, by provider, model, date and version."""
     rows = session.rows("SELECT card FROM llm_cost_ops.card ORDER BY seq")
     cards: list[RateCard] = [_cards.decode(data) for (data,) in rows]
-    return sorted(cards, key=lambda card: (card.provider, card.model_id, _since(card), card.version))
-
-
-def _since(card: RateCard) -> int:
-    return -(2**62) if card.effective_from is None else to_micros(card.effective_from)
+    return sorted(cards, key=card_order)
 
 
 def revision(session: Session) -> int:

@@ -285,8 +285,8 @@ def _totals(
     else:
         query.add_rollups(QUARTERS, quarters)
         query.add_rollups(DAYS, days)
-    session.run("SET LOCAL enable_indexscan = on")
-    query.add_rows(rows)
+    session.run("SET LOCAL enable_indexscan = on; SET LOCAL enable_seqscan = off")
+    query.add_rows(rows, few=True)
     return query.totals
 
 
@@ -297,17 +297,28 @@ def _micros(low: int | None, high: int | None) -> tuple[int | None, int | None]:
 PIECES = "unnest(%(buckets)s::int[], %(lows)s::bigint[], %(highs)s::bigint[]) AS g (bucket, low, high)"
 
 
+# least and most are those of all pieces: of a piece the planner takes any for a ninth of the table.
 PIECES_OF_ROWS = (
-    f"{PIECES} JOIN llm_cost_ops.usage u ON u.org = ANY(%(orgs)s) AND u.ts >= g.low AND u.ts < g.high"
+    f"{PIECES} JOIN llm_cost_ops.usage u ON u.org = ANY(%(orgs)s) AND u.ts >= g.low AND u.ts < g.high "
+    "AND u.ts >= %(least)s AND u.ts < %(most)s"
+)
+# For pieces far apart that hold few records each. OFFSET 0 has each looked for by itself.
+_PIECES_OF_FEW_ROWS = (
+    f"{PIECES} CROSS JOIN LATERAL (SELECT u.* FROM llm_cost_ops.usage u WHERE u.org = ANY(%(orgs)s) "
+    "AND u.ts >= g.low AND u.ts < g.high OFFSET 0) AS u"
 )
 
 
 def pieces_sql(pieces: Sequence[Piece], edge: int = _MAX_TS) -> dict[str, object]:
     """The parameters of PIECES; an open end lies at `edge`."""
+    lows = [-edge if low is None else low for _, low, _ in pieces]
+    highs = [edge if high is None else high for _, _, high in pieces]
     return {
         "buckets": [bucket for bucket, _, _ in pieces],
-        "lows": [-edge if low is None else low for _, low, _ in pieces],
-        "highs": [edge if high is None else high for _, _, high in pieces],
+        "lows": lows,
+        "highs": highs,
+        "least": min(lows, default=0),
+        "most": max(highs, default=0),
     }
 
 
@@ -365,13 +376,13 @@ class _SumQuery:
         parameters = pieces_sql(pieces, _OPEN) | {"level": level, "users": list(self._where.user_ids)}
         self._sum(source, "u.series", [f"u.{name}" for name in _AMOUNTS], parameters)
 
-    def add_rows(self, pieces: list[Piece]) -> None:
-        """Add what rows hold, one by one."""
+    def add_rows(self, pieces: list[Piece], *, few: bool = False) -> None:
+        """Add what rows hold, one by one; `few` says that each piece has few."""
         if not pieces:
             return
         cost = newest(self._session, self.orgs)
         conditions, parameters = record_conditions(self._where)
-        source = f"{PIECES_OF_ROWS}{cost.join}{self._joins}"
+        source = f"{_PIECES_OF_FEW_ROWS if few else PIECES_OF_ROWS}{cost.join}{self._joins}"
         if conditions:
             source += f" WHERE {' AND '.join(conditions)}"
         unpriced = f"CASE WHEN {cost.cost} IS NULL THEN u.requests ELSE 0 END"

@@ -9,10 +9,8 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-import msgspec
-
 from llm_cost_ops.ledger import audit
-from llm_cost_ops.ledger.encoding import from_micros, to_micros
+from llm_cost_ops.ledger.encoding import key_columns, key_of, to_micros
 from llm_cost_ops.ledger.sqlite.audit import add_events
 from llm_cost_ops.ledger.types import ApiKey
 from llm_cost_ops.rpc.context import CallContext
@@ -22,8 +20,6 @@ __all__ = ["SqliteKeys"]
 
 _SECRET_BYTES = 32
 _COLUMNS = "id, hash, name, role, organizations, created, expires, revoked"
-
-_organizations = msgspec.json.Decoder(tuple[str, ...])
 
 
 class SqliteKeys:
@@ -65,7 +61,9 @@ class SqliteKeys:
         def job(cursor: sqlite3.Cursor, _: object) -> None:
             if _find(cursor, key.id) is not None:
                 raise RpcError(StatusCode.ALREADY_EXISTS, f"there is a key {key.id!r} already")
-            cursor.execute(f"INSERT INTO api_key ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", _row(key))
+            cursor.execute(
+                f"INSERT INTO api_key ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", key_columns(key)
+            )
             add_events(cursor, audit.key_added(key, actor))
 
         await self._write(job, context)
@@ -95,12 +93,12 @@ def _any(connection: sqlite3.Connection) -> bool:
 
 def _find(connection: sqlite3.Connection | sqlite3.Cursor, key_id: str) -> ApiKey | None:
     row = connection.execute(f"SELECT {_COLUMNS} FROM api_key WHERE id = ?", (key_id,)).fetchone()
-    return None if row is None else _key(row)
+    return None if row is None else key_of(row)
 
 
 def _all(connection: sqlite3.Connection) -> list[ApiKey]:
     return [
-        _key(row) for row in connection.execute(f"SELECT {_COLUMNS} FROM api_key ORDER BY created, rowid")
+        key_of(row) for row in connection.execute(f"SELECT {_COLUMNS} FROM api_key ORDER BY created, rowid")
     ]
 
 
@@ -114,30 +112,3 @@ def _make_secret(cursor: sqlite3.Cursor, _: object) -> bytes:
     # Another process may have made one in between.
     cursor.execute("INSERT OR IGNORE INTO secret VALUES ('api_key', ?)", (made,))
     return _secret(cursor) or made
-
-
-def _row(key: ApiKey) -> tuple[object, ...]:
-    return (
-        key.id,
-        key.hash,
-        key.name,
-        key.role,
-        None if key.organizations is None else msgspec.json.encode(key.organizations).decode(),
-        to_micros(key.created_at),
-        None if key.expires_at is None else to_micros(key.expires_at),
-        None if key.revoked_at is None else to_micros(key.revoked_at),
-    )
-
-
-def _key(row: tuple[Any, ...]) -> ApiKey:
-    key_id, digest, name, role, organizations, created, expires, revoked = row
-    return ApiKey(
-        id=key_id,
-        hash=digest,
-        name=name,
-        role=role,
-        organizations=None if organizations is None else _organizations.decode(organizations),
-        created_at=from_micros(created),
-        expires_at=None if expires is None else from_micros(expires),
-        revoked_at=None if revoked is None else from_micros(revoked),
-    )

@@ -7,7 +7,7 @@ import sqlite3
 import msgspec
 
 from llm_cost_ops._gen.messages import RateCard, SubmitStatus
-from llm_cost_ops.ledger.encoding import encode_struct, struct_decoder, to_micros
+from llm_cost_ops.ledger.encoding import card_line, card_order, encode_struct, struct_decoder
 from llm_cost_ops.pricing.cards import kept_form
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.rules.cards import overlap_of
@@ -34,7 +34,7 @@ def add_card(
         if row is not None:
             same = row[0] == fingerprint
             return _cards.decode(row[1]), SubmitStatus.DUPLICATE if same else SubmitStatus.CONFLICT
-    line = _line(card)
+    line = card_line(card)
     latest = cursor.execute(
         "SELECT seq, version, fingerprint, card FROM card WHERE line = ? ORDER BY version DESC LIMIT 1",
         (line,),
@@ -63,13 +63,6 @@ def _refuse_overlaps(cursor: sqlite3.Cursor, card: RateCard, line: str) -> None:
         raise RpcError(StatusCode.INVALID_ARGUMENT, message, violations=[Violation(*broken)])
 
 
-def _line(card: RateCard) -> str:
-    """What a card is a version of."""
-    dimensions = (card.region, card.service_tier, card.processing, card.speed, card.currency)
-    names = (card.organization_id, card.provider, card.model_id, *dimensions)
-    return msgspec.json.encode(names).decode()
-
-
 def get_card(connection: sqlite3.Connection, card_id: str) -> RateCard | None:
     """The card with an id, or None."""
     row = connection.execute("SELECT card FROM card WHERE id = ?", (card_id,)).fetchone()
@@ -93,11 +86,7 @@ def all_cards(connection: sqlite3.Connection) -> list[RateCard]:
     cards: list[RateCard] = [
         _cards.decode(data) for (data,) in connection.execute("SELECT card FROM card ORDER BY seq")
     ]
-    return sorted(cards, key=lambda card: (card.provider, card.model_id, _since(card), card.version))
-
-
-def _since(card: RateCard) -> int:
-    return -(2**62) if card.effective_from is None else to_micros(card.effective_from)
+    return sorted(cards, key=card_order)
 
 
 def revision(connection: sqlite3.Connection | sqlite3.Cursor) -> int:

@@ -210,5 +210,6 @@ class SqliteTransfer:
 def _prepared(moved: Sequence[Moved]) -> Iterator[tuple[SeriesKey, tuple[Any, ...]]]:
     """What the rows are made of, under the ids that the records have already."""
     for each in moved:
-        series_key, values, _ = prepare(each.entry)
-        yield series_key, (bytes.fromhex(each.usage_id.replace("-", "")), *values[1:])
+        # A row begins with the number, the organization, the series, the pricing, and the id.
+        series_key, (_, _, _, _, _, *values), _ = prepare(each.entry)
+        yield series_key, (bytes.fromhex(each.usage_id.replace("-", "")), *values)

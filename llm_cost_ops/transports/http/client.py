@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import ssl
 import threading
-import warnings
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -36,6 +35,7 @@ from llm_cost_ops.rpc.status import RpcError, client_closed
 from llm_cost_ops.transports.http.exchange import Exchange, origin_of, proxy_for
 from llm_cost_ops.transports.http.sockets import AsyncioBackend, DeadlineBackend
 from llm_cost_ops.transports.http.streaming import StreamExchange
+from llm_cost_ops.transports.net.tls import ssl_context
 from llm_cost_ops.transports.serializer import Serializer
 
 __all__ = ["AsyncHttpTransport", "AsyncPoolTransport", "HttpTransport", "PoolTransport"]
@@ -100,8 +100,6 @@ class _HttpTransport(Generic[Client]):
     ) -> None:
         self._origin = origin_of(base_url)
         self._serializer = serializer
-        if verify is False and http_client is None and self._origin.startswith("https:"):
-            warnings.warn(f"TLS certificates of {self._origin} are not verified", stacklevel=3)
         self._in_flight = max_connections
         self._max_idle = max_keepalive_connections
         self._keepalive_expiry = keepalive_expiry
@@ -149,7 +147,7 @@ class _HttpTransport(Generic[Client]):
         if self._origin.startswith("http:") and (self._proxy is None or self._proxy.url.scheme != "https"):
             # Reading the CA bundle takes longer than a call.
             return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        return httpx.create_ssl_context(verify=verify)
+        return ssl_context(None, verify=verify)
 
 
 class HttpTransport(_HttpTransport[httpx.Client]):

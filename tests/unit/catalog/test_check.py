@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from llm_cost_ops._gen.messages import RateCard
 from llm_cost_ops.catalog import CatalogError, load_catalog
 from llm_cost_ops.catalog import bundle as bundle_module
 from llm_cost_ops.catalog.bundle import (
@@ -21,7 +23,7 @@ from llm_cost_ops.catalog.bundle import (
 )
 from llm_cost_ops.catalog.check import check_payload
 from llm_cost_ops.rpc.status import Violation
-from llm_cost_ops.rules.cards import check_card, check_overlaps
+from llm_cost_ops.rules.cards import check_card, overlap_of
 
 Bundle = Callable[..., bytes]
 RATES = [RateRow("INPUT", "1")]
@@ -43,11 +45,27 @@ def test_every_shipped_card_keeps_the_rules_of_cards() -> None:
     assert violations == []
 
 
+def _kind(card: RateCard) -> tuple[object, ...]:
+    """What two cards must not both be, from the same moment on."""
+    windows = tuple((w.start, w.end, w.time_zone, tuple(w.weekdays)) for w in card.windows)
+    return (card.region, card.service_tier, card.processing, card.speed, card.currency, windows, _start(card))
+
+
+def _start(card: RateCard) -> datetime:
+    return card.effective_from or datetime.min.replace(tzinfo=UTC)
+
+
 def test_no_two_shipped_cards_of_one_kind_overlap() -> None:
     catalog = load_catalog()
     violations: list[Violation] = []
     for model in catalog.models():
-        check_overlaps(catalog.cards(model.provider, model.id), f"{model.provider}/{model.id}", violations)
+        before: list[RateCard] = []
+        cards = catalog.cards(model.provider, model.id)
+        assert len({_kind(card) for card in cards}) == len(cards), model.id
+        for card in sorted(cards, key=_start):
+            if (broken := overlap_of(card, before)) is not None:
+                violations.append(Violation(f"{card.id} {broken[0]}", broken[1]))
+            before.append(card)
     assert violations == []
 
 

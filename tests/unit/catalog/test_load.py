@@ -185,8 +185,6 @@ def test_the_catalog_can_be_listed_and_searched() -> None:
     found = [model.id for model in catalog.find("aws NOVA micro")]
     assert found == ["amazon.nova-micro-v1:0", "apac.amazon.nova-micro-v1:0", "eu.amazon.nova-micro-v1:0"]
     assert catalog.find("no such thing") == []
-    assert catalog.resells("azure") == ("openai", "anthropic", "deepseek", "x-ai", "moonshotai")
-    assert catalog.resells("nobody") == ()
 
 
 def test_names_come_before_patterns_and_patterns_in_their_order(bundle: Bundle, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""docs/operators.md: every command of its tables runs, in the page's order, and does what its row says."""
+"""docs/operators.md and docs/backup.md: every command runs, in the page's order."""
 
 from __future__ import annotations
 
@@ -141,6 +141,18 @@ def test_every_command_of_the_page_runs(folder: Path, capsys: pytest.CaptureFixt
                     failed.append((asked, line, status, printed))
     assert failed == [], "\n".join(map(str, failed))
     assert {path.name for path in folder.iterdir()} >= {"backup.db", "restored.db", "copy.db", "usage.csv"}
+
+
+def test_the_commands_of_the_page_on_backups_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["import", "usage.jsonl", "--db", "costs.db", "--set", "organization_id=acme"]) == 0
+    lines = re.findall(r"^\$ (.*)$", PAGE.with_name("backup.md").read_text(encoding="utf-8"), re.MULTILINE)
+    for line in lines:
+        if line.startswith("llm-cost-ops "):
+            assert main(shlex.split(line)[1:]) == 0, line
+        else:
+            subprocess.run(["sh", "-c", line], check=True)
+    assert {"costs.db", "tried.db"} <= {path.name for path in folder.iterdir()}
+    assert "2 requests" in capsys.readouterr().out
 
 
 def test_each_row_has_a_command_a_page_or_a_no() -> None:

@@ -26,7 +26,7 @@ from llm_cost_ops.server import asgi_app
 from llm_cost_ops.server.app import HttpServer, serve
 from tests.unit.dashboard.site import HOSTILE, filled, key_of
 from tests.waiting import MAX_WAIT
-from tools.dashboard.assets import AXE, fetch
+from tools.assets import AXE, fetch
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: the extra browser")
 BROWSER = os.environ.get("BROWSER") or shutil.which("chromium") or shutil.which("google-chrome")

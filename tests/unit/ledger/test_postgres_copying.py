@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 from unittest.mock import patch
 
@@ -15,7 +16,7 @@ from llm_cost_ops.ledger.postgres import writing
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.rpc.runtime import drive
 from tests.ledger_suite import card, revise
-from tests.unit.ledger.making import Sync, context, entry
+from tests.unit.ledger.making import START, Sync, context, entry
 
 ODD_TEXTS = [
     "",
@@ -156,6 +157,34 @@ def test_plans_that_were_made_while_tables_were_empty_do_not_read_all_of_them_la
     assert after is not None
     assert after[0] - before[0] < 20_000
     assert after[1] - before[1] < 20_000
+
+
+def test_a_sum_reads_the_rows_of_its_edges_and_no_others(postgres_url: str) -> None:
+    """The planner takes an interval that comes from a parameter for a ninth of the table."""
+    where = Filter(
+        organization_ids=("acme",),
+        start=START + timedelta(minutes=7),
+        end=START + timedelta(days=3, minutes=7),
+    )
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        # As a table looks that is too large for a test.
+        name = connection.info.dbname
+        connection.execute(f"ALTER DATABASE {name} SET random_page_cost = 1000".encode())
+        with Sync(ledger=open_ledger(postgres_url)) as ledger:
+            ledger.append([entry(idempotency_key="first")])
+            connection.execute(_FULL.replace("ts + n", "ts + n * 7919 % 20000 * 15000000::bigint").encode())
+            connection.execute("ANALYZE; SELECT pg_stat_force_next_flush()")
+            before = connection.execute(_READ).fetchone()
+            ledger.summarize(where, ("model",), None)
+        until = time.monotonic() + 60
+        while connection.execute(_OTHERS).fetchall():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        after = connection.execute(_READ).fetchone()
+    assert before is not None
+    assert after is not None
+    assert after[0] == before[0]
+    assert 0 < after[1] - before[1] < 200
 
 
 def test_folding_waits_for_no_disk_and_appends_do(postgres_url: str) -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from llm_cost_ops._gen.messages import ModalityTokens, UsageRecord
-from llm_cost_ops.pricing.meters import split_meters
+from tests.metered import split_meters
 
 
 def _split(modality: dict[str, int] | None = None, **fields: int) -> dict[str, int]:

@@ -16,7 +16,7 @@ from llm_cost_ops._gen.messages import (
     TimeWindow,
 )
 from llm_cost_ops.rpc.status import Violation
-from llm_cost_ops.rules.cards import card_error, check_card, check_overlaps
+from llm_cost_ops.rules.cards import card_error, check_card
 from llm_cost_ops.rules.currencies import CURRENCIES
 from tests.unit.pricing.cards import NOON, make_card, make_rate
 
@@ -174,32 +174,6 @@ def test_all_broken_rules_are_named_at_once_under_their_path() -> None:
         "cards[2].rates[0].price",
     ]
     assert len(card_error(card).violations) == 3
-
-
-@pytest.mark.parametrize(
-    ("second", "overlaps"),
-    [
-        ({"effective_from": NOON + timedelta(days=1)}, False),
-        ({"effective_from": NOON + timedelta(hours=1)}, True),
-        ({"effective_from": NOON}, True),
-        ({"effective_from": NOON, "region": "eu"}, False),
-        ({"effective_from": NOON, "windows": [TimeWindow(start="01:00", end="02:00")]}, False),
-        ({"effective_from": NOON, "id": "a", "version": 2}, False),
-    ],
-)
-def test_overlapping_intervals(second: dict[str, Any], overlaps: bool) -> None:
-    first = make_card({"INPUT": "1"}, id="a", effective_from=NOON, effective_until=NOON + timedelta(days=1))
-    violations: list[Violation] = []
-    check_overlaps([first, make_card({"INPUT": "1"}, **{"id": "b", **second})], "cards", violations)
-    assert [violation.field for violation in violations] == (["cards[1]"] if overlaps else [])
-
-
-def test_an_open_card_gives_way_to_the_next() -> None:
-    first = make_card({"INPUT": "1"}, id="a", effective_from=NOON)
-    second = make_card({"INPUT": "1"}, id="b", effective_from=NOON + timedelta(days=1))
-    violations: list[Violation] = []
-    check_overlaps([second, first], "cards", violations)
-    assert violations == []
 
 
 def test_currencies() -> None:

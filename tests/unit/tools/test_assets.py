@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tools.dashboard import assets
-from tools.dashboard.assets import Package, fetch
+from tools import assets
+from tools.assets import Package, fetch
 
 FILES = {"package/a.js": "a.js", "package/LICENSE": "a.LICENSE.txt"}
 

@@ -1,7 +1,7 @@
 """Fetches the files of others that the server's pages load, from npm, into the `assets` beside them.
 
 Each package is pinned, and its archive checked against a SHA-512 before anything of it is kept.
-`python -m tools.dashboard.assets` needs npm, which knows the registry of this machine.
+`python -m tools.assets` needs npm, which knows the registry of this machine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 __all__ = ["AXE", "SWAGGER_UI", "UPLOT", "Package", "fetch", "fetch_missing", "main"]
 
-_PACKAGE = Path(__file__).resolve().parents[2] / "llm_cost_ops"
+_PACKAGE = Path(__file__).resolve().parents[1] / "llm_cost_ops"
 TARGET = _PACKAGE / "dashboard" / "assets"
 REFERENCE = _PACKAGE / "server" / "assets"
 
