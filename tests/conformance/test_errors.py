@@ -204,6 +204,7 @@ async def test_what_is_refused_here_is_told_alike_everywhere(
         "retryable": False,
         "retry_after": None,
         "waited": 0.0,
+        "server": "",
     }
     assert [" ".join(violation) for violation in error.violations] == [message]
 

@@ -55,7 +55,7 @@ async def test_an_answer(client: Any) -> None:
     assert (receipt.usage_id, receipt.currency) == ("gpt-4o", "USD")
     told = client.seen.context.response_metadata
     assert told.get_all("x-seen-bin") in ([b""], [])
-    assert 3500 < int(told.get("x-left")) <= 5000
+    assert 30_000 < int(told.get("x-left")) <= 60_000
 
 
 async def test_binary_metadata(client: Any) -> None:
