@@ -64,8 +64,13 @@ def _check_shape(interceptor: AnyInterceptor) -> None:
     if not found:
         raise InterceptorCheckError(f"{interceptor!r} has none of the methods {', '.join(_METHODS)}")
     for method in found:
-        if "stream" not in method.__name__ and not inspect.iscoroutinefunction(method):
-            raise InterceptorCheckError(f"{method.__qualname__} must be `async def`")
+        if "stream" in method.__name__ or inspect.iscoroutinefunction(method):
+            continue
+        # One that only passes the continuation's result on has no coroutine of its own, and says so.
+        if "Awaitable" not in str(inspect.signature(method).return_annotation):
+            raise InterceptorCheckError(
+                f"{method.__qualname__} must be `async def`, or say `-> Awaitable[…]`"
+            )
 
 
 def _request(number: int = 0) -> SubmitUsageRequest:
