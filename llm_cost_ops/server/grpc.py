@@ -465,6 +465,7 @@ class HealthHandler:
         self._ready = ready
         self._status = NOT_SERVING
         self._asked = float("-inf")
+        self._asking = asyncio.Lock()
         self._stopped = asyncio.Event()
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -508,10 +509,10 @@ class HealthHandler:
             return SERVICE_UNKNOWN
         if self._stopped.is_set():
             return NOT_SERVING
-        now = time.monotonic()
-        if now - self._asked >= FRESH:
-            self._asked = now
-            self._status = SERVING if await self._ready() else NOT_SERVING
+        async with self._asking:  # who comes meanwhile has the same answer, not the one before
+            if time.monotonic() - self._asked >= FRESH:
+                self._status = SERVING if await self._ready() else NOT_SERVING
+                self._asked = time.monotonic()
         return self._status
 
 

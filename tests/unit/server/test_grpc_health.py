@@ -32,9 +32,12 @@ class Door:
         self.healthy = True
         self.asked = 0
 
+    async def before(self):
+        await asyncio.sleep(0)
+
     async def ready(self):
         self.asked += 1
-        await asyncio.sleep(0)
+        await self.before()
         return self.healthy
 
 
@@ -79,6 +82,22 @@ async def test_many_checks_ask_the_store_once(channel, listener, monkeypatch):
     answers = await asyncio.gather(*(channel.unary_unary(CHECK)(b"") for _ in range(50)))
     assert set(answers) == {SERVING}
     assert listener.asked == 1
+
+
+async def test_who_comes_while_the_store_is_asked_has_its_answer(channel, listener):
+    asked, answered = asyncio.Event(), asyncio.Event()
+
+    async def slowly():
+        asked.set()
+        await answered.wait()
+
+    listener.before = slowly
+    first = asyncio.ensure_future(channel.unary_unary(CHECK)(b""))
+    await asked.wait()
+    others = [asyncio.ensure_future(channel.unary_unary(CHECK)(b"")) for _ in range(5)]
+    await asyncio.wait([*others, first], timeout=0.1)
+    answered.set()
+    assert set(await asyncio.gather(first, *others)) == {SERVING}
 
 
 async def test_watch_tells_changes_and_does_not_hold_up_a_server_that_stops(server, channel, listener):
