@@ -111,7 +111,7 @@ class GrpcServer:
         self._runtime = runtime or AsyncRuntime()
         self._server: grpc.aio.Server | None = None
         self._in_flight = _InFlight()
-        self._stop_streams: list[Callable[[], None]] = []
+        self._streams: list[HealthHandler | ReflectionHandler] = []
 
     async def start(self) -> str:
         """Bind and accept; the address really bound. Raises OSError when that can't be."""
@@ -130,13 +130,13 @@ class GrpcServer:
         server, self._server = self._server, None
         if server is None:
             return
-        for stop in self._stop_streams:
-            stop()
+        for streams in self._streams:
+            streams.stop()
         stopping = asyncio.create_task(server.stop(grace))
         # A call that reaches grpcio from now on is handed to nobody, yet waited for until the grace ends:
         # once those that were handed on are done, that is cut short.
         await asyncio.wait([stopping], timeout=_SETTLING)
-        while self._in_flight.calls and not stopping.done():
+        while (self._in_flight.calls or any(each.open for each in self._streams)) and not stopping.done():
             await asyncio.wait([stopping], timeout=_SETTLING)
         await server.stop(None)
         await stopping
@@ -192,7 +192,7 @@ class GrpcServer:
         health = HealthHandler(services, self._ready)
         image = DescriptorImage(files("llm_cost_ops._gen").joinpath("descriptors.binpb").read_bytes())
         reflection = ReflectionHandler([*services, SERVICE, *REFLECTION_SERVICES], image)
-        self._stop_streams = [health.stop, reflection.stop]
+        self._streams = [health, reflection]
         ours = [grpc.method_handlers_generic_handler(name, methods) for name, methods in services.items()]
         return (*ours, health.handler(), *reflection.handlers())
 
@@ -467,6 +467,8 @@ class HealthHandler:
         self._asked = float("-inf")
         self._asking = asyncio.Lock()
         self._stopped = asyncio.Event()
+        self.open = 0
+        """How many watches are open."""
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What grpcio calls."""
@@ -487,18 +489,21 @@ class HealthHandler:
         """The status of a service now, and whenever it changes."""
         service = await _service(request, context)
         sent = 0
-        while True:
-            status = await self._status_of(service)
-            if status != sent:
-                sent = status
-                yield number(1, status)
-            if self._stopped.is_set():
-                return
-            try:
-                async with asyncio.timeout(FRESH):
-                    await self._stopped.wait()
-            except TimeoutError:
-                pass
+        self.open += 1
+        try:
+            while True:
+                stopped = self._stopped.is_set()
+                status = await self._status_of(service)
+                if status != sent:
+                    sent = status
+                    yield number(1, status)
+                if stopped:
+                    return
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(FRESH):
+                        await self._stopped.wait()
+        finally:
+            self.open -= 1
 
     def stop(self) -> None:
         """Say NOT_SERVING to everybody, and end the watches."""

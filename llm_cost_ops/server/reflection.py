@@ -87,6 +87,8 @@ class ReflectionHandler:
         self._services = sorted(services)
         self._image = image
         self._stopped = asyncio.Event()
+        self.open = 0
+        """How many streams are open."""
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """What grpcio calls."""
@@ -100,6 +102,7 @@ class ReflectionHandler:
     ) -> AsyncIterator[bytes]:
         """An answer for each request."""
         stopped = asyncio.ensure_future(self._stopped.wait())
+        self.open += 1
         try:
             while True:
                 reading = asyncio.ensure_future(context.read())
@@ -112,6 +115,7 @@ class ReflectionHandler:
                     return
                 yield self._respond(request)
         finally:
+            self.open -= 1
             stopped.cancel()
 
     def stop(self) -> None:

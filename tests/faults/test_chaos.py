@@ -80,7 +80,7 @@ class Clients:
 
     def told(self, mark: str) -> set[str]:
         """The numbers behind a mark in the log; the last line of a process may be cut off."""
-        lines = self._log.read_text(encoding="ascii").split("\n")
+        lines = self._log.read_text(encoding="ascii").split("\n") if self._log.exists() else []
         return {line[1:] for line in lines if line.startswith(mark)}
 
 
