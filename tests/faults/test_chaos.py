@@ -90,10 +90,10 @@ def test_what_was_recorded_counts_once(server: Served, tmp_path: Path) -> None:
     chance = random.Random(seed)
     began, servers = time.monotonic(), 0
     clients = Clients(server, tmp_path)
-    until(lambda: clients.told("="))
-    # On a machine on which a client starts slowly, all lives are longer.
-    pace, end = max(1.0, time.monotonic() - began), time.monotonic() + SECONDS
     try:
+        until(lambda: clients.told("="))
+        # On a machine on which a client starts slowly, all lives are longer.
+        pace, end = max(1.0, time.monotonic() - began), time.monotonic() + SECONDS
         for step in itertools.count():
             time.sleep(pace * chance.uniform(0.1, 1.0))
             clients.kill_one(chance.randrange(len(CLIENTS)))
