@@ -6,21 +6,26 @@ exactly the user's id, wherever it stands.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from llm_cost_ops._gen.messages import UsageRecord
+from llm_cost_ops._gen.messages import CostStatus, UsageRecord
+from llm_cost_ops.ledger.types import Entry
+from llm_cost_ops.pricing.pricebook import Pricing
 
-__all__ = ["ERASABLE", "as_erased", "erased_reason", "mention_of", "without_user"]
+__all__ = ["ERASABLE", "as_erased", "entry_to_rewrite", "erased_reason", "mention_of", "without_user"]
 
 _IDS = ("user_id", "session_id", "trace_id", "span_id", "retry_of_id")
 ERASABLE = (*_IDS, "tags", "labels", "metadata")
 """The fields that an erasure may change."""
 
 _ERASED = "[erased]"
+_ANY_TIME = datetime(1970, 1, 1, tzinfo=UTC)
+_UNPRICED = Pricing(CostStatus.UNPRICED, "")
 
 
 def mention_of(user_id: str) -> bytes:
@@ -60,6 +65,11 @@ def _without(value: Any, user_id: str) -> Any:
 def erased_reason(reason: str, user_id: str) -> str:
     """The reason of a revision, in which the id may be a part of a sentence."""
     return reason.replace(user_id, _ERASED)
+
+
+def entry_to_rewrite(record: UsageRecord) -> Entry:
+    """What a ledger makes the columns of that an erasure changes; the others of its row are not written."""
+    return Entry(record, "", _ANY_TIME, None, _UNPRICED)
 
 
 def as_erased(sent: UsageRecord, kept: UsageRecord) -> UsageRecord:

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from llm_cost_ops._gen.messages import CostStatus
 from llm_cost_ops.ledger import audit
 from llm_cost_ops.ledger.encoding import decode_usage, encode_struct
-from llm_cost_ops.ledger.erasure import erased_reason, mention_of, without_user
+from llm_cost_ops.ledger.erasure import entry_to_rewrite, erased_reason, mention_of, without_user
 from llm_cost_ops.ledger.postgres.audit import add_events
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.interning import organization_ids
@@ -22,8 +21,6 @@ from llm_cost_ops.ledger.postgres.listing import two_numbers
 from llm_cost_ops.ledger.postgres.revise import Counted, Name, lock_records, move_sums, names_of
 from llm_cost_ops.ledger.postgres.rows import prepare, units_sql
 from llm_cost_ops.ledger.postgres.sums import USER_DAYS, fold, newest
-from llm_cost_ops.ledger.types import Entry
-from llm_cost_ops.pricing.pricebook import Pricing
 
 __all__ = ["erase", "find_mentions", "forget_sums"]
 
@@ -47,8 +44,6 @@ _COPIES = (
     f"SELECT v.org, v.id::text, v.number, v.record, v.reason FROM {_WANTED} "
     "JOIN llm_cost_ops.revision v ON v.org = n.org AND v.id = n.id"
 )
-_ANY_TIME = datetime(1970, 1, 1)  # noqa: DTZ001 - nothing is kept of it
-_UNPRICED = Pricing(CostStatus.UNPRICED, "")
 
 
 def find_mentions(
@@ -102,7 +97,7 @@ def _erase_records(session: Session, records: Sequence[Name], user_id: str) -> s
         record = without_user(before, user_id)
         if record is before:
             continue
-        row = prepare(Entry(record, "", _ANY_TIME, None, _UNPRICED))
+        row = prepare(entry_to_rewrite(record))
         session.run(
             "UPDATE llm_cost_ops.usage SET usr = %(usr)s, tags = %(tags)s::jsonb, "
             "labels = %(labels)s::jsonb, record = %(record)s WHERE org = %(org)s AND id = %(id)s::uuid",

@@ -56,7 +56,7 @@ CREATE SEQUENCE llm_cost_ops.seq INCREMENT BY 1000;
 -- (xid, seq) is an order in which nothing is put in before what readers of `committed` have seen.
 CREATE TABLE llm_cost_ops.usage (
     org int NOT NULL,
-    id uuid NOT NULL,            -- follows from organization and key (ledger/ids.py)
+    id uuid NOT NULL,            -- follows from organization and key (ledger/encoding.py)
     key text,                    -- NULL where there is none
     seq bigint NOT NULL,
     xid xid8 NOT NULL DEFAULT pg_current_xact_id(),

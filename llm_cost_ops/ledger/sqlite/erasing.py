@@ -12,15 +12,12 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 
-from llm_cost_ops._gen.messages import CostStatus
 from llm_cost_ops.ledger import audit
 from llm_cost_ops.ledger.encoding import decode_usage, encode_usage
-from llm_cost_ops.ledger.erasure import erased_reason, mention_of, without_user
+from llm_cost_ops.ledger.erasure import entry_to_rewrite, erased_reason, mention_of, without_user
 from llm_cost_ops.ledger.sqlite import day_sums
 from llm_cost_ops.ledger.sqlite.audit import add_events
 from llm_cost_ops.ledger.sqlite.rows import prepare
-from llm_cost_ops.ledger.types import Entry
-from llm_cost_ops.pricing.pricebook import Pricing
 
 __all__ = ["empty_log", "erase", "find_mentions"]
 
@@ -31,7 +28,6 @@ _MENTIONS = (
     "OR EXISTS (SELECT 1 FROM revision v WHERE v.usage = u.seq "
     "AND (instr(v.record, ?) OR instr(v.reason, ?)))){} ORDER BY u.seq"
 )
-_UNPRICED = Pricing(CostStatus.UNPRICED, "")
 
 
 def find_mentions(
@@ -81,7 +77,7 @@ def _erase_row(cursor: sqlite3.Cursor, seq: int, user_id: str) -> str:
     record = without_user(before, user_id)
     if record is not before:
         changed = True
-        _, (*_, user, tags, labels, text), _ = prepare(Entry(record, "", _ANY_TIME, None, _UNPRICED))
+        _, (*_, user, tags, labels, text), _ = prepare(entry_to_rewrite(record))
         cursor.execute(
             "UPDATE usage SET user = ?, tags = ?, labels = ?, record = ? WHERE seq = ?",
             (user, tags, labels, text, seq),
@@ -93,9 +89,6 @@ def _erase_row(cursor: sqlite3.Cursor, seq: int, user_id: str) -> str:
     if changed:
         cursor.execute("INSERT INTO erased VALUES (?) ON CONFLICT DO NOTHING", (seq,))
     return organization if changed else ""
-
-
-_ANY_TIME = datetime(1970, 1, 1)  # noqa: DTZ001 - nothing is kept of it
 
 
 def _erase_copies(cursor: sqlite3.Cursor, query: str, update: str, seq: int, user_id: str) -> bool:

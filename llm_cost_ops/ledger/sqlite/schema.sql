@@ -46,7 +46,7 @@ CREATE TABLE usage (
     org INTEGER NOT NULL,
     series INTEGER NOT NULL,
     pricing INTEGER NOT NULL,
-    id BLOB NOT NULL,            -- 16 bytes that follow from organization and key (ledger/ids.py)
+    id BLOB NOT NULL,            -- 16 bytes that follow from organization and key (ledger/encoding.py)
     key ANY,                     -- 16 bytes where it is a UUID, text where not, NULL where there is none
     ingested INTEGER NOT NULL,
     ts INTEGER NOT NULL,         -- the caller's time, or ingested
