@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,13 @@ from tests.waiting import MAX_WAIT
 for _part in ("connect", "read", "write", "pool"):
     setattr(DEFAULT_TIMEOUT_CONFIG, _part, MAX_WAIT)
 
-__all__ = ["no_settings_from_the_environment", "postgres", "postgres_15", "postgres_url"]
+__all__ = [
+    "no_default_client_from_another_test",
+    "no_settings_from_the_environment",
+    "postgres",
+    "postgres_15",
+    "postgres_url",
+]
 
 # A shared machine has slow moments; a failure prints what reproduces it.
 settings.register_profile("llm-cost-ops", deadline=None, print_blob=True)
@@ -28,6 +35,16 @@ def no_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take away the LLM_COST_OPS_* variables of whoever runs the tests."""
     for name in [name for name in os.environ if name.startswith("LLM_COST_OPS_")]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def no_default_client_from_another_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Close the client of the process that a test made: the next test has another environment."""
+    yield
+    observing = sys.modules.get("llm_cost_ops.client.observing")
+    if observing is not None and observing._default is not None:
+        observing._default.close()
+        observing._default = None
 
 
 @pytest.fixture(scope="session")
