@@ -77,8 +77,8 @@ class _Group(Gatherer["_Rider"]):
         self._key = key
         self._others = others
 
-    def leave(self) -> list[list[_Rider]]:
-        leaving = Gatherer.leave(self)
+    def leave(self, items: int = 1) -> list[list[_Rider]]:
+        leaving = Gatherer.leave(self, items)
         if not self.in_flight and len(self._others) > MAX_IDLE_GROUPS:
             self._others.pop(self._key, None)
         return leaving
@@ -428,8 +428,8 @@ class TaskBatching(Batching):
         elif turn.done() and not turn.cancelled() and turn.result() is rider:
             self._leave(rider.group)  # it had a turn, and did not see it any more
 
-    def _leave(self, group: _Group) -> None:
-        for riders in group.leave():
+    def _leave(self, group: _Group, items: int = 1) -> None:
+        for riders in group.leave(items):
             if len(riders) > 1:
                 self._take_off(riders)
             elif riders[0].turn.done():
@@ -458,7 +458,8 @@ class TaskBatching(Batching):
                     rider.turn.set_result(outcome)
         finally:
             # After the callers have seen their answers: what they submit next can come along.
-            asyncio.get_running_loop().call_soon(self._leave, flight.riders[0].group)
+            riders = flight.riders
+            asyncio.get_running_loop().call_soon(self._leave, riders[0].group, len(riders))
             flight.land()
 
 
@@ -559,23 +560,25 @@ class ThreadBatching(Batching):
                 mine = outcome
             else:
                 rider.turn.set_result(outcome)
-        self._leave(leader.group)
+        self._leave(leader.group, len(flight.riders))
         flight.land()
         return mine
 
-    def _leave(self, group: _Group) -> None:
+    def _leave(self, group: _Group, items: int = 1) -> None:
         with self._lock:
-            for riders in group.leave():
+            for riders in group.leave(items):
                 self._grant(riders)
 
     def _hand_over(self, flight: _Flight) -> None:
         """Let another rider send the batch."""
+        group, items = flight.riders[0].group, len(flight.riders)
         with self._lock:
             riders = [rider for rider in flight.riders if not rider.gone]
             if riders:
+                group.lose(items - len(riders))
                 self._grant(riders)
         if not riders:
-            self._leave(flight.riders[0].group)
+            self._leave(group, items)
 
     def _grant(self, riders: list[_Rider]) -> None:
         if len(riders) == 1:
