@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Generic, TypeVar
 
 __all__ = ["HALVED", "Gatherer"]
@@ -52,6 +52,10 @@ class Gatherer(Generic[T]):
     def __len__(self) -> int:
         """How many items wait; none do where nothing is in flight."""
         return len(self._waiting)
+
+    def __iter__(self) -> Iterator[T]:
+        """The items that wait, first come, first."""
+        return iter(self._waiting)
 
     def enter(self) -> bool:
         """Take a turn, if there is one; False when the item has to wait."""
