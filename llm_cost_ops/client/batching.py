@@ -58,6 +58,8 @@ _SHARED = (
 _WITHOUT_ROUTE = (404, 405, 501)
 _SERVER_FAULTS = (500, 501)
 
+_RECEIVED = (SubmitStatus.CREATED, SubmitStatus.DUPLICATE)
+
 # A rider's outcome beside an answer or an error: send it alone; its deadline passed; there is none yet.
 _ALONE = object()
 _LATE = object()
@@ -265,7 +267,7 @@ def _size(request: Any) -> int:
 
 
 def _outcome(result: SubmitResult, meta: Any) -> Any:
-    if result.usage is None or result.status not in (SubmitStatus.CREATED, SubmitStatus.DUPLICATE):
+    if result.usage is None or result.status not in _RECEIVED:
         return _ALONE
     # Not copy.copy, which takes ten times as long.
     return SubmitUsageResponse(data=result.usage, meta=None if meta is None else meta.__copy__())
@@ -287,17 +289,18 @@ def _settle(rider: _Rider, outcome: Any) -> None:
     assert rider.flight is not None
     context, batch = rider.context, rider.flight.context
     context.attempt = batch.attempt
-    context.waited += batch.waited
+    if batch.waited:
+        context.waited += batch.waited
     if outcome is _ALONE:
         return
-    if isinstance(outcome, CostOpsError):
-        outcome.waited = context.waited
     context.route = batch.route
     context.batch = context.request_id = batch.request_id
     context.response_metadata = None if batch.response_metadata is None else batch.response_metadata.copy()
-    context.response_status = batch.response_status
-    if isinstance(outcome, SubmitUsageResponse) and outcome.data is not None:
+    if type(outcome) is SubmitUsageResponse and outcome.data is not None:
         context.response_status = 200 if outcome.data.duplicate else SUBMIT_USAGE.success_status
+    else:
+        context.response_status = batch.response_status
+        outcome.waited = context.waited
 
 
 def _too_late(rider: _Rider) -> CostOpsError:

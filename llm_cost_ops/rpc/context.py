@@ -126,7 +126,7 @@ class Metadata:
         return f"Metadata({shown!r})"
 
 
-class Route(msgspec.Struct):
+class Route(msgspec.Struct, gc=False):
     """Where a transport with several servers took a call.
 
     `server` is the URL of the last one, `tried` the numbers of those that were asked. `elsewhere` says that
@@ -140,7 +140,7 @@ class Route(msgspec.Struct):
     connect_timeout: float | None = None
 
 
-class CallContext(msgspec.Struct):
+class CallContext(msgspec.Struct, gc=False):
     """One logical call, from the resource to the transport, or from the server's listener to the servicer.
 
     `deadline` is a point on `runtime.monotonic()` that queueing, waits, back-off and every attempt
@@ -218,27 +218,34 @@ def fill_idempotency_key(*path: str) -> Callable[..., tuple[Any, str]]:
 
     def fill(request: Any, key: str, make: Callable[[], str], beside: bool = False) -> tuple[object, str]:
         message = getattr(request, outer, None)
-        filled: Any
         if isinstance(message, list):
             key = key or make()
             if beside and len(key) <= _MAX_BESIDE and key.isascii() and key.isprintable():
                 return request, key
-            filled = message.copy()
-            for i, each in enumerate(message):
-                # Written out: batches have thousands. The validator says what should have been a struct.
-                if isinstance(each, msgspec.Struct) and not getattr(each, name, None):
-                    filled[i] = copied = msgspec.structs.replace(each)
-                    setattr(copied, name, f"{key}:{i}")
-            changed = any(map(is_not, filled, message))
+            filled: Any = _numbered(message, name, key)
+            if not any(map(is_not, filled, message)):
+                return request, key
         else:
             filled, key = _fill(name, message, key, make)
-            changed = filled is not message
-        if changed:
-            request = request.__copy__()
-            setattr(request, outer, filled)
+            if filled is message:
+                return request, key
+        request = request.__copy__()
+        setattr(request, outer, filled)
         return request, key
 
     return fill
+
+
+def _numbered(messages: list[object], name: str, key: str) -> list[object]:
+    """The elements of a list, those without a key copied and given "<key>:i"."""
+    filled = messages.copy()
+    for i, each in enumerate(messages):
+        # Written out: batches have thousands. The validator says what should have been a struct.
+        if isinstance(each, msgspec.Struct) and not getattr(each, name, None):
+            copied: Any = msgspec.structs.replace(each)
+            setattr(copied, name, f"{key}:{i}")
+            filled[i] = copied
+    return filled
 
 
 def _fill(
@@ -249,7 +256,7 @@ def _fill(
         return message, key or make()
     own = getattr(message, name)
     if not key:
-        key = own if own and isinstance(own, str) else make()
+        key = own if own and type(own) is str else make()
     if own != key:
         changed: Any = message
         message = changed.__copy__()
