@@ -26,7 +26,7 @@ from llm_cost_ops.ledger.sqlite.queue import WriteQueue
 from llm_cost_ops.ledger.types import Filter
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from tests.unit.ledger.making import Sync, entry
-from tests.waiting import until
+from tests.waiting import MAX_WAIT, until
 
 WRITERS = 5
 TURN = 3
@@ -232,11 +232,13 @@ def test_where_the_file_system_has_no_such_locks_there_is_no_queue(
 
     monkeypatch.setattr(queue, "fcntl", SimpleNamespace(**vars(queue.fcntl) | {"fcntl": refuse}))
     path = tmp_path / "costs.db"
-    with Sync(path) as store, Sync(path, timeout=0.1) as hasty:
+    with Sync(path) as store, Sync(path) as hasty:
         for _ in range(5):
             store.append([entry()])
+        hasty.timeout = 0.1
         with held(path), pytest.raises(RpcError):
             hasty.append([entry()])
+        hasty.timeout = MAX_WAIT
         hasty.append([entry()])
         assert store.count(Filter()) == 6
 
@@ -392,9 +394,10 @@ def test_a_child_has_no_place_of_its_parents(tmp_path: Path, group: bool) -> Non
 @pytest.mark.parametrize("group", [False, True])
 def test_who_gives_up_leaves_the_queue(tmp_path: Path, group: bool) -> None:
     path = tmp_path / "costs.db"
-    with Sync(path) as store, Sync(path, timeout=0.1, group_commit=group) as hasty:
+    with Sync(path) as store, Sync(path, group_commit=group) as hasty:
         store.append([entry()])
         hasty.append([entry()])
+        hasty.timeout = 0.1
         with held(path), pytest.raises(RpcError) as caught:
             hasty.append([entry()])
         # The second one, where the machine had no time for it before the deadline.
