@@ -145,6 +145,8 @@ def _protobuf_batch(codec: MessageCodec[Any], batch: Batch, data: bytes, limit: 
     found, rest = _protobuf_items(batch, data, limit)
     request = codec.decode(rest)
     _check_values(batch, data)
+    # Each entry of a list or map has a tag and a length at least.
+    counted = len(data) > 2 * MAX_VALUES
     entries, items = 0, []
     for index, (start, stop) in enumerate(found):
         if stop - start > limit:
@@ -155,8 +157,9 @@ def _protobuf_batch(codec: MessageCodec[Any], batch: Batch, data: bytes, limit: 
         except DecodeError as error:
             error.within(f"{batch.field}[{index}]")
             raise
-        entries += batch.entries(item)
-        _check_values(batch, b"", entries)
+        if counted:
+            entries += batch.entries(item)
+            _check_values(batch, b"", entries)
         items.append(item)
     setattr(request, batch.field, items)
     return request

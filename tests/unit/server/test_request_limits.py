@@ -334,6 +334,18 @@ def test_a_json_batch_that_is_cut_is_the_same_batch(items):
     assert cut == codec.decode_json(sent, unique=True)
 
 
+@pytest.mark.parametrize("tags", [50, 51])
+def test_a_batch_over_grpc_has_as_many_values_as_it_may(tags):
+    sent = field(1, field(27, b"") * tags) + field(1, field(27, b"") * 50)
+    with mock.patch.object(decoding, "MAX_VALUES", 100):
+        if tags == 50:
+            cut = decoding._protobuf_batch(BATCH_SUBMIT_USAGE.request, BATCH_FIELD, sent, 10_000)
+            assert [len(record.tags) for record in cut.records] == [50, 50]
+        else:
+            with pytest.raises(DecodeError, match="at most 100 values"):
+                decoding._protobuf_batch(BATCH_SUBMIT_USAGE.request, BATCH_FIELD, sent, 10_000)
+
+
 RECORDS = st.fixed_dictionaries(
     {"organization_id": st.text('a"\\[]{},:é', max_size=9)},
     optional={
