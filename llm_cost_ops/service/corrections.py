@@ -14,7 +14,7 @@ from llm_cost_ops._gen.messages import (
 )
 from llm_cost_ops.ledger import Ledger
 from llm_cost_ops.ledger.types import Recorded, Revised, Revision
-from llm_cost_ops.pricing.pricebook import Pricing
+from llm_cost_ops.pricing.types import Pricing
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, violations_text
 from llm_cost_ops.rules.requests import check_record, corrected

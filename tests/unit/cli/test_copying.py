@@ -24,7 +24,7 @@ from llm_cost_ops.ledger import Filter, open_ledger
 from llm_cost_ops.ledger.sqlite import transfer
 from llm_cost_ops.ledger.types import AuditFilter
 from llm_cost_ops.pricing.cards import card_digest
-from llm_cost_ops.pricing.pricebook import Pricing
+from llm_cost_ops.pricing.types import Pricing
 from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.service.access.keys import principal_of
 from tests.ledger_suite import card, priced, revise
