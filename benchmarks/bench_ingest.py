@@ -34,7 +34,7 @@ from llm_cost_ops.pricing.types import Pricing
 from llm_cost_ops.rpc.context import CallContext, Metadata
 from llm_cost_ops.rpc.ids import uuid7
 from llm_cost_ops.rpc.runtime import SyncRuntime, drive
-from llm_cost_ops.service.entries import new_entry
+from llm_cost_ops.service.intake import new_entry
 from llm_cost_ops.service.prices import Prices
 
 START = datetime(2026, 1, 1, tzinfo=UTC)

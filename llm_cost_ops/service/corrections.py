@@ -20,7 +20,7 @@ from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation, violations_
 from llm_cost_ops.rules.requests import check_record, corrected
 from llm_cost_ops.rules.usage import states_no_count
 from llm_cost_ops.service.access.tenancy import actor_of, organization_of
-from llm_cost_ops.service.entries import as_kept, check_record_cost
+from llm_cost_ops.service.intake import as_kept, check_record_cost
 from llm_cost_ops.service.prices import Prices
 from llm_cost_ops.service.retention import unknown_record
 
