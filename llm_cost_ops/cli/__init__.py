@@ -132,7 +132,8 @@ def _add_keys(commands: Commands) -> None:
         choices=("metrics", "reader", "writer", "admin"),
         default="writer",
         help="metrics: the server's figures at /metrics and nothing else; reader: queries; "
-        "writer: also records usage; admin: also keeps prices; default: %(default)s",
+        "writer: also records usage; admin: also prices, repricing, corrections, erasing users, retention, "
+        "the audit log, and keys in the dashboard; default: %(default)s",
     )
     create.add_argument("--name", default="", help="what the key is for")
     create.add_argument("--expires", default="", metavar="DATE", help="a date (through that day) or a time")

@@ -48,7 +48,6 @@ _TLS = {
         "text", None, "PEM file of authorities: only clients with a certificate of theirs are let in", "FILE"
     ),
 }
-_MAX_CALLS = "calls in flight, from 1 on; further ones are told to come back later"
 
 SERVE = Settings(
     "LLM_COST_OPS_SERVE_",
@@ -80,7 +79,12 @@ SERVE = Settings(
             "ask for API keys although there is none yet, so that other addresses than loopback may be "
             "listened on",
         ),
-        "max_calls": Setting("number", 256, _MAX_CALLS, "N"),
+        "max_calls": Setting(
+            "number",
+            256,
+            "calls in flight, from 1 on; further ones wait for up to a second, and are refused then",
+            "N",
+        ),
         **_TLS,
         "access_log": Setting(
             "text",
@@ -102,10 +106,25 @@ PROXY = Settings(
             "NAME=URL",
         ),
         "http": Setting("text", "127.0.0.1:8090", "its address: HOST:PORT or unix:PATH", "HOST:PORT"),
-        "db": Setting("text", None, "the database that it records into", "PATH", instead_of="base_url"),
-        "base_url": Setting("text", None, "the service that it records into", "URL", instead_of="db"),
+        "db": Setting(
+            "text",
+            None,
+            "the database that it records into; llm_cost_ops.db without a service",
+            "PATH",
+            instead_of="base_url",
+        ),
+        "base_url": Setting(
+            "text",
+            None,
+            "the service that it records into; else LLM_COST_OPS_BASE_URL",
+            "URL",
+            instead_of="db",
+        ),
         "organization": Setting(
-            "text", None, "whose the calls are that say nothing, the environment's unless it is given", "ID"
+            "text",
+            None,
+            "whose the calls are that say nothing; else LLM_COST_OPS_ORGANIZATION_ID",
+            "ID",
         ),
         "keys": Setting(
             "text", None, "the database whose API keys callers show, `db` unless it is given", "PATH"
@@ -120,7 +139,9 @@ PROXY = Settings(
             "whether chat streams are asked for their usage; auto: where the provider is known to take it",
             choices=("auto", "always", "never"),
         ),
-        "max_calls": Setting("number", 1000, _MAX_CALLS, "N"),
+        "max_calls": Setting(
+            "number", 1000, "calls in flight, from 1 on; further ones are refused with 503", "N"
+        ),
         **_TLS,
     },
 )

@@ -299,6 +299,7 @@ def test_no_connection_that_is_free_is_waited_for(postgres: Any, postgres_url: s
         ('FATAL:  too many connections for role "costs"', StatusCode.UNAVAILABLE),
         ("FATAL:  the database system is not yet accepting connections", StatusCode.UNAVAILABLE),
         ("FATAL:  the database system is starting up", StatusCode.UNAVAILABLE),
+        ('FATAL:  database "costs" is not currently accepting connections', StatusCode.UNAVAILABLE),
         ("FATAL:  canceling authentication due to timeout", StatusCode.UNAVAILABLE),
         ("SSL SYSCALL error: EOF detected", StatusCode.UNAVAILABLE),
         ("SSL error: unexpected eof while reading", StatusCode.UNAVAILABLE),
