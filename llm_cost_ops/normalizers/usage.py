@@ -11,10 +11,18 @@ from llm_cost_ops._gen.codecs import USAGE_RECORD
 from llm_cost_ops._gen.messages import Operation, Outcome, UsageQuality, UsageRecord
 from llm_cost_ops.exceptions import PayloadError
 from llm_cost_ops.normalizers.anthropic import advisor_messages, read_messages
-from llm_cost_ops.normalizers.detect import detect_api, detect_provider, is_random, refuse_errors
 from llm_cost_ops.normalizers.payload import as_mapping, items, moment, money, section
 from llm_cost_ops.normalizers.providers import APIS as _NORMALIZERS
-from llm_cost_ops.normalizers.providers import DIALECTS, NAMES, SHARED_APIS, UNIQUE_IDS
+from llm_cost_ops.normalizers.providers import (
+    DIALECTS,
+    NAMES,
+    SHARED_APIS,
+    UNIQUE_IDS,
+    detect_api,
+    detect_provider,
+    is_random,
+    refuse_errors,
+)
 from llm_cost_ops.normalizers.record import set_tokens, set_unknown
 from llm_cost_ops.normalizers.streams import fold, fold_all, is_stream, is_wrapper, unwrap
 from llm_cost_ops.rules.providers import canonical_provider

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.house_figures import any_share, files_of_a_submit, generated_lines
+from tests.house_figures import any_share, files_of_a_submit, generated_lines, longest_import_chain
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "llm_cost_ops"
@@ -275,6 +275,8 @@ def test_what_was_reached_of_the_house_figures_is_kept() -> None:
     """Lower them as they fall; `python -m tests.house_figures` prints the others, which take longer."""
     assert any_share() <= 0.125
     assert generated_lines() <= 14_400
+    chain = longest_import_chain()
+    assert len(chain) <= 17, " > ".join(chain)
 
 
 def test_the_page_on_a_submit_names_the_files_that_it_passes_through() -> None:
