@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tokenize
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -297,3 +298,16 @@ def test_one_place_hooks_into_forks() -> None:
     ]
     # Its own process is sent the signal that the handler of before would have had.
     assert sorted(called) == ["llm_cost_ops/client/recording.py", "llm_cost_ops/rpc/forks.py"]
+
+
+def test_the_page_on_architecture_has_a_row_for_every_room() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in contracts if contract["id"] == "layers")
+    rooms = {room.strip() for layer in layers for room in layer.split("|")}
+    table = (ROOT / "docs/architecture.md").read_text(encoding="utf-8").partition("## Rooms")[2]
+    named = {
+        room
+        for row in re.findall(r"^\| (.*?) \|", table, re.MULTILINE)
+        for room in re.findall(r"`(\w+)`", row)
+    }
+    assert named == rooms
