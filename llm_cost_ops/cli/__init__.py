@@ -110,7 +110,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--max-calls",
         type=at_least_one,
         metavar="N",
-        help="calls in flight; further ones are told to come back later; default: 256",
+        help="calls in flight; further ones wait for up to a second, and are refused then; default: 256",
     )
     parser.add_argument(
         "--access-log",
@@ -181,7 +181,8 @@ def _add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         choices=("metrics", "reader", "writer", "admin"),
         default="writer",
         help="metrics: the server's figures at /metrics and nothing else; reader: queries; "
-        "writer: also records usage; admin: also keeps prices; default: %(default)s",
+        "writer: also records usage; admin: also prices, repricing, corrections, erasing users, retention, "
+        "the audit log, and keys in the dashboard; default: %(default)s",
     )
     create.add_argument("--name", default="", help="what the key is for")
     create.add_argument("--expires", default="", metavar="DATE", help="a date (through that day) or a time")

@@ -39,7 +39,8 @@ def keys(options: argparse.Namespace) -> int:
 def _create(options: argparse.Namespace) -> None:
     if not options.organization and options.role != "metrics":
         raise ConfigurationError(
-            "--organization must be given, for whose data the key is", parameter="organization"
+            "--organization must be given: whose data the key may use, '*' for everybody's",
+            parameter="organization",
         )
     made = partial(_made, options=options)
     key, text = _with_keys(options.db, made)

@@ -90,16 +90,17 @@ def add_sources(parser: argparse.ArgumentParser, variable: str, checked: str) ->
     )
 
 
-def add_target(parser: argparse.ArgumentParser) -> None:
-    """Take --db or --base-url."""
+def add_target(parser: argparse.ArgumentParser, default: str = "llm_cost_ops.db") -> None:
+    """Take --db or --base-url; `default` says what is asked without both."""
     target = parser.add_mutually_exclusive_group()
     target.add_argument(
         "--db",
         metavar="PATH",
-        help="a database file of the embedded engine, or postgresql://user@host/database",
+        help="a database file of the embedded engine, or postgresql://user@host/database; "
+        f"default: {default}",
     )
     target.add_argument(
-        "--base-url", metavar="URL", help="where to send it; default: LLM_COST_OPS_BASE_URL, else --db"
+        "--base-url", metavar="URL", help="the server to ask instead; default: LLM_COST_OPS_BASE_URL"
     )
 
 
@@ -134,6 +135,14 @@ def times_of(options: argparse.Namespace, time_zone: str = "") -> dict[str, Any]
     """--start and --end as parameters of the client's methods."""
     from llm_cost_ops.rpc.status import RpcError
 
+    for option, text in (("--start", options.start_date), ("--end", options.end_date)):
+        if text and text not in PERIOD_WORDS and not any(map(str.isdigit, text)):
+            words = ", ".join(PERIOD_WORDS)
+            raise ConfigurationError(
+                f"{option} must be a date such as 2026-01-31, a time, how long ago (12h, 7d, 4w) or one of "
+                f"{words}, not {text!r}",
+                parameter=option.removeprefix("--"),
+            )
     now = datetime.now(UTC)
     try:
         return {
@@ -190,7 +199,7 @@ def add_proxy(commands: _Commands) -> None:
     parser.add_argument(
         "--organization",
         metavar="ID",
-        help="whose the calls are that say nothing; default: the environment's",
+        help="whose the calls are that say nothing; default: LLM_COST_OPS_ORGANIZATION_ID",
     )
     parser.add_argument(
         "--keys", metavar="PATH", help="the database whose API keys callers show; default: --db"
@@ -210,7 +219,7 @@ def add_proxy(commands: _Commands) -> None:
         "--max-calls",
         type=at_least_one,
         metavar="N",
-        help="calls in flight; further ones are told to come back later; default: 1000",
+        help="calls in flight; further ones are refused with 503; default: 1000",
     )
     add_tls(parser)
     parser.set_defaults(run="proxy")
@@ -268,7 +277,7 @@ def _add_export(commands: _Commands) -> None:
 
 def _add_estimate(commands: _Commands) -> None:
     parser = commands.add_parser("estimate", help="show what a call would cost, by line")
-    add_target(parser)
+    add_target(parser, default="the catalog alone")
     parser.add_argument("provider")
     parser.add_argument("model")
     for name in ("input", "output", "cached", "cache-write", "reasoning"):

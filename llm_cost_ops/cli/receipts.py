@@ -50,6 +50,11 @@ def estimate(options: argparse.Namespace) -> int:
         output.json_text(COST_RECORD.encode_json(cost))
     else:
         show_receipt(output, cost)
+        if cost.total_cost is None and output.form == "text":
+            output.line(
+                f"Look for a model with `llm-cost-ops prices list {options.model}`, "
+                "or add a price with `llm-cost-ops prices add`."
+            )
     # A script must not take what is unknown, or a part, for the cost.
     return 1 if cost.status in (CostStatus.UNPRICED, CostStatus.PARTIAL) else 0
 
