@@ -262,11 +262,15 @@ def _attribute(piece: object, name: str) -> object:
 
 def _are_empty(pieces: object) -> bool:
     """Whether there are pieces, and no text, call or end in any of them."""
-    found = list(_fields_of(pieces, "delta", "finish_reason"))
+    found = list(_fields_of(pieces, "delta", "text", "finish_reason"))
     return bool(found) and not any(
-        reason or any(value for name, value in (shallow(delta) or {}).items() if name != "role")
-        for delta, reason in found
+        words or reason or any((shallow(delta) or {}).get(name) for name in _WRITTEN)
+        for delta, words, reason in found
     )
+
+
+# What a piece of an answer may hold of it.
+_WRITTEN = ("content", "reasoning", "reasoning_content", "tool_calls", "function_call", "audio", "refusal")
 
 
 _OUTCOMES = {"errored": Outcome.FAILED, "expired": Outcome.FAILED, "canceled": Outcome.CANCELLED}
