@@ -23,7 +23,9 @@ from llm_cost_ops.normalizers.record import (
     set_model,
     set_tier,
     set_tokens,
+    set_traffic,
     set_unknown,
+    set_vertex_tier,
 )
 
 if TYPE_CHECKING:
@@ -91,15 +93,9 @@ def read_generate_content(payload: dict[str, object], record: UsageRecord) -> No
         _read_counts(usage, record)
         _read_modalities(usage, record)
         check_record(record, NAMES)
-    _read_tier(text(usage, "trafficType") or text(usage, "serviceTier"), record)
+    set_traffic(record, text(usage, "trafficType") or text(usage, "serviceTier"))
     if payload.get("candidates"):
         _count_searches(payload, record)
-
-
-def _read_tier(tier: str, record: UsageRecord) -> None:
-    """The tier that served the call, from Vertex AI's traffic type or from `serviceTier`."""
-    if tier and tier != "ON_DEMAND":
-        set_tier(record, tier.lower().removeprefix("traffic_type_").removeprefix("on_demand_"))
 
 
 def _read_counts(usage: dict[str, object], record: UsageRecord) -> None:
@@ -240,9 +236,7 @@ def read_google_chat(payload: dict[str, object], record: UsageRecord) -> None:
     usage = read_chat(payload, record, rule)
     record.model_id = record.model_id.removeprefix("google/")
     if usage is not None:
-        beside = section(usage, "extra_properties", "usage.extra_properties") or {}
-        facts = section(beside, "google", "usage.extra_properties.google") or {}
-        _read_tier(text(facts, "traffic_type"), record)
+        set_vertex_tier(record, usage)
 
 
 def _detect(payload: dict[str, object], usage: dict[str, object] | None) -> str:
@@ -258,7 +252,7 @@ def _serves_claude(payload: dict[str, object], _usage: dict[str, object]) -> boo
     return type(response_id) is str and response_id.startswith("msg_vrtx_")
 
 
-def _serves_chat(_payload: dict[str, object], usage: dict[str, object]) -> bool:
+def _serves(_payload: dict[str, object], usage: dict[str, object]) -> bool:
     beside = usage.get("extra_properties")
     return isinstance(beside, dict) and "google" in beside
 
@@ -270,5 +264,5 @@ PROVIDER = Provider(
     models=("gemini-", "models/gemini-"),
     objects={"interaction": "google.interactions"},
     detect=_detect,
-    serves={"anthropic.messages": _serves_claude, "openai.chat": _serves_chat},
+    serves={"anthropic.messages": _serves_claude, "openai.chat": _serves, "openai.responses": _serves},
 )

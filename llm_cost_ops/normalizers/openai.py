@@ -27,6 +27,7 @@ from llm_cost_ops.normalizers.record import (
     set_tier,
     set_tokens,
     set_unknown,
+    set_vertex_tier,
 )
 from llm_cost_ops.normalizers.xai import read_xai_extras, xai_output
 
@@ -76,6 +77,8 @@ def read_responses(payload: dict[str, object], record: UsageRecord) -> None:
         _count_calls(payload, record)
     if "cost" in usage:
         _read_cost(usage, record)
+    if "extra_properties" in usage:
+        set_vertex_tier(record, usage)
     if record.provider == "openrouter":
         fit_details(record)
     check_record(record, _NAMES)

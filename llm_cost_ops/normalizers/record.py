@@ -34,7 +34,9 @@ __all__ = [
     "set_stated",
     "set_tier",
     "set_tokens",
+    "set_traffic",
     "set_unknown",
+    "set_vertex_tier",
 ]
 
 _MAX_KEY = 255
@@ -128,6 +130,19 @@ def set_geography(record: UsageRecord, geography: str) -> None:
     """Set the region from Claude's `inference_geo`, which has words for none."""
     geography = geography.lower()
     record.region = "" if geography in _EVERYWHERE else geography
+
+
+def set_traffic(record: UsageRecord, traffic: str) -> None:
+    """Set the tier that Google's traffic type or `serviceTier` names."""
+    if traffic and traffic != "ON_DEMAND":
+        set_tier(record, traffic.lower().removeprefix("traffic_type_").removeprefix("on_demand_"))
+
+
+def set_vertex_tier(record: UsageRecord, usage: dict[str, object]) -> None:
+    """Set the tier that Vertex AI tells in an answer of OpenAI's shape."""
+    path = "usage.extra_properties"
+    facts = section(section(usage, "extra_properties", path) or {}, "google", f"{path}.google") or {}
+    set_traffic(record, text(facts, "traffic_type"))
 
 
 def set_meter(record: UsageRecord, name: str, quantity: int) -> None:

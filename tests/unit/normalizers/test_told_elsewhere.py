@@ -259,6 +259,15 @@ READ = [
         },
     ),
     (
+        "the same of a response, whose model is another's",
+        responses(
+            usage={"num_sources_used": 0, "extra_properties": {"google": {"traffic_type": "ON_DEMAND_FLEX"}}},
+            model="xai/grok-4.1-fast-reasoning",
+        ),
+        {},
+        {"provider": "google", "service_tier": "flex", "model_id": "xai/grok-4.1-fast-reasoning"},
+    ),
+    (
         "tier and latency of InvokeModel",
         invoke(serviceTier="flex", performanceConfigLatency="optimized"),
         {"model_id": NOVA},
@@ -433,10 +442,16 @@ def test_more_context_costs_what_perplexity_states():
             assert (charged.total_cost, charged.status) == (stated, "priced")
 
 
+def test_a_prompt_grounded_in_maps_has_a_price_before_gemini_3():
+    with CostOpsClient(base_url="sqlite://") as client:
+        cost = client.costs.estimate(usage_from_response(gemini(groundingChunks=[{"maps": {"uri": "x"}}])))
+    assert (cost.other_cost, cost.status) == (Decimal("0.025"), "priced")
+
+
 @pytest.mark.parametrize(
     ("response", "fields"),
     [
-        (gemini(groundingChunks=[{"maps": {}}, {"maps": {"uri": "x"}}]), {}),
+        (gemini("gemini-3-flash-preview", groundingChunks=[{"maps": {"uri": "x"}}]), {}),
         (conversation(connectors={"web_search": 1}), {}),
         (gpt("llama-3.3-70b-versatile", message={"executed_tools": [{"type": "search"}]}, x_groq={}), {}),
         ({**chat(1000, 100, 1100, num_sources_used=4), "model": "grok-4"}, {}),
