@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import multiprocessing
 import os
 import subprocess
@@ -98,9 +99,14 @@ async def measure(port: int, key: str, callers: int, seconds: float, *, patient:
             await asyncio.sleep(0.02)
 
     await asyncio.gather(look(), *(submit() for _ in range(callers)))
-    cuts = quantiles(answered, n=100)
     early = sum(refusals) / len(refusals) if refusals else 0.0
-    return Told(len(answered), len(refusals), failed, cuts[49], cuts[98], early, quantiles(health, n=100)[98])
+    p50, p99, health_p99 = percentile(answered, 50), percentile(answered, 99), percentile(health, 99)
+    return Told(len(answered), len(refusals), failed, p50, p99, early, health_p99)
+
+
+def percentile(seconds: list[float], which: int) -> float:
+    """NaN where a machine was too busy for two answers."""
+    return quantiles(seconds, n=100)[which - 1] if len(seconds) > 1 else math.nan
 
 
 def in_a_process(port: int, key: str, callers: int, seconds: float, patient: bool, answers: Any) -> None:
