@@ -41,8 +41,8 @@ class Metadata:
     """An ordered multi-map with case-insensitive keys.
 
     A key that ends in "-bin" has bytes for a value, any other printable ASCII text. What is not
-    allowed in a header (control characters, CR and LF above all) raises ValueError with the key. `pairs` holds
-    them, for who reads many.
+    allowed in a header (control characters, CR and LF above all) raises ValueError with the key. `pairs` are
+    those that are in it, for who reads many.
     """
 
     __slots__ = ("pairs",)
