@@ -473,8 +473,8 @@ class TaskBatching(Batching):
             if not rider.turn.done():
                 _settle(rider, outcome)
                 rider.turn.set_result(outcome)
-        # Now: kept until all have seen their answers, they would be there beside what is submitted next, and be
-        # work for the garbage collector.
+        # Now: kept until all have seen their answers, they would be work for the garbage collector, beside
+        # what is submitted next.
         flight.land()
 
 
