@@ -36,7 +36,7 @@ from llm_cost_ops._gen.messages import CostStatus, UsageRecord
 from llm_cost_ops.ledger import Entry, Filter, open_ledger
 from llm_cost_ops.ledger.postgres.rows import prepare
 from llm_cost_ops.ledger.postgres.sums import fold
-from llm_cost_ops.pricing.pricebook import Pricing
+from llm_cost_ops.pricing.types import Pricing
 from llm_cost_ops.rpc.ids import uuid7
 from llm_cost_ops.rpc.runtime import drive
 from tests.postgres_server import PostgresServer

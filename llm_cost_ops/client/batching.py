@@ -7,6 +7,7 @@ import contextvars
 import copy
 import threading
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -18,6 +19,7 @@ from llm_cost_ops._gen.messages import (
 )
 from llm_cost_ops._gen.methods import BATCH_SUBMIT_USAGE, SUBMIT_USAGE
 from llm_cost_ops.client.gathering import Gatherer
+from llm_cost_ops.client.thread_turns import ThreadTurn, Waking
 from llm_cost_ops.config import BatchingConfig, RetryConfig
 from llm_cost_ops.exceptions import (
     AuthenticationError,
@@ -472,31 +474,6 @@ class TaskBatching(Batching):
                 rider.turn.set_result(outcome)
 
 
-class _ThreadTurn:
-    """What comes to a thread that waits. The condition of a Future takes several times as long."""
-
-    __slots__ = ("_lock", "_outcome")
-
-    def __init__(self) -> None:
-        self._outcome: Any = _NOTHING
-        self._lock = threading.Lock()
-        self._lock.acquire()
-
-    def done(self) -> bool:
-        return self._outcome is not _NOTHING
-
-    def set_result(self, outcome: Any) -> None:
-        self._outcome = outcome
-        self._lock.release()
-
-    def result(self, timeout: float | None = None) -> Any:
-        if self._outcome is _NOTHING:
-            self._lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
-            if self._outcome is _NOTHING:
-                raise TimeoutError
-        return self._outcome
-
-
 class ThreadBatching(Batching):
     """Batching of threads: one of those that wait sends for all, the one with the latest deadline."""
 
@@ -511,7 +488,7 @@ class ThreadBatching(Batching):
             group = self._of(self._groups, key)
             entered = group.enter()
             if not entered:
-                rider = _Rider(group, continuation, request, context, _ThreadTurn())
+                rider = _Rider(group, continuation, request, context, ThreadTurn())
                 group.add(rider, _size(request))
         if not entered:
             outcome = await self._outcome(rider)
@@ -534,10 +511,12 @@ class ThreadBatching(Batching):
             return await rider.context.runtime.wait(rider.turn, rider.context.remaining())
         except TimeoutError:
             with self._lock:
-                if rider.turn.done():
-                    return rider.turn.result()
-                rider.gone = True
-                rider.group.remove(rider)
+                came = rider.turn.done()
+                if not came:
+                    rider.gone = True
+                    rider.group.remove(rider)
+            if came:
+                return rider.turn.result()
             raise _too_late(rider) from None
         except BaseException:
             self._interrupted(rider)
@@ -548,7 +527,8 @@ class ThreadBatching(Batching):
         with self._lock:
             rider.gone = True
             rider.group.remove(rider)
-            fallen = rider.turn.result() if rider.turn.done() else None
+            came = rider.turn.done()
+        fallen = rider.turn.result() if came else None
         if fallen is rider:
             self._leave(rider.group)
         elif isinstance(fallen, _Flight):
@@ -562,14 +542,19 @@ class ThreadBatching(Batching):
             self._hand_over(flight)
             raise
         mine: Any = None
-        for rider, outcome in zip(flight.riders, outcomes, strict=True):
-            _settle(rider, outcome)
-            if rider is leader:
-                mine = outcome
-            else:
-                rider.turn.set_result(outcome)
-        self._leave(leader.group, len(flight.riders))
+        with self._lock:
+            others = [rider.turn for rider in flight.riders if not (rider.gone or rider is leader)]
+            # The turn is given back after the callers have seen their answers: what they submit next can
+            # come along.
+            waking = Waking(others, partial(self._leave, leader.group, len(flight.riders)))
+            for rider, outcome in zip(flight.riders, outcomes, strict=True):
+                _settle(rider, outcome)
+                if rider is leader:
+                    mine = outcome
+                else:
+                    rider.turn.set_result_of(outcome, waking)
         flight.land()
+        waking.go_on()
         return mine
 
     def _leave(self, group: _Group, items: int = 1) -> None:

@@ -23,7 +23,7 @@ from llm_cost_ops._gen.messages import UsageQuality
 from llm_cost_ops.ledger import Filter, open_ledger
 from llm_cost_ops.ledger.postgres import schema, writing
 from llm_cost_ops.ledger.postgres.connection import Session
-from llm_cost_ops.pricing.pricebook import Priced
+from llm_cost_ops.pricing.types import Priced
 from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from tests.ledger_suite import LedgerSuite, card, revise
