@@ -22,10 +22,12 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from statistics import median, quantiles
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, Self
+from unittest.mock import patch
 
 import psycopg
 
@@ -34,13 +36,15 @@ from llm_cost_ops._gen.messages import CostStatus, UsageRecord
 from llm_cost_ops.ledger import Entry, Filter, open_ledger
 from llm_cost_ops.ledger.postgres.rows import prepare
 from llm_cost_ops.ledger.postgres.sums import fold
-from llm_cost_ops.pricing.pricebook import Pricing
+from llm_cost_ops.pricing.types import Pricing
 from llm_cost_ops.rpc.ids import uuid7
 from llm_cost_ops.rpc.runtime import drive
 from tests.postgres_server import PostgresServer
 from tests.unit.ledger.making import context
 
 BATCH = 1000
+# Sent beside single submits, at most 5,000 rows a second: one fold in 0.4 seconds.
+FOLDED_BATCH, BATCHES_A_TURN = 250, 10
 START = datetime(2026, 6, 1, tzinfo=UTC)
 RECORD = {
     "organization_id": "acme",
@@ -260,27 +264,69 @@ def queries(server: PostgresServer, sizes: list[int]) -> None:
 
 
 def folding(server: PostgresServer, seconds: float) -> None:
-    """Submits of one caller, without sums to be folded and while they are."""
+    """One caller's submits beside another's batches, in turns with sums folded by volume and not at all."""
     from llm_cost_ops.ledger.postgres import ledger as module
+    from llm_cost_ops.ledger.postgres import sums as sums_module
 
-    found = {}
-    for name, every in (("without folding", 10**9), ("while sums are folded", 100)):
-        module.FOLD_EVERY = every
-        ledger = open_ledger(server.new_database())
-        made = entries(20_000)
-        drive(ledger.append(made[:100], context()))
-        times, until = [], time.perf_counter() + seconds
-        for one in made[100:]:
-            began = time.perf_counter()
-            drive(ledger.append([one], context()))
-            times.append(time.perf_counter() - began)
-            if time.perf_counter() > until:
-                break
-        found[name] = quantiles(times, n=100)[98] * 1000
-        print(f"append of one, {name:<29}{median(times) * 1000:>8.2f} ms median, {found[name]:.2f} ms p99")
-        drive(ledger.aclose())
-    ratio = found["while sums are folded"] / found["without folding"]
-    print(f"{'p99 beside that without folding':<44}{ratio:>10.2f}")
+    folds: list[tuple[float, float]] = []
+
+    def timed_fold(session: Any, org: int, *, wait: bool = False) -> None:
+        began = time.perf_counter()
+        fold(session, org, wait=wait)
+        folds.append((began, time.perf_counter()))
+
+    ledger = open_ledger(server.new_database())
+    every, turns = module.FOLD_EVERY, max(4, int(2 * seconds))
+    singles = (entries(1, at)[0] for at in count())
+    made = iter([entries(FOLDED_BATCH, at * FOLDED_BATCH) for at in range(2 * turns * BATCHES_A_TURN)])
+    drive(ledger.append([next(singles)], context()))
+    calls: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
+    with patch.object(sums_module, "fold", timed_fold):
+        for turn in range(2 * turns):
+            # In the order A B B A, so that neither has the larger tables.
+            folds_now = turn % 4 in (1, 2)
+            with patch.object(module, "FOLD_EVERY", every if folds_now else 10**9):
+                calls[folds_now] += _turn(ledger, singles, made)
+            fold_all(ledger)
+    drive(ledger.aclose())
+    at_fold = [
+        call for call in calls[True] if any(began < call[1] and call[0] < ended for began, ended in folds)
+    ]
+    p99 = {}
+    for name, found in (
+        ("without folding", calls[False]),
+        ("while sums are folded", calls[True]),
+        ("at the moment of a fold", at_fold),
+    ):
+        times = [(ended - began) * 1000 for began, ended in found]
+        p99[name] = quantiles(times, n=100)[98]
+        line = f"submit, {name:<26}{len(times):>8,} calls {median(times):>8.2f} ms median"
+        print(f"{line}, {p99[name]:.2f} ms p99")
+    lengths = [(ended - began) * 1000 for began, ended in folds]
+    print(f"{len(lengths)} folds of {median(lengths):.0f} ms")
+    for name in list(p99)[1:]:
+        print(f"{'p99 beside without: ' + name:<54}{p99[name] / p99['without folding']:>10.2f}")
+
+
+def _turn(ledger: Any, singles: Iterator[Entry], made: Iterator[list[Entry]]) -> list[tuple[float, float]]:
+    """When each submit began and ended, of those beside some batches."""
+    calls = []
+    ended = Event()
+
+    def send_batches() -> None:
+        for _ in range(BATCHES_A_TURN):
+            drive(ledger.append(next(made), context()))
+            ended.wait(0.05)
+        ended.set()
+
+    thread = Thread(target=send_batches)
+    thread.start()
+    while not ended.is_set():
+        one, began = [next(singles)], time.perf_counter()
+        drive(ledger.append(one, context()))
+        calls.append((began, time.perf_counter()))
+    thread.join()
+    return calls
 
 
 def main() -> None:

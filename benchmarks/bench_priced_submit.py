@@ -19,7 +19,7 @@ from typing import Any
 from llm_cost_ops import CostOpsClient
 from llm_cost_ops._gen.messages import CostStatus
 from llm_cost_ops.config import ClientConfig
-from llm_cost_ops.pricing.pricebook import Priced, Pricing
+from llm_cost_ops.pricing.types import Priced, Pricing
 from llm_cost_ops.service import open_service
 from llm_cost_ops.transports.inprocess import InProcessTransport
 

@@ -36,7 +36,7 @@ from llm_cost_ops.rpc.ids import uuid7
 from llm_cost_ops.rpc.runtime import SyncRuntime, drive
 from llm_cost_ops.rules.requests import CHECKS
 from llm_cost_ops.service import open_service
-from llm_cost_ops.service.entries import new_entry
+from llm_cost_ops.service.intake import new_entry
 from llm_cost_ops.service.prices import Prices
 from llm_cost_ops.service.usage import UsageService
 

@@ -1,4 +1,4 @@
-"""Something of your own around every call: here a team's header, and a budget. Runs as it is.
+"""Something of your own around every call: here a team's header, and a count of slow calls. Runs as it is.
 
 An interceptor is written once and works in both clients. It may await only `continuation` and
 `context.runtime`, and is called concurrently; `check_interceptor` makes sure of that.

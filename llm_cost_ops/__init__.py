@@ -17,7 +17,7 @@ from llm_cost_ops.lazy import load_by_name
 
 if TYPE_CHECKING:
     from llm_cost_ops.client.clients import AsyncCostOpsClient, CostOpsClient
-    from llm_cost_ops.client.observing import instrument, uninstrument
+    from llm_cost_ops.client.observer import instrument
     from llm_cost_ops.config import (
         BatchingConfig,
         CacheConfig,
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         TimeoutError,
         ValidationError,
     )
+    from llm_cost_ops.instrumentation.hooks import uninstrument
     from llm_cost_ops.normalizers import usage_from_response, usages_from_response
     from llm_cost_ops.pricing.calculator import calculate_cost
     from llm_cost_ops.pricing.selection import PriceQuery, select_card
@@ -88,9 +89,9 @@ _HOMES = {
     "UsageRecord": "types",
     "ValidationError": "exceptions",
     "calculate_cost": "pricing.calculator",
-    "instrument": "client.observing",
+    "instrument": "client.observer",
     "select_card": "pricing.selection",
-    "uninstrument": "client.observing",
+    "uninstrument": "instrumentation.hooks",
     "usage_from_response": "normalizers",
     "usages_from_response": "normalizers",
 }

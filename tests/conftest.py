@@ -41,10 +41,10 @@ def no_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_default_client_from_another_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Close the client of the process that a test made: the next test has another environment."""
     yield
-    observing = sys.modules.get("llm_cost_ops.client.observing")
-    if observing is not None and observing._default is not None:
-        observing._default.close()
-        observing._default = None
+    observer = sys.modules.get("llm_cost_ops.client.observer")
+    if observer is not None and observer._default is not None:
+        observer._default.close()
+        observer._default = None
 
 
 @pytest.fixture(scope="session")

@@ -52,7 +52,7 @@ from llm_cost_ops.ledger.shares import Share, add_share, shares_of
 from llm_cost_ops.pricing.cards import kept_form
 from llm_cost_ops.pricing.compiled import compile_card
 from llm_cost_ops.pricing.money import UNITS
-from llm_cost_ops.pricing.pricebook import Pricing
+from llm_cost_ops.pricing.types import Pricing
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode, invalid_argument
 from llm_cost_ops.rules.cards import overlap_of

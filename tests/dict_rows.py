@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from llm_cost_ops._gen.messages import CostStatus, RevisionKind, UsageRecord
 from llm_cost_ops.ledger import Entry, Filter
 from llm_cost_ops.pricing.money import from_units
-from llm_cost_ops.pricing.pricebook import Pricing
+from llm_cost_ops.pricing.types import Pricing
 from llm_cost_ops.rpc.status import invalid_argument
 
 __all__ = ["FIELDS", "Cost", "Row"]

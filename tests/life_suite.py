@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from llm_cost_ops._gen.messages import UsageQuality
-from llm_cost_ops.ledger import ApiKey, AuditFilter, Filter, open_ledger
+from llm_cost_ops.ledger import ApiKey, AuditFilter, Filter
 from llm_cost_ops.ledger.sqlite import SqliteLedger
 from llm_cost_ops.ledger.sqlite.integrity import find_faults
 from llm_cost_ops.pricing.money import to_units
@@ -20,6 +19,7 @@ from tests.ledger_suite import (
     CONFLICT,
     CREATED,
     DUPLICATE,
+    OfEachLedger,
     ask_everything,
     card,
     priced,
@@ -102,18 +102,8 @@ def refused(ledger: Sync, **question: Any) -> str:
     return caught.value.message
 
 
-class LifeSuite:
+class LifeSuite(OfEachLedger):
     """The audit log, erasing users, and removing what is past its days."""
-
-    @pytest.fixture
-    def url(self) -> str:
-        """Where a new ledger is; each test has one of its own."""
-        raise NotImplementedError
-
-    @pytest.fixture
-    def ledger(self, url: str) -> Iterator[Sync]:
-        with Sync(ledger=open_ledger(url)) as made:
-            yield made
 
     def test_what_is_done_to_keys_is_audited(self, ledger: Sync) -> None:
         keys = ledger.store.keys

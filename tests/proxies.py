@@ -9,13 +9,14 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from llm_cost_ops import CostOpsClient
 from llm_cost_ops.proxy import asgi_app
 from llm_cost_ops.server.app import HttpServer
+from tests.served import serving
 from tests.waiting import MAX_WAIT
 
 ANSWER = {
@@ -95,17 +96,8 @@ class Seen:
         return found[0] if found else None
 
 
-@contextmanager
-def running_provider() -> Iterator[Provider]:
-    server = Provider()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+def running_provider() -> AbstractContextManager[Provider]:
+    return serving(Provider())
 
 
 class _Handler(BaseHTTPRequestHandler):

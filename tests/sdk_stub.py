@@ -10,16 +10,17 @@ import gzip
 import json
 import re
 import struct
-import threading
 import time
 import zlib
 from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from typing import Any, ClassVar
 from urllib.parse import unquote
+
+from tests.served import serving
 
 INPUT, OUTPUT = 1000, 7
 BATCH_LINES = 3
@@ -46,17 +47,8 @@ class Stub(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
 
-@contextmanager
-def running_stub() -> Iterator[Stub]:
-    stub = Stub()
-    thread = threading.Thread(target=stub.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield stub
-    finally:
-        stub.shutdown()
-        stub.server_close()
-        thread.join()
+def running_stub() -> AbstractContextManager[Stub]:
+    return serving(Stub())
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""`llm-cost-ops serve` as a process of its own."""
+"""Servers of tests: `llm-cost-ops serve` as a process of its own, and those of the standard library."""
 
 from __future__ import annotations
 
@@ -8,9 +8,25 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from http.server import HTTPServer
+from typing import Any, TypeVar
 
 from tests.waiting import MAX_WAIT
+
+AnyServer = TypeVar("AnyServer", bound=HTTPServer)
+
+
+@contextlib.contextmanager
+def serving(server: AnyServer) -> Iterator[AnyServer]:
+    """A server that answers in a thread of its own until the block ends."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 class Served:

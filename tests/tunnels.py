@@ -15,13 +15,20 @@ from tests.waiting import MAX_WAIT
 Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
 
 
-def self_signed(folder: Path) -> tuple[Path, Path]:
-    """The paths of a certificate for localhost and of its key."""
-    cert, key = folder / "cert.pem", folder / "key.pem"
+def self_signed(folder: Path, subject: str = "localhost", name: str = "") -> tuple[Path, Path]:
+    """The paths of a certificate and of its key: cert.pem and key.pem, or NAME.pem and NAME.key."""
+    cert, key = folder / f"{name or 'cert'}.pem", folder / (f"{name}.key" if name else "key.pem")
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
-    command += f" -subj /CN=localhost -addext subjectAltName=DNS:localhost -keyout {key} -out {cert}"
+    command += f" -subj /CN={subject} -addext subjectAltName=DNS:{subject} -keyout {key} -out {cert}"
     subprocess.run(command.split(), check=True, capture_output=True)
     return cert, key
+
+
+def mutual_certificates(folder: Path) -> Path:
+    """A folder with a certificate of a server, localhost, and one of a client, each its own authority."""
+    self_signed(folder, "localhost", "server")
+    self_signed(folder, "someone", "client")
+    return folder
 
 
 async def _pipe(reader: Reader, writer: Writer) -> None:

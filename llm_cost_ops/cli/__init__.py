@@ -6,18 +6,17 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 
 from llm_cost_ops import __version__
 from llm_cost_ops.cli.options import (
+    Commands,
     add_form,
-    add_proxy,
     add_questions,
-    add_sources,
     add_target,
-    add_tls,
-    at_least_one,
 )
+from llm_cost_ops.cli.settings import PROXY, SERVE, add_settings
 from llm_cost_ops.config import REPORTED_PROVIDERS, split_names
 from llm_cost_ops.exceptions import CostOpsError
 from llm_cost_ops.lazy import missing_library
@@ -36,18 +35,18 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_quickstart(commands)
     _add_serve(commands)
-    add_proxy(commands)
+    _add_proxy(commands)
     _add_dashboard(commands)
     _add_keys(commands)
     _add_import(commands)
     _add_database(commands)
     _add_spool(commands)
     add_questions(commands)
-    _add_completion(commands)
+    _add_completion(commands, parser)
     return parser
 
 
-def _add_completion(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_completion(commands: Commands, root: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "completion",
         help="print a script that completes commands and options in a shell",
@@ -57,10 +56,10 @@ def _add_completion(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "for fish: keep it as ~/.config/fish/completions/llm-cost-ops.fish.",
     )
     parser.add_argument("shell", choices=("bash", "zsh", "fish"))
-    parser.set_defaults(run="completion")
+    parser.set_defaults(run="completion:completion", parser=root)
 
 
-def _add_quickstart(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_quickstart(commands: Commands) -> None:
     parser = commands.add_parser(
         "quickstart", help="record example responses with the embedded engine and show what they cost"
     )
@@ -68,10 +67,10 @@ def _add_quickstart(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "file", nargs="?", help="JSONL of provider responses; default: the examples of a checkout"
     )
     parser.add_argument("--db", default="quickstart.db", metavar="PATH", help="default: %(default)s")
-    parser.set_defaults(run="quickstart")
+    parser.set_defaults(run="importing:quickstart")
 
 
-def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_serve(commands: Commands) -> None:
     parser = commands.add_parser(
         "serve",
         help="run the service",
@@ -79,74 +78,26 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "who has one; health needs none. Without any key the service listens on loopback only, and whoever "
         "can connect may read and write everything. A setting that no flag gives is taken from the "
         "environment (LLM_COST_OPS_SERVE_HTTP and so on), then from the file that --config names.",
-        argument_default=argparse.SUPPRESS,
     )
-    add_sources(
-        parser,
-        "LLM_COST_OPS_SERVE_CONFIG",
-        "the settings, the certificate and that the database can be written",
-    )
-    parser.add_argument(
-        "--http",
-        action="append",
-        metavar="HOST:PORT",
-        help="such as 127.0.0.1:8080, or unix:/path/to.sock; may be given again; "
-        "default: 127.0.0.1:8080 without --grpc",
-    )
-    parser.add_argument(
-        "--grpc",
-        action="append",
-        metavar="HOST:PORT",
-        help="such as 127.0.0.1:50051; beside --http or alone; may be given again",
-    )
-    parser.add_argument(
-        "--db",
-        metavar="PATH",
-        help="a SQLite file, or postgresql://user@host/database; default: llm_cost_ops.db",
-    )
-    _add_keeping(parser)
-    add_tls(parser)
-    parser.add_argument(
-        "--max-calls",
-        type=at_least_one,
-        metavar="N",
-        help="calls in flight; further ones are told to come back later; default: 256",
-    )
-    parser.add_argument(
-        "--access-log",
-        choices=("off", "text", "json"),
-        help="a line for each call on standard error, without what callers sent; default: off",
-    )
-    parser.add_argument(
-        "--no-dashboard", dest="dashboard", action="store_false", help="serve no pages at / of HTTP"
-    )
-    parser.set_defaults(run="serve")
+    add_settings(parser, SERVE, "the settings, the certificate and that the database can be written")
+    parser.set_defaults(run="serving:serve")
 
 
-def _add_keeping(parser: argparse.ArgumentParser) -> None:
-    """What `serve` promises of records, and whom it lets in."""
-    parser.add_argument(
-        "--durability",
-        choices=("disk", "process", "replicated"),
-        help="what an acknowledged record survives: a power cut (disk, the default), a crash (process), or "
-        "the loss of the primary (replicated, with a synchronous standby of PostgreSQL)",
+def _add_proxy(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "proxy",
+        help="pass calls on to providers, and record what each one used",
+        description="Run the recording proxy: http://HOST:PORT/NAME/... goes to the upstream of that name. "
+        "Provider keys are passed through and kept nowhere. On loopback and Unix sockets callers need no API "
+        "key of ours; elsewhere they show one of the database's as x-lco-api-key. A setting that no flag "
+        "gives is taken from the environment (LLM_COST_OPS_PROXY_UPSTREAM and so on), then from the file "
+        "that --config names.",
     )
-    parser.add_argument(
-        "--reported-providers",
-        type=split_names,
-        metavar="NAMES",
-        help="with commas: providers whose stated costs are taken before those by price cards; "
-        f"default: {','.join(REPORTED_PROVIDERS)}",
-    )
-    parser.add_argument(
-        "--require-keys",
-        action="store_true",
-        help="ask for API keys although the database holds none yet, so that other addresses than "
-        "loopback may be listened on",
-    )
+    add_settings(parser, PROXY, "the settings, the certificate, the spool and the database")
+    parser.set_defaults(run="proxying:proxy")
 
 
-def _add_dashboard(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_dashboard(commands: Commands) -> None:
     parser = commands.add_parser(
         "dashboard",
         help="look at a database in the browser",
@@ -156,10 +107,10 @@ def _add_dashboard(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     parser.add_argument("--db", default="llm_cost_ops.db", metavar="PATH", help="default: %(default)s")
     parser.add_argument("--port", type=int, default=0, metavar="N", help="default: any that is free")
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
-    parser.set_defaults(run="dashboard")
+    parser.set_defaults(run="serving:dashboard")
 
 
-def _add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_keys(commands: Commands) -> None:
     parser = commands.add_parser("keys", help="make, list and revoke the API keys of a database's server")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     create = actions.add_parser(
@@ -181,7 +132,8 @@ def _add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         choices=("metrics", "reader", "writer", "admin"),
         default="writer",
         help="metrics: the server's figures at /metrics and nothing else; reader: queries; "
-        "writer: also records usage; admin: also keeps prices; default: %(default)s",
+        "writer: also records usage; admin: also prices, repricing, corrections, erasing users, retention, "
+        "the audit log, and keys in the dashboard; default: %(default)s",
     )
     create.add_argument("--name", default="", help="what the key is for")
     create.add_argument("--expires", default="", metavar="DATE", help="a date (through that day) or a time")
@@ -191,10 +143,10 @@ def _add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     for action in (create, listing, revoke):
         action.add_argument("--db", default="llm_cost_ops.db", metavar="PATH", help="default: %(default)s")
     add_form(listing)
-    parser.set_defaults(run="keys")
+    parser.set_defaults(run="keys:keys")
 
 
-def _add_database(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_database(commands: Commands) -> None:
     parser = commands.add_parser("db", help="make, migrate, back up, check or copy a database")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     backup = actions.add_parser(
@@ -232,10 +184,10 @@ def _add_database(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     copy.add_argument("source", metavar="FROM")
     copy.add_argument("target", metavar="TO")
-    parser.set_defaults(run="db")
+    parser.set_defaults(run="database:database")
 
 
-def _add_spool(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_spool(commands: Commands) -> None:
     parser = commands.add_parser("spool", help="look into a recorder's spool, or send what lies in it")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     status = actions.add_parser(
@@ -253,10 +205,10 @@ def _add_spool(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     drain.add_argument("folder", metavar="FOLDER")
     add_target(drain)
     drain.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="default: %(default)s")
-    parser.set_defaults(run="spool")
+    parser.set_defaults(run="spool:spool")
 
 
-def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_import(commands: Commands) -> None:
     parser = commands.add_parser(
         "import",
         help="record the usage in a file",
@@ -294,66 +246,14 @@ def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         f"default: {','.join(REPORTED_PROVIDERS)}",
     )
     parser.add_argument("--batch-size", type=int, default=1000, metavar="N", help="default: %(default)s")
-    parser.set_defaults(run="import")
+    parser.set_defaults(run="importing:import_file")
 
 
 def _dispatch(options: argparse.Namespace) -> int:
-    if options.run in ("serve", "dashboard"):
-        from llm_cost_ops.cli import serving
-
-        return serving.serve(options) if options.run == "serve" else serving.dashboard(options)
-    if options.run == "proxy":
-        from llm_cost_ops.cli.proxying import proxy
-
-        return proxy(options)
-    if options.run == "keys":
-        from llm_cost_ops.cli.keys import keys
-
-        return keys(options)
-    if options.run == "db":
-        from llm_cost_ops.cli.database import database
-
-        return database(options)
-    if options.run == "spool":
-        from llm_cost_ops.cli.spool import spool
-
-        return spool(options)
-    if options.run == "import":
-        from llm_cost_ops.cli.importing import import_file
-
-        return import_file(options)
-    if options.run == "costs":
-        from llm_cost_ops.cli.reports import show_costs
-
-        return show_costs(options)
-    if options.run == "export":
-        from llm_cost_ops.cli.export import export
-
-        return export(options)
-    if options.run == "usage":
-        from llm_cost_ops.cli.usage import usage
-
-        return usage(options)
-    if options.run in ("estimate", "reprice"):
-        from llm_cost_ops.cli import receipts
-
-        return receipts.estimate(options) if options.run == "estimate" else receipts.reprice(options)
-    if options.run == "prices":
-        from llm_cost_ops.cli.prices import prices
-
-        return prices(options)
-    if options.run in ("audit", "privacy", "retention"):
-        from llm_cost_ops.cli.governance import COMMANDS
-
-        return COMMANDS[options.run](options)
-    if options.run == "completion":
-        from llm_cost_ops.cli.completion import script
-
-        print(script(options.shell, _parser()), end="")
-        return 0
-    from llm_cost_ops.cli.quickstart import quickstart
-
-    return quickstart(options)
+    # Loaded when it is run: no command pays for the libraries of another.
+    module, _, name = options.run.partition(":")
+    command: Callable[[argparse.Namespace], int] = getattr(import_module(f"llm_cost_ops.cli.{module}"), name)
+    return command(options)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

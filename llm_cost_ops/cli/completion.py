@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 from typing import NamedTuple
 
-__all__ = ["script"]
+__all__ = ["completion"]
 
 _BASH = """\
 # Completion of llm-cost-ops for bash: source it, or keep it in ~/.local/share/bash-completion/completions/.
@@ -75,12 +75,14 @@ class _Command(NamedTuple):
     options: list[_Option]
 
 
-def script(shell: str, parser: argparse.ArgumentParser) -> str:
-    """The script for `bash`, `zsh` or `fish`."""
-    commands = list(_walk(parser, ()))
-    if shell == "fish":
-        return "\n".join(_fish(commands)) + "\n"
-    return _BASH % _bash_parts(commands) if shell == "bash" else _ZSH % _zsh_parts(commands)
+def completion(options: argparse.Namespace) -> int:
+    """The `completion` command: print the script for `bash`, `zsh` or `fish`."""
+    commands = list(_walk(options.parser, ()))
+    if options.shell == "fish":
+        print("\n".join(_fish(commands)))
+    else:
+        print((_BASH if options.shell == "bash" else _ZSH) % _parts(options.shell, commands), end="")
+    return 0
 
 
 def _walk(parser: argparse.ArgumentParser, path: tuple[str, ...]) -> Iterator[_Command]:
@@ -104,39 +106,29 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "'\\''") + "'"
 
 
-def _paths(commands: list[_Command]) -> str:
-    """Patterns of "PATH WORD" in which the word is a command: it makes the path longer."""
+def _parts(shell: str, commands: list[_Command]) -> dict[str, str]:
+    """What bash and zsh complete: the words after each path, and the values of options that bound them."""
+    words = []
+    values = []
+    for each in commands:
+        path = " ".join(each.path)
+        options = [(name, option.help) for option in each.options for name in option.names]
+        if shell == "bash":
+            shown = f'words="{" ".join([*each.commands, *(name for name, _ in options)])}"'
+        else:
+            entries = (_quoted(f"{name}:{text}") for name, text in (*each.commands.items(), *options))
+            shown = f"found=({' '.join(entries)})"
+        words.append(f'        "{path}") {shown} ;;')
+        for option in each.options:
+            if option.values:
+                patterns = "|".join(f'"{path} {name}"' for name in option.names)
+                bounded = " ".join(option.values)
+                shown = f'values="{bounded}"' if shell == "bash" else f"found=({bounded})"
+                values.append(f"        {patterns}) {shown} ;;")
     pairs = [(" ".join(each.path), name) for each in commands for name in each.commands]
-    return "|".join(f'"{path} {name}"' for path, name in pairs)
-
-
-def _bash_parts(commands: list[_Command]) -> dict[str, str]:
-    words = []
-    values = []
-    for each in commands:
-        names = [name for option in each.options for name in option.names]
-        path = " ".join(each.path)
-        words.append(f'        "{path}") words="{" ".join([*each.commands, *names])}" ;;')
-        for option in each.options:
-            if option.values:
-                patterns = "|".join(f'"{path} {name}"' for name in option.names)
-                values.append(f'        {patterns}) values="{" ".join(option.values)}" ;;')
-    return {"paths": _paths(commands), "words": "\n".join(words), "values": "\n".join(values)}
-
-
-def _zsh_parts(commands: list[_Command]) -> dict[str, str]:
-    words = []
-    values = []
-    for each in commands:
-        path = " ".join(each.path)
-        options = ((name, option.help) for option in each.options for name in option.names)
-        entries = " ".join(_quoted(f"{name}:{text}") for name, text in (*each.commands.items(), *options))
-        words.append(f'        "{path}") found=({entries}) ;;')
-        for option in each.options:
-            if option.values:
-                patterns = "|".join(f'"{path} {name}"' for name in option.names)
-                values.append(f"        {patterns}) found=({' '.join(option.values)}) ;;")
-    return {"paths": _paths(commands), "words": "\n".join(words), "values": "\n".join(values)}
+    # Patterns of "PATH WORD" in which the word is a command: it makes the path longer.
+    paths = "|".join(f'"{path} {name}"' for path, name in pairs)
+    return {"paths": paths, "words": "\n".join(words), "values": "\n".join(values)}
 
 
 def _fish(commands: list[_Command]) -> Iterator[str]:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from contextlib import closing, nullcontext
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from contextlib import closing
 
 from llm_cost_ops._gen.messages import CostStatus
-from llm_cost_ops._gen.methods import GET_HEALTH
+from llm_cost_ops.cli.ledgers import opened_ledger
+from llm_cost_ops.cli.output import Output
 from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
-from llm_cost_ops.ledger import Filter, open_ledger
-from llm_cost_ops.ledger.protocols import Ledger
+from llm_cost_ops.ledger import Filter
 from llm_cost_ops.ledger.transfer import Added, Transfer, open_transfer
-from llm_cost_ops.rpc.context import CallContext, Metadata
-from llm_cost_ops.rpc.runtime import SyncRuntime, drive
+from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.rpc.status import RpcError
 
 __all__ = ["copy"]
@@ -65,11 +61,8 @@ def copy(options: argparse.Namespace) -> int:
 
 def _refuse_removed(url: str) -> None:
     """ConfigurationError for a ledger of which records were removed: a copy would have smaller sums."""
-    ledger = open_ledger(url)
-    try:
-        kept = drive(ledger.retentions(_context()))
-    finally:
-        drive(ledger.aclose())
+    with opened_ledger(url, _TIMEOUT) as (ledger, context):
+        kept = drive(ledger.retentions(context))
     names = ", ".join(each.organization_id for each in kept if each.removed_before is not None)
     if names:
         raise ConfigurationError(
@@ -80,25 +73,15 @@ def _refuse_removed(url: str) -> None:
 
 
 def _copy_records(source: Transfer, target: Transfer, total: int) -> None:
-    console = Console(stderr=True, highlight=False)
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:,} of {task.total:,}"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
     copied = Added(0, 0)
     read = 0
-    with bar if console.is_terminal else nullcontext():
-        task = bar.add_task("copying", total=total)
+    with Output(stream=sys.stderr).progress("copying", total) as advance:
         page, position = source.read(None, _PAGE)
         while page:
             added = target.add(page)
             copied = Added(copied.records + added.records, copied.revisions + added.revisions)
             read += len(page)
-            bar.update(task, completed=read)
+            advance(read, f"{read:,} of {total:,}")
             page, position = source.read(position, _PAGE)
     print(
         f"{copied.records:,} records and {copied.revisions:,} revisions copied; "
@@ -106,27 +89,17 @@ def _copy_records(source: Transfer, target: Transfer, total: int) -> None:
     )
 
 
-def _context() -> CallContext:
-    runtime = SyncRuntime()
-    return CallContext(GET_HEALTH, runtime, Metadata(), runtime.monotonic() + _TIMEOUT)
-
-
 def _count(url: str) -> int:
-    ledger = open_ledger(url)
-    try:
-        return drive(ledger.sums.count(_EVERYTHING, _context())) or 0
-    finally:
-        drive(ledger.aclose())
+    with opened_ledger(url, _TIMEOUT) as (ledger, context):
+        return drive(ledger.sums.count(_EVERYTHING, context)) or 0
 
 
 def _compare(source_url: str, target_url: str) -> int:
     """Compare all sums, and say what is different; 0 when nothing is."""
-    ledgers: list[Ledger] = [open_ledger(source_url), open_ledger(target_url)]
-    try:
-        sums = [drive(ledger.sums.summarize(_EVERYTHING, _GROUPS, None, _context())) for ledger in ledgers]
-    finally:
-        for ledger in ledgers:
-            drive(ledger.aclose())
+    sums = []
+    for url in (source_url, target_url):
+        with opened_ledger(url, _TIMEOUT) as (ledger, context):
+            sums.append(drive(ledger.sums.summarize(_EVERYTHING, _GROUPS, None, context)))
     if sums[0] == sums[1]:
         print(f"the sums of both are the same, in {len(sums[0]):,} groups")
         return 0

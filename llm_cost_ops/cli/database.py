@@ -11,15 +11,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from llm_cost_ops._gen.methods import GET_HEALTH
-from llm_cost_ops.config import without_password
+from llm_cost_ops.cli.ledgers import check_file, opened_ledger
 from llm_cost_ops.exceptions import ConfigurationError, CostOpsError, error_from_rpc
-from llm_cost_ops.ledger import open_ledger
 from llm_cost_ops.ledger.sqlite import schema
 from llm_cost_ops.ledger.sqlite.errors import rpc_error
 from llm_cost_ops.ledger.sqlite.integrity import find_faults
-from llm_cost_ops.rpc.context import CallContext, Metadata
-from llm_cost_ops.rpc.runtime import SyncRuntime, drive
+from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.rpc.status import RpcError
 
 __all__ = ["database"]
@@ -46,17 +43,10 @@ def database(options: argparse.Namespace) -> int:
 
 def _make(path: str, action: str) -> int:
     """Make a file, or bring one to this version: what opening it does."""
-    if action == "migrate" and not Path(path).is_file():
-        raise ConfigurationError(f"there is no database {without_password(str(path))}", parameter="db")
-    ledger = open_ledger(path)
-    runtime = SyncRuntime()
-    context = CallContext(GET_HEALTH, runtime, Metadata(), runtime.monotonic() + _BUSY_SECONDS)
-    try:
+    if action == "migrate":
+        check_file(path, url=False)
+    with opened_ledger(path, _BUSY_SECONDS) as (ledger, context):
         drive(ledger.check(context))
-    except RpcError as error:
-        raise error_from_rpc(error) from error
-    finally:
-        drive(ledger.aclose())
     print(f"{path}: its tables are of version {schema.VERSION}")
     return 0
 
@@ -136,8 +126,7 @@ def _faults_of(path: str) -> list[str]:
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[sqlite3.Connection]:
     """A connection to a file that must be there, and of this version."""
-    if not Path(path).is_file():
-        raise ConfigurationError(f"there is no database {without_password(str(path))}", parameter="db")
+    check_file(path, url=False)
     connection = sqlite3.connect(
         f"{Path(path).absolute().as_uri()}?mode=rw", uri=True, timeout=_BUSY_SECONDS, isolation_level=None
     )

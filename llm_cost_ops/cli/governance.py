@@ -14,7 +14,7 @@ from llm_cost_ops.cli.target import open_client
 from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.types import RetentionPolicy
 
-__all__ = ["COMMANDS"]
+__all__ = ["audit", "privacy", "retention"]
 
 
 def audit(options: argparse.Namespace) -> int:
@@ -99,7 +99,3 @@ def _policies(found: list[RetentionPolicy], *, counted: bool) -> Table:
         if counted:
             table.rows[-1].append(each.records)
     return table
-
-
-COMMANDS = {"audit": audit, "privacy": privacy, "retention": retention}
-"""What each command does; it gives the exit status."""

@@ -10,20 +10,18 @@ from llm_cost_ops.cli.periods import PERIOD_WORDS, period_end, period_start
 from llm_cost_ops.exceptions import ConfigurationError, error_from_rpc
 
 __all__ = [
+    "Commands",
     "add_filters",
     "add_form",
-    "add_proxy",
     "add_questions",
-    "add_sources",
     "add_target",
-    "add_tls",
     "at_least_one",
     "filters_of",
     "pairs",
     "times_of",
 ]
 
-_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001  # it has no public name
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001  # it has no public name
 
 # Each option, the parameter of the client's methods, and what it is.
 _LISTS = (
@@ -62,44 +60,17 @@ _TEXTS = (
 )
 
 
-def add_tls(parser: argparse.ArgumentParser) -> None:
-    """The options of a certificate to listen with."""
-    parser.add_argument(
-        "--tls-cert",
-        metavar="FILE",
-        help="PEM file of a certificate and its chain: all but Unix sockets then speak TLS",
-    )
-    parser.add_argument("--tls-key", metavar="FILE", help="PEM file of the certificate's key")
-    parser.add_argument(
-        "--tls-client-ca",
-        metavar="FILE",
-        help="PEM file of authorities: only clients with a certificate of theirs are let in",
-    )
-
-
-def add_sources(parser: argparse.ArgumentParser, variable: str, checked: str) -> None:
-    """Where the settings of a server that runs come from beside flags, and --check."""
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        default=None,
-        help=f"a TOML file of settings, named as the flags with _ for -; default: {variable}",
-    )
-    parser.add_argument(
-        "--check", action="store_true", default=False, help=f"check {checked}, and end without listening"
-    )
-
-
-def add_target(parser: argparse.ArgumentParser) -> None:
-    """Take --db or --base-url."""
+def add_target(parser: argparse.ArgumentParser, default: str = "llm_cost_ops.db") -> None:
+    """Take --db or --base-url; `default` says what is asked without both."""
     target = parser.add_mutually_exclusive_group()
     target.add_argument(
         "--db",
         metavar="PATH",
-        help="a database file of the embedded engine, or postgresql://user@host/database",
+        help="a database file of the embedded engine, or postgresql://user@host/database; "
+        f"default: {default}",
     )
     target.add_argument(
-        "--base-url", metavar="URL", help="where to send it; default: LLM_COST_OPS_BASE_URL, else --db"
+        "--base-url", metavar="URL", help="the server to ask instead; default: LLM_COST_OPS_BASE_URL"
     )
 
 
@@ -134,6 +105,14 @@ def times_of(options: argparse.Namespace, time_zone: str = "") -> dict[str, Any]
     """--start and --end as parameters of the client's methods."""
     from llm_cost_ops.rpc.status import RpcError
 
+    for option, text in (("--start", options.start_date), ("--end", options.end_date)):
+        if text and text not in PERIOD_WORDS and not any(map(str.isdigit, text)):
+            words = ", ".join(PERIOD_WORDS)
+            raise ConfigurationError(
+                f"{option} must be a date such as 2026-01-31, a time, how long ago (12h, 7d, 4w) or one of "
+                f"{words}, not {text!r}",
+                parameter=option.removeprefix("--"),
+            )
     now = datetime.now(UTC)
     try:
         return {
@@ -162,61 +141,7 @@ def at_least_one(text: str) -> int:
     return int(text[:9])
 
 
-def add_proxy(commands: _Commands) -> None:
-    """Add the command that runs the recording proxy."""
-    parser = commands.add_parser(
-        "proxy",
-        help="pass calls on to providers, and record what each one used",
-        description="Run the recording proxy: http://HOST:PORT/NAME/... goes to the upstream of that name. "
-        "Provider keys are passed through and kept nowhere. On loopback and Unix sockets callers need no API "
-        "key of ours; elsewhere they show one of the database's as x-lco-api-key. A setting that no flag "
-        "gives is taken from the environment (LLM_COST_OPS_PROXY_UPSTREAM and so on), then from the file "
-        "that --config names.",
-        argument_default=argparse.SUPPRESS,
-    )
-    add_sources(
-        parser,
-        "LLM_COST_OPS_PROXY_CONFIG",
-        "the settings, the certificate, the spool and the database",
-    )
-    parser.add_argument(
-        "--upstream",
-        action="append",
-        metavar="NAME=URL",
-        help="such as openai=https://api.openai.com; may be given again",
-    )
-    parser.add_argument("--http", metavar="HOST:PORT", help="or unix:/path/to.sock; default: 127.0.0.1:8090")
-    add_target(parser)
-    parser.add_argument(
-        "--organization",
-        metavar="ID",
-        help="whose the calls are that say nothing; default: the environment's",
-    )
-    parser.add_argument(
-        "--keys", metavar="PATH", help="the database whose API keys callers show; default: --db"
-    )
-    parser.add_argument("--require-keys", action="store_true", help="ask for API keys on loopback too")
-    parser.add_argument(
-        "--spool",
-        metavar="FOLDER",
-        help="where records wait until they are sent; default: llm_cost_ops.spool",
-    )
-    parser.add_argument(
-        "--stream-usage",
-        choices=("auto", "always", "never"),
-        help="whether chat streams are asked for their usage; auto: where the provider is known to take it",
-    )
-    parser.add_argument(
-        "--max-calls",
-        type=at_least_one,
-        metavar="N",
-        help="calls in flight; further ones are told to come back later; default: 1000",
-    )
-    add_tls(parser)
-    parser.set_defaults(run="proxy")
-
-
-def add_questions(commands: _Commands) -> None:
+def add_questions(commands: Commands) -> None:
     """Add the commands that ask."""
     _add_costs(commands)
     _add_export(commands)
@@ -229,7 +154,7 @@ def add_questions(commands: _Commands) -> None:
     _add_retention(commands)
 
 
-def _add_costs(commands: _Commands) -> None:
+def _add_costs(commands: Commands) -> None:
     parser = commands.add_parser("costs", help="show what usage cost")
     add_target(parser)
     add_filters(parser)
@@ -245,10 +170,10 @@ def _add_costs(commands: _Commands) -> None:
     )
     parser.add_argument("--currency", default="", help="ISO 4217; default: USD")
     add_form(parser, plot=True)
-    parser.set_defaults(run="costs")
+    parser.set_defaults(run="costs:costs")
 
 
-def _add_export(commands: _Commands) -> None:
+def _add_export(commands: Commands) -> None:
     parser = commands.add_parser(
         "export",
         help="write recorded usage with its cost to a file",
@@ -263,12 +188,12 @@ def _add_export(commands: _Commands) -> None:
     parser.add_argument(
         "--output", metavar="FILE", help="written whole or not at all; default: standard output"
     )
-    parser.set_defaults(run="export")
+    parser.set_defaults(run="export:export")
 
 
-def _add_estimate(commands: _Commands) -> None:
+def _add_estimate(commands: Commands) -> None:
     parser = commands.add_parser("estimate", help="show what a call would cost, by line")
-    add_target(parser)
+    add_target(parser, default="the catalog alone")
     parser.add_argument("provider")
     parser.add_argument("model")
     for name in ("input", "output", "cached", "cache-write", "reasoning"):
@@ -278,10 +203,10 @@ def _add_estimate(commands: _Commands) -> None:
         parser.add_argument(f"--{name}", default="")
     parser.add_argument("--at", metavar="TIME", help="when the call is made; default: now")
     add_form(parser)
-    parser.set_defaults(run="estimate")
+    parser.set_defaults(run="costs:estimate")
 
 
-def _add_reprice(commands: _Commands) -> None:
+def _add_reprice(commands: Commands) -> None:
     parser = commands.add_parser(
         "reprice",
         help="price recorded usage again",
@@ -293,10 +218,10 @@ def _add_reprice(commands: _Commands) -> None:
     parser.add_argument("--as-of", default="", metavar="DATE", help="leave out cards created after it")
     parser.add_argument("--dry-run", action="store_true", help="show what would change, and write nothing")
     add_form(parser)
-    parser.set_defaults(run="reprice")
+    parser.set_defaults(run="costs:reprice")
 
 
-def _add_usage(commands: _Commands) -> None:
+def _add_usage(commands: Commands) -> None:
     parser = commands.add_parser(
         "usage", help="list recorded calls, show one with its receipt, correct or void it"
     )
@@ -352,10 +277,10 @@ def _add_usage(commands: _Commands) -> None:
             action.add_argument("--json", action="store_true", help="print each revision as a line of JSON")
     for action in (listing, show, void, correct, revisions):
         add_target(action)
-    parser.set_defaults(run="usage")
+    parser.set_defaults(run="usage:usage")
 
 
-def _add_audit(commands: _Commands) -> None:
+def _add_audit(commands: Commands) -> None:
     parser = commands.add_parser("audit", help="who changed keys, prices and recorded usage, and when")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser(
@@ -379,10 +304,10 @@ def _add_audit(commands: _Commands) -> None:
     )
     add_form(listing)
     add_target(listing)
-    parser.set_defaults(run="audit")
+    parser.set_defaults(run="governance:audit")
 
 
-def _add_privacy(commands: _Commands) -> None:
+def _add_privacy(commands: Commands) -> None:
     parser = commands.add_parser("privacy", help="erase a user from what is recorded")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     erase = actions.add_parser(
@@ -398,10 +323,10 @@ def _add_privacy(commands: _Commands) -> None:
     )
     erase.add_argument("--yes", action="store_true", help="do not ask")
     add_target(erase)
-    parser.set_defaults(run="privacy")
+    parser.set_defaults(run="governance:privacy")
 
 
-def _add_retention(commands: _Commands) -> None:
+def _add_retention(commands: Commands) -> None:
     parser = commands.add_parser("retention", help="for how many days an organization's records are kept")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     setting = actions.add_parser(
@@ -426,14 +351,14 @@ def _add_retention(commands: _Commands) -> None:
     for action in (setting, listing, applying):
         add_form(action)
         add_target(action)
-    parser.set_defaults(run="retention")
+    parser.set_defaults(run="governance:retention")
 
 
-def _add_prices(commands: _Commands) -> None:
+def _add_prices(commands: Commands) -> None:
     parser = commands.add_parser(
         "prices", help="look into, compare and refresh the catalog of public prices, and add your own"
     )
-    parser.set_defaults(run="prices")
+    parser.set_defaults(run="prices:prices")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     found = actions.add_parser("list", help="models and what they cost today")
     found.add_argument("words", nargs="*", help="models whose names contain every word; default: all")
@@ -469,7 +394,7 @@ def _add_prices(commands: _Commands) -> None:
     update.add_argument("--allow-older", action="store_true", help="take one older than what is in force")
 
 
-def _add_own_price(actions: _Commands) -> None:
+def _add_own_price(actions: Commands) -> None:
     parser = actions.add_parser(
         "add",
         help="add a price card of your own",

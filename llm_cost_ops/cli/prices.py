@@ -90,8 +90,11 @@ def _show(options: argparse.Namespace, output: Output) -> None:
     provider, slash, model = name.partition("/")
     cards = catalog.cards(provider, model) if slash else ()
     if not cards:
-        near = [f"{found.provider}/{found.id}" for found in catalog.find(model or provider)][:5]
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        meant = model or provider
+        # Those of just that id first, since many providers sell one model.
+        near = sorted(catalog.find(meant), key=lambda found: (found.id != meant, len(found.id)))[:5]
+        names = ", ".join(f"{found.provider}/{found.id}" for found in near)
+        hint = f"; did you mean {names}?" if near else ""
         raise CatalogError(f"the catalog has no model {name!r}{hint}")
     if output.form != "text":
         output.table(_all_rates(cards))

@@ -7,10 +7,9 @@ import os
 import re
 import threading
 import webbrowser
-from pathlib import Path
 
+from llm_cost_ops.cli.ledgers import check_file
 from llm_cost_ops.cli.settings import SERVE, Settings, read_settings
-from llm_cost_ops.config import without_password
 from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.server import serve as run
 from llm_cost_ops.server.app import ServerTls
@@ -46,8 +45,7 @@ def serve(options: argparse.Namespace) -> int:
 
 def dashboard(options: argparse.Namespace) -> int:
     """Serve the pages of a file that is there, and open them; it ends as `serve` does."""
-    if "://" not in options.db and not Path(options.db).is_file():
-        raise ConfigurationError(f"there is no database {without_password(options.db)}", parameter="db")
+    check_file(options.db)
     if not 0 <= options.port < 65536:
         raise ConfigurationError(f"port must be 0 to 65535, not {options.port}", parameter="port")
     run(

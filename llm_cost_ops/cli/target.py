@@ -42,7 +42,11 @@ def open_client(
     path = _file_of(config.base_url)
     if path is not None and not create and not path.exists():
         if without is None:
-            raise ConfigurationError(f"there is no database {without_password(str(path))}", parameter="db")
+            raise ConfigurationError(
+                f"there is no database {without_password(str(path))}: name one by --db, "
+                "or a server by --base-url",
+                parameter="db",
+            )
         config = config.replace(base_url=without)
     if not waits:
         _check_reachable(config)

@@ -10,7 +10,7 @@ import msgspec
 
 from llm_cost_ops.cli.options import filters_of, pairs
 from llm_cost_ops.cli.output import Column, Output, Table, form_of
-from llm_cost_ops.cli.receipts import receipt_table, show_receipt
+from llm_cost_ops.cli.tables import receipt_table, show_receipt
 from llm_cost_ops.cli.target import open_client
 from llm_cost_ops.client.clients import CostOpsClient
 from llm_cost_ops.types import UsageRecord, UsageRevision

@@ -128,7 +128,8 @@ class Attribution:
     def intercept_unary_unary(
         self, continuation: UnaryContinuation[Req, Res], request: Req, context: CallContext
     ) -> Awaitable[Res]:
-        attributes = self._in_force()
+        inner = _current.get()
+        attributes = self._defaults if inner is _NONE else inner.over(self._defaults)
         if attributes is not _NONE:
             request = _attributed(request, attributes)
         return continuation(request, context)
@@ -139,7 +140,7 @@ class Attribution:
         requests: AsyncIterable[Req],
         context: CallContext,
     ) -> AsyncGenerator[Res, None]:
-        attributes = self._in_force()
+        attributes = self.in_force(_current.get())
         if attributes is not _NONE:
             requests = _each(requests, attributes)
         async with aclosing(continuation(requests, context)) as messages:
@@ -149,9 +150,6 @@ class Attribution:
     def in_force(self, inner: Attributes) -> Attributes:
         """What holds for a call inside a block that says `inner`."""
         return self._defaults if inner is _NONE else inner.over(self._defaults)
-
-    def _in_force(self) -> Attributes:
-        return self.in_force(_current.get())
 
 
 async def _each(requests: AsyncIterable[Req], attributes: Attributes) -> AsyncIterator[Req]:

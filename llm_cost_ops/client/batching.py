@@ -6,7 +6,8 @@ import asyncio
 import contextvars
 import copy
 import threading
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -18,6 +19,7 @@ from llm_cost_ops._gen.messages import (
 )
 from llm_cost_ops._gen.methods import BATCH_SUBMIT_USAGE, SUBMIT_USAGE
 from llm_cost_ops.client.gathering import Gatherer
+from llm_cost_ops.client.thread_turns import ThreadTurn, Waking
 from llm_cost_ops.config import BatchingConfig, RetryConfig
 from llm_cost_ops.exceptions import (
     AuthenticationError,
@@ -30,7 +32,7 @@ from llm_cost_ops.exceptions import (
     error_from_rpc,
 )
 from llm_cost_ops.interceptors.rate_limit import RateLimit
-from llm_cost_ops.rpc.context import TRACING, CallContext, Metadata
+from llm_cost_ops.rpc.context import TRACING, CallContext, Pair
 from llm_cost_ops.rpc.forks import forget_in_children
 from llm_cost_ops.rpc.interceptor import UnaryContinuation, compose
 from llm_cost_ops.rpc.runtime import AsyncRuntime
@@ -58,10 +60,14 @@ _SHARED = (
 _WITHOUT_ROUTE = (404, 405, 501)
 _SERVER_FAULTS = (500, 501)
 
+_RECEIVED = (SubmitStatus.CREATED, SubmitStatus.DUPLICATE)
+
 # A rider's outcome beside an answer or an error: send it alone; its deadline passed; there is none yet.
 _ALONE = object()
 _LATE = object()
 _NOTHING = object()
+
+_NEVER = float("inf")
 
 # About the bytes of a record whose texts are empty, as JSON.
 _BARE_BYTES = 250
@@ -77,8 +83,8 @@ class _Group(Gatherer["_Rider"]):
         self._key = key
         self._others = others
 
-    def leave(self) -> list[list[_Rider]]:
-        leaving = Gatherer.leave(self)
+    def leave(self, items: int = 1) -> list[list[_Rider]]:
+        leaving = Gatherer.leave(self, items)
         if not self.in_flight and len(self._others) > MAX_IDLE_GROUPS:
             self._others.pop(self._key, None)
         return leaving
@@ -90,18 +96,24 @@ _Groups = dict[Hashable, _Group]
 class _Rider:
     """A submit that waits for its turn, or for the batch that it is in."""
 
-    __slots__ = ("context", "continuation", "creator", "flight", "gone", "group", "request", "turn")
+    __slots__ = ("alarm", "context", "continuation", "creator", "flight", "gone", "group", "request", "turn")
 
     def __init__(
-        self, group: _Group, continuation: UnaryContinuation[Any, Any], request: Any, context: CallContext
+        self,
+        group: _Group,
+        continuation: UnaryContinuation[Any, Any],
+        request: Any,
+        context: CallContext,
+        turn: Any,
     ) -> None:
         self.group = group
         self.continuation = continuation
         self.request = request
         self.context = context
+        self.turn = turn
         self.flight: _Flight | None = None
-        self.turn: Any = None
         self.creator: contextvars.Context | None = None
+        self.alarm = _NEVER
         self.gone = False
 
 
@@ -152,7 +164,7 @@ class Batching:
         self._rate_limit = rate_limit
         self._watching = tuple(watching)
         self._alone_until = 0.0
-        self._latest: tuple[Metadata | None, Any, Hashable] = (None, None, None)
+        self._latest: tuple[tuple[Pair, ...] | None, Any, Hashable] = (None, None, None)
         self.forget()
         forget_in_children(self)
 
@@ -194,16 +206,17 @@ class Batching:
         """What the submits of a batch have in common; None for one that can't be in any."""
         if request.unknown_ or not request.usage.idempotency_key or not context.idempotency_key:
             return None
-        pairs, retry, key = self._latest
-        if retry is context.retry and pairs == context.metadata:
+        pairs = context.metadata.pairs
+        latest, retry, key = self._latest
+        if retry is context.retry and latest == pairs:
             return key
-        key = (tuple([pair for pair in context.metadata if pair[0] not in TRACING]), context.retry)
+        key = (tuple([pair for pair in pairs if pair[0] not in TRACING]), context.retry)
         try:
             hash(key)
         except TypeError:
             return None
         # Mostly the next one is alike. Kept as one object: threads read and replace it.
-        self._latest = (context.metadata.copy(), context.retry, key)
+        self._latest = (pairs, context.retry, key)
         return key
 
     def _of(self, groups: _Groups, key: Hashable) -> _Group:
@@ -256,7 +269,7 @@ def _size(request: Any) -> int:
 
 
 def _outcome(result: SubmitResult, meta: Any) -> Any:
-    if result.usage is None or result.status not in (SubmitStatus.CREATED, SubmitStatus.DUPLICATE):
+    if result.usage is None or result.status not in _RECEIVED:
         return _ALONE
     # Not copy.copy, which takes ten times as long.
     return SubmitUsageResponse(data=result.usage, meta=None if meta is None else meta.__copy__())
@@ -278,17 +291,18 @@ def _settle(rider: _Rider, outcome: Any) -> None:
     assert rider.flight is not None
     context, batch = rider.context, rider.flight.context
     context.attempt = batch.attempt
-    context.waited += batch.waited
+    if batch.waited:
+        context.waited += batch.waited
     if outcome is _ALONE:
         return
-    if isinstance(outcome, CostOpsError):
-        outcome.waited = context.waited
     context.route = batch.route
     context.batch = context.request_id = batch.request_id
     context.response_metadata = None if batch.response_metadata is None else batch.response_metadata.copy()
-    context.response_status = batch.response_status
-    if isinstance(outcome, SubmitUsageResponse) and outcome.data is not None:
+    if type(outcome) is SubmitUsageResponse and outcome.data is not None:
         context.response_status = 200 if outcome.data.duplicate else SUBMIT_USAGE.success_status
+    else:
+        context.response_status = batch.response_status
+        outcome.waited = context.waited
 
 
 def _too_late(rider: _Rider) -> CostOpsError:
@@ -306,27 +320,23 @@ def _too_late(rider: _Rider) -> CostOpsError:
 
 
 class _Loop:
-    """What an event loop gathers, and one alarm for the deadlines of all that wait there.
+    """What an event loop gathers and sends, and one alarm for the deadlines of all that wait there.
 
     A timer for each would take a third of the time that a submit takes.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.groups: _Groups = {}
+        self.flights: set[_Flight] = set()
         # Weakly: the loop is the key under which this is kept.
         self._loop = ref(loop)
-        self._timed: dict[_Rider, float] = {}
-        self._rings_at = float("inf")
+        self._rings_at = _NEVER
 
     def watch(self, rider: _Rider, deadline: float) -> None:
         """Have a rider's turn end as _LATE when its deadline passes before it is there."""
-        self._timed[rider] = deadline
+        rider.alarm = deadline
         if deadline < self._rings_at:
             self._set_alarm(deadline)
-
-    def unwatch(self, rider: _Rider) -> None:
-        """Its turn has come."""
-        self._timed.pop(rider, None)
 
     def _set_alarm(self, moment: float) -> None:
         loop = self._loop()
@@ -338,14 +348,19 @@ class _Loop:
     def _ring(self, moment: float) -> None:
         if moment != self._rings_at:
             return  # an earlier alarm was set since
-        self._rings_at = float("inf")
+        self._rings_at = following = _NEVER
         now = AsyncRuntime.monotonic()
-        for rider in [rider for rider, deadline in self._timed.items() if deadline <= now]:
-            del self._timed[rider]
-            if not rider.turn.done():
-                rider.turn.set_result(_LATE)
-        if self._timed:
-            self._set_alarm(min(self._timed.values()))
+        found: list[Iterable[_Rider]] = [*self.groups.values(), *(flight.riders for flight in self.flights)]
+        for riders in found:
+            for rider in riders:
+                if rider.turn.done():
+                    continue
+                if rider.alarm <= now:
+                    rider.turn.set_result(_LATE)
+                else:
+                    following = min(following, rider.alarm)
+        if following < _NEVER:
+            self._set_alarm(following)
 
 
 def _no_loop() -> None:
@@ -361,7 +376,6 @@ class TaskBatching(Batching):
 
     def forget(self) -> None:
         self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = WeakKeyDictionary()
-        self._tasks: set[asyncio.Task[None]] = set()
         self._last: tuple[Callable[[], object], _Loop | None] = (_no_loop, None)
 
     def _gathered_in(self, loop: asyncio.AbstractEventLoop) -> _Loop:
@@ -381,8 +395,7 @@ class TaskBatching(Batching):
             gathered = self._gathered_in(loop)
         group = self._of(gathered.groups, key)
         if not group.enter():
-            rider = _Rider(group, continuation, request, context)
-            rider.turn = loop.create_future()
+            rider = _Rider(group, continuation, request, context, asyncio.Future(loop=loop))
             rider.creator = contextvars.copy_context()
             group.add(rider, _size(request))
             try:
@@ -392,13 +405,11 @@ class TaskBatching(Batching):
                 elif type(context.runtime) is AsyncRuntime:
                     gathered.watch(rider, context.deadline)
                     outcome = await rider.turn
-                    gathered.unwatch(rider)
                 else:
                     outcome = await context.runtime.within(rider.turn, context.remaining())
                 if outcome is _LATE:
                     raise TimeoutError
             except BaseException as error:
-                gathered.unwatch(rider)
                 self._forsake(rider)
                 if isinstance(error, TimeoutError):
                     raise _too_late(rider) from None
@@ -428,8 +439,8 @@ class TaskBatching(Batching):
         elif turn.done() and not turn.cancelled() and turn.result() is rider:
             self._leave(rider.group)  # it had a turn, and did not see it any more
 
-    def _leave(self, group: _Group) -> None:
-        for riders in group.leave():
+    def _leave(self, group: _Group, items: int = 1) -> None:
+        for riders in group.leave(items):
             if len(riders) > 1:
                 self._take_off(riders)
             elif riders[0].turn.done():
@@ -440,51 +451,27 @@ class TaskBatching(Batching):
     def _take_off(self, riders: list[_Rider]) -> None:
         flight = _Flight(riders)
         loop = asyncio.get_running_loop()
+        flights = self._gathered_in(loop).flights
+        flights.add(flight)
         task = flight.task = loop.create_task(self._fly(flight), context=riders[0].creator)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+
+        # Not in the task, which may be cancelled before it begins; and after the callers have seen their
+        # answers: what they submit next can come along.
+        def landed(_: asyncio.Task[None]) -> None:
+            for rider in riders:
+                rider.turn.cancel()  # there is no outcome where it was not done
+            flights.discard(flight)
+            flight.land()
+            self._leave(riders[0].group, len(riders))
+
+        task.add_done_callback(landed)
 
     async def _fly(self, flight: _Flight) -> None:
-        try:
-            outcomes = await self._send(flight)
-        except BaseException:
-            for rider in flight.riders:
-                rider.turn.cancel()
-            raise
-        else:
-            for rider, outcome in zip(flight.riders, outcomes, strict=True):
-                if not rider.turn.done():
-                    _settle(rider, outcome)
-                    rider.turn.set_result(outcome)
-        finally:
-            # After the callers have seen their answers: what they submit next can come along.
-            asyncio.get_running_loop().call_soon(self._leave, flight.riders[0].group)
-            flight.land()
-
-
-class _ThreadTurn:
-    """What comes to a thread that waits. The condition of a Future takes several times as long."""
-
-    __slots__ = ("_lock", "_outcome")
-
-    def __init__(self) -> None:
-        self._outcome: Any = _NOTHING
-        self._lock = threading.Lock()
-        self._lock.acquire()
-
-    def done(self) -> bool:
-        return self._outcome is not _NOTHING
-
-    def set_result(self, outcome: Any) -> None:
-        self._outcome = outcome
-        self._lock.release()
-
-    def result(self, timeout: float | None = None) -> Any:
-        if self._outcome is _NOTHING:
-            self._lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
-            if self._outcome is _NOTHING:
-                raise TimeoutError
-        return self._outcome
+        outcomes = await self._send(flight)
+        for rider, outcome in zip(flight.riders, outcomes, strict=True):
+            if not rider.turn.done():
+                _settle(rider, outcome)
+                rider.turn.set_result(outcome)
 
 
 class ThreadBatching(Batching):
@@ -501,8 +488,7 @@ class ThreadBatching(Batching):
             group = self._of(self._groups, key)
             entered = group.enter()
             if not entered:
-                rider = _Rider(group, continuation, request, context)
-                rider.turn = _ThreadTurn()
+                rider = _Rider(group, continuation, request, context, ThreadTurn())
                 group.add(rider, _size(request))
         if not entered:
             outcome = await self._outcome(rider)
@@ -525,10 +511,12 @@ class ThreadBatching(Batching):
             return await rider.context.runtime.wait(rider.turn, rider.context.remaining())
         except TimeoutError:
             with self._lock:
-                if rider.turn.done():
-                    return rider.turn.result()
-                rider.gone = True
-                rider.group.remove(rider)
+                came = rider.turn.done()
+                if not came:
+                    rider.gone = True
+                    rider.group.remove(rider)
+            if came:
+                return rider.turn.result()
             raise _too_late(rider) from None
         except BaseException:
             self._interrupted(rider)
@@ -539,7 +527,8 @@ class ThreadBatching(Batching):
         with self._lock:
             rider.gone = True
             rider.group.remove(rider)
-            fallen = rider.turn.result() if rider.turn.done() else None
+            came = rider.turn.done()
+        fallen = rider.turn.result() if came else None
         if fallen is rider:
             self._leave(rider.group)
         elif isinstance(fallen, _Flight):
@@ -553,29 +542,36 @@ class ThreadBatching(Batching):
             self._hand_over(flight)
             raise
         mine: Any = None
-        for rider, outcome in zip(flight.riders, outcomes, strict=True):
-            _settle(rider, outcome)
-            if rider is leader:
-                mine = outcome
-            else:
-                rider.turn.set_result(outcome)
-        self._leave(leader.group)
+        with self._lock:
+            others = [rider.turn for rider in flight.riders if not (rider.gone or rider is leader)]
+            # The turn is given back after the callers have seen their answers: what they submit next can
+            # come along.
+            waking = Waking(others, partial(self._leave, leader.group, len(flight.riders)))
+            for rider, outcome in zip(flight.riders, outcomes, strict=True):
+                _settle(rider, outcome)
+                if rider is leader:
+                    mine = outcome
+                else:
+                    rider.turn.set_result_of(outcome, waking)
         flight.land()
+        waking.go_on()
         return mine
 
-    def _leave(self, group: _Group) -> None:
+    def _leave(self, group: _Group, items: int = 1) -> None:
         with self._lock:
-            for riders in group.leave():
+            for riders in group.leave(items):
                 self._grant(riders)
 
     def _hand_over(self, flight: _Flight) -> None:
         """Let another rider send the batch."""
+        group, items = flight.riders[0].group, len(flight.riders)
         with self._lock:
             riders = [rider for rider in flight.riders if not rider.gone]
             if riders:
+                group.lose(items - len(riders))
                 self._grant(riders)
         if not riders:
-            self._leave(flight.riders[0].group)
+            self._leave(group, items)
 
     def _grant(self, riders: list[_Rider]) -> None:
         if len(riders) == 1:

@@ -1,10 +1,11 @@
-"""How what watches calls from outside, as callbacks and span processors do, has them recorded."""
+"""The client of the process, and how callbacks and span processors, which watch calls, have them recorded."""
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 
 from llm_cost_ops._gen.messages import UsageRecord
 from llm_cost_ops.client.attribution import Attributes, AttributionFields, current_attributes
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 
     AnyClient = CostOpsClient | AsyncCostOpsClient
 
-__all__ = ["Observer"]
+__all__ = ["Observer", "default_client", "instrument"]
+
+_SDKClient = TypeVar("_SDKClient")
 
 _log = logging.getLogger("llm_cost_ops.observer")
 
@@ -49,7 +52,36 @@ class Observer:
 
     def _recording(self) -> Recording:
         if self._client is None:
-            from llm_cost_ops.client.observing import default_client
-
             self._client = default_client()
         return self._client._recording  # noqa: SLF001  # a part of the same client
+
+
+_default: CostOpsClient | None = None
+_lock = threading.Lock()
+
+
+def default_client() -> CostOpsClient:
+    """The client of the process, which the environment sets up; made when it is first asked for."""
+    global _default  # noqa: PLW0603  # one for the process
+    with _lock:
+        if _default is None:
+            from llm_cost_ops.client.clients import CostOpsClient
+
+            _default = CostOpsClient()
+        return _default
+
+
+def instrument(
+    sdk_client: _SDKClient,
+    *,
+    provider: str = "",
+    stream_usage: bool | Literal["auto"] = "auto",
+    **attribution: Unpack[AttributionFields],
+) -> _SDKClient:
+    """As CostOpsClient.instrument, with a client that the environment sets up (LLM_COST_OPS_BASE_URL, …).
+
+    It is made when it is first used, shared by the process, and sends what is left when the process ends.
+    """
+    return default_client().instrument(
+        sdk_client, provider=provider, stream_usage=stream_usage, **attribution
+    )

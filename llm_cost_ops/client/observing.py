@@ -1,26 +1,22 @@
-"""Instrumented SDK clients: their records go to a client's recorder, or to the default client's."""
+"""Instrumented SDK clients: their records go to a client's recorder."""
 
 from __future__ import annotations
 
 import re
-import threading
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 from llm_cost_ops.client.attribution import Attributes, AttributionFields, current_attributes
 from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.instrumentation.calls import Options, RecordingProxy
 from llm_cost_ops.instrumentation.hooks import instrument as wrap
-from llm_cost_ops.instrumentation.hooks import uninstrument
 from llm_cost_ops.rules.providers import canonical_provider
 
 if TYPE_CHECKING:
     from llm_cost_ops.client.clients import AsyncCostOpsClient, CostOpsClient
     from llm_cost_ops.client.recording import Recording
 
-__all__ = ["default_client", "instrument", "observe", "sink_of", "uninstrument"]
-
-_SDKClient = TypeVar("_SDKClient")
+__all__ = ["observe", "sink_of"]
 
 
 def observe(
@@ -77,34 +73,3 @@ def _proxy(url: str, recording: Recording) -> RecordingProxy:
 def sink_of(client: CostOpsClient | AsyncCostOpsClient) -> Recording:
     """Where what was seen on a client's behalf goes: its recorder."""
     return client._recording  # noqa: SLF001  # of the same room, and of no use to the client's users
-
-
-_default: CostOpsClient | None = None
-_lock = threading.Lock()
-
-
-def default_client() -> CostOpsClient:
-    """The client of the process, which the environment sets up; made when it is first asked for."""
-    global _default  # noqa: PLW0603  # one for the process
-    with _lock:
-        if _default is None:
-            from llm_cost_ops.client.clients import CostOpsClient
-
-            _default = CostOpsClient()
-        return _default
-
-
-def instrument(
-    sdk_client: _SDKClient,
-    *,
-    provider: str = "",
-    stream_usage: bool | Literal["auto"] = "auto",
-    **attribution: Unpack[AttributionFields],
-) -> _SDKClient:
-    """As CostOpsClient.instrument, with a client that the environment sets up (LLM_COST_OPS_BASE_URL, …).
-
-    It is made when it is first used, shared by the process, and sends what is left when the process ends.
-    """
-    return default_client().instrument(
-        sdk_client, provider=provider, stream_usage=stream_usage, **attribution
-    )

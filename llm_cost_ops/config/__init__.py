@@ -178,7 +178,7 @@ class ClientConfig(Config, frozen=True, kw_only=True):
                 except (ValueError, KeyError) as error:
                     if isinstance(error, ConfigurationError):
                         raise
-                    raise wrong(name, "can't be read", found_text) from None
+                    raise wrong(name, _READABLE[parameter], found_text) from None
         found.update(explicit)
         return cls(**found)
 
@@ -352,6 +352,11 @@ _ENVIRONMENT: dict[str, tuple[str, Callable[[str], Any]]] = {
     "LLM_COST_OPS_ORGANIZATION_ID": ("organization_id", str.strip),
     "LLM_COST_OPS_PROJECT_ID": ("project_id", str.strip),
     "LLM_COST_OPS_REPORTED_PROVIDERS": ("reported_providers", split_names),
+}
+_READABLE = {
+    "timeout": "must be a number of seconds",
+    "retry": "must be a whole number of retries",
+    "verify_ssl": "must be true or false",
 }
 
 

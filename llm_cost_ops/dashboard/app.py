@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from urllib.parse import quote, urlencode
 
 from llm_cost_ops._gen.methods import GET_COST_SUMMARY
+from llm_cost_ops.dashboard import api_keys, breakdowns, pricing, records
 from llm_cost_ops.dashboard.caller import Caller
 from llm_cost_ops.dashboard.exchange import (
     Answer,
@@ -19,8 +21,8 @@ from llm_cost_ops.dashboard.exchange import (
     send_answer,
 )
 from llm_cost_ops.dashboard.page import Page
+from llm_cost_ops.dashboard.records import RECORD_PATH
 from llm_cost_ops.dashboard.rendering import asset
-from llm_cost_ops.dashboard.routes import PAGES, RECORD_PATH
 from llm_cost_ops.dashboard.sessions import COOKIE, Sessions, cookie_header
 from llm_cost_ops.ledger import KeyStore
 from llm_cost_ops.rpc.handler import ServiceHandler
@@ -36,6 +38,25 @@ _log = logging.getLogger("llm_cost_ops.dashboard")
 _SIGN_IN = "/dashboard/sign-in"
 _SIGN_OUT = "/dashboard/sign-out"
 _LOOPBACK = frozenset(("127.0.0.1", "::1", "localhost"))
+
+_PAGES: dict[tuple[str, str], Callable[[Page], Awaitable[Answer]]] = {
+    ("GET", "/"): breakdowns.costs_page,
+    ("GET", "/dashboard/tokens"): breakdowns.tokens_page,
+    ("GET", "/dashboard/requests"): breakdowns.requests_page,
+    ("GET", "/dashboard/breakdown.csv"): breakdowns.costs_csv,
+    ("GET", "/dashboard/records"): records.records_page,
+    ("GET", "/dashboard/records.csv"): records.records_csv,
+    ("GET", RECORD_PATH): records.record_page,
+    ("GET", "/dashboard/unpriced"): pricing.unpriced_page,
+    ("POST", "/dashboard/reprice"): pricing.reprice,
+    ("GET", "/dashboard/prices"): pricing.prices_page,
+    ("GET", "/dashboard/prices/new"): pricing.new_price_page,
+    ("POST", "/dashboard/prices/new"): pricing.add_price,
+    ("GET", "/dashboard/keys"): api_keys.keys_page,
+    ("POST", "/dashboard/keys"): api_keys.add_key,
+    ("POST", "/dashboard/keys/revoke"): api_keys.revoke,
+}
+"""By verb and path. What follows RECORD_PATH is a record's id."""
 
 
 class Dashboard:
@@ -105,9 +126,9 @@ class Dashboard:
             page.form = await self._checked_form(request, form_token)
             if request.path == _SIGN_OUT:
                 return redirect(f"{request.root}{_SIGN_IN}", cookie_header("", request))
-        answer = PAGES.get((request.verb.replace("HEAD", "GET"), request.path))
+        answer = _PAGES.get((request.verb.replace("HEAD", "GET"), request.path))
         if answer is None and request.verb != "POST" and request.path.startswith(RECORD_PATH):
-            answer = PAGES["GET", RECORD_PATH]
+            answer = _PAGES["GET", RECORD_PATH]
         if answer is None:
             raise RpcError(StatusCode.NOT_FOUND, "there is no such page")
         return await answer(page)

@@ -1,4 +1,4 @@
-"""What is drawn: the colours of series, the lines of small plots, and the data of large ones."""
+"""What is drawn: the colours of series, and the data of plots."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import msgspec
 from llm_cost_ops.dashboard.figures import exact
 from llm_cost_ops.dashboard.report import OTHERS, Series
 
-__all__ = ["chart_data", "colours_of", "spark_points"]
+__all__ = ["chart_data", "colours_of"]
 
 _COLOURS = 8
 GREY = 8
 # These come together more often than any others.
 _USUAL = {"openai": 0, "anthropic": 1, "google": 2, "mistral": 3, "aws": 4, "azure": 5, "cohere": 6, "xai": 7}
-_WIDTH, _HEIGHT = 96, 24
 
 
 def colours_of(shown: Sequence[str], names: Iterable[str] = ()) -> dict[str, int]:
@@ -43,19 +42,6 @@ def _free(name: str, taken: Iterable[int]) -> int:
     wanted = _USUAL.get(name, blake2b(name.encode(), digest_size=1).digest()[0] % _COLOURS)
     free = [number % _COLOURS for number in range(wanted, wanted + _COLOURS)]
     return next((number for number in free if number not in set(taken)), wanted)
-
-
-def spark_points(values: Sequence[Decimal]) -> str:
-    """The points of a polyline in a box of 96 by 24."""
-    if len(values) < 2:
-        return ""
-    top = max(values)
-    step = _WIDTH / (len(values) - 1)
-    heights = [float(value / top) if top else 0.0 for value in values]
-    return " ".join(
-        f"{place * step:.1f},{_HEIGHT - 2 - height * (_HEIGHT - 4):.1f}"
-        for place, height in enumerate(heights)
-    )
 
 
 def chart_data(

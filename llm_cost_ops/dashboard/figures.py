@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from zoneinfo import ZoneInfo
 
 from llm_cost_ops.pricing.money import plain
 
-__all__ = ["change", "compact", "count", "exact", "moment", "money", "percent", "price", "ratio", "share"]
+__all__ = [
+    "change",
+    "compact",
+    "count",
+    "exact",
+    "moment",
+    "money",
+    "percent",
+    "price",
+    "ratio",
+    "share",
+    "spark_points",
+]
 
 _EXACT = Context(prec=60, rounding=ROUND_HALF_EVEN)
 _SYMBOLS = {"USD": "$", "EUR": "€", "GBP": "£", "JPY": "¥", "INR": "₹", "CNY": "CN¥"}
 _NO_CENTS = {"JPY", "KRW", "VND", "CLP"}
 NONE = "–"
+_SPARK_WIDTH, _SPARK_HEIGHT = 96, 24
 
 
 def exact(value: Decimal | None) -> str:
@@ -109,4 +123,17 @@ def moment(value: datetime | None, zone: ZoneInfo, *, seconds: bool = True) -> s
         f"{value.astimezone(zone):%Y-%m-%d %H:%M:%S}"
         if seconds
         else f"{value.astimezone(zone):%Y-%m-%d %H:%M}"
+    )
+
+
+def spark_points(values: Sequence[Decimal]) -> str:
+    """The points of a polyline in a box of 96 by 24."""
+    if len(values) < 2:
+        return ""
+    top = max(values)
+    step = _SPARK_WIDTH / (len(values) - 1)
+    heights = [float(value / top) if top else 0.0 for value in values]
+    return " ".join(
+        f"{place * step:.1f},{_SPARK_HEIGHT - 2 - height * (_SPARK_HEIGHT - 4):.1f}"
+        for place, height in enumerate(heights)
     )

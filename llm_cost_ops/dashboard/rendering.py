@@ -9,7 +9,6 @@ from pathlib import Path
 import jinja2
 
 from llm_cost_ops.dashboard import figures
-from llm_cost_ops.dashboard.drawing import spark_points
 
 __all__ = ["asset", "has_charts", "render"]
 
@@ -67,7 +66,6 @@ def _templates() -> jinja2.Environment:
         change=figures.change,
         ratio=figures.ratio,
         share=figures.share,
-        spark_points=spark_points,
         digest=_digest,
     )
     return templates

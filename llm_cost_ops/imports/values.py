@@ -12,8 +12,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from llm_cost_ops.normalizers import PayloadError, usage_from_response
-from llm_cost_ops.normalizers.detect import is_random
-from llm_cost_ops.normalizers.providers import UNIQUE_IDS
+from llm_cost_ops.normalizers.providers import UNIQUE_IDS, is_random
 from llm_cost_ops.types import ModalityTokens, UsageRecord
 from llm_cost_ops.wire import coerce
 

@@ -6,13 +6,15 @@ import functools
 import logging
 import re
 from collections.abc import Callable, Collection
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from llm_cost_ops.instrumentation.calls import Call, Options
 from llm_cost_ops.instrumentation.events import EventReader, FrameReader
 from llm_cost_ops.instrumentation.providers import TAKE_STREAM_OPTIONS
+
+if TYPE_CHECKING:
+    from llm_cost_ops.instrumentation.calls import Call, Options
 
 __all__ = [
     "MAX_BODY",

@@ -6,12 +6,15 @@ import atexit
 import logging
 from collections.abc import Callable
 from hashlib import sha256
+from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 import msgspec
 
-from llm_cost_ops.instrumentation.calls import Call
 from llm_cost_ops.rpc.forks import forget_in_children
+
+if TYPE_CHECKING:
+    from llm_cost_ops.instrumentation.calls import Call
 
 __all__ = ["Background", "ResultLines"]
 

@@ -17,6 +17,8 @@ __all__ = ["UNKNOWN_FIELDS", "Check", "Validation", "keeps_unknown"]
 UNKNOWN_FIELDS = "llm-cost-ops-unknown-fields"
 """The metadata by which a caller says what becomes of unknown fields in a write: "keep" or "refuse"."""
 
+_KEEP = (UNKNOWN_FIELDS, "keep")
+
 Check = Callable[[Any, datetime, list[Violation], bool], None]
 
 
@@ -71,4 +73,5 @@ class Validation:
 
 def keeps_unknown(metadata: Metadata) -> bool:
     """Whether a call asks for its unknown fields to be kept."""
-    return metadata.get(UNKNOWN_FIELDS) == "keep"
+    # Mostly nobody says anything, and that is found out in a moment.
+    return _KEEP in metadata.pairs and metadata.get(UNKNOWN_FIELDS) == "keep"

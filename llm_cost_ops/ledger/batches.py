@@ -8,7 +8,7 @@ from datetime import datetime
 from llm_cost_ops._gen.messages import SubmitStatus, UsageRecord
 from llm_cost_ops.ledger.protocols import Alike, Batch
 from llm_cost_ops.ledger.types import Appended, Entry
-from llm_cost_ops.pricing.pricebook import Pricing
+from llm_cost_ops.pricing.types import Pricing
 from llm_cost_ops.rpc.context import CallContext
 
 __all__ = ["EntryBatch", "append_as_batch"]

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from llm_cost_ops._gen.messages import CostStatus, UsageRecord
 from llm_cost_ops.ledger.types import Entry
-from llm_cost_ops.pricing.pricebook import Pricing
+from llm_cost_ops.pricing.types import Pricing
 
 __all__ = ["ERASABLE", "as_erased", "entry_to_rewrite", "erased_reason", "mention_of", "without_user"]
 

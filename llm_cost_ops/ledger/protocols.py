@@ -30,7 +30,7 @@ from llm_cost_ops.ledger.types import (
     Revised,
     Revision,
 )
-from llm_cost_ops.pricing.pricebook import Pricing
+from llm_cost_ops.pricing.types import Pricing
 from llm_cost_ops.rpc.context import CallContext
 
 __all__ = ["Alike", "Batch", "KeyStore", "Ledger", "Sums"]

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import CostStatus, SubmitStatus
 from llm_cost_ops.ledger.encoding import from_micros
-from llm_cost_ops.ledger.pieces import Piece
 from llm_cost_ops.ledger.types import Appended
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
 from llm_cost_ops.rules.times import QUARTER
+
+if TYPE_CHECKING:
+    from llm_cost_ops.ledger.pieces import Piece
 
 __all__ = ["REMOVED_AT", "check_known", "cutoff_of", "removed_duplicate", "removed_error"]
 

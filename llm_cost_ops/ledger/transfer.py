@@ -16,7 +16,7 @@ from llm_cost_ops._gen.messages import CostStatus
 from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.ledger import backend_of
 from llm_cost_ops.ledger.types import Entry, Revision
-from llm_cost_ops.pricing.pricebook import Pricing
+from llm_cost_ops.pricing.types import Pricing
 
 __all__ = [
     "Added",

@@ -8,7 +8,7 @@ from datetime import datetime
 import msgspec
 
 from llm_cost_ops._gen.messages import CostStatus, RateCard, RevisionKind, SubmitStatus, UsageRecord
-from llm_cost_ops.pricing.pricebook import Priced, Pricing
+from llm_cost_ops.pricing.types import Priced, Pricing
 
 __all__ = [
     "Amounts",

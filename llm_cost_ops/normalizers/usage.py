@@ -13,11 +13,19 @@ from llm_cost_ops._gen.messages import Operation, Outcome, UsageQuality, UsageRe
 from llm_cost_ops.exceptions import PayloadError
 from llm_cost_ops.normalizers.anthropic import advisor_messages, read_messages
 from llm_cost_ops.normalizers.chat import read_gateway_cost
-from llm_cost_ops.normalizers.detect import detect_api, detect_provider, is_random, refuse_errors
 from llm_cost_ops.normalizers.openai import svg_calls
 from llm_cost_ops.normalizers.payload import as_mapping, items, moment, money, section, shallow
 from llm_cost_ops.normalizers.providers import APIS as _NORMALIZERS
-from llm_cost_ops.normalizers.providers import DIALECTS, NAMES, SHARED_APIS, UNIQUE_IDS
+from llm_cost_ops.normalizers.providers import (
+    DIALECTS,
+    NAMES,
+    SHARED_APIS,
+    UNIQUE_IDS,
+    detect_api,
+    detect_provider,
+    is_random,
+    refuse_errors,
+)
 from llm_cost_ops.normalizers.record import set_tokens, set_unknown
 from llm_cost_ops.normalizers.streams import fold, fold_all, is_stream, is_wrapper, unwrap
 from llm_cost_ops.normalizers.xai import read_xai_extras

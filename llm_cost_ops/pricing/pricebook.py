@@ -22,10 +22,11 @@ from llm_cost_ops.pricing.cards import card_digest
 from llm_cost_ops.pricing.compiled import CompiledCard, compile_card
 from llm_cost_ops.pricing.money import to_units
 from llm_cost_ops.pricing.selection import Candidate, PriceQuery, Selection, candidates
+from llm_cost_ops.pricing.types import Priced, Pricing
 from llm_cost_ops.rules.providers import PROVIDER_FALLBACKS, canonical_provider
 from llm_cost_ops.rules.times import instant
 
-__all__ = ["CardSource", "Plan", "PriceBook", "Priced", "Pricing"]
+__all__ = ["CardSource", "Plan", "PriceBook"]
 
 _PRICED = CostStatus.PRICED
 _ESTIMATED = CostStatus.ESTIMATED
@@ -39,29 +40,6 @@ class CardSource(Protocol):
 
     def cards(self, provider: str, model_id: str) -> Sequence[RateCard]:
         """Every card of the model, whatever its dates and dimensions; the provider is canonical."""
-
-
-class Pricing(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """How records were priced: the status, and the card that did it with its digest, if one did.
-
-    All the records that a book prices alike share one object, which is compared by identity.
-    """
-
-    status: CostStatus
-    currency: str
-    card_id: str = ""
-    card_version: int = 0
-    fallbacks: tuple[str, ...] = ()
-    origin_version: str = ""
-    card: RateCard | None = None
-    digest: bytes = b""
-
-
-class Priced(msgspec.Struct, gc=False):
-    """What a record costs, in 10^-12 of the currency that `by` names; None when unpriced."""
-
-    units: int | None
-    by: Pricing
 
 
 _UNPRICED = Pricing(CostStatus.UNPRICED, DEFAULT_CURRENCY)

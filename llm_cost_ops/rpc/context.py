@@ -21,13 +21,15 @@ from llm_cost_ops.rpc.status import RpcError, StatusCode
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-__all__ = ["TRACING", "CallContext", "Metadata", "Route", "fill_idempotency_key"]
+__all__ = ["TRACING", "CallContext", "Metadata", "Pair", "Route", "fill_idempotency_key"]
 
 TRACING = frozenset({"b3", "baggage", "traceparent", "tracestate", "uber-trace-id"})
 """Keys that say which trace a call belongs to: they differ from call to call, and change no answer."""
 
 MAX_PAIRS = 64
 MAX_BYTES = 16 * 1024
+
+Pair = tuple[str, str | bytes]
 
 _new = object.__new__
 _KEY = re.compile(r"[0-9a-z_.-]+")
@@ -42,13 +44,13 @@ class Metadata:
     allowed in a header (control characters, CR and LF above all) raises ValueError with the key.
     """
 
-    __slots__ = ("_pairs",)
+    __slots__ = ("pairs",)
 
     def __init__(self, pairs: Mapping[str, str | bytes] | Iterable[tuple[str, str | bytes]] = ()) -> None:
         # Never changed in place: copies, of which each call has one, share it.
-        self._pairs: tuple[tuple[str, str | bytes], ...] = ()
+        self.pairs: tuple[Pair, ...] = ()
         if isinstance(pairs, Metadata):
-            self._pairs = pairs._pairs
+            self.pairs = pairs.pairs
             return
         if pairs:
             items = pairs.items() if hasattr(pairs, "items") else pairs
@@ -65,30 +67,30 @@ class Metadata:
                 raise ValueError(f"metadata {name!r} needs bytes, because its key ends in '-bin'")
         elif not isinstance(value, str) or not _VALUE.fullmatch(value):
             raise ValueError(f"metadata {name!r} needs printable ASCII text")
-        self._pairs += ((name, value),)
-        if len(self._pairs) > MAX_PAIRS:
+        self.pairs += ((name, value),)
+        if len(self.pairs) > MAX_PAIRS:
             raise ValueError(f"metadata may have at most {MAX_PAIRS} pairs")
-        if sum(len(k) + len(v) for k, v in self._pairs) > MAX_BYTES:
+        if sum(len(k) + len(v) for k, v in self.pairs) > MAX_BYTES:
             raise ValueError(f"metadata may have at most {MAX_BYTES} bytes")
 
     def set(self, key: str, value: str | bytes) -> None:
         """Put one pair in the place of all that have the key."""
         name = key.lower()
-        self._pairs = tuple([pair for pair in self._pairs if pair[0] != name])
+        self.pairs = tuple([pair for pair in self.pairs if pair[0] != name])
         self.add(name, value)
 
     def put(self, pair: tuple[str, str | bytes]) -> None:
         """As `set`, for a pair that came out of another Metadata: it is not checked again."""
-        pairs = self._pairs
+        pairs = self.pairs
         if pairs:
             name = pair[0]
             pairs = tuple([known for known in pairs if known[0] != name])
-        self._pairs = (*pairs, pair)
+        self.pairs = (*pairs, pair)
 
     def get(self, key: str, default: str = "") -> str:
         """The first text value of a key."""
         name = key.lower()
-        for k, v in self._pairs:
+        for k, v in self.pairs:
             if k == name and isinstance(v, str):
                 return v
         return default
@@ -96,35 +98,35 @@ class Metadata:
     def get_all(self, key: str) -> list[str | bytes]:
         """Every value of a key, in order."""
         name = key.lower()
-        return [v for k, v in self._pairs if k == name]
+        return [v for k, v in self.pairs if k == name]
 
     def __contains__(self, key: object) -> bool:
         name = key.lower() if isinstance(key, str) else key
-        return any(k == name for k, _ in self._pairs)
+        return any(k == name for k, _ in self.pairs)
 
     def __iter__(self) -> Iterator[tuple[str, str | bytes]]:
-        return iter(self._pairs)
+        return iter(self.pairs)
 
     def __len__(self) -> int:
-        return len(self._pairs)
+        return len(self.pairs)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Metadata) and self._pairs == other._pairs
+        return isinstance(other, Metadata) and self.pairs == other.pairs
 
     __hash__ = None  # type: ignore[assignment]  # mutable
 
     def copy(self) -> Metadata:
         """The same pairs, apart from this object."""
         made = _new(Metadata)
-        made._pairs = self._pairs
+        made.pairs = self.pairs
         return made
 
     def __repr__(self) -> str:
-        shown = [(k, "***" if _SECRET.search(k) else v) for k, v in self._pairs]
+        shown = [(k, "***" if _SECRET.search(k) else v) for k, v in self.pairs]
         return f"Metadata({shown!r})"
 
 
-class Route(msgspec.Struct):
+class Route(msgspec.Struct, gc=False):
     """Where a transport with several servers took a call.
 
     `server` is the URL of the last one, `tried` the numbers of those that were asked. `elsewhere` says that
@@ -138,7 +140,7 @@ class Route(msgspec.Struct):
     connect_timeout: float | None = None
 
 
-class CallContext(msgspec.Struct):
+class CallContext(msgspec.Struct, gc=False):
     """One logical call, from the resource to the transport, or from the server's listener to the servicer.
 
     `deadline` is a point on `runtime.monotonic()` that queueing, waits, back-off and every attempt
@@ -216,27 +218,34 @@ def fill_idempotency_key(*path: str) -> Callable[..., tuple[Any, str]]:
 
     def fill(request: Any, key: str, make: Callable[[], str], beside: bool = False) -> tuple[object, str]:
         message = getattr(request, outer, None)
-        filled: Any
         if isinstance(message, list):
             key = key or make()
             if beside and len(key) <= _MAX_BESIDE and key.isascii() and key.isprintable():
                 return request, key
-            filled = message.copy()
-            for i, each in enumerate(message):
-                # Written out: batches have thousands. The validator says what should have been a struct.
-                if isinstance(each, msgspec.Struct) and not getattr(each, name, None):
-                    filled[i] = copied = msgspec.structs.replace(each)
-                    setattr(copied, name, f"{key}:{i}")
-            changed = any(map(is_not, filled, message))
+            filled: Any = _numbered(message, name, key)
+            if not any(map(is_not, filled, message)):
+                return request, key
         else:
             filled, key = _fill(name, message, key, make)
-            changed = filled is not message
-        if changed:
-            request = request.__copy__()
-            setattr(request, outer, filled)
+            if filled is message:
+                return request, key
+        request = request.__copy__()
+        setattr(request, outer, filled)
         return request, key
 
     return fill
+
+
+def _numbered(messages: list[object], name: str, key: str) -> list[object]:
+    """The elements of a list, those without a key copied and given "<key>:i"."""
+    filled = messages.copy()
+    for i, each in enumerate(messages):
+        # Written out: batches have thousands. The validator says what should have been a struct.
+        if isinstance(each, msgspec.Struct) and not getattr(each, name, None):
+            copied: Any = msgspec.structs.replace(each)
+            setattr(copied, name, f"{key}:{i}")
+            filled[i] = copied
+    return filled
 
 
 def _fill(
@@ -247,7 +256,7 @@ def _fill(
         return message, key or make()
     own = getattr(message, name)
     if not key:
-        key = own if own and isinstance(own, str) else make()
+        key = own if own and type(own) is str else make()
     if own != key:
         changed: Any = message
         message = changed.__copy__()

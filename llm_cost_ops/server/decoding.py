@@ -23,7 +23,7 @@ from llm_cost_ops.rules.requests import MAX_BATCH
 from llm_cost_ops.transports.net.headers import IDEMPOTENCY_HEADER
 from llm_cost_ops.wire import DecodeError
 from llm_cost_ops.wire.fields import walk
-from llm_cost_ops.wire.json import decode_quickly, is_json
+from llm_cost_ops.wire.json import decode_list_quickly, decode_quickly, is_json
 from llm_cost_ops.wire.unknown import Unknown
 from llm_cost_ops.wire.varint import varint
 
@@ -145,6 +145,8 @@ def _protobuf_batch(codec: MessageCodec[Any], batch: Batch, data: bytes, limit: 
     found, rest = _protobuf_items(batch, data, limit)
     request = codec.decode(rest)
     _check_values(batch, data)
+    # Each entry of a list or map has a tag and a length at least.
+    counted = len(data) > 2 * MAX_VALUES
     entries, items = 0, []
     for index, (start, stop) in enumerate(found):
         if stop - start > limit:
@@ -155,8 +157,9 @@ def _protobuf_batch(codec: MessageCodec[Any], batch: Batch, data: bytes, limit: 
         except DecodeError as error:
             error.within(f"{batch.field}[{index}]")
             raise
-        entries += batch.entries(item)
-        _check_values(batch, b"", entries)
+        if counted:
+            entries += batch.entries(item)
+            _check_values(batch, b"", entries)
         items.append(item)
     setattr(request, batch.field, items)
     return request
@@ -191,6 +194,8 @@ _TO_BRACKET = re.compile(rb'(?:[^"\[\]{}]++|"' + _IN_TEXT + rb'")*+', re.DOTALL)
 _TO_COMMA = re.compile(rb'(?:[^"\[\]{},]++|"' + _IN_TEXT + rb'")*+', re.DOTALL)
 _QUOTE, _BACKSLASH, _COMMA, _CLOSING = b'"\\,]'
 _HEAD = rb'[ \t\r\n]*+\{[ \t\r\n]*+"%s"[ \t\r\n]*+:[ \t\r\n]*+\['
+# Bytes that are decoded at once: a third of a millisecond, in which no other thread runs.
+_PIECE = 64 * 1024
 # More brackets are no batch of anything.
 _MAX_BRACKETS = 2_000_000
 
@@ -202,6 +207,9 @@ def _json_batch(codec: MessageCodec[Any], batch: Batch, data: bytes, limit: int)
             raise DecodeError(f"of more than {limit} bytes must begin with {batch.field}, a list of objects")
         return codec.decode_json(data, unique=True)
     _check_values(batch, data)
+    message = _in_pieces(codec, batch, data, head.end(), limit)
+    if message is not None:
+        return message
     items: list[Any] = []
     start = stop = head.end()
     for start, stop, last in _json_parts(data, head.end()):
@@ -216,6 +224,34 @@ def _json_batch(codec: MessageCodec[Any], batch: Batch, data: bytes, limit: int)
     request = codec.decode_json(data[: head.end()] + data[stop:], unique=True)
     setattr(request, batch.field, items)
     return request
+
+
+def _in_pieces(codec: MessageCodec[Any], batch: Batch, data: bytes, at: int, limit: int) -> object:
+    """The request whose items begin at `at`, many decoded at once; None where that can't tell all of it.
+
+    It is cut in front of items that begin as the first one does, to its first colon. Where that is within a
+    text or an item, one of the pieces is no list of items. Where each is one, they are the items of the
+    whole: a comma between two values can be read in one way only. No item has more bytes than its piece.
+    """
+    size = min(limit, _PIECE)
+    begin = data[at : data.find(b":", at) + 1]
+    items: list[Any] = []
+    while len(data) - at > size:
+        cut = data.rfind(begin, at + 1, at + size)
+        end = data.rfind(b",", at, cut)
+        if cut < 0 or end < 0 or data[end + 1 : cut].strip(b" \t\r\n"):
+            return None
+        piece = decode_list_quickly(batch.item.type, b"[%s]" % data[at:end])
+        if piece is None or len(items) > batch.max_items:
+            return None
+        items += piece
+        at = cut
+    message: Any = decode_quickly(codec.type, b'{"%s":[%s' % (batch.field.encode(), data[at:]))
+    last = None if message is None else getattr(message, batch.field)
+    if last is None or len(items) + len(last) > batch.max_items:
+        return None
+    setattr(message, batch.field, items + last)
+    return message
 
 
 def _json_parts(data: bytes, at: int) -> Iterator[tuple[int, int, bool]]:

@@ -315,7 +315,8 @@ async def _opened(db: str, durability: str) -> Ledger:
     except RpcError as error:
         await ledger.aclose()
         shown = without_password(db)
-        raise ConfigurationError(f"db {shown}: {error.message}", parameter="db") from error
+        why = f" ({error.local_detail})" if error.local_detail else ""
+        raise ConfigurationError(f"db {shown}: {error.message}{why}", parameter="db") from error
     return ledger
 
 

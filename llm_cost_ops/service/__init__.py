@@ -1,4 +1,4 @@
-"""The service itself: validate -> engine -> store. The embedded client and both servers share it."""
+"""The service itself: validate, price, append to the ledger. The embedded client and both servers use it."""
 
 from __future__ import annotations
 

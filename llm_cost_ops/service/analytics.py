@@ -49,7 +49,7 @@ class AnalyticsService:
         metrics = request.metrics or _DEFAULT_METRICS
         for name in metrics:
             if name not in _METRICS:
-                raise invalid_argument("metrics", f"{name!r} is none of {', '.join(_METRICS)}")
+                raise invalid_argument("metrics", f"must be one of {', '.join(_METRICS)}, not {name!r}")
         dimensions, _ = dimensions_of(request.group_by, allow_time=False)
         where = filter_of(request)
         assert where.start is not None

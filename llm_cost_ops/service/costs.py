@@ -35,7 +35,7 @@ from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.rules.times import QUARTER, QUARTERS_A_DAY, bucket_label, buckets_around, parse_end
 from llm_cost_ops.service.access.tenancy import actor_of, organization_of
-from llm_cost_ops.service.entries import check_record_cost, in_utc
+from llm_cost_ops.service.intake import check_record_cost, in_utc
 from llm_cost_ops.service.pages import filter_of, meta_of
 from llm_cost_ops.service.prices import Prices, catalog_card
 from llm_cost_ops.service.retention import unknown_record

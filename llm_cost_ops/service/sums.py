@@ -63,7 +63,7 @@ def dimensions_of(group_by: Iterable[str], *, allow_time: bool) -> tuple[list[st
     for name in wanted:
         if name not in time and name not in DIMENSIONS and not _LABEL.fullmatch(name):
             known = ", ".join(("none", *DIMENSIONS, "label:<key>", *(TIME_DIMENSIONS if allow_time else ())))
-            raise invalid_argument("group_by", f"{name!r} is none of {known}")
+            raise invalid_argument("group_by", f"must be one of {known}, not {name!r}")
     return [name for name in wanted if name not in time], time[0] if time else ""
 
 

@@ -44,8 +44,7 @@ from llm_cost_ops.rules.batches import counted, refused
 from llm_cost_ops.rules.chunks import chunks_of
 from llm_cost_ops.rules.usage import CLOCK_SKEW, is_ahead
 from llm_cost_ops.service import corrections
-from llm_cost_ops.service.entries import as_kept, in_utc, new_entry
-from llm_cost_ops.service.intake import CONFLICTING, Intake, receipt_of, result_of
+from llm_cost_ops.service.intake import CONFLICTING, Intake, as_kept, in_utc, new_entry, receipt_of, result_of
 from llm_cost_ops.service.pages import Page, filter_of, meta_of
 from llm_cost_ops.service.prices import Prices
 from llm_cost_ops.service.retention import removed_before

@@ -7,11 +7,11 @@ import concurrent.futures
 import heapq
 import random
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from itertools import count
 from typing import Any, TypeVar
 
-from llm_cost_ops.rpc.batches import IdleTimeout, batches_in_asyncio, batches_inline
+from llm_cost_ops.rpc.runtime import AsyncRuntime, SyncRuntime
 
 __all__ = ["AsyncVirtualRuntime", "VirtualRuntime"]
 
@@ -54,7 +54,7 @@ class _VirtualClock:
             self._elapsed += max(0.0, seconds)
 
 
-class VirtualRuntime(_VirtualClock):
+class VirtualRuntime(_VirtualClock, SyncRuntime):
     """A virtual clock for the sync client. Whoever sleeps moves the clock, for all threads.
 
     Waiting for another thread's result is real, since that thread is: for at most `real_timeout`
@@ -81,27 +81,13 @@ class VirtualRuntime(_VirtualClock):
                 self.advance(timeout or 0.0)
             raise
 
-    async def within(self, awaitable: Awaitable[T], timeout: float | None = None) -> T:
-        """What an awaitable gives that does not suspend."""
-        return await awaitable
 
-    async def offload(self, function: Callable[..., T], *args: object) -> T:
-        """Call the function."""
-        return function(*args)
-
-    def batches(
-        self, items: AsyncIterator[T], most: int, seconds: float, idle_timeout: IdleTimeout
-    ) -> AsyncGenerator[list[T], None]:
-        """Items in lists, by the virtual clock."""
-        return batches_inline(items, most, seconds, self.monotonic)
-
-
-class AsyncVirtualRuntime(_VirtualClock):
+class AsyncVirtualRuntime(_VirtualClock, AsyncRuntime):
     """A virtual clock for the async client, in one event loop.
 
     Concurrent sleepers wake in the order of their times, each at its own. Time moves once every
     task waits: it should wait for this runtime, or for another task that does. Work in threads and
-    on sockets is not waited for.
+    on sockets is not waited for, and how long a batch may wait is counted in real seconds.
     """
 
     def __init__(self, seed: int = 0, *, now: float = 1_767_225_600.0) -> None:
@@ -157,12 +143,6 @@ class AsyncVirtualRuntime(_VirtualClock):
     async def offload(self, function: Callable[..., T], *args: object) -> T:
         """Call the function, in this thread."""
         return function(*args)
-
-    def batches(
-        self, items: AsyncIterator[T], most: int, seconds: float, idle_timeout: IdleTimeout
-    ) -> AsyncGenerator[list[T], None]:
-        """Items in lists; how long a list may wait is counted in real seconds."""
-        return batches_in_asyncio(items, most, seconds, idle_timeout)
 
     async def _until(self, moment: float) -> None:
         loop = asyncio.get_running_loop()

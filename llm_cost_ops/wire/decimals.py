@@ -53,6 +53,10 @@ def plain(value: Decimal) -> str:
     Raises ValueError for NaN, infinity, and what is too large or too fine for the grammar, which also
     keeps an exponent such as 1E+999999999 from being written out.
     """
+    text = str(value)
+    if len(text) < 19 and text.replace(".", "").isdecimal():
+        # Nearly every amount and price. Neither NaN, nor an exponent, whose letter is that of the context.
+        return text
     exponent = value.as_tuple().exponent
     if isinstance(exponent, str):
         raise ValueError("must be a finite number")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import Enum
+from types import GenericAlias
 from typing import Any, Generic, NamedTuple, TypeVar, cast, get_args, get_origin
 
 import msgspec
@@ -23,6 +24,7 @@ from llm_cost_ops.wire.unknown import Unknown
 __all__ = [
     "JsonCodec",
     "MessageStruct",
+    "decode_list_quickly",
     "decode_quickly",
     "decoder_of",
     "encode_exactly",
@@ -81,6 +83,7 @@ class JsonCodec(Generic[M]):
         self._settled = settled
         self._itemized = itemized
         self._decoder: msgspec.json.Decoder[M] | None = None
+        self._list_decoder: msgspec.json.Decoder[list[M]] | None = None
         self.oneofs = oneofs
         _codecs[type] = self
 
@@ -134,6 +137,19 @@ class JsonCodec(Generic[M]):
         except (_NeedsExact, TypeError, ValueError, RecursionError):
             return None
 
+    def decode_list_quickly(self, data: bytes) -> list[M] | None:
+        """As `decode_quickly`, of a list of messages."""
+        decoder = self._list_decoder
+        if decoder is None:
+            self._list_decoder = decoder = decoder_of(GenericAlias(list, (self.type,)), _read)
+        try:
+            messages = decoder.decode(data)
+            if self._settled is not None and not all(map(self._settled, messages)):
+                return None
+            return messages if no_key_lost(data, _encoder.encode(messages)) else None
+        except (_NeedsExact, TypeError, ValueError, RecursionError):
+            return None
+
     def _check_keys(self, data: bytes, message: M) -> None:
         written = None
         try:
@@ -159,6 +175,12 @@ def decode_quickly(type: type[M], data: bytes) -> M | None:
     """The message that JSON holds, no key of it twice; None where only a codec's slower way can tell."""
     codec: JsonCodec[M] | None = _codecs.get(type)
     return None if codec is None else codec.decode_quickly(data)
+
+
+def decode_list_quickly(type: type[M], data: bytes) -> list[M] | None:
+    """As `decode_quickly`, of a list of messages."""
+    codec: JsonCodec[M] | None = _codecs.get(type)
+    return None if codec is None else codec.decode_list_quickly(data)
 
 
 def to_utc(value: datetime) -> datetime:
@@ -275,8 +297,10 @@ class _OneAtATime:
 _building = _OneAtATime()
 
 
-def decoder_of(struct: type[object], hook: Callable[[Any, Any], object]) -> msgspec.json.Decoder[Any]:
-    """A decoder of a struct. Whoever makes one after the start of the process makes it here.
+def decoder_of(
+    struct: type[object] | GenericAlias, hook: Callable[[Any, Any], object]
+) -> msgspec.json.Decoder[Any]:
+    """A decoder of a struct, or of a list of it. Whoever makes one after the start makes it here.
 
     msgspec shows what it knows of a struct to other threads before it has found all of it out: two that make
     decoders of structs that have a struct in common end the process with a segmentation fault.

@@ -28,11 +28,25 @@ _extension = Struct(">HBIq").pack
 _from_msgpack = msgspec.msgpack.Decoder(datetime).decode
 
 
+# What was written last. The receipts of a batch share one moment, and its object.
+_last: tuple[datetime, bytes] = (ZERO_MOMENT, b"")
+
+
 def write_timestamp(value: datetime) -> bytes:
     """The payload of a Timestamp. A naive datetime is UTC.
 
     Raises EncodeError for a moment that lies outside the years 1 to 9999 in UTC.
     """
+    global _last  # noqa: PLW0603  # replaced as a whole, so that threads see a moment with its own payload
+    before, data = _last
+    if before is value:
+        return data
+    data = _timestamp(value)
+    _last = value, data
+    return data
+
+
+def _timestamp(value: datetime) -> bytes:
     if value.tzinfo is None:
         value = value.replace(tzinfo=UTC)
     since = value - ZERO_MOMENT

@@ -299,6 +299,7 @@ def test_no_connection_that_is_free_is_waited_for(postgres: Any, postgres_url: s
         ('FATAL:  too many connections for role "costs"', StatusCode.UNAVAILABLE),
         ("FATAL:  the database system is not yet accepting connections", StatusCode.UNAVAILABLE),
         ("FATAL:  the database system is starting up", StatusCode.UNAVAILABLE),
+        ('FATAL:  database "costs" is not currently accepting connections', StatusCode.UNAVAILABLE),
         ("FATAL:  canceling authentication due to timeout", StatusCode.UNAVAILABLE),
         ("SSL SYSCALL error: EOF detected", StatusCode.UNAVAILABLE),
         ("SSL error: unexpected eof while reading", StatusCode.UNAVAILABLE),
@@ -333,6 +334,31 @@ def test_clocks_that_differ_change_neither_order_nor_sums(postgres_url: str) -> 
             assert [record.id for record in pages + rest] == ids
             assert ledger.count(Filter(start=datetime(2026, 1, 1, tzinfo=UTC))) == 10
         assert early.find_faults() == []
+
+
+def test_the_room_of_removed_records_is_used_again(postgres: Any, postgres_url: str) -> None:
+    """With as many removed each day as come, the table grows by what keeps their keys from being counted."""
+    a_day, name = 400, name_of(postgres_url)
+    sizes = []
+    with Sync(ledger=open_ledger(postgres_url), timeout=60.0) as ledger:
+        ledger.set_retention("acme", 3)
+        for day in range(11):
+            start = TAKEN + timedelta(days=day)
+            added = [entry(start, idempotency_key=f"{day}.{n}", user_id=f"user-{n}") for n in range(a_day)]
+            ledger.append(added)
+            removed = 0
+            while number := ledger.remove_older("acme", start - timedelta(days=3), dry_run=False):
+                removed += number
+            assert removed == (a_day if day > 3 else 0)
+            # As autovacuum does, which the server of the tests has not.
+            postgres.execute("VACUUM llm_cost_ops.usage", name)
+            sizes += postgres.execute("SELECT pg_total_relation_size('llm_cost_ops.usage')", name)[0]
+        assert ledger.append(added[:1])[0].status == "duplicate"
+        assert ledger.append([entry(TAKEN, idempotency_key="0.0")])[0].status == "duplicate"
+        assert ledger.find_faults() == []
+    of_one = (sizes[3] - sizes[0]) / 3 / a_day
+    of_one_removed = (sizes[10] - sizes[5]) / 5 / a_day
+    assert of_one_removed < 0.8 * of_one
 
 
 def test_an_upgrade_of_postgresql_in_place(postgres: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import json
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -167,6 +168,19 @@ def test_what_has_a_plain_form_is_read_from_it(value: Decimal) -> None:
     except ValueError:
         return
     assert from_text(text) == value == from_json_number(text)
+
+
+@given(st.decimals(allow_nan=True, allow_infinity=True, places=None) | st.decimals("-1", "1", places=9))
+def test_the_plain_form_is_in_no_context_with_an_exponent(value: Decimal) -> None:
+    with decimal.localcontext(decimal.Context(capitals=0, prec=2)):
+        try:
+            text = plain(value)
+        except ValueError:
+            return
+    zeros = value.as_tuple().exponent
+    assert isinstance(zeros, int)
+    shown = format(value, "f") if value or zeros <= 0 else "0"
+    assert text == shown or (zeros < -18 and text == shown.rstrip("0").rstrip("."))
 
 
 @given(st.binary(max_size=60) | TEXT.map(str.encode))

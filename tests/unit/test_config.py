@@ -23,6 +23,7 @@ from llm_cost_ops import (
     RetryConfig,
     TLSConfig,
 )
+from llm_cost_ops.config import _ENVIRONMENT
 
 NAN, INF = float("nan"), float("inf")
 NUMBERS = ["1", None, NAN, INF, -1, True, [], 1j]
@@ -235,6 +236,9 @@ ENVIRONMENT = {
     "LLM_COST_OPS_RECORDING_PROXY": ("http://proxy:8090", "recording_proxy", "http://proxy:8090"),
     "LLM_COST_OPS_LOG_LEVEL": ("debug", "logging", LoggingConfig(enabled=True, level="DEBUG")),
     "LLM_COST_OPS_DURABILITY": ("process", "durability", "process"),
+    "LLM_COST_OPS_SPOOL": ("spool", "recorder", RecorderConfig(spool="spool")),
+    "LLM_COST_OPS_ORGANIZATION_ID": ("acme", "organization_id", "acme"),
+    "LLM_COST_OPS_PROJECT_ID": ("search", "project_id", "search"),
     "LLM_COST_OPS_REPORTED_PROVIDERS": ("xai, perplexity", "reported_providers", ("xai", "perplexity")),
 }
 
@@ -268,9 +272,16 @@ def test_a_wrong_variable_is_a_configuration_error(
     name: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(f"LLM_COST_OPS_{name}", text)
-    with pytest.raises(ConfigurationError) as caught:
+    with pytest.raises(ConfigurationError, match="must") as caught:
         ClientConfig.from_env()
     assert caught.value.parameter
+
+
+def test_the_page_of_settings_has_every_parameter_and_variable() -> None:
+    assert set(ENVIRONMENT) == set(_ENVIRONMENT), "each is tried above"
+    page = (Path(__file__).parents[2] / "docs/configuration.md").read_text(encoding="utf-8")
+    names = (*ClientConfig.__struct_fields__, *ENVIRONMENT)
+    assert [name for name in names if f"`{name}`" not in page] == []
 
 
 def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

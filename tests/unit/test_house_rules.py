@@ -8,13 +8,14 @@ import re
 import subprocess
 import sys
 import tokenize
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from tests.house_figures import any_share, files_of_a_submit, generated_lines
+from tests.house_figures import any_share, files_of_a_submit, generated_lines, longest_import_chain
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "llm_cost_ops"
@@ -275,6 +276,8 @@ def test_what_was_reached_of_the_house_figures_is_kept() -> None:
     """Lower them as they fall; `python -m tests.house_figures` prints the others, which take longer."""
     assert any_share() <= 0.125
     assert generated_lines() <= 14_400
+    chain = longest_import_chain()
+    assert len(chain) <= 17, " > ".join(chain)
 
 
 def test_the_page_on_a_submit_names_the_files_that_it_passes_through() -> None:
@@ -295,3 +298,16 @@ def test_one_place_hooks_into_forks() -> None:
     ]
     # Its own process is sent the signal that the handler of before would have had.
     assert sorted(called) == ["llm_cost_ops/client/recording.py", "llm_cost_ops/rpc/forks.py"]
+
+
+def test_the_page_on_architecture_has_a_row_for_every_room() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in contracts if contract["id"] == "layers")
+    rooms = {room.strip() for layer in layers for room in layer.split("|")}
+    table = (ROOT / "docs/architecture.md").read_text(encoding="utf-8").partition("## Rooms")[2]
+    named = {
+        room
+        for row in re.findall(r"^\| (.*?) \|", table, re.MULTILINE)
+        for room in re.findall(r"`(\w+)`", row)
+    }
+    assert named == rooms

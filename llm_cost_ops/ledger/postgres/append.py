@@ -23,7 +23,7 @@ from llm_cost_ops.ledger.postgres.writing import write
 from llm_cost_ops.ledger.protocols import Alike
 from llm_cost_ops.ledger.retention import removed_duplicate
 from llm_cost_ops.ledger.types import Appended, Entry, Revision
-from llm_cost_ops.pricing.pricebook import Pricing
+from llm_cost_ops.pricing.types import Pricing
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 

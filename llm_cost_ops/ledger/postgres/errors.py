@@ -54,12 +54,12 @@ _RETRYABLE = ("40001", "40P01", "55P03", "57P01", "57P02", "57P03")
 # Parts of what libpq says, which gives no SQLSTATE for a connection that was refused.
 _REFUSALS = (
     (
-        ("password authentication failed", "no password supplied", "no pg_hba.conf entry", "authentication"),
+        ("password authentication failed", "no password supplied", "pg_hba.conf", "authentication"),
         "{name} does not let this user in: its password, or the server's pg_hba.conf",
     ),
-    (("role ", "database "), "the user or the database in the URL is not there"),
+    (("role ", "database "), "the user or the database in the URL is not there, or may not be used"),
     (("SSL", "certificate", "sslmode"), "a TLS connection to {name} could not be made as sslmode asks for"),
-    (("invalid ", "could not translate"), "the URL does not say where {name} is"),
+    (("invalid ", "could not translate", "Servname"), "the URL does not say where {name} is"),
 )
 _READ_ONLY = ("session is read-only", "is not a primary", "hot standby", "cannot execute")
 # What passes, though it names the database, the role or TLS: no connection is free, the server starts, or was
@@ -73,6 +73,7 @@ _FOR_NOW = (
     "recovery",
     "not yet accepting connections",
     "not accepting connections",
+    "not currently accepting connections",
     "due to timeout",
     "SSL SYSCALL",
     "closed unexpectedly",

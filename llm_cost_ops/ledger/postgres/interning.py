@@ -8,7 +8,7 @@ from typing import Any
 from llm_cost_ops.ledger.postgres.cards import keep_card
 from llm_cost_ops.ledger.postgres.connection import Session
 from llm_cost_ops.ledger.postgres.rows import text_array
-from llm_cost_ops.pricing.pricebook import Pricing
+from llm_cost_ops.pricing.types import Pricing
 
 __all__ = ["Ids", "intern", "organization_ids"]
 

@@ -26,7 +26,7 @@ from llm_cost_ops.ledger.postgres.revise import (
 from llm_cost_ops.ledger.postgres.rows import RECORD_COLUMNS, decode_record, series_of, units_sql
 from llm_cost_ops.ledger.postgres.sums import newest, record_conditions
 from llm_cost_ops.ledger.types import Change, Filter, Price, Recorded, Repriced, Revised
-from llm_cost_ops.pricing.pricebook import Pricing
+from llm_cost_ops.pricing.types import Pricing
 
 __all__ = ["find_changes", "get_cost", "reprice", "revisions"]
 

@@ -18,7 +18,7 @@ from llm_cost_ops.ledger.encoding import (
 )
 from llm_cost_ops.ledger.types import Entry
 from llm_cost_ops.pricing.money import UNITS, from_units
-from llm_cost_ops.pricing.pricebook import Pricing
+from llm_cost_ops.pricing.types import Pricing
 from llm_cost_ops.rules.limits import MAX_COUNT
 
 __all__ = [

@@ -31,7 +31,10 @@ LOCK_SCHEMA, LOCK_CARDS, LOCK_FOLD = 0x4C434F01, 0x4C434F02, 0x4C434F03
 """Advisory locks: whoever makes or migrates tables; appends (shared) and adding a card; folding sums."""
 
 _LOOK = """
-    SELECT to_regclass('llm_cost_ops.meta') IS NOT NULL,
+    SELECT EXISTS (
+            SELECT 1 FROM pg_attribute WHERE attrelid = to_regclass('llm_cost_ops.meta')
+            AND attname = 'version' AND atttypid = 'int'::regtype
+        ),
         to_regnamespace('llm_cost_ops') IS NOT NULL,
         EXISTS (SELECT 1 FROM pg_class WHERE relnamespace = to_regnamespace('llm_cost_ops'))
 """
@@ -80,7 +83,10 @@ def identify(session: Session) -> int:
         if used:
             raise _unusable("the schema llm_cost_ops in the database is another application's")
         return 0
-    [(version,)] = session.rows("SELECT version FROM llm_cost_ops.meta")
+    versions = session.rows("SELECT version FROM llm_cost_ops.meta")
+    if len(versions) != 1:
+        raise _unusable("the table llm_cost_ops.meta in the database is not a ledger's: it needs one row")
+    [(version,)] = versions
     if version > VERSION:
         raise _unusable(
             f"the database was written by a newer llm-cost-ops: its schema is version {version}, and this "

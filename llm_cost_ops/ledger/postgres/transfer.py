@@ -35,7 +35,7 @@ from llm_cost_ops.ledger.transfer import (
     other_cards,
 )
 from llm_cost_ops.ledger.types import Entry, Revision
-from llm_cost_ops.pricing.pricebook import Pricing
+from llm_cost_ops.pricing.types import Pricing
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 
 __all__ = ["PostgresTransfer", "open"]

@@ -18,7 +18,7 @@ from llm_cost_ops.ledger.postgres.errors import is_lost
 from llm_cost_ops.ledger.postgres.interning import Ids, intern
 from llm_cost_ops.ledger.postgres.rows import Row, copy_line, text_array
 from llm_cost_ops.ledger.postgres.sums import quarter_sql
-from llm_cost_ops.pricing.pricebook import Pricing
+from llm_cost_ops.pricing.types import Pricing
 
 __all__ = ["write"]
 

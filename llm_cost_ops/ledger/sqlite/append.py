@@ -35,7 +35,7 @@ from llm_cost_ops.ledger.sqlite.rows import (
     units_of,
 )
 from llm_cost_ops.ledger.types import Appended, Entry, Revision
-from llm_cost_ops.pricing.pricebook import Pricing
+from llm_cost_ops.pricing.types import Pricing
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rules.times import QUARTER
 

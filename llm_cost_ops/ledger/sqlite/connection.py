@@ -425,7 +425,7 @@ class Writer:
             if is_busy(error):
                 queue.join()
             raise
-        queue.leave()
+        queue.committed()
         return result
 
     def _transact(self, job: Job[T], *, statement: bool) -> T:

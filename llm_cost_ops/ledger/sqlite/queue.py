@@ -21,10 +21,13 @@ __all__ = ["QueuedError", "WriteQueue"]
 _BEGIN = 1 << 60
 _END = 1 << 62
 _FLOCK = struct.Struct("hhqqi4x")
-# A process that is stopped keeps its place: who waits for longer than this heeds the first place no more.
+# Seconds. A process that is stopped keeps its place: when the same one is the first for so long, nothing
+# was written meanwhile, and the file is free, it is heeded no more. How long who looks has waited itself says
+# nothing: on a busy machine the turns of four others take longer.
 _MAX_WAIT = 0.5
 # A turn of one commit each would leave the file idle for most of the time, since who is next sleeps a little
-# between its looks. With three, each of five processes is among any 20 successive commits.
+# between its looks. With three, who waits sees at most three commits of each other process: of five that
+# never pause, each is among any 13 successive commits.
 _COMMITS_A_TURN = 3
 
 
@@ -37,58 +40,85 @@ class QueuedError(sqlite3.OperationalError):
 class WriteQueue:
     """A process's place among those that wait. Only for who has the writer's turn.
 
-    A process that waits for its turn has three commits then, and looks for others that wait before the next.
+    A process has three commits once nobody was before it, and looks for others that wait before the next.
     """
 
     def __init__(self, path: str) -> None:
         self._path = f"{path}-wal"
         self._file: int | None = None
         self._place = 0
+        # Commits that may follow without a look at who waits.
+        self._left = 0
+        # The first place and the time of the last write when this process last looked, and since when.
+        self._seen = (0, 0)
         self._since = 0.0
-        self._commits = 0
+        # Below it nobody is heeded. Whether it was raised just now.
         self._floor = _BEGIN
+        self._passes = False
 
     def must_wait(self) -> bool:
         """Whether it is another process's turn; then this one has a place in the queue."""
         if not self._place:
-            self._commits += 1
-            if self._commits % _COMMITS_A_TURN:
+            if self._left:
+                self._left -= 1
                 return False
             if self._first(_END) is None:
+                self._left = _COMMITS_A_TURN - 1
                 return False
             self.join()
             return bool(self._place)
-        first = self._first(self._place)
-        if first is None:
+        head = self._first(self._place)
+        if head is None or self._file is None:
             return False
-        if time.monotonic() - self._since < _MAX_WAIT:
+        now, seen = time.monotonic(), (head, os.fstat(self._file).st_mtime_ns)
+        if seen != self._seen:
+            self._seen, self._since = seen, now
+        if now - self._since < _MAX_WAIT:
             return True
-        self._floor = first + 1
+        self._floor, self._passes = head + 1, True
         return False
 
     def join(self) -> None:
-        """Take a place at the end, unless this process has one."""
+        """Take a place at the end, after the file was found busy, unless this process has one."""
         if self._place:
+            if self._passes:
+                # The first waits for the file as well, and is not to blame.
+                self._floor, self._passes, self._since = self._seen[0], False, time.monotonic()
             return
         file = self._open()
         if file is None:
             return
-        self._since = time.monotonic()
-        place = _BEGIN + int(self._since * 1e6)
-        with contextlib.suppress(OSError):  # two may come in the same microsecond
-            fcntl.fcntl(file, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, place, 1, 0))
-            self._place = place
+        self._seen = (0, 0)
+        place = _BEGIN + int(time.monotonic() * 1e6)
+        while not self._place:
+            try:
+                fcntl.fcntl(file, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, place, 1, 0))
+                self._place = place
+            except (BlockingIOError, PermissionError):
+                # Another came in the same microsecond.
+                place += 1
+            except OSError:
+                # A file system without such locks has no queue.
+                return
+
+    def committed(self) -> None:
+        """Give the place up after a commit, which begins a turn."""
+        if self._place:
+            self.leave()
+            self._left = _COMMITS_A_TURN - 1
 
     def leave(self) -> None:
-        """Give the place up, after a commit or when nobody waits any more."""
+        """Give the place up when nobody waits any more."""
         if self._place and self._file is not None:
             fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
-            self._place = self._commits = 0
+            self._place = self._left = 0
+            self._passes = False
 
     def close(self) -> None:
         """Give the place up and let go of the file: there is another one after the last connection's end."""
         file, self._file = self._file, None
-        self._place = 0
+        self._place = self._left = 0
+        self._passes = False
         if file is not None:
             os.close(file)
 
@@ -98,7 +128,10 @@ class WriteQueue:
         found = None
         while file is not None and before > self._floor:
             asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, self._floor, before - self._floor, 0)
-            kind, _, place, *_ = _FLOCK.unpack(fcntl.fcntl(file, fcntl.F_OFD_GETLK, asked))
+            try:
+                kind, _, place, *_ = _FLOCK.unpack(fcntl.fcntl(file, fcntl.F_OFD_GETLK, asked))
+            except OSError:
+                return None  # as in `join`
             if kind == fcntl.F_UNLCK:
                 break
             # Any of those in the range.

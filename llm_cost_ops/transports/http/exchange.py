@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
@@ -78,6 +79,10 @@ def proxy_for(origin: str, proxy: str | None) -> httpx.Proxy | None:
     return httpx.Proxy(proxy if "://" in proxy else f"http://{proxy}")
 
 
+# Parsing one takes a tenth of the time that a small request takes.
+_url = lru_cache(maxsize=256)(httpx.URL)
+
+
 class Exchange:
     """One call as one HTTP request and its response; the transport moves the bytes.
 
@@ -149,7 +154,7 @@ class Exchange:
         timeout = {"connect": connect, "read": step, "write": step, "pool": left}
         return httpx.Request(
             self._http.verb,
-            self._origin + self._http.target,
+            _url(self._origin + self._http.target),
             headers=self._headers(left),
             content=content,
             extensions={"timeout": timeout, "trace": trace},

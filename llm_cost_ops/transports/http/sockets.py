@@ -26,8 +26,18 @@ __all__ = ["AsyncioBackend", "DeadlineBackend"]
 
 
 PIECE = 64 * 1024
+_MAX_HEAD = 32 * 1024
 
 T = TypeVar("T")
+
+
+def _is_head(buffer: bytes) -> bool:
+    """Whether it is the head of a request whose body is there, and is written next.
+
+    Both leave together then: one system call, and one read for the server. httpcore writes one after the
+    other, and something after every head, if only that there is no more.
+    """
+    return buffer.endswith(b"\r\n\r\n") and b"\r\ncontent-length:" in buffer[:_MAX_HEAD].lower()
 
 
 def _left(deadline: float | None, error: type[Exception]) -> float | None:
@@ -174,6 +184,7 @@ class DeadlineStream(httpcore.NetworkStream):
         # The handshake with a SOCKS proxy passes no timeout.
         self._connect_by = connect_by
         self._backend = backend
+        self._head = b""
         self._socket: socket.socket = stream.get_extra_info("socket")
         backend.opened(self._socket)
 
@@ -181,6 +192,11 @@ class DeadlineStream(httpcore.NetworkStream):
         return self._stream.read(max_bytes, _left(self._until(timeout), httpcore.ReadTimeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        if _is_head(buffer):
+            self._head += buffer
+            return
+        if self._head:
+            buffer, self._head = self._head + buffer, b""
         until = self._until(timeout)
         for start in range(0, len(buffer), PIECE):
             self._stream.write(buffer[start : start + PIECE], _left(until, httpcore.WriteTimeout))
@@ -340,6 +356,7 @@ class _Stream(httpcore.AsyncNetworkStream):
     def __init__(self, transport: Any, bytes_in: _Bytes) -> None:
         self._transport = transport
         self._bytes = bytes_in
+        self._head = b""
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         try:
@@ -348,6 +365,11 @@ class _Stream(httpcore.AsyncNetworkStream):
             raise httpcore.ReadError(str(error)) from error
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        if _is_head(buffer):
+            self._head += buffer
+            return
+        if self._head:
+            buffer, self._head = self._head + buffer, b""
         if not buffer:
             return
         if not self._transport.is_closing():

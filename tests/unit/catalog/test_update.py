@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import http.server
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import httpx
 import pytest
 
 from llm_cost_ops.catalog import Catalog, CatalogError, load_catalog, update_catalog, use_catalog
+from tests.served import serving
 
 Bundle = Callable[..., bytes]
 Answer = Callable[[httpx.Request], httpx.Response]
@@ -134,15 +134,8 @@ def test_the_whole_download_has_one_deadline() -> None:
             return
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Dripping)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        with pytest.raises(CatalogError, match="did not come in time"):
-            update_catalog(f"http://127.0.0.1:{server.server_port}/", timeout=0.3)
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(server), pytest.raises(CatalogError, match="did not come in time"):
+        update_catalog(f"http://127.0.0.1:{server.server_port}/", timeout=0.3)
 
 
 def test_truncated_changed_newer_and_broken_files_change_nothing(

@@ -11,7 +11,7 @@ import pytest
 
 from llm_cost_ops import CostOpsClient, __version__
 from llm_cost_ops.cli import main
-from llm_cost_ops.cli.reports import money
+from llm_cost_ops.cli.output import money
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,7 +45,7 @@ def test_quickstart_counts_the_examples_once(tmp_path: Path, capsys: pytest.Capt
 def test_quickstart_without_its_examples_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("llm_cost_ops.cli.quickstart.EXAMPLES", tmp_path / "no" / "examples.jsonl")
+    monkeypatch.setattr("llm_cost_ops.cli.importing.EXAMPLES", tmp_path / "no" / "examples.jsonl")
     assert main(["quickstart", "--db", str(tmp_path / "q.db")]) == 2
     error = capsys.readouterr().err
     assert "llm-cost-ops quickstart FILE" in error

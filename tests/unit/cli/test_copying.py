@@ -24,7 +24,7 @@ from llm_cost_ops.ledger import Filter, open_ledger
 from llm_cost_ops.ledger.sqlite import transfer
 from llm_cost_ops.ledger.types import AuditFilter
 from llm_cost_ops.pricing.cards import card_digest
-from llm_cost_ops.pricing.pricebook import Pricing
+from llm_cost_ops.pricing.types import Pricing
 from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.service.access.keys import principal_of
 from tests.ledger_suite import card, priced, revise
@@ -223,6 +223,17 @@ def test_a_copy_into_sqlite_that_was_stopped_goes_on(tmp_path: Path, monkeypatch
     with Sync(target) as ledger:
         assert facts(ledger) == expected
     check(target)
+
+
+def test_a_copy_needs_no_rich(tmp_path: Path) -> None:
+    """It only has no bar then, as `import` has none."""
+    with Sync(str(tmp_path / "1.db")) as ledger:
+        ledger.append([entry()])
+    code = "import sys; sys.modules['rich'] = None; from llm_cost_ops.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "db", "copy", str(tmp_path / "1.db"), str(tmp_path / "2.db")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1 records and 0 revisions copied" in done.stdout
 
 
 def test_what_a_target_has_of_its_own_is_left_alone(

@@ -18,7 +18,7 @@ import pytest
 from llm_cost_ops.cli import main
 from llm_cost_ops.ledger.sqlite import day_sums
 from llm_cost_ops.ledger.types import Filter
-from llm_cost_ops.pricing.pricebook import Priced
+from llm_cost_ops.pricing.types import Priced
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from tests.unit.ledger.making import START, Sync, entry, pricing
 from tests.waiting import MAX_WAIT

@@ -142,7 +142,9 @@ def test_estimate(
     assert "CACHE_READ" in shown
     assert "openai/gpt-4o" in shown
     assert run("estimate", "openai", "no-such-model", "--input", 1, "--at", "2026-01-01") == 1
-    assert "No price is known" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "No price is known" in shown
+    assert "prices list no-such-model" in shown
     assert run("estimate", "openai", "gpt-4o", "--input", 1, "--cached", 2) == 2
     assert "cached_tokens" in capsys.readouterr().err
     for bad in (("--at", "noon"), ("--meter", "pages"), ("--meter", "pages=x")):
@@ -178,7 +180,8 @@ def test_prices_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None
     assert "No model" in capsys.readouterr().out
     assert run("prices", "show", "openai/gpt-4oo") == 2
     assert run("prices", "show", "gpt-4o") == 2
-    assert "did you mean" in capsys.readouterr().err
+    meant = capsys.readouterr().err.partition("did you mean ")[2]
+    assert "openai/gpt-4o" in meant.rstrip("?\n").split(", "), "many providers sell a model of that name"
 
 
 def test_stated_costs_are_compared_with_the_cards(
@@ -281,10 +284,22 @@ def test_a_question_to_a_database_that_is_not_there(
         assert run(command, "--db", "csts.db") == 2
         assert "there is no database csts.db" in capsys.readouterr().err
         assert run(command) == 2
-        assert "there is no database llm_cost_ops.db" in capsys.readouterr().err
+        assert "there is no database llm_cost_ops.db: name one by --db" in capsys.readouterr().err
     assert run("estimate", "openai", "gpt-4o", "--input", "1000") == 0
     assert "0.0025" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_period_that_is_no_word_and_a_group_that_is_none_tell_what_there_is(
+    database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for option in ("--start", "--end"):
+        assert run("costs", "--db", database, option, "yestreday") == 2
+        assert f"{option} must be a date" in (said := capsys.readouterr().err)
+        assert "yesterday" in said
+    assert run("costs", "--db", database, "--by", "modle") == 2
+    assert "group_by must be one of none, provider, model" in (said := capsys.readouterr().err)
+    assert "not 'modle'" in said
 
 
 def test_an_export_into_a_pipe_that_closes(database: Path) -> None:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -384,6 +385,14 @@ def _commands() -> Iterator[str]:
     for action in cli._parser()._actions:
         if hasattr(action, "choices") and isinstance(action.choices, dict):
             yield from action.choices
+
+
+@pytest.mark.parametrize("command", list(_commands()))
+def test_every_command_names_the_function_that_runs_it(command: str) -> None:
+    """It is imported when it is run, where neither a type checker nor another test sees a wrong name."""
+    parsers = next(action.choices for action in cli._parser()._actions if hasattr(action.choices, "get"))
+    module, _, name = parsers[command].get_default("run").partition(":")
+    assert name in import_module(f"llm_cost_ops.cli.{module}").__all__
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

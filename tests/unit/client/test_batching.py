@@ -120,12 +120,22 @@ class Service:
         """Nothing to close."""
 
 
-def waiting_in(client: Any) -> int:
-    """How many submits wait."""
+def groups_of(client: Any) -> list[Any]:
+    """What gathers the submits of a client."""
     [batching] = [each for each in client._channel.core.interceptors if isinstance(each, Batching)]
     groups = getattr(batching, "_groups", None)
     found = [groups] if groups is not None else [loop.groups for loop in batching._loops.values()]
-    return sum(len(group) for groups in found for group in list(groups.values()))
+    return [group for groups in found for group in list(groups.values())]
+
+
+def waiting_in(client: Any) -> int:
+    """How many submits wait."""
+    return sum(map(len, groups_of(client)))
+
+
+def nothing_in_flight(client: Any) -> bool:
+    """Whether every turn was given back, with each submit that it was for."""
+    return all(group.in_flight == group.sent == 0 for group in groups_of(client))
 
 
 Setup = Callable[[Any], Any]
@@ -171,7 +181,9 @@ def _in_threads(
             until(lambda: arrived(service, client, futures, held))
         until(lambda: opens(futures))
         service.gate.set()
-        return [future.exception(MAX_WAIT) or future.result() for future in futures]
+        outcomes = [future.exception(MAX_WAIT) or future.result() for future in futures]
+        until(lambda: nothing_in_flight(client))
+        return outcomes
 
 
 def _in_tasks(
@@ -185,7 +197,9 @@ def _in_tasks(
                 await until_async(lambda: arrived(service, client, tasks, held))
             await until_async(lambda: opens(tasks))
             service.gate.set()
-            return await asyncio.gather(*tasks, return_exceptions=True)
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+            await until_async(lambda: nothing_in_flight(client))
+            return outcomes
 
     return asyncio.run(run())
 
@@ -435,6 +449,35 @@ async def test_who_is_cancelled_leaves_the_others_alone() -> None:
     assert isinstance(told[1], asyncio.CancelledError)
     assert ids([told[0], *told[2:]]) == ["id of a", "id of c", "id of d"]
     assert service.sent == [["a"], ["c", "d"]]
+
+
+async def test_a_batch_whose_callers_leave_before_it_begins_gives_its_turn_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are cancelled in the very step of the event loop in which the turn comes to them."""
+    service = Service()
+    config = ClientConfig(base_url="http://test", batching=ONE_AT_A_TIME)
+    async with AsyncCostOpsClient(config=config, transport=service) as client:
+        [batching] = [each for each in client._channel.core.interceptors if isinstance(each, TaskBatching)]
+        first = asyncio.create_task(client.usage.submit(**CALL))
+        await until_async(lambda: len(service.calls) == 1)
+        riders = [asyncio.create_task(client.usage.submit(**CALL)) for _ in range(2)]
+        await until_async(lambda: waiting_in(client) == 2)
+        take_off = batching._take_off
+
+        def cancelled_first(of: Any) -> None:
+            for rider in riders:
+                rider.cancel()
+            take_off(of)
+
+        monkeypatch.setattr(batching, "_take_off", cancelled_first)
+        service.gate.set()
+        await asyncio.wait([first, *riders])
+        monkeypatch.undo()
+        async with asyncio.timeout(MAX_WAIT):
+            assert (await client.usage.submit(**CALL, idempotency_key="after")).usage_id == "id of after"
+    assert all(rider.cancelled() for rider in riders)
+    assert len(service.calls) == 2
 
 
 async def test_a_batch_ends_when_all_of_it_are_cancelled_and_others_go_on() -> None:

@@ -158,6 +158,24 @@ def test_a_view_fits_and_the_browser_has_no_complaint(
         assert box["height"] > 150
 
 
+def test_on_a_phone_every_page_choice_and_cost_is_in_sight(site: str, tab: Any) -> None:
+    page = tab(NARROW)
+
+    def beyond(selector: str) -> list[str]:
+        places = page.locator(selector).all()
+        assert places, selector
+        return [
+            place.inner_text()
+            for place in places
+            if (box := place.bounding_box()) is None or box["x"] + box["width"] > NARROW["width"]
+        ]
+
+    page.goto(f"{site}/dashboard/records?period=90d")
+    assert beyond("nav a, .segments a, .records .cost, .records .state") == []
+    page.locator("table.records tbody th a").first.click()
+    assert beyond(".receipt tr > :last-child") == []
+
+
 @pytest.fixture(scope="module")
 def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("axe")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from llm_cost_ops import CostOpsClient
-from llm_cost_ops.client import observing
+from llm_cost_ops.client import observer
 from llm_cost_ops.instrumentation import providers
 from llm_cost_ops.types import UsageQuality
 from tests.sdk_stub import BATCH_LINES, INPUT, OUTPUT, Stub
@@ -76,10 +76,10 @@ def in_place(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("GOOGLE_API_KEY", raising=False)
-    monkeypatch.setattr(observing, "_default", None)
+    monkeypatch.setattr(observer, "_default", None)
     yield stub
-    if observing._default is not None:
-        observing._default.close()
+    if observer._default is not None:
+        observer._default.close()
     gc.collect()
 
 
@@ -99,7 +99,7 @@ def ran(module: str, code: str, stub: Stub, monkeypatch: pytest.MonkeyPatch) -> 
         # It reads CO_API_URL once, when it is imported.
         monkeypatch.setattr(cohere, "ClientV2", partial(cohere.ClientV2, base_url=stub.url))
     exec(compile(code, module, "exec"), {"__name__": "__main__"})
-    client = observing._default
+    client = observer._default
     assert client is not None
     return client
 

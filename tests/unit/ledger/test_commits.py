@@ -15,7 +15,7 @@ import pytest
 from llm_cost_ops._gen.messages import CostStatus
 from llm_cost_ops.ledger import Committed, Filter
 from llm_cost_ops.ledger.consumers import catch_up
-from llm_cost_ops.pricing.pricebook import Priced
+from llm_cost_ops.pricing.types import Priced
 from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.rpc.status import RpcError
 from tests.unit.ledger.making import Sync, context, entry, pricing

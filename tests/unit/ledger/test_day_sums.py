@@ -24,7 +24,8 @@ from llm_cost_ops.ledger.sqlite import day_sums
 from llm_cost_ops.ledger.sqlite import sums as rollups
 from llm_cost_ops.ledger.sqlite.ledger import SqliteSums
 from llm_cost_ops.ledger.types import Entry, Filter, Revision
-from llm_cost_ops.pricing.pricebook import PriceBook, Pricing
+from llm_cost_ops.pricing.pricebook import PriceBook
+from llm_cost_ops.pricing.types import Pricing
 from llm_cost_ops.rules.times import buckets_between
 from tests.dict_ledger import DictLedger
 from tests.unit.ledger.making import START, TAKEN, Sync

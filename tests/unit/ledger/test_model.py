@@ -19,7 +19,7 @@ from llm_cost_ops.ledger.encoding import to_micros
 from llm_cost_ops.ledger.sqlite import sums as rollups
 from llm_cost_ops.ledger.types import Entry, Filter
 from llm_cost_ops.pricing.money import from_units
-from llm_cost_ops.pricing.pricebook import Pricing
+from llm_cost_ops.pricing.types import Pricing
 from llm_cost_ops.rules.times import QUARTER, QUARTERS_A_DAY, buckets_between
 from tests.unit.ledger.making import START, TAKEN, Sync, entry
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from typing import Any
 from unittest.mock import patch
 
@@ -22,11 +23,11 @@ from llm_cost_ops._gen.messages import UsageQuality
 from llm_cost_ops.ledger import Filter, open_ledger
 from llm_cost_ops.ledger.postgres import schema, writing
 from llm_cost_ops.ledger.postgres.connection import Session
-from llm_cost_ops.pricing.pricebook import Priced
+from llm_cost_ops.pricing.types import Priced
 from llm_cost_ops.rpc.runtime import drive
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from tests.ledger_suite import LedgerSuite, card, revise
-from tests.life_suite import LifeSuite
+from tests.life_suite import LifeSuite, erase, remove
 from tests.unit.ledger.making import Sync, context, entry, pricing
 from tests.unit.ledger.test_revisions import RepricedBesideModel
 from tests.waiting import MAX_WAIT, until
@@ -90,7 +91,7 @@ def test_the_ledger_beside_a_model(postgres: Any) -> None:
     )
 
 
-_OF_ORGANIZATIONS = "series|usage|first_record|revision|rollup|delta"
+_OF_ORGANIZATIONS = "series|usage|first_record|erased|revision|rollup|delta|removed_sum"
 _TABLE = re.compile(rf"\b(FROM|JOIN|INTO|UPDATE) llm_cost_ops\.({_OF_ORGANIZATIONS})\b(?: AS)? ?(\w+)?")
 
 
@@ -99,10 +100,10 @@ def without_organization(sql: str) -> list[str]:
     sql = " ".join(sql.split())
     found = []
     for verb, table, alias in _TABLE.findall(sql):
-        name = r"(?<![.\w])org" if alias in ("", "WHERE", "SELECT") else rf"\b{alias}\.org"
+        name = r"(?<![.\w])org" if alias in ("", "WHERE", "SELECT", "SET") else rf"\b{alias}\.org"
         if verb == "INTO":
             # Each row says whose it is: in its first column.
-            given = rf"INTO llm_cost_ops\.{table}( AS \w+)? (\(org,|SELECT %\(org\)s,)"
+            given = rf"INTO llm_cost_ops\.{table}( AS \w+)? (\(org,|SELECT (%\(org\)s|\w+\.org),)"
             if not re.search(given, sql):
                 found.append(table)
         elif not re.search(rf"{name} = (ANY\()?(%|\w+\.org\b)|\w+\.org = {alias}\.org\b", sql):
@@ -147,6 +148,7 @@ def test_every_statement_names_the_organization(postgres_url: str) -> None:
         for price, least in ((3, 100), (4, 1)):
             with patch.object(writing, "MIN_COPIED", least):
                 use_everything(ledger, price)
+        remove_everything(ledger)
     assert len([sql for sql in seen if _TABLE.search(" ".join(sql.split()))]) > 25
     seen.discard(schema.RESTORED)
     assert {sql: without_organization(sql) for sql in seen if without_organization(sql)} == {}
@@ -175,6 +177,15 @@ def use_everything(ledger: Sync, price: int) -> None:
     _, position = ledger.committed(None, 2)
     ledger.move_consumer("c", position)
     ledger.consumer_position("c")
+    assert ledger.find_faults() == []
+
+
+def remove_everything(ledger: Sync) -> None:
+    assert erase(ledger, "u", "acme") > 0
+    ledger.set_retention("acme", 1)
+    everything = datetime(2100, 1, 1, tzinfo=UTC)
+    assert ledger.remove_older("acme", everything, dry_run=True) > 0
+    assert remove(ledger, everything) > 0
     assert ledger.find_faults() == []
 
 

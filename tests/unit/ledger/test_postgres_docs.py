@@ -54,6 +54,29 @@ def as_user(url: str, role: str) -> str:
     return url.replace("postgres@", f"{role}@")
 
 
+def test_every_table_is_said_to_be_replicated_or_distributed_and_may_be(postgres: Any, url: str) -> None:
+    """What a table that is distributed by `org` may have: no foreign key, and nothing unique without it."""
+    assert main(["db", "init", url]) == 0
+    [listed] = re.findall(r"By its documentation (.*?), in one group", TEXT, re.DOTALL)
+    replicated, distributed = (
+        set(re.findall(r"`(\w+)`", part)) - {"org"} for part in listed.split("reference tables")
+    )
+    assert not replicated & distributed
+    name = url.partition("?")[0].rpartition("/")[2]
+    tables = "relnamespace = 'llm_cost_ops'::regnamespace AND relkind = 'r'"
+    assert replicated | distributed == {
+        table for (table,) in postgres.execute(f"SELECT relname FROM pg_class WHERE {tables}", name)
+    }
+    assert postgres.execute("SELECT conname FROM pg_constraint WHERE contype = 'f'", name) == []
+    unique = postgres.execute(
+        "SELECT c.relname, EXISTS (SELECT 1 FROM pg_attribute a WHERE a.attrelid = c.oid "
+        "AND a.attname = 'org' AND a.atttypid = 'int'::regtype AND a.attnum = ANY(i.indkey)) "
+        f"FROM pg_class c JOIN pg_index i ON i.indrelid = c.oid WHERE i.indisunique AND c.{tables}",
+        name,
+    )
+    assert {table for table, has_org in unique if not has_org} <= replicated
+
+
 def test_what_the_page_says_is_done_as_it_says(url: str, tmp_path: Path) -> None:
     with Sync(tmp_path / "costs.db") as ledger:
         ledger.append([entry(idempotency_key="k")])

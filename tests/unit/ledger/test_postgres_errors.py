@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import pickle
 import time
@@ -16,7 +17,9 @@ from llm_cost_ops.cli import main
 from llm_cost_ops.config import ClientConfig, without_password
 from llm_cost_ops.exceptions import ConfigurationError
 from llm_cost_ops.ledger import open_ledger
+from llm_cost_ops.ledger.postgres.errors import connect_error
 from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.server.running import _opened as opened
 from tests.unit.ledger.making import Sync, entry
 from tests.waiting import MAX_WAIT, until
 
@@ -76,9 +79,34 @@ def test_a_wrong_password_is_refused(postgres: Any) -> None:
         postgres.execute("DROP ROLE locked")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            'FATAL:  pg_hba.conf rejects connection for host "10.0.0.1", user "me", database "costs"',
+            "does not let this user in",
+        ),
+        ('FATAL:  no pg_hba.conf entry for host "10.0.0.1", user "me"', "does not let this user in"),
+        ('FATAL:  permission denied for database "costs"', "may not be used"),
+        ('FATAL:  role "me" is not permitted to log in', "may not be used"),
+        ("failed to resolve host 'h': Servname not supported for ai_socktype", "does not say where"),
+    ],
+)
+def test_what_is_wrong_is_named(text: str, message: str) -> None:
+    error = connect_error(psycopg.OperationalError(f"connection failed: {text}"))
+    assert error.code is StatusCode.FAILED_PRECONDITION
+    assert message in error.message
+
+
 def test_anothers_schema_and_a_newer_one_are_left_alone(postgres: Any) -> None:
     for statements, rule in (
         (("CREATE SCHEMA llm_cost_ops", "CREATE TABLE llm_cost_ops.theirs (id int)"), "another application"),
+        (("CREATE SCHEMA llm_cost_ops", "CREATE TABLE llm_cost_ops.meta (id int)"), "another application"),
+        (
+            ("CREATE SCHEMA llm_cost_ops", "CREATE TABLE llm_cost_ops.meta (version text)"),
+            "another application",
+        ),
+        (("CREATE SCHEMA llm_cost_ops", "CREATE TABLE llm_cost_ops.meta (version int)"), "is not a ledger's"),
         (
             (
                 "CREATE SCHEMA llm_cost_ops",
@@ -120,6 +148,21 @@ def test_a_user_without_the_right_to_make_tables(postgres: Any) -> None:
     finally:
         postgres.drop(url)
         postgres.execute("DROP ROLE serving")
+
+
+def test_a_server_that_may_only_read_does_not_start_and_names_the_right(
+    postgres: Any, postgres_url: str
+) -> None:
+    name = postgres_url.partition("?")[0].rpartition("/")[2]
+    postgres.execute("CREATE ROLE reading LOGIN")
+    try:
+        for grant in ("USAGE ON SCHEMA llm_cost_ops", "SELECT ON ALL TABLES IN SCHEMA llm_cost_ops"):
+            postgres.execute(f"GRANT {grant} TO reading", name)
+        with pytest.raises(ConfigurationError, match=r"db init.*permission denied for table meta"):
+            asyncio.run(opened(postgres_url.replace("postgres@", "reading@"), "disk"))
+    finally:
+        postgres.execute("DROP OWNED BY reading", name)
+        postgres.execute("DROP ROLE reading")
 
 
 def test_a_database_that_takes_no_writes(postgres: Any, postgres_url: str) -> None:

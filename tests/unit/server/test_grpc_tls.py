@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import sys
 
 import pytest
@@ -14,18 +13,12 @@ from llm_cost_ops.server.app import ServerTls
 from llm_cost_ops.server.grpc import GrpcServer
 from llm_cost_ops.service import open_service
 from tests.conformance.clients import COLOURS, open_client
+from tests.tunnels import mutual_certificates
 
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory):
-    """A folder with a certificate for localhost and one for a client, each its own authority."""
-    folder = tmp_path_factory.mktemp("tls")
-    for name, subject in [("server", "localhost"), ("client", "someone")]:
-        command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
-        command += f" -subj /CN={subject} -addext subjectAltName=DNS:{subject}"
-        command += f" -keyout {folder / name}.key -out {folder / name}.pem"
-        subprocess.run(command.split(), check=True, capture_output=True)
-    return folder
+    return mutual_certificates(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture(params=[False, True], ids=["tls", "mtls"])

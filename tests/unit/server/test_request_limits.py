@@ -334,6 +334,90 @@ def test_a_json_batch_that_is_cut_is_the_same_batch(items):
     assert cut == codec.decode_json(sent, unique=True)
 
 
+@pytest.mark.parametrize("tags", [50, 51])
+def test_a_batch_over_grpc_has_as_many_values_as_it_may(tags):
+    sent = field(1, field(27, b"") * tags) + field(1, field(27, b"") * 50)
+    with mock.patch.object(decoding, "MAX_VALUES", 100):
+        if tags == 50:
+            cut = decoding._protobuf_batch(BATCH_SUBMIT_USAGE.request, BATCH_FIELD, sent, 10_000)
+            assert [len(record.tags) for record in cut.records] == [50, 50]
+        else:
+            with pytest.raises(DecodeError, match="at most 100 values"):
+                decoding._protobuf_batch(BATCH_SUBMIT_USAGE.request, BATCH_FIELD, sent, 10_000)
+
+
+RECORDS = st.fixed_dictionaries(
+    {"organization_id": st.text('a"\\[]{},:é', max_size=9)},
+    optional={
+        "tags": st.lists(st.sampled_from(['},{"organization_id":"', ",", "]"]), max_size=2),
+        "labels": st.dictionaries(st.text('a"},', max_size=3), st.text('a"},', max_size=3), max_size=2),
+        "metadata": st.fixed_dictionaries({"calls": st.lists(st.just({"organization_id": ""}), max_size=2)}),
+        "timestamp": st.sampled_from(["2026-01-01T00:00:00Z", "2026-01-01T02:00:00+02:00"]),
+        "newer": st.just(1),
+    },
+)
+DAMAGE = [b"", b",", b",\x0b", b",0,", b",,", b"]", b"],[", b'],"records":[', b",]}", b", \n", b" , ,"]
+
+
+def outcome(data, limit=300):
+    try:
+        return decoding._json_batch(BATCH_SUBMIT_USAGE.request, BATCH_FIELD, data, limit)
+    except DecodeError as error:
+        return str(error)
+
+
+@given(
+    st.lists(RECORDS, min_size=1, max_size=9),
+    st.sampled_from([(",", ":"), (", ", ": "), (",\n\t", ":")]),
+    st.integers(20, 200),
+)
+def test_records_that_are_decoded_together_are_as_each_by_itself(records, separators, size):
+    sent = json.dumps({"records": records}, separators=separators).encode()
+    with mock.patch.object(decoding, "_in_pieces", return_value=None):
+        expected = outcome(sent)
+    with mock.patch.object(decoding, "_PIECE", size):
+        assert outcome(sent) == expected
+
+
+@pytest.mark.parametrize("size", [25, 30, 60])
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("where", range(5))
+def test_what_is_between_records_that_are_decoded_together_is_as_before(where, damage, size):
+    records = [b'{"organization_id":"a"}'] * 4
+    commas = [b"", b",", b",", b",", b""]
+    commas[where] = damage
+    between = [comma + record for comma, record in zip(commas, [*records, b""], strict=True)]
+    sent = b'{"records":[' + b"".join(between) + b"]}"
+    with mock.patch.object(decoding, "_in_pieces", return_value=None):
+        expected = outcome(sent)
+    with mock.patch.object(decoding, "_PIECE", size):
+        assert outcome(sent) == expected
+
+
+def test_a_large_batch_of_nothing_but_a_comma_is_malformed():
+    assert isinstance(outcome(b'{"records":[,' + b" " * 400 + b"]}"), str)
+
+
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+def test_no_record_of_a_large_batch_is_decoded_alone(separators):
+    records = [RECORD | {"metadata": {"calls": [{}, {}]}, "tags": [f"{n}"]} for n in range(3000)]
+    sent = json.dumps({"records": records}, separators=separators).encode()
+    with mock.patch.object(decoding, "_json_item", side_effect=AssertionError):
+        request = decoding._json_batch(BATCH_SUBMIT_USAGE.request, BATCH_FIELD, sent, 256 * 1024)
+    assert [record.tags for record in request.records] == [[f"{n}"] for n in range(3000)]
+
+
+@pytest.mark.parametrize("cut_at", [200, 10_000])
+def test_records_beyond_the_most_that_a_batch_may_have_are_refused_however_it_is_cut(cut_at):
+    fewer = BATCH_FIELD._replace(max_items=20)
+    sent = json.dumps({"records": [RECORD] * 21}).encode()
+    with (
+        mock.patch.object(decoding, "_PIECE", cut_at),
+        pytest.raises(DecodeError, match="at most 20 records"),
+    ):
+        decoding._json_batch(BATCH_SUBMIT_USAGE.request, fewer, sent, 10_000)
+
+
 def spans(count, size):
     """A request of spans in JSON, calls with long texts, of about `size` bytes."""
     counts = {"gen_ai.usage.input_tokens": 5, "gen_ai.usage.output_tokens": 5}

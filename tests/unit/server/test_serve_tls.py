@@ -17,6 +17,7 @@ from llm_cost_ops.server.http import AsgiApp
 from llm_cost_ops.server.running import check_reach
 from llm_cost_ops.service import open_service
 from tests.conformance.clients import COLOURS, open_client, running_server
+from tests.tunnels import mutual_certificates
 from tests.waiting import MAX_WAIT
 
 DOORS = ("--http", "localhost:0", "--grpc", "localhost:0")
@@ -24,14 +25,7 @@ DOORS = ("--http", "localhost:0", "--grpc", "localhost:0")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Holds a certificate for localhost and one for a client, each its own authority."""
-    folder = tmp_path_factory.mktemp("tls")
-    for name, subject in [("server", "localhost"), ("client", "someone")]:
-        command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
-        command += f" -subj /CN={subject} -addext subjectAltName=DNS:{subject}"
-        command += f" -keyout {folder / name}.key -out {folder / name}.pem"
-        subprocess.run(command.split(), check=True, capture_output=True)
-    return folder
+    return mutual_certificates(tmp_path_factory.mktemp("tls"))
 
 
 def options(folder: Path, *, mutual: bool) -> tuple[str, ...]:

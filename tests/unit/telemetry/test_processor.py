@@ -124,7 +124,7 @@ def test_nothing_is_raised_when_records_are_not_taken(
 
 
 def test_without_a_client_it_is_the_process_s(client: CostOpsClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm_cost_ops.client.observing._default", client)
+    monkeypatch.setattr("llm_cost_ops.client.observer._default", client)
     with tracer_of(None).start_as_current_span("x", attributes=CALL):
         pass
     assert len(recorded(client)) == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import socket
 import ssl
-import subprocess
 import threading
 
 import pytest
@@ -17,6 +16,7 @@ from tests.faulty_peers import FaultyPeer, full_backlog
 from tests.grpc_calls import PUT, TIMEOUT, call, url_of
 from tests.ports import free_port
 from tests.tiny_service import GET_NOTE, GetNoteRequest, Note, PutNoteRequest
+from tests.tunnels import self_signed
 from tests.waiting import MAX_WAIT
 
 
@@ -253,13 +253,3 @@ def test_a_proxy_tunnels(colour, monkeypatch):
         )
         assert "403" in error.message
         assert error.maybe_applied is False
-
-
-def self_signed(folder):
-    """The paths of a certificate for localhost and of its key."""
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
-    command += " -subj /CN=localhost"
-    command += f" -addext subjectAltName=DNS:localhost -keyout {key} -out {cert}"
-    subprocess.run(command.split(), check=True, capture_output=True)
-    return cert, key

@@ -7,7 +7,6 @@ import gc
 import os
 import socket
 import ssl
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -28,6 +27,7 @@ from tests.tiny_service import (
     PutNoteResponse,
     context,
 )
+from tests.tunnels import self_signed
 from tests.waiting import MAX_WAIT, until, until_async
 
 TIMEOUT = 0.3
@@ -361,12 +361,3 @@ def test_certificates_are_verified(tmp_path, colour):
         assert error.maybe_applied is False
         trusting = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
         assert call(colour, peer.url, timeout=MAX_WAIT, verify=trusting).data.id == "n"
-
-
-def self_signed(folder):
-    """The paths of a certificate for localhost and of its key."""
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
-    command += f" -subj /CN=localhost -addext subjectAltName=DNS:localhost -keyout {key} -out {cert}"
-    subprocess.run(command.split(), check=True, capture_output=True)
-    return cert, key

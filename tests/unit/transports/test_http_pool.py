@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 
+import httpcore
 import pytest
 
 from llm_cost_ops.rpc.fifo import CallQueue
 from llm_cost_ops.rpc.runtime import drive
-from llm_cost_ops.transports.http.client import HttpTransport, IdleConnections
+from llm_cost_ops.transports.http.client import AsyncHttpTransport, HttpTransport, IdleConnections
 from tests.faulty_peers import FaultyPeer, answer, answering
-from tests.tiny_service import GET_NOTE, GetNoteRequest, context
+from tests.tiny_service import GET_NOTE, PUT_NOTE, GetNoteRequest, Note, PutNoteRequest, context
 from tests.waiting import MAX_WAIT, until
 
 GOOD = answer("200 OK", b'{"data": {"id": "n"}}')
@@ -75,6 +77,39 @@ def test_settings_reach_the_connections(kept, expiry, connections):
             time.sleep(0.06)
         drive(transport.aclose())
     assert peer.connections == connections
+
+
+async def written_for(colour, url, monkeypatch):
+    """What is written to the socket for one request with a body, piece by piece."""
+    written = []
+    if colour == "sync":
+        kind, pieces = HttpTransport, httpcore._backends.sync.SyncStream
+    else:
+        kind, pieces = AsyncHttpTransport, asyncio.selector_events._SelectorSocketTransport
+    write = pieces.write
+
+    def spied(self, data, *arguments, **options):
+        written.append(bytes(data))
+        return write(self, data, *arguments, **options)
+
+    monkeypatch.setattr(pieces, "write", spied)
+    transport = kind(url)
+    call = transport.unary_unary(
+        PutNoteRequest(note=Note(id="n", text="x" * 100)),
+        context(PUT_NOTE, MAX_WAIT, asynchronous=colour == "async"),
+    )
+    assert (drive(call) if colour == "sync" else await call).data.id == "n"
+    drive(transport.aclose()) if colour == "sync" else await transport.aclose()
+    return [each for each in written if each]
+
+
+@pytest.mark.parametrize("colour", ["sync", "async"])
+async def test_a_request_and_its_body_leave_together(colour, monkeypatch):
+    with FaultyPeer(answering(GOOD)) as peer:
+        [whole] = await written_for(colour, peer.url, monkeypatch)
+    assert whole.startswith(b"POST ")
+    assert whole.endswith(b"}")
+    assert b"x" * 100 in whole
 
 
 def test_proxies_are_used(monkeypatch):

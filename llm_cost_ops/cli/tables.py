@@ -1,21 +1,24 @@
-"""Tables of costs."""
+"""What commands show of costs: tables, bars, receipts, and the lines below them."""
 
 from __future__ import annotations
 
-import argparse
 from datetime import timedelta
 from decimal import Decimal
 
-from llm_cost_ops._gen.codecs import COST_SUMMARY
-from llm_cost_ops.cli.options import filters_of
-from llm_cost_ops.cli.output import Bar, Cell, Column, Output, Table, form_of, money
-from llm_cost_ops.cli.target import open_client
-from llm_cost_ops.client.clients import CostOpsClient
+from llm_cost_ops.cli.output import Bar, Cell, Column, Output, Table, money
 from llm_cost_ops.rpc.status import RpcError
 from llm_cost_ops.rules.times import bucket_label, buckets_between, parse_start
-from llm_cost_ops.types import CostSummary
+from llm_cost_ops.types import CostRecord, CostSummary, RepriceDifference
 
-__all__ = ["cost_bars", "cost_table", "is_elsewhere", "print_total", "show_costs"]
+__all__ = [
+    "cost_bars",
+    "cost_table",
+    "differences_table",
+    "is_elsewhere",
+    "print_total",
+    "receipt_table",
+    "show_receipt",
+]
 
 _INTERVALS = ("hour", "day", "week", "month")
 _MAX_BARS = 1000
@@ -116,26 +119,62 @@ def _requests(count: int) -> str:
     return f"{count:,} request{'s' * (count != 1)}"
 
 
-def show_costs(options: argparse.Namespace) -> int:
-    """The `costs` command."""
-    with open_client(options) as client:
-        summary = _asked(client, options)
-    output = Output(form_of(options))
-    if output.form == "json":
-        output.json_text(COST_SUMMARY.encode_json(summary))
-        return 0
-    if options.plot:
-        if summary.breakdown and not is_elsewhere(summary):
-            output.bars(cost_bars(summary, options.time_zone))
-    elif output.form == "csv" or (summary.breakdown and not is_elsewhere(summary)):
-        output.table(cost_table("What it cost", summary))
-    print_total(output, summary)
-    return 0
+def show_receipt(output: Output, cost: CostRecord) -> None:
+    """What each meter cost, and by which card."""
+    if cost.total_cost is None and output.form == "text":
+        output.line(("No price is known for this call.", "yellow"))
+        return
+    output.table(receipt_table(cost))
+    if cost.rate_card_id:
+        origin = f", {cost.origin_version}" if cost.origin_version else ""
+        output.line(f"{cost.status.value}, by the card {cost.rate_card_id}{origin}")
+    else:
+        output.line(cost.status.value)
+    if cost.fallback_dimensions:
+        output.line(f"The card stands in for another {' and '.join(cost.fallback_dimensions)}.")
 
 
-def _asked(client: CostOpsClient, options: argparse.Namespace) -> CostSummary:
-    return client.costs.get(
-        **filters_of(options),
-        group_by=[name.strip() for name in ",".join(options.group_by or ["provider,model"]).split(",")],
-        currency=options.currency,
+def receipt_table(cost: CostRecord) -> Table:
+    """A row a meter, with the total below."""
+    table = Table(
+        columns=[
+            Column("meter"),
+            Column("quantity", right=True),
+            Column("price", right=True),
+            Column(f"cost, {cost.currency}", right=True, key="cost"),
+        ],
+        footer=["total", "", "", "" if cost.total_cost is None else cost.total_cost],
     )
+    for line in cost.lines:
+        price = "-" if line.unit_price is None else f"{money(line.unit_price)} / {line.per:,}"
+        # A count as a decimal would be shown with two places.
+        quantity: Cell = int(line.quantity) if line.quantity == int(line.quantity) else f"{line.quantity:f}"
+        table.rows.append([line.meter, quantity, price, line.cost if line.priced else "no price"])
+    return table
+
+
+def differences_table(differences: list[RepriceDifference]) -> Table:
+    """A row for each provider, model and currency whose costs a repricing changed."""
+    counted = (Column(name, right=True) for name in ("records", "before", "after", "difference"))
+    table = Table(
+        columns=[
+            Column("provider"),
+            Column("model"),
+            *counted,
+            Column("currency"),
+            Column("unpriced", right=True),
+        ]
+    )
+    for row in differences:
+        unpriced = f"{row.unpriced_before:,} → {row.unpriced_after:,}"
+        cells: list[Cell] = [
+            row.provider,
+            row.model_id,
+            row.records,
+            row.before,
+            row.after,
+            row.difference,
+            row.currency,
+        ]
+        table.rows.append([*cells, unpriced])
+    return table
