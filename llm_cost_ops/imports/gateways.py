@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 
 from llm_cost_ops.imports.values import (
@@ -67,7 +68,7 @@ def _read_litellm(obj: dict[str, object], _state: State) -> Found:
     if str(obj.get("cache_hit")).lower() == "true":
         return
     metadata = nested(obj, "metadata")
-    usage = nested(metadata, "usage_object")
+    usage = nested(metadata, "usage_object", "additional_usage_values")
     details = nested(usage, "prompt_tokens_details")
     cached = count(usage, "cache_read_input_tokens") or count(details, "cached_tokens") or 0
     written = count(usage, "cache_creation_input_tokens") or count(details, "cache_creation_tokens") or 0
@@ -79,6 +80,11 @@ def _read_litellm(obj: dict[str, object], _state: State) -> Found:
     failed = text(obj, "status") == "failure"
     request_id = text(obj, "request_id")
     stated_input = count(obj, "prompt_tokens")
+    # Models that it has no price for have a spend of 0, which is no price.
+    spend = cost(obj.get("spend"), "spend") or None
+    if spend and not stated_input and not output:
+        # Images, speech and the like: no counts are told.
+        stated_input = output = None
     record = made(
         provider=provider,
         model_id=rest if slash and prefix in (stated, provider) else model,
@@ -91,8 +97,7 @@ def _read_litellm(obj: dict[str, object], _state: State) -> Found:
         reasoning_tokens=count(nested(usage, "completion_tokens_details"), "reasoning_tokens"),
         timestamp=moment(obj.get("startTime")),
         latency_ms=_milliseconds(obj.get("startTime"), obj.get("endTime")),
-        # Models that it has no price for have a spend of 0, which is no price.
-        reported_cost=cost(obj.get("spend"), "spend") or None,
+        reported_cost=spend,
         user_id=text(obj, "end_user", "user")[:255],
         session_id=text(obj, "session_id"),
         outcome=Outcome.FAILED if failed else None,
@@ -103,13 +108,23 @@ def _read_litellm(obj: dict[str, object], _state: State) -> Found:
         observation=True,
         source="litellm",
     )
-    _set_long_writes(record, usage)
+    if usage and stated_input is not None:
+        _set_litellm_details(record, usage)
     yield Part("", record)
 
 
-def _set_long_writes(record: UsageRecord, usage: dict[str, object]) -> None:
-    details = nested(nested(usage, "prompt_tokens_details"), "cache_creation_token_details")
-    record.cache_write_extended_tokens = count(details, "ephemeral_1h_input_tokens") or 0
+def _set_litellm_details(record: UsageRecord, usage: dict[str, object]) -> None:
+    """What LiteLLM's usage says beside the totals of a row: searches, modalities, what set the price."""
+    stated = {"prompt_tokens": record.input_tokens, "completion_tokens": record.output_tokens}
+    answer = {"object": "chat.completion", "usage": {**usage, **stated, "total_tokens": None}}
+    try:
+        seen = usage_from_response(answer, api="openai.chat", provider="litellm")
+    except PayloadError:
+        return
+    record.cache_write_extended_tokens = min(seen.cache_write_extended_tokens, record.cache_write_tokens)
+    record.modality, record.meters = seen.modality, seen.meters
+    record.speed, record.region = seen.speed, seen.region
+    record.service_tier, record.processing = seen.service_tier, seen.processing
 
 
 def _tags(value: object) -> list[str]:
@@ -262,10 +277,22 @@ def _helicone(row: dict[str, object]) -> UsageRecord:
         cached=cached,
         written=written,
         reasoning_tokens=count(row, "reasoning_tokens"),
+        audio=(count(row, "prompt_audio_tokens"), 0, count(row, "completion_audio_tokens")),
         operation=Operation.CHAT,
     )
 
 
+# What of the details are tokens; a project may count anything else there too.
+_OF_TOKENS = re.compile("(?i)(input|output|prompt|completion|cache|reasoning|total|thought)|.*token")
+# The other units that its older usage may be in: the meter, and how many of it one is.
+_UNITS = {
+    "CHARACTERS": ("characters", 1),
+    "IMAGES": ("images", 1),
+    "REQUESTS": ("requests", 1),
+    "SECONDS": ("audio_ms", 1000),
+    "MILLISECONDS": ("audio_ms", 1),
+}
+_MAX_METER = 64
 _GENERATION_TYPES = ("GENERATION", "EMBEDDING")
 
 
@@ -305,6 +332,14 @@ def _langfuse(row: dict[str, object], trace: dict[str, object]) -> UsageRecord:
         stated["output"] = stated["output"] if plain else count(row, "completionTokens", "completion_tokens")
         details = {name: value for name, value in stated.items() if value is not None}
     total = details.pop("total", None)
+    meters = {
+        re.sub("[^a-z0-9_]", "_", name.lower())[:_MAX_METER]: details.pop(name)
+        for name in list(details)
+        if not _OF_TOKENS.match(name)
+    }
+    if meter := _UNITS.get(text(nested(row, "usage"), "unit").upper()):
+        counted = total if total is not None else sum(details.values())
+        meters, details = {meter[0]: counted * meter[1]}, {}
     output_names = [name for name in details if name.startswith(("output", "completion", "reasoning"))]
     parts = {name: value for name, value in details.items() if name not in output_names}
     outputs = {name: details[name] for name in output_names}
@@ -330,6 +365,7 @@ def _langfuse(row: dict[str, object], trace: dict[str, object]) -> UsageRecord:
         cache_write_extended_tokens=like(parts, "1h"),
         reasoning_tokens=like(outputs, "reasoning"),
         audio=(like(parts, "audio"), 0, like(outputs, "audio")),
+        meters={name: value for name, value in meters.items() if value},
         timestamp=moment(start),
         latency_ms=_milliseconds(start, end),
         user_id=text(trace, "userId", "user_id")[:255],
@@ -368,7 +404,9 @@ def _langsmith(run: dict[str, object]) -> UsageRecord:
     extra = nested(run, "extra")
     model = text(metadata, "ls_model_name") or text(nested(extra, "invocation_params"), "model")
     stated = text(metadata, "ls_provider")
-    cached, written = count(given, "cache_read") or 0, count(given, "cache_creation") or 0
+    # Writes are told by their time to live in place of all together.
+    cached, long = count(given, "cache_read") or 0, count(given, "ephemeral_1h_input_tokens") or 0
+    written = (count(given, "ephemeral_5m_input_tokens") or 0) + long or count(given, "cache_creation") or 0
     read, output = count(usage, "input_tokens"), count(usage, "output_tokens")
     read = count(run, "prompt_tokens") if read is None else read
     output = count(run, "completion_tokens") if output is None else output
@@ -381,6 +419,7 @@ def _langsmith(run: dict[str, object]) -> UsageRecord:
         output_tokens=output,
         cached=cached,
         written=written,
+        cache_write_extended_tokens=long,
         reasoning_tokens=count(returned, "reasoning"),
         audio=(count(given, "audio"), 0, count(returned, "audio")),
         timestamp=moment(run.get("start_time")),

@@ -17,7 +17,7 @@ from llm_cost_ops.imports.values import (
     nested,
     text,
 )
-from llm_cost_ops.types import Operation, UsageRecord
+from llm_cost_ops.types import ModalityTokens, Operation, UsageQuality, UsageRecord
 
 __all__ = ["ANTHROPIC_COSTS", "ANTHROPIC_CSV", "ANTHROPIC_USAGE", "OPENAI_PAGE"]
 
@@ -29,7 +29,9 @@ _OPENAI_METERS = {
     "audio_transcriptions": (_SECONDS, "audio_ms", Operation.TRANSCRIPTION),
     "code_interpreter_sessions": (_SESSIONS, "code_interpreter_sessions", Operation.TOOL),
     "web_search_calls": (_CALLS, "web_searches", Operation.TOOL),
+    "web_searches": (_CALLS, "web_searches", Operation.TOOL),
     "file_search_calls": (_CALLS, "file_searches", Operation.TOOL),
+    "file_searches": (_CALLS, "file_searches", Operation.TOOL),
 }
 _OPERATIONS = {
     "completions": Operation.CHAT,
@@ -91,6 +93,7 @@ def _openai_result(bucket: dict[str, object], result: dict[str, object]) -> Usag
                 for name in ("model", "project_id", "user_id", "api_key_id", "batch", "service_tier")
             ),
             *(result.get(name) for name in ("line_item", "size", "source", "api_source")),
+            *(result[name] for name in ("context_level", "vector_store_id") if result.get(name)),
         ),
     )
     if text(result, "api_key_id"):
@@ -120,17 +123,32 @@ def _openai_tokens(result: dict[str, object], record: UsageRecord, kind: str) ->
     record.input_tokens = count(result, "input_tokens")
     record.output_tokens = count(result, "output_tokens")
     record.cached_tokens = count(result, "input_cached_tokens") or 0
-    record.cache_write_tokens = count(result, "input_cache_write_tokens") or 0
-    # The counts of audio leave out what was cached of it, the input holds all.
+    long = count(result, "input_cache_write_12h_tokens") or 0
+    written = count(result, "input_cache_write_tokens")
+    record.cache_write_extended_tokens = long
+    if written is None:
+        written = (count(result, "input_cache_write_30m_tokens") or 0) + long
+    record.cache_write_tokens = written
+    if kind == "completions" and result.get("batch") is None:
+        # Not grouped by batch: some of it may have cost half.
+        record.quality = UsageQuality.ESTIMATED
+    # The counts of audio and images leave out what was cached of them, the input holds all.
     cached_audio = count(result, "input_cached_audio_tokens") or 0
     audio = (count(result, "input_audio_tokens") or 0) + cached_audio
     spoken = count(result, "output_audio_tokens") or 0
+    cached_image = count(result, "input_cached_image_tokens") or 0
+    images = (count(result, "input_image_tokens") or 0) + cached_image
+    drawn = count(result, "output_image_tokens") or 0
     # Older pages count audio beside the text.
     if record.input_tokens is not None and audio > record.input_tokens:
         record.input_tokens += audio
     if record.output_tokens is not None and spoken > record.output_tokens:
         record.output_tokens += spoken
     record.modality = made(audio=(audio, min(cached_audio, record.cached_tokens), spoken)).modality
+    if images or drawn:
+        record.modality = record.modality or ModalityTokens()
+        record.modality.input_image_tokens, record.modality.output_image_tokens = images, drawn
+        record.modality.cached_image_tokens = cached_image
 
 
 def _openai_cost(result: dict[str, object], record: UsageRecord) -> UsageRecord | str:

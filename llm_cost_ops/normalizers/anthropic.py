@@ -15,9 +15,11 @@ from llm_cost_ops.normalizers.provider import Provider
 from llm_cost_ops.normalizers.record import (
     check_record,
     check_total,
+    set_geography,
     set_key,
     set_meter,
     set_model,
+    set_speed,
     set_tier,
     set_tokens,
     set_unknown,
@@ -35,8 +37,6 @@ NAMES = {
     "cache_write_extended_tokens": "usage.cache_creation.ephemeral_1h_input_tokens",
     "reasoning_tokens": "usage.output_tokens_details.thinking_tokens",
 }
-# What inference_geo says when no geography was asked for, or when it is not known.
-_EVERYWHERE = frozenset({"", "global", "not_available"})
 
 
 def read_messages(payload: dict[str, object], record: UsageRecord) -> None:
@@ -124,10 +124,8 @@ def _writes(usage: dict[str, object], path: str) -> tuple[int, int]:
 
 def _read_dimensions(usage: dict[str, object], record: UsageRecord) -> None:
     set_tier(record, text(usage, "service_tier"))
-    speed = text(usage, "speed")
-    record.speed = "" if speed == "standard" else speed
-    geography = text(usage, "inference_geo").lower()
-    record.region = "" if geography in _EVERYWHERE else geography
+    set_speed(record, text(usage, "speed"))
+    set_geography(record, text(usage, "inference_geo"))
     tools = section(usage, "server_tool_use", "usage.server_tool_use")
     if tools is not None:
         # Fetches are free: they are billed by the tokens that they bring in.

@@ -16,6 +16,7 @@ from llm_cost_ops.normalizers.record import (
     check_record,
     set_key,
     set_model,
+    set_speed,
     set_stated,
     set_tier,
     set_tokens,
@@ -34,6 +35,9 @@ NAMES = {
 }
 _IN_HEADER = "x-amzn-bedrock-input-token-count"
 _OUT_HEADER = "x-amzn-bedrock-output-token-count"
+_READ_HEADER = "x-amzn-bedrock-cache-read-input-token-count"
+_WRITTEN_HEADER = "x-amzn-bedrock-cache-write-input-token-count"
+_METRICS = "amazon-bedrock-invocationMetrics"
 _GEOGRAPHIES = frozenset(
     {"us", "us-gov", "eu", "apac", "ap", "au", "jp", "ca", "sa", "uk", "in", "me", "af", "il", "mx"}
 )
@@ -54,7 +58,7 @@ def read_converse(payload: dict[str, object], record: UsageRecord) -> None:
     set_key(record, text(metadata, "RequestId"))
     set_tier(record, text(section(payload, "serviceTier", "serviceTier") or {}, "type"))
     latency = text(section(payload, "performanceConfig", "performanceConfig") or {}, "latency")
-    record.speed = "" if latency == "standard" else latency
+    set_speed(record, latency)
     usage = section(payload, "usage", "usage")
     if usage is None:
         set_unknown(record)
@@ -87,16 +91,27 @@ def read_invoke(payload: dict[str, object], record: UsageRecord) -> None:
     record.region = region_of(record.model_id)
     metadata = section(payload, "ResponseMetadata", "ResponseMetadata") or {}
     set_key(record, text(metadata, "RequestId"))
+    set_tier(record, text(payload, "serviceTier"))
+    set_speed(record, text(payload, "performanceConfigLatency"))
     given, returned = _native_counts(payload)
     if returned is None and record.operation == Operation.EMBEDDINGS and given is not None:
         returned = 0
+    read = written = 0
     if given is None and returned is None:
         headers = section(metadata, "HTTPHeaders", "ResponseMetadata.HTTPHeaders") or payload
         headers = {str(name).lower(): value for name, value in headers.items()}
         given = counted(headers, _IN_HEADER, "headers")
         returned = counted(headers, _OUT_HEADER, "headers")
+        read, written = count(headers, _READ_HEADER, "headers"), count(headers, _WRITTEN_HEADER, "headers")
         if returned is None and given is not None and ".embed" in record.model_id:
             returned = 0
+    elif (metrics := section(payload, _METRICS, _METRICS)) is not None:
+        read = count(metrics, "cacheReadInputTokenCount", _METRICS)
+        written = count(metrics, "cacheWriteInputTokenCount", _METRICS)
+    if given is not None:
+        # As in Converse, the input leaves out the cache.
+        given += read + written
+        record.cached_tokens, record.cache_write_tokens = read, written
     set_stated(record, given, returned, None)
 
 
@@ -109,23 +124,24 @@ def _native_counts(payload: dict[str, object]) -> tuple[int | None, int | None]:
         results = items(payload, "results", "results")
         if results:
             returned = sum(count(result, "tokenCount", f"results[{i}]") for i, result in enumerate(results))
-    metrics = section(payload, "amazon-bedrock-invocationMetrics", "amazon-bedrock-invocationMetrics")
+    metrics = section(payload, _METRICS, _METRICS)
     if metrics is not None and (given is None or returned is None):
-        path = "amazon-bedrock-invocationMetrics"
-        given = counted(metrics, "inputTokenCount", path)
-        returned = counted(metrics, "outputTokenCount", path)
+        given = counted(metrics, "inputTokenCount", _METRICS)
+        returned = counted(metrics, "outputTokenCount", _METRICS)
     return given, returned
 
 
 def _read_tokens(usage: dict[str, object], record: UsageRecord) -> None:
     plain, output = count(usage, "inputTokens", "usage"), count(usage, "outputTokens", "usage")
-    read = count(usage, "cacheReadInputTokens", "usage")
+    # The bodies of Nova say Count where Converse says Tokens.
+    read = count(usage, "cacheReadInputTokens", "usage") or count(usage, "cacheReadInputTokenCount", "usage")
     written = count(usage, "cacheWriteInputTokens", "usage")
+    written = written or count(usage, "cacheWriteInputTokenCount", "usage")
     split = {"5m": 0, "1h": 0}
     for index, detail in enumerate(items(usage, "cacheDetails", "usage.cacheDetails")):
         ttl = text(detail, "ttl")
         split[ttl] = split.get(ttl, 0) + count(detail, "inputTokens", f"usage.cacheDetails[{index}]")
-    if "cacheWriteInputTokens" not in usage:
+    if not has(usage, "cacheWriteInputTokens") and not has(usage, "cacheWriteInputTokenCount"):
         written = sum(split.values())
     elif sum(split.values()) > written:
         raise PayloadError(

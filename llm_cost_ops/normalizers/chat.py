@@ -19,8 +19,10 @@ from llm_cost_ops.normalizers.record import (
     claude_writes,
     fit_details,
     read_modality,
+    set_geography,
     set_identity,
     set_meter,
+    set_speed,
     set_stated,
     set_tier,
     set_tokens,
@@ -38,8 +40,17 @@ OutputRule = Callable[[int, int, int, "int | None"], tuple[int, int]]
 _CHAT, _TEXT = Operation.CHAT, Operation.TEXT_COMPLETION
 _INPUTS = "usage.prompt_tokens_details"
 _OUTPUTS = "usage.completion_tokens_details"
-# Cache reads beside the totals: Moonshot, Mistral, xAI's SDK, LiteLLM for Claude.
-_BESIDE = ("cached_tokens", "num_cached_tokens", "cached_prompt_text_tokens", "cache_read_input_tokens")
+# Cache reads beside the totals: Moonshot, Mistral, xAI's SDK, LiteLLM for Claude, hosts of DeepSeek.
+_BESIDE = (
+    "cached_tokens",
+    "num_cached_tokens",
+    "cached_prompt_text_tokens",
+    "cache_read_input_tokens",
+    "prompt_cache_hit_tokens",
+)
+# What gateways say beside OpenAI's fields: searches, as Anthropic counts them, and what chose the price.
+_OF_GATEWAYS = frozenset(("server_tool_use", "server_tool_use_details", "inference_geo", "speed"))
+_COUNTED_SEARCHES = frozenset(("web_search_requests", "google_maps_grounding_requests"))
 # Each answer of these models is one search that is billed.
 _SEARCH_MODELS = ("gpt-4o-search-preview", "gpt-4o-mini-search-preview", "gpt-5-search-api")
 NAMES = {
@@ -84,7 +95,10 @@ def read_chat(payload: dict[str, object], record: UsageRecord, rule: OutputRule)
         if not set_stated(record, prompt, completion, total):
             return usage
         prompt, completion = record.input_tokens or 0, record.output_tokens or 0
-    inputs = section(usage, "prompt_tokens_details", _INPUTS) or {}
+    # The runs of assistants have one letter less.
+    inputs = section(usage, "prompt_tokens_details", _INPUTS) or (
+        section(usage, "prompt_token_details", _INPUTS) or {}
+    )
     outputs = section(usage, "completion_tokens_details", _OUTPUTS) or {}
     output, record.reasoning_tokens = rule(prompt, completion, _reasoning(outputs, usage), total)
     set_tokens(record, prompt, output)
@@ -99,6 +113,8 @@ def read_chat(payload: dict[str, object], record: UsageRecord, rule: OutputRule)
     ):
         written = claude_writes(inputs, _INPUTS, usage)
         record.cache_write_tokens, record.cache_write_extended_tokens = written
+    if not (_OF_GATEWAYS.isdisjoint(usage) and _COUNTED_SEARCHES.isdisjoint(inputs)):
+        _read_gateway_facts(usage, inputs, record)
     model = record.model_id
     if "search" in model and model.startswith(_SEARCH_MODELS) and record.provider in ("openai", "azure", ""):
         set_meter(record, "web_searches", 1)
@@ -106,6 +122,20 @@ def read_chat(payload: dict[str, object], record: UsageRecord, rule: OutputRule)
         fit_details(record)
     check_record(record, NAMES)
     return usage
+
+
+def _read_gateway_facts(usage: dict[str, object], inputs: dict[str, object], record: UsageRecord) -> None:
+    """What OpenRouter and LiteLLM say of a call in a provider's own words: searches, speed, geography."""
+    searches = count(inputs, "web_search_requests", _INPUTS)
+    for key in ("server_tool_use_details", "server_tool_use"):
+        tools = section(usage, key, f"usage.{key}")
+        if tools is not None:
+            searches = count(tools, "web_search_requests", f"usage.{key}")
+            break
+    set_meter(record, "web_searches", searches)
+    set_meter(record, "map_searches", count(inputs, "google_maps_grounding_requests", _INPUTS))
+    set_speed(record, text(usage, "speed"))
+    set_geography(record, text(usage, "inference_geo"))
 
 
 def read_gateway_cost(usage: dict[str, object], record: UsageRecord) -> None:

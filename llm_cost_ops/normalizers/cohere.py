@@ -38,7 +38,7 @@ def read_cohere(payload: dict[str, object], record: UsageRecord) -> None:
         return
     path = f"{root}.billed_units"
     given, returned = count(billed, "input_tokens", path), count(billed, "output_tokens", path)
-    others = any(has(billed, meter) for meter in (*_METERS, "image_tokens"))
+    others = any(has(billed, meter) for meter in (*_METERS, "image_tokens", "text_tokens"))
     if (
         record.operation == Operation.CHAT
         and not others
@@ -52,8 +52,10 @@ def read_cohere(payload: dict[str, object], record: UsageRecord) -> None:
     for meter in _METERS:
         set_meter(record, meter, count(billed, meter, path))
     image_tokens = count(billed, "image_tokens", path)
-    if image_tokens:
-        set_tokens(record, given + image_tokens, returned)
+    if image_tokens or has(billed, "text_tokens"):
+        # Where the text is told by itself, the input is text and images; else it is the text.
+        text_tokens = count(billed, "text_tokens", path) if has(billed, "text_tokens") else given
+        set_tokens(record, max(given, text_tokens + image_tokens), returned)
         set_modality(record, input_image_tokens=image_tokens)
     _read_cached(usage, root, record)
 

@@ -23,7 +23,9 @@ from llm_cost_ops.normalizers.record import (
     set_model,
     set_tier,
     set_tokens,
+    set_traffic,
     set_unknown,
+    set_vertex_tier,
 )
 
 if TYPE_CHECKING:
@@ -91,9 +93,7 @@ def read_generate_content(payload: dict[str, object], record: UsageRecord) -> No
         _read_counts(usage, record)
         _read_modalities(usage, record)
         check_record(record, NAMES)
-    tier = text(usage, "trafficType") or text(usage, "serviceTier")
-    if tier and tier != "ON_DEMAND":
-        set_tier(record, tier.lower().removeprefix("traffic_type_").removeprefix("on_demand_"))
+    set_traffic(record, text(usage, "trafficType") or text(usage, "serviceTier"))
     if payload.get("candidates"):
         _count_searches(payload, record)
 
@@ -190,18 +190,34 @@ def _read_modalities(usage: dict[str, object], record: UsageRecord) -> None:
 
 
 def _count_searches(payload: dict[str, object], record: UsageRecord) -> None:
-    """Grounding is billed by the query from Gemini 3 on, by the grounded prompt before."""
-    searches = 0
+    """Grounding is billed by the query from Gemini 3 on, by the grounded prompt before.
+
+    Google Maps tells no queries: a prompt that it grounded is counted once.
+    """
+    searches = maps = 0
     for candidate in items(payload, "candidates", "candidates"):
         key = "groundingMetadata" if "groundingMetadata" in candidate else "grounding_metadata"
         if candidate.get(key) is None:
             continue
         grounding = section(candidate, key, "candidates.groundingMetadata")
-        if grounding is not None:
-            queries = grounding.get("webSearchQueries") or grounding.get("web_search_queries")
-            searches += len(queries) if isinstance(queries, (list, tuple)) else 0
+        if grounding is None:
+            continue
+        searches += _length(grounding, "webSearchQueries", "web_search_queries")
+        set_meter(record, "image_searches", _length(grounding, "imageSearchQueries", "image_search_queries"))
+        maps += any(
+            has(chunk, "maps")
+            for name in ("groundingChunks", "grounding_chunks")
+            for chunk in items(grounding, name, f"candidates.groundingMetadata.{name}")
+        )
     if searches:
         set_meter(record, "web_searches", 1 if _OLDER_THAN_3.match(record.model_id) else searches)
+    set_meter(record, "map_searches", min(maps, 1))
+
+
+def _length(fields: dict[str, object], *names: str) -> int:
+    """How many values a list has, under the first of its names that is given."""
+    values = next((fields[name] for name in names if fields.get(name)), ())
+    return len(values) if isinstance(values, (list, tuple)) else 0
 
 
 def _camel(fields: dict[str, object]) -> dict[str, object]:
@@ -217,7 +233,10 @@ def read_google_chat(payload: dict[str, object], record: UsageRecord) -> None:
             return completion + hidden, hidden
         return inclusive_output(prompt, completion, reasoning, total)
 
-    read_chat(payload, record, rule)
+    usage = read_chat(payload, record, rule)
+    record.model_id = record.model_id.removeprefix("google/")
+    if usage is not None:
+        set_vertex_tier(record, usage)
 
 
 def _detect(payload: dict[str, object], usage: dict[str, object] | None) -> str:
@@ -233,6 +252,11 @@ def _serves_claude(payload: dict[str, object], _usage: dict[str, object]) -> boo
     return type(response_id) is str and response_id.startswith("msg_vrtx_")
 
 
+def _serves(_payload: dict[str, object], usage: dict[str, object]) -> bool:
+    beside = usage.get("extra_properties")
+    return isinstance(beside, dict) and "google" in beside
+
+
 PROVIDER = Provider(
     "google",
     {"google.generate": read_generate_content, "google.interactions": read_interaction},
@@ -240,5 +264,5 @@ PROVIDER = Provider(
     models=("gemini-", "models/gemini-"),
     objects={"interaction": "google.interactions"},
     detect=_detect,
-    serves={"anthropic.messages": _serves_claude},
+    serves={"anthropic.messages": _serves_claude, "openai.chat": _serves, "openai.responses": _serves},
 )

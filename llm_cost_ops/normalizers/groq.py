@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_cost_ops.normalizers.chat import inclusive_output, read_chat
-from llm_cost_ops.normalizers.payload import items, section, text
+from llm_cost_ops.normalizers.payload import as_mapping, items, section, text
 from llm_cost_ops.normalizers.provider import Provider
 from llm_cost_ops.normalizers.record import set_meter
 
@@ -18,6 +18,8 @@ __all__ = ["PROVIDER"]
 def read_groq_chat(payload: dict[str, object], record: UsageRecord) -> None:
     """Groq: a compound system is billed by the models that it used, which usage_breakdown names."""
     read_chat(payload, record, inclusive_output)
+    if "choices" in payload:
+        _count_tools(payload, record)
     breakdown = section(payload, "usage_breakdown", "usage_breakdown")
     if breakdown is None:
         return
@@ -28,6 +30,28 @@ def read_groq_chat(payload: dict[str, object], record: UsageRecord) -> None:
         record.requested_model_id, record.model_id = record.model_id, text(models[0], "model")
     elif models:
         set_meter(record, "other_model_calls", len(models))
+
+
+def _count_tools(payload: dict[str, object], record: UsageRecord) -> None:
+    """The tools that Groq ran, which are billed by the call or by the time beside the tokens."""
+    streamed = section(payload, "executed_tools", "executed_tools")
+    tools = [] if streamed is None else [as_mapping(tool, "executed_tools") for tool in streamed.values()]
+    for choice in items(payload, "choices", "choices"):
+        said = section(choice, "message", "choices.message") or {}
+        tools += items(said, "executed_tools", "choices.message.executed_tools")
+    for tool in tools:
+        set_meter(record, _TOOLS.get(text(tool, "type"), "tool_calls"), 1)
+
+
+_TOOLS = {
+    "search": "web_searches",
+    "browser_search": "web_searches",
+    "browser.search": "web_searches",
+    "visit": "website_visits",
+    "browser.open": "website_visits",
+    "python": "code_executions",
+    "code_interpreter": "code_executions",
+}
 
 
 def _serves(payload: dict[str, object], _usage: dict[str, object]) -> bool:

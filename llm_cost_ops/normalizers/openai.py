@@ -27,13 +27,14 @@ from llm_cost_ops.normalizers.record import (
     set_tier,
     set_tokens,
     set_unknown,
+    set_vertex_tier,
 )
 from llm_cost_ops.normalizers.xai import read_xai_extras, xai_output
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import UsageRecord
 
-__all__ = ["AZURE", "PROVIDER"]
+__all__ = ["AZURE", "PROVIDER", "svg_calls"]
 
 _CHAT = Operation.CHAT
 _NAMES = {
@@ -63,6 +64,8 @@ def read_responses(payload: dict[str, object], record: UsageRecord) -> None:
     set_identity(record, payload, "created_at")
     set_tier(record, text(payload, "service_tier"))
     record.outcome = _OUTCOMES.get(text(payload, "status"), record.outcome)
+    if payload.get("object") == "batch":
+        _read_batch(payload, record)
     usage = section(payload, "usage", "usage")
     if usage is None or not _read_tokens(usage, record):
         set_unknown(record)
@@ -74,9 +77,19 @@ def read_responses(payload: dict[str, object], record: UsageRecord) -> None:
         _count_calls(payload, record)
     if "cost" in usage:
         _read_cost(usage, record)
+    if "extra_properties" in usage:
+        set_vertex_tier(record, usage)
     if record.provider == "openrouter":
         fit_details(record)
     check_record(record, _NAMES)
+
+
+def _read_batch(payload: dict[str, object], record: UsageRecord) -> None:
+    """A batch with the sums of its answers: of many calls, at the price of a batch."""
+    record.processing = "batch"
+    record.operation, record.outcome = Operation.UNSPECIFIED, Outcome.UNSPECIFIED
+    requests = section(payload, "request_counts", "request_counts") or {}
+    record.request_count = count(requests, "completed", "request_counts") or None
 
 
 def _read_tokens(usage: dict[str, object], record: UsageRecord) -> bool:
@@ -88,7 +101,10 @@ def _read_tokens(usage: dict[str, object], record: UsageRecord) -> bool:
             return False
         given, returned = record.input_tokens or 0, record.output_tokens or 0
     prompt, output = given, returned
-    inputs = section(usage, "input_tokens_details", _INPUTS)
+    # DashScope and assistants name the details by other APIs of OpenAI.
+    inputs = section(usage, "input_tokens_details", _INPUTS) or section(
+        usage, "prompt_tokens_details", "usage.prompt_tokens_details"
+    )
     outputs = section(usage, "output_tokens_details", _OUTPUTS)
     reasoning = count(outputs, "reasoning_tokens", _OUTPUTS) if outputs else 0
     if record.provider == "x-ai":
@@ -107,12 +123,15 @@ def _read_tokens(usage: dict[str, object], record: UsageRecord) -> bool:
 
 
 def _count_calls(payload: dict[str, object], record: UsageRecord) -> None:
-    if not payload.get("output"):
+    if not isinstance(payload.get("output"), (list, tuple)):
         return
     containers: set[str] = set()
     for item in items(payload, "output", "output"):
         kind = text(item, "type")
         meter = _CALLS.get(kind)
+        if has(item, "svg_usage"):
+            # Of another model: `usages_from_response` gives it a record of its own.
+            set_meter(record, "other_model_calls", 1)
         if meter is None or (kind == "web_search_call" and not _is_search(item)):
             continue
         if kind == "web_search_call" and _is_preview(payload, record.model_id):
@@ -222,6 +241,9 @@ def read_images(payload: dict[str, object], record: UsageRecord) -> None:
     record.operation = Operation.IMAGE
     set_identity(record, payload)
     usage = section(payload, "usage", "usage")
+    if has(payload, "svg_usage"):
+        # Of another model: `usages_from_response` gives it a record of its own.
+        set_meter(record, "other_model_calls", 1)
     data = payload.get("data")
     if usage is None and isinstance(data, (list, tuple)):
         set_meter(record, "images", len(data))
@@ -236,6 +258,22 @@ def read_images(payload: dict[str, object], record: UsageRecord) -> None:
             output_image_tokens=images,
         )
         check_record(record, _TOKEN_NAMES)
+
+
+def svg_calls(payload: dict[str, object]) -> list[dict[str, object]]:
+    """The calls of the models that wrote a response's SVG images, each as a response of its own."""
+    output = payload.get("output")
+    holders = items(payload, "output", "output") if isinstance(output, (list, tuple)) else []
+    found = [section(holder, "svg_usage", "svg_usage") for holder in (payload, *holders)]
+    return [
+        {
+            "object": "response",
+            "model": text(usage, "model"),
+            "usage": {**usage, "output_tokens_details": {"reasoning_tokens": usage.get("reasoning_tokens")}},
+        }
+        for usage in found
+        if usage is not None
+    ]
 
 
 def read_realtime(payload: dict[str, object], record: UsageRecord) -> None:
@@ -332,6 +370,7 @@ PROVIDER = Provider(
         "text_completion": "openai.chat",
         "response": "openai.responses",
         "realtime.response": "openai.realtime",
+        "batch": "openai.responses",
     },
     detect=_detect,
     shared=frozenset({"openai.chat", "openai.responses", "openai.embeddings"}),

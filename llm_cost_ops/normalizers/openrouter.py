@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_cost_ops.normalizers.chat import inclusive_output, read_chat, read_gateway_cost
-from llm_cost_ops.normalizers.payload import count, section
 from llm_cost_ops.normalizers.provider import Provider
-from llm_cost_ops.normalizers.record import set_meter
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import UsageRecord
@@ -21,14 +19,8 @@ def read_openrouter_chat(payload: dict[str, object], record: UsageRecord) -> Non
     With a key of one's own (is_byok) the upstream's charge comes on top of OpenRouter's.
     """
     usage = read_chat(payload, record, inclusive_output)
-    if usage is None:
-        return
-    read_gateway_cost(usage, record)
-    for key in ("server_tool_use_details", "server_tool_use"):
-        tools = section(usage, key, f"usage.{key}")
-        if tools is not None:
-            set_meter(record, "web_searches", count(tools, "web_search_requests", f"usage.{key}"))
-            break
+    if usage is not None:
+        read_gateway_cost(usage, record)
 
 
 def _serves(payload: dict[str, object], _usage: dict[str, object]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_cost_ops.normalizers.chat import inclusive_output, read_chat
-from llm_cost_ops.normalizers.payload import count, money, section
+from llm_cost_ops.normalizers.payload import count, money, section, text
 from llm_cost_ops.normalizers.provider import Provider
 from llm_cost_ops.normalizers.record import set_meter
 
@@ -33,6 +33,10 @@ def read_perplexity_chat(payload: dict[str, object], record: UsageRecord) -> Non
     set_meter(record, "citation_tokens", count(usage, "citation_tokens", "usage"))
     if record.model_id.removeprefix("perplexity/") in _FEE_PER_REQUEST:
         set_meter(record, "requests", 1)
+        size = text(usage, "search_context_size")
+        if size in ("medium", "high"):
+            # The fee is that of the default, low context; more context costs more on top.
+            set_meter(record, f"{size}_context_requests", 1)
     else:
         set_meter(record, "web_searches", count(usage, "num_search_queries", "usage"))
     cost = section(usage, "cost", "usage.cost")

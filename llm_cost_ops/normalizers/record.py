@@ -24,15 +24,19 @@ __all__ = [
     "fit_text",
     "fit_texts",
     "read_modality",
+    "set_geography",
     "set_identity",
     "set_key",
     "set_meter",
     "set_modality",
     "set_model",
+    "set_speed",
     "set_stated",
     "set_tier",
     "set_tokens",
+    "set_traffic",
     "set_unknown",
+    "set_vertex_tier",
 ]
 
 _MAX_KEY = 255
@@ -51,6 +55,9 @@ _MAX_TEXTS = {
 }
 # The names by which providers call the tier that costs the list price.
 _STANDARD = frozenset({"", "default", "standard", "auto", "on_demand", "standard_only", "unspecified"})
+
+# What inference_geo says when no geography was asked for, or when it is not known.
+_EVERYWHERE = frozenset({"", "global", "not_available"})
 
 
 def set_key(record: UsageRecord, response_id: str) -> None:
@@ -112,6 +119,30 @@ def set_tier(record: UsageRecord, tier: str) -> None:
         record.processing = "batch"
     elif tier not in _STANDARD:
         record.service_tier = tier
+
+
+def set_speed(record: UsageRecord, speed: str) -> None:
+    """Set the speed that served the call; the standard one is ""."""
+    record.speed = "" if speed == "standard" else speed
+
+
+def set_geography(record: UsageRecord, geography: str) -> None:
+    """Set the region from Claude's `inference_geo`, which has words for none."""
+    geography = geography.lower()
+    record.region = "" if geography in _EVERYWHERE else geography
+
+
+def set_traffic(record: UsageRecord, traffic: str) -> None:
+    """Set the tier that Google's traffic type or `serviceTier` names."""
+    if traffic and traffic != "ON_DEMAND":
+        set_tier(record, traffic.lower().removeprefix("traffic_type_").removeprefix("on_demand_"))
+
+
+def set_vertex_tier(record: UsageRecord, usage: dict[str, object]) -> None:
+    """Set the tier that Vertex AI tells in an answer of OpenAI's shape."""
+    path = "usage.extra_properties"
+    facts = section(section(usage, "extra_properties", path) or {}, "google", f"{path}.google") or {}
+    set_traffic(record, text(facts, "traffic_type"))
 
 
 def set_meter(record: UsageRecord, name: str, quantity: int) -> None:
@@ -304,8 +335,9 @@ def claude_writes(details: dict[str, object], path: str, usage: dict[str, object
     split: dict[str, Any] = {}
     for holder, key in ((details, "cache_creation_token_details"), (usage, "cache_creation")):
         split = split or section(holder, key, f"{path}.{key}") or {}
-    long = count(split, "ephemeral_1h_input_tokens", path)
-    return written or count(split, "ephemeral_5m_input_tokens", path) + long, long
+    short = count(split, "ephemeral_5m_input_tokens", path) + count(split, "ephemeral_30m_input_tokens", path)
+    long = count(split, "ephemeral_1h_input_tokens", path) + count(split, "ephemeral_12h_input_tokens", path)
+    return written or short + long, long
 
 
 def _lived(split: dict[str, object], ttl: str, path: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeGuard
 
@@ -9,7 +10,7 @@ import msgspec
 
 from llm_cost_ops._gen.messages import Outcome
 from llm_cost_ops.exceptions import PayloadError
-from llm_cost_ops.normalizers.payload import as_mapping, section, text
+from llm_cost_ops.normalizers.payload import as_mapping, items, section, shallow, text
 
 __all__ = ["Streamed", "Unwrapped", "fold", "fold_all", "is_stream", "is_wrapper", "unwrap"]
 
@@ -67,7 +68,7 @@ def fold_all(events: Iterable[object]) -> list[Streamed]:
         except _AnotherResponseError:
             states.append(_State())
             states[-1].take(fields)
-    return [Streamed(state.payload, state.api, state.complete) for state in states]
+    return [Streamed(state.payload, state.api, state.complete and not state.is_cut()) for state in states]
 
 
 class _AnotherResponseError(Exception):
@@ -100,6 +101,16 @@ class _State:
         self.complete = True
         self._responses = 0
         self._counted = ""
+        self._open: set[object] = set()
+        self._closed: set[object] = set()
+        self._counts_are_final = True
+
+    def is_cut(self) -> bool:
+        """Whether the last counts are those of a text that was still being written when the stream ended.
+
+        Gemini, xAI, Perplexity and vLLM state the counts so far with every piece of text.
+        """
+        return bool(self._open) and not self._counts_are_final
 
     def take(self, event: dict[str, object]) -> None:
         kind = text(event, "type")
@@ -130,8 +141,13 @@ class _State:
             self._merge({"id": event.get("id"), "usage": delta.get("usage")})
         elif "metadata" in event and "usage" in (metadata := section(event, "metadata", "metadata") or {}):
             self._merge(metadata)
-        elif text(event, "object").endswith(".chunk"):
+        elif "choices" in event or text(event, "object").endswith(".chunk"):
             self._take_chunk(event)
+        elif "candidates" in event:
+            self._take_candidates(event)
+        elif "generation_token_count" in event:
+            self._follow([event], "stop_reason", states=True)
+            self._merge(event)
         elif kind in ("", "message-start", "speech.audio.done", "transcript.text.done") or "usage" in event:
             self._merge(event)
 
@@ -141,12 +157,55 @@ class _State:
 
     def _take_chunk(self, event: dict[str, object]) -> None:
         """Chunks of chat: usage under another id than the usage before is another call's."""
-        if event.get("usage"):
+        usage = section(event, "usage", "usage")
+        if usage:
             response_id = text(event, "id")
             if self._counted and response_id and response_id != self._counted:
                 raise _AnotherResponseError
             self._counted = response_id or self._counted
+        pieces = event.get("choices")
+        if usage and usage.get("completion_tokens") and _are_empty(pieces):
+            # OpenRouter states the counts beside a piece without text, after the last that has some.
+            self._counts_are_final = not self._open
+        else:
+            self._follow(pieces, "finish_reason", states=bool(usage))
+        for (delta,) in _fields_of(pieces, "delta"):
+            tools = shallow(delta) if delta else None
+            if tools and tools.get("executed_tools"):
+                # Groq tells each tool in a chunk of its own, once when it starts and once with its result.
+                for tool in items(tools, "executed_tools", "choices.delta.executed_tools"):
+                    self.payload.setdefault("executed_tools", {})[tool.get("index")] = tool
         self._merge(event)
+
+    def _take_candidates(self, event: dict[str, object]) -> None:
+        """Gemini's chunks, in the spelling of REST or of the SDKs."""
+        is_snake = "usage_metadata" in event or "model_version" in event
+        states = event.get("usage_metadata" if is_snake else "usageMetadata")
+        pieces = event.get("candidates")
+        self._follow(pieces, "finish_reason" if is_snake else "finishReason", states=bool(states))
+        grounded = ("groundingMetadata", "grounding_metadata")
+        before = self.payload.get("candidates")
+        self._merge(event)
+        if any(any(found) for found in _fields_of(before, *grounded)) and not any(
+            any(found) for found in _fields_of(pieces, *grounded)
+        ):
+            # What the text is grounded in may come before its end.
+            self.payload["candidates"] = before
+
+    def _follow(self, pieces: object, reason: str, *, states: bool) -> None:
+        """Note which answers are still being written, and whether the counts came after the last of them.
+
+        `reason` is the field by which a piece of an answer says that it is the last; `states` is whether
+        counts came with these pieces.
+        """
+        if states:
+            self._counts_are_final = not pieces
+        for index, reasons in _fields_of(pieces, "index", reason):
+            if reasons:
+                self._open.discard(index or 0)
+                self._closed.add(index or 0)
+            elif (index or 0) not in self._closed:
+                self._open.add(index or 0)
 
     def _start_message(self, event: dict[str, object]) -> None:
         """Anthropic's first event has the input; the output is final with the last message_delta only."""
@@ -170,7 +229,9 @@ class _State:
                     continue
                 kept[key] = value
             self.api = "anthropic.messages"
-            self.complete = True
+            delta = section(event, "delta", "delta") or {}
+            # Counts may come more than once: beside the last is why the message stopped.
+            self.complete = "stop_reason" not in delta or delta["stop_reason"] is not None
 
     def _take_response(self, event: dict[str, object], kind: str) -> None:
         response = section(event, "response", "response")
@@ -186,6 +247,30 @@ class _State:
         self._responses += 1
         if self._responses > 1:
             raise _AnotherResponseError
+
+
+def _fields_of(pieces: object, *names: str) -> Iterator[tuple[object, ...]]:
+    """The values of these fields of each piece, which is a dict or an object of an SDK."""
+    for piece in pieces if isinstance(pieces, (list, tuple)) else ():
+        read = piece.get if type(piece) is dict else functools.partial(_attribute, piece)
+        yield tuple(read(name) for name in names)
+
+
+def _attribute(piece: object, name: str) -> object:
+    return getattr(piece, name, None)
+
+
+def _are_empty(pieces: object) -> bool:
+    """Whether there are pieces, and no text, call or end in any of them."""
+    found = list(_fields_of(pieces, "delta", "text", "finish_reason"))
+    return bool(found) and not any(
+        words or reason or any((shallow(delta) or {}).get(name) for name in _WRITTEN)
+        for delta, words, reason in found
+    )
+
+
+# What a piece of an answer may hold of it.
+_WRITTEN = ("content", "reasoning", "reasoning_content", "tool_calls", "function_call", "audio", "refusal")
 
 
 _OUTCOMES = {"errored": Outcome.FAILED, "expired": Outcome.FAILED, "canceled": Outcome.CANCELLED}

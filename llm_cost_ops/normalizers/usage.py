@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -11,7 +12,9 @@ from llm_cost_ops._gen.codecs import USAGE_RECORD
 from llm_cost_ops._gen.messages import Operation, Outcome, UsageQuality, UsageRecord
 from llm_cost_ops.exceptions import PayloadError
 from llm_cost_ops.normalizers.anthropic import advisor_messages, read_messages
-from llm_cost_ops.normalizers.payload import as_mapping, items, moment, money, section
+from llm_cost_ops.normalizers.chat import read_gateway_cost
+from llm_cost_ops.normalizers.openai import svg_calls
+from llm_cost_ops.normalizers.payload import as_mapping, items, moment, money, section, shallow
 from llm_cost_ops.normalizers.providers import APIS as _NORMALIZERS
 from llm_cost_ops.normalizers.providers import (
     DIALECTS,
@@ -25,6 +28,7 @@ from llm_cost_ops.normalizers.providers import (
 )
 from llm_cost_ops.normalizers.record import set_tokens, set_unknown
 from llm_cost_ops.normalizers.streams import fold, fold_all, is_stream, is_wrapper, unwrap
+from llm_cost_ops.normalizers.xai import read_xai_extras
 from llm_cost_ops.rules.providers import canonical_provider
 from llm_cost_ops.rules.usage import total_tokens
 from llm_cost_ops.wire.coerce import texts
@@ -94,8 +98,8 @@ def usages_from_response(
     records: list[UsageRecord] = []
     for stream_api, complete, payload in found:
         first = _read(payload, stream_api, complete, provider, api, organization_id, given)
-        parts = _parts(payload)
-        if first.meters.get("other_model_calls") and parts:
+        parts = _parts(payload) if first.meters.get("other_model_calls") else []
+        if parts:
             del first.meters["other_model_calls"]
             kept = {name: value for name, value in given.items() if name not in _OF_THE_FIRST}
             others = [
@@ -122,7 +126,7 @@ def _parts(payload: dict[str, object]) -> list[dict[str, object]]:
     breakdown = section(payload, "usage_breakdown", "usage_breakdown")
     if breakdown is not None:
         return items(breakdown, "models", "usage_breakdown.models")
-    return advisor_messages(payload) if payload.get("type") == "message" else []
+    return advisor_messages(payload) if payload.get("type") == "message" else svg_calls(payload)
 
 
 def _check_names(given: dict[str, object]) -> None:
@@ -173,6 +177,8 @@ def _read(
         set_tokens(record, 0, 0)
     else:
         normalizer(payload, record)
+        if record.reported_cost is None:
+            _read_stated_cost(payload, record)
         if record.provider not in UNIQUE_IDS:
             _keep_random_key(record)
     if not complete:
@@ -182,6 +188,18 @@ def _read(
     if record.model_id[:1] == "@":
         _drop_integration(record)
     return record
+
+
+def _read_stated_cost(payload: dict[str, object], record: UsageRecord) -> None:
+    """What was charged, in whichever API it is told: a gateway's `cost`, xAI's ticks."""
+    usage = payload.get("usage")
+    if not isinstance(usage, dict):
+        usage = None if usage is None else shallow(usage)
+    if usage and "cost_in_usd_ticks" in usage:
+        read_xai_extras(usage, record)
+    elif usage and "cost" in usage and not isinstance(usage["cost"], (dict, bool)):
+        with contextlib.suppress(PayloadError):
+            read_gateway_cost(usage, record)
 
 
 def _keep_random_key(record: UsageRecord) -> None:

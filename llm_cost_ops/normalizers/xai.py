@@ -27,6 +27,9 @@ _XAI_TOOLS = (
     ("attachment_search_calls", "attachment_searches"),
     ("image_generation_calls", "image_generation_calls"),
 )
+# Billed by their tokens alone.
+_XAI_FREE = frozenset(("mcp_calls", "view_image_calls", "view_x_video_calls"))
+_XAI_NAMES = frozenset(key for key, _ in _XAI_TOOLS) | _XAI_FREE
 # The tools that a response of the gRPC API lists, one for each call; viewing images and MCP are free.
 _XAI_CALLS = {
     "WEB_SEARCH": "web_searches",
@@ -63,6 +66,8 @@ def read_xai_extras(usage: dict[str, object], record: UsageRecord) -> None:
     ticks = usage.get("cost_in_usd_ticks")
     if ticks is not None:
         record.reported_cost = count(usage, "cost_in_usd_ticks", "usage") * _TICK
+    # Live Search, which ended in January 2026, was billed by the source.
+    set_meter(record, "search_sources", count(usage, "num_sources_used", "usage"))
     seconds = usage.get("billable_audio_seconds")
     if seconds is not None:
         # Voice is billed by the second alone.
@@ -74,6 +79,10 @@ def read_xai_extras(usage: dict[str, object], record: UsageRecord) -> None:
     if details is not None:
         for key, meter in _XAI_TOOLS:
             set_meter(record, meter, count(details, key, path))
+        for key in details:
+            # A tool that is not known here: without a price, the cost is not the whole.
+            if key.endswith("_calls") and key not in _XAI_NAMES:
+                set_meter(record, key, count(details, key, path))
         return
     used = usage.get("server_side_tools_used")
     for tool in used if isinstance(used, (list, tuple)) else ():

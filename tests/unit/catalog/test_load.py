@@ -97,7 +97,7 @@ def test_a_card_says_all_that_the_catalog_knows() -> None:
     assert card.effective_from == datetime(2026, 3, 16, tzinfo=UTC)
     assert card.effective_until is None
     assert card.origin is PriceOrigin.CATALOG
-    assert card.origin_version == "genai-prices 0.2.3+overrides.5"
+    assert card.origin_version == "genai-prices 0.2.3+overrides.6"
     assert card.source_url == "https://mistral.ai/pricing/api"
     assert {rate.meter: rate.price for rate in card.rates} == {
         "INPUT": Decimal("0.075"),

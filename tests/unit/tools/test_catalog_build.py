@@ -67,7 +67,7 @@ def test_what_ships_is_what_a_build_writes(tmp_path: Path, capsys: pytest.Captur
     assert output.read_bytes() == _build()
     assert read_bundle(output.read_bytes())[1] == read_bundle((SHIPPED / "prices.bin").read_bytes())[1]
     build.main(["--check"])
-    assert capsys.readouterr().out.startswith("genai-prices 0.2.3+overrides.5: 49 providers, ")
+    assert capsys.readouterr().out.startswith("genai-prices 0.2.3+overrides.6: 49 providers, ")
     output.write_bytes(_build(provider_aliases={}))
     with pytest.raises(SystemExit):
         build.main(["--check", "--output", str(output)])

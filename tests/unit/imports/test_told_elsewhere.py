@@ -1,0 +1,168 @@
+"""What exports tell beside the totals of a row, or in other units, is read."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.imports.files import priced, read
+from tests.unit.imports.test_formats import openai_page
+from tests.unit.imports.test_gateways import LITELLM
+
+COMPLETIONS = {
+    "object": "organization.usage.completions.result",
+    "input_tokens": 10_000,
+    "output_tokens": 500,
+    "num_model_requests": 5,
+    "model": "gpt-4o-2024-08-06",
+    "batch": False,
+}
+OBSERVATION = {
+    "id": "obs-1",
+    "traceId": "trace-1",
+    "type": "GENERATION",
+    "model": "gpt-4o",
+    "startTime": "2026-03-10T12:00:00Z",
+}
+LANGSMITH = {
+    "id": "run-1",
+    "run_type": "llm",
+    "start_time": "2026-03-10T12:00:00Z",
+    "extra": {"metadata": {"ls_model_name": "claude-sonnet-4-5", "ls_provider": "anthropic"}},
+}
+
+
+def litellm(usage: dict[str, Any], **row: Any) -> dict[str, Any]:
+    return {**LITELLM, "metadata": {"usage_object": usage}, **row}
+
+
+@pytest.mark.parametrize(
+    ("row", "wanted"),
+    [
+        (
+            litellm({"server_tool_use": {"web_search_requests": 2}}, custom_llm_provider="anthropic"),
+            {"meters": {"web_searches": 2}},
+        ),
+        (litellm({"inference_geo": "us", "speed": "fast"}), {"region": "us", "speed": "fast"}),
+        (
+            # The name that older versions have for the same.
+            {**LITELLM, "metadata": {"additional_usage_values": {"cache_read_input_tokens": 300}}},
+            {"cached_tokens": 300, "input_tokens": 1000},
+        ),
+        (
+            litellm({}, call_type="aimage_generation", prompt_tokens=0, completion_tokens=0, spend=0.04),
+            {"input_tokens": None, "output_tokens": None, "reported_cost": Decimal("0.04")},
+        ),
+        (
+            openai_page(
+                {**COMPLETIONS, "input_cache_write_30m_tokens": 50, "input_cache_write_12h_tokens": 70}
+            ),
+            {"cache_write_tokens": 120, "cache_write_extended_tokens": 70, "quality": "unspecified"},
+        ),
+        (openai_page({**COMPLETIONS, "batch": None}), {"quality": "estimated"}),
+        (
+            openai_page({"object": "organization.usage.web_searches.result", "num_requests": 7}),
+            {"meters": {"web_searches": 7}, "model_id": "web_searches"},
+        ),
+        (
+            openai_page({"object": "organization.usage.file_searches.result", "num_requests": 7}),
+            {"meters": {"file_searches": 7}},
+        ),
+        (
+            {**OBSERVATION, "usageDetails": {"input": 10, "output": 5, "web_search_requests": 2}},
+            {"input_tokens": 10, "output_tokens": 5, "meters": {"web_search_requests": 2}},
+        ),
+        (
+            {**OBSERVATION, "usage": {"input": 100, "output": 20, "unit": "CHARACTERS"}},
+            {"input_tokens": None, "output_tokens": None, "meters": {"characters": 120}},
+        ),
+        (
+            {**OBSERVATION, "usage": {"input": 3, "total": 3, "unit": "SECONDS"}},
+            {"input_tokens": None, "meters": {"audio_ms": 3000}},
+        ),
+        (
+            {
+                **LANGSMITH,
+                "outputs": {
+                    "usage_metadata": {
+                        "input_tokens": 1000,
+                        "output_tokens": 100,
+                        "total_tokens": 1100,
+                        "input_token_details": {
+                            "cache_creation": 0,
+                            "ephemeral_5m_input_tokens": 200,
+                            "ephemeral_1h_input_tokens": 300,
+                        },
+                    }
+                },
+            },
+            {"input_tokens": 1000, "cache_write_tokens": 500, "cache_write_extended_tokens": 300},
+        ),
+    ],
+    ids=[
+        "litellm searches",
+        "litellm speed",
+        "litellm before usage_object",
+        "litellm images",
+        "openai cache writes",
+        "openai without batch",
+        "openai searches",
+        "openai file searches",
+        "langfuse meters",
+        "langfuse characters",
+        "langfuse seconds",
+        "langsmith cache writes",
+    ],
+)
+def test_it_is_read(row: dict[str, Any], wanted: dict[str, Any]) -> None:
+    [record] = read([row])
+    assert {name: getattr(record, name) for name in wanted} == wanted
+
+
+def test_images_and_audio_of_openai_pages() -> None:
+    row = {
+        **COMPLETIONS,
+        "input_cached_tokens": 300,
+        "input_image_tokens": 2000,
+        "input_cached_image_tokens": 100,
+        "input_audio_tokens": 50,
+        "output_image_tokens": 400,
+    }
+    [record] = read(openai_page(row))
+    seen = record.modality
+    assert seen is not None
+    assert (seen.input_image_tokens, seen.cached_image_tokens, seen.output_image_tokens) == (2100, 100, 400)
+    assert seen.input_audio_tokens == 50
+
+
+def test_rows_that_differ_in_any_group_are_rows_of_their_own() -> None:
+    search = {"object": "organization.usage.web_searches.result", "num_requests": 7}
+    files = {"object": "organization.usage.file_searches.result", "num_requests": 7}
+    rows = [{**search, "context_level": level} for level in ("low", "high", None)]
+    rows += [{**files, "vector_store_id": store} for store in ("vs_1", "vs_2")]
+    assert len({record.idempotency_key for record in read(openai_page(*rows))}) == 5
+
+
+def test_audio_of_helicone() -> None:
+    row = {
+        "request_id": "req-1",
+        "request_created_at": "2026-03-10T12:00:00Z",
+        "provider": "OPENAI",
+        "model": "gpt-4o-audio-preview",
+        "prompt_tokens": 100,
+        "completion_tokens": 50,
+        "prompt_audio_tokens": 60,
+        "completion_audio_tokens": 40,
+    }
+    [record] = read([row])
+    assert record.modality is not None
+    assert (record.modality.input_audio_tokens, record.modality.output_audio_tokens) == (60, 40)
+
+
+def test_an_image_through_litellm_costs_what_it_states(tmp_path: Path) -> None:
+    row = litellm({}, model="gpt-4o", prompt_tokens=0, completion_tokens=0, total_tokens=0, spend=0.04)
+    records, cost = priced(tmp_path, [row])
+    assert (cost, records[0]["cost_status"]) == (Decimal("0.04"), "reported")

@@ -1,0 +1,190 @@
+"""A stream that breaks off is of unknown usage: the counts so far are no price of the whole."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_cost_ops.normalizers import PayloadError, usage_from_response, usages_from_response
+
+INPUT = 1000
+
+
+def objects(value):
+    if isinstance(value, dict):
+        return SimpleNamespace(**{key: objects(item) for key, item in value.items()})
+    return [objects(item) for item in value] if isinstance(value, list) else value
+
+
+def chat_with_counts_so_far(pieces):
+    """As vLLM's continuous_usage_stats, xAI and Perplexity send them."""
+    for number in range(1, pieces + 1):
+        yield {
+            "id": "chatcmpl-1",
+            "object": "chat.completion.chunk",
+            "model": "grok-4",
+            "choices": [
+                {
+                    "index": 0,
+                    "delta": {"content": "x"},
+                    "finish_reason": "stop" if number == pieces else None,
+                }
+            ],
+            "usage": {
+                "prompt_tokens": INPUT,
+                "completion_tokens": number,
+                "total_tokens": INPUT + number,
+            },
+        }
+
+
+def chat_with_counts_at_the_end(pieces):
+    """The counts come in a chunk without choices, after the one with the reason."""
+    *_, last = chunks = list(chat_with_counts_so_far(pieces))
+    for chunk in chunks:
+        yield {**chunk, "usage": None}
+    yield {**last, "choices": []}
+
+
+def gemini(pieces):
+    for number in range(1, pieces + 1):
+        yield {
+            "candidates": [
+                {
+                    "content": {"parts": [{"text": "x"}]},
+                    **({"finishReason": "STOP"} if number == pieces else {}),
+                }
+            ],
+            "modelVersion": "gemini-2.5-flash",
+            "usageMetadata": {
+                "promptTokenCount": INPUT,
+                "candidatesTokenCount": number,
+                "totalTokenCount": INPUT + number,
+            },
+        }
+
+
+def gemini_of_the_sdk(pieces):
+    for chunk in gemini(pieces):
+        [candidate], counts = chunk["candidates"], chunk["usageMetadata"]
+        yield {
+            "candidates": [{"content": None, "finish_reason": candidate.get("finishReason")}],
+            "model_version": "gemini-2.5-flash",
+            "usage_metadata": {
+                "prompt_token_count": INPUT,
+                "candidates_token_count": counts["candidatesTokenCount"],
+                "total_token_count": counts["totalTokenCount"],
+            },
+        }
+
+
+def llama_on_bedrock(pieces):
+    for number in range(1, pieces + 1):
+        yield {
+            "generation": "x",
+            "prompt_token_count": INPUT if number == 1 else None,
+            "generation_token_count": number,
+            "stop_reason": "stop" if number == pieces else None,
+        }
+
+
+def claude(pieces):
+    """Through a gateway that states the counts so far."""
+    yield {
+        "type": "message_start",
+        "message": {
+            "id": "msg_1",
+            "type": "message",
+            "model": "claude-opus-5",
+            "usage": {"input_tokens": INPUT, "output_tokens": 1},
+        },
+    }
+    for number in range(1, pieces + 1):
+        yield {
+            "type": "message_delta",
+            "delta": {"stop_reason": "end_turn" if number == pieces else None},
+            "usage": {"output_tokens": number},
+        }
+
+
+STREAMS = [
+    chat_with_counts_so_far,
+    chat_with_counts_at_the_end,
+    gemini,
+    gemini_of_the_sdk,
+    llama_on_bedrock,
+    claude,
+]
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize("shape", [list, objects], ids=["dicts", "objects"])
+@given(pieces=st.integers(2, 8), cut=st.integers(1, 7))
+def test_only_a_whole_stream_has_counts(stream, shape, pieces, cut):
+    events = list(stream(pieces))
+    whole = usage_from_response(shape(events), provider="acme", model_id="m")
+    assert (whole.input_tokens, whole.output_tokens, whole.quality) == (INPUT, pieces, "unspecified")
+    if cut < len(events):
+        broken = usage_from_response(shape(events[:cut]), provider="acme", model_id="m")
+        assert broken.quality == "unknown"
+
+
+def test_each_answer_of_several_must_end():
+    def chunk(index, reason, completion):
+        return {
+            "id": "chatcmpl-1",
+            "object": "chat.completion.chunk",
+            "choices": [{"index": index, "delta": {"content": "x"}, "finish_reason": reason}],
+            "usage": {"prompt_tokens": 5, "completion_tokens": completion},
+        }
+
+    events = [chunk(0, None, 1), chunk(1, None, 2), chunk(0, "stop", 3), chunk(1, "stop", 4)]
+    qualities = [usage_from_response(events[:end]).quality for end in (1, 2, 3, 4)]
+    assert qualities == ["unknown", "unknown", "unknown", "unspecified"]
+
+
+def test_counts_beside_an_empty_piece_after_the_end_are_whole():
+    """OpenRouter's last chunk has a piece without text and without a reason."""
+
+    def chunk(content, reason, **more):
+        delta = {"role": "assistant", "content": content}
+        return {
+            "id": "gen-1",
+            "object": "chat.completion.chunk",
+            "choices": [{"index": 0, "delta": delta, "finish_reason": reason}],
+            **more,
+        }
+
+    counts = {"usage": {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}}
+    events = [chunk("x", None), chunk("", "stop"), chunk("", None, **counts)]
+    assert usage_from_response(events).quality == "unspecified"
+    assert usage_from_response([events[0], events[2]]).quality == "unknown"
+
+
+def test_whole_answers_in_one_list_are_calls_of_their_own():
+    answers = [
+        {
+            "id": f"chatcmpl-{number}",
+            "object": "chat.completion",
+            "model": "gpt-5.4",
+            "choices": [{"index": 0, "message": {"content": "x"}, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": number, "completion_tokens": 1, "total_tokens": number + 1},
+        }
+        for number in (1, 2)
+    ]
+    with pytest.raises(PayloadError, match="more than one response"):
+        usage_from_response(answers)
+    assert [record.input_tokens for record in usages_from_response(answers)] == [1, 2]
+
+
+def test_what_came_before_the_end_of_a_gemini_stream_is_kept():
+    events = list(gemini(3))
+    events[1]["candidates"][0]["groundingMetadata"] = {"webSearchQueries": ["a", "b"]}
+    assert usage_from_response(events).meters == {"web_searches": 1}
+    events[2]["candidates"][0]["groundingMetadata"] = {"webSearchQueries": ["a"]}
+    for event in events:
+        event["modelVersion"] = "gemini-3-pro"
+    assert usage_from_response(events).meters == {"web_searches": 1}
