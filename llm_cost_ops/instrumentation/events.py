@@ -14,7 +14,7 @@ _BOUNDARY = re.compile(rb"\r\n\r\n|\n\r?\n|\r\r")
 _DATA = re.compile(rb"(?m)^data: ?([^\n]*)")
 _USAGE = re.compile(rb'"usage(?:Metadata)?"\s*:\s*\{')
 _END = re.compile(
-    rb'\s*(?:\[DONE\]|\{\s*"type"\s*:\s*"(?:message_stop|message-end|response\.(?:completed|incomplete|failed))")'
+    rb'\s*(?:\[DONE\]|\{\s*"type"\s*:\s*"(?:message_stop|message-end|conversation\.response\.done|response\.(?:completed|incomplete|failed))")'
 )
 _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 

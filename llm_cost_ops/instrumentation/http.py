@@ -152,7 +152,7 @@ class _Hook:
             method, path = request.method, request.url.path
             if self.only is not None and not self.only.search(path):
                 return None
-            if method == "POST" and (api := api_of(path)):
+            if method == "POST" and (api := api_of(path, _provider(request, options))):
                 return _Asking(self, options, request, api, path)
             fetched = fetched_of(method, path)
             if fetched == "batch":
@@ -163,14 +163,19 @@ class _Hook:
             return None
 
 
+def _provider(request: _Request, options: Options) -> str:
+    """Who serves a request; "" when neither the caller, the host nor the SDK tells."""
+    return options.provider or provider_of(request.url.host) or _SDK_PROVIDERS.get(options.sdk, "")
+
+
 class _Exchange:
     """A request and its answer."""
 
     def __init__(self, hook: _Hook, options: Options, request: _Request, api: str, path: str) -> None:
         self.request = request
         self._options = options
-        self._known = known = provider_of(request.url.host)
-        self._provider = options.provider or known or _SDK_PROVIDERS.get(options.sdk, "")
+        self._known = provider_of(request.url.host)
+        self._provider = _provider(request, options)
         self._handed_on = False
         self._asks = False
         if path.endswith("/decisions") and self._provider == "google":

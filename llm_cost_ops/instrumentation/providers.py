@@ -57,6 +57,7 @@ _PATHS = {
     "chat/completions": "openai.chat",
     "completions": "openai.chat",
     "responses": "openai.responses",
+    "responses/compact": "openai.responses",
     "decisions": "openai.responses",
     "interactions": "google.interactions",
     "embeddings": "openai.embeddings",
@@ -85,6 +86,8 @@ _VERBS = {
     "batchEmbedContents": "google.generate",
     "predict": "google.generate",
 }
+# Begins, goes on with or restarts a conversation of Mistral. OpenAI's of the same path only hold messages.
+_CONVERSATIONS = re.compile(r"/v1/conversations(?:/[^/]+(?:/restart)?)?$")
 # Vertex counts tokens by a model of this name.
 _COUNTS_TOKENS = "count-tokens:rawPredict"
 _BEDROCK = re.compile(r"/model/(.+)/invoke(?:-with-response-stream)?$")
@@ -103,6 +106,7 @@ API_PROVIDERS = {
     "cohere.chat": "cohere",
     "google.generate": "google",
     "google.interactions": "google",
+    "mistral.chat": "mistral",
     "mistral.ocr": "mistral",
 }
 
@@ -117,8 +121,13 @@ def provider_of(host: str) -> str:
     return found
 
 
-def api_of(path: str) -> str:
-    """The API of a path; "" when it is none that is billed by the call."""
+def api_of(path: str, provider: str = "") -> str:
+    """The API of a path; "" when it is none that is billed by the call.
+
+    The provider, where it is known, tells apart what two of them have at one path.
+    """
+    if provider == "mistral" and _CONVERSATIONS.search(path):
+        return "mistral.chat"
     segments = path.rstrip("/").rsplit("/", 2)
     last = segments[-1]
     found = _PATHS.get("/".join(segments[-2:])) or _PATHS.get(last)

@@ -136,6 +136,9 @@ class _State:
             self._update_usage(event)
         elif kind.startswith("response."):
             self._take_response(event, kind)
+        elif kind == "message.output.delta":
+            # Of Mistral's conversations the text alone says which model writes it.
+            self._merge({"model": event.get("model")})
         elif kind == "message-end":
             delta = section(event, "delta", "delta") or {}
             self._merge({"id": event.get("id"), "usage": delta.get("usage")})

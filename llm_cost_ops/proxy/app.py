@@ -138,7 +138,7 @@ class ProxyApp:
         organization = await self.callers.organization(stated.api_key, named, self._defaults.organization_id)
         passing = Passing(scope, path, headers, upstream, self._limits, receive, send)
         text = path.decode("latin-1")
-        api = api_of(text) if scope["method"] == "POST" else ""
+        api = api_of(text, upstream.provider) if scope["method"] == "POST" else ""
         if not api:
             return passing
         if not organization:

@@ -184,6 +184,17 @@ async def responses_helper(c: Any) -> None:
         assert (await settle(events.get_final_response())).usage.output_tokens == 7
 
 
+@WAYS("responses.compact")
+async def compact(c: Any) -> None:
+    answer = await settle(c.responses.compact(model=ASKED["model"], input="hi"))
+    assert answer.usage.input_tokens == 1000
+
+
+@WAYS("conversations.create", records=0)
+async def conversations(c: Any) -> None:
+    await settle(c.conversations.create())
+
+
 @WAYS("background, fetched until it is done")
 async def background(c: Any) -> None:
     response = await settle(c.responses.create(**ASKED, background=True))

@@ -59,6 +59,37 @@ async def mistral_fim(c: Any) -> None:
     assert answer.usage.prompt_tokens == 1000
 
 
+def _conversations(c: Any, method: str) -> Any:
+    if is_async(c):
+        return getattr(c.sdk.beta.conversations, f"{method}_async")
+    return getattr(c.beta.conversations, method)
+
+
+@MISTRAL("conversation: start")
+async def mistral_conversation(c: Any) -> None:
+    answer = await settle(_conversations(c, "start")(model=MISTRAL_MODEL, inputs="hi"))
+    assert answer.usage.connector_tokens == 400
+
+
+@MISTRAL("conversation: stream")
+async def mistral_conversation_stream(c: Any) -> None:
+    events = await settle(_conversations(c, "start_stream")(model=MISTRAL_MODEL, inputs="hi"))
+    assert len(await items(events)) == 4
+
+
+@MISTRAL("conversation: append")
+async def mistral_conversation_append(c: Any) -> None:
+    answer = await settle(_conversations(c, "append")(conversation_id="conv_1", inputs="hi"))
+    assert answer.usage.completion_tokens == 7
+
+
+@MISTRAL("conversation: stream closed early", "unknown")
+async def mistral_conversation_closed(c: Any) -> None:
+    events = await settle(_conversations(c, "start_stream")(model=MISTRAL_MODEL, inputs="hi"))
+    async with entered(events) as inside:
+        await first(inside)
+
+
 @MISTRAL("embeddings", "input")
 async def mistral_embeddings(c: Any) -> None:
     answer = await settle(_mistral(c, "embeddings", "create")(model="mistral-embed", inputs=["hi"]))
