@@ -197,7 +197,7 @@ def _add_estimate(commands: Commands) -> None:
     parser.add_argument("provider")
     parser.add_argument("model")
     for name in ("input", "output", "cached", "cache-write", "reasoning"):
-        parser.add_argument(f"--{name}", type=int, default=0, metavar="TOKENS", help=f"{name} tokens")
+        parser.add_argument(f"--{name}", type=int, metavar="TOKENS", help=f"{name} tokens")
     parser.add_argument("--meter", action="append", default=[], metavar="NAME=COUNT")
     for name in ("organization", "service-tier", "processing", "region", "speed"):
         parser.add_argument(f"--{name}", default="")

@@ -18,6 +18,9 @@ from llm_cost_ops.rpc.streams import AroundStart
 
 __all__ = ["Retry", "RetryBudget", "RetryPolicy"]
 
+# Reasons that stay as they are until somebody does something, whatever status they come with.
+_FINAL = frozenset({UNTRUSTED_CERTIFICATE, "STORAGE_UNUSABLE"})
+
 
 class RetryPolicy:
     """Decides whether to try again, and after how long. It knows no clock and waits for nothing."""
@@ -46,7 +49,7 @@ class RetryPolicy:
         return self._backoff.jittered(attempt, draw) if config.jitter else self._backoff.seconds(attempt)
 
     def _transient(self, error: CostOpsError) -> bool:
-        if error.code == UNTRUSTED_CERTIFICATE:
+        if error.code in _FINAL:
             return False
         if error.status_code is not None:
             return error.status_code in self._config.retry_on_status

@@ -33,7 +33,7 @@ from llm_cost_ops.server.app import (
     remove_stale_socket,
     tcp_listener,
 )
-from llm_cost_ops.server.calls import CallObserver, Traffic
+from llm_cost_ops.server.calls import CallObserver, Traffic, log_failure
 from llm_cost_ops.server.decoding import (
     UNBOUNDED_ANSWERS,
     decode_protobuf,
@@ -437,6 +437,7 @@ def _trailers(request_id: str, *metadatas: Metadata | None) -> tuple[tuple[str, 
 async def _abort(
     grpc_context: Context, error: RpcError, context: CallContext | None, request_id: str
 ) -> NoReturn:
+    log_failure(error, request_id)
     message = error.message[:_MAX_MESSAGE]
     trailers = _trailers(request_id, error.metadata, None if context is None else context.response_metadata)
     details = write_status(error, message, request_id)

@@ -17,7 +17,7 @@ from llm_cost_ops.rpc.runtime import AsyncRuntime, Runtime
 from llm_cost_ops.rpc.slices import Slices
 from llm_cost_ops.rpc.status import RpcError, StatusCode, invalid_argument
 from llm_cost_ops.server.admission import Admission
-from llm_cost_ops.server.calls import CallObserver, Receive, Scope, Send, Traffic, watched
+from llm_cost_ops.server.calls import CallObserver, Receive, Scope, Send, Traffic, log_failure, watched
 from llm_cost_ops.server.decoding import (
     BATCHES,
     UNBOUNDED_ANSWERS,
@@ -438,6 +438,7 @@ def _take_unknown(binding: Binding, request: _Request) -> None:
 
 
 def _error(error: RpcError, request_id: str) -> Answer:
+    log_failure(error, request_id)
     status, headers, body = error_to_response(error, request_id)
     if status in {400, 408, 431} and error.http_status is not None:
         # The rest of the request can't be told from the next one, or is not worth waiting for.

@@ -15,7 +15,7 @@ from llm_cost_ops.rpc.method import Cardinality, MethodDescriptor
 from llm_cost_ops.rpc.runtime import Runtime
 from llm_cost_ops.rpc.slices import Slices
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
-from llm_cost_ops.server.calls import Receive, Send
+from llm_cost_ops.server.calls import Receive, Send, log_failure
 from llm_cost_ops.server.decoding import INLINE_BYTES
 from llm_cost_ops.transports.http.binding import Binding
 from llm_cost_ops.transports.http.errors import error_to_response
@@ -161,6 +161,7 @@ class StreamAnswer:
         if not isinstance(error, RpcError):
             _log.error("%s failed, request %s", context.method.name, context.request_id, exc_info=error)
             error = RpcError(StatusCode.INTERNAL, "internal error")
+        log_failure(error, context.request_id)
         status, _, body = error_to_response(error, context.request_id)
         asked_seconds: dict[str, Any] = msgspec.json.decode(body)
         asked_seconds["error"]["status"] = status

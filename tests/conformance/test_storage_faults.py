@@ -16,7 +16,8 @@ import pytest
 from llm_cost_ops import CostOpsClient, ServerError
 from llm_cost_ops.exceptions import error_from_rpc
 from llm_cost_ops.rpc.context import Metadata
-from llm_cost_ops.rpc.status import STATUS_BY_REASON, RpcError
+from llm_cost_ops.rpc.status import STATUS_BY_REASON, RpcError, StatusCode
+from llm_cost_ops.server.calls import log_failure
 from llm_cost_ops.transports.http.errors import error_from_response, error_to_response
 
 RECORD = {"organization_id": "acme", "provider": "openai", "model_id": "gpt-4o", "input_tokens": 1}
@@ -37,11 +38,24 @@ def test_the_class_and_status_are_those_of_a_server_that_fails(reason: str) -> N
     assert "/secret/costs.db" in str(error_from_rpc(error))
 
 
+def test_who_runs_the_server_reads_what_its_callers_do_not(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm_cost_ops.server.calls._logged", {})
+    failed = RpcError(StatusCode.INTERNAL, "the disk failed", error_code="STORAGE_FAILED", local_detail="/db")
+    with caplog.at_level("ERROR", "llm_cost_ops.server"):
+        log_failure(RpcError(StatusCode.INTERNAL, "nothing to add"), "r0")
+        for request_id in ("r1", "r2"):
+            log_failure(failed, request_id)
+    assert caplog.messages == ["the disk failed (/db), request r1"]
+
+
 @contextmanager
 def serving(path: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
     command = [sys.executable, "-m", "llm_cost_ops.cli", "serve", "--db", str(path)]
     command += ["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    with log_of(path).open("w") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
     try:
         assert process.stdout is not None
         found: dict[str, str] = {}
@@ -55,6 +69,10 @@ def serving(path: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]
     finally:
         process.kill()
         process.communicate()
+
+
+def log_of(path: Path) -> Path:
+    return path.with_name("serve.log")
 
 
 def refused(url: str, path: Path, **more: Any) -> ServerError:
@@ -78,6 +96,7 @@ def test_a_database_that_was_removed_under_a_server(tmp_path: Path) -> None:
         for url in urls.values():
             error = refused(url, path)
             assert (error.status_code, error.code) == (503, "STORAGE_REPLACED")
+        assert f"({path}), request " in log_of(path).read_text()
         answer = httpx.get(f"{urls['http']}/ready", timeout=60)
         assert answer.status_code == 503
         assert "removed" in answer.text

@@ -149,6 +149,10 @@ def test_estimate(
     assert "cached_tokens" in capsys.readouterr().err
     for bad in (("--at", "noon"), ("--meter", "pages"), ("--meter", "pages=x")):
         assert run("estimate", "openai", "gpt-4o", *bad) == 2
+    capsys.readouterr()
+    assert run("estimate", "openai", "gpt-4o") == 2
+    assert "say how much is used" in capsys.readouterr().err
+    assert run("estimate", "openai", "gpt-4o", "--input", 0) == 0, "nothing costs nothing"
     assert list(tmp_path.iterdir()) == [], "an estimate makes no database"
 
 

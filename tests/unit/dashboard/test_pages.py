@@ -232,13 +232,13 @@ async def test_csv_takes_as_long_as_it_takes_and_ends_with_its_reader(ledger: Le
     async def counted(*arguments: Any) -> Any:
         nonlocal read
         read += 1
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.15)
         return await list_usage(*arguments)
 
     monkeypatch.setattr(ledger, "list_usage", counted)
     async with browser(ledger, require_keys=False) as client:
-        # 24 pages of 50 ms, and a page of the dashboard may take a second.
-        monkeypatch.setattr("llm_cost_ops.dashboard.caller.PAGE_SECONDS", 1.0)
+        # 24 pages of 150 ms, and a page of the dashboard may take three seconds.
+        monkeypatch.setattr("llm_cost_ops.dashboard.caller.PAGE_SECONDS", 3.0)
         answer = await client.get("/dashboard/records.csv?period=90d")
         assert (len(answer.text.splitlines()), read) == (241, 24)
     read = 0

@@ -145,6 +145,8 @@ def test_who_wants_no_retries_hears_of_a_refusal(retry: Any) -> None:
         (lambda **facts: ServerError("x", status_code=503, **facts), True),
         (lambda **facts: ServerError("x", status_code=500, **facts), True),
         (lambda **facts: ServerError("x", status_code=501, **facts), False),
+        (lambda **facts: ServerError("x", status_code=500, code="STORAGE_FAILED", **facts), True),
+        (lambda **facts: ServerError("x", status_code=500, code="STORAGE_UNUSABLE", **facts), False),
         (lambda **facts: DeadlineError("x", status_code=504, **facts), True),
         (lambda **facts: APIError("x", status_code=408, **facts), True),
         (lambda **facts: APIError("x", status_code=418, **facts), False),
