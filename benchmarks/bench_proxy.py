@@ -241,7 +241,7 @@ def cpu_of(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def measure(places: dict[str, Place], body: bytes, options: argparse.Namespace) -> None:
+def measure(places: dict[str, Place], body: bytes, options: argparse.Namespace, chunks: int = 0) -> None:
     slowest: dict[str, list[tuple[float, float]]] = {name: [] for name in places}
     rates: dict[str, list[tuple[float, float]]] = {name: [] for name in places}
     for _ in range(options.rounds):
@@ -249,11 +249,15 @@ def measure(places: dict[str, Place], body: bytes, options: argparse.Namespace) 
             slowest[name].append(asyncio.run(latency(place, body, options.calls)))
             rates[name].append(asyncio.run(throughput(place, body, options.seconds, options.connections)))
     direct = min(p50 for p50, _ in slowest["direct"])
-    print(f"{'':22}{'p50 ms':>8}{'added':>8}{'p99 ms':>8}{'calls/s':>10}{'by CPU':>10}")
+    print(
+        f"{'':22}{'p50 ms':>8}{'added':>8}{'p99 ms':>8}{'calls/s':>10}{'by CPU':>10}"
+        + (f"{'us/chunk':>10}" if chunks else "")
+    )
     for name in places:
         p50, p99 = (min(values) for values in zip(*slowest[name], strict=True))
         rate, by_cpu = (max(values) for values in zip(*rates[name], strict=True))
-        print(f"{name:22}{p50:8.2f}{p50 - direct:8.2f}{p99:8.2f}{rate:10,.0f}{by_cpu:10,.0f}")
+        each = f"{(p50 - direct) * 1000 / chunks:10.0f}" if chunks else ""
+        print(f"{name:22}{p50:8.2f}{p50 - direct:8.2f}{p99:8.2f}{rate:10,.0f}{by_cpu:10,.0f}{each}")
 
 
 def main() -> None:
@@ -291,7 +295,7 @@ def main() -> None:
         print("whole answers")
         measure(places, BODY, options)
         print(f"streams of {CHUNKS} chunks")
-        measure(places, STREAM, options)
+        measure(places, STREAM, options, CHUNKS)
 
 
 if __name__ == "__main__":

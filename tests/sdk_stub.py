@@ -10,7 +10,6 @@ import gzip
 import json
 import re
 import struct
-import time
 import zlib
 from base64 import b64encode
 from collections.abc import Iterator
@@ -240,8 +239,10 @@ class _Handler(BaseHTTPRequestHandler):
                 if "drops" in model and index == 3:
                     self.close_connection = True
                     return
-                if "slow" in model:
-                    time.sleep(0.05)
+                if "stalls" in model and index == 2:
+                    self.connection.recv(1)  # until the caller goes
+                    self.close_connection = True
+                    return
                 # Events do not end where chunks do.
                 self._chunk(raw[: len(raw) // 2])
                 self._chunk(raw[len(raw) // 2 :])

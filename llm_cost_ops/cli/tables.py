@@ -92,11 +92,11 @@ def print_total(output: Output, summary: CostSummary) -> None:
         calls = f"{_requests(summary.total_requests)} and {summary.total_tokens:,} tokens"
         output.line((f"{money(summary.total_cost)} {summary.currency}", "bold"), f" for {calls}")
     if summary.unpriced_requests:
-        has = "has" if summary.unpriced_requests == 1 else "have"
+        has, lacks = ("has", "It lacks") if summary.unpriced_requests == 1 else ("have", "They lack")
         count = _requests(summary.unpriced_requests)
         output.line(
             (f"{count} {has} no price: the total is a lower bound.", "yellow"),
-            " Add one: llm-cost-ops prices add.",
+            f" {lacks} a price (llm-cost-ops prices add), or counts (llm-cost-ops usage correct).",
         )
     if summary.reported_requests and not is_elsewhere(summary):
         of_them = f"{money(summary.reported_cost)} {summary.currency}"

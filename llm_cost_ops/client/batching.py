@@ -454,15 +454,16 @@ class TaskBatching(Batching):
         flights = self._gathered_in(loop).flights
         flights.add(flight)
         task = flight.task = loop.create_task(self._fly(flight), context=riders[0].creator)
+        group, items = riders[0].group, len(riders)
 
         # Not in the task, which may be cancelled before it begins; and after the callers have seen their
         # answers: what they submit next can come along.
         def landed(_: asyncio.Task[None]) -> None:
-            for rider in riders:
-                rider.turn.cancel()  # there is no outcome where it was not done
             flights.discard(flight)
+            for rider in flight.riders:  # where it failed
+                rider.turn.cancel()
             flight.land()
-            self._leave(riders[0].group, len(riders))
+            self._leave(group, items)
 
         task.add_done_callback(landed)
 
@@ -472,6 +473,9 @@ class TaskBatching(Batching):
             if not rider.turn.done():
                 _settle(rider, outcome)
                 rider.turn.set_result(outcome)
+        # Now: kept until all have seen their answers, they would be work for the garbage collector, beside
+        # what is submitted next.
+        flight.land()
 
 
 class ThreadBatching(Batching):

@@ -65,7 +65,7 @@ class Callers:
             return next(iter(own)) if len(own) == 1 else default if default in own else ""
         if named not in own:
             raise RefusedError(
-                403, "other_organization", "x-lco-organization is none that this API key may use"
+                403, "other_organization", "x-lco-organization is not one that this API key may use"
             )
         return named
 

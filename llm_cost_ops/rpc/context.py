@@ -41,7 +41,8 @@ class Metadata:
     """An ordered multi-map with case-insensitive keys.
 
     A key that ends in "-bin" has bytes for a value, any other printable ASCII text. What is not
-    allowed in a header (control characters, CR and LF above all) raises ValueError with the key.
+    allowed in a header (control characters, CR and LF above all) raises ValueError with the key. `pairs` are
+    those that are in it, for who reads many.
     """
 
     __slots__ = ("pairs",)
@@ -256,7 +257,7 @@ def _fill(
         return message, key or make()
     own = getattr(message, name)
     if not key:
-        key = own if own and type(own) is str else make()
+        key = own if own and isinstance(own, str) else make()
     if own != key:
         changed: Any = message
         message = changed.__copy__()

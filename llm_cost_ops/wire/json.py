@@ -35,6 +35,7 @@ __all__ = [
 
 M = TypeVar("M")
 
+_SCALARS = (str, int, float, bytes, datetime)
 _LOCATED = re.compile(r"(.*?) - at (`key` in )?`\$\.?(.*)`", re.DOTALL)
 
 
@@ -84,6 +85,7 @@ class JsonCodec(Generic[M]):
         self._itemized = itemized
         self._decoder: msgspec.json.Decoder[M] | None = None
         self._list_decoder: msgspec.json.Decoder[list[M]] | None = None
+        self._exponents: re.Pattern[bytes] | None = None
         self.oneofs = oneofs
         _codecs[type] = self
 
@@ -91,11 +93,17 @@ class JsonCodec(Generic[M]):
         """The message as JSON."""
         try:
             data = _encoder.encode(message)
-            if (self._settled is None or self._settled(message)) and not _has_exponent(data):
-                return data
+            if self._settled is None or self._settled(message):
+                return self._without_exponents(data) if _has_exponent(data) else data
         except (_NeedsExact, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
             pass
         return encode_exactly(message)
+
+    def _without_exponents(self, data: bytes) -> bytes:
+        """The JSON of a message whose decimals may have been written as 1E-9, as the costs of short calls."""
+        if self._exponents is None:
+            self._exponents = _exponents_of(self.type)
+        return self._exponents.sub(_plain_decimal, data)
 
     def decode(self, data: bytes, *, unique: bool = False) -> M:
         """The message that JSON holds.
@@ -209,6 +217,39 @@ def several(*members: object) -> bool:
 def _has_exponent(data: bytes) -> bool:
     """Whether a decimal may have been written as 1E-9. The search for one letter is by far the fastest."""
     return b"E" in data and (b"E-" in data or b"E+" in data)
+
+
+def _plain_decimal(found: re.Match[bytes]) -> bytes:
+    return b'%s"%s"' % (found[1], plain(Decimal(found[2].decode())).encode())
+
+
+def _exponents_of(struct: type[Any]) -> re.Pattern[bytes]:
+    """What finds the decimals with an exponent in the JSON of a message, and nothing else.
+
+    The names of fields are not in any text, where a quote has a backslash before it. _NeedsExact where a
+    name does not tell: where maps or values of any type may have it too.
+    """
+    decimals: set[str] = set()
+    others: set[str] = set()
+    seen: set[object] = {struct}
+    left = [struct]
+    while left:
+        for info in msgspec.structs.fields(left.pop()):
+            shape, _, inner = _shape(info.type)
+            inner = getattr(inner, "__origin__", inner)  # an int with bounds is one
+            if inner is WireDecimal and shape == "one":
+                decimals.add(info.encode_name)
+            elif isinstance(inner, type) and issubclass(inner, msgspec.Struct) and shape != "map":
+                left += [] if inner in seen else [inner]
+                seen.add(inner)
+            elif isinstance(inner, type) and issubclass(inner, _SCALARS) and shape != "map":
+                others.add(info.encode_name)
+            elif info.name != "unknown_":
+                raise _NeedsExact
+    if not decimals or decimals & others:
+        raise _NeedsExact
+    names = b"|".join(re.escape(name.encode()) for name in sorted(decimals))
+    return re.compile(rb'("(?:%s)":)"(-?[0-9.]+E[+-][0-9]+)"' % names)
 
 
 def encode_exactly(message: object) -> bytes:

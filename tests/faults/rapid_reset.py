@@ -1,8 +1,8 @@
 """Opens gRPC calls on one connection and resets each at once, as fast as it can: CVE-2023-44487.
 
-`python -m tests.faults.rapid_reset PORT` goes on until SIGTERM, and prints how many calls that were.
-When it is cut off it comes again. With a second argument it makes a new connection after so many calls, from
-127.0.0.2, whether or not the first ones were taken.
+`python -m tests.faults.rapid_reset PORT` goes on until SIGTERM: it prints a line after the first BEGUN calls,
+and in the end how many they were. When it is cut off it comes again. With a second argument it makes a new
+connection after so many calls, from 127.0.0.2, whether or not the first ones were taken.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from hyperframe.frame import Frame, PingFrame, SettingsFrame
 
 PATH = "/llm_cost_ops.v1.UsageService/SubmitUsage"
 TOGETHER = 50
+BEGUN = 1000
 
 
 def main() -> None:
@@ -32,6 +33,8 @@ def main() -> None:
             for first in range(1, 1 << 30, 2 * TOGETHER):
                 connection.sendall(b"".join(opened_and_reset(first + 2 * n) for n in range(TOGETHER)))
                 calls += TOGETHER
+                if calls == BEGUN:
+                    print("begun", flush=True)  # noqa: T201  # as below
                 if ended.is_set():
                     break
     print(calls)  # noqa: T201  # for who started it

@@ -49,15 +49,15 @@ def test_a_flood_of_reset_calls_starves_nobody(server: Served) -> None:
     command = [sys.executable, "-m", "tests.faults.rapid_reset", str(server.grpc_port)]
     calm, _ = asked(server)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as flood:
-        time.sleep(0.5)
         try:
+            assert flood.stdout is not None
+            assert flood.stdout.readline() == "begun\n"
             took, failed = asked(server)
         finally:
             flood.terminate()
         calls = int(flood.communicate()[0])
     figures = f"median {median(took) * 1e3:.1f} ms, p99 {took[len(took) * 99 // 100] * 1e3:.1f} ms"
     print(f"{calls} calls opened and reset; {len(took)} answers, {figures}")  # noqa: T201  # what it is about
-    assert calls > 1000
     # Without what the server does against it an answer takes half a second or more, or does not come at all.
     # The p99 is printed: a machine may be busy, and then the server has grpcio refuse some calls, of anybody.
     assert len(failed) < ANSWERS / 2

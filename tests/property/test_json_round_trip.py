@@ -9,14 +9,18 @@ from decimal import Decimal
 from functools import cache
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import llm_cost_ops._gen.codecs
+import llm_cost_ops.wire.json
+from llm_cost_ops._gen.messages import BatchReceipt, BatchSubmitUsageResponse, SubmitResult, UsageReceipt
 from llm_cost_ops.wire.decimals import from_json_number, from_text, plain
 from llm_cost_ops.wire.errors import DecodeError
+from llm_cost_ops.wire.json import encode_exactly
 from tests.generated import descriptors, generated
 from tools.codegen.kinds import KINDS, RANGES
 from tools.codegen.model import read_package
@@ -168,6 +172,34 @@ def test_what_has_a_plain_form_is_read_from_it(value: Decimal) -> None:
     except ValueError:
         return
     assert from_text(text) == value == from_json_number(text)
+
+
+FALSE_COSTS = [
+    "1E-9",
+    '"estimated_cost":"1E-9"',
+    '","estimated_cost":"1E-9',
+    "estimated_cost",
+    "\\",
+    ":",
+    "é",
+]
+RECEIPTS = st.builds(
+    UsageReceipt,
+    usage_id=st.sampled_from(FALSE_COSTS),
+    organization_id=st.lists(st.sampled_from(FALSE_COSTS), max_size=3).map("".join),
+    estimated_cost=st.none() | st.decimals("-0.001", "0.001", places=12),
+    currency=st.sampled_from(["", "USD"]),
+)
+
+
+@given(st.lists(RECEIPTS, max_size=5))
+def test_tiny_costs_of_a_batch_are_plain_as_each_would_be_by_itself(receipts: list[UsageReceipt]) -> None:
+    answer = BatchSubmitUsageResponse(
+        data=BatchReceipt(results=[SubmitResult(usage=each) for each in receipts])
+    )
+    expected = encode_exactly(answer)
+    with mock.patch.object(llm_cost_ops.wire.json, "encode_exactly", side_effect=AssertionError):
+        assert llm_cost_ops._gen.codecs.BATCH_SUBMIT_USAGE_RESPONSE.encode_json(answer) == expected
 
 
 @given(st.decimals(allow_nan=True, allow_infinity=True, places=None) | st.decimals("-1", "1", places=9))

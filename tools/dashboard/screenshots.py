@@ -22,24 +22,18 @@ from tools.dashboard.example_data import fill
 __all__ = ["main"]
 
 TARGET = Path(__file__).resolve().parents[2] / "docs" / "images"
-WIDE, NARROW = (1280, 860), (390, 844)
+SIZE = (1280, 860)
 
 
 class _Picture(NamedTuple):
     name: str
     address: str
-    scheme: Literal["light", "dark"] = "light"
-    size: tuple[int, int] = WIDE
+    scheme: Literal["light", "dark"]
 
 
 PICTURES = (
-    _Picture("dashboard-light", "/?tz=Europe/Berlin"),
+    _Picture("dashboard-light", "/?tz=Europe/Berlin", "light"),
     _Picture("dashboard-dark", "/?tz=Europe/Berlin&by=provider", "dark"),
-    _Picture("dashboard-narrow", "/?tz=Europe/Berlin&by=project", size=NARROW),
-    _Picture("dashboard-tokens", "/dashboard/tokens?tz=Europe/Berlin"),
-    _Picture("dashboard-unpriced", "/dashboard/unpriced?tz=Europe/Berlin"),
-    _Picture("dashboard-record", "/dashboard/records?tz=Europe/Berlin&model=claude-sonnet-4-5"),
-    _Picture("dashboard-sign-in", "/dashboard/sign-in"),
 )
 
 
@@ -88,9 +82,8 @@ def _take(program: str, address: str) -> None:
         # As root Chromium has no sandbox; it looks at our own pages only.
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         for picture in PICTURES:
-            width, height = picture.size
             context = browser.new_context(
-                viewport={"width": width, "height": height},
+                viewport={"width": SIZE[0], "height": SIZE[1]},
                 color_scheme=picture.scheme,
                 device_scale_factor=1.5,
             )
@@ -101,8 +94,6 @@ def _take(program: str, address: str) -> None:
 
 def _one(page: Any, picture: _Picture, address: str) -> None:
     page.goto(address + picture.address)
-    if picture.name == "dashboard-record":
-        page.locator("table.records tbody th a").first.click()
     page.wait_for_load_state("networkidle")
     if picture.name == "dashboard-light":
         box = page.locator(".chart .u-over").bounding_box()

@@ -154,5 +154,6 @@ def _made(
         error_code=reason,
         retry_after=retry_after,
         maybe_applied=maybe_applied,
-        local_detail=detail,
+        # libpq writes several lines, of which the last ones say least.
+        local_detail=" ".join(detail.split()),
     )

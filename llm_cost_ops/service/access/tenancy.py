@@ -64,7 +64,7 @@ __all__ = [
     "tenant_of",
 ]
 
-OTHER_ORGANIZATION = "is none that this API key may use"
+OTHER_ORGANIZATION = "is not one that this API key may use"
 
 
 class Role(enum.IntEnum):

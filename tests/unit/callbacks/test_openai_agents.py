@@ -56,7 +56,7 @@ async def test_failed_calls_are_none_and_cancelled_ones_unknown(
     with pytest.raises(openai.InternalServerError):
         await agents.Runner.run(agents.Agent(name="x", model=kind("always-fails", sdk)), "hi")
     check(client, None, "openai_agents")
-    run = agents.Runner.run_streamed(agents.Agent(name="x", model=kind("gpt-4o-slow", sdk)), "hi")
+    run = agents.Runner.run_streamed(agents.Agent(name="x", model=kind("gpt-4o-stalls", sdk)), "hi")
     async for event in run.stream_events():
         if event.type == "raw_response_event":
             run.cancel()

@@ -48,7 +48,7 @@ async def test_streams_that_break_off_and_failures(sdk: Any, client: CostOpsClie
     with pytest.raises(ModelHTTPError):
         await Agent(CostOpsModel(OpenAIChatModel("always-fails", provider=provider), client)).run("hi")
     check(client, None, "pydantic_ai")
-    model = CostOpsModel(OpenAIChatModel("gpt-4o-slow", provider=provider), client)
+    model = CostOpsModel(OpenAIChatModel("gpt-4o-stalls", provider=provider), client)
     async with Agent(model).run_stream("hi") as result:
         async for _ in result.stream_text(debounce_by=None):
             break

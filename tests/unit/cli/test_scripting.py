@@ -139,7 +139,9 @@ def test_bars_are_of_every_day_and_as_long_as_the_costs(
     assert lengths[0] == 4 * lengths[3] > 0, "0.01 against 0.0025"
     assert lengths[1] == lengths[2] == 0
     assert "1 request without a price" in lines[3]
-    assert "1 request has no price: the total is a lower bound." in "\n".join(lines)
+    said = "\n".join(lines)
+    assert "1 request has no price: the total is a lower bound. It lacks a price" in said
+    assert "or counts (llm-cost-ops usage correct)" in said, "a price does not help a call of unknown usage"
     assert max(map(len, lines[:4])) <= 80
     assert run("costs", "--db", database, "--by", "model", "--plot") == 0
     assert next(line for line in capsys.readouterr().out.splitlines() if "unheard-of" in line).split()[

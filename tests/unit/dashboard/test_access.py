@@ -175,7 +175,7 @@ async def test_another_organization_is_refused(ledger: Ledger, address: str) -> 
         await sign_in(client, key_of(ledger, "acme", role="admin"))
         answer = await client.get(address)
         assert answer.status_code == 403
-        assert "is none that this API key may use" in answer.text
+        assert "is not one that this API key may use" in answer.text
 
 
 async def test_a_record_of_another_organization_is_not_found(ledger: Ledger) -> None:

@@ -7,15 +7,19 @@ unit), "unknown" (the call is there, its usage is not), or nothing, with `record
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
 from llm_cost_ops import CostOpsClient
 from llm_cost_ops.types import UsageQuality, UsageRecord
 from tests.sdk_stub import INPUT, OUTPUT, Stub
+from tests.waiting import MAX_WAIT
 
 Call = Callable[[Any], Awaitable[None]]
 
@@ -88,6 +92,21 @@ async def first(stream: Any) -> Any:
     if hasattr(stream, "__aiter__"):
         return await anext(aiter(stream))
     return next(stream) if hasattr(stream, "__next__") else next(iter(stream))
+
+
+async def cancel_reading(stream: Any) -> None:
+    """Read the first of a stream that stalls, and be cancelled while the next does not come."""
+    begun = asyncio.Event()
+
+    async def read() -> None:
+        async for _ in stream:
+            begun.set()
+
+    task = asyncio.create_task(read())
+    await asyncio.wait_for(begun.wait(), MAX_WAIT)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 async def close(stream: Any) -> None:

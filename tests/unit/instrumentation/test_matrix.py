@@ -16,6 +16,7 @@ from llm_cost_ops.instrumentation.hooks import http_clients_of
 from tests.sdk_stub import Stub
 from tests.unit.instrumentation import ways_anthropic, ways_google, ways_openai, ways_others
 from tests.unit.instrumentation.matrix import Column, Way, check, is_async, records_of, settle
+from tests.waiting import until_async
 
 PAGE = Path(__file__).parents[3] / "docs/call-styles.md"
 
@@ -182,6 +183,8 @@ async def test_each_way_is_recorded(
     assert client.instrument(hooked, provider=column.provider, stream_usage=True) is hooked
     await way.call(sdk)
     await _close(hooked)
+    # What a caller left to the collector ends in the loop, some turns later.
+    await until_async(lambda: len(records_of(client)) >= way.records)
     records = records_of(client)
     assert len(records) == way.records, records
     for record in records:

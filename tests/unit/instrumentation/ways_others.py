@@ -193,7 +193,6 @@ async def cohere_dropped(c: Any) -> None:
     await first(events)
     del events
     gc.collect()
-    await asyncio.sleep(0.05)
 
 
 @COHERE("connection lost in a stream", "unknown")

@@ -31,6 +31,11 @@ def logged(script: Any, *between: Any, **settings: Any) -> Any:
     return sync_channel(script, CallLogging(config), *between)
 
 
+def lines(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """What calls have logged: a thread that another test left may log too."""
+    return [record for record in caplog.records if record.name == LOGGER]
+
+
 @pytest.mark.parametrize(
     ("error", "level"),
     [
@@ -51,7 +56,7 @@ def test_one_line_per_call(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, LOGGER)
     retry = Retry(RetryConfig(jitter=False))
     put(logged([Fault(429, times=2), Delay(0.25, DONE)], retry))
-    [record] = caplog.records
+    [record] = lines(caplog)
     assert record.levelno == logging.INFO
     assert record.getMessage() == (
         "rpc_method=tiny.v1.NoteService.PutNote outcome=OK duration_ms=1750.0 attempts=3 waited_ms=1500.0"
@@ -63,7 +68,7 @@ def test_a_failure_names_its_code(caplog: pytest.LogCaptureFixture) -> None:
     channel = logged([Fault(503, message="down\nrpc_method=fake")], format="text")
     with pytest.raises(ServerError):
         put(channel)
-    [record] = caplog.records
+    [record] = lines(caplog)
     assert record.levelno == logging.ERROR
     assert "outcome=UNAVAILABLE" in record.getMessage()
     assert "\n" not in record.getMessage(), "nobody forges a line"
@@ -73,7 +78,7 @@ def test_a_failure_names_its_code(caplog: pytest.LogCaptureFixture) -> None:
 def test_json_lines_parse(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, LOGGER)
     put(logged([DONE], format="json", level="DEBUG"), timeout=5)
-    begun, done = [json.loads(record.getMessage()) for record in caplog.records]
+    begun, done = [json.loads(record.getMessage()) for record in lines(caplog)]
     assert begun == {
         "rpc_method": "tiny.v1.NoteService.PutNote",
         "outcome": "begun",
@@ -85,7 +90,7 @@ def test_json_lines_parse(caplog: pytest.LogCaptureFixture) -> None:
 def test_nothing_is_made_where_nobody_listens(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR, LOGGER)
     put(logged([DONE]))
-    assert caplog.records == []
+    assert lines(caplog) == []
 
 
 async def test_a_cancelled_call_is_told_without_alarm(caplog: pytest.LogCaptureFixture) -> None:
@@ -101,7 +106,7 @@ async def test_a_cancelled_call_is_told_without_alarm(caplog: pytest.LogCaptureF
     await hanging.wait()
     call.cancel()
     await asyncio.gather(call, return_exceptions=True)
-    assert [(r.levelno, vars(r)["outcome"]) for r in caplog.records] == [(logging.INFO, "CancelledError")]
+    assert [(r.levelno, vars(r)["outcome"]) for r in lines(caplog)] == [(logging.INFO, "CancelledError")]
 
 
 def test_a_request_that_is_not_sent_is_a_warning_with_its_code(caplog: pytest.LogCaptureFixture) -> None:
@@ -112,7 +117,7 @@ def test_a_request_that_is_not_sent_is_a_warning_with_its_code(caplog: pytest.Lo
     client = CostOpsClient(config=config, transport=ScriptedTransport(), runtime=VirtualRuntime())
     with pytest.raises(ValidationError):
         client.usage.submit(organization_id="", provider="p", model_id="m")
-    [record] = caplog.records
+    [record] = lines(caplog)
     assert (record.levelno, vars(record)["outcome"]) == (logging.WARNING, "INVALID_ARGUMENT")
     assert vars(record)["attempts"] == 0
 

@@ -42,6 +42,8 @@ def test_a_host_that_is_not_there_can_be_tried_again() -> None:
     error = refusal(f"postgresql://me:{SECRET}@127.0.0.1:1/costs")
     assert (error.code, error.retry_after) == (StatusCode.UNAVAILABLE, 0.5)
     assert "can't be reached" in error.message
+    assert "Connection refused" in error.local_detail
+    assert "\n" not in error.local_detail
     assert time.monotonic() - began < MAX_WAIT
 
 

@@ -290,9 +290,17 @@ def test_a_caller_that_leaves_a_stream_ends_it_and_its_usage_is_unknown(
 def test_a_caller_that_leaves_before_the_answer_is_recorded_of_unknown_usage(
     proxy: str, provider: Provider, client: CostOpsClient
 ) -> None:
-    provider.answer = lambda handler: handler.wait_until_closed()
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(proxy + COMPLETIONS, json=CHAT, timeout=0.5)
+    asked = threading.Event()
+
+    def answer(handler: Any) -> None:
+        asked.set()
+        handler.wait_until_closed()
+
+    provider.answer = answer
+    connection = connect(proxy)
+    connection.request("POST", COMPLETIONS, json.dumps(CHAT), {"Content-Type": "application/json"})
+    assert asked.wait(MAX_WAIT)
+    connection.close()
     assert provider.closed.wait(MAX_WAIT)
     assert only_record(client, "unknown").model_id == "gpt-4o"
 

@@ -130,10 +130,10 @@ def test_a_refusal_is_an_error_that_sdks_read(proxy: str, client: CostOpsClient)
 
 def test_a_stream_that_is_closed_early_is_of_unknown_usage(proxy: str, client: CostOpsClient) -> None:
     with openai.OpenAI(api_key="sk-1", base_url=f"{proxy}/openai/v1") as sdk:
-        stream = sdk.chat.completions.create(model="gpt-4o-slow", messages=MESSAGES, stream=True)
+        stream = sdk.chat.completions.create(model="gpt-4o-stalls", messages=MESSAGES, stream=True)
         next(iter(stream))
         stream.close()
-    assert only(client, "unknown").model_id == "gpt-4o-slow"
+    assert only(client, "unknown").model_id == "gpt-4o-stalls"
 
 
 @pytest.mark.parametrize("model", ["claude-opus-4-6", "claude-opus-4-6-gzip"])

@@ -145,7 +145,7 @@ async def test_a_caller_that_was_let_in_and_sends_nothing_holds_nobody_up(
 ) -> None:
     """Over HTTP a call is let in before its body is read."""
     monkeypatch.setattr("llm_cost_ops.server.admission.MAX_WAIT", 1000.0)
-    monkeypatch.setattr("llm_cost_ops.server.admission._SETTLING", 0.5)
+    monkeypatch.setattr("llm_cost_ops.server.admission._SETTLING", 2.0)
     admission = Admission(2)
     calls = Calls(admission, AsyncRuntime())
     calls.call("a"), calls.call("b")

@@ -227,7 +227,7 @@ async def test_whose_the_spans_are() -> None:
             await traces.post(request(span(3, CALL), resource=other), authorization=key)
         )
         assert count == rejected
-        assert ("organization_id is none that this API key may use (1 spans)" in message) == bool(rejected)
+        assert ("organization_id is not one that this API key may use (1 spans)" in message) == bool(rejected)
     found = await traces.records(authorization=two)
     assert sorted((int(r["span_id"]), r["organization_id"]) for r in found) == [(1, "acme"), (3, "other")]
 

@@ -14,6 +14,9 @@ import pytest
 from llm_cost_ops import CostOpsClient, UsageRecord, exceptions
 from llm_cost_ops.catalog import Catalog, load_catalog, use_catalog
 from llm_cost_ops.catalog.bundle import read_bundle
+from llm_cost_ops.ledger.sqlite import SqliteLedger
+from llm_cost_ops.ledger.types import Filter, Repriced
+from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.service import costs as repricing
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -120,17 +123,29 @@ def test_repricing_that_runs_out_of_time_keeps_what_it_did(
     client: CostOpsClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call = {**CALL, "provider": "house", "model_id": "m"}
-    client.usage.submit_batch([UsageRecord(**call) for _ in range(2000)])
+    client.usage.submit_batch([UsageRecord(**call) for _ in range(20)])
     client.pricing.create(provider="house", model_id="m", input_price_per_1k="1", effective_date="2020-01-01")
     monkeypatch.setattr(repricing, "CHUNK", 1)
-    with pytest.raises(exceptions.TimeoutError, match=r"of .* records were repriced and stay so") as caught:
-        client.costs.reprice(timeout=0.05)
+    steps = 0
+    step = SqliteLedger.reprice
+
+    async def slow(ledger: SqliteLedger, where: Filter, *arguments: Any, **options: Any) -> Repriced:
+        nonlocal steps
+        done = await step(ledger, where, *arguments, **options)
+        steps += 1
+        if steps == 7:
+            [context] = [each for each in arguments if isinstance(each, CallContext)]
+            context.deadline = context.runtime.monotonic()
+        return done
+
+    monkeypatch.setattr(SqliteLedger, "reprice", slow)
+    with pytest.raises(exceptions.TimeoutError, match="7 of 7 records were repriced and stay so") as caught:
+        client.costs.reprice(retry=None)
     assert caught.value.maybe_applied
-    left = client.costs.get().unpriced_requests
-    assert 0 < left < 2000
+    assert client.costs.get().unpriced_requests == 13
     monkeypatch.undo()
     report = client.costs.reprice()
-    assert (report.examined, report.changed) == (2000, left)
+    assert (report.examined, report.changed) == (20, 13)
     assert client.costs.get().unpriced_requests == 0
 
 
