@@ -327,10 +327,9 @@ def _conversation(model: str, number: str) -> dict[str, Any]:
 
 
 def _conversation_events(body: dict[str, Any], model: str, number: str) -> Iterator[tuple[str, Any]]:
-    whole, kind = _conversation(model, number), "message.output.delta"
-    yield from [(kind, {**whole["outputs"][0], "type": kind, "id": "msg_1"})] * 3
-    kind = "conversation.response.done"
-    yield kind, {"type": kind, "usage": whole["usage"]}
+    whole, delta, done = _conversation(model, number), "message.output.delta", "conversation.response.done"
+    yield from [(delta, {**whole["outputs"][0], "type": delta, "id": "msg_1"})] * 3
+    yield done, {"type": done, "usage": whole["usage"]}
 
 
 def _embeddings(model: str, number: str) -> dict[str, Any]:
