@@ -319,30 +319,17 @@ def _response_events(body: dict[str, Any], model: str, number: str) -> Iterator[
     yield "", {"type": "response.completed", "response": whole, "sequence_number": 12}
 
 
-def _compaction(model: str, number: str) -> dict[str, Any]:
-    """It does not say which model wrote it."""
-    whole = _response(model, number)
-    kept = {name: whole[name] for name in ("id", "created_at", "usage")}
-    return {**kept, "object": "response.compaction", "output": []}
-
-
 def _conversation(model: str, number: str) -> dict[str, Any]:
-    """Its usage counts what tools brought in beside the prompt."""
-    usage = {"prompt_tokens": INPUT - 400, "connector_tokens": 400, "connectors": {"web_search": 1}}
-    usage |= {"completion_tokens": OUTPUT, "total_tokens": INPUT + OUTPUT}
+    tools = {"prompt_tokens": INPUT - 400, "connector_tokens": 400, "connectors": {"web_search": 1}}
+    usage = {**_chat(model, number)["usage"], **tools}
     output = {"type": "message.output", "model": "mistral-large-latest", "content": "hello"}
-    return {
-        "object": "conversation.response", "conversation_id": "conv_1", "outputs": [output], "usage": usage,
-    }  # fmt: skip
+    return {"object": "conversation.response", "conversation_id": "c", "outputs": [output], "usage": usage}
 
 
 def _conversation_events(body: dict[str, Any], model: str, number: str) -> Iterator[tuple[str, Any]]:
-    whole = _conversation(model, number)
-    begun = {"type": "conversation.response.started", "conversation_id": "conv_1"}
-    delta = {"type": "message.output.delta", "id": "msg_1", "model": "mistral-large-latest", "content": "x"}
-    done = {"type": "conversation.response.done", "usage": whole["usage"]}
-    for event in (begun, delta, delta, done):
-        yield event["type"], event
+    whole, delta, done = _conversation(model, number), "message.output.delta", "conversation.response.done"
+    yield from [(delta, {**whole["outputs"][0], "type": delta, "id": "msg_1"})] * 3
+    yield done, {"type": done, "usage": whole["usage"]}
 
 
 def _embeddings(model: str, number: str) -> dict[str, Any]:
@@ -592,10 +579,9 @@ _APIS: dict[str, tuple[Any, Any]] = {
     "/decisions": (_decision, _none),
     "/interactions": (_interaction, _interaction_events),
     "/responses": (_response, _response_events),
-    "/responses/compact": (_compaction, _none),
+    "/responses/compact": (lambda *asked: {**_response(*asked), "model": None}, _none),
     "/conversations": (_conversation, _conversation_events),
-    "/v1/conversations/conv_1": (_conversation, _conversation_events),
-    "/v1/conversations/conv_1/restart": (_conversation, _conversation_events),
+    "/conv_1": (_conversation, _conversation_events),
     "/embeddings": (_embeddings, _none),
     "/images/generations": (_images, _image_events),
     "/images/edits": (_images, _image_events),

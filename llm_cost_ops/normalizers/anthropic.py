@@ -124,8 +124,10 @@ def _writes(usage: dict[str, object], path: str) -> tuple[int, int]:
 
 def _read_dimensions(usage: dict[str, object], record: UsageRecord) -> None:
     set_tier(record, text(usage, "service_tier"))
-    set_speed(record, text(usage, "speed"))
-    set_geography(record, text(usage, "inference_geo"))
+    if speed := text(usage, "speed"):
+        set_speed(record, speed)
+    if geography := text(usage, "inference_geo"):
+        set_geography(record, geography)
     tools = section(usage, "server_tool_use", "usage.server_tool_use")
     if tools is not None:
         # Fetches are free: they are billed by the tokens that they bring in.

@@ -93,7 +93,8 @@ def read_generate_content(payload: dict[str, object], record: UsageRecord) -> No
         _read_counts(usage, record)
         _read_modalities(usage, record)
         check_record(record, NAMES)
-    set_traffic(record, text(usage, "trafficType") or text(usage, "serviceTier"))
+    if traffic := text(usage, "trafficType") or text(usage, "serviceTier"):
+        set_traffic(record, traffic)
     if payload.get("candidates"):
         _count_searches(payload, record)
 

@@ -177,8 +177,9 @@ def _read(
         set_tokens(record, 0, 0)
     else:
         normalizer(payload, record)
-        if record.reported_cost is None:
-            _read_stated_cost(payload, record)
+        usage = payload.get("usage")
+        if usage and record.reported_cost is None and not (type(usage) is dict and _COSTS.isdisjoint(usage)):
+            _read_stated_cost(usage, record)
         if record.provider not in UNIQUE_IDS:
             _keep_random_key(record)
     if not complete:
@@ -190,11 +191,12 @@ def _read(
     return record
 
 
-def _read_stated_cost(payload: dict[str, object], record: UsageRecord) -> None:
+_COSTS = frozenset(("cost", "cost_in_usd_ticks"))
+
+
+def _read_stated_cost(stated: object, record: UsageRecord) -> None:
     """What was charged, in whichever API it is told: a gateway's `cost`, xAI's ticks."""
-    usage = payload.get("usage")
-    if not isinstance(usage, dict):
-        usage = None if usage is None else shallow(usage)
+    usage = shallow(stated)
     if usage and "cost_in_usd_ticks" in usage:
         read_xai_extras(usage, record)
     elif usage and "cost" in usage and not isinstance(usage["cost"], (dict, bool)):
