@@ -57,14 +57,15 @@ def estimate(options: argparse.Namespace) -> int:
         raise error_from_rpc(error) from error
     except ValueError as error:
         raise ConfigurationError(f"--meter: {error}", parameter="meter") from error
-    counts = {
+    said = {
         "input_tokens": options.input,
         "output_tokens": options.output,
         "cached_tokens": options.cached,
         "cache_write_tokens": options.cache_write,
         "reasoning_tokens": options.reasoning,
     }
-    if not meters and all(count is None for count in counts.values()):
+    counts = {name: count for name, count in said.items() if count is not None}
+    if not meters and not counts:
         raise ConfigurationError("say how much is used: --input, --output or --meter", parameter="input")
     with open_client(options, without="sqlite://") as client:
         cost = client.costs.estimate(

@@ -1,4 +1,4 @@
-"""What a listener tells of each call that it answered, for metrics, the access log and the log of failures."""
+"""What a listener tells of each call that it answered, for metrics and logs."""
 
 from __future__ import annotations
 
