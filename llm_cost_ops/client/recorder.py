@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import logging
 import random
+import re
 import threading
 import time
 from collections import deque
@@ -77,6 +78,10 @@ class Connection(Protocol):
 
     def close(self) -> None:
         """Let go of what was opened."""
+
+
+_PLACE = re.compile(r"records\[\d+\]\.?")
+_WITHOUT_ORGANIZATION = ": give the client organization_id=…, or set LLM_COST_OPS_ORGANIZATION_ID"
 
 
 class _Counts:
@@ -473,7 +478,7 @@ class Recorder:
         self._said.clear()
         for (record, _), result in zip(records, results, strict=True):
             if result.status not in _ACCEPTED:
-                self._report_error(record, "" if result.error is None else result.error.message)
+                self._report_error(record, _reason(result))
         on_result = self._config.on_result
         if on_result is not None:
             for (record, _), result in zip(records, results, strict=True):
@@ -485,13 +490,11 @@ class Recorder:
             counts.delivered += 1
         elif result.status == SubmitStatus.DUPLICATE:
             counts.duplicates += 1
+        elif result.status == SubmitStatus.CONFLICT:
+            counts.conflicts += 1
+            self._rejected.append(Rejected(record=record, reason=_reason(result)))
         else:
-            error = result.error or RecordError(message="refused without a reason")
-            if result.status == SubmitStatus.CONFLICT:
-                counts.conflicts += 1
-                self._rejected.append(Rejected(record=record, reason=error.message))
-            else:
-                self._count_rejected(record, error.message)
+            self._count_rejected(record, _reason(result))
 
     def _count_rejected(self, record: UsageRecord | None, reason: str) -> None:
         self._counts.rejected += 1
@@ -518,7 +521,8 @@ class Recorder:
         if self._config.on_error is not None:
             self._call(self._config.on_error, record, reason)
         else:
-            self._say(f"rejected {reason[:40]}", f"a record was rejected: {reason}")
+            what_to_do = _WITHOUT_ORGANIZATION if reason.startswith("organization_id is required") else ""
+            self._say(f"rejected {reason[:40]}", f"a record was rejected: {reason}{what_to_do}")
 
     def _say(self, kind: str, message: str) -> None:
         """Log a kind of trouble once, until a batch is delivered."""
@@ -531,6 +535,12 @@ class Recorder:
             function(*arguments)
         except Exception:  # noqa: BLE001  # the user's own
             _log.exception("a callback of the recorder failed")
+
+
+def _reason(result: SubmitResult) -> str:
+    """Why a record was refused. Its place in the batch that it rode in says nothing to who recorded it."""
+    message = "" if result.error is None else result.error.message
+    return _PLACE.sub("", message) or "refused without a reason"
 
 
 def _submitted(connection: Connection, records: list[UsageRecord]) -> list[SubmitResult]:

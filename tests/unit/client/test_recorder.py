@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_cost_ops import RecorderConfig, RecorderFullError, UsageRecord, ValidationError
+from llm_cost_ops import CostOpsClient, RecorderConfig, RecorderFullError, UsageRecord, ValidationError
 from llm_cost_ops.client.recorder import MAX_BATCH_RECORDS, Recorder, _moment
 from llm_cost_ops.exceptions import AuthenticationError, NetworkError
 from llm_cost_ops.rpc.backoff import Backoff
@@ -136,6 +136,14 @@ def test_a_bad_record_harms_only_itself() -> None:
     assert {item.reason for item in report.rejected} >= {"bad model", "input_tokens must be a whole number"}
     assert len(errors) == 3
     assert sorted(results) == ["created", "created", "invalid"]
+
+
+def test_a_record_of_nobody_is_rejected_with_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
+    with CostOpsClient(base_url="http://127.0.0.1:1") as client:
+        client.usage.record(provider="openai", model_id="gpt-4o", input_tokens=1)
+        report = client.flush(MAX_WAIT)
+    assert [item.reason for item in report.rejected] == ["organization_id is required"]
+    assert "set LLM_COST_OPS_ORGANIZATION_ID" in caplog.text
 
 
 def test_a_batch_that_is_refused_as_a_whole_is_halved() -> None:
