@@ -314,10 +314,12 @@ def _turn(ledger: Any, singles: Iterator[Entry], made: Iterator[list[Entry]]) ->
     ended = Event()
 
     def send_batches() -> None:
-        for _ in range(BATCHES_A_TURN):
-            drive(ledger.append(next(made), context()))
-            ended.wait(0.05)
-        ended.set()
+        try:
+            for _ in range(BATCHES_A_TURN):
+                drive(ledger.append(next(made), context()))
+                ended.wait(0.05)
+        finally:
+            ended.set()
 
     thread = Thread(target=send_batches)
     thread.start()

@@ -23,11 +23,19 @@ __all__ = [
     "postgres",
     "postgres_15",
     "postgres_url",
+    "pytest_sessionfinish",
 ]
 
 # A shared machine has slow moments; a failure prints what reproduces it.
 settings.register_profile("llm-cost-ops", deadline=None, print_blob=True)
 settings.load_profile("llm-cost-ops")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Keep how the run ended for .ci/run: make has one status for every failure."""
+    cache = getattr(session.config, "cache", None)  # there is none with -p no:cacheprovider
+    if cache is not None and not hasattr(session.config, "workerinput"):
+        cache.set("status", int(exitstatus))
 
 
 @pytest.fixture(autouse=True)

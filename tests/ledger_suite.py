@@ -88,8 +88,8 @@ def ask_everything(ledger: Sync) -> None:
     ledger.count(EVERYTHING)
 
 
-class LedgerSuite:
-    """The contract of Ledger, Sums and KeyStore."""
+class OfEachLedger:
+    """The fixtures of a suite that every ledger passes."""
 
     @pytest.fixture
     def url(self) -> str:
@@ -100,6 +100,10 @@ class LedgerSuite:
     def ledger(self, url: str) -> Iterator[Sync]:
         with Sync(ledger=open_ledger(url)) as made:
             yield made
+
+
+class LedgerSuite(OfEachLedger):
+    """The contract of Ledger, Sums and KeyStore."""
 
     def test_a_key_counts_once_in_its_organization(self, ledger: Sync) -> None:
         first, again = entry(idempotency_key="k"), entry(idempotency_key="k")

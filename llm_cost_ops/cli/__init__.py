@@ -15,6 +15,7 @@ from llm_cost_ops.cli.options import (
     add_form,
     add_questions,
     add_target,
+    some_text,
 )
 from llm_cost_ops.cli.settings import PROXY, SERVE, add_settings
 from llm_cost_ops.config import REPORTED_PROVIDERS, split_names
@@ -66,7 +67,9 @@ def _add_quickstart(commands: Commands) -> None:
     parser.add_argument(
         "file", nargs="?", help="JSONL of provider responses; default: the examples of a checkout"
     )
-    parser.add_argument("--db", default="quickstart.db", metavar="PATH", help="default: %(default)s")
+    parser.add_argument(
+        "--db", type=some_text, default="quickstart.db", metavar="PATH", help="default: %(default)s"
+    )
     parser.set_defaults(run="importing:quickstart")
 
 
@@ -104,7 +107,9 @@ def _add_dashboard(commands: Commands) -> None:
         description="Serve the dashboard of a database on loopback, and open it in the browser, until it is "
         "interrupted. A database that holds API keys asks for one.",
     )
-    parser.add_argument("--db", default="llm_cost_ops.db", metavar="PATH", help="default: %(default)s")
+    parser.add_argument(
+        "--db", type=some_text, default="llm_cost_ops.db", metavar="PATH", help="default: %(default)s"
+    )
     parser.add_argument("--port", type=int, default=0, metavar="N", help="default: any that is free")
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
     parser.set_defaults(run="serving:dashboard")
@@ -141,7 +146,9 @@ def _add_keys(commands: Commands) -> None:
     revoke = actions.add_parser("revoke", help="refuse a key from now on, in running servers too")
     revoke.add_argument("id", metavar="ID", help="as `list` shows it")
     for action in (create, listing, revoke):
-        action.add_argument("--db", default="llm_cost_ops.db", metavar="PATH", help="default: %(default)s")
+        action.add_argument(
+            "--db", type=some_text, default="llm_cost_ops.db", metavar="PATH", help="default: %(default)s"
+        )
     add_form(listing)
     parser.set_defaults(run="keys:keys")
 
@@ -155,8 +162,8 @@ def _add_database(commands: Commands) -> None:
         description="Copy the state of one moment to a new file, which only you can read, and check the "
         "copy. Nobody has to stop. (`cp` of a database in use makes copies that open and are wrong.)",
     )
-    backup.add_argument("source", metavar="SRC")
-    backup.add_argument("target", metavar="DEST", help="a file that is not there yet")
+    backup.add_argument("source", type=some_text, metavar="SRC")
+    backup.add_argument("target", type=some_text, metavar="DEST", help="a file that is not there yet")
     check = actions.add_parser(
         "check",
         help="check a database: its structure, its sums against its rows, and its ids",
@@ -174,7 +181,9 @@ def _add_database(commands: Commands) -> None:
         "migrate", help="bring the tables of a ledger to this version, where they are of an earlier one"
     )
     for action in (check, init, status, migrate):
-        action.add_argument("path", metavar="DB", help="a SQLite file, or postgresql://user@host/database")
+        action.add_argument(
+            "path", type=some_text, metavar="DB", help="a SQLite file, or postgresql://user@host/database"
+        )
     copy = actions.add_parser(
         "copy",
         help="copy a ledger into another database, from SQLite to PostgreSQL or back",
@@ -182,8 +191,8 @@ def _add_database(commands: Commands) -> None:
         "after it was stopped, it copies what is missing. At the end the sums of both are compared; the exit "
         "status is 1 when they differ. Stop who writes to the source before the last run.",
     )
-    copy.add_argument("source", metavar="FROM")
-    copy.add_argument("target", metavar="TO")
+    copy.add_argument("source", type=some_text, metavar="FROM")
+    copy.add_argument("target", type=some_text, metavar="TO")
     parser.set_defaults(run="database:database")
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "at_least_one",
     "filters_of",
     "pairs",
+    "some_text",
     "times_of",
 ]
 
@@ -65,12 +66,16 @@ def add_target(parser: argparse.ArgumentParser, default: str = "llm_cost_ops.db"
     target = parser.add_mutually_exclusive_group()
     target.add_argument(
         "--db",
+        type=some_text,
         metavar="PATH",
         help="a database file of the embedded engine, or postgresql://user@host/database; "
         f"default: {default}",
     )
     target.add_argument(
-        "--base-url", metavar="URL", help="the server to ask instead; default: LLM_COST_OPS_BASE_URL"
+        "--base-url",
+        type=some_text,
+        metavar="URL",
+        help="the server to ask instead; default: LLM_COST_OPS_BASE_URL",
     )
 
 
@@ -132,6 +137,13 @@ def pairs(texts: list[str], option: str) -> dict[str, str]:
             raise ConfigurationError(f"--{option} must be KEY=VALUE, not {text!r}", parameter=option)
         found[key] = value
     return found
+
+
+def some_text(text: str) -> str:
+    """Text that is not empty, as an option's type: such as that of a variable which is not set in a shell."""
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
 
 
 def at_least_one(text: str) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from llm_cost_ops.cli.options import at_least_one
+from llm_cost_ops.cli.options import at_least_one, some_text
 from llm_cost_ops.config import REPORTED_PROVIDERS, split_names
 from llm_cost_ops.exceptions import ConfigurationError
 
@@ -182,7 +182,7 @@ def _flag_form(setting: Setting) -> dict[str, Any]:
         return {"choices": setting.choices}
     if setting.kind in ("addresses", "pairs"):
         return {"metavar": setting.shown, "action": "append"}
-    types = {"names": split_names, "number": at_least_one}
+    types = {"names": split_names, "number": at_least_one, "text": some_text}
     return {"metavar": setting.shown, "type": types.get(setting.kind)}
 
 

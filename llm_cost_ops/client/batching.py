@@ -546,19 +546,30 @@ class ThreadBatching(Batching):
             self._hand_over(flight)
             raise
         mine: Any = None
-        with self._lock:
-            others = [rider.turn for rider in flight.riders if not (rider.gone or rider is leader)]
-            # The turn is given back after the callers have seen their answers: what they submit next can
-            # come along.
-            waking = Waking(others, partial(self._leave, leader.group, len(flight.riders)))
-            for rider, outcome in zip(flight.riders, outcomes, strict=True):
-                _settle(rider, outcome)
-                if rider is leader:
-                    mine = outcome
-                else:
-                    rider.turn.set_result_of(outcome, waking)
-        flight.land()
-        waking.go_on()
+        others = [rider for rider in flight.riders if rider is not leader]
+        # The turn is given back after the callers have seen their answers: what they submit next can come
+        # along.
+        turns = (rider.turn for rider in others)
+        waking = Waking(turns, partial(self._leave, leader.group, len(flight.riders)))
+        try:
+            with self._lock:
+                for rider, outcome in zip(flight.riders, outcomes, strict=True):
+                    _settle(rider, outcome)
+                    if rider is leader:
+                        mine = outcome
+                    elif not rider.gone:
+                        rider.turn.set_result_of(outcome, waking)
+        finally:
+            # Who has nothing is gone, and wakes nobody; or this thread was interrupted before that: they
+            # send what is theirs again, under the same key.
+            with self._lock:
+                for rider in others:
+                    if rider.gone:
+                        waking.is_awake(rider.turn)
+                    elif not rider.turn.done():
+                        rider.turn.set_result_of(_ALONE, waking)
+            flight.land()
+            waking.go_on()
         return mine
 
     def _leave(self, group: _Group, items: int = 1) -> None:

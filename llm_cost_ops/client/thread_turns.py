@@ -1,4 +1,4 @@
-"""Threads that wait for what another thread brings. Each wakes the next one."""
+"""Threads that wait for what another thread brings. Each wakes the next two."""
 
 from __future__ import annotations
 
@@ -9,36 +9,50 @@ from typing import Any
 __all__ = ["ThreadTurn", "Waking"]
 
 _NOTHING = object()
+_AT_A_TIME = 2
 
 
 class Waking:
-    """Wakes threads one by one: each that is awake wakes the next, and the last one calls `end`.
+    """Wakes threads two by two: each that is awake wakes the next two, and the last one calls `end`.
 
     All at once they would stand in the way of each other, since only one of them can run: with 64 threads a
-    call took a third longer. A thread that gave up waiting meanwhile is passed over.
+    call took a third longer. One by one they wait for each other beside threads that compute: what gives the
+    interpreter up gets it back some milliseconds later. A thread that gave up waiting meanwhile is passed
+    over. Every step may be interrupted, as by KeyboardInterrupt, and is taken again then.
     """
 
-    __slots__ = ("_end", "_lock", "_turns")
+    __slots__ = ("_asleep", "_end", "_lock", "_next", "_turns")
 
     def __init__(self, turns: Iterable[ThreadTurn], end: Callable[[], None]) -> None:
         self._lock = threading.Lock()
-        self._turns = iter(tuple(turns))
+        self._turns = tuple(turns)
+        self._next = 0
+        self._asleep: set[ThreadTurn] = set()  # of those that were called
         self._end: Callable[[], None] | None = end
 
     def go_on(self) -> None:
-        """Wake the next thread."""
+        """Wake the next two threads."""
         with self._lock:
-            for turn in self._turns:
+            called = 0
+            while self._next < len(self._turns) and called < _AT_A_TIME:
+                turn = self._turns[self._next]
+                self._asleep.add(turn)
                 if turn.call():
-                    return
+                    called += 1
+                else:
+                    self._asleep.discard(turn)
+                self._next += 1
+            if self._asleep:
+                return
             end, self._end = self._end, None
         if end is not None:
             end()
 
     def is_awake(self, turn: ThreadTurn) -> None:
-        """A thread wakes: the next one's turn, if it was this one's."""
+        """A thread wakes: the next ones' turn, if it was called."""
         with self._lock:
             called = turn.wake()
+            self._asleep.discard(turn)
         if called:
             self.go_on()
 
@@ -77,19 +91,20 @@ class ThreadTurn:
         finally:
             # It is looked for first, since it is there only after what else is to be woken.
             outcome = self._outcome
-            waking, self._waking = (None, self._waking) if outcome is _NOTHING else (self._waking, None)
-            if waking is not None:
-                waking.is_awake(self)
+            if outcome is not _NOTHING and self._waking is not None:
+                self._waking.is_awake(self)
+                self._waking = None
         if outcome is _NOTHING:
             raise TimeoutError
         return outcome
 
     def call(self) -> bool:
-        """Wake its thread, which then has to wake the next one; False where that is awake."""
+        """Wake its thread, which then has to wake the next ones; False where that is awake."""
         if self._awake:
             return False
-        self._called = True
-        self._lock.release()
+        if not self._called:
+            self._called = True
+            self._lock.release()
         return True
 
     def wake(self) -> bool:

@@ -29,6 +29,7 @@ from llm_cost_ops.rpc.handler import ServiceHandler
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from llm_cost_ops.service.access.authentication import Authentication
 from llm_cost_ops.service.access.tenancy import Principal
+from llm_cost_ops.service.failures import log_failure
 from llm_cost_ops.transports.http.errors import HTTP_STATUS
 
 __all__ = ["Dashboard"]
@@ -165,6 +166,7 @@ class Dashboard:
 
     def _failed(self, request: PageRequest, error: RpcError) -> Answer:
         """The page of an error. One that has none of our making says no more than that."""
+        log_failure(error, request.id)
         status = error.http_status or HTTP_STATUS[error.code]
         page = Page(request, Caller(self._handler, None, request.id), self._keys, "")
         answer = page.failed(error, status)

@@ -1,14 +1,11 @@
-"""What a listener tells of each call that it answered, for metrics and logs."""
+"""What a listener tells of each call that it answered, for metrics and the access log."""
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, NamedTuple
 
 from llm_cost_ops.rpc.context import CallContext
-from llm_cost_ops.rpc.status import RpcError
 from llm_cost_ops.service.access.tenancy import actor_of
 
 __all__ = [
@@ -19,7 +16,6 @@ __all__ = [
     "Send",
     "ServedCall",
     "Traffic",
-    "log_failure",
     "watched",
 ]
 
@@ -51,21 +47,6 @@ class ServedCall(NamedTuple):
 
 CallObserver = Callable[[ServedCall], None]
 """Gets each call after its answer. It is called in the event loop, and may not raise."""
-
-
-_log = logging.getLogger("llm_cost_ops.server")
-_MIN_BETWEEN_LINES = 1.0  # seconds
-_logged: dict[str, float] = {}
-
-
-def log_failure(error: RpcError, request_id: str) -> None:
-    """Log what an answer keeps from its caller, such as the path of a file: a reason once a second."""
-    if not error.local_detail:
-        return
-    now = time.monotonic()
-    if now - _logged.get(error.error_code, -_MIN_BETWEEN_LINES) >= _MIN_BETWEEN_LINES:
-        _logged[error.error_code] = now
-        _log.error("%s (%s), request %s", error.message, error.local_detail, request_id)
 
 
 class Traffic:

@@ -33,7 +33,7 @@ from llm_cost_ops.server.app import (
     remove_stale_socket,
     tcp_listener,
 )
-from llm_cost_ops.server.calls import CallObserver, Traffic, log_failure
+from llm_cost_ops.server.calls import CallObserver, Traffic
 from llm_cost_ops.server.decoding import (
     UNBOUNDED_ANSWERS,
     decode_protobuf,
@@ -45,6 +45,7 @@ from llm_cost_ops.server.decoding import (
 from llm_cost_ops.server.limits import BACKLOG, GrpcLimits
 from llm_cost_ops.server.reflection import SERVICES as REFLECTION_SERVICES
 from llm_cost_ops.server.reflection import DescriptorImage, ReflectionHandler
+from llm_cost_ops.service.failures import log_failure
 from llm_cost_ops.transports.grpc.status import fields_of, number, write_status
 from llm_cost_ops.transports.net.headers import (
     REQUEST_ID_HEADER,

@@ -17,7 +17,7 @@ from llm_cost_ops.rpc.runtime import AsyncRuntime, Runtime
 from llm_cost_ops.rpc.slices import Slices
 from llm_cost_ops.rpc.status import RpcError, StatusCode, invalid_argument
 from llm_cost_ops.server.admission import Admission
-from llm_cost_ops.server.calls import CallObserver, Receive, Scope, Send, Traffic, log_failure, watched
+from llm_cost_ops.server.calls import CallObserver, Receive, Scope, Send, Traffic, watched
 from llm_cost_ops.server.decoding import (
     BATCHES,
     UNBOUNDED_ANSWERS,
@@ -35,6 +35,7 @@ from llm_cost_ops.server.lines import (
     messages_of,
     metadata_headers,
 )
+from llm_cost_ops.service.failures import log_failure
 from llm_cost_ops.transports.http.binding import Binding, Router
 from llm_cost_ops.transports.http.errors import error_to_response
 from llm_cost_ops.transports.http.ndjson import MEDIA_TYPE, LineSplitter

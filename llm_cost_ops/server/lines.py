@@ -15,8 +15,9 @@ from llm_cost_ops.rpc.method import Cardinality, MethodDescriptor
 from llm_cost_ops.rpc.runtime import Runtime
 from llm_cost_ops.rpc.slices import Slices
 from llm_cost_ops.rpc.status import RpcError, StatusCode, Violation
-from llm_cost_ops.server.calls import Receive, Send, log_failure
+from llm_cost_ops.server.calls import Receive, Send
 from llm_cost_ops.server.decoding import INLINE_BYTES
+from llm_cost_ops.service.failures import log_failure
 from llm_cost_ops.transports.http.binding import Binding
 from llm_cost_ops.transports.http.errors import error_to_response
 from llm_cost_ops.transports.http.ndjson import MEDIA_TYPE, PAUSE, Lines, LineSplitter

@@ -14,6 +14,7 @@ from llm_cost_ops.server.calls import Receive, Scope, Send
 from llm_cost_ops.server.metrics import Metrics
 from llm_cost_ops.service.access.authentication import Authentication
 from llm_cost_ops.service.access.tenancy import Role
+from llm_cost_ops.service.failures import log_failure
 from llm_cost_ops.transports.http.errors import error_to_response
 
 __all__ = ["MetricsPage"]
@@ -52,7 +53,9 @@ class MetricsPage:
                 await self._check_key(scope)
             status, kind, body = 200, _FORMAT, await self._metrics.text()
         except RpcError as error:
-            status, _, body = error_to_response(error, uuid7())
+            request_id = uuid7()
+            log_failure(error, request_id)
+            status, _, body = error_to_response(error, request_id)
             kind = b"application/json"
         headers += [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": status, "headers": headers})

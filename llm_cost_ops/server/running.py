@@ -228,7 +228,8 @@ async def _remove_daily(ledger: Ledger) -> None:
                     done.removed_before,
                 )
         except RpcError as error:
-            _log.error("what is past its retention was not removed: %s", error.message)
+            why = f" ({error.local_detail})" if error.local_detail else ""
+            _log.error("what is past its retention was not removed: %s%s", error.message, why)
         await asyncio.sleep(_DAY)
 
 

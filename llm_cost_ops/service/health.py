@@ -16,6 +16,7 @@ from llm_cost_ops._gen.messages import (
 from llm_cost_ops.ledger import Ledger
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
+from llm_cost_ops.service.failures import log_failure
 
 __all__ = ["HealthService"]
 
@@ -61,6 +62,7 @@ class HealthService:
         try:
             await self._ledger.check(context)
         except RpcError as error:
+            log_failure(error, context.request_id)
             # Not remembered: it may have been the caller's own deadline.
             return ComponentHealth(name="store", status=HealthStatus.UNHEALTHY, message=error.message)
         self._could_write = now

@@ -95,7 +95,7 @@ class JsonCodec(Generic[M]):
             data = _encoder.encode(message)
             if self._settled is None or self._settled(message):
                 return self._without_exponents(data) if _has_exponent(data) else data
-        except (_NeedsExact, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
+        except (_NeedsExact, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError):
             pass
         return encode_exactly(message)
 

@@ -17,7 +17,7 @@ from llm_cost_ops import CostOpsClient, ServerError
 from llm_cost_ops.exceptions import error_from_rpc
 from llm_cost_ops.rpc.context import Metadata
 from llm_cost_ops.rpc.status import STATUS_BY_REASON, RpcError, StatusCode
-from llm_cost_ops.server.calls import log_failure
+from llm_cost_ops.service.failures import log_failure
 from llm_cost_ops.transports.http.errors import error_from_response, error_to_response
 
 RECORD = {"organization_id": "acme", "provider": "openai", "model_id": "gpt-4o", "input_tokens": 1}
@@ -41,13 +41,18 @@ def test_the_class_and_status_are_those_of_a_server_that_fails(reason: str) -> N
 def test_who_runs_the_server_reads_what_its_callers_do_not(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llm_cost_ops.server.calls._logged", {})
-    failed = RpcError(StatusCode.INTERNAL, "the disk failed", error_code="STORAGE_FAILED", local_detail="/db")
+    monkeypatch.setattr("llm_cost_ops.service.failures._logged", {})
+    failed = RpcError(StatusCode.INTERNAL, "the disk failed", local_detail="/db")
+    damaged = RpcError(StatusCode.DATA_LOSS, "the database is damaged", local_detail="page 7")
     with caplog.at_level("ERROR", "llm_cost_ops.server"):
         log_failure(RpcError(StatusCode.INTERNAL, "nothing to add"), "r0")
         for request_id in ("r1", "r2"):
             log_failure(failed, request_id)
-    assert caplog.messages == ["the disk failed (/db), request r1"]
+        log_failure(damaged, "r3")
+    assert caplog.messages == [
+        "the disk failed (/db), request r1",
+        "the database is damaged (page 7), request r3",
+    ]
 
 
 @contextmanager

@@ -75,6 +75,7 @@ _FOR_NOW = (
     "not accepting connections",
     "not currently accepting connections",
     "due to timeout",
+    "Temporary failure in name resolution",
     "SSL SYSCALL",
     "closed unexpectedly",
     "unexpected eof",

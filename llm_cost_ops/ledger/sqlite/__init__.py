@@ -33,6 +33,8 @@ def path_of(url: str, durability: str) -> tuple[str | None, str]:
     if durability not in DURABILITIES:
         raise _wrong(f"durability must be {' or '.join(map(repr, DURABILITIES))}, not {durability!r}")
     path = unquote(parts.path)[1:]
+    if parts.path and not path:
+        raise _wrong("names no file, as sqlite:///costs.db does; private memory is sqlite://")
     return str(Path(path).expanduser()) if path else None, durability
 
 

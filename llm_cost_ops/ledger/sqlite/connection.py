@@ -133,9 +133,11 @@ class Database:
 
     def close(self, connection: sqlite3.Connection) -> None:
         """Close a connection that `connect` gave."""
-        connection.close()
         if self.files is not None:
+            # Before: with the last connection the -wal and -shm end, and one that another thread opens at
+            # this moment makes new ones.
             self.files.closed()
+        connection.close()
 
     def notice(self, error: BaseException) -> None:
         """Remember what is behind an error; before its connection is closed, which may hide the cause."""

@@ -25,6 +25,7 @@ _FLOCK = struct.Struct("hhqqi4x")
 # was written meanwhile, and the file is free, it is heeded no more. How long who looks has waited itself says
 # nothing: on a busy machine the turns of four others take longer.
 _MAX_WAIT = 0.5
+_MAX_PASSED = 4
 # A turn of one commit each would leave the file idle for most of the time, since who is next sleeps a little
 # between its looks. With three, who waits sees at most three commits of each other process: of five that
 # never pause, each is among any 13 successive commits.
@@ -52,9 +53,10 @@ class WriteQueue:
         # The first place and the time of the last write when this process last looked, and since when.
         self._seen = (0, 0)
         self._since = 0.0
-        # Below it nobody is heeded. Whether it was raised just now.
+        # Below it nobody is heeded. Whether it was raised just now, and how often.
         self._floor = _BEGIN
         self._passes = False
+        self._passed = 0
 
     def must_wait(self) -> bool:
         """Whether it is another process's turn; then this one has a place in the queue."""
@@ -62,6 +64,8 @@ class WriteQueue:
             if self._left:
                 self._left -= 1
                 return False
+            if self._passed and self._first(self._floor, _BEGIN) is None:
+                self._passed = 0
             if self._first(_END) is None:
                 self._left = _COMMITS_A_TURN - 1
                 return False
@@ -73,9 +77,12 @@ class WriteQueue:
         now, seen = time.monotonic(), (head, os.fstat(self._file).st_mtime_ns)
         if seen != self._seen:
             self._seen, self._since = seen, now
-        if now - self._since < _MAX_WAIT:
+        if now - self._since < _MAX_WAIT * 2**self._passed:
             return True
         self._floor, self._passes = head + 1, True
+        # It waits longer than those who are still behind the one that is stopped: it writes again and again
+        # otherwise, so that they never see nothing written, and pass each of them too.
+        self._passed = min(self._passed + 1, _MAX_PASSED)
         return False
 
     def join(self) -> None:
@@ -84,6 +91,7 @@ class WriteQueue:
             if self._passes:
                 # The first waits for the file as well, and is not to blame.
                 self._floor, self._passes, self._since = self._seen[0], False, time.monotonic()
+                self._passed -= 1
             return
         file = self._open()
         if file is None:
@@ -122,12 +130,13 @@ class WriteQueue:
         if file is not None:
             os.close(file)
 
-    def _first(self, before: int) -> int | None:
-        """The first place below one that another process has."""
+    def _first(self, before: int, floor: int | None = None) -> int | None:
+        """The first place below one that another process has; of those that are heeded without `floor`."""
+        floor = self._floor if floor is None else floor
         file = self._open()
         found = None
-        while file is not None and before > self._floor:
-            asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, self._floor, before - self._floor, 0)
+        while file is not None and before > floor:
+            asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, floor, before - floor, 0)
             try:
                 kind, _, place, *_ = _FLOCK.unpack(fcntl.fcntl(file, fcntl.F_OFD_GETLK, asked))
             except OSError:

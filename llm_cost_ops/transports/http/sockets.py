@@ -37,7 +37,9 @@ def _is_head(buffer: bytes) -> bool:
     Both leave together then: one system call, and one read for the server. httpcore writes one after the
     other, and something after every head, if only that there is no more.
     """
-    return buffer.endswith(b"\r\n\r\n") and b"\r\ncontent-length:" in buffer[:_MAX_HEAD].lower()
+    if not buffer.endswith(b"\r\n\r\n") or not buffer[: buffer.find(b"\r\n")].endswith(b" HTTP/1.1"):
+        return False
+    return b"\r\ncontent-length:" in buffer[:_MAX_HEAD].lower()
 
 
 def _left(deadline: float | None, error: type[Exception]) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -18,6 +19,26 @@ def closed_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         yield listener.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "serve --db", "proxy --db", "costs --db", "costs --base-url", "dashboard --db", "quickstart --db",
+        "keys create --organization acme --db", "keys list --db", "db check",
+        "db copy costs.db", "import x --db",
+    ],
+)  # fmt: skip
+def test_a_database_without_a_name_is_refused(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # As from --db "$UNSET": SQLite opens a private file then, which nobody finds again.
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main([*command.split(), ""])
+    assert caught.value.code == 2
+    assert "must not be empty" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])

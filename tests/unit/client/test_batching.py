@@ -38,6 +38,7 @@ from llm_cost_ops._gen.messages import (
     SubmitUsageResponse,
     UsageReceipt,
 )
+from llm_cost_ops.client import batching
 from llm_cost_ops.client.batching import Batching, TaskBatching
 from llm_cost_ops.exceptions import TimeoutError as DeadlinePassed
 from llm_cost_ops.rpc.runtime import SyncRuntime
@@ -513,6 +514,25 @@ def test_another_thread_sends_when_the_one_that_did_is_interrupted() -> None:
     assert len({outcome.usage_id for outcome in told if not isinstance(outcome, KeyboardInterrupt)}) == 3
     assert len(service.sent[1]) == 3
     assert len(service.sent[2]) == 2
+
+
+def test_a_thread_that_is_interrupted_while_it_hands_out_what_came_holds_up_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settle, settled = batching._settle, 0
+
+    def interrupted(rider: Any, outcome: Any) -> None:
+        nonlocal settled
+        settle(rider, outcome)
+        settled += 1
+        if settled == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(batching, "_settle", interrupted)
+    service = Service()
+    told = submitted("sync", service, keyed("a", "b", "c", "d", "e"))
+    assert [type(outcome) for outcome in told].count(KeyboardInterrupt) == 1
+    assert [type(outcome) for outcome in told].count(UsageReceipt) == 4
 
 
 @pytest.mark.parametrize("colour", COLOURS)

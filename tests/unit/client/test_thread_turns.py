@@ -1,4 +1,4 @@
-"""Threads are woken one after the other, and the last one ends it, whoever gave up or came early."""
+"""Threads are woken two by two, and the last one ends it, whoever gave up or came early."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_what_comes_is_waited_for() -> None:
 
 
 @given(count=st.integers(0, 6), data=st.data())
-def test_each_that_is_awake_wakes_the_next(count: int, data: st.DataObject) -> None:
+def test_each_that_is_awake_wakes_the_next_two(count: int, data: st.DataObject) -> None:
     """In any order of those that are called, and of those that see what came before they are called."""
     turns = [ThreadTurn() for _ in range(count)]
     asleep = set(range(count))
@@ -38,9 +38,9 @@ def test_each_that_is_awake_wakes_the_next(count: int, data: st.DataObject) -> N
         if moment == began:
             waking.go_on()
         called = [each for each in asleep if not turns[each]._lock.locked()]
-        assert len(called) <= 1
+        assert len(called) <= 2 * (1 + count - len(asleep))
         if number in asleep:
-            assert moment < len(early) or called == [number]  # the first that still sleeps
+            assert moment < len(early) or number in called
             asleep.discard(number)
             assert turns[number].result() == number
     if began == len(early) + count:

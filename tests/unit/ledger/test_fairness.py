@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import random
 import signal
 import sqlite3
 import subprocess
@@ -186,6 +187,23 @@ def test_one_that_is_stopped_in_the_queue_is_passed() -> None:
             file.step(file.holder)
             file.step(WRITERS - 1)
         assert WRITERS - 1 in file.order
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_behind_one_that_is_stopped_nobody_starves(seed: int) -> None:
+    # Who passed it writes again and again: those that are still behind it never see that nothing is written.
+    draw = random.Random(seed)
+    with file_of(WRITERS) as file:
+        file.queues[WRITERS - 1].join()
+        looks, end = [file.now] * (WRITERS - 1), file.now + 30
+        while file.now < end:
+            file.now = min(looks)
+            who = looks.index(file.now)
+            file.step(who)
+            pause = 0.0005 if file.holder == who or not file.queues[who]._place else draw.uniform(0.005, 0.01)
+            looks[who] = file.now + pause
+        commits = Counter(file.order[len(file.order) // 2 :])
+        assert min(commits[who] for who in range(WRITERS - 1)) > max(commits.values()) / 3, commits
 
 
 def test_who_waits_while_a_long_transaction_goes_on_is_not_passed() -> None:

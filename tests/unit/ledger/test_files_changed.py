@@ -12,11 +12,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 import pytest
 
 from llm_cost_ops._gen.messages import SubmitStatus
+from llm_cost_ops.ledger.sqlite.connection import Database
 from llm_cost_ops.ledger.types import Filter
 from llm_cost_ops.rpc.status import RpcError, StatusCode
 from tests.unit.ledger.making import Sync, entry
@@ -53,6 +54,27 @@ def check_kept(path: Path, *keys: str) -> None:
     connection = sqlite3.connect(path)
     assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     connection.close()
+
+
+def test_a_connection_that_is_opened_while_the_last_one_is_closed_is_no_change(tmp_path: Path) -> None:
+    database = Database(str(tmp_path / "costs.db"), "disk")
+    opened_meanwhile: list[sqlite3.Connection] = []
+
+    class Closing:
+        """SQLite removes -wal and -shm when the last connection is closed."""
+
+        def __init__(self, connection: sqlite3.Connection) -> None:
+            self.connection = connection
+
+        def close(self) -> None:
+            self.connection.close()
+            opened_meanwhile.append(database.connect())
+
+    database.close(cast("sqlite3.Connection", Closing(database.connect())))
+    [connection] = opened_meanwhile
+    assert database.files is not None
+    database.files.look(connection)
+    database.close(connection)
 
 
 @pytest.fixture(params=KINDS)

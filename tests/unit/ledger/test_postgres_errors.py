@@ -100,6 +100,11 @@ def test_what_is_wrong_is_named(text: str, message: str) -> None:
     assert message in error.message
 
 
+def test_a_resolver_that_is_not_there_for_now_is_asked_again() -> None:
+    text = "failed to resolve host 'db.authentication.svc': [Errno -3] Temporary failure in name resolution"
+    assert connect_error(psycopg.OperationalError(text)).code is StatusCode.UNAVAILABLE
+
+
 def test_anothers_schema_and_a_newer_one_are_left_alone(postgres: Any) -> None:
     for statements, rule in (
         (("CREATE SCHEMA llm_cost_ops", "CREATE TABLE llm_cost_ops.theirs (id int)"), "another application"),

@@ -398,6 +398,21 @@ def test_a_large_batch_of_nothing_but_a_comma_is_malformed():
     assert isinstance(outcome(b'{"records":[,' + b" " * 400 + b"]}"), str)
 
 
+@pytest.mark.parametrize("begin", [b"%s,%s{},{}", b"{},%s,%s{}"])
+def test_a_large_batch_without_a_colon_is_as_before(begin):
+    sent = b'{"records":[' + begin % (b" " * 100, b" " * 100) + b"]}"
+    with mock.patch.object(decoding, "_PIECE", 60):
+        assert isinstance(outcome(sent), str)
+
+
+def test_more_objects_than_records_have_are_not_decoded_at_once():
+    decoded = mock.Mock(return_value=None)
+    sent = b'{"records":[{"a":1}' + b",{}" * 30_000 + b',{"a":1}]}'
+    with mock.patch.object(decoding, "decode_list_quickly", decoded):
+        outcome(sent)
+    assert all(call.args[1].count(b"{") <= 8000 for call in decoded.call_args_list)
+
+
 @pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
 def test_no_record_of_a_large_batch_is_decoded_alone(separators):
     records = [RECORD | {"metadata": {"calls": [{}, {}]}, "tags": [f"{n}"]} for n in range(3000)]

@@ -1,0 +1,24 @@
+"""The log of what failed inside, in words that only who runs the service reads."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from llm_cost_ops.rpc.status import RpcError, StatusCode
+
+__all__ = ["log_failure"]
+
+_log = logging.getLogger("llm_cost_ops.server")
+_MIN_BETWEEN_LINES = 1.0  # seconds
+_logged: dict[tuple[StatusCode, str, str], float] = {}
+
+
+def log_failure(error: RpcError, request_id: str) -> None:
+    """Log what an answer keeps from its caller, such as the path of a file: each reason once a second."""
+    if not error.local_detail:
+        return
+    reason, now = (error.code, error.error_code, error.message), time.monotonic()
+    if now - _logged.get(reason, -_MIN_BETWEEN_LINES) >= _MIN_BETWEEN_LINES:
+        _logged[reason] = now
+        _log.error("%s (%s), request %s", error.message, error.local_detail, request_id)
