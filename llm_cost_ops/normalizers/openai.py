@@ -47,6 +47,9 @@ _NAMES = {
 }
 _INPUTS = "usage.input_tokens_details"
 _OUTPUTS = "usage.output_tokens_details"
+# Responses in the background and batches that are not done: what they come to has the same id.
+_BATCH_DONE = frozenset({"completed", "expired", "cancelled", "failed"})
+_RESPONSE_OPEN = frozenset({"queued", "in_progress"})
 _OUTCOMES = {"failed": Outcome.FAILED, "cancelled": Outcome.CANCELLED}
 _CALLS = {
     "web_search_call": "web_searches",
@@ -63,10 +66,16 @@ def read_responses(payload: dict[str, object], record: UsageRecord) -> None:
     record.operation = _CHAT
     set_identity(record, payload, "created_at")
     set_tier(record, text(payload, "service_tier"))
-    record.outcome = _OUTCOMES.get(text(payload, "status"), record.outcome)
+    status = text(payload, "status")
+    record.outcome = _OUTCOMES.get(status, record.outcome)
+    usage = section(payload, "usage", "usage")
+    is_open = usage is None and status in _RESPONSE_OPEN
     if payload.get("object") == "batch":
         _read_batch(payload, record)
-    usage = section(payload, "usage", "usage")
+        is_open = status not in _BATCH_DONE
+    if is_open:
+        # Recorded under its id, it would stand in the way of what is billed in the end.
+        record.idempotency_key, usage = "", None
     if usage is None or not _read_tokens(usage, record):
         set_unknown(record)
         _count_calls(payload, record)
