@@ -118,7 +118,8 @@ def _set_litellm_details(record: UsageRecord, usage: dict[str, object]) -> None:
     stated = {"prompt_tokens": record.input_tokens, "completion_tokens": record.output_tokens}
     answer = {"object": "chat.completion", "usage": {**usage, **stated, "total_tokens": None}}
     try:
-        seen = usage_from_response(answer, api="openai.chat", provider="litellm")
+        # The model is what says by what its searches are billed.
+        seen = usage_from_response(answer, api="openai.chat", provider="litellm", model_id=record.model_id)
     except PayloadError:
         return
     record.cache_write_extended_tokens = min(seen.cache_write_extended_tokens, record.cache_write_tokens)
