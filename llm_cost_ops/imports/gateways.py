@@ -113,7 +113,6 @@ def _read_litellm(obj: dict[str, object], _state: State) -> Found:
     yield Part("", record)
 
 
-_XAI_CALLS = ("server_side_tool_usage_details", "server_side_tools_used", "num_sources_used")
 # What was charged is the row's spend, the totals are its own too.
 _OF_THE_ROW = frozenset({"cost", "cost_in_usd_ticks", "total_tokens"})
 
@@ -122,18 +121,10 @@ def _set_litellm_details(record: UsageRecord, usage: dict[str, object]) -> None:
     """What LiteLLM's usage says beside the totals of a row: searches, modalities, what set the price."""
     stated = {name: value for name, value in usage.items() if name not in _OF_THE_ROW}
     stated |= {"prompt_tokens": record.input_tokens, "completion_tokens": record.output_tokens}
-    api = "openai.chat"
-    if any(usage.get(name) for name in _XAI_CALLS):
-        # xAI's own counts hold every tool; LiteLLM repeats some of them as searches of the prompt.
-        api = "xai.chat"
-        stated["prompt_tokens_details"] = {
-            **nested(usage, "prompt_tokens_details"),
-            "web_search_requests": None,
-        }
-        stated["server_tool_use"] = stated["server_tool_use_details"] = None
-    answer = {"object": "chat.completion", "model": record.model_id, "usage": stated}
+    answer = {"object": "chat.completion", "usage": stated}
     try:
-        seen = usage_from_response(answer, api=api, provider="litellm")
+        # The model is what says by what its searches are billed.
+        seen = usage_from_response(answer, api="openai.chat", provider="litellm", model_id=record.model_id)
     except PayloadError:
         return
     record.cache_write_extended_tokens = min(seen.cache_write_extended_tokens, record.cache_write_tokens)

@@ -29,7 +29,7 @@ from llm_cost_ops.normalizers.record import (
     set_unknown,
     set_vertex_tier,
 )
-from llm_cost_ops.normalizers.xai import read_xai_extras, xai_output
+from llm_cost_ops.normalizers.xai import xai_output
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import UsageRecord
@@ -80,8 +80,6 @@ def read_responses(payload: dict[str, object], record: UsageRecord) -> None:
         set_unknown(record)
         _count_calls(payload, record)
         return
-    if record.provider == "x-ai" or "cost_in_usd_ticks" in usage:
-        read_xai_extras(usage, record)
     if not has(usage, "server_side_tool_usage_details") and not has(usage, "server_side_tools_used"):
         _count_calls(payload, record)
     if "cost" in usage:
@@ -290,8 +288,7 @@ def read_realtime(payload: dict[str, object], record: UsageRecord) -> None:
     record.operation = Operation.REALTIME
     set_identity(record, payload)
     usage = section(payload, "usage", "usage")
-    if _read_token_counts(usage, record) and usage is not None and "billable_audio_seconds" in usage:
-        read_xai_extras(usage, record)
+    _read_token_counts(usage, record)
 
 
 def _read_token_counts(usage: dict[str, object] | None, record: UsageRecord) -> bool:

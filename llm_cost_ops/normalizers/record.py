@@ -20,6 +20,7 @@ __all__ = [
     "check_record",
     "check_total",
     "claude_writes",
+    "count_grounded",
     "fit_details",
     "fit_text",
     "fit_texts",
@@ -152,6 +153,15 @@ def set_meter(record: UsageRecord, name: str, quantity: int) -> None:
         if total > MAX_NUMBER:
             raise PayloadError("usage", f"{name} together cannot exceed 2^63 - 1, got {total}")
         record.meters[name] = total
+
+
+# Grounding is billed by the query from Gemini 3 on, by the grounded prompt before.
+_BILLED_BY_PROMPT = re.compile(r"(?:.*/)?gemini-[12]\b")
+
+
+def count_grounded(record: UsageRecord, quantity: int) -> int:
+    """How many of a Gemini model's searches are billed; all of any other model."""
+    return min(quantity, 1) if _BILLED_BY_PROMPT.match(record.model_id) else quantity
 
 
 def set_tokens(record: UsageRecord, input_tokens: int, output_tokens: int) -> None:
