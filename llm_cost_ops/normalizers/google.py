@@ -26,6 +26,7 @@ from llm_cost_ops.normalizers.record import (
     set_tokens,
     set_traffic,
     set_unknown,
+    set_unstated,
     set_vertex_tier,
 )
 
@@ -142,7 +143,7 @@ def read_interaction(payload: dict[str, object], record: UsageRecord) -> None:
     set_tier(record, text(payload, "service_tier"))
     usage = section(payload, "usage", "usage")
     if usage is None or not has(usage, "total_input_tokens"):
-        set_unknown(record)
+        set_unstated(record, payload)
         return
     given = count(usage, "total_input_tokens", "usage") + count(usage, "total_tool_use_tokens", "usage")
     record.reasoning_tokens = count(usage, "total_thought_tokens", "usage")

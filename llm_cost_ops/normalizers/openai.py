@@ -27,6 +27,7 @@ from llm_cost_ops.normalizers.record import (
     set_tier,
     set_tokens,
     set_unknown,
+    set_unstated,
     set_vertex_tier,
 )
 from llm_cost_ops.normalizers.xai import xai_output
@@ -47,9 +48,7 @@ _NAMES = {
 }
 _INPUTS = "usage.input_tokens_details"
 _OUTPUTS = "usage.output_tokens_details"
-# Responses in the background and batches that are not done: what they come to has the same id.
 _BATCH_DONE = frozenset({"completed", "expired", "cancelled", "failed"})
-_RESPONSE_OPEN = frozenset({"queued", "in_progress"})
 _OUTCOMES = {"failed": Outcome.FAILED, "cancelled": Outcome.CANCELLED}
 _CALLS = {
     "web_search_call": "web_searches",
@@ -69,15 +68,13 @@ def read_responses(payload: dict[str, object], record: UsageRecord) -> None:
     status = text(payload, "status")
     record.outcome = _OUTCOMES.get(status, record.outcome)
     usage = section(payload, "usage", "usage")
-    is_open = usage is None and status in _RESPONSE_OPEN
     if payload.get("object") == "batch":
         _read_batch(payload, record)
-        is_open = status not in _BATCH_DONE
-    if is_open:
-        # Recorded under its id, it would stand in the way of what is billed in the end.
-        record.idempotency_key, usage = "", None
+        if status not in _BATCH_DONE:
+            # Its sums grow until then, and the key is for what they come to.
+            record.idempotency_key, usage = "", None
     if usage is None or not _read_tokens(usage, record):
-        set_unknown(record)
+        set_unstated(record, payload)
         _count_calls(payload, record)
         return
     if not has(usage, "server_side_tool_usage_details") and not has(usage, "server_side_tools_used"):

@@ -37,6 +37,7 @@ __all__ = [
     "set_tokens",
     "set_traffic",
     "set_unknown",
+    "set_unstated",
     "set_vertex_tier",
 ]
 
@@ -203,6 +204,20 @@ def set_modality(record: UsageRecord, **counts: int) -> None:
 def set_unknown(record: UsageRecord) -> None:
     """Mark the counts as unknown: such a record is unpriced, its cost is never zero."""
     record.quality = UsageQuality.UNKNOWN
+
+
+# The states of answers that are made in the background, until they are there.
+_UNDER_WAY = frozenset({"queued", "in_progress"})
+
+
+def set_unstated(record: UsageRecord, payload: dict[str, object]) -> None:
+    """Mark the counts as unknown, and take back the key of what is not done yet.
+
+    Recorded under its id, it would stand in the way of what is billed in the end.
+    """
+    set_unknown(record)
+    if text(payload, "status") in _UNDER_WAY:
+        record.idempotency_key = ""
 
 
 _MODALITIES = ("audio_tokens", "image_tokens", "video_tokens")

@@ -19,13 +19,13 @@ BATCH = {
 RESPONSE = {"id": "resp_68a1c0ffee68a1c0ffee", "object": "response", "model": "gpt-5", "output": []}
 
 
-def recorded_while_it_runs(running: dict[str, Any], done: dict[str, Any]) -> None:
+def recorded_while_it_runs(running: dict[str, Any], done: dict[str, Any], key: str) -> None:
     with CostOpsClient(base_url="sqlite://") as client:
-        first = usage_from_response(running, provider="openai", organization_id="acme")
+        first = usage_from_response(running, organization_id="acme")
         assert first.idempotency_key == ""
         assert client.usage.submit(first).cost_status == "unpriced"
-        last = usage_from_response(done, provider="openai", organization_id="acme")
-        assert last.idempotency_key == f"openai:{done['id']}"
+        last = usage_from_response(done, organization_id="acme")
+        assert last.idempotency_key == key
         receipt = client.usage.submit(last)
         assert receipt.cost_status == "priced"
         assert receipt.estimated_cost > 0
@@ -35,7 +35,7 @@ def recorded_while_it_runs(running: dict[str, Any], done: dict[str, Any]) -> Non
 @pytest.mark.parametrize("counts", [None, dict.fromkeys(DONE, 0)])
 def test_a_batch(status: str | None, counts: dict[str, int] | None) -> None:
     running = {**BATCH, "status": status, "usage": counts}
-    recorded_while_it_runs(running, {**BATCH, "status": "completed", "usage": DONE})
+    recorded_while_it_runs(running, {**BATCH, "status": "completed", "usage": DONE}, f"openai:{BATCH['id']}")
 
 
 @pytest.mark.parametrize("status", ["completed", "expired", "cancelled", "failed"])
@@ -48,4 +48,13 @@ def test_a_batch_that_has_ended_is_billed_for_what_it_did(status: str) -> None:
 @pytest.mark.parametrize("status", ["queued", "in_progress"])
 def test_a_response_in_the_background(status: str) -> None:
     running = {**RESPONSE, "status": status, "usage": None}
-    recorded_while_it_runs(running, {**RESPONSE, "status": "completed", "usage": DONE})
+    done = {**RESPONSE, "status": "completed", "usage": DONE}
+    recorded_while_it_runs(running, done, f"openai:{RESPONSE['id']}")
+
+
+@pytest.mark.parametrize("status", ["queued", "in_progress"])
+def test_an_interaction_in_the_background(status: str) -> None:
+    counts = {"total_input_tokens": 1000, "total_output_tokens": 100, "total_tokens": 1100}
+    running = {"id": "v1_68a1c0ffee68", "object": "interaction", "model": "gemini-2.5-pro", "status": status}
+    done = {**running, "status": "completed", "usage": counts}
+    recorded_while_it_runs(running, done, "google:v1_68a1c0ffee68")
