@@ -113,12 +113,18 @@ def _read_litellm(obj: dict[str, object], _state: State) -> Found:
     yield Part("", record)
 
 
+# What was charged is the row's spend, the totals are its own too.
+_OF_THE_ROW = frozenset({"cost", "cost_in_usd_ticks", "total_tokens"})
+
+
 def _set_litellm_details(record: UsageRecord, usage: dict[str, object]) -> None:
     """What LiteLLM's usage says beside the totals of a row: searches, modalities, what set the price."""
-    stated = {"prompt_tokens": record.input_tokens, "completion_tokens": record.output_tokens}
-    answer = {"object": "chat.completion", "usage": {**usage, **stated, "total_tokens": None}}
+    stated = {name: value for name, value in usage.items() if name not in _OF_THE_ROW}
+    stated |= {"prompt_tokens": record.input_tokens, "completion_tokens": record.output_tokens}
+    answer = {"object": "chat.completion", "usage": stated}
     try:
-        seen = usage_from_response(answer, api="openai.chat", provider="litellm")
+        # The model is what says by what its searches are billed.
+        seen = usage_from_response(answer, api="openai.chat", provider="litellm", model_id=record.model_id)
     except PayloadError:
         return
     record.cache_write_extended_tokens = min(seen.cache_write_extended_tokens, record.cache_write_tokens)
@@ -318,10 +324,27 @@ def _read_langfuse(obj: dict[str, object], _state: State) -> Found:
                     yield Part(place, str(error))
 
 
+# The names that it and the SDKs which report to it have for the three totals of a call.
+_TOTALS = {
+    **dict.fromkeys(("input", "inputtokens", "prompt", "prompttokens"), "input"),
+    **dict.fromkeys(("output", "outputtokens", "completion", "completiontokens"), "output"),
+    **dict.fromkeys(("total", "totaltokens"), "total"),
+}
+
+
+def _langfuse_names(given: dict[str, int]) -> dict[str, int]:
+    """Usage details with the totals under one name each, however they are spelled; equal ones are one."""
+    details: dict[str, int] = {}
+    for name, value in given.items():
+        plain = _TOTALS.get(name.lower().replace("_", ""), name)
+        details[plain] = max(value, details.get(plain, 0))
+    return details
+
+
 def _langfuse(row: dict[str, object], trace: dict[str, object]) -> UsageRecord:
     """Usage details are parts that add up, unless the total says that they lie in each other."""
     usage = nested(row, "usageDetails", "usage_details")
-    details = {name: count(usage, name) or 0 for name in usage}
+    details = _langfuse_names({name: count(usage, name) or 0 for name in usage})
     if not details:
         plain = nested(row, "usage")
         stated = {

@@ -37,7 +37,10 @@ _OPERATIONS = {
     "completions": Operation.CHAT,
     "embeddings": Operation.EMBEDDINGS,
     "moderations": Operation.MODERATION,
+    "decisions": Operation.UNSPECIFIED,
 }
+# The kinds that a page can group by batch and by service tier.
+_GROUPED = frozenset({"completions", "decisions"})
 
 
 def _results(obj: dict[str, object]) -> Iterator[tuple[str, dict[str, object], dict[str, object]]]:
@@ -123,14 +126,12 @@ def _openai_tokens(result: dict[str, object], record: UsageRecord, kind: str) ->
     record.input_tokens = count(result, "input_tokens")
     record.output_tokens = count(result, "output_tokens")
     record.cached_tokens = count(result, "input_cached_tokens") or 0
-    long = count(result, "input_cache_write_12h_tokens") or 0
-    written = count(result, "input_cache_write_tokens")
-    record.cache_write_extended_tokens = long
-    if written is None:
-        written = (count(result, "input_cache_write_30m_tokens") or 0) + long
-    record.cache_write_tokens = written
-    if kind == "completions" and result.get("batch") is None:
-        # Not grouped by batch: some of it may have cost half.
+    _openai_cache_writes(result, record)
+    if kind in _GROUPED and (result.get("batch") is None or result.get("service_tier") is None):
+        # Not grouped by them: some of it may have cost half, or double.
+        record.quality = UsageQuality.ESTIMATED
+    if kind == "decisions" and (record.output_tokens or record.cached_tokens or record.cache_write_tokens):
+        # They are billed by their input alone, whether it is cached or not; the model's prices have more.
         record.quality = UsageQuality.ESTIMATED
     # The counts of audio and images leave out what was cached of them, the input holds all.
     cached_audio = count(result, "input_cached_audio_tokens") or 0
@@ -149,6 +150,30 @@ def _openai_tokens(result: dict[str, object], record: UsageRecord, kind: str) ->
         record.modality = record.modality or ModalityTokens()
         record.modality.input_image_tokens, record.modality.output_image_tokens = images, drawn
         record.modality.cached_image_tokens = cached_image
+
+
+def _openai_cache_writes(result: dict[str, object], record: UsageRecord) -> None:
+    """Set the cache writes: `input_cache_write_tokens` is all of them, or on older pages those of 30 minutes.
+
+    A page that tells the 30 minutes apart is a newer one. On others the input that was not cached decides;
+    where it is not told and either may be meant, the record is ESTIMATED.
+    """
+    long = count(result, "input_cache_write_12h_tokens") or 0
+    short = count(result, "input_cache_write_30m_tokens")
+    stated = count(result, "input_cache_write_tokens")
+    record.cache_write_extended_tokens = long
+    if short is not None or stated is None:
+        record.cache_write_tokens = (short or 0) + long
+        return
+    record.cache_write_tokens = stated + long
+    room = (record.input_tokens or 0) - record.cached_tokens
+    uncached = count(result, "input_uncached_tokens")
+    if stated < long or not long or (uncached is not None and room - uncached == stated + long):
+        return
+    if stated + long > room or (uncached is not None and room - uncached == stated):
+        record.cache_write_tokens = stated
+    else:
+        record.quality = UsageQuality.ESTIMATED
 
 
 def _openai_cost(result: dict[str, object], record: UsageRecord) -> UsageRecord | str:
@@ -186,6 +211,9 @@ def _read_anthropic_usage(obj: dict[str, object], _state: State) -> Found:
         except ValueError as error:
             yield Part(where, str(error))
             continue
+        if result.get("service_tier") is None:
+            # Not grouped by it: some of it may have cost half.
+            record.quality = UsageQuality.ESTIMATED
         record.model_id = text(result, "model")
         record.project_id = text(result, "workspace_id")
         _set_tier(record, text(result, "service_tier"))

@@ -234,7 +234,8 @@ class Call:
             # The call was made and is billed, though its answer can't be read.
             record = UsageRecord(provider=self.provider, quality=UsageQuality.UNKNOWN)
         if not self.finished:
-            record.quality = UsageQuality.UNKNOWN
+            # Counts and cost, where any came, are those so far.
+            record.quality, record.reported_cost = UsageQuality.UNKNOWN, None
         record.provider = record.provider or API_PROVIDERS.get(self.api, "unknown")
         if model and record.model_id and record.model_id != model and not record.requested_model_id:
             record.requested_model_id = model
@@ -265,7 +266,7 @@ class Call:
         if self.events is not None:
             events = [event for data in self.events() if (event := _decoded(data)) is not None]
             self.finished = self.finished or any(_is_final(event) for event in events)
-            return [event for event in events if event]
+            return events
         if self.api == "openai.speech":
             # The sound says nothing of its cost. The models before tokens are billed by the character.
             by_character = model.startswith("tts-1") and isinstance(asked.input, str)
@@ -318,10 +319,14 @@ _STREAMS_TELL = frozenset({
 })  # fmt: skip
 
 
+# The mark of the end, as the normalizers know it.
+_DONE: dict[str, Any] = {"data": "[DONE]"}
+
+
 def _decoded(data: bytes) -> dict[str, Any] | None:
-    """The event of some data: {} for the end mark, None for what is no event."""
+    """The event of some data: `_DONE` for the end mark, None for what is no event."""
     if data.strip() == b"[DONE]":
-        return {}
+        return _DONE
     try:
         event = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -331,7 +336,7 @@ def _decoded(data: bytes) -> dict[str, Any] | None:
 
 def _is_final(event: dict[str, Any]) -> bool:
     """Whether the counts of a stream do not change after this event."""
-    if not event or event.get("type", event.get("event_type")) in _FINAL_TYPES:
+    if event is _DONE or event.get("type", event.get("event_type")) in _FINAL_TYPES:
         return True
     if event.get("type") == "message_delta":
         delta = event.get("delta")

@@ -16,10 +16,13 @@ _USAGE = re.compile(rb'"usage(?:Metadata)?"\s*:\s*\{')
 _END = re.compile(
     rb'\s*(?:\[DONE\]|\{\s*"type"\s*:\s*"(?:message_stop|message-end|conversation\.response\.done|response\.(?:completed|incomplete|failed))")'
 )
+# The last piece of one of several answers, which may come long before the end of the stream.
+_REASON = re.compile(rb'"finish_?[rR]eason"\s*:\s*"[^"]')
 _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 
-# Of a long stream so many events are kept: the first, those that state usage, and the last.
-_FIRST, _STATING, _LAST = 4, 64, 8
+# Of a long stream so many events are kept: the first, those that state usage, those with the end of an
+# answer (a request has at most 128), with tools that ran or with searches, and the last.
+_FIRST, _STATING, _FACTS, _LAST = 4, 64, 256, 8
 # What a frame of AWS may hold, in bytes.
 _MAX_FRAME = 24 * 1024 * 1024
 
@@ -27,12 +30,13 @@ _MAX_FRAME = 24 * 1024 * 1024
 class _KeptEvents:
     """The events of a stream that can matter for its usage."""
 
-    __slots__ = ("_first", "_last", "_number", "_stating")
+    __slots__ = ("_facts", "_first", "_last", "_number", "_stating")
 
     def __init__(self) -> None:
         self._number = 0
         self._first: list[tuple[int, bytes]] = []
         self._stating: deque[tuple[int, bytes]] = deque(maxlen=_STATING)
+        self._facts: deque[tuple[int, bytes]] = deque(maxlen=_FACTS)
         self._last: deque[tuple[int, bytes]] = deque(maxlen=_LAST)
 
     def keep(self, data: bytes) -> bool:
@@ -41,6 +45,8 @@ class _KeptEvents:
         states = b'"usage' in data and _USAGE.search(data) is not None
         if self._number <= _FIRST:
             self._first.append((self._number, data))
+        elif _has_facts(data):
+            self._facts.append((self._number, data))
         elif states:
             self._stating.append((self._number, data))
         else:
@@ -49,8 +55,14 @@ class _KeptEvents:
 
     def events(self) -> list[bytes]:
         """The data of the events that were kept, in their order."""
-        kept = {number: data for group in (self._first, self._stating, self._last) for number, data in group}
+        groups = (self._first, self._facts, self._stating, self._last)
+        kept = {number: data for group in groups for number, data in group}
         return [kept[number] for number in sorted(kept)]
+
+
+def _has_facts(data: bytes) -> bool:
+    """Whether an event says of an answer why it ended, or what beside the tokens is billed for it."""
+    return _REASON.search(data) is not None or b'"executed_tools"' in data or b'"groundingMetadata"' in data
 
 
 class EventReader(_KeptEvents):

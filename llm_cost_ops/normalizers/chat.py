@@ -10,13 +10,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from llm_cost_ops._gen.messages import Operation
-from llm_cost_ops.normalizers.payload import count, counted, money, section, text
+from llm_cost_ops.normalizers.payload import count, counted, money, section, shallow, text
 from llm_cost_ops.normalizers.record import (
     CLAUDE_WRITES,
     cache_writes,
     check_record,
     check_total,
     claude_writes,
+    count_grounded,
     fit_details,
     read_modality,
     set_geography,
@@ -50,6 +51,8 @@ _BESIDE = (
 )
 # What gateways say beside OpenAI's fields: searches, as Anthropic counts them, and what chose the price.
 _OF_GATEWAYS = frozenset(("server_tool_use", "server_tool_use_details", "inference_geo", "speed"))
+# By these xAI itself tells the searches: LiteLLM repeats them in its own words.
+_OF_XAI = ("server_side_tool_usage_details", "server_side_tools_used", "num_sources_used")
 _COUNTED_SEARCHES = frozenset(("web_search_requests", "google_maps_grounding_requests"))
 # Each answer of these models is one search that is billed.
 _SEARCH_MODELS = ("gpt-4o-search-preview", "gpt-4o-mini-search-preview", "gpt-5-search-api")
@@ -128,24 +131,33 @@ def _read_gateway_facts(usage: dict[str, object], inputs: dict[str, object], rec
     """What OpenRouter and LiteLLM say of a call in a provider's own words: searches, speed, geography."""
     searches = count(inputs, "web_search_requests", _INPUTS)
     for key in ("server_tool_use_details", "server_tool_use"):
-        tools = section(usage, key, f"usage.{key}")
+        # Where something else than an object stands there, no searches are told.
+        tools = shallow(usage.get(key))
         if tools is not None:
             searches = count(tools, "web_search_requests", f"usage.{key}")
             break
-    set_meter(record, "web_searches", searches)
-    set_meter(record, "map_searches", count(inputs, "google_maps_grounding_requests", _INPUTS))
+    if not any(map(usage.get, _OF_XAI)):
+        set_meter(record, "web_searches", count_grounded(record, searches))
+    maps = count(inputs, "google_maps_grounding_requests", _INPUTS)
+    set_meter(record, "map_searches", count_grounded(record, maps))
     set_speed(record, text(usage, "speed"))
     set_geography(record, text(usage, "inference_geo"))
 
 
 def read_gateway_cost(usage: dict[str, object], record: UsageRecord) -> None:
-    """What OpenRouter charged, and with a key of one's own what the upstream charged on top."""
+    """What OpenRouter charged, and with a key of one's own what the upstream charged on top.
+
+    A cost of 0 is a price at OpenRouter alone, which has free models: other gateways state it where they know
+    none. With a key of one's own the fee is no price without what the upstream charged.
+    """
     cost = money(usage.get("cost"), "usage.cost")
-    if cost is not None and usage.get("is_byok"):
+    is_own = bool(usage.get("is_byok"))
+    if cost is not None and is_own:
         details = section(usage, "cost_details", "usage.cost_details") or {}
         path = "usage.cost_details.upstream_inference_cost"
-        cost += money(details.get("upstream_inference_cost"), path) or 0
-    record.reported_cost = cost
+        upstream = money(details.get("upstream_inference_cost"), path)
+        cost = None if upstream is None else cost + upstream
+    record.reported_cost = cost if cost or (record.provider == "openrouter" and not is_own) else None
 
 
 def _reasoning(details: dict[str, object], usage: dict[str, object]) -> int:

@@ -17,6 +17,7 @@ from llm_cost_ops.normalizers.provider import Provider
 from llm_cost_ops.normalizers.record import (
     check_record,
     check_total,
+    count_grounded,
     set_key,
     set_meter,
     set_modality,
@@ -25,6 +26,7 @@ from llm_cost_ops.normalizers.record import (
     set_tokens,
     set_traffic,
     set_unknown,
+    set_unstated,
     set_vertex_tier,
 )
 
@@ -69,7 +71,6 @@ _INTERACTION_LISTS = (
 )
 # Looked up once: access to an enum's member by name is slow.
 _CHAT = Operation.CHAT
-_OLDER_THAN_3 = re.compile(r"(models/)?gemini-[12]\b")
 
 
 def read_generate_content(payload: dict[str, object], record: UsageRecord) -> None:
@@ -142,7 +143,7 @@ def read_interaction(payload: dict[str, object], record: UsageRecord) -> None:
     set_tier(record, text(payload, "service_tier"))
     usage = section(payload, "usage", "usage")
     if usage is None or not has(usage, "total_input_tokens"):
-        set_unknown(record)
+        set_unstated(record, payload)
         return
     given = count(usage, "total_input_tokens", "usage") + count(usage, "total_tool_use_tokens", "usage")
     record.reasoning_tokens = count(usage, "total_thought_tokens", "usage")
@@ -167,7 +168,7 @@ def read_interaction(payload: dict[str, object], record: UsageRecord) -> None:
         if text(step, "type") == "google_search_call"
     )
     if searches:
-        set_meter(record, "web_searches", 1 if _OLDER_THAN_3.match(record.model_id) else searches)
+        set_meter(record, "web_searches", count_grounded(record, searches))
     check_record(record, {"cached_tokens": "usage.total_cached_tokens"})
 
 
@@ -203,15 +204,18 @@ def _count_searches(payload: dict[str, object], record: UsageRecord) -> None:
         grounding = section(candidate, key, "candidates.groundingMetadata")
         if grounding is None:
             continue
-        searches += _length(grounding, "webSearchQueries", "web_search_queries")
         set_meter(record, "image_searches", _length(grounding, "imageSearchQueries", "image_search_queries"))
-        maps += any(
-            has(chunk, "maps")
+        chunks = [
+            chunk
             for name in ("groundingChunks", "grounding_chunks")
             for chunk in items(grounding, name, f"candidates.groundingMetadata.{name}")
-        )
-    if searches:
-        set_meter(record, "web_searches", 1 if _OLDER_THAN_3.match(record.model_id) else searches)
+        ]
+        places = any(has(chunk, "maps") for chunk in chunks)
+        maps += places
+        if not places or any(has(chunk, "web") for chunk in chunks):
+            # Where Google Maps alone was asked, the queries are its own.
+            searches += _length(grounding, "webSearchQueries", "web_search_queries")
+    set_meter(record, "web_searches", count_grounded(record, searches))
     set_meter(record, "map_searches", min(maps, 1))
 
 

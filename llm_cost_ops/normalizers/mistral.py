@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llm_cost_ops._gen.messages import Operation
+from llm_cost_ops._gen.messages import Operation, UsageQuality
 from llm_cost_ops.normalizers.chat import inclusive_output, read_chat
 from llm_cost_ops.normalizers.payload import count, counted, duration_ms, has, items, section, text
 from llm_cost_ops.normalizers.provider import Provider
@@ -34,8 +34,11 @@ def read_mistral_chat(payload: dict[str, object], record: UsageRecord) -> None:
     usage = section(payload, "usage", "usage") or {}
     if "outputs" in payload or not _OF_CONVERSATIONS.isdisjoint(usage):
         outputs = items(payload, "outputs", "outputs")
-        for output in outputs:
-            set_model(record, text(output, "model"))
+        models = [model for output in outputs if (model := text(output, "model"))]
+        set_model(record, models[0] if models else "")
+        if len(set(models)) > 1:
+            # One agent handed over to another: which of the tokens were whose is not told.
+            record.quality = UsageQuality.ESTIMATED
         usage = _with_connectors(usage, outputs, record)
         payload = {**payload, "usage": usage} if usage else payload
     set_tier(record, text(usage, "service_tier"))

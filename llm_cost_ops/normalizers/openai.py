@@ -27,9 +27,10 @@ from llm_cost_ops.normalizers.record import (
     set_tier,
     set_tokens,
     set_unknown,
+    set_unstated,
     set_vertex_tier,
 )
-from llm_cost_ops.normalizers.xai import read_xai_extras, xai_output
+from llm_cost_ops.normalizers.xai import xai_output
 
 if TYPE_CHECKING:
     from llm_cost_ops._gen.messages import UsageRecord
@@ -47,6 +48,7 @@ _NAMES = {
 }
 _INPUTS = "usage.input_tokens_details"
 _OUTPUTS = "usage.output_tokens_details"
+_BATCH_DONE = frozenset({"completed", "expired", "cancelled", "failed"})
 _OUTCOMES = {"failed": Outcome.FAILED, "cancelled": Outcome.CANCELLED}
 _CALLS = {
     "web_search_call": "web_searches",
@@ -63,16 +65,18 @@ def read_responses(payload: dict[str, object], record: UsageRecord) -> None:
     record.operation = _CHAT
     set_identity(record, payload, "created_at")
     set_tier(record, text(payload, "service_tier"))
-    record.outcome = _OUTCOMES.get(text(payload, "status"), record.outcome)
+    status = text(payload, "status")
+    record.outcome = _OUTCOMES.get(status, record.outcome)
+    usage = section(payload, "usage", "usage")
     if payload.get("object") == "batch":
         _read_batch(payload, record)
-    usage = section(payload, "usage", "usage")
+        if status not in _BATCH_DONE:
+            # Its sums grow until then, and the key is for what they come to.
+            record.idempotency_key, usage = "", None
     if usage is None or not _read_tokens(usage, record):
-        set_unknown(record)
+        set_unstated(record, payload)
         _count_calls(payload, record)
         return
-    if record.provider == "x-ai" or "cost_in_usd_ticks" in usage:
-        read_xai_extras(usage, record)
     if not has(usage, "server_side_tool_usage_details") and not has(usage, "server_side_tools_used"):
         _count_calls(payload, record)
     if "cost" in usage:
@@ -281,8 +285,7 @@ def read_realtime(payload: dict[str, object], record: UsageRecord) -> None:
     record.operation = Operation.REALTIME
     set_identity(record, payload)
     usage = section(payload, "usage", "usage")
-    if _read_token_counts(usage, record) and usage is not None and "billable_audio_seconds" in usage:
-        read_xai_extras(usage, record)
+    _read_token_counts(usage, record)
 
 
 def _read_token_counts(usage: dict[str, object] | None, record: UsageRecord) -> bool:

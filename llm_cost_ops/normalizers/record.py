@@ -20,6 +20,7 @@ __all__ = [
     "check_record",
     "check_total",
     "claude_writes",
+    "count_grounded",
     "fit_details",
     "fit_text",
     "fit_texts",
@@ -36,6 +37,7 @@ __all__ = [
     "set_tokens",
     "set_traffic",
     "set_unknown",
+    "set_unstated",
     "set_vertex_tier",
 ]
 
@@ -154,6 +156,15 @@ def set_meter(record: UsageRecord, name: str, quantity: int) -> None:
         record.meters[name] = total
 
 
+# Grounding is billed by the query from Gemini 3 on, by the grounded prompt before.
+_BILLED_BY_PROMPT = re.compile(r"(?:.*/)?gemini-[12]\b")
+
+
+def count_grounded(record: UsageRecord, quantity: int) -> int:
+    """How many of a Gemini model's searches are billed; all of any other model."""
+    return min(quantity, 1) if _BILLED_BY_PROMPT.match(record.model_id) else quantity
+
+
 def set_tokens(record: UsageRecord, input_tokens: int, output_tokens: int) -> None:
     """Set both totals and their sum; PayloadError when the sum exceeds 2^63 - 1."""
     total = input_tokens + output_tokens
@@ -193,6 +204,20 @@ def set_modality(record: UsageRecord, **counts: int) -> None:
 def set_unknown(record: UsageRecord) -> None:
     """Mark the counts as unknown: such a record is unpriced, its cost is never zero."""
     record.quality = UsageQuality.UNKNOWN
+
+
+# The states of answers that are made in the background, until they are there.
+_UNDER_WAY = frozenset({"queued", "in_progress"})
+
+
+def set_unstated(record: UsageRecord, payload: dict[str, object]) -> None:
+    """Mark the counts as unknown, and take back the key of what is not done yet.
+
+    Recorded under its id, it would stand in the way of what is billed in the end.
+    """
+    set_unknown(record)
+    if text(payload, "status") in _UNDER_WAY:
+        record.idempotency_key = ""
 
 
 _MODALITIES = ("audio_tokens", "image_tokens", "video_tokens")

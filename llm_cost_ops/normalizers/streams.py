@@ -61,6 +61,8 @@ def fold_all(events: Iterable[object]) -> list[Streamed]:
     states = [_State()]
     for index, event in enumerate(events):
         fields = _data(event, index)
+        if fields is None:
+            states[-1].end()
         if not fields:
             continue
         try:
@@ -75,8 +77,8 @@ class _AnotherResponseError(Exception):
     """The event begins, or ends, a response after one that is complete."""
 
 
-def _data(event: object, index: int) -> dict[str, object]:
-    """The data of an event: itself, or what its SSE field `data` holds."""
+def _data(event: object, index: int) -> dict[str, object] | None:
+    """The data of an event: itself, or what its SSE field `data` holds; None for the mark of the end."""
     fields = as_mapping(event, f"[{index}]")
     chunk = fields.get("chunk")
     if isinstance(chunk, Mapping) and isinstance(chunk.get("bytes"), bytes):
@@ -85,7 +87,9 @@ def _data(event: object, index: int) -> dict[str, object]:
     if data is None or not fields.keys() <= {"event", "data", "id", "retry"}:
         return fields
     if isinstance(data, (str, bytes)):
-        if data in ("[DONE]", b"[DONE]", "", b""):
+        if data in ("[DONE]", b"[DONE]"):
+            return None
+        if not data:
             return {}
         try:
             data = msgspec.json.decode(data)
@@ -104,6 +108,11 @@ class _State:
         self._open: set[object] = set()
         self._closed: set[object] = set()
         self._counts_are_final = True
+        self._grounding: dict[object, dict[str, object]] = {}
+        # Of Claude's messages: whether counts of the output came, and whether the message stopped.
+        self._returned = self._stopped = False
+        # The answers whose pieces have "" for the reason why they ended, where others have null.
+        self._blank: set[object] = set()
 
     def is_cut(self) -> bool:
         """Whether the last counts are those of a text that was still being written when the stream ended.
@@ -111,6 +120,11 @@ class _State:
         Gemini, xAI, Perplexity and vLLM state the counts so far with every piece of text.
         """
         return bool(self._open) and not self._counts_are_final
+
+    def end(self) -> None:
+        """The provider said that nothing more comes: proxies leave out why each answer ended."""
+        self._open.clear()
+        self._stop()
 
     def take(self, event: dict[str, object]) -> None:
         kind = text(event, "type")
@@ -134,11 +148,16 @@ class _State:
             self._start_message(event)
         elif kind == "message_delta":
             self._update_usage(event)
+        elif kind == "message_stop":
+            self._stop()
         elif kind.startswith("response."):
             self._take_response(event, kind)
         elif kind == "message.output.delta":
             # Of Mistral's conversations the text alone says which model writes it.
             self._merge({"model": event.get("model")})
+            outputs = self.payload.setdefault("outputs", [])
+            if {"model": event.get("model")} not in outputs:
+                outputs.append({"model": event.get("model")})
         elif kind == "message-end":
             delta = section(event, "delta", "delta") or {}
             self._merge({"id": event.get("id"), "usage": delta.get("usage")})
@@ -146,7 +165,7 @@ class _State:
             self._merge(metadata)
         elif "choices" in event or text(event, "object").endswith(".chunk"):
             self._take_chunk(event)
-        elif "candidates" in event:
+        elif "candidates" in event or "usageMetadata" in event or "usage_metadata" in event:
             self._take_candidates(event)
         elif "generation_token_count" in event:
             self._follow([event], "stop_reason", states=True)
@@ -175,9 +194,7 @@ class _State:
         for (delta,) in _fields_of(pieces, "delta"):
             tools = shallow(delta) if delta else None
             if tools and tools.get("executed_tools"):
-                # Groq tells each tool in a chunk of its own, once when it starts and once with its result.
-                for tool in items(tools, "executed_tools", "choices.delta.executed_tools"):
-                    self.payload.setdefault("executed_tools", {})[tool.get("index")] = tool
+                self._take_tools(items(tools, "executed_tools", "choices.delta.executed_tools"))
         self._merge(event)
 
     def _take_candidates(self, event: dict[str, object]) -> None:
@@ -186,14 +203,28 @@ class _State:
         states = event.get("usage_metadata" if is_snake else "usageMetadata")
         pieces = event.get("candidates")
         self._follow(pieces, "finish_reason" if is_snake else "finishReason", states=bool(states))
-        grounded = ("groundingMetadata", "grounding_metadata")
-        before = self.payload.get("candidates")
+        for index, *found in _fields_of(pieces, "index", "groundingMetadata", "grounding_metadata"):
+            for stated in found:
+                _add_grounding(self._grounding.setdefault(index or 0, {}), shallow(stated) or {})
         self._merge(event)
-        if any(any(found) for found in _fields_of(before, *grounded)) and not any(
-            any(found) for found in _fields_of(pieces, *grounded)
-        ):
-            # What the text is grounded in may come before its end.
-            self.payload["candidates"] = before
+        if any(self._grounding.values()):
+            # What the text is grounded in may come before its end, and in several chunks.
+            self.payload["candidates"] = [{"groundingMetadata": each} for each in self._grounding.values()]
+
+    def _take_tools(self, tools: list[dict[str, object]]) -> None:
+        """Groq tells each tool in a chunk of its own, once when it starts and once with its result."""
+        found = self.payload.setdefault("executed_tools", {})
+        for tool in tools:
+            key = tool.get("index")
+            if key is None:
+                asked = (tool.get("type"), tool.get("arguments"))
+                begun = (
+                    name
+                    for name, other in found.items()
+                    if (other.get("type"), other.get("arguments")) == asked and not other.get("output")
+                )
+                key = (tool.get("output") and next(begun, None)) or f"#{len(found)}"
+            found[key] = tool
 
     def _follow(self, pieces: object, reason: str, *, states: bool) -> None:
         """Note which answers are still being written, and whether the counts came after the last of them.
@@ -203,12 +234,20 @@ class _State:
         """
         if states:
             self._counts_are_final = not pieces
-        for index, reasons in _fields_of(pieces, "index", reason):
+        for index, reasons, delta in _fields_of(pieces, "index", reason, "delta"):
+            key = index or 0
             if reasons:
-                self._open.discard(index or 0)
-                self._closed.add(index or 0)
-            elif (index or 0) not in self._closed:
-                self._open.add(index or 0)
+                self._open.discard(key)
+                self._closed.add(key)
+            elif key in self._closed:
+                continue
+            elif reasons == "" and key not in self._blank and _calls_tools(delta):
+                # xAI ends a call of tools with "", and all before with null.
+                self._open.discard(key)
+            else:
+                self._open.add(key)
+                if reasons == "":
+                    self._blank.add(key)
 
     def _start_message(self, event: dict[str, object]) -> None:
         """Anthropic's first event has the input; the output is final with the last message_delta only."""
@@ -232,9 +271,18 @@ class _State:
                     continue
                 kept[key] = value
             self.api = "anthropic.messages"
-            delta = section(event, "delta", "delta") or {}
-            # Counts may come more than once: beside the last is why the message stopped.
-            self.complete = "stop_reason" not in delta or delta["stop_reason"] is not None
+            self._returned = True
+        delta = section(event, "delta", "delta") or {}
+        if delta.get("stop_reason") is not None:
+            self._stop()
+        elif usage is not None:
+            # Counts may come more than once: with the last, or after it, is why the message stopped.
+            self.complete = self._stopped or "stop_reason" not in delta
+
+    def _stop(self) -> None:
+        """A message of Claude ended: it is complete if the counts of its output came."""
+        self._stopped = True
+        self.complete = self.complete or self._returned
 
     def _take_response(self, event: dict[str, object], kind: str) -> None:
         response = section(event, "response", "response")
@@ -257,6 +305,30 @@ def _fields_of(pieces: object, *names: str) -> Iterator[tuple[object, ...]]:
     for piece in pieces if isinstance(pieces, (list, tuple)) else ():
         read = piece.get if type(piece) is dict else functools.partial(_attribute, piece)
         yield tuple(read(name) for name in names)
+
+
+def _calls_tools(delta: object) -> bool:
+    return bool((shallow(delta) or {}).get("tool_calls"))
+
+
+# What is told in parts: all parts together are what was asked, and what was found.
+_GROUNDS = (
+    "webSearchQueries",
+    "web_search_queries",
+    "imageSearchQueries",
+    "image_search_queries",
+    "groundingChunks",
+    "grounding_chunks",
+)
+
+
+def _add_grounding(whole: dict[str, object], part: dict[str, object]) -> None:
+    """Add the lists of a chunk's grounding to those of the chunks before; gateways repeat them whole."""
+    for name in _GROUNDS:
+        found, before = part.get(name), whole.get(name)
+        if isinstance(found, (list, tuple)) and found:
+            known = before if isinstance(before, list) else []
+            whole[name] = [*known, *(each for each in found if each not in known)]
 
 
 def _attribute(piece: object, name: str) -> object:

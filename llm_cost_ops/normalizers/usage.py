@@ -26,7 +26,7 @@ from llm_cost_ops.normalizers.providers import (
     is_random,
     refuse_errors,
 )
-from llm_cost_ops.normalizers.record import set_tokens, set_unknown
+from llm_cost_ops.normalizers.record import set_meter, set_tokens, set_unknown
 from llm_cost_ops.normalizers.streams import fold, fold_all, is_stream, is_wrapper, unwrap
 from llm_cost_ops.normalizers.xai import read_xai_extras
 from llm_cost_ops.rules.providers import canonical_provider
@@ -112,8 +112,14 @@ def usages_from_response(
                 other.timestamp = other.timestamp or first.timestamp
                 if first.idempotency_key:
                     other.idempotency_key = f"{first.idempotency_key[:240]}#{number}"
-            # A compound system is billed by its models alone; an advisor comes on top of the message.
-            records += others if "usage_breakdown" in payload else [first, *others]
+            if "usage_breakdown" in payload:
+                # A compound system is billed by its models, and by the tools that it ran.
+                for name, quantity in first.meters.items():
+                    set_meter(others[0], name, quantity)
+                records += others
+            else:
+                # An advisor comes on top of the message.
+                records += [first, *others]
         else:
             records.append(first)
     return records
@@ -178,12 +184,14 @@ def _read(
     else:
         normalizer(payload, record)
         usage = payload.get("usage")
-        if usage and record.reported_cost is None and not (type(usage) is dict and _COSTS.isdisjoint(usage)):
-            _read_stated_cost(usage, record)
+        if usage and not (type(usage) is dict and _STATED.isdisjoint(usage)):
+            _read_stated(usage, record)
         if record.provider not in UNIQUE_IDS:
             _keep_random_key(record)
     if not complete:
+        # A cost beside the counts so far is the cost so far.
         set_unknown(record)
+        record.reported_cost = None
     if fields:
         _set_fields(record, fields)
     if record.model_id[:1] == "@":
@@ -191,15 +199,31 @@ def _read(
     return record
 
 
-_COSTS = frozenset(("cost", "cost_in_usd_ticks"))
+# By these an answer of xAI is known, through whichever gateway and in whichever API it came.
+_OF_XAI = frozenset(
+    (
+        "cost_in_usd_ticks",
+        "num_sources_used",
+        "billable_audio_seconds",
+        "server_side_tool_usage_details",
+        "server_side_tools_used",
+    )
+)
+_STATED = _OF_XAI | {"cost"}
 
 
-def _read_stated_cost(stated: object, record: UsageRecord) -> None:
-    """What was charged, in whichever API it is told: a gateway's `cost`, xAI's ticks."""
+def _read_stated(stated: object, record: UsageRecord) -> None:
+    """What is told alike in whichever API: xAI's tools and cost, a gateway's `cost`."""
     usage = shallow(stated)
-    if usage and "cost_in_usd_ticks" in usage:
+    if not usage:
+        return
+    if not _OF_XAI.isdisjoint(usage):
         read_xai_extras(usage, record)
-    elif usage and "cost" in usage and not isinstance(usage["cost"], (dict, bool)):
+    if (
+        record.reported_cost is None
+        and usage.get("cost") is not None
+        and not isinstance(usage["cost"], (dict, bool))
+    ):
         with contextlib.suppress(PayloadError):
             read_gateway_cost(usage, record)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from llm_cost_ops.exceptions import PayloadError
 from llm_cost_ops.normalizers.chat import read_chat
-from llm_cost_ops.normalizers.payload import count, duration_ms, section
+from llm_cost_ops.normalizers.payload import count, duration_ms, has, shallow
 from llm_cost_ops.normalizers.provider import Provider
 from llm_cost_ops.normalizers.record import set_meter
 
@@ -55,10 +55,8 @@ def xai_output(prompt: int, completion: int, reasoning: int, total: int | None) 
 
 
 def read_xai_chat(payload: dict[str, object], record: UsageRecord) -> None:
-    """xAI: reasoning tested against the total, tool calls, the stated cost."""
-    usage = read_chat(payload, record, xai_output)
-    if usage is not None:
-        read_xai_extras(usage, record)
+    """xAI: reasoning tested against the total. What any API of theirs states is read by `read_xai_extras`."""
+    read_chat(payload, record, xai_output)
 
 
 def read_xai_extras(usage: dict[str, object], record: UsageRecord) -> None:
@@ -75,7 +73,7 @@ def read_xai_extras(usage: dict[str, object], record: UsageRecord) -> None:
         record.input_tokens = record.output_tokens = record.total_tokens = record.modality = None
         record.cached_tokens = record.reasoning_tokens = 0
     path = "usage.server_side_tool_usage_details"
-    details = section(usage, "server_side_tool_usage_details", path)
+    details = shallow(usage.get("server_side_tool_usage_details"))
     if details is not None:
         for key, meter in _XAI_TOOLS:
             set_meter(record, meter, count(details, key, path))
@@ -93,7 +91,7 @@ def read_xai_extras(usage: dict[str, object], record: UsageRecord) -> None:
 
 
 def _serves(_payload: dict[str, object], usage: dict[str, object]) -> bool:
-    return "cost_in_usd_ticks" in usage or "num_sources_used" in usage
+    return has(usage, "cost_in_usd_ticks") or has(usage, "num_sources_used")
 
 
 PROVIDER = Provider(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.unit.imports.files import priced, read
-from tests.unit.imports.test_formats import openai_page
+from tests.unit.imports.test_formats import ANTHROPIC_ROW, anthropic_page, openai_page
 from tests.unit.imports.test_gateways import LITELLM
 
 COMPLETIONS = {
@@ -19,6 +19,7 @@ COMPLETIONS = {
     "num_model_requests": 5,
     "model": "gpt-4o-2024-08-06",
     "batch": False,
+    "service_tier": "default",
 }
 OBSERVATION = {
     "id": "obs-1",
@@ -63,6 +64,25 @@ def litellm(usage: dict[str, Any], **row: Any) -> dict[str, Any]:
             {"cache_write_tokens": 120, "cache_write_extended_tokens": 70, "quality": "unspecified"},
         ),
         (openai_page({**COMPLETIONS, "batch": None}), {"quality": "estimated"}),
+        (openai_page({**COMPLETIONS, "service_tier": None}), {"quality": "estimated"}),
+        (openai_page(COMPLETIONS), {"quality": "unspecified"}),
+        (
+            openai_page({**COMPLETIONS, "object": "organization.usage.decisions.result", "output_tokens": 0}),
+            {"input_tokens": 10_000, "output_tokens": 0, "quality": "unspecified", "request_count": 5},
+        ),
+        (
+            openai_page(
+                {
+                    **COMPLETIONS,
+                    "object": "organization.usage.decisions.result",
+                    "output_tokens": 0,
+                    "input_cached_tokens": 400,
+                }
+            ),
+            {"input_tokens": 10_000, "cached_tokens": 400, "quality": "estimated"},
+        ),
+        (anthropic_page(ANTHROPIC_ROW), {"quality": "unspecified"}),
+        (anthropic_page({**ANTHROPIC_ROW, "service_tier": None}), {"quality": "estimated"}),
         (
             openai_page({"object": "organization.usage.web_searches.result", "num_requests": 7}),
             {"meters": {"web_searches": 7}, "model_id": "web_searches"},
@@ -109,6 +129,12 @@ def litellm(usage: dict[str, Any], **row: Any) -> dict[str, Any]:
         "litellm images",
         "openai cache writes",
         "openai without batch",
+        "openai without tier",
+        "openai with both",
+        "openai decisions",
+        "openai cached decisions",
+        "anthropic with tier",
+        "anthropic without tier",
         "openai searches",
         "openai file searches",
         "langfuse meters",
@@ -120,6 +146,74 @@ def litellm(usage: dict[str, Any], **row: Any) -> dict[str, Any]:
 def test_it_is_read(row: dict[str, Any], wanted: dict[str, Any]) -> None:
     [record] = read([row])
     assert {name: getattr(record, name) for name in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("told", "written", "quality"),
+    [
+        # As pages tell it since they have the part of 30 minutes: `input_cache_write_tokens` is both.
+        ((1_000_000, 600_000, 400_000, None), 1_000_000, "unspecified"),
+        # As pages told it before: `input_cache_write_tokens` was the part of 30 minutes.
+        ((100_000, None, 400_000, None), 500_000, "unspecified"),
+        ((600_000, None, 400_000, 500_000), 1_000_000, "unspecified"),
+        ((600_000, None, None, None), 600_000, "unspecified"),
+        # The input that was not cached says that it is both, as does a sum that the input has no room for.
+        ((600_000, None, 400_000, 900_000), 600_000, "unspecified"),
+        ((1_400_000, None, 400_000, None), 1_400_000, "unspecified"),
+        # Nothing says which: the larger one, and not for sure.
+        ((600_000, None, 400_000, None), 1_000_000, "estimated"),
+    ],
+)
+def test_cache_writes_of_openai_pages(
+    told: tuple[int | None, ...], written: int, quality: str, tmp_path: Path
+) -> None:
+    names = ("input_cache_write_tokens", "input_cache_write_30m_tokens", "input_cache_write_12h_tokens")
+    row = dict(zip((*names, "input_uncached_tokens"), told, strict=True))
+    row |= {"input_tokens": 1_600_000, "input_cached_tokens": 100_000, "model": "gpt-5.6-sol"}
+    page = openai_page({**COMPLETIONS, **row})
+    [record] = read(page)
+    assert (record.cache_write_tokens, record.quality) == (written, quality)
+    assert record.cache_write_extended_tokens == (told[2] or 0)
+    assert len(priced(tmp_path, page)[0]) == 1
+
+
+XAI = {"num_sources_used": 0, "server_side_tool_usage_details": {"web_search_calls": 2, "x_search_calls": 1}}
+
+
+@pytest.mark.parametrize("mirror", [{}, {"web_search_requests": 2}, {"web_search_requests": 3}])
+@pytest.mark.parametrize("ticks", [{}, {"cost_in_usd_ticks": 150_250_000}, {"cost_in_usd_ticks": None}])
+@pytest.mark.parametrize("spend", [0.0, 0.015025])
+def test_searches_of_grok_through_litellm_count_once(
+    mirror: dict[str, int], ticks: dict[str, int], spend: float
+) -> None:
+    usage = {"prompt_tokens_details": {"text_tokens": 100, **mirror}, **XAI, **ticks}
+    [record] = read([litellm(usage, model="xai/grok-4", custom_llm_provider="xai", spend=spend)])
+    assert record.meters == {"web_searches": 2, "social_searches": 1}
+    # What was charged is the spend of the row, whatever the answer said.
+    assert record.reported_cost == (Decimal(str(spend)) or None)
+    sources = {"num_sources_used": 3, "prompt_tokens_details": {"web_search_requests": 3}, **ticks}
+    [record] = read([litellm(sources, model="xai/grok-3", custom_llm_provider="xai", spend=spend)])
+    assert record.meters == {"search_sources": 3}
+    [record] = read([litellm({"prompt_tokens_details": {"web_search_requests": 3}, "num_sources_used": 0})])
+    assert record.meters == {"web_searches": 3}
+
+
+@pytest.mark.parametrize("total", ["total", "total_tokens", "Total", "totalTokens"])
+@pytest.mark.parametrize(
+    "names", [("input", "output"), ("prompt_tokens", "completion_tokens"), ("Input", "Output")]
+)
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_total_of_langfuse_is_no_part_of_it(total: str, names: tuple[str, str], inside: bool) -> None:
+    given, returned = names
+    details = {given: 100 if inside else 60, "input_cached_tokens": 40, returned: 50, total: 150}
+    [record] = read([{**OBSERVATION, "usageDetails": details}])
+    assert (record.input_tokens, record.cached_tokens, record.output_tokens) == (100, 40, 50)
+
+
+def test_totals_of_langfuse_in_two_spellings_are_one() -> None:
+    details = {"input": 100, "prompt_tokens": 100, "output": 50, "completion_tokens": 50, "total_tokens": 150}
+    [record] = read([{**OBSERVATION, "usageDetails": details}])
+    assert (record.input_tokens, record.output_tokens) == (100, 50)
 
 
 def test_images_and_audio_of_openai_pages() -> None:
