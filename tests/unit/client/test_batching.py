@@ -516,9 +516,7 @@ def test_another_thread_sends_when_the_one_that_did_is_interrupted() -> None:
     assert len(service.sent[2]) == 2
 
 
-def test_a_thread_that_is_interrupted_as_it_hands_out_holds_up_nobody(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_thread_that_is_interrupted_as_it_hands_out_holds_up_nobody(monkeypatch: Any) -> None:
     settle, settled = batching._settle, 0
 
     def interrupted(rider: Any, outcome: Any) -> None:
