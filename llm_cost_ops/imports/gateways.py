@@ -205,7 +205,8 @@ def _generation(row: dict[str, object]) -> UsageRecord:
     charged = cost(row.get("total_cost", row.get("cost_total")), "total_cost")
     if str(row.get("is_byok")).lower() == "true":
         own = cost(row.get("upstream_inference_cost"), "upstream_inference_cost")
-        charged = own if charged is None else charged + (own or 0)
+        # The fee alone is not what the call cost.
+        charged = None if own is None else (charged or 0) + own
     return made(
         provider=provider,
         model_id=rest if vercel and slash else model,

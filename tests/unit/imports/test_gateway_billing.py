@@ -1,13 +1,14 @@
-"""Searches that a row of LiteLLM tells are counted as the model bills them."""
+"""What rows of gateways tell is counted as it is billed."""
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import pytest
 
 from tests.unit.imports.files import read
-from tests.unit.imports.test_gateways import LITELLM
+from tests.unit.imports.test_gateways import GENERATION, LITELLM
 
 XAI = {"web_search_calls": 2, "x_search_calls": 1}
 
@@ -31,7 +32,21 @@ XAI = {"web_search_calls": 2, "x_search_calls": 1}
         ),
     ],
 )
-def test_searches(provider: str, model: str, usage: dict[str, Any], meters: dict[str, int]) -> None:
+def test_searches_of_litellm(
+    provider: str, model: str, usage: dict[str, Any], meters: dict[str, int]
+) -> None:
     counts = {"prompt_tokens_details": {"web_search_requests": 2}, **usage}
     row = {**LITELLM, "custom_llm_provider": provider, "model": model, "metadata": {"usage_object": counts}}
     assert read([row])[0].meters == meters
+
+
+@pytest.mark.parametrize(
+    ("fee", "upstream", "cost"),
+    [(0, None, None), (0.001, None, None), (0, 0.002, "0.002"), (None, 0.002, "0.002")],
+)
+def test_a_fee_is_no_cost_without_the_upstream(
+    fee: float | None, upstream: float | None, cost: str | None
+) -> None:
+    own = {"is_byok": True, "total_cost": fee, "upstream_inference_cost": upstream}
+    [record] = read([{**GENERATION, **own}])
+    assert record.reported_cost == (None if cost is None else Decimal(cost))
