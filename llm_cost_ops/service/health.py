@@ -16,7 +16,6 @@ from llm_cost_ops._gen.messages import (
 from llm_cost_ops.ledger import Ledger
 from llm_cost_ops.rpc.context import CallContext
 from llm_cost_ops.rpc.status import RpcError, StatusCode
-from llm_cost_ops.service.failures import log_failure
 
 __all__ = ["HealthService"]
 
@@ -38,35 +37,37 @@ class HealthService:
 
     async def get_health(self, request: GetHealthRequest, context: CallContext) -> GetHealthResponse:
         """Tell how the parts are."""
-        store = await self._store_health(context)
+        store, _ = await self._store_health(context)
         return GetHealthResponse(
             status=store.status, version=__version__, uptime_seconds=self._uptime(), components=[store]
         )
 
     async def get_readiness(self, request: GetReadinessRequest, context: CallContext) -> GetReadinessResponse:
         """Answer, or fail with UNAVAILABLE."""
-        store = await self._store_health(context)
+        store, detail = await self._store_health(context)
         if self.draining:
             raise RpcError(StatusCode.UNAVAILABLE, "the server is shutting down", retry_after=1.0)
         if store.status == HealthStatus.UNHEALTHY:
-            raise RpcError(StatusCode.UNAVAILABLE, f"the store can't write: {store.message}")
+            message = f"the store can't write: {store.message}"
+            raise RpcError(StatusCode.UNAVAILABLE, message, local_detail=detail)
         return GetReadinessResponse(
             status=store.status, version=__version__, uptime_seconds=self._uptime(), components=[store]
         )
 
-    async def _store_health(self, context: CallContext) -> ComponentHealth:
+    async def _store_health(self, context: CallContext) -> tuple[ComponentHealth, str]:
+        """How the store is, and what only who runs the service should read of that."""
         now = context.runtime.monotonic()
         healthy = ComponentHealth(name="store", status=HealthStatus.HEALTHY)
         if now - self._could_write < _FRESH:
-            return healthy
+            return healthy, ""
         try:
             await self._ledger.check(context)
         except RpcError as error:
-            log_failure(error, context.request_id)
             # Not remembered: it may have been the caller's own deadline.
-            return ComponentHealth(name="store", status=HealthStatus.UNHEALTHY, message=error.message)
+            unhealthy = ComponentHealth(name="store", status=HealthStatus.UNHEALTHY, message=error.message)
+            return unhealthy, error.local_detail
         self._could_write = now
-        return healthy
+        return healthy, ""
 
     def _uptime(self) -> float:
         return round(time.monotonic() - self._started, 3)
