@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import socket
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
@@ -11,9 +12,11 @@ from urllib.parse import quote, unquote, urlsplit
 from llm_cost_ops.client.clients import CostOpsClient
 from llm_cost_ops.config import EMBEDDED, SCHEMES, ClientConfig, RetryConfig, base_urls, without_password
 from llm_cost_ops.exceptions import ConfigurationError, NetworkError
+from llm_cost_ops.ledger import backend_of
 
 __all__ = ["open_client", "url_of"]
 
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _PORTS = {"http": 80, "https": 443, "grpc": 50051, "grpcs": 443}
 _PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 
@@ -88,9 +91,12 @@ def _file_of(base_url: str) -> Path | None:
 def url_of(path: str) -> str:
     """The base URL of a database file: what stands in a path for itself would mean something in a URL.
 
-    A URL of a known scheme is taken as it is, and a path under ~ is one's own.
+    A URL of a known scheme is taken as it is, and a path under ~ is one's own. Raises ConfigurationError for
+    a URL of another scheme: as the path of a file it would be shown, and it may hold a password.
     """
     scheme, separator, _ = path.partition("://")
     if separator and scheme in SCHEMES:
         return path
+    if separator and _SCHEME.fullmatch(scheme):
+        backend_of(path)
     return "sqlite:///" + quote(os.fspath(Path(path).expanduser()))

@@ -243,6 +243,8 @@ def test_no_password_is_shown(
     [
         ["proxy", "--upstream", "openai=http://127.0.0.1:9", "--http", "127.0.0.1:0", "--db"],
         ["costs", "--db"],
+        ["import", "calls.jsonl", "--db"],
+        ["quickstart", "calls.jsonl", "--db"],
         ["serve", "--http", "127.0.0.1:0", "--db"],
         ["dashboard", "--no-browser", "--db"],
         ["keys", "list", "--db"],
@@ -260,6 +262,9 @@ def test_no_command_shows_the_password_of_its_database(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("calls.jsonl").write_text(
+        '{"provider":"openai","model_id":"gpt-4o","input_tokens":1}\n', encoding="utf-8"
+    )
     assert main([*command, f"{scheme}://u:{SECRET}@127.0.0.1:1/d?nope=1"]) == 2
     printed = capsys.readouterr()
     assert SECRET not in printed.out + printed.err
