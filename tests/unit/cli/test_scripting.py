@@ -357,7 +357,10 @@ def test_a_wrong_call_is_2(arguments: list[str], capsys: pytest.CaptureFixture[s
 
 
 def test_an_interrupted_command_is_130(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "llm_cost_ops.cli", "import", "-", "--db", str(tmp_path / "costs.db")]
+    # A shell that starts jobs in the background has them ignore SIGINT.
+    begin = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    begin += "from llm_cost_ops.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", begin, "import", "-", "--db", str(tmp_path / "costs.db")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         # An interrupt may come while Python starts. That more than a pipe holds is read shows that it runs.
